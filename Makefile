@@ -1,0 +1,78 @@
+# `make` lists the targets. `demo`, `test` and `check` need nothing but python3 >= 3.11, make and a package index:
+# they make .venv themselves (with uv where it is on PATH, else venv and pip) and renew it when pyproject.toml changes.
+
+VENV ?= .venv
+PYTHON = $(VENV)/bin/python
+VERSIONS ?= 3.11 3.12 3.13
+PYTEST_ARGS ?=
+FUZZ_SECONDS ?= 60
+INSTALLED_BY = pyproject.toml tools/install tools/find-python
+export TRD_BASE_PYTHON
+
+.PHONY: help demo test test-all check format bench fuzz soak clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/.core ## hello world: two server processes and a client; prints which instance answered what
+	$(PYTHON) examples/hello_world/demo.py
+
+test: $(VENV)/.test ## the whole test suite (PYTEST_ARGS="-k name -x" narrows it)
+	$(PYTHON) -m pytest $(PYTEST_ARGS)
+
+test-all: ## the whole test suite on every supported Python (VERSIONS="3.11 3.12 3.13")
+	@missing=; failed=; passed=; \
+	for version in $(VERSIONS); do \
+	  if tools/find-python $$version >/dev/null; then \
+	    echo "== Python $$version"; \
+	    if TRD_PYTHON_VERSION=$$version $(MAKE) --no-print-directory test VENV=.venv-$$version; \
+	    then passed="$$passed $$version"; else failed="$$failed $$version"; fi; \
+	  else missing="$$missing $$version"; fi; \
+	done; \
+	echo "== passed:$${passed:- none}; failed:$${failed:- none}; NOT TESTED, no interpreter found:$${missing:- none}"; \
+	test -z "$$failed$$missing"
+
+check: $(VENV)/.dev ## lint, layout and types: ruff, mypy --strict
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy --strict src
+
+format: $(VENV)/.dev ## lay the code out and repair what ruff can
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+bench: $(VENV)/.bench ## benchmarks against the yardstick and grpc.aio, as a table and as JSON
+	$(PYTHON) -m benchmarks $(BENCH_ARGS)
+
+fuzz: $(VENV)/.fuzz ## fuzz what reads bytes from the network, for FUZZ_SECONDS (60) a target
+	$(PYTHON) -m tests.fuzz --seconds $(FUZZ_SECONDS)
+
+soak: $(VENV)/.test ## the long tests: 20,000 calls at once, 10,000 idle streams
+	$(PYTHON) -m pytest -m soak --timeout 900 -s $(PYTEST_ARGS)
+
+clean: ## remove what the other targets made
+	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist
+	rm -rf src/*.egg-info
+	find src tests examples benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# One stamp a set of extras; each is newer than what decides its content.
+$(VENV)/.core: $(INSTALLED_BY)
+	tools/install $(VENV)
+	@touch $@
+
+$(VENV)/.dev: $(INSTALLED_BY)
+	tools/install $(VENV) dev
+	@touch $@ $(VENV)/.core
+
+$(VENV)/.test: $(INSTALLED_BY)
+	tools/install $(VENV) dev,examples
+	@touch $@ $(VENV)/.core $(VENV)/.dev
+
+$(VENV)/.bench: $(INSTALLED_BY)
+	tools/install $(VENV) bench,numpy
+	@touch $@ $(VENV)/.core
+
+$(VENV)/.fuzz: $(INSTALLED_BY)
+	tools/install $(VENV) dev,fuzz
+	@touch $@ $(VENV)/.core $(VENV)/.dev

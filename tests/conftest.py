@@ -1,0 +1,47 @@
+"""Fixtures of every test: leak checks, the loops, a private folder for discovery."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.marks import allowed
+
+pytest_plugins = ["tests.leaks", "tests.loops"]
+
+# A Unix socket's path has at most 107 bytes on Linux and 103 on macOS, whose own temporary folder takes half of them.
+SHORT = "/tmp" if os.access("/tmp", os.W_OK) else tempfile.gettempdir()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def neutral_environment() -> Iterator[None]:
+    """Take the developer's own settings away, and give tests that ask for no folder one that is not the user's."""
+    private = tempfile.mkdtemp(prefix="trd-all-", dir=SHORT)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(("TRD_", "ETCD_", "NATS_")) and not name.startswith("TRD_TEST_"):
+                patch.delenv(name)
+        patch.setenv("TRD_DIR", private)
+        yield
+    shutil.rmtree(private)
+
+
+@pytest.fixture
+def trd_dir(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A short private folder for file discovery and Unix sockets, in TRD_DIR for this process and those it starts.
+
+    A socket file that is still there at the end fails the test.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="trd-", dir=SHORT))
+    monkeypatch.setenv("TRD_DIR", str(folder))
+    yield folder
+    left = [str(each.relative_to(folder)) for each in folder.rglob("*") if stat.S_ISSOCK(each.lstat().st_mode)]
+    shutil.rmtree(folder)
+    if left and not allowed(request.node, "socket files"):
+        pytest.fail(f"the test left socket files behind: {', '.join(sorted(left))}", pytrace=False)

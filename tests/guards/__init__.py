@@ -1,0 +1,1 @@
+"""House rules as tests: imports, sizes, exports, executed documents, settings, words."""

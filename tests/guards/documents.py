@@ -1,0 +1,305 @@
+"""Runs what a Markdown document says.
+
+The blocks of one document are taken in order, in one new folder:
+
+    ```python           first line `# file: NAME.py`: written to that file; else run as a program
+    ```console          each `$ command` is run; the lines below it are its expected output
+    ```sh               each line is run
+    ```console no-run: REASON    (also sh) only for installing and for `make`; the commands are looked at, not run
+    ```text, json, …    not programs; see INERT. Any other language is an error, so that nothing is left out unseen
+
+A command that ends in `&` goes on in the background until the end of the document; lines expected below it are waited
+for, so that what comes next finds it ready. At the end it gets SIGTERM and must exit with status 0.
+
+Expected lines must appear in that order; others may stand between them. `…` in a line stands for anything, and blanks
+for any blanks. A command must exit with status 0, unless its expected lines end with `exit status N`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.guards.tree import ROOT, SRC
+from tests.timing import PATIENCE_S
+
+INERT = {"text", "json", "toml", "yaml", "ini", "mermaid", "markdown", "diff"}
+RUNNABLE = {"python", "console", "sh"}
+
+# What a block marked `no-run` may hold: a test cannot install a machine, and `make test` is what runs this.
+NOT_RUN = re.compile(
+    r"^(?:pip|python3? -m (?:pip|venv)|uv|pipx|(?:sudo )?apt-get|brew|git clone|cd|make|source|\.)(?: |$)"
+)
+
+
+class DocumentError(AssertionError):
+    """A document says what is not so. The text begins with file:line."""
+
+
+@dataclass
+class Block:
+    """A fenced block: where it starts, its language, what follows that, and its lines."""
+
+    where: str
+    language: str
+    note: str
+    lines: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Command:
+    """One command of a console block and the output that the document shows."""
+
+    where: str
+    text: str
+    expected: list[str] = field(default_factory=list)
+    status: int = 0
+
+    @property
+    def background(self) -> bool:
+        return self.text.endswith("&") and not self.text.endswith("&&")
+
+
+def blocks(text: str, name: str) -> Iterator[Block]:
+    """The fenced blocks of a Markdown text."""
+    block, fence, margin = None, "", ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if block is None:
+            if opened := re.match(r"^( *)(`{3,}|~{3,})(.*)$", line):
+                margin, fence = opened[1], opened[2]
+                language, _, note = opened[3].strip().partition(" ")
+                block = Block(f"{name}:{number}", language, note.strip())
+        elif line.strip() == fence:
+            yield block
+            block = None
+        else:
+            block.lines.append(line.removeprefix(margin))
+    if block is not None:
+        raise DocumentError(f"{block.where}: this block is never closed")
+
+
+def commands(block: Block) -> list[Command]:
+    """The commands of a console or sh block."""
+    first = int(block.where.rpartition(":")[2])
+    name = block.where.rpartition(":")[0]
+    found: list[Command] = []
+    continued = False
+    for number, line in enumerate(block.lines, first + 1):
+        where = f"{name}:{number}"
+        starts = line.startswith("$ ") if block.language == "console" else bool(line.strip()) and line.strip()[0] != "#"
+        if continued:
+            found[-1].text += "\n" + line.removeprefix("> ")
+        elif starts:
+            found.append(Command(where, line.removeprefix("$ ") if block.language == "console" else line))
+        elif block.language == "sh" or not line.strip():
+            continue
+        elif not found:
+            raise DocumentError(f"{where}: a console block starts with `$ command`, not with {line!r}")
+        elif status := re.fullmatch(r"exit status (\d+)", line.strip()):
+            found[-1].status = int(status[1])
+        else:
+            found[-1].expected.append(line)
+        continued = bool(found) and not found[-1].expected and found[-1].text.endswith("\\")
+    for command in found:
+        command.text = command.text.strip()
+    return found
+
+
+def check_not_run(block: Block) -> None:
+    """Hold a block that is not run to what such a block is for."""
+    reason = block.note.removeprefix("no-run:").strip()
+    if len(reason.split()) < 2:
+        raise DocumentError(f"{block.where}: say why this is not run: ```{block.language} no-run: REASON")
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for command in commands(block):
+        if not NOT_RUN.match(command.text):
+            raise DocumentError(f"{command.where}: only installing and `make` may be left unrun, not: {command.text}")
+        if (target := re.match(r"make ([a-z-]+)", command.text)) and target[1] not in targets:
+            raise DocumentError(f"{command.where}: the Makefile has no target {target[1]!r}")
+
+
+def missing_line(expected: list[str], output: str) -> str | None:
+    """The first expected line that the output does not have after those before it."""
+    rest = iter([" ".join(line.split()) for line in output.splitlines()])
+    for line in expected:
+        pieces = [re.escape(" ".join(piece.split())) for piece in re.split("…|\\.\\.\\.", line)]
+        pattern = re.compile(r"\s*.*?\s*".join(pieces))
+        if not any(pattern.fullmatch(got) for got in rest):
+            return line
+    return None
+
+
+class Run:
+    """One document being run, in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.background: list[tuple[Command, subprocess.Popen[bytes]]] = []
+        programs = folder / ".programs"  # `python` and `trd` as a user of this environment has them, installed or not
+        programs.mkdir()
+        for name, module in {"python": "", "python3": "", "trd": "-m triton_distributed.cli.main"}.items():
+            program = programs / name
+            program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
+            program.chmod(0o755)
+        self.environment = {
+            **os.environ,
+            "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(SRC),
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def block(self, block: Block) -> None:
+        if block.language in INERT:
+            return
+        if block.language not in RUNNABLE:
+            raise DocumentError(
+                f"{block.where}: ```{block.language} is neither run ({', '.join(sorted(RUNNABLE))}) "
+                f"nor known not to be a program ({', '.join(sorted(INERT))})"
+            )
+        if block.language != "python" and block.note.startswith("no-run"):
+            check_not_run(block)
+        elif block.note:
+            raise DocumentError(f"{block.where}: ```{block.language} {block.note!r} is not understood")
+        elif block.language != "python":
+            for command in commands(block):
+                self.command(command)
+        elif block.lines and (named := re.fullmatch(r"# file: ([\w./-]+)", block.lines[0].strip())):
+            path = self.folder / named[1]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("\n".join(block.lines[1:]) + "\n", encoding="utf-8")
+        else:
+            path = self.folder / f"block_{block.where.rpartition(':')[2]}.py"
+            path.write_text("\n".join(block.lines) + "\n", encoding="utf-8")
+            self.command(Command(block.where, f"python {path.name}"))
+
+    def command(self, command: Command) -> None:
+        text = f"exec {command.text.rstrip('& ')}" if command.background else command.text
+        process = subprocess.Popen(
+            ["bash", "-c", text],
+            cwd=self.folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that whatever it starts can be ended with it
+        )
+        if command.background:
+            self.background.append((command, process))
+            output = self._until_seen(process, command.expected)
+        else:
+            output = self._until_ended(process, command)
+        if (line := missing_line(command.expected, output)) is not None:
+            raise DocumentError(
+                f"{command.where}: $ {command.text}\nthe document shows this line:\n    {line}\nthe output was:\n"
+                f"{output or '(nothing)'}"
+            )
+
+    @staticmethod
+    def _until_seen(process: subprocess.Popen[bytes], expected: list[str]) -> str:
+        """What a background command says until the expected lines are there, it ends, or patience is over."""
+        assert process.stdout is not None
+        deadline = time.monotonic() + PATIENCE_S
+        output = bytearray()
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            while missing_line(expected, output.decode(errors="replace")) is not None:
+                ready = selector.select(max(0.0, deadline - time.monotonic()))
+                if not ready or not (data := os.read(process.stdout.fileno(), 65536)):
+                    break
+                output += data
+        return output.decode(errors="replace")
+
+    @staticmethod
+    def _until_ended(process: subprocess.Popen[bytes], command: Command) -> str:
+        """All that a command says; it must end by itself, with the status that the document shows."""
+        try:
+            output = process.communicate(timeout=PATIENCE_S)[0].decode(errors="replace")
+        except subprocess.TimeoutExpired as late:
+            kill(process)
+            said = (late.output or b"").decode(errors="replace")
+            raise DocumentError(
+                f"{command.where}: did not end within {PATIENCE_S:g} s (a server's command ends in `&`): "
+                f"$ {command.text}\n{said}"
+            ) from None
+        if process.returncode != command.status:
+            raise DocumentError(
+                f"{command.where}: exit status {process.returncode}, not {command.status}: $ {command.text}\n{output}"
+            )
+        return output
+
+    def close(self) -> None:
+        """End the background commands, the last first; each must take SIGTERM well.
+
+        Raises:
+            DocumentError: one did not end, or not with status 0.
+        """
+        bad = []
+        while self.background:
+            command, process = self.background.pop()
+            process.terminate()
+            try:
+                self._until_ended(process, command)
+            except DocumentError as error:
+                bad.append(f"{error}\n(it was sent SIGTERM at the end of the document)")
+        if bad:
+            raise DocumentError("\n".join(bad))
+
+    def abandon(self) -> None:
+        """End everything at once, after something went wrong."""
+        while self.background:
+            kill(self.background.pop()[1])
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """End a command and all that it started."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass  # all are gone; with only a zombie left, macOS answers EPERM
+    process.communicate()
+
+
+def run(path: Path, folder: Path) -> int:
+    """Run a document in a new folder.
+
+    Returns:
+        How many of its blocks are programs or commands.
+
+    Raises:
+        DocumentError: something in it is not so; the text names file and line.
+    """
+    text = path.read_text(encoding="utf-8")
+    name = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+    work = folder / path.stem
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    running = Run(work)
+    found = list(blocks(text, name))
+    try:
+        for block in found:
+            running.block(block)
+        running.close()
+    finally:
+        running.abandon()
+    return sum(block.language in RUNNABLE for block in found)
+
+
+def broken_links(path: Path) -> list[str]:
+    """Links to files of the project that are not there."""
+    outside_code = re.sub(
+        r"^( *)(`{3,}).*?^\1\2\s*$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
+    return [
+        f"{path.name}: {target}"
+        for target in re.findall(r"\]\(([^)\s]+)\)", outside_code)
+        if not re.match(r"[a-z]+:|#", target) and not (path.parent / target.partition("#")[0]).exists()
+    ]

@@ -1,0 +1,32 @@
+"""Every program and command in README and docs runs and answers as the text says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.guards import documents
+from tests.guards.tree import ROOT
+
+README = ROOT / "README.md"
+EXECUTED = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+LINKED = [*EXECUTED, *(ROOT / name for name in ("ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"))]
+
+
+def short(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.timeout(300)  # a whole document; each of its commands has a limit of its own
+@pytest.mark.parametrize("path", EXECUTED, ids=short)
+def test_document_is_true(path: Path, trd_dir: Path, tmp_path: Path):
+    programs = documents.run(path, tmp_path)
+    assert programs or path != README, (
+        "README.md shows no program: its first screen has a worker, a client and two commands"
+    )
+
+
+@pytest.mark.parametrize("path", LINKED, ids=short)
+def test_links_lead_somewhere(path: Path):
+    assert documents.broken_links(path) == []

@@ -1,0 +1,68 @@
+"""The figures in README.md are those of the committed result file, rendered by the command that its reader has."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks.table import LATEST, MARKED, README, Target, render, summarise
+
+METHOD = {
+    "machine": {"cpu": "a CPU", "cores": 2, "system": "Linux", "python": "CPython", "packages": {"uvloop": "1"}},
+    "method": {"rounds": 3, "quick": False},
+}
+
+
+def test_readme_shows_the_committed_result() -> None:
+    result = json.loads(LATEST.read_text(encoding="utf-8"))
+    shown = MARKED.findall(README.read_text(encoding="utf-8"))
+    assert len(shown) == 1, "README.md needs one <!-- figures --> … <!-- /figures -->"
+    found = MARKED.search(README.read_text(encoding="utf-8"))
+    assert found is not None
+    assert found[0] == f"{found[1]}{render(result)}{found[2]}", "run `python -m benchmarks.table --write`"
+
+
+def test_committed_result_is_a_whole_run_without_failures() -> None:
+    result = json.loads(LATEST.read_text(encoding="utf-8"))
+    assert not result["failures"]
+    assert not result["method"]["quick"]
+    assert {"medians": result["medians"], "ratios": result["ratios"]} == summarise(result["rounds"])
+
+
+def test_ratio_is_the_median_of_each_rounds_own() -> None:
+    rounds = {
+        "concurrent": {
+            "ours": [{"cpu_us": 2.0}, {"cpu_us": 30.0}, {"cpu_us": 4.0}],
+            "yardstick": [{"cpu_us": 1.0}, {"cpu_us": 10.0}, {"cpu_us": 1.0}],
+        }
+    }
+    summary = summarise(rounds)
+    assert summary["medians"]["concurrent"] == {"ours": {"cpu_us": 4.0}, "yardstick": {"cpu_us": 1.0}}
+    assert summary["ratios"]["concurrent"] == {"yardstick": {"cpu_us": 3.0}}
+    row = next(line for line in render({**METHOD, **summary}).splitlines() if "CPU µs a call" in line)
+    assert [cell.strip() for cell in row.strip("|").split("|")] == [
+        "64 concurrent calls: CPU µs a call", "4.00", "1.00", "–", "3.00 ×", "–", "≤ 2.5 × yardstick", "**short**",
+    ]  # fmt: skip
+
+
+def test_a_failed_round_counts_for_nothing() -> None:
+    rounds = {
+        "alone": {"ours": [{"error": "it broke"}, {"p50_us": 5.0}], "grpc.aio": [{"p50_us": 9.0}, {"p50_us": 50.0}]}
+    }
+    summary = summarise(rounds)
+    assert summary["medians"]["alone"]["ours"] == {"p50_us": 5.0}
+    assert summary["ratios"]["alone"] == {"grpc.aio": {"p50_us": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("target", "value", "met"),
+    [
+        (Target(2.5, "yardstick"), 2.5, True),
+        (Target(2.5, "yardstick"), 2.6, False),
+        (Target(8, "grpc.aio", at_least=True), 8.0, True),
+        (Target(8, "grpc.aio", at_least=True), 7.9, False),
+    ],
+)
+def test_target(target: Target, value: float, met: bool) -> None:
+    assert target.met(value) is met

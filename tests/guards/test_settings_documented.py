@@ -1,0 +1,23 @@
+"""Every setting is in the reference, with its default and its meaning."""
+
+from __future__ import annotations
+
+import re
+
+from tests.guards import settings
+from tests.guards.tree import ROOT
+
+REFERENCE = ROOT / "docs" / "settings.md"
+RENEW = "`python -m tests.guards.settings` prints the table as it should be"
+
+
+def test_every_setting_is_documented_with_its_default():
+    written = REFERENCE.read_text(encoding="utf-8").splitlines()
+    missing = [row for row in settings.rows() if row not in written]
+    assert not missing, f"{REFERENCE.name} lacks or contradicts these rows ({RENEW}):\n" + "\n".join(missing)
+
+
+def test_no_setting_is_documented_that_does_not_exist():
+    exist = {row.split("`")[1] for row in settings.rows()}
+    named = set(re.findall(r"\bTRD_[A-Z0-9_]+\b", REFERENCE.read_text(encoding="utf-8")))
+    assert named <= exist, f"{REFERENCE.name} names {sorted(named - exist)}, which config.py does not have ({RENEW})"

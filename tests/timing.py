@@ -1,0 +1,14 @@
+"""Time in tests: `n * MS`, so that a slow machine can stretch all of it with TRD_TEST_TIME_SCALE."""
+
+from __future__ import annotations
+
+import os
+
+SCALE = float(os.environ.get("TRD_TEST_TIME_SCALE", "1"))
+
+#: One millisecond of test time, in seconds.
+MS = 0.001 * SCALE
+
+#: Seconds to wait for something that must happen. Nothing passes sooner or later because of it: only a failure takes
+#: this long, so it is far above what a busy machine needs, and below the 60 s after which a test is ended.
+PATIENCE_S = 20.0 * SCALE
