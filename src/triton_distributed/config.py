@@ -1,0 +1,149 @@
+"""Every setting, its default and its meaning. The only reader of the environment."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from triton_distributed.errors import ConfigError
+
+__all__ = ["DISCOVERY_BACKENDS", "KIB", "MIB", "Config", "environment_reference"]
+
+KIB = 1024
+MIB = 1024 * KIB
+DISCOVERY_BACKENDS = ("file", "memory", "static")
+
+
+def _setting(variable: str, default: Any, help: str, **bounds: Any) -> Any:
+    metadata = {"variable": variable, "help": help, **bounds}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def _default_directory() -> Path:
+    run = os.environ.get("XDG_RUNTIME_DIR")
+    if run and os.path.isdir(run) and os.access(run, os.W_OK):
+        return Path(run) / "triton-distributed"
+    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
+    return Path(tempfile.gettempdir()) / f"triton-distributed-{user}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The settings of one runtime. `Config()` holds the defaults, `Config.from_env()` reads `TRD_*`."""
+
+    discovery: str = _setting(
+        "TRD_DISCOVERY", "file", "where instances are registered: `file`, `memory` (one process) or `static`"
+    )
+    directory: Path = _setting(
+        "TRD_DIR",
+        _default_directory,
+        "folder of file discovery and of Unix sockets, private to the user; default: `triton-distributed` under "
+        "`$XDG_RUNTIME_DIR`, else `triton-distributed-UID` under the temporary folder",
+    )
+    static: str = _setting(
+        "TRD_STATIC", "", "instances of static discovery: `ns.comp.ep=tcp://host:port[;…]`, several addresses by `,`"
+    )
+    listen: str = _setting(
+        "TRD_LISTEN", "", "address to listen on, e.g. `tcp://0.0.0.0:7000`; default: a private Unix socket"
+    )
+    advertise: str = _setting("TRD_ADVERTISE", "", "address to publish instead of the one listened on")
+    max_message_bytes: int = _setting(
+        "TRD_MAX_MESSAGE_BYTES", 1024 * MIB, "largest request or item, bytes, checked at the sender", low=1 * KIB
+    )
+    window_bytes: int = _setting(
+        "TRD_WINDOW_BYTES", 256 * KIB, "bytes that one stream may have unread before its producer waits", low=4 * KIB
+    )
+    session_window_bytes: int = _setting(
+        "TRD_SESSION_WINDOW_BYTES",
+        64 * MIB,
+        "bytes that all streams of a session may have unread before new streams get the smallest window",
+        low=64 * KIB,
+    )
+    max_streams: int = _setting("TRD_MAX_STREAMS", 100_000, "streams that one session may have open", low=1)
+    max_sessions: int = _setting("TRD_MAX_SESSIONS", 10_000, "sessions that a worker accepts at once", low=1)
+    connect_timeout_s: float = _setting(
+        "TRD_CONNECT_TIMEOUT_S", 5.0, "seconds to connect and to exchange hellos", low=0.01
+    )
+    drain_timeout_s: float = _setting(
+        "TRD_DRAIN_TIMEOUT_S", 30.0, "seconds that a shutdown waits for running requests", low=0.0
+    )
+    retries: int = _setting("TRD_RETRIES", 3, "further instances tried for a request that no handler began", low=0)
+    threads: int = _setting(
+        "TRD_THREADS",
+        lambda: min(32, (os.cpu_count() or 1) + 4),
+        "threads for handlers written with plain `def`",
+        low=1,
+    )
+    handle_signals: bool = _setting(
+        "TRD_HANDLE_SIGNALS", True, "drain on SIGTERM and SIGINT while an endpoint is served on the main thread"
+    )
+    log_level: str = _setting("TRD_LOG", "warning", "level of the `trd` command's log: debug, info, warning, error")
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Config:
+        """Read the settings from the environment.
+
+        Args:
+            environ: instead of `os.environ`.
+            overrides: fields by name, stronger than the environment.
+
+        Raises:
+            ConfigError: a variable cannot be read as what it sets, is out of range, or names an unknown choice.
+        """
+        environ = os.environ if environ is None else environ
+        values: dict[str, Any] = {}
+        for each in fields(cls):
+            text = environ.get(each.metadata["variable"])
+            if text is not None and text != "" and each.name not in overrides:
+                values[each.name] = _parse(each.metadata["variable"], str(each.type), text)
+        config = cls(**{**values, **overrides})
+        for variable in ("ETCD_ENDPOINTS", "NATS_SERVER"):
+            if environ.get(variable) and "TRD_DISCOVERY" not in environ and "discovery" not in overrides:
+                raise ConfigError(
+                    variable,
+                    environ[variable],
+                    "this version has no cluster backend: unset it, or set TRD_DISCOVERY=file to stay on this machine",
+                )
+        return config
+
+    def __post_init__(self) -> None:
+        if self.discovery not in DISCOVERY_BACKENDS:
+            raise ConfigError("TRD_DISCOVERY", self.discovery, f"one of {', '.join(DISCOVERY_BACKENDS)}")
+        for each in fields(self):
+            low = each.metadata.get("low")
+            value = getattr(self, each.name)
+            if low is not None and not value >= low:
+                raise ConfigError(each.metadata["variable"], value, f"at least {low}")
+
+
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+
+
+def _parse(variable: str, kind: str, text: str) -> Any:
+    try:
+        if kind == "int":
+            return int(text)
+        if kind == "float":
+            return float(text)
+    except ValueError:
+        raise ConfigError(variable, text, "a whole number" if kind == "int" else "a number of seconds") from None
+    if kind == "bool":
+        if text.lower() not in _TRUE + _FALSE:
+            raise ConfigError(variable, text, f"one of {', '.join(_TRUE + _FALSE)}")
+        return text.lower() in _TRUE
+    return Path(text) if kind == "Path" else text
+
+
+def environment_reference() -> list[tuple[str, str, str]]:
+    """Every setting as (variable, default, meaning), for the documentation and its test."""
+    rows = []
+    for each in fields(Config):
+        default = "see text" if each.name in ("directory", "threads") else str(each.default)
+        rows.append((each.metadata["variable"], default, each.metadata["help"]))
+    return rows
