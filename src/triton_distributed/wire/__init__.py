@@ -1,0 +1,3 @@
+"""What travels and in what form: frames, sessions and payloads, without I/O and without a clock."""
+
+__all__: list[str] = []

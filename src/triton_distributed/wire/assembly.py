@@ -1,0 +1,164 @@
+"""Messages that do not fit one frame, or that have buffers behind their body.
+
+    one frame, no buffers       body
+    one frame, BUFFERS          head, body, buffers
+    several frames (MORE)       u64 total, then head (with BUFFERS), body, buffers; cut anywhere behind the head
+
+    head: u32 number of buffers, u32 body bytes, u64 bytes of each buffer
+
+Buffers are received where they stay: each gets its own memory, and the fragments are written, or read from the socket,
+straight into it.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Sequence
+from struct import Struct
+from typing import TypeAlias
+
+from triton_distributed.errors import MessageTooLarge, RemoteProtocolError
+from triton_distributed.wire.frames import BUFFERS, MAX_FRAME, MORE, SMALL, UINT64
+
+_HEAD = Struct("<II")
+MAX_BUFFERS = (MAX_FRAME - _HEAD.size - UINT64.size) // UINT64.size
+Memory: TypeAlias = bytearray | mmap.mmap
+Body: TypeAlias = bytes | bytearray | memoryview
+
+
+def allocate(size: int) -> Memory:
+    """Writable memory of `size` bytes.
+
+    Large memory is mapped: page-aligned, and touched only as bytes arrive, so that a peer which announces a gigabyte
+    and sends nothing costs nothing.
+    """
+    return mmap.mmap(-1, size) if size > SMALL else bytearray(size)
+
+
+def head_of(body: Body, buffers: Sequence[memoryview]) -> bytes:
+    """The head of a message with buffers.
+
+    Raises:
+        MessageTooLarge: it has more buffers than a head can name.
+    """
+    if len(buffers) > MAX_BUFFERS:
+        raise MessageTooLarge(
+            "the list of a message's arrays and buffers", len(buffers), MAX_BUFFERS, "fewer arrays, not a setting,"
+        )
+    return _HEAD.pack(len(buffers), len(body)) + b"".join([UINT64.pack(each.nbytes) for each in buffers])
+
+
+def fragments(body: Body, buffers: Sequence[memoryview], flags: int) -> Iterator[tuple[int, bytes, memoryview]]:
+    """Cut a message: (flags, bytes to begin the payload with, rest of the payload), each no larger than a frame.
+
+    Args:
+        flags: of the last frame; the others carry `MORE`.
+    """
+    head = head_of(body, buffers) if buffers else b""
+    if buffers:
+        flags |= BUFFERS
+    total = len(head) + len(body) + sum(each.nbytes for each in buffers)
+    if total <= SMALL:
+        yield flags, head + b"".join((body, *buffers)), memoryview(b"")
+        return
+    start = UINT64.pack(total) + head
+    left = total - len(head)
+    for part in (memoryview(body), *buffers):
+        at = 0
+        while at < part.nbytes or (start and part.nbytes == 0):
+            piece = part[at : at + MAX_FRAME - len(start)]
+            at += piece.nbytes
+            left -= piece.nbytes
+            yield (flags & BUFFERS | MORE if left else flags), start, piece
+            start = b""
+
+
+class Assembly:
+    """A message being put together.
+
+    Args:
+        kind: REQUEST or DATA, of its first frame; the frames that continue it are DATA.
+        flags: of its first frame.
+        first: that frame's payload.
+        limit: the largest message taken, bytes.
+
+    Raises:
+        RemoteProtocolError: the message is above the limit, or its sizes contradict each other.
+    """
+
+    __slots__ = ("_current", "_parts", "_view", "body", "buffers", "kind", "left", "total")
+
+    def __init__(self, kind: int, flags: int, first: bytes, limit: int) -> None:
+        self.kind = kind
+        at = 0
+        if flags & MORE:
+            if len(first) < UINT64.size:
+                raise RemoteProtocolError("a fragmented message begins without its length")
+            (self.total,) = UINT64.unpack_from(first)
+            at = UINT64.size
+        else:
+            self.total = len(first)
+        if self.total > limit:
+            raise RemoteProtocolError(f"a message announces {self.total:,} bytes, the limit is {limit:,}")
+        size = self.total
+        sizes: tuple[int, ...] = ()
+        start = at
+        if flags & BUFFERS:
+            sizes, size, at = self._read_head(first, at)
+        self.left = self.total - (at - start)
+        if size + sum(sizes) != self.left:
+            raise RemoteProtocolError("the lengths in a message's head do not add up to its total")
+        self.body = bytearray(size)
+        self.buffers: list[Memory] = [allocate(each) for each in sizes]
+        self._parts: Iterator[Memory] = iter((self.body, *self.buffers))
+        self._view = memoryview(b"")
+        self._next()
+        self.write(memoryview(first)[at:])
+
+    @staticmethod
+    def _read_head(first: bytes, at: int) -> tuple[tuple[int, ...], int, int]:
+        if len(first) < at + _HEAD.size:
+            raise RemoteProtocolError("a message with buffers begins without its head")
+        number, size = _HEAD.unpack_from(first, at)
+        at += _HEAD.size
+        if number > MAX_BUFFERS or len(first) < at + number * UINT64.size:
+            raise RemoteProtocolError(f"a message's head names {number:,} buffers and is cut short")
+        return Struct(f"<{number}Q").unpack_from(first, at), size, at + number * UINT64.size
+
+    def _next(self) -> None:
+        while not self._view.nbytes and self.left:
+            self._view = memoryview(next(self._parts))
+
+    def target(self, most: int) -> memoryview:
+        """Where the next bytes belong, at most `most` of them; call `advance` when they are there."""
+        return self._view[:most]
+
+    def advance(self, count: int) -> None:
+        """`count` bytes were written to `target()`."""
+        self._view = self._view[count:]
+        self.left -= count
+        self._next()
+
+    def write(self, data: memoryview) -> None:
+        """Take the next bytes.
+
+        Raises:
+            RemoteProtocolError: they are more than was announced.
+        """
+        if data.nbytes > self.left:
+            raise RemoteProtocolError("a message's fragments are longer than it announced")
+        while data.nbytes:
+            count = min(data.nbytes, self._view.nbytes)
+            self._view[:count] = data[:count]
+            self.advance(count)
+            data = data[count:]
+
+    def finish(self) -> None:
+        """The last fragment is here.
+
+        Raises:
+            RemoteProtocolError: bytes are missing.
+        """
+        if self.left:
+            raise RemoteProtocolError(f"a message's last fragment leaves {self.left:,} announced bytes missing")
+        self._view = memoryview(b"")

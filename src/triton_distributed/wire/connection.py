@@ -1,0 +1,331 @@
+"""One end of a session: bytes in, bytes out, streams between. No I/O, no clock.
+
+The shell (transport.session) writes what `take_output()` returns, feeds what it reads to `receive()`, and overrides the
+methods named `on_…` and `schedule`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from triton_distributed.errors import LocalProtocolError, RemoteProtocolError
+from triton_distributed.wire import frames as f
+from triton_distributed.wire.assembly import Body, Memory
+from triton_distributed.wire.decoder import FrameDecoder
+from triton_distributed.wire.hello import Hello, agree, hello_frame, read_hello
+from triton_distributed.wire.states import (
+    CLOSED,
+    ILLEGAL,
+    INPUTS,
+    OPEN,
+    RECEIVED,
+    RECEIVING,
+    SENT,
+    Input,
+    State,
+    input_of,
+)
+from triton_distributed.wire.stream import StreamCore
+from triton_distributed.wire.window import FRAME_COST, WindowBudget
+
+DIRECT = 32 * 1024  # a fragment with more than this missing is read from the socket straight into its message
+
+
+class Connection:
+    """One end of a session.
+
+    Args:
+        hello: what this end says of itself; `max_message` and `max_streams` are enforced on the peer.
+        window: bytes that one stream may have unread here.
+        session_window: bytes that all streams together may, see `wire.window`.
+
+    Attributes:
+        out: frames that wait to be written.
+        streams: the open streams by id.
+        peer: the peer's hello, or None before it came.
+        version: the version agreed, 0 before that.
+        accepting: ids of streams whose handlers are about to begin, until `announce`.
+        going: why the peer takes no more streams, as (code, words), or None.
+    """
+
+    stream_type: type[StreamCore] = StreamCore
+
+    def __init__(self, hello: Hello, window: int, session_window: int) -> None:
+        self.hello = hello
+        self.peer: Hello | None = None
+        self.version = 0
+        self.going: tuple[int, str] | None = None
+        self.out: list[bytes] = []
+        self.streams: dict[int, Any] = {}
+        self.max_message = hello.max_message
+        self._decoder = FrameDecoder()
+        self._ready: list[StreamCore] = []
+        self._budget = WindowBudget(window, session_window)
+        self._last_opened = 0  # by us
+        self._last_accepted = 0  # by the peer
+        self.accepting: list[int] = []
+        self._direct: tuple[StreamCore, int, int, int] | None = None  # stream, flags, bytes missing, cost
+
+    # sending
+
+    def greet(self) -> None:
+        """Say hello; the first thing on every session."""
+        self.send(hello_frame(self.hello))
+
+    def send(self, data: bytes) -> None:
+        """Queue one frame for this turn's write."""
+        if not self.out:
+            self.schedule()
+        self.out.append(data)
+
+    def enqueue(self, stream: StreamCore) -> None:
+        """`stream` has something to send this turn."""
+        ready = self._ready
+        if not ready:
+            self.schedule()
+        ready.append(stream)
+
+    def open_stream(self, end: bool) -> Any:
+        """A new stream with its window reserved; the caller sends its REQUEST next.
+
+        Args:
+            end: the request is all that this end will send.
+        """
+        peer = self.peer
+        if peer is None:
+            raise LocalProtocolError("a stream was opened before the hellos were exchanged")
+        self._last_opened = number = self._last_opened + 1
+        stream = self.stream_type(self, number, peer.window, self._budget.reserve())
+        stream.state = SENT if end else OPEN
+        self.streams[number] = stream
+        return stream
+
+    def announce(self) -> bool:
+        """Queue one ACCEPT for the streams in `accepting`. True: it must leave before their handlers run."""
+        ids = self.accepting
+        if not ids:
+            return False
+        payload = b"".join([f.UINT64.pack(each) for each in ids])
+        ids.clear()
+        for at in range(0, len(payload), f.MAX_FRAME):
+            self.send(f.frame(f.ACCEPT, 0, payload[at : at + f.MAX_FRAME]))
+        return True
+
+    def take_output(self) -> bytes:
+        """Everything that waits, as one piece."""
+        out = self.out
+        ready = self._ready
+        if ready:
+            self._ready = []
+            for stream in ready:
+                stream.drain(out)
+        data = b"".join(out)
+        out.clear()
+        return data
+
+    def forget(self, stream: StreamCore) -> None:
+        """`stream` is closed."""
+        if self.streams.pop(stream.id, None) is not None:
+            self._budget.release(stream.window)
+
+    # receiving
+
+    def receive(self, data: bytes) -> None:
+        """Take received bytes.
+
+        Raises:
+            RemoteProtocolError: the peer broke the protocol; frames before the bad one were served.
+        """
+        decoder = self._decoder
+        streams = self.streams
+        for kind, flags, number, payload in decoder.feed(data):
+            if number == 0:
+                self._session_frame(kind, payload)
+                continue
+            stream = streams.get(number)
+            if stream is None:
+                self._stray(kind, flags, number, payload)
+                continue
+            which = INPUTS[kind][flags & f.END] if kind != f.CANCEL else input_of(kind, flags)
+            after = RECEIVING[stream.state][which] if which != ILLEGAL else ILLEGAL
+            if after == ILLEGAL:
+                raise RemoteProtocolError(
+                    f"a frame of kind {kind} came on stream {number} in state {State(stream.state).name}"
+                )
+            if kind <= f.END_OF_STREAM:
+                stream.state = after
+                if after == CLOSED:
+                    self.forget(stream)
+                stream.received(kind, flags, payload)
+            else:
+                self._control(stream, kind, flags, payload, after)
+        if decoder.failure is not None:
+            raise RemoteProtocolError(decoder.failure)
+        if decoder.partial is not None:
+            self._try_direct()
+
+    def _control(self, stream: Any, kind: int, flags: int, payload: bytes, after: int) -> None:
+        if kind == f.CREDIT:
+            if len(payload) != f.UINT32.size:
+                raise RemoteProtocolError("a CREDIT frame holds 4 bytes")
+            stream.credited(f.UINT32.unpack(payload)[0])
+        elif kind == f.CANCEL and flags & f.GRACEFUL:
+            stream.on_stop()
+        else:
+            stream.state = after
+            if kind != f.CANCEL:
+                if not payload:
+                    raise RemoteProtocolError(f"a frame of kind {kind} came without its code")
+                stream.failure = (kind, payload[0], payload[1:])
+            self.forget(stream)
+            stream.on_closed()
+
+    def _stray(self, kind: int, flags: int, number: int, payload: bytes) -> None:
+        if self.peer is None:
+            raise RemoteProtocolError("the peer's first frame is not a hello")
+        if kind != f.REQUEST:
+            if number > max(self._last_accepted, self._last_opened):
+                raise RemoteProtocolError(f"a frame of kind {kind} came on stream {number}, which nobody opened")
+            if input_of(kind, flags) == ILLEGAL:
+                raise RemoteProtocolError(f"a frame of unknown kind {kind} came")
+            return  # sent before the peer knew that the stream is over
+        if number <= self._last_accepted:
+            raise RemoteProtocolError(f"stream {number} was opened twice or out of order")
+        self._last_accepted = number
+        stream = self.stream_type(self, number, 0, self._budget.reserve())
+        stream.state = RECEIVED if flags & f.END else OPEN
+        self.streams[number] = stream
+        if len(self.streams) > self.hello.max_streams:
+            stream.abort(
+                f.REJECT,
+                f.RejectCode.OVERLOADED,
+                f"{self.hello.max_streams:,} streams are open on this session, see TRD_MAX_STREAMS".encode(),
+            )
+        elif flags & (f.MORE | f.BUFFERS):
+            stream.received(kind, flags, payload)
+        else:
+            self.requested(stream, payload, None)
+
+    def requested(self, stream: Any, payload: Body, buffers: list[Memory] | None) -> None:
+        """A request is whole: read its fixed prefix and serve it."""
+        if len(payload) < f.REQUEST_PREFIX_BYTES:
+            raise RemoteProtocolError("a REQUEST is shorter than its fixed part")
+        instance, endpoint, timeout, window, extra = f.REQUEST_PREFIX.unpack_from(payload)
+        start = f.REQUEST_PREFIX_BYTES + extra
+        if len(payload) < start:
+            raise RemoteProtocolError("a REQUEST is shorter than the metadata it announces")
+        stream.granted(window)
+        metadata = payload[f.REQUEST_PREFIX_BYTES : start] if extra else b""
+        self.on_request(stream, instance, endpoint, timeout, metadata, payload[start:], buffers)
+
+    def _session_frame(self, kind: int, payload: bytes) -> None:
+        if self.peer is None:
+            if kind != f.HELLO:
+                raise RemoteProtocolError("the peer's first frame is not a hello")
+            self._greeted(read_hello(payload))
+        elif kind == f.ACCEPT:
+            if len(payload) % f.UINT64.size:
+                raise RemoteProtocolError("an ACCEPT frame holds 8 bytes a stream")
+            streams = self.streams
+            for (number,) in f.UINT64.iter_unpack(payload):
+                stream = streams.get(number)
+                if stream is not None:
+                    stream.accepted = True
+        elif kind == f.PING:
+            if len(payload) > 64:
+                raise RemoteProtocolError("a PING has at most 64 bytes")
+            self.send(f.frame(f.PONG, 0, payload))
+        elif kind == f.PONG:
+            self.on_pong(payload)
+        elif kind == f.GOAWAY and payload:
+            self.going = (payload[0], payload[1:].decode("utf-8", "replace"))
+            self.on_goaway(*self.going)
+        else:
+            raise RemoteProtocolError(f"a frame of kind {kind} came on the session itself")
+
+    def _greeted(self, peer: Hello) -> None:
+        self.version = agree(self.hello, peer)
+        if not self.version:
+            raise RemoteProtocolError(
+                f"no common protocol version: this end speaks {self.hello.lowest} to {self.hello.version}, "
+                f"the peer {peer.lowest} to {peer.version}"
+            )
+        self.peer = peer
+        self._decoder.widen()
+        self.on_hello(peer)
+
+    # receiving in place
+
+    def _try_direct(self) -> None:
+        partial = self._decoder.partial
+        assert partial is not None
+        kind, flags, number, size = partial
+        stream = self.streams.get(number)
+        if size < DIRECT or kind != f.DATA or stream is None or stream.assembly is None:
+            return
+        after = RECEIVING[stream.state][INPUTS[kind][flags & f.END]]
+        if after == ILLEGAL or size > stream.assembly.left:
+            return  # the ordinary path says what is wrong with it
+        piece = self._decoder.take_partial()
+        stream.assembly.write(memoryview(piece))
+        cost = size + FRAME_COST
+        stream.account(cost)
+        self._direct = (stream, flags, size - len(piece), cost)
+
+    @property
+    def direct(self) -> bool:
+        """The next bytes belong into `direct_buffer()`."""
+        return self._direct is not None
+
+    def direct_buffer(self) -> memoryview:
+        """Where the next received bytes belong."""
+        assert self._direct is not None
+        stream, _, missing, _ = self._direct
+        assert stream.assembly is not None
+        return stream.assembly.target(missing)
+
+    def direct_received(self, count: int) -> None:
+        """`count` bytes were read into `direct_buffer()`."""
+        assert self._direct is not None
+        stream, flags, missing, cost = self._direct
+        assert stream.assembly is not None
+        stream.assembly.advance(count)
+        if count < missing:
+            self._direct = (stream, flags, missing - count, cost)
+            return
+        self._direct = None
+        if stream.state == CLOSED:  # it was aborted meanwhile
+            return
+        if flags & f.END:
+            stream.state = RECEIVING[stream.state][Input.DATA_END]
+            if stream.state == CLOSED:
+                self.forget(stream)
+        stream.fragment_done(flags, cost)
+        if not flags & f.MORE:
+            stream.on_readable()
+
+    # what the shell overrides
+
+    def schedule(self) -> None:
+        """Something waits to be written: call `take_output` at the end of this turn."""
+
+    def on_hello(self, peer: Hello) -> None:
+        """The hellos are exchanged."""
+
+    def on_request(
+        self,
+        stream: Any,
+        instance_id: int,
+        endpoint_key: int,
+        timeout_s: float,
+        metadata: Body,
+        body: Body,
+        buffers: list[Memory] | None,
+    ) -> None:
+        """The peer has opened `stream` with this request."""
+
+    def on_goaway(self, code: int, words: str) -> None:
+        """The peer takes no more streams."""
+
+    def on_pong(self, payload: bytes) -> None:
+        """The peer has returned a PING."""

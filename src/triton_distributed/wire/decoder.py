@@ -1,0 +1,78 @@
+"""Received bytes → frames."""
+
+from __future__ import annotations
+
+from triton_distributed.wire.frames import HEADER, HEADER_BYTES, MAX_FRAME, MAX_HELLO
+
+Frame = tuple[int, int, int, bytes]  # kind, flags, stream, payload
+
+_unpack = HEADER.unpack_from
+
+
+class FrameDecoder:
+    """Cuts a byte stream into frames, whatever pieces it comes in.
+
+    A plain tuple per frame in a list per read: measured beside a decoder that calls its owner inline this costs 3 % of
+    a lone call and nothing where frames come in bunches, and it can be tested alone.
+
+    Attributes:
+        limit: the largest payload taken, bytes; a hello's until `widen()`, then a frame's.
+        failure: why nothing more can be read, once a header is beyond the limit.
+        partial: header of the frame that is under way, as (kind, flags, stream, payload length), or None.
+    """
+
+    __slots__ = ("_have", "_parts", "failure", "limit", "partial")
+
+    def __init__(self) -> None:
+        self.limit = MAX_HELLO
+        self.failure: str | None = None
+        self.partial: tuple[int, int, int, int] | None = None
+        self._parts: list[bytes] = []  # what is here of the frame under way, header included; under limit + one read
+        self._have = 0
+
+    def widen(self) -> None:
+        """The hellos are exchanged: take frames of full size."""
+        self.limit = MAX_FRAME
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """The frames that `data` completes, in order. Check `failure` after using them."""
+        frames: list[Frame] = []
+        if self.failure is not None:
+            return frames
+        if self._parts:
+            self._parts.append(data)
+            self._have += len(data)
+            if self.partial is not None and self._have < HEADER_BYTES + self.partial[3]:
+                return frames  # joined once when complete: linear however small the pieces are
+            data = b"".join(self._parts)
+            self._parts.clear()
+        at, end, limit = 0, len(data), self.limit
+        self.partial = None
+        while end - at >= HEADER_BYTES:
+            size, kind, flags, stream = _unpack(data, at)
+            if size > limit:
+                self.failure = self._too_large(size, kind)
+                return frames
+            start = at + HEADER_BYTES
+            stop = start + size
+            if stop > end:
+                self.partial = (kind, flags, stream, size)
+                break
+            frames.append((kind, flags, stream, data[start:stop]))
+            at = stop
+        if at < end:
+            self._parts.append(data[at:] if at else data)
+            self._have = end - at
+        return frames
+
+    def take_partial(self) -> bytes:
+        """Hand over what is here of the payload under way; the caller receives the rest itself."""
+        data = b"".join(self._parts)
+        self._parts.clear()
+        self.partial = None
+        return data[HEADER_BYTES:]
+
+    def _too_large(self, size: int, kind: int) -> str:
+        if self.limit == MAX_HELLO:
+            return f"the first frame announces {size:,} bytes, a hello has at most {MAX_HELLO:,}: not this protocol"
+        return f"a frame of kind {kind} announces {size:,} bytes, the limit is {MAX_FRAME:,}"

@@ -1,0 +1,108 @@
+"""Frames: the header, the kinds, and how each frame becomes bytes.
+
+A frame is a 14-byte little-endian header and a payload:
+
+    payload length  u32    bytes behind the header
+    kind            u8     one of `Kind`
+    flags           u8     `END`, `MORE`, `BUFFERS`, `ANNOTATED`, `GRACEFUL`
+    stream          u64    the stream it belongs to; 0 for the session itself
+
+Stream ids are given by the side that opens the stream, ascending from 1. 64 bits never run out: at 100,000 calls a
+second they last for millions of years, so no session retires for want of ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+from struct import Struct
+
+HEADER = Struct("<IBBQ")
+HEADER_BYTES = HEADER.size
+# A REQUEST's payload begins with: instance id, key of its endpoint, timeout in seconds (infinite: none), bytes that its
+# sender takes before it gives credit, bytes of metadata. The header and this are packed at once.
+REQUEST_HEADER = Struct("<IBBQQQdII")
+REQUEST_PREFIX = Struct("<QQdII")
+REQUEST_PREFIX_BYTES = REQUEST_PREFIX.size
+UINT32 = Struct("<I")
+UINT64 = Struct("<Q")
+
+MAX_FRAME = 256 * 1024  # one frame's payload; larger messages are cut, so a token never waits behind more than this
+MAX_HELLO = 4096  # before the hellos are exchanged nothing larger is read
+SMALL = 64 * 1024  # an item up to this size is sent whole, together with its neighbours
+
+
+class Kind(IntEnum):
+    """What a frame says."""
+
+    HELLO = 1  # versions and limits; the first frame of each side
+    REQUEST = 2  # opens a stream: fixed prefix, metadata, body
+    DATA = 3  # one item
+    BATCH = 4  # a msgpack array of items
+    END = 5  # no more items from this side
+    ERROR = 6  # the stream failed on this side: code, details
+    CANCEL = 7  # this side wants no more of the stream; with GRACEFUL it asks the handler to stop
+    CREDIT = 8  # u32: further bytes the peer may send on the stream
+    ACCEPT = 9  # u64 each: requests whose handlers are about to begin
+    REJECT = 10  # the request was refused before its handler began: code, words
+    GOAWAY = 11  # open no more streams here: code, words
+    PING = 12  # 8 bytes to be returned
+    PONG = 13
+
+
+HELLO, REQUEST, DATA, BATCH, END_OF_STREAM, ERROR, CANCEL, CREDIT, ACCEPT, REJECT, GOAWAY, PING, PONG = map(int, Kind)
+
+END = 0x01  # the last frame of this side
+MORE = 0x02  # the message goes on in the next frame of this kind on this stream
+BUFFERS = 0x04  # the message has buffers behind its body
+ANNOTATED = 0x08  # the item is [data, event, comments, id]
+GRACEFUL = 0x10  # of CANCEL: finish what you are at and stop
+
+
+class ErrorCode(IntEnum):
+    """Why a stream failed: first byte of an ERROR."""
+
+    HANDLER = 0  # the handler raised; details by wire.remote_error
+    INVALID = 1  # the request does not fit the handler
+    DEADLINE = 2  # the call's time was over
+    TOO_LARGE = 3  # an item is above the limit of one of the ends
+    CANCELLED = 4  # the worker ended the handler, e.g. at the end of a drain
+
+
+class RejectCode(IntEnum):
+    """Why a request was refused before its handler began: first byte of a REJECT."""
+
+    OVERLOADED = 0
+    DRAINING = 1
+    UNKNOWN = 2  # no such instance here: the record that led here is stale
+
+
+class GoawayCode(IntEnum):
+    """Why a session takes no more streams: first byte of a GOAWAY."""
+
+    DRAINING = 0  # streams that are open go on
+    PROTOCOL = 1  # the peer broke the protocol; the session is closed
+    VERSION = 2  # no version is spoken by both ends
+    BUSY = 3  # too many sessions
+
+
+def frame(kind: int, stream: int, payload: bytes = b"", flags: int = 0) -> bytes:
+    """One frame as bytes."""
+    return HEADER.pack(len(payload), kind, flags, stream) + payload
+
+
+def coded(kind: int, stream: int, code: int, detail: bytes = b"") -> bytes:
+    """An ERROR, REJECT or GOAWAY: a code byte and what explains it, cut to what fits a frame."""
+    return frame(kind, stream, bytes((code,)) + detail[: MAX_FRAME - 1])
+
+
+def array_of(items: Sequence[bytes]) -> bytes:
+    """A msgpack array whose elements are already encoded (msgpack specification, array format family)."""
+    n = len(items)
+    if n < 16:
+        head = bytes((0x90 | n,))
+    elif n < 65536:
+        head = b"\xdc" + n.to_bytes(2, "big")
+    else:
+        head = b"\xdd" + n.to_bytes(4, "big")
+    return head + b"".join(items)

@@ -1,0 +1,69 @@
+"""The first frame of each side: versions, limits and features, before anything else.
+
+The payload is the magic `TRD\\0` and a msgpack map. Its form never changes, so that peers of any two versions can tell
+each other why they part; keys that a side does not know are ignored.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from triton_distributed.errors import RemoteProtocolError
+from triton_distributed.wire.frames import HELLO, frame
+
+MAGIC = b"TRD\0"
+VERSION = 1
+LOWEST_VERSION = 1
+
+
+class Hello(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What one side says of itself.
+
+    Attributes:
+        version: the highest protocol version that it speaks.
+        lowest: the lowest.
+        agent: its software, for logs.
+        max_message: the largest message it takes, bytes.
+        max_streams: streams it lets the peer have open at once.
+        window: bytes that the peer may send on a stream it opens before it gets credit.
+        nonce: random; with a stream's id it names a request.
+        features: optional abilities; one is used where both sides name it.
+    """
+
+    version: int = VERSION
+    lowest: int = LOWEST_VERSION
+    agent: str = ""
+    max_message: int = 1 << 30
+    max_streams: int = 100_000
+    window: int = 65536
+    nonce: int = 0
+    features: list[str] = []
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Hello).decode
+
+
+def hello_frame(hello: Hello) -> bytes:
+    """A HELLO frame."""
+    return frame(HELLO, 0, MAGIC + _encode(hello))
+
+
+def read_hello(payload: bytes) -> Hello:
+    """Read the payload of a HELLO.
+
+    Raises:
+        RemoteProtocolError: it is not one.
+    """
+    if not payload.startswith(MAGIC):
+        raise RemoteProtocolError("the peer's first bytes are not a hello: it does not speak this protocol")
+    try:
+        return _decode(payload[len(MAGIC) :])
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise RemoteProtocolError(f"the peer's hello cannot be read: {error}") from error
+
+
+def agree(ours: Hello, theirs: Hello) -> int:
+    """The version that both sides speak, or 0 where there is none."""
+    version = min(ours.version, theirs.version)
+    return version if version >= max(ours.lowest, theirs.lowest) else 0

@@ -1,0 +1,84 @@
+"""The life of a stream, in one table that knows no role.
+
+A stream is two halves: what this end sends and what it receives. A half is closed by the END flag; an abort (ERROR,
+REJECT, CANCEL) closes both. The same table serves the end that opened the stream and the end that accepted it, and what
+one end may send in a state is what the other may receive in the mirrored state:
+
+    IDLE ──open──▶ OPEN ──we end──▶ SENT ──they end──▶ CLOSED
+                     └───they end─▶ RECEIVED ──we end──▶┘            any state ──abort──▶ CLOSED
+
+A frame for a stream that is CLOSED here was sent before the peer could know; it is ignored. Every combination that the
+table does not name breaks the protocol.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from triton_distributed.wire.frames import END, GRACEFUL, Kind
+
+
+class State(IntEnum):
+    """Where a stream is, seen from one end."""
+
+    IDLE = 0
+    OPEN = 1
+    SENT = 2  # we have ended, the peer has not
+    RECEIVED = 3  # the peer has ended, we have not
+    CLOSED = 4
+
+
+class Input(IntEnum):
+    """What a frame does to a stream."""
+
+    OPEN = 0
+    OPEN_END = 1
+    DATA = 2
+    DATA_END = 3
+    ABORT = 4
+    NOTE = 5  # CREDIT, ACCEPT, graceful CANCEL: changes no half
+
+
+IDLE, OPEN, SENT, RECEIVED, CLOSED = map(int, State)
+ILLEGAL = -1
+
+# SENDING[state][input] is the state after we send; the rows are IDLE, OPEN, SENT, RECEIVED, CLOSED and the columns
+# OPEN, OPEN_END, DATA, DATA_END, ABORT, NOTE.
+SENDING: tuple[tuple[int, ...], ...] = (
+    (OPEN, SENT, ILLEGAL, ILLEGAL, ILLEGAL, ILLEGAL),
+    (ILLEGAL, ILLEGAL, OPEN, SENT, CLOSED, OPEN),
+    (ILLEGAL, ILLEGAL, ILLEGAL, ILLEGAL, CLOSED, SENT),
+    (ILLEGAL, ILLEGAL, RECEIVED, CLOSED, CLOSED, RECEIVED),
+    (ILLEGAL, ILLEGAL, ILLEGAL, ILLEGAL, ILLEGAL, ILLEGAL),
+)
+MIRROR = (IDLE, OPEN, RECEIVED, SENT, CLOSED)
+# RECEIVING is the mirror of SENDING, except that a closed stream swallows what was already under way.
+RECEIVING: tuple[tuple[int, ...], ...] = tuple(
+    (ILLEGAL, ILLEGAL, CLOSED, CLOSED, CLOSED, CLOSED)
+    if state == CLOSED
+    else tuple(ILLEGAL if after == ILLEGAL else MIRROR[after] for after in SENDING[MIRROR[state]])
+    for state in (IDLE, OPEN, SENT, RECEIVED, CLOSED)
+)
+
+
+def input_of(kind: int, flags: int) -> int:
+    """The `Input` that a frame of this kind and flags is; `ILLEGAL` where the kind belongs to no stream."""
+    return INPUTS[kind][flags & END] if kind != Kind.CANCEL else Input.NOTE if flags & GRACEFUL else Input.ABORT
+
+
+# INPUTS[kind][END flag], for the kinds that belong to a stream.
+INPUTS: tuple[tuple[int, int], ...] = tuple(
+    {
+        Kind.REQUEST: (Input.OPEN, Input.OPEN_END),
+        Kind.DATA: (Input.DATA, Input.DATA_END),
+        Kind.BATCH: (Input.DATA, Input.DATA_END),
+        Kind.END: (Input.DATA_END, Input.DATA_END),
+        Kind.ERROR: (Input.ABORT, Input.ABORT),
+        Kind.REJECT: (Input.ABORT, Input.ABORT),
+        Kind.CANCEL: (Input.ABORT, Input.ABORT),
+        Kind.CREDIT: (Input.NOTE, Input.NOTE),
+    }.get(Kind(kind), (ILLEGAL, ILLEGAL))
+    if kind in Kind._value2member_map_
+    else (ILLEGAL, ILLEGAL)
+    for kind in range(256)
+)

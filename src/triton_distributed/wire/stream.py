@@ -1,0 +1,259 @@
+"""One stream, seen from one end: what waits to be sent, what was received and not yet read, and the credit of both.
+
+No I/O and no waiting: the shell around it (transport.stream) overrides `on_readable`, `on_writable` and `on_closed`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from triton_distributed.errors import LocalProtocolError, RemoteProtocolError
+from triton_distributed.wire import frames as f
+from triton_distributed.wire.assembly import Assembly, Body, Memory
+from triton_distributed.wire.states import CLOSED, IDLE, ILLEGAL, RECEIVED, SENDING, Input, State
+from triton_distributed.wire.window import FRAME_COST, ITEM_COST, SLACK, TURN_BYTES
+
+if TYPE_CHECKING:
+    from triton_distributed.wire.connection import Connection
+
+_pack = f.HEADER.pack
+_DATA, _DATA_END = int(Input.DATA), int(Input.DATA_END)
+Received = tuple[int, int, int, Body, "list[Memory] | None"]  # cost, kind, flags, body, buffers
+
+
+class StreamCore:
+    """One end of a stream.
+
+    Attributes:
+        id: its number in the session.
+        state: of `wire.states.State`.
+        credit: bytes that this end may still send; at or below 0 it waits.
+        room: what it may push before it lets the loop turn, a rough measure in bytes.
+        accepted: the peer has said that the handler is about to begin.
+        inbox: received messages that nobody has read; bounded by `window`.
+        failure: the frame that ended the stream early, as (kind, code, detail), or None.
+    """
+
+    __slots__ = (
+        "_assembly",
+        "_ending",
+        "_owed",
+        "_queued",
+        "_unread",
+        "_window",
+        "accepted",
+        "connection",
+        "credit",
+        "failure",
+        "id",
+        "inbox",
+        "outbox",
+        "room",
+        "state",
+    )
+
+    def __init__(self, connection: Connection, stream_id: int, credit: int, window: int) -> None:
+        self.connection = connection
+        self.id = stream_id
+        self.state: int = IDLE
+        self.credit = credit
+        self.room = credit if credit < TURN_BYTES else TURN_BYTES
+        self.outbox: list[bytes] = []  # at most a turn's room
+        self._queued = self._ending = False
+        self.accepted = False
+        self.inbox: deque[Received] = deque()
+        self._window = window
+        self._unread = self._owed = 0
+        self._assembly: Assembly | None = None
+        self.failure: tuple[int, int, bytes] | None = None
+
+    # sending
+
+    def push(self, item: bytes) -> bool:
+        """Send one encoded item of at most `SMALL` bytes. True: wait until `may_push` before the next one."""
+        self.outbox.append(item)
+        if not self._queued:
+            self._queued = True
+            self.connection.enqueue(self)
+        self.room = room = self.room - len(item) - ITEM_COST
+        return room <= 0
+
+    @property
+    def may_push(self) -> bool:
+        """Credit and this turn's room are there, or the stream is over and pushing is of no use."""
+        return self.room > 0 or self.state == CLOSED
+
+    def end(self) -> None:
+        """No more items from this end."""
+        if self.state == CLOSED:
+            return
+        self._ending = True
+        if not self._queued:
+            self._queued = True
+            self.connection.enqueue(self)
+
+    def drain(self, out: list[bytes]) -> None:
+        """Move what waits into frames at the end of `out`. The connection calls this once a turn."""
+        self._queued = False
+        items = self.outbox
+        if self.state == CLOSED:
+            items.clear()
+            return
+        ending = self._ending
+        after = SENDING[self.state][_DATA_END if ending else _DATA]
+        if after == ILLEGAL:
+            raise LocalProtocolError(f"items were sent on stream {self.id} in state {State(self.state).name}")
+        if not items:
+            if not ending:
+                return
+            out.append(_pack(0, f.END_OF_STREAM, f.END, self.id))
+        else:
+            if len(items) == 1:
+                kind, payload = f.DATA, items[0]
+            else:
+                kind, payload = f.BATCH, f.array_of(items)
+            size = len(payload)
+            out.append(_pack(size, kind, f.END if ending else 0, self.id))
+            out.append(payload)
+            self.credit = credit = self.credit - size - FRAME_COST
+            items.clear()
+            waited = self.room <= 0
+            self.room = credit if credit < TURN_BYTES else TURN_BYTES
+            if waited and credit > 0:
+                self.on_writable()
+        self.state = after
+        if after == CLOSED:
+            self.connection.forget(self)
+
+    def charge(self, size: int, flags: int) -> None:
+        """Account for a frame of `size` payload bytes that the shell writes itself behind what is drained."""
+        after = SENDING[self.state][Input.DATA_END if flags & f.END else Input.DATA]
+        if after == ILLEGAL:
+            raise LocalProtocolError(f"a fragment was sent on stream {self.id} in state {State(self.state).name}")
+        self.credit -= size + FRAME_COST
+        self.room = min(self.credit, TURN_BYTES)
+        self.state = after
+        if after == CLOSED:
+            self.connection.forget(self)
+
+    def abort(self, kind: int, code: int = 0, detail: bytes = b"") -> None:
+        """End the stream early, both ways: ERROR or REJECT with a code, or CANCEL. Nothing happens on a closed one."""
+        if self.state in (CLOSED, IDLE):
+            return
+        if kind == f.ERROR and self._queued:
+            self.drain(self.connection.out)  # what was yielded before the error arrives before it
+        payload = f.frame(kind, self.id) if kind == f.CANCEL else f.coded(kind, self.id, code, detail)
+        self.state = CLOSED
+        self.outbox.clear()
+        self.connection.send(payload)
+        self.connection.forget(self)
+
+    def ask_to_stop(self) -> None:
+        """Ask the handler to finish by itself."""
+        if self.state != CLOSED:
+            self.connection.send(f.frame(f.CANCEL, self.id, b"", f.GRACEFUL))
+
+    def granted(self, window: int) -> None:
+        """The peer opened the stream and said how much it takes before it gives credit."""
+        self.credit = window
+        self.room = window if window < TURN_BYTES else TURN_BYTES
+
+    def credited(self, amount: int) -> None:
+        """The peer has read `amount` bytes."""
+        self.credit = credit = self.credit + amount
+        if self.room <= 0 and not self.outbox:
+            self.room = credit if credit < TURN_BYTES else TURN_BYTES
+        if credit > 0:
+            self.on_writable()
+
+    # receiving
+
+    def received(self, kind: int, flags: int, payload: bytes) -> None:
+        """Take a frame that carries items.
+
+        Raises:
+            RemoteProtocolError: it exceeds the credit, or does not continue the message under way.
+        """
+        cost = len(payload) + FRAME_COST
+        self._unread = unread = self._unread + cost
+        if unread > self._window + SLACK:
+            raise RemoteProtocolError(
+                f"stream {self.id} was sent {unread:,} bytes beyond what was read, above its credit"
+            )
+        if self._assembly is not None or flags & (f.MORE | f.BUFFERS):
+            self._assemble(kind, flags, payload, cost)
+        elif kind != f.END_OF_STREAM:
+            self.inbox.append((cost, kind, flags, payload, None))
+        if not flags & f.MORE:
+            self.on_readable()
+
+    def _assemble(self, kind: int, flags: int, payload: bytes, cost: int) -> None:
+        if kind == f.END_OF_STREAM:
+            raise RemoteProtocolError(f"stream {self.id} ended in the middle of a message")
+        if self._assembly is None:
+            self._assembly = Assembly(kind, flags, payload, self.connection.max_message)
+        elif kind != f.DATA:
+            raise RemoteProtocolError(f"a message on stream {self.id} is continued by a frame of kind {kind}")
+        else:
+            self._assembly.write(memoryview(payload))
+        self.fragment_done(flags, cost)
+
+    def fragment_done(self, flags: int, cost: int) -> None:
+        """A fragment is in place: ask for more, or the message is whole."""
+        assembly = self._assembly
+        assert assembly is not None
+        if flags & f.MORE:
+            if not self.inbox:  # whoever reads waits for this very message
+                self.read(cost)
+            else:
+                self._owed += cost
+            return
+        assembly.finish()
+        self._assembly = None
+        if assembly.kind == f.REQUEST:
+            self.read(cost)
+            self.connection.requested(self, assembly.body, assembly.buffers)
+        else:
+            self.inbox.append((cost, f.DATA, flags, assembly.body, assembly.buffers))
+
+    @property
+    def assembly(self) -> Assembly | None:
+        """The message under way."""
+        return self._assembly
+
+    def account(self, cost: int) -> None:
+        """Bytes were received straight into a message under way."""
+        self._unread += cost
+
+    def read(self, cost: int) -> None:
+        """A received frame of `cost` was consumed: credit goes back in halves of the window, so it is seldom sent."""
+        self._owed = owed = self._owed + cost
+        if owed * 2 >= self._window and not self.finished:
+            self._owed = 0
+            self._unread -= owed
+            self.connection.send(f.frame(f.CREDIT, self.id, f.UINT32.pack(owed)))
+
+    @property
+    def finished(self) -> bool:
+        """The peer sends nothing more."""
+        return self.state >= RECEIVED
+
+    @property
+    def window(self) -> int:
+        """The bytes that the peer may have under way unread."""
+        return self._window
+
+    # what the shell overrides
+
+    def on_readable(self) -> None:
+        """A message was received, or the stream ended."""
+
+    def on_writable(self) -> None:
+        """Credit or room came back."""
+
+    def on_stop(self) -> None:
+        """The peer asks the handler to finish by itself."""
+
+    def on_closed(self) -> None:
+        """The stream ended early: see `failure`; None is the peer's CANCEL."""

@@ -1,0 +1,128 @@
+"""What msgpack does not know: one place that turns such a value into what it does know, and one that turns it back."""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from typing import Any
+
+from msgspec.msgpack import Ext
+
+from triton_distributed.errors import DecodeError
+from triton_distributed.wire.arrays import (
+    dlpack_to_wire,
+    ndarray_from_wire,
+    ndarray_to_wire,
+    scalar_to_wire,
+    tensor_from_wire,
+    tensor_to_wire,
+)
+from triton_distributed.wire.memory import array_to_wire, bytearray_to_wire, memory_from_wire, memoryview_to_wire
+from triton_distributed.wire.outofband import ARRAY_ARRAY, BYTES, NDARRAY, TENSOR, Arrived
+
+
+def to_wire(value: Any, buffers: list[memoryview] | None) -> Any:
+    """Turn a value that msgspec does not know into one that it does.
+
+    Args:
+        value: anything that msgspec's encoder handed over.
+        buffers: those of the message so far; None where this encode cannot take any.
+
+    Raises:
+        BufferNeeded: `buffers` is None and it needs one.
+        TypeError: it cannot travel; the text says what to send instead.
+    """
+    modules = sys.modules
+    if (np := modules.get("numpy")) is not None:
+        if isinstance(value, np.ndarray):
+            return ndarray_to_wire(value, buffers)
+        if isinstance(value, np.generic):
+            return scalar_to_wire(value)
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    if isinstance(value, bytes):
+        return bytes(memoryview(value))
+    if isinstance(value, bytearray):
+        return bytearray_to_wire(value, buffers)
+    if isinstance(value, array):
+        return array_to_wire(value, buffers)
+    if (torch := modules.get("torch")) is not None and isinstance(value, torch.Tensor):
+        return tensor_to_wire(value, buffers)
+    if is_model(type(value)):
+        return dumped(value)
+    if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__"):
+        return dlpack_to_wire(value, buffers)
+    try:
+        view = memoryview(value)
+    except TypeError:
+        raise TypeError(refusal(value)) from None
+    return memoryview_to_wire(view, buffers)
+
+
+def from_wire(code: int, header: memoryview, arrived: Arrived) -> Any:
+    """Read one extension.
+
+    Raises:
+        DecodeError: it is not what this package writes under that code.
+    """
+    try:
+        if code == NDARRAY:
+            return ndarray_from_wire(header, arrived)
+        if BYTES <= code <= ARRAY_ARRAY:
+            return memory_from_wire(code, header, arrived)
+        if code == TENSOR:
+            return tensor_from_wire(header, arrived)
+    except DecodeError:
+        raise
+    except Exception as error:  # whatever a library says to a header that it cannot use
+        raise DecodeError(f"extension {code}: {error}") from error
+    return Ext(code, bytes(header))
+
+
+def is_model(kind: Any) -> bool:
+    """Whether it is the class of a pydantic model, without importing pydantic."""
+    base = getattr(sys.modules.get("pydantic"), "BaseModel", None)
+    return base is not None and isinstance(kind, type) and issubclass(kind, base)
+
+
+def dumped(model: Any) -> Any:
+    """Return a pydantic model's fields under the names that its class accepts."""
+    return model.model_dump(by_alias=True)
+
+
+_SENDABLE = "use plain values, a dataclass, a msgspec.Struct, a pydantic model or an array"
+_INSTEAD = {
+    "generator": "send list(…) of it",
+    "async_generator": "iterate over it and send its items",
+    "coroutine": "await it first",
+    "function": "only values travel",
+    "method": "only values travel",
+    "builtin_function_or_method": "only values travel",
+    "type": "only values travel, not classes",
+    "module": "only values travel",
+    "complex": "send its two parts, or a NumPy complex128",
+    "range": "send list(…) of it",
+    "deque": "send list(…) of it",
+    "dict_keys": "send list(…) of it",
+    "dict_values": "send list(…) of it",
+    "dict_items": "send list(…) of it",
+    "map": "send list(…) of it",
+    "filter": "send list(…) of it",
+    "zip": "send list(…) of it",
+    "mappingproxy": "send dict(…) of it",
+    "DataFrame": "send .to_dict(orient='list') or .to_numpy()",
+    "Series": "send .to_list() or .to_numpy()",
+    "Image": "send numpy.asarray(…) of it, or its encoded bytes",
+    "PosixPath": "send str(…) of it",
+    "WindowsPath": "send str(…) of it",
+}
+
+
+def refusal(value: Any) -> str:
+    """Say that a value cannot travel, and what can in its place."""
+    kind = type(value)
+    return f"{kind!r} cannot travel: {_INSTEAD.get(kind.__name__, _SENDABLE)}"

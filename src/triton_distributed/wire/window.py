@@ -1,0 +1,46 @@
+"""Flow control: how much a stream may have unread, and how that is shared between streams.
+
+Each stream has its own credit in bytes, so a consumer that does not read stops its own producer and nobody else. The
+windows of all streams of a session come out of one budget: new streams get a smaller window the more of the budget is
+promised, so that the memory a session can be made to hold is bounded by
+
+    session_window_bytes + open streams * SMALLEST_WINDOW + one message under way a stream.
+"""
+
+from __future__ import annotations
+
+FRAME_COST = 64  # charged for each frame beside its payload: about what a received frame costs in objects
+ITEM_COST = 256  # of an item in a turn's room: ends a turn after 256 small items even if their bytes are few
+TURN_BYTES = 64 * 1024  # what one stream may write in one loop turn before the others get theirs
+SMALLEST_WINDOW = 4096
+# A sender stops when its credit is used up, not before, so it may exceed the window by what it sends in one turn.
+SLACK = 2 * TURN_BYTES + 2 * FRAME_COST + 256 * 1024
+
+
+class WindowBudget:
+    """Shares the bytes that a session may have unread between its streams.
+
+    Args:
+        window: what one stream gets while there is plenty, bytes.
+        total: the budget of the session, bytes.
+    """
+
+    __slots__ = ("_left", "_window")
+
+    def __init__(self, window: int, total: int) -> None:
+        self._window = window
+        self._left = total
+
+    def reserve(self) -> int:
+        """The window of a new stream: a sixteenth of what is left, at most `window`, at least `SMALLEST_WINDOW`."""
+        window = self._left >> 4
+        if window > self._window:
+            window = self._window
+        elif window < SMALLEST_WINDOW:
+            window = SMALLEST_WINDOW
+        self._left -= window
+        return window
+
+    def release(self, window: int) -> None:
+        """A stream that had `window` is over."""
+        self._left += window

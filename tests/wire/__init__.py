@@ -1,0 +1,1 @@
+"""The wire: frames, sessions and payloads without I/O."""
