@@ -1,0 +1,52 @@
+"""Addresses: `unix:///path`, `tcp://host:port`, `memory://name`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from triton_distributed.errors import ConfigError
+
+SCHEMES = ("unix", "tcp", "memory")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a worker listens.
+
+    Attributes:
+        scheme: `unix`, `tcp` or `memory`.
+        host: the host, the socket's path, or the name.
+        port: 0 to 65535 for `tcp`; 0 to listen on any free one.
+    """
+
+    scheme: str
+    host: str
+    port: int = 0
+
+    @classmethod
+    def parse(cls, text: str, setting: str = "address") -> Address:
+        """Read an address.
+
+        Args:
+            setting: where it comes from, for the error's text.
+
+        Raises:
+            ConfigError: it is not one.
+        """
+        scheme, mark, rest = text.partition("://")
+        if not mark or scheme not in SCHEMES or not rest:
+            raise ConfigError(setting, text, "an address is unix:///path, tcp://host:port or memory://name")
+        if scheme != "tcp":
+            if scheme == "unix" and not rest.startswith("/"):
+                raise ConfigError(setting, text, "the path of a Unix socket is absolute: unix:///path")
+            return cls(scheme, rest)
+        host, mark, port = rest.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        if not mark or not host or not port.isdecimal() or int(port) > 65535:
+            raise ConfigError(setting, text, "a TCP address is tcp://host:port, an IPv6 host in brackets")
+        return cls("tcp", host, int(port))
+
+    def __str__(self) -> str:
+        if self.scheme != "tcp":
+            return f"{self.scheme}://{self.host}"
+        return f"tcp://[{self.host}]:{self.port}" if ":" in self.host else f"tcp://{self.host}:{self.port}"

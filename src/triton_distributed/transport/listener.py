@@ -1,0 +1,95 @@
+"""Where a worker is reached: the listening sockets and the sessions that came in through them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from triton_distributed.transport import memory, tcp, unix
+from triton_distributed.transport.address import Address
+from triton_distributed.transport.session import Session
+from triton_distributed.wire.frames import GoawayCode
+
+logger = logging.getLogger("triton_distributed.transport")
+
+AcceptedFactory = Callable[[Callable[[Session, str], None]], Session]
+
+
+class Listener:
+    """Accepts sessions on one address.
+
+    Args:
+        loop: the running loop.
+        factory: makes the session of an accepted connection from the function to call when it is lost.
+        max_sessions: further connections are told that there are too many, and closed.
+
+    Attributes:
+        address: where it listens, with the port that was found.
+        sessions: those that are open.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, factory: AcceptedFactory, max_sessions: int) -> None:
+        self._loop = loop
+        self._factory = factory
+        self._max_sessions = max_sessions
+        self._server: asyncio.AbstractServer | None = None
+        self._stop: Callable[[], None] | None = None
+        self.address: Address | None = None
+        self.sessions: set[Session] = set()
+
+    async def listen(self, address: Address) -> Address:
+        """Begin to listen; TCP port 0 takes any free one.
+
+        Raises:
+            OSError: the address cannot be bound; its text names the address.
+        """
+        try:
+            if address.scheme == "memory":
+                self._stop = memory.network_of(self._loop).listen(address.host, self._accept)
+            elif address.scheme == "unix":
+                self._server = await unix.listen(self._loop, Path(address.host), self._accept)
+            else:
+                self._server = await tcp.listen(self._loop, address.host, address.port, self._accept)
+                port = self._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
+                address = Address("tcp", address.host, port)
+        except OSError as error:
+            raise OSError(error.errno or errno.EADDRNOTAVAIL, f"cannot listen on {address}: {error}") from error
+        self.address = address
+        return address
+
+    def _accept(self) -> Session:
+        session = self._factory(self.forget)
+        self.sessions.add(session)
+        if len(self.sessions) > self._max_sessions:
+            words = f"{self._max_sessions:,} sessions are open here, see TRD_MAX_SESSIONS"
+            self._loop.call_soon(session.break_off, GoawayCode.BUSY, words)
+        return session
+
+    def forget(self, session: Session, reason: str) -> None:
+        """`session` is gone, or asks for no more streams."""
+        if session.lost is not None:
+            self.sessions.discard(session)
+
+    def close_listening(self) -> None:
+        """Accept nothing more; the sessions stay."""
+        if self._stop is not None:
+            self._stop()
+            self._stop = None
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+            assert self.address is not None
+            if self.address.scheme == "unix":
+                with contextlib.suppress(OSError):
+                    os.unlink(self.address.host)
+
+    def close(self) -> None:
+        """Accept nothing more and close every session; open streams fail."""
+        self.close_listening()
+        for session in list(self.sessions):
+            session.close()

@@ -1,0 +1,156 @@
+"""Both ends of a session in one process, without a socket: for tests and for `memory` discovery."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+READ_BYTES = 256 * 1024  # delivered at once, as a socket would
+ROOM = 256 * 1024  # under way in one direction before the writer is paused, as a socket's buffer
+
+
+class MemoryTransport(asyncio.Transport):
+    """One end of a pair: what is written here is received there in a later turn of the loop."""
+
+    reads_in_place = False
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, protocol: asyncio.Protocol) -> None:
+        super().__init__()
+        self._loop = loop
+        self._protocol = protocol
+        self._peer: MemoryTransport | None = None
+        self._pending: deque[bytes] = deque()  # written here, not yet received there; bounded by pausing
+        self._size = 0
+        self._high = ROOM
+        self._paused = self._closing = self._lost = self._moving = False
+
+    @classmethod
+    def pair(
+        cls, loop: asyncio.AbstractEventLoop, here: asyncio.Protocol, there: asyncio.Protocol
+    ) -> tuple[MemoryTransport, MemoryTransport]:
+        """Join two protocols; both are told in a later turn of the loop."""
+        one, other = cls(loop, here), cls(loop, there)
+        one._peer, other._peer = other, one
+        loop.call_soon(here.connection_made, one)
+        loop.call_soon(there.connection_made, other)
+        return one, other
+
+    def write(self, data: Any) -> None:
+        if self._closing or self._lost or not data:
+            return
+        self._pending.append(bytes(data))
+        self._size += len(data)
+        self._move()
+        if self._size > self._high and not self._paused:
+            self._paused = True
+            self._protocol.pause_writing()
+
+    def _move(self) -> None:
+        if not self._moving:
+            self._moving = True
+            self._loop.call_soon(self._deliver)
+
+    def _deliver(self) -> None:
+        self._moving = False
+        peer = self._peer
+        if peer is None or peer._lost:
+            self._pending.clear()
+            self._size = 0
+            if self._closing:
+                self._lose(None)
+            return
+        taken: list[bytes] = []
+        size = 0
+        while self._pending and size < READ_BYTES:
+            taken.append(self._pending.popleft())
+            size += len(taken[-1])
+        self._size -= size
+        if taken:
+            peer._protocol.data_received(b"".join(taken))
+        if self._pending:
+            self._move()
+        elif self._closing:
+            self._lose(None)
+            return
+        if self._paused and self._size <= self._high:
+            self._paused = False
+            self._protocol.resume_writing()
+
+    def _lose(self, error: Exception | None) -> None:
+        if self._lost:
+            return
+        self._lost = True
+        self._loop.call_soon(self._protocol.connection_lost, error)
+        if self._peer is not None and not self._peer._lost:
+            self._loop.call_soon(self._peer._lose, None)
+
+    def close(self) -> None:
+        if not self._closing:
+            self._closing = True
+            self._move()
+
+    def abort(self) -> None:
+        self._closing = True
+        self._pending.clear()
+        self._lose(None)
+
+    def is_closing(self) -> bool:
+        return self._closing or self._lost
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._high = max(high or 0, ROOM)
+
+    def get_write_buffer_size(self) -> int:
+        return self._size
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._protocol
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        raise NotImplementedError("a memory transport keeps its protocol: it does not read in place")
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return default
+
+    def pause_reading(self) -> None:
+        raise NotImplementedError("sessions always read: flow control is by credit")
+
+    def resume_reading(self) -> None:
+        raise NotImplementedError("sessions always read: flow control is by credit")
+
+
+class MemoryNetwork:
+    """Names that can be listened on and dialled, within one event loop."""
+
+    def __init__(self) -> None:
+        self._listening: dict[str, Callable[[], asyncio.Protocol]] = {}
+
+    def listen(self, name: str, factory: Callable[[], asyncio.Protocol]) -> Callable[[], None]:
+        """Serve `name`; the returned function stops that."""
+        if name in self._listening:
+            raise OSError(f"memory://{name} is listened on already")
+        self._listening[name] = factory
+        return lambda: self._listening.pop(name, None) and None
+
+    def connect(self, loop: asyncio.AbstractEventLoop, name: str, protocol: asyncio.Protocol) -> None:
+        """Join `protocol` to whoever listens on `name`.
+
+        Raises:
+            ConnectionRefusedError: nobody does.
+        """
+        factory = self._listening.get(name)
+        if factory is None:
+            raise ConnectionRefusedError(f"nobody listens on memory://{name}")
+        MemoryTransport.pair(loop, protocol, factory())
+
+
+# One network a loop, so that two runtimes on one loop reach each other and loops of other threads do not interfere.
+_networks: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, MemoryNetwork] = weakref.WeakKeyDictionary()
+
+
+def network_of(loop: asyncio.AbstractEventLoop) -> MemoryNetwork:
+    """The memory network of this loop."""
+    return _networks.setdefault(loop, MemoryNetwork())

@@ -1,0 +1,258 @@
+"""A session on an event loop: wire.connection joined to an asyncio transport."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from triton_distributed.errors import RemoteProtocolError
+from triton_distributed.transport.in_place import InPlaceReader
+from triton_distributed.transport.stream import Stream
+from triton_distributed.wire import frames as f
+from triton_distributed.wire.connection import Connection
+from triton_distributed.wire.hello import Hello
+from triton_distributed.wire.states import CLOSED
+
+logger = logging.getLogger("triton_distributed.transport")
+
+
+class Session(Connection, asyncio.Protocol):
+    """One end of a session.
+
+    Args:
+        loop: the running loop.
+        hello: what this end says of itself.
+        window: bytes that one stream may have unread.
+        session_window: bytes that all streams together may.
+        hello_timeout_s: seconds that the peer has for its hello.
+        on_request: called as `wire.Connection.on_request`; None where the peer may not open streams.
+        on_lost: called with the session and the reason when it takes no more streams, and again when it is gone.
+
+    Attributes:
+        address: where the peer is, for error texts.
+        paused: the kernel takes no more for now; output waits in `out` and in the streams.
+    """
+
+    stream_type = Stream
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        hello: Hello,
+        *,
+        window: int,
+        session_window: int,
+        hello_timeout_s: float,
+        on_request: Callable[..., None] | None,
+        on_lost: Callable[[Session, str], None],
+        address: str = "",
+    ) -> None:
+        super().__init__(hello, window, session_window)
+        self.loop = loop
+        self.address = address
+        self.paused = False
+        self.lost: str | None = None
+        self.ready: asyncio.Future[None] = loop.create_future()  # the hellos are exchanged
+        self.send_limit = hello.max_message
+        if on_request is not None:
+            self.on_request = on_request  # type: ignore[method-assign]
+        self._on_lost = on_lost
+        self._hello_timeout_s = hello_timeout_s
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._resumed: list[asyncio.Future[None]] = []  # at most one a stream
+        self._receiving = self._scheduled = False
+        self._bulk: InPlaceReader | None = None
+
+    def __repr__(self) -> str:
+        state = "lost" if self.lost else "going" if self.going else "open" if self.peer else "greeting"
+        return f"<Session {self.address} {state}, {len(self.streams)} streams>"
+
+    @property
+    def usable(self) -> bool:
+        """New streams may be opened."""
+        return self.lost is None and self.going is None and self.peer is not None
+
+    @property
+    def full(self) -> bool:
+        """The peer allows no further stream for now."""
+        return self.peer is not None and len(self.streams) >= self.peer.max_streams
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        # 0: a write goes to the kernel at once, and `paused` means that something did not fit.
+        transport.set_write_buffer_limits(high=0)
+        self._timer = self.loop.call_later(self._hello_timeout_s, self._no_hello)
+        self.greet()
+        self._flush()
+
+    def data_received(self, data: bytes) -> None:
+        self._receiving = True
+        try:
+            if self.direct:
+                data = self._copy_direct(data)
+            self.receive(data)
+        except RemoteProtocolError as error:
+            self.break_off(f.GoawayCode.PROTOCOL, str(error))
+        finally:
+            self._receiving = False
+        if self.accepting and self.announce():
+            self._flush()
+        if self.direct and self._bulk is None:
+            self._bulk = InPlaceReader.begin(self, self._transport)
+
+    def eof_received(self) -> None:
+        return None
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self.lost is None:
+            self._lose(f"connection lost: {error}" if error else "the peer closed the connection")
+
+    def pause_writing(self) -> None:
+        self.paused = True
+
+    def resume_writing(self) -> None:
+        self.paused = False
+        self._flush()
+        if not self.paused:
+            waiting, self._resumed = self._resumed, []
+            for waiter in waiting:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    # sending
+
+    def schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self.loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        if self.paused or self._transport is None or self.lost is not None:
+            return
+        data = self.take_output()
+        if data:
+            self._transport.write(data)
+
+    def accept(self, stream: Stream) -> None:
+        """The handler of `stream` is about to begin, in a task that has not taken its first step.
+
+        The peer is told before that step, so that it knows for every request of a lost session whether a handler can
+        have begun: written during a read, this leaves before the loop runs any task.
+        """
+        stream.accepted = True
+        self.accepting.append(stream.id)
+        if not self._receiving and self.announce():
+            self._flush()
+
+    def write_behind(self, start: bytes, piece: memoryview) -> None:
+        """Write a fragment behind everything that waits, without copying it."""
+        if self._transport is None or self.lost is not None:
+            return
+        self._flush()
+        if piece.nbytes < f.SMALL:
+            self._transport.write(start + piece)
+        else:
+            self._transport.writelines((start, piece))
+
+    async def resumed(self) -> None:
+        """Wait until the kernel takes output again, or the session is gone."""
+        if self.paused and self.lost is None:
+            waiter = self.loop.create_future()
+            self._resumed.append(waiter)
+            await waiter
+
+    # its end
+
+    def go_away(self, code: int, words: str) -> None:
+        """Ask the peer to open no more streams; the open ones go on."""
+        self.send(f.coded(f.GOAWAY, 0, code, words.encode()))
+
+    def break_off(self, code: int, words: str) -> None:
+        """Tell the peer why and close; every open stream fails with these words."""
+        if self.lost is not None:
+            return
+        logger.info("session %s closed: %s", self.address, words)
+        if self._transport is not None:
+            self.out.append(f.coded(f.GOAWAY, 0, code, words.encode()))
+            self._transport.write(b"".join(self.out))
+            self.out.clear()
+        self._lose(words)
+        self.close()
+
+    def close(self, reason: str = "the runtime at this end was shut down") -> None:
+        """Close the connection once what waits is written; open streams fail with `reason`."""
+        if self.lost is None:
+            self._flush()
+            self._lose(reason)
+        if self._transport is not None:
+            if self._transport.get_write_buffer_size():
+                # A peer that reads nothing must not keep a closed connection.
+                self.loop.call_later(self._hello_timeout_s, self._transport.abort)
+            self._transport.close()
+
+    def _no_hello(self) -> None:
+        self.break_off(f.GoawayCode.PROTOCOL, f"the peer sent no hello within {self._hello_timeout_s:g} s")
+
+    def _lose(self, reason: str) -> None:
+        going = self.going
+        self.lost = f"{reason}, having said: {going[1]}" if going and going[1] else reason
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self.ready.done():
+            self.ready.set_exception(RemoteProtocolError(self.lost))
+            self.ready.exception()  # nobody may be waiting
+        streams = list(self.streams.values())
+        self.streams.clear()
+        for stream in streams:
+            stream.state = CLOSED
+            stream.lost = self.lost
+            stream.on_closed()
+        for waiter in self._resumed:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._resumed.clear()
+        self._on_lost(self, self.lost)
+
+    # receiving
+
+    def on_hello(self, peer: Hello) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.send_limit = min(self.send_limit, peer.max_message)
+        if not self.ready.done():
+            self.ready.set_result(None)
+
+    def on_request(self, stream: Any, *request: Any) -> None:
+        raise RemoteProtocolError("this end takes no requests")
+
+    def on_goaway(self, code: int, words: str) -> None:
+        if code == f.GoawayCode.DRAINING:
+            self._on_lost(self, words)
+        else:
+            self.loop.call_soon(self._gone, words)
+
+    def _gone(self, words: str) -> None:
+        if self.lost is None:
+            self._lose("the peer closed the session")
+            self.close()
+
+    def _copy_direct(self, data: bytes) -> bytes:
+        at = 0
+        while self.direct and at < len(data):
+            target = self.direct_buffer()
+            count = min(target.nbytes, len(data) - at)
+            target[:count] = data[at : at + count]
+            self.direct_received(count)
+            at += count
+        return data[at:]
+
+    def bulk_over(self) -> None:
+        """Reads come as plain bytes again."""
+        self._bulk = None

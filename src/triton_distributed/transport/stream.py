@@ -1,0 +1,124 @@
+"""A stream on an event loop: the waiting that wire.stream leaves to its shell."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from triton_distributed.errors import MessageTooLarge
+from triton_distributed.wire import frames as f
+from triton_distributed.wire.assembly import Body, fragments
+from triton_distributed.wire.states import CLOSED
+from triton_distributed.wire.stream import StreamCore
+
+if TYPE_CHECKING:
+    from triton_distributed.transport.session import Session
+    from triton_distributed.wire.connection import Connection
+
+
+class Owner(Protocol):
+    """Who a stream belongs to: the served request or the call."""
+
+    def stream_ended(self) -> None:
+        """The peer has sent its last; what it sent may still be in the inbox."""
+
+    def stream_closed(self, stream: Stream) -> None:
+        """The stream ended early: see its `failure` and `lost`; neither means the peer's CANCEL."""
+
+    def stream_stopped(self) -> None:
+        """The peer asks the handler to finish by itself."""
+
+
+class Stream(StreamCore):
+    """One end of a stream, with what waits for it.
+
+    Attributes:
+        owner: told when the stream ends early; set by whoever opens or accepts it.
+        lost: why the session is gone, where that ended the stream.
+    """
+
+    __slots__ = ("_reader", "_writer", "lost", "owner")
+    connection: Session
+
+    def __init__(self, connection: Connection, stream_id: int, credit: int, window: int) -> None:
+        super().__init__(connection, stream_id, credit, window)
+        self._reader: asyncio.Future[None] | None = None
+        self._writer: asyncio.Future[None] | None = None
+        self.owner: Owner | None = None
+        self.lost: str | None = None
+
+    async def readable(self) -> None:
+        """Wait until there is something in `inbox` or the peer sends nothing more. One reader at a time."""
+        while not self.inbox and not self.finished:
+            await self.next_readable()
+
+    def next_readable(self) -> asyncio.Future[None]:
+        """A future that is done when something has come or ended. One reader at a time."""
+        waiter = self._reader = self.connection.loop.create_future()
+        return waiter
+
+    async def writable(self) -> None:
+        """Wait until the stream may send again, or is closed. One writer at a time."""
+        while not self.may_push:
+            waiter = self._writer = self.connection.loop.create_future()
+            try:
+                await waiter
+            finally:
+                self._writer = None
+
+    async def send(self, body: Body, buffers: Sequence[memoryview], flags: int = 0, kind: int = f.DATA) -> None:
+        """Send one message of any size behind what was pushed, in fragments, each as credit allows.
+
+        The buffers are written from where they are and are not referenced any more when this returns.
+
+        Args:
+            flags: `END` where it is this end's last; `ANNOTATED`.
+            kind: REQUEST to open the stream with it.
+
+        Raises:
+            MessageTooLarge: it is above the limit of this end or of the peer.
+        """
+        session = self.connection
+        size = len(body) + sum(each.nbytes for each in buffers)
+        if size > session.send_limit:
+            raise MessageTooLarge("the request" if kind == f.REQUEST else "the item", size, session.send_limit)
+        for fragment_flags, start, piece in fragments(body, buffers, flags):
+            while self.state != CLOSED and (self.credit <= 0 or session.paused):
+                await (self.writable() if self.credit <= 0 else session.resumed())
+            if self.state == CLOSED:
+                return
+            length = len(start) + piece.nbytes
+            session.write_behind(f.HEADER.pack(length, kind, fragment_flags, self.id) + start, piece)
+            self.charge(length, fragment_flags)
+            kind = f.DATA
+        if buffers:
+            while session.paused:  # the transport still refers to the last of them
+                await session.resumed()
+
+    def on_readable(self) -> None:
+        waiter = self._reader
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+        if self.finished and self.owner is not None:
+            self.owner.stream_ended()
+
+    def on_writable(self) -> None:
+        waiter = self._writer
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def wake(self) -> None:
+        """Let whoever waits look again."""
+        for waiter in (self._reader, self._writer):
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
+
+    def on_stop(self) -> None:
+        if self.owner is not None:
+            self.owner.stream_stopped()
+
+    def on_closed(self) -> None:
+        self.wake()
+        if self.owner is not None:
+            self.owner.stream_closed(self)

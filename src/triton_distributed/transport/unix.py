@@ -1,0 +1,115 @@
+"""Unix sockets between processes of one host: private to the user by the mode of their folder."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+# sun_path holds 108 bytes on Linux and 104 on macOS, one of them a zero; see unix(7).
+LONGEST_PATH = 107 if sys.platform == "linux" else 103
+SUPPORTED = hasattr(socket, "AF_UNIX")
+BACKLOG = 4096  # connections waiting to be accepted; the kernel caps it at net.core.somaxconn
+SWEEP = 256  # dead sockets looked for when one starts to listen
+SOCKET_BUFFER = 512 * 1024  # asked of the kernel, which caps it: fewer wake-ups for arrays, no cost for tokens
+
+
+@contextlib.contextmanager
+def reachable(path: Path) -> Iterator[str]:
+    """A name of `path` that is short enough for a socket address.
+
+    Linux reaches a long path through an open descriptor of its folder; elsewhere it is an error.
+
+    Raises:
+        OSError: the path is too long and there is no such way.
+    """
+    if len(os.fsencode(path)) <= LONGEST_PATH:
+        yield str(path)
+        return
+    if sys.platform != "linux":
+        raise OSError(
+            errno.ENAMETOOLONG, f"a Unix socket's path has at most {LONGEST_PATH} bytes; set TRD_DIR shorter", str(path)
+        )
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
+def _socket() -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
+    return sock
+
+
+async def connect(loop: asyncio.AbstractEventLoop, path: str, protocol: asyncio.Protocol) -> None:
+    """Join `protocol` to the worker that listens on `path`.
+
+    Raises:
+        OSError: it cannot be reached.
+    """
+    sock = _socket()
+    try:
+        with reachable(Path(path)) as name:
+            await loop.sock_connect(sock, name)
+        await loop.create_unix_connection(lambda: protocol, sock=sock)
+    except BaseException:
+        sock.close()
+        raise
+
+
+async def listen(
+    loop: asyncio.AbstractEventLoop, path: Path, factory: Callable[[], asyncio.Protocol]
+) -> asyncio.AbstractServer:
+    """Listen on `path`, whose folder exists and is private.
+
+    The socket is bound under another name and renamed when it listens: a socket that refuses connections is a dead one,
+    and may be removed by anybody who finds it.
+
+    Raises:
+        OSError: the path cannot be bound.
+    """
+    sweep(path.parent)
+    sock = _socket()
+    temporary = path.with_name(f".{path.name}")
+    try:
+        with reachable(temporary) as name:
+            sock.bind(name)
+        os.chmod(temporary, 0o600)
+        sock.listen(BACKLOG)
+        os.rename(temporary, path)
+        return await loop.create_unix_server(factory, sock=sock, backlog=BACKLOG)
+    except BaseException:
+        sock.close()
+        for left in (temporary, path):
+            with contextlib.suppress(OSError):
+                left.unlink()
+        raise
+
+
+def sweep(folder: Path) -> None:
+    """Remove the sockets of workers that were killed."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for _, entry in zip(range(SWEEP), entries, strict=False):
+            if entry.name.endswith(".sock") and not entry.name.startswith("."):
+                _remove_if_dead(Path(entry.path))
+
+
+def _remove_if_dead(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            with reachable(path) as name:
+                probe.connect(name)
+        except ConnectionRefusedError:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        except OSError:
+            return  # alive but busy, or not ours to judge
