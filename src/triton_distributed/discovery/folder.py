@@ -1,0 +1,82 @@
+"""The folder of file discovery: made and checked so that only its user can put anything into it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from triton_distributed.errors import DiscoveryError
+
+BACKEND = "file"
+
+_HELP = {
+    errno.EMFILE: "raise this process's limit of open files: ulimit -n",
+    errno.ENFILE: "the system has no open file left: raise fs.file-max",
+    errno.ENOSPC: "free space on that file system, or set TRD_DIR to a folder on another",
+    errno.EDQUOT: "free space in your quota, or set TRD_DIR to a folder on another file system",
+    errno.EACCES: "set TRD_DIR to a folder that you own",
+    errno.EPERM: "set TRD_DIR to a folder that you own",
+    errno.EROFS: "set TRD_DIR to a folder that can be written to",
+    errno.ENOTDIR: "set TRD_DIR to a folder",
+    errno.ENAMETOOLONG: "set TRD_DIR to a shorter path",
+    errno.ENOLCK: "the file system has no locks; set TRD_DIR to a folder on a local one",
+}
+
+
+def discovery_error(where: str, action: str, error: OSError) -> DiscoveryError:
+    """An operating system's error as ours: what was tried, what it said, and what helps. The caller chains it."""
+    place = f" {error.filename}" if error.filename else ""
+    help_text = f"; {_HELP[error.errno]}" if error.errno in _HELP else ""
+    return DiscoveryError(BACKEND, where, f"cannot {action}{place}: {error.strerror or error}{help_text}")
+
+
+def private_folder(path: str, where: str) -> tuple[int, int]:
+    """Make the folder, or check the one that is there: ours alone, and nobody else's link.
+
+    Whoever can write into it can send our calls anywhere, so doubt is an error and nothing is repaired silently.
+
+    Args:
+        path: the folder. Those above it are made as the umask says.
+        where: the discovery, for the error's text.
+
+    Returns:
+        Device and inode, which tell it from another folder made later under the same path.
+
+    Raises:
+        DiscoveryError: somebody else owns it or may use it, or it cannot be made. Names what was found and the fix.
+    """
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            pass
+        link = os.lstat(path)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            found = os.fstat(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise discovery_error(where, "make or open the folder", error) from error
+    user = os.geteuid()
+    if stat.S_ISLNK(link.st_mode) and link.st_uid != user:
+        raise _refused(path, where, f"is a symbolic link that belongs to uid {link.st_uid}, not to uid {user}")
+    if found.st_uid != user:
+        raise _refused(path, where, f"belongs to uid {found.st_uid}, not to uid {user}")
+    if found.st_mode & 0o077:
+        mode = stat.S_IMODE(found.st_mode)
+        raise DiscoveryError(
+            BACKEND,
+            where,
+            f"{path} has mode {mode:04o}, so others may enter it: `chmod 700 {path}`, "
+            "or set TRD_DIR to a folder that only you can use",
+        )
+    return found.st_dev, found.st_ino
+
+
+def _refused(path: str, where: str, found: str) -> DiscoveryError:
+    return DiscoveryError(
+        BACKEND, where, f"{path} {found}: remove it if it should be yours, or set TRD_DIR to a folder of your own"
+    )

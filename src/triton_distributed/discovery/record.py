@@ -1,0 +1,105 @@
+"""An instance as it is written down: one small JSON object, and the key under which it lies."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any
+
+import msgspec
+
+from triton_distributed.errors import InvalidName
+from triton_distributed.names import EndpointName, Instance
+
+MAX_RECORD_BYTES = 64 * 1024  # addresses and metadata are a few hundred bytes; a reader never takes in more than this
+SUFFIX = ".json"
+
+_VERSION = 1
+_SLUG_CHARACTERS = 96  # with hash, id and suffix a key has at most 135 bytes; eCryptfs allows 143, others 255
+_NOT_SLUG = re.compile(r"[^A-Za-z0-9_-]+")
+_KEY = re.compile(r"(?P<prefix>[A-Za-z0-9_.-]+\.[0-9a-f]{16})\.(?P<id>[0-9a-f]{16})\.json")
+
+
+class BadRecord(ValueError):
+    """A record cannot be written, or what was read is not one."""
+
+
+class _Record(msgspec.Struct):
+    version: int
+    namespace: str
+    component: str
+    endpoint: str
+    id: int
+    addresses: tuple[str, ...]
+    host: str = ""
+    metadata: dict[str, Any] = {}
+    pid: int = 0  # for a person who reads the file; nothing decides by it
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(_Record)
+
+
+def encode(instance: Instance, pid: int = 0) -> bytes:
+    """Write an instance down.
+
+    Raises:
+        BadRecord: its metadata is not plain JSON, or the whole is above `MAX_RECORD_BYTES`.
+    """
+    name = instance.endpoint
+    record = _Record(
+        version=_VERSION,
+        namespace=name.namespace,
+        component=name.component,
+        endpoint=name.endpoint,
+        id=instance.id,
+        addresses=instance.addresses,
+        host=instance.host,
+        metadata=dict(instance.metadata),
+        pid=pid,
+    )
+    try:
+        data = _encoder.encode(record)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise BadRecord(f"metadata is plain JSON values: {error}") from error
+    if len(data) > MAX_RECORD_BYTES:
+        raise BadRecord(f"the record has {len(data):,} bytes, above the limit of {MAX_RECORD_BYTES:,}: less metadata")
+    return data
+
+
+def decode(data: bytes) -> Instance:
+    """Read what `encode` wrote; unknown fields, a later version's, are passed over.
+
+    Raises:
+        BadRecord: it is not a record.
+    """
+    if len(data) > MAX_RECORD_BYTES:
+        raise BadRecord(f"above the limit of {MAX_RECORD_BYTES:,} bytes")
+    try:
+        record = _decoder.decode(data)
+        if record.version != _VERSION:
+            raise BadRecord(f"written in version {record.version}, this program reads version {_VERSION}")
+        endpoint = EndpointName(record.namespace, record.component, record.endpoint)
+        return Instance(endpoint, record.id, record.addresses, record.host, record.metadata)
+    except (msgspec.DecodeError, InvalidName, UnicodeDecodeError, RecursionError) as error:
+        raise BadRecord(str(error)) from error
+
+
+def prefix(endpoint: EndpointName) -> str:
+    """What the keys of all instances of an endpoint begin with, and no other endpoint's: readable part, then a hash."""
+    parts = (endpoint.namespace, endpoint.component, endpoint.endpoint)
+    readable = ".".join(_NOT_SLUG.sub("_", part) for part in parts)[:_SLUG_CHARACTERS].strip(".") or "_"
+    # NUL is a control character, so no name holds it and no two triples give one text
+    digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
+    return f"{readable}.{digest}"
+
+
+def key(endpoint: EndpointName, instance_id: int) -> str:
+    """The record's file name: safe for any endpoint's name, at most 135 bytes."""
+    return f"{prefix(endpoint)}.{instance_id:016x}{SUFFIX}"
+
+
+def prefix_of(key: str) -> str | None:
+    """The endpoint's prefix in a key, or None where the text is no key."""
+    found = _KEY.fullmatch(key)
+    return found["prefix"] if found else None

@@ -1,0 +1,66 @@
+"""The current instances of one endpoint, as plain data. Knows no backend, no clock and no loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+
+from triton_distributed.discovery.base import Added, Change, Removed, Snapshot, same
+from triton_distributed.names import EndpointName, Instance
+
+
+class EndpointTable:
+    """What is known about one endpoint; every client and router of it reads the same table.
+
+    It holds what its discovery reports and no history: as many rows as the endpoint has instances.
+
+    Attributes:
+        endpoint: the only endpoint whose changes count here.
+        instances: sorted by id. A change replaces the tuple, so whoever holds one may go on reading it.
+        by_id: the same instances by id, replaced likewise.
+        version: grows with each effective change.
+        listeners: called without arguments after each effective change. One may remove itself while called; one that
+            is added meanwhile is called from the next change on.
+    """
+
+    __slots__ = ("by_id", "endpoint", "instances", "listeners", "version")
+
+    def __init__(self, endpoint: EndpointName) -> None:
+        self.endpoint = endpoint
+        self.instances: tuple[Instance, ...] = ()
+        self.by_id: Mapping[int, Instance] = MappingProxyType({})
+        self.version = 0
+        self.listeners: list[Callable[[], None]] = []
+
+    def __repr__(self) -> str:
+        return f"<EndpointTable {self.endpoint} version={self.version} ids={[each.id for each in self.instances]}>"
+
+    def apply(self, change: Change) -> None:
+        """Take a change in. One of another endpoint, or one that says what is known already, changes nothing."""
+        if isinstance(change, Added):
+            new = change.instance
+            if new.endpoint != self.endpoint:
+                return
+            old = self.by_id.get(new.id)
+            if old is not None and same(old, new):
+                return
+            self._replace([*(each for each in self.instances if each.id != new.id), new])
+        elif isinstance(change, Removed):
+            if change.endpoint != self.endpoint or change.instance_id not in self.by_id:
+                return
+            self._replace(each for each in self.instances if each.id != change.instance_id)
+        else:
+            self._replace_all(change)
+
+    def _replace_all(self, snapshot: Snapshot) -> None:
+        found = {each.id: each for each in snapshot.instances if each.endpoint == self.endpoint}
+        if found.keys() == self.by_id.keys() and all(same(each, self.by_id[id]) for id, each in found.items()):
+            return
+        self._replace(found.values())
+
+    def _replace(self, instances: Iterable[Instance]) -> None:
+        self.instances = tuple(sorted(instances, key=lambda each: each.id))
+        self.by_id = MappingProxyType({each.id: each for each in self.instances})
+        self.version += 1
+        for listener in tuple(self.listeners):
+            listener()
