@@ -1,0 +1,109 @@
+"""Which instances are out of rotation: those whose connection was lost or could not be made.
+
+They leave at once, long before discovery would notice, and come back when a probe reaches them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from triton_distributed.names import Instance
+
+FIRST_PROBE_S = 0.05  # a worker that was restarted answers again about that soon
+LAST_PROBE_S = 5.0  # a dead worker costs each client one connection attempt in that time
+
+
+@dataclass(frozen=True, slots=True)
+class Down:
+    """Why and until when an instance is out of rotation.
+
+    Attributes:
+        since: when it went down, on the clock of `mark_down`.
+        failures: how often it could not be reached since.
+        next_probe: when to try it again, on the same clock.
+    """
+
+    since: float
+    failures: int
+    next_probe: float
+
+
+class Rotation:
+    """The instances that cannot be reached at present, and when to try each again.
+
+    The table is at most as large as discovery's: `forget` drops what that no longer lists.
+
+    Args:
+        rng: spreads the probes of many clients: each waits between half of its step and all of it.
+    """
+
+    __slots__ = ("_available", "_down", "_given", "_rng", "down")
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._down: dict[int, Down] = {}
+        self._given: tuple[Instance, ...] | None = None
+        self._available: tuple[Instance, ...] = ()
+        self.down: Mapping[int, Down] = MappingProxyType(self._down)
+        """Those out of rotation, by instance id; a live view."""
+
+    def mark_down(self, instance_id: int, now: float) -> None:
+        """Take an instance out of rotation, or note that a probe failed too.
+
+        The time to the next probe doubles with each failed probe from `FIRST_PROBE_S` to `LAST_PROBE_S`. Reports that
+        come before the probe is due, as when one lost connection ends many streams, change nothing.
+
+        Args:
+            instance_id: whose connection was lost or could not be made.
+            now: seconds on any clock that only goes forward.
+        """
+        known = self._down.get(instance_id)
+        if known is not None and now < known.next_probe:
+            return
+        failures = 1 if known is None else known.failures + 1
+        # From 2^7 steps on the limit holds, and the exponent must not grow with the years.
+        step = min(FIRST_PROBE_S * 2.0 ** min(failures - 1, 16), LAST_PROBE_S)
+        wait = step * (0.5 + 0.5 * self._rng.random())
+        self._down[instance_id] = Down(now if known is None else known.since, failures, now + wait)
+        if known is None:
+            self._given = None
+
+    def mark_up(self, instance_id: int) -> None:
+        """Put an instance back into rotation; nothing happens where it is in."""
+        if self._down.pop(instance_id, None) is not None:
+            self._given = None
+
+    def forget(self, known_ids: Collection[int]) -> None:
+        """Drop whatever discovery no longer lists.
+
+        Args:
+            known_ids: the ids that it does list; a set where there are many.
+        """
+        gone = [instance_id for instance_id in self._down if instance_id not in known_ids]
+        for instance_id in gone:
+            self.mark_up(instance_id)
+
+    def available(self, instances: tuple[Instance, ...]) -> tuple[Instance, ...]:
+        """Return those in rotation, or all where none is: to try is better than to refuse.
+
+        The same object is returned while neither the argument nor the rotation changes.
+        """
+        if not self._down:
+            return instances
+        if instances is not self._given:
+            rest = tuple(each for each in instances if each.id not in self._down)
+            self._available = rest if rest and len(rest) < len(instances) else instances
+            self._given = instances
+        return self._available
+
+    def next_probe(self, instance_id: int) -> float:
+        """Return when to try the instance again, on the clock of `mark_down`; minus infinity where it is not down."""
+        known = self._down.get(instance_id)
+        return known.next_probe if known is not None else float("-inf")
+
+    def due(self, now: float) -> list[int]:
+        """Return the ids whose probe is due."""
+        return [instance_id for instance_id, down in self._down.items() if down.next_probe <= now]
