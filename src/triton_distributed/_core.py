@@ -1,0 +1,25 @@
+"""The runtime's classes under the name that some programs import; see `triton_distributed.runtime`."""
+
+from triton_distributed.runtime import (
+    Annotated,
+    CancellationToken,
+    Client,
+    Component,
+    Context,
+    DistributedRuntime,
+    Endpoint,
+    Namespace,
+    ResponseStream,
+)
+
+__all__ = [
+    "Annotated",
+    "CancellationToken",
+    "Client",
+    "Component",
+    "Context",
+    "DistributedRuntime",
+    "Endpoint",
+    "Namespace",
+    "ResponseStream",
+]

@@ -1,0 +1,25 @@
+"""What programs import: `DistributedRuntime`, the decorators, and the types that calls return."""
+
+from triton_distributed.runtime.annotated import Annotated
+from triton_distributed.runtime.client import Client
+from triton_distributed.runtime.component import Component, Endpoint, Namespace
+from triton_distributed.runtime.context import Context, current_context
+from triton_distributed.runtime.decorators import triton_endpoint, triton_worker
+from triton_distributed.runtime.distributed import DistributedRuntime
+from triton_distributed.runtime.responses import ResponseStream
+from triton_distributed.runtime.token import CancellationToken
+
+__all__ = [
+    "Annotated",
+    "CancellationToken",
+    "Client",
+    "Component",
+    "Context",
+    "DistributedRuntime",
+    "Endpoint",
+    "Namespace",
+    "ResponseStream",
+    "current_context",
+    "triton_endpoint",
+    "triton_worker",
+]

@@ -1,0 +1,183 @@
+"""Calls to one endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from triton_distributed.errors import NotUnary
+from triton_distributed.observe import Stats
+from triton_distributed.routing.policies import Policy, Random, RoundRobin, policy_named
+from triton_distributed.runtime.call import Call
+from triton_distributed.runtime.context import Context, current
+from triton_distributed.runtime.directly import Directly
+from triton_distributed.runtime.keys import endpoint_key
+from triton_distributed.runtime.responses import ResponseStream
+from triton_distributed.runtime.view import EndpointView
+from triton_distributed.wire.codec import encode
+
+if TYPE_CHECKING:
+    from triton_distributed.runtime.distributed import DistributedRuntime
+
+_encode_metadata = msgspec.msgpack.Encoder().encode
+
+
+class Client:
+    """Calls one endpoint's instances. Made by `await endpoint.client()`.
+
+    `generate` uses the client's policy; `random`, `round_robin` and `direct` are the same call with another one.
+
+    Args of every call:
+        request: whatever can travel: plain values, dataclasses, Structs, pydantic models, arrays, buffers. An async
+            iterator streams many requests to a handler that takes one.
+        annotated: True (the default) for items as `Annotated`, False or None for the values themselves, without those
+            items that have no data.
+        context: steers the call: its id and metadata travel, `stop_generating()` and `kill()` reach the handler.
+        timeout: seconds for the whole call; a call within a handler inherits what is left of its own, if less.
+        metadata: plain values by name that the handler finds in `context.metadata`.
+        idempotent: the request may be given to a second instance when the first is lost before it answered.
+
+    Raises, from the call itself:
+        TypeError: the request holds something that cannot travel; the text names the path to it.
+        ForkError, RuntimeClosed: the runtime cannot be used here or any more.
+    """
+
+    def __init__(self, runtime: DistributedRuntime, view: EndpointView, policy: str | Policy) -> None:
+        self._runtime = runtime
+        self.view = view
+        self.load = view.load
+        self.key = endpoint_key(view.name)
+        self.loop = runtime.event_loop()
+        self.pool = runtime.pool
+        self.where = runtime.discovery.where
+        self.retries = runtime.config.retries
+        self.stats = Stats()
+        self._policy = policy_named(policy, runtime.rng)
+        self._round_robin = self._policy if isinstance(self._policy, RoundRobin) else RoundRobin(runtime.rng)
+        self._random = Random(runtime.rng)
+
+    def generate(self, request: Any, annotated: bool | None = True, **options: Any) -> ResponseStream:
+        """Call an instance that the client's policy chooses."""
+        return self._call(request, self._policy, annotated, **options)
+
+    def round_robin(self, request: Any, annotated: bool | None = True, **options: Any) -> ResponseStream:
+        """Call the instances in turn."""
+        return self._call(request, self._round_robin, annotated, **options)
+
+    def random(self, request: Any, annotated: bool | None = True, **options: Any) -> ResponseStream:
+        """Call an instance chosen at random."""
+        return self._call(request, self._random, annotated, **options)
+
+    def direct(self, request: Any, instance_id: int, annotated: bool | None = True, **options: Any) -> ResponseStream:
+        """Call the instance of this id."""
+        return self._call(request, Directly(self.view, int(instance_id)), annotated, **options)
+
+    async def call(self, request: Any, **options: Any) -> Any:
+        """Call and return the single value that the handler answers with.
+
+        Args:
+            request: and options: as above, `annotated` excepted; `policy=` for another policy.
+
+        Raises:
+            NotUnary: it answered with no item, or with more than one.
+        """
+        call = self._start(request, options.pop("policy", None) or self._policy, False, **options)
+        found: list[Any] = []
+        try:
+            while True:
+                if not call.take():
+                    await call.wait()
+                    continue
+                found.extend(call.items)
+                if len(found) > 1:
+                    raise NotUnary(f'endpoint "{self.view.name.path}"', len(found))
+        except StopAsyncIteration:
+            if not found:
+                raise NotUnary(f'endpoint "{self.view.name.path}"', 0) from None
+            return found[0]
+        finally:
+            if not call.over:
+                call.cancel()
+
+    def _call(self, request: Any, policy: Policy, annotated: bool | None, **options: Any) -> ResponseStream:
+        return ResponseStream(self._start(request, policy, bool(annotated), **options))
+
+    def _start(
+        self,
+        request: Any,
+        policy: Policy,
+        annotated: bool,
+        context: Context | None = None,
+        timeout: float | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotent: bool = False,
+    ) -> Call:
+        runtime = self._runtime
+        if runtime.unusable:
+            runtime.check("a call")
+        more: AsyncIterator[Any] | None = None
+        if isinstance(request, AsyncIterable):
+            more, body = aiter(request), b""
+        else:
+            body = encode(request, "request")  # type: ignore[assignment]
+        extra = _metadata(context, metadata) if context is not None or metadata else b""
+        parent = context
+        serving = current.get()
+        if serving is not None:
+            if context is None:
+                parent = serving
+            if serving.deadline is not None:
+                left = serving.deadline - self.loop.time()
+                timeout = left if timeout is None or left < timeout else timeout
+        call = Call(
+            self,
+            request,
+            body,
+            more,
+            policy=policy,
+            annotated=annotated,
+            context=parent,
+            timeout_s=timeout,
+            deadline=None if timeout is None else self.loop.time() + timeout,
+            metadata=extra,
+            idempotent=idempotent,
+        )
+        call.start()
+        return call
+
+    def endpoint_ids(self) -> list[int]:
+        """The ids of the instances that exist now."""
+        return [each.id for each in self.view.table.instances]
+
+    instance_ids = endpoint_ids
+
+    def wait_for_endpoints(self) -> asyncio.Task[list[int]]:
+        """A task that is done once there is at least one instance; its result is their ids."""
+        return self.spawn(self._wait())
+
+    wait_for_instances = wait_for_endpoints
+
+    async def _wait(self) -> list[int]:
+        await self.view.wait()
+        return self.endpoint_ids()
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run `work` in a task that the runtime owns."""
+        return self._runtime.spawn(work)
+
+    def unreachable(self, addresses: tuple[str, ...]) -> None:
+        """A worker could not be reached: out of rotation until a probe finds it."""
+        self._runtime.prober.lost(addresses, self.pool)
+
+    def __repr__(self) -> str:
+        return f"<Client of {self.view.name}, {len(self.view.table.instances)} instances, {self.stats!r}>"
+
+
+def _metadata(context: Context | None, metadata: Mapping[str, Any] | None) -> bytes:
+    values = {**(context.metadata if context is not None else {}), **(metadata or {})}
+    if context is not None:
+        values["\0id"] = context.id()
+    return _encode_metadata(values)

@@ -1,0 +1,139 @@
+"""Namespace, component, endpoint: plain names until something is served or called."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from triton_distributed.names import EndpointName, check_name, service_name
+from triton_distributed.routing.policies import Policy
+from triton_distributed.runtime.client import Client
+
+if TYPE_CHECKING:
+    from triton_distributed.runtime.distributed import DistributedRuntime
+
+
+class Namespace:
+    """A group of components. Made by `runtime.namespace(name)`."""
+
+    def __init__(self, runtime: DistributedRuntime, name: str) -> None:
+        self._runtime = runtime
+        self.name = check_name("namespace", name)
+
+    def component(self, name: str) -> Component:
+        """One of its components; no I/O.
+
+        Raises:
+            InvalidName: `name` cannot name one.
+        """
+        return Component(self._runtime, self.name, name)
+
+    def __repr__(self) -> str:
+        return f"<Namespace {self.name}>"
+
+
+class Component:
+    """A group of endpoints that belong together. Made by `namespace.component(name)`."""
+
+    def __init__(self, runtime: DistributedRuntime, namespace: str, name: str) -> None:
+        self._runtime = runtime
+        self.namespace = namespace
+        self.name = check_name("component", name)
+
+    def endpoint(self, name: str) -> Endpoint:
+        """One of its endpoints; no I/O.
+
+        Raises:
+            InvalidName: `name` cannot name one.
+        """
+        return Endpoint(self._runtime, EndpointName(self.namespace, self.name, name))
+
+    def create_service(self) -> asyncio.Future[None]:
+        """Declare the component. Optional: serving an endpoint is enough. Legal any number of times."""
+        self._runtime.check("create_service")
+        done: asyncio.Future[None] = self._runtime.event_loop().create_future()
+        done.set_result(None)
+        return done
+
+    def service_name(self) -> str:
+        """The slug that names the component's subjects, e.g. `triton_init_backend_720278f8`."""
+        return service_name(self.namespace, self.name)
+
+    def event_subject(self, name: str) -> str:
+        """The subject that events of this name are published under."""
+        return f"{self.service_name()}.events.{name}"
+
+    def __repr__(self) -> str:
+        return f"<Component {self.namespace}/{self.name}>"
+
+
+class Endpoint:
+    """Something that can be served and called. Made by `component.endpoint(name)` or `runtime.endpoint("a.b.c")`."""
+
+    def __init__(self, runtime: DistributedRuntime, name: EndpointName) -> None:
+        self._runtime = runtime
+        self.name = name
+
+    def serve_endpoint(
+        self,
+        handler: Callable[..., Any],
+        graceful_shutdown: bool = True,
+        metrics_labels: object = None,
+        *,
+        max_inflight: int | None = None,
+        max_queue: int = 0,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> asyncio.Task[None]:
+        """Serve the endpoint until the runtime is shut down; the task is then done with None.
+
+        Args:
+            handler: an async generator, coroutine, generator or plain function of one parameter (request) or two
+                (request, context). Plain functions run in threads. A request parameter annotated as an async iterator
+                takes a stream of requests. Annotations are enforced both ways.
+            graceful_shutdown: True lets running requests finish at shutdown, False cuts them.
+            metrics_labels: accepted for programs of the original's successor.
+            max_inflight: handlers that may run at once; None for no limit.
+            max_queue: requests that may wait beyond that; the next is refused with Overloaded, and goes elsewhere.
+            metadata: plain JSON values published with the instance.
+
+        Raises (from the task):
+            AlreadyServed: this runtime serves the endpoint.
+            DiscoveryError: the instance cannot be registered.
+            OSError: the address to listen on cannot be bound.
+            TypeError, ValueError: the handler or a limit is not one; raised by the call itself.
+        """
+        if max_inflight is not None and max_inflight < 1:
+            raise ValueError(f"max_inflight={max_inflight}: at least 1, or None for no limit")
+        if max_queue < 0:
+            raise ValueError(f"max_queue={max_queue}: at least 0")
+        return self._runtime.serve(
+            self.name,
+            handler,
+            graceful=graceful_shutdown,
+            max_inflight=max_inflight,
+            max_queue=max_queue,
+            metadata=metadata or {},
+        )
+
+    def client(self, policy: str | Policy = "round_robin") -> asyncio.Task[Client]:
+        """A task whose result is a client that knows the present instances.
+
+        Args:
+            policy: of `generate`: `round_robin`, `random`, `least_loaded`, `p2c`, or a function
+                `(request, instances, load) -> instance`.
+
+        Raises (from the task):
+            DiscoveryError: the place where instances are registered cannot be read; its address is in the text.
+            ConfigError: there is no such policy.
+        """
+        return self._runtime.event_loop().create_task(self._runtime.client(self.name, policy))
+
+    def lease_id(self) -> int:
+        """The instance id of this runtime, the same for all its endpoints."""
+        return self._runtime.instance_id
+
+    instance_id = lease_id
+
+    def __repr__(self) -> str:
+        return f"<Endpoint {self.name}>"

@@ -1,0 +1,123 @@
+"""What a handler knows about the request it serves, and what a caller steers a call with."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Mapping
+from contextvars import ContextVar
+from types import MappingProxyType
+from typing import Any, Protocol
+
+
+class Cancellable(Protocol):
+    """A call made on behalf of a context."""
+
+    def cancel(self) -> None: ...
+
+    def ask_to_stop(self) -> None: ...
+
+
+class Context:
+    """The request being served, or a handle that the caller passes to `generate(…, context=)`.
+
+    Args:
+        id: names the request in logs and errors; made up when not given.
+        metadata: plain values that travel with the request.
+
+    A handler gets one as its second parameter. Calls that a handler makes inherit what is left of its deadline and are
+    cancelled with it by themselves; passing the context on also passes its id and metadata.
+    """
+
+    # Defaults stand on the class: one is made for every request, and few requests change any of them.
+    metadata: Mapping[str, Any] = MappingProxyType({})
+    deadline: float | None = None  # on the event loop's clock, seconds
+    _id: str | None = None
+    _stopped = False
+    _killed = False
+    _waiters: list[asyncio.Future[None]] | None = None
+    _calls: set[Cancellable] | None = None  # bounded by the calls that are open
+
+    def __init__(self, id: str | None = None, metadata: Mapping[str, Any] | None = None) -> None:
+        if id is not None:
+            self._id = id
+        if metadata is not None:
+            self.metadata = metadata
+
+    def id(self) -> str:
+        """The request's id."""
+        if self._id is None:
+            self._id = uuid.uuid4().hex
+        return self._id
+
+    def remaining_s(self) -> float | None:
+        """Seconds until the deadline, not below 0, or None where there is none."""
+        if self.deadline is None:
+            return None
+        return max(0.0, self.deadline - asyncio.get_running_loop().time())
+
+    def is_stopped(self) -> bool:
+        """Whether the handler should finish by itself: the caller asked, or is gone."""
+        return self._stopped
+
+    def is_killed(self) -> bool:
+        """Whether the request was cancelled: its caller left or its time is over."""
+        return self._killed
+
+    def stop_generating(self) -> None:
+        """Ask the handler, and every call made with this context, to finish by itself."""
+        self._stopped = True
+        for call in list(self._calls or ()):
+            call.ask_to_stop()
+        self._wake()
+
+    def kill(self) -> None:
+        """Cancel every call made with this context."""
+        self._stopped = self._killed = True
+        for call in list(self._calls or ()):
+            call.cancel()
+        self._wake()
+
+    async def stopped(self) -> None:
+        """Wait until `is_stopped()`."""
+        if not self._stopped:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            if self._waiters is None:
+                self._waiters = []
+            self._waiters.append(waiter)
+            await waiter
+
+    async_killed_or_stopped = stopped
+
+    def _wake(self) -> None:
+        for waiter in self._waiters or ():
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiters = None
+
+    def attach(self, call: Cancellable) -> None:
+        """`call` is made on behalf of this context."""
+        if self._calls is None:
+            self._calls = set()
+        self._calls.add(call)
+        if self._killed:
+            call.cancel()
+        elif self._stopped:
+            call.ask_to_stop()
+
+    def detach(self, call: Cancellable) -> None:
+        """`call` is over."""
+        if self._calls is not None:
+            self._calls.discard(call)
+
+    def __repr__(self) -> str:
+        state = "killed" if self._killed else "stopped" if self._stopped else "running"
+        return f"<Context {self._id or 'unnamed'} {state}>"
+
+
+current: ContextVar[Context | None] = ContextVar("triton_distributed_context", default=None)
+
+
+def current_context() -> Context | None:
+    """The context of the request whose handler is running here, or None outside of handlers."""
+    return current.get()

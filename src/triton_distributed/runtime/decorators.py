@@ -1,0 +1,123 @@
+"""`triton_worker` and `triton_endpoint`."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, ParamSpec, TypeVar
+
+import msgspec
+
+from triton_distributed.errors import InvalidRequest
+from triton_distributed.runtime.distributed import DistributedRuntime
+from triton_distributed.runtime.handlers import CHECKS_ITSELF
+from triton_distributed.wire.codec import encode
+from triton_distributed.wire.typed import typed_checker, typed_decoder
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+def triton_worker() -> Callable[[Callable[..., Awaitable[T]]], Callable[..., Any]]:
+    """Decorate `async def f(runtime, *args, **kwargs)`: call it without the runtime, inside a running loop.
+
+    The runtime is made before `f` begins and closed when it returns or raises; while an endpoint is served, SIGTERM and
+    SIGINT drain it (`TRD_HANDLE_SIGNALS`).
+    """
+
+    def decorate(function: Callable[..., Awaitable[T]]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        async def worker(*args: Any, **kwargs: Any) -> T:
+            runtime = DistributedRuntime(asyncio.get_running_loop())
+            try:
+                return await function(runtime, *args, **kwargs)
+            finally:
+                await runtime.close()
+
+        return worker
+
+    return decorate
+
+
+def triton_endpoint(request_model: Any, response_model: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate a handler function or method whose last positional argument is the request.
+
+    Args:
+        request_model: the request, a JSON `str` or a dict, is parsed into it: a pydantic model, dataclass, Struct or
+            any other type; a request that is one already is passed on.
+        response_model: what the handler answers with is checked against it.
+
+    Raises (from the handler):
+        ValueError: `Invalid request: …`, naming the field.
+        TypeError: an answer does not fit `response_model`.
+    """
+    parse = _parser(request_model)
+    check = typed_checker(response_model)
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        def parsed(args: tuple[Any, ...]) -> tuple[Any, ...]:
+            if not args:
+                raise InvalidRequest("", "the handler was called without a request")
+            return (*args[:-1], parse(args[-1]))
+
+        wrapper: Callable[..., Any]
+        if inspect.isasyncgenfunction(function):
+
+            @functools.wraps(function)
+            async def wrapper(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+                async for item in function(*parsed(args), **kwargs):
+                    if check is not None:
+                        check(item)
+                    yield item
+        elif inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def wrapper(*args: Any, **kwargs: Any) -> Any:
+                item = await function(*parsed(args), **kwargs)
+                if check is not None:
+                    check(item)
+                return item
+        elif inspect.isgeneratorfunction(function):
+
+            @functools.wraps(function)
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
+                for item in function(*parsed(args), **kwargs):
+                    if check is not None:
+                        check(item)
+                    yield item
+        else:
+
+            @functools.wraps(function)
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
+                item = function(*parsed(args), **kwargs)
+                if check is not None:
+                    check(item)
+                return item
+
+        setattr(wrapper, CHECKS_ITSELF, True)
+        return wrapper
+
+    return decorate
+
+
+def _parser(model: Any) -> Callable[[Any], Any]:
+    decode = typed_decoder(model)
+    plain = model if isinstance(model, type) else None
+    from_json = model not in (str, Any, object)
+
+    def parse(request: Any) -> Any:
+        if plain is not None and isinstance(request, plain):
+            return request
+        if isinstance(request, (str, bytes)) and from_json:
+            try:
+                request = msgspec.json.decode(request)
+            except (msgspec.DecodeError, UnicodeEncodeError) as error:
+                raise InvalidRequest("", f"it is not JSON: {error}") from error
+        body = encode(request, "request")
+        return (
+            decode(body, None) if isinstance(body, bytes) else decode(body.body, [bytearray(b) for b in body.buffers])
+        )
+
+    return parse

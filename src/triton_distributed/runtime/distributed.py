@@ -1,0 +1,340 @@
+"""DistributedRuntime: the composition root, the only place that names concrete backends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import platform
+import random
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+
+from triton_distributed import __version__
+from triton_distributed.config import Config
+from triton_distributed.discovery import Discovery
+from triton_distributed.discovery.file import FileDiscovery
+from triton_distributed.discovery.folder import private_folder
+from triton_distributed.discovery.memory import MemoryDiscovery
+from triton_distributed.discovery.static import StaticDiscovery
+from triton_distributed.errors import ConfigError, ForkError, RuntimeClosed
+from triton_distributed.names import MAX_INSTANCE_ID, EndpointName, Instance
+from triton_distributed.observe import Stats
+from triton_distributed.routing.policies import Policy
+from triton_distributed.runtime.client import Client
+from triton_distributed.runtime.component import Endpoint, Namespace
+from triton_distributed.runtime.fork import watch_forks
+from triton_distributed.runtime.handlers import Handler
+from triton_distributed.runtime.host import host_name
+from triton_distributed.runtime.keys import endpoint_key
+from triton_distributed.runtime.prober import Prober
+from triton_distributed.runtime.served import ServedEndpoint
+from triton_distributed.runtime.server import Server
+from triton_distributed.runtime.signals import DrainSignals
+from triton_distributed.runtime.threads import HandlerThreads
+from triton_distributed.runtime.token import CancellationToken
+from triton_distributed.runtime.view import EndpointView
+from triton_distributed.transport.address import Address
+from triton_distributed.transport.pool import SessionPool
+from triton_distributed.transport.session import Session
+from triton_distributed.transport.unix import SUPPORTED as UNIX_SOCKETS
+from triton_distributed.wire.hello import Hello
+
+logger = logging.getLogger("triton_distributed.runtime")
+
+AGENT = f"triton-distributed/{__version__} python/{platform.python_version()}"
+
+
+class DistributedRuntime:
+    """One process's part in the distributed system: it serves endpoints, calls them, or both.
+
+    Args:
+        event_loop: the running loop, the default.
+        config: settings; by default those of the environment.
+
+    Raises:
+        ConfigError: a setting cannot be used.
+        RuntimeError: no loop is running.
+
+    Connecting is left to the first call that needs it, which then says what is wrong and where. `triton_worker` makes
+    and closes one; otherwise `await runtime.close()`.
+    """
+
+    def __init__(self, event_loop: asyncio.AbstractEventLoop | None = None, *, config: Config | None = None) -> None:
+        self._loop = event_loop or asyncio.get_running_loop()
+        self.config = config = config or Config.from_env()
+        self.rng = random.Random()
+        self.instance_id = self.rng.randint(1, MAX_INSTANCE_ID)
+        self.discovery = _discovery(config)
+        self._views: dict[EndpointName, EndpointView] = {}
+        self._opening: dict[EndpointName, asyncio.Task[EndpointView]] = {}
+        self.prober = Prober(self._loop, _Values(self._views))
+        self.pool = SessionPool(
+            self._loop,
+            self._dialled,
+            config.connect_timeout_s,
+            lambda addresses, _: self.prober.lost(addresses, self.pool),
+        )
+        self._threads = HandlerThreads(config.threads)
+        self._server = Server(
+            self._loop, config, None if config.discovery == "static" else self.instance_id, self._accepted
+        )
+        self._signals = DrainSignals(self._loop, self.shutdown, self._running)
+        self._token = CancellationToken()
+        self._tasks: set[asyncio.Task[Any]] = set()  # bounded by calls, clients and endpoints
+        self._serving: set[asyncio.Task[None]] = set()
+        self._stopped: asyncio.Future[None] = self._loop.create_future()
+        self._closing: asyncio.Task[None] | None = None
+        self._forked = False
+        self.unusable = False
+        watch_forks(self)
+
+    # names
+
+    def namespace(self, name: str) -> Namespace:
+        """A namespace; no I/O.
+
+        Raises:
+            InvalidName: `name` cannot name one.
+        """
+        return Namespace(self, name)
+
+    def endpoint(self, path: str) -> Endpoint:
+        """An endpoint by its shorthand `namespace.component.endpoint`, with or without `dyn://`; no I/O.
+
+        Raises:
+            InvalidName: it does not have exactly three parts.
+        """
+        return Endpoint(self, EndpointName.parse(path))
+
+    def event_loop(self) -> asyncio.AbstractEventLoop:
+        """The loop that everything runs on."""
+        return self._loop
+
+    def primary_token(self) -> CancellationToken:
+        """The token that `shutdown` cancels."""
+        return self._token
+
+    def child_token(self) -> CancellationToken:
+        """A token that is cancelled with the primary one, or alone."""
+        return self._token.child_token()
+
+    def stats(self) -> dict[str, Stats]:
+        """The counters of each served endpoint by its path."""
+        return {each.name.path: each.stats for each in self._server.endpoints}
+
+    # serving
+
+    def serve(
+        self,
+        name: EndpointName,
+        function: Callable[..., Any],
+        *,
+        graceful: bool,
+        max_inflight: int | None,
+        max_queue: int,
+        metadata: Mapping[str, Any],
+    ) -> asyncio.Task[None]:
+        """Serve an endpoint; see `Endpoint.serve_endpoint`."""
+        self.check("serve_endpoint")
+        handler = Handler(function, self._threads)
+        task = self._loop.create_task(self._serve(name, handler, graceful, max_inflight, max_queue, metadata))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+        return task
+
+    async def _serve(
+        self,
+        name: EndpointName,
+        handler: Handler,
+        graceful: bool,
+        max_inflight: int | None,
+        max_queue: int,
+        metadata: Mapping[str, Any],
+    ) -> None:
+        self._server.check_free(name.path, endpoint_key(name))
+        address = await self._server.listen(self._listen_address())
+        published = self.config.advertise or str(address)
+        instance = Instance(name, self.instance_id, (published,), host_name(), metadata)
+        served = ServedEndpoint(
+            self._loop, name, handler, instance, max_inflight=max_inflight, max_queue=max_queue, graceful=graceful
+        )
+        self._server.add(served)
+        try:
+            await self.discovery.register(instance)
+            if self.config.handle_signals:
+                self._signals.install()
+            await asyncio.shield(self._stopped)
+        finally:
+            self._server.remove(served)
+            if not self.unusable:
+                served.drain()
+                await self.discovery.withdraw(instance)
+                await served.cut()
+
+    def _listen_address(self) -> Address:
+        config = self.config
+        if config.listen:
+            return Address.parse(config.listen, "TRD_LISTEN")
+        if config.discovery == "static":
+            raise ConfigError(
+                "TRD_LISTEN", "", "static discovery needs the address that TRD_STATIC names for this worker"
+            )
+        if config.discovery == "memory":
+            return Address("memory", f"{self.instance_id:x}")
+        if not UNIX_SOCKETS:
+            return Address("tcp", "127.0.0.1", 0)
+        private_folder(str(config.directory), self.discovery.where)
+        folder = Path(config.directory).absolute() / "sockets"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return Address("unix", str(folder / f"{self.instance_id:x}.sock"))
+
+    def _running(self) -> list[str]:
+        return [serving.context.id() for endpoint in self._server.endpoints for serving in endpoint.running]
+
+    # calling
+
+    async def client(self, name: EndpointName, policy: str | Policy) -> Client:
+        """A client of an endpoint; see `Endpoint.client`."""
+        self.check("client")
+        view = self._views.get(name)
+        if view is None:
+            task = self._opening.get(name)
+            if task is None:
+                task = self._opening[name] = self.spawn(self._open_view(name))
+                task.add_done_callback(lambda _: self._opening.pop(name, None))
+            view = await asyncio.shield(task)
+        return Client(self, view, policy)
+
+    async def _open_view(self, name: EndpointName) -> EndpointView:
+        view = EndpointView(name, self._loop, self.rng)
+        await view.start(self.discovery, host_name())
+        self._views[name] = view
+        return view
+
+    # sessions
+
+    def _hello(self) -> Hello:
+        config = self.config
+        return Hello(
+            agent=AGENT,
+            max_message=config.max_message_bytes,
+            max_streams=config.max_streams,
+            window=config.window_bytes,
+            nonce=self.rng.getrandbits(63),
+        )
+
+    def _session(self, on_request: Callable[..., None] | None, on_lost: Any, address: str) -> Session:
+        config = self.config
+        return Session(
+            self._loop,
+            self._hello(),
+            window=config.window_bytes,
+            session_window=config.session_window_bytes,
+            hello_timeout_s=config.connect_timeout_s,
+            on_request=on_request,
+            on_lost=on_lost,
+            address=address,
+        )
+
+    def _dialled(self, address: str, on_lost: Callable[[Session, str], None]) -> Session:
+        return self._session(None, on_lost, address)
+
+    def _accepted(self, on_request: Callable[..., None], on_lost: Callable[[Session, str], None]) -> Session:
+        return self._session(on_request, on_lost, "a client")
+
+    # life
+
+    def check(self, operation: str) -> None:
+        """Raise where the runtime cannot be used.
+
+        Raises:
+            ForkError: this process was forked from the one that made it.
+            RuntimeClosed: it was shut down.
+        """
+        if self._forked:
+            raise ForkError()
+        if self.unusable or (self._closing is not None and operation == "serve_endpoint"):
+            raise RuntimeClosed(operation)
+
+    def forked(self) -> None:
+        """This process is a child of the one that made the runtime."""
+        self._forked = self.unusable = True
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run `work` in a task that the runtime keeps and ends with itself."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def shutdown(self) -> None:
+        """Begin to drain and return at once; `serve_endpoint` is done when that is over, at most `TRD_DRAIN_TIMEOUT_S`.
+
+        The instances leave discovery, clients are sent away, waiting requests are refused so that they go elsewhere,
+        and running handlers finish; then everything is closed.
+        """
+        if self._closing is None and not self._forked:
+            self._closing = self._loop.create_task(self._close(self.config.drain_timeout_s))
+
+    async def close(self) -> None:
+        """Close everything and wait for it; what is served is drained first."""
+        self.shutdown()
+        if self._closing is not None:
+            await asyncio.shield(self._closing)
+
+    async def _close(self, drain_s: float) -> None:
+        self._token.cancel()
+        endpoints = self._server.endpoints
+        try:
+            for endpoint in endpoints:
+                await self.discovery.withdraw(endpoint.instance)
+        except Exception as error:  # a place that is gone must not keep requests from finishing
+            logger.warning("withdrawing from %s: %s", self.discovery.where, error)
+        await self._server.drain(drain_s)
+        self.unusable = True
+        self._signals.remove()
+        self._server.close()
+        await self.prober.close()
+        await self.pool.close()
+        for view in self._views.values():
+            view.close()
+        await self.discovery.close()
+        self._threads.close()
+        if not self._stopped.done():
+            self._stopped.set_result(None)
+        if self._serving:
+            await asyncio.wait(self._serving)
+        left = [each for each in self._tasks if not each.done()]
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left)
+
+    async def __aenter__(self) -> DistributedRuntime:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.unusable else "draining" if self._closing else "open"
+        return f"<DistributedRuntime {self.instance_id} {state}, {len(self._server.endpoints)} endpoints served>"
+
+
+class _Values:
+    """The values of a dict as they are whenever they are looked at."""
+
+    def __init__(self, views: dict[EndpointName, EndpointView]) -> None:
+        self._views = views
+
+    def __iter__(self) -> Any:
+        return iter(list(self._views.values()))
+
+
+def _discovery(config: Config) -> Discovery:
+    if config.discovery == "memory":
+        return MemoryDiscovery()
+    if config.discovery == "static":
+        return StaticDiscovery(config.static)
+    return FileDiscovery(Path(config.directory))

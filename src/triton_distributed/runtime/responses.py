@@ -1,0 +1,162 @@
+"""What a call returns: something to await, to iterate over, or to leave alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Generator
+from typing import Any
+
+from triton_distributed.runtime.call import Call
+
+
+class ResponseStream:
+    """The responses of one call, which has begun when this exists.
+
+    `await` it to know that the request was sent (it returns the stream itself, or raises what prevented that), iterate
+    over it with `async for` or `anext`, or do neither: the request runs all the same, and what it answers is dropped.
+
+    Leaving an `async for` early, by `break`, an exception or cancellation, cancels the handler. So does `cancel()`, and
+    dropping a stream that was read with `anext` and not to its end.
+
+    Raises, from `await` and from iteration:
+        NoInstances, InstanceNotFound, ConnectionFailed, Overloaded, Draining: no handler began.
+        DeadlineExceeded: the call's time is over.
+        RemoteError: the handler raised; it is also an instance of the type that was raised.
+        StreamIncomplete: the connection was lost after the handler had begun.
+        InvalidRequest: the request does not fit the handler.
+    """
+
+    __slots__ = ("__weakref__", "_call", "_future", "_read")
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._read = False
+        self._future: asyncio.Future[ResponseStream] | None = None
+
+    def __await__(self) -> Generator[Any, None, ResponseStream]:
+        call = self._call
+        while (pending := call.dispatching) is not None and not pending.done():
+            try:
+                yield from asyncio.shield(pending).__await__()
+            except asyncio.CancelledError:
+                call.cancel()
+                raise
+        if (refusal := call.refusal) is not None:
+            self._read = True
+            raise refusal
+        return self
+
+    def __aiter__(self) -> Reading:
+        self._read = True
+        return Reading(self._call)
+
+    async def __anext__(self) -> Any:
+        self._read = True
+        call = self._call
+        while True:
+            for item in call.items:
+                if item is not None:  # None is an item without data; annotated items are never None
+                    return item
+            if not call.take():
+                await call.wait()
+
+    def __del__(self) -> None:
+        call = self._call
+        if self._read:
+            if not call.over and not call.reading:
+                call.cancel()
+        elif not call.over:
+            call.discard()
+
+    def cancel(self) -> bool:
+        """Cancel the handler; False where the call was over already."""
+        over = self._call.over
+        self._call.cancel()
+        return not over
+
+    async def aclose(self) -> None:
+        """Cancel the handler, as leaving the loop does."""
+        self._call.cancel()
+
+    @property
+    def instance_id(self) -> int | None:
+        """Who was asked; None before the request was sent."""
+        return self._call.instance.id if self._call.instance is not None else None
+
+    @property
+    def request_id(self) -> str:
+        """The request's id, as the handler sees it; empty before the request was sent."""
+        return self._call.request_id
+
+    # what programs expect of a future
+
+    def done(self) -> bool:
+        """Whether awaiting returns at once: the request was sent, or cannot be."""
+        pending = self._call.dispatching
+        return pending is None or pending.done()
+
+    def cancelled(self) -> bool:
+        """Whether the call was cancelled before the request was sent."""
+        return self._call.stream is None and self._call.done
+
+    def result(self) -> ResponseStream:
+        """The stream itself; raises what awaiting would.
+
+        Raises:
+            asyncio.InvalidStateError: the request is still on its way.
+        """
+        if not self.done():
+            raise asyncio.InvalidStateError("the request was not sent yet")
+        if (refusal := self._call.refusal) is not None:
+            raise refusal
+        return self
+
+    def exception(self) -> BaseException | None:
+        """What prevented the request from being sent, or None.
+
+        Raises:
+            asyncio.InvalidStateError: the request is still on its way.
+        """
+        if not self.done():
+            raise asyncio.InvalidStateError("the request was not sent yet")
+        return self._call.refusal
+
+    def add_done_callback(self, callback: Callable[[ResponseStream], object], *, context: Any = None) -> None:
+        """Call `callback` with this stream, in a later turn of the loop, once the request was sent or cannot be."""
+        loop = asyncio.get_running_loop()
+        pending = self._call.dispatching
+        if pending is None or pending.done():
+            loop.call_soon(callback, self, context=context)
+        else:
+            pending.add_done_callback(lambda _: callback(self), context=context)
+
+    def __repr__(self) -> str:
+        call = self._call
+        state = "over" if call.over else "open" if call.stream is not None else "being sent"
+        return f"<ResponseStream {state}, {call.received} items received>"
+
+
+class Reading:
+    """One `async for` over a stream: when the loop is left, this is dropped, and the handler cancelled."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        call.reading = True
+
+    def __aiter__(self) -> Reading:
+        return self
+
+    async def __anext__(self) -> Any:
+        call = self._call
+        while True:
+            for item in call.items:
+                if item is not None:
+                    return item
+            if not call.take():
+                await call.wait()
+
+    def __del__(self) -> None:
+        if not self._call.done:
+            self._call.leave()

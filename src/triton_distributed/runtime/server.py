@@ -1,0 +1,124 @@
+"""The worker's half of a runtime: where it listens, what it serves, and how it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from triton_distributed.config import Config
+from triton_distributed.errors import AlreadyServed
+from triton_distributed.runtime.keys import endpoint_key
+from triton_distributed.runtime.served import ServedEndpoint
+from triton_distributed.transport.address import Address
+from triton_distributed.transport.listener import Listener
+from triton_distributed.transport.session import Session
+from triton_distributed.wire import frames as f
+from triton_distributed.wire.assembly import Body, Memory
+
+logger = logging.getLogger("triton_distributed.runtime")
+
+AcceptedFactory = Callable[[Callable[..., None], Callable[[Session, str], None]], Session]
+
+
+class Server:
+    """Takes requests for the endpoints of one runtime.
+
+    Args:
+        loop: the running loop.
+        config: settings.
+        instance_id: of the runtime; None to take requests for any id, where ids are made from addresses.
+        factory: makes an accepted session from what to call for a request and when the session is lost.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, config: Config, instance_id: int | None, factory: AcceptedFactory
+    ) -> None:
+        self._loop = loop
+        self._instance_id = instance_id
+        self._by_key: dict[int, ServedEndpoint] = {}
+        self._listener = Listener(loop, lambda on_lost: factory(self._request, on_lost), config.max_sessions)
+        self._listening: asyncio.Task[Address] | None = None
+        self.draining = False
+
+    @property
+    def endpoints(self) -> list[ServedEndpoint]:
+        """What is served now."""
+        return list(self._by_key.values())
+
+    async def listen(self, address: Address) -> Address:
+        """Where this runtime listens; it begins to with the first endpoint.
+
+        Raises:
+            OSError: the address cannot be bound.
+        """
+        if self._listening is None or (self._listening.done() and self._listening.exception() is not None):
+            self._listening = self._loop.create_task(self._listener.listen(address))
+        return await asyncio.shield(self._listening)
+
+    def check_free(self, path: str, key: int) -> None:
+        """Raise AlreadyServed where the endpoint is served."""
+        if key in self._by_key:
+            raise AlreadyServed(path)
+
+    def add(self, endpoint: ServedEndpoint) -> None:
+        """Take requests for `endpoint`.
+
+        Raises:
+            AlreadyServed: this runtime serves it.
+        """
+        key = endpoint_key(endpoint.name)
+        self.check_free(endpoint.name.path, key)
+        self._by_key[key] = endpoint
+
+    def remove(self, endpoint: ServedEndpoint) -> None:
+        """Take no more requests for `endpoint`."""
+        self._by_key.pop(endpoint_key(endpoint.name), None)
+
+    def _request(
+        self,
+        stream: Any,
+        instance_id: int,
+        key: int,
+        timeout_s: float,
+        metadata: Body,
+        body: Body,
+        buffers: list[Memory] | None,
+    ) -> None:
+        endpoint = self._by_key.get(key)
+        if endpoint is None or (instance_id != self._instance_id and self._instance_id is not None):
+            words = f"this worker is instance {self._instance_id} and does not serve that endpoint as {instance_id}"
+            stream.abort(f.REJECT, f.RejectCode.UNKNOWN, words.encode())
+        else:
+            endpoint.admit(stream, timeout_s, metadata, body, buffers)
+
+    async def drain(self, timeout_s: float) -> list[str]:
+        """Let no request in any more, send clients away, and let running handlers finish.
+
+        Returns:
+            the ids of the requests that were cut because they had not ended after `timeout_s`.
+        """
+        self.draining = True
+        for endpoint in self.endpoints:
+            endpoint.drain()
+        for session in self._listener.sessions:
+            session.go_away(f.GoawayCode.DRAINING, "the worker is shutting down")
+        self._listener.close_listening()
+        cut: list[str] = []
+        for endpoint in self.endpoints:
+            if not endpoint.graceful:
+                cut += await endpoint.cut()
+        try:
+            async with asyncio.timeout(timeout_s):
+                for endpoint in self.endpoints:
+                    await endpoint.idle()
+        except TimeoutError:
+            for endpoint in self.endpoints:
+                cut += await endpoint.cut()
+            logger.warning("drain: %d request(s) were cut after %g s: %s", len(cut), timeout_s, ", ".join(cut[:20]))
+        return cut
+
+    def close(self) -> None:
+        """Close the sessions; what still runs is cancelled."""
+        self._listener.close()

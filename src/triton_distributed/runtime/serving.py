@@ -1,0 +1,208 @@
+"""One request being served: its handler's task from the first step to the last frame."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from triton_distributed.errors import DecodeError, InvalidRequest, MessageTooLarge
+from triton_distributed.observe import Outcome
+from triton_distributed.runtime.annotated import Annotated
+from triton_distributed.runtime.context import Context, current
+from triton_distributed.transport.stream import Stream
+from triton_distributed.wire import frames as f
+from triton_distributed.wire.assembly import Body, Memory
+from triton_distributed.wire.codec import encode
+from triton_distributed.wire.remote_error import encode_error
+
+if TYPE_CHECKING:
+    from triton_distributed.runtime.served import ServedEndpoint
+
+logger = logging.getLogger("triton_distributed.runtime")
+
+SMALL = f.SMALL
+
+
+class Serving:
+    """A request and the task of its handler.
+
+    Attributes:
+        stream: where the request came from and the items go.
+        context: what the handler sees.
+        task: None while the request waits in the endpoint's queue.
+        outcome: how it ended, known early where something else than the handler ended it.
+    """
+
+    __slots__ = ("_body", "_buffers", "_endpoint", "_timer", "context", "outcome", "stream", "task")
+
+    def __init__(
+        self, endpoint: ServedEndpoint, stream: Stream, context: Context, body: Body, buffers: list[Memory] | None
+    ) -> None:
+        self._endpoint = endpoint
+        self._body = body
+        self._buffers = buffers
+        self._timer: asyncio.TimerHandle | None = None
+        self.context = context
+        self.outcome: Outcome | None = None
+        self.stream = stream
+        self.task: asyncio.Task[None] | None = None
+        stream.owner = self
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Tell the caller that the handler begins, then let it begin in a later step of the loop."""
+        self.stream.connection.accept(self.stream)
+        self.task = asyncio.Task(self._run(), loop=loop)
+
+    def watch_deadline(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
+        """End the request when its time is over, whether it runs or waits."""
+        self._timer = loop.call_at(deadline, self._expire)
+
+    # the owner of a stream
+
+    def stream_ended(self) -> None:
+        """The caller has sent all of its request."""
+
+    def stream_closed(self, stream: Stream) -> None:
+        """The caller cancelled, or is gone."""
+        self.cancel(Outcome.LOST if stream.lost is not None else Outcome.CANCELLED)
+
+    def stream_stopped(self) -> None:
+        """The caller asks the handler to finish by itself."""
+        self.context.stop_generating()
+
+    def cancel(self, outcome: Outcome) -> None:
+        """Raise CancelledError in the handler at its current await, and cancel the calls it has made."""
+        if self.outcome is None:
+            self.outcome = outcome
+        self.context.kill()
+        if self.task is not None:
+            self.task.cancel()
+        else:
+            self._endpoint.left_queue(self)
+            self._over()
+
+    def refuse(self, code: int, words: str) -> None:
+        """Refuse it: its handler has not begun."""
+        self.outcome = Outcome.REFUSED
+        self.stream.abort(f.REJECT, code, words.encode())
+        self._over()
+
+    def _expire(self) -> None:
+        self.outcome = Outcome.DEADLINE
+        self.stream.abort(f.ERROR, f.ErrorCode.DEADLINE)
+        self.cancel(Outcome.DEADLINE)
+
+    def _over(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._endpoint.stats.ended[self.outcome or 0] += 1
+        self.stream.owner = None  # they refer to each other, and nobody waits for a collector
+
+    async def _run(self) -> None:
+        stream, endpoint = self.stream, self._endpoint
+        current.set(self.context)
+        items: AsyncIterator[Any] | None = None
+        try:
+            request = self._request()
+            self._body = b""
+            self._buffers = None
+            items = endpoint.handler.open(request, self.context)
+            check, push, sent = endpoint.handler.check, stream.push, 0
+            async for item in items:
+                if check is not None:
+                    check(item)
+                sent += 1
+                if item.__class__ is not Annotated:
+                    data = encode(item, "item")
+                    if data.__class__ is bytes and len(data) <= SMALL:
+                        if push(data):
+                            await stream.writable()
+                    elif isinstance(data, bytes):
+                        await stream.send(data, ())
+                    else:
+                        await stream.send(data.body, data.buffers)
+                else:
+                    await self._send_annotated(item)
+            endpoint.stats.items += sent
+            stream.end()
+        except asyncio.CancelledError:
+            await self._cancelled(items)
+        except Exception as error:
+            self._failed(error)
+            await _close(items, None)
+        except BaseException as error:  # KeyboardInterrupt and the like: tell the caller, then let it through
+            self._failed(error)
+            raise
+        finally:
+            self._over()
+            endpoint.finished(self)
+
+    def _request(self) -> Any:
+        handler = self._endpoint.handler
+        if handler.takes_stream:
+            return self._requests()
+        if not self.stream.finished:
+            raise InvalidRequest(
+                "", f"handler {handler.name} takes one request; annotate its parameter as AsyncIterator[…] for a stream"
+            )
+        return handler.decode(self._body, self._buffers)
+
+    async def _requests(self) -> AsyncIterator[Any]:
+        """What the caller streams. The first of it came with the request; an empty body is none."""
+        stream, decode = self.stream, self._endpoint.handler.decode
+        if self._body:
+            yield decode(self._body, self._buffers)
+        while True:
+            while stream.inbox:
+                cost, kind, _, payload, buffers = stream.inbox.popleft()
+                stream.read(cost)
+                if kind == f.BATCH:
+                    for each in self._endpoint.split(payload):
+                        yield decode(each, None)
+                else:
+                    yield decode(payload, buffers)
+            if stream.finished:
+                return
+            await stream.readable()
+
+    async def _send_annotated(self, item: Annotated) -> None:
+        parts = encode([item.data(), item.event(), item.comments(), item.id()], "item")
+        body, buffers = (parts, ()) if isinstance(parts, bytes) else (parts.body, parts.buffers)
+        await self.stream.send(body, buffers, f.ANNOTATED)
+
+    async def _cancelled(self, items: Any) -> None:
+        if self.outcome is None:
+            self.outcome = Outcome.CANCELLED
+        self.context.kill()
+        self.stream.abort(f.ERROR, f.ErrorCode.CANCELLED, b"the handler was cancelled")
+        # A generator that was parked at its `yield` has not seen the cancellation: its finally blocks run now.
+        await _close(items, asyncio.CancelledError())
+
+    def _failed(self, error: BaseException) -> None:
+        if isinstance(error, (InvalidRequest, DecodeError)):
+            self.outcome = Outcome.INVALID
+            self.stream.abort(f.ERROR, f.ErrorCode.INVALID, str(error).encode("utf-8", "replace"))
+            return
+        self.outcome = self.outcome or Outcome.ERROR
+        if isinstance(error, MessageTooLarge):
+            logger.warning("%s: %s", self._endpoint.name, error)
+        logger.debug("handler %s raised", self._endpoint.handler.name, exc_info=error)
+        self.stream.abort(f.ERROR, f.ErrorCode.HANDLER, encode_error(error))
+
+
+async def _close(items: Any, error: BaseException | None) -> None:
+    if items is None:
+        return
+    with contextlib.suppress(StopAsyncIteration, asyncio.CancelledError, GeneratorExit, RuntimeError):
+        if error is not None and hasattr(items, "athrow"):
+            await items.athrow(error)
+    try:
+        if hasattr(items, "aclose"):
+            await items.aclose()
+    except (asyncio.CancelledError, RuntimeError):
+        pass  # it is running its own cleanup, or refuses to end: nobody is left to tell
+    except Exception:
+        logger.warning("a handler raised while it was closed", exc_info=True)

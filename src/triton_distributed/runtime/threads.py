@@ -1,0 +1,146 @@
+"""Handlers written with plain `def`, run in a bounded pool of threads so that the loop never waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+AHEAD = 64  # items that a generator may be ahead of its consumer before its thread goes back to the pool
+
+
+class HandlerThreads:
+    """The pool, made when first needed.
+
+    Args:
+        most: threads at most; further work waits for one, and is bounded by `serve_endpoint(max_inflight=)`.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._pool: ThreadPoolExecutor | None = None
+
+    def submit(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Run `work` in a thread, in a copy of the caller's context; returns a concurrent future."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._most, thread_name_prefix="trd-handler")
+        return self._pool.submit(contextvars.copy_context().run, work, *arguments)
+
+    async def call(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Run `work` in a thread and return what it returns.
+
+        A thread cannot be interrupted: when the caller is cancelled, the work ends before this does.
+        """
+        future = asyncio.wrap_future(self.submit(work, *arguments))
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            with contextlib.suppress(Exception):
+                await future
+            raise
+
+    def close(self) -> None:
+        """Take no more work; threads end when theirs does."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+
+class ThreadedIterator:
+    """A plain generator as an async iterator.
+
+    A thread runs it until it is `AHEAD` items ahead, then returns to the pool: a consumer that does not read holds no
+    thread. Items are handed to the loop one wake-up for however many there are.
+    """
+
+    def __init__(self, threads: HandlerThreads, items: Iterator[Any]) -> None:
+        self._threads = threads
+        self._iterator = items
+        self._loop = asyncio.get_running_loop()
+        self._items: deque[Any] = deque()
+        self._running = self._done = self._stop = self._notified = False
+        self._error: BaseException | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def __aiter__(self) -> ThreadedIterator:
+        return self
+
+    async def __anext__(self) -> Any:
+        while not self._items:
+            self._notified = False
+            if self._items:
+                break
+            if self._error is not None:
+                raise self._error
+            if self._done:
+                raise StopAsyncIteration
+            if not self._running:
+                self._running = True
+                self._threads.submit(self._run)
+            await self._wait()
+        return self._items.popleft()
+
+    async def aclose(self) -> None:
+        """Close the generator, after the step that it is at: a thread cannot be interrupted."""
+        self._stop = True
+        self._items.clear()
+        while self._running:
+            await self._wait()
+        if not self._done:
+            self._running = True
+            self._threads.submit(self._close)
+            while self._running:
+                await self._wait()
+
+    async def _wait(self) -> None:
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    # in a thread
+
+    def _run(self) -> None:
+        try:
+            while not self._stop and len(self._items) < AHEAD:
+                self._items.append(next(self._iterator))
+                if not self._notified:
+                    self._notified = True
+                    self._post(self._wake)
+        except StopIteration:
+            self._done = True
+        except BaseException as error:
+            self._error = error
+            self._done = True
+        finally:
+            self._post(self._stepped)
+
+    def _close(self) -> None:
+        try:
+            if isinstance(self._iterator, Generator):
+                self._iterator.close()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._done = True
+            self._post(self._stepped)
+
+    def _post(self, callback: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop was closed under a thread that could not be stopped
+            self._loop.call_soon_threadsafe(callback)
+
+    # on the loop
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def _stepped(self) -> None:
+        self._running = False
+        self._wake()

@@ -1,0 +1,113 @@
+"""What one runtime knows of one endpoint: the table of its instances, and which of them can be reached."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import replace
+
+from triton_distributed.discovery import Added, Change, Discovery, Removed, Snapshot, Watch
+from triton_distributed.discovery.table import EndpointTable
+from triton_distributed.names import EndpointName, Instance
+from triton_distributed.routing.load import LoadBook
+from triton_distributed.routing.rotation import Rotation
+
+
+class EndpointView:
+    """The instances of an endpoint, shared by every client of it in this runtime.
+
+    Attributes:
+        candidates: those a call may be sent to: in rotation, or all where none is.
+        table: what discovery reports.
+        rotation: which of them are out, and until when.
+        load: streams that this runtime has open on each.
+    """
+
+    def __init__(self, name: EndpointName, loop: asyncio.AbstractEventLoop, rng: random.Random) -> None:
+        self.name = name
+        self.table = EndpointTable(name)
+        self.rotation = Rotation(rng)
+        self.load = LoadBook()
+        self.candidates: tuple[Instance, ...] = ()
+        self._loop = loop
+        self._watch: Watch | None = None
+        self._waiting: list[asyncio.Future[None]] = []  # at most one a caller of wait_for_instances
+        self.table.listeners.append(self._changed)
+
+    async def start(self, discovery: Discovery, host: str) -> None:
+        """Watch the endpoint; its present instances are known when this returns.
+
+        Args:
+            host: the name of this host: only instances on it are dialled by their Unix sockets.
+
+        Raises:
+            DiscoveryError: the place cannot be read.
+        """
+        self._watch = await discovery.watch(self.name, lambda change: self.table.apply(_dialable(change, host)))
+
+    def close(self) -> None:
+        """Stop watching; whoever waits for an instance is cancelled."""
+        if self._watch is not None:
+            self._watch.close()
+        for waiter in self._waiting:
+            waiter.cancel()
+
+    def _changed(self) -> None:
+        self.rotation.forget(self.table.by_id.keys())
+        self._refresh()
+
+    def _refresh(self) -> None:
+        self.candidates = self.rotation.available(self.table.instances)
+        if self.candidates:
+            waiting, self._waiting = self._waiting, []
+            for waiter in waiting:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    def mark_down(self, addresses: tuple[str, ...]) -> float | None:
+        """The connection to these addresses was lost or could not be made.
+
+        Returns:
+            when to try again, on the loop's clock; None where no instance has these addresses.
+        """
+        found = None
+        for instance in self.table.instances:
+            if instance.addresses == addresses:
+                self.rotation.mark_down(instance.id, self._loop.time())
+                found = self.rotation.next_probe(instance.id)
+        if found is not None:
+            self._refresh()
+        return found
+
+    def mark_up(self, addresses: tuple[str, ...]) -> None:
+        """The worker at these addresses answers again."""
+        for instance in self.table.instances:
+            if instance.addresses == addresses:
+                self.rotation.mark_up(instance.id)
+        self._refresh()
+
+    async def wait(self) -> None:
+        """Wait until there is an instance."""
+        while not self.table.instances:
+            waiter: asyncio.Future[None] = self._loop.create_future()
+            self._waiting.append(waiter)
+            try:
+                await waiter
+            finally:
+                if waiter in self._waiting:
+                    self._waiting.remove(waiter)
+
+
+def _dialable(change: Change, host: str) -> Change:
+    """The change with only those addresses that mean something on this host."""
+    if isinstance(change, Removed):
+        return change
+    if isinstance(change, Added):
+        return Added(_local(change.instance, host))
+    return Snapshot(tuple(_local(each, host) for each in change.instances))
+
+
+def _local(instance: Instance, host: str) -> Instance:
+    if not instance.host or instance.host == host:
+        return instance
+    return replace(instance, addresses=tuple(each for each in instance.addresses if not each.startswith("unix:")))
