@@ -1,0 +1,170 @@
+"""`python -m benchmarks`: every workload for every peer in interleaved rounds, printed as a table, written as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import describe
+from benchmarks.peers import PEERS
+from benchmarks.processes import BenchmarkError, Child
+from benchmarks.startup import hello_world, import_time
+from benchmarks.table import LATEST, Rounds, render, summarise
+
+# Workloads that share a pair of processes for a round, with the seconds of each measurement.
+RATES = {"alone": 1.0, "concurrent": 1.5, "streams": 1.5, "paced": 2.0, "array": 1.0}
+# Workloads in processes of their own, and what they count.
+IDLE_STREAMS, CANCELLATIONS, IMPORTS = 10_000, 300, 15
+MEMORY_ROUNDS = 3  # resident memory hardly varies, and opening the streams takes the slowest peer seconds
+NAMES = (*RATES, "idle", "cancel", "hello", "import")
+
+Measure = Callable[[], Awaitable[dict[str, float]]]
+
+
+class Bench:
+    """One run: which workloads, which peers, and every figure taken so far."""
+
+    def __init__(self, names: Iterable[str], peers: Iterable[str], rounds: int, quick: bool, directory: Path) -> None:
+        self.names, self.peers, self.rounds, self.quick = list(names), list(peers), rounds, quick
+        self.directory = directory
+        self.taken: Rounds = {}
+        self.failures: list[str] = []
+        self._places = 0
+
+    async def run(self) -> None:
+        """All rounds; within a round each workload goes over all peers before the next, so noise hits them alike."""
+        for number in range(self.rounds):
+            print(f"round {number + 1} of {self.rounds}", flush=True)
+            await self._rates()
+            if number < MEMORY_ROUNDS:
+                await self._alone("idle", self.peers, "", number=1_000 if self.quick else IDLE_STREAMS)
+            for family in ("ours", "grpc.aio"):
+                peers = [peer for peer in self.peers if PEERS[peer].family == family]
+                number = 40 if self.quick else CANCELLATIONS
+                # A grpc.aio call goes on when its `async for` is left: there, the task is cancelled every time.
+                await self._alone("cancel", peers, "chain", number=number, leaving=family == "ours")
+            if "ours" in self.peers:
+                if "hello" in self.names:
+                    await self._take("hello", "ours", lambda: hello_world(self._place()))
+                if "import" in self.names:
+                    await self._take("import", "ours", lambda: import_time(5 if self.quick else IMPORTS))
+
+    async def _rates(self) -> None:
+        names = [name for name in RATES if name in self.names]
+        if not names:
+            return
+        async with AsyncExitStack() as stack:
+            pairs = {}
+            for peer in self.peers:
+                try:
+                    pairs[peer] = await stack.enter_async_context(self._pair(peer))
+                except BenchmarkError as error:
+                    self._fail("start", peer, error)
+            for name in names:
+                seconds = RATES[name] * (0.2 if self.quick else 1)
+                for peer, pair in pairs.items():
+                    await self._take(name, peer, lambda p=pair, n=name, s=seconds: p.ask(n, seconds=s))
+
+    async def _alone(self, name: str, peers: Iterable[str], shape: str, **sizes: Any) -> None:
+        if name not in self.names:
+            return
+        for peer in peers:
+
+            async def measure(peer: str = peer) -> dict[str, float]:
+                async with self._pair(peer, shape) as pair:
+                    figures: dict[str, float] = await pair.ask(name, **sizes)
+                    return figures
+
+            await self._take(name, peer, measure)
+
+    @asynccontextmanager
+    async def _pair(self, peer: str, shape: str = "") -> AsyncIterator[Child]:
+        place = self._place()
+        environ = {"TRD_DIR": str(place)}
+        if PEERS[peer].tcp:
+            environ["TRD_LISTEN"] = "tcp://127.0.0.1:0"
+        child = await Child.start("benchmarks.client", peer, str(place), shape, environ=environ)
+        try:
+            yield child
+        finally:
+            await child.stop()
+
+    def _place(self) -> Path:
+        # Short: the path of a Unix socket has room for about 100 bytes.
+        self._places += 1
+        place = self.directory / str(self._places)
+        place.mkdir(mode=0o700)
+        return place
+
+    async def _take(self, name: str, peer: str, measure: Measure) -> None:
+        try:
+            figures: dict[str, Any] = await measure()
+        except BenchmarkError as error:
+            self._fail(name, peer, error)
+            figures = {"error": str(error)}
+        else:
+            shown = "  ".join(f"{key} {value:,.4g}" for key, value in figures.items())
+            print(f"  {name:10} {peer:14} {shown}", flush=True)
+        self.taken.setdefault(name, {}).setdefault(peer, []).append(figures)
+
+    def _fail(self, name: str, peer: str, error: BenchmarkError) -> None:
+        self.failures.append(f"{name}, {peer}: {error}")
+        print(f"  {name:10} {peer:14} FAILED: {error}", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="What the runtime costs beside its peers")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds over all workloads and peers (5)")
+    parser.add_argument("--quick", action="store_true", help="one short round: says that it works, not how fast it is")
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="PEER", help=", ".join(PEERS))
+    parser.add_argument("--json", type=Path, help="result file; a whole run's default: benchmarks/results/latest.json")
+    arguments = parser.parse_args()
+    rounds = 1 if arguments.quick else arguments.rounds
+    peers = [peer for peer in arguments.peers if PEERS[peer].available()]
+    for peer in arguments.peers:
+        if peer not in peers:
+            print(f"{peer} is left out: {PEERS[peer].needs} is not installed here")
+    whole = not arguments.quick and set(arguments.only) == set(NAMES) and set(peers) == set(PEERS)
+    path = arguments.json or (LATEST if whole else LATEST.with_name("partial.json"))
+
+    started, load = time.time(), os.getloadavg()
+    with tempfile.TemporaryDirectory(prefix="trb", dir="/tmp" if os.path.isdir("/tmp") else None) as directory:
+        bench = Bench(arguments.only, peers, rounds, arguments.quick, Path(directory))
+        asyncio.run(bench.run())
+    result = {
+        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+        "took_s": round(time.time() - started, 1),
+        "machine": describe(),
+        "load_before_and_after": [load[0], os.getloadavg()[0]],
+        "method": {
+            "rounds": rounds,
+            "quick": arguments.quick,
+            "seconds": RATES,
+            "idle_streams": IDLE_STREAMS,
+            "cancellations": CANCELLATIONS,
+            "imports": IMPORTS,
+        },
+        "rounds": bench.taken,
+        **summarise(bench.taken),
+        "failures": bench.failures,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"\n{render(result)}\nwritten to {path}")
+    for failure in bench.failures:
+        print(f"FAILED: {failure}")
+    return 1 if bench.failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

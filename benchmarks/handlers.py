@@ -1,0 +1,80 @@
+"""The handlers that every peer serves: the very same functions, so that only what carries them differs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+Handler = Callable[[Any], AsyncIterator[Any]]
+Call = Callable[[Any], Any]  # returns something that `async for` takes
+
+INTERVAL_S = 0.010  # of the paced streams
+_forever = asyncio.Event()
+
+
+async def tokens(request: Any) -> AsyncIterator[Any]:
+    """`n` small items as fast as they can be taken."""
+    for i in range(request["n"]):
+        yield {"i": i, "t": "tok"}
+
+
+async def paced(request: Any) -> AsyncIterator[Any]:
+    """`n` items, one each 10 ms after an offset of `phase` seconds; `t` is when the item was due (perf_counter)."""
+    due = time.perf_counter() + request["phase"]
+    for i in range(request["n"]):
+        due += INTERVAL_S
+        await asyncio.sleep(due - time.perf_counter())
+        yield {"i": i, "t": due}
+
+
+async def echo(request: Any) -> AsyncIterator[Any]:
+    """The request itself."""
+    yield request
+
+
+async def idle(request: Any) -> AsyncIterator[Any]:
+    """One item, then nothing for ever."""
+    yield {"i": 0, "t": "tok"}
+    await _forever.wait()
+
+
+WORK: dict[str, Handler] = {"tokens": tokens, "paced": paced, "echo": echo, "idle": idle}
+
+
+def relay(call: Call) -> Handler:
+    """A handler that passes on what another one yields."""
+
+    async def relay(request: Any) -> AsyncIterator[Any]:
+        async for item in call(request):
+            yield item
+
+    return relay
+
+
+def cancelling_relay(call: Call) -> Handler:
+    """The same for grpc.aio, whose call goes on when its `async for` is left and must be cancelled by name."""
+
+    async def relay(request: Any) -> AsyncIterator[Any]:
+        stream = call(request)
+        try:
+            async for item in stream:
+                yield item
+        finally:
+            stream.cancel()
+
+    return relay
+
+
+def innermost(ended: asyncio.Queue[float]) -> Handler:
+    """A handler that yields once, waits, and notes in its `finally` when it was ended (perf_counter, seconds)."""
+
+    async def innermost(request: Any) -> AsyncIterator[Any]:
+        try:
+            yield request
+            await _forever.wait()
+        finally:
+            ended.put_nowait(time.perf_counter())
+
+    return innermost

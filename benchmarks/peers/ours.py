@@ -1,0 +1,34 @@
+"""The runtime itself with its defaults. `TRD_DIR` and, over TCP, `TRD_LISTEN` are set by whoever starts the process."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from pathlib import Path
+
+from benchmarks.handlers import Call, Handler
+from triton_distributed.runtime import DistributedRuntime
+
+
+class Ours:
+    """One runtime a process."""
+
+    def __init__(self, directory: Path, tcp: bool) -> None:
+        self.runtime = DistributedRuntime(asyncio.get_running_loop())
+        self.serving: list[asyncio.Future[None]] = []
+
+    async def serve(self, service: str, handlers: dict[str, Handler]) -> None:
+        component = self.runtime.namespace("bench").component(service)
+        await component.create_service()
+        for name, handler in handlers.items():
+            self.serving.append(asyncio.ensure_future(component.endpoint(name).serve_endpoint(handler)))
+        for name in handlers:
+            await self.connect(service, name)
+
+    async def connect(self, service: str, handler: str) -> Call:
+        client = await self.runtime.endpoint(f"bench.{service}.{handler}").client()
+        await client.wait_for_instances()
+        return functools.partial(client.generate, annotated=False)
+
+
+make = Ours

@@ -1,0 +1,69 @@
+"""What starting costs: hello world from process start to the first reply, and the import."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.processes import ROOT, BenchmarkError, environment_without_settings
+from benchmarks.workloads import Figures
+
+IMPORT = "import triton_distributed.runtime"
+TIMEOUT_S = 30.0
+
+
+async def hello_world(directory: Path) -> Figures:
+    """Seconds to the client's first item: both processes started at once, then a client beside the running server.
+
+    `perf_counter` is the machine's monotonic clock, one for all processes.
+    """
+    environ = {**environment_without_settings(), "TRD_DIR": str(directory)}
+
+    async def start(role: str) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "benchmarks.hello", role, cwd=ROOT, env=environ, stdout=asyncio.subprocess.PIPE
+        )
+
+    async def client(started: float) -> float:
+        process = await start("client")
+        try:
+            output, _ = await asyncio.wait_for(process.communicate(), TIMEOUT_S)
+        except TimeoutError:
+            process.kill()
+            raise BenchmarkError(f"no first reply within {TIMEOUT_S:g} s") from None
+        if process.returncode:
+            raise BenchmarkError(f"the hello world client ended with status {process.returncode}")
+        return float(output) - started
+
+    started = time.perf_counter()
+    server = await start("server")
+    try:
+        both = await client(started)
+        alone = await client(time.perf_counter())
+    finally:
+        if server.returncode is None:
+            server.terminate()
+        await server.wait()
+    return {"both_s": both, "client_s": alone}
+
+
+async def import_time(times: int) -> Figures:
+    """Milliseconds that the import adds to a fresh interpreter: medians of alternating runs, bytecode cached."""
+
+    async def run(code: str) -> float:
+        started = time.perf_counter()
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, cwd=ROOT)
+        if await process.wait():
+            raise BenchmarkError(f"python -c '{code}' failed")
+        return (time.perf_counter() - started) * 1e3
+
+    await run(IMPORT)
+    bare, full = [], []
+    for _ in range(times):
+        bare.append(await run("pass"))
+        full.append(await run(IMPORT))
+    interpreter = statistics.median(bare)
+    return {"import_ms": statistics.median(full) - interpreter, "interpreter_ms": interpreter}

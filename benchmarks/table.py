@@ -1,0 +1,169 @@
+"""The table of a result file: `python -m benchmarks.table [--json PATH] [--write]`.
+
+Printed as Markdown; `--write` puts it between the markers in README.md. Figures are medians over the rounds. A ratio is
+the median of each round's own ratio, so it need not be the quotient of the two medians beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+LATEST = HERE / "results" / "latest.json"
+README = HERE.parent / "README.md"
+MARKED = re.compile(r"(<!-- figures -->\n).*?(<!-- /figures -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Target:
+    """`ours / against`, or our figure itself where `against` is empty, is to be at most, or at least, `bound`."""
+
+    bound: float
+    against: str = ""
+    at_least: bool = False
+
+    def met(self, value: float) -> bool:
+        return value >= self.bound if self.at_least else value <= self.bound
+
+    def __str__(self) -> str:
+        sign = "≥" if self.at_least else "≤"
+        return f"{sign} {self.bound:.3g} × {self.against}" if self.against else f"{sign} {self.bound:,.4g}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    text: str
+    workload: str
+    figure: str
+    target: Target | None = None
+
+
+ROWS = (
+    Row("1 call at a time: p50, µs", "alone", "p50_us", Target(1 / 2, "grpc.aio")),
+    Row("64 concurrent calls: calls/s", "concurrent", "per_s", Target(8, "grpc.aio", at_least=True)),
+    Row("64 concurrent calls: CPU µs a call", "concurrent", "cpu_us", Target(2.5, "yardstick")),
+    Row("16 × 500 items: items/s", "streams", "per_s", Target(20, "grpc.aio", at_least=True)),
+    Row("16 × 500 items: CPU µs an item", "streams", "cpu_us", Target(2, "yardstick")),
+    Row("256 paced streams: p99 lateness, ms", "paced", "p99_ms"),
+    Row("256 paced streams: CPU µs an item", "paced", "cpu_us", Target(1 / 3, "grpc.aio")),
+    Row("16 MiB array echoed: GB/s", "array", "gb_per_s", Target(6, "grpc.aio", at_least=True)),
+    Row("idle streams, 10,000 on one connection: worker, bytes each", "idle", "worker_bytes", Target(4096)),
+    Row("idle streams, 10,000 on one connection: client, bytes each", "idle", "client_bytes", Target(4096)),
+    Row("cancellation, three hops: p50, ms", "cancel", "p50_ms"),
+    Row("cancellation, three hops: p99, ms", "cancel", "p99_ms", Target(10)),
+    Row("hello world, both processes' start to first reply, s", "hello", "both_s", Target(0.5)),
+    Row("hello world, client's start to first reply, s", "hello", "client_s"),
+    Row("import triton_distributed.runtime, ms", "import", "import_ms", Target(120)),
+)
+FAMILIES = ("ours", "yardstick", "grpc.aio")
+HEAD = ("work", *FAMILIES, "ours ÷ yardstick", "ours ÷ grpc.aio", "target", "")
+
+Rounds = dict[str, dict[str, list[dict[str, Any]]]]  # workload, peer, one dict of figures a round
+
+
+def _medians(rounds: Rounds) -> dict[str, dict[str, dict[str, float]]]:
+    medians: dict[str, dict[str, dict[str, float]]] = {}
+    for workload, peers in rounds.items():
+        for peer, taken in peers.items():
+            good = [figures for figures in taken if "error" not in figures]
+            names = good[0] if good else ()
+            medians.setdefault(workload, {})[peer] = {n: statistics.median(f[n] for f in good) for n in names}
+    return medians
+
+
+def _ratios(rounds: Rounds) -> dict[str, dict[str, dict[str, float]]]:
+    ratios: dict[str, dict[str, dict[str, float]]] = {}
+    for row in ROWS:
+        peers = rounds.get(row.workload, {})
+        for suffix in ("", " tcp"):
+            for other in FAMILIES[1:]:
+                pairs = zip(peers.get("ours" + suffix, ()), peers.get(other + suffix, ()), strict=False)
+                each = [a[row.figure] / b[row.figure] for a, b in pairs if row.figure in a and b.get(row.figure)]
+                if each:
+                    of_workload = ratios.setdefault(row.workload, {})
+                    of_workload.setdefault(f"{other}{suffix}", {})[row.figure] = statistics.median(each)
+    return ratios
+
+
+def summarise(rounds: Rounds) -> dict[str, Any]:
+    """Medians by workload, peer and figure; ratios of ours to each other peer on the same kind of socket."""
+    return {"medians": _medians(rounds), "ratios": _ratios(rounds)}
+
+
+def _number(value: float | None, suffix: str = "") -> str:
+    if value is None:
+        return "–"
+    if abs(value) >= 100:
+        return f"{value:,.0f}{suffix}"
+    return f"{value:.{1 if abs(value) >= 10 else 2}f}{suffix}"
+
+
+def _lines(result: dict[str, Any]) -> Iterable[tuple[str, ...]]:
+    medians, ratios = result["medians"], result["ratios"]
+    for suffix in ("", " tcp"):
+        for row in ROWS:
+            peers = medians.get(row.workload, {})
+            values = [peers.get(family + suffix, {}).get(row.figure) for family in FAMILIES]
+            if all(value is None for value in values):
+                continue
+            against = {o: ratios.get(row.workload, {}).get(o + suffix, {}).get(row.figure) for o in FAMILIES[1:]}
+            target, mark = "", ""
+            if row.target is not None and not suffix:
+                target = str(row.target)
+                reached = against[row.target.against] if row.target.against else values[0]
+                mark = "" if reached is None else "met" if row.target.met(reached) else "**short**"
+            text = row.text + (", over TCP" if suffix else "")
+            yield (text, *map(_number, values), *(_number(value, " ×") for value in against.values()), target, mark)
+
+
+def _table_line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def render(result: dict[str, Any]) -> str:
+    """The table as Markdown, with the machine and the method's key words under it."""
+    lines = [HEAD, *_lines(result)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(HEAD))]
+    text = [_table_line(map(str.ljust, line, widths)) for line in lines]
+    words = (0, len(HEAD) - 2, len(HEAD) - 1)
+    rule = ("-" if column in words else "-:" for column in range(len(HEAD)))
+    text.insert(1, _table_line(end.rjust(width, "-") for end, width in zip(rule, widths, strict=True)))
+    machine = result["machine"]
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if version)
+    if result["method"]["quick"]:
+        text += ["", "A quick run with small sizes: it says that everything works, not how fast it is."]
+    text += [
+        "",
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}, {machine['python']}, {packages}. "
+        f"Interleaved rounds: {result['method']['rounds']}, medians of them; Unix sockets unless TCP is named. "
+        "`make bench` repeats them, benchmarks/README.md says how.",
+    ]
+    return "\n".join(text) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description="The table of a result file.")
+    parser.add_argument("--json", type=Path, default=LATEST, help="the result file")
+    parser.add_argument("--write", action="store_true", help="put the table between the markers in README.md")
+    arguments = parser.parse_args()
+    table = render(json.loads(arguments.json.read_text(encoding="utf-8")))
+    if not arguments.write:
+        print(table, end="")
+        return
+    text, places = MARKED.subn(lambda found: found[1] + table + found[2], README.read_text(encoding="utf-8"))
+    if places != 1:
+        raise SystemExit(f"{README.name} needs one <!-- figures --> … <!-- /figures -->, it has {places}")
+    README.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
