@@ -54,7 +54,7 @@ class Config:
     )
     advertise: str = _setting("TRD_ADVERTISE", "", "address to publish instead of the one listened on")
     max_message_bytes: int = _setting(
-        "TRD_MAX_MESSAGE_BYTES", 1024 * MIB, "largest request or item, bytes, checked at the sender", low=1 * KIB
+        "TRD_MAX_MESSAGE_BYTES", 1024 * MIB, "largest request or item, bytes, checked at the sender", low=64 * KIB
     )
     window_bytes: int = _setting(
         "TRD_WINDOW_BYTES", 256 * KIB, "bytes that one stream may have unread before its producer waits", low=4 * KIB

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from triton_distributed.errors import (
-    ConnectionFailed,
     DeadlineExceeded,
     DecodeError,
     Draining,
     InvalidRequest,
-    MessageTooLarge,
-    NoInstances,
     Overloaded,
     StreamIncomplete,
     TritonError,
@@ -24,11 +23,10 @@ from triton_distributed.observe import Outcome
 from triton_distributed.routing.policies import Policy
 from triton_distributed.runtime.annotated import Annotated
 from triton_distributed.runtime.context import Context
-from triton_distributed.runtime.directly import Directly
+from triton_distributed.runtime.dispatch import Dispatch
 from triton_distributed.wire import frames as f
-from triton_distributed.wire.codec import Message, decode, encode
+from triton_distributed.wire.codec import Message, decode
 from triton_distributed.wire.remote_error import decode_error
-from triton_distributed.wire.states import State
 
 if TYPE_CHECKING:
     from triton_distributed.runtime.client import Client
@@ -48,7 +46,12 @@ class Call:
     """A call under way.
 
     Attributes:
+        body: the encoded request.
+        dispatch: what looks for an instance, where the request could not be sent at once.
         items: decoded items of the message that is being read.
+        more: the further requests of a caller that streams them.
+        policy: chooses the instance; it may look at `request`.
+        stopping: the handler is to be asked to stop as soon as there is one.
         instance: who was asked, the last where there were several.
         stream: the stream to it; None while none is open.
         reading: an `async for` goes over it.
@@ -58,27 +61,26 @@ class Call:
 
     __slots__ = (
         "_annotated",
-        "_attempts",
-        "_body",
         "_client",
         "_context",
-        "_dispatched",
         "_error",
         "_idempotent",
         "_metadata",
-        "_more",
         "_outcome",
-        "_policy",
-        "_pump",
-        "_request",
+        "_request_id",
         "_timer",
-        "_tried",
+        "body",
         "deadline",
+        "dispatch",
         "done",
         "instance",
         "items",
+        "more",
+        "policy",
         "reading",
         "received",
+        "request",
+        "stopping",
         "stream",
         "timeout_s",
     )
@@ -96,26 +98,26 @@ class Call:
         timeout_s: float | None,
         deadline: float | None,
         metadata: bytes,
+        request_id: str | None,
         idempotent: bool,
     ) -> None:
         self._client = client
-        self._request = request  # policies may look at it
-        self._body = body
-        self._more = more
-        self._policy = policy
+        self.request = request
+        self.body = body
+        self.more = more
+        self.policy = policy
         self._annotated = annotated
         self._context = context
         self._metadata = metadata
+        self._request_id = request_id
         self._idempotent = idempotent
-        self._attempts: list[tuple[str, str]] | None = None
-        self._tried: set[int] | None = None
-        self._error: BaseException | None = None
+        self._error: BaseException | None = None  # what ended the call
+        self.stopping = False
         self._outcome: int | None = None
-        self._dispatched: asyncio.Future[None] | None = None
-        self._pump: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.timeout_s = timeout_s
         self.deadline = deadline
+        self.dispatch: Dispatch | None = None
         self.stream: Stream | None = None
         self.instance: Instance | None = None
         self.items: Iterator[Any] = _NOTHING
@@ -135,16 +137,16 @@ class Call:
             return
         client = self._client
         candidates = client.view.candidates
-        body = self._body
-        if candidates and self._more is None and body.__class__ is bytes and len(body) <= f.SMALL:
+        body = self.body
+        if candidates and self.more is None and body.__class__ is bytes and len(body) <= f.SMALL:
             try:
-                instance = self._policy(self._request, candidates, client.load)
+                instance = self.policy(self.request, candidates, client.load)
             except Exception as error:  # a user's policy, or `direct` with an id that nobody has
-                self._fail(error, Outcome.UNREACHABLE)
+                self.fail(error, Outcome.UNREACHABLE)
                 return
             session = client.pool.get(instance.addresses)
             if session is not None and not session.full:
-                stream = self._open(session, instance, True)
+                stream = self.open_stream(session, instance, True)
                 timeout = _INFINITE if self.deadline is None else self.deadline - client.loop.time()
                 metadata = self._metadata
                 size = _FIXED + len(metadata) + len(body)
@@ -163,10 +165,13 @@ class Call:
                     + metadata
                     + body
                 )
+                if self.stopping:
+                    stream.ask_to_stop()
                 return
         self._dispatch()
 
-    def _open(self, session: Session, instance: Instance, end: bool) -> Stream:
+    def open_stream(self, session: Session, instance: Instance, end: bool) -> Stream:
+        """The stream to `instance`; its REQUEST must be written before anything else is."""
         stream: Stream = session.open_stream(end)
         stream.owner = self
         self.stream = stream
@@ -175,111 +180,23 @@ class Call:
         return stream
 
     def _dispatch(self) -> None:
-        if self._dispatched is None or self._dispatched.done():
-            self._dispatched = self._client.loop.create_future()
-        self._pump = self._client.spawn(self._send())
+        """Send the request from a task: it needs a connection first, or more than one frame, or another instance."""
+        if self.dispatch is None:
+            self.dispatch = Dispatch(self, self._client)
+        self.dispatch.start()
 
-    async def _send(self) -> None:
-        try:
-            await self._send_somewhere()
-        except asyncio.CancelledError:
-            if self._outcome is None:
-                self.cancel()
-        except Exception as error:  # whatever a policy or a request's iterator raises is the caller's to see
-            self._fail(error, Outcome.UNREACHABLE if isinstance(error, TritonError) else Outcome.ERROR)
+    @property
+    def metadata_bytes(self) -> int:
+        """Bytes of metadata that go with the request."""
+        return len(self._metadata)
 
-    async def _send_somewhere(self) -> None:
-        client = self._client
-        while True:
-            instance = self._choose()
-            try:
-                session = await client.pool.connect(instance.addresses)
-            except ConnectionFailed as error:
-                client.unreachable(instance.addresses)
-                self._note(instance, [*error.attempts])
-                continue
-            if self._outcome is not None:  # cancelled, or out of time
-                return
-            if session.full:
-                self._note(instance, [(session.address, f"{len(session.streams):,} streams are open on the session")])
-                continue
-            await self._send_to(session, instance)
-            return
-
-    async def _send_to(self, session: Session, instance: Instance) -> None:
-        client = self._client
-        stream = self._open(session, instance, False)
-        timeout = _INFINITE if self.deadline is None else self.deadline - client.loop.time()
-        metadata = self._metadata
-        prefix = f.REQUEST_PREFIX.pack(instance.id, client.key, timeout, stream.window, len(metadata)) + metadata
-        body, buffers = (self._body, ()) if isinstance(self._body, bytes) else (self._body.body, self._body.buffers)
-        try:
-            await stream.send(prefix + body, buffers, 0 if self._more else f.END, f.REQUEST)
-            if self.stream is stream:
-                self._arrived()
-            if self._more is not None:
-                await self._send_more(stream, self._more)
-        except MessageTooLarge as error:
-            stream.abort(f.CANCEL)
-            self._fail(error, Outcome.INVALID)
-
-    async def _send_more(self, stream: Stream, requests: AsyncIterator[Any]) -> None:
-        """Stream further requests until they end or the response does."""
-        try:
-            async for each in requests:
-                data = encode(each, "request")
-                if isinstance(data, bytes) and len(data) <= f.SMALL:
-                    if stream.push(data):
-                        await stream.writable()
-                elif isinstance(data, bytes):
-                    await stream.send(data, ())
-                else:
-                    await stream.send(data.body, data.buffers)
-                if stream.state in (State.RECEIVED, State.CLOSED):
-                    return
-            stream.end()
-        except Exception:
-            stream.abort(f.CANCEL)
-            raise
-        finally:
-            if isinstance(requests, AsyncGenerator):
-                await requests.aclose()
-
-    def _arrived(self) -> None:
-        if self._dispatched is not None and not self._dispatched.done():
-            self._dispatched.set_result(None)
-
-    def _choose(self) -> Instance:
-        """The next instance to try.
-
-        Raises:
-            NoInstances, InstanceNotFound, ConnectionFailed, Overloaded, Draining: there is none, and why.
-        """
-        client, tried = self._client, self._tried
-        candidates = client.view.candidates
-        if not tried:
-            if not candidates and not isinstance(self._policy, Directly):
-                raise NoInstances(client.view.name.path, client.where)
-            return self._policy(self._request, candidates, client.load)
-        if len(tried) <= client.retries and not isinstance(self._policy, Directly):
-            rest = tuple(each for each in candidates if each.id not in tried)
-            if not rest:  # none of those in rotation is left: one that is out may be better than nothing
-                rest = tuple(each for each in client.view.table.instances if each.id not in tried)
-            if rest:
-                return self._policy(self._request, rest, client.load)
-        raise self._refused()
-
-    def _refused(self) -> Exception:
-        if self._error is not None:
-            return self._error  # type: ignore[return-value]
-        client = self._client
-        assert self._attempts is not None
-        return ConnectionFailed(f'endpoint "{client.view.name.path}"', self._attempts)
-
-    def _note(self, instance: Instance, attempts: list[tuple[str, str]]) -> None:
-        self._tried = self._tried or set()
-        self._tried.add(instance.id)
-        self._attempts = [*(self._attempts or ()), *attempts]
+    def prefix(self, stream: Stream, instance: Instance) -> bytes:
+        """The fixed part of a request and its metadata."""
+        timeout = _INFINITE if self.deadline is None else self.deadline - self._client.loop.time()
+        return (
+            f.REQUEST_PREFIX.pack(instance.id, self._client.key, timeout, stream.window, len(self._metadata))
+            + self._metadata
+        )
 
     # the owner of a stream
 
@@ -287,10 +204,10 @@ class Call:
         """The last item has arrived, though perhaps nobody has read it."""
         if self._outcome is None:
             self._settle(_OK)
-            if self._more is not None and self.stream is not None:
+            if self.more is not None and self.stream is not None:
                 self.stream.abort(f.CANCEL)
-                if self._pump is not None:
-                    self._pump.cancel()
+                if self.dispatch is not None:
+                    self.dispatch.cancel()
 
     def stream_closed(self, stream: Stream) -> None:
         """The stream failed, was refused, or its session is gone."""
@@ -309,18 +226,21 @@ class Call:
         kind, code, detail = stream.failure
         if kind == f.REJECT:
             words = detail.decode("utf-8", "replace")
+            refusal: Exception | None = None
             if code != f.RejectCode.UNKNOWN:
-                refusal = Draining if code == f.RejectCode.DRAINING else Overloaded
-                self._error = refusal(self._client.view.name.path, self.instance.id, words, len(self._tried or ()) + 1)
-            self._elsewhere([(stream.connection.address, words)])
+                kind_of = Draining if code == f.RejectCode.DRAINING else Overloaded
+                tries = len(self.dispatch.tried) + 1 if self.dispatch is not None else 1
+                refusal = kind_of(self._client.view.name.path, self.instance.id, words, tries)
+            self._elsewhere([(stream.connection.address, words)], refusal)
         else:
-            self._fail(*self._told(code, detail))
+            self.fail(*self._told(code, detail))
 
     def _told(self, code: int, detail: bytes) -> tuple[BaseException, Outcome]:
         """The error that the worker reports."""
         instance = self.instance
-        assert instance is not None and self.stream is not None
-        target = f'endpoint "{self._client.view.name.path}"'
+        assert instance is not None
+        assert self.stream is not None
+        target = self.target
         if code == f.ErrorCode.HANDLER:
             return decode_error(detail, instance_id=instance.id, request_id=self.request_id), Outcome.ERROR
         words = detail.decode("utf-8", "replace")
@@ -333,16 +253,19 @@ class Call:
             Outcome.LOST,
         )
 
-    def _elsewhere(self, attempts: list[tuple[str, str]]) -> None:
+    def _elsewhere(self, attempts: list[tuple[str, str]], refusal: Exception | None = None) -> None:
         """No handler has begun, or the caller allows a second one: try another instance."""
         assert self.instance is not None
         self._release()
-        self._note(self.instance, attempts)
-        if self._more is not None:
+        if self.dispatch is None:
+            self.dispatch = Dispatch(self, self._client)
+        self.dispatch.note(self.instance, attempts, refusal)
+        if self.more is not None:
             # What was streamed cannot be taken back from the caller's iterator.
-            self._fail(self._refused(), Outcome.REFUSED)
-            return
-        self._dispatch()
+            self.dispatch.cancel()
+            self.fail(self.dispatch.refused(), Outcome.REFUSED)
+        else:
+            self._dispatch()
 
     def stream_stopped(self) -> None:
         """Only handlers are asked to stop."""
@@ -350,24 +273,31 @@ class Call:
     # its end
 
     def _fail_incomplete(self, reason: str) -> None:
-        assert self.instance is not None and self.stream is not None
+        assert self.instance is not None
+        assert self.stream is not None
         error = StreamIncomplete(
-            f'endpoint "{self._client.view.name.path}"',
+            self.target,
             self.instance.id,
             self.stream.connection.address,
             reason,
             self.received,
         )
-        self._fail(error, Outcome.LOST)
+        self.fail(error, Outcome.LOST)
 
-    def _fail(self, error: BaseException, outcome: Outcome) -> None:
+    def fail(self, error: BaseException, outcome: Outcome) -> None:
         if self._outcome is not None:
             return
         self._error = error
         self._settle(outcome)
-        self._arrived()
+        if self.dispatch is not None:
+            self.dispatch.arrived()
         if self.stream is not None:
             self.stream.wake()
+
+    @property
+    def target(self) -> str:
+        """What was called, for error texts."""
+        return f'endpoint "{self._client.view.name.path}"'
 
     def _release(self) -> None:
         if self.stream is not None and self.instance is not None and self._outcome is None:
@@ -389,19 +319,25 @@ class Call:
             self._timer.cancel()
         if self._context is not None:
             self._context.detach(self)
-        self._request = None
+        self.request = None
 
     def _expire(self) -> None:
         if self._outcome is None:
             if self.stream is not None:
                 self.stream.abort(f.CANCEL)
-            target = f'endpoint "{self._client.view.name.path}"'
-            self._fail(DeadlineExceeded(target, self.timeout_s or 0.0), Outcome.DEADLINE)
-            if self._pump is not None:
-                self._pump.cancel()
+            target = self.target
+            self.fail(DeadlineExceeded(target, self.timeout_s or 0.0), Outcome.DEADLINE)
+            if self.dispatch is not None:
+                self.dispatch.cancel()
 
     def cancel(self) -> None:
-        """Cancel the handler and drop what was received."""
+        """Cancel the handler and drop what was received; whoever reads, or comes to, gets CancelledError."""
+        if self._outcome is None:
+            self._error = asyncio.CancelledError(f"{self.target} was cancelled by this process")
+        self.leave()
+
+    def leave(self) -> None:
+        """Cancel the handler and drop what was received: its reader is gone."""
         self.done = True
         self.items = _NOTHING
         if self.stream is not None:
@@ -412,12 +348,12 @@ class Call:
             if stream is not None:
                 stream.abort(f.CANCEL)
                 stream.wake()
-            if self._pump is not None:
-                self._pump.cancel()
-            self._arrived()
+            if self.dispatch is not None:
+                self.dispatch.cancel()
 
     def ask_to_stop(self) -> None:
-        """Ask the handler to finish by itself."""
+        """Ask the handler to finish by itself, now or as soon as it has the request."""
+        self.stopping = True
         if self.stream is not None and self._outcome is None:
             self.stream.ask_to_stop()
 
@@ -437,7 +373,7 @@ class Call:
             try:
                 items = decode(payload, buffers)
             except DecodeError:
-                self.cancel()
+                self.leave()
                 raise
             if kind != f.BATCH:
                 if flags & f.ANNOTATED:
@@ -449,14 +385,19 @@ class Call:
             self.received += len(items)
             self.items = map(Annotated, items) if self._annotated else iter(items)
             return True
-        if self.done:
+        if self._outcome is None:
+            return False
+        self.done = True
+        if self._error is None:
             raise StopAsyncIteration
-        if self._error is not None and self._outcome is not None:
-            raise self._error
-        if self._outcome is not None:
-            self.done = True
-            raise StopAsyncIteration
-        return False
+        # Told once, as a generator does, and not kept: an error knows the frames that know this call.
+        error, self._error = self._error, None
+        if isinstance(error, StreamIncomplete):
+            error.items = self.received
+        try:
+            raise error
+        finally:
+            del error
 
     async def wait(self) -> None:
         """Wait until `take` has something to say. Cancelled: so is the call."""
@@ -465,21 +406,26 @@ class Call:
             if stream is not None:
                 if not stream.inbox and not stream.finished:
                     await stream.next_readable()
-            elif self._dispatched is not None:
-                await asyncio.shield(self._dispatched)
+            elif self.dispatch is not None:
+                await asyncio.shield(self.dispatch.sent)
         except asyncio.CancelledError:
             self.cancel()
             raise
 
-    def leave(self) -> None:
-        """The loop that read this was left."""
-        if not self._client.loop.is_closed():
-            self.cancel()
-
     def discard(self) -> None:
         """Nobody will read: let the request run, and drop what it answers."""
-        if not self._client.loop.is_closed():
-            self._client.spawn(self._discard())
+        self._client.spawn(self._discard())
+
+    def from_finalizer(self, what: Callable[[], None]) -> None:
+        """Do `what` on the loop's thread: the collector runs finalizers in whichever thread it happens to run."""
+        client = self._client
+        if client.loop.is_closed():
+            return
+        if get_ident() == client.thread:
+            what()
+        else:
+            with contextlib.suppress(RuntimeError):  # it was closed this very moment
+                client.loop.call_soon_threadsafe(what)
 
     async def _discard(self) -> None:
         try:
@@ -495,12 +441,19 @@ class Call:
     @property
     def dispatching(self) -> asyncio.Future[None] | None:
         """Done when the request was sent or cannot be; None where it was sent at once."""
-        return self._dispatched
+        return self.dispatch.sent if self.dispatch is not None else None
 
     @property
     def refusal(self) -> BaseException | None:
         """Why the request could not be sent anywhere."""
         return self._error if self._outcome is not None and self.stream is None else None
+
+    def take_refusal(self) -> BaseException | None:
+        """`refusal` to be raised by whoever awaits; reading afterwards raises another of the same."""
+        error = self.refusal
+        if isinstance(error, TritonError):
+            self._error = type(error)(*error.args)
+        return error
 
     @property
     def over(self) -> bool:
@@ -510,8 +463,8 @@ class Call:
     @property
     def request_id(self) -> str:
         """The request's id, as the handler sees it; empty before it was sent."""
-        if self._context is not None and self._context._id is not None and self._metadata:
-            return self._context.id()
+        if self._request_id is not None:
+            return self._request_id
         if self.stream is None:
             return ""
         return f"{self.stream.connection.hello.nonce:x}-{self.stream.id:x}"

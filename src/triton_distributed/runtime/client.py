@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Mapping
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -51,6 +52,7 @@ class Client:
         self.load = view.load
         self.key = endpoint_key(view.name)
         self.loop = runtime.event_loop()
+        self.thread = get_ident()
         self.pool = runtime.pool
         self.where = runtime.discovery.where
         self.retries = runtime.config.retries
@@ -100,7 +102,7 @@ class Client:
             return found[0]
         finally:
             if not call.over:
-                call.cancel()
+                call.leave()
 
     def _call(self, request: Any, policy: Policy, annotated: bool | None, **options: Any) -> ResponseStream:
         return ResponseStream(self._start(request, policy, bool(annotated), **options))
@@ -143,6 +145,7 @@ class Client:
             timeout_s=timeout,
             deadline=None if timeout is None else self.loop.time() + timeout,
             metadata=extra,
+            request_id=None if context is None else context.id(),
             idempotent=idempotent,
         )
         call.start()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
+import os
 from collections.abc import Mapping
 from contextvars import ContextVar
 from types import MappingProxyType
@@ -47,7 +47,7 @@ class Context:
     def id(self) -> str:
         """The request's id."""
         if self._id is None:
-            self._id = uuid.uuid4().hex
+            self._id = os.urandom(16).hex()
         return self._id
 
     def remaining_s(self) -> float | None:

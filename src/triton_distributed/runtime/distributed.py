@@ -82,6 +82,7 @@ class DistributedRuntime:
         self._signals = DrainSignals(self._loop, self.shutdown, self._running)
         self._token = CancellationToken()
         self._tasks: set[asyncio.Task[Any]] = set()  # bounded by calls, clients and endpoints
+        self._starting: set[asyncio.Task[ServedEndpoint]] = set()
         self._serving: set[asyncio.Task[None]] = set()
         self._stopped: asyncio.Future[None] = self._loop.create_future()
         self._closing: asyncio.Task[None] | None = None
@@ -152,25 +153,47 @@ class DistributedRuntime:
         max_queue: int,
         metadata: Mapping[str, Any],
     ) -> None:
+        if self._closing is not None:
+            return
+        limits = {"max_inflight": max_inflight, "max_queue": max_queue, "graceful": graceful}
+        starting = self._loop.create_task(self._start_serving(name, handler, metadata, limits))
+        self._starting.add(starting)
+        starting.add_done_callback(self._starting.discard)
+        try:
+            served = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            starting.cancel()
+            raise
+        try:
+            await asyncio.shield(self._stopped)
+        finally:
+            if not self.unusable:
+                await self._stop_serving(served)
+
+    async def _start_serving(
+        self, name: EndpointName, handler: Handler, metadata: Mapping[str, Any], limits: dict[str, Any]
+    ) -> ServedEndpoint:
         self._server.check_free(name.path, endpoint_key(name))
         address = await self._server.listen(self._listen_address())
         published = self.config.advertise or str(address)
         instance = Instance(name, self.instance_id, (published,), host_name(), metadata)
-        served = ServedEndpoint(
-            self._loop, name, handler, instance, max_inflight=max_inflight, max_queue=max_queue, graceful=graceful
-        )
+        served = ServedEndpoint(self._loop, name, handler, instance, **limits)
         self._server.add(served)
         try:
             await self.discovery.register(instance)
-            if self.config.handle_signals:
-                self._signals.install()
-            await asyncio.shield(self._stopped)
-        finally:
+        except BaseException:
             self._server.remove(served)
-            if not self.unusable:
-                served.drain()
-                await self.discovery.withdraw(instance)
-                await served.cut()
+            raise
+        if self.config.handle_signals:
+            self._signals.install()
+        return served
+
+    async def _stop_serving(self, served: ServedEndpoint) -> None:
+        """Its task was cancelled: nobody comes in any more, and what runs is cut."""
+        self._server.remove(served)
+        served.drain()
+        await self.discovery.withdraw(served.instance)
+        await served.cut()
 
     def _listen_address(self) -> Address:
         config = self.config
@@ -285,6 +308,8 @@ class DistributedRuntime:
 
     async def _close(self, drain_s: float) -> None:
         self._token.cancel()
+        if self._starting:
+            await asyncio.wait(self._starting)
         endpoints = self._server.endpoints
         try:
             for endpoint in endpoints:

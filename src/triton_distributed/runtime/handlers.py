@@ -93,12 +93,15 @@ class _Results:
         arguments, self._arguments = self._arguments, None
         if arguments is None:
             raise StopAsyncIteration
-        if self._on_loop:
-            result = await self._function(*arguments)
-        else:
-            result = await self._threads.call(self._function, *arguments)
-            if inspect.isawaitable(result):
-                result = await result
+        try:
+            if self._on_loop:
+                result = await self._function(*arguments)
+            else:
+                result = await self._threads.call(self._function, *arguments)
+                if inspect.isawaitable(result):
+                    result = await result
+        except StopAsyncIteration as error:  # let through, it would look like a clean end
+            raise RuntimeError("the handler raised StopAsyncIteration") from error
         if isinstance(result, collections.abc.AsyncIterable):
             self._inner = aiter(result)
         elif isinstance(result, (collections.abc.Generator, map, filter, zip)):
@@ -124,6 +127,8 @@ def _signature(function: Any, plain: Any, name: str) -> tuple[bool, Any, Any]:
     """Whether it takes a context, and the annotations of its request and of what it returns."""
     try:
         signature = inspect.signature(function, follow_wrapped=False)
+        if any(each.kind == each.VAR_POSITIONAL for each in signature.parameters.values()):
+            signature = inspect.signature(function)  # a wrapper that passes on what it gets
     except (TypeError, ValueError):
         return False, Any, Any  # a builtin without a signature: call it with the request
     positional = [

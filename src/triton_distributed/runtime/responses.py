@@ -26,12 +26,12 @@ class ResponseStream:
         InvalidRequest: the request does not fit the handler.
     """
 
-    __slots__ = ("__weakref__", "_call", "_future", "_read")
+    __slots__ = ("__weakref__", "_call", "_callbacks", "_read")
 
     def __init__(self, call: Call) -> None:
         self._call = call
         self._read = False
-        self._future: asyncio.Future[ResponseStream] | None = None
+        self._callbacks: list[tuple[Callable[[ResponseStream], object], Callable[[object], None]]] | None = None
 
     def __await__(self) -> Generator[Any, None, ResponseStream]:
         call = self._call
@@ -41,9 +41,12 @@ class ResponseStream:
             except asyncio.CancelledError:
                 call.cancel()
                 raise
-        if (refusal := call.refusal) is not None:
+        if (refusal := call.take_refusal()) is not None:
             self._read = True
-            raise refusal
+            try:
+                raise refusal
+            finally:
+                del refusal
         return self
 
     def __aiter__(self) -> Reading:
@@ -62,11 +65,9 @@ class ResponseStream:
 
     def __del__(self) -> None:
         call = self._call
-        if self._read:
-            if not call.over and not call.reading:
-                call.cancel()
-        elif not call.over:
-            call.discard()
+        if call.over or call.reading:
+            return
+        call.from_finalizer(call.leave if self._read else call.discard)
 
     def cancel(self) -> bool:
         """Cancel the handler; False where the call was over already."""
@@ -76,7 +77,7 @@ class ResponseStream:
 
     async def aclose(self) -> None:
         """Cancel the handler, as leaving the loop does."""
-        self._call.cancel()
+        self._call.leave()
 
     @property
     def instance_id(self) -> int | None:
@@ -127,8 +128,20 @@ class ResponseStream:
         pending = self._call.dispatching
         if pending is None or pending.done():
             loop.call_soon(callback, self, context=context)
-        else:
-            pending.add_done_callback(lambda _: callback(self), context=context)
+            return
+
+        def done(_: object) -> None:
+            callback(self)
+
+        self._callbacks = [*(self._callbacks or ()), (callback, done)]
+        pending.add_done_callback(done, context=context)
+
+    def remove_done_callback(self, callback: Callable[[ResponseStream], object]) -> int:
+        """Take back what `add_done_callback` was given; returns how often it was there."""
+        pending = self._call.dispatching
+        found = [done for known, done in self._callbacks or () if known == callback]
+        self._callbacks = [each for each in self._callbacks or () if each[0] != callback]
+        return sum(pending.remove_done_callback(each) for each in found) if pending is not None else 0
 
     def __repr__(self) -> str:
         call = self._call
@@ -158,5 +171,6 @@ class Reading:
                 await call.wait()
 
     def __del__(self) -> None:
-        if not self._call.done:
-            self._call.leave()
+        call = self._call
+        if not call.done:
+            call.from_finalizer(call.leave)

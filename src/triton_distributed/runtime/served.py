@@ -140,7 +140,7 @@ class ServedEndpoint:
 def _context(stream: Stream, metadata: Body) -> Context:
     try:
         values = _metadata(metadata)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ServedContext(stream)  # metadata is advice; the request itself is judged by its own bytes
     name = values.pop("\0id", None)
     context = ServedContext(stream)

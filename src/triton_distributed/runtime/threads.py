@@ -33,14 +33,17 @@ class HandlerThreads:
     async def call(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """Run `work` in a thread and return what it returns.
 
-        A thread cannot be interrupted: when the caller is cancelled, the work ends before this does.
+        Work that waits for a thread is taken back when the caller is cancelled. A thread cannot be interrupted: work
+        that has begun ends before this does.
         """
-        future = asyncio.wrap_future(self.submit(work, *arguments))
+        work_future = self.submit(_guarded, work, *arguments)
+        future = asyncio.wrap_future(work_future)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
-            with contextlib.suppress(Exception):
-                await future
+            if not work_future.cancel():
+                with contextlib.suppress(Exception):
+                    await future
             raise
 
     def close(self) -> None:
@@ -48,6 +51,13 @@ class HandlerThreads:
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
+
+
+def _guarded(work: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return work(*arguments)
+    except StopIteration as error:  # no future can hold one
+        raise RuntimeError("the handler raised StopIteration") from error
 
 
 class ThreadedIterator:

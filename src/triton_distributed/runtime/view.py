@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from triton_distributed.discovery import Added, Change, Discovery, Removed, Snapshot, Watch
 from triton_distributed.discovery.table import EndpointTable
+from triton_distributed.errors import RuntimeClosed
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.routing.load import LoadBook
 from triton_distributed.routing.rotation import Rotation
@@ -46,11 +47,12 @@ class EndpointView:
         self._watch = await discovery.watch(self.name, lambda change: self.table.apply(_dialable(change, host)))
 
     def close(self) -> None:
-        """Stop watching; whoever waits for an instance is cancelled."""
+        """Stop watching; whoever waits for an instance gets RuntimeClosed."""
         if self._watch is not None:
             self._watch.close()
         for waiter in self._waiting:
-            waiter.cancel()
+            if not waiter.done():
+                waiter.set_exception(RuntimeClosed("wait_for_instances"))
 
     def _changed(self) -> None:
         self.rotation.forget(self.table.by_id.keys())

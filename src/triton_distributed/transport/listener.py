@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from triton_distributed.transport import memory, tcp, unix
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.session import Session
-from triton_distributed.wire.frames import GoawayCode
 
 logger = logging.getLogger("triton_distributed.transport")
 
@@ -39,6 +36,7 @@ class Listener:
         self._max_sessions = max_sessions
         self._server: asyncio.AbstractServer | None = None
         self._stop: Callable[[], None] | None = None
+        self._inode = 0
         self.address: Address | None = None
         self.sessions: set[Session] = set()
 
@@ -52,7 +50,7 @@ class Listener:
             if address.scheme == "memory":
                 self._stop = memory.network_of(self._loop).listen(address.host, self._accept)
             elif address.scheme == "unix":
-                self._server = await unix.listen(self._loop, Path(address.host), self._accept)
+                self._server, self._inode = await unix.listen(self._loop, Path(address.host), self._accept)
             else:
                 self._server = await tcp.listen(self._loop, address.host, address.port, self._accept)
                 port = self._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
@@ -66,8 +64,7 @@ class Listener:
         session = self._factory(self.forget)
         self.sessions.add(session)
         if len(self.sessions) > self._max_sessions:
-            words = f"{self._max_sessions:,} sessions are open here, see TRD_MAX_SESSIONS"
-            self._loop.call_soon(session.break_off, GoawayCode.BUSY, words)
+            session.refused = f"{self._max_sessions:,} sessions are open here, see TRD_MAX_SESSIONS"
         return session
 
     def forget(self, session: Session, reason: str) -> None:
@@ -85,8 +82,7 @@ class Listener:
             self._server = None
             assert self.address is not None
             if self.address.scheme == "unix":
-                with contextlib.suppress(OSError):
-                    os.unlink(self.address.host)
+                unix.remove(Path(self.address.host), self._inode)
 
     def close(self) -> None:
         """Accept nothing more and close every session; open streams fail."""

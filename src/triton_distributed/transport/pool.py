@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from triton_distributed.errors import ConfigError, ConnectionFailed, ProtocolError
+from triton_distributed.errors import ConnectionFailed, ProtocolError
 from triton_distributed.transport import memory, tcp, unix
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.session import Session
@@ -74,7 +74,7 @@ class SessionPool:
                     await session.ready
             except TimeoutError:
                 attempts.append((address, f"no answer within {self._timeout_s:g} s, see TRD_CONNECT_TIMEOUT_S"))
-            except (OSError, ProtocolError, ConfigError) as error:
+            except (OSError, ProtocolError, ValueError) as error:  # a record may name what is no address at all
                 attempts.append((address, str(error) or type(error).__name__))
             except BaseException:
                 session.close()
@@ -83,8 +83,10 @@ class SessionPool:
                 if self._closed:
                     session.close()
                     raise ConnectionFailed("a worker", [(address, "the runtime was shut down")])
-                self._live[addresses] = session
-                return session
+                if session.usable:
+                    self._live[addresses] = session
+                    return session
+                attempts.append((address, session.lost or (session.going or (0, "it takes no calls"))[1]))
             session.close()
         raise ConnectionFailed("a worker", attempts)
 

@@ -10,12 +10,18 @@ from typing import Any
 from triton_distributed.errors import RemoteProtocolError
 from triton_distributed.transport.in_place import InPlaceReader
 from triton_distributed.transport.stream import Stream
+from triton_distributed.transport.tcp import tune
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.connection import Connection
 from triton_distributed.wire.hello import Hello
 from triton_distributed.wire.states import CLOSED
 
 logger = logging.getLogger("triton_distributed.transport")
+
+
+# Frames that may wait while the kernel takes none. Items are bounded by credit, so beyond this only answers to pings
+# and refusals can wait, and whoever asked for them reads nothing.
+MOST_WAITING = 200_000
 
 
 class Session(Connection, asyncio.Protocol):
@@ -33,6 +39,8 @@ class Session(Connection, asyncio.Protocol):
     Attributes:
         address: where the peer is, for error texts.
         paused: the kernel takes no more for now; output waits in `out` and in the streams.
+        lost: why it is gone, or None.
+        refused: why it is broken off as soon as it is connected; set by a listener that has too many.
     """
 
     stream_type = Stream
@@ -54,6 +62,7 @@ class Session(Connection, asyncio.Protocol):
         self.address = address
         self.paused = False
         self.lost: str | None = None
+        self.refused: str | None = None
         self.ready: asyncio.Future[None] = loop.create_future()  # the hellos are exchanged
         self.send_limit = hello.max_message
         if on_request is not None:
@@ -84,11 +93,17 @@ class Session(Connection, asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
+        if self.lost is not None:
+            transport.abort()
+            return
+        tune(transport)
         # 0: a write goes to the kernel at once, and `paused` means that something did not fit.
         transport.set_write_buffer_limits(high=0)
         self._timer = self.loop.call_later(self._hello_timeout_s, self._no_hello)
         self.greet()
         self._flush()
+        if self.refused is not None:
+            self.break_off(f.GoawayCode.BUSY, self.refused)
 
     def data_received(self, data: bytes) -> None:
         self._receiving = True
@@ -102,6 +117,8 @@ class Session(Connection, asyncio.Protocol):
             self._receiving = False
         if self.accepting and self.announce():
             self._flush()
+        if self.paused and len(self.out) > MOST_WAITING:
+            self.break_off(f.GoawayCode.PROTOCOL, "the peer asks without reading the answers")
         if self.direct and self._bulk is None:
             self._bulk = InPlaceReader.begin(self, self._transport)
 
@@ -188,7 +205,8 @@ class Session(Connection, asyncio.Protocol):
     def close(self, reason: str = "the runtime at this end was shut down") -> None:
         """Close the connection once what waits is written; open streams fail with `reason`."""
         if self.lost is None:
-            self._flush()
+            if self._transport is not None and (data := self.take_output()):
+                self._transport.write(data)
             self._lose(reason)
         if self._transport is not None:
             if self._transport.get_write_buffer_size():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from triton_distributed.errors import MessageTooLarge
 from triton_distributed.wire import frames as f
-from triton_distributed.wire.assembly import Body, fragments
+from triton_distributed.wire.assembly import Body, fragments, message_bytes
 from triton_distributed.wire.states import CLOSED
 from triton_distributed.wire.stream import StreamCore
 
@@ -77,10 +77,10 @@ class Stream(StreamCore):
             kind: REQUEST to open the stream with it.
 
         Raises:
-            MessageTooLarge: it is above the limit of this end or of the peer.
+            MessageTooLarge: it is above the limit of this end or of the peer; nothing was sent.
         """
         session = self.connection
-        size = len(body) + sum(each.nbytes for each in buffers)
+        size = message_bytes(len(body), buffers)
         if size > session.send_limit:
             raise MessageTooLarge("the request" if kind == f.REQUEST else "the item", size, session.send_limit)
         for fragment_flags, start, piece in fragments(body, buffers, flags):
@@ -93,7 +93,7 @@ class Stream(StreamCore):
             self.charge(length, fragment_flags)
             kind = f.DATA
         if buffers:
-            while session.paused:  # the transport still refers to the last of them
+            while session.paused and session.lost is None:  # the transport still refers to the last of them
                 await session.resumed()
 
     def on_readable(self) -> None:

@@ -19,8 +19,7 @@ async def connect(loop: asyncio.AbstractEventLoop, host: str, port: int, protoco
     Raises:
         OSError: it cannot be reached.
     """
-    transport, _ = await loop.create_connection(lambda: protocol, host, port)
-    tune(transport)
+    await loop.create_connection(lambda: protocol, host, port)
 
 
 async def listen(
@@ -35,7 +34,7 @@ async def listen(
 
 
 def tune(transport: asyncio.BaseTransport) -> None:
-    """Options of a connected socket: no delay, keep-alive, a short unsent queue."""
+    """Options of a connected TCP socket, nothing on others: no delay, keep-alive, a short unsent queue."""
     sock = transport.get_extra_info("socket")
     if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return

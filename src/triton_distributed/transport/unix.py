@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import itertools
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,8 +17,11 @@ from pathlib import Path
 LONGEST_PATH = 107 if sys.platform == "linux" else 103
 SUPPORTED = hasattr(socket, "AF_UNIX")
 BACKLOG = 4096  # connections waiting to be accepted; the kernel caps it at net.core.somaxconn
+FRESH_S = 60.0  # a socket is bound and listens within microseconds; one that does not for so long has lost its worker
 SWEEP = 256  # dead sockets looked for when one starts to listen
 SOCKET_BUFFER = 512 * 1024  # asked of the kernel, which caps it: fewer wake-ups for arrays, no cost for tokens
+
+_numbers = itertools.count()
 
 
 @contextlib.contextmanager
@@ -67,42 +72,66 @@ async def connect(loop: asyncio.AbstractEventLoop, path: str, protocol: asyncio.
 
 async def listen(
     loop: asyncio.AbstractEventLoop, path: Path, factory: Callable[[], asyncio.Protocol]
-) -> asyncio.AbstractServer:
+) -> tuple[asyncio.AbstractServer, int]:
     """Listen on `path`, whose folder exists and is private.
 
     The socket is bound under another name and renamed when it listens: a socket that refuses connections is a dead one,
     and may be removed by anybody who finds it.
 
+    Returns:
+        the server, and the inode of its socket: by then somebody else may have the path.
+
     Raises:
-        OSError: the path cannot be bound.
+        OSError: the path cannot be bound, or a living worker listens there.
     """
+    sock, inode = _claim(path)
+    try:
+        return await loop.create_unix_server(factory, sock=sock, backlog=BACKLOG), inode
+    except BaseException:
+        sock.close()
+        remove(path, inode)
+        raise
+
+
+def _claim(path: Path) -> tuple[socket.socket, int]:
     sweep(path.parent)
+    if path.exists() and not _remove_if_dead(path):
+        raise OSError(errno.EADDRINUSE, "another worker listens there", str(path))
     sock = _socket()
-    temporary = path.with_name(f".{path.name}")
+    temporary = path.with_name(f".{os.getpid()}-{next(_numbers)}.sock")
     try:
         with reachable(temporary) as name:
             sock.bind(name)
         os.chmod(temporary, 0o600)
         sock.listen(BACKLOG)
         os.rename(temporary, path)
-        return await loop.create_unix_server(factory, sock=sock, backlog=BACKLOG)
+        return sock, path.stat().st_ino
     except BaseException:
         sock.close()
-        for left in (temporary, path):
-            with contextlib.suppress(OSError):
-                left.unlink()
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise
+
+
+def remove(path: Path, inode: int) -> None:
+    """Remove the socket of a listener that has closed, unless it is another's by now."""
+    with contextlib.suppress(OSError):
+        if path.stat().st_ino == inode:
+            path.unlink()
 
 
 def sweep(folder: Path) -> None:
     """Remove the sockets of workers that were killed."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for _, entry in zip(range(SWEEP), entries, strict=False):
-            if entry.name.endswith(".sock") and not entry.name.startswith("."):
-                _remove_if_dead(Path(entry.path))
+            if not entry.name.endswith(".sock"):
+                continue
+            if entry.name.startswith(".") and time.time() - entry.stat(follow_symlinks=False).st_mtime < FRESH_S:
+                continue  # bound a moment ago, and about to listen
+            _remove_if_dead(Path(entry.path))
 
 
-def _remove_if_dead(path: Path) -> None:
+def _remove_if_dead(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
@@ -111,5 +140,7 @@ def _remove_if_dead(path: Path) -> None:
         except ConnectionRefusedError:
             with contextlib.suppress(OSError):
                 path.unlink()
+            return True
         except OSError:
-            return  # alive but busy, or not ours to judge
+            return False  # alive but busy, or not ours to judge
+    return False

@@ -17,10 +17,12 @@ from collections.abc import Iterator, Sequence
 from struct import Struct
 from typing import TypeAlias
 
-from triton_distributed.errors import MessageTooLarge, RemoteProtocolError
+from triton_distributed.errors import RemoteProtocolError
 from triton_distributed.wire.frames import BUFFERS, MAX_FRAME, MORE, SMALL, UINT64
 
 _HEAD = Struct("<II")
+MAPPED = 256 * 1024  # memory above this is mapped: a gigabyte's worth of parts stays far below the kernel's 65,530 maps
+_PRIVATE = getattr(mmap, "MAP_PRIVATE", 2) | getattr(mmap, "MAP_ANONYMOUS", 0)
 MAX_BUFFERS = (MAX_FRAME - _HEAD.size - UINT64.size) // UINT64.size
 Memory: TypeAlias = bytearray | mmap.mmap
 Body: TypeAlias = bytes | bytearray | memoryview
@@ -31,21 +33,31 @@ def allocate(size: int) -> Memory:
 
     Large memory is mapped: page-aligned, and touched only as bytes arrive, so that a peer which announces a gigabyte
     and sends nothing costs nothing.
+
+    Raises:
+        RemoteProtocolError: there is none.
     """
-    return mmap.mmap(-1, size) if size > SMALL else bytearray(size)
+    try:
+        return mmap.mmap(-1, size, flags=_PRIVATE) if size > MAPPED else bytearray(size)
+    except (OSError, MemoryError, OverflowError) as error:
+        raise RemoteProtocolError(f"there is no memory for {size:,} bytes of a message: {error}") from error
 
 
-def head_of(body: Body, buffers: Sequence[memoryview]) -> bytes:
+def head_of(body_bytes: int, buffers: Sequence[memoryview]) -> bytes:
     """The head of a message with buffers.
 
     Raises:
-        MessageTooLarge: it has more buffers than a head can name.
+        ValueError: it has more buffers than a head can name.
     """
     if len(buffers) > MAX_BUFFERS:
-        raise MessageTooLarge(
-            "the list of a message's arrays and buffers", len(buffers), MAX_BUFFERS, "fewer arrays, not a setting,"
-        )
-    return _HEAD.pack(len(buffers), len(body)) + b"".join([UINT64.pack(each.nbytes) for each in buffers])
+        raise ValueError(f"a message holds at most {MAX_BUFFERS:,} large arrays and buffers, not {len(buffers):,}")
+    return _HEAD.pack(len(buffers), body_bytes) + b"".join([UINT64.pack(each.nbytes) for each in buffers])
+
+
+def message_bytes(body_bytes: int, buffers: Sequence[memoryview]) -> int:
+    """What counts against `max_message_bytes`, at both ends: head, body and buffers."""
+    head = _HEAD.size + UINT64.size * len(buffers) if buffers else 0
+    return head + body_bytes + sum(each.nbytes for each in buffers)
 
 
 def fragments(body: Body, buffers: Sequence[memoryview], flags: int) -> Iterator[tuple[int, bytes, memoryview]]:
@@ -54,10 +66,10 @@ def fragments(body: Body, buffers: Sequence[memoryview], flags: int) -> Iterator
     Args:
         flags: of the last frame; the others carry `MORE`.
     """
-    head = head_of(body, buffers) if buffers else b""
+    head = head_of(len(body), buffers) if buffers else b""
     if buffers:
         flags |= BUFFERS
-    total = len(head) + len(body) + sum(each.nbytes for each in buffers)
+    total = message_bytes(len(body), buffers)
     if total <= SMALL:
         yield flags, head + b"".join((body, *buffers)), memoryview(b"")
         return
@@ -86,7 +98,7 @@ class Assembly:
         RemoteProtocolError: the message is above the limit, or its sizes contradict each other.
     """
 
-    __slots__ = ("_current", "_parts", "_view", "body", "buffers", "kind", "left", "total")
+    __slots__ = ("_sizes", "_view", "kind", "left", "parts", "total")
 
     def __init__(self, kind: int, flags: int, first: bytes, limit: int) -> None:
         self.kind = kind
@@ -108,9 +120,8 @@ class Assembly:
         self.left = self.total - (at - start)
         if size + sum(sizes) != self.left:
             raise RemoteProtocolError("the lengths in a message's head do not add up to its total")
-        self.body = bytearray(size)
-        self.buffers: list[Memory] = [allocate(each) for each in sizes]
-        self._parts: Iterator[Memory] = iter((self.body, *self.buffers))
+        self.parts: list[Memory] = []  # body, then buffers; each made when its first byte comes
+        self._sizes = iter((size, *sizes))
         self._view = memoryview(b"")
         self._next()
         self.write(memoryview(first)[at:])
@@ -126,8 +137,12 @@ class Assembly:
         return Struct(f"<{number}Q").unpack_from(first, at), size, at + number * UINT64.size
 
     def _next(self) -> None:
-        while not self._view.nbytes and self.left:
-            self._view = memoryview(next(self._parts))
+        while not self._view.nbytes:
+            size = next(self._sizes, None)
+            if size is None:
+                return
+            self.parts.append(allocate(size))
+            self._view = memoryview(self.parts[-1])
 
     def target(self, most: int) -> memoryview:
         """Where the next bytes belong, at most `most` of them; call `advance` when they are there."""
@@ -153,8 +168,8 @@ class Assembly:
             self.advance(count)
             data = data[count:]
 
-    def finish(self) -> None:
-        """The last fragment is here.
+    def finish(self) -> tuple[Body, list[Memory]]:
+        """The last fragment is here: the body and the buffers.
 
         Raises:
             RemoteProtocolError: bytes are missing.
@@ -162,3 +177,5 @@ class Assembly:
         if self.left:
             raise RemoteProtocolError(f"a message's last fragment leaves {self.left:,} announced bytes missing")
         self._view = memoryview(b"")
+        body = self.parts[0]
+        return body if isinstance(body, bytearray) else memoryview(body), self.parts[1:]

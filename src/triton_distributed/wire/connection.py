@@ -216,7 +216,8 @@ class Connection:
             raise RemoteProtocolError("a REQUEST is shorter than the metadata it announces")
         stream.granted(window)
         metadata = payload[f.REQUEST_PREFIX_BYTES : start] if extra else b""
-        self.on_request(stream, instance, endpoint, timeout, metadata, payload[start:], buffers)
+        body = payload[start:] if len(payload) <= f.SMALL else memoryview(payload)[start:]
+        self.on_request(stream, instance, endpoint, timeout, metadata, body, buffers)
 
     def _session_frame(self, kind: int, payload: bytes) -> None:
         if self.peer is None:
@@ -251,7 +252,6 @@ class Connection:
                 f"the peer {peer.lowest} to {peer.version}"
             )
         self.peer = peer
-        self._decoder.widen()
         self.on_hello(peer)
 
     # receiving in place
@@ -261,6 +261,8 @@ class Connection:
         assert partial is not None
         kind, flags, number, size = partial
         stream = self.streams.get(number)
+        if flags & f.END and flags & f.MORE:
+            return  # the ordinary path says what is wrong with it
         if size < DIRECT or kind != f.DATA or stream is None or stream.assembly is None:
             return
         after = RECEIVING[stream.state][INPUTS[kind][flags & f.END]]

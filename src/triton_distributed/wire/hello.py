@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from triton_distributed.errors import RemoteProtocolError
-from triton_distributed.wire.frames import HELLO, frame
+from triton_distributed.wire.frames import HELLO, SMALL, frame
 
 MAGIC = b"TRD\0"
 VERSION = 1
@@ -58,9 +58,12 @@ def read_hello(payload: bytes) -> Hello:
     if not payload.startswith(MAGIC):
         raise RemoteProtocolError("the peer's first bytes are not a hello: it does not speak this protocol")
     try:
-        return _decode(payload[len(MAGIC) :])
-    except (msgspec.DecodeError, RecursionError) as error:
+        hello = _decode(payload[len(MAGIC) :])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RemoteProtocolError(f"the peer's hello cannot be read: {error}") from error
+    if not 0 < hello.window < 2**32 or hello.max_message < SMALL or hello.max_streams < 0:
+        raise RemoteProtocolError("the peer's hello names limits that are none")
+    return hello
 
 
 def agree(ours: Hello, theirs: Hello) -> int:

@@ -38,6 +38,7 @@ class StreamCore:
     __slots__ = (
         "_assembly",
         "_ending",
+        "_most",
         "_owed",
         "_queued",
         "_unread",
@@ -64,6 +65,9 @@ class StreamCore:
         self.accepted = False
         self.inbox: deque[Received] = deque()
         self._window = window
+        # What the peer may send before it gets credit: on a stream that we opened the window, on one that it opened
+        # what our hello says.
+        self._most = max(window, connection.hello.window) + SLACK
         self._unread = self._owed = 0
         self._assembly: Assembly | None = None
         self.failure: tuple[int, int, bytes] | None = None
@@ -177,7 +181,7 @@ class StreamCore:
         """
         cost = len(payload) + FRAME_COST
         self._unread = unread = self._unread + cost
-        if unread > self._window + SLACK:
+        if unread > self._most:
             raise RemoteProtocolError(
                 f"stream {self.id} was sent {unread:,} bytes beyond what was read, above its credit"
             )
@@ -189,7 +193,7 @@ class StreamCore:
             self.on_readable()
 
     def _assemble(self, kind: int, flags: int, payload: bytes, cost: int) -> None:
-        if kind == f.END_OF_STREAM:
+        if kind == f.END_OF_STREAM or (flags & f.END and flags & f.MORE):
             raise RemoteProtocolError(f"stream {self.id} ended in the middle of a message")
         if self._assembly is None:
             self._assembly = Assembly(kind, flags, payload, self.connection.max_message)
@@ -209,13 +213,13 @@ class StreamCore:
             else:
                 self._owed += cost
             return
-        assembly.finish()
+        body, buffers = assembly.finish()
         self._assembly = None
         if assembly.kind == f.REQUEST:
             self.read(cost)
-            self.connection.requested(self, assembly.body, assembly.buffers)
+            self.connection.requested(self, body, buffers)
         else:
-            self.inbox.append((cost, f.DATA, flags, assembly.body, assembly.buffers))
+            self.inbox.append((cost, f.DATA, flags, body, buffers))
 
     @property
     def assembly(self) -> Assembly | None:

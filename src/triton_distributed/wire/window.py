@@ -4,7 +4,9 @@ Each stream has its own credit in bytes, so a consumer that does not read stops 
 windows of all streams of a session come out of one budget: new streams get a smaller window the more of the budget is
 promised, so that the memory a session can be made to hold is bounded by
 
-    session_window_bytes + open streams * SMALLEST_WINDOW + one message under way a stream.
+    session_window_bytes + open streams * SMALLEST_WINDOW + one message under way a stream
+
+in the direction of responses. Requests that are streamed get the window of the hello, `window_bytes` each.
 """
 
 from __future__ import annotations

@@ -1,0 +1,161 @@
+"""Finding an instance for a request that cannot be sent at once, and another when the first does not take it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import TYPE_CHECKING
+
+from triton_distributed.errors import ConnectionFailed, MessageTooLarge, NoInstances, RuntimeClosed, TritonError
+from triton_distributed.names import Instance
+from triton_distributed.observe import Outcome
+from triton_distributed.runtime.directly import Directly
+from triton_distributed.wire import frames as f
+from triton_distributed.wire.assembly import message_bytes
+from triton_distributed.wire.codec import encode
+from triton_distributed.wire.states import State
+
+if TYPE_CHECKING:
+    from triton_distributed.runtime.call import Call
+    from triton_distributed.runtime.client import Client
+    from triton_distributed.transport.session import Session
+    from triton_distributed.transport.stream import Stream
+
+
+class Dispatch:
+    """The slow half of a call's way out; most calls never need one.
+
+    Attributes:
+        sent: done when the request is on its way, or cannot be sent.
+        tried: ids of the instances that did not take it; at most `TRD_RETRIES` are tried after the first.
+    """
+
+    __slots__ = ("_attempts", "_call", "_client", "_refusal", "_task", "sent", "tried")
+
+    def __init__(self, call: Call, client: Client) -> None:
+        self._call = call
+        self._client = client
+        self._attempts: list[tuple[str, str]] = []
+        self._refusal: Exception | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.sent: asyncio.Future[None] = client.loop.create_future()
+        self.tried: set[int] = set()
+
+    def start(self) -> None:
+        """Look for an instance, in a task."""
+        if self.sent.done():
+            self.sent = self._client.loop.create_future()
+        self._task = self._client.spawn(self._run())
+
+    def cancel(self) -> None:
+        """The call is over."""
+        self.arrived()
+        if self._task is not None:
+            self._task.cancel()
+
+    def arrived(self) -> None:
+        """Whoever awaits the call may go on."""
+        if not self.sent.done():
+            self.sent.set_result(None)
+
+    def note(self, instance: Instance, attempts: list[tuple[str, str]], refusal: Exception | None = None) -> None:
+        """`instance` did not take the request: (address, reason) each, and its refusal if it gave one."""
+        self.tried.add(instance.id)
+        self._attempts += attempts
+        self._refusal = refusal or self._refusal
+
+    def refused(self) -> Exception:
+        """What to tell the caller when nobody is left to try."""
+        return self._refusal or ConnectionFailed(self._call.target, self._attempts)
+
+    async def _run(self) -> None:
+        call = self._call
+        try:
+            await self._send_somewhere()
+        except asyncio.CancelledError:
+            call.fail(RuntimeClosed("a call"), Outcome.CANCELLED)  # says nothing where the call was over before
+        except MessageTooLarge as error:
+            call.fail(error, Outcome.INVALID)
+        except Exception as error:  # whatever a policy or a request's iterator raises is the caller's to see
+            call.fail(error, Outcome.UNREACHABLE if isinstance(error, TritonError) else Outcome.ERROR)
+
+    async def _send_somewhere(self) -> None:
+        call, client = self._call, self._client
+        while True:
+            instance = self._choose()
+            try:
+                session = await client.pool.connect(instance.addresses)
+            except ConnectionFailed as error:
+                client.unreachable(instance.addresses)
+                self.note(instance, [*error.attempts])
+                continue
+            # A stream's id is taken when its request is written: ids must leave in order, and a CANCEL behind them.
+            while session.paused and session.lost is None:
+                await session.resumed()
+            if call.over:
+                return
+            if session.full:
+                self.note(instance, [(session.address, f"{len(session.streams):,} streams are open on the session")])
+            elif session.usable:
+                await self._send_to(session, instance)
+                return
+
+    def _choose(self) -> Instance:
+        """The next instance to try.
+
+        Raises:
+            NoInstances, InstanceNotFound, ConnectionFailed, Overloaded, Draining: there is none, and why.
+        """
+        call, client = self._call, self._client
+        candidates = client.view.candidates
+        directly = isinstance(call.policy, Directly)
+        if not self.tried:
+            if not candidates and not directly:
+                raise NoInstances(client.view.name.path, client.where)
+            return call.policy(call.request, candidates, client.load)
+        if len(self.tried) > client.retries or directly:
+            raise self.refused()
+        rest = tuple(each for each in candidates if each.id not in self.tried)
+        if not rest:  # none of those in rotation is left: one that is out may be better than nothing
+            rest = tuple(each for each in client.view.table.instances if each.id not in self.tried)
+        if not rest:
+            raise self.refused()
+        return call.policy(call.request, rest, client.load)
+
+    async def _send_to(self, session: Session, instance: Instance) -> None:
+        call = self._call
+        body, buffers = (call.body, []) if isinstance(call.body, bytes) else (call.body.body, call.body.buffers)
+        size = message_bytes(f.REQUEST_PREFIX_BYTES + call.metadata_bytes + len(body), buffers)
+        if size > session.send_limit:
+            raise MessageTooLarge("the request", size, session.send_limit)
+        stream = call.open_stream(session, instance, False)
+        await stream.send(call.prefix(stream, instance) + body, buffers, 0 if call.more else f.END, f.REQUEST)
+        if call.stream is not stream:
+            return  # it was refused meanwhile, and is on its way elsewhere
+        self.arrived()
+        if call.stopping:
+            stream.ask_to_stop()
+        if call.more is not None:
+            await _send_more(stream, call.more)
+
+
+async def _send_more(stream: Stream, requests: AsyncIterator[object]) -> None:
+    """Stream further requests until they end, or the response does."""
+    try:
+        async for each in requests:
+            data = encode(each, "request")
+            if not isinstance(data, bytes):
+                await stream.send(data.body, data.buffers)
+            elif len(data) > f.SMALL:
+                await stream.send(data, ())
+            elif stream.push(data):
+                await stream.writable()
+            if stream.state in (State.RECEIVED, State.CLOSED):
+                return
+        stream.end()
+    except Exception:
+        stream.abort(f.CANCEL)
+        raise
+    finally:
+        if isinstance(requests, AsyncGenerator):
+            await requests.aclose()
