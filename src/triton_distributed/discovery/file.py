@@ -1,250 +1,353 @@
-"""Discovery on one machine with nothing to set up: a private folder with one small file an instance.
+"""Discovery through one private folder: the default, for any number of processes of one user on one machine.
 
-Liveness is the kernel's word, not a clock's. The owner holds its record open for writing and locked. When it dies, in
-whatever way, the kernel closes the file; whoever watches the folder hears of that through inotify, finds the lock free,
-and deletes the record. A process that is stopped keeps its lock and its registration.
+`DIRECTORY/instances/` holds one small file an instance, named after its endpoint and id. Its owner keeps it open and
+locked; every discovery has one inotify instance on the folder, and looks at a file when the kernel names it. All that
+happens to a file ends in `_look`, which compares it with what is known, so an event that is lost, doubled or late does
+no harm: a patrol looks at everything again every few seconds, more often where there is no inotify.
 
-The folder must be on a local file system: neither locks nor inotify tell the truth across a network one.
+A dead instance's file is deleted by whoever looks at it: everybody looks at everything once, and from then on at the
+endpoints that it watches or serves.
 
-Every operation is a handful of system calls on a local disk, some microseconds, so they are made on the event loop; a
-folder of thousands of records is read in slices between which the loop turns.
+Not for network file systems: they pass on neither the events nor, all of them, the locks.
+
+Files are opened on the event loop: some 10 µs each on a local file system, which is less than a trip to a thread, and
+long scans let others run in between. Cleaners of temporary folders: own records are touched every hour, so none of
+them grows old, and one that is deleted nevertheless is written again at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
-from pathlib import Path
+from weakref import WeakSet
 
-from triton_distributed.discovery.base import Added, Removed, Sink, Watch, same
+from triton_distributed.discovery import inotify, record
+from triton_distributed.discovery.base import Sink, Watch
+from triton_distributed.discovery.census import Census
 from triton_distributed.discovery.folder import BACKEND, discovery_error, private_folder
-from triton_distributed.discovery.held import HeldRecord
-from triton_distributed.discovery.inotify import IN_DELETE_SELF, IN_IGNORED, IN_MOVE_SELF, IN_Q_OVERFLOW, Inotify
-from triton_distributed.discovery.reader import RecordReader
-from triton_distributed.discovery.record import BadRecord, prefix_of
-from triton_distributed.discovery.record import key as key_of
-from triton_distributed.discovery.watchers import Watchers
+from triton_distributed.discovery.lockfile import HeldRecord, State
+from triton_distributed.discovery.watchers import Watcher, Watchers
 from triton_distributed.errors import DiscoveryError
 from triton_distributed.names import EndpointName, Instance
 
 _log = logging.getLogger("triton_distributed.discovery")
 
-POLL_S = 1.0  # how long a death may go unseen where there is no inotify
-CHECK_S = 5.0  # how often everything is looked at although inotify works: what cleaners and people do to the folder
-SLICE = 128  # records read, about a millisecond, before the loop turns
-_REREAD = IN_Q_OVERFLOW | IN_DELETE_SELF | IN_MOVE_SELF | IN_IGNORED
+_SLICE = 128  # files looked at before others on the loop get their turn: 1 to 2 ms
+_TOUCH_S = 3600.0  # the strictest cleaners in use remove what was not touched for a day
+_MAX_TROUBLES = 64  # texts that were said and are not said again: there are fewer kinds of trouble than this
+
+# Linux announces a file's last close just before it drops the lock (`__fput`): 0.12 ms at most in 60 tries, longer
+# where the dying process is preempted between the two. Looked at again this many seconds later each; then it is left
+# to the patrol.
+_LOOK_AGAIN_S = (0.001, 0.02, 0.2, 0.7)
+
+_FOLDER_CHANGED = inotify.IN_DELETE_SELF | inotify.IN_MOVE_SELF | inotify.IN_IGNORED | inotify.IN_Q_OVERFLOW
 
 
 class FileDiscovery:
-    """Registers and watches instances in a folder.
+    """Registers instances as files in a folder that is private to the user.
 
     Args:
-        directory: made with mode 0700 where it is missing; one that others may enter is refused.
-        poll_s: seconds between two looks at the folder where there is no inotify.
-        check_s: seconds between two where there is.
-
-    Raises, from every operation:
-        DiscoveryError: the folder is not private or cannot be used; the text says why and what helps.
+        directory: made with mode 0700 if it is not there; refused if it is anybody else's or open to others.
+        poll_s: seconds between two looks at all files where there is no inotify.
+        check_s: seconds between two looks at all files where there is.
+        use_inotify: False polls, as on systems without it.
     """
 
-    def __init__(self, directory: Path | str, *, poll_s: float = POLL_S, check_s: float = CHECK_S) -> None:
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        poll_s: float = 0.5,
+        check_s: float = 5.0,
+        use_inotify: bool = True,
+    ) -> None:
         self._directory = os.path.abspath(directory)
         self._folder = os.path.join(self._directory, "instances")
         self.where = f"file://{self._directory}"
-        self._poll_s = poll_s
-        self._check_s = check_s
-        self._held: dict[str, HeldRecord] = {}  # what we registered
-        self._known: dict[str, Instance] = {}  # what lives, ours included, while somebody watches
-        self._reader = RecordReader(self._folder, self.where)
-        self._watchers = Watchers()
-        self._inotify: Inotify | None = None
-        self._identity: tuple[int, int] | None = None  # of the folder that was last opened
-        self._timer: asyncio.TimerHandle | None = None
-        self._reading: asyncio.Task[None] | None = None
-        self._watching = False
-        self._again = False
+        self._poll_s, self._check_s = poll_s, check_s
+        self._use_inotify = use_inotify
+        self._notifier: inotify.Inotify | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._identity: tuple[int, int] | None = None
+        self._patrol: asyncio.Task[None] | None = None
+        self._patrol_now = asyncio.Event()
         self._closed = False
+        self._troubles: set[str] = set()  # what was said and still goes wrong
+        self._troubled = False  # whether anything went wrong since the patrol last set out
+        self._looked_at_all = False
+        self._watchers = Watchers()
+        self._census = Census(self._folder, self._watchers, self._complain)
+        self._held: dict[str, HeldRecord] = {}
+        self._look_again: dict[str, asyncio.TimerHandle] = {}
+        _alive.add(self)
 
     def __repr__(self) -> str:
-        how = "inotify" if self._inotify else "polling" if self._watching else "not watching"
-        return f"<FileDiscovery {self.where}, {len(self._held)} held, {len(self._known)} known, {how}>"
+        how = "closed" if self._closed else "inotify" if self._notifier else "polling" if self._patrol else "idle"
+        return f"<FileDiscovery {self.where} {how} held={len(self._held)} known={len(self._census)}>"
+
+    # --- the protocol ------------------------------------------------------------------------------------------------
 
     async def register(self, instance: Instance) -> None:
-        self._open()
-        self._hold(instance)
-        self._schedule()
-        if self._watching:
-            self._look(key_of(instance.endpoint, instance.id))
-
-    def _hold(self, instance: Instance) -> None:
+        self._start()
         try:
-            held = HeldRecord(self._folder, instance)
-        except OSError as error:
-            raise discovery_error(self.where, "write a record in", error) from error
-        except BadRecord as error:
-            raise DiscoveryError(BACKEND, self.where, str(error)) from error
-        before = self._held.get(held.key)
-        self._held[held.key] = held
-        if before is not None:
-            before.release()
+            data = record.encode(instance, os.getpid())
+        except record.BadRecord as error:
+            raise DiscoveryError(BACKEND, self.where, f"cannot register {instance.endpoint}: {error}") from error
+        key = record.key(instance.endpoint, instance.id)
+        held = self._write(key, data)
+        replaced, self._held[key] = self._held.get(key), held
+        if replaced is None:
+            self._census.want(instance.endpoint)
+        else:
+            replaced.release()
+        self._look(key)
 
     async def withdraw(self, instance: Instance) -> None:
-        held = self._held.pop(key_of(instance.endpoint, instance.id), None)
-        if held is not None:
-            held.remove()
-            if self._watching:
-                self._look(held.key)
+        key = record.key(instance.endpoint, instance.id)
+        held = self._held.pop(key, None)
+        if held is None:
+            return
+        held.withdraw()
+        self._look(key)
+        self._census.unwant(instance.endpoint)
 
     async def watch(self, endpoint: EndpointName | None, sink: Sink) -> Watch:
-        self._open()
-        if not self._watching:
-            self._watching = True
-            self._start_inotify()
-            self._read_later()
-        self._schedule()
-        while self._reading is not None:
-            await asyncio.shield(self._reading)
-        if self._closed:
-            raise DiscoveryError(BACKEND, self.where, "it was closed")
-        return self._watchers.add(endpoint, sink, self._known.values())
+        self._start()
+        # Wanted before the scan: what changes during it is seen by the one or by the other.
+        self._census.want(endpoint)
+        try:
+            await self._scan(endpoint)
+            self._check_open()
+        except BaseException:
+            self._census.unwant(endpoint)
+            raise
+
+        def closed(_: Watcher) -> None:
+            self._census.unwant(endpoint)
+
+        return self._watchers.add(endpoint, sink, self._census.instances, closed)
 
     async def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._watchers.close()
+            for held in self._held.values():
+                held.withdraw()
+            self._held.clear()
+            self._census.clear()
+            for handle in self._look_again.values():
+                handle.cancel()
+            self._look_again.clear()
+            self._stop_listening()
+        patrol, self._patrol = self._patrol, None
+        if patrol is not None:
+            patrol.cancel()
+            await asyncio.wait([patrol])
+
+    # --- start, and what a fork leaves -------------------------------------------------------------------------------
+
+    def after_fork_in_child(self) -> None:
+        """Let go of what is the parent's. Called by itself in a forked child, where the discovery counts as closed.
+
+        The records close themselves. The parent's loop, whose poll set the child shares until it makes its own, is not
+        touched.
+        """
         self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._reading is not None:
-            self._reading.cancel()
-            await asyncio.wait([self._reading])
-        self._stop_inotify()
-        self._watchers.close()
-        held, self._held = self._held, {}
-        for each in held.values():
-            each.remove()
-        self._known.clear()
+        self._held.clear()
+        self._patrol = None
+        self._look_again.clear()
+        notifier, self._notifier = self._notifier, None
+        if notifier is not None:
+            notifier.close()
 
-    def _open(self) -> None:
-        """Make or check the folders."""
+    def _check_open(self) -> None:
         if self._closed:
-            raise DiscoveryError(BACKEND, self.where, "it was closed")
+            raise DiscoveryError(BACKEND, self.where, "it was closed, or belongs to a process that forked this one")
+
+    def _start(self) -> None:
+        """Make sure of the folder, of being told what happens in it, and of the patrol."""
+        self._check_open()
+        self._loop = asyncio.get_running_loop()
         private_folder(self._directory, self.where)
-        self._identity = private_folder(self._folder, self.where)
+        identity = private_folder(self._folder, self.where)
+        moved, self._identity = identity != self._identity, identity
+        if self._use_inotify and (self._notifier is None or moved):
+            self._listen()
+        if self._patrol is None:
+            self._patrol = self._loop.create_task(self._patrol_forever(), name=f"patrol of {self.where}")
 
-    # what the kernel says
-
-    def _start_inotify(self) -> None:
-        inotify: Inotify | None = None
+    def _listen(self) -> None:
+        assert self._loop is not None
+        listened = self._notifier is not None
         try:
-            inotify = Inotify()
-            inotify.watch_folder(self._folder)
-            asyncio.get_running_loop().add_reader(inotify.fd, self._notified)
-        except (OSError, NotImplementedError) as error:
-            if inotify is not None:
-                inotify.close()
-            _log.info("%s: no inotify (%s), the folder is read every %g s", self.where, error, self._poll_s)
-            return
-        self._inotify = inotify
-
-    def _stop_inotify(self) -> None:
-        inotify, self._inotify = self._inotify, None
-        if inotify is not None:
-            asyncio.get_running_loop().remove_reader(inotify.fd)
-            inotify.close()
-
-    def _notified(self) -> None:
-        if self._inotify is None:
-            return
-        try:
-            names, masks = self._inotify.read()
+            if self._notifier is None:
+                notifier = inotify.Inotify()
+                self._notifier = notifier
+                self._loop.add_reader(notifier.fd, self._on_events)
+            self._notifier.watch_folder(self._folder)
+            self._patrol_now.set()  # what happened before this moment is not told
         except OSError as error:
-            _log.warning("%s: inotify failed (%s), the folder is read every %g s", self.where, error, self._poll_s)
-            self._stop_inotify()
-            names, masks = set(), IN_Q_OVERFLOW
-        if masks & _REREAD:
-            self._read_later()
-        for name in names:
-            key = os.fsdecode(name)
-            if prefix_of(key) is not None:
-                self._look(key)
+            self._stop_listening()
+            if listened:
+                self._patrol_now.set()  # it waits for longer than it may now
+            if error.errno == errno.ENOSYS:
+                self._use_inotify = False  # it will not come
+                _log.info("%s: %s, looking every %g s instead", self.where, error.strerror, self._poll_s)
+            else:  # the patrol tries again
+                self._complain(
+                    f"no inotify ({error.strerror}), looking every {self._poll_s:g} s instead: raise "
+                    "fs.inotify.max_user_instances and fs.inotify.max_user_watches"
+                )
 
-    # what the folder says
+    def _stop_listening(self) -> None:
+        notifier, self._notifier = self._notifier, None
+        if notifier is not None:
+            assert self._loop is not None
+            self._loop.remove_reader(notifier.fd)
+            notifier.close()
 
-    def _look(self, key: str) -> None:
-        """Bring what is known under this key up to date."""
-        held = self._held.get(key)
-        if held is not None and not held.in_place:
-            self._restore(held)
+    # --- what happens in the folder ----------------------------------------------------------------------------------
+
+    def _on_events(self) -> None:
+        assert self._notifier is not None
         try:
-            now = self._reader.read(key)
-        except OSError as error:  # e.g. no file descriptor is left: what is known stays until the next look
-            _log.warning("%s: record %s could not be read: %s", self.where, key, error)
+            names, folder = self._notifier.read()
+        except OSError as error:
+            self._stop_listening()
+            self._complain(f"inotify failed ({error.strerror}), looking every {self._poll_s:g} s instead")
+            self._patrol_now.set()
             return
-        before = self._known.get(key)
-        if now is None:
-            if before is not None:
-                del self._known[key]
-                self._watchers.publish(Removed(before.endpoint, before.id))
-        elif before is None or not same(before, now):
-            self._known[key] = now
-            self._watchers.publish(Added(now))
+        for key, mask in names.items():
+            state = self._look(key)
+            closed = mask & inotify.IN_CLOSE_WRITE and key not in self._held
+            if state is State.UNKNOWN or (state is State.HELD and closed):
+                self._look_later(key, 0)
+        if folder & _FOLDER_CHANGED:
+            self._patrol_now.set()
 
-    def _restore(self, held: HeldRecord) -> None:
-        """Somebody deleted our record, or the folder: we still live."""
-        try:
-            self._open()
-            self._hold(held.instance)
-        except DiscoveryError as error:
-            _log.warning("%s: the record of %s was deleted and cannot be restored: %s", self.where, held.key, error)
-        else:
-            _log.warning("%s: the record of %s was deleted by somebody and is restored", self.where, held.key)
+    def _look_later(self, key: str, attempt: int) -> None:
+        def again() -> None:
+            self._look_again.pop(key, None)
+            if self._look(key) in (State.HELD, State.UNKNOWN) and attempt + 1 < len(_LOOK_AGAIN_S):
+                self._look_later(key, attempt + 1)
 
-    def _read_later(self) -> None:
-        if self._reading is not None:
-            self._again = True
-        elif not self._closed:
-            self._reading = asyncio.get_running_loop().create_task(self._read_all())
-            self._reading.add_done_callback(self._read)
+        assert self._loop is not None
+        if (pending := self._look_again.pop(key, None)) is not None:
+            pending.cancel()
+        self._look_again[key] = self._loop.call_later(_LOOK_AGAIN_S[attempt], again)
 
-    def _read(self, task: asyncio.Task[None]) -> None:
-        self._reading = None
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.warning("%s: the folder could not be read: %s", self.where, error)
-        if self._again and not self._closed:
-            self._again = False
-            self._read_later()
-
-    async def _read_all(self) -> None:
-        """Look at every record, and at every one that was known."""
-        for held in list(self._held.values()):
-            if not held.in_place:
-                self._restore(held)
-        if not self._watching:
-            return
-        before = self._identity
-        self._open()
-        if self._inotify is not None and self._identity != before:
-            self._stop_inotify()
-            self._start_inotify()
-        names = os.listdir(self._folder)
-        for number, name in enumerate(dict.fromkeys((*names, *self._known))):
-            if prefix_of(name) is not None:
-                self._look(name)
-            elif name.endswith(".tmp"):
-                self._reader.remove_temporary(name)
-            if number % SLICE == SLICE - 1:
-                await asyncio.sleep(0)
-
-    def _schedule(self) -> None:
-        """Look at everything again after a while."""
+    def _look(self, key: str) -> State | None:
+        """Compare one file with what is known about it, and tell the watches if that has changed."""
         if self._closed:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        polling = self._watching and self._inotify is None
-        self._timer = asyncio.get_running_loop().call_later(self._poll_s if polling else self._check_s, self._tick)
+            return None
+        held = self._held.get(key)
+        if held is not None and self._in_place(held) is False:
+            self._restore(key, held)
+        state = self._census.look(key, clean_all=not self._looked_at_all)
+        if state is State.BAD and held is not None and self._in_place(held):  # somebody has written into it
+            self._restore(key, held)
+            state = self._census.look(key)
+        return state
 
-    def _tick(self) -> None:
-        self._timer = None
-        self._read_later()
-        self._schedule()
+    def _complain(self, text: str) -> None:
+        """Say once what goes on going wrong, until the patrol finds nothing wrong any more."""
+        self._troubled = True
+        if text not in self._troubles:
+            if len(self._troubles) >= _MAX_TROUBLES:
+                self._troubles.clear()
+            self._troubles.add(text)
+            _log.warning("%s: %s", self.where, text)
+
+    # --- own records -------------------------------------------------------------------------------------------------
+
+    def _write(self, key: str, data: bytes) -> HeldRecord:
+        try:
+            return HeldRecord(self._folder, key, data)
+        except OSError as error:
+            # not the temporary name, which says nothing to anybody
+            bare = OSError(error.errno, error.strerror)
+            raise discovery_error(self.where, f"write a record in {self._folder}", bare) from error
+
+    def _in_place(self, held: HeldRecord) -> bool | None:
+        try:
+            return held.in_place()
+        except OSError as error:
+            self._complain(f"an own record could not be looked at: {error.strerror}")
+            return None
+
+    def _restore(self, key: str, held: HeldRecord) -> None:
+        """Write an own record again that somebody deleted or spoilt.
+
+        One that was replaced is left alone: the last one counts. Where the folder is gone too it is made again; the
+        patrol, which hears of that, listens to the new one.
+        """
+        try:
+            private_folder(self._directory, self.where)
+            private_folder(self._folder, self.where)
+            self._held[key] = self._write(key, held.data)
+        except DiscoveryError as error:
+            self._complain(f"a record was deleted and cannot be written again yet: {error}")
+            return
+        held.release()
+        _log.info("record %s was deleted and is written again", held.path)
+
+    # --- the patrol --------------------------------------------------------------------------------------------------
+
+    async def _patrol_forever(self) -> None:
+        loop = asyncio.get_running_loop()
+        touched = loop.time()
+        while True:
+            try:
+                async with asyncio.timeout(self._check_s if self._notifier else self._poll_s):
+                    await self._patrol_now.wait()
+            except TimeoutError:
+                pass
+            self._patrol_now.clear()
+            self._troubled = False
+            try:
+                self._start()  # the folder may have been deleted or moved, an inotify instance become free
+                await self._scan(None)
+                self._looked_at_all = True
+                if loop.time() - touched > _TOUCH_S:
+                    touched = loop.time()
+                    for held in self._held.values():
+                        held.touch()
+            except (DiscoveryError, OSError) as error:
+                self._complain(str(error))  # what is known stays, the next round tries again
+            if not self._troubled:
+                self._troubles.clear()
+
+    async def _scan(self, endpoint: EndpointName | None) -> None:
+        """Look at every file, at every own record and at everything known, there or not.
+
+        Args:
+            endpoint: only at those of this endpoint.
+        """
+        try:
+            names = set(os.listdir(self._folder))
+        except OSError as error:
+            raise discovery_error(self.where, "list", error) from error
+        names.update(self._census.keys, self._held)
+        if endpoint is not None:
+            prefix = record.prefix(endpoint)
+            names = {each for each in names if record.prefix_of(each) == prefix}
+        for count, name in enumerate(names, 1):
+            if count % _SLICE == 0:
+                await asyncio.sleep(0)
+            self._look(name)
+
+
+# The only way to reach a discovery in a process forked behind its back. Weak, and nothing else is kept.
+_alive: WeakSet[FileDiscovery] = WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for each in tuple(_alive):
+        each.after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -10,15 +10,18 @@ import errno
 import fcntl
 import os
 import stat
+import threading
 import time
 from dataclasses import dataclass
 from enum import Enum
 from io import FileIO
+from weakref import WeakSet
 
 from triton_distributed.discovery import record
 from triton_distributed.names import Instance
 
-TEMPORARY = ".new"  # after a leading dot: no watcher takes a file for a record before it is complete, locked and renamed
+# After a leading dot: no watcher takes a file for a record before it is complete, locked and renamed.
+TEMPORARY = ".new"
 
 # A file that nobody holds and that cannot be read as a record is left for a person to look at, but not for ever: a
 # machine that loses power may leave empty ones.
@@ -26,6 +29,8 @@ _ABANDONED_S = 3600.0
 _ABANDONED_TEMPORARY_S = 60.0  # between its creation and its name a record passes microseconds
 
 _SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ENOLCK, errno.ESTALE)
+
+_TRIES = 3  # a record replaced under our eyes is a rare accident; three in a row are somebody's game
 
 Signature = tuple[int, int]  # inode and time of change, which say whether the content must be read again
 
@@ -42,8 +47,11 @@ class HeldRecord:
         self.path = os.path.join(folder, key)
         temporary = os.path.join(folder, f".{os.urandom(8).hex()}{TEMPORARY}")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        # A file object, so that one that is dropped unclosed is closed, and warns, instead of looking alive for ever.
-        self._file = FileIO(os.open(temporary, flags, 0o600), "wb")
+        with _fork_waits:
+            # A file object, so that one that is dropped unclosed is closed, and warns, instead of looking alive for
+            # ever.
+            self._file = FileIO(os.open(temporary, flags, 0o600), "wb")
+            _held_records.add(self)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             view = memoryview(data)
@@ -64,7 +72,7 @@ class HeldRecord:
         """True while the path leads to this record, False if there is nothing, None if there is something else."""
         try:
             found = os.lstat(self.path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
         return True if (found.st_dev, found.st_ino) == self._identity else None
 
@@ -73,9 +81,9 @@ class HeldRecord:
         os.utime(self._file.fileno())
 
     def withdraw(self) -> None:
-        """Remove the record, unless somebody has replaced it, and let it go."""
+        """Remove the record, unless somebody has replaced it, and let it go. Harmless after `release`."""
         try:
-            if self.in_place():
+            if not self._file.closed and self.in_place():
                 os.unlink(self.path)
         except OSError:
             pass  # unlocked, it is dead for everybody, and whoever sees it removes it
@@ -85,6 +93,24 @@ class HeldRecord:
     def release(self) -> None:
         """Close without removing: what the path leads to is not this record any more, or not this process's."""
         self._file.close()
+
+
+# A forked child inherits the descriptor, and the lock lasts as long as any copy: a dead parent would look alive for as
+# long as its child lives. So a child closes what its parent held (the parent's lock stays), and a fork on another
+# thread waits while a record is open that is not listed yet. Reentrant: a finaliser may fork on the same thread.
+_held_records: WeakSet[HeldRecord] = WeakSet()
+_fork_waits = threading.RLock()
+
+
+def _after_fork_in_child() -> None:
+    _fork_waits.release()
+    for each in tuple(_held_records):
+        each.release()
+
+
+os.register_at_fork(
+    before=_fork_waits.acquire, after_in_parent=_fork_waits.release, after_in_child=_after_fork_in_child
+)
 
 
 class State(Enum):
@@ -113,11 +139,19 @@ def read_record(folder: str, key: str, known: Signature | None = None) -> Readin
     Args:
         known: the signature of the last reading; a held record that still has it is not read again.
     """
-    path = os.path.join(folder, key)
+    for _ in range(_TRIES):
+        reading = _read(os.path.join(folder, key), key, known)
+        if reading is not None:
+            return reading
+    return Reading(State.UNKNOWN, reason="it is replaced all the time")
+
+
+def _read(path: str, key: str, known: Signature | None) -> Reading | None:
+    """Look once; None where what was found was dead, and somebody else's took its place meanwhile."""
     try:
         # O_NONBLOCK: a FIFO of that name must not stop us
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return Reading(State.MISSING)
     except OSError as error:
         if error.errno == errno.ELOOP:
@@ -132,7 +166,7 @@ def read_record(folder: str, key: str, known: Signature | None = None) -> Readin
         os.close(fd)
 
 
-def _read_open(fd: int, path: str, key: str, known: Signature | None) -> Reading:
+def _read_open(fd: int, path: str, key: str, known: Signature | None) -> Reading | None:
     found = os.fstat(fd)
     signature = (found.st_ino, found.st_mtime_ns)
     if not stat.S_ISREG(found.st_mode):
@@ -154,13 +188,17 @@ def _read_open(fd: int, path: str, key: str, known: Signature | None) -> Reading
         held = False
     if held:
         return Reading(State.HELD, instance, signature)
-    # Our shared lock keeps an owner from this inode, and an owner that replaces its record names the new one before it
-    # lets the old one go. So what the path leads to now is either this, and dead, or somebody else's and not touched.
-    now = os.lstat(path)
-    if (now.st_dev, now.st_ino) == (found.st_dev, found.st_ino):
+    # An owner that replaces its record renames the new one into place before it lets the old one go, so a path that
+    # still leads here is dead. Should another process take the very same key between these two calls, it sees its
+    # record deleted and writes it again.
+    try:
+        now = os.lstat(path)
+        if (now.st_dev, now.st_ino) != (found.st_dev, found.st_ino):
+            return None
         os.unlink(path)
-        return Reading(State.DEAD)
-    return read_record(os.path.dirname(path), key)
+    except OSError:
+        pass  # another reader was faster, or nothing can be deleted here: dead it is all the same
+    return Reading(State.DEAD)
 
 
 def _held(fd: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from typing import Any
 
@@ -44,7 +45,7 @@ def encode(instance: Instance, pid: int = 0) -> bytes:
     """Write an instance down.
 
     Raises:
-        BadRecord: its metadata is not plain JSON, or the whole is above `MAX_RECORD_BYTES`.
+        BadRecord: its metadata is not plain JSON (a tuple becomes a list), or the whole is above `MAX_RECORD_BYTES`.
     """
     name = instance.endpoint
     record = _Record(
@@ -59,12 +60,31 @@ def encode(instance: Instance, pid: int = 0) -> bytes:
         pid=pid,
     )
     try:
+        _check_plain(record.metadata, "metadata")
         data = _encoder.encode(record)
+    except BadRecord:
+        raise
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise BadRecord(f"metadata is plain JSON values: {error}") from error
     if len(data) > MAX_RECORD_BYTES:
         raise BadRecord(f"the record has {len(data):,} bytes, above the limit of {MAX_RECORD_BYTES:,}: less metadata")
     return data
+
+
+def _check_plain(value: object, path: str) -> None:
+    """Refuse what the encoder would quietly turn into something else: bytes into base64 text, NaN into null."""
+    if isinstance(value, dict):
+        for name, each in value.items():
+            if not isinstance(name, str):
+                raise BadRecord(f"metadata is plain JSON values: {path} has the key {name!r}, which is not text")
+            _check_plain(each, f"{path}.{name}")
+    elif isinstance(value, list | tuple):
+        for number, each in enumerate(value):
+            _check_plain(each, f"{path}[{number}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise BadRecord(f"metadata is plain JSON values: {path} is {value!r}")
+    elif not isinstance(value, str | int | float | None):
+        raise BadRecord(f"metadata is plain JSON values: {path} is of type {type(value).__name__}")
 
 
 def decode(data: bytes) -> Instance:

@@ -1,4 +1,4 @@
-"""Fixed addresses, for deployments whose workers do not move."""
+"""Discovery by a fixed list of addresses, for deployments where something else decides where workers run."""
 
 from __future__ import annotations
 
@@ -6,64 +6,100 @@ import hashlib
 from collections.abc import Iterable
 
 from triton_distributed.discovery.base import Sink, Watch
-from triton_distributed.discovery.watchers import Watchers
-from triton_distributed.errors import ConfigError, InvalidName
-from triton_distributed.names import MAX_INSTANCE_ID, EndpointName, Instance
+from triton_distributed.discovery.watchers import Watcher, Watchers
+from triton_distributed.errors import ConfigError, DiscoveryError, InvalidName
+from triton_distributed.names import EndpointName, Instance
 
 SETTING = "TRD_STATIC"
+_FORM = (
+    "instances are ns.comp.ep=tcp://host:port, more addresses of one after a comma, more instances after a semicolon"
+)
 
 
 class StaticDiscovery:
-    """Knows the instances it was given. Registering is accepted and changes nothing.
+    """Knows the instances it was given, from the first moment to the last.
+
+    A worker may register: it listens where its own settings say, and the list says who may know. Whether anybody is
+    there is not asked: a dead address is found out by the call.
 
     Args:
-        instances: themselves, or the text of `TRD_STATIC`: `ns.comp.ep=tcp://host:port[;…]`, with several addresses of
-            one instance separated by commas, and an endpoint named again for each further instance.
+        instances: the instances, or text as in `TRD_STATIC`.
 
     Raises:
         ConfigError: the text cannot be read.
     """
 
     def __init__(self, instances: str | Iterable[Instance]) -> None:
-        self.instances = _parsed(instances) if isinstance(instances, str) else tuple(instances)
-        self.where = f"static:{len(self.instances)} instances of {SETTING}"
+        self.where = f"static:{SETTING}"
+        self._instances = tuple(parse_static(instances) if isinstance(instances, str) else instances)
         self._watchers = Watchers()
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<StaticDiscovery instances={len(self._instances)}{' closed' if self._closed else ''}>"
 
     async def register(self, instance: Instance) -> None:
-        """Accepted: whoever should find the worker has its address already."""
+        self._check_open()
 
     async def withdraw(self, instance: Instance) -> None:
-        """Accepted; clients see the worker go when its connections close."""
+        """Nothing was published."""
 
     async def watch(self, endpoint: EndpointName | None, sink: Sink) -> Watch:
-        return self._watchers.add(endpoint, sink, self.instances)
+        self._check_open()
+        watcher: Watcher = self._watchers.add(endpoint, sink, self._instances)
+        return watcher
 
     async def close(self) -> None:
+        self._closed = True
         self._watchers.close()
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise DiscoveryError("static", self.where, "it was closed")
 
-def _parsed(text: str) -> tuple[Instance, ...]:
-    instances: dict[tuple[EndpointName, int], Instance] = {}
+
+def parse_static(text: str) -> list[Instance]:
+    """Read `ns.comp.ep=tcp://host:port[,unix:///path][;…]`.
+
+    Every process that reads the same entry gives it the same id, which depends on the endpoint and the addresses only.
+
+    Raises:
+        ConfigError: an entry is not one, or is there twice. Names the entry.
+    """
+    found: dict[int, Instance] = {}
     for entry in filter(None, (each.strip() for each in text.split(";"))):
         name, mark, rest = entry.partition("=")
-        addresses = tuple(each.strip() for each in rest.split(",") if each.strip())
-        if not mark or not addresses:
-            raise ConfigError(SETTING, entry, "an entry is ns.comp.ep=tcp://host:port[,…]; entries are separated by ;")
-        for address in addresses:
-            if "://" not in address:
-                raise ConfigError(SETTING, entry, f"{address!r} is not an address such as tcp://host:port")
+        if not mark:
+            raise ConfigError(SETTING, entry, f"no `=`: {_FORM}")
         try:
             endpoint = EndpointName.parse(name.strip())
         except InvalidName as error:
             raise ConfigError(SETTING, entry, str(error)) from error
-        instance = Instance(endpoint, _id(endpoint, addresses), addresses)
-        if (endpoint, instance.id) in instances:
-            raise ConfigError(SETTING, entry, "this instance is named twice")
-        instances[endpoint, instance.id] = instance
-    return tuple(instances.values())
+        addresses = tuple(_address(entry, each.strip()) for each in rest.split(","))
+        instance = Instance(endpoint, static_id(endpoint, addresses), addresses)
+        if instance.id in found:
+            raise ConfigError(SETTING, entry, "it is listed twice")
+        found[instance.id] = instance
+    return list(found.values())
 
 
-def _id(endpoint: EndpointName, addresses: tuple[str, ...]) -> int:
-    """The same id in every process that is given the same text."""
-    text = "\0".join((endpoint.path, *addresses))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") % (MAX_INSTANCE_ID - 1) + 1
+def static_id(endpoint: EndpointName, addresses: tuple[str, ...]) -> int:
+    """The id of a listed instance: 63 bits of a hash, and never 0."""
+    # NUL and newline are control characters: no name holds them, and no address that was read
+    text = "\0".join((endpoint.namespace, endpoint.component, endpoint.endpoint)) + "\n" + "\0".join(addresses)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1 or 1
+
+
+def _address(entry: str, text: str) -> str:
+    """One address, looked at far enough to find a slip of the pen here and not in the first call."""
+    scheme, _, rest = text.partition("://")
+    if not text.isprintable() or " " in text:
+        raise ConfigError(SETTING, entry, f"{text!r} is not an address: {_FORM}")
+    if scheme == "unix" and rest.startswith("/"):
+        return text
+    if scheme == "memory" and rest:
+        return text
+    host, mark, port = rest.rpartition(":")
+    if scheme == "tcp" and mark and host and port.isascii() and port.isdecimal() and 0 < int(port) <= 65535:
+        return text
+    raise ConfigError(SETTING, entry, f"{text!r} is not an address such as tcp://host:port or unix:///path: {_FORM}")

@@ -137,38 +137,27 @@ class Call:
             return
         client = self._client
         candidates = client.view.candidates
-        body = self.body
-        if candidates and self.more is None and body.__class__ is bytes and len(body) <= f.SMALL:
-            try:
-                instance = self.policy(self.request, candidates, client.load)
-            except Exception as error:  # a user's policy, or `direct` with an id that nobody has
-                self.fail(error, Outcome.UNREACHABLE)
-                return
-            session = client.pool.get(instance.addresses)
-            if session is not None and not session.full:
-                stream = self.open_stream(session, instance, True)
-                timeout = _INFINITE if self.deadline is None else self.deadline - client.loop.time()
-                metadata = self._metadata
-                size = _FIXED + len(metadata) + len(body)
-                session.send(
-                    _pack(
-                        size,
-                        f.REQUEST,
-                        f.END,
-                        stream.id,
-                        instance.id,
-                        client.key,
-                        timeout,
-                        stream.window,
-                        len(metadata),
-                    )
-                    + metadata
-                    + body
-                )
-                if self.stopping:
-                    stream.ask_to_stop()
-                return
-        self._dispatch()
+        body, metadata = self.body, self._metadata
+        if not candidates or self.more is not None or body.__class__ is not bytes:
+            self._dispatch()
+            return
+        try:
+            instance = self.policy(self.request, candidates, client.load)
+        except Exception as error:  # a user's policy, or `direct` with an id that nobody has
+            self.fail(error, Outcome.UNREACHABLE)
+            return
+        size = _FIXED + len(metadata) + len(body)
+        session = client.pool.get(instance.addresses)
+        if session is None or session.paused or session.full or size > f.SMALL:
+            self._dispatch(instance)
+            return
+        stream = self.open_stream(session, instance, True)
+        timeout = _INFINITE if self.deadline is None else self.deadline - client.loop.time()
+        key, window = client.key, stream.window
+        head = _pack(size, f.REQUEST, f.END, stream.id, instance.id, key, timeout, window, len(metadata))
+        session.send(head + metadata + body)
+        if self.stopping:
+            stream.ask_to_stop()
 
     def open_stream(self, session: Session, instance: Instance, end: bool) -> Stream:
         """The stream to `instance`; its REQUEST must be written before anything else is."""
@@ -179,11 +168,11 @@ class Call:
         self._client.load.acquire(instance.id)
         return stream
 
-    def _dispatch(self) -> None:
+    def _dispatch(self, chosen: Instance | None = None) -> None:
         """Send the request from a task: it needs a connection first, or more than one frame, or another instance."""
         if self.dispatch is None:
             self.dispatch = Dispatch(self, self._client)
-        self.dispatch.start()
+        self.dispatch.start(chosen)
 
     @property
     def metadata_bytes(self) -> int:

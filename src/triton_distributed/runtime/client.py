@@ -159,7 +159,7 @@ class Client:
 
     def wait_for_endpoints(self) -> asyncio.Task[list[int]]:
         """A task that is done once there is at least one instance; its result is their ids."""
-        return self.spawn(self._wait())
+        return self.loop.create_task(self._wait())
 
     wait_for_instances = wait_for_endpoints
 

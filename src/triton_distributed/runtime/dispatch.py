@@ -30,19 +30,21 @@ class Dispatch:
         tried: ids of the instances that did not take it; at most `TRD_RETRIES` are tried after the first.
     """
 
-    __slots__ = ("_attempts", "_call", "_client", "_refusal", "_task", "sent", "tried")
+    __slots__ = ("_attempts", "_call", "_chosen", "_client", "_refusal", "_task", "sent", "tried")
 
     def __init__(self, call: Call, client: Client) -> None:
         self._call = call
         self._client = client
+        self._chosen: Instance | None = None
         self._attempts: list[tuple[str, str]] = []
         self._refusal: Exception | None = None
         self._task: asyncio.Task[None] | None = None
         self.sent: asyncio.Future[None] = client.loop.create_future()
         self.tried: set[int] = set()
 
-    def start(self) -> None:
-        """Look for an instance, in a task."""
+    def start(self, chosen: Instance | None = None) -> None:
+        """Send the request to `chosen`, or to whom the policy chooses, or elsewhere; in a task."""
+        self._chosen = chosen
         if self.sent.done():
             self.sent = self._client.loop.create_future()
         self._task = self._client.spawn(self._run())
@@ -82,7 +84,8 @@ class Dispatch:
     async def _send_somewhere(self) -> None:
         call, client = self._call, self._client
         while True:
-            instance = self._choose()
+            instance = self._chosen or self._choose()
+            self._chosen = None
             try:
                 session = await client.pool.connect(instance.addresses)
             except ConnectionFailed as error:

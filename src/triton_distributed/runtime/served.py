@@ -18,6 +18,7 @@ from triton_distributed.wire.assembly import Body, Memory
 from triton_distributed.wire.frames import RejectCode
 
 _INFINITE = float("inf")
+CUT_S = 5.0  # what a handler that was cut has for its finally blocks before the runtime goes on without it
 _metadata = msgspec.msgpack.Decoder(dict[str, Any]).decode
 _split = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
@@ -72,7 +73,7 @@ class ServedEndpoint:
             return
         if timeout_s != _INFINITE:
             if not timeout_s > 0:
-                serving._expire()
+                serving.expire()
                 return
             context.deadline = self._loop.time() + timeout_s
             serving.watch_deadline(self._loop, context.deadline)
@@ -133,7 +134,7 @@ class ServedEndpoint:
         for serving in cut:
             serving.cancel(Outcome.CANCELLED)
         if cut:
-            await asyncio.wait([each.task for each in cut if each.task is not None])
+            await asyncio.wait([each.task for each in cut if each.task is not None], timeout=CUT_S)
         return [each.context.id() for each in cut]
 
 

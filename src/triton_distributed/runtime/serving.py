@@ -58,7 +58,7 @@ class Serving:
 
     def watch_deadline(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
         """End the request when its time is over, whether it runs or waits."""
-        self._timer = loop.call_at(deadline, self._expire)
+        self._timer = loop.call_at(deadline, self.expire)
 
     # the owner of a stream
 
@@ -77,25 +77,29 @@ class Serving:
         """Raise CancelledError in the handler at its current await, and cancel the calls it has made."""
         if self.outcome is None:
             self.outcome = outcome
+        if self.context.is_killed():
+            return  # cancelled once, it is cleaning up, and a second cancellation would cut that
         self.context.kill()
         if self.task is not None:
             self.task.cancel()
         else:
             self._endpoint.left_queue(self)
-            self._over()
+            self.over()
 
     def refuse(self, code: int, words: str) -> None:
         """Refuse it: its handler has not begun."""
         self.outcome = Outcome.REFUSED
         self.stream.abort(f.REJECT, code, words.encode())
-        self._over()
+        self.over()
 
-    def _expire(self) -> None:
-        self.outcome = Outcome.DEADLINE
-        self.stream.abort(f.ERROR, f.ErrorCode.DEADLINE)
-        self.cancel(Outcome.DEADLINE)
+    def expire(self) -> None:
+        """Its time is over."""
+        if self.outcome is None:
+            self.stream.abort(f.ERROR, f.ErrorCode.DEADLINE)
+            self.cancel(Outcome.DEADLINE)
 
-    def _over(self) -> None:
+    def over(self) -> None:
+        """Count it, and let go of what it held."""
         if self._timer is not None:
             self._timer.cancel()
         self._endpoint.stats.ended[self.outcome or 0] += 1
@@ -137,7 +141,7 @@ class Serving:
             self._failed(error)
             raise
         finally:
-            self._over()
+            self.over()
             endpoint.finished(self)
 
     def _request(self) -> Any:

@@ -18,7 +18,7 @@ from struct import Struct
 from typing import TypeAlias
 
 from triton_distributed.errors import RemoteProtocolError
-from triton_distributed.wire.frames import BUFFERS, MAX_FRAME, MORE, SMALL, UINT64
+from triton_distributed.wire.frames import BUFFERS, MAX_FRAME, MORE, UINT64
 
 _HEAD = Struct("<II")
 MAPPED = 256 * 1024  # memory above this is mapped: a gigabyte's worth of parts stays far below the kernel's 65,530 maps
@@ -70,7 +70,7 @@ def fragments(body: Body, buffers: Sequence[memoryview], flags: int) -> Iterator
     if buffers:
         flags |= BUFFERS
     total = message_bytes(len(body), buffers)
-    if total <= SMALL:
+    if total <= MAX_FRAME:
         yield flags, head + b"".join((body, *buffers)), memoryview(b"")
         return
     start = UINT64.pack(total) + head

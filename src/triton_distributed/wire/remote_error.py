@@ -270,7 +270,10 @@ def _instance(known: Any, arguments: tuple[Any, ...]) -> RemoteError | None:
     # The built-in base makes the object: it fills errno, filename and the like, and no code of a user's class runs.
     base: Any = next(each for each in known.__mro__ if each in _BUILT_IN)
     try:
-        error = base.__new__(combined, *arguments)
+        try:
+            error = base.__new__(combined, *arguments)
+        except TypeError:  # MemoryError makes only its own kind, of the layout that every exception has
+            error = BaseException.__new__(combined, *arguments)
         base.__init__(error, *arguments)
     except Exception:
         return None

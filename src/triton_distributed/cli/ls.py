@@ -1,0 +1,143 @@
+"""`trd ls`: every endpoint that is served, its instances, and whether they answer."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fnmatch
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from triton_distributed.cli.arguments import seconds
+from triton_distributed.cli.rendering import json_line
+from triton_distributed.cli.settings import settings
+from triton_distributed.config import Config
+from triton_distributed.discovery import Change, Snapshot
+from triton_distributed.errors import ConnectionFailed
+from triton_distributed.names import Instance
+from triton_distributed.runtime import DistributedRuntime
+from triton_distributed.runtime.host import host_name
+from triton_distributed.transport.pool import SessionPool
+
+PROBES = 64  # connections that are made at once: well below the usual 256 to 1024 open files of a process
+
+EPILOG = """\
+PATTERN is a shell pattern (*, ?, [..]) for an endpoint's name or for a dotted
+beginning of it: `demo`, `demo.back*`, `*.generate`. STATE is `up`, or
+`unreachable` where an instance did not answer in time; why is on standard error.
+
+With --json each instance is one line: endpoint, instance (text: ids have 63
+bits), addresses, host, metadata, reachable and, where it is not, reason.
+"""
+
+HEADER = ("ENDPOINT", "INSTANCE", "STATE", "ADDRESS", "METADATA")
+
+
+@dataclass(frozen=True)
+class Row:
+    """An instance and why it cannot be reached; an empty text where it can."""
+
+    instance: Instance
+    reason: str
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.epilog = EPILOG
+    parser.add_argument("pattern", metavar="PATTERN", nargs="?", help="only endpoints of that name (default: all)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
+    parser.add_argument(
+        "--timeout", metavar="S", type=seconds, default=1.0, help="seconds to wait for each instance (default: 1)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the table."""
+    rows = asyncio.run(_look(arguments.pattern, settings(connect_timeout_s=arguments.timeout)))
+    if arguments.json:
+        for row in rows:
+            sys.stdout.buffer.write(json_line(_described(row)))
+    elif rows:
+        for line in _table(rows):
+            print(line)
+    sys.stdout.flush()
+    for row in rows if not arguments.json else ():
+        if row.reason:
+            print(f"{row.instance.endpoint}, instance {row.instance.id}: {row.reason}", file=sys.stderr)
+    return 0
+
+
+async def _look(pattern: str | None, config: Config) -> list[Row]:
+    async with DistributedRuntime(config=config) as runtime:
+        found: list[Instance] = []
+
+        def sink(change: Change) -> None:
+            if isinstance(change, Snapshot):
+                found.extend(change.instances)
+
+        watch = await runtime.discovery.watch(None, sink)
+        watch.close()
+        wanted = [each for each in found if pattern is None or _matches(str(each.endpoint), pattern)]
+        if not wanted:
+            print(_nothing(pattern, found, runtime.discovery.where), file=sys.stderr)
+        wanted.sort(key=lambda each: (str(each.endpoint), each.id))
+        room = asyncio.Semaphore(PROBES)
+        reasons = await asyncio.gather(*(_probe(each, runtime.pool, room) for each in wanted))
+        return [Row(each, reason) for each, reason in zip(wanted, reasons, strict=True)]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"{pattern}.*")
+
+
+def _nothing(pattern: str | None, found: list[Instance], where: str) -> str:
+    if found:
+        names = {each.endpoint for each in found}
+        return f"no endpoint matches {pattern!r}; {len(names)} other(s) are served, see `trd ls`"
+    return f"nothing is served ({where} was asked); `trd serve MODULE:OBJECT --endpoint NS.COMP.EP` begins to"
+
+
+async def _probe(instance: Instance, pool: SessionPool, room: asyncio.Semaphore) -> str:
+    here = not instance.host or instance.host == host_name()
+    addresses = tuple(each for each in instance.addresses if here or not each.startswith("unix:"))
+    if not addresses:
+        return f"{', '.join(instance.addresses) or 'no address'}: on another machine, or before it was started anew"
+    async with room:
+        try:
+            await pool.connect(addresses)
+        except ConnectionFailed as error:
+            return "; ".join(f"{address}: {reason}" for address, reason in error.attempts)
+    return ""
+
+
+def _described(row: Row) -> dict[str, Any]:
+    instance = row.instance
+    return {
+        "endpoint": str(instance.endpoint),
+        "instance": str(instance.id),  # as protobuf's JSON does: many readers of JSON keep 53 bits of a number
+        "addresses": instance.addresses,
+        "host": instance.host,
+        "metadata": dict(instance.metadata),
+        "reachable": not row.reason,
+        **({"reason": row.reason} if row.reason else {}),
+    }
+
+
+def _table(rows: list[Row]) -> list[str]:
+    cells = [HEADER, *map(_cells, rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    instance = row.instance
+    return (
+        str(instance.endpoint),
+        str(instance.id),
+        "unreachable" if row.reason else "up",
+        ",".join(instance.addresses) or "-",
+        msgspec.json.encode(dict(instance.metadata)).decode() if instance.metadata else "-",
+    )

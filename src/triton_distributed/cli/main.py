@@ -1,0 +1,88 @@
+"""`trd`: serve a handler, list what is served, call it.
+
+Each subcommand is a module of this package with `configure(parser)` and `run(arguments) -> exit status`. Only the one
+that was asked for is imported, so `trd --help` costs no more than argparse.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from triton_distributed import __version__
+from triton_distributed.cli.arguments import Parser
+from triton_distributed.cli.failure import FAILED, INTERRUPTED, USAGE, Failure, one_line
+from triton_distributed.errors import ConfigError, InvalidName, TritonError
+
+COMMANDS = {
+    "serve": "serve a function, method or class of a module as an endpoint",
+    "ls": "list the endpoints that are served, and their instances",
+    "call": "call an endpoint and print the items that it answers with",
+}
+
+EPILOG = """\
+exit status: 0 done, 1 it did not work, 2 the command line or a TRD_* setting is
+wrong, 130 interrupted. An error is one line on standard error.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: its arguments, by default the process's own.
+
+    Returns:
+        the exit status.
+
+    Raises:
+        SystemExit: after help, a version or an error in the arguments.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    parser = Parser(prog="trd", description="A distributed runtime for Python: serve, find and call.", epilog=EPILOG)
+    parser.add_argument("--version", action="version", version=f"trd {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    parsers = {name: commands.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()}
+    # No option before the command takes a value, so the first word that is none is the command.
+    name = next((each for each in argv if not each.startswith("-")), None)
+    if name not in parsers:
+        parser.parse_args(argv)
+        parser.print_help(sys.stderr)
+        return USAGE
+    module = importlib.import_module(f"triton_distributed.cli.{name}")
+    module.configure(parsers[name])
+    arguments = parser.parse_args(argv)
+    if sys.stdout is None:  # the caller closed it; what is printed goes nowhere
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    try:
+        status: int = module.run(arguments)
+        sys.stdout.flush()
+    except Failure as failure:
+        return _fail(name, failure, failure.status)
+    except TritonError as error:
+        return _fail(name, error, USAGE if isinstance(error, (ConfigError, InvalidName)) else FAILED)
+    except BrokenPipeError:  # who reads our output has what it wanted, e.g. `| head -1`
+        _drop_output()
+        return 0
+    except OSError as error:  # of standard output, e.g. a full disk
+        _drop_output()
+        return _fail(name, error, FAILED)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return status
+
+
+def _drop_output() -> None:
+    """What could not be written would fail once more when the interpreter flushes at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail(command: str, error: Exception, status: int) -> int:
+    print(f"trd {command}: error: {one_line(error)}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

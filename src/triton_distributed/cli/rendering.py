@@ -1,0 +1,62 @@
+"""Values as JSON for people and scripts: what JSON cannot hold is shown as an object that says what it is.
+
+- bytes, bytearray, memoryview: `{"bytes": {"size": 3, "base64": "AQID"}}`; above SHOWN_BYTES without the content
+- an array: `{"ndarray": {"dtype": "float32", "shape": [2], "values": [1.0, 2.0]}}`; above SHOWN_VALUES elements without
+  the values
+- NaN and infinities: null
+- a key that is no text: its text
+- anything else: as msgspec writes it (datetime: RFC 3339), or its repr
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import msgspec
+
+from triton_distributed.runtime import Annotated
+
+SHOWN_BYTES = 1024  # a few lines of a terminal
+SHOWN_VALUES = 16  # one line
+
+_encode = msgspec.json.Encoder(enc_hook=repr).encode
+
+
+def json_line(value: Any) -> bytes:
+    """One value as one line of JSON, the line break included."""
+    return _encode(_plain(value)) + b"\n"
+
+
+def item(annotated: Annotated) -> Any:
+    """What to show of an item: its data, or, where it has an event, comments or an id, all that it has by name."""
+    parts = {"event": annotated.event(), "comments": annotated.comments(), "id": annotated.id()}
+    present = {name: part for name, part in parts.items() if part}
+    if not present:
+        return annotated.data()
+    return present if annotated.data() is None else {"data": annotated.data(), **present}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key if isinstance(key, str) else str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, bytes | bytearray | memoryview):
+        return {"bytes": _bytes(bytes(value))}
+    if hasattr(value, "dtype") and hasattr(value, "shape") and hasattr(value, "tolist"):
+        return {"ndarray": _array(value)}
+    return value
+
+
+def _bytes(data: bytes) -> dict[str, Any]:
+    shown = {"base64": base64.b64encode(data).decode()} if len(data) <= SHOWN_BYTES else {}
+    return {"size": len(data), **shown}
+
+
+def _array(array: Any) -> dict[str, Any]:
+    count = 1
+    for each in array.shape:
+        count *= each
+    shown = {"values": _plain(array.tolist())} if count <= SHOWN_VALUES else {}
+    return {"dtype": str(array.dtype), "shape": list(array.shape), **shown}

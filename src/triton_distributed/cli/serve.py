@@ -1,0 +1,164 @@
+"""`trd serve module:object --endpoint ns.comp.ep`: one handler as one instance, until a signal ends it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import errno
+import signal
+import sys
+from types import ModuleType
+from typing import Any
+
+from triton_distributed.cli.arguments import at_least, endpoint, pair, pairs
+from triton_distributed.cli.failure import Failure
+from triton_distributed.cli.settings import settings
+from triton_distributed.cli.target import Target
+from triton_distributed.config import Config
+from triton_distributed.discovery import Discovery, Sink, Watch
+from triton_distributed.discovery.static import static_id
+from triton_distributed.errors import ConfigError
+from triton_distributed.names import EndpointName, Instance
+from triton_distributed.runtime import DistributedRuntime
+from triton_distributed.transport.address import Address
+
+try:
+    from uvloop import new_event_loop
+except ImportError:  # no wheel for this platform
+    from asyncio import new_event_loop  # type: ignore[assignment]
+
+EPILOG = """\
+OBJECT is a function (async or plain, generator or not), Class.method,
+instance.method, or a class that is made without arguments and whose `generate`,
+or else `__call__`, serves. MODULE is looked for in the current directory first.
+
+When it can be called it prints one line on standard output:
+    ready: serving NS.COMP.EP as instance ID at ADDRESS
+
+SIGTERM and SIGINT drain: no new request gets in, running ones finish within
+TRD_DRAIN_TIMEOUT_S, and it exits with 0. A second signal ends it at once.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.epilog = EPILOG
+    parser.add_argument("target", metavar="MODULE:OBJECT", help="what serves the requests")
+    parser.add_argument(
+        "--endpoint", metavar="NS.COMP.EP", type=endpoint, required=True, help="the name that clients call"
+    )
+    parser.add_argument(
+        "--max-inflight", metavar="N", type=at_least(1), help="handlers that may run at once (default: no limit)"
+    )
+    parser.add_argument(
+        "--max-queue", metavar="N", type=at_least(0), default=0, help="requests that may wait beyond that (default: 0)"
+    )
+    parser.add_argument(
+        "--listen", metavar="ADDRESS", type=_address, help="tcp://host:port or unix:///path (default: TRD_LISTEN)"
+    )
+    parser.add_argument(
+        "--metadata", metavar="KEY=VALUE", type=pair, action="append", help="publish this with the instance; repeatable"
+    )
+
+
+def _address(text: str) -> str:
+    try:
+        address = Address.parse(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error.reason}") from error
+    if address.scheme == "memory":
+        raise argparse.ArgumentTypeError(f"{text!r}: nobody outside this process could call it")
+    return text
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until a signal."""
+    target = Target(arguments.target)
+    listen = {} if arguments.listen is None else {"listen": arguments.listen}
+    config = settings(handle_signals=True, **listen)
+    module = target.load()
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(_serve(arguments, config, target, module))
+    return 0
+
+
+async def _serve(arguments: argparse.Namespace, config: Config, target: Target, module: ModuleType) -> None:
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        # asyncio's own handler would wait for a class that loads its model; this one interrupts it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    name: EndpointName = arguments.endpoint
+    handler = target.handler(module)
+    async with DistributedRuntime(config=config) as runtime:
+        announced = Announced(runtime.discovery)
+        runtime.discovery = announced
+        try:
+            served = runtime.namespace(name.namespace).component(name.component).endpoint(name.endpoint)
+            serving = served.serve_endpoint(
+                handler,
+                max_inflight=arguments.max_inflight,
+                max_queue=arguments.max_queue,
+                metadata=pairs(arguments.metadata),
+            )
+        except TypeError as error:
+            raise Failure(f"{target.text} cannot serve: {error}") from error
+        draining = runtime.primary_token().cancelled()
+        first: list[asyncio.Future[Any]] = [serving, announced.registered]
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        if announced.registered.done():
+            _say_ready(announced.registered.result(), config)
+            await asyncio.wait({serving, draining}, return_when=asyncio.FIRST_COMPLETED)
+            if not serving.done() and (running := runtime.stats()[name.path].inflight):
+                print(
+                    f"draining: {running} request(s) run, for at most {config.drain_timeout_s:g} s; "
+                    "a second signal ends them now",
+                    file=sys.stderr,
+                )
+        try:
+            await serving
+        except OSError as error:
+            raise _cannot_listen(error, config) from error
+
+
+def _say_ready(instance: Instance, config: Config) -> None:
+    id = instance.id
+    if config.discovery == "static":
+        id = static_id(instance.endpoint, instance.addresses)  # the one under which clients know the list's entry
+    with contextlib.suppress(OSError):  # whoever started it may not listen any more
+        print(f"ready: serving {instance.endpoint} as instance {id} at {instance.addresses[0]}", flush=True)
+
+
+def _cannot_listen(error: OSError, config: Config) -> Failure:
+    if error.errno == errno.EADDRINUSE:
+        return Failure(f"cannot listen on {config.listen}: the address is in use, give another with --listen")
+    return Failure(error.strerror or str(error))
+
+
+class Announced:
+    """A discovery that tells when an instance was registered; all else is the inner one's.
+
+    Args:
+        inner: does the work.
+
+    Attributes:
+        registered: done with the instance as it was published.
+    """
+
+    def __init__(self, inner: Discovery) -> None:
+        self._inner = inner
+        self.where = inner.where
+        self.registered: asyncio.Future[Instance] = asyncio.get_running_loop().create_future()
+
+    async def register(self, instance: Instance) -> None:
+        await self._inner.register(instance)
+        if not self.registered.done():
+            self.registered.set_result(instance)
+
+    async def withdraw(self, instance: Instance) -> None:
+        await self._inner.withdraw(instance)
+
+    async def watch(self, endpoint: EndpointName | None, sink: Sink) -> Watch:
+        return await self._inner.watch(endpoint, sink)
+
+    async def close(self) -> None:
+        await self._inner.close()

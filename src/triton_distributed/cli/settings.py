@@ -1,0 +1,29 @@
+"""The settings of a command: the environment's, changed by its options; and its log."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from triton_distributed.config import Config
+from triton_distributed.errors import ConfigError
+
+LEVELS = ("debug", "info", "warning", "error")
+
+
+def settings(**overrides: Any) -> Config:
+    """Read the settings and send the log to standard error.
+
+    Args:
+        overrides: fields of `Config`, stronger than the environment.
+
+    Raises:
+        ConfigError: a setting cannot be used, or makes no sense for a command.
+    """
+    config = Config.from_env(**overrides)
+    if config.log_level.lower() not in LEVELS:
+        raise ConfigError("TRD_LOG", config.log_level, f"one of {', '.join(LEVELS)}")
+    if config.discovery == "memory":
+        raise ConfigError("TRD_DISCOVERY", "memory", "no process sees another's memory: use file or static with trd")
+    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    return config

@@ -1,0 +1,121 @@
+"""`module:object` on the command line: from that text to the function that serves requests."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from types import ModuleType, TracebackType
+from typing import Any
+
+from triton_distributed.cli.failure import USAGE, Failure, one_line
+
+
+class Target:
+    """A handler's place: a module and the dotted way from it to an object.
+
+    Args:
+        text: `module:object`, where `module` may be dotted and `object` too.
+
+    Raises:
+        Failure: it is not of that form.
+    """
+
+    def __init__(self, text: str) -> None:
+        module, mark, path = text.partition(":")
+        well_formed = all(part.isidentifier() for part in [*module.split("."), *path.split(".")])
+        if not mark or not well_formed or module.endswith(".py"):
+            known = module.removesuffix(".py").replace(os.sep, ".").strip(".")
+            guess = f"{known}:{path or 'handler'}"
+            raise Failure(f"{text!r} is not module:object, e.g. {guess if known else 'worker:generate'}", USAGE)
+        self.text = text
+        self.module = module
+        self.path = path.split(".")
+
+    def load(self) -> ModuleType:
+        """Import the module, from the current directory before anywhere else.
+
+        Raises:
+            Failure: there is no such module, or importing it failed; then its traceback was printed.
+        """
+        folder = os.getcwd()
+        if sys.path[:1] != [folder]:
+            sys.path.insert(0, folder)
+        try:
+            return importlib.import_module(self.module)
+        except ModuleNotFoundError as error:
+            if error.name is not None and f"{self.module}.".startswith(f"{error.name}."):
+                parent = error.name.rpartition(".")[0]
+                no_package = parent in sys.modules and not hasattr(sys.modules[parent], "__path__")
+                why = f": {parent!r} is no package" if no_package else f" in {folder} or on Python's path"
+                raise Failure(f"there is no module {error.name!r}{why}") from error
+            raise _raised(f"importing {self.module!r}", error) from error
+        except (Exception, SystemExit) as error:
+            raise _raised(f"importing {self.module!r}", error) from error
+
+    def handler(self, module: ModuleType) -> Callable[..., Any]:
+        """The function to serve.
+
+        A class is called without arguments where it is the object itself or the way goes on to one of its instance
+        methods. Of an object that is no function, its `generate` serves, or else the object itself where it can be
+        called.
+
+        Raises:
+            Failure: there is no such object, it cannot be called, or the class could not be instantiated.
+        """
+        found: Any = module
+        way = self.module + ":"
+        for name in self.path:
+            if isinstance(found, type) and inspect.isfunction(inspect.getattr_static(found, name, None)):
+                found = _instance(found, way)
+            try:
+                found = getattr(found, name)
+            except AttributeError:
+                close = difflib.get_close_matches(name, dir(found), 1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise Failure(f"{way.rstrip(':')} has no {name!r}{hint}") from None
+            way += name if way.endswith(":") else f".{name}"
+        made = isinstance(found, type)
+        if made:
+            found = _instance(found, way)
+        if not inspect.isroutine(found) and callable(method := getattr(found, "generate", None)):
+            return method  # type: ignore[no-any-return]
+        if not callable(found):
+            what = "has neither generate nor __call__" if made else f"cannot be called: {_what(found)}"
+            raise Failure(f"{way} {what}")
+        return found  # type: ignore[no-any-return]
+
+
+def _instance(kind: type, way: str) -> Any:
+    try:
+        inspect.signature(kind).bind()
+    except TypeError as error:
+        raise Failure(f"{way} cannot be made without arguments: {error}; serve an instance of it instead") from None
+    except ValueError:
+        pass  # a builtin without a signature
+    try:
+        return kind()
+    except (Exception, SystemExit) as error:
+        raise _raised(f"{way}()", error) from error
+
+
+def _what(found: object) -> str:
+    return f"it is a {'module' if isinstance(found, ModuleType) else type(found).__name__}"
+
+
+def _raised(what: str, error: BaseException) -> Failure:
+    """The user's own code raised: show where, which one line cannot."""
+    trace = error.__traceback__
+    while trace is not None and _is_not_theirs(trace):
+        trace = trace.tb_next
+    traceback.print_exception(type(error), error, trace)
+    return Failure(f"{what} failed: {one_line(f'{type(error).__name__}: {error}')}")
+
+
+def _is_not_theirs(trace: TracebackType) -> bool:
+    file = trace.tb_frame.f_code.co_filename
+    return file in (__file__, importlib.__file__) or file.startswith("<frozen importlib")
