@@ -102,6 +102,8 @@ class Dispatch:
             elif session.usable:
                 await self._send_to(session, instance)
                 return
+            else:
+                self.note(instance, [(session.address, session.lost or "it takes no more calls")])
 
     def _choose(self) -> Instance:
         """The next instance to try.

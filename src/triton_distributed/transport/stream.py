@@ -92,6 +92,8 @@ class Stream(StreamCore):
             session.write_behind(f.HEADER.pack(length, kind, fragment_flags, self.id) + start, piece)
             self.charge(length, fragment_flags)
             kind = f.DATA
+            if fragment_flags & f.MORE and not session.paused:
+                await asyncio.sleep(0)  # the other streams' turn, even where the kernel takes everything at once
         if buffers:
             while session.paused and session.lost is None:  # the transport still refers to the last of them
                 await session.resumed()

@@ -22,6 +22,8 @@ from triton_distributed.wire.frames import BUFFERS, MAX_FRAME, MORE, UINT64
 
 _HEAD = Struct("<II")
 MAPPED = 256 * 1024  # memory above this is mapped: a gigabyte's worth of parts stays far below the kernel's 65,530 maps
+HUGE = 4 * 1024 * 1024  # memory from here on asks for huge pages: filling 16 MiB takes 0.5 ms so, and 6 ms in small ones
+_HUGE_PAGES: int | None = getattr(mmap, "MADV_HUGEPAGE", None)
 _PRIVATE = getattr(mmap, "MAP_PRIVATE", 2) | getattr(mmap, "MAP_ANONYMOUS", 0)
 MAX_BUFFERS = (MAX_FRAME - _HEAD.size - UINT64.size) // UINT64.size
 Memory: TypeAlias = bytearray | mmap.mmap
@@ -38,7 +40,12 @@ def allocate(size: int) -> Memory:
         RemoteProtocolError: there is none.
     """
     try:
-        return mmap.mmap(-1, size, flags=_PRIVATE) if size > MAPPED else bytearray(size)
+        if size <= MAPPED:
+            return bytearray(size)
+        memory = mmap.mmap(-1, size, flags=_PRIVATE)
+        if size >= HUGE and _HUGE_PAGES is not None:
+            memory.madvise(_HUGE_PAGES)
+        return memory
     except (OSError, MemoryError, OverflowError) as error:
         raise RemoteProtocolError(f"there is no memory for {size:,} bytes of a message: {error}") from error
 
@@ -94,14 +101,19 @@ class Assembly:
         first: that frame's payload.
         limit: the largest message taken, bytes.
 
+    Attributes:
+        granted: the sender has credit for all of it.
+        left: bytes that have not come yet.
+
     Raises:
         RemoteProtocolError: the message is above the limit, or its sizes contradict each other.
     """
 
-    __slots__ = ("_sizes", "_view", "kind", "left", "parts", "total")
+    __slots__ = ("_sizes", "_view", "granted", "kind", "left", "parts", "total")
 
     def __init__(self, kind: int, flags: int, first: bytes, limit: int) -> None:
         self.kind = kind
+        self.granted = False
         at = 0
         if flags & MORE:
             if len(first) < UINT64.size:
@@ -123,7 +135,6 @@ class Assembly:
         self.parts: list[Memory] = []  # body, then buffers; each made when its first byte comes
         self._sizes = iter((size, *sizes))
         self._view = memoryview(b"")
-        self._next()
         self.write(memoryview(first)[at:])
 
     @staticmethod
@@ -136,23 +147,21 @@ class Assembly:
             raise RemoteProtocolError(f"a message's head names {number:,} buffers and is cut short")
         return Struct(f"<{number}Q").unpack_from(first, at), size, at + number * UINT64.size
 
-    def _next(self) -> None:
-        while not self._view.nbytes:
-            size = next(self._sizes, None)
-            if size is None:
-                return
+    def _part(self) -> memoryview:
+        """The rest of the part that the next byte belongs to; memory is made when its first byte comes."""
+        while not self._view.nbytes and (size := next(self._sizes, None)) is not None:
             self.parts.append(allocate(size))
             self._view = memoryview(self.parts[-1])
+        return self._view
 
     def target(self, most: int) -> memoryview:
         """Where the next bytes belong, at most `most` of them; call `advance` when they are there."""
-        return self._view[:most]
+        return self._part()[:most]
 
     def advance(self, count: int) -> None:
         """`count` bytes were written to `target()`."""
         self._view = self._view[count:]
         self.left -= count
-        self._next()
 
     def write(self, data: memoryview) -> None:
         """Take the next bytes.
@@ -163,8 +172,9 @@ class Assembly:
         if data.nbytes > self.left:
             raise RemoteProtocolError("a message's fragments are longer than it announced")
         while data.nbytes:
-            count = min(data.nbytes, self._view.nbytes)
-            self._view[:count] = data[:count]
+            part = self._part()
+            count = min(data.nbytes, part.nbytes)
+            part[:count] = data[:count]
             self.advance(count)
             data = data[count:]
 
@@ -176,6 +186,7 @@ class Assembly:
         """
         if self.left:
             raise RemoteProtocolError(f"a message's last fragment leaves {self.left:,} announced bytes missing")
+        self._part()  # parts of no bytes
         self._view = memoryview(b"")
         body = self.parts[0]
         return body if isinstance(body, bytearray) else memoryview(body), self.parts[1:]

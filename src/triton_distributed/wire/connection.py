@@ -10,7 +10,7 @@ from typing import Any
 
 from triton_distributed.errors import LocalProtocolError, RemoteProtocolError
 from triton_distributed.wire import frames as f
-from triton_distributed.wire.assembly import Body, Memory
+from triton_distributed.wire.assembly import Assembly, Body, Memory
 from triton_distributed.wire.decoder import FrameDecoder
 from triton_distributed.wire.hello import Hello, agree, hello_frame, read_hello
 from triton_distributed.wire.states import (
@@ -28,6 +28,7 @@ from triton_distributed.wire.states import (
 from triton_distributed.wire.stream import StreamCore
 from triton_distributed.wire.window import FRAME_COST, WindowBudget
 
+MESSAGES_UNDER_WAY = 4  # largest messages a peer may have begun at once: their memory is made as it begins each part
 DIRECT = 32 * 1024  # a fragment with more than this missing is read from the socket straight into its message
 
 
@@ -63,8 +64,9 @@ class Connection:
         self._budget = WindowBudget(window, session_window)
         self._last_opened = 0  # by us
         self._last_accepted = 0  # by the peer
+        self._under_way = 0  # bytes of messages of several frames that are not whole yet
         self.accepting: list[int] = []
-        self._direct: tuple[StreamCore, int, int, int] | None = None  # stream, flags, bytes missing, cost
+        self._direct: tuple[StreamCore, Assembly, int, int, int] | None = None  # …, flags, bytes missing, cost
 
     # sending
 
@@ -128,6 +130,16 @@ class Connection:
         if self.streams.pop(stream.id, None) is not None:
             self._budget.release(stream.window)
 
+    def announced(self, size: int) -> None:
+        """A message of `size` bytes is under way; a negative size, no longer.
+
+        Raises:
+            RemoteProtocolError: more is under way at once than `MESSAGES_UNDER_WAY` of the largest kind would be.
+        """
+        self._under_way += size
+        if self._under_way > MESSAGES_UNDER_WAY * self.max_message:
+            raise RemoteProtocolError(f"messages of {self._under_way:,} bytes are under way at once")
+
     # receiving
 
     def receive(self, data: bytes) -> None:
@@ -177,6 +189,7 @@ class Connection:
                 if not payload:
                     raise RemoteProtocolError(f"a frame of kind {kind} came without its code")
                 stream.failure = (kind, payload[0], payload[1:])
+            stream.drop_message()
             self.forget(stream)
             stream.on_closed()
 
@@ -272,7 +285,7 @@ class Connection:
         stream.assembly.write(memoryview(piece))
         cost = size + FRAME_COST
         stream.account(cost)
-        self._direct = (stream, flags, size - len(piece), cost)
+        self._direct = (stream, stream.assembly, flags, size - len(piece), cost)
 
     @property
     def direct(self) -> bool:
@@ -282,18 +295,16 @@ class Connection:
     def direct_buffer(self) -> memoryview:
         """Where the next received bytes belong."""
         assert self._direct is not None
-        stream, _, missing, _ = self._direct
-        assert stream.assembly is not None
-        return stream.assembly.target(missing)
+        _, assembly, _, missing, _ = self._direct
+        return assembly.target(missing)
 
     def direct_received(self, count: int) -> None:
         """`count` bytes were read into `direct_buffer()`."""
         assert self._direct is not None
-        stream, flags, missing, cost = self._direct
-        assert stream.assembly is not None
-        stream.assembly.advance(count)
+        stream, assembly, flags, missing, cost = self._direct
+        assembly.advance(count)
         if count < missing:
-            self._direct = (stream, flags, missing - count, cost)
+            self._direct = (stream, assembly, flags, missing - count, cost)
             return
         self._direct = None
         if stream.state == CLOSED:  # it was aborted meanwhile

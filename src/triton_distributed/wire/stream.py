@@ -150,6 +150,7 @@ class StreamCore:
         payload = f.frame(kind, self.id) if kind == f.CANCEL else f.coded(kind, self.id, code, detail)
         self.state = CLOSED
         self.outbox.clear()
+        self.drop_message()
         self.connection.send(payload)
         self.connection.forget(self)
 
@@ -197,6 +198,13 @@ class StreamCore:
             raise RemoteProtocolError(f"stream {self.id} ended in the middle of a message")
         if self._assembly is None:
             self._assembly = Assembly(kind, flags, payload, self.connection.max_message)
+            self.connection.announced(self._assembly.total)
+            if flags & f.MORE and not self.inbox:
+                # Its memory is spoken for and nothing is before it: credit for all of it at once, so that a large
+                # message never waits for credit to come back.
+                self._assembly.granted = True
+                self.read(cost + self._assembly.left, at_once=True)
+                return
         elif kind != f.DATA:
             raise RemoteProtocolError(f"a message on stream {self.id} is continued by a frame of kind {kind}")
         else:
@@ -207,19 +215,28 @@ class StreamCore:
         """A fragment is in place: ask for more, or the message is whole."""
         assembly = self._assembly
         assert assembly is not None
+        if assembly.granted:
+            cost = FRAME_COST
         if flags & f.MORE:
-            if not self.inbox:  # whoever reads waits for this very message
+            if assembly.granted or not self.inbox:  # whoever reads waits for this very message
                 self.read(cost)
             else:
                 self._owed += cost
             return
         body, buffers = assembly.finish()
         self._assembly = None
+        self.connection.announced(-assembly.total)
         if assembly.kind == f.REQUEST:
             self.read(cost)
             self.connection.requested(self, body, buffers)
         else:
             self.inbox.append((cost, f.DATA, flags, body, buffers))
+
+    def drop_message(self) -> None:
+        """The stream was aborted: what is here of a message is of no use."""
+        assembly, self._assembly = self._assembly, None
+        if assembly is not None:
+            self.connection.announced(-assembly.total)
 
     @property
     def assembly(self) -> Assembly | None:
@@ -230,10 +247,10 @@ class StreamCore:
         """Bytes were received straight into a message under way."""
         self._unread += cost
 
-    def read(self, cost: int) -> None:
+    def read(self, cost: int, at_once: bool = False) -> None:
         """A received frame of `cost` was consumed: credit goes back in halves of the window, so it is seldom sent."""
         self._owed = owed = self._owed + cost
-        if owed * 2 >= self._window and not self.finished:
+        if (owed * 2 >= self._window or at_once) and not self.finished:
             self._owed = 0
             self._unread -= owed
             self.connection.send(f.frame(f.CREDIT, self.id, f.UINT32.pack(owed)))
