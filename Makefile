@@ -45,11 +45,11 @@ format: $(VENV)/.dev ## lay the code out and repair what ruff can
 bench: $(VENV)/.bench ## benchmarks against the yardstick and grpc.aio, as a table and as JSON
 	$(PYTHON) -m benchmarks $(BENCH_ARGS)
 
-fuzz: $(VENV)/.fuzz ## fuzz what reads bytes from the network, for FUZZ_SECONDS (60) a target
+fuzz: $(VENV)/.fuzz ## fuzz what reads bytes from the network, for FUZZ_SECONDS (60) in all
 	$(PYTHON) -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
-soak: $(VENV)/.test ## the long tests: 20,000 calls at once, 10,000 idle streams
-	$(PYTHON) -m pytest -m soak --timeout 900 -s $(PYTEST_ARGS)
+soak: $(VENV)/.bench ## 20,000 calls at once, 10,000 idle streams; prints what they cost
+	$(PYTHON) -m benchmarks.soak
 
 clean: ## remove what the other targets made
 	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist

@@ -279,7 +279,7 @@ class Call:
         self._error = error
         self._settle(outcome)
         if self.dispatch is not None:
-            self.dispatch.arrived()
+            self.dispatch.cancel()  # also where it streams requests, which nobody takes any more
         if self.stream is not None:
             self.stream.wake()
 

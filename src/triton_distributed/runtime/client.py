@@ -159,6 +159,7 @@ class Client:
 
     def wait_for_endpoints(self) -> asyncio.Task[list[int]]:
         """A task that is done once there is at least one instance; its result is their ids."""
+        self._runtime.check("wait_for_instances")
         return self.loop.create_task(self._wait())
 
     wait_for_instances = wait_for_endpoints

@@ -126,7 +126,10 @@ class Endpoint:
         Raises (from the task):
             DiscoveryError: the place where instances are registered cannot be read; its address is in the text.
             ConfigError: there is no such policy.
+
+        Raises (from the call): ForkError, RuntimeClosed.
         """
+        self._runtime.check("client")
         return self._runtime.event_loop().create_task(self._runtime.client(self.name, policy))
 
     def lease_id(self) -> int:

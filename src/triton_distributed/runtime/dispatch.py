@@ -52,7 +52,7 @@ class Dispatch:
     def cancel(self) -> None:
         """The call is over."""
         self.arrived()
-        if self._task is not None:
+        if self._task is not None and self._task is not asyncio.current_task(self._client.loop):
             self._task.cancel()
 
     def arrived(self) -> None:

@@ -110,16 +110,15 @@ class Serving:
         current.set(self.context)
         items: AsyncIterator[Any] | None = None
         try:
-            request = self._request()
-            self._body = b""
-            self._buffers = None
+            body, buffers, self._body, self._buffers = self._body, self._buffers, b"", None
+            request = self._request(body, buffers)
             items = endpoint.handler.open(request, self.context)
             check, push, sent = endpoint.handler.check, stream.push, 0
             async for item in items:
-                if check is not None:
-                    check(item)
                 sent += 1
                 if item.__class__ is not Annotated:
+                    if check is not None:
+                        check(item)
                     data = encode(item, "item")
                     if data.__class__ is bytes and len(data) <= SMALL:
                         if push(data):
@@ -129,6 +128,8 @@ class Serving:
                     else:
                         await stream.send(data.body, data.buffers)
                 else:
+                    if check is not None and item.data() is not None:
+                        check(item.data())
                     await self._send_annotated(item)
             endpoint.stats.items += sent
             stream.end()
@@ -144,21 +145,21 @@ class Serving:
             self.over()
             endpoint.finished(self)
 
-    def _request(self) -> Any:
+    def _request(self, body: Body, buffers: list[Memory] | None) -> Any:
         handler = self._endpoint.handler
         if handler.takes_stream:
-            return self._requests()
+            return self._requests(body, buffers)
         if not self.stream.finished:
             raise InvalidRequest(
                 "", f"handler {handler.name} takes one request; annotate its parameter as AsyncIterator[…] for a stream"
             )
-        return handler.decode(self._body, self._buffers)
+        return handler.decode(body, buffers)
 
-    async def _requests(self) -> AsyncIterator[Any]:
+    async def _requests(self, body: Body, buffers: list[Memory] | None) -> AsyncIterator[Any]:
         """What the caller streams. The first of it came with the request; an empty body is none."""
         stream, decode = self.stream, self._endpoint.handler.decode
-        if self._body:
-            yield decode(self._body, self._buffers)
+        if body:
+            yield decode(body, buffers)
         while True:
             while stream.inbox:
                 cost, kind, _, payload, buffers = stream.inbox.popleft()

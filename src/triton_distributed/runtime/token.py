@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 
 
 class CancellationToken:
-    """Something that is cancelled once, together with its children."""
+    """Something that is cancelled once, together with its children.
 
-    def __init__(self) -> None:
+    Args:
+        parent: whose cancellation is this one's too.
+    """
+
+    def __init__(self, parent: CancellationToken | None = None) -> None:
         self._cancelled = False
-        self._children: list[CancellationToken] = []
-        self._waiters: list[asyncio.Future[None]] = []
+        self._parent = parent
+        # A program may take a child a request: those that were dropped are of no concern, those awaited are held.
+        self._children: weakref.WeakSet[CancellationToken] = weakref.WeakSet()
+        self._awaited: set[CancellationToken] = set()
+        self._waiters: set[asyncio.Future[None]] = set()
 
     def cancel(self) -> None:
         """Cancel this token and every child of it."""
         if self._cancelled:
             return
         self._cancelled = True
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
+        for waiter in list(self._waiters):
             if not waiter.done():
                 waiter.set_result(None)
-        children, self._children = self._children, []
-        for child in children:
+        for child in list(self._children):
             child.cancel()
 
     def is_cancelled(self) -> bool:
@@ -35,17 +41,31 @@ class CancellationToken:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._cancelled:
             waiter.set_result(None)
-        else:
-            self._waiters = [each for each in self._waiters if not each.done()]
-            self._waiters.append(waiter)
+            return waiter
+        self._waiters.add(waiter)
+        self._hold()
+        waiter.add_done_callback(self._released)
         return waiter
+
+    def _hold(self) -> None:
+        if self._parent is not None:
+            self._parent._awaited.add(self)
+            self._parent._hold()
+
+    def _released(self, waiter: asyncio.Future[None]) -> None:
+        self._waiters.discard(waiter)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if not self._waiters and not self._awaited and self._parent is not None:
+            self._parent._awaited.discard(self)
+            self._parent._let_go()
 
     def child_token(self) -> CancellationToken:
         """A token that is cancelled with this one, or alone."""
-        child = CancellationToken()
+        child = CancellationToken(self)
         if self._cancelled:
             child.cancel()
         else:
-            self._children = [each for each in self._children if not each._cancelled]
-            self._children.append(child)
+            self._children.add(child)
         return child
