@@ -34,6 +34,9 @@ from triton_distributed.names import EndpointName, Instance
 
 _log = logging.getLogger("triton_distributed.discovery")
 
+POLL_S = 0.5  # how long a death may go unseen where there is no inotify; 64 files cost half a millisecond a look
+CHECK_S = 5.0  # what heals whatever the kernel did not tell: seldom needed, so seldom done
+
 _SLICE = 128  # files looked at before others on the loop get their turn: 1 to 2 ms
 _TOUCH_S = 3600.0  # the strictest cleaners in use remove what was not touched for a day
 _MAX_TROUBLES = 64  # texts that were said and are not said again: there are fewer kinds of trouble than this
@@ -53,22 +56,14 @@ class FileDiscovery:
         directory: made with mode 0700 if it is not there; refused if it is anybody else's or open to others.
         poll_s: seconds between two looks at all files where there is no inotify.
         check_s: seconds between two looks at all files where there is.
-        use_inotify: False polls, as on systems without it.
     """
 
-    def __init__(
-        self,
-        directory: str | os.PathLike[str],
-        *,
-        poll_s: float = 0.5,
-        check_s: float = 5.0,
-        use_inotify: bool = True,
-    ) -> None:
+    def __init__(self, directory: str | os.PathLike[str], *, poll_s: float = POLL_S, check_s: float = CHECK_S) -> None:
         self._directory = os.path.abspath(directory)
         self._folder = os.path.join(self._directory, "instances")
         self.where = f"file://{self._directory}"
         self._poll_s, self._check_s = poll_s, check_s
-        self._use_inotify = use_inotify
+        self._use_inotify = True
         self._notifier: inotify.Inotify | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._identity: tuple[int, int] | None = None

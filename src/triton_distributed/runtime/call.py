@@ -388,18 +388,25 @@ class Call:
         finally:
             del error
 
-    async def wait(self) -> None:
-        """Wait until `take` has something to say. Cancelled: so is the call."""
-        stream = self.stream
-        try:
-            if stream is not None:
-                if not stream.inbox and not stream.finished:
-                    await stream.next_readable()
-            elif self.dispatch is not None:
-                await asyncio.shield(self.dispatch.sent)
-        except asyncio.CancelledError:
-            self.cancel()
-            raise
+    def pending(self) -> asyncio.Future[None]:
+        """What to await when `take` had nothing to say. Cancelled there, the reader calls `leave`."""
+        if self.stream is not None:
+            return self.stream.next_readable()
+        assert self.dispatch is not None
+        return asyncio.shield(self.dispatch.sent)
+
+    async def next_message(self) -> None:
+        """Wait for the next message and make its items the current ones.
+
+        Raises:
+            As `take` does.
+        """
+        while not self.take():
+            try:
+                await self.pending()
+            except asyncio.CancelledError:
+                self.leave()
+                raise
 
     def discard(self) -> None:
         """Nobody will read: let the request run, and drop what it answers."""
@@ -419,9 +426,7 @@ class Call:
     async def _discard(self) -> None:
         try:
             while True:
-                self.items = _NOTHING
-                if not self.take():
-                    await self.wait()
+                await self.next_message()
         except (StopAsyncIteration, asyncio.CancelledError):
             pass
         except Exception as error:

@@ -90,9 +90,7 @@ class Client:
         found: list[Any] = []
         try:
             while True:
-                if not call.take():
-                    await call.wait()
-                    continue
+                await call.next_message()
                 found.extend(call.items)
                 if len(found) > 1:
                     raise NotUnary(f'endpoint "{self.view.name.path}"', len(found))

@@ -60,8 +60,7 @@ class ResponseStream:
             for item in call.items:
                 if item is not None:  # None is an item without data; annotated items are never None
                     return item
-            if not call.take():
-                await call.wait()
+            await call.next_message()
 
     def __del__(self) -> None:
         call = self._call
@@ -167,8 +166,13 @@ class Reading:
             for item in call.items:
                 if item is not None:
                     return item
+            # `call.next_message()`, without a coroutine of its own for each message
             if not call.take():
-                await call.wait()
+                try:
+                    await call.pending()
+                except asyncio.CancelledError:
+                    call.leave()
+                    raise
 
     def __del__(self) -> None:
         call = self._call

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from triton_distributed.errors import MessageTooLarge
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import Body, fragments, message_bytes
-from triton_distributed.wire.states import CLOSED
+from triton_distributed.wire.states import CLOSED, RECEIVED
 from triton_distributed.wire.stream import StreamCore
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Stream(StreamCore):
     connection: Session
 
     def __init__(self, connection: Connection, stream_id: int, credit: int, window: int) -> None:
-        super().__init__(connection, stream_id, credit, window)
+        StreamCore.__init__(self, connection, stream_id, credit, window)
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
         self.owner: Owner | None = None
@@ -102,7 +102,7 @@ class Stream(StreamCore):
         waiter = self._reader
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
-        if self.finished and self.owner is not None:
+        if self.state >= RECEIVED and self.owner is not None:
             self.owner.stream_ended()
 
     def on_writable(self) -> None:

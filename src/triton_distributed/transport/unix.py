@@ -65,8 +65,10 @@ async def connect(loop: asyncio.AbstractEventLoop, path: str, protocol: asyncio.
         with reachable(Path(path)) as name:
             await loop.sock_connect(sock, name)
         await loop.create_unix_connection(lambda: protocol, sock=sock)
-    except BaseException:
+    except BaseException as error:
         sock.close()
+        if isinstance(error, ConnectionRefusedError):
+            _remove(Path(path))  # its worker is dead, see `listen`
         raise
 
 
@@ -138,9 +140,13 @@ def _remove_if_dead(path: Path) -> bool:
             with reachable(path) as name:
                 probe.connect(name)
         except ConnectionRefusedError:
-            with contextlib.suppress(OSError):
-                path.unlink()
+            _remove(path)
             return True
         except OSError:
             return False  # alive but busy, or not ours to judge
     return False
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
