@@ -23,6 +23,8 @@ from triton_distributed.wire.codec import encode
 if TYPE_CHECKING:
     from triton_distributed.runtime.distributed import DistributedRuntime
 
+# Looked up before the abstract class is asked, which takes longer than encoding a small request.
+_NO_STREAMS = frozenset({type(None), bool, int, float, str, bytes, list, dict, tuple})
 _encode_metadata = msgspec.msgpack.Encoder().encode
 
 
@@ -119,7 +121,7 @@ class Client:
         if runtime.unusable:
             runtime.check("a call")
         more: AsyncIterator[Any] | None = None
-        if isinstance(request, AsyncIterable):
+        if request.__class__ not in _NO_STREAMS and isinstance(request, AsyncIterable):
             more, body = aiter(request), b""
         else:
             body = encode(request, "request")  # type: ignore[assignment]
@@ -158,7 +160,9 @@ class Client:
     def wait_for_endpoints(self) -> asyncio.Task[list[int]]:
         """A task that is done once there is at least one instance; its result is their ids."""
         self._runtime.check("wait_for_instances")
-        return self.loop.create_task(self._wait())
+        waiting = self.loop.create_task(self._wait())
+        waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # quiet where nobody awaits it
+        return waiting
 
     wait_for_instances = wait_for_endpoints
 

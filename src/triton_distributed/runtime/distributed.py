@@ -17,7 +17,7 @@ from triton_distributed.discovery.file import FileDiscovery
 from triton_distributed.discovery.folder import private_folder
 from triton_distributed.discovery.memory import MemoryDiscovery
 from triton_distributed.discovery.static import StaticDiscovery
-from triton_distributed.errors import ConfigError, ForkError, RuntimeClosed
+from triton_distributed.errors import ConfigError, DiscoveryError, ForkError, RuntimeClosed
 from triton_distributed.names import MAX_INSTANCE_ID, EndpointName, Instance
 from triton_distributed.observe import Stats
 from triton_distributed.routing.policies import Policy
@@ -231,7 +231,12 @@ class DistributedRuntime:
 
     async def _open_view(self, name: EndpointName) -> EndpointView:
         view = EndpointView(name, self._loop, self.rng)
-        await view.start(self.discovery, host_name())
+        try:
+            await view.start(self.discovery, host_name())
+        except DiscoveryError:
+            if self.unusable:
+                raise RuntimeClosed("client") from None
+            raise
         self._views[name] = view
         return view
 

@@ -90,9 +90,12 @@ class ServedEndpoint:
             )
 
     def _start(self, serving: Serving) -> None:
+        """Tell the caller that the handler begins, then let it begin in a later step of the loop."""
         self.running.add(serving)
         self.stats.inflight += 1
-        serving.start(self._loop)
+        stream = serving.stream
+        stream.connection.accept(stream)
+        serving.task = asyncio.Task(serving.run(), loop=self._loop)
 
     def finished(self, serving: Serving) -> None:
         """A handler has ended: the next in the queue may begin."""

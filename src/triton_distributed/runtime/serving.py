@@ -36,12 +36,13 @@ class Serving:
         outcome: how it ended, known early where something else than the handler ended it.
     """
 
-    __slots__ = ("_body", "_buffers", "_endpoint", "_timer", "context", "outcome", "stream", "task")
+    __slots__ = ("_began", "_body", "_buffers", "_endpoint", "_timer", "context", "outcome", "stream", "task")
 
     def __init__(
         self, endpoint: ServedEndpoint, stream: Stream, context: Context, body: Body, buffers: list[Memory] | None
     ) -> None:
         self._endpoint = endpoint
+        self._began = False
         self._body = body
         self._buffers = buffers
         self._timer: asyncio.TimerHandle | None = None
@@ -50,11 +51,6 @@ class Serving:
         self.stream = stream
         self.task: asyncio.Task[None] | None = None
         stream.owner = self
-
-    def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Tell the caller that the handler begins, then let it begin in a later step of the loop."""
-        self.stream.connection.accept(self.stream)
-        self.task = asyncio.Task(self._run(), loop=loop)
 
     def watch_deadline(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
         """End the request when its time is over, whether it runs or waits."""
@@ -82,6 +78,9 @@ class Serving:
         self.context.kill()
         if self.task is not None:
             self.task.cancel()
+            if not self._began:  # cancelled before its first step, a task does not even enter its function
+                self.over()
+                self._endpoint.finished(self)
         else:
             self._endpoint.left_queue(self)
             self.over()
@@ -105,7 +104,9 @@ class Serving:
         self._endpoint.stats.ended[self.outcome or 0] += 1
         self.stream.owner = None  # they refer to each other, and nobody waits for a collector
 
-    async def _run(self) -> None:
+    async def run(self) -> None:
+        """Serve it: the body of its task."""
+        self._began = True
         stream, endpoint = self.stream, self._endpoint
         current.set(self.context)
         items: AsyncIterator[Any] | None = None

@@ -56,7 +56,7 @@ class MemoryTransport(asyncio.Transport):
     def _deliver(self) -> None:
         self._moving = False
         peer = self._peer
-        if peer is None or peer._lost:
+        if peer is None or peer._lost or peer._closing:
             self._pending.clear()
             self._size = 0
             if self._closing:

@@ -71,7 +71,7 @@ class Session(Connection, asyncio.Protocol):
         self._hello_timeout_s = hello_timeout_s
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._resumed: list[asyncio.Future[None]] = []  # at most one a stream
+        self._resumed: set[asyncio.Future[None]] = set()  # at most one a stream or call
         self._receiving = self._scheduled = False
         self._bulk: InPlaceReader | None = None
 
@@ -136,8 +136,7 @@ class Session(Connection, asyncio.Protocol):
         self.paused = False
         self._flush()
         if not self.paused:
-            waiting, self._resumed = self._resumed, []
-            for waiter in waiting:
+            for waiter in list(self._resumed):
                 if not waiter.done():
                     waiter.set_result(None)
 
@@ -181,8 +180,11 @@ class Session(Connection, asyncio.Protocol):
         """Wait until the kernel takes output again, or the session is gone."""
         if self.paused and self.lost is None:
             waiter = self.loop.create_future()
-            self._resumed.append(waiter)
-            await waiter
+            self._resumed.add(waiter)
+            try:
+                await waiter
+            finally:
+                self._resumed.discard(waiter)
 
     # its end
 
@@ -231,10 +233,9 @@ class Session(Connection, asyncio.Protocol):
             stream.state = CLOSED
             stream.lost = self.lost
             stream.on_closed()
-        for waiter in self._resumed:
+        for waiter in list(self._resumed):
             if not waiter.done():
                 waiter.set_result(None)
-        self._resumed.clear()
         self._on_lost(self, self.lost)
 
     # receiving

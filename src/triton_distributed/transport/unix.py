@@ -7,7 +7,9 @@ import contextlib
 import errno
 import itertools
 import os
+import re
 import socket
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,12 +17,15 @@ from pathlib import Path
 
 # sun_path holds 108 bytes on Linux and 104 on macOS, one of them a zero; see unix(7).
 LONGEST_PATH = 107 if sys.platform == "linux" else 103
+LONGEST_NAME = LONGEST_PATH - len("/proc/self/fd/1234567890/")
 SUPPORTED = hasattr(socket, "AF_UNIX")
 BACKLOG = 4096  # connections waiting to be accepted; the kernel caps it at net.core.somaxconn
 FRESH_S = 60.0  # a socket is bound and listens within microseconds; one that does not for so long has lost its worker
 SWEEP = 256  # dead sockets looked for when one starts to listen
 SOCKET_BUFFER = 512 * 1024  # asked of the kernel, which caps it: fewer wake-ups for arrays, no cost for tokens
 
+# What workers call their sockets where the user does not: their id, and before they listen their process and a number.
+_OURS = re.compile(r"[0-9a-f]{1,16}\.sock|\.\d+-\d+\.sock")
 _numbers = itertools.count()
 
 
@@ -40,6 +45,8 @@ def reachable(path: Path) -> Iterator[str]:
         raise OSError(
             errno.ENAMETOOLONG, f"a Unix socket's path has at most {LONGEST_PATH} bytes; set TRD_DIR shorter", str(path)
         )
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise OSError(errno.ENAMETOOLONG, f"the name of a Unix socket is too long: at most {LONGEST_NAME} bytes", str(path))
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{folder}/{path.name}"
@@ -67,7 +74,7 @@ async def connect(loop: asyncio.AbstractEventLoop, path: str, protocol: asyncio.
         await loop.create_unix_connection(lambda: protocol, sock=sock)
     except BaseException as error:
         sock.close()
-        if isinstance(error, ConnectionRefusedError):
+        if isinstance(error, ConnectionRefusedError) and _OURS.fullmatch(Path(path).name):
             _remove(Path(path))  # its worker is dead, see `listen`
         raise
 
@@ -98,7 +105,9 @@ async def listen(
 def _claim(path: Path) -> tuple[socket.socket, int]:
     sweep(path.parent)
     if path.exists() and not _remove_if_dead(path):
-        raise OSError(errno.EADDRINUSE, "another worker listens there", str(path))
+        raise OSError(errno.EADDRINUSE, _why_taken(path), str(path))
+    with reachable(path):
+        pass  # where its own name is too long, nobody would ever find it
     sock = _socket()
     temporary = path.with_name(f".{os.getpid()}-{next(_numbers)}.sock")
     try:
@@ -123,14 +132,21 @@ def remove(path: Path, inode: int) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the sockets of workers that were killed."""
+    """Remove the sockets of workers that were killed; whatever else is in the folder is left alone."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for _, entry in zip(range(SWEEP), entries, strict=False):
-            if not entry.name.endswith(".sock"):
+            if not _OURS.fullmatch(entry.name):
                 continue
             if entry.name.startswith(".") and time.time() - entry.stat(follow_symlinks=False).st_mtime < FRESH_S:
                 continue  # bound a moment ago, and about to listen
             _remove_if_dead(Path(entry.path))
+
+
+def _why_taken(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            return "there is something that is no socket"
+    return "another worker listens there"
 
 
 def _remove_if_dead(path: Path) -> bool:
@@ -140,13 +156,18 @@ def _remove_if_dead(path: Path) -> bool:
             with reachable(path) as name:
                 probe.connect(name)
         except ConnectionRefusedError:
-            _remove(path)
-            return True
+            return _remove(path)
         except OSError:
             return False  # alive but busy, or not ours to judge
     return False
 
 
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):
+def _remove(path: Path) -> bool:
+    """Remove a socket that refuses connections. A plain file refuses them too, and is nobody's to remove."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            return False
         path.unlink()
+    except OSError:
+        return False
+    return True
