@@ -23,7 +23,7 @@ from benchmarks.table import LATEST, Rounds, render, summarise
 # Workloads that share a pair of processes for a round, with the seconds of each measurement.
 RATES = {"alone": 1.0, "concurrent": 1.5, "streams": 1.5, "paced": 2.0, "array": 1.0}
 # Workloads in processes of their own, and what they count.
-IDLE_STREAMS, CANCELLATIONS, IMPORTS = 10_000, 300, 15
+IDLE_STREAMS, CANCELLATIONS, IMPORTS = 10_000, 300, 10
 MEMORY_ROUNDS = 3  # resident memory hardly varies, and opening the streams takes the slowest peer seconds
 NAMES = (*RATES, "idle", "cancel", "hello", "import")
 

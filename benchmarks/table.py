@@ -1,7 +1,8 @@
 """The table of a result file: `python -m benchmarks.table [--json PATH] [--write]`.
 
 Printed as Markdown; `--write` puts it between the markers in README.md. Figures are medians over the rounds. A ratio is
-the median of each round's own ratio, so it need not be the quotient of the two medians beside it.
+the median of each round's own ratio, so it need not be the quotient of the two medians beside it; the lowest and the
+highest round's follow in brackets.
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ def _medians(rounds: Rounds) -> dict[str, dict[str, dict[str, float]]]:
     return medians
 
 
-def _ratios(rounds: Rounds) -> dict[str, dict[str, dict[str, float]]]:
-    ratios: dict[str, dict[str, dict[str, float]]] = {}
+def _ratios(rounds: Rounds) -> dict[str, dict[str, dict[str, list[float]]]]:
+    ratios: dict[str, dict[str, dict[str, list[float]]]] = {}
     for row in ROWS:
         peers = rounds.get(row.workload, {})
         for suffix in ("", " tcp"):
@@ -90,21 +91,40 @@ def _ratios(rounds: Rounds) -> dict[str, dict[str, dict[str, float]]]:
                 each = [a[row.figure] / b[row.figure] for a, b in pairs if row.figure in a and b.get(row.figure)]
                 if each:
                     of_workload = ratios.setdefault(row.workload, {})
-                    of_workload.setdefault(f"{other}{suffix}", {})[row.figure] = statistics.median(each)
+                    spread = [statistics.median(each), min(each), max(each)]
+                    of_workload.setdefault(f"{other}{suffix}", {})[row.figure] = spread
     return ratios
 
 
 def summarise(rounds: Rounds) -> dict[str, Any]:
-    """Medians by workload, peer and figure; ratios of ours to each other peer on the same kind of socket."""
+    """Medians by workload, peer and figure; ratios of ours to each other peer on the same kind of socket.
+
+    A ratio is three numbers: the median of the rounds, the lowest and the highest of them.
+    """
     return {"medians": _medians(rounds), "ratios": _ratios(rounds)}
 
 
-def _number(value: float | None, suffix: str = "") -> str:
+def _number(value: float | None) -> str:
     if value is None:
         return "–"
     if abs(value) >= 100:
-        return f"{value:,.0f}{suffix}"
-    return f"{value:.{1 if abs(value) >= 10 else 2}f}{suffix}"
+        return f"{value:,.0f}"
+    return f"{value:.{1 if abs(value) >= 10 else 2}f}"
+
+
+def _ratio(spread: list[float] | None) -> str:
+    if spread is None:
+        return "–"
+    middle, low, high = map(_number, spread)
+    return middle if low == high else f"{middle} ({low}–{high})"
+
+
+def _mark(target: Target, value: list[float] | None) -> str:
+    if value is None:
+        return ""
+    if not target.met(value[0]):
+        return "**short**"
+    return "met" if all(map(target.met, value)) else "met, not in every round"
 
 
 def _lines(result: dict[str, Any]) -> Iterable[tuple[str, ...]]:
@@ -119,10 +139,10 @@ def _lines(result: dict[str, Any]) -> Iterable[tuple[str, ...]]:
             target, mark = "", ""
             if row.target is not None and not suffix:
                 target = str(row.target)
-                reached = against[row.target.against] if row.target.against else values[0]
-                mark = "" if reached is None else "met" if row.target.met(reached) else "**short**"
+                own = None if values[0] is None else [values[0]]
+                mark = _mark(row.target, against[row.target.against] if row.target.against else own)
             text = row.text + (", over TCP" if suffix else "")
-            yield (text, *map(_number, values), *(_number(value, " ×") for value in against.values()), target, mark)
+            yield (text, *map(_number, values), *map(_ratio, against.values()), target, mark)
 
 
 def _table_line(cells: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz [--seconds N] [target …]`: fuzz each target for N seconds.
+"""`python -m tests.fuzz [--seconds N] [target …]`: fuzz the targets for N seconds in all.
 
 With atheris (`make fuzz` installs it where it has a wheel) the search is guided by coverage; without, it is blind.
 An input that breaks a target is written to `crash-TARGET-HASH`; give it to the target as a file to see it again.
@@ -68,7 +68,7 @@ def blind(name: str, seconds: float) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
-    parser.add_argument("--seconds", type=float, default=60.0, help="for each target (default %(default)s)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="in all, shared by the targets (default %(default)s)")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
         "target", nargs="*", help=f"some of {', '.join(TARGETS)}, or one and a file that broke it; default: all"
@@ -84,10 +84,11 @@ def main() -> int:
         (guided if atheris else blind)(targets[0], chosen.seconds)
         return 0
     failed = []
+    share = chosen.seconds / len(targets)
     for name in targets:  # each in its own process: libFuzzer ends the one that it runs in
-        print(f"== {name}, {chosen.seconds:g} s", flush=True)
+        print(f"== {name}, {share:g} s", flush=True)
         if subprocess.run(
-            [sys.executable, "-m", "tests.fuzz", "--here", "--seconds", str(chosen.seconds), name]
+            [sys.executable, "-m", "tests.fuzz", "--here", "--seconds", str(share), name]
         ).returncode:
             failed.append(name)
     print(f"== {len(targets)} targets, broken: {', '.join(failed) or 'none'}")

@@ -24,7 +24,7 @@ SEEDS = [
 def _decode(pieces: list[bytes], wide: bool) -> tuple[list[tuple[int, int, int, bytes]], str | None]:
     decoder = FrameDecoder()
     if wide:
-        decoder.widen()
+        decoder.feed(_frame(0, 1, 0, 0))  # behind the hello frames are larger
     frames = [frame for piece in pieces for frame in decoder.feed(piece)]
     return frames, decoder.failure
 

@@ -179,13 +179,13 @@ class DistributedRuntime:
         instance = Instance(name, self.instance_id, (published,), host_name(), metadata)
         served = ServedEndpoint(self._loop, name, handler, instance, **limits)
         self._server.add(served)
+        if self.config.handle_signals:
+            self._signals.install()  # before anybody can see the instance, and stop it for being there
         try:
             await self.discovery.register(instance)
         except BaseException:
             self._server.remove(served)
             raise
-        if self.config.handle_signals:
-            self._signals.install()
         return served
 
     async def _stop_serving(self, served: ServedEndpoint) -> None:
@@ -210,7 +210,7 @@ class DistributedRuntime:
         private_folder(str(config.directory), self.discovery.where)
         folder = Path(config.directory).absolute() / "sockets"
         folder.mkdir(mode=0o700, exist_ok=True)
-        return Address("unix", str(folder / f"{self.instance_id:x}.sock"))
+        return Address("unix", str(folder / f"{self.instance_id:016x}.sock"))
 
     def _running(self) -> list[str]:
         return [serving.context.id() for endpoint in self._server.endpoints for serving in endpoint.running]

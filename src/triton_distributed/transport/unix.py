@@ -25,7 +25,7 @@ SWEEP = 256  # dead sockets looked for when one starts to listen
 SOCKET_BUFFER = 512 * 1024  # asked of the kernel, which caps it: fewer wake-ups for arrays, no cost for tokens
 
 # What workers call their sockets where the user does not: their id, and before they listen their process and a number.
-_OURS = re.compile(r"[0-9a-f]{1,16}\.sock|\.\d+-\d+\.sock")
+_OURS = re.compile(r"[0-9a-f]{16}\.sock|\.\d+-\d+\.sock")
 _numbers = itertools.count()
 
 

@@ -1,0 +1,1 @@
+"""The `trd` command, run as its users run it: as processes of their own."""

@@ -1,0 +1,99 @@
+"""`trd ls`: the table, its JSON, and instances that do not answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+
+
+def test_nothing_runs(trd, trd_dir):
+    for options in ([], ["--json"]):
+        said = trd.run("ls", *options)
+        assert (said.status, said.out) == (0, "")
+        assert said.err == (
+            f"nothing is served (file://{trd_dir} was asked); "
+            "`trd serve MODULE:OBJECT --endpoint NS.COMP.EP` begins to\n"
+        )
+
+
+def test_the_table(trd):
+    one = trd.serve("worker:echo", "demo.frontend.chat")
+    two = trd.serve("worker:count", "demo.b.g", "--metadata", "model=tiny", "--listen", "tcp://127.0.0.1:0")
+    said = trd.run("ls")
+    assert (said.status, said.err) == (0, "")
+    assert [line.split() for line in said.lines] == [
+        ["ENDPOINT", "INSTANCE", "STATE", "ADDRESS", "METADATA"],
+        ["demo.b.g", str(two.id), "up", two.address, '{"model":"tiny"}'],
+        ["demo.frontend.chat", str(one.id), "up", one.address, "-"],
+    ]
+    for name in ("INSTANCE", "STATE", "ADDRESS", "METADATA"):
+        column = said.lines[0].index(name)
+        assert all(line[column - 1] == " " != line[column] for line in said.lines)
+
+
+def test_json(trd):
+    worker = trd.serve("worker:echo", "demo.backend.generate", "--metadata", "model=tiny")
+    said = trd.run("ls", "--json")
+    assert (said.status, said.err) == (0, "")
+    (line,) = map(json.loads, said.lines)
+    assert line.pop("host")
+    assert line == {
+        "endpoint": "demo.backend.generate",
+        "instance": str(worker.id),
+        "addresses": [worker.address],
+        "metadata": {"model": "tiny"},
+        "reachable": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("demo", ["demo.a.x", "demo.b.y"]),
+        ("demo.b", ["demo.b.y"]),
+        ("*.x", ["demo.a.x"]),
+        ("demo.?.[xz]", ["demo.a.x"]),
+        ("dem", []),
+        ("b", []),
+    ],
+)
+def test_a_pattern(trd, pattern, found):
+    static = {"TRD_DISCOVERY": "static", "TRD_STATIC": "demo.a.x=tcp://127.0.0.1:1;demo.b.y=tcp://127.0.0.1:1"}
+    said = trd.run("ls", "--json", pattern, env=static)
+    assert [json.loads(line)["endpoint"] for line in said.lines] == found
+    nothing = f"no endpoint matches {pattern!r}; 2 other(s) are served, see `trd ls`\n"
+    assert said.err == ("" if found else nothing)
+
+
+def test_a_dead_address(trd):
+    static = {"TRD_DISCOVERY": "static", "TRD_STATIC": "a.b.c=tcp://127.0.0.1:1"}
+    said = trd.run("ls", env=static)
+    assert said.status == 0
+    assert said.lines[1].split()[2] == "unreachable"
+    assert said.err.startswith("a.b.c, instance ")
+    assert "tcp://127.0.0.1:1: " in said.err
+    (line,) = map(json.loads, trd.run("ls", "--json", env=static).lines)
+    assert line["reachable"] is False
+    assert line["reason"].startswith("tcp://127.0.0.1:1: ")
+
+
+def test_a_paused_worker_is_listed_as_unreachable_and_comes_back(trd):
+    worker = trd.serve("worker:echo", "a.b.c")
+    worker.signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, worker.process.pid, os.WSTOPPED)
+    try:
+        said = trd.run("ls", "--timeout", "0.1")
+    finally:
+        worker.signal(signal.SIGCONT)
+    assert said.lines[1].split()[:3] == ["a.b.c", str(worker.id), "unreachable"]
+    assert "no answer within 0.1 s" in said.err
+    assert trd.run("ls", "--timeout", "20").lines[1].split()[2] == "up"
+
+
+def test_a_reader_that_leaves_is_no_error(trd):
+    listing = trd.start("ls")
+    listing.out.close()
+    assert listing.process.wait() == 0

@@ -1,0 +1,123 @@
+"""The command itself: help, exit status, what it imports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.guards.tree import SRC
+from triton_distributed import __version__
+from triton_distributed.cli.main import COMMANDS, main
+
+ANYTHING_BUT_LIGHT = [
+    "asyncio",
+    "msgspec",
+    "uvloop",
+    "numpy",
+    "triton_distributed.config",
+    "triton_distributed.runtime",
+]
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version", "none"])
+def test_what_does_nothing_imports_nothing(argument):
+    program = (
+        "import sys\nfrom triton_distributed.cli.main import main\n"
+        f"try:\n    main({[] if argument == 'none' else [argument]})\nexcept SystemExit:\n    pass\n"
+        f"print('found', *(set({ANYTHING_BUT_LIGHT}) & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env={"PYTHONPATH": str(SRC)}, check=True
+    )
+    assert done.stdout.splitlines()[-1].split() == ["found"]
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert not end.value.code
+    out = capsys.readouterr().out
+    assert all(f"    {name} " in out for name in COMMANDS)
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert not end.value.code
+    assert capsys.readouterr().out == f"trd {__version__}\n"
+
+
+def test_without_a_command_it_helps_and_fails(capsys):
+    assert main([]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("usage: trd")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert not end.value.code
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: trd {command} ")
+    assert max(map(len, out.splitlines())) <= 82
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("sevre x", "invalid choice: 'sevre'"),
+        ("--what", "unrecognized arguments: --what"),
+        ("serve worker:echo", "the following arguments are required: --endpoint"),
+        ("serve --endpoint a.b.c", "required: MODULE:OBJECT"),
+        ("serve worker:echo --endpoint a.b", "'a.b' cannot name an endpoint: write namespace.component.endpoint"),
+        ("serve worker:echo --endpoint a..c", "'' cannot name a component: a name is not empty"),
+        ("serve worker:echo --end a.b.c", "required: --endpoint"),
+        ("serve worker:echo --endpoint a.b.c --max-inflight 0", "'0' is not a whole number of at least 1"),
+        ("serve worker:echo --endpoint a.b.c --max-queue x", "'x' is not a whole number of at least 0"),
+        ("serve worker:echo --endpoint a.b.c --listen nowhere", "an address is unix:///path, tcp://host:port"),
+        ("serve worker:echo --endpoint a.b.c --listen memory://x", "nobody outside this process could call it"),
+        ("serve worker:echo --endpoint a.b.c --metadata model", "'model' is not KEY=VALUE"),
+        ("ls --timeout nan", "'nan' is not a number of seconds"),
+        ("ls one two", "unrecognized arguments: two"),
+        ("call a.b.c", "required: REQUEST"),
+        ("call a/b/c 1", "'a/b/c' cannot name an endpoint"),
+        ("call a.b.c 1 --instance -5", "'-5' is not a whole number of at least 1"),
+        ("call a.b.c 1 --timeout inf", "'inf' is not a number of seconds"),
+        ("call a.b.c 1 --wait 0", "'0' is not a number of seconds of at least 0.01"),
+        ("call a.b.c 1 --metadata =x", "'=x' is not KEY=VALUE"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(line, says, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(line.split())
+    assert end.value.code == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.count("\n") == 1
+    assert says in told.err
+    assert told.err.rstrip().endswith("--help")
+
+
+@pytest.mark.parametrize(
+    ("line", "environment", "says"),
+    [
+        (["ls"], {"TRD_LOG": "loud"}, "trd ls: error: TRD_LOG='loud': one of debug, info, warning, error\n"),
+        (["ls"], {"TRD_DISCOVERY": "memory"}, "TRD_DISCOVERY='memory': no process sees another's memory"),
+        (["call", "a.b.c", "1"], {"TRD_RETRIES": "x"}, "trd call: error: TRD_RETRIES='x': a whole number\n"),
+        (["call", "a.b.c", '{"a"'], {}, "trd call: error: the request is not JSON: "),
+        (["call", "a.b.c", "[" * 5000], {}, "trd call: error: the request is not JSON: "),
+        (["serve", "worker", "--endpoint", "a.b.c"], {}, "'worker' is not module:object, e.g. worker:handler\n"),
+        (["serve", "w.py:run", "--endpoint", "a.b.c"], {}, "'w.py:run' is not module:object, e.g. w:run\n"),
+        (["serve", "./w:run", "--endpoint", "a.b.c"], {}, "'./w:run' is not module:object, e.g. w:run\n"),
+        (["serve", "worker:echo", "--endpoint", "a.b.c"], {"TRD_LISTEN": "x"}, "TRD_LISTEN='x': an address is"),
+    ],
+    ids=lambda each: each if isinstance(each, str) else None,
+)
+def test_a_wrong_setting_or_request_is_one_line(trd, line, environment, says):
+    said = trd.run(*line, env=environment)
+    assert (said.status, said.out, said.err.count("\n")) == (2, "", 1)
+    assert says in said.err

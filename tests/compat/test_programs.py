@@ -1,0 +1,106 @@
+"""The original's programs, as processes of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.compat import originals
+from tests.runtime.cluster import Cluster, until
+from tests.runtime.programs import Program, program
+
+pytest.importorskip("uvloop")
+
+# uvloop deprecates install() from Python 3.12 on; the programs are as they were.
+OPTIONS = ("-W", "error", "-W", "ignore::DeprecationWarning")
+
+
+async def run(folder: Path, code: str, *arguments: str) -> list[str]:
+    """A program's output, when it has ended well."""
+    async with program(folder, code, *arguments, options=OPTIONS) as running:
+        out, err = await running.output()
+        assert await running.ended() == 0, err
+        assert not err
+        return out.splitlines()
+
+
+async def ended_well(worker: Program) -> None:
+    worker.signal(signal.SIGINT)
+    assert await worker.ended() == 0
+
+
+async def test_hello_world(trd_dir: Path, tmp_path: Path) -> None:
+    async with program(tmp_path, originals.SERVER, options=OPTIONS) as server:
+        assert (await server.line()).startswith("Started server instance ")
+        lines = await run(tmp_path, originals.CLIENT)
+        assert lines == ["endpoints 1", "hello world", "direct hi", "abc", "abc"]
+        assert await server.line() == "Received request: hello world"
+        await ended_well(server)
+
+
+async def test_hello_world_with_two_servers(unix: Cluster, tmp_path: Path) -> None:
+    async with (
+        program(tmp_path, originals.SERVER, options=OPTIONS) as one,
+        program(tmp_path, originals.SERVER, options=OPTIONS) as other,
+    ):
+        client = await unix.caller.namespace("triton-init").component("backend").endpoint("generate").client()
+        await until(lambda: len(client.endpoint_ids()) == 2)
+        for _ in range(4):
+            assert "".join([each.data() async for each in await client.generate("rapid")]) == "rapid"
+        for server in (one, other):
+            assert (await server.line()).startswith("Started")
+            assert await server.line() == "Received request: rapid"
+            assert await server.line() == "Received request: rapid"
+            await ended_well(server)
+
+
+async def test_error_handling(trd_dir: Path, tmp_path: Path) -> None:
+    async with program(tmp_path, originals.ERRORS, "server", options=OPTIONS) as server:
+        lines = await run(tmp_path, originals.ERRORS, "client")
+        assert lines == [
+            *[f"Annotated(data='{char}', event=None, comment=[], id=None)" for char in "hello "],
+            "caught ValueError: w is not allowed",
+            "called",
+        ]
+        await ended_well(server)
+        assert (await server.output())[0] == "served\n"
+
+
+async def test_typed(trd_dir: Path, tmp_path: Path) -> None:
+    async with program(tmp_path, originals.TYPED, "server", options=OPTIONS) as server:
+        assert await run(tmp_path, originals.TYPED, "client") == ["typed", "True True"]
+        await ended_well(server)
+
+
+async def test_pipeline_of_processes_started_in_any_order(trd_dir: Path, tmp_path: Path) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        stages = [
+            await stack.enter_async_context(program(tmp_path, originals.PIPELINE, stage, options=OPTIONS))
+            for stage in ("frontend", "middle", "backend")
+        ]
+        lines = await run(tmp_path, originals.PIPELINE, "client")
+        assert lines == ["hello from", "frontend", "middle", "backend"]
+        for stage in stages:
+            await ended_well(stage)
+
+
+async def test_a_frontend_over_several_backends(trd_dir: Path, tmp_path: Path) -> None:
+    names = ("color", "animal", "city")
+    async with contextlib.AsyncExitStack() as stack:
+        workers = [
+            await stack.enter_async_context(program(tmp_path, originals.BLS, name, options=OPTIONS))
+            for name in (*names, "frontend")
+        ]
+        assert await run(tmp_path, originals.BLS, "client") == [
+            *[str({"done": name}) for name in names],
+            str({name: [0, 1, 2] for name in names}),
+        ]
+        for worker in workers:
+            await ended_well(worker)
+
+
+async def test_a_small_soak_in_one_process(trd_dir: Path, tmp_path: Path) -> None:
+    assert sorted(await run(tmp_path, originals.SOAK)) == ["errors 0 of 200", "served"]

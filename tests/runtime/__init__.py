@@ -1,0 +1,1 @@
+"""The runtime against its contract, one file a matter."""

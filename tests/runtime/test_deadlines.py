@@ -1,0 +1,273 @@
+"""Time limits of calls: they travel, are inherited, and what is late is not begun."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.runtime.cluster import Cluster, drained, into, patiently, until
+from triton_distributed.errors import DeadlineExceeded, RemoteError
+from triton_distributed.names import EndpointName, Instance
+from triton_distributed.runtime import Context, current_context
+
+
+async def forever(request: Any) -> AsyncIterator[int]:
+    yield 1
+    await asyncio.Event().wait()
+
+
+@pytest.mark.any_loop
+async def test_a_call_ends_when_its_time_is_over(cluster: Cluster) -> None:
+    client = await cluster.connect(forever)
+    items = []
+    with pytest.raises(DeadlineExceeded, match=r"0\.05 s") as caught:
+        await into(items, client.generate(1, annotated=False, timeout=0.05))
+    assert items == [1]
+    assert isinstance(caught.value, TimeoutError)
+    assert "t/components/c/e" in str(caught.value)
+    assert caught.value.timeout_s == 0.05
+    assert client.stats.outcomes()["deadline"] == 1
+    with pytest.raises(TimeoutError):
+        await patiently(client.call(1, timeout=0.05))
+
+
+async def test_enough_time_changes_nothing(cluster: Cluster) -> None:
+    async def handler(request: Any, context: Context) -> float | None:
+        return context.remaining_s()
+
+    client = await cluster.connect(handler)
+    left = await patiently(client.call(1, timeout=1000))
+    assert 900 < left <= 1000
+    assert await patiently(client.call(1)) is None
+
+
+async def test_both_sides_count_a_deadline_as_one(cluster: Cluster) -> None:
+    worker = await cluster.worker(forever)
+    client = await cluster.client()
+    with pytest.raises(DeadlineExceeded):
+        await patiently(drained(client.generate(1, timeout=0.05)))
+    stats = worker.stats()["t/components/c/e"]
+    await until(lambda: not stats.inflight)
+    # The caller's CANCEL and the worker's own clock race; neither counts as an error of the handler.
+    outcomes = stats.outcomes()
+    assert outcomes["deadline"] + outcomes["cancelled"] == 1
+
+
+async def test_a_deadline_is_inherited_through_hops(cluster: Cluster) -> None:
+    seen: list[float | None] = []
+    ended = asyncio.Event()
+
+    async def inner(request: Any, context: Context) -> AsyncIterator[int]:
+        seen.append(context.remaining_s())
+        try:
+            yield 1
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def middle(request: Any, context: Context) -> AsyncIterator[Any]:
+        seen.append(context.remaining_s())
+        async for item in (await cluster.client("t.c.inner")).generate(request, annotated=False):
+            yield item
+
+    async def outer(request: Any) -> AsyncIterator[Any]:
+        async for item in (await cluster.client("t.c.middle")).generate(request, annotated=False, timeout=100):
+            yield item
+
+    await cluster.worker(inner, "t.c.inner")
+    await cluster.worker(middle, "t.c.middle")
+    await cluster.worker(outer, "t.c.outer")
+    client = await cluster.client("t.c.outer")
+    with pytest.raises(TimeoutError):
+        await patiently(drained(client.generate(1, timeout=0.3)))
+    await patiently(ended.wait())
+    assert len(seen) == 2
+    assert 0.3 >= seen[0] >= seen[1] > 0  # type: ignore[operator]
+
+
+async def test_a_hop_may_shorten_but_not_lengthen(cluster: Cluster) -> None:
+    async def inner(request: Any, context: Context) -> float | None:
+        return context.remaining_s()
+
+    async def outer(request: float) -> float:
+        return float(await (await cluster.client("t.c.inner")).call(None, timeout=request))
+
+    await cluster.worker(inner, "t.c.inner")
+    await cluster.worker(outer, "t.c.outer")
+    client = await cluster.client("t.c.outer")
+    assert await patiently(client.call(10.0, timeout=1000)) <= 10
+    assert 10 < await patiently(client.call(100_000.0, timeout=1000)) <= 1000
+
+
+async def test_a_deadline_is_inherited_by_child_tasks_and_threads(cluster: Cluster) -> None:
+    async def inner(request: Any, context: Context) -> float | None:
+        return context.remaining_s()
+
+    async def tasks(request: Any) -> Any:
+        client = await cluster.client("t.c.inner")
+        return await asyncio.create_task(client.call(None))
+
+    loop = asyncio.get_running_loop()
+
+    def threads(request: Any) -> Any:
+        async def call() -> Any:
+            return await (await cluster.client("t.c.inner")).call(None)
+
+        assert current_context() is not None
+        return asyncio.run_coroutine_threadsafe(call(), loop).result(20)
+
+    await cluster.worker(inner, "t.c.inner")
+    for name, handler in {"t.c.tasks": tasks, "t.c.threads": threads}.items():
+        await cluster.worker(handler, name)
+        assert 0 < await patiently((await cluster.client(name)).call(1, timeout=1000)) <= 1000
+
+
+async def test_work_whose_time_is_over_is_not_begun(cluster: Cluster) -> None:
+    began = []
+
+    async def handler(request: Any) -> Any:
+        began.append(request)
+
+    worker = await cluster.worker(handler)
+    client = await cluster.client()
+    await patiently(client.call("warm"))
+    for timeout in (0, -1, 0.0):
+        with pytest.raises(DeadlineExceeded):
+            await patiently(client.call("late", timeout=timeout))
+    await patiently(client.call("last"))
+    assert began == ["warm", "last"]
+    assert worker.stats()["t/components/c/e"].outcomes()["ok"] == 2
+
+
+async def test_work_whose_time_ends_in_the_queue_is_not_begun(cluster: Cluster) -> None:
+    began: list[Any] = []
+    release = asyncio.Event()
+
+    async def handler(request: Any) -> None:
+        began.append(request)
+        if request == "first":
+            await release.wait()
+
+    client = await cluster.connect(handler, max_inflight=1, max_queue=5)
+    first = asyncio.create_task(client.call("first"))
+    await until(lambda: began)
+    with pytest.raises(DeadlineExceeded):
+        await patiently(client.call("late", timeout=0.05))
+    release.set()
+    await patiently(first)
+    await patiently(client.call("last"))
+    assert began == ["first", "last"]
+
+
+async def test_plain_work_whose_time_ends_before_a_thread_is_free_is_not_begun() -> None:
+    cluster = Cluster(threads=1)
+    began: list[Any] = []
+    release = threading.Event()
+
+    def handler(request: Any) -> None:
+        began.append(request)
+        if request == "first":
+            release.wait(20)
+
+    client = await cluster.connect(handler)
+    first = asyncio.create_task(client.call("first"))
+    await until(lambda: began)
+    with pytest.raises(DeadlineExceeded):
+        await patiently(client.call("late", timeout=0.05))
+    left = asyncio.create_task(client.call("left"))
+    await until(lambda: client.stats.inflight == 2)
+    left.cancel()
+    await asyncio.wait([left])
+    await asyncio.sleep(0.01)  # the worker is told that both are over
+    release.set()
+    await patiently(first)
+    await patiently(client.call("last"))
+    assert began == ["first", "last"]
+    await cluster.close()
+
+
+async def test_a_deadline_cancels_a_handler_whose_client_cannot_say_so(unix: Cluster, trd_dir: Path) -> None:
+    """The worker keeps the time by itself: here the caller's loop stands still."""
+    ended = threading.Event()
+
+    async def handler(request: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    ready = threading.Event()
+    stop = threading.Event()
+
+    def serve() -> None:
+        async def main() -> None:
+            other = Cluster(discovery="file", directory=trd_dir)
+            await other.worker(handler)
+            ready.set()
+            while not stop.is_set():
+                await asyncio.sleep(0.01)
+            await other.close()
+
+        asyncio.run(main())
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    assert await asyncio.to_thread(ready.wait, 20)
+    client = await unix.client()
+    with pytest.raises(DeadlineExceeded):
+        await patiently(client.call(1, timeout=0.05))
+    ended.clear()
+    stream = await client.generate(1, timeout=0.2)
+    await asyncio.sleep(0)
+    assert ended.wait(20)  # blocks this loop
+    with pytest.raises(DeadlineExceeded):
+        await patiently(drained(stream))
+    stop.set()
+    await asyncio.to_thread(thread.join)
+
+
+async def test_a_deadline_ends_a_call_that_is_still_being_sent(cluster: Cluster) -> None:
+    async def says_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(1000):
+            pass
+        writer.close()
+
+    server = await asyncio.start_server(says_nothing, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    await cluster.caller.discovery.register(Instance(EndpointName("t", "c", "e"), 7, (f"tcp://127.0.0.1:{port}",)))
+    client = await cluster.client()
+    with pytest.raises(DeadlineExceeded):
+        await patiently(drained(client.generate(1, timeout=0.05)))
+    with pytest.raises(DeadlineExceeded):
+        await patiently(client.call(1, timeout=0.05))
+    assert client.stats.inflight == 0
+    server.close()
+
+
+async def test_a_deadline_of_the_worker_is_told_apart_from_a_timeout_of_the_handler(cluster: Cluster) -> None:
+    async def handler(request: Any) -> None:
+        raise TimeoutError("the model took too long")
+
+    client = await cluster.connect(handler)
+    with pytest.raises(TimeoutError, match="the model took too long") as caught:
+        await patiently(client.call(1, timeout=100))
+    assert not isinstance(caught.value, DeadlineExceeded)
+    assert isinstance(caught.value, RemoteError)
+
+
+async def test_a_deadline_met_in_a_handlers_own_call_reaches_the_caller_as_one(cluster: Cluster) -> None:
+    await cluster.worker(forever, "t.c.inner")
+
+    async def outer(request: Any) -> Any:
+        return await (await cluster.client("t.c.inner")).call(1, timeout=0.05)
+
+    client = await cluster.connect(outer)
+    with pytest.raises(DeadlineExceeded):
+        await patiently(client.call(1, timeout=100))
+    with pytest.raises(DeadlineExceeded, match="t/components/c/inner"):
+        await patiently(client.call(1))

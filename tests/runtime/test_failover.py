@@ -1,0 +1,309 @@
+"""Workers that die, refuse or are not there: what is retried, what is told."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.runtime.cluster import Cluster, drained, into, patiently, turns, until
+from tests.runtime.programs import program
+from triton_distributed.config import Config
+from triton_distributed.discovery.memory import MemoryDiscovery
+from triton_distributed.errors import ConnectionFailed, StreamIncomplete
+from triton_distributed.names import EndpointName, Instance
+from triton_distributed.runtime import DistributedRuntime
+from triton_distributed.transport.address import Address
+from triton_distributed.transport.listener import Listener
+from triton_distributed.transport.session import Session
+from triton_distributed.wire.hello import Hello
+
+NAME = EndpointName("t", "c", "e")
+DEAD = "tcp://127.0.0.1:1"
+
+
+async def echo(request: Any) -> Any:
+    return request
+
+
+async def two_then_wait(request: Any) -> AsyncIterator[int]:
+    yield 1
+    yield 2
+    await asyncio.Event().wait()
+
+
+class FakeWorker:
+    """Takes sessions and requests, and does with them what a test says; found as an instance of `t.c.e`."""
+
+    def __init__(self, on_request: Callable[[Any], None]) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.requests = 0
+        self._on_request = on_request
+        self._discovery = MemoryDiscovery()
+        self._listener = Listener(self.loop, self._session, 100)
+
+    def _session(self, on_lost: Any) -> Session:
+        return Session(
+            self.loop,
+            Hello(agent="fake", max_message=2**30, max_streams=1000, window=2**18, nonce=1),
+            window=2**18,
+            session_window=2**26,
+            hello_timeout_s=5,
+            on_request=self._request,
+            on_lost=on_lost,
+        )
+
+    def _request(self, stream: Any, *request: Any) -> None:
+        self.requests += 1
+        self._on_request(stream)
+
+    async def start(self, instance_id: int) -> FakeWorker:
+        address = await self._listener.listen(Address("memory", f"fake-{instance_id}"))
+        await self._discovery.register(Instance(NAME, instance_id, (str(address),)))
+        return self
+
+    async def close(self) -> None:
+        self._listener.close()
+        await self._discovery.close()
+
+
+def drops_the_connection(stream: Any) -> None:
+    stream.connection._transport.abort()
+
+
+def accepts_then_drops(stream: Any) -> None:
+    stream.connection.accept(stream)
+    stream.connection.loop.call_later(0.01, stream.connection._transport.abort)
+
+
+def answers_then_drops(stream: Any) -> None:
+    stream.connection.accept(stream)
+    stream.push(b"\x01")
+    stream.connection.loop.call_later(0.01, stream.connection._transport.abort)
+
+
+# --- connections that break ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.any_loop
+async def test_a_request_that_no_handler_began_goes_to_another_instance(cluster: Cluster) -> None:
+    fake = await FakeWorker(drops_the_connection).start(5)
+    await cluster.worker(echo)
+    client = await cluster.client(policy=lambda request, instances, load: min(instances, key=lambda each: each.id))
+    await until(lambda: len(client.instance_ids()) == 2)
+    assert await patiently(client.call("first")) == "first"
+    assert fake.requests == 1
+    for n in range(5):  # it is out of rotation now, or is tried and left again
+        assert await patiently(client.call(n)) == n
+        assert await patiently(drained(client.generate(n, annotated=False))) == [n]
+    await fake.close()
+
+
+async def test_a_request_that_a_handler_began_is_not_sent_again(cluster: Cluster) -> None:
+    fakes = [await FakeWorker(accepts_then_drops).start(number) for number in (5, 6)]
+    client = await cluster.client()
+    with pytest.raises(StreamIncomplete, match="had begun") as caught:
+        await patiently(client.call(1))
+    assert sum(each.requests for each in fakes) == 1
+    assert caught.value.instance_id in (5, 6)
+    assert caught.value.items == 0
+    for each in fakes:
+        await each.close()
+
+
+async def test_an_idempotent_request_is_sent_again_before_its_first_item(cluster: Cluster) -> None:
+    fake = await FakeWorker(accepts_then_drops).start(5)
+    await cluster.worker(echo)
+    client = await cluster.client(policy=lambda request, instances, load: min(instances, key=lambda each: each.id))
+    assert await patiently(client.call("again", idempotent=True)) == "again"
+    assert fake.requests == 1
+    await fake.close()
+
+
+async def test_an_idempotent_request_is_not_sent_again_after_its_first_item(cluster: Cluster) -> None:
+    fake = await FakeWorker(answers_then_drops).start(5)
+    await cluster.worker(echo)
+    client = await cluster.client(policy=lambda request, instances, load: min(instances, key=lambda each: each.id))
+    items = []
+    with pytest.raises(StreamIncomplete) as caught:
+        await into(items, client.generate("again", annotated=False, idempotent=True))
+    assert (items, caught.value.items) == ([1], 1)
+    await fake.close()
+
+
+async def test_retries_are_bounded(cluster: Cluster) -> None:
+    fakes = [await FakeWorker(drops_the_connection).start(number) for number in range(1, 10)]
+    client = await cluster.client()
+    with pytest.raises(ConnectionFailed, match="memory://fake-"):
+        await patiently(client.call(1))
+    assert sum(each.requests for each in fakes) == 1 + cluster.caller.config.retries
+    for each in fakes:
+        await each.close()
+
+
+async def test_direct_goes_nowhere_else(cluster: Cluster) -> None:
+    fake = await FakeWorker(drops_the_connection).start(5)
+    await cluster.worker(echo)
+    client = await cluster.client()
+    with pytest.raises(ConnectionFailed, match="memory://fake-5"):
+        await patiently(drained(client.direct(1, 5)))
+    await fake.close()
+
+
+async def test_an_endpoint_that_left_the_worker_is_tried_elsewhere(cluster: Cluster) -> None:
+    """The record is stale: the worker is there and does not serve that endpoint any more."""
+    stale = await cluster.worker(echo, "t.c.other")
+    address = (await cluster.client("t.c.other")).view.candidates[0].addresses
+    await stale.discovery.register(Instance(NAME, 5, address))
+    alone = await cluster.caller.endpoint("t.c.e").client()
+    with pytest.raises(ConnectionFailed, match="does not serve that endpoint"):
+        await patiently(alone.call(1))
+    await cluster.worker(echo)
+    client = await cluster.client(policy=lambda request, instances, load: min(instances, key=lambda each: each.id))
+    assert await patiently(client.call(1)) == 1
+
+
+async def test_items_that_arrived_are_kept_and_counted(cluster: Cluster) -> None:
+    fake = await FakeWorker(answers_then_drops).start(5)
+    client = await cluster.client()
+    stream = client.generate(1, annotated=False)
+    await until(lambda: not len(client.load) and client.stats.ended[6])
+    items = []
+    with pytest.raises(StreamIncomplete) as caught:  # nobody had read yet when the connection broke
+        await into(items, stream)
+    assert items == [1]
+    assert caught.value.items == 1
+    assert "after 1 item(s)" in str(caught.value)
+    await fake.close()
+
+
+# --- addresses where nobody is ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("addresses", [(DEAD,), ("memory://nobody",), ("unix:///nowhere/s.sock", DEAD)])
+async def test_a_dead_address_alone_is_named(addresses: tuple[str, ...], cluster: Cluster) -> None:
+    discovery = cluster.caller.discovery
+    await discovery.register(Instance(NAME, 5, addresses))
+    client = await cluster.client()
+    for attempt in (lambda: drained(client.generate(1)), lambda: client.call(1)):
+        with pytest.raises(ConnectionFailed, match='cannot reach endpoint "t/components/c/e"') as caught:
+            await patiently(attempt())
+        assert isinstance(caught.value, ConnectionError)
+        for each in addresses:
+            assert each in str(caught.value)
+
+
+async def test_a_dead_address_beside_a_live_one_is_passed_by(cluster: Cluster) -> None:
+    await cluster.caller.discovery.register(Instance(NAME, 5, (DEAD,)))
+    worker = await cluster.worker(echo)
+    client = await cluster.client()
+    await until(lambda: len(client.instance_ids()) == 2)
+    for n in range(20):
+        assert await patiently(client.call(n)) == n
+    streams = await patiently(asyncio.gather(*[client.generate(n, annotated=False) for n in range(50)]))
+    assert [await patiently(drained(each)) for each in streams] == [[n] for n in range(50)]
+    assert {each.instance_id for each in streams} == {worker.instance_id}
+
+
+async def test_static_addresses(cluster: Cluster) -> None:
+    worker = cluster.runtime(discovery="static", listen="tcp://127.0.0.1:0", static="t.c.e=tcp://127.0.0.1:1")
+    serving = worker.endpoint("t.c.e").serve_endpoint(echo)
+    await until(lambda: worker._server._listener.address is not None or serving.done())
+    if serving.done():
+        serving.result()
+    address = str(worker._server._listener.address)
+    caller = DistributedRuntime(
+        config=Config(discovery="static", static=f"t.c.e={DEAD};t.c.e={address}", handle_signals=False)
+    )
+    client = await caller.endpoint("t.c.e").client()
+    for n in range(10):
+        assert await patiently(client.call(n)) == n
+    lonely = DistributedRuntime(config=Config(discovery="static", static=f"t.c.e={DEAD}", handle_signals=False))
+    nobody = await lonely.endpoint("t.c.e").client()
+    with pytest.raises(ConnectionFailed, match=DEAD):
+        await patiently(nobody.call(1))
+    await caller.close()
+    await lonely.close()
+
+
+# --- processes that die ----------------------------------------------------------------------------------------------
+
+
+WORKER = """
+import asyncio, os
+from triton_distributed.runtime import DistributedRuntime
+
+async def main():
+    runtime = DistributedRuntime(asyncio.get_running_loop())
+    async def handler(request):
+        yield os.getpid()
+        if request == "wait":
+            yield 2
+            await asyncio.Event().wait()
+    await runtime.endpoint("t.c.e").serve_endpoint(handler)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.any_loop
+@pytest.mark.leaves("socket files", reason="a killed process cannot remove its own; the next worker does")
+async def test_a_killed_worker_ends_its_streams_at_once_and_its_items_are_kept(unix: Cluster, tmp_path: Path) -> None:
+    async with program(tmp_path, WORKER) as worker:
+        client = await unix.client()
+        other = client.generate("wait", annotated=False)
+        stream = client.generate("wait", annotated=False)
+        items = [await patiently(anext(stream)), await patiently(anext(stream))]
+        worker.signal(signal.SIGKILL)
+        with pytest.raises(StreamIncomplete) as caught:
+            await patiently(anext(stream))
+        assert items == [worker.pid, 2]
+        assert caught.value.items == 2
+        assert "unix://" in caught.value.address
+        with pytest.raises(StreamIncomplete):
+            await patiently(drained(other))
+        assert not len(client.load)
+        await worker.ended()
+
+
+@pytest.mark.leaves("socket files", reason="a killed process cannot remove its own; the next worker does")
+async def test_calls_go_on_when_one_of_two_workers_is_killed(unix: Cluster, tmp_path: Path) -> None:
+    async with program(tmp_path, WORKER) as one, program(tmp_path, WORKER) as other:
+        client = await unix.client()
+        await until(lambda: len(client.instance_ids()) == 2)
+        answers = {await patiently(client.call(1)) for _ in range(4)}
+        assert answers == {one.pid, other.pid}
+        one.signal(signal.SIGKILL)
+        await one.ended()
+        assert {await patiently(client.call(1, idempotent=True)) for _ in range(20)} == {other.pid}
+        await until(lambda: len(client.instance_ids()) == 1)
+
+
+@pytest.mark.leaves("socket files", reason="a killed process cannot remove its own; the next worker does")
+async def test_a_worker_that_comes_back_is_called_again(unix: Cluster, tmp_path: Path) -> None:
+    async with program(tmp_path, WORKER) as one:
+        client = await unix.client()
+        assert await patiently(client.call(1)) == one.pid
+        one.signal(signal.SIGKILL)
+        await one.ended()
+    await until(lambda: not client.instance_ids())
+    async with program(tmp_path, WORKER) as other:
+        await patiently(client.wait_for_instances())
+        assert await patiently(client.call(1)) == other.pid
+
+
+async def test_a_lost_worker_is_probed_and_comes_back_into_rotation(cluster: Cluster) -> None:
+    worker = await cluster.worker(echo)
+    client = await cluster.client()
+    await patiently(client.call(1))
+    session = client.pool.get(client.view.candidates[0].addresses)
+    assert session is not None
+    session._transport.abort()
+    await until(lambda: worker.instance_id in client.view.rotation.down)
+    await until(lambda: not client.view.rotation.down)
+    assert await patiently(client.call(1)) == 1
+    await turns()

@@ -1,0 +1,256 @@
+"""A session on an event loop: its start, its pauses, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+
+from tests.timing import MS, PATIENCE_S
+from tests.transport.sessions import (
+    HELLO,
+    Failed,
+    Lost,
+    Peer,
+    Watched,
+    answering,
+    bodies,
+    calling,
+    messages,
+    numbers,
+    peer,
+    serving,
+    session,
+)
+from tests.wire.joined import request
+from triton_distributed.errors import RemoteProtocolError
+from triton_distributed.wire import frames as f
+from triton_distributed.wire.frames import GoawayCode
+from triton_distributed.wire.hello import Hello, hello_frame
+from triton_distributed.wire.states import State
+
+pytestmark = pytest.mark.any_loop
+
+
+@contextlib.asynccontextmanager
+async def half(on_request=None, **options) -> AsyncIterator[tuple[Watched, socket.socket]]:
+    """A greeted session and the plain socket at its other end, whose kernel buffers are small."""
+    loop = asyncio.get_running_loop()
+    here, there = socket.socketpair()
+    for each in (here, there):
+        each.setblocking(False)
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+    made = session(on_request, **options)
+    await loop.create_connection(lambda: made, sock=here)
+    try:
+        await loop.sock_sendall(there, hello_frame(Hello(window=1 << 30)))
+        await made.ready
+        yield made, there
+    finally:
+        there.close()
+        made.close()
+        async with asyncio.timeout(PATIENCE_S):
+            await made.gone.wait()
+
+
+async def rest_of(sock: socket.socket) -> bytes:
+    """Everything until the end."""
+    loop = asyncio.get_running_loop()
+    data = b""
+    async with asyncio.timeout(PATIENCE_S):
+        while piece := await loop.sock_recv(sock, 1 << 20):
+            data += piece
+    return data
+
+
+async def served(made: Watched, there: socket.socket, requests: list) -> None:
+    """Send request 1 and wait until it is there."""
+    await asyncio.get_running_loop().sock_sendall(there, request(1, window=1 << 30))
+    async with asyncio.timeout(PATIENCE_S):
+        while not requests:
+            await asyncio.sleep(0)
+
+
+async def test_states_in_words():
+    async with serving() as service, calling() as caller:
+        await caller.pool.connect((service.address,))
+        made = caller.made[0]
+        assert repr(made) == f"<Session {service.address} open, 0 streams>"
+        await caller.call(service.address, b"hold")
+        assert repr(made).endswith("open, 1 streams>")
+        service.accepted[0].go_away(GoawayCode.DRAINING, "bye")
+        async with asyncio.timeout(PATIENCE_S):
+            while made.going is None:
+                await asyncio.sleep(0)
+        assert repr(made).endswith("going, 1 streams>")
+        assert not made.usable
+        made.close()
+        assert repr(made).endswith("lost, 0 streams>")
+        assert made.lost == "the runtime at this end was shut down, having said: bye"
+
+
+async def test_no_hello_in_time():
+    async with answering(lambda peer: peer.hear()) as address:
+        made = session(hello_timeout_s=50 * MS)
+        host, port = address.removeprefix("tcp://").split(":")
+        await asyncio.get_running_loop().create_connection(lambda: made, host, int(port))
+        with pytest.raises(RemoteProtocolError, match=r"no hello within"):
+            await made.ready
+        async with asyncio.timeout(PATIENCE_S):
+            await made.gone.wait()
+
+
+async def test_the_time_for_a_hello_is_over_with_the_hello():
+    async with serving(hello_timeout_s=50 * MS) as service, calling(hello_timeout_s=50 * MS) as caller:
+        stream = await caller.call(service.address, b"echo", end=False)
+        loop = asyncio.get_running_loop()
+        later = loop.create_future()
+        loop.call_later(150 * MS, later.set_result, None)
+        await later
+        stream.end()
+        assert await bodies(stream) == []
+
+
+async def test_a_ping_is_answered():
+    async with serving() as service, peer(service.address) as one:
+        await one.say(HELLO, f.frame(f.PING, 0, b"12345678"))
+        assert (await one.frame())[0] == f.HELLO
+        assert await one.frame() == (f.PONG, 0, 0, b"12345678")
+
+
+async def test_a_large_first_request_right_behind_the_hello():
+    async with serving() as service, peer(service.address) as one:
+        await one.say(HELLO + request(1, b"count 1" + b" " * 60_000))
+        kinds = [(await one.frame())[0] for _ in range(3)]
+        assert kinds == [f.HELLO, f.ACCEPT, f.DATA]
+
+
+async def test_an_end_that_takes_no_requests_says_so():
+    async def worker(peer: Peer) -> None:
+        await peer.say(HELLO, request(1))
+        heard.append((await peer.hear())[-1])
+
+    heard: list = []
+    async with calling() as caller, answering(worker) as address:
+        made = None
+        with contextlib.suppress(Exception):
+            made = await caller.pool.connect((address,))
+        async with asyncio.timeout(PATIENCE_S):
+            await caller.made[0].gone.wait()
+            while not heard:
+                await asyncio.sleep(0)
+        assert heard[0][0] == f.GOAWAY
+        assert b"takes no requests" in heard[0][3]
+        assert made is None or made.lost
+
+
+@pytest.mark.parametrize("how", ["close", "abort"])
+async def test_open_streams_learn_that_the_session_is_gone(how):
+    async with serving() as service, calling() as caller:
+        idle = await caller.call(service.address, b"hold")
+        busy = await caller.call(service.address, b"count 10000000")
+        await anext(messages(busy))
+        transport = service.accepted[0]._transport
+        transport.abort() if how == "abort" else service.accepted[0].close()
+        for stream in (idle, busy):
+            with pytest.raises(Lost, match="closed the connection|connection lost"):
+                await bodies(stream)
+            assert stream.state == State.CLOSED
+        async with asyncio.timeout(PATIENCE_S):
+            for each in service.served:
+                await each.ended.wait()
+        assert service.running == set()
+
+
+async def test_closing_writes_what_waits_even_while_the_peer_is_slow():
+    requests: list = []
+    async with half(lambda *request: requests.append(request)) as (made, there):
+        await served(made, there, requests)
+        stream = requests[0][0]
+        pushed = 0
+        while not made.paused:
+            stream.push(bytes(1000) + b"item %d" % pushed)
+            pushed += 1
+            await asyncio.sleep(0)
+        stream.push(b"the last")
+        stream.end()
+        made.close()
+        data = await rest_of(there)
+        for each in range(pushed):
+            assert b"item %d" % each in data
+        assert data.endswith(f.frame(f.DATA, 1, b"the last", f.END))
+
+
+async def test_closing_ends_in_bounded_time_though_the_peer_reads_nothing():
+    requests: list = []
+    async with half(lambda *request: requests.append(request), hello_timeout_s=50 * MS) as (made, there):
+        await served(made, there, requests)
+        while not made.paused:
+            requests[0][0].push(bytes(60_000))
+            await asyncio.sleep(0)
+        made.close()
+        async with asyncio.timeout(PATIENCE_S):
+            await made.gone.wait()
+
+
+async def test_a_session_that_is_lost_while_the_kernel_is_full_lets_its_senders_go():
+    """The last fragment is in the transport and the peer is gone: whoever waits for it must not turn in a circle."""
+    async with half() as (made, there):
+        stream = made.open_stream(False)
+        body = f.REQUEST_PREFIX.pack(1, 2, 1.0, 1, 0)
+        sending = asyncio.ensure_future(stream.send(body, [memoryview(bytes(100_000))], f.END, f.REQUEST))
+        async with asyncio.timeout(PATIENCE_S):
+            while not (made.paused and made._resumed):
+                await asyncio.sleep(0)
+        there.close()
+        async with asyncio.timeout(PATIENCE_S):
+            await sending
+        assert made.lost
+
+
+async def test_nothing_is_kept_of_senders_that_gave_up_while_the_kernel_is_full():
+    async with half() as (made, _):
+        body = f.REQUEST_PREFIX.pack(1, 2, 1.0, 1, 0)
+        for _ in range(200):
+            stream = made.open_stream(False)
+            sending = asyncio.ensure_future(stream.send(body, [memoryview(bytes(100_000))], f.END, f.REQUEST))
+            for _ in range(3):
+                await asyncio.sleep(0)
+            sending.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await sending
+            stream.abort(f.CANCEL)
+        assert made.paused
+        assert made.streams == {}
+        assert len(made._resumed) < 20
+        assert len(made._ready) < 20
+
+
+async def test_a_stream_ended_by_a_frame_says_which():
+    async def worker(peer: Peer) -> None:
+        await peer.say(HELLO)
+        while (await peer.frame())[0] != f.REQUEST:
+            pass
+        await peer.say(f.frame(f.DATA, 1, b"\x01"), f.coded(f.REJECT, 1, 2, b"not here"))
+        await peer.hear()
+
+    async with calling() as caller, answering(worker) as address:
+        stream = await caller.call(address, b"x")
+        got: list = []
+        with pytest.raises(Failed) as caught:
+            async for body, _ in messages(stream):
+                got.append(msgspec.msgpack.decode(body))
+        assert got == [1]
+        assert caught.value.args == (f.REJECT, 2, b"not here")
+
+
+async def test_thousands_of_streams_on_one_session():
+    async with serving() as service, calling() as caller:
+        streams = [await caller.call(service.address, b"count 1") for _ in range(2000)]
+        assert len(caller.made) == 1
+        assert [await numbers(each) for each in streams] == [[0]] * 2000
+        assert caller.made[0].streams == service.accepted[0].streams == {}

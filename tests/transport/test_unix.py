@@ -1,0 +1,136 @@
+"""Unix sockets: private, found under long paths, swept when dead, and never taken from a living worker."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import stat
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.transport.sessions import calling, numbers, serving
+from triton_distributed.transport import unix
+from triton_distributed.transport.unix import FRESH_S, LONGEST_PATH, SWEEP, sweep
+
+
+def dead_socket(path: Path) -> Path:
+    """What a killed worker leaves."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock, unix.reachable(path) as name:
+        sock.bind(name)
+        sock.listen()
+    return path
+
+
+@pytest.mark.any_loop
+async def test_a_socket_is_the_users_alone_and_goes_with_the_listener(trd_dir):
+    path = trd_dir / "w.sock"
+    async with serving(f"unix://{path}") as service, calling() as caller:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert os.listdir(trd_dir) == ["w.sock"]
+        assert await numbers(await caller.call(service.address, b"count 3")) == [0, 1, 2]
+        service.listener.close_listening()
+        assert not path.exists()
+        assert await numbers(await caller.call(service.address, b"count 3")) == [0, 1, 2]  # the session stays
+
+
+@pytest.mark.any_loop
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reaches a path that is longer than a socket's address")
+async def test_a_path_longer_than_an_address(trd_dir):
+    folder = trd_dir / ("d" * 100) / ("e" * 100)
+    folder.mkdir(parents=True)
+    path = folder / "w.sock"
+    assert len(os.fsencode(path)) > LONGEST_PATH
+    async with serving(f"unix://{path}") as service, calling() as caller:
+        assert await numbers(await caller.call(service.address, b"count 3")) == [0, 1, 2]
+    assert not path.exists()
+
+
+async def test_a_name_that_is_too_long_even_so(trd_dir):
+    path = trd_dir / ("w" * 150)
+    with pytest.raises(OSError, match="cannot listen on unix://.*too long"):
+        async with serving(f"unix://{path}"):
+            pass
+    assert os.listdir(trd_dir) == []
+
+
+async def test_a_folder_that_is_not_there(trd_dir):
+    with pytest.raises(OSError, match="cannot listen on unix://.*No such file") as caught:
+        async with serving(f"unix://{trd_dir}/none/w.sock"):
+            pass
+    assert caught.value.errno == errno.ENOENT
+
+
+async def test_dead_sockets_are_swept_and_others_are_not(trd_dir):
+    dead = dead_socket(trd_dir / "dead.sock")
+    other = dead_socket(trd_dir / "of-another-program")
+    (trd_dir / "file.sock").write_text("no socket")
+    fresh = dead_socket(trd_dir / ".1-1.sock")  # of a worker that is about to listen
+    old = dead_socket(trd_dir / ".1-2.sock")
+    os.utime(old, (time.time() - FRESH_S - 60,) * 2)
+    async with serving(f"unix://{trd_dir}/alive.sock"):
+        sweep(trd_dir)
+        left = {each.name for each in trd_dir.iterdir()}
+    for each in (other, fresh):
+        each.unlink()
+    assert left == {"alive.sock", other.name, "file.sock", fresh.name}
+    assert dead.name not in left
+
+
+def test_a_sweep_looks_at_so_many_and_never_raises(trd_dir):
+    sweep(trd_dir / "none")
+    for number in range(SWEEP + 5):
+        dead_socket(trd_dir / f"{number}.sock")
+    sweep(trd_dir)
+    assert len(os.listdir(trd_dir)) == 5
+    sweep(trd_dir)
+    assert os.listdir(trd_dir) == []
+
+
+async def test_a_dead_socket_in_the_way_is_replaced(trd_dir):
+    path = dead_socket(trd_dir / "w.sock")
+    async with serving(f"unix://{path}") as service, calling() as caller:
+        assert await numbers(await caller.call(service.address, b"count 1")) == [0]
+
+
+async def test_a_living_worker_keeps_its_socket(trd_dir):
+    path = trd_dir / "w.sock"
+    async with serving(f"unix://{path}") as service, calling() as caller:
+        with pytest.raises(OSError, match="another worker listens there") as caught:
+            async with serving(f"unix://{path}"):
+                pass
+        assert caught.value.errno == errno.EADDRINUSE
+        assert os.listdir(trd_dir) == ["w.sock"]
+        assert await numbers(await caller.call(service.address, b"count 1")) == [0]
+
+
+async def test_a_file_in_the_way_is_left(trd_dir):
+    path = trd_dir / "w.sock"
+    path.write_text("precious")
+    with pytest.raises(OSError, match="cannot listen on"):
+        async with serving(f"unix://{path}"):
+            pass
+    assert path.read_text() == "precious"
+
+
+async def test_closing_leaves_the_socket_of_a_successor(trd_dir):
+    path = trd_dir / "w.sock"
+    async with serving(f"unix://{path}") as first:
+        path.unlink()
+        async with serving(f"unix://{path}") as second, calling() as caller:
+            first.listener.close()
+            assert path.exists()
+            assert await numbers(await caller.call(second.address, b"count 1")) == [0]
+
+
+@pytest.mark.parametrize("name", ["none.sock", "file.sock", "dead.sock"])
+async def test_what_cannot_be_reached(trd_dir, name):
+    (trd_dir / "file.sock").write_text("no socket")
+    dead = dead_socket(trd_dir / "dead.sock")
+    with pytest.raises(OSError, match="No such file|refused"):
+        await unix.connect(asyncio.get_running_loop(), str(trd_dir / name), asyncio.Protocol())
+    dead.unlink()

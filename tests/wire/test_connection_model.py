@@ -1,0 +1,253 @@
+"""Two connections joined in memory, driven at random: whatever is done in whatever order and cut into whatever pieces,
+
+- an item arrives once, in order, as it was sent, unless its stream was aborted; then what arrived is a beginning;
+- no end has more unread than its window and the slack;
+- what is given back of the credit is what was charged;
+- when all is over both ends have forgotten every stream, and their budgets are whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
+
+from tests.wire.joined import FOREVER, End, Noted
+from triton_distributed.wire import frames as f
+from triton_distributed.wire.assembly import fragments
+from triton_distributed.wire.states import State
+from triton_distributed.wire.window import FRAME_COST, SLACK
+
+WINDOW = 8192
+BUDGET = 1 << 20
+LARGE = [f.SMALL + 1, 70_000, 200_000, f.MAX_FRAME, 600_000]
+
+
+@dataclass
+class Side:
+    """One end of a stream, as its program sees it."""
+
+    core: Noted
+    granted: int
+    sent: list[bytes] = field(default_factory=list)
+    got: list[bytes] = field(default_factory=list)
+    pending: list[tuple[int, int, bytes]] = field(default_factory=list)  # fragments: flags, kind, payload
+    ended: bool = False
+
+    @property
+    def may_send(self) -> bool:
+        return not self.ended and not self.pending and self.core.state in (State.OPEN, State.RECEIVED)
+
+
+@dataclass
+class Pair:
+    """A stream: the client's side, and the server's once the request is there."""
+
+    client: Side
+    server: Side | None = None
+    aborted: bool = False
+
+    def sides(self) -> list[Side]:
+        return [self.client] if self.server is None else [self.client, self.server]
+
+
+class TwoConnections(RuleBasedStateMachine):
+    streams = Bundle("streams")
+
+    @initialize(small=st.booleans())
+    def greet(self, small: bool) -> None:
+        budget = 4096 * 20 if small else BUDGET
+        self.client, self.server = End(window=WINDOW, session_window=budget), End(window=WINDOW, session_window=budget)
+        self.up, self.down = bytearray(), bytearray()
+        self.pairs: list[Pair] = []
+        self.numbers = 0
+        for end in (self.client, self.server):
+            end.greet()
+        self.flush(True)
+        self.flush(False)
+        self.deliver(True, 10_000)
+        self.deliver(False, 10_000)
+
+    def item(self, size: int) -> bytes:
+        self.numbers += 1
+        return msgspec.msgpack.encode((self.numbers, bytes(size)))
+
+    def pipe(self, end: End) -> bytearray:
+        return self.up if end is self.client else self.down
+
+    # what programs do
+
+    @rule(target=streams, two_way=st.booleans(), size=st.sampled_from([0, 100, 5000, *LARGE]), metadata=st.booleans())
+    @precondition(lambda self: len(self.pairs) < 6)
+    def open(self, two_way: bool, size: int, metadata: bool) -> Pair:
+        core = self.client.open_stream(not two_way)
+        side = Side(core, core.credit, ended=not two_way)
+        extra = bytes(3000) if metadata else b""
+        prefix = f.REQUEST_PREFIX.pack(1, 2, FOREVER, core.window, len(extra)) + extra
+        body = self.item(size)
+        core.state = State.OPEN  # as the shell's `send` has it until the last fragment is written
+        side.sent.append(body)
+        for at, (flags, start, rest) in enumerate(fragments(prefix + body, [], 0 if two_way else f.END)):
+            side.pending.append((flags, f.DATA if at else f.REQUEST, start + rest))
+        pair = Pair(side)
+        self.pairs.append(pair)
+        self.step(pair.client)  # a request's first frame leaves when its id is taken
+        return pair
+
+    @rule(pair=streams, from_client=st.booleans(), size=st.one_of(st.integers(0, 300), st.sampled_from([5000, 60_000])))
+    def push(self, pair: Pair, from_client: bool, size: int) -> None:
+        side = pair.client if from_client else pair.server
+        if side is not None and side.may_send and side.core.may_push:
+            side.sent.append(self.item(size))
+            side.core.push(side.sent[-1])
+
+    @rule(pair=streams, from_client=st.booleans(), size=st.sampled_from(LARGE), buffers=st.integers(0, 3))
+    def send_large(self, pair: Pair, from_client: bool, size: int, buffers: int) -> None:
+        side = pair.client if from_client else pair.server
+        if side is not None and side.may_send:
+            item = self.item(size)
+            side.sent.append(item)
+            step = len(item) // (buffers + 1)
+            parts = [item[at * step : (at + 1) * step] for at in range(buffers)] + [item[buffers * step :]]
+            cut = fragments(parts[0], [memoryview(each) for each in parts[1:]], 0)
+            side.pending = [(flags, f.DATA, start + rest) for flags, start, rest in cut]
+            self.step(side)
+
+    @rule(pair=streams, from_client=st.booleans())
+    def send_fragment(self, pair: Pair, from_client: bool) -> None:
+        side = pair.client if from_client else pair.server
+        if side is not None:
+            self.step(side)
+
+    def step(self, side: Side) -> None:
+        """As `Stream.send`: a fragment when there is credit, behind everything that waits."""
+        core = side.core
+        if core.state == State.CLOSED:
+            side.pending.clear()
+        if not side.pending or core.credit <= 0:
+            return
+        flags, kind, payload = side.pending.pop(0)
+        end = core.connection
+        pipe = self.pipe(end)
+        pipe += end.take_output()
+        pipe += f.frame(kind, core.id, payload, flags)
+        core.charge(len(payload), flags)
+
+    @rule(pair=streams, from_client=st.booleans())
+    def end(self, pair: Pair, from_client: bool) -> None:
+        side = pair.client if from_client else pair.server
+        if side is not None and side.may_send:
+            side.ended = True
+            side.core.end()
+
+    @rule(pair=streams, from_client=st.booleans(), most=st.integers(1, 20))
+    def read(self, pair: Pair, from_client: bool, most: int) -> None:
+        side = pair.client if from_client else pair.server
+        if side is None:
+            return
+        while side.core.inbox and most:
+            most -= 1
+            cost, kind, _, body, buffers = side.core.inbox.popleft()
+            side.core.read(cost)
+            if kind == f.BATCH:
+                side.got += map(bytes, msgspec.msgpack.decode(body, type=list[msgspec.Raw]))
+            else:
+                side.got.append(b"".join([bytes(body), *map(bytes, buffers or ())]))
+
+    @rule(pair=consumes(streams), by_client=st.booleans(), kind=st.sampled_from([f.CANCEL, f.ERROR, f.REJECT]))
+    def abort(self, pair: Pair, by_client: bool, kind: int) -> None:
+        side = pair.client if by_client else pair.server
+        if side is not None:
+            pair.aborted = True
+            side.core.abort(f.CANCEL if by_client else kind, 1, b"why")
+            side.pending.clear()
+
+    # what the network does
+
+    @rule(up=st.booleans())
+    def flush(self, up: bool) -> None:
+        end = self.client if up else self.server
+        self.pipe(end).extend(end.take_output())
+
+    @rule(up=st.booleans(), most=st.one_of(st.integers(1, 40), st.integers(1, 300_000)))
+    def deliver(self, up: bool, most: int) -> None:
+        pipe, end = (self.up, self.server) if up else (self.down, self.client)
+        data = bytes(pipe[:most])
+        del pipe[:most]
+        end.take(data)
+        while end.requests:
+            self.serve(*end.requests.pop(0))
+
+    def serve(self, core: Any, instance: int, key: int, timeout: float, metadata: Any, body: Any, buffers: Any) -> None:
+        assert (instance, key, timeout, buffers or None) == (1, 2, FOREVER, None)
+        assert len(metadata) in (0, 3000)
+        (pair,) = [each for each in self.pairs if each.client.core.id == core.id]
+        pair.server = Side(core, core.credit, got=[bytes(body)])
+
+    # what must hold
+
+    @invariant()
+    def nobody_has_more_unread_than_the_window_allows(self) -> None:
+        for pair in getattr(self, "pairs", ()):
+            for side in pair.sides():
+                frames = sum(each[0] for each in side.core.inbox)
+                assert frames <= max(WINDOW, side.core.window) + SLACK
+
+    @invariant()
+    def what_arrived_is_a_beginning_of_what_was_sent(self) -> None:
+        for pair in getattr(self, "pairs", ()):
+            if pair.server is not None:
+                assert pair.server.got == pair.client.sent[: len(pair.server.got)]
+                assert pair.client.got == pair.server.sent[: len(pair.client.got)]
+
+    def teardown(self) -> None:
+        if not hasattr(self, "pairs"):
+            return
+        self.settle()
+        for pair in self.pairs:
+            if pair.aborted or pair.server is None:
+                continue
+            for sender, receiver in ((pair.client, pair.server), (pair.server, pair.client)):
+                if sender.core.state in (State.OPEN, State.RECEIVED):
+                    assert sender.core.may_push, "the stream stands still though everything was read"
+                    assert sender.core.credit + receiver.core._owed == sender.granted
+                    assert sender.core.credit > sender.granted // 2 - FRAME_COST
+        for pair in self.pairs:
+            for side in pair.sides():
+                if side.may_send:
+                    side.ended = True
+                    side.core.end()
+        self.settle()
+        for pair in self.pairs:
+            if not pair.aborted:
+                assert pair.server is not None
+                assert pair.server.got == pair.client.sent
+                assert pair.client.got == pair.server.sent
+        for end in (self.client, self.server):
+            assert end.streams == {}
+            assert end._budget._left == end.budget
+            assert not end.direct
+
+    def settle(self) -> None:
+        """Until nothing moves any more: everything is written, carried and read."""
+        for _ in range(10_000):
+            for pair in self.pairs:
+                for side in pair.sides():
+                    self.step(side)
+                self.read(pair, True, 1000)
+                self.read(pair, False, 1000)
+            self.flush(True)
+            self.flush(False)
+            if not self.up and not self.down:
+                return
+            self.deliver(True, 1 << 20)
+            self.deliver(False, 1 << 20)
+        raise AssertionError("the two ends never come to rest")
+
+
+TwoConnections.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestTwoConnections = TwoConnections.TestCase

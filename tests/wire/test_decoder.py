@@ -1,0 +1,91 @@
+"""Received bytes become the same frames whatever pieces they come in."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.wire.joined import three_ways
+from triton_distributed.wire import frames as f
+from triton_distributed.wire.decoder import FrameDecoder
+
+some_frames = st.lists(
+    st.tuples(st.integers(0, 255), st.integers(0, 255), st.integers(0, 2**64 - 1), st.binary(max_size=200)), max_size=8
+)
+
+
+def encoded(frames) -> bytes:
+    return b"".join(f.frame(kind, stream, payload, flags) for kind, flags, stream, payload in frames)
+
+
+def decoded(pieces):
+    decoder = FrameDecoder()
+    return [frame for piece in pieces for frame in decoder.feed(piece)], decoder
+
+
+@given(some_frames)
+def test_frames_come_out_as_they_went_in(frames):
+    for _, pieces in three_ways(encoded(frames)):
+        found, decoder = decoded(pieces)
+        assert found == frames
+        assert decoder.failure is None
+
+
+@given(some_frames, st.data())
+def test_any_cut_gives_the_same(frames, data):
+    stream = encoded(frames) + data.draw(st.binary(max_size=40))
+    whole, one = decoded([stream])
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=10)))
+    bounds = [0, *cuts, len(stream)]
+    pieces, other = decoded([stream[a:b] for a, b in zip(bounds, bounds[1:], strict=False)])
+    assert pieces == whole
+    assert (one.failure, one.partial) == (other.failure, other.partial)
+
+
+@pytest.mark.parametrize("size", [f.MAX_HELLO + 1, 2**31, 2**32 - 1])
+def test_a_first_frame_above_a_hello_is_another_protocol(size):
+    for _, pieces in three_ways(f.HEADER.pack(size, 1, 0, 0) + bytes(50)):
+        found, decoder = decoded(pieces)
+        assert found == []
+        assert "not this protocol" in decoder.failure
+        assert f"{size:,}" in decoder.failure
+
+
+def test_a_first_line_of_http_is_another_protocol():
+    for _, pieces in three_ways(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"):
+        assert "not this protocol" in decoded(pieces)[1].failure
+
+
+@pytest.mark.parametrize("size", [f.MAX_HELLO + 1, f.MAX_FRAME])
+def test_a_large_frame_right_behind_the_hello_is_taken(size):
+    stream = f.frame(f.HELLO, 0, b"x") + f.frame(f.REQUEST, 1, bytes(size))
+    assert [len(frame[3]) for frame in decoded([stream])[0]] == [1, size]
+    assert [len(frame[3]) for frame in decoded([stream[:20], stream[20:]])[0]] == [1, size]
+
+
+def test_a_frame_above_the_limit_names_it_and_nothing_more_is_read():
+    good = f.frame(f.HELLO, 0, b"x")
+    found, decoder = decoded([good + f.HEADER.pack(f.MAX_FRAME + 1, f.DATA, 0, 1), good])
+    assert found == [(f.HELLO, 0, 0, b"x")]
+    assert "kind 3 announces 262,145 bytes, the limit is 262,144" in decoder.failure
+
+
+def test_small_pieces_are_joined_once():
+    decoder = FrameDecoder()
+    decoder.feed(f.frame(f.HELLO, 0))
+    stream = f.frame(f.DATA, 1, bytes(f.MAX_FRAME))
+    pieces = [stream[at : at + 64] for at in range(0, len(stream), 64)]
+    found = [frame for piece in pieces for frame in decoder.feed(piece)]
+    assert found == [(f.DATA, 0, 1, bytes(f.MAX_FRAME))]
+    assert decoder.partial is None
+
+
+def test_what_is_here_of_a_payload_can_be_taken():
+    decoder = FrameDecoder()
+    decoder.feed(f.frame(f.HELLO, 0))
+    stream = f.frame(f.DATA, 1, b"0123456789")
+    assert decoder.feed(stream[:18]) == []
+    assert decoder.partial == (f.DATA, 0, 1, 10)
+    assert decoder.take_partial() == b"0123"
+    assert decoder.feed(f.frame(f.PING, 0, b"next")) == [(f.PING, 0, 0, b"next")]
