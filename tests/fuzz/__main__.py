@@ -68,7 +68,9 @@ def blind(name: str, seconds: float) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
-    parser.add_argument("--seconds", type=float, default=60.0, help="in all, shared by the targets (default %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="in all, shared by the targets (default %(default)s)"
+    )
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
         "target", nargs="*", help=f"some of {', '.join(TARGETS)}, or one and a file that broke it; default: all"
@@ -87,9 +89,7 @@ def main() -> int:
     share = chosen.seconds / len(targets)
     for name in targets:  # each in its own process: libFuzzer ends the one that it runs in
         print(f"== {name}, {share:g} s", flush=True)
-        if subprocess.run(
-            [sys.executable, "-m", "tests.fuzz", "--here", "--seconds", str(share), name]
-        ).returncode:
+        if subprocess.run([sys.executable, "-m", "tests.fuzz", "--here", "--seconds", str(share), name]).returncode:
             failed.append(name)
     print(f"== {len(targets)} targets, broken: {', '.join(failed) or 'none'}")
     return 1 if failed else 0

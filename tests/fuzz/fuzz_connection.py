@@ -35,13 +35,19 @@ _HEAD = (1).to_bytes(4, "little") + (2).to_bytes(4, "little") + f.UINT64.pack(3)
 
 SEEDS = [
     _said(_request(1, f.END), f.frame(f.CANCEL, 1), _request(2, 0), f.frame(f.DATA, 2, b"\x01", f.END)),
-    _said(_request(1, 0), f.frame(f.BATCH, 1, b"\x92\x01\x02"), f.frame(f.CREDIT, 1, bytes(4)), f.frame(5, 1, b"", f.END)),
+    _said(
+        _request(1, 0), f.frame(f.BATCH, 1, b"\x92\x01\x02"), f.frame(f.CREDIT, 1, bytes(4)), f.frame(5, 1, b"", f.END)
+    ),
     _said(_request(3, 0), f.frame(f.DATA, 3, f.UINT64.pack(30) + bytes(10), f.MORE), f.frame(f.DATA, 3, bytes(20))),
     _said(f.frame(f.REQUEST, 1, f.UINT64.pack(40) + bytes(30), f.MORE), f.frame(f.DATA, 1, bytes(10), f.END)),
     _said(_request(1, 0), f.frame(f.DATA, 1, _HEAD + b"abcde", f.BUFFERS)),
     _said(f.frame(f.DATA, 1, b"\x01"), f.frame(f.DATA, 2, b"\x01", f.END), own=True),
-    _said(f.frame(f.ACCEPT, 0, f.UINT64.pack(1)), f.coded(f.ERROR, 1, 0, b"x"), f.coded(f.REJECT, 2, 0, b"x"), own=True),
-    _said(f.frame(f.DATA, 1, f.UINT64.pack(40_000) + b"a", f.MORE), f.HEADER.pack(39_000, 3, 0, 1) + bytes(200), own=True),
+    _said(
+        f.frame(f.ACCEPT, 0, f.UINT64.pack(1)), f.coded(f.ERROR, 1, 0, b"x"), f.coded(f.REJECT, 2, 0, b"x"), own=True
+    ),
+    _said(
+        f.frame(f.DATA, 1, f.UINT64.pack(40_000) + b"a", f.MORE), f.HEADER.pack(39_000, 3, 0, 1) + bytes(200), own=True
+    ),
     _said(f.frame(f.PING, 0, b"12345678"), f.frame(f.PONG, 0, b"1"), f.coded(f.GOAWAY, 0, 0, b"bye")),
     _said(HELLO),
 ]
@@ -77,7 +83,9 @@ def _end_of(pieces: list[bytes], own: bool) -> tuple[object, ...]:
         assert held <= arrived
         if stream.assembly is not None:
             assert stream.assembly.left <= LIMIT
-    assert sum(map(len, end.out)) <= 256 * (arrived // f.HEADER_BYTES + 1)  # an answer to a frame at most, and it is short
+    assert sum(map(len, end.out)) <= 256 * (
+        arrived // f.HEADER_BYTES + 1
+    )  # an answer to a frame at most, and it is short
     return words, end.requests, sorted(end.streams), end.going, end.take_output()
 
 

@@ -181,7 +181,10 @@ class Caller:
         self.made: list[Watched] = []
         self._options = options
         self.pool = SessionPool(
-            asyncio.get_running_loop(), self._session, timeout_s, lambda addresses, why: self.lost.append((addresses, why))
+            asyncio.get_running_loop(),
+            self._session,
+            timeout_s,
+            lambda addresses, why: self.lost.append((addresses, why)),
         )
 
     def _session(self, address: str, on_lost: Any) -> Watched:

@@ -46,13 +46,17 @@ BROKEN = [
     pytest.param([hello_frame(Hello(version=4, lowest=3))], "speaks 1 to 1, the peer 3 to 4", id="a later version"),
     pytest.param([HELLO, HELLO], "kind 1 came on the session", id="two hellos"),
     pytest.param([HELLO, f.frame(77, 0)], "kind 77", id="an unknown kind"),
-    pytest.param([HELLO, f.HEADER.pack(2**32 - 1, f.DATA, 0, 1)], "announces 4,294,967,295 bytes", id="oversized frame"),
+    pytest.param(
+        [HELLO, f.HEADER.pack(2**32 - 1, f.DATA, 0, 1)], "announces 4,294,967,295 bytes", id="oversized frame"
+    ),
     pytest.param([HELLO, f.frame(f.REQUEST, 1, f.UINT64.pack(2**63), f.MORE)], "the limit is", id="oversized message"),
     pytest.param([HELLO, f.frame(f.DATA, 9, b"\x01")], "stream 9, which nobody opened", id="out of order"),
     pytest.param([HELLO, request(5), request(4)], "stream 4 was opened twice or out of order", id="ids that go down"),
     pytest.param([HELLO, request(1, b"hold"), f.frame(f.DATA, 1, b"\x01")], "in state RECEIVED", id="behind the end"),
     pytest.param([HELLO, request(1, announced=2**31)], "shorter than the metadata", id="metadata that is not there"),
-    pytest.param([HELLO, request(1, b"echo", flags=0), *[f.frame(f.DATA, 1, bytes(f.MAX_FRAME))] * 40], "credit", id="no credit"),
+    pytest.param(
+        [HELLO, request(1, b"echo", flags=0), *[f.frame(f.DATA, 1, bytes(f.MAX_FRAME))] * 40], "credit", id="no credit"
+    ),
     pytest.param(
         [HELLO, request(1, b"echo", flags=0), f.frame(f.DATA, 1, f.UINT64.pack(99) + b"x", f.MORE | f.END)],
         "middle of a message",
@@ -159,9 +163,7 @@ async def test_a_thousand_connections_at_once():
     if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 2500:
         pytest.skip("this machine allows too few open files")
     async with serving(hello_timeout_s=1000 * MS) as service, unharmed(service), contextlib.AsyncExitStack() as stack:
-        peers = await asyncio.gather(
-            *[stack.enter_async_context(peer(service.address)) for _ in range(1000)]
-        )
+        peers = await asyncio.gather(*[stack.enter_async_context(peer(service.address)) for _ in range(1000)])
         words = await asyncio.gather(*[each.dismissal() for each in peers])
         assert set(words) == {f"the peer sent no hello within {1000 * MS:g} s"}
         async with asyncio.timeout(PATIENCE_S):

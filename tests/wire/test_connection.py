@@ -172,7 +172,9 @@ def test_what_breaks_the_protocol(data, says):
         pytest.param(b"GET / HTTP/1.1\r\n\r\n", "not this protocol", id="HTTP"),
         pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(20), "not a hello|not this", id="TLS"),
         pytest.param(hello_frame(Hello(version=7, lowest=5)), r"speaks 1 to 1, the peer 5 to 7", id="a later version"),
-        pytest.param(hello_frame(Hello(version=0, lowest=0)), r"speaks 1 to 1, the peer 0 to 0", id="an earlier version"),
+        pytest.param(
+            hello_frame(Hello(version=0, lowest=0)), r"speaks 1 to 1, the peer 0 to 0", id="an earlier version"
+        ),
     ],
 )
 def test_what_is_said_instead_of_a_hello(data, says):
@@ -227,7 +229,9 @@ def test_a_fragment_whose_stream_is_aborted_meanwhile(stop):
     client, server = joined(window=1 << 20)
     mine, theirs = opened(client, server)
     size = 200_000
-    data = f.frame(f.DATA, 1, f.UINT64.pack(size * 2 - 8) + bytes(size - 8), f.MORE) + f.frame(f.DATA, 1, bytes(size), f.END)
+    data = f.frame(f.DATA, 1, f.UINT64.pack(size * 2 - 8) + bytes(size - 8), f.MORE) + f.frame(
+        f.DATA, 1, bytes(size), f.END
+    )
     at = size + f.HEADER_BYTES * 2 + stop
     client.take(data[:at])
     assert client.direct

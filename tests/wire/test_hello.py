@@ -21,7 +21,9 @@ def said(**fields) -> bytes:
     "hello",
     [
         Hello(),
-        Hello(version=3, lowest=2, agent="x", max_message=1 << 40, max_streams=0, window=1, nonce=2**63, features=["a"]),
+        Hello(
+            version=3, lowest=2, agent="x", max_message=1 << 40, max_streams=0, window=1, nonce=2**63, features=["a"]
+        ),
     ],
     ids=["defaults", "all fields"],
 )

@@ -14,7 +14,12 @@ from triton_distributed.wire import frames as f
 from triton_distributed.wire.frames import Kind
 from triton_distributed.wire.states import ILLEGAL, MIRROR, RECEIVING, SENDING, Input, State, input_of
 
-HALVES = {State.OPEN: (True, True), State.SENT: (False, True), State.RECEIVED: (True, False), State.CLOSED: (False, False)}
+HALVES = {
+    State.OPEN: (True, True),
+    State.SENT: (False, True),
+    State.RECEIVED: (True, False),
+    State.CLOSED: (False, False),
+}
 STATE_OF = {halves: state for state, halves in HALVES.items()}
 
 

@@ -147,7 +147,9 @@ def test_an_honest_sender_never_exceeds_the_slack():
     [
         pytest.param([(f.DATA, f.MORE, 10)], None, id="begun"),
         pytest.param([(f.DATA, f.MORE, 10), (f.BATCH, 0, 2)], "continued by a frame of kind 4", id="BATCH within"),
-        pytest.param([(f.DATA, f.MORE, 10), (f.END_OF_STREAM, f.END, 0)], "in the middle of a message", id="END within"),
+        pytest.param(
+            [(f.DATA, f.MORE, 10), (f.END_OF_STREAM, f.END, 0)], "in the middle of a message", id="END within"
+        ),
         pytest.param([(f.DATA, f.MORE | f.END, 10)], "in the middle of a message", id="MORE and END"),
         pytest.param([(f.DATA, f.MORE, 10), (f.DATA, f.MORE | f.END, 1)], "in the middle", id="MORE and END later"),
         pytest.param([(f.END_OF_STREAM, f.MORE, 0)], "in the middle of a message", id="END with MORE"),

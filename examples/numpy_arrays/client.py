@@ -1,0 +1,49 @@
+"""Sends a picture of 4 million pixels and gets smaller and smaller ones back, each as the array that it was.
+
+    pip install numpy
+    python examples/numpy_arrays/client.py
+
+Start server.py in another shell.
+"""
+
+import asyncio
+
+import numpy as np
+
+from triton_distributed.runtime import DistributedRuntime, triton_worker
+
+SHADES = " .:-=+*#%@"
+SIDE = 2048
+
+
+def rings() -> np.ndarray:
+    """Three rings on a dark ground, float32, 0 to 1."""
+    x, y = np.meshgrid(*[np.linspace(-1, 1, SIDE, dtype=np.float32)] * 2)
+    return np.clip(np.cos(10 * np.hypot(x, y)), 0, 1)
+
+
+def draw(image: np.ndarray) -> str:
+    """An image as text, each pixel two characters wide because characters are tall."""
+    return "\n".join("".join(2 * SHADES[int(value * 9.99)] for value in row) for row in image)
+
+
+@triton_worker()
+async def worker(runtime: DistributedRuntime):
+    client = await runtime.endpoint("examples.pyramid.shrink").client()
+    await client.wait_for_instances()
+
+    image = rings()
+    print(
+        f"sent      {image.shape[0]:>4} x {image.shape[1]:<4} {image.dtype}, {image.nbytes:>10,} bytes, mean {image.mean():.4f}"
+    )
+    async for smaller in client.generate(image, annotated=False):
+        print(
+            f"received  {smaller.shape[0]:>4} x {smaller.shape[1]:<4} {smaller.dtype}, "
+            f"{smaller.nbytes:>10,} bytes, mean {smaller.mean():.4f}"
+        )
+        if len(smaller) == 32:
+            print(draw(smaller))
+
+
+if __name__ == "__main__":
+    asyncio.run(worker())

@@ -1,0 +1,42 @@
+"""Requests and answers with types: one handler with `triton_endpoint` and pydantic, one with plain annotations.
+
+    pip install pydantic                 # optional: only who uses its models needs it
+    python examples/typed/server.py
+
+Then run client.py in another shell.
+"""
+
+import asyncio
+
+import uvloop
+from models import Numbers, Summary, Text, Word
+
+from triton_distributed.runtime import DistributedRuntime, triton_endpoint, triton_worker
+
+
+class RequestHandler:
+    """Gets what it asks for, or is not called at all."""
+
+    @triton_endpoint(Text, Word)
+    async def words(self, request):
+        """Take a Text, or a dict or JSON text that is one."""
+        for place, word in enumerate(request.text.split()[: request.max_words], 1):
+            yield Word(place=place, word=word)
+
+    async def summary(self, request: Numbers) -> Summary:
+        """Take what the annotation says; dataclasses and Structs need no decorator."""
+        return Summary(count=len(request.values), mean=sum(request.values) / len(request.values))
+
+
+@triton_worker()
+async def worker(runtime: DistributedRuntime):
+    component = runtime.namespace("examples").component("typed")
+    handler = RequestHandler()
+    await asyncio.gather(
+        component.endpoint("words").serve_endpoint(handler.words),
+        component.endpoint("summary").serve_endpoint(handler.summary),
+    )
+
+
+if __name__ == "__main__":
+    uvloop.run(worker())
