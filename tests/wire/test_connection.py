@@ -227,7 +227,7 @@ def test_words_that_are_no_text_are_shown_as_well_as_can_be():
 def test_a_fragment_whose_stream_is_aborted_meanwhile(stop):
     """What is under way is read to its end and dropped, and the frames behind it are read as frames."""
     client, server = joined(window=1 << 20)
-    mine, theirs = opened(client, server)
+    mine, _theirs = opened(client, server)
     size = 200_000
     data = f.frame(f.DATA, 1, f.UINT64.pack(size * 2 - 8) + bytes(size - 8), f.MORE) + f.frame(
         f.DATA, 1, bytes(size), f.END
