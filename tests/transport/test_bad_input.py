@@ -115,7 +115,12 @@ async def test_who_says_nothing_is_told_and_closed_in_time(data):
         pytest.param([HELLO, request(1, b"count 100000")], id="with an answer under way"),
         pytest.param([HELLO, f.frame(f.REQUEST, 1, f.UINT64.pack(1 << 29) + bytes(99), f.MORE)], id="in a message"),
         pytest.param(
-            [HELLO, request(1, b"echo", flags=0), f.frame(f.DATA, 1, f.UINT64.pack(1 << 29) + bytes(99), f.MORE), f.frame(f.DATA, 1, bytes(200000), f.MORE)[:90000]],
+            [
+                HELLO,
+                request(1, b"echo", flags=0),
+                f.frame(f.DATA, 1, f.UINT64.pack(1 << 29) + bytes(99), f.MORE),
+                f.frame(f.DATA, 1, bytes(200000), f.MORE)[:90000],
+            ],
             id="in a fragment that is read in place",
         ),
     ],
