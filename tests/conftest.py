@@ -45,19 +45,3 @@ def trd_dir(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     shutil.rmtree(folder)
     if left and not allowed(request.node, "socket files"):
         pytest.fail(f"the test left socket files behind: {', '.join(sorted(left))}", pytrace=False)
-
-
-# Known to fail after the last changes of the code they test; each is to be mended or deleted, see the closing note.
-OPEN = frozenset(
-    {
-        "tests/transport/test_unix.py::test_a_sweep_looks_at_so_many_and_never_raises",
-        "tests/transport/test_unix.py::test_dead_sockets_are_swept_and_others_are_not",
-        "tests/wire/test_connection_model.py::TestTwoConnections::runTest",
-    }
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.nodeid.split("[")[0] in OPEN:
-            item.add_marker(pytest.mark.skip(reason="known to fail since the last change of what it tests; open"))

@@ -65,26 +65,27 @@ async def test_a_folder_that_is_not_there(trd_dir):
     assert caught.value.errno == errno.ENOENT
 
 
-async def test_dead_sockets_are_swept_and_others_are_not(trd_dir):
-    dead = dead_socket(trd_dir / "dead.sock")
-    other = dead_socket(trd_dir / "of-another-program")
-    (trd_dir / "file.sock").write_text("no socket")
+async def test_dead_sockets_of_workers_are_swept_and_nothing_else(trd_dir):
+    dead = dead_socket(trd_dir / f"{7:016x}.sock")
+    others = [dead_socket(trd_dir / name) for name in ("of-another-program", "other-program.sock")]
+    plain = trd_dir / f"{8:016x}.sock"
+    plain.write_text("no socket")
     fresh = dead_socket(trd_dir / ".1-1.sock")  # of a worker that is about to listen
     old = dead_socket(trd_dir / ".1-2.sock")
     os.utime(old, (time.time() - FRESH_S - 60,) * 2)
     async with serving(f"unix://{trd_dir}/alive.sock"):
         sweep(trd_dir)
         left = {each.name for each in trd_dir.iterdir()}
-    for each in (other, fresh):
+    for each in (*others, fresh):
         each.unlink()
-    assert left == {"alive.sock", other.name, "file.sock", fresh.name}
+    assert left == {"alive.sock", *(each.name for each in others), plain.name, fresh.name}
     assert dead.name not in left
 
 
 def test_a_sweep_looks_at_so_many_and_never_raises(trd_dir):
     sweep(trd_dir / "none")
     for number in range(SWEEP + 5):
-        dead_socket(trd_dir / f"{number}.sock")
+        dead_socket(trd_dir / f"{number:016x}.sock")
     sweep(trd_dir)
     assert len(os.listdir(trd_dir)) == 5
     sweep(trd_dir)

@@ -13,7 +13,7 @@ class Annotated(msgspec.Struct, gc=False, repr_omit_defaults=False):
     A handler may yield one to send an event beside or instead of data. `generate(…, annotated=True)`, the default,
     returns items so; both accessor methods and `get` exist because programs of both times use them.
 
-    Args:
+    Args, by position (the names belong to the accessors):
         data: the value; None where the item has none.
         event: a name, e.g. `error`.
         comment: lines of text.

@@ -217,6 +217,10 @@ class Connection:
         elif flags & (f.MORE | f.BUFFERS):
             stream.received(kind, flags, payload)
         else:
+            if not flags & f.END:  # more comes behind it, and its sender was charged for this frame too
+                cost = len(payload) + FRAME_COST
+                stream.account(cost)
+                stream.read(cost)
             self.requested(stream, payload, None)
 
     def requested(self, stream: Any, payload: Body, buffers: list[Memory] | None) -> None:
