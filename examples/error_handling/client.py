@@ -6,6 +6,7 @@ Start server.py in another shell.
 """
 
 import asyncio
+from textwrap import indent
 
 from menu import SoldOut
 
@@ -23,8 +24,8 @@ async def order(client: Client, dish: str) -> None:
     except SoldOut as error:  # a type of our own, with its fields: this program has imported it too
         print(f"{dish}: {', '.join(steps)}, then sold out; {error.tomorrow} tomorrow")
     except KeyError as error:  # a built-in type as itself, with the traceback of the other process
-        print(f"{dish}: {', '.join(steps)}, then {error}, raised by")
-        print(f"    {error.remote_traceback.splitlines()[-2].strip()}")
+        print(f"{dish}: {', '.join(steps)}, then {error}")
+        print(indent(error.remote_traceback, "    | "), end="")
     except RemoteError as error:  # whatever else a handler raises
         print(f"{dish}: {', '.join(steps)}, then {error.type_name}: {error.message}")
 

@@ -4,6 +4,7 @@ import importlib.util
 import secrets
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 INSTALL = """\
 This example needs an engine and a small model, 200 MB together:
@@ -44,7 +45,7 @@ class Engine:
         params.api_keys = [secrets.token_hex()]  # the engine has an HTTP server of its own: nobody else gets in
         self._server = xllamacpp.Server(params)
 
-    def generate(self, prompt: str, max_tokens: int, on_chunk: Callable[[dict], bool]) -> None:
+    def generate(self, prompt: str, max_tokens: int, on_chunk: Callable[[dict[str, Any]], bool]) -> None:
         """Answer a prompt; blocks until the end.
 
         Args:

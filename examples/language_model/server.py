@@ -10,6 +10,7 @@ Then run client.py in another shell; start further servers to serve more clients
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
 import uvloop
 from engine import Engine
@@ -33,10 +34,10 @@ class LanguageModel:
 
     async def generate(self, request: Prompt, context: Context) -> AsyncIterator[str]:
         loop = asyncio.get_running_loop()
-        chunks: asyncio.Queue[dict | None] = asyncio.Queue()  # at most max_tokens
+        chunks: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()  # at most max_tokens
         pieces = 0
 
-        def on_chunk(chunk: dict) -> bool:
+        def on_chunk(chunk: dict[str, Any]) -> bool:
             loop.call_soon_threadsafe(chunks.put_nowait, chunk)
             return context.is_stopped()  # also true once the caller has left
 

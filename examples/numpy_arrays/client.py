@@ -14,6 +14,7 @@ from triton_distributed.runtime import DistributedRuntime, triton_worker
 
 SHADES = " .:-=+*#%@"
 SIDE = 2048
+DRAWN = 32  # the one of this height is shown
 
 
 def rings() -> np.ndarray:
@@ -27,21 +28,21 @@ def draw(image: np.ndarray) -> str:
     return "\n".join("".join(2 * SHADES[int(value * 9.99)] for value in row) for row in image)
 
 
+def describe(image: np.ndarray) -> str:
+    height, width = image.shape
+    return f"{height:>4} x {width:<4} {image.dtype}, {image.nbytes:>10,} bytes, mean {image.mean():.4f}"
+
+
 @triton_worker()
 async def worker(runtime: DistributedRuntime):
     client = await runtime.endpoint("examples.pyramid.shrink").client()
     await client.wait_for_instances()
 
     image = rings()
-    print(
-        f"sent      {image.shape[0]:>4} x {image.shape[1]:<4} {image.dtype}, {image.nbytes:>10,} bytes, mean {image.mean():.4f}"
-    )
+    print(f"sent      {describe(image)}")
     async for smaller in client.generate(image, annotated=False):
-        print(
-            f"received  {smaller.shape[0]:>4} x {smaller.shape[1]:<4} {smaller.dtype}, "
-            f"{smaller.nbytes:>10,} bytes, mean {smaller.mean():.4f}"
-        )
-        if len(smaller) == 32:
+        print(f"received  {describe(smaller)}")
+        if len(smaller) == DRAWN:
             print(draw(smaller))
 
 

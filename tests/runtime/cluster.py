@@ -37,7 +37,7 @@ async def into(items: list[Any], stream: Any) -> None:
     """Read a stream to its end, and keep what came before an error."""
     async with asyncio.timeout(PATIENCE_S):
         async for item in stream:
-            items.append(item)  # noqa: PERF401: a comprehension would lose them
+            items.append(item)  # one by one: a comprehension would lose them
 
 
 async def until(true: Callable[[], object]) -> None:

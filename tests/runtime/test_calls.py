@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import resource
 from collections import Counter
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from tests.runtime.cluster import Cluster, drained, patiently, turns, until
 from triton_distributed.errors import InstanceNotFound, NoInstances, NotUnary, RuntimeClosed, TritonError
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.routing.load import LoadBook
-from triton_distributed.runtime import Annotated, DistributedRuntime, ResponseStream
+from triton_distributed.runtime import Annotated, Client, DistributedRuntime, ResponseStream
 
 
 async def count(request: int) -> AsyncIterator[int]:
@@ -504,6 +506,29 @@ async def test_many_calls_leave_nothing_behind(cluster: Cluster) -> None:
     assert session is not None
     assert not session.streams
     assert sum(client.stats.ended) == 2100
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="this system does not tell its memory there")
+async def test_memory_does_not_grow_with_ten_thousand_calls(cluster: Cluster) -> None:
+    client = await cluster.connect(count)
+
+    async def some(calls: int) -> None:
+        await patiently(asyncio.gather(*[_calls(client, calls // 50) for _ in range(50)]))
+        gc.collect()
+
+    await some(5000)  # allocators and caches have what they need
+    before = _resident_bytes()
+    await some(10_000)
+    assert _resident_bytes() - before < 4 * 2**20  # 400 bytes a call would be seen
+
+
+async def _calls(client: Client, calls: int) -> None:
+    for n in range(calls):
+        await drained(client.generate(n % 5))
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 async def test_calls_that_fail_leave_no_cycle(cluster: Cluster) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.runtime.cluster import Cluster, drained, into, patiently, turns, until
-from triton_distributed.errors import InvalidRequest
+from triton_distributed.errors import InvalidRequest, RuntimeClosed
 
 
 async def doubled(requests: AsyncIterator[int]) -> AsyncIterator[int]:
@@ -258,3 +258,15 @@ async def test_a_stream_of_answers_is_a_stream_of_requests(cluster: Cluster) -> 
     first, second = await cluster.client("t.c.count"), await cluster.client("t.c.doubled")
     answers = second.generate(first.generate(5, annotated=False), annotated=False)
     assert await patiently(drained(answers)) == [0, 2, 4, 6, 8]
+
+
+async def test_requests_that_are_cancelled_are_no_closed_runtime(cluster: Cluster) -> None:
+    async def requests() -> AsyncIterator[int]:
+        yield 1
+        raise asyncio.CancelledError
+
+    client = await cluster.connect(doubled)
+    with pytest.raises(BaseException) as caught:  # noqa: PT011
+        await patiently(drained(client.generate(requests())))
+    assert not isinstance(caught.value, (RuntimeClosed, TimeoutError))
+    assert await patiently(drained(client.generate(upto(2), annotated=False))) == [0, 2]

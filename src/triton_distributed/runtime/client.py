@@ -7,8 +7,6 @@ from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Mapping
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from triton_distributed.errors import NotUnary
 from triton_distributed.observe import Stats
 from triton_distributed.routing.policies import Policy, Random, RoundRobin, policy_named
@@ -19,13 +17,13 @@ from triton_distributed.runtime.keys import endpoint_key
 from triton_distributed.runtime.responses import ResponseStream
 from triton_distributed.runtime.view import EndpointView
 from triton_distributed.wire.codec import encode
+from triton_distributed.wire.frames import SMALL
 
 if TYPE_CHECKING:
     from triton_distributed.runtime.distributed import DistributedRuntime
 
 # Looked up before the abstract class is asked, which takes longer than encoding a small request.
 _NO_STREAMS = frozenset({type(None), bool, int, float, str, bytes, list, dict, tuple})
-_encode_metadata = msgspec.msgpack.Encoder().encode
 
 
 class Client:
@@ -44,6 +42,7 @@ class Client:
         idempotent: the request may be given to a second instance when the first is lost before it answered.
 
     Raises, from the call itself:
+        ValueError: the timeout is no number of seconds, or the metadata is too large.
         TypeError: the request holds something that cannot travel; the text names the path to it.
         ForkError, RuntimeClosed: the runtime cannot be used here or any more.
     """
@@ -120,6 +119,8 @@ class Client:
         runtime = self._runtime
         if runtime.unusable:
             runtime.check("a call")
+        if timeout is not None:
+            timeout = _seconds(timeout)
         more: AsyncIterator[Any] | None = None
         if request.__class__ not in _NO_STREAMS and isinstance(request, AsyncIterable):
             more, body = aiter(request), b""
@@ -132,7 +133,7 @@ class Client:
             if context is None:
                 parent = serving
             if serving.deadline is not None:
-                left = serving.deadline - self.loop.time()
+                left = max(0.0, serving.deadline - self.loop.time())
                 timeout = left if timeout is None or left < timeout else timeout
         call = Call(
             self,
@@ -174,6 +175,11 @@ class Client:
         """Run `work` in a task that the runtime owns."""
         return self._runtime.spawn(work)
 
+    @property
+    def closing(self) -> bool:
+        """The runtime is being shut down."""
+        return self._runtime.closing
+
     def unreachable(self, addresses: tuple[str, ...]) -> None:
         """A worker could not be reached: out of rotation until a probe finds it."""
         self._runtime.prober.lost(addresses, self.pool)
@@ -184,6 +190,19 @@ class Client:
 
 def _metadata(context: Context | None, metadata: Mapping[str, Any] | None) -> bytes:
     values = {**(context.metadata if context is not None else {}), **(metadata or {})}
+    for key in values:
+        if not isinstance(key, str):
+            raise TypeError(f"metadata has text for its keys, not {key!r}")
     if context is not None:
         values["\0id"] = context.id()
-    return _encode_metadata(values)
+    data = encode(values, "metadata")
+    if not isinstance(data, bytes) or len(data) > SMALL:
+        raise ValueError(f"metadata has at most {SMALL:,} bytes: larger values belong into the request")
+    return data
+
+
+def _seconds(timeout: object) -> float:
+    """A call's timeout; one at or below 0 is over already, as remaining time may be."""
+    if not isinstance(timeout, (int, float)) or timeout != timeout:
+        raise ValueError(f"timeout={timeout!r}: a number of seconds, or None for no limit")
+    return timeout

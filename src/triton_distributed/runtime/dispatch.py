@@ -74,8 +74,9 @@ class Dispatch:
         call = self._call
         try:
             await self._send_somewhere()
-        except asyncio.CancelledError:
-            call.fail(RuntimeClosed("a call"), Outcome.CANCELLED)  # says nothing where the call was over before
+        except asyncio.CancelledError as error:
+            # Says nothing where the call was over; else the runtime ends, or the caller's iterator was cancelled.
+            call.fail(RuntimeClosed("a call") if self._client.closing else error, Outcome.CANCELLED)
         except MessageTooLarge as error:
             call.fail(error, Outcome.INVALID)
         except Exception as error:  # whatever a policy or a request's iterator raises is the caller's to see
@@ -158,7 +159,7 @@ async def _send_more(stream: Stream, requests: AsyncIterator[object]) -> None:
             if stream.state in (State.RECEIVED, State.CLOSED):
                 return
         stream.end()
-    except Exception:
+    except (Exception, asyncio.CancelledError):
         stream.abort(f.CANCEL)
         raise
     finally:

@@ -285,6 +285,11 @@ class DistributedRuntime:
         if self.unusable or (self._closing is not None and operation == "serve_endpoint"):
             raise RuntimeClosed(operation)
 
+    @property
+    def closing(self) -> bool:
+        """Whether it is being shut down, or was."""
+        return self._closing is not None
+
     def forked(self) -> None:
         """This process is a child of the one that made the runtime."""
         self._forked = self.unusable = True
