@@ -11,10 +11,10 @@ from tests.examples.programs import Program, run, serving, wait_for_instances
 SERVER, CLIENT, DEMO = (f"hello_world/{name}.py" for name in ("server", "client", "demo"))
 RECEIVED = "Received request: hello world"
 
-# Both ways to run a program, whichever it has chosen itself.
+# Both ways to run a program, whichever it has chosen itself. Many install uvloop so, though its newer `run` is preferred.
 LOOPS = {
     "asyncio": "import asyncio, uvloop; uvloop.run = asyncio.run",
-    "uvloop": "import asyncio, uvloop; asyncio.run = uvloop.run",
+    "uvloop": "import uvloop, warnings; warnings.simplefilter('ignore', DeprecationWarning); uvloop.install()",
 }
 
 

@@ -14,6 +14,7 @@ from tests.runtime.cluster import Cluster, drained, patiently, turns, until
 from tests.runtime.programs import program
 from triton_distributed.errors import Draining, NoInstances, StreamIncomplete
 from triton_distributed.runtime import DistributedRuntime
+from triton_distributed.runtime.signals import ECHO_S
 
 
 class Slow:
@@ -280,6 +281,7 @@ async def test_a_second_signal_exits_now_and_names_what_was_cut(loop: str, unix:
         assert await worker.line() == "running"
         worker.signal(signal.SIGTERM)
         await until(lambda: not client.instance_ids())
+        await asyncio.sleep(2 * ECHO_S)  # a second signal, not an echo of the first
         worker.signal(signal.SIGTERM)
         assert await worker.ended() not in (0, None)
         _, err = await worker.output()
@@ -295,3 +297,16 @@ async def test_signals_are_left_alone_where_asked(unix: Cluster, tmp_path: Path)
         await unix.client()
         worker.signal(signal.SIGTERM)
         assert await worker.ended() == -signal.SIGTERM
+
+
+async def test_a_signal_that_is_repeated_while_an_idle_worker_ends_changes_nothing(
+    unix: Cluster, tmp_path: Path
+) -> None:
+    """As `timeout` sends it: to the process and to its group."""
+    async with program(tmp_path, WORKER) as worker:
+        await unix.client()
+        for _ in range(3):
+            worker.signal(signal.SIGTERM)
+        assert await worker.ended() == 0
+        _, err = await worker.output()
+        assert err == ""

@@ -110,6 +110,10 @@ class Stream(StreamCore):
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
+    def abort(self, kind: int, code: int = 0, detail: bytes = b"") -> None:
+        super().abort(kind, code, detail)
+        self.wake()  # whoever reads or writes at this end finds it closed
+
     def wake(self) -> None:
         """Let whoever waits look again."""
         for waiter in (self._reader, self._writer):

@@ -22,9 +22,7 @@ from triton_distributed.wire.frames import BUFFERS, MAX_FRAME, MORE, UINT64
 
 _HEAD = Struct("<II")
 MAPPED = 256 * 1024  # memory above this is mapped: a gigabyte's worth of parts stays far below the kernel's 65,530 maps
-HUGE = (
-    4 * 1024 * 1024
-)  # memory from here on asks for huge pages: filling 16 MiB takes 0.5 ms so, and 6 ms in small ones
+HUGE = 4 * 1024 * 1024  # from here on huge pages are asked for: filling 16 MiB takes 0.5 ms so, and 6 in small ones
 _HUGE_PAGES: int | None = getattr(mmap, "MADV_HUGEPAGE", None)
 _PRIVATE = getattr(mmap, "MAP_PRIVATE", 2) | getattr(mmap, "MAP_ANONYMOUS", 0)
 MAX_BUFFERS = (MAX_FRAME - _HEAD.size - UINT64.size) // UINT64.size
@@ -32,11 +30,14 @@ Memory: TypeAlias = bytearray | mmap.mmap
 Body: TypeAlias = bytes | bytearray | memoryview
 
 
-def allocate(size: int) -> Memory:
+def allocate(size: int, huge: bool = False) -> Memory:
     """Writable memory of `size` bytes.
 
     Large memory is mapped: page-aligned, and touched only as bytes arrive, so that a peer which announces a gigabyte
     and sends nothing costs nothing.
+
+    Args:
+        huge: ask for huge pages where it is large: they are touched as a whole, so only where all of it will come.
 
     Raises:
         RemoteProtocolError: there is none.
@@ -45,7 +46,7 @@ def allocate(size: int) -> Memory:
         if size <= MAPPED:
             return bytearray(size)
         memory = mmap.mmap(-1, size, flags=_PRIVATE)
-        if size >= HUGE and _HUGE_PAGES is not None:
+        if huge and size >= HUGE and _HUGE_PAGES is not None:
             memory.madvise(_HUGE_PAGES)
         return memory
     except (OSError, MemoryError, OverflowError) as error:
@@ -152,7 +153,7 @@ class Assembly:
     def _part(self) -> memoryview:
         """The rest of the part that the next byte belongs to; memory is made when its first byte comes."""
         while not self._view.nbytes and (size := next(self._sizes, None)) is not None:
-            self.parts.append(allocate(size))
+            self.parts.append(allocate(size, self.granted))
             self._view = memoryview(self.parts[-1])
         return self._view
 

@@ -28,7 +28,7 @@ from triton_distributed.wire.states import (
 from triton_distributed.wire.stream import StreamCore
 from triton_distributed.wire.window import FRAME_COST, WindowBudget
 
-MESSAGES_UNDER_WAY = 4  # largest messages a peer may have begun at once: their memory is made as it begins each part
+GRANTED_AT_ONCE = 4  # largest messages' worth of bytes that a peer is given credit for ahead of its windows
 DIRECT = 32 * 1024  # a fragment with more than this missing is read from the socket straight into its message
 
 
@@ -130,15 +130,15 @@ class Connection:
         if self.streams.pop(stream.id, None) is not None:
             self._budget.release(stream.window)
 
-    def announced(self, size: int) -> None:
+    def announced(self, size: int) -> bool:
         """A message of `size` bytes is under way; a negative size, no longer.
 
-        Raises:
-            RemoteProtocolError: more is under way at once than `MESSAGES_UNDER_WAY` of the largest kind would be.
+        Returns:
+            whether all of it may come at once. Beyond `GRANTED_AT_ONCE` of the largest kind, messages come a window at
+            a time, so that what a peer announces costs no memory before it sends it.
         """
         self._under_way += size
-        if self._under_way > MESSAGES_UNDER_WAY * self.max_message:
-            raise RemoteProtocolError(f"messages of {self._under_way:,} bytes are under way at once")
+        return self._under_way <= GRANTED_AT_ONCE * self.max_message
 
     # receiving
 

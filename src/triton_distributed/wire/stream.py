@@ -198,8 +198,8 @@ class StreamCore:
             raise RemoteProtocolError(f"stream {self.id} ended in the middle of a message")
         if self._assembly is None:
             self._assembly = Assembly(kind, flags, payload, self.connection.max_message)
-            self.connection.announced(self._assembly.total)
-            if flags & f.MORE and not self.inbox:
+            roomy = self.connection.announced(self._assembly.total)
+            if roomy and flags & f.MORE and not self.inbox:
                 # Its memory is spoken for and nothing is before it: credit for all of it at once, so that a large
                 # message never waits for credit to come back.
                 self._assembly.granted = True
