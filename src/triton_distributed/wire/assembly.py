@@ -21,7 +21,7 @@ from triton_distributed.errors import RemoteProtocolError
 from triton_distributed.wire.frames import BUFFERS, MAX_FRAME, MORE, UINT64
 
 _HEAD = Struct("<II")
-MAPPED = 256 * 1024  # memory above this is mapped: a gigabyte's worth of parts stays far below the kernel's 65,530 maps
+MAPPED = 4096  # a part under way above this is mapped, and touched only as its bytes come; wire.window grants as much
 HUGE = 4 * 1024 * 1024  # from here on huge pages are asked for: filling 16 MiB takes 0.5 ms so, and 6 in small ones
 _HUGE_PAGES: int | None = getattr(mmap, "MADV_HUGEPAGE", None)
 _PRIVATE = getattr(mmap, "MAP_PRIVATE", 2) | getattr(mmap, "MAP_ANONYMOUS", 0)
@@ -33,8 +33,8 @@ Body: TypeAlias = bytes | bytearray | memoryview
 def allocate(size: int, huge: bool = False) -> Memory:
     """Writable memory of `size` bytes.
 
-    Large memory is mapped: page-aligned, and touched only as bytes arrive, so that a peer which announces a gigabyte
-    and sends nothing costs nothing.
+    Memory above a page is mapped: page-aligned, and touched only as bytes arrive, so that a peer which announces a
+    gigabyte, or a thousand messages, and sends nothing costs nothing.
 
     Args:
         huge: ask for huge pages where it is large: they are touched as a whole, so only where all of it will come.
@@ -153,9 +153,12 @@ class Assembly:
     def _part(self) -> memoryview:
         """The rest of the part that the next byte belongs to; memory is made when its first byte comes."""
         while not self._view.nbytes and (size := next(self._sizes, None)) is not None:
-            self.parts.append(allocate(size, self.granted))
-            self._view = memoryview(self.parts[-1])
+            self._make(size)
         return self._view
+
+    def _make(self, size: int) -> None:
+        self.parts.append(allocate(size, self.granted))
+        self._view = memoryview(self.parts[-1])
 
     def target(self, most: int) -> memoryview:
         """Where the next bytes belong, at most `most` of them; call `advance` when they are there."""
@@ -175,7 +178,14 @@ class Assembly:
         if data.nbytes > self.left:
             raise RemoteProtocolError("a message's fragments are longer than it announced")
         while data.nbytes:
-            part = self._part()
+            if not self._view.nbytes and (size := next(self._sizes, None)) is not None:
+                if size <= data.nbytes:  # it came whole: no map for it, of which the kernel allows a process 65,530
+                    self.parts.append(bytearray(data[:size]))
+                    self.left -= size
+                    data = data[size:]
+                    continue
+                self._make(size)
+            part = self._view
             count = min(data.nbytes, part.nbytes)
             part[:count] = data[:count]
             self.advance(count)
