@@ -5,16 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import queue
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, TypeAlias
+
+_Work: TypeAlias = tuple["Future[Any]", contextvars.Context, Callable[..., Any], tuple[Any, ...]]
 
 AHEAD = 64  # items that a generator may be ahead of its consumer before its thread goes back to the pool
 
 
 class HandlerThreads:
-    """The pool, made when first needed.
+    """The pool: threads are made when first needed, up to a number, and are daemons.
+
+    The standard pool's threads are joined when the interpreter ends, so one handler stuck in C code would keep a
+    drained worker alive for ever; these are left behind.
 
     Args:
         most: threads at most; further work waits for one, and is bounded by `serve_endpoint(max_inflight=)`.
@@ -22,13 +29,38 @@ class HandlerThreads:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._pool: ThreadPoolExecutor | None = None
+        self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._idle = threading.Semaphore(0)
+        self._closed = False
 
-    def submit(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        """Run `work` in a thread, in a copy of the caller's context; returns a concurrent future."""
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._most, thread_name_prefix="trd-handler")
-        return self._pool.submit(contextvars.copy_context().run, work, *arguments)
+    def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Run `work` in a thread, in a copy of the caller's context.
+
+        Raises:
+            RuntimeError: the pool was closed.
+        """
+        if self._closed:
+            raise RuntimeError("the runtime was shut down")
+        future: Future[Any] = Future()
+        self._work.put((future, contextvars.copy_context(), work, arguments))
+        if not self._idle.acquire(blocking=False) and len(self._threads) < self._most:
+            name = f"trd-handler_{len(self._threads)}"
+            thread = threading.Thread(target=self._serve, name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        return future
+
+    def _serve(self) -> None:
+        while (each := self._work.get()) is not None:
+            future, context, work, arguments = each
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(context.run(work, *arguments))
+                except BaseException as error:
+                    future.set_exception(error)
+            del each, future, context, work, arguments  # nothing of a request outlives it here
+            self._idle.release()
 
     async def call(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """Run `work` in a thread and return what it returns.
@@ -48,9 +80,9 @@ class HandlerThreads:
 
     def close(self) -> None:
         """Take no more work; threads end when theirs does."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = None
+        self._closed = True
+        for _ in self._threads:
+            self._work.put(None)
 
 
 def _guarded(work: Callable[..., Any], *arguments: Any) -> Any:
@@ -82,11 +114,12 @@ class ThreadedIterator:
     async def __anext__(self) -> Any:
         while not self._items:
             self._notified = False
+            done = self._done  # before the items are looked at again: the thread appends first and is done then
             if self._items:
                 break
-            if self._error is not None:
+            if done and self._error is not None:
                 raise self._error
-            if self._done:
+            if done:
                 raise StopAsyncIteration
             if not self._running:
                 self._running = True
