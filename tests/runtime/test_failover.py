@@ -76,12 +76,12 @@ def drops_the_connection(stream: Any) -> None:
 
 
 def accepts_then_drops(stream: Any) -> None:
-    stream.connection.accept(stream)
+    stream.connection.accept(stream, lambda: None)
     stream.connection.loop.call_later(0.01, stream.connection._transport.abort)
 
 
 def answers_then_drops(stream: Any) -> None:
-    stream.connection.accept(stream)
+    stream.connection.accept(stream, lambda: None)
     stream.push(b"\x01")
     stream.connection.loop.call_later(0.01, stream.connection._transport.abort)
 

@@ -77,7 +77,10 @@ class Serving:
         self.sent = 0
         self.ended = asyncio.Event()
         stream.owner = self
-        stream.connection.accept(stream)
+        self.task: asyncio.Task[None] | None = None
+        stream.connection.accept(stream, self._begin)
+
+    def _begin(self) -> None:
         self.task = asyncio.get_running_loop().create_task(self._run())
 
     def stream_ended(self) -> None: ...
@@ -85,7 +88,8 @@ class Serving:
     def stream_stopped(self) -> None: ...
 
     def stream_closed(self, stream: Stream) -> None:
-        self.task.cancel()
+        if self.task is not None:
+            self.task.cancel()
 
     async def _run(self) -> None:
         stream = self.stream
@@ -159,7 +163,7 @@ async def serving(address: str = "tcp://127.0.0.1:0", **options: Any) -> AsyncIt
         yield service
     finally:
         service.listener.close()
-        tasks = [each.task for each in service.running]
+        tasks = [each.task for each in service.running if each.task is not None]
         if tasks:
             await asyncio.wait(tasks)
         await closed(*service.accepted)

@@ -293,6 +293,8 @@ class DistributedRuntime:
     def forked(self) -> None:
         """This process is a child of the one that made the runtime."""
         self._forked = self.unusable = True
+        self._server.release_in_child()
+        self.pool.release_in_child()
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `work` in a task that the runtime keeps and ends with itself."""

@@ -51,7 +51,7 @@ class ServedEndpoint:
         max_queue: int,
         graceful: bool,
     ) -> None:
-        self._loop = loop
+        self.loop = loop
         self.name = name
         self.handler = handler
         self.instance = instance
@@ -75,8 +75,8 @@ class ServedEndpoint:
             if not timeout_s > 0:
                 serving.expire()
                 return
-            context.deadline = self._loop.time() + timeout_s
-            serving.watch_deadline(self._loop, context.deadline)
+            context.deadline = self.loop.time() + timeout_s
+            serving.watch_deadline(self.loop, context.deadline)
         limit = self.max_inflight
         if limit is None or len(self.running) < limit:
             self._start(serving)
@@ -93,9 +93,8 @@ class ServedEndpoint:
         """Tell the caller that the handler begins, then let it begin in a later step of the loop."""
         self.running.add(serving)
         self.stats.inflight += 1
-        stream = serving.stream
-        stream.connection.accept(stream)
-        serving.task = asyncio.Task(serving.run(), loop=self._loop)
+        serving.admitted = True
+        serving.stream.connection.accept(serving.stream, serving.begin)
 
     def finished(self, serving: Serving) -> None:
         """A handler has ended: the next in the queue may begin."""
@@ -128,7 +127,7 @@ class ServedEndpoint:
     async def idle(self) -> None:
         """Wait until no handler runs. One waiter at a time."""
         while self.running:
-            self._idle = self._loop.create_future()
+            self._idle = self.loop.create_future()
             await self._idle
 
     async def cut(self) -> list[str]:

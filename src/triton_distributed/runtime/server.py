@@ -113,11 +113,17 @@ class Server:
             async with asyncio.timeout(timeout_s):
                 for endpoint in self.endpoints:
                     await endpoint.idle()
+                for session in list(self._listener.sessions):
+                    await session.flushed()  # an answer that is made but not sent is not finished
         except TimeoutError:
             for endpoint in self.endpoints:
                 cut += await endpoint.cut()
             logger.warning("drain: %d request(s) were cut after %g s: %s", len(cut), timeout_s, ", ".join(cut[:20]))
         return cut
+
+    def release_in_child(self) -> None:
+        """This process is a fork: give up its copies of the sockets."""
+        self._listener.release_in_child()
 
     def close(self) -> None:
         """Close the sessions; what still runs is cancelled."""

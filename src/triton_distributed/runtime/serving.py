@@ -32,17 +32,29 @@ class Serving:
     Attributes:
         stream: where the request came from and the items go.
         context: what the handler sees.
-        task: None while the request waits in the endpoint's queue.
+        admitted: it has its place among those that run; its handler begins as soon as the caller can know.
+        task: None before the handler begins.
         outcome: how it ended, known early where something else than the handler ended it.
     """
 
-    __slots__ = ("_began", "_body", "_buffers", "_endpoint", "_timer", "context", "outcome", "stream", "task")
+    __slots__ = (
+        "_began",
+        "_body",
+        "_buffers",
+        "_endpoint",
+        "_timer",
+        "admitted",
+        "context",
+        "outcome",
+        "stream",
+        "task",
+    )
 
     def __init__(
         self, endpoint: ServedEndpoint, stream: Stream, context: Context, body: Body, buffers: list[Memory] | None
     ) -> None:
         self._endpoint = endpoint
-        self._began = False
+        self._began = self.admitted = False
         self._body = body
         self._buffers = buffers
         self._timer: asyncio.TimerHandle | None = None
@@ -78,12 +90,17 @@ class Serving:
         self.context.kill()
         if self.task is not None:
             self.task.cancel()
-            if not self._began:  # cancelled before its first step, a task does not even enter its function
-                self.over()
-                self._endpoint.finished(self)
-        else:
+        if not self.admitted:
             self._endpoint.left_queue(self)
             self.over()
+        elif not self._began:  # cancelled before its first step, a task does not even enter its function
+            self.over()
+            self._endpoint.finished(self)
+
+    def begin(self) -> None:
+        """The caller can know that the handler begins: start its task, unless the request was cancelled meanwhile."""
+        if self.outcome is None:
+            self.task = asyncio.Task(self.run(), loop=self._endpoint.loop)
 
     def refuse(self, code: int, words: str) -> None:
         """Refuse it: its handler has not begun."""

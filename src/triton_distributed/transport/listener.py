@@ -10,6 +10,7 @@ from pathlib import Path
 
 from triton_distributed.transport import memory, tcp, unix
 from triton_distributed.transport.address import Address
+from triton_distributed.transport.inherited import give_up
 from triton_distributed.transport.session import Session
 
 logger = logging.getLogger("triton_distributed.transport")
@@ -83,6 +84,13 @@ class Listener:
             assert self.address is not None
             if self.address.scheme == "unix":
                 unix.remove(Path(self.address.host), self._inode)
+
+    def release_in_child(self) -> None:
+        """This process is a fork: give up its copies of the sockets."""
+        for sock in getattr(self._server, "sockets", None) or ():
+            give_up(sock)
+        for session in self.sessions:
+            session.release_in_child()
 
     def close(self) -> None:
         """Accept nothing more and close every session; open streams fail."""

@@ -100,6 +100,11 @@ class SessionPool:
             if not self._closed:
                 self._on_lost(addresses, reason)
 
+    def release_in_child(self) -> None:
+        """This process is a fork: give up its copies of the sockets."""
+        for session in (*self._live.values(), *self._parted):
+            session.release_in_child()
+
     async def close(self) -> None:
         """Close every session; open streams fail."""
         self._closed = True

@@ -9,6 +9,7 @@ from typing import Any
 
 from triton_distributed.errors import RemoteProtocolError
 from triton_distributed.transport.in_place import InPlaceReader
+from triton_distributed.transport.inherited import give_up
 from triton_distributed.transport.stream import Stream
 from triton_distributed.transport.tcp import tune
 from triton_distributed.wire import frames as f
@@ -74,6 +75,7 @@ class Session(Connection, asyncio.Protocol):
         self._resumed: set[asyncio.Future[None]] = set()  # at most one a stream or call
         self._receiving = self._scheduled = False
         self._bulk: InPlaceReader | None = None
+        self._beginning: list[Callable[[], None]] = []  # at most one a stream
 
     def __repr__(self) -> str:
         state = "lost" if self.lost else "going" if self.going else "open" if self.peer else "greeting"
@@ -115,8 +117,8 @@ class Session(Connection, asyncio.Protocol):
             self.break_off(f.GoawayCode.PROTOCOL, str(error))
         finally:
             self._receiving = False
-        if self.accepting and self.announce():
-            self._flush()
+        if self._beginning:
+            self._begin()
         if self.paused and len(self.out) > MOST_WAITING:
             self.break_off(f.GoawayCode.PROTOCOL, "the peer asks without reading the answers")
         if self.direct and self._bulk is None:
@@ -135,6 +137,8 @@ class Session(Connection, asyncio.Protocol):
     def resume_writing(self) -> None:
         self.paused = False
         self._flush()
+        if self._beginning and not self.paused:
+            self._begin()
         if not self.paused:
             for waiter in list(self._resumed):
                 if not waiter.done():
@@ -155,15 +159,32 @@ class Session(Connection, asyncio.Protocol):
         if data:
             self._transport.write(data)
 
-    def accept(self, stream: Stream) -> None:
-        """The handler of `stream` is about to begin, in a task that has not taken its first step.
+    def accept(self, stream: Stream, begin: Callable[[], None]) -> None:
+        """The handler of `stream` may begin: tell the peer, and call `begin` once the kernel has those words.
 
-        The peer is told before that step, so that it knows for every request of a lost session whether a handler can
-        have begun: written during a read, this leaves before the loop runs any task.
+        So the peer knows for every request of a lost session whether a handler can have begun. Where the kernel takes
+        nothing for now, the handler waits too.
         """
         stream.accepted = True
         self.accepting.append(stream.id)
-        if not self._receiving and self.announce():
+        self._beginning.append(begin)
+        if not self._receiving:
+            self._begin()
+
+    def _begin(self) -> None:
+        self.announce()
+        self._flush()
+        if self.paused or self.lost is not None:
+            return  # `resume_writing` comes back to this; a lost session's requests were cancelled
+        beginning, self._beginning = self._beginning, []
+        for begin in beginning:
+            begin()
+
+    async def flushed(self) -> None:
+        """Wait until the kernel has everything that was sent, or the session is gone."""
+        self._flush()
+        while self.lost is None and (self.paused or self.out or self._ready):
+            await self.resumed()
             self._flush()
 
     def write_behind(self, start: bytes, piece: memoryview) -> None:
@@ -191,6 +212,11 @@ class Session(Connection, asyncio.Protocol):
     def go_away(self, code: int, words: str) -> None:
         """Ask the peer to open no more streams; the open ones go on."""
         self.send(f.coded(f.GOAWAY, 0, code, words.encode()))
+
+    def release_in_child(self) -> None:
+        """This process is a fork: give up its copy of the socket, or the peer would not see the parent die."""
+        if self._transport is not None:
+            give_up(self._transport.get_extra_info("socket"))
 
     def break_off(self, code: int, words: str) -> None:
         """Tell the peer why and close; every open stream fails with these words."""
