@@ -6,7 +6,7 @@ PYTHON = $(VENV)/bin/python
 VERSIONS ?= 3.11 3.12 3.13
 PYTEST_ARGS ?=
 FUZZ_SECONDS ?= 60
-INSTALLED_BY = pyproject.toml tools/install tools/find-python
+INSTALLED_BY = pyproject.toml tools/install tools/find-python tools/get-etcd
 export TRD_BASE_PYTHON
 
 .PHONY: help demo test test-all check format bench fuzz soak clean
@@ -67,6 +67,7 @@ $(VENV)/.dev: $(INSTALLED_BY)
 
 $(VENV)/.test: $(INSTALLED_BY)
 	tools/install $(VENV) dev,examples
+	tools/get-etcd $(VENV)
 	@touch $@ $(VENV)/.core $(VENV)/.dev
 
 $(VENV)/.bench: $(INSTALLED_BY)

@@ -15,14 +15,17 @@ __all__ = ["DISCOVERY_BACKENDS", "KIB", "MIB", "Config", "environment_reference"
 
 KIB = 1024
 MIB = 1024 * KIB
-DISCOVERY_BACKENDS = ("file", "memory", "static")
+DISCOVERY_BACKENDS = ("file", "etcd", "memory", "static")
+REQUEST_PLANES = ("direct", "nats")
+EVENT_PLANES = ("local", "nats")
 
 
 def _setting(variable: str, default: Any, help: str, **bounds: Any) -> Any:
     metadata = {"variable": variable, "help": help, **bounds}
+    shown = not bounds.get("secret")
     if callable(default):
-        return field(default_factory=default, metadata=metadata)
-    return field(default=default, metadata=metadata)
+        return field(default_factory=default, metadata=metadata, repr=shown)
+    return field(default=default, metadata=metadata, repr=shown)
 
 
 def _default_directory() -> Path:
@@ -38,7 +41,10 @@ class Config:
     """The settings of one runtime. `Config()` holds the defaults, `Config.from_env()` reads `TRD_*`."""
 
     discovery: str = _setting(
-        "TRD_DISCOVERY", "file", "where instances are registered: `file`, `memory` (one process) or `static`"
+        "TRD_DISCOVERY",
+        "file",
+        "where instances are registered: `file`, `etcd` (the default where `ETCD_ENDPOINTS` is set), `memory` (one "
+        "process) or `static`",
     )
     directory: Path = _setting(
         "TRD_DIR",
@@ -53,6 +59,45 @@ class Config:
         "TRD_LISTEN", "", "address to listen on, e.g. `tcp://0.0.0.0:7000`; default: a private Unix socket"
     )
     advertise: str = _setting("TRD_ADVERTISE", "", "address to publish instead of the one listened on")
+    etcd_endpoints: str = _setting(
+        "ETCD_ENDPOINTS", "http://localhost:2379", "etcd's client URLs, separated by commas; setting it chooses etcd"
+    )
+    etcd_lease_ttl_s: int = _setting(
+        "TRD_ETCD_LEASE_TTL_S", 10, "seconds after which etcd forgets a worker that is gone without a word", low=2
+    )
+    etcd_prefix: str = _setting("TRD_ETCD_PREFIX", "triton-distributed", "what every key in etcd begins with")
+    etcd_username: str = _setting("TRD_ETCD_USERNAME", "", "user at etcd")
+    etcd_password: str = _setting("TRD_ETCD_PASSWORD", "", "password at etcd", secret=True)
+    etcd_cert: str = _setting("TRD_ETCD_CERT", "", "PEM file of the certificate shown to etcd")
+    etcd_key: str = _setting("TRD_ETCD_KEY", "", "PEM file of its key")
+    etcd_ca: str = _setting("TRD_ETCD_CA", "", "PEM file of the authority that signed etcd's certificate")
+    nats_server: str = _setting(
+        "NATS_SERVER",
+        "nats://localhost:4222",
+        "NATS URLs, separated by commas; setting it makes NATS carry events and queues",
+    )
+    nats_username: str = _setting("NATS_AUTH_USERNAME", "", "user at NATS")
+    nats_password: str = _setting("NATS_AUTH_PASSWORD", "", "password at NATS", secret=True)
+    nats_token: str = _setting("NATS_AUTH_TOKEN", "", "token at NATS", secret=True)
+    nats_nkey: str = _setting("NATS_AUTH_NKEY", "", "nkey seed at NATS", secret=True)
+    nats_credentials_file: str = _setting("NATS_AUTH_CREDENTIALS_FILE", "", "credentials file for NATS")
+    nats_cert: str = _setting("TRD_NATS_CERT", "", "PEM file of the certificate shown to NATS")
+    nats_key: str = _setting("TRD_NATS_KEY", "", "PEM file of its key")
+    nats_ca: str = _setting("TRD_NATS_CA", "", "PEM file of the authority that signed the NATS server's certificate")
+    request_plane: str = _setting(
+        "TRD_REQUEST_PLANE", "direct", "how requests travel: `direct` connections, or `nats` where none are possible"
+    )
+    events: str = _setting(
+        "TRD_EVENTS",
+        "local",
+        "how events travel: `local` (one machine) or `nats` (the default where `NATS_SERVER` is set)",
+    )
+    tls_cert: str = _setting("TRD_TLS_CERT", "", "PEM file of this process's certificate: sessions use mutual TLS")
+    tls_key: str = _setting("TRD_TLS_KEY", "", "PEM file of its key")
+    tls_ca: str = _setting("TRD_TLS_CA", "", "PEM file of the authority that signs the certificates of all members")
+    token: str = _setting(
+        "TRD_TOKEN", "", "secret that all members share; proven to each other, never sent", secret=True
+    )
     max_message_bytes: int = _setting(
         "TRD_MAX_MESSAGE_BYTES", 1024 * MIB, "largest request or item, bytes, checked at the sender", low=64 * KIB
     )
@@ -102,19 +147,19 @@ class Config:
             text = environ.get(each.metadata["variable"])
             if text is not None and text != "" and each.name not in overrides:
                 values[each.name] = _parse(each.metadata["variable"], str(each.type), text)
-        config = cls(**{**values, **overrides})
-        for variable in ("ETCD_ENDPOINTS", "NATS_SERVER"):
-            if environ.get(variable) and "TRD_DISCOVERY" not in environ and "discovery" not in overrides:
-                raise ConfigError(
-                    variable,
-                    environ[variable],
-                    "this version has no cluster backend: unset it, or set TRD_DISCOVERY=file to stay on this machine",
-                )
-        return config
+        for chooser, name, chosen in (("etcd_endpoints", "discovery", "etcd"), ("nats_server", "events", "nats")):
+            if chooser in values:
+                values.setdefault(name, chosen)
+        return cls(**{**values, **overrides})
 
     def __post_init__(self) -> None:
-        if self.discovery not in DISCOVERY_BACKENDS:
-            raise ConfigError("TRD_DISCOVERY", self.discovery, f"one of {', '.join(DISCOVERY_BACKENDS)}")
+        for name, choices in (
+            ("discovery", DISCOVERY_BACKENDS),
+            ("request_plane", REQUEST_PLANES),
+            ("events", EVENT_PLANES),
+        ):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"TRD_{name.upper()}", getattr(self, name), f"one of {', '.join(choices)}")
         for each in fields(self):
             low = each.metadata.get("low")
             value = getattr(self, each.name)

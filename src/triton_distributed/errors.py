@@ -7,6 +7,7 @@
     ├── RuntimeClosed                         the runtime was shut down
     ├── AlreadyServed                         this runtime serves that endpoint already
     ├── DiscoveryError                        instances cannot be registered or watched
+    ├── BrokerError (ConnectionError)         NATS cannot be reached, or refuses what was asked
     ├── NoInstances (LookupError)             nobody serves the endpoint
     ├── InstanceNotFound (LookupError)        `direct` named an id that nobody has
     ├── ConnectionFailed (ConnectionError)    no instance could be reached
@@ -34,6 +35,7 @@ from typing import Any
 
 __all__ = [
     "AlreadyServed",
+    "BrokerError",
     "ConfigError",
     "ConnectionFailed",
     "DeadlineExceeded",
@@ -125,6 +127,17 @@ class DiscoveryError(TritonError):
 
     def __str__(self) -> str:
         return f"{self.backend} discovery at {self.where}: {self.reason}"
+
+
+class BrokerError(TritonError, ConnectionError):
+    """A message broker cannot be reached, or refuses. Fields: `broker`, `where` (its addresses), `reason`."""
+
+    def __init__(self, broker: str, where: str, reason: str) -> None:
+        super().__init__(broker, where, reason)
+        self.broker, self.where, self.reason = broker, where, reason
+
+    def __str__(self) -> str:
+        return f"{self.broker} at {self.where}: {self.reason}"
 
 
 class NoInstances(TritonError, LookupError):

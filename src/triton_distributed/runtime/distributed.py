@@ -1,4 +1,4 @@
-"""DistributedRuntime: the composition root, the only place that names concrete backends."""
+"""DistributedRuntime: one process's part, put together from what `runtime.backends` chooses."""
 
 from __future__ import annotations
 
@@ -7,20 +7,15 @@ import logging
 import platform
 import random
 from collections.abc import Callable, Coroutine, Mapping
-from pathlib import Path
 from typing import Any
 
 from triton_distributed import __version__
 from triton_distributed.config import Config
-from triton_distributed.discovery import Discovery
-from triton_distributed.discovery.file import FileDiscovery
-from triton_distributed.discovery.folder import private_folder
-from triton_distributed.discovery.memory import MemoryDiscovery
-from triton_distributed.discovery.static import StaticDiscovery
-from triton_distributed.errors import ConfigError, DiscoveryError, ForkError, RuntimeClosed
+from triton_distributed.errors import DiscoveryError, ForkError, RuntimeClosed
 from triton_distributed.names import MAX_INSTANCE_ID, EndpointName, Instance
 from triton_distributed.observe import Stats
 from triton_distributed.routing.policies import Policy
+from triton_distributed.runtime.backends import listen_address, make_discovery, make_nats
 from triton_distributed.runtime.client import Client
 from triton_distributed.runtime.component import Endpoint, Namespace
 from triton_distributed.runtime.fork import watch_forks
@@ -34,10 +29,8 @@ from triton_distributed.runtime.signals import DrainSignals
 from triton_distributed.runtime.threads import HandlerThreads
 from triton_distributed.runtime.token import CancellationToken
 from triton_distributed.runtime.view import EndpointView
-from triton_distributed.transport.address import Address
 from triton_distributed.transport.pool import SessionPool
 from triton_distributed.transport.session import Session
-from triton_distributed.transport.unix import SUPPORTED as UNIX_SOCKETS
 from triton_distributed.wire.hello import Hello
 
 logger = logging.getLogger("triton_distributed.runtime")
@@ -65,7 +58,8 @@ class DistributedRuntime:
         self.config = config = config or Config.from_env()
         self.rng = random.Random()
         self.instance_id = self.rng.randint(1, MAX_INSTANCE_ID)
-        self.discovery = _discovery(config)
+        self.discovery = make_discovery(config)
+        self.nats = make_nats(config)
         self._views: dict[EndpointName, EndpointView] = {}
         self._opening: dict[EndpointName, asyncio.Task[EndpointView]] = {}
         self.prober = Prober(self._loop, _Values(self._views))
@@ -174,7 +168,7 @@ class DistributedRuntime:
         self, name: EndpointName, handler: Handler, metadata: Mapping[str, Any], limits: dict[str, Any]
     ) -> ServedEndpoint:
         self._server.check_free(name.path, endpoint_key(name))
-        address = await self._server.listen(self._listen_address())
+        address = await self._server.listen(listen_address(self.config, self.instance_id, self.discovery.where))
         published = self.config.advertise or str(address)
         instance = Instance(name, self.instance_id, (published,), host_name(), metadata)
         served = ServedEndpoint(self._loop, name, handler, instance, **limits)
@@ -194,23 +188,6 @@ class DistributedRuntime:
         served.drain()
         await self.discovery.withdraw(served.instance)
         await served.cut()
-
-    def _listen_address(self) -> Address:
-        config = self.config
-        if config.listen:
-            return Address.parse(config.listen, "TRD_LISTEN")
-        if config.discovery == "static":
-            raise ConfigError(
-                "TRD_LISTEN", "", "static discovery needs the address that TRD_STATIC names for this worker"
-            )
-        if config.discovery == "memory":
-            return Address("memory", f"{self.instance_id:x}")
-        if not UNIX_SOCKETS:
-            return Address("tcp", "127.0.0.1", 0)
-        private_folder(str(config.directory), self.discovery.where)
-        folder = Path(config.directory).absolute() / "sockets"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        return Address("unix", str(folder / f"{self.instance_id:016x}.sock"))
 
     def _running(self) -> list[str]:
         return [serving.context.id() for endpoint in self._server.endpoints for serving in endpoint.running]
@@ -337,6 +314,7 @@ class DistributedRuntime:
         for view in self._views.values():
             view.close()
         await self.discovery.close()
+        await self.nats.close()
         self._threads.close()
         if not self._stopped.done():
             self._stopped.set_result(None)
@@ -367,11 +345,3 @@ class _Values:
 
     def __iter__(self) -> Any:
         return iter(list(self._views.values()))
-
-
-def _discovery(config: Config) -> Discovery:
-    if config.discovery == "memory":
-        return MemoryDiscovery()
-    if config.discovery == "static":
-        return StaticDiscovery(config.static)
-    return FileDiscovery(Path(config.directory))

@@ -1,0 +1,39 @@
+"""Real servers as fixtures. Where one cannot be had the test is skipped, loudly; in CI that is a failure."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+
+import pytest
+
+from triton_distributed.testing import EtcdServer, NatsServer, ServerMissing
+
+
+def missing(error: ServerMissing) -> None:
+    """Skip the test, or fail it in CI, where the servers must be there."""
+    if os.environ.get("CI"):
+        pytest.fail(f"CI must have every server: {error}", pytrace=False)
+    pytest.skip(str(error))
+
+
+@pytest.fixture
+async def etcd() -> AsyncIterator[EtcdServer]:
+    """A fresh etcd of one member."""
+    try:
+        server = EtcdServer(environ=os.environ)
+    except ServerMissing as error:
+        missing(error)
+    async with server:
+        yield server
+
+
+@pytest.fixture
+async def nats() -> AsyncIterator[NatsServer]:
+    """A fresh NATS server with JetStream."""
+    try:
+        server = NatsServer(environ=os.environ)
+    except ServerMissing as error:
+        missing(error)
+    async with server:
+        yield server
