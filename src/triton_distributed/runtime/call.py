@@ -215,11 +215,13 @@ class Call:
         kind, code, detail = stream.failure
         if kind == f.REJECT:
             words = detail.decode("utf-8", "replace")
+            path, tries = self._client.view.name.path, len(self.dispatch.tried) + 1 if self.dispatch is not None else 1
             refusal: Exception | None = None
-            if code != f.RejectCode.UNKNOWN:
-                kind_of = Draining if code == f.RejectCode.DRAINING else Overloaded
-                tries = len(self.dispatch.tried) + 1 if self.dispatch is not None else 1
-                refusal = kind_of(self._client.view.name.path, self.instance.id, words, tries)
+            if code == f.RejectCode.OVERLOADED:
+                words, retry_after_s = f.read_overloaded(detail)
+                refusal = Overloaded(path, self.instance.id, words, tries, retry_after_s)
+            elif code == f.RejectCode.DRAINING:
+                refusal = Draining(path, self.instance.id, words, tries)
             self._elsewhere([(stream.connection.address, words)], refusal)
         else:
             self.fail(*self._told(code, detail))

@@ -11,7 +11,7 @@ from triton_distributed.errors import NotUnary
 from triton_distributed.observe import Stats
 from triton_distributed.routing.policies import Policy, Random, RoundRobin, policy_named
 from triton_distributed.runtime.call import Call
-from triton_distributed.runtime.context import Context, current
+from triton_distributed.runtime.context import HIGHEST_PRIORITY, ID, LOWEST_PRIORITY, PRIORITY, Context, current
 from triton_distributed.runtime.directly import Directly
 from triton_distributed.runtime.keys import endpoint_key
 from triton_distributed.runtime.responses import ResponseStream
@@ -40,6 +40,8 @@ class Client:
         timeout: seconds for the whole call; a call within a handler inherits what is left of its own, if less.
         metadata: plain values by name that the handler finds in `context.metadata`.
         idempotent: the request may be given to a second instance when the first is lost before it answered.
+        priority: -128 to 127; where requests wait for a place, those with a larger one are let in first. A call within
+            a handler has its request's, unless it says otherwise.
 
     Raises, from the call itself:
         ValueError: the timeout is no number of seconds, or the metadata is too large.
@@ -115,26 +117,31 @@ class Client:
         timeout: float | None = None,
         metadata: Mapping[str, Any] | None = None,
         idempotent: bool = False,
+        priority: int | None = None,
     ) -> Call:
         runtime = self._runtime
         if runtime.unusable:
             runtime.check("a call")
         if timeout is not None:
             timeout = _seconds(timeout)
+        if priority is not None and type(priority) is not int:
+            raise TypeError(f"priority={priority!r}: a whole number")
         more: AsyncIterator[Any] | None = None
         if request.__class__ not in _NO_STREAMS and isinstance(request, AsyncIterable):
             more, body = aiter(request), b""
         else:
             body = encode(request, "request")  # type: ignore[assignment]
-        extra = _metadata(context, metadata) if context is not None or metadata else b""
         parent = context
         serving = current.get()
         if serving is not None:
             if context is None:
                 parent = serving
+            if priority is None:
+                priority = serving.priority
             if serving.deadline is not None:
                 left = max(0.0, serving.deadline - self.loop.time())
                 timeout = left if timeout is None or left < timeout else timeout
+        extra = _metadata(context, metadata, priority) if context is not None or metadata or priority else b""
         call = Call(
             self,
             request,
@@ -188,13 +195,17 @@ class Client:
         return f"<Client of {self.view.name}, {len(self.view.table.instances)} instances, {self.stats!r}>"
 
 
-def _metadata(context: Context | None, metadata: Mapping[str, Any] | None) -> bytes:
+def _metadata(context: Context | None, metadata: Mapping[str, Any] | None, priority: int | None) -> bytes:
     values = {**(context.metadata if context is not None else {}), **(metadata or {})}
     for key in values:
-        if not isinstance(key, str):
-            raise TypeError(f"metadata has text for its keys, not {key!r}")
+        if not isinstance(key, str) or key[:1] == "\0":  # type: ignore[redundant-expr]
+            raise TypeError(f"metadata has text for its keys, which does not begin with a NUL: not {key!r}")
     if context is not None:
-        values["\0id"] = context.id()
+        values[ID] = context.id()
+    if priority:
+        if not LOWEST_PRIORITY <= priority <= HIGHEST_PRIORITY:
+            raise ValueError(f"priority={priority!r}: a whole number from {LOWEST_PRIORITY} to {HIGHEST_PRIORITY}")
+        values[PRIORITY] = priority
     data = encode(values, "metadata")
     if not isinstance(data, bytes) or len(data) > SMALL:
         raise ValueError(f"metadata has at most {SMALL:,} bytes: larger values belong into the request")

@@ -9,6 +9,10 @@ from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any, Protocol
 
+# Names of what travels with a request's metadata; a user's own cannot begin with a NUL.
+ID, PRIORITY, RESUME = "\0id", "\0p", "\0r"
+LOWEST_PRIORITY, HIGHEST_PRIORITY = -128, 127
+
 
 class Cancellable(Protocol):
     """A call made on behalf of a context."""
@@ -32,6 +36,7 @@ class Context:
     # Defaults stand on the class: one is made for every request, and few requests change any of them.
     metadata: Mapping[str, Any] = MappingProxyType({})
     deadline: float | None = None  # on the event loop's clock, seconds
+    priority: int = 0  # of the call: those with a larger one are let in first where requests wait
     _id: str | None = None
     _stopped = False
     _killed = False

@@ -33,6 +33,7 @@ class Serving:
         stream: where the request came from and the items go.
         context: what the handler sees.
         admitted: it has its place among those that run; its handler begins as soon as the caller can know.
+        started: when it was admitted, on the loop's clock; 0 where nobody measures.
         task: None before the handler begins.
         outcome: how it ended, known early where something else than the handler ended it.
     """
@@ -46,6 +47,7 @@ class Serving:
         "admitted",
         "context",
         "outcome",
+        "started",
         "stream",
         "task",
     )
@@ -55,6 +57,7 @@ class Serving:
     ) -> None:
         self._endpoint = endpoint
         self._began = self.admitted = False
+        self.started = 0.0
         self._body = body
         self._buffers = buffers
         self._timer: asyncio.TimerHandle | None = None
@@ -102,10 +105,10 @@ class Serving:
         if self.outcome is None:
             self.task = asyncio.Task(self.run(), loop=self._endpoint.loop)
 
-    def refuse(self, code: int, words: str) -> None:
+    def refuse(self, code: int, detail: bytes) -> None:
         """Refuse it: its handler has not begun."""
         self.outcome = Outcome.REFUSED
-        self.stream.abort(f.REJECT, code, words.encode())
+        self.stream.abort(f.REJECT, code, detail)
         self.over()
 
     def expire(self) -> None:

@@ -72,7 +72,7 @@ class ErrorCode(IntEnum):
 class RejectCode(IntEnum):
     """Why a request was refused before its handler began: first byte of a REJECT."""
 
-    OVERLOADED = 0
+    OVERLOADED = 0  # its details begin with a u32, see `overloaded`
     DRAINING = 1
     UNKNOWN = 2  # no such instance here: the record that led here is stale
 
@@ -94,6 +94,18 @@ def frame(kind: int, stream: int, payload: bytes = b"", flags: int = 0) -> bytes
 def coded(kind: int, stream: int, code: int, detail: bytes = b"") -> bytes:
     """An ERROR, REJECT or GOAWAY: a code byte and what explains it, cut to what fits a frame."""
     return frame(kind, stream, bytes((code,)) + detail[: MAX_FRAME - 1])
+
+
+def overloaded(words: str, retry_after_s: float = 0.0) -> bytes:
+    """The details of a REJECT with OVERLOADED: milliseconds until it is worth another try (0: unknown), then words."""
+    return UINT32.pack(min(int(retry_after_s * 1000), 0xFFFFFFFF)) + words.encode()
+
+
+def read_overloaded(detail: bytes) -> tuple[str, float]:
+    """What `overloaded` wrote: words, and seconds until another try."""
+    if len(detail) < UINT32.size:
+        return detail.decode("utf-8", "replace"), 0.0
+    return detail[UINT32.size :].decode("utf-8", "replace"), UINT32.unpack_from(detail)[0] / 1000
 
 
 def array_of(items: Sequence[bytes]) -> bytes:
