@@ -407,8 +407,20 @@ class Call:
             try:
                 await self.pending()
             except asyncio.CancelledError:
-                self.leave()
+                self.abandon()
                 raise
+
+    def abandon(self) -> None:
+        """Whoever read was cancelled: that cancels the handler, and who reads on must not take it for a clean end."""
+        if self._outcome is None and self.instance is not None and self.stream is not None:
+            self._error = StreamIncomplete(
+                self.target,
+                self.instance.id,
+                self.stream.connection.address,
+                "its reader was cancelled, e.g. by a timeout around a single item, which cancels the handler",
+                self.received,
+            )
+        self.leave()
 
     def discard(self) -> None:
         """Nobody will read: let the request run, and drop what it answers."""

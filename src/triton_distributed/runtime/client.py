@@ -133,7 +133,7 @@ class Client:
             body = encode(request, "request")  # type: ignore[assignment]
         parent = context
         serving = current.get()
-        if serving is not None:
+        if serving is not None and not serving.over:
             if context is None:
                 parent = serving
             if priority is None:
@@ -165,9 +165,13 @@ class Client:
 
     instance_ids = endpoint_ids
 
-    def wait_for_endpoints(self) -> asyncio.Task[list[int]]:
-        """A task that is done once there is at least one instance; its result is their ids."""
+    def wait_for_endpoints(self) -> asyncio.Future[list[int]]:
+        """A future that is done once there is at least one instance; its result is their ids."""
         self._runtime.check("wait_for_instances")
+        if ids := self.endpoint_ids():
+            known: asyncio.Future[list[int]] = self.loop.create_future()
+            known.set_result(ids)
+            return known
         waiting = self.loop.create_task(self._wait())
         waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # quiet where nobody awaits it
         return waiting

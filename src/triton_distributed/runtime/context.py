@@ -37,6 +37,7 @@ class Context:
     metadata: Mapping[str, Any] = MappingProxyType({})
     deadline: float | None = None  # on the event loop's clock, seconds
     priority: int = 0  # of the call: those with a larger one are let in first where requests wait
+    over = False  # the request was answered: what its handler has left running no longer acts for it
     _id: str | None = None
     _stopped = False
     _killed = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from typing import Any
 
 import msgspec
@@ -62,6 +63,7 @@ class ServedEndpoint:
         self.graceful = graceful
         self.running: set[Serving] = set()
         self.stats = Stats()
+        self.context = contextvars.copy_context()  # every handler begins in a copy of it
         self._idle: asyncio.Future[None] | None = None
 
     def admit(self, stream: Stream, timeout_s: float, metadata: Body, body: Body, buffers: list[Memory] | None) -> None:
@@ -147,8 +149,8 @@ class ServedEndpoint:
         cut = list(self.running)
         for serving in cut:
             serving.cancel(Outcome.CANCELLED)
-        if cut:
-            await asyncio.wait([each.task for each in cut if each.task is not None], timeout=CUT_S)
+        if tasks := [each.task for each in cut if each.task is not None]:
+            await asyncio.wait(tasks, timeout=CUT_S)
         return [each.context.id() for each in cut]
 
 

@@ -47,8 +47,14 @@ class HandlerThreads:
         if not self._idle.acquire(blocking=False) and len(self._threads) < self._most:
             name = f"trd-handler_{len(self._threads)}"
             thread = threading.Thread(target=self._serve, name=name, daemon=True)
-            self._threads.append(thread)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError:  # the system has no more threads: those that there are will come to it
+                if not self._threads:
+                    future.cancel()
+                    raise
+            else:
+                self._threads.append(thread)
         return future
 
     def _serve(self) -> None:
@@ -122,8 +128,8 @@ class ThreadedIterator:
             if done:
                 raise StopAsyncIteration
             if not self._running:
-                self._running = True
                 self._threads.submit(self._run)
+                self._running = True
             await self._wait()
         return self._items.popleft()
 
@@ -134,8 +140,8 @@ class ThreadedIterator:
         while self._running:
             await self._wait()
         if not self._done:
-            self._running = True
             self._threads.submit(self._close)
+            self._running = True
             while self._running:
                 await self._wait()
 
@@ -156,6 +162,10 @@ class ThreadedIterator:
                     self._notified = True
                     self._post(self._wake)
         except StopIteration:
+            self._done = True
+        except StopAsyncIteration as error:  # let through, it would look like a clean end
+            self._error = RuntimeError("the handler raised StopAsyncIteration")
+            self._error.__cause__ = error
             self._done = True
         except BaseException as error:
             self._error = error
