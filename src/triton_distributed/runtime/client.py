@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from triton_distributed.errors import NotUnary
 from triton_distributed.observe import Stats
+from triton_distributed.routing.budget import RetryBudget
 from triton_distributed.routing.policies import Policy, Random, RoundRobin, policy_named
 from triton_distributed.runtime.call import Call
 from triton_distributed.runtime.context import HIGHEST_PRIORITY, ID, LOWEST_PRIORITY, PRIORITY, Context, current
 from triton_distributed.runtime.directly import Directly
 from triton_distributed.runtime.keys import endpoint_key
 from triton_distributed.runtime.responses import ResponseStream
+from triton_distributed.runtime.resuming import Resumption
 from triton_distributed.runtime.view import EndpointView
 from triton_distributed.wire.codec import encode
 from triton_distributed.wire.frames import SMALL
@@ -40,6 +42,9 @@ class Client:
         timeout: seconds for the whole call; a call within a handler inherits what is left of its own, if less.
         metadata: plain values by name that the handler finds in `context.metadata`.
         idempotent: the request may be given to a second instance when the first is lost before it answered.
+        resume: where the instance is lost in the middle of the stream, another goes on behind the last item to which
+            the handler gave a token (`context.checkpoint`); the caller sees one sequence. Items behind the last token
+            are made again and skipped by their number: a handler that gives none is started again from the beginning.
         priority: -128 to 127; where requests wait for a place, those with a larger one are let in first. A call within
             a handler has its request's, unless it says otherwise.
 
@@ -59,6 +64,7 @@ class Client:
         self.pool = runtime.pool
         self.where = runtime.discovery.where
         self.retries = runtime.config.retries
+        self._budget = RetryBudget(self.loop.time())
         self.stats = Stats()
         self._policy = policy_named(policy, runtime.rng)
         self._round_robin = self._policy if isinstance(self._policy, RoundRobin) else RoundRobin(runtime.rng)
@@ -118,6 +124,7 @@ class Client:
         metadata: Mapping[str, Any] | None = None,
         idempotent: bool = False,
         priority: int | None = None,
+        resume: bool = False,
     ) -> Call:
         runtime = self._runtime
         if runtime.unusable:
@@ -128,6 +135,8 @@ class Client:
             raise TypeError(f"priority={priority!r}: a whole number")
         more: AsyncIterator[Any] | None = None
         if request.__class__ not in _NO_STREAMS and isinstance(request, AsyncIterable):
+            if resume:
+                raise ValueError("resume=True: a request that is streamed cannot be sent a second time")
             more, body = aiter(request), b""
         else:
             body = encode(request, "request")  # type: ignore[assignment]
@@ -155,6 +164,7 @@ class Client:
             metadata=extra,
             request_id=None if context is None else context.id(),
             idempotent=idempotent,
+            resumption=Resumption() if resume else None,
         )
         call.start()
         return call
@@ -185,6 +195,11 @@ class Client:
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `work` in a task that the runtime owns."""
         return self._runtime.spawn(work)
+
+    def may_retry(self) -> bool:
+        """Whether a call may be sent again where that could multiply an outage; takes it off the budget."""
+        stats = self.stats
+        return self._budget.take(self.loop.time(), stats.inflight + sum(stats.ended), stats.inflight)
 
     @property
     def closing(self) -> bool:

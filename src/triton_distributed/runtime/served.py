@@ -11,12 +11,13 @@ import msgspec
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.observe import Outcome, Stats
 from triton_distributed.runtime.admission import Admission
-from triton_distributed.runtime.context import HIGHEST_PRIORITY, ID, LOWEST_PRIORITY, PRIORITY, Context
+from triton_distributed.runtime.context import HIGHEST_PRIORITY, ID, LOWEST_PRIORITY, PRIORITY, RESUME, Context
 from triton_distributed.runtime.handlers import Handler
 from triton_distributed.runtime.serving import Serving
 from triton_distributed.transport.stream import Stream
 from triton_distributed.wire.assembly import Body, Memory
-from triton_distributed.wire.frames import RejectCode, overloaded
+from triton_distributed.wire.codec import encode
+from triton_distributed.wire.frames import SMALL, RejectCode, overloaded
 
 _INFINITE = float("inf")
 _CUT_SHORT = (Outcome.CANCELLED, Outcome.LOST, Outcome.DEADLINE)
@@ -161,6 +162,7 @@ def _context(stream: Stream, metadata: Body) -> Context:
         return ServedContext(stream)  # metadata is advice; the request itself is judged by its own bytes
     name, priority = values.pop(ID, None), values.pop(PRIORITY, 0)
     context = ServedContext(stream)
+    context.resume_token = values.pop(RESUME, None)
     context.metadata = values
     if isinstance(name, str):
         context._id = name
@@ -174,6 +176,20 @@ class ServedContext(Context):
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
+
+    def attach_token(self, token: bytes) -> None:
+        self._stream.checkpoint(token)
+
+    def checkpoint(self, token: Any) -> None:
+        data = encode(token, "token")
+        if not isinstance(data, bytes) or len(data) > SMALL:
+            raise ValueError(f"a resume token has at most {SMALL:,} bytes and holds no arrays")
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:  # a plain generator in a thread, ahead of what was sent: the token goes the items' way
+            self._pending_token = data
+        else:
+            self._stream.checkpoint(data)
 
     def id(self) -> str:
         if self._id is None:

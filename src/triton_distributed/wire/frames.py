@@ -4,7 +4,7 @@ A frame is a 14-byte little-endian header and a payload:
 
     payload length  u32    bytes behind the header
     kind            u8     one of `Kind`
-    flags           u8     `END`, `MORE`, `BUFFERS`, `ANNOTATED`, `GRACEFUL`
+    flags           u8     `END`, `MORE`, `BUFFERS`, `ANNOTATED`, `CHECKPOINT`, `GRACEFUL`
     stream          u64    the stream it belongs to; 0 for the session itself
 
 Stream ids are given by the side that opens the stream, ascending from 1. 64 bits never run out: at 100,000 calls a
@@ -56,6 +56,7 @@ END = 0x01  # the last frame of this side
 MORE = 0x02  # the message goes on in the next frame of this kind on this stream
 BUFFERS = 0x04  # the message has buffers behind its body
 ANNOTATED = 0x08  # the item is [data, event, comments, id]
+CHECKPOINT = 0x20  # each item is [token, item]: what to resume behind it with, or nil
 GRACEFUL = 0x10  # of CANCEL: finish what you are at and stop
 
 
