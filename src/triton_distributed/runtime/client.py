@@ -14,6 +14,7 @@ from triton_distributed.routing.policies import Policy, Random, RoundRobin, poli
 from triton_distributed.runtime.call import Call
 from triton_distributed.runtime.context import HIGHEST_PRIORITY, ID, LOWEST_PRIORITY, PRIORITY, Context, current
 from triton_distributed.runtime.directly import Directly
+from triton_distributed.runtime.hedging import Elsewhere, first_answer
 from triton_distributed.runtime.keys import endpoint_key
 from triton_distributed.runtime.responses import ResponseStream
 from triton_distributed.runtime.resuming import Resumption
@@ -86,26 +87,45 @@ class Client:
         """Call the instance of this id."""
         return self._call(request, Directly(self.view, int(instance_id)), annotated, **options)
 
-    async def call(self, request: Any, **options: Any) -> Any:
+    async def call(self, request: Any, *, hedge_after_s: float | None = None, **options: Any) -> Any:
         """Call and return the single value that the handler answers with.
 
         Args:
             request: and options: as above, `annotated` excepted; `policy=` for another policy.
+            hedge_after_s: seconds after which a call that has not answered is sent to a second instance too; the first
+                answer counts and the other handler is cancelled. Only with `idempotent=True`, and out of the same
+                budget as retries.
 
         Raises:
             NotUnary: it answered with no item, or with more than one.
+            ValueError: a hedged call that is not idempotent.
         """
-        call = self._start(request, options.pop("policy", None) or self._policy, False, **options)
+        policy = options.pop("policy", None) or self._policy
+        call = self._start(request, policy, False, **options)
+        if hedge_after_s is None:
+            return await self._answer(call)
+        if not options.get("idempotent"):
+            call.leave()
+            raise ValueError("hedge_after_s= may run two handlers: say idempotent=True where that does no harm")
+
+        def second() -> Call | None:
+            if len(self.view.candidates) < 2 or not self.may_retry():
+                return None
+            return self._start(request, Elsewhere(policy, call), False, **options)
+
+        return await first_answer(call, hedge_after_s, second, self._answer)
+
+    async def _answer(self, call: Call) -> Any:
         found: list[Any] = []
         try:
             while True:
                 await call.next_message()
                 found.extend(call.items)
                 if len(found) > 1:
-                    raise NotUnary(f'endpoint "{self.view.name.path}"', len(found))
+                    raise NotUnary(call.target, len(found))
         except StopAsyncIteration:
             if not found:
-                raise NotUnary(f'endpoint "{self.view.name.path}"', 0) from None
+                raise NotUnary(call.target, 0) from None
             return found[0]
         finally:
             if not call.over:
