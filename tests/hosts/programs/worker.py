@@ -1,0 +1,35 @@
+"""A worker on one host. Prints its instance id when it can be called; SIGTERM drains it."""
+
+import asyncio
+import os
+import sys
+
+from triton_distributed.runtime import DistributedRuntime, triton_worker
+
+NAME = os.uname().nodename
+
+
+async def echo(request):
+    yield f"{NAME}: {request}"
+
+
+async def count(request):
+    """So many numbers, one every so many seconds."""
+    numbers, pause_s = request
+    for number in range(numbers):
+        yield number
+        await asyncio.sleep(pause_s)
+
+
+@triton_worker()
+async def worker(runtime: DistributedRuntime):
+    serving = [
+        runtime.endpoint(f"hosts.{NAME if 'apart' in sys.argv else 'all'}.{each.__name__}").serve_endpoint(each)
+        for each in (echo, count)
+    ]
+    print(runtime.instance_id, flush=True)
+    await asyncio.gather(*serving)
+
+
+if __name__ == "__main__":
+    asyncio.run(worker())
