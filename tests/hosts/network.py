@@ -40,7 +40,22 @@ def unable() -> str:
         return f"no privilege to make a network namespace: {done.stderr.strip()}"
     try:
         entered = subprocess.run(
-            ["ip", "netns", "exec", name, "unshare", "--uts", "--mount", "ip", "link", "add", "name", "switch", "type", "bridge"],
+            [
+                "ip",
+                "netns",
+                "exec",
+                name,
+                "unshare",
+                "--uts",
+                "--mount",
+                "ip",
+                "link",
+                "add",
+                "name",
+                "switch",
+                "type",
+                "bridge",
+            ],
             capture_output=True,
             text=True,
         )

@@ -8,7 +8,7 @@ import pytest
 
 from tests.hosts.network import Network
 from tests.hosts.running import Cluster
-from tests.timing import MS, PATIENCE_S
+from tests.timing import MS
 
 pytestmark = [pytest.mark.slow, pytest.mark.leaves("socket files", reason="a host's folder goes with the host")]
 

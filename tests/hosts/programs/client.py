@@ -1,10 +1,10 @@
 """A client on one host: each line on standard input is a command, each line on standard output its answer as JSON.
 
-    wait COUNT              until so many instances of `echo` are known: their ids
-    call [TIMEOUT]          one call: what answered, or the error
-    load / loaded           begin a steady load; end it: calls, errors, the longest call
-    stream COUNT PAUSE / streamed    begin one long stream; wait for its end: items, error
-    items                   how many items that stream has brought so far
+wait COUNT              until so many instances of `echo` are known: their ids
+call [TIMEOUT]          one call: what answered, or the error
+load / loaded           begin a steady load; end it: calls, errors, the longest call
+stream COUNT PAUSE / streamed    begin one long stream; wait for its end: items, error
+items                   how many items that stream has brought so far
 """
 
 import asyncio
