@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from tests.timing import PATIENCE_S
 from triton_distributed.transport.address import Address
@@ -128,6 +130,7 @@ class Service:
         self.served: list[Serving] = []
         self.came = asyncio.Event()
         self.lost: list[str] = []
+        self.addresses: list[str] = []
         self.accepted: list[Watched] = []
         self.listener = Listener(
             asyncio.get_running_loop(), lambda on_lost: self._session(on_lost, options), max_sessions
@@ -151,15 +154,16 @@ class Service:
 
     @property
     def address(self) -> str:
-        return str(self.listener.address)
+        return self.addresses[0]
 
 
 @contextlib.asynccontextmanager
-async def serving(address: str = "tcp://127.0.0.1:0", **options: Any) -> AsyncIterator[Service]:
-    """A service at an address until the block is left."""
+async def serving(*addresses: str, **options: Any) -> AsyncIterator[Service]:
+    """A service until the block is left; by default on a TCP port."""
     service = Service(**options)
-    await service.listener.listen(Address.parse(address))
     try:
+        for each in addresses or ("tcp://127.0.0.1:0",):
+            service.addresses.append(str(await service.listener.listen(Address.parse(each))))
         yield service
     finally:
         service.listener.close()
@@ -329,3 +333,12 @@ async def _close(writer: asyncio.StreamWriter) -> None:
 def address_of(scheme: str, folder: Path) -> str:
     """A free address."""
     return {"tcp": "tcp://127.0.0.1:0", "unix": f"unix://{folder}/w.sock", "memory": "memory://w"}[scheme]
+
+
+def needs_ipv6() -> None:
+    """Skip the test where there is no IPv6 loopback."""
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        pytest.skip("this machine has no ::1")

@@ -7,14 +7,10 @@ from pathlib import Path
 from triton_distributed.config import Config
 from triton_distributed.discovery import Discovery
 from triton_distributed.discovery.file import FileDiscovery
-from triton_distributed.discovery.folder import private_folder
 from triton_distributed.discovery.memory import MemoryDiscovery
 from triton_distributed.discovery.static import StaticDiscovery
-from triton_distributed.errors import ConfigError
 from triton_distributed.external.nats import NatsConnection, NatsOptions
 from triton_distributed.external.tls import TlsFiles
-from triton_distributed.transport.address import Address
-from triton_distributed.transport.unix import SUPPORTED as UNIX_SOCKETS
 
 
 def make_discovery(config: Config) -> Discovery:
@@ -43,27 +39,3 @@ def make_nats(config: Config) -> NatsConnection:
             timeout_s=config.connect_timeout_s,
         )
     )
-
-
-def listen_address(config: Config, instance_id: int, where: str) -> Address:
-    """Where a worker listens.
-
-    Args:
-        where: the place of discovery, for error texts.
-
-    Raises:
-        ConfigError: the settings name no address that can be one.
-        DiscoveryError: the private folder is not private.
-    """
-    if config.listen:
-        return Address.parse(config.listen, "TRD_LISTEN")
-    if config.discovery == "static":
-        raise ConfigError("TRD_LISTEN", "", "static discovery needs the address that TRD_STATIC names for this worker")
-    if config.discovery == "memory":
-        return Address("memory", f"{instance_id:x}")
-    if not UNIX_SOCKETS:
-        return Address("tcp", "127.0.0.1", 0)
-    private_folder(str(config.directory), where)
-    folder = Path(config.directory).absolute() / "sockets"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return Address("unix", str(folder / f"{instance_id:016x}.sock"))

@@ -15,7 +15,7 @@ from triton_distributed.errors import DiscoveryError, ForkError, RuntimeClosed
 from triton_distributed.names import MAX_INSTANCE_ID, EndpointName, Instance
 from triton_distributed.observe import Stats
 from triton_distributed.routing.policies import Policy
-from triton_distributed.runtime.backends import listen_address, make_discovery, make_nats
+from triton_distributed.runtime.backends import make_discovery, make_nats
 from triton_distributed.runtime.client import Client
 from triton_distributed.runtime.component import Endpoint, Namespace
 from triton_distributed.runtime.fork import watch_forks
@@ -168,9 +168,8 @@ class DistributedRuntime:
         self, name: EndpointName, handler: Handler, metadata: Mapping[str, Any], limits: dict[str, Any]
     ) -> ServedEndpoint:
         self._server.check_free(name.path, endpoint_key(name))
-        address = await self._server.listen(listen_address(self.config, self.instance_id, self.discovery.where))
-        published = self.config.advertise or str(address)
-        instance = Instance(name, self.instance_id, (published,), host_name(), metadata)
+        addresses = await self._server.listen(self.instance_id, self.discovery.where)
+        instance = Instance(name, self.instance_id, addresses, host_name(), metadata)
         served = ServedEndpoint(self._loop, name, handler, instance, **limits)
         self._server.add(served)
         if self.config.handle_signals:

@@ -11,6 +11,7 @@ from triton_distributed.transport.address import Address
 from triton_distributed.transport.session import Session
 
 Addresses = tuple[str, ...]
+MOST_ADDRESSES = 8  # of one worker that are tried, so that a dial ends; more than a host has ways to it
 SessionFactory = Callable[[str, Callable[[Session, str], None]], Session]
 
 
@@ -66,15 +67,20 @@ class SessionPool:
 
     async def _dial(self, addresses: Addresses) -> Session:
         attempts: list[tuple[str, str]] = []
-        for address in addresses:
+        if not addresses:
+            attempts.append(("no address", "it listens on Unix sockets of another host only, set TRD_LISTEN there"))
+        for address in addresses[:MOST_ADDRESSES]:
             session = self._factory(address, lambda lost, reason: self._lost(addresses, lost, reason))
             try:
                 async with asyncio.timeout(self._timeout_s):
                     await join(self._loop, Address.parse(address), session)
                     await session.ready
             except TimeoutError:
-                attempts.append((address, f"no answer within {self._timeout_s:g} s, see TRD_CONNECT_TIMEOUT_S"))
-            except (OSError, ProtocolError, ValueError) as error:  # a record may name what is no address at all
+                words = f"no answer within {self._timeout_s:g} s, see TRD_CONNECT_TIMEOUT_S"
+                attempts.append((address, words + _advice(address)))
+            except OSError as error:
+                attempts.append((address, (str(error) or type(error).__name__) + _advice(address)))
+            except (ProtocolError, ValueError) as error:  # a record may name what is no address at all
                 attempts.append((address, str(error) or type(error).__name__))
             except BaseException:
                 session.close()
@@ -116,6 +122,12 @@ class SessionPool:
             session.close()
         self._live.clear()
         self._parted.clear()
+
+
+def _advice(address: str) -> str:
+    if not address.startswith("tcp:"):
+        return ""
+    return " (the worker advertises that address, see TRD_ADVERTISE and TRD_LISTEN there)"
 
 
 async def join(loop: asyncio.AbstractEventLoop, address: Address, session: Session) -> None:
