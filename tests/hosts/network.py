@@ -1,7 +1,7 @@
 """Several hosts on one machine: a network namespace each, joined by a switch that can be made to lose what it is given.
 
-Each host has its own address, host name, boot id and private folder; nothing of it is seen outside. All names begin with
-`trd-` and the process id of the test, and all of it goes with `Network.close()`; what a killed test left is removed by
+Each host has its own address, host name, boot id and private folder, and knows the others by name; nothing of it is seen
+outside. All names begin with `trd-` and the process id of the test, and all of it goes with `Network.close()`; what a killed test left is removed by
 the next one.
 """
 
@@ -24,7 +24,7 @@ NAMESPACES = Path("/run/netns")
 # Enters a host for good: its name, its boot id, its own folder at the place where every host has one.
 ENTER = (
     'hostname "$1" && mount --bind "$2/boot_id" /proc/sys/kernel/random/boot_id && mount --bind "$2/private" "$3" '
-    '&& shift 3 && exec "$@"'
+    '&& mount --bind "$3.hosts" /etc/hosts && shift 3 && exec "$@"'
 )
 
 
@@ -95,7 +95,7 @@ class Host:
         self._place = network.place
         self.folder = network.folder / name
         (self.folder / "private").mkdir(parents=True, mode=0o700)
-        (self.folder / "boot_id").write_text(f"{uuid.uuid4()}\n")
+        (self.folder / "boot_id").write_text(f"{network.kernel or uuid.uuid4()}\n")
 
     def command(self, *command: str) -> list[str]:
         """The command line that runs `command` there; the process that it makes becomes `command` itself."""
@@ -117,8 +117,10 @@ class Host:
         return done.stdout
 
     def sockets_to(self, other: Host) -> int:
-        """How many TCP connections this host has to the other."""
-        return len(self.run("ss", "-Htn", "state", "established", "dst", other.address).splitlines())
+        """How many TCP connections this host has to the workers of the other."""
+        found = self.run("ss", "-Htn", "state", "established", "dst", other.address).splitlines()
+        found += self.run("ss", "-Htn", "state", "established", "dst", f"[::ffff:{other.address}]").splitlines()
+        return len(found)
 
 
 class Network:
@@ -126,16 +128,20 @@ class Network:
 
     Args:
         names: of the hosts.
+        one_kernel: they have the same boot id, as containers of one machine do.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], *, one_kernel: bool = False) -> None:
+        self.kernel = str(uuid.uuid4()) if one_kernel else ""
         self.prefix = f"trd-{os.getpid()}-{secrets.token_hex(2)}"
         self.folder = Path(tempfile.mkdtemp(prefix="trd-net-"))
         self.place = self.folder / "here"  # on every host its own folder lies there
-        self.place.mkdir()
+        self.place.mkdir(mode=0o700)
         self._switch = f"{self.prefix}-sw"
         self._made: list[str] = []
         self.hosts = {name: Host(self, name, number) for number, name in enumerate(names, 1)}
+        lines = [f"{host.address} {name}" for name, host in self.hosts.items()]
+        (self.folder / "here.hosts").write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
 
     def __getitem__(self, name: str) -> Host:
         return self.hosts[name]

@@ -12,6 +12,8 @@ import json
 import sys
 import time
 
+from silence import scale_silence
+
 from triton_distributed.runtime import DistributedRuntime, triton_worker
 
 PERIOD_S = 0.01  # of the load: calls begin so often, whether or not those before have ended
@@ -28,6 +30,16 @@ class Commands:
         self.calls, self.errors, self.longest_s = 0, [], 0.0
         self.loading = self.streaming = None
         self.received = []
+        self.ticked = 0
+        self.changed = asyncio.Condition()
+
+    async def _until(self, true):
+        async with self.changed:
+            await self.changed.wait_for(true)
+
+    async def _change(self):
+        async with self.changed:
+            self.changed.notify_all()
 
     async def wait(self, count):
         while len(self.echo.instance_ids()) != int(count):
@@ -42,6 +54,10 @@ class Commands:
         except Exception as error:
             return {**said(error), "s": time.monotonic() - begin}
 
+    async def more(self, count):
+        enough = self.calls + int(count)
+        await self._until(lambda: self.calls >= enough)
+
     async def load(self):
         self.loading = asyncio.create_task(self._load())
 
@@ -49,29 +65,26 @@ class Commands:
         running = set()
         try:
             while True:
-                task = asyncio.create_task(self.call())
+                task = asyncio.create_task(self._loading_call())
                 running.add(task)
-                task.add_done_callback(self._count)
                 task.add_done_callback(running.discard)
                 await asyncio.sleep(PERIOD_S)
         finally:
             if running:
                 await asyncio.wait(running)
 
-    def _count(self, task):
-        result = task.result()
+    async def _loading_call(self):
+        result = await self.call()
         self.calls += 1
         self.longest_s = max(self.longest_s, result["s"])
         if "error" in result:
             self.errors.append(result)
+        await self._change()
 
     async def loaded(self):
         self.loading.cancel()
         await asyncio.wait([self.loading])
         return {"calls": self.calls, "errors": self.errors, "longest_s": self.longest_s}
-
-    async def calls_so_far(self):
-        return {"calls": self.calls, "errors": len(self.errors)}
 
     async def stream(self, count, pause):
         self.received = []
@@ -81,12 +94,13 @@ class Commands:
         try:
             async for number in self.count.generate([count, pause], annotated=False):
                 self.received.append(number)
+                await self._change()
         except Exception as error:
             return said(error)
         return {}
 
-    async def items(self):
-        return len(self.received)
+    async def items(self, count):
+        await self._until(lambda: len(self.received) >= int(count))
 
     async def streamed(self):
         return {"items": self.received, **await self.streaming}
@@ -105,4 +119,5 @@ async def main(runtime: DistributedRuntime):
 
 
 if __name__ == "__main__":
+    scale_silence()
     asyncio.run(main())

@@ -4,6 +4,8 @@ import asyncio
 import os
 import sys
 
+from silence import scale_silence
+
 from triton_distributed.runtime import DistributedRuntime, triton_worker
 
 NAME = os.uname().nodename
@@ -32,4 +34,5 @@ async def worker(runtime: DistributedRuntime):
 
 
 if __name__ == "__main__":
+    scale_silence()
     asyncio.run(worker())
