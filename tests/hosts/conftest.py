@@ -20,14 +20,14 @@ why_not = functools.cache(unable)
 
 
 @pytest.fixture
-def network() -> Iterator[Network]:
-    """Four hosts: one for clients, two for workers, one for etcd and NATS."""
+def network(request: pytest.FixtureRequest) -> Iterator[Network]:
+    """Four hosts: one for clients, two for workers, one for etcd and NATS. Its parameter holds options of `Network`."""
     if reason := why_not():
         if os.environ.get("CI"):
             pytest.fail(f"CI must be able to build a network of hosts: {reason}", pytrace=False)
         pytest.skip(reason)
     sweep()
-    made = Network(HOSTS)
+    made = Network(HOSTS, **getattr(request, "param", {}))
     try:
         made.open()
         yield made

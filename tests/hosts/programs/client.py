@@ -9,6 +9,7 @@ items                   how many items that stream has brought so far
 
 import asyncio
 import json
+import os
 import sys
 import time
 
@@ -105,17 +106,29 @@ class Commands:
     async def streamed(self):
         return {"items": self.received, **await self.streaming}
 
+    async def ticks(self, count):
+        enough = self.ticked + int(count)
+        await self._until(lambda: self.ticked >= enough)
+
+    async def listen(self, component):
+        async for _ in component.subscribe("ticks"):
+            self.ticked += 1
+            await self._change()
+
 
 @triton_worker()
 async def main(runtime: DistributedRuntime):
     component = runtime.namespace("hosts").component(COMPONENT)
     commands = Commands(await component.endpoint("echo").client(), await component.endpoint("count").client())
+    listening = asyncio.create_task(commands.listen(component)) if "NATS_SERVER" in os.environ else None
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     print("null", flush=True)
     while line := (await lines.readline()).split():
         answer = await getattr(commands, line[0].decode())(*map(bytes.decode, line[1:]))
         print(json.dumps(answer), flush=True)
+    if listening is not None:
+        listening.cancel()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A worker on one host. Prints its instance id when it can be called; SIGTERM drains it."""
 
 import asyncio
+import itertools
 import os
 import sys
 
@@ -23,6 +24,14 @@ async def count(request):
         await asyncio.sleep(pause_s)
 
 
+async def tick(runtime):
+    """An event every 50 ms."""
+    component = runtime.namespace("hosts").component("all")
+    for number in itertools.count():
+        await component.publish("ticks", {"from": NAME, "number": number})
+        await asyncio.sleep(0.05)
+
+
 @triton_worker()
 async def worker(runtime: DistributedRuntime):
     serving = [
@@ -30,7 +39,10 @@ async def worker(runtime: DistributedRuntime):
         for each in (echo, count)
     ]
     print(runtime.instance_id, flush=True)
+    ticking = asyncio.create_task(tick(runtime)) if "NATS_SERVER" in os.environ else None
     await asyncio.gather(*serving)
+    if ticking is not None:
+        ticking.cancel()
 
 
 if __name__ == "__main__":
