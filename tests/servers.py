@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -26,6 +27,18 @@ async def etcd() -> AsyncIterator[EtcdServer]:
         missing(error)
     async with server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def lasting_etcd() -> Iterator[EtcdServer]:
+    """An etcd for all tests that leave it alone: each takes a prefix of its own."""
+    try:
+        server = EtcdServer(environ=os.environ)
+    except ServerMissing as error:
+        missing(error)
+    asyncio.run(server.start())
+    yield server
+    asyncio.run(server.__aexit__())
 
 
 @pytest.fixture

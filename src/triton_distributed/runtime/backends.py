@@ -6,9 +6,11 @@ from pathlib import Path
 
 from triton_distributed.config import Config
 from triton_distributed.discovery import Discovery
+from triton_distributed.discovery.etcd import EtcdDiscovery
 from triton_distributed.discovery.file import FileDiscovery
 from triton_distributed.discovery.memory import MemoryDiscovery
 from triton_distributed.discovery.static import StaticDiscovery
+from triton_distributed.external.etcd_endpoint import EtcdOptions
 from triton_distributed.external.nats import NatsConnection, NatsOptions
 from triton_distributed.external.tls import TlsFiles
 
@@ -19,6 +21,21 @@ def make_discovery(config: Config) -> Discovery:
         return MemoryDiscovery()
     if config.discovery == "static":
         return StaticDiscovery(config.static)
+    if config.discovery == "etcd":
+        files = TlsFiles(
+            ("TRD_ETCD_CERT", "TRD_ETCD_KEY", "TRD_ETCD_CA"), config.etcd_cert, config.etcd_key, config.etcd_ca
+        )
+        return EtcdDiscovery(
+            EtcdOptions(
+                endpoints=config.etcd_endpoints,
+                username=config.etcd_username,
+                password=config.etcd_password,
+                tls=lambda: files.context(server=False, check_hostname=True),
+            ),
+            prefix=config.etcd_prefix,
+            lease_ttl_s=config.etcd_lease_ttl_s,
+            timeout_s=config.connect_timeout_s,
+        )
     return FileDiscovery(Path(config.directory))
 
 
