@@ -57,6 +57,26 @@ def container(workload: dict[str, Any]) -> dict[str, Any]:
     return dict(found)
 
 
+def environment(workload: dict[str, Any], pod_ip: str, token: str = "secret") -> dict[str, str]:
+    """What a container is started with; `$(NAME)` is replaced by what stands before it."""
+    found: dict[str, str] = {}
+    for each in container(workload)["env"]:
+        if "value" in each:
+            text = each["value"]
+            for name, value in found.items():
+                text = text.replace(f"$({name})", value)
+            assert "$(" not in text, f"{each['name']} refers to what is not there yet"
+            found[each["name"]] = text
+        elif "fieldRef" in each["valueFrom"]:
+            assert each["valueFrom"]["fieldRef"] == {"fieldPath": "status.podIP"}
+            found[each["name"]] = pod_ip
+        else:
+            reference = each["valueFrom"]["secretKeyRef"]
+            assert reference["key"] in manifest("Secret", reference["name"])["data"]
+            found[each["name"]] = token
+    return found
+
+
 def unit() -> configparser.RawConfigParser:
     """The systemd unit; what stands there several times is joined by blanks."""
     lines: dict[str, dict[str, str]] = {}

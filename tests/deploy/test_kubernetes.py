@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.deploy.files import KUBERNETES, OURS, PINNED, SETTINGS, container, manifest, manifests, template
+from tests.deploy.files import KUBERNETES, OURS, PINNED, SETTINGS, container, environment, manifest, manifests, template
 from tests.deploy.programs import check, settings
 from triton_distributed.transport.address import Address
 
@@ -102,26 +102,6 @@ def test_mounts_and_probed_ports_exist(workload):
                 assert inner[probe][how]["port"] in ports
 
 
-def environment(workload: dict[str, Any], pod_ip: str) -> dict[str, str]:
-    """What a container is started with; secrets are looked up, `$(NAME)` is replaced by what stands before."""
-    found: dict[str, str] = {}
-    for each in container(workload)["env"]:
-        if "value" in each:
-            text = each["value"]
-            for name, value in found.items():
-                text = text.replace(f"$({name})", value)
-            assert "$(" not in text, f"{each['name']} refers to what is not there yet"
-            found[each["name"]] = text
-        elif "fieldRef" in each["valueFrom"]:
-            assert each["valueFrom"]["fieldRef"] == {"fieldPath": "status.podIP"}
-            found[each["name"]] = pod_ip
-        else:
-            reference = each["valueFrom"]["secretKeyRef"]
-            assert reference["key"] in manifest("Secret", reference["name"])["data"]
-            found[each["name"]] = "secret"
-    return found
-
-
 @pytest.mark.parametrize("workload", MEMBERS, ids=called)
 def test_settings_exist_and_lead_to_the_services(workload):
     variables = environment(workload, "10.1.2.3")
@@ -143,10 +123,11 @@ def test_settings_exist_and_lead_to_the_services(workload):
 
 def test_a_worker_advertises_its_pod():
     worker = manifest("Deployment", "worker")
-    config = settings(environment(worker, "10.1.2.3"))
     (port,) = container(worker)["ports"]
-    assert Address.parse(config.advertise) == Address("tcp", "10.1.2.3", port["containerPort"])
-    assert Address.parse(config.listen).port == port["containerPort"]
+    for pod_ip in ("10.1.2.3", "fd00::7"):
+        config = settings(environment(worker, pod_ip))
+        assert config.advertise == pod_ip  # a host alone: with the port that is listened on
+        assert Address.parse(config.listen).port == port["containerPort"]
 
 
 def test_a_worker_may_drain():

@@ -21,13 +21,13 @@ why_not = functools.cache(unable)
 
 @pytest.fixture
 def network(request: pytest.FixtureRequest) -> Iterator[Network]:
-    """Four hosts: one for clients, two for workers, one for etcd and NATS. Its parameter holds options of `Network`."""
+    """Four hosts: one for clients, two for workers, one for etcd and NATS. A parameter holds other arguments of `Network`."""
     if reason := why_not():
         if os.environ.get("CI"):
             pytest.fail(f"CI must be able to build a network of hosts: {reason}", pytrace=False)
         pytest.skip(reason)
     sweep()
-    made = Network(HOSTS, **getattr(request, "param", {}))
+    made = Network(**{"names": HOSTS, **getattr(request, "param", {})})
     try:
         made.open()
         yield made

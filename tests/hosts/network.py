@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from tests.guards.tree import SRC
+from tests.guards.tree import ROOT, SRC
 
 NAMESPACES = Path("/run/netns")
 # Enters a host for good: its name, its boot id, its own folder at the place where every host has one.
@@ -110,9 +110,8 @@ class Host:
 
     def run(self, *command: str, settings: Mapping[str, str] | None = None) -> str:
         """Run a command there to its good end; returns what it printed."""
-        done = subprocess.run(
-            self.command(*command), capture_output=True, text=True, env=self.environment(**(settings or {}))
-        )
+        environment = self.environment(**(settings or {}))
+        done = subprocess.run(self.command(*command), capture_output=True, text=True, env=environment, cwd=ROOT)
         assert done.returncode == 0, f"{command} on {self.name}: {done.stdout}{done.stderr}"
         return done.stdout
 

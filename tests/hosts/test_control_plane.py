@@ -38,15 +38,14 @@ async def loaded(cluster: Cluster) -> tuple[Program, set[int]]:
 
 def say(report: Callable[[str], None], what: str, done: dict) -> None:
     longest = f"{done['longest_s'] * 1000:.0f} ms"
-    report(f"{what}: {done['calls']} calls, {len(done['errors'])} failed, the longest took {longest}")
+    report(f"{what}: {done['calls']} calls, {done['failed']} failed, the longest took {longest}")
 
 
 async def test_etcd_is_firewalled(network: Network, members: Cluster, report: Callable[[str], None]):
     client, ids = await loaded(members)
-    network.part(*network.hosts)  # none reaches etcd …
-    network.join("calls")  # … and the client reaches both workers
+    network.unplug("control")
     await client.ask("more", AWAY_CALLS)
-    network.join(*network.hosts)
+    network.plug("control")
     await client.ask("more", 50)
 
     late = await members.client("calls")  # one that had no view: who is registered now?
@@ -57,6 +56,21 @@ async def test_etcd_is_firewalled(network: Network, members: Cluster, report: Ca
     done = await client.ask("loaded")
     say(report, f"etcd firewalled for {AWAY_CALLS * 10 * MS:.0f} s with a lease of {LEASE_S} s", done)
     assert done["errors"] == []
+
+
+async def test_workers_lose_etcd_and_their_clients_do_not(
+    network: Network, members: Cluster, report: Callable[[str], None]
+):
+    """etcd itself says that the workers are gone, as it would if they had died: the client believes it, until it is over."""
+    client, ids = await loaded(members)
+    network.part("serves", "serves2", "control")
+    await client.ask("more", AWAY_CALLS)
+    network.join("serves", "serves2", "control")
+    assert set(await client.ask("wait", 2)) == ids
+    done = await client.ask("loaded")
+    say(report, f"the workers, not the client, cut from etcd for {AWAY_CALLS * 10 * MS:.0f} s", done)
+    assert {each["error"] for each in done["errors"]} <= {"NoInstances"}
+    assert "answer" in await client.ask("call")
 
 
 async def test_nats_is_killed_and_restarted(members: Cluster, host_nats: HostNats, report: Callable[[str], None]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -27,7 +28,7 @@ async def test_calls_go_to_workers_on_other_hosts(network: Network, found: Clust
     assert sorted(answers) == ["serves2: hello"] * 2 + ["serves: hello"] * 2
     assert [network["calls"].sockets_to(network[host]) for host in ("serves", "serves2")] == [1, 1]
 
-    command = ("python", "-m", "triton_distributed.cli.main", "ls", "--json", "hosts.all.echo")
+    command = (sys.executable, "-m", "triton_distributed.cli.main", "ls", "--json", "hosts.all.echo")
     listed = network["control"].run(*command, settings={"ETCD_ENDPOINTS": found.settings["ETCD_ENDPOINTS"]})
     rows = [json.loads(line) for line in listed.splitlines()]
     assert {int(row["instance"]): row["reachable"] for row in rows} == {each.first: True for each in workers}
@@ -69,7 +70,7 @@ async def test_ipv6(network: Network, found: Cluster):
 
 @pytest.mark.parametrize(
     ("advertised", "says"),
-    [("10.77.0.99:7000", ""), ("10.99.0.1:7000", "unreachable"), ("127.0.0.1:1", "refused")],
+    [("10.77.0.99:7000", ""), ("10.99.0.1:7000", "unreachable"), ("127.0.0.1:1", "Connect call failed")],
     ids=["nobody", "no route", "this host"],
 )
 async def test_an_unreachable_address_is_said_to_be(found: Cluster, advertised: str, says: str):

@@ -85,7 +85,7 @@ class Commands:
     async def loaded(self):
         self.loading.cancel()
         await asyncio.wait([self.loading])
-        return {"calls": self.calls, "errors": self.errors, "longest_s": self.longest_s}
+        return {"calls": self.calls, "failed": len(self.errors), "errors": self.errors[:5], "longest_s": self.longest_s}
 
     async def stream(self, count, pause):
         self.received = []
