@@ -133,6 +133,11 @@ class NatsConnection:
         """Whether there is a connection this very moment."""
         return self._client is not None and self._client.is_connected
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed for good."""
+        return self._closed
+
     async def close(self) -> None:
         """Send what waits and close. Closing twice is harmless."""
         self._closed = True

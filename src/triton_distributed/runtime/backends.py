@@ -8,11 +8,19 @@ from triton_distributed.config import Config
 from triton_distributed.discovery import Discovery
 from triton_distributed.discovery.etcd import EtcdDiscovery
 from triton_distributed.discovery.file import FileDiscovery
+from triton_distributed.discovery.folder import private_folder
 from triton_distributed.discovery.memory import MemoryDiscovery
 from triton_distributed.discovery.static import StaticDiscovery
+from triton_distributed.errors import ConfigError
+from triton_distributed.events import EventPlane
+from triton_distributed.events.local import LocalEvents, UnixSockets
+from triton_distributed.events.memory import MemoryEvents
+from triton_distributed.events.nats import NatsEvents
 from triton_distributed.external.etcd_endpoint import EtcdOptions
 from triton_distributed.external.nats import NatsConnection, NatsOptions
 from triton_distributed.external.tls import TlsFiles
+from triton_distributed.transport import unix
+from triton_distributed.transport.inherited import give_up
 
 
 def make_discovery(config: Config) -> Discovery:
@@ -46,7 +54,7 @@ def make_nats(config: Config) -> NatsConnection:
     )
     return NatsConnection(
         NatsOptions(
-            servers=config.nats_server,
+            servers=config.nats_urls,
             username=config.nats_username,
             password=config.nats_password,
             token=config.nats_token,
@@ -55,4 +63,32 @@ def make_nats(config: Config) -> NatsConnection:
             tls=(lambda: files.context(server=False, check_hostname=True)) if files else None,
             timeout_s=config.connect_timeout_s,
         )
+    )
+
+
+def make_events(config: Config, nats: NatsConnection, instance_id: int) -> EventPlane:
+    """What carries events; no I/O yet.
+
+    Raises:
+        ConfigError: the settings name nothing that could.
+    """
+    if config.event_plane == "nats":
+        return NatsEvents(nats)
+    if not config.event_plane:
+        raise ConfigError(
+            "NATS_SERVER",
+            config.nats_server,
+            f"with {config.discovery} discovery events may have to reach other hosts, and that needs NATS_SERVER; "
+            "TRD_EVENTS=local keeps them on this machine",
+        )
+    if config.discovery == "memory":
+        return MemoryEvents()
+    if not unix.SUPPORTED:
+        raise ConfigError("TRD_EVENTS", config.events, "this system has no Unix sockets: set NATS_SERVER")
+    return LocalEvents(
+        Path(config.directory),
+        private=private_folder,
+        sockets=UnixSockets(unix.reachable, unix.listen, unix.remove, give_up),
+        id=instance_id,
+        max_message_bytes=config.max_message_bytes,
     )

@@ -15,9 +15,10 @@ from triton_distributed.errors import DiscoveryError, ForkError, RuntimeClosed
 from triton_distributed.names import MAX_INSTANCE_ID, EndpointName, Instance
 from triton_distributed.observe import Stats
 from triton_distributed.routing.policies import Policy
-from triton_distributed.runtime.backends import make_discovery, make_nats
+from triton_distributed.runtime.backends import make_discovery, make_events, make_nats
 from triton_distributed.runtime.client import Client
 from triton_distributed.runtime.component import Endpoint, Namespace
+from triton_distributed.runtime.events import RuntimeEvents
 from triton_distributed.runtime.fork import watch_forks
 from triton_distributed.runtime.handlers import Handler
 from triton_distributed.runtime.host import host_name
@@ -60,6 +61,12 @@ class DistributedRuntime:
         self.instance_id = self.rng.randint(1, MAX_INSTANCE_ID)
         self.discovery = make_discovery(config)
         self.nats = make_nats(config)
+        self.events = RuntimeEvents(
+            lambda: make_events(config, self.nats, self.instance_id),
+            self.nats if config.nats_urls else None,
+            self.instance_id,
+            config.max_message_bytes,
+        )
         self._views: dict[EndpointName, EndpointView] = {}
         self._opening: dict[EndpointName, asyncio.Task[EndpointView]] = {}
         self.prober = Prober(self._loop, _Values(self._views))
@@ -271,6 +278,7 @@ class DistributedRuntime:
         self._forked = self.unusable = True
         self._server.release_in_child()
         self.pool.release_in_child()
+        self.events.release_in_child()
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `work` in a task that the runtime keeps and ends with itself."""
@@ -313,6 +321,7 @@ class DistributedRuntime:
         for view in self._views.values():
             view.close()
         await self.discovery.close()
+        await self.events.close()
         await self.nats.close()
         self._threads.close()
         if not self._stopped.done():
