@@ -42,13 +42,11 @@ async def run_client(settings: dict[str, str]) -> bool:
 async def send_event(config: Config) -> bool:
     """Publish one event in a runtime of its own, and receive it in another."""
     async with DistributedRuntime(config=config) as here, DistributedRuntime(config=config) as there:
-        name = ("triton-init", "backend")
-        events = await there.namespace(name[0]).component(name[1]).subscribe("greetings")
-        await here.namespace(name[0]).component(name[1]).publish("greetings", {"hello": "cluster"})
-        async for event in events:
-            print(f"event: {event} received from subject 'greetings'\n")
-            return True
-    return False
+        events = await there.namespace("triton-init").component("backend").subscribe("greetings")
+        await here.namespace("triton-init").component("backend").publish("greetings", {"hello": "cluster"})
+        event = await anext(aiter(events))
+        print(f"event {event.name}: {event.data} went from runtime {event.publisher} to {there.instance_id}\n")
+        return event.publisher == here.instance_id
 
 
 async def demo(folder: str, etcd: EtcdServer, nats: NatsServer) -> bool:
