@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from triton_distributed.testing import EtcdServer, NatsServer, ServerMissing
+from triton_distributed.testing import EtcdCluster, EtcdServer, NatsServer, ServerMissing
 
 
 def missing(error: ServerMissing) -> None:
@@ -27,6 +27,17 @@ async def etcd() -> AsyncIterator[EtcdServer]:
         missing(error)
     async with server:
         yield server
+
+
+@pytest.fixture
+async def etcd_cluster() -> AsyncIterator[EtcdCluster]:
+    """A fresh etcd of three members."""
+    try:
+        cluster = EtcdCluster(environ=os.environ)
+    except ServerMissing as error:
+        missing(error)
+    async with cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")

@@ -78,7 +78,7 @@ class EtcdDiscovery:
 
     def __repr__(self) -> str:
         how = "closed" if self._closed else "idle" if self._thread is None else "open"
-        return f"<EtcdDiscovery {self.where} {how} watched={len(self._views)}>"
+        return f"<EtcdDiscovery {how} watched={len(self._views)} {self._client!r}>"
 
     # --- the protocol ------------------------------------------------------------------------------------------------
 
@@ -91,7 +91,7 @@ class EtcdDiscovery:
         await self._call(lambda: self._registrar.register(key, value))
 
     async def withdraw(self, instance: Instance) -> None:
-        if self._thread is None or self._closed:
+        if self._thread is None or self._closed or self._pid != os.getpid():
             return
         key = self._keys.of(instance.endpoint, instance.id)
         await self._call(lambda: self._registrar.withdraw(key))

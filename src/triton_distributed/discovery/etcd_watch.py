@@ -4,8 +4,10 @@ A watch that breaks goes on behind the last event that was seen, where the store
 endpoint is listed again and compared with what is known. Whether the store is still the one of before is told by its
 lineage (see `etcd_keys`): revisions alone cannot tell, since an emptied etcd soon counts as far as the old one did.
 
-What an emptied etcd does not list is not gone: its workers are about to register again. It stays known for a grace,
-counted while etcd answers, and only what has not come back by then is dropped.
+After a break, what etcd does not have need not be gone: an etcd that was emptied knows nobody, one that was frozen lets
+all leases run out when it wakes, and in both cases the workers are about to register again. So for a grace after each
+break, counted while etcd answers, what is missing or deleted stays known, and only what has not come back by its end is
+dropped.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ class EndpointWatch:
         client: of the loop on which this is used.
         keys: where they lie.
         endpoint: None for every one.
-        grace_s: seconds for which what an emptied etcd lacks stays known.
+        grace_s: seconds after a break for which what is not there stays known.
         publish: called whenever something has changed.
     """
 
@@ -56,8 +58,8 @@ class EndpointWatch:
         self._first, self._end = keys.range(endpoint)
         self._grace_s = grace_s
         self._known: dict[bytes, Instance] = {}  # the live instances
-        self._doubtful: set[bytes] = set()  # known, but not in an etcd that has lost its memory
-        self._dropping: asyncio.TimerHandle | None = None
+        self._doubtful: set[bytes] = set()  # known, but not in etcd since the last break
+        self._dropping: asyncio.TimerHandle | None = None  # for as long as a break was a short while ago
         self._lineage = b""
         self._next = 0  # the revision from which on nothing has been seen
         self._live = False
@@ -70,7 +72,6 @@ class EndpointWatch:
             EtcdError: it cannot be read.
         """
         lineage, revision, listed = await self._read()
-        known_store = bool(lineage) and lineage == self._lineage
         self._lineage, self._next = lineage, revision + 1
         changes: Changes = []
         found = {}
@@ -78,28 +79,23 @@ class EndpointWatch:
             if (instance := self._decode(kv)) is not None:
                 found[kv.key] = instance
                 self._take(kv.key, instance, changes)
-        missing = self._known.keys() - found.keys()
-        if known_store:
-            for key in missing - self._doubtful:
-                self._take(key, None, changes)
-        else:
-            self._doubtful |= missing
+        self._doubtful |= self._known.keys() - found.keys()
         if changes:
             self._publish(changes)
 
     async def run(self) -> None:
         """Follow the changes since `take_stock`, which comes first, for ever; run this as a task."""
         wait_s = FIRST_WAIT_S
-        listed = True
+        broken = False
         while True:
             try:
-                if not listed and not await self._can_resume():
+                if broken and not await self._can_resume():
                     await self.take_stock()
-                listed = False
                 watch = await self._client.watch(self._first, self._end, self._next)
                 try:
                     self._live = True
-                    self._expire_doubtful()
+                    if broken:
+                        self._count_grace()
                     wait_s = FIRST_WAIT_S
                     while True:
                         self._apply(await watch.read())
@@ -110,6 +106,7 @@ class EndpointWatch:
                 _log.debug("the watch of %s broke: %s", self._name, error)
             except Exception as error:  # refused, or worse: what is known stays, and it is tried again
                 _log.warning("etcd at %s: watching %s: %s", self._client.where, self._name, error)
+            broken = True
             await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
             wait_s = min(2 * wait_s, LAST_WAIT_S)
 
@@ -171,8 +168,13 @@ class EndpointWatch:
             raise ConnectionError(reply.cancel_reason or "it ended the watch")
         changes: Changes = []
         for event in reply.events:
-            instance = self._decode(event.kv) if event.type == "PUT" else None
-            self._take(event.kv.key, instance, changes)
+            key = event.kv.key
+            if event.type == "PUT":
+                self._take(key, self._decode(event.kv), changes)
+            elif self._dropping is None:
+                self._take(key, None, changes)
+            elif key in self._known:
+                self._doubtful.add(key)
         if reply.events:
             # one revision may hold several changes, and a fragment some of them: those are then seen twice
             self._next = reply.events[-1].kv.mod_revision + (0 if reply.fragment else 1)
@@ -192,22 +194,22 @@ class EndpointWatch:
             self._warned.pop(key, None)
         changes.append((key, instance))
 
-    # --- what an emptied etcd lacks ----------------------------------------------------------------------------------
+    # --- after a break -----------------------------------------------------------------------------------------------
 
-    def _expire_doubtful(self) -> None:
-        """Count the grace from now on: etcd answers again, so whoever lives can register."""
+    def _count_grace(self) -> None:
+        """Count from now on: etcd answers again, so whoever lives can register."""
         if self._dropping is not None:
             self._dropping.cancel()
-            self._dropping = None
         if self._doubtful:
-            _log.info("etcd has forgotten %d instances of %s; waiting for them", len(self._doubtful), self._name)
-            self._dropping = asyncio.get_running_loop().call_later(self._grace_s, self._drop_doubtful)
+            _log.info("etcd lacks %d instances of %s, which may come back", len(self._doubtful), self._name)
+        self._dropping = asyncio.get_running_loop().call_later(self._grace_s, self._drop_doubtful)
 
     def _drop_doubtful(self) -> None:
+        if not self._live:  # nobody could register; the next watch counts again
+            return
         self._dropping = None
-        if self._live:  # else nobody could register; the next watch counts again
-            changes: Changes = []
-            for key in tuple(self._doubtful):
-                self._take(key, None, changes)
-            if changes:
-                self._publish(changes)
+        changes: Changes = []
+        for key in tuple(self._doubtful):
+            self._take(key, None, changes)
+        if changes:
+            self._publish(changes)

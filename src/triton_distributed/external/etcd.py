@@ -76,6 +76,9 @@ class EtcdClient:
         self.reachable = True
         self._answered = False
 
+    def __repr__(self) -> str:
+        return f"<EtcdClient at {self._current.url}{'' if self.reachable else ' unreachable'} of {self.where}>"
+
     # --- what can be asked -------------------------------------------------------------------------------------------
 
     async def range(self, key: bytes, end: bytes = b"", *, limit: int = 0, revision: int = 0) -> messages.RangeReply:
@@ -143,8 +146,9 @@ class EtcdClient:
                 try:
                     token = await self._login(endpoint)
                     answer = await self._exchange(endpoint, path, encoded, token, attempt_s)
+                    decoded = msgspec.json.decode(answer, type=reply, strict=False)
                     self._answers(endpoint)
-                    return msgspec.json.decode(answer, type=reply, strict=False)
+                    return decoded
                 except EtcdRefused as error:
                     if error.token_is_stale and self._options.username and not renewed:
                         renewed = True
@@ -192,20 +196,19 @@ class EtcdClient:
 
     async def _exchange(self, endpoint: Endpoint, path: str, body: bytes, token: str, attempt_s: float) -> bytes:
         async with Attempt(endpoint, attempt_s):
-            connection = await endpoint.connect(self._options.tls)
-            try:
-                status = await connection.post(path, endpoint.headers(token), body)
-                pieces, size = [], 0
-                while piece := await connection.read():
-                    pieces.append(piece)
-                    size += len(piece)
-                    if size > MAX_REPLY_BYTES:
-                        raise ConnectionError(f"a reply above the limit of {MAX_REPLY_BYTES:,} bytes")
-            except BaseException:
-                endpoint.end(connection)
-                raise
-            endpoint.keep(connection)
-        answer = b"".join(pieces)
+            while True:
+                connection = await endpoint.connect(self._options.tls)
+                try:
+                    status = await connection.post(path, endpoint.headers(token), body)
+                    answer = await _whole(connection)
+                except BaseException as error:
+                    endpoint.end(connection)
+                    lost = isinstance(error, ConnectionError) and not isinstance(error, ConnectionAbortedError)
+                    if lost and connection.reused:
+                        continue  # it was closed while it was idle: that says nothing of the endpoint
+                    raise
+                endpoint.keep(connection)
+                break
         if status != 200:
             raise refusal(status, answer)
         return answer
@@ -220,7 +223,8 @@ class EtcdClient:
             logger.warning("etcd answers again at %s", endpoint.url)
 
     def _failed(self, endpoint: Endpoint, error: Exception) -> None:
-        endpoint.trouble = words(error)
+        if not isinstance(error, ConnectionAbortedError):  # then another attempt knows why
+            endpoint.trouble = words(error)
         logger.debug("etcd at %s: %s", endpoint.url, endpoint.trouble)
         if self._current is endpoint:
             self._current = self._endpoints[(self._endpoints.index(endpoint) + 1) % len(self._endpoints)]
@@ -247,15 +251,15 @@ class EtcdClient:
         except EtcdRefused as error:
             if error.passing:  # it lives, and has lost the others: its watches would not hear of anything
                 self._failed(endpoint, error)
-                endpoint.end_all()
+                endpoint.end_all(words(error))
         except Exception as error:  # whatever it is, those that follow must be looked at
             self._failed(endpoint, error)
-            endpoint.end_all()
+            endpoint.end_all(words(error))
 
     def close(self) -> None:
         """End every connection."""
         for endpoint in self._endpoints:
-            endpoint.end_all()
+            endpoint.end_all("closed")
 
     # --- watches -----------------------------------------------------------------------------------------------------
 
@@ -341,3 +345,13 @@ class EtcdWatch:
 
 
 _WATCH_LINE = msgspec.json.Decoder(messages.WatchLine, strict=False)
+
+
+async def _whole(connection: HttpConnection) -> bytes:
+    pieces, size = [], 0
+    while piece := await connection.read():
+        pieces.append(piece)
+        size += len(piece)
+        if size > MAX_REPLY_BYTES:
+            raise OSError(f"a reply above the limit of {MAX_REPLY_BYTES:,} bytes")
+    return b"".join(pieces)

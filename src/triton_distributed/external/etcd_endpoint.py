@@ -99,7 +99,7 @@ class Endpoint:
         self.host, self.port, self.secure = host, port, parts.scheme == "https"
         self.authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self.url = f"{parts.scheme}://{self.authority}"
-        self.trouble = "not tried"
+        self.trouble = "no answer yet"
         self.idle: list[HttpConnection] = []  # at most PARALLEL
         self.open: set[HttpConnection] = set()  # those and the watches
         self.streams = 0
@@ -142,8 +142,9 @@ class Endpoint:
         self.open.discard(connection)
         connection.abort()
 
-    def end_all(self) -> None:
-        """End every connection; whoever waits on one gets ConnectionError."""
+    def end_all(self, trouble: str) -> None:
+        """End every connection; whoever waits on one gets ConnectionAbortedError."""
+        self.trouble = trouble
         self.idle.clear()
         while self.open:
             self.open.pop().abort()
@@ -164,9 +165,10 @@ class Attempt:
         try:
             await self._timeout.__aexit__(*exception)
         except TimeoutError:
+            reason = f"no answer within {self._limit_s:.2g} s"
             if time.monotonic() - self._began < self._limit_s + STALL_S:
-                self._endpoint.end_all()
-            raise TimeoutError(f"no answer within {self._limit_s:g} s") from None
+                self._endpoint.end_all(reason)
+            raise TimeoutError(reason) from None
 
 
 def refusal(status: int, answer: bytes) -> EtcdRefused:

@@ -21,10 +21,15 @@ class HttpConnection:
     """Carries requests one after the other; `await HttpConnection.open(…)` makes one.
 
     Nothing here has a timeout: whoever calls bounds the whole of an exchange.
+
+    Attributes:
+        reused: it has carried a request before; the server may close it at any moment.
     """
 
     def __init__(self, protocol: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._protocol, self._reader, self._writer = protocol, reader, writer
+        self._aborted = False
+        self.reused = False
 
     @classmethod
     async def open(cls, host: str, port: int, tls: ssl.SSLContext | None) -> HttpConnection:
@@ -86,11 +91,15 @@ class HttpConnection:
             while (event := self._protocol.next_event()) is h11.NEED_DATA:
                 self._protocol.receive_data(await self._reader.read(CHUNK))
         except h11.RemoteProtocolError as error:
-            ended = self._reader.at_eof()
-            raise ConnectionError("it closed the connection" if ended else f"not HTTP: {error}") from error
+            if not self._reader.at_eof():
+                raise ConnectionError(f"not HTTP: {error}") from error
+            raise self._closed() from error
         if isinstance(event, h11.ConnectionClosed):
-            raise ConnectionError("it closed the connection")
+            raise self._closed()
         return event
+
+    def _closed(self) -> ConnectionError:
+        return ConnectionAbortedError("ended here") if self._aborted else ConnectionError("it closed the connection")
 
     def renew(self) -> bool:
         """Make ready for the next request; False where the connection cannot carry another."""
@@ -99,6 +108,7 @@ class HttpConnection:
         if self._protocol.states != {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}:
             return False
         self._protocol.start_next_cycle()
+        self.reused = True
         return self.usable
 
     @property
@@ -107,5 +117,6 @@ class HttpConnection:
         return not (self._reader.at_eof() or self._writer.is_closing())
 
     def abort(self) -> None:
-        """End it now; whoever reads gets ConnectionError. Doing it twice is harmless."""
+        """End it now; whoever reads gets ConnectionAbortedError. Doing it twice is harmless."""
+        self._aborted = True
         self._writer.transport.abort()
