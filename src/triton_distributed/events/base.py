@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Any, Protocol
 
 from triton_distributed.events.inbox import MAX_BYTES, MAX_EVENTS
 from triton_distributed.events.subscription import Subscription
-
-T = TypeVar("T")
 
 
 def unread(data: bytes) -> bytes:
@@ -41,10 +39,10 @@ class EventPlane(Protocol):
         self,
         subject: str,
         *,
-        read: Callable[[bytes], T] = unread,  # type: ignore[assignment]
+        read: Callable[[bytes], Any] = unread,
         max_events: int = MAX_EVENTS,
         max_bytes: int = MAX_BYTES,
-    ) -> Subscription[T]:
+    ) -> Subscription[Any]:
         """Begin to subscribe at once; the subscription is live when it was awaited.
 
         Args:

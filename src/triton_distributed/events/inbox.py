@@ -44,6 +44,11 @@ class Inbox:
         self._taken = 0  # without a turn of the loop
         self._arrived = asyncio.Event()
 
+    @property
+    def waiting(self) -> int:
+        """Events that were not read."""
+        return len(self._waiting)
+
     def push(self, data: bytes, lost: int = 0) -> None:
         """Take one event, and the news that `lost` before it never came."""
         if self.closed:

@@ -10,14 +10,13 @@ from collections.abc import Callable
 from struct import Struct
 
 from triton_distributed.errors import DecodeError
+from triton_distributed.events.inbox import MAX_BYTES, MAX_EVENTS  # what waits here counts as what waits there
 
 logger = logging.getLogger("triton_distributed.events")
 
 PREFACE = b"TRDE\x01\n"  # first on each connection, so that another version's process is told apart
 HEAD = Struct(">QIH")  # bytes of data, events of this subject lost before it, bytes of the subject; then subject, data
 
-MAX_EVENTS = 65_536  # that wait for a process that does not read; as many as its own inbox would hold
-MAX_BYTES = 8 * 1024 * 1024  # of them; a process that reads at all takes the kernel's buffer in a millisecond
 GATHERED = 64 * 1024  # bytes written at once; what is larger alone is written from where it is
 SEND_BUFFER = 512 * 1024  # asked of the kernel, as for sessions: fewer wake-ups in a burst
 

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from triton_distributed.errors import BrokerError, DecodeError, RuntimeClosed
 from triton_distributed.events.base import unread
@@ -29,8 +29,6 @@ logger = logging.getLogger("triton_distributed.events")
 
 LAST_WORDS_S = 1.0  # what waits for a slow subscriber when a publisher closes
 CHECK_S = 60.0  # between looks whether somebody has emptied the folder under us
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +154,10 @@ class LocalEvents:
         self,
         subject: str,
         *,
-        read: Callable[[bytes], T] = unread,  # type: ignore[assignment]
+        read: Callable[[bytes], Any] = unread,
         max_events: int = MAX_EVENTS,
         max_bytes: int = MAX_BYTES,
-    ) -> Subscription[T]:
+    ) -> Subscription[Any]:
         if self._closed:
             raise RuntimeClosed("events")
         inbox = Inbox(subject, max_events, max_bytes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from triton_distributed.errors import RuntimeClosed
@@ -12,8 +12,6 @@ from triton_distributed.events.base import unread
 from triton_distributed.events.inbox import MAX_BYTES, MAX_EVENTS, Inbox
 from triton_distributed.events.subscribers import Subscribers
 from triton_distributed.events.subscription import Subscription
-
-T = TypeVar("T")
 
 # A loop's hub is shared by all planes on it, and goes with the loop.
 _hubs: WeakKeyDictionary[asyncio.AbstractEventLoop, Subscribers] = WeakKeyDictionary()
@@ -40,10 +38,10 @@ class MemoryEvents:
         self,
         subject: str,
         *,
-        read: Callable[[bytes], T] = unread,  # type: ignore[assignment]
+        read: Callable[[bytes], Any] = unread,
         max_events: int = MAX_EVENTS,
         max_bytes: int = MAX_BYTES,
-    ) -> Subscription[T]:
+    ) -> Subscription[Any]:
         hub = self._hub()
         inbox = Inbox(subject, max_events, max_bytes)
 

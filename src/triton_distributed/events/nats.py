@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from triton_distributed.errors import BrokerError, MessageTooLarge, RuntimeClosed
 from triton_distributed.events.base import unread
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 LIVE_TIMEOUT_S = 5.0  # for the server to say that it knows a subscription, or to take what is published
 # What the client library holds for a server that is away or does not read, the bound it has itself.
 BUFFER_BYTES = 2 * 1024 * 1024
-
-T = TypeVar("T")
 
 
 class NatsEvents:
@@ -67,10 +65,10 @@ class NatsEvents:
         self,
         subject: str,
         *,
-        read: Callable[[bytes], T] = unread,  # type: ignore[assignment]
+        read: Callable[[bytes], Any] = unread,
         max_events: int = MAX_EVENTS,
         max_bytes: int = MAX_BYTES,
-    ) -> Subscription[T]:
+    ) -> Subscription[Any]:
         if self._closed:
             raise RuntimeClosed("events")
         inbox = Inbox(subject, max_events, max_bytes)
@@ -96,8 +94,7 @@ class NatsEvents:
             self._subscribed[inbox] = await client.subscribe(
                 inbox.subject, cb=arrived, pending_msgs_limit=MAX_EVENTS, pending_bytes_limit=MAX_BYTES
             )
-            async with asyncio.timeout(LIVE_TIMEOUT_S):
-                await client.flush(LIVE_TIMEOUT_S)  # type: ignore[arg-type]  # the server has it when it answers
+            await self._connection.settle(LIVE_TIMEOUT_S)
         except Exception as error:
             inbox.close()
             raise self._error(f"cannot subscribe to {inbox.subject}", error) from error

@@ -64,6 +64,11 @@ class Subscription(Generic[T]):
         return self._inbox.dropped
 
     @property
+    def waiting(self) -> int:
+        """Events that have arrived and were not read."""
+        return self._inbox.waiting
+
+    @property
     def closed(self) -> bool:
         """Whether nothing arrives any more."""
         return self._inbox.closed
