@@ -40,7 +40,7 @@ def test_settings_exist_and_lead_to_the_services(name):
     assert {each for each in environment if OURS.match(each)} <= SETTINGS
     assert environment["TRD_TOKEN"] == "${TRD_TOKEN:-}"
     config = settings({**environment, "TRD_TOKEN": ""})
-    assert (config.discovery, config.events) == ("etcd", "nats")
+    assert (config.discovery, config.event_plane) == ("etcd", "nats")
     for url, service in ((config.etcd_endpoints, "etcd"), (config.nats_server, "nats")):
         assert (urlsplit(url).hostname, urlsplit(url).port) == (service, PORTS[service])
     check(SERVICES[name]["command"])

@@ -107,7 +107,7 @@ def test_settings_exist_and_lead_to_the_services(workload):
     variables = environment(workload, "10.1.2.3")
     assert {each for each in variables if OURS.match(each)} <= SETTINGS
     config = settings(variables)
-    assert (config.discovery, config.events) == ("etcd", "nats")
+    assert (config.discovery, config.event_plane) == ("etcd", "nats")
     for url, name in ((config.etcd_endpoints, "etcd"), (config.nats_server, "nats")):
         (port,) = manifest("Service", name)["spec"]["ports"]
         assert (urlsplit(url).hostname, urlsplit(url).port) == (name, port["port"])
