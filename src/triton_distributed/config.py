@@ -106,6 +106,11 @@ class Config:
     tls_cert: str = _setting("TRD_TLS_CERT", "", "PEM file of this process's certificate: sessions use mutual TLS")
     tls_key: str = _setting("TRD_TLS_KEY", "", "PEM file of its key")
     tls_ca: str = _setting("TRD_TLS_CA", "", "PEM file of the authority that signs the certificates of all members")
+    tls_server_name: str = _setting(
+        "TRD_TLS_SERVER_NAME",
+        "",
+        "name that a worker's certificate must carry; default: any certificate of TRD_TLS_CA does",
+    )
     token: str = _setting(
         "TRD_TOKEN", "", "secret that all members share; proven to each other, never sent", secret=True
     )

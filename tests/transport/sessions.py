@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from triton_distributed.transport.listener import Listener
 from triton_distributed.transport.pool import SessionPool
 from triton_distributed.transport.session import Session
 from triton_distributed.transport.stream import Stream
+from triton_distributed.transport.tls import SessionTls
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.decoder import Frame, FrameDecoder
 from triton_distributed.wire.hello import Hello, hello_frame
@@ -56,7 +58,7 @@ def session(
     window: int = WINDOW,
     session_window: int = SESSION_WINDOW,
     hello_timeout_s: float = PATIENCE_S,
-    address: str = "a client",
+    address: str = "",
 ) -> Watched:
     """A session that is not connected."""
     return Watched(
@@ -125,7 +127,7 @@ class Serving:
 class Service:
     """What listens; `async with serving(…)` makes one."""
 
-    def __init__(self, max_sessions: int = 10_000, **options: Any) -> None:
+    def __init__(self, max_sessions: int = 10_000, tls: SessionTls | None = None, **options: Any) -> None:
         self.running: set[Serving] = set()
         self.served: list[Serving] = []
         self.came = asyncio.Event()
@@ -133,7 +135,7 @@ class Service:
         self.addresses: list[str] = []
         self.accepted: list[Watched] = []
         self.listener = Listener(
-            asyncio.get_running_loop(), lambda on_lost: self._session(on_lost, options), max_sessions
+            asyncio.get_running_loop(), lambda on_lost: self._session(on_lost, options), max_sessions, tls
         )
 
     def _session(self, on_lost: Any, options: dict[str, Any]) -> Watched:
@@ -184,7 +186,7 @@ async def closed(*sessions: Watched) -> None:
 class Caller:
     """A pool and calls through it; `async with calling(…)` makes one."""
 
-    def __init__(self, timeout_s: float, options: dict[str, Any]) -> None:
+    def __init__(self, timeout_s: float, tls: SessionTls | None, options: dict[str, Any]) -> None:
         self.lost: list[tuple[tuple[str, ...], str]] = []
         self.made: list[Watched] = []
         self._options = options
@@ -193,6 +195,7 @@ class Caller:
             self._session,
             timeout_s,
             lambda addresses, why: self.lost.append((addresses, why)),
+            tls,
         )
 
     def _session(self, address: str, on_lost: Any) -> Watched:
@@ -210,9 +213,11 @@ class Caller:
 
 
 @contextlib.asynccontextmanager
-async def calling(timeout_s: float = PATIENCE_S, **options: Any) -> AsyncIterator[Caller]:
+async def calling(
+    timeout_s: float = PATIENCE_S, tls: SessionTls | None = None, **options: Any
+) -> AsyncIterator[Caller]:
     """A caller until the block is left."""
-    caller = Caller(timeout_s, options)
+    caller = Caller(timeout_s, tls, options)
     try:
         yield caller
     finally:
@@ -292,13 +297,13 @@ class Peer:
 
 
 @contextlib.asynccontextmanager
-async def peer(address: str) -> AsyncIterator[Peer]:
-    """A raw connection to a service."""
+async def peer(address: str, **options: Any) -> AsyncIterator[Peer]:
+    """A raw connection to a service; `options` are those of `asyncio.open_connection`."""
     where = Address.parse(address)
     if where.scheme == "unix":
         reader, writer = await asyncio.open_unix_connection(where.host)
     else:
-        reader, writer = await asyncio.open_connection(where.host, where.port)
+        reader, writer = await asyncio.open_connection(where.host, where.port, **options)
     try:
         yield Peer(reader, writer)
     finally:
@@ -306,7 +311,7 @@ async def peer(address: str) -> AsyncIterator[Peer]:
 
 
 @contextlib.asynccontextmanager
-async def answering(answer: Any) -> AsyncIterator[str]:
+async def answering(answer: Any, **options: Any) -> AsyncIterator[str]:
     """A worker that behaves as `answer(peer)` does, on a TCP port; yields its address."""
     writers: list[asyncio.StreamWriter] = []
 
@@ -315,7 +320,7 @@ async def answering(answer: Any) -> AsyncIterator[str]:
         with contextlib.suppress(ConnectionError):
             await answer(Peer(reader, writer))
 
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    server = await asyncio.start_server(accept, "127.0.0.1", 0, **options)
     try:
         yield f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
@@ -326,7 +331,7 @@ async def answering(answer: Any) -> AsyncIterator[str]:
 
 async def _close(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
-    with contextlib.suppress(ConnectionError):
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
         await writer.wait_closed()
 
 

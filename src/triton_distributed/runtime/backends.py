@@ -21,6 +21,7 @@ from triton_distributed.external.nats import NatsConnection, NatsOptions
 from triton_distributed.external.tls import TlsFiles
 from triton_distributed.transport import unix
 from triton_distributed.transport.inherited import give_up
+from triton_distributed.transport.tls import SessionTls
 
 
 def make_discovery(config: Config) -> Discovery:
@@ -45,6 +46,22 @@ def make_discovery(config: Config) -> Discovery:
             timeout_s=config.connect_timeout_s,
         )
     return FileDiscovery(Path(config.directory))
+
+
+def make_tls(config: Config) -> SessionTls | None:
+    """The TLS of TCP sessions, or None where the settings name no certificate.
+
+    Raises:
+        ConfigError: a setting is missing, or its file is not what it should be.
+    """
+    names = {"TRD_TLS_CERT": config.tls_cert, "TRD_TLS_KEY": config.tls_key, "TRD_TLS_CA": config.tls_ca}
+    if not any(names.values()) and not config.tls_server_name:
+        return None
+    for name in ("TRD_TLS_CERT", "TRD_TLS_CA"):
+        if not names[name]:
+            raise ConfigError(name, "", "both ends show a certificate: TLS needs TRD_TLS_CERT, _KEY and _CA")
+    files = TlsFiles(("TRD_TLS_CERT", "TRD_TLS_KEY", "TRD_TLS_CA"), *names.values())
+    return SessionTls(files, config.tls_server_name)
 
 
 def make_nats(config: Config) -> NatsConnection:

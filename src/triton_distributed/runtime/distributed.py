@@ -15,7 +15,7 @@ from triton_distributed.errors import DiscoveryError, ForkError, RuntimeClosed
 from triton_distributed.names import MAX_INSTANCE_ID, EndpointName, Instance
 from triton_distributed.observe import Stats
 from triton_distributed.routing.policies import Policy
-from triton_distributed.runtime.backends import make_discovery, make_events, make_nats
+from triton_distributed.runtime.backends import make_discovery, make_events, make_nats, make_tls
 from triton_distributed.runtime.client import Client
 from triton_distributed.runtime.component import Endpoint, Namespace
 from triton_distributed.runtime.events import RuntimeEvents
@@ -67,6 +67,7 @@ class DistributedRuntime:
             self.instance_id,
             config.max_message_bytes,
         )
+        tls = make_tls(config)
         self._views: dict[EndpointName, EndpointView] = {}
         self._opening: dict[EndpointName, asyncio.Task[EndpointView]] = {}
         self.prober = Prober(self._loop, _Values(self._views))
@@ -75,10 +76,11 @@ class DistributedRuntime:
             self._dialled,
             config.connect_timeout_s,
             lambda addresses, _: self.prober.lost(addresses, self.pool),
+            tls,
         )
         self._threads = HandlerThreads(config.threads)
         self._server = Server(
-            self._loop, config, None if config.discovery == "static" else self.instance_id, self._accepted
+            self._loop, config, None if config.discovery == "static" else self.instance_id, self._accepted, tls
         )
         self._signals = DrainSignals(self._loop, self.shutdown, self._running)
         self._token = CancellationToken()
@@ -252,7 +254,7 @@ class DistributedRuntime:
         return self._session(None, on_lost, address)
 
     def _accepted(self, on_request: Callable[..., None], on_lost: Callable[[Session, str], None]) -> Session:
-        return self._session(on_request, on_lost, "a client")
+        return self._session(on_request, on_lost, "")
 
     # life
 

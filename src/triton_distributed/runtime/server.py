@@ -14,6 +14,7 @@ from triton_distributed.runtime.keys import endpoint_key
 from triton_distributed.runtime.served import ServedEndpoint
 from triton_distributed.transport.listener import Listener
 from triton_distributed.transport.session import Session
+from triton_distributed.transport.tls import SessionTls
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import Body, Memory
 
@@ -30,16 +31,22 @@ class Server:
         config: settings.
         instance_id: of the runtime; None to take requests for any id, where ids are made from addresses.
         factory: makes an accepted session from what to call for a request and when the session is lost.
+        tls: of TCP sessions, or None.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, config: Config, instance_id: int | None, factory: AcceptedFactory
+        self,
+        loop: asyncio.AbstractEventLoop,
+        config: Config,
+        instance_id: int | None,
+        factory: AcceptedFactory,
+        tls: SessionTls | None = None,
     ) -> None:
         self._loop = loop
         self._config = config
         self._instance_id = instance_id
         self._by_key: dict[int, ServedEndpoint] = {}
-        self._listener = Listener(loop, lambda on_lost: factory(self._request, on_lost), config.max_sessions)
+        self._listener = Listener(loop, lambda on_lost: factory(self._request, on_lost), config.max_sessions, tls)
         self._listening: asyncio.Task[tuple[str, ...]] | None = None
         self.draining = False
 

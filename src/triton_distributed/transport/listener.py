@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
 from triton_distributed.transport import memory, tcp, unix
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.inherited import give_up
+from triton_distributed.transport.refusals import Refusals
 from triton_distributed.transport.session import Session
-
-logger = logging.getLogger("triton_distributed.transport")
+from triton_distributed.transport.tls import SessionTls
 
 AcceptedFactory = Callable[[Callable[[Session, str], None]], Session]
 
@@ -26,15 +25,24 @@ class Listener:
         loop: the running loop.
         factory: makes the session of an accepted connection from the function to call when it is lost.
         max_sessions: further connections are told that there are too many, and closed.
+        tls: of TCP connections; None for plain ones. Unix sockets are plain: their folder is the user's alone.
 
     Attributes:
         sessions: those that are open, whichever way they came.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, factory: AcceptedFactory, max_sessions: int) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        factory: AcceptedFactory,
+        max_sessions: int,
+        tls: SessionTls | None = None,
+    ) -> None:
         self._loop = loop
         self._factory = factory
         self._max_sessions = max_sessions
+        self._tls = tls
+        self._refusals = Refusals(loop.time)
         self._servers: list[asyncio.AbstractServer] = []
         self._stops: list[Callable[[], object]] = []  # what to do when listening ends; both at most one an address
         self.sessions: set[Session] = set()
@@ -57,7 +65,7 @@ class Listener:
                 self._servers.append(server)
                 self._stops.append(functools.partial(unix.remove, path, inode))
             else:
-                server = await tcp.listen(self._loop, address.host, address.port, self._accept)
+                server = await tcp.listen(self._loop, address.host, address.port, self._accept_tcp)
                 self._servers.append(server)
                 port = server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
                 address = Address("tcp", address.host, port)
@@ -72,10 +80,16 @@ class Listener:
             session.refused = f"{self._max_sessions:,} sessions are open here, see TRD_MAX_SESSIONS"
         return session
 
+    def _accept_tcp(self) -> asyncio.Protocol:
+        session = self._accept()
+        return session if self._tls is None else self._tls.accepting(session)
+
     def forget(self, session: Session, reason: str) -> None:
         """`session` is gone, or asks for no more streams."""
         if session.lost is not None:
             self.sessions.discard(session)
+            if session.turned_away:
+                self._refusals.note(session.address, reason)
 
     def close_listening(self) -> None:
         """Accept nothing more; the sessions stay."""
