@@ -15,9 +15,10 @@ from triton_distributed.errors import DiscoveryError, ForkError, RuntimeClosed
 from triton_distributed.names import MAX_INSTANCE_ID, EndpointName, Instance
 from triton_distributed.observe import Stats
 from triton_distributed.routing.policies import Policy
-from triton_distributed.runtime.backends import listen_address, make_discovery, make_nats
+from triton_distributed.runtime.backends import make_discovery, make_events, make_nats, make_tls
 from triton_distributed.runtime.client import Client
 from triton_distributed.runtime.component import Endpoint, Namespace
+from triton_distributed.runtime.events import RuntimeEvents
 from triton_distributed.runtime.fork import watch_forks
 from triton_distributed.runtime.handlers import Handler
 from triton_distributed.runtime.host import host_name
@@ -60,6 +61,13 @@ class DistributedRuntime:
         self.instance_id = self.rng.randint(1, MAX_INSTANCE_ID)
         self.discovery = make_discovery(config)
         self.nats = make_nats(config)
+        self.events = RuntimeEvents(
+            lambda: make_events(config, self.nats, self.instance_id),
+            self.nats if config.nats_urls else None,
+            self.instance_id,
+            config.max_message_bytes,
+        )
+        tls = make_tls(config)
         self._views: dict[EndpointName, EndpointView] = {}
         self._opening: dict[EndpointName, asyncio.Task[EndpointView]] = {}
         self.prober = Prober(self._loop, _Values(self._views))
@@ -68,10 +76,11 @@ class DistributedRuntime:
             self._dialled,
             config.connect_timeout_s,
             lambda addresses, _: self.prober.lost(addresses, self.pool),
+            tls,
         )
         self._threads = HandlerThreads(config.threads)
         self._server = Server(
-            self._loop, config, None if config.discovery == "static" else self.instance_id, self._accepted
+            self._loop, config, None if config.discovery == "static" else self.instance_id, self._accepted, tls
         )
         self._signals = DrainSignals(self._loop, self.shutdown, self._running)
         self._token = CancellationToken()
@@ -168,9 +177,8 @@ class DistributedRuntime:
         self, name: EndpointName, handler: Handler, metadata: Mapping[str, Any], limits: dict[str, Any]
     ) -> ServedEndpoint:
         self._server.check_free(name.path, endpoint_key(name))
-        address = await self._server.listen(listen_address(self.config, self.instance_id, self.discovery.where))
-        published = self.config.advertise or str(address)
-        instance = Instance(name, self.instance_id, (published,), host_name(), metadata)
+        addresses = await self._server.listen(self.instance_id, self.discovery.where)
+        instance = Instance(name, self.instance_id, addresses, host_name(), metadata)
         served = ServedEndpoint(self._loop, name, handler, instance, **limits)
         self._server.add(served)
         if self.config.handle_signals:
@@ -246,7 +254,7 @@ class DistributedRuntime:
         return self._session(None, on_lost, address)
 
     def _accepted(self, on_request: Callable[..., None], on_lost: Callable[[Session, str], None]) -> Session:
-        return self._session(on_request, on_lost, "a client")
+        return self._session(on_request, on_lost, "")
 
     # life
 
@@ -273,6 +281,7 @@ class DistributedRuntime:
         self._signals.forked()
         self._server.release_in_child()
         self.pool.release_in_child()
+        self.events.release_in_child()
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `work` in a task that the runtime keeps and ends with itself."""
@@ -323,6 +332,7 @@ class DistributedRuntime:
         for view in self._views.values():
             view.close()
         await self.discovery.close()
+        await self.events.close()
         await self.nats.close()
         self._threads.close()
         if not self._stopped.done():
