@@ -12,13 +12,23 @@ from typing import Any
 
 from triton_distributed.errors import InvalidName
 
-__all__ = ["MAX_INSTANCE_ID", "MAX_NAME_LENGTH", "EndpointName", "Instance", "check_name", "service_name"]
+__all__ = [
+    "MAX_INSTANCE_ID",
+    "MAX_NAME_LENGTH",
+    "EndpointName",
+    "Instance",
+    "check_name",
+    "request_subject",
+    "service_name",
+]
 
 MAX_INSTANCE_ID = 2**63 - 1
 MAX_NAME_LENGTH = 255  # one part; three of them and an id still fit a discovery record's key
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _SLUG = re.compile(r"[^a-z0-9_]")
+_UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
+_LONGEST_TOKEN = 64  # of an endpoint's name in a subject
 
 
 def check_name(kind: str, text: str) -> str:
@@ -89,7 +99,8 @@ class Instance:
     Attributes:
         endpoint: what it serves.
         id: 0 < id < 2^63, the same for every endpoint of one runtime.
-        addresses: where it listens, best first: `unix:///path`, `tcp://host:port`, `memory://name`.
+        addresses: where it listens, best first: `unix:///path`, `tcp://host:port`, `memory://name`,
+            `nats://subject`.
         host: names the machine and boot it runs on; Unix sockets are only tried where it equals our own.
         metadata: what its server published about it: plain JSON values.
     """
@@ -115,3 +126,17 @@ def service_name(namespace: str, component: str) -> str:
 
     text = f"{namespace}|{component}"
     return f"{_SLUG.sub('_', text.lower())}_{blake3(text.encode()).hexdigest()[-8:]}".lstrip("_")
+
+
+def request_subject(name: EndpointName, instance_id: int) -> str:
+    """The NATS subject on which an instance takes requests: `{service_name}.{endpoint}-{id:x}`.
+
+    An endpoint's name that is long, or holds anything but letters, digits, `_` and `-`, is made safe as a service's is,
+    with a hash behind it. Two runtimes never share a subject, for their ids differ.
+    """
+    from blake3 import blake3
+
+    safe = _UNSAFE.sub("_", name.endpoint)[:_LONGEST_TOKEN]
+    if safe != name.endpoint:
+        safe = f"{safe}_{blake3(name.endpoint.encode()).hexdigest()[-8:]}"
+    return f"{service_name(name.namespace, name.component)}.{safe}-{instance_id:x}"

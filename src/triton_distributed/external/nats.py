@@ -133,6 +133,12 @@ class NatsConnection:
         """Whether there is a connection this very moment."""
         return self._client is not None and self._client.is_connected
 
+    @property
+    def socket(self) -> Any:
+        """The socket that a forked child has to give up; None where there is none, or the library hides it."""
+        writer = getattr(getattr(self._client, "_transport", None), "_io_writer", None)
+        return writer.get_extra_info("socket") if writer is not None else None
+
     async def close(self) -> None:
         """Send what waits and close. Closing twice is harmless."""
         self._closed = True

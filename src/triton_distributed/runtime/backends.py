@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 from triton_distributed.config import Config
@@ -13,7 +14,10 @@ from triton_distributed.discovery.static import StaticDiscovery
 from triton_distributed.errors import ConfigError
 from triton_distributed.external.nats import NatsConnection, NatsOptions
 from triton_distributed.external.tls import TlsFiles
+from triton_distributed.names import EndpointName, request_subject
 from triton_distributed.transport.address import Address
+from triton_distributed.transport.nats import NatsNetwork
+from triton_distributed.transport.network import Networks
 from triton_distributed.transport.unix import SUPPORTED as UNIX_SOCKETS
 
 
@@ -45,10 +49,16 @@ def make_nats(config: Config) -> NatsConnection:
     )
 
 
-def listen_address(config: Config, instance_id: int, where: str) -> Address:
+def make_networks(loop: asyncio.AbstractEventLoop, nats: NatsConnection) -> Networks:
+    """What serves schemes that are not sockets or memory: a client dials whatever a worker publishes."""
+    return {"nats": NatsNetwork(loop, nats)}
+
+
+def listen_address(config: Config, name: EndpointName, instance_id: int, where: str) -> Address:
     """Where a worker listens.
 
     Args:
+        name: the endpoint that it serves first.
         where: the place of discovery, for error texts.
 
     Raises:
@@ -56,9 +66,15 @@ def listen_address(config: Config, instance_id: int, where: str) -> Address:
         DiscoveryError: the private folder is not private.
     """
     if config.listen:
-        return Address.parse(config.listen, "TRD_LISTEN")
+        address = Address.parse(config.listen, "TRD_LISTEN")
+        if (address.scheme == "nats") != (config.request_plane == "nats"):
+            plane = f"TRD_REQUEST_PLANE is {config.request_plane}"
+            raise ConfigError("TRD_LISTEN", config.listen, f"{plane}, which does not listen on such an address")
+        return address
     if config.discovery == "static":
         raise ConfigError("TRD_LISTEN", "", "static discovery needs the address that TRD_STATIC names for this worker")
+    if config.request_plane == "nats":
+        return Address("nats", request_subject(name, instance_id))
     if config.discovery == "memory":
         return Address("memory", f"{instance_id:x}")
     if not UNIX_SOCKETS:

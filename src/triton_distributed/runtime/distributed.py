@@ -15,7 +15,7 @@ from triton_distributed.errors import DiscoveryError, ForkError, RuntimeClosed
 from triton_distributed.names import MAX_INSTANCE_ID, EndpointName, Instance
 from triton_distributed.observe import Stats
 from triton_distributed.routing.policies import Policy
-from triton_distributed.runtime.backends import listen_address, make_discovery, make_nats
+from triton_distributed.runtime.backends import listen_address, make_discovery, make_nats, make_networks
 from triton_distributed.runtime.client import Client
 from triton_distributed.runtime.component import Endpoint, Namespace
 from triton_distributed.runtime.fork import watch_forks
@@ -29,6 +29,7 @@ from triton_distributed.runtime.signals import DrainSignals
 from triton_distributed.runtime.threads import HandlerThreads
 from triton_distributed.runtime.token import CancellationToken
 from triton_distributed.runtime.view import EndpointView
+from triton_distributed.transport.inherited import give_up
 from triton_distributed.transport.pool import SessionPool
 from triton_distributed.transport.session import Session
 from triton_distributed.wire.hello import Hello
@@ -60,6 +61,7 @@ class DistributedRuntime:
         self.instance_id = self.rng.randint(1, MAX_INSTANCE_ID)
         self.discovery = make_discovery(config)
         self.nats = make_nats(config)
+        self._networks = make_networks(self._loop, self.nats)
         self._views: dict[EndpointName, EndpointView] = {}
         self._opening: dict[EndpointName, asyncio.Task[EndpointView]] = {}
         self.prober = Prober(self._loop, _Values(self._views))
@@ -68,10 +70,15 @@ class DistributedRuntime:
             self._dialled,
             config.connect_timeout_s,
             lambda addresses, _: self.prober.lost(addresses, self.pool),
+            self._networks,
         )
         self._threads = HandlerThreads(config.threads)
         self._server = Server(
-            self._loop, config, None if config.discovery == "static" else self.instance_id, self._accepted
+            self._loop,
+            config,
+            None if config.discovery == "static" else self.instance_id,
+            self._accepted,
+            self._networks,
         )
         self._signals = DrainSignals(self._loop, self.shutdown, self._running)
         self._token = CancellationToken()
@@ -168,7 +175,7 @@ class DistributedRuntime:
         self, name: EndpointName, handler: Handler, metadata: Mapping[str, Any], limits: dict[str, Any]
     ) -> ServedEndpoint:
         self._server.check_free(name.path, endpoint_key(name))
-        address = await self._server.listen(listen_address(self.config, self.instance_id, self.discovery.where))
+        address = await self._server.listen(listen_address(self.config, name, self.instance_id, self.discovery.where))
         published = self.config.advertise or str(address)
         instance = Instance(name, self.instance_id, (published,), host_name(), metadata)
         served = ServedEndpoint(self._loop, name, handler, instance, **limits)
@@ -207,7 +214,7 @@ class DistributedRuntime:
         return Client(self, view, policy)
 
     async def _open_view(self, name: EndpointName) -> EndpointView:
-        view = EndpointView(name, self._loop, self.rng)
+        view = EndpointView(name, self._loop, self.rng, self.pool.ask)
         try:
             await view.start(self.discovery, host_name())
         except DiscoveryError:
@@ -272,6 +279,9 @@ class DistributedRuntime:
         self._forked = self.unusable = True
         self._server.release_in_child()
         self.pool.release_in_child()
+        for network in self._networks.values():
+            network.release_in_child()
+        give_up(self.nats.socket)
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `work` in a task that the runtime keeps and ends with itself."""
@@ -314,6 +324,8 @@ class DistributedRuntime:
         for view in self._views.values():
             view.close()
         await self.discovery.close()
+        for network in self._networks.values():
+            await network.close()
         await self.nats.close()
         self._threads.close()
         if not self._stopped.done():

@@ -13,6 +13,7 @@ from triton_distributed.runtime.keys import endpoint_key
 from triton_distributed.runtime.served import ServedEndpoint
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.listener import Listener
+from triton_distributed.transport.network import Networks
 from triton_distributed.transport.session import Session
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import Body, Memory
@@ -30,15 +31,21 @@ class Server:
         config: settings.
         instance_id: of the runtime; None to take requests for any id, where ids are made from addresses.
         factory: makes an accepted session from what to call for a request and when the session is lost.
+        networks: what serves the schemes that are not sockets or memory.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, config: Config, instance_id: int | None, factory: AcceptedFactory
+        self,
+        loop: asyncio.AbstractEventLoop,
+        config: Config,
+        instance_id: int | None,
+        factory: AcceptedFactory,
+        networks: Networks,
     ) -> None:
         self._loop = loop
         self._instance_id = instance_id
         self._by_key: dict[int, ServedEndpoint] = {}
-        self._listener = Listener(loop, lambda on_lost: factory(self._request, on_lost), config.max_sessions)
+        self._listener = Listener(loop, lambda on_lost: factory(self._request, on_lost), config.max_sessions, networks)
         self._listening: asyncio.Task[Address] | None = None
         self.draining = False
 

@@ -8,9 +8,11 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from triton_distributed.errors import BrokerError
 from triton_distributed.transport import memory, tcp, unix
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.inherited import give_up
+from triton_distributed.transport.network import Networks
 from triton_distributed.transport.session import Session
 
 logger = logging.getLogger("triton_distributed.transport")
@@ -25,16 +27,24 @@ class Listener:
         loop: the running loop.
         factory: makes the session of an accepted connection from the function to call when it is lost.
         max_sessions: further connections are told that there are too many, and closed.
+        networks: what serves the schemes that are not sockets or memory.
 
     Attributes:
         address: where it listens, with the port that was found.
         sessions: those that are open.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, factory: AcceptedFactory, max_sessions: int) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        factory: AcceptedFactory,
+        max_sessions: int,
+        networks: Networks | None = None,
+    ) -> None:
         self._loop = loop
         self._factory = factory
         self._max_sessions = max_sessions
+        self._networks = networks or {}
         self._server: asyncio.AbstractServer | None = None
         self._stop: Callable[[], None] | None = None
         self._inode = 0
@@ -45,10 +55,13 @@ class Listener:
         """Begin to listen; TCP port 0 takes any free one.
 
         Raises:
+            BrokerError: what serves its scheme cannot be reached.
             OSError: the address cannot be bound; its text names the address.
         """
         try:
-            if address.scheme == "memory":
+            if address.scheme in self._networks:
+                self._stop = await self._networks[address.scheme].listen(address, self._accept)
+            elif address.scheme == "memory":
                 self._stop = memory.network_of(self._loop).listen(address.host, self._accept)
             elif address.scheme == "unix":
                 self._server, self._inode = await unix.listen(self._loop, Path(address.host), self._accept)
@@ -56,6 +69,8 @@ class Listener:
                 self._server = await tcp.listen(self._loop, address.host, address.port, self._accept)
                 port = self._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
                 address = Address("tcp", address.host, port)
+        except BrokerError:  # it names the broker, which is what cannot be reached
+            raise
         except OSError as error:
             raise OSError(error.errno or errno.EADDRNOTAVAIL, f"cannot listen on {address}: {error}") from error
         self.address = address
