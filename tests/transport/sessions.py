@@ -13,6 +13,7 @@ import msgspec
 from tests.timing import PATIENCE_S
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.listener import Listener
+from triton_distributed.transport.network import Networks
 from triton_distributed.transport.pool import SessionPool
 from triton_distributed.transport.session import Session
 from triton_distributed.transport.stream import Stream
@@ -123,14 +124,14 @@ class Serving:
 class Service:
     """What listens; `async with serving(…)` makes one."""
 
-    def __init__(self, max_sessions: int = 10_000, **options: Any) -> None:
+    def __init__(self, max_sessions: int = 10_000, networks: Networks | None = None, **options: Any) -> None:
         self.running: set[Serving] = set()
         self.served: list[Serving] = []
         self.came = asyncio.Event()
         self.lost: list[str] = []
         self.accepted: list[Watched] = []
         self.listener = Listener(
-            asyncio.get_running_loop(), lambda on_lost: self._session(on_lost, options), max_sessions
+            asyncio.get_running_loop(), lambda on_lost: self._session(on_lost, options), max_sessions, networks
         )
 
     def _session(self, on_lost: Any, options: dict[str, Any]) -> Watched:
@@ -180,7 +181,7 @@ async def closed(*sessions: Watched) -> None:
 class Caller:
     """A pool and calls through it; `async with calling(…)` makes one."""
 
-    def __init__(self, timeout_s: float, options: dict[str, Any]) -> None:
+    def __init__(self, timeout_s: float, networks: Networks | None, options: dict[str, Any]) -> None:
         self.lost: list[tuple[tuple[str, ...], str]] = []
         self.made: list[Watched] = []
         self._options = options
@@ -189,6 +190,7 @@ class Caller:
             self._session,
             timeout_s,
             lambda addresses, why: self.lost.append((addresses, why)),
+            networks,
         )
 
     def _session(self, address: str, on_lost: Any) -> Watched:
@@ -206,9 +208,11 @@ class Caller:
 
 
 @contextlib.asynccontextmanager
-async def calling(timeout_s: float = PATIENCE_S, **options: Any) -> AsyncIterator[Caller]:
+async def calling(
+    timeout_s: float = PATIENCE_S, networks: Networks | None = None, **options: Any
+) -> AsyncIterator[Caller]:
     """A caller until the block is left."""
-    caller = Caller(timeout_s, options)
+    caller = Caller(timeout_s, networks, options)
     try:
         yield caller
     finally:

@@ -49,9 +49,10 @@ def make_nats(config: Config) -> NatsConnection:
     )
 
 
-def make_networks(loop: asyncio.AbstractEventLoop, nats: NatsConnection) -> Networks:
+def make_networks(loop: asyncio.AbstractEventLoop, config: Config, nats: NatsConnection) -> Networks:
     """What serves schemes that are not sockets or memory: a client dials whatever a worker publishes."""
-    return {"nats": NatsNetwork(loop, nats)}
+    # Sooner than the pool gives the session up, whose words would not name the NATS server.
+    return {"nats": NatsNetwork(loop, nats, 0.8 * config.connect_timeout_s)}
 
 
 def listen_address(config: Config, name: EndpointName, instance_id: int, where: str) -> Address:

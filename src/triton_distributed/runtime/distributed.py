@@ -61,7 +61,7 @@ class DistributedRuntime:
         self.instance_id = self.rng.randint(1, MAX_INSTANCE_ID)
         self.discovery = make_discovery(config)
         self.nats = make_nats(config)
-        self._networks = make_networks(self._loop, self.nats)
+        self._networks = make_networks(self._loop, config, self.nats)
         self._views: dict[EndpointName, EndpointView] = {}
         self._opening: dict[EndpointName, asyncio.Task[EndpointView]] = {}
         self.prober = Prober(self._loop, _Values(self._views))

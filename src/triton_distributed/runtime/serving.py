@@ -167,7 +167,7 @@ class Serving:
         handler = self._endpoint.handler
         if handler.takes_stream:
             return self._requests(body, buffers)
-        if not self.stream.finished:
+        if not self.stream.finished or not len(body):  # a stream that has ended by now, with its items in the inbox
             raise InvalidRequest(
                 "", f"handler {handler.name} takes one request; annotate its parameter as AsyncIterator[…] for a stream"
             )

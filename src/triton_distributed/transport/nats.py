@@ -37,6 +37,9 @@ ALL_WINDOWS = 32 * 1024 * 1024
 BEAT_S = 1.0
 # Sessions that are being opened to this process at once; further ones are not answered and try again.
 MOST_OPENING = 10_000
+# After a reconnection the workers may be about to reconnect too: for so long, nobody on a subject is no answer yet.
+FORGIVING_S = 2.0
+DIAL_AGAIN_S = 0.1
 
 Factory = Callable[[], asyncio.Protocol]
 
@@ -47,12 +50,20 @@ class NatsNetwork:
     Args:
         loop: the running loop.
         connection: shared with whatever else the runtime does over NATS; used from the first session on.
+        timeout_s: seconds that a dialler waits for the connection.
         beat_s: seconds between the signs of life of an idle session.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, connection: NatsConnection, beat_s: float = BEAT_S) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        connection: NatsConnection,
+        timeout_s: float = 5.0,
+        beat_s: float = BEAT_S,
+    ) -> None:
         self._loop = loop
         self._connection = connection
+        self._timeout_s = timeout_s
         self._beat_s = beat_s
         self._port: NatsPort | None = None
         self._budget = WindowBudget(WINDOW, ALL_WINDOWS)
@@ -62,6 +73,7 @@ class NatsNetwork:
         self._tasks: set[asyncio.Task[None]] = set()
         self._pumping: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._forgiving_until = 0.0  # on the loop's clock
         self._closed = False
 
     def __repr__(self) -> str:
@@ -76,7 +88,23 @@ class NatsNetwork:
             BrokerError: NATS cannot be reached.
             ConnectionRefusedError: nobody listens on that subject.
         """
-        port = await self._connected()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                port = await self._connected()
+        except TimeoutError:
+            reason = f"{self._connection.last_error or 'no answer'} (tried for {self._timeout_s:g} s)"
+            raise BrokerError("NATS", self._connection.where, reason) from None
+        while True:
+            try:
+                await self._dial(port, address, protocol)
+            except ConnectionRefusedError as error:
+                if self._loop.time() > self._forgiving_until:
+                    raise ConnectionRefusedError(errno.ECONNREFUSED, f"{error}, at NATS {port.where}") from None
+                await asyncio.sleep(DIAL_AGAIN_S)
+            else:
+                return
+
+    async def _dial(self, port: NatsPort, address: Address, protocol: asyncio.Protocol) -> None:
         transport = self._transport(protocol, port.inbox())
         transport.opened = opened = self._loop.create_future()
         try:
@@ -84,10 +112,8 @@ class NatsNetwork:
             if not port.publish(address.host, m.opening(m.OPEN, transport.window), transport.subject):
                 raise BrokerError("NATS", port.where, "there is no connection at the moment")
             await opened
-        except BaseException as error:
+        except BaseException:
             transport.abort()
-            if isinstance(error, ConnectionRefusedError):
-                raise ConnectionRefusedError(errno.ECONNREFUSED, f"{error}, at NATS {port.where}") from None
             raise
 
     async def listen(self, address: Address, factory: Factory) -> Callable[[], None]:
@@ -227,6 +253,7 @@ class NatsNetwork:
             logger.warning("NATS at %s: %s", self._connection.where, error)
 
     def _reconnected(self) -> None:
+        self._forgiving_until = self._loop.time() + FORGIVING_S
         for each in list(self._transports):
             each.reconnected()
         if self._blocked:

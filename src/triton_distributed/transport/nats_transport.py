@@ -44,6 +44,8 @@ class Network(Protocol):
 class NatsTransport(asyncio.Transport):
     """What a socket is to a session; flow control, liveness and the order of messages are made here.
 
+    It does not read in place, so it neither pauses reading nor changes its protocol.
+
     Args:
         loop: the running loop.
         network: the connection.
@@ -297,15 +299,3 @@ class NatsTransport(asyncio.Transport):
     def get_protocol(self) -> asyncio.BaseProtocol:
         protocol: asyncio.BaseProtocol = self._protocol
         return protocol
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        raise NotImplementedError("a NATS transport keeps its protocol: it does not read in place")
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return default
-
-    def pause_reading(self) -> None:
-        raise NotImplementedError("sessions always read: flow control is by credit")
-
-    def resume_reading(self) -> None:
-        raise NotImplementedError("sessions always read: flow control is by credit")
