@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import secrets
+import os
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ ALL_WINDOWS = 32 * 1024 * 1024
 # Seconds between the signs of life of a session on which nothing else is sent. A process that ended is noticed after
 # one of them; a message a second and session costs nothing worth mentioning.
 BEAT_S = 1.0
+AT_ONCE = 256  # sessions that have their beat in one turn of the loop, which takes about a millisecond
 # Sessions that are being opened to this process at once; further ones are not answered and try again.
 MOST_OPENING = 10_000
 # After a reconnection the workers may be about to reconnect too: for so long, nobody on a subject is no answer yet.
@@ -169,7 +170,7 @@ class NatsNetwork:
 
     async def _accept(self, subject: str, peer: str, window: int) -> None:
         port = await self._connected()
-        own = f"{subject}.{secrets.token_hex(12)}"
+        own = f"{subject}.{os.urandom(12).hex()}"
         listening = self._listening.get(subject)
         if listening is None:
             return  # it stopped meanwhile
@@ -231,16 +232,21 @@ class NatsNetwork:
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(self._beat_s, self._tick)
-        gone = self._port is not None and self._port.closed
-        for each in list(self._transports):
-            if gone:
+        if self._port is not None and self._port.closed:
+            for each in list(self._transports):
                 each.fail(f"the connection to NATS at {self._connection.where} was closed")
-            else:
-                each.tick()
-                if each in self._blocked:
-                    self.blocked(each)
-        if gone and self._listening and not self._tasks:
-            self._spawn(self._listen_again())
+            if self._listening and not self._tasks:
+                self._spawn(self._listen_again())
+        else:
+            self._beat(list(self._transports))
+
+    def _beat(self, transports: list[NatsTransport]) -> None:
+        for each in transports[:AT_ONCE]:
+            each.tick()
+            if each in self._blocked:
+                self.blocked(each)
+        if len(transports) > AT_ONCE:
+            self._loop.call_soon(self._beat, transports[AT_ONCE:])
 
     async def _listen_again(self) -> None:
         """The client gave up for good, e.g. because its credentials were refused for a while: begin anew."""
