@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.runtime.cluster import Cluster
 from triton_distributed.discovery.folder import private_folder
 from triton_distributed.events.local import LocalEvents, UnixSockets
 from triton_distributed.external.nats import NatsConnection, NatsOptions
 from triton_distributed.testing import NatsServer
-from triton_distributed.transport import unix
+from triton_distributed.transport import unix as sockets
 from triton_distributed.transport.inherited import give_up
 
 MIB = 1024 * 1024
@@ -23,7 +24,7 @@ def local(folder: Path, id: int, max_message_bytes: int = 64 * MIB, check_s: flo
     return LocalEvents(
         folder,
         private=private_folder,
-        sockets=UnixSockets(unix.reachable, unix.listen, unix.remove, give_up),
+        sockets=UnixSockets(sockets.reachable, sockets.listen, sockets.remove, give_up),
         id=id,
         max_message_bytes=max_message_bytes,
         check_s=check_s,
@@ -56,3 +57,11 @@ async def connect(nats: NatsServer) -> AsyncIterator[Callable[[], NatsConnection
     yield make
     for each in made:
         await each.close()
+
+
+@pytest.fixture
+async def unix(trd_dir: Path) -> AsyncIterator[Cluster]:
+    """Runtimes whose events travel between processes, in the test's folder."""
+    made = Cluster(discovery="file", directory=trd_dir)
+    yield made
+    await made.close()
