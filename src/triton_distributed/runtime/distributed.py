@@ -284,6 +284,7 @@ class DistributedRuntime:
     def forked(self) -> None:
         """This process is a child of the one that made the runtime."""
         self._forked = self.unusable = True
+        self._signals.forked()
         self._server.release_in_child()
         self.pool.release_in_child()
         self.events.release_in_child()
@@ -311,6 +312,12 @@ class DistributedRuntime:
             await asyncio.shield(self._closing)
 
     async def _close(self, drain_s: float) -> None:
+        try:
+            await self._drain(drain_s)
+        finally:
+            await self._release()
+
+    async def _drain(self, drain_s: float) -> None:
         self._token.cancel()
         if self._starting:
             await asyncio.wait(self._starting)
@@ -321,6 +328,8 @@ class DistributedRuntime:
         except Exception as error:  # a place that is gone must not keep requests from finishing
             logger.warning("withdrawing from %s: %s", self.discovery.where, error)
         await self._server.drain(drain_s)
+
+    async def _release(self) -> None:
         self.unusable = True
         self._signals.remove()
         self._server.close()
