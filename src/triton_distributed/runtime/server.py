@@ -108,7 +108,11 @@ class Server:
     ) -> None:
         endpoint = self._by_key.get(key)
         if endpoint is None or (instance_id != self._instance_id and self._instance_id is not None):
-            words = f"this worker is instance {self._instance_id} and does not serve that endpoint as {instance_id}"
+            words = f"this worker is instance {self._instance_id}"
+            if instance_id == self._instance_id or self._instance_id is None:
+                words += " and does not serve that endpoint, or no longer"
+            else:
+                words += f", not {instance_id}"
             stream.abort(f.REJECT, f.RejectCode.UNKNOWN, words.encode())
         else:
             endpoint.admit(stream, timeout_s, metadata, body, buffers)
