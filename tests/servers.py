@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import shutil
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -61,3 +63,20 @@ async def nats() -> AsyncIterator[NatsServer]:
         missing(error)
     async with server:
         yield server
+
+
+@contextlib.contextmanager
+def shared_nats() -> Iterator[str]:
+    """The URL of a NATS server for more than one test, outside of any loop."""
+    try:
+        server = NatsServer(environ=os.environ)
+    except ServerMissing as error:
+        missing(error)
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(server.start())
+        yield server.url
+    finally:
+        loop.close()
+        server.kill()
+        shutil.rmtree(server.folder)

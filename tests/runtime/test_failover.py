@@ -210,7 +210,9 @@ async def test_a_dead_address_beside_a_live_one_is_passed_by(cluster: Cluster) -
 
 
 async def test_static_addresses(cluster: Cluster) -> None:
-    worker = cluster.runtime(discovery="static", listen="tcp://127.0.0.1:0", static="t.c.e=tcp://127.0.0.1:1")
+    worker = cluster.runtime(
+        request_plane="direct", discovery="static", listen="tcp://127.0.0.1:0", static="t.c.e=tcp://127.0.0.1:1"
+    )
     serving = worker.endpoint("t.c.e").serve_endpoint(echo)
     await until(lambda: worker._server.endpoints or serving.done())
     if serving.done():

@@ -17,6 +17,7 @@ import pytest
 from tests.timing import PATIENCE_S
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.listener import Listener
+from triton_distributed.transport.network import Networks
 from triton_distributed.transport.pool import SessionPool
 from triton_distributed.transport.session import Session
 from triton_distributed.transport.stream import Stream
@@ -131,7 +132,13 @@ class Serving:
 class Service:
     """What listens; `async with serving(…)` makes one."""
 
-    def __init__(self, max_sessions: int = 10_000, tls: SessionTls | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        max_sessions: int = 10_000,
+        tls: SessionTls | None = None,
+        networks: Networks | None = None,
+        **options: Any,
+    ) -> None:
         self.running: set[Serving] = set()
         self.served: list[Serving] = []
         self.came = asyncio.Event()
@@ -139,7 +146,7 @@ class Service:
         self.addresses: list[str] = []
         self.accepted: list[Watched] = []
         self.listener = Listener(
-            asyncio.get_running_loop(), lambda on_lost: self._session(on_lost, options), max_sessions, tls
+            asyncio.get_running_loop(), lambda on_lost: self._session(on_lost, options), max_sessions, tls, networks
         )
 
     def _session(self, on_lost: Any, options: dict[str, Any]) -> Watched:
@@ -190,7 +197,9 @@ async def closed(*sessions: Watched) -> None:
 class Caller:
     """A pool and calls through it; `async with calling(…)` makes one."""
 
-    def __init__(self, timeout_s: float, tls: SessionTls | None, options: dict[str, Any]) -> None:
+    def __init__(
+        self, timeout_s: float, tls: SessionTls | None, networks: Networks | None, options: dict[str, Any]
+    ) -> None:
         self.lost: list[tuple[tuple[str, ...], str]] = []
         self.made: list[Watched] = []
         self._options = options
@@ -200,6 +209,7 @@ class Caller:
             timeout_s,
             lambda addresses, why: self.lost.append((addresses, why)),
             tls,
+            networks,
         )
 
     def _session(self, address: str, on_lost: Any) -> Watched:
@@ -218,10 +228,10 @@ class Caller:
 
 @contextlib.asynccontextmanager
 async def calling(
-    timeout_s: float = PATIENCE_S, tls: SessionTls | None = None, **options: Any
+    timeout_s: float = PATIENCE_S, tls: SessionTls | None = None, networks: Networks | None = None, **options: Any
 ) -> AsyncIterator[Caller]:
     """A caller until the block is left."""
-    caller = Caller(timeout_s, tls, options)
+    caller = Caller(timeout_s, tls, networks, options)
     try:
         yield caller
     finally:

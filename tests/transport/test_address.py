@@ -16,6 +16,7 @@ from triton_distributed.transport.address import Address, parse_list
         ("tcp://127.0.0.1:0", Address("tcp", "127.0.0.1", 0)),
         ("tcp://[::1]:65535", Address("tcp", "::1", 65535)),
         ("memory://w", Address("memory", "w")),
+        ("nats://a_b_1234abcd.generate-1f", Address("nats", "a_b_1234abcd.generate-1f")),
     ],
 )
 def test_read_and_written(text, address):
@@ -37,6 +38,14 @@ def test_read_and_written(text, address):
         "tcp://host:65536",
         "unix://",
         "unix://relative",
+        "nats://",
+        "nats://a b",
+        "nats://a.*",
+        "nats://a.>",
+        "nats://a..b",
+        "nats://.a",
+        "nats://a.",
+        "nats://" + "a" * 1001,
         "http://host:80",
         "memory://",
     ],

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from triton_distributed.config import Config
 from triton_distributed.discovery.folder import private_folder
 from triton_distributed.errors import ConfigError, DiscoveryError
+from triton_distributed.names import EndpointName, request_subject
 from triton_distributed.transport.address import Address, parse_list
 from triton_distributed.transport.listener import Listener
 from triton_distributed.transport.pool import MOST_ADDRESSES
@@ -29,11 +30,17 @@ ETCD_PORT = 2379
 
 
 async def begin_to_listen(
-    loop: asyncio.AbstractEventLoop, listener: Listener, config: Config, instance_id: int, where: str
+    loop: asyncio.AbstractEventLoop,
+    listener: Listener,
+    config: Config,
+    name: EndpointName,
+    instance_id: int,
+    where: str,
 ) -> tuple[str, ...]:
     """Listen wherever the settings say; all or nothing.
 
     Args:
+        name: of the endpoint that is served first.
         where: the place of discovery, for error texts.
 
     Returns:
@@ -45,14 +52,14 @@ async def begin_to_listen(
         OSError: an address cannot be bound; its text names the address.
     """
     try:
-        listened = [await listener.listen(each) for each in listen_addresses(config, instance_id, where)]
+        listened = [await listener.listen(each) for each in listen_addresses(config, name, instance_id, where)]
         return await published(loop, config, listened)
     except BaseException:
         listener.close_listening()
         raise
 
 
-def listen_addresses(config: Config, instance_id: int, where: str) -> tuple[Address, ...]:
+def listen_addresses(config: Config, name: EndpointName, instance_id: int, where: str) -> tuple[Address, ...]:
     """Where a worker listens, best first.
 
     Raises:
@@ -60,9 +67,15 @@ def listen_addresses(config: Config, instance_id: int, where: str) -> tuple[Addr
         DiscoveryError: the private folder is not private.
     """
     if config.listen:
-        return parse_list(config.listen, "TRD_LISTEN")
+        addresses = parse_list(config.listen, "TRD_LISTEN")
+        if any((each.scheme == "nats") != (config.request_plane == "nats") for each in addresses):
+            plane = f"TRD_REQUEST_PLANE is {config.request_plane}"
+            raise ConfigError("TRD_LISTEN", config.listen, f"{plane}, which does not listen on such an address")
+        return addresses
     if config.discovery == "static":
         raise ConfigError("TRD_LISTEN", "", "static discovery needs the address that TRD_STATIC names for this worker")
+    if config.request_plane == "nats":
+        return (Address("nats", request_subject(name, instance_id)),)
     if config.discovery == "memory":
         return (Address("memory", f"{instance_id:x}"),)
     if config.discovery == "etcd":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 from triton_distributed.config import Config
@@ -21,6 +22,8 @@ from triton_distributed.external.nats import NatsConnection, NatsOptions
 from triton_distributed.external.tls import TlsFiles
 from triton_distributed.transport import unix
 from triton_distributed.transport.inherited import give_up
+from triton_distributed.transport.nats import NatsNetwork
+from triton_distributed.transport.network import Networks
 from triton_distributed.transport.tls import SessionTls
 
 
@@ -81,6 +84,12 @@ def make_nats(config: Config) -> NatsConnection:
             timeout_s=config.connect_timeout_s,
         )
     )
+
+
+def make_networks(loop: asyncio.AbstractEventLoop, config: Config, nats: NatsConnection) -> Networks:
+    """What serves schemes that are not sockets or memory: a client dials whatever a worker publishes."""
+    # Sooner than the pool gives the session up, whose words would not name the NATS server.
+    return {"nats": NatsNetwork(loop, nats, 0.8 * config.connect_timeout_s)}
 
 
 def make_events(config: Config, nats: NatsConnection, instance_id: int) -> EventPlane:

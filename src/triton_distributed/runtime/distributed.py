@@ -16,7 +16,13 @@ from triton_distributed.errors import DiscoveryError, ForkError, RuntimeClosed
 from triton_distributed.names import MAX_INSTANCE_ID, EndpointName, Instance
 from triton_distributed.observe import Stats
 from triton_distributed.routing.policies import Policy
-from triton_distributed.runtime.backends import make_discovery, make_events, make_nats, make_tls
+from triton_distributed.runtime.backends import (
+    make_discovery,
+    make_events,
+    make_nats,
+    make_networks,
+    make_tls,
+)
 from triton_distributed.runtime.client import Client
 from triton_distributed.runtime.component import Endpoint, Namespace
 from triton_distributed.runtime.events import RuntimeEvents
@@ -31,6 +37,7 @@ from triton_distributed.runtime.signals import DrainSignals
 from triton_distributed.runtime.threads import HandlerThreads
 from triton_distributed.runtime.token import CancellationToken
 from triton_distributed.runtime.view import EndpointView
+from triton_distributed.transport.inherited import give_up
 from triton_distributed.transport.pool import SessionPool
 from triton_distributed.transport.session import Session
 from triton_distributed.wire.authentication import CHALLENGE_BYTES, Authentication
@@ -70,6 +77,7 @@ class DistributedRuntime:
             config.max_message_bytes,
         )
         tls = make_tls(config)
+        self._networks = make_networks(self._loop, config, self.nats)
         self._views: dict[EndpointName, EndpointView] = {}
         self._opening: dict[EndpointName, asyncio.Task[EndpointView]] = {}
         self.prober = Prober(self._loop, _Values(self._views))
@@ -79,10 +87,16 @@ class DistributedRuntime:
             config.connect_timeout_s,
             lambda addresses, _: self.prober.lost(addresses, self.pool),
             tls,
+            self._networks,
         )
         self._threads = HandlerThreads(config.threads)
         self._server = Server(
-            self._loop, config, None if config.discovery == "static" else self.instance_id, self._accepted, tls
+            self._loop,
+            config,
+            None if config.discovery == "static" else self.instance_id,
+            self._accepted,
+            tls,
+            self._networks,
         )
         self._signals = DrainSignals(self._loop, self.shutdown, self._running)
         self._token = CancellationToken()
@@ -179,7 +193,7 @@ class DistributedRuntime:
         self, name: EndpointName, handler: Handler, metadata: Mapping[str, Any], limits: dict[str, Any]
     ) -> ServedEndpoint:
         self._server.check_free(name.path, endpoint_key(name))
-        addresses = await self._server.listen(self.instance_id, self.discovery.where)
+        addresses = await self._server.listen(name, self.instance_id, self.discovery.where)
         instance = Instance(name, self.instance_id, addresses, host_name(), metadata)
         served = ServedEndpoint(self._loop, name, handler, instance, **limits)
         self._server.add(served)
@@ -217,7 +231,7 @@ class DistributedRuntime:
         return Client(self, view, policy)
 
     async def _open_view(self, name: EndpointName) -> EndpointView:
-        view = EndpointView(name, self._loop, self.rng)
+        view = EndpointView(name, self._loop, self.rng, self.pool.ask)
         try:
             await view.start(self.discovery, host_name())
         except DiscoveryError:
@@ -288,6 +302,9 @@ class DistributedRuntime:
         self._server.release_in_child()
         self.pool.release_in_child()
         self.events.release_in_child()
+        for network in self._networks.values():
+            network.release_in_child()
+        give_up(self.nats.socket)
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `work` in a task that the runtime keeps and ends with itself."""
@@ -339,6 +356,8 @@ class DistributedRuntime:
             view.close()
         await self.discovery.close()
         await self.events.close()
+        for network in self._networks.values():
+            await network.close()
         await self.nats.close()
         self._threads.close()
         if not self._stopped.done():

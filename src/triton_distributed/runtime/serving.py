@@ -184,7 +184,7 @@ class Serving:
 
     def _request(self, body: Body, buffers: list[Memory] | None) -> Any:
         handler = self._endpoint.handler
-        if not self.stream.finished:
+        if not self.stream.finished or not len(body):  # a stream that has ended by now, with its items in the inbox
             self._invalid = InvalidRequest(
                 "", f"handler {handler.name} takes one request; annotate its parameter as AsyncIterator[…] for a stream"
             )

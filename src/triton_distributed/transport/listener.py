@@ -8,9 +8,11 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
+from triton_distributed.errors import BrokerError
 from triton_distributed.transport import memory, tcp, unix
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.inherited import give_up
+from triton_distributed.transport.network import Networks
 from triton_distributed.transport.refusals import Refusals
 from triton_distributed.transport.session import Session
 from triton_distributed.transport.tls import SessionTls
@@ -26,6 +28,7 @@ class Listener:
         factory: makes the session of an accepted connection from the function to call when it is lost.
         max_sessions: further connections are told that there are too many, and closed.
         tls: of TCP connections; None for plain ones. Unix sockets are plain: their folder is the user's alone.
+        networks: what serves the schemes that are not sockets or memory.
 
     Attributes:
         sessions: those that are open, whichever way they came.
@@ -37,11 +40,13 @@ class Listener:
         factory: AcceptedFactory,
         max_sessions: int,
         tls: SessionTls | None = None,
+        networks: Networks | None = None,
     ) -> None:
         self._loop = loop
         self._factory = factory
         self._max_sessions = max_sessions
         self._tls = tls
+        self._networks = networks or {}
         self._refusals = Refusals(loop.time)
         self._servers: list[asyncio.AbstractServer] = []
         self._stops: list[Callable[[], object]] = []  # what to do when listening ends; both at most one an address
@@ -54,10 +59,13 @@ class Listener:
             the address with the port that was found.
 
         Raises:
+            BrokerError: what serves its scheme cannot be reached.
             OSError: the address cannot be bound; its text names the address.
         """
         try:
-            if address.scheme == "memory":
+            if address.scheme in self._networks:
+                self._stops.append(await self._networks[address.scheme].listen(address, self._accept))
+            elif address.scheme == "memory":
                 self._stops.append(memory.network_of(self._loop).listen(address.host, self._accept))
             elif address.scheme == "unix":
                 path = Path(address.host)
@@ -69,6 +77,8 @@ class Listener:
                 self._servers.append(server)
                 port = server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
                 address = Address("tcp", address.host, port)
+        except BrokerError:  # it names the broker, which is what cannot be reached
+            raise
         except OSError as error:
             raise OSError(error.errno or errno.EADDRNOTAVAIL, f"cannot listen on {address}: {error}") from error
         return address

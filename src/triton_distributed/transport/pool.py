@@ -8,6 +8,7 @@ from collections.abc import Callable
 from triton_distributed.errors import ConnectionFailed, ProtocolError
 from triton_distributed.transport import memory, tcp, unix
 from triton_distributed.transport.address import Address
+from triton_distributed.transport.network import Networks
 from triton_distributed.transport.session import Session
 from triton_distributed.transport.tls import SessionTls
 
@@ -30,6 +31,7 @@ class SessionPool:
         timeout_s: seconds for one address to connect and exchange hellos.
         on_lost: called with the addresses of a session that was lost, or that takes no more streams.
         tls: of TCP sessions; None for plain ones.
+        networks: what serves the schemes that are not sockets or memory.
     """
 
     def __init__(
@@ -39,12 +41,14 @@ class SessionPool:
         timeout_s: float,
         on_lost: Callable[[Addresses, str], None],
         tls: SessionTls | None = None,
+        networks: Networks | None = None,
     ) -> None:
         self._loop = loop
         self._factory = factory
         self._timeout_s = timeout_s
         self._on_lost = on_lost
         self._tls = tls
+        self._networks = networks or {}
         self._live: dict[Addresses, Session] = {}
         self._dialling: dict[Addresses, asyncio.Task[Session]] = {}
         self._parted: set[Session] = set()  # going away with streams still open
@@ -82,7 +86,7 @@ class SessionPool:
             session = self._factory(address, lambda lost, reason: self._lost(addresses, lost, reason))
             try:
                 async with asyncio.timeout(self._timeout_s):
-                    await join(self._loop, Address.parse(address), session, self._tls)
+                    await join(self._loop, Address.parse(address), session, self._tls, self._networks)
                     await session.ready
             except TimeoutError:
                 words = f"no answer within {self._timeout_s:g} s, see TRD_CONNECT_TIMEOUT_S"
@@ -115,6 +119,12 @@ class SessionPool:
             if not self._closed:
                 self._on_lost(addresses, reason)
 
+    def ask(self, addresses: Addresses) -> None:
+        """Discovery says that the worker is gone, or is going: end its sessions now where it does not answer."""
+        for session in (self._live.get(addresses), *self._parted):
+            if session is not None and session.address in addresses:
+                session.ask()
+
     def release_in_child(self) -> None:
         """This process is a fork: give up its copies of the sockets."""
         for session in (*self._live.values(), *self._parted):
@@ -140,7 +150,11 @@ def _advice(address: str) -> str:
 
 
 async def join(
-    loop: asyncio.AbstractEventLoop, address: Address, session: Session, tls: SessionTls | None = None
+    loop: asyncio.AbstractEventLoop,
+    address: Address,
+    session: Session,
+    tls: SessionTls | None,
+    networks: Networks,
 ) -> None:
     """Connect an unconnected session to an address.
 
@@ -150,10 +164,14 @@ async def join(
     Raises:
         OSError: it cannot be reached.
     """
-    if address.scheme == "unix":
+    if address.scheme in networks:
+        await networks[address.scheme].connect(address, session)
+    elif address.scheme == "unix":
         await unix.connect(loop, address.host, session)
     elif address.scheme == "tcp":
         session.early = EARLY_PLAIN if tls is None else EARLY_TLS
         await tcp.connect(loop, address.host, address.port, session if tls is None else tls.dialling(session))
-    else:
+    elif address.scheme == "memory":
         memory.network_of(loop).connect(loop, address.host, session)
+    else:
+        raise OSError(f"this runtime cannot dial {address.scheme} addresses")

@@ -229,6 +229,12 @@ class Session(Connection, asyncio.Protocol):
         """Ask the peer to open no more streams; the open ones go on."""
         self.send(f.coded(f.GOAWAY, 0, code, words.encode()))
 
+    def ask(self) -> None:
+        """Find out whether the peer lives, where the transport is not told: a socket is."""
+        ask = getattr(self._transport, "ask", None)
+        if ask is not None:
+            ask()
+
     def release_in_child(self) -> None:
         """This process is a fork: give up its copy of the socket, or the peer would not see the parent die."""
         if self._transport is not None:
