@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from triton_distributed.testing import EtcdServer, NatsServer, ServerMissing
+from triton_distributed.testing import EtcdCluster, EtcdServer, NatsServer, ServerMissing
 
 
 def missing(error: ServerMissing) -> None:
@@ -29,6 +29,29 @@ async def etcd() -> AsyncIterator[EtcdServer]:
         missing(error)
     async with server:
         yield server
+
+
+@pytest.fixture
+async def etcd_cluster() -> AsyncIterator[EtcdCluster]:
+    """A fresh etcd of three members."""
+    try:
+        cluster = EtcdCluster(environ=os.environ)
+    except ServerMissing as error:
+        missing(error)
+    async with cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def lasting_etcd() -> Iterator[EtcdServer]:
+    """An etcd for all tests that leave it alone: each takes a prefix of its own."""
+    try:
+        server = EtcdServer(environ=os.environ)
+    except ServerMissing as error:
+        missing(error)
+    asyncio.run(server.start())
+    yield server
+    asyncio.run(server.__aexit__())
 
 
 @pytest.fixture

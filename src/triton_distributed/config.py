@@ -17,7 +17,7 @@ KIB = 1024
 MIB = 1024 * KIB
 DISCOVERY_BACKENDS = ("file", "etcd", "memory", "static")
 REQUEST_PLANES = ("direct", "nats")
-EVENT_PLANES = ("local", "nats")
+EVENT_PLANES = ("local", "nats", "")  # "" for what else is set to decide
 
 
 def _setting(variable: str, default: Any, help: str, **bounds: Any) -> Any:
@@ -56,9 +56,17 @@ class Config:
         "TRD_STATIC", "", "instances of static discovery: `ns.comp.ep=tcp://host:port[;…]`, several addresses by `,`"
     )
     listen: str = _setting(
-        "TRD_LISTEN", "", "address to listen on, e.g. `tcp://0.0.0.0:7000`; default: a private Unix socket"
+        "TRD_LISTEN",
+        "",
+        "addresses to listen on, separated by commas, e.g. `tcp://[::]:7000` (all interfaces, IPv6 and IPv4); default: "
+        "a private Unix socket, with etcd also a free TCP port on all interfaces",
     )
-    advertise: str = _setting("TRD_ADVERTISE", "", "address to publish instead of the one listened on")
+    advertise: str = _setting(
+        "TRD_ADVERTISE",
+        "",
+        "TCP addresses to publish instead of those listened on, separated by commas; a host alone has the port that is "
+        "listened on",
+    )
     etcd_endpoints: str = _setting(
         "ETCD_ENDPOINTS", "http://localhost:2379", "etcd's client URLs, separated by commas; setting it chooses etcd"
     )
@@ -73,8 +81,9 @@ class Config:
     etcd_ca: str = _setting("TRD_ETCD_CA", "", "PEM file of the authority that signed etcd's certificate")
     nats_server: str = _setting(
         "NATS_SERVER",
-        "nats://localhost:4222",
-        "NATS URLs, separated by commas; setting it makes NATS carry events and queues",
+        "",
+        "NATS URLs, separated by commas; setting it makes NATS carry events and queues. Where `TRD_EVENTS` or "
+        "`TRD_REQUEST_PLANE` say `nats` and this is not set: `nats://localhost:4222`",
     )
     nats_username: str = _setting("NATS_AUTH_USERNAME", "", "user at NATS")
     nats_password: str = _setting("NATS_AUTH_PASSWORD", "", "password at NATS", secret=True)
@@ -89,14 +98,24 @@ class Config:
     )
     events: str = _setting(
         "TRD_EVENTS",
-        "local",
-        "how events travel: `local` (one machine) or `nats` (the default where `NATS_SERVER` is set)",
+        "",
+        "how events travel: `local` (between processes of one user on one machine) or `nats`. Where it is not set: "
+        "`nats` if `NATS_SERVER` is set, else `local`, but with `etcd` and `static` discovery, whose members may be on "
+        "several hosts, an error when events are used",
     )
     tls_cert: str = _setting("TRD_TLS_CERT", "", "PEM file of this process's certificate: sessions use mutual TLS")
     tls_key: str = _setting("TRD_TLS_KEY", "", "PEM file of its key")
     tls_ca: str = _setting("TRD_TLS_CA", "", "PEM file of the authority that signs the certificates of all members")
+    tls_server_name: str = _setting(
+        "TRD_TLS_SERVER_NAME",
+        "",
+        "name that a worker's certificate must carry; default: any certificate of TRD_TLS_CA does",
+    )
     token: str = _setting(
-        "TRD_TOKEN", "", "secret that all members share; proven to each other, never sent", secret=True
+        "TRD_TOKEN",
+        "",
+        "secret that all members share, e.g. 32 random characters; proven to each other, never sent",
+        secret=True,
     )
     max_message_bytes: int = _setting(
         "TRD_MAX_MESSAGE_BYTES", 1024 * MIB, "largest request or item, bytes, checked at the sender", low=64 * KIB
@@ -147,9 +166,8 @@ class Config:
             text = environ.get(each.metadata["variable"])
             if text is not None and text != "" and each.name not in overrides:
                 values[each.name] = _parse(each.metadata["variable"], str(each.type), text)
-        for chooser, name, chosen in (("etcd_endpoints", "discovery", "etcd"), ("nats_server", "events", "nats")):
-            if chooser in values:
-                values.setdefault(name, chosen)
+        if "etcd_endpoints" in values:
+            values.setdefault("discovery", "etcd")
         return cls(**{**values, **overrides})
 
     def __post_init__(self) -> None:
@@ -159,12 +177,27 @@ class Config:
             ("events", EVENT_PLANES),
         ):
             if getattr(self, name) not in choices:
-                raise ConfigError(f"TRD_{name.upper()}", getattr(self, name), f"one of {', '.join(choices)}")
+                raise ConfigError(
+                    f"TRD_{name.upper()}", getattr(self, name), f"one of {', '.join(filter(None, choices))}"
+                )
         for each in fields(self):
             low = each.metadata.get("low")
             value = getattr(self, each.name)
             if low is not None and not value >= low:
                 raise ConfigError(each.metadata["variable"], value, f"at least {low}")
+
+    @property
+    def event_plane(self) -> str:
+        """How events travel: `local`, `nats`, or "" where nothing that is set can reach every member."""
+        if self.events or self.nats_server:
+            return self.events or "nats"
+        return "" if self.discovery in ("etcd", "static") else "local"
+
+    @property
+    def nats_urls(self) -> str:
+        """Where NATS is, or "" where nothing that is set asks for it."""
+        wanted = "nats" in (self.events, self.request_plane)
+        return self.nats_server or ("nats://localhost:4222" if wanted else "")
 
 
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")

@@ -17,6 +17,7 @@
     ├── StreamIncomplete (ConnectionError)    the connection was lost after the handler had begun
     ├── NotUnary (ValueError)                 `call` got no item, or more than one
     ├── MessageTooLarge (ValueError)          a message is above `max_message_bytes`
+    ├── SubscriptionClosed                    a subscription to events has ended
     ├── InvalidRequest (ValueError)           a request does not fit the handler's types
     ├── DecodeError (ValueError)              a payload that arrived cannot be read
     ├── RemoteError (ValueError)              the handler raised; also an instance of what it raised
@@ -56,6 +57,7 @@ __all__ = [
     "RemoteProtocolError",
     "RuntimeClosed",
     "StreamIncomplete",
+    "SubscriptionClosed",
     "TritonError",
 ]
 
@@ -197,9 +199,23 @@ class Refusal(TritonError):
 
 
 class Overloaded(Refusal):
-    """Every instance that was tried refused for want of room; see `serve_endpoint(max_inflight=, max_queue=)`."""
+    """Every instance that was tried refused for want of room; see `serve_endpoint(max_inflight=, max_queue=)`.
+
+    Further field: `retry_after_s`, seconds after which the last of them expects to have room; 0.0 where it cannot tell.
+    """
 
     word = "is overloaded"
+
+    def __init__(
+        self, endpoint: str, instance_id: int, reason: str, attempts: int = 1, retry_after_s: float = 0.0
+    ) -> None:
+        super().__init__(endpoint, instance_id, reason, attempts)
+        self.args = (endpoint, instance_id, reason, attempts, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        hint = f"; try again in {self.retry_after_s:.3g} s" if self.retry_after_s else ""
+        return super().__str__() + hint
 
 
 class Draining(Refusal):
@@ -260,9 +276,19 @@ class MessageTooLarge(TritonError, ValueError):
         self.what, self.size, self.limit, self.setting = what, size, limit, setting
 
     def __str__(self) -> str:
-        return (
-            f"{self.what} has {self.size:,} bytes, above the limit of {self.limit:,}: raise {self.setting} on both ends"
-        )
+        where = " on both ends" if self.setting.startswith("TRD_") else ""  # a server's limit is one
+        return f"{self.what} has {self.size:,} bytes, above the limit of {self.limit:,}: raise {self.setting}{where}"
+
+
+class SubscriptionClosed(TritonError):
+    """A subscription has ended: it was left or closed, or its runtime was shut down. Field: `subject`."""
+
+    def __init__(self, subject: str) -> None:
+        super().__init__(subject)
+        self.subject = subject
+
+    def __str__(self) -> str:
+        return f"the subscription to {self.subject} has ended: subscribe again"
 
 
 class InvalidRequest(TritonError, ValueError):

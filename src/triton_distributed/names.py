@@ -20,15 +20,17 @@ __all__ = [
     "check_name",
     "request_subject",
     "service_name",
+    "stream_name",
+    "subject_token",
 ]
 
 MAX_INSTANCE_ID = 2**63 - 1
 MAX_NAME_LENGTH = 255  # one part; three of them and an id still fit a discovery record's key
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_UNSAFE = re.compile(r"[^!-~]|[.*>%]")  # in a token of a NATS subject, and `%`, which marks what was replaced
+_LONGEST_TOKEN = 255  # two of them fit NATS' control line of 4,096 bytes
 _SLUG = re.compile(r"[^a-z0-9_]")
-_UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
-_LONGEST_TOKEN = 64  # of an endpoint's name in a subject
 
 
 def check_name(kind: str, text: str) -> str:
@@ -128,15 +130,36 @@ def service_name(namespace: str, component: str) -> str:
     return f"{_SLUG.sub('_', text.lower())}_{blake3(text.encode()).hexdigest()[-8:]}".lstrip("_")
 
 
+def subject_token(text: str) -> str:
+    """Make any name one token of a NATS subject: it is never a wildcard, never several tokens, never empty.
+
+    Printable ASCII stays as it is but for `.`, `*`, `>` and `%`; these, spaces and everything else become `%XX` for
+    each byte of their UTF-8, as in a URL. Two names never share a token. What is longer than 255 characters by then
+    keeps its first 200, followed by `%%` and 32 hex digits of the name's blake3 hash.
+    """
+    token = _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found.group().encode()), text)
+    if len(token) <= _LONGEST_TOKEN:
+        return token
+    from blake3 import blake3  # as in `service_name`
+
+    return f"{token[:200]}%%{blake3(text.encode()).hexdigest()[:32]}"
+
+
+def stream_name(namespace: str, component: str, queue: str) -> str:
+    """What a component's work queue is called in JetStream: `queue_`, a slug of at most 150 characters, 16 hex digits.
+
+    The slug is made as in `service_name`, the digits are of the blake3 hash of `namespace|component|queue`; a stream's
+    name has at most 255 bytes and none of `.`, `*`, `>`, spaces and slashes.
+    """
+    from blake3 import blake3  # as in `service_name`
+
+    text = f"{namespace}|{component}|{queue}"
+    return f"queue_{_SLUG.sub('_', text.lower())[:150]}_{blake3(text.encode()).hexdigest()[:16]}"
+
+
 def request_subject(name: EndpointName, instance_id: int) -> str:
     """The NATS subject on which an instance takes requests: `{service_name}.{endpoint}-{id:x}`.
 
-    An endpoint's name that is long, or holds anything but letters, digits, `_` and `-`, is made safe as a service's is,
-    with a hash behind it. Two runtimes never share a subject, for their ids differ.
+    The endpoint's name is made safe as `subject_token` says. Two runtimes never share a subject, for their ids differ.
     """
-    from blake3 import blake3
-
-    safe = _UNSAFE.sub("_", name.endpoint)[:_LONGEST_TOKEN]
-    if safe != name.endpoint:
-        safe = f"{safe}_{blake3(name.endpoint.encode()).hexdigest()[-8:]}"
-    return f"{service_name(name.namespace, name.component)}.{safe}-{instance_id:x}"
+    return f"{service_name(name.namespace, name.component)}.{subject_token(name.endpoint)}-{instance_id:x}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import re
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -64,21 +63,20 @@ def beats_every(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("endpoint", "token"),
     [
-        ("generate", r"generate"),
-        ("a-b_C9", r"a-b_C9"),
-        ("a.b", r"a_b_[0-9a-f]{8}"),
-        ("a b", r"a_b_[0-9a-f]{8}"),
-        ("*", r"__[0-9a-f]{8}"),
-        (">", r"__[0-9a-f]{8}"),
-        ("chat/completions", r"chat_completions_[0-9a-f]{8}"),
-        ("é" * 255, r"_{64}_[0-9a-f]{8}"),
-        ("x" * 255, r"x{64}_[0-9a-f]{8}"),
+        ("generate", "generate"),
+        ("chat/completions", "chat/completions"),
+        ("a.b", "a%2Eb"),
+        ("a b", "a%20b"),
+        ("*", "%2A"),
+        (">", "%3E"),
+        ("é", "%C3%A9"),
     ],
 )
 def test_subjects(endpoint, token):
     subject = request_subject(EndpointName("n s", "c.*", endpoint), 0x1F)
-    assert re.fullmatch(re.escape(service_name("n s", "c.*")) + r"\." + token + "-1f", subject)
+    assert subject == f"{service_name('n s', 'c.*')}.{token}-1f"
     assert str(Address.parse(f"nats://{subject}")) == f"nats://{subject}"
+
 
 
 def test_no_two_endpoints_share_a_subject():

@@ -129,10 +129,32 @@ class NatsConnection:
             raise
         return client
 
+    async def settle(self, timeout_s: float) -> None:
+        """Wait until the server has done everything that was asked of it on this connection so far.
+
+        By a message to ourselves, because the library's own `flush` sends its PING past commands that still wait.
+
+        Raises:
+            TimeoutError, or an error of the library: it did not come.
+        """
+        client = await self.client()
+        inbox = client.new_inbox()
+        back = await client.subscribe(inbox)
+        try:
+            await client.publish(inbox)
+            await back.next_msg(timeout_s)
+        finally:
+            await back.unsubscribe()
+
     @property
     def connected(self) -> bool:
         """Whether there is a connection this very moment."""
         return self._client is not None and self._client.is_connected
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed for good."""
+        return self._closed
 
     @property
     def socket(self) -> Any:

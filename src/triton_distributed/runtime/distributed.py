@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import platform
 import random
 from collections.abc import Callable, Coroutine, Mapping
@@ -15,9 +16,16 @@ from triton_distributed.errors import DiscoveryError, ForkError, RuntimeClosed
 from triton_distributed.names import MAX_INSTANCE_ID, EndpointName, Instance
 from triton_distributed.observe import Stats
 from triton_distributed.routing.policies import Policy
-from triton_distributed.runtime.backends import listen_address, make_discovery, make_nats, make_networks
+from triton_distributed.runtime.backends import (
+    make_discovery,
+    make_events,
+    make_nats,
+    make_networks,
+    make_tls,
+)
 from triton_distributed.runtime.client import Client
 from triton_distributed.runtime.component import Endpoint, Namespace
+from triton_distributed.runtime.events import RuntimeEvents
 from triton_distributed.runtime.fork import watch_forks
 from triton_distributed.runtime.handlers import Handler
 from triton_distributed.runtime.host import host_name
@@ -32,6 +40,7 @@ from triton_distributed.runtime.view import EndpointView
 from triton_distributed.transport.inherited import give_up
 from triton_distributed.transport.pool import SessionPool
 from triton_distributed.transport.session import Session
+from triton_distributed.wire.authentication import CHALLENGE_BYTES, Authentication
 from triton_distributed.wire.hello import Hello
 
 logger = logging.getLogger("triton_distributed.runtime")
@@ -61,6 +70,13 @@ class DistributedRuntime:
         self.instance_id = self.rng.randint(1, MAX_INSTANCE_ID)
         self.discovery = make_discovery(config)
         self.nats = make_nats(config)
+        self.events = RuntimeEvents(
+            lambda: make_events(config, self.nats, self.instance_id),
+            self.nats if config.nats_urls else None,
+            self.instance_id,
+            config.max_message_bytes,
+        )
+        tls = make_tls(config)
         self._networks = make_networks(self._loop, config, self.nats)
         self._views: dict[EndpointName, EndpointView] = {}
         self._opening: dict[EndpointName, asyncio.Task[EndpointView]] = {}
@@ -70,6 +86,7 @@ class DistributedRuntime:
             self._dialled,
             config.connect_timeout_s,
             lambda addresses, _: self.prober.lost(addresses, self.pool),
+            tls,
             self._networks,
         )
         self._threads = HandlerThreads(config.threads)
@@ -78,6 +95,7 @@ class DistributedRuntime:
             config,
             None if config.discovery == "static" else self.instance_id,
             self._accepted,
+            tls,
             self._networks,
         )
         self._signals = DrainSignals(self._loop, self.shutdown, self._running)
@@ -175,9 +193,8 @@ class DistributedRuntime:
         self, name: EndpointName, handler: Handler, metadata: Mapping[str, Any], limits: dict[str, Any]
     ) -> ServedEndpoint:
         self._server.check_free(name.path, endpoint_key(name))
-        address = await self._server.listen(listen_address(self.config, name, self.instance_id, self.discovery.where))
-        published = self.config.advertise or str(address)
-        instance = Instance(name, self.instance_id, (published,), host_name(), metadata)
+        addresses = await self._server.listen(name, self.instance_id, self.discovery.where)
+        instance = Instance(name, self.instance_id, addresses, host_name(), metadata)
         served = ServedEndpoint(self._loop, name, handler, instance, **limits)
         self._server.add(served)
         if self.config.handle_signals:
@@ -238,6 +255,9 @@ class DistributedRuntime:
 
     def _session(self, on_request: Callable[..., None] | None, on_lost: Any, address: str) -> Session:
         config = self.config
+        authentication = None
+        if config.token:
+            authentication = Authentication(config.token.encode(), os.urandom(CHALLENGE_BYTES), on_request is None)
         return Session(
             self._loop,
             self._hello(),
@@ -247,13 +267,14 @@ class DistributedRuntime:
             on_request=on_request,
             on_lost=on_lost,
             address=address,
+            authentication=authentication,
         )
 
     def _dialled(self, address: str, on_lost: Callable[[Session, str], None]) -> Session:
         return self._session(None, on_lost, address)
 
     def _accepted(self, on_request: Callable[..., None], on_lost: Callable[[Session, str], None]) -> Session:
-        return self._session(on_request, on_lost, "a client")
+        return self._session(on_request, on_lost, "")
 
     # life
 
@@ -277,8 +298,10 @@ class DistributedRuntime:
     def forked(self) -> None:
         """This process is a child of the one that made the runtime."""
         self._forked = self.unusable = True
+        self._signals.forked()
         self._server.release_in_child()
         self.pool.release_in_child()
+        self.events.release_in_child()
         for network in self._networks.values():
             network.release_in_child()
         give_up(self.nats.socket)
@@ -306,6 +329,12 @@ class DistributedRuntime:
             await asyncio.shield(self._closing)
 
     async def _close(self, drain_s: float) -> None:
+        try:
+            await self._drain(drain_s)
+        finally:
+            await self._release()
+
+    async def _drain(self, drain_s: float) -> None:
         self._token.cancel()
         if self._starting:
             await asyncio.wait(self._starting)
@@ -316,6 +345,8 @@ class DistributedRuntime:
         except Exception as error:  # a place that is gone must not keep requests from finishing
             logger.warning("withdrawing from %s: %s", self.discovery.where, error)
         await self._server.drain(drain_s)
+
+    async def _release(self) -> None:
         self.unusable = True
         self._signals.remove()
         self._server.close()
@@ -324,6 +355,7 @@ class DistributedRuntime:
         for view in self._views.values():
             view.close()
         await self.discovery.close()
+        await self.events.close()
         for network in self._networks.values():
             await network.close()
         await self.nats.close()

@@ -50,7 +50,7 @@ class Address:
             return cls(scheme, rest)
         host, mark, port = rest.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
-        if not mark or not host or not port.isdecimal() or int(port) > 65535:
+        if not mark or not host or set(host) & set("/ ") or not port.isdecimal() or int(port) > 65535:
             raise ConfigError(setting, text, "a TCP address is tcp://host:port, an IPv6 host in brackets")
         return cls("tcp", host, int(port))
 
@@ -58,3 +58,15 @@ class Address:
         if self.scheme != "tcp":
             return f"{self.scheme}://{self.host}"
         return f"tcp://[{self.host}]:{self.port}" if ":" in self.host else f"tcp://{self.host}:{self.port}"
+
+
+def parse_list(text: str, setting: str) -> tuple[Address, ...]:
+    """Read addresses that are separated by commas; spaces around them and empty entries are passed over.
+
+    Raises:
+        ConfigError: an entry is not one, or there is none. Names the entry.
+    """
+    found = tuple(Address.parse(each, setting) for each in map(str.strip, text.split(",")) if each)
+    if not found:
+        raise ConfigError(setting, text, "it names no address")
+    return found
