@@ -1,5 +1,5 @@
-# `make` lists the targets. `demo`, `test` and `check` need nothing but python3 >= 3.11, make and a package index:
-# they make .venv themselves (with uv where it is on PATH, else venv and pip) and renew it when pyproject.toml changes.
+# `make` lists the targets. Those for users and `check` need nothing but python3 >= 3.11, make and a package index: they
+# make .venv themselves (with uv where it is on PATH, else venv and pip) and renew it when pyproject.toml changes.
 
 VENV ?= .venv
 PYTHON = $(VENV)/bin/python
@@ -9,14 +9,17 @@ FUZZ_SECONDS ?= 60
 INSTALLED_BY = pyproject.toml tools/install tools/find-python tools/get-etcd
 export TRD_BASE_PYTHON
 
-.PHONY: help demo test test-all check format bench fuzz soak clean
+.PHONY: help demo demo-cluster test test-all check format bench fuzz soak clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.core ## hello world: two server processes and a client; prints which instance answered what
 	$(PYTHON) examples/hello_world/demo.py
+
+demo-cluster: $(VENV)/.cluster ## hello world over a real etcd and a real NATS server, started and ended by it
+	$(PYTHON) examples/hello_world/demo_cluster.py
 
 test: $(VENV)/.test ## the whole test suite (PYTEST_ARGS="-k name -x" narrows it)
 	$(PYTHON) -m pytest $(PYTEST_ARGS)
@@ -60,6 +63,11 @@ clean: ## remove what the other targets made
 $(VENV)/.core: $(INSTALLED_BY)
 	tools/install $(VENV)
 	@touch $@
+
+$(VENV)/.cluster: $(INSTALLED_BY)
+	tools/install $(VENV) cluster,servers
+	tools/get-etcd $(VENV)
+	@touch $@ $(VENV)/.core
 
 $(VENV)/.dev: $(INSTALLED_BY)
 	tools/install $(VENV) dev

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
-from collections.abc import AsyncIterator
+import shutil
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from triton_distributed.testing import EtcdServer, NatsServer, ServerMissing
+from triton_distributed.testing import EtcdCluster, EtcdServer, NatsServer, ServerMissing
 
 
 def missing(error: ServerMissing) -> None:
@@ -29,6 +32,29 @@ async def etcd() -> AsyncIterator[EtcdServer]:
 
 
 @pytest.fixture
+async def etcd_cluster() -> AsyncIterator[EtcdCluster]:
+    """A fresh etcd of three members."""
+    try:
+        cluster = EtcdCluster(environ=os.environ)
+    except ServerMissing as error:
+        missing(error)
+    async with cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def lasting_etcd() -> Iterator[EtcdServer]:
+    """An etcd for all tests that leave it alone: each takes a prefix of its own."""
+    try:
+        server = EtcdServer(environ=os.environ)
+    except ServerMissing as error:
+        missing(error)
+    asyncio.run(server.start())
+    yield server
+    asyncio.run(server.__aexit__())
+
+
+@pytest.fixture
 async def nats() -> AsyncIterator[NatsServer]:
     """A fresh NATS server with JetStream."""
     try:
@@ -37,3 +63,20 @@ async def nats() -> AsyncIterator[NatsServer]:
         missing(error)
     async with server:
         yield server
+
+
+@contextlib.contextmanager
+def shared_nats() -> Iterator[str]:
+    """The URL of a NATS server for more than one test, outside of any loop."""
+    try:
+        server = NatsServer(environ=os.environ)
+    except ServerMissing as error:
+        missing(error)
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(server.start())
+        yield server.url
+    finally:
+        loop.close()
+        server.kill()
+        shutil.rmtree(server.folder)

@@ -56,9 +56,17 @@ class Config:
         "TRD_STATIC", "", "instances of static discovery: `ns.comp.ep=tcp://host:port[;…]`, several addresses by `,`"
     )
     listen: str = _setting(
-        "TRD_LISTEN", "", "address to listen on, e.g. `tcp://0.0.0.0:7000`; default: a private Unix socket"
+        "TRD_LISTEN",
+        "",
+        "addresses to listen on, separated by commas, e.g. `tcp://[::]:7000` (all interfaces, IPv6 and IPv4); default: "
+        "a private Unix socket, with etcd also a free TCP port on all interfaces",
     )
-    advertise: str = _setting("TRD_ADVERTISE", "", "address to publish instead of the one listened on")
+    advertise: str = _setting(
+        "TRD_ADVERTISE",
+        "",
+        "TCP addresses to publish instead of those listened on, separated by commas; a host alone has the port that is "
+        "listened on",
+    )
     etcd_endpoints: str = _setting(
         "ETCD_ENDPOINTS", "http://localhost:2379", "etcd's client URLs, separated by commas; setting it chooses etcd"
     )
@@ -98,6 +106,11 @@ class Config:
     tls_cert: str = _setting("TRD_TLS_CERT", "", "PEM file of this process's certificate: sessions use mutual TLS")
     tls_key: str = _setting("TRD_TLS_KEY", "", "PEM file of its key")
     tls_ca: str = _setting("TRD_TLS_CA", "", "PEM file of the authority that signs the certificates of all members")
+    tls_server_name: str = _setting(
+        "TRD_TLS_SERVER_NAME",
+        "",
+        "name that a worker's certificate must carry; default: any certificate of TRD_TLS_CA does",
+    )
     token: str = _setting(
         "TRD_TOKEN", "", "secret that all members share; proven to each other, never sent", secret=True
     )

@@ -199,9 +199,23 @@ class Refusal(TritonError):
 
 
 class Overloaded(Refusal):
-    """Every instance that was tried refused for want of room; see `serve_endpoint(max_inflight=, max_queue=)`."""
+    """Every instance that was tried refused for want of room; see `serve_endpoint(max_inflight=, max_queue=)`.
+
+    Further field: `retry_after_s`, seconds after which the last of them expects to have room; 0.0 where it cannot tell.
+    """
 
     word = "is overloaded"
+
+    def __init__(
+        self, endpoint: str, instance_id: int, reason: str, attempts: int = 1, retry_after_s: float = 0.0
+    ) -> None:
+        super().__init__(endpoint, instance_id, reason, attempts)
+        self.args = (endpoint, instance_id, reason, attempts, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        hint = f"; try again in {self.retry_after_s:.3g} s" if self.retry_after_s else ""
+        return super().__str__() + hint
 
 
 class Draining(Refusal):

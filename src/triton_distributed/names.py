@@ -18,6 +18,7 @@ __all__ = [
     "EndpointName",
     "Instance",
     "check_name",
+    "request_subject",
     "service_name",
     "stream_name",
     "subject_token",
@@ -100,7 +101,8 @@ class Instance:
     Attributes:
         endpoint: what it serves.
         id: 0 < id < 2^63, the same for every endpoint of one runtime.
-        addresses: where it listens, best first: `unix:///path`, `tcp://host:port`, `memory://name`.
+        addresses: where it listens, best first: `unix:///path`, `tcp://host:port`, `memory://name`,
+            `nats://subject`.
         host: names the machine and boot it runs on; Unix sockets are only tried where it equals our own.
         metadata: what its server published about it: plain JSON values.
     """
@@ -153,3 +155,11 @@ def stream_name(namespace: str, component: str, queue: str) -> str:
 
     text = f"{namespace}|{component}|{queue}"
     return f"queue_{_SLUG.sub('_', text.lower())[:150]}_{blake3(text.encode()).hexdigest()[:16]}"
+
+
+def request_subject(name: EndpointName, instance_id: int) -> str:
+    """The NATS subject on which an instance takes requests: `{service_name}.{endpoint}-{id:x}`.
+
+    The endpoint's name is made safe as `subject_token` says. Two runtimes never share a subject, for their ids differ.
+    """
+    return f"{service_name(name.namespace, name.component)}.{subject_token(name.endpoint)}-{instance_id:x}"

@@ -210,12 +210,14 @@ async def test_a_dead_address_beside_a_live_one_is_passed_by(cluster: Cluster) -
 
 
 async def test_static_addresses(cluster: Cluster) -> None:
-    worker = cluster.runtime(discovery="static", listen="tcp://127.0.0.1:0", static="t.c.e=tcp://127.0.0.1:1")
+    worker = cluster.runtime(
+        request_plane="direct", discovery="static", listen="tcp://127.0.0.1:0", static="t.c.e=tcp://127.0.0.1:1"
+    )
     serving = worker.endpoint("t.c.e").serve_endpoint(echo)
-    await until(lambda: worker._server._listener.address is not None or serving.done())
+    await until(lambda: worker._server.endpoints or serving.done())
     if serving.done():
         serving.result()
-    address = str(worker._server._listener.address)
+    (address,) = worker._server.endpoints[0].instance.addresses
     caller = DistributedRuntime(
         config=Config(discovery="static", static=f"t.c.e={DEAD};t.c.e={address}", handle_signals=False)
     )

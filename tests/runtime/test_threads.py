@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.runtime.cluster import Cluster, drained, patiently, until
+from triton_distributed.runtime.threads import AHEAD, HandlerThreads, ThreadedIterator
 
 
 @pytest.mark.any_loop
@@ -197,3 +198,50 @@ async def test_closing_waits_for_what_runs_in_threads(cluster: Cluster) -> None:
     assert await patiently(call) == "done"
     await patiently(closing)
     assert ended.is_set()
+
+
+async def test_a_thread_that_could_not_be_started_is_not_counted(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[Any] = []
+
+    def handler(request: Any) -> Any:
+        ran.append(request)
+        return request
+
+    client = await cluster.connect(handler)
+    with monkeypatch.context() as patch:
+
+        def refuse(self: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        patch.setattr(threading.Thread, "start", refuse)
+        for n in range(40):  # more than the pool has threads
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                await patiently(client.call(n))
+    assert await patiently(client.call("after")) == "after"
+    assert ran == ["after"]
+
+
+async def test_a_generator_that_raises_stop_async_iteration_has_no_clean_end(cluster: Cluster) -> None:
+    def handler(request: Any) -> Iterator[int]:
+        yield 1
+        raise StopAsyncIteration
+
+    client = await cluster.connect(handler)
+    with pytest.raises(RuntimeError, match="StopAsyncIteration"):
+        await patiently(drained(client.generate(1)))
+
+
+async def test_a_generator_whose_pool_was_closed_can_be_closed() -> None:
+    pool = HandlerThreads(1)
+    items = ThreadedIterator(pool, iter(range(AHEAD + 10)))
+    for _ in range(AHEAD):
+        await patiently(anext(items))
+    await until(lambda: not items._running)
+    items._items.clear()
+    pool.close()
+    with pytest.raises(RuntimeError, match="shut down"):
+        await patiently(anext(items))
+    with pytest.raises(RuntimeError, match="shut down"):
+        await patiently(items.aclose())

@@ -72,3 +72,20 @@ async def test_closing_ends_every_session():
                 await stream.next_readable()
         assert stream.lost == "the peer closed the connection"
         assert service.listener.sessions == set()
+
+
+async def test_several_addresses_share_their_sessions_and_their_limit(trd_dir):
+    places = [address_of(each, trd_dir) for each in SCHEMES]
+    async with serving(*places, "tcp://127.0.0.1:0", max_sessions=3) as service, calling() as caller:
+        assert len({*service.addresses}) == 4
+        for each in service.addresses[:3]:
+            assert await numbers(await caller.call(each, b"count 3")) == [0, 1, 2]
+        assert len(service.listener.sessions) == 3
+        with pytest.raises(ConnectionFailed, match="3 sessions are open here"):
+            await caller.call(service.addresses[3], b"count 1")
+        service.listener.close_listening()
+        async with calling() as late:
+            for each in service.addresses:
+                with pytest.raises(ConnectionFailed):
+                    await late.call(each, b"count 1")
+        assert await numbers(await caller.call(service.addresses[0], b"count 3")) == [0, 1, 2]

@@ -46,6 +46,7 @@ class NatsConnection:
 
     Attributes:
         where: the servers without credentials, for error texts.
+        last_error: what the client library complained about last; empty if it never did.
         reconnected: called without arguments after each reconnection; subscriptions are restored by then.
     """
 
@@ -57,7 +58,7 @@ class NatsConnection:
         self.reconnected: list[Callable[[], None]] = []
         self._client: NatsClient | None = None
         self._connecting: asyncio.Task[NatsClient] | None = None
-        self._last_error = ""
+        self.last_error = ""
         self._said: tuple[str, float] = ("", 0.0)
         self._closed = False
 
@@ -118,7 +119,7 @@ class NatsConnection:
                 )
         except TimeoutError:
             await _abandon(client)
-            reason = self._last_error or "no answer"
+            reason = self.last_error or "no answer"
             raise BrokerError("NATS", self.where, f"{reason} (tried for {options.timeout_s:g} s)") from None
         except (OSError, nats.errors.Error, ValueError) as error:
             await _abandon(client)
@@ -155,6 +156,12 @@ class NatsConnection:
         """Whether it was closed for good."""
         return self._closed
 
+    @property
+    def socket(self) -> Any:
+        """The socket that a forked child has to give up; None where there is none, or the library hides it."""
+        writer = getattr(getattr(self._client, "_transport", None), "_io_writer", None)
+        return writer.get_extra_info("socket") if writer is not None else None
+
     async def close(self) -> None:
         """Send what waits and close. Closing twice is harmless."""
         self._closed = True
@@ -173,7 +180,7 @@ class NatsConnection:
 
     async def _on_error(self, error: Exception) -> None:
         text = str(error) or type(error).__name__
-        self._last_error = text
+        self.last_error = text
         said, when = self._said
         now = time.monotonic()
         if text != said or now - when > QUIET_S:

@@ -67,6 +67,9 @@ class TlsFiles:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.check_hostname = check_hostname and not server
         context.verify_mode = ssl.CERT_REQUIRED
+        context.options |= ssl.OP_NO_RENEGOTIATION  # a peer could ask for one after another
+        if server:
+            context.num_tickets = 0  # a resumed session would outlive the certificate that it began with
         try:
             if self.ca:
                 context.load_verify_locations(self.ca)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 from triton_distributed.config import Config
 from triton_distributed.discovery import Discovery
+from triton_distributed.discovery.etcd import EtcdDiscovery
 from triton_distributed.discovery.file import FileDiscovery
 from triton_distributed.discovery.folder import private_folder
 from triton_distributed.discovery.memory import MemoryDiscovery
@@ -15,11 +17,14 @@ from triton_distributed.events import EventPlane
 from triton_distributed.events.local import LocalEvents, UnixSockets
 from triton_distributed.events.memory import MemoryEvents
 from triton_distributed.events.nats import NatsEvents
+from triton_distributed.external.etcd_endpoint import EtcdOptions
 from triton_distributed.external.nats import NatsConnection, NatsOptions
 from triton_distributed.external.tls import TlsFiles
 from triton_distributed.transport import unix
-from triton_distributed.transport.address import Address
 from triton_distributed.transport.inherited import give_up
+from triton_distributed.transport.nats import NatsNetwork
+from triton_distributed.transport.network import Networks
+from triton_distributed.transport.tls import SessionTls
 
 
 def make_discovery(config: Config) -> Discovery:
@@ -28,7 +33,38 @@ def make_discovery(config: Config) -> Discovery:
         return MemoryDiscovery()
     if config.discovery == "static":
         return StaticDiscovery(config.static)
+    if config.discovery == "etcd":
+        files = TlsFiles(
+            ("TRD_ETCD_CERT", "TRD_ETCD_KEY", "TRD_ETCD_CA"), config.etcd_cert, config.etcd_key, config.etcd_ca
+        )
+        return EtcdDiscovery(
+            EtcdOptions(
+                endpoints=config.etcd_endpoints,
+                username=config.etcd_username,
+                password=config.etcd_password,
+                tls=lambda: files.context(server=False, check_hostname=True),
+            ),
+            prefix=config.etcd_prefix,
+            lease_ttl_s=config.etcd_lease_ttl_s,
+            timeout_s=config.connect_timeout_s,
+        )
     return FileDiscovery(Path(config.directory))
+
+
+def make_tls(config: Config) -> SessionTls | None:
+    """The TLS of TCP sessions, or None where the settings name no certificate.
+
+    Raises:
+        ConfigError: a setting is missing, or its file is not what it should be.
+    """
+    names = {"TRD_TLS_CERT": config.tls_cert, "TRD_TLS_KEY": config.tls_key, "TRD_TLS_CA": config.tls_ca}
+    if not any(names.values()) and not config.tls_server_name:
+        return None
+    for name in ("TRD_TLS_CERT", "TRD_TLS_CA"):
+        if not names[name]:
+            raise ConfigError(name, "", "both ends show a certificate: TLS needs TRD_TLS_CERT, _KEY and _CA")
+    files = TlsFiles(("TRD_TLS_CERT", "TRD_TLS_KEY", "TRD_TLS_CA"), *names.values())
+    return SessionTls(files, config.tls_server_name)
 
 
 def make_nats(config: Config) -> NatsConnection:
@@ -48,6 +84,12 @@ def make_nats(config: Config) -> NatsConnection:
             timeout_s=config.connect_timeout_s,
         )
     )
+
+
+def make_networks(loop: asyncio.AbstractEventLoop, config: Config, nats: NatsConnection) -> Networks:
+    """What serves schemes that are not sockets or memory: a client dials whatever a worker publishes."""
+    # Sooner than the pool gives the session up, whose words would not name the NATS server.
+    return {"nats": NatsNetwork(loop, nats, 0.8 * config.connect_timeout_s)}
 
 
 def make_events(config: Config, nats: NatsConnection, instance_id: int) -> EventPlane:
@@ -76,27 +118,3 @@ def make_events(config: Config, nats: NatsConnection, instance_id: int) -> Event
         id=instance_id,
         max_message_bytes=config.max_message_bytes,
     )
-
-
-def listen_address(config: Config, instance_id: int, where: str) -> Address:
-    """Where a worker listens.
-
-    Args:
-        where: the place of discovery, for error texts.
-
-    Raises:
-        ConfigError: the settings name no address that can be one.
-        DiscoveryError: the private folder is not private.
-    """
-    if config.listen:
-        return Address.parse(config.listen, "TRD_LISTEN")
-    if config.discovery == "static":
-        raise ConfigError("TRD_LISTEN", "", "static discovery needs the address that TRD_STATIC names for this worker")
-    if config.discovery == "memory":
-        return Address("memory", f"{instance_id:x}")
-    if not unix.SUPPORTED:
-        return Address("tcp", "127.0.0.1", 0)
-    private_folder(str(config.directory), where)
-    folder = Path(config.directory).absolute() / "sockets"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return Address("unix", str(folder / f"{instance_id:016x}.sock"))

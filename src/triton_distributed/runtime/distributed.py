@@ -15,7 +15,13 @@ from triton_distributed.errors import DiscoveryError, ForkError, RuntimeClosed
 from triton_distributed.names import MAX_INSTANCE_ID, EndpointName, Instance
 from triton_distributed.observe import Stats
 from triton_distributed.routing.policies import Policy
-from triton_distributed.runtime.backends import listen_address, make_discovery, make_events, make_nats
+from triton_distributed.runtime.backends import (
+    make_discovery,
+    make_events,
+    make_nats,
+    make_networks,
+    make_tls,
+)
 from triton_distributed.runtime.client import Client
 from triton_distributed.runtime.component import Endpoint, Namespace
 from triton_distributed.runtime.events import RuntimeEvents
@@ -30,6 +36,7 @@ from triton_distributed.runtime.signals import DrainSignals
 from triton_distributed.runtime.threads import HandlerThreads
 from triton_distributed.runtime.token import CancellationToken
 from triton_distributed.runtime.view import EndpointView
+from triton_distributed.transport.inherited import give_up
 from triton_distributed.transport.pool import SessionPool
 from triton_distributed.transport.session import Session
 from triton_distributed.wire.hello import Hello
@@ -67,6 +74,8 @@ class DistributedRuntime:
             self.instance_id,
             config.max_message_bytes,
         )
+        tls = make_tls(config)
+        self._networks = make_networks(self._loop, config, self.nats)
         self._views: dict[EndpointName, EndpointView] = {}
         self._opening: dict[EndpointName, asyncio.Task[EndpointView]] = {}
         self.prober = Prober(self._loop, _Values(self._views))
@@ -75,10 +84,17 @@ class DistributedRuntime:
             self._dialled,
             config.connect_timeout_s,
             lambda addresses, _: self.prober.lost(addresses, self.pool),
+            tls,
+            self._networks,
         )
         self._threads = HandlerThreads(config.threads)
         self._server = Server(
-            self._loop, config, None if config.discovery == "static" else self.instance_id, self._accepted
+            self._loop,
+            config,
+            None if config.discovery == "static" else self.instance_id,
+            self._accepted,
+            tls,
+            self._networks,
         )
         self._signals = DrainSignals(self._loop, self.shutdown, self._running)
         self._token = CancellationToken()
@@ -175,9 +191,8 @@ class DistributedRuntime:
         self, name: EndpointName, handler: Handler, metadata: Mapping[str, Any], limits: dict[str, Any]
     ) -> ServedEndpoint:
         self._server.check_free(name.path, endpoint_key(name))
-        address = await self._server.listen(listen_address(self.config, self.instance_id, self.discovery.where))
-        published = self.config.advertise or str(address)
-        instance = Instance(name, self.instance_id, (published,), host_name(), metadata)
+        addresses = await self._server.listen(name, self.instance_id, self.discovery.where)
+        instance = Instance(name, self.instance_id, addresses, host_name(), metadata)
         served = ServedEndpoint(self._loop, name, handler, instance, **limits)
         self._server.add(served)
         if self.config.handle_signals:
@@ -214,7 +229,7 @@ class DistributedRuntime:
         return Client(self, view, policy)
 
     async def _open_view(self, name: EndpointName) -> EndpointView:
-        view = EndpointView(name, self._loop, self.rng)
+        view = EndpointView(name, self._loop, self.rng, self.pool.ask)
         try:
             await view.start(self.discovery, host_name())
         except DiscoveryError:
@@ -253,7 +268,7 @@ class DistributedRuntime:
         return self._session(None, on_lost, address)
 
     def _accepted(self, on_request: Callable[..., None], on_lost: Callable[[Session, str], None]) -> Session:
-        return self._session(on_request, on_lost, "a client")
+        return self._session(on_request, on_lost, "")
 
     # life
 
@@ -277,9 +292,13 @@ class DistributedRuntime:
     def forked(self) -> None:
         """This process is a child of the one that made the runtime."""
         self._forked = self.unusable = True
+        self._signals.forked()
         self._server.release_in_child()
         self.pool.release_in_child()
         self.events.release_in_child()
+        for network in self._networks.values():
+            network.release_in_child()
+        give_up(self.nats.socket)
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `work` in a task that the runtime keeps and ends with itself."""
@@ -304,6 +323,12 @@ class DistributedRuntime:
             await asyncio.shield(self._closing)
 
     async def _close(self, drain_s: float) -> None:
+        try:
+            await self._drain(drain_s)
+        finally:
+            await self._release()
+
+    async def _drain(self, drain_s: float) -> None:
         self._token.cancel()
         if self._starting:
             await asyncio.wait(self._starting)
@@ -314,6 +339,8 @@ class DistributedRuntime:
         except Exception as error:  # a place that is gone must not keep requests from finishing
             logger.warning("withdrawing from %s: %s", self.discovery.where, error)
         await self._server.drain(drain_s)
+
+    async def _release(self) -> None:
         self.unusable = True
         self._signals.remove()
         self._server.close()
@@ -323,6 +350,8 @@ class DistributedRuntime:
             view.close()
         await self.discovery.close()
         await self.events.close()
+        for network in self._networks.values():
+            await network.close()
         await self.nats.close()
         self._threads.close()
         if not self._stopped.done():

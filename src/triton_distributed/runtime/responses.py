@@ -171,7 +171,7 @@ class Reading:
                 try:
                     await call.pending()
                 except asyncio.CancelledError:
-                    call.leave()
+                    call.abandon()
                     raise
 
     def __del__(self) -> None:

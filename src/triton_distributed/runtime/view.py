@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from dataclasses import replace
 
 from triton_distributed.discovery import Added, Change, Discovery, Removed, Snapshot, Watch
@@ -17,6 +18,9 @@ from triton_distributed.routing.rotation import Rotation
 class EndpointView:
     """The instances of an endpoint, shared by every client of it in this runtime.
 
+    Args:
+        on_removed: called with the addresses of an instance that discovery no longer reports.
+
     Attributes:
         candidates: those a call may be sent to: in rotation, or all where none is.
         table: what discovery reports.
@@ -24,13 +28,21 @@ class EndpointView:
         load: streams that this runtime has open on each.
     """
 
-    def __init__(self, name: EndpointName, loop: asyncio.AbstractEventLoop, rng: random.Random) -> None:
+    def __init__(
+        self,
+        name: EndpointName,
+        loop: asyncio.AbstractEventLoop,
+        rng: random.Random,
+        on_removed: Callable[[tuple[str, ...]], None] = lambda addresses: None,
+    ) -> None:
         self.name = name
         self.table = EndpointTable(name)
         self.rotation = Rotation(rng)
         self.load = LoadBook()
         self.candidates: tuple[Instance, ...] = ()
         self._loop = loop
+        self._on_removed = on_removed
+        self._known: tuple[Instance, ...] = ()
         self._watch: Watch | None = None
         self._waiting: list[asyncio.Future[None]] = []  # at most one a caller of wait_for_instances
         self.table.listeners.append(self._changed)
@@ -57,6 +69,10 @@ class EndpointView:
     def _changed(self) -> None:
         self.rotation.forget(self.table.by_id.keys())
         self._refresh()
+        known, self._known = self._known, self.table.instances
+        for each in known:
+            if each.id not in self.table.by_id:
+                self._on_removed(each.addresses)
 
     def _refresh(self) -> None:
         self.candidates = self.rotation.available(self.table.instances)

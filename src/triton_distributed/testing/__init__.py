@@ -3,11 +3,12 @@
 from triton_distributed.testing.discovery import ChangeLog, DiscoveryConformance
 from triton_distributed.testing.events import EventConformance
 from triton_distributed.testing.proxy import FaultProxy, Faults
-from triton_distributed.testing.servers import EtcdServer, NatsServer, ServerMissing
+from triton_distributed.testing.servers import EtcdCluster, EtcdServer, NatsServer, ServerMissing
 
 __all__ = [
     "ChangeLog",
     "DiscoveryConformance",
+    "EtcdCluster",
     "EtcdServer",
     "EventConformance",
     "FaultProxy",

@@ -190,13 +190,48 @@ class EtcdServer(Server):
         ]  # fmt: skip
 
     async def answers(self) -> bool:
-        """Whether it accepts connections; one that is alone has its data by then."""
+        """Whether it has a leader and serves; over https, whose clients may need certificates, whether it accepts."""
         try:
-            _, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        except OSError:
+            async with asyncio.timeout(2.0):
+                reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                try:
+                    if self._scheme == "https":
+                        return True
+                    writer.write(b"GET /health HTTP/1.0\r\n\r\n")
+                    return b'"health":"true"' in await reader.read()
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError):
             return False
-        writer.close()
-        return True
+
+
+class EtcdCluster:
+    """Several etcd members that make up one etcd. `async with` starts and ends them.
+
+    Args:
+        count: how many; a majority must live for etcd to serve.
+
+    Attributes:
+        members: each may be killed, frozen and started alone.
+        urls: their client URLs, separated by commas.
+    """
+
+    def __init__(self, *, count: int = 3, environ: Mapping[str, str] | None = None) -> None:
+        peers = {f"member{number}": f"http://127.0.0.1:{free_port()}" for number in range(count)}
+        self.members = [EtcdServer(member=name, members=peers, environ=environ) for name in peers]
+        self.urls = ",".join(each.url for each in self.members)
+
+    async def __aenter__(self) -> Self:
+        try:
+            await asyncio.gather(*(each.start() for each in self.members))  # none serves before most of them run
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        for each in self.members:
+            await each.__aexit__(*exception)
 
 
 class NatsServer(Server):

@@ -8,9 +8,17 @@ from collections.abc import Callable
 from triton_distributed.errors import ConnectionFailed, ProtocolError
 from triton_distributed.transport import memory, tcp, unix
 from triton_distributed.transport.address import Address
+from triton_distributed.transport.network import Networks
 from triton_distributed.transport.session import Session
+from triton_distributed.transport.tls import SessionTls
 
 Addresses = tuple[str, ...]
+MOST_ADDRESSES = 8  # of one worker that are tried, so that a dial ends; more than a host has ways to it
+EARLY_PLAIN = " before its hello: if it takes TLS only, set TRD_TLS_CERT, TRD_TLS_KEY and TRD_TLS_CA"
+EARLY_TLS = (
+    " before its hello: it may not accept the certificate of TRD_TLS_CERT (TRD_TLS_CA there), or have no room "
+    "(TRD_MAX_SESSIONS there)"
+)
 SessionFactory = Callable[[str, Callable[[Session, str], None]], Session]
 
 
@@ -22,6 +30,8 @@ class SessionPool:
         factory: makes an unconnected session from its address and the function to call when it is lost.
         timeout_s: seconds for one address to connect and exchange hellos.
         on_lost: called with the addresses of a session that was lost, or that takes no more streams.
+        tls: of TCP sessions; None for plain ones.
+        networks: what serves the schemes that are not sockets or memory.
     """
 
     def __init__(
@@ -30,11 +40,15 @@ class SessionPool:
         factory: SessionFactory,
         timeout_s: float,
         on_lost: Callable[[Addresses, str], None],
+        tls: SessionTls | None = None,
+        networks: Networks | None = None,
     ) -> None:
         self._loop = loop
         self._factory = factory
         self._timeout_s = timeout_s
         self._on_lost = on_lost
+        self._tls = tls
+        self._networks = networks or {}
         self._live: dict[Addresses, Session] = {}
         self._dialling: dict[Addresses, asyncio.Task[Session]] = {}
         self._parted: set[Session] = set()  # going away with streams still open
@@ -66,15 +80,20 @@ class SessionPool:
 
     async def _dial(self, addresses: Addresses) -> Session:
         attempts: list[tuple[str, str]] = []
-        for address in addresses:
+        if not addresses:
+            attempts.append(("no address", "it listens on Unix sockets of another host only, set TRD_LISTEN there"))
+        for address in addresses[:MOST_ADDRESSES]:
             session = self._factory(address, lambda lost, reason: self._lost(addresses, lost, reason))
             try:
                 async with asyncio.timeout(self._timeout_s):
-                    await join(self._loop, Address.parse(address), session)
+                    await join(self._loop, Address.parse(address), session, self._tls, self._networks)
                     await session.ready
             except TimeoutError:
-                attempts.append((address, f"no answer within {self._timeout_s:g} s, see TRD_CONNECT_TIMEOUT_S"))
-            except (OSError, ProtocolError, ValueError) as error:  # a record may name what is no address at all
+                words = f"no answer within {self._timeout_s:g} s, see TRD_CONNECT_TIMEOUT_S"
+                attempts.append((address, words + _advice(address)))
+            except OSError as error:
+                attempts.append((address, (str(error) or type(error).__name__) + _advice(address)))
+            except (ProtocolError, ValueError) as error:  # a record may name what is no address at all
                 attempts.append((address, str(error) or type(error).__name__))
             except BaseException:
                 session.close()
@@ -100,6 +119,12 @@ class SessionPool:
             if not self._closed:
                 self._on_lost(addresses, reason)
 
+    def ask(self, addresses: Addresses) -> None:
+        """Discovery says that the worker is gone, or is going: end its sessions now where it does not answer."""
+        for session in (self._live.get(addresses), *self._parted):
+            if session is not None and session.address in addresses:
+                session.ask()
+
     def release_in_child(self) -> None:
         """This process is a fork: give up its copies of the sockets."""
         for session in (*self._live.values(), *self._parted):
@@ -118,15 +143,35 @@ class SessionPool:
         self._parted.clear()
 
 
-async def join(loop: asyncio.AbstractEventLoop, address: Address, session: Session) -> None:
+def _advice(address: str) -> str:
+    if not address.startswith("tcp:"):
+        return ""
+    return " (the worker advertises that address, see TRD_ADVERTISE and TRD_LISTEN there)"
+
+
+async def join(
+    loop: asyncio.AbstractEventLoop,
+    address: Address,
+    session: Session,
+    tls: SessionTls | None,
+    networks: Networks,
+) -> None:
     """Connect an unconnected session to an address.
+
+    Args:
+        tls: of a TCP session; its handshake may go on when this returns.
 
     Raises:
         OSError: it cannot be reached.
     """
-    if address.scheme == "unix":
+    if address.scheme in networks:
+        await networks[address.scheme].connect(address, session)
+    elif address.scheme == "unix":
         await unix.connect(loop, address.host, session)
     elif address.scheme == "tcp":
-        await tcp.connect(loop, address.host, address.port, session)
-    else:
+        session.early = EARLY_PLAIN if tls is None else EARLY_TLS
+        await tcp.connect(loop, address.host, address.port, session if tls is None else tls.dialling(session))
+    elif address.scheme == "memory":
         memory.network_of(loop).connect(loop, address.host, session)
+    else:
+        raise OSError(f"this runtime cannot dial {address.scheme} addresses")

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 from triton_distributed.errors import RemoteProtocolError
+from triton_distributed.transport.address import Address
 from triton_distributed.transport.in_place import InPlaceReader
 from triton_distributed.transport.inherited import give_up
 from triton_distributed.transport.stream import Stream
 from triton_distributed.transport.tcp import tune
+from triton_distributed.transport.tls import TlsFailed
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.connection import Connection
 from triton_distributed.wire.hello import Hello
@@ -38,7 +40,9 @@ class Session(Connection, asyncio.Protocol):
         on_lost: called with the session and the reason when it takes no more streams, and again when it is gone.
 
     Attributes:
-        address: where the peer is, for error texts.
+        address: where the peer is, for error texts; by default what the transport says when it is connected.
+        early: what to add to the reason where the connection is lost before the hellos are exchanged.
+        turned_away: it was ended for what the peer did, or was, before the hellos were exchanged.
         paused: the kernel takes no more for now; output waits in `out` and in the streams.
         lost: why it is gone, or None.
         refused: why it is broken off as soon as it is connected; set by a listener that has too many.
@@ -62,6 +66,8 @@ class Session(Connection, asyncio.Protocol):
         self.loop = loop
         self.address = address
         self.paused = False
+        self.early = ""
+        self.turned_away = False
         self.lost: str | None = None
         self.refused: str | None = None
         self.ready: asyncio.Future[None] = loop.create_future()  # the hellos are exchanged
@@ -98,6 +104,7 @@ class Session(Connection, asyncio.Protocol):
         if self.lost is not None:
             transport.abort()
             return
+        self.address = self.address or _name_of(transport)
         tune(transport)
         # 0: a write goes to the kernel at once, and `paused` means that something did not fit.
         transport.set_write_buffer_limits(high=0)
@@ -129,7 +136,13 @@ class Session(Connection, asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         if self.lost is None:
-            self._lose(f"connection lost: {error}" if error else "the peer closed the connection")
+            reason = f"connection lost: {error}" if error else "the peer closed the connection"
+            if isinstance(error, TlsFailed):
+                reason = str(error)
+                self.turned_away = self.peer is None
+            elif self.peer is None:
+                reason += self.early
+            self._lose(reason)
 
     def pause_writing(self) -> None:
         self.paused = True
@@ -213,6 +226,12 @@ class Session(Connection, asyncio.Protocol):
         """Ask the peer to open no more streams; the open ones go on."""
         self.send(f.coded(f.GOAWAY, 0, code, words.encode()))
 
+    def ask(self) -> None:
+        """Find out whether the peer lives, where the transport is not told: a socket is."""
+        ask = getattr(self._transport, "ask", None)
+        if ask is not None:
+            ask()
+
     def release_in_child(self) -> None:
         """This process is a fork: give up its copy of the socket, or the peer would not see the parent die."""
         if self._transport is not None:
@@ -222,7 +241,10 @@ class Session(Connection, asyncio.Protocol):
         """Tell the peer why and close; every open stream fails with these words."""
         if self.lost is not None:
             return
-        logger.info("session %s closed: %s", self.address, words)
+        if self.peer is None:
+            self.turned_away = True  # the listener's log, or the dialler's error, says so
+        else:
+            logger.info("session %s closed: %s", self.address, words)
         if self._transport is not None:
             self.out.append(f.coded(f.GOAWAY, 0, code, words.encode()))
             self._transport.write(b"".join(self.out))
@@ -301,3 +323,10 @@ class Session(Connection, asyncio.Protocol):
     def bulk_over(self) -> None:
         """Reads come as plain bytes again."""
         self._bulk = None
+
+
+def _name_of(transport: Any) -> str:
+    name = transport.get_extra_info("peername")
+    if not isinstance(name, tuple) or len(name) < 2:
+        return "a client"
+    return str(Address("tcp", name[0].removeprefix("::ffff:"), name[1]))  # IPv4 through a socket that takes both

@@ -10,7 +10,7 @@ from triton_distributed.errors import MessageTooLarge
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import Body, fragments, message_bytes
 from triton_distributed.wire.states import CLOSED, RECEIVED
-from triton_distributed.wire.stream import StreamCore
+from triton_distributed.wire.stream import StreamCore, TokenOutbox
 
 if TYPE_CHECKING:
     from triton_distributed.transport.session import Session
@@ -80,6 +80,9 @@ class Stream(StreamCore):
             MessageTooLarge: it is above the limit of this end or of the peer; nothing was sent.
         """
         session = self.connection
+        if self.item_flags and isinstance(self.outbox, TokenOutbox):
+            body = b"".join((self.outbox.pair(), body))
+            flags |= self.item_flags
         size = message_bytes(len(body), buffers)
         if size > session.send_limit:
             raise MessageTooLarge("the request" if kind == f.REQUEST else "the item", size, session.send_limit)
@@ -112,6 +115,7 @@ class Stream(StreamCore):
 
     def abort(self, kind: int, code: int = 0, detail: bytes = b"") -> None:
         super().abort(kind, code, detail)
+        self.room = 0  # who pushes all the same is told at once to look
         self.wake()  # whoever reads or writes at this end finds it closed
 
     def wake(self) -> None:
@@ -125,6 +129,7 @@ class Stream(StreamCore):
             self.owner.stream_stopped()
 
     def on_closed(self) -> None:
+        self.room = 0
         self.wake()
         if self.owner is not None:
             self.owner.stream_closed(self)

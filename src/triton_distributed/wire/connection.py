@@ -212,7 +212,7 @@ class Connection:
             stream.abort(
                 f.REJECT,
                 f.RejectCode.OVERLOADED,
-                f"{self.hello.max_streams:,} streams are open on this session, see TRD_MAX_STREAMS".encode(),
+                f.overloaded(f"{self.hello.max_streams:,} streams are open on this session, see TRD_MAX_STREAMS"),
             )
         elif flags & (f.MORE | f.BUFFERS):
             stream.received(kind, flags, payload)

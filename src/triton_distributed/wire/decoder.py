@@ -6,6 +6,8 @@ from triton_distributed.wire.frames import HEADER, HEADER_BYTES, MAX_FRAME, MAX_
 
 Frame = tuple[int, int, int, bytes]  # kind, flags, stream, payload
 
+TLS_STARTS = (0x0316, 0x0315)  # first two bytes of a TLS handshake and a TLS alert, read as a little-endian number
+
 _unpack = HEADER.unpack_from
 
 
@@ -72,5 +74,7 @@ class FrameDecoder:
 
     def _too_large(self, size: int, kind: int) -> str:
         if self.limit == MAX_HELLO:
+            if size & 0xFFFF in TLS_STARTS:
+                return "the peer speaks TLS, and this end does not: see TRD_TLS_CERT, TRD_TLS_KEY and TRD_TLS_CA"
             return f"the first frame announces {size:,} bytes, a hello has at most {MAX_HELLO:,}: not this protocol"
         return f"a frame of kind {kind} announces {size:,} bytes, the limit is {MAX_FRAME:,}"
