@@ -129,7 +129,7 @@ async def many_clients(
     etcd: EtcdServer, holders: list[Child], simulators: list[Child], options: argparse.Namespace
 ) -> dict[str, Any]:
     """Many clients come at once, and then hear of one change after the other."""
-    begin, cpu = time.monotonic(), cpu_s(etcd.pid)
+    begin, cpu, used = time.monotonic(), cpu_s(etcd.pid), sum(cpu_s(each.process.pid) for each in holders)
     parts = shares(options.clients, len(holders))
     parts[0] -= 1  # it has one already
     await asyncio.gather(*(child.ask("open", clients=count) for child, count in zip(holders, parts, strict=True)))
@@ -137,8 +137,10 @@ async def many_clients(
     figures = {
         "clients_complete_s": time.monotonic() - begin,
         "clients_etcd_cpu_s": cpu_s(etcd.pid) - cpu,
+        "client_opening_cpu_s": (sum(cpu_s(each.process.pid) for each in holders) - used) / (options.clients - 1),
         "clients_etcd_mib": resident_mib(etcd.pid),
     }
+    used = sum(cpu_s(each.process.pid) for each in holders)
     delays: dict[str, list[float]] = {"added": [], "removed": []}
     for number in range(options.changes):
         for what, count in (("added", options.instances + 1), ("removed", options.instances)):
@@ -146,6 +148,8 @@ async def many_clients(
             changed = (await simulators[number % len(simulators)].ask(what))["at"]
             last = max(moment for answer in await waiting for moment in answer["at"])
             delays[what].append(last - changed)
+    used = sum(cpu_s(each.process.pid) for each in holders) - used
+    figures["client_change_cpu_ms"] = used / (options.clients * options.changes * 2) * 1000
     for what, each in delays.items():
         figures[f"{what}_reaches_all_ms"] = statistics.median(each) * 1000
         figures[f"{what}_reaches_all_worst_ms"] = max(each) * 1000
@@ -179,6 +183,7 @@ def table(result: dict[str, Any]) -> str:
         ("a new client's table is complete after", f"{f['fresh_client_complete_s'] * 1000:,.0f} ms"),
         ("memory in a client", f"{f['client_bytes_an_instance']:,.0f} bytes an instance"),
         (f"{o['clients']} new clients at once: all tables complete after", f"{f['clients_complete_s']:.1f} s"),
+        ("… CPU of each of them", f"{f['client_opening_cpu_s']:.2f} s"),
         (
             f"one more instance is known to {o['clients']} clients after (median of {o['changes']}; worst)",
             f"{f['added_reaches_all_ms']:.0f} ms; {f['added_reaches_all_worst_ms']:.0f} ms",
@@ -187,6 +192,7 @@ def table(result: dict[str, Any]) -> str:
             "one instance less (median; worst)",
             f"{f['removed_reaches_all_ms']:.0f} ms; {f['removed_reaches_all_worst_ms']:.0f} ms",
         ),
+        ("… CPU of each client for one change", f"{f['client_change_cpu_ms']:.1f} ms"),
         (
             f"etcd at rest: {f['rest_beats_a_second']:,.0f} keep-alives a second (lease of {o['ttl']} s)",
             f"{f['rest_etcd_cores']:.2f} cores",

@@ -112,7 +112,10 @@ class Config:
         "name that a worker's certificate must carry; default: any certificate of TRD_TLS_CA does",
     )
     token: str = _setting(
-        "TRD_TOKEN", "", "secret that all members share; proven to each other, never sent", secret=True
+        "TRD_TOKEN",
+        "",
+        "secret that all members share, e.g. 32 random characters; proven to each other, never sent",
+        secret=True,
     )
     max_message_bytes: int = _setting(
         "TRD_MAX_MESSAGE_BYTES", 1024 * MIB, "largest request or item, bytes, checked at the sender", low=64 * KIB

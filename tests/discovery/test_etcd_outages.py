@@ -119,7 +119,7 @@ async def test_withdrawing_and_closing_without_it_takes_no_time(etcd: EtcdServer
 
 
 async def test_what_was_withdrawn_without_it_goes_when_it_is_back(etcd: EtcdServer, opens_etcd: OpensEtcd):
-    one, other = opens_etcd(etcd.url, timeout_s=0.5), opens_etcd(etcd.url, ttl_s=TTL_S)
+    one, other = opens_etcd(etcd.url, timeout_s=0.5), opens_etcd(etcd.url, ttl_s=1)
     log = ChangeLog()
     await other.watch(NAME, log)
     for id in (1, 2):
@@ -138,7 +138,7 @@ async def test_what_was_withdrawn_without_it_goes_when_it_is_back(etcd: EtcdServ
 
 async def test_compacted_while_the_watch_was_away(etcd: EtcdServer, opens_etcd: OpensEtcd, raw: Raw):
     async with FaultProxy(f"tcp://127.0.0.1:{etcd.port}") as proxy:
-        one, other = opens_etcd(etcd.url), opens_etcd(proxy.address.replace("tcp", "http"), ttl_s=TTL_S)
+        one, other = opens_etcd(etcd.url), opens_etcd(proxy.address.replace("tcp", "http"), ttl_s=1)
         log = ChangeLog()
         await other.watch(NAME, log)
         for id in (1, 2):

@@ -89,6 +89,8 @@ async def deployed(
             while (listed := network["client"].run(*ls, settings=client_settings)).count('"reachable":true') < 2:
                 pass
             assert all(f"tcp://{network[name].address}:7000" in listed for name in WORKERS), listed
+            stranger = {key: value for key, value in client_settings.items() if not key.startswith("TRD_T")}
+            assert network["client"].run(*ls, settings=stranger).count('"reachable":false') == 2
             answer = network["client"].run(*ours(client), settings=client_settings)
             assert answer.split("\n")[:-1] == list("hello world") * 10
             for process in processes:

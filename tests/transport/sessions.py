@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -22,6 +23,7 @@ from triton_distributed.transport.session import Session
 from triton_distributed.transport.stream import Stream
 from triton_distributed.transport.tls import SessionTls
 from triton_distributed.wire import frames as f
+from triton_distributed.wire.authentication import CHALLENGE_BYTES, Authentication
 from triton_distributed.wire.decoder import Frame, FrameDecoder
 from triton_distributed.wire.hello import Hello, hello_frame
 
@@ -60,6 +62,7 @@ def session(
     session_window: int = SESSION_WINDOW,
     hello_timeout_s: float = PATIENCE_S,
     address: str = "",
+    token: bytes = b"",
 ) -> Watched:
     """A session that is not connected."""
     return Watched(
@@ -71,6 +74,7 @@ def session(
         on_request=on_request,
         on_lost=on_lost,
         address=address,
+        authentication=Authentication(token, os.urandom(CHALLENGE_BYTES), on_request is None) if token else None,
     )
 
 

@@ -97,11 +97,17 @@ class Registrar:
         async with self._granting:
             if not self._lease:
                 lease = await self._client.grant(self._ttl_s)
-                lineage = messages.put(self._keys.lineage, random.randbytes(16).hex().encode())
-                await self._client.txn([messages.is_absent(self._keys.lineage)], [lineage])
+                await self._mark_store()
                 self._lease = lease
                 self._granted.set()
             return self._lease
+
+    async def _mark_store(self) -> None:
+        """Give a store its lineage before anything else is written; nearly always it has one."""
+        key = self._keys.lineage
+        if not (await self._client.range(key)).kvs:
+            lineage = random.randbytes(16).hex().encode()
+            await self._client.txn([messages.is_absent(key)], [messages.put(key, lineage)])
 
     def _lost(self, lease: int) -> None:
         if self._lease == lease:
@@ -183,15 +189,19 @@ class Registrar:
             lease = await self._get_lease()
             write = [messages.put(key, value, lease)]
             try:
-                for condition in (messages.is_absent(key), messages.has_lease(key, lease)):
-                    if (await self._client.txn([condition], write)).succeeded:
-                        _log.info("registered again in etcd: %s", key.decode())
-                        return
+                reply = await self._client.txn([messages.is_absent(key)], write, [messages.get(key)])
+                if not reply.succeeded and reply.responses[0].response_range.kvs[0].lease == lease:
+                    reply = await self._client.txn([messages.has_lease(key, lease)], write)
+                    if not reply.succeeded:
+                        continue  # it changed between the two
             except EtcdRefused as error:
                 if not error.lease_is_gone:
                     raise
                 self._lost(lease)
                 continue
+            if reply.succeeded:
+                _log.info("registered again in etcd: %s", key.decode())
+                return
             _log.warning("%s was replaced by another process while this one was forgotten", key.decode())
             if entry.value is value:
                 entry.value = None

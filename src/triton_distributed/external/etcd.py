@@ -38,7 +38,7 @@ ATTEMPT_S = 1.5  # for one small exchange; a healthy etcd answers within millise
 READ_S = 3.0  # for one page of a listing
 PROBE_S = 1.5  # between two looks at an endpoint on which a watch is open
 FIRST_WAIT_S, LAST_WAIT_S = 0.05, 1.0  # between rounds through all endpoints
-PARALLEL = 8  # calls under way at once, and so connections beside those of the watches
+PARALLEL = 8  # calls under way at once beside the keeping alive of a lease, and so connections beside the watches'
 MAX_REPLY_BYTES = 128 * 1024 * 1024  # a page of 512 records at their largest is a third of it
 
 T = TypeVar("T")
@@ -103,8 +103,9 @@ class EtcdClient:
         return (await self.call("/v3/lease/grant", {"TTL": ttl_s}, messages.LeaseReply)).id
 
     async def keep_alive(self, lease: int, attempt_s: float = ATTEMPT_S) -> bool:
-        """Renew a lease; False where it is gone."""
-        reply = await self.call("/v3/lease/keepalive", {"ID": lease}, messages.KeepAliveReply, attempt_s=attempt_s)
+        """Renew a lease; False where it is gone. Waits for no other call's turn."""
+        body = {"ID": lease}
+        reply = await self._ask("/v3/lease/keepalive", body, messages.KeepAliveReply, attempt_s, once=False)
         return reply.result.ttl > 0
 
     async def keys_of(self, lease: int) -> set[bytes]:
@@ -136,37 +137,40 @@ class EtcdClient:
             EtcdUnreachable: nobody answered, with `once`.
             EtcdError: h11 is not installed.
         """
+        async with self._room:
+            return await self._ask(path, body, reply, attempt_s, once)
+
+    async def _ask(self, path: str, body: object, reply: type[T], attempt_s: float, once: bool) -> T:
         encoded = msgspec.json.encode(body)
         wait_s = FIRST_WAIT_S
         failures = 0
         renewed = False
-        async with self._room:
-            while True:
-                endpoint, token = self._current, ""
-                try:
-                    token = await self._login(endpoint)
-                    answer = await self._exchange(endpoint, path, encoded, token, attempt_s)
-                    decoded = msgspec.json.decode(answer, type=reply, strict=False)
+        while True:
+            endpoint, token = self._current, ""
+            try:
+                token = await self._login(endpoint)
+                answer = await self._exchange(endpoint, path, encoded, token, attempt_s)
+                decoded = msgspec.json.decode(answer, type=reply, strict=False)
+                self._answers(endpoint)
+                return decoded
+            except EtcdRefused as error:
+                if error.token_is_stale and self._options.username and not renewed:
+                    renewed = True
+                    self._forget(token)
+                    continue
+                if not error.passing:
                     self._answers(endpoint)
-                    return decoded
-                except EtcdRefused as error:
-                    if error.token_is_stale and self._options.username and not renewed:
-                        renewed = True
-                        self._forget(token)
-                        continue
-                    if not error.passing:
-                        self._answers(endpoint)
-                        raise
-                    self._failed(endpoint, error)
-                except (OSError, msgspec.DecodeError) as error:
-                    self._failed(endpoint, error)
-                failures += 1
-                if failures % len(self._endpoints) == 0:
-                    self._nobody_answers()
-                    if once:
-                        raise EtcdUnreachable(self.troubles())
-                    await asyncio.sleep(wait_s * self._rng.uniform(0.5, 1.0))
-                    wait_s = min(2 * wait_s, LAST_WAIT_S)
+                    raise
+                self._failed(endpoint, error)
+            except (OSError, msgspec.DecodeError) as error:
+                self._failed(endpoint, error)
+            failures += 1
+            if failures % len(self._endpoints) == 0:
+                self._nobody_answers()
+                if once:
+                    raise EtcdUnreachable(self.troubles())
+                await asyncio.sleep(wait_s * self._rng.uniform(0.5, 1.0))
+                wait_s = min(2 * wait_s, LAST_WAIT_S)
 
     def troubles(self) -> str:
         """Why each endpoint failed last, for an error's text."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import platform
 import random
 from collections.abc import Callable, Coroutine, Mapping
@@ -39,6 +40,7 @@ from triton_distributed.runtime.view import EndpointView
 from triton_distributed.transport.inherited import give_up
 from triton_distributed.transport.pool import SessionPool
 from triton_distributed.transport.session import Session
+from triton_distributed.wire.authentication import CHALLENGE_BYTES, Authentication
 from triton_distributed.wire.hello import Hello
 
 logger = logging.getLogger("triton_distributed.runtime")
@@ -253,6 +255,9 @@ class DistributedRuntime:
 
     def _session(self, on_request: Callable[..., None] | None, on_lost: Any, address: str) -> Session:
         config = self.config
+        authentication = None
+        if config.token:
+            authentication = Authentication(config.token.encode(), os.urandom(CHALLENGE_BYTES), on_request is None)
         return Session(
             self._loop,
             self._hello(),
@@ -262,6 +267,7 @@ class DistributedRuntime:
             on_request=on_request,
             on_lost=on_lost,
             address=address,
+            authentication=authentication,
         )
 
     def _dialled(self, address: str, on_lost: Callable[[Session, str], None]) -> Session:

@@ -15,6 +15,7 @@ from triton_distributed.transport.stream import Stream
 from triton_distributed.transport.tcp import tune
 from triton_distributed.transport.tls import TlsFailed
 from triton_distributed.wire import frames as f
+from triton_distributed.wire.authentication import Authentication
 from triton_distributed.wire.connection import Connection
 from triton_distributed.wire.hello import Hello
 from triton_distributed.wire.states import CLOSED
@@ -38,6 +39,7 @@ class Session(Connection, asyncio.Protocol):
         hello_timeout_s: seconds that the peer has for its hello.
         on_request: called as `wire.Connection.on_request`; None where the peer may not open streams.
         on_lost: called with the session and the reason when it takes no more streams, and again when it is gone.
+        authentication: this end's part in proving that both know the token, or None.
 
     Attributes:
         address: where the peer is, for error texts; by default what the transport says when it is connected.
@@ -61,8 +63,9 @@ class Session(Connection, asyncio.Protocol):
         on_request: Callable[..., None] | None,
         on_lost: Callable[[Session, str], None],
         address: str = "",
+        authentication: Authentication | None = None,
     ) -> None:
-        super().__init__(hello, window, session_window)
+        super().__init__(hello, window, session_window, authentication)
         self.loop = loop
         self.address = address
         self.paused = False

@@ -17,13 +17,12 @@ from typing import Any
 from triton_distributed.external.tls import TlsFiles
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.decoder import TLS_STARTS
-from triton_distributed.wire.hello import Hello, hello_frame
 
 RECORD = 16 * 1024  # the plain text of one record at most, RFC 8446 section 5.1
 SETTINGS = "TRD_TLS_CERT, TRD_TLS_KEY and TRD_TLS_CA"
 # What a plain peer of our protocol understands.
 _SPEAK_TLS = f"this worker takes TLS only: set {SETTINGS}".encode()
-FAREWELL = hello_frame(Hello()) + f.coded(f.GOAWAY, 0, f.GoawayCode.PROTOCOL, _SPEAK_TLS)
+FAREWELL = f.coded(f.GOAWAY, 0, f.GoawayCode.PROTOCOL, _SPEAK_TLS)
 
 
 class TlsFailed(ConnectionError):

@@ -48,9 +48,12 @@ class Kind(IntEnum):
     GOAWAY = 11  # open no more streams here: code, words
     PING = 12  # 8 bytes to be returned
     PONG = 13
+    AUTH = 14  # proof that this end knows the token, and its real hello; see wire.authentication
 
 
-HELLO, REQUEST, DATA, BATCH, END_OF_STREAM, ERROR, CANCEL, CREDIT, ACCEPT, REJECT, GOAWAY, PING, PONG = map(int, Kind)
+HELLO, REQUEST, DATA, BATCH, END_OF_STREAM, ERROR, CANCEL, CREDIT, ACCEPT, REJECT, GOAWAY, PING, PONG, AUTH = map(
+    int, Kind
+)
 
 END = 0x01  # the last frame of this side
 MORE = 0x02  # the message goes on in the next frame of this kind on this stream
