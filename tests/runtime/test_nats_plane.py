@@ -78,7 +78,6 @@ def test_subjects(endpoint, token):
     assert str(Address.parse(f"nats://{subject}")) == f"nats://{subject}"
 
 
-
 def test_no_two_endpoints_share_a_subject():
     names = ["a.b", "a b", "a_b", "a*b", "a>b", "x" * 254, "x" * 255, "*", ">", "é", "è"]
     assert len({request_subject(EndpointName("n", "c", each), 1) for each in names}) == len(names)
