@@ -71,6 +71,7 @@ async def test_a_killed_subscriber_is_removed_by_the_publisher(unix: Cluster, tr
         await component.publish("e", "end")
         assert await survivor.line() == "first 1"
         assert await survivor.line() == "got 199 last 199 dropped 0"
+        assert await survivor.ended() == 0
         assert [(await witness.get(PATIENCE_S)).data for _ in range(200)] == [*range(1, 200), "end"]
 
 
@@ -98,6 +99,7 @@ async def test_a_stopped_subscriber_does_not_stop_the_publisher(unix: Cluster, t
         assert last == 150
         assert got < 100  # 64 MiB at the publisher, and what the kernel holds
         assert got + dropped == 151
+        assert await stopped.ended() == 0
 
 
 async def test_what_was_published_last_leaves_before_the_publisher_ends(planes: Makes):

@@ -154,9 +154,11 @@ class FrameReader:
 
     def __init__(self, max_bytes: int, deliver: Callable[[str, bytes, int], None]) -> None:
         self._max_bytes, self._deliver = max_bytes, deliver
-        self._buffer = bytearray()  # at most one event and one read
-        self._need = len(PREFACE)  # bytes without which looking at the buffer is in vain
         self._greeted = False
+        self._rest = b""  # less than a header and a subject
+        self._chunks: list[bytes] = []  # of an event that is not whole; joined once, so that a large one is copied once
+        self._missing = 0
+        self._next = ("", 0)  # its subject and loss
 
     def feed(self, data: bytes) -> None:
         """Deliver every event that is whole.
@@ -164,17 +166,22 @@ class FrameReader:
         Raises:
             DecodeError: it is not what a link writes.
         """
-        buffer = self._buffer
-        if buffer:
-            buffer += data
-            if len(buffer) < self._need:
+        if self._missing:
+            missing = self._missing
+            self._chunks.append(data if len(data) <= missing else data[:missing])
+            self._missing = max(0, missing - len(data))
+            if self._missing:
                 return
-            data = bytes(buffer)
-            buffer.clear()
+            whole = b"".join(self._chunks)
+            self._chunks.clear()
+            self._deliver(self._next[0], whole, self._next[1])
+            data = data[missing:]
+        elif self._rest:
+            data = self._rest + data
         at = 0
         if not self._greeted:
             if len(data) < len(PREFACE):
-                buffer += data
+                self._rest = data
                 return
             if not data.startswith(PREFACE):
                 raise DecodeError(f"it begins with {data[: len(PREFACE)]!r}, not {PREFACE!r}")
@@ -186,11 +193,15 @@ class FrameReader:
             if length > self._max_bytes:
                 raise DecodeError(f"an event of {length:,} bytes is above the limit of {self._max_bytes:,}")
             start = at + head + name
-            if size < start + length:
-                self._need = start + length - at
+            if size < start:
                 break
-            self._deliver(data[at + head : start].decode(errors="replace"), data[start : start + length], lost)
+            subject = data[at + head : start].decode(errors="replace")
             at = start + length
-        else:
-            self._need = head
-        buffer += data[at:]
+            if size < at:
+                self._chunks.append(data[start:])
+                self._missing = at - size
+                self._next = (subject, lost)
+                self._rest = b""
+                return
+            self._deliver(subject, data[start:at], lost)
+        self._rest = data[at:]

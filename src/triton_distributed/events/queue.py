@@ -22,6 +22,7 @@ MAX_MESSAGES = 1_000_000  # stored at once; the next `put` raises
 MAX_UNACKNOWLEDGED = 10_000  # given out at once, to all consumers together
 TIMEOUT_S = 10.0  # for the server to store or confirm something, a restart of it included
 ATTEMPT_S = 2.0  # until the same is sent again; the server knows a message by its id and keeps it once
+SILENCES = 2  # a server that has lost what it knew of a delivery never answers: it delivers again
 PAUSE_S = 0.1  # between attempts, while a server is down or not ready yet
 NAME_IN_USE = 10058  # JetStream: the stream is there with another configuration, which is its operator's business
 
@@ -155,9 +156,16 @@ class WorkQueue:
         return int(info.state.messages)
 
     async def _ask(self, subject: str, data: bytes, end: float, failed: str, headers: dict[str, str] | None) -> Any:
-        """Send until the server has answered, through its restart if need be."""
+        """Send until the server has answered, through its restart if need be.
+
+        Args:
+            end: the loop's time at which to give up.
+            failed: what has happened then, for the error.
+            headers: of something to store; None for a word about something that was delivered.
+        """
         loop = asyncio.get_running_loop()
         reason = "no answer"
+        silences = 0
         while (left := end - loop.time()) > 0:
             try:
                 if headers is not None:
@@ -171,6 +179,9 @@ class WorkQueue:
                     raise
                 reason = words(error)
                 self.forget()
+                silences += isinstance(error, TimeoutError)
+                if headers is None and silences >= SILENCES:
+                    break
             await asyncio.sleep(PAUSE_S)
         raise self.error(f"{failed}: {reason}")
 

@@ -201,6 +201,11 @@ async def _abandon(client: NatsClient) -> None:
     try:
         async with asyncio.timeout(1.0):
             await client.close()
+    except asyncio.CancelledError:
+        # The library cancels its own reconnection while that waits for a lost connection to be closed, and whoever
+        # waits for the same afterwards gets that cancellation.
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise
     except Exception:
         logger.debug("closing a NATS connection failed", exc_info=True)
 
