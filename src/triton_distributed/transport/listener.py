@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 from collections.abc import Callable
@@ -14,6 +15,19 @@ from triton_distributed.transport.inherited import give_up
 from triton_distributed.transport.session import Session
 
 logger = logging.getLogger("triton_distributed.transport")
+
+
+def stop_listening(loop: asyncio.AbstractEventLoop, server: asyncio.AbstractServer) -> None:
+    """Close a server in a later step of the loop.
+
+    asyncio hands a connection to its protocol in the step after that in which it accepted it; were the server closed
+    between them, the connection would be neither served nor closed, and its client would wait for ever.
+    """
+    for sock in getattr(server, "sockets", ()):
+        with contextlib.suppress(NotImplementedError):  # a loop that accepts in another way
+            loop.remove_reader(sock.fileno())
+    loop.call_soon(server.close)
+
 
 AcceptedFactory = Callable[[Callable[[Session, str], None]], Session]
 
@@ -38,6 +52,7 @@ class Listener:
         self._server: asyncio.AbstractServer | None = None
         self._stop: Callable[[], None] | None = None
         self._inode = 0
+        self._stopped = False
         self.address: Address | None = None
         self.sessions: set[Session] = set()
 
@@ -64,7 +79,9 @@ class Listener:
     def _accept(self) -> Session:
         session = self._factory(self.forget)
         self.sessions.add(session)
-        if len(self.sessions) > self._max_sessions:
+        if self._stopped:
+            session.refused = "the worker is shutting down"
+        elif len(self.sessions) > self._max_sessions:
             session.refused = f"{self._max_sessions:,} sessions are open here, see TRD_MAX_SESSIONS"
         return session
 
@@ -74,12 +91,13 @@ class Listener:
             self.sessions.discard(session)
 
     def close_listening(self) -> None:
-        """Accept nothing more; the sessions stay."""
+        """Accept nothing more; the sessions stay. A connection that was being accepted is told so, and closed."""
+        self._stopped = True
         if self._stop is not None:
             self._stop()
             self._stop = None
         if self._server is not None:
-            self._server.close()
+            stop_listening(self._loop, self._server)
             self._server = None
             assert self.address is not None
             if self.address.scheme == "unix":
