@@ -75,7 +75,7 @@ class Session(Connection, asyncio.Protocol):
         self._resumed: set[asyncio.Future[None]] = set()  # at most one a stream or call
         self._receiving = self._scheduled = False
         self._bulk: InPlaceReader | None = None
-        self._beginning: list[Callable[[], None]] = []  # at most one a stream
+        self._beginning: dict[Stream, Callable[[], None]] = {}  # at most one an open stream
 
     def __repr__(self) -> str:
         state = "lost" if self.lost else "going" if self.going else "open" if self.peer else "greeting"
@@ -163,11 +163,11 @@ class Session(Connection, asyncio.Protocol):
         """The handler of `stream` may begin: tell the peer, and call `begin` once the kernel has those words.
 
         So the peer knows for every request of a lost session whether a handler can have begun. Where the kernel takes
-        nothing for now, the handler waits too.
+        nothing for now, the handler waits too; where the stream is closed meanwhile, it never begins.
         """
         stream.accepted = True
         self.accepting.append(stream.id)
-        self._beginning.append(begin)
+        self._beginning[stream] = begin
         if not self._receiving:
             self._begin()
 
@@ -175,10 +175,14 @@ class Session(Connection, asyncio.Protocol):
         self.announce()
         self._flush()
         if self.paused or self.lost is not None:
-            return  # `resume_writing` comes back to this; a lost session's requests were cancelled
-        beginning, self._beginning = self._beginning, []
-        for begin in beginning:
+            return  # `resume_writing` comes back to this; a lost session has no streams
+        beginning, self._beginning = self._beginning, {}
+        for begin in beginning.values():
             begin()
+
+    def withdraw(self, stream: Stream) -> None:
+        """`stream` was closed early: its handler does not begin any more."""
+        self._beginning.pop(stream, None)
 
     async def flushed(self) -> None:
         """Wait until the kernel has everything that was sent, or the session is gone."""

@@ -112,6 +112,7 @@ class Stream(StreamCore):
 
     def abort(self, kind: int, code: int = 0, detail: bytes = b"") -> None:
         super().abort(kind, code, detail)
+        self.connection.withdraw(self)
         self.wake()  # whoever reads or writes at this end finds it closed
 
     def wake(self) -> None:
@@ -125,6 +126,7 @@ class Stream(StreamCore):
             self.owner.stream_stopped()
 
     def on_closed(self) -> None:
+        self.connection.withdraw(self)
         self.wake()
         if self.owner is not None:
             self.owner.stream_closed(self)
