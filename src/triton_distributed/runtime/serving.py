@@ -94,6 +94,7 @@ class Serving:
             self._endpoint.left_queue(self)
             self.over()
         elif not self._began:  # cancelled before its first step, a task does not even enter its function
+            self.stream.abort(f.REJECT, f.RejectCode.DRAINING, b"it is shutting down")  # where it is open: it was cut
             self.over()
             self._endpoint.finished(self)
 

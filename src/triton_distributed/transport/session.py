@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,8 @@ from triton_distributed.wire.states import CLOSED
 
 logger = logging.getLogger("triton_distributed.transport")
 
+PART_S = 5.0  # what a peer has to say that it has read everything: one that is stopped does not hold up a shutdown
+PARTING = b"the last"
 
 # Frames that may wait while the kernel takes none. Items are bounded by credit, so beyond this only answers to pings
 # and refusals can wait, and whoever asked for them reads nothing.
@@ -75,6 +78,7 @@ class Session(Connection, asyncio.Protocol):
         self._resumed: set[asyncio.Future[None]] = set()  # at most one a stream or call
         self._receiving = self._scheduled = False
         self._bulk: InPlaceReader | None = None
+        self._parted: asyncio.Future[None] | None = None
         self._beginning: dict[Stream, Callable[[], None]] = {}  # at most one an open stream
 
     def __repr__(self) -> str:
@@ -184,12 +188,24 @@ class Session(Connection, asyncio.Protocol):
         """`stream` was closed early: its handler does not begin any more."""
         self._beginning.pop(stream, None)
 
-    async def flushed(self) -> None:
-        """Wait until the kernel has everything that was sent, or the session is gone."""
+    async def parted(self) -> None:
+        """Wait until the peer has read everything that was sent, or the session is gone.
+
+        Bytes that the kernel has are not at the peer: it loses them when it writes to a connection that was closed
+        here. So it is asked for a PONG behind them, for `PART_S` seconds from when the kernel has them all.
+        """
+        if self.peer is None:
+            return  # it has no streams, and perhaps no transport yet
         self._flush()
         while self.lost is None and (self.paused or self.out or self._ready):
             await self.resumed()
             self._flush()
+        if self.lost is None:
+            self._parted = self.loop.create_future()
+            self.send(f.frame(f.PING, 0, PARTING))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PART_S):
+                    await self._parted
 
     def write_behind(self, start: bytes, piece: memoryview) -> None:
         """Write a fragment behind everything that waits, without copying it."""
@@ -263,8 +279,8 @@ class Session(Connection, asyncio.Protocol):
             stream.state = CLOSED
             stream.lost = self.lost
             stream.on_closed()
-        for waiter in list(self._resumed):
-            if not waiter.done():
+        for waiter in (*self._resumed, self._parted):
+            if waiter is not None and not waiter.done():
                 waiter.set_result(None)
         self._on_lost(self, self.lost)
 
@@ -286,6 +302,10 @@ class Session(Connection, asyncio.Protocol):
             self._on_lost(self, words)
         else:
             self.loop.call_soon(self._gone, words)
+
+    def on_pong(self, payload: bytes) -> None:
+        if payload == PARTING and self._parted is not None and not self._parted.done():
+            self._parted.set_result(None)
 
     def _gone(self, words: str) -> None:
         if self.lost is None:
