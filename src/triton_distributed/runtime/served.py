@@ -166,13 +166,17 @@ class ServedEndpoint:
             await self._idle
 
     async def cut(self) -> list[str]:
-        """Cancel what still runs and wait for it; returns the ids of those requests."""
-        cut = list(self.running)
-        for serving in cut:
+        """Cancel what still runs and wait for it; returns the ids of those requests.
+
+        Those whose handlers have not begun are refused, so that they go elsewhere.
+        """
+        running = list(self.running)
+        for serving in running:
             serving.cancel(Outcome.CANCELLED)
-        if tasks := [each.task for each in cut if each.task is not None]:
-            await asyncio.wait(tasks, timeout=CUT_S)
-        return [each.context.id() for each in cut]
+        cut = {each.task: each.context.id() for each in running if each.task is not None}
+        if cut:
+            await asyncio.wait(cut, timeout=CUT_S)
+        return list(cut.values())
 
 
 def _context(stream: Stream, metadata: Body) -> Context:
