@@ -9,7 +9,7 @@ FUZZ_SECONDS ?= 60
 INSTALLED_BY = pyproject.toml tools/install tools/find-python tools/get-etcd
 export TRD_BASE_PYTHON
 
-.PHONY: help demo demo-cluster test test-all check format bench fuzz soak clean
+.PHONY: help demo demo-cluster test test-all check format bench fuzz soak scaling clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -53,6 +53,9 @@ fuzz: $(VENV)/.fuzz ## fuzz what reads bytes from the network, for FUZZ_SECONDS 
 
 soak: $(VENV)/.bench ## 20,000 calls at once, 10,000 idle streams; prints what they cost
 	$(PYTHON) -m benchmarks.soak
+
+scaling: $(VENV)/.cluster ## 10,000 simulated workers in a real etcd; writes docs/scaling.md (SCALING_ARGS="--instances 1000")
+	$(PYTHON) -m benchmarks.scaling $(SCALING_ARGS)
 
 clean: ## remove what the other targets made
 	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist

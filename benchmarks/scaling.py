@@ -1,4 +1,4 @@
-"""How discovery through etcd scales: `python -m benchmarks.scaling`. Writes results/scaling.json.
+"""How discovery through etcd scales: `make scaling`, or `python -m benchmarks.scaling`. Writes results/scaling.json.
 
 Simulated workers register in a real etcd that is started here, each with a lease of its own that is kept alive as a
 real worker's is; only their sockets are missing. Then: how long a client's table takes to be complete, how long one
@@ -35,6 +35,9 @@ from triton_distributed.testing import EtcdServer
 from triton_distributed.testing.servers import program
 
 RESULT = Path(__file__).parent / "results" / "scaling.json"
+PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
+MARKS = ("<!-- figures -->", "<!-- /figures -->")
+PARTS = 20  # of the registrations, so that none of a child's answers takes too long
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -95,8 +98,9 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
         ):
             (early,) = await everybody(holders[:1], "open", clients=1)
             begin, cpu = time.monotonic(), cpu_s(etcd.pid)
-            parts = zip(simulators, shares(options.instances, options.simulators), strict=True)
-            await asyncio.gather(*(child.ask("register", count=count) for child, count in parts))
+            for part in shares(options.instances, PARTS):
+                counts = zip(simulators, shares(part, len(simulators)), strict=True)
+                await asyncio.gather(*(child.ask("register", count=count) for child, count in counts))
             figures["register_s"] = time.monotonic() - begin
             figures["register_etcd_cpu_s"] = cpu_s(etcd.pid) - cpu
             seen = (await holders[0].ask("until", count=options.instances))["at"]
@@ -204,8 +208,16 @@ def table(result: dict[str, Any]) -> str:
     lines = ["| what | figure |", "| --- | ---: |", *(f"| {what} | {figure} |" for what, figure in rows)]
     machine = result["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    lines += ["", f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}, {versions}."]
+    before, after = result["load"]
+    load = f"Load average {before:.1f} before and {after:.1f} after"
+    lines += ["", f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}, {versions}. {load}."]
     return "\n".join(lines)
+
+
+def written(page: str, result: dict[str, Any]) -> str:
+    """The page with the figures in it."""
+    start, rest = page.split(MARKS[0])
+    return f"{start}{MARKS[0]}\n{table(result)}\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
 
 
 def main() -> int:
@@ -222,10 +234,12 @@ def main() -> int:
     options = parser.parse_args()
     for name in set(os.environ) - set(environment_without_settings()):
         del os.environ[name]
+    load_before = os.getloadavg()[0]
     figures = asyncio.run(measure(options))
     result = {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": describe(),
+        "load": [load_before, os.getloadavg()[0]],
         "versions": {
             "etcd": version_of_etcd(),
             "Python": platform.python_version(),
@@ -235,6 +249,9 @@ def main() -> int:
         "options": {key: value for key, value in vars(options).items() if key != "output"},
         "figures": figures,
     }
+    if options.output == RESULT:
+        page = PAGE.read_text(encoding="utf-8")
+        PAGE.write_text(written(page, result), encoding="utf-8")
     options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(table(result))
     return 0

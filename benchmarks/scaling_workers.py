@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import sys
 import time
 from typing import Any
@@ -23,6 +24,7 @@ from triton_distributed.names import EndpointName, Instance
 
 PREFIX = "triton-distributed"
 CLIENTS = 4  # of etcd: 32 requests under way
+BEATING = 32  # keep-alives under way: what two cores that are etcd and all workers at once can bear
 BEATS_A_TTL = 3  # as discovery/etcd_lease.py
 
 
@@ -57,6 +59,7 @@ async def main(number: int, url: str, ttl_s: int) -> None:
     clients = [EtcdClient(EtcdOptions(endpoints=url), keys.lineage) for _ in range(CLIENTS)]
     workers: list[Worker] = []
     beats = lost = 0
+    beating = asyncio.Semaphore(BEATING)
     base = (number + 1) << 40
 
     def worker() -> Worker:
@@ -67,17 +70,20 @@ async def main(number: int, url: str, ttl_s: int) -> None:
     async def keep(member: Worker) -> None:
         """Beat at the worker's own times until the lease is gone."""
         nonlocal beats, lost
+        pause_s = random.uniform(0.0, ttl_s / BEATS_A_TTL)  # real workers are not started at the same moment
         while True:
-            await asyncio.sleep(ttl_s / BEATS_A_TTL)
-            if not await member.beat():
-                lost += 1
-                return
+            await asyncio.sleep(pause_s)
+            pause_s = ttl_s / BEATS_A_TTL
+            async with beating:
+                if not await member.beat():
+                    lost += 1
+                    return
             beats += 1
 
     async def register(count: int) -> dict[str, Any]:
         made = [worker() for _ in range(count)]
-        for first in range(0, count, 256):
-            part = made[first : first + 256]
+        for first in range(0, count, 64):
+            part = made[first : first + 64]
             await asyncio.gather(*(each.register(ttl_s) for each in part))
             keeping.extend(asyncio.create_task(keep(each)) for each in part)
         return {}

@@ -80,3 +80,16 @@ def shared_nats() -> Iterator[str]:
         loop.close()
         server.kill()
         shutil.rmtree(server.folder)
+
+
+@pytest.fixture(scope="session", params=["direct", "nats"])
+def plane(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """The settings of each request plane; whatever uses it, or a fixture made of it, runs on each.
+
+    All tests on NATS share one server: no two runtimes ever listen on the same subject.
+    """
+    if request.param == "direct":
+        yield {}
+        return
+    with shared_nats() as url:
+        yield {"request_plane": "nats", "nats_server": url}

@@ -141,7 +141,7 @@ class Config:
     threads: int = _setting(
         "TRD_THREADS",
         lambda: min(32, (os.cpu_count() or 1) + 4),
-        "threads for handlers written with plain `def`",
+        "threads for handlers written with plain `def`; default: the number of cores and 4, at most 32",
         low=1,
     )
     handle_signals: bool = _setting(
@@ -184,7 +184,7 @@ class Config:
             low = each.metadata.get("low")
             value = getattr(self, each.name)
             if low is not None and not value >= low:
-                raise ConfigError(each.metadata["variable"], value, f"at least {low}")
+                raise ConfigError(each.metadata["variable"], value, f"must be at least {low}")
 
     @property
     def event_plane(self) -> str:
@@ -210,7 +210,9 @@ def _parse(variable: str, kind: str, text: str) -> Any:
         if kind == "float":
             return float(text)
     except ValueError:
-        raise ConfigError(variable, text, "a whole number" if kind == "int" else "a number of seconds") from None
+        raise ConfigError(
+            variable, text, "not a whole number" if kind == "int" else "not a number of seconds"
+        ) from None
     if kind == "bool":
         if text.lower() not in _TRUE + _FALSE:
             raise ConfigError(variable, text, f"one of {', '.join(_TRUE + _FALSE)}")

@@ -225,16 +225,24 @@ class Draining(Refusal):
 
 
 class DeadlineExceeded(TritonError, TimeoutError):
-    """The call's time is over. Fields: `target` (what was called), `timeout_s` (seconds the call was given)."""
+    """The call's time is over. Fields: `target` (what was called), `timeout_s` (seconds given), `attempts`.
 
-    def __init__(self, target: str, timeout_s: float) -> None:
-        super().__init__(target, timeout_s)
-        self.target, self.timeout_s = target, timeout_s
+    `attempts` are those instances that did not take the request before, as (address, reason).
+    """
+
+    def __init__(self, target: str, timeout_s: float, attempts: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(target, timeout_s, tuple(attempts))
+        self.target, self.timeout_s, self.attempts = target, timeout_s, tuple(attempts)
+
+    @property
+    def _so_far(self) -> str:
+        tried = "; ".join(f"{address}: {reason}" for address, reason in self.attempts)
+        return f" ({tried})" if tried else ""
 
     def __str__(self) -> str:
         return (
-            f"{self.target} did not finish within {self.timeout_s:g} s: give the call a larger timeout=, "
-            "or none; a handler's calls inherit what is left of its own"
+            f"{self.target} did not finish within {max(0.0, self.timeout_s):g} s{self._so_far}: give the call a larger "
+            "timeout=, or none; a handler's calls inherit what is left of its own"
         )
 
 

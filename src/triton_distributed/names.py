@@ -74,6 +74,8 @@ class EndpointName:
         Raises:
             InvalidName: there are not exactly three non-empty parts.
         """
+        if not isinstance(text, str):
+            raise InvalidName("endpoint", text, f"a name is a str, not {type(text).__name__}")
         parts = text.removeprefix("dyn://").split(".")
         if len(parts) != 3:
             raise InvalidName(

@@ -183,7 +183,7 @@ def in_use(discovery: EtcdDiscovery, cluster: EtcdCluster) -> EtcdServer:
 @pytest.mark.parametrize("fault", ["killed", "frozen"])
 async def test_one_member_of_three(etcd_cluster: EtcdCluster, opens_etcd: OpensEtcd, fault: str):
     """Whichever it is, reads and writes go on with the others, and nothing is lost or forgotten."""
-    one, other = opens_etcd(etcd_cluster.urls), opens_etcd(etcd_cluster.urls)
+    one, other = (opens_etcd(etcd_cluster.urls, timeout_s=PATIENCE_S) for _ in range(2))
     log = ChangeLog()
     await other.watch(NAME, log)
     await one.register(instance(1))

@@ -19,7 +19,7 @@ from triton_distributed.errors import ConfigError, DiscoveryError
 from triton_distributed.external import etcd_messages as messages
 from triton_distributed.names import EndpointName
 from triton_distributed.runtime.backends import make_discovery
-from triton_distributed.testing import ChangeLog, EtcdServer
+from triton_distributed.testing import ChangeLog, EtcdServer, FaultProxy
 from triton_distributed.testing.servers import free_port
 
 
@@ -159,21 +159,21 @@ async def test_an_unreachable_etcd_is_named_in_time(opens_etcd: OpensEtcd, what:
     assert caught.value.where == ", ".join(urls)
 
 
-async def test_a_registration_that_failed_is_not_made_later(lasting_etcd: EtcdServer, opens_etcd: OpensEtcd):
-    """Cancelled while it was being written: whatever etcd has done with it is undone."""
-    one, other = opens_etcd(lasting_etcd.url), opens_etcd(lasting_etcd.url)
-    await one.register(instance(1))
-    log = ChangeLog()
-    await other.watch(NAME, log)
-    for _ in range(10):
+async def test_a_registration_that_failed_is_undone(lasting_etcd: EtcdServer, opens_etcd: OpensEtcd):
+    """Cancelled when etcd had written it and the answer was on its way."""
+    async with FaultProxy(f"tcp://127.0.0.1:{lasting_etcd.port}") as proxy:
+        one, other = opens_etcd(proxy.address.replace("tcp", "http")), opens_etcd(lasting_etcd.url)
+        await one.register(instance(1))
+        log = ChangeLog()
+        await other.watch(NAME, log)
+        proxy.down.delay_s = 1.0
         attempt = asyncio.ensure_future(one.register(instance(2)))
-        await asyncio.sleep(0.001)
+        await log.until_ids([1, 2], PATIENCE_S)
         attempt.cancel()
-        await asyncio.wait([attempt])
-        if attempt.cancelled():
-            break
-    await one.register(instance(3))
-    await log.until_ids([1, 3], PATIENCE_S)
+        proxy.down.delay_s = 0.0
+        with pytest.raises(asyncio.CancelledError):
+            await attempt
+        await log.until_ids([1], PATIENCE_S)
 
 
 def test_a_program_that_forgot_to_close_is_forgotten(lasting_etcd: EtcdServer, monkeypatch: pytest.MonkeyPatch):

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from tests.runtime.cluster import Cluster
-from tests.servers import shared_nats
-
-
-@pytest.fixture(scope="session", params=["direct", "nats"])
-def plane(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
-    """The settings of each request plane; whatever uses it, or `cluster`, runs on each.
-
-    All tests on NATS share one server: no two runtimes ever listen on the same subject.
-    """
-    if request.param == "direct":
-        yield {}
-        return
-    with shared_nats() as url:
-        yield {"request_plane": "nats", "nats_server": url}
 
 
 @pytest.fixture

@@ -553,3 +553,15 @@ async def test_calls_that_fail_leave_no_cycle(cluster: Cluster) -> None:
         assert gc.collect() < 200  # less than one object a call
     finally:
         gc.enable()
+
+
+async def test_who_waits_in_vain_is_told_where(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("triton_distributed.runtime.view.SILENCE_S", 0.01)
+    client = await cluster.caller.endpoint("t.c.nobody").client()
+    waiting = client.wait_for_instances()
+    await until(lambda: "no instance yet" in caplog.text)
+    assert '"t/components/c/nobody": no instance yet' in caplog.text
+    assert cluster.caller.discovery.where in caplog.text
+    waiting.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -271,3 +272,18 @@ async def test_a_deadline_met_in_a_handlers_own_call_reaches_the_caller_as_one(c
         await patiently(client.call(1, timeout=100))
     with pytest.raises(DeadlineExceeded, match="t/components/c/inner"):
         await patiently(client.call(1))
+
+
+async def test_a_deadline_names_who_never_answered(trd_dir: Path) -> None:
+    """As of a worker that is stopped: its socket takes connections, and nobody says hello."""
+    silent = socket.socket()
+    silent.bind(("127.0.0.1", 0))
+    silent.listen()
+    address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+    cluster = Cluster(discovery="static", static=f"t.c.e={address}")
+    client = await cluster.caller.endpoint("t.c.e").client()
+    with pytest.raises(DeadlineExceeded, match=f"{address}: no connection yet") as caught:
+        await patiently(client.call(1, timeout=0.05))
+    assert caught.value.attempts == ((address, "no connection yet"),)
+    await cluster.close()
+    silent.close()

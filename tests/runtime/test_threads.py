@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.runtime.cluster import Cluster, drained, patiently, until
+from triton_distributed.runtime import Context
 from triton_distributed.runtime.threads import AHEAD, HandlerThreads, ThreadedIterator
 
 
@@ -245,3 +246,13 @@ async def test_a_generator_whose_pool_was_closed_can_be_closed() -> None:
         await patiently(anext(items))
     with pytest.raises(RuntimeError, match="shut down"):
         await patiently(items.aclose())
+
+
+async def test_the_time_that_is_left_is_known_in_a_thread(cluster: Cluster) -> None:
+    def handler(request: Any, context: Context) -> float | None:
+        return context.remaining_s()
+
+    client = await cluster.connect(handler)
+    left = await patiently(client.call(1, timeout=1000))
+    assert 0 < left <= 1000
+    assert await patiently(client.call(1)) is None

@@ -78,6 +78,37 @@ def session(
     )
 
 
+@contextlib.asynccontextmanager
+async def half(on_request: Any = None, **options: Any) -> AsyncIterator[tuple[Watched, socket.socket]]:
+    """A greeted session and the plain socket at its other end, whose kernel buffers are small."""
+    loop = asyncio.get_running_loop()
+    here, there = socket.socketpair()
+    for each in (here, there):
+        each.setblocking(False)
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+    made = session(on_request, **options)
+    await loop.create_connection(lambda: made, sock=here)
+    try:
+        await loop.sock_sendall(there, hello_frame(Hello(window=1 << 30)))
+        await made.ready
+        yield made, there
+    finally:
+        there.close()
+        made.close()
+        async with asyncio.timeout(PATIENCE_S):
+            await made.gone.wait()
+
+
+async def rest_of(sock: socket.socket) -> bytes:
+    """Everything until the end."""
+    loop = asyncio.get_running_loop()
+    data = b""
+    async with asyncio.timeout(PATIENCE_S):
+        while piece := await loop.sock_recv(sock, 1 << 20):
+            data += piece
+    return data
+
+
 class Serving:
     """A request at the service."""
 
@@ -99,6 +130,13 @@ class Serving:
     def stream_closed(self, stream: Stream) -> None:
         if self.task is not None:
             self.task.cancel()
+        else:  # it has not begun, and does not any more
+            self._over()
+
+    def _over(self) -> None:
+        self.stream.owner = None
+        self.ended.set()
+        self.service.running.discard(self)
 
     async def _run(self) -> None:
         stream = self.stream
@@ -124,9 +162,7 @@ class Serving:
                 await asyncio.get_running_loop().create_future()
             stream.end()
         finally:
-            stream.owner = None
-            self.ended.set()
-            self.service.running.discard(self)
+            self._over()
 
 
 class Service:
@@ -181,8 +217,10 @@ async def serving(*addresses: str, **options: Any) -> AsyncIterator[Service]:
     finally:
         service.listener.close()
         tasks = [each.task for each in service.running if each.task is not None]
+        for task in tasks:
+            task.cancel()  # a stream that ended while its handler waits for something else does not end the handler
         if tasks:
-            await asyncio.wait(tasks)
+            await asyncio.wait(tasks, timeout=PATIENCE_S)
         await closed(*service.accepted)
 
 
@@ -218,8 +256,19 @@ class Caller:
         return made
 
     async def call(self, address: str, body: bytes, *buffers: Any, end: bool = True) -> Stream:
-        """Send a request; the stream of its responses."""
-        found = await self.pool.connect((address,))
+        """Send a request; the stream of its responses.
+
+        Raises:
+            ConnectionFailed: nobody can be reached there.
+            Lost: the session was gone when it was handed out, as any may be.
+        """
+        async with asyncio.timeout(PATIENCE_S):
+            found = await self.pool.connect((address,))
+            if found.lost is not None:
+                raise Lost(found.lost)
+            return await self._send(found, body, buffers, end)
+
+    async def _send(self, found: Session, body: bytes, buffers: tuple[Any, ...], end: bool) -> Stream:
         stream: Stream = found.open_stream(False)
         prefix = f.REQUEST_PREFIX.pack(1, 2, FOREVER, stream.window, 0)
         await stream.send(prefix + body, [memoryview(each) for each in buffers], f.END if end else 0, f.REQUEST)
@@ -262,6 +311,14 @@ async def messages(stream: Stream) -> AsyncIterator[tuple[Any, list[Any]]]:
         if stream.finished:
             return
         await stream.readable()
+
+
+async def first(stream: Stream) -> bytes:
+    """The body of the next item; what came in one frame with it is dropped."""
+    async with asyncio.timeout(PATIENCE_S):
+        async with contextlib.aclosing(messages(stream)) as found:
+            body, _ = await anext(found)
+            return bytes(body)
 
 
 async def bodies(stream: Stream) -> list[bytes]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
@@ -20,9 +19,11 @@ from tests.transport.sessions import (
     answering,
     bodies,
     calling,
+    half,
     messages,
     numbers,
     peer,
+    rest_of,
     serving,
     session,
 )
@@ -30,41 +31,9 @@ from tests.wire.joined import request
 from triton_distributed.errors import RemoteProtocolError
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.frames import GoawayCode
-from triton_distributed.wire.hello import Hello, hello_frame
 from triton_distributed.wire.states import State
 
 pytestmark = pytest.mark.any_loop
-
-
-@contextlib.asynccontextmanager
-async def half(on_request=None, **options) -> AsyncIterator[tuple[Watched, socket.socket]]:
-    """A greeted session and the plain socket at its other end, whose kernel buffers are small."""
-    loop = asyncio.get_running_loop()
-    here, there = socket.socketpair()
-    for each in (here, there):
-        each.setblocking(False)
-        each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
-    made = session(on_request, **options)
-    await loop.create_connection(lambda: made, sock=here)
-    try:
-        await loop.sock_sendall(there, hello_frame(Hello(window=1 << 30)))
-        await made.ready
-        yield made, there
-    finally:
-        there.close()
-        made.close()
-        async with asyncio.timeout(PATIENCE_S):
-            await made.gone.wait()
-
-
-async def rest_of(sock: socket.socket) -> bytes:
-    """Everything until the end."""
-    loop = asyncio.get_running_loop()
-    data = b""
-    async with asyncio.timeout(PATIENCE_S):
-        while piece := await loop.sock_recv(sock, 1 << 20):
-            data += piece
-    return data
 
 
 async def served(made: Watched, there: socket.socket, requests: list) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.wire.joined import WINDOW, End, Noted, greeted, joined, move, opened, request
 from triton_distributed.errors import LocalProtocolError, RemoteProtocolError
 from triton_distributed.wire import frames as f
+from triton_distributed.wire.hello import Hello
 from triton_distributed.wire.states import State
 from triton_distributed.wire.window import FRAME_COST, SLACK, TURN_BYTES
 
@@ -103,6 +104,16 @@ def test_credit_is_given_back_in_halves_of_the_window():
     ((kind, _, number, payload),) = client.written()
     assert (kind, number) == (f.CREDIT, mine.id)
     assert f.UINT32.unpack(payload)[0] == 4 * (1000 + FRAME_COST)
+
+
+def test_a_message_larger_than_one_credit_can_say_is_granted_by_several():
+    total = (1 << 33) + 5
+    end = greeted(Hello(max_message=1 << 40, window=WINDOW))
+    end.receive(request(1, flags=0))
+    end.receive(f.frame(f.DATA, 1, f.UINT64.pack(total), f.MORE))  # not a byte of it: nothing is allocated
+    amounts = [f.UINT32.unpack(payload)[0] for kind, _, _, payload in end.written() if kind == f.CREDIT]
+    assert max(amounts) == f.MAX_CREDIT
+    assert total <= sum(amounts) <= total + WINDOW
 
 
 def test_no_credit_for_a_peer_that_has_ended():

@@ -143,17 +143,17 @@ class EtcdDiscovery:
         return self._thread
 
     async def _main(self, stopping: asyncio.Event) -> None:
-        loop, background = self._loop, (self._registrar.run(), self._client.watch_over())
-        tasks = [asyncio.create_task(each) for each in background]
+        loop = self._loop
+        background = [asyncio.create_task(each) for each in (self._registrar.run(), self._client.watch_over())]
         while not stopping.is_set() and not (loop and loop.is_closed()):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ORPHAN_S):
                     await stopping.wait()
         # nothing else may use what the revocation needs, or write a record behind it
-        tasks = [each for each in asyncio.all_tasks() if each is not asyncio.current_task()]
-        for task in tasks:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
             task.cancel()
-        await asyncio.wait(tasks)
+        await asyncio.wait([*background, *others])
         try:
             async with asyncio.timeout(REVOKE_S):
                 await self._registrar.revoke()

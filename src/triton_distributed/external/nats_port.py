@@ -92,6 +92,9 @@ class NatsPort:
         Raises:
             nats.errors.Error: the connection is lost, or nothing moved for 10 s.
         """
+        # The library writes its PING ahead of what waits to be sent; by the time of the first answer that is sent too,
+        # and the second answer comes behind it.
+        await self._client.flush()
         await self._client.flush()
 
     async def subscribe(self, subject: str, take: Callable[[Msg], None]) -> Subscription:

@@ -250,7 +250,7 @@ class Call:
             return decode_error(detail, instance_id=instance.id, request_id=self.request_id), Outcome.ERROR
         words = detail.decode("utf-8", "replace")
         if code == f.ErrorCode.INVALID:
-            return InvalidRequest("", words.removeprefix("Invalid request: ")), Outcome.INVALID
+            return InvalidRequest(target, words.removeprefix("Invalid request: ")), Outcome.INVALID
         if code == f.ErrorCode.DEADLINE:
             return DeadlineExceeded(target, self.timeout_s or 0.0), Outcome.DEADLINE
         return (
@@ -330,8 +330,8 @@ class Call:
         if self._outcome is None:
             if self.stream is not None:
                 self.stream.abort(f.CANCEL)
-            target = self.target
-            self.fail(DeadlineExceeded(target, self.timeout_s or 0.0), Outcome.DEADLINE)
+            attempts = self.dispatch.attempts if self.dispatch is not None else ()
+            self.fail(DeadlineExceeded(self.target, self.timeout_s or 0.0, attempts), Outcome.DEADLINE)
             if self.dispatch is not None:
                 self.dispatch.cancel()
 

@@ -209,7 +209,7 @@ class Client:
     wait_for_instances = wait_for_endpoints
 
     async def _wait(self) -> list[int]:
-        await self.view.wait()
+        await self.view.wait(self.where)
         return self.endpoint_ids()
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

@@ -166,10 +166,12 @@ class Endpoint:
             OSError: the address to listen on cannot be bound.
             TypeError, ValueError: the handler or a limit is not one; raised by the call itself.
         """
-        if max_inflight is not None and max_inflight < 1:
-            raise ValueError(f"max_inflight={max_inflight}: at least 1, or None for no limit")
-        if max_queue < 0:
-            raise ValueError(f"max_queue={max_queue}: at least 0")
+        if max_inflight is not None and (type(max_inflight) is not int or max_inflight < 1):
+            raise ValueError(f"max_inflight={max_inflight!r}: a whole number of at least 1, or None for no limit")
+        if type(max_queue) is not int or max_queue < 0:
+            raise ValueError(f"max_queue={max_queue!r}: a whole number of at least 0")
+        if max_queue and max_inflight is None:
+            raise ValueError(f"max_queue={max_queue}: requests only wait where max_inflight= limits those that run")
         return self._runtime.serve(
             self.name,
             handler,

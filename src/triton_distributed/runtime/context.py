@@ -62,7 +62,11 @@ class Context:
         """Seconds until the deadline, not below 0, or None where there is none."""
         if self.deadline is None:
             return None
-        return max(0.0, self.deadline - asyncio.get_running_loop().time())
+        return max(0.0, self.deadline - self.now())
+
+    def now(self) -> float:
+        """Seconds on the clock of `deadline`; asked in any thread."""
+        return asyncio.get_running_loop().time()
 
     def checkpoint(self, token: Any) -> None:
         """Attach a resume token to the next item: a call with `resume=True` that loses this instance behind that item

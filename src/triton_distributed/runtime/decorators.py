@@ -47,14 +47,15 @@ def triton_endpoint(request_model: Any, response_model: Any) -> Callable[[Callab
     Args:
         request_model: the request, a JSON `str` or a dict, is parsed into it: a pydantic model, dataclass, Struct or
             any other type; a request that is one already is passed on.
-        response_model: what the handler answers with is checked against it.
+        response_model: what the handler answers with is checked against it, text excepted: programs answer with JSON
+            text, or with plain text beside a model, and nobody has ever looked at it.
 
     Raises (from the handler):
         ValueError: `Invalid request: …`, naming the field.
         TypeError: an answer does not fit `response_model`.
     """
     parse = _parser(request_model)
-    check = typed_checker(response_model)
+    check = _but_text(typed_checker(response_model))
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         def parsed(args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -100,6 +101,11 @@ def triton_endpoint(request_model: Any, response_model: Any) -> Callable[[Callab
         return wrapper
 
     return decorate
+
+
+def _but_text(check: Callable[[Any], object] | None) -> Callable[[Any], object] | None:
+    """The check, with text let through; what is no text still has to fit."""
+    return None if check is None else lambda item: None if isinstance(item, str) else check(item)
 
 
 def _parser(model: Any) -> Callable[[Any], Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 from typing import Any
 
 import msgspec
@@ -20,8 +21,12 @@ from triton_distributed.wire.codec import encode
 from triton_distributed.wire.frames import SMALL, RejectCode, overloaded
 
 _INFINITE = float("inf")
+logger = logging.getLogger("triton_distributed.runtime")
+
+QUIET_S = 10.0  # a handler that fails at every request must not fill a disk
+MOST_KINDS = 64  # types of errors that are remembered
 _CUT_SHORT = (Outcome.CANCELLED, Outcome.LOST, Outcome.DEADLINE)
-CUT_S = 5.0  # what a handler that was cut has for its finally blocks before the runtime goes on without it
+CUT_S = 1.0  # what a handler that was cut has for its finally blocks before the runtime goes on without it
 _metadata = msgspec.msgpack.Decoder(dict[str, Any]).decode
 _split = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
@@ -64,6 +69,7 @@ class ServedEndpoint:
         self.graceful = graceful
         self.running: set[Serving] = set()
         self.stats = Stats()
+        self._reported: dict[str, tuple[float, int]] = {}  # type of error → when it was logged, how many since
         self.context = contextvars.copy_context()  # every handler begins in a copy of it
         self._idle: asyncio.Future[None] | None = None
 
@@ -139,6 +145,20 @@ class ServedEndpoint:
         for serving in self.admission.clear():
             serving.refuse(RejectCode.DRAINING, b"it is shutting down")
 
+    def report(self, context: Context, error: BaseException) -> None:
+        """Log what a handler raised: one traceback in `QUIET_S` for each type of error, the others by their number."""
+        kind, now = type(error).__qualname__, self.loop.time()
+        since, unsaid = self._reported.get(kind, (-QUIET_S, 0))
+        if now - since < QUIET_S:
+            self._reported[kind] = (since, unsaid + 1)
+            logger.debug("handler %s raised", self.handler.name, exc_info=error)
+            return
+        if len(self._reported) >= MOST_KINDS:
+            self._reported.clear()
+        self._reported[kind] = (now, 0)
+        more = f" ({unsaid} more like it since the last report)" if unsaid else ""
+        logger.warning("%s: request %s: the handler raised%s", self.name, context.id(), more, exc_info=error)
+
     async def idle(self) -> None:
         """Wait until no handler runs. One waiter at a time."""
         while self.running:
@@ -146,13 +166,17 @@ class ServedEndpoint:
             await self._idle
 
     async def cut(self) -> list[str]:
-        """Cancel what still runs and wait for it; returns the ids of those requests."""
-        cut = list(self.running)
-        for serving in cut:
+        """Cancel what still runs and wait for it; returns the ids of those requests.
+
+        Those whose handlers have not begun are refused, so that they go elsewhere.
+        """
+        running = list(self.running)
+        for serving in running:
             serving.cancel(Outcome.CANCELLED)
-        if tasks := [each.task for each in cut if each.task is not None]:
-            await asyncio.wait(tasks, timeout=CUT_S)
-        return [each.context.id() for each in cut]
+        cut = {each.task: each.context.id() for each in running if each.task is not None}
+        if cut:
+            await asyncio.wait(cut, timeout=CUT_S)
+        return list(cut.values())
 
 
 def _context(stream: Stream, metadata: Body) -> Context:
@@ -176,6 +200,9 @@ class ServedContext(Context):
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
+
+    def now(self) -> float:
+        return self._stream.connection.loop.time()
 
     def attach_token(self, token: bytes) -> None:
         self._stream.checkpoint(token)

@@ -108,7 +108,11 @@ class Server:
     ) -> None:
         endpoint = self._by_key.get(key)
         if endpoint is None or (instance_id != self._instance_id and self._instance_id is not None):
-            words = f"this worker is instance {self._instance_id} and does not serve that endpoint as {instance_id}"
+            words = f"this worker is instance {self._instance_id}"
+            if instance_id == self._instance_id or self._instance_id is None:
+                words += " and does not serve that endpoint, or no longer"
+            else:
+                words += f", not {instance_id}"
             stream.abort(f.REJECT, f.RejectCode.UNKNOWN, words.encode())
         else:
             endpoint.admit(stream, timeout_s, metadata, body, buffers)
@@ -133,13 +137,25 @@ class Server:
             async with asyncio.timeout(timeout_s):
                 for endpoint in self.endpoints:
                     await endpoint.idle()
-                for session in list(self._listener.sessions):
-                    await session.flushed()  # an answer that is made but not sent is not finished
+                await self._part()  # an answer that is made but not read is not finished
         except TimeoutError:
             for endpoint in self.endpoints:
                 cut += await endpoint.cut()
-            logger.warning("drain: %d request(s) were cut after %g s: %s", len(cut), timeout_s, ", ".join(cut[:20]))
+            if cut:
+                words = ", ".join(cut[:20])
+                logger.warning("drain: %d request(s) were cut after %g s: %s", len(cut), timeout_s, words)
+            else:
+                logger.warning("drain: after %g s there were clients that had not read their answers", timeout_s)
         return cut
+
+    async def _part(self) -> None:
+        parting = [self._loop.create_task(each.parted()) for each in self._listener.sessions]
+        try:
+            if parting:
+                await asyncio.wait(parting)
+        finally:
+            for task in parting:
+                task.cancel()
 
     def release_in_child(self) -> None:
         """This process is a fork: give up its copies of the sockets."""

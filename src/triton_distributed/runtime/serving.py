@@ -237,7 +237,7 @@ class Serving:
         self.outcome = self.outcome or Outcome.ERROR
         if isinstance(error, MessageTooLarge):
             logger.warning("%s: %s", self._endpoint.name, error)
-        logger.debug("handler %s raised", self._endpoint.handler.name, exc_info=error)
+        self._endpoint.report(self.context, error)
         self.stream.abort(f.ERROR, f.ErrorCode.HANDLER, encode_error(error))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,10 @@ from triton_distributed.errors import RuntimeClosed
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.routing.load import LoadBook
 from triton_distributed.routing.rotation import Rotation
+
+logger = logging.getLogger("triton_distributed.runtime")
+
+SILENCE_S = 5.0  # who waits longer than a worker takes to start wonders whether both look at the same place
 
 
 class EndpointView:
@@ -104,8 +109,20 @@ class EndpointView:
                 self.rotation.mark_up(instance.id)
         self._refresh()
 
-    async def wait(self) -> None:
-        """Wait until there is an instance."""
+    async def wait(self, where: str) -> None:
+        """Wait until there is an instance; say so after a while.
+
+        Args:
+            where: the place of discovery, for the log.
+        """
+        words = '"%s": no instance yet; waiting for a worker that serves it to register in %s'
+        said = self._loop.call_later(SILENCE_S, logger.warning, words, self.name.path, where)
+        try:
+            await self._one()
+        finally:
+            said.cancel()
+
+    async def _one(self) -> None:
         while not self.table.instances:
             waiter: asyncio.Future[None] = self._loop.create_future()
             self._waiting.append(waiter)

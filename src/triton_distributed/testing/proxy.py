@@ -9,12 +9,15 @@ import socket
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from triton_distributed.errors import ConfigError
 from triton_distributed.transport import unix
 from triton_distributed.transport.address import Address
+from triton_distributed.transport.listener import stop_listening
 
-CHUNK = 64 * 1024  # carried at once, bytes; what the proxy holds of one direction of one connection
+# Carried at once, bytes. A direction that is held up has a few of these in the proxy and is not read any further: its
+# sender is stopped as by a peer that does not read.
+CHUNK = 64 * 1024
 LINGER_NOTHING = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close sends a reset, see socket(7)
 
 
@@ -24,7 +27,7 @@ class Faults:
 
     Attributes:
         delay_s: seconds by which each piece of up to 64 KiB comes later; it therefore also limits the throughput.
-        bytes_per_s: throughput of a connection, bytes a second; None for no limit.
+        bytes_per_s: throughput of a connection, bytes a second; None or 0 for no limit.
         truncate_at: bytes of a connection after which both its directions end, as if the sender had died; None: never.
         corrupt_at: the byte of a connection, counted from 0, that arrives with all its bits turned; None for none.
     """
@@ -38,6 +41,9 @@ class Faults:
 class FaultProxy:
     """Carries connections to `target`; `async with` starts and closes it.
 
+    What happens to one end of a connection happens to the other: an end of its bytes ends that direction, a reset
+    resets the other end, and so does a target that cannot be reached.
+
     Args:
         target: the address to carry to: `tcp://host:port` or `unix:///path`.
         listen: where to listen; by default a free port of 127.0.0.1, or the target's path with `.proxy` behind it.
@@ -46,12 +52,15 @@ class FaultProxy:
         address: what clients dial instead of the target; empty before the start.
         up: what happens to bytes from the client.
         down: what happens to bytes to the client.
+
+    Raises:
+        ConfigError: an address is not one, or is in memory, where there is no network to fail.
     """
 
     def __init__(self, target: str, listen: str | None = None) -> None:
-        self._target = Address.parse(target, "target")
+        self._target = _on_a_network(target, "target")
         beside = "tcp://127.0.0.1:0" if self._target.scheme == "tcp" else f"{target}.proxy"
-        self._listen = Address.parse(listen or beside, "listen")
+        self._listen = _on_a_network(listen or beside, "listen")
         self._server: asyncio.Server | None = None
         self._links: dict[asyncio.Task[None], _Link] = {}  # one a connection
         self._open = asyncio.Event()
@@ -71,12 +80,16 @@ class FaultProxy:
         return self
 
     async def __aexit__(self, *exception: object) -> None:
-        if self._server is not None:
-            self._server.close()
-        links = list(self._links)
+        server, self._server = self._server, None
+        if server is not None:
+            stop_listening(asyncio.get_running_loop(), server)
+        links = dict(self._links)
         for task in links:
             task.cancel()
         await asyncio.gather(*links, return_exceptions=True)
+        for link in links.values():
+            link.reset()
+            await link.gone()
         if self._listen.scheme == "unix":
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._listen.host)
@@ -106,84 +119,164 @@ class FaultProxy:
     def half_close(self) -> None:
         """End what comes from the clients of the open connections; what goes to them is carried on."""
         for link in self._links.values():
-            link.end(link.server)
+            link.server.end()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        link = _Link(writer)
-        task = asyncio.get_running_loop().create_task(self._carry(reader, link))
+        link = _Link(reader, writer)
+        if self._server is None:  # it came while the proxy was being closed
+            link.reset()
+            return
+        task = asyncio.get_running_loop().create_task(self._carry(link))
         self._links[task] = link
-        task.add_done_callback(self._links.pop)
+        task.add_done_callback(self._carried)
 
-    async def _carry(self, client: asyncio.StreamReader, link: _Link) -> None:
+    def _carried(self, task: asyncio.Task[None]) -> None:
+        # Not at the end of the task itself: cancelled before its first step, it does not even begin.
+        self._links.pop(task).reset()
+
+    async def _carry(self, link: _Link) -> None:
         try:
-            if self._target.scheme == "unix":
-                with unix.reachable(Path(self._target.host)) as path:
-                    server, link.server = await asyncio.open_unix_connection(path)
-            else:
-                server, link.server = await asyncio.open_connection(self._target.host, self._target.port)
+            link.server.join(*await self._dial())
             async with asyncio.TaskGroup() as both:
-                both.create_task(self._pump(client, link.server, link, self.up))
-                both.create_task(self._pump(server, link.client, link, self.down))
+                both.create_task(self._pump(link.client, link.server, link, self.up))
+                both.create_task(self._pump(link.server, link.client, link, self.down))
             await link.close()
         except* OSError:
             pass  # one end is gone without an end of its bytes: so it is for the other
-        finally:
-            link.reset()
 
-    async def _pump(self, source: asyncio.StreamReader, sink: Any, link: _Link, faults: Faults) -> None:
-        carried = 0
-        while data := await source.read(CHUNK):
-            if faults.delay_s:
-                await asyncio.sleep(faults.delay_s)
-            await self._open.wait()
-            if link.over:
-                continue  # read to the end all the same: closing on unread bytes would be a reset
-            if faults.bytes_per_s:
-                await asyncio.sleep(len(data) / faults.bytes_per_s)
-            if faults.corrupt_at is not None and 0 <= (at := faults.corrupt_at - carried) < len(data):
-                data = data[:at] + bytes((data[at] ^ 0xFF,)) + data[at + 1 :]
-            if faults.truncate_at is not None:
-                data = data[: max(0, faults.truncate_at - carried)]
-            carried += len(data)
-            if sink not in link.ended:
-                sink.write(data)
-                await sink.drain()
-            if faults.truncate_at is not None and carried >= faults.truncate_at:
-                link.cut()
+    async def _dial(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._target.scheme == "unix":
+            with unix.reachable(Path(self._target.host)) as path:
+                return await asyncio.open_unix_connection(path)
+        return await asyncio.open_connection(self._target.host, self._target.port)
+
+    async def _pump(self, source: _End, sink: _End, link: _Link, faults: Faults) -> None:
+        try:
+            carried = 0
+            while data := await source.read():
+                if faults.delay_s:
+                    await asyncio.sleep(faults.delay_s)
+                if faults.bytes_per_s:
+                    await asyncio.sleep(len(data) / faults.bytes_per_s)
+                await self._open.wait()
+                if link.over:
+                    continue  # read to the end all the same: closing on unread bytes would be a reset
+                if faults.corrupt_at is not None and 0 <= (at := faults.corrupt_at - carried) < len(data):
+                    data = data[:at] + bytes((data[at] ^ 0xFF,)) + data[at + 1 :]
+                if faults.truncate_at is not None:
+                    data = data[: max(0, faults.truncate_at - carried)]
+                carried += len(data)
+                await sink.write(data)
+                if faults.truncate_at is not None and carried >= faults.truncate_at:
+                    link.cut()
+        except OSError:
+            await self._open.wait()  # in a black hole nobody is told
+            raise
         await self._open.wait()
-        link.end(sink)
+        sink.end()
+
+
+def _on_a_network(address: str, name: str) -> Address:
+    parsed = Address.parse(address, name)
+    if parsed.scheme == "memory":
+        raise ConfigError(name, address, "a proxy stands between sockets: unix:///path or tcp://host:port")
+    return parsed
+
+
+class _End:
+    """One end of a connection: the client's, or the server's, which is joined a little later."""
+
+    def __init__(self) -> None:
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._ended = False  # it gets no more bytes
+
+    def join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+        if self._ended:
+            self._write_eof()
+
+    async def read(self) -> bytes:
+        """The next bytes; none at their end.
+
+        Raises:
+            OSError: it is gone without an end.
+        """
+        assert self._reader is not None
+        return await self._reader.read(CHUNK)
+
+    async def write(self, data: bytes) -> None:
+        """Write, unless it was ended, and wait until there is room for more.
+
+        Raises:
+            OSError: it is gone.
+        """
+        assert self._writer is not None
+        if self._ended or not data:
+            return
+        if self._writer.is_closing():
+            raise ConnectionResetError("one end of the connection is gone")
+        self._writer.write(data)
+        await self._writer.drain()
+
+    def end(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._write_eof()
+
+    def _write_eof(self) -> None:
+        if self._writer is not None:
+            with contextlib.suppress(OSError, RuntimeError):  # it is gone already
+                self._writer.write_eof()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def reset(self) -> None:
+        if self._writer is None:
+            return
+        if not self._writer.is_closing():  # else the number may be another socket's by now
+            sock = self._writer.get_extra_info("socket")
+            if sock.family in (socket.AF_INET, socket.AF_INET6):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOTHING)
+        self._writer.transport.abort()
+
+    async def gone(self) -> None:
+        if self._writer is not None:
+            await self._writer.wait_closed()
 
 
 class _Link:
-    """One connection through the proxy: the ends that are written to."""
+    """One connection through the proxy.
 
-    def __init__(self, client: asyncio.StreamWriter) -> None:
-        self.client = client
-        self.server: asyncio.StreamWriter | None = None
-        self.ended: set[asyncio.StreamWriter | None] = set()  # those that get no more bytes
+    Attributes:
+        over: both ends were told that it has ended; what still comes from them is dropped.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.client, self.server = _End(), _End()
+        self.client.join(reader, writer)
         self.over = False
-
-    def end(self, writer: asyncio.StreamWriter | None) -> None:
-        if writer is not None and writer not in self.ended:
-            self.ended.add(writer)
-            with contextlib.suppress(OSError, RuntimeError):  # it is gone already
-                writer.write_eof()
 
     def cut(self) -> None:
         self.over = True
-        self.end(self.client)
-        self.end(self.server)
+        self.client.end()
+        self.server.end()
 
     async def close(self) -> None:
-        for writer in (self.client, self.server):
-            if writer is not None:
-                writer.close()
-                await writer.wait_closed()
+        """Close both ends once they have taken what was written to them."""
+        self.client.close()
+        self.server.close()
+        await self.client.gone()
+        await self.server.gone()
 
     def reset(self) -> None:
-        for writer in (self.client, self.server):
-            if writer is not None and not writer.is_closing():
-                sock = writer.get_extra_info("socket")
-                if sock.family in (socket.AF_INET, socket.AF_INET6):
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOTHING)
-                writer.transport.abort()
+        """Break both ends off now; nothing happens to one that is closed."""
+        self.client.reset()
+        self.server.reset()
+
+    async def gone(self) -> None:
+        for end in (self.client, self.server):
+            with contextlib.suppress(OSError):
+                await end.gone()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import functools
 from collections.abc import Callable
@@ -16,6 +17,19 @@ from triton_distributed.transport.network import Networks
 from triton_distributed.transport.refusals import Refusals
 from triton_distributed.transport.session import Session
 from triton_distributed.transport.tls import SessionTls
+
+
+def stop_listening(loop: asyncio.AbstractEventLoop, server: asyncio.AbstractServer) -> None:
+    """Close a server in a later step of the loop.
+
+    asyncio hands a connection to its protocol in the step after that in which it accepted it; were the server closed
+    between them, the connection would be neither served nor closed, and its client would wait for ever.
+    """
+    for sock in getattr(server, "sockets", ()):
+        with contextlib.suppress(NotImplementedError):  # a loop that accepts in another way
+            loop.remove_reader(sock.fileno())
+    loop.call_soon(server.close)
+
 
 AcceptedFactory = Callable[[Callable[[Session, str], None]], Session]
 
@@ -50,6 +64,7 @@ class Listener:
         self._refusals = Refusals(loop.time)
         self._servers: list[asyncio.AbstractServer] = []
         self._stops: list[Callable[[], object]] = []  # what to do when listening ends; both at most one an address
+        self._stopped = False
         self.sessions: set[Session] = set()
 
     async def listen(self, address: Address) -> Address:
@@ -62,6 +77,7 @@ class Listener:
             BrokerError: what serves its scheme cannot be reached.
             OSError: the address cannot be bound; its text names the address.
         """
+        self._stopped = False
         try:
             if address.scheme in self._networks:
                 self._stops.append(await self._networks[address.scheme].listen(address, self._accept))
@@ -86,7 +102,9 @@ class Listener:
     def _accept(self) -> Session:
         session = self._factory(self.forget)
         self.sessions.add(session)
-        if len(self.sessions) > self._max_sessions:
+        if self._stopped:
+            session.refused = "the worker is shutting down"
+        elif len(self.sessions) > self._max_sessions:
             session.refused = f"{self._max_sessions:,} sessions are open here, see TRD_MAX_SESSIONS"
         return session
 
@@ -102,9 +120,10 @@ class Listener:
                 self._refusals.note(session.address, reason)
 
     def close_listening(self) -> None:
-        """Accept nothing more; the sessions stay."""
+        """Accept nothing more; the sessions stay. A connection that was being accepted is told so, and closed."""
+        self._stopped = True
         for server in self._servers:
-            server.close()
+            stop_listening(self._loop, server)
         for stop in self._stops:
             stop()
         self._servers.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,8 @@ from triton_distributed.wire.states import CLOSED
 
 logger = logging.getLogger("triton_distributed.transport")
 
+PART_S = 5.0  # what a peer has to say that it has read everything: one that is stopped does not hold up a shutdown
+PARTING = b"the last"
 
 # Frames that may wait while the kernel takes none. Items are bounded by credit, so beyond this only answers to pings
 # and refusals can wait, and whoever asked for them reads nothing.
@@ -84,7 +87,8 @@ class Session(Connection, asyncio.Protocol):
         self._resumed: set[asyncio.Future[None]] = set()  # at most one a stream or call
         self._receiving = self._scheduled = False
         self._bulk: InPlaceReader | None = None
-        self._beginning: list[Callable[[], None]] = []  # at most one a stream
+        self._parted: asyncio.Future[None] | None = None
+        self._beginning: dict[Stream, Callable[[], None]] = {}  # at most one an open stream
 
     def __repr__(self) -> str:
         state = "lost" if self.lost else "going" if self.going else "open" if self.peer else "greeting"
@@ -179,11 +183,11 @@ class Session(Connection, asyncio.Protocol):
         """The handler of `stream` may begin: tell the peer, and call `begin` once the kernel has those words.
 
         So the peer knows for every request of a lost session whether a handler can have begun. Where the kernel takes
-        nothing for now, the handler waits too.
+        nothing for now, the handler waits too; where the stream is closed meanwhile, it never begins.
         """
         stream.accepted = True
         self.accepting.append(stream.id)
-        self._beginning.append(begin)
+        self._beginning[stream] = begin
         if not self._receiving:
             self._begin()
 
@@ -191,17 +195,33 @@ class Session(Connection, asyncio.Protocol):
         self.announce()
         self._flush()
         if self.paused or self.lost is not None:
-            return  # `resume_writing` comes back to this; a lost session's requests were cancelled
-        beginning, self._beginning = self._beginning, []
-        for begin in beginning:
+            return  # `resume_writing` comes back to this; a lost session has no streams
+        beginning, self._beginning = self._beginning, {}
+        for begin in beginning.values():
             begin()
 
-    async def flushed(self) -> None:
-        """Wait until the kernel has everything that was sent, or the session is gone."""
+    def withdraw(self, stream: Stream) -> None:
+        """`stream` was closed early: its handler does not begin any more."""
+        self._beginning.pop(stream, None)
+
+    async def parted(self) -> None:
+        """Wait until the peer has read everything that was sent, or the session is gone.
+
+        Bytes that the kernel has are not at the peer: it loses them when it writes to a connection that was closed
+        here. So it is asked for a PONG behind them, for `PART_S` seconds from when the kernel has them all.
+        """
+        if self.peer is None:
+            return  # it has no streams, and perhaps no transport yet
         self._flush()
         while self.lost is None and (self.paused or self.out or self._ready):
             await self.resumed()
             self._flush()
+        if self.lost is None:
+            self._parted = self.loop.create_future()
+            self.send(f.frame(f.PING, 0, PARTING))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PART_S):
+                    await self._parted
 
     def write_behind(self, start: bytes, piece: memoryview) -> None:
         """Write a fragment behind everything that waits, without copying it."""
@@ -284,8 +304,8 @@ class Session(Connection, asyncio.Protocol):
             stream.state = CLOSED
             stream.lost = self.lost
             stream.on_closed()
-        for waiter in list(self._resumed):
-            if not waiter.done():
+        for waiter in (*self._resumed, self._parted):
+            if waiter is not None and not waiter.done():
                 waiter.set_result(None)
         self._on_lost(self, self.lost)
 
@@ -307,6 +327,10 @@ class Session(Connection, asyncio.Protocol):
             self._on_lost(self, words)
         else:
             self.loop.call_soon(self._gone, words)
+
+    def on_pong(self, payload: bytes) -> None:
+        if payload == PARTING and self._parted is not None and not self._parted.done():
+            self._parted.set_result(None)
 
     def _gone(self, words: str) -> None:
         if self.lost is None:

@@ -116,6 +116,7 @@ class Stream(StreamCore):
     def abort(self, kind: int, code: int = 0, detail: bytes = b"") -> None:
         super().abort(kind, code, detail)
         self.room = 0  # who pushes all the same is told at once to look
+        self.connection.withdraw(self)
         self.wake()  # whoever reads or writes at this end finds it closed
 
     def wake(self) -> None:
@@ -130,6 +131,7 @@ class Stream(StreamCore):
 
     def on_closed(self) -> None:
         self.room = 0
+        self.connection.withdraw(self)
         self.wake()
         if self.owner is not None:
             self.owner.stream_closed(self)

@@ -28,6 +28,7 @@ UINT32 = Struct("<I")
 UINT64 = Struct("<Q")
 
 MAX_FRAME = 256 * 1024  # one frame's payload; larger messages are cut, so a token never waits behind more than this
+MAX_CREDIT = 2**32 - 1  # what one CREDIT can give; only a message above 4 GiB is granted more, by several
 MAX_HELLO = 4096  # before the hellos are exchanged nothing larger is read
 SMALL = 64 * 1024  # an item up to this size is sent whole, together with its neighbours
 

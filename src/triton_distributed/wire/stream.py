@@ -285,6 +285,9 @@ class StreamCore:
         if (owed * 2 >= self._window or at_once) and not self.finished:
             self._owed = 0
             self._unread -= owed
+            while owed > f.MAX_CREDIT:
+                self.connection.send(f.frame(f.CREDIT, self.id, f.UINT32.pack(f.MAX_CREDIT)))
+                owed -= f.MAX_CREDIT
             self.connection.send(f.frame(f.CREDIT, self.id, f.UINT32.pack(owed)))
 
     @property

@@ -1,0 +1,1 @@
+"""Tests of what `triton_distributed.testing` gives to programs' own tests."""
