@@ -37,8 +37,9 @@ async def test_a_server_that_was_killed_and_started_again(nats: NatsServer, conn
     for number in range(100):
         await one.publish("a.b", b"%d" % number)  # waits in the client's buffer, as far as it goes
     await nats.start()
-    await back(connections[1])  # its subscription is there again by then
-    await back(connections[0])
+    for each in connections:
+        await back(each)
+    await connections[1].settle(PATIENCE_S)  # its subscription was sent again; now the server has it
     await one.publish("a.b", b"after")
     got = []
     while (event := await subscription.get(PATIENCE_S)) != b"after":
