@@ -29,6 +29,7 @@ from triton_distributed.transport.tcp import wildcard
 
 IPV4, IPV6 = socket.AF_INET, socket.AF_INET6
 DEAD = "tcp://127.0.0.1:1"
+NAME = EndpointName("t", "c", "e")
 
 
 async def echo(request: Any) -> Any:
@@ -39,30 +40,30 @@ async def echo(request: Any) -> Any:
 
 
 def test_etcd_has_workers_on_this_host_and_on_others(trd_dir: Path) -> None:
-    unix, tcp = listen_addresses(Config(discovery="etcd", directory=trd_dir), 5, "etcd")
+    unix, tcp = listen_addresses(Config(discovery="etcd", directory=trd_dir), NAME, 5, "etcd")
     assert unix == Address("unix", str(trd_dir / "sockets" / f"{5:016x}.sock"))
     assert tcp == Address("tcp", wildcard(), 0)
 
 
 def test_files_are_for_this_host_alone(trd_dir: Path) -> None:
-    (only,) = listen_addresses(Config(directory=trd_dir), 5, "file")
+    (only,) = listen_addresses(Config(directory=trd_dir), NAME, 5, "file")
     assert only.scheme == "unix"
 
 
 def test_the_setting_wins(trd_dir: Path) -> None:
     listen = f"unix://{trd_dir}/w.sock, tcp://[::1]:7000"
-    found = listen_addresses(Config(discovery="etcd", directory=trd_dir, listen=listen), 5, "etcd")
+    found = listen_addresses(Config(discovery="etcd", directory=trd_dir, listen=listen), NAME, 5, "etcd")
     assert [*map(str, found)] == [f"unix://{trd_dir}/w.sock", "tcp://[::1]:7000"]
 
 
 def test_a_folder_that_cannot_be_had_leaves_tcp_and_says_so(trd_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     os.chmod(trd_dir, 0o777)
     with caplog.at_level(logging.WARNING, "triton_distributed.runtime"):
-        (only,) = listen_addresses(Config(discovery="etcd", directory=trd_dir), 5, "etcd")
+        (only,) = listen_addresses(Config(discovery="etcd", directory=trd_dir), NAME, 5, "etcd")
     assert only.scheme == "tcp"
     assert "listening on TCP only" in caplog.text
     with pytest.raises(DiscoveryError):
-        listen_addresses(Config(directory=trd_dir), 5, "file")
+        listen_addresses(Config(directory=trd_dir), NAME, 5, "file")
 
 
 async def test_all_addresses_or_none(trd_dir: Path) -> None:
@@ -71,7 +72,7 @@ async def test_all_addresses_or_none(trd_dir: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"unix://{trd_dir}/w.sock,tcp://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(OSError, match="cannot listen on tcp://"):
-            await begin_to_listen(loop, listener, Config(listen=listen), 5, "here")
+            await begin_to_listen(loop, listener, Config(listen=listen), NAME, 5, "here")
     assert not (trd_dir / "w.sock").exists()
 
 
@@ -196,7 +197,7 @@ async def registered(instance_id: int, where: tuple[str, ...], host: str = "") -
 @pytest.mark.any_loop
 async def test_a_container_on_this_kernel_falls_through_to_tcp(trd_dir: Path, cluster: Cluster) -> None:
     """It shares the boot id, but not the file system: its socket is not there."""
-    worker = cluster.runtime(listen="tcp://127.0.0.1:0", discovery="file", directory=trd_dir)
+    worker = cluster.runtime(request_plane="direct", listen="tcp://127.0.0.1:0", discovery="file", directory=trd_dir)
     worker.endpoint("t.c.e").serve_endpoint(echo)
     await until(lambda: worker._server.endpoints)
     (served,) = worker._server.endpoints
@@ -211,7 +212,9 @@ async def test_a_container_on_this_kernel_falls_through_to_tcp(trd_dir: Path, cl
 
 
 async def test_a_socket_that_is_another_workers_by_now_is_refused(trd_dir: Path, cluster: Cluster) -> None:
-    worker = cluster.runtime(listen=f"unix://{trd_dir}/w.sock", discovery="file", directory=trd_dir)
+    worker = cluster.runtime(
+        request_plane="direct", listen=f"unix://{trd_dir}/w.sock", discovery="file", directory=trd_dir
+    )
     worker.endpoint("t.c.e").serve_endpoint(echo)
     await until(lambda: worker._server.endpoints)
     discovery = await registered(worker.instance_id ^ 1, (f"unix://{trd_dir}/w.sock", DEAD), host_name())
