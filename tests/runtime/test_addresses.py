@@ -31,6 +31,7 @@ from triton_distributed.transport.tcp import wildcard
 IPV4, IPV6 = socket.AF_INET, socket.AF_INET6
 NAME = EndpointName("t", "c", "e")
 DEAD = "tcp://127.0.0.1:1"
+NAME = EndpointName("t", "c", "e")
 
 
 async def echo(request: Any) -> Any:
@@ -204,7 +205,7 @@ async def registered(instance_id: int, where: tuple[str, ...], host: str = "") -
 @pytest.mark.any_loop
 async def test_a_container_on_this_kernel_falls_through_to_tcp(trd_dir: Path, cluster: Cluster) -> None:
     """It shares the boot id, but not the file system: its socket is not there."""
-    worker = cluster.runtime(listen="tcp://127.0.0.1:0", discovery="file", directory=trd_dir)
+    worker = cluster.runtime(request_plane="direct", listen="tcp://127.0.0.1:0", discovery="file", directory=trd_dir)
     worker.endpoint("t.c.e").serve_endpoint(echo)
     await until(lambda: worker._server.endpoints)
     (served,) = worker._server.endpoints
@@ -219,7 +220,9 @@ async def test_a_container_on_this_kernel_falls_through_to_tcp(trd_dir: Path, cl
 
 
 async def test_a_socket_that_is_another_workers_by_now_is_refused(trd_dir: Path, cluster: Cluster) -> None:
-    worker = cluster.runtime(listen=f"unix://{trd_dir}/w.sock", discovery="file", directory=trd_dir)
+    worker = cluster.runtime(
+        request_plane="direct", listen=f"unix://{trd_dir}/w.sock", discovery="file", directory=trd_dir
+    )
     worker.endpoint("t.c.e").serve_endpoint(echo)
     await until(lambda: worker._server.endpoints)
     discovery = await registered(worker.instance_id ^ 1, (f"unix://{trd_dir}/w.sock", DEAD), host_name())

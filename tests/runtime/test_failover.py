@@ -158,12 +158,14 @@ async def test_an_endpoint_that_left_the_worker_is_tried_elsewhere(cluster: Clus
     """The record is stale: the worker is there and does not serve that endpoint any more."""
     stale = await cluster.worker(echo, "t.c.other")
     address = (await cluster.client("t.c.other")).view.candidates[0].addresses
-    await stale.discovery.register(Instance(NAME, 5, address))
+    await stale.discovery.register(Instance(NAME, stale.instance_id, address))
     alone = await cluster.caller.endpoint("t.c.e").client()
     with pytest.raises(ConnectionFailed, match="does not serve that endpoint"):
         await patiently(alone.call(1))
-    await cluster.worker(echo)
-    client = await cluster.client(policy=lambda request, instances, load: min(instances, key=lambda each: each.id))
+    worker = await cluster.worker(echo)
+    client = await cluster.client(
+        policy=lambda request, instances, load: min(instances, key=lambda each: each.id == worker.instance_id)
+    )
     assert await patiently(client.call(1)) == 1
 
 
