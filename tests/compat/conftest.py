@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.runtime.conftest import cluster, plane, unix
+from tests.runtime.conftest import cluster, unix
 
-__all__ = ["cluster", "plane", "unix"]
+__all__ = ["cluster", "unix"]

@@ -22,12 +22,14 @@ from triton_distributed.names import EndpointName, Instance
 from triton_distributed.runtime import addresses
 from triton_distributed.runtime.addresses import begin_to_listen, listen_addresses, own_address, published
 from triton_distributed.runtime.host import host_name
+from triton_distributed.testing import EtcdServer
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.listener import Listener
 from triton_distributed.transport.pool import MOST_ADDRESSES
 from triton_distributed.transport.tcp import wildcard
 
 IPV4, IPV6 = socket.AF_INET, socket.AF_INET6
+NAME = EndpointName("t", "c", "e")
 DEAD = "tcp://127.0.0.1:1"
 
 
@@ -35,34 +37,40 @@ async def echo(request: Any) -> Any:
     return request
 
 
+@pytest.fixture
+def plane() -> dict[str, str]:
+    """The direct plane alone: the other one's addresses are subjects."""
+    return {}
+
+
 # --- where it listens ------------------------------------------------------------------------------------------------
 
 
 def test_etcd_has_workers_on_this_host_and_on_others(trd_dir: Path) -> None:
-    unix, tcp = listen_addresses(Config(discovery="etcd", directory=trd_dir), 5, "etcd")
+    unix, tcp = listen_addresses(Config(discovery="etcd", directory=trd_dir), NAME, 5, "etcd")
     assert unix == Address("unix", str(trd_dir / "sockets" / f"{5:016x}.sock"))
     assert tcp == Address("tcp", wildcard(), 0)
 
 
 def test_files_are_for_this_host_alone(trd_dir: Path) -> None:
-    (only,) = listen_addresses(Config(directory=trd_dir), 5, "file")
+    (only,) = listen_addresses(Config(directory=trd_dir), NAME, 5, "file")
     assert only.scheme == "unix"
 
 
 def test_the_setting_wins(trd_dir: Path) -> None:
     listen = f"unix://{trd_dir}/w.sock, tcp://[::1]:7000"
-    found = listen_addresses(Config(discovery="etcd", directory=trd_dir, listen=listen), 5, "etcd")
+    found = listen_addresses(Config(discovery="etcd", directory=trd_dir, listen=listen), NAME, 5, "etcd")
     assert [*map(str, found)] == [f"unix://{trd_dir}/w.sock", "tcp://[::1]:7000"]
 
 
 def test_a_folder_that_cannot_be_had_leaves_tcp_and_says_so(trd_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     os.chmod(trd_dir, 0o777)
     with caplog.at_level(logging.WARNING, "triton_distributed.runtime"):
-        (only,) = listen_addresses(Config(discovery="etcd", directory=trd_dir), 5, "etcd")
+        (only,) = listen_addresses(Config(discovery="etcd", directory=trd_dir), NAME, 5, "etcd")
     assert only.scheme == "tcp"
     assert "listening on TCP only" in caplog.text
     with pytest.raises(DiscoveryError):
-        listen_addresses(Config(directory=trd_dir), 5, "file")
+        listen_addresses(Config(directory=trd_dir), NAME, 5, "file")
 
 
 async def test_all_addresses_or_none(trd_dir: Path) -> None:
@@ -71,7 +79,7 @@ async def test_all_addresses_or_none(trd_dir: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"unix://{trd_dir}/w.sock,tcp://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(OSError, match="cannot listen on tcp://"):
-            await begin_to_listen(loop, listener, Config(listen=listen), 5, "here")
+            await begin_to_listen(loop, listener, Config(listen=listen), NAME, 5, "here")
     assert not (trd_dir / "w.sock").exists()
 
 
@@ -189,7 +197,7 @@ async def test_a_worker_on_every_interface_is_called_from_here_by_its_unix_socke
 async def registered(instance_id: int, where: tuple[str, ...], host: str = "") -> MemoryDiscovery:
     """What another process would publish."""
     discovery = MemoryDiscovery()
-    await discovery.register(Instance(EndpointName("t", "c", "e"), instance_id, where, host))
+    await discovery.register(Instance(NAME, instance_id, where, host))
     return discovery
 
 
@@ -240,6 +248,28 @@ async def test_a_worker_of_another_host_with_a_unix_socket_alone(cluster: Cluste
     with pytest.raises(ConnectionFailed, match="Unix sockets of another host only, set TRD_LISTEN there"):
         await patiently(client.call(1))
     await discovery.close()
+
+
+@pytest.mark.any_loop
+async def test_with_etcd_one_host_meets_on_its_socket_and_two_on_tcp(
+    etcd: EtcdServer, trd_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster(discovery="etcd", etcd_endpoints=etcd.url, directory=trd_dir)
+    try:
+        await cluster.worker(echo)
+        here = await cluster.client()
+        assert await patiently(here.call(1)) == 1
+        (instance,) = here.view.table.instances
+        unix, tcp = instance.addresses
+        assert unix.startswith("unix://")
+        assert not ipaddress.ip_address(Address.parse(tcp).host).is_unspecified
+        monkeypatch.setattr("triton_distributed.runtime.distributed.host_name", lambda: "another host")
+        elsewhere = await cluster.runtime().endpoint("t.c.e").client()
+        await patiently(elsewhere.wait_for_instances())
+        assert [each.addresses for each in elsewhere.view.table.instances] == [(tcp,)]
+        assert await patiently(elsewhere.call(2)) == 2
+    finally:
+        await cluster.close()
 
 
 async def test_both_endpoints_of_a_worker_have_one_session(trd_dir: Path) -> None:

@@ -14,7 +14,7 @@ from tests.runtime.cluster import Cluster, drained, into, patiently, turns, unti
 from tests.runtime.programs import program
 from triton_distributed.config import Config
 from triton_distributed.discovery.memory import MemoryDiscovery
-from triton_distributed.errors import ConnectionFailed, StreamIncomplete
+from triton_distributed.errors import ConnectionFailed, NoInstances, StreamIncomplete
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.runtime import DistributedRuntime
 from triton_distributed.transport.address import Address
@@ -309,3 +309,42 @@ async def test_a_lost_worker_is_probed_and_comes_back_into_rotation(cluster: Clu
     await until(lambda: not client.view.rotation.down)
     assert await patiently(client.call(1)) == 1
     await turns()
+
+
+# --- workers that discovery no longer lists -----------------------------------------------------------------------------
+
+
+async def unlisted(cluster: Cluster, *workers: Any) -> None:
+    """Discovery forgets the workers, as etcd does those that cannot reach it; they know nothing of it."""
+    for worker in workers:
+        for endpoint in worker._server.endpoints:
+            await worker.discovery.withdraw(endpoint.instance)
+    client = await cluster.caller.endpoint("t.c.e").client()
+    await until(lambda: not client.instance_ids())
+
+
+async def test_workers_that_discovery_lost_are_called_while_they_answer(cluster: Cluster) -> None:
+    workers = [await cluster.worker(echo) for _ in range(2)]
+    client = await cluster.client()
+    await until(lambda: len(client.instance_ids()) == 2)
+    assert [await patiently(client.call(n)) for n in range(4)] == [*range(4)]  # connected to both
+    await unlisted(cluster, *workers)
+    assert [await patiently(client.call(n)) for n in range(20)] == [*range(20)]
+    await workers[0].close()
+    assert [await patiently(client.call(n)) for n in range(20)] == [*range(20)]
+    await workers[1].close()
+    with pytest.raises(NoInstances):
+        await patiently(client.call(1))
+
+
+async def test_an_endpoint_that_is_served_no_more_is_not_called(cluster: Cluster) -> None:
+    runtime = cluster.runtime()
+    serving = await cluster.serve(runtime, echo)
+    await cluster.serve(runtime, echo, "t.c.other")  # the connection stays
+    client = await cluster.client()
+    assert await patiently(client.call(1)) == 1
+    serving.cancel()
+    await until(lambda: not client.instance_ids())
+    for n in range(3):
+        with pytest.raises(NoInstances, match='no endpoints found for endpoint "t/components/c/e"'):
+            await patiently(client.call(n))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
-from tests.runtime.cluster import Cluster, drained, patiently, until
+from tests.runtime.cluster import Cluster, drained, into, patiently, turns, until
+from tests.timing import PATIENCE_S
 from triton_distributed.runtime import Context
 from triton_distributed.runtime.threads import AHEAD, HandlerThreads, ThreadedIterator
 
@@ -73,6 +75,43 @@ async def test_at_most_so_many_run_at_once(kind: str) -> None:
     await cluster.close()
 
 
+def handler_threads() -> list[threading.Thread]:
+    return [each for each in threading.enumerate() if each.name.startswith("trd-handler")]
+
+
+async def test_a_thread_that_is_free_is_used_again() -> None:
+    cluster = Cluster(threads=8)
+
+    def handler(request: Any) -> None:
+        if request == "fails":
+            raise ValueError(request)
+
+    client = await cluster.connect(handler)
+    assert handler_threads() == []  # made when first needed
+    for _ in range(30):
+        assert await patiently(client.call(1)) is None
+        with pytest.raises(ValueError, match="fails"):
+            await patiently(client.call("fails"))
+    assert len(handler_threads()) == 1
+    await cluster.close()
+    await until(lambda: not handler_threads())
+
+
+async def test_so_many_run_at_once_also_after_there_were_more() -> None:
+    """Work that waited for a thread is not counted as a thread that is free."""
+    threads = HandlerThreads(2)
+    try:
+        for _ in range(20):
+            await patiently(asyncio.gather(*(threads.call(sum, (1, 2)) for _ in range(20))))
+        together = threading.Barrier(2)
+        await patiently(asyncio.gather(*(threads.call(together.wait, PATIENCE_S) for _ in range(2))))
+        assert len(handler_threads()) == 2
+    finally:
+        threads.close()
+    with pytest.raises(RuntimeError, match="shut down"):
+        await threads.call(sum, ())
+
+
 @pytest.mark.any_loop
 async def test_items_come_as_they_are_produced(cluster: Cluster) -> None:
     steps = [threading.Event() for _ in range(4)]
@@ -128,6 +167,86 @@ async def test_items_are_never_lost_or_reordered(cluster: Cluster) -> None:
     sizes = [0, 1, 63, 64, 65, 1000, 10_000]
     found = await patiently(asyncio.gather(*[drained(client.generate(n, annotated=False)) for n in sizes]))
     assert [each == list(range(n)) for each, n in zip(found, sizes, strict=True)] == [True] * len(sizes)
+
+
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 500])
+async def test_an_exception_behind_items_comes_behind_them(count: int, cluster: Cluster) -> None:
+    def handler(request: int) -> Iterator[int]:
+        yield from range(count)
+        raise ValueError("behind the items")
+
+    client = await cluster.connect(handler)
+    for _ in range(20):
+        items: list[int] = []
+        with pytest.raises(ValueError, match="behind the items"):
+            await into(items, client.generate(1, annotated=False))
+        assert items == list(range(count))
+
+
+class Looked(deque[Any]):
+    """Items that are no more than looked at when a thread appends to them and ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meanwhile: Any = None
+
+    def __len__(self) -> int:
+        found = super().__len__()
+        if self.meanwhile is not None and not found:
+            meanwhile, self.meanwhile = self.meanwhile, None
+            meanwhile()
+        return found
+
+    def __bool__(self) -> bool:
+        return len(self) > 0
+
+
+@pytest.mark.parametrize("looks", range(4))
+@pytest.mark.parametrize("ends", ["raises", "returns"])
+async def test_what_a_thread_appends_at_any_moment_is_not_lost(ends: str, looks: int) -> None:
+    """The loop looks whether there are items, and whether the thread is done; it may append and end between any two."""
+    threads = HandlerThreads(1)
+    go = threading.Event()
+
+    def produce() -> Iterator[int]:
+        assert go.wait(PATIENCE_S)
+        yield 1
+        if ends == "raises":
+            raise ValueError("behind the item")
+
+    ended = threading.Event()
+    items = ThreadedIterator(threads, produce())
+    looked = items._items = Looked()
+    run = items._run
+
+    def noted() -> None:
+        run()
+        ended.set()
+
+    items._run = noted  # type: ignore[method-assign]
+
+    def now() -> None:
+        """The thread goes on, and is at its end when the loop does."""
+        go.set()
+        assert ended.wait(PATIENCE_S)
+
+    def at_look(number: int) -> Any:
+        return now if number == 0 else lambda: setattr(looked, "meanwhile", at_look(number - 1))
+
+    reading = asyncio.ensure_future(anext(items))
+    await until(lambda: items._running)
+    looked.meanwhile = at_look(looks)
+    items._wake()
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            while not reading.done():
+                await turns(1)
+                items._wake()
+        assert await reading == 1
+        with pytest.raises(ValueError if ends == "raises" else StopAsyncIteration):
+            await patiently(anext(items))
+    finally:
+        threads.close()
 
 
 async def test_context_variables_reach_the_thread(cluster: Cluster) -> None:

@@ -232,6 +232,8 @@ class Call:
                 if not self._client.may_retry():
                     self.fail(refusal, Outcome.REFUSED)
                     return
+            elif code == f.RejectCode.UNKNOWN:
+                self._client.view.disowned(self.instance.id)
             elif code == f.RejectCode.DRAINING:
                 refusal = Draining(path, self.instance.id, words, tries)
             self._elsewhere([(stream.connection.address, words)], refusal)

@@ -134,6 +134,8 @@ class Dispatch:
         rest = tuple(each for each in candidates if each.id not in self.tried)
         if not rest:  # none of those in rotation is left: one that is out may be better than nothing
             rest = tuple(each for each in client.view.table.instances if each.id not in self.tried)
+        if not rest and not candidates and self._refusal is None:
+            raise NoInstances(client.view.name.path, client.where)
         if not rest:
             raise self.refused()
         return call.policy(call.request, rest, client.load)

@@ -231,7 +231,9 @@ class DistributedRuntime:
         return Client(self, view, policy)
 
     async def _open_view(self, name: EndpointName) -> EndpointView:
-        view = EndpointView(name, self._loop, self.rng, self.pool.ask)
+        view = EndpointView(
+            name, self._loop, self.rng, self.pool.ask, lambda addresses: self.pool.get(addresses) is not None
+        )
         try:
             await view.start(self.discovery, host_name())
         except DiscoveryError:

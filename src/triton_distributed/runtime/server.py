@@ -112,7 +112,7 @@ class Server:
             if instance_id == self._instance_id or self._instance_id is None:
                 words += " and does not serve that endpoint, or no longer"
             else:
-                words += f", not {instance_id}"
+                words += f", not {instance_id}, and does not serve that endpoint under that id"
             stream.abort(f.REJECT, f.RejectCode.UNKNOWN, words.encode())
         else:
             endpoint.admit(stream, timeout_s, metadata, body, buffers)

@@ -62,13 +62,19 @@ class HandlerThreads:
     def _serve(self) -> None:
         while (each := self._work.get()) is not None:
             future, context, work, arguments = each
-            if future.set_running_or_notify_cancel():
+            wanted = future.set_running_or_notify_cancel()
+            result = error = None
+            if wanted:
                 try:
-                    future.set_result(context.run(work, *arguments))
-                except BaseException as error:
-                    future.set_exception(error)
-            del each, future, context, work, arguments  # nothing of a request outlives it here
-            self._idle.release()
+                    result = context.run(work, *arguments)
+                except BaseException as raised:
+                    error = raised
+            self._idle.release()  # before anybody knows: who then comes with more finds this thread, and makes no other
+            if error is not None:
+                future.set_exception(error)
+            elif wanted:
+                future.set_result(result)
+            del each, future, context, work, arguments, result, error  # nothing of a request outlives it here
 
     async def call(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """Run `work` in a thread and return what it returns.

@@ -27,7 +27,8 @@ class EndpointView:
         on_removed: called with the addresses of an instance that discovery no longer reports.
 
     Attributes:
-        candidates: those a call may be sent to: in rotation, or all where none is.
+        candidates: those a call may be sent to: in rotation, or all where none is; where discovery lists nobody, those
+            that it has listed and that answer on their connections still.
         table: what discovery reports.
         rotation: which of them are out, and until when.
         load: streams that this runtime has open on each.
@@ -39,6 +40,7 @@ class EndpointView:
         loop: asyncio.AbstractEventLoop,
         rng: random.Random,
         on_removed: Callable[[tuple[str, ...]], None] = lambda addresses: None,
+        connected: Callable[[tuple[str, ...]], bool] = lambda addresses: False,
     ) -> None:
         self.name = name
         self.table = EndpointTable(name)
@@ -47,7 +49,9 @@ class EndpointView:
         self.candidates: tuple[Instance, ...] = ()
         self._loop = loop
         self._on_removed = on_removed
+        self._connected = connected
         self._known: tuple[Instance, ...] = ()
+        self._unlisted: tuple[Instance, ...] = ()  # gone from the table with a live connection
         self._watch: Watch | None = None
         self._waiting: list[asyncio.Future[None]] = []  # at most one a caller of wait_for_instances
         self.table.listeners.append(self._changed)
@@ -73,14 +77,22 @@ class EndpointView:
 
     def _changed(self) -> None:
         self.rotation.forget(self.table.by_id.keys())
-        self._refresh()
         known, self._known = self._known, self.table.instances
+        # Workers that have lost etcd while they and we reach each other are unlisted, not gone: a record says that a
+        # worker is there, its connection knows. One that stops says so itself.
+        gone = tuple(each for each in known if each.id not in self.table.by_id)
+        self._unlisted = () if self._known else gone + self._unlisted
+        self._refresh()
         for each in known:
             if each.id not in self.table.by_id:
                 self._on_removed(each.addresses)
 
     def _refresh(self) -> None:
-        self.candidates = self.rotation.available(self.table.instances)
+        if self.table.instances:
+            self.candidates = self.rotation.available(self.table.instances)
+        else:
+            self._unlisted = tuple(each for each in self._unlisted if self._connected(each.addresses))
+            self.candidates = self._unlisted
         if self.candidates:
             waiting, self._waiting = self._waiting, []
             for waiter in waiting:
@@ -98,9 +110,15 @@ class EndpointView:
             if instance.addresses == addresses:
                 self.rotation.mark_down(instance.id, self._loop.time())
                 found = self.rotation.next_probe(instance.id)
-        if found is not None:
+        if found is not None or self._unlisted:
             self._refresh()
         return found
+
+    def disowned(self, instance_id: int) -> None:
+        """The worker says that it has no such instance."""
+        if self._unlisted:
+            self._unlisted = tuple(each for each in self._unlisted if each.id != instance_id)
+            self._refresh()
 
     def mark_up(self, addresses: tuple[str, ...]) -> None:
         """The worker at these addresses answers again."""
