@@ -65,7 +65,7 @@ async def main():
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        del other
+        other.close()
         try:
             component.subscribe("e")
         except BaseException as error:

@@ -213,6 +213,17 @@ async def test_an_emptied_folder_is_filled_again(planes: Makes, trd_dir: Path):
     await until(lambda: files(trd_dir) == before)
 
 
+async def test_one_look_restores_everything(planes: Makes, trd_dir: Path):
+    plane = planes()
+    kept = [await plane.subscribe(subject) for subject in ("a", "b")]
+    before = files(trd_dir)
+    for name in before:
+        (trd_dir / "events" / name).unlink()
+    plane._look()
+    await until(lambda: files(trd_dir) == before)
+    assert not any(each.closed for each in kept)
+
+
 async def test_a_stranger_at_the_socket_disturbs_nobody(planes: Makes, trd_dir: Path, caplog):
     publishes, subscribes = planes(), planes()
     subscription = await subscribes.subscribe("a")

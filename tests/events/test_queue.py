@@ -241,6 +241,22 @@ async def test_a_server_that_is_killed_and_started_again_keeps_everything(cluste
         await (await patiently(consumer.get())).ack()
 
 
+async def test_what_is_sent_again_is_stored_once(cluster: Cluster, nats: NatsServer, monkeypatch):
+    monkeypatch.setattr("triton_distributed.events.queue.ATTEMPT_S", 200 * MS)
+    queue = jobs(cluster.runtime())
+    await queue.put(1)
+    client = await queue.connection.client()
+    sent = client.stats["out_msgs"]
+    nats.freeze()
+    putting = asyncio.ensure_future(queue.put(2))
+    try:
+        await until(lambda: client.stats["out_msgs"] > sent + 1)  # the first attempt is over, its message is on its way
+    finally:
+        nats.thaw()
+    await patiently(putting)
+    assert await queue.depth() == 2
+
+
 async def test_a_server_that_came_back_empty_gets_the_queue_anew(cluster: Cluster, nats: NatsServer):
     queue = jobs(cluster.runtime())
     await queue.put("lost")

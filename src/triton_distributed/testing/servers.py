@@ -127,8 +127,9 @@ class Server:
             process.wait()
 
     def freeze(self) -> None:
-        """SIGSTOP: it answers nothing, and its connections stay."""
+        """SIGSTOP: from now on it answers nothing, and its connections stay."""
         os.kill(self.pid, signal.SIGSTOP)
+        os.waitpid(self.pid, os.WUNTRACED)  # its threads run on for a moment after the signal was sent
 
     def thaw(self) -> None:
         """SIGCONT."""
