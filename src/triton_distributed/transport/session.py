@@ -10,6 +10,7 @@ from typing import Any
 from triton_distributed.errors import RemoteProtocolError
 from triton_distributed.transport.in_place import InPlaceReader
 from triton_distributed.transport.inherited import give_up
+from triton_distributed.transport.remainder import Remainder
 from triton_distributed.transport.stream import Stream
 from triton_distributed.transport.tcp import tune
 from triton_distributed.wire import frames as f
@@ -42,6 +43,9 @@ class Session(Connection, asyncio.Protocol):
         paused: the kernel takes no more for now; output waits in `out` and in the streams.
         lost: why it is gone, or None.
         refused: why it is broken off as soon as it is connected; set by a listener that has too many.
+        torn: it was lost, and the peer may have said more than has arrived. Where it is not, the peer has begun no
+            request that it did not accept.
+        unsent: ids of the streams whose request has not left this process, or not all of it.
     """
 
     stream_type = Stream
@@ -64,10 +68,13 @@ class Session(Connection, asyncio.Protocol):
         self.paused = False
         self.lost: str | None = None
         self.refused: str | None = None
+        self.torn = False
+        self.unsent: set[int] = set()  # bounded by the streams
         self.ready: asyncio.Future[None] = loop.create_future()  # the hellos are exchanged
         self.send_limit = hello.max_message
         if on_request is not None:
             self.on_request = on_request  # type: ignore[method-assign]
+        self._dialled = on_request is None
         self._on_lost = on_lost
         self._hello_timeout_s = hello_timeout_s
         self._transport: asyncio.Transport | None = None
@@ -128,8 +135,15 @@ class Session(Connection, asyncio.Protocol):
         return None
 
     def connection_lost(self, error: Exception | None) -> None:
-        if self.lost is None:
-            self._lose(f"connection lost: {error}" if error else "the peer closed the connection")
+        if self.lost is not None:
+            return
+        if error is None:
+            self._lose("the peer closed the connection")
+            return
+        # An accepting end reads nothing more: it would begin handlers for a client that is gone.
+        if self._dialled and self.peer is not None:
+            self.torn = not self._read_remainder(error)
+        self._lose(f"connection lost: {error}")
 
     def pause_writing(self) -> None:
         self.paused = True
@@ -223,6 +237,7 @@ class Session(Connection, asyncio.Protocol):
         if self.lost is not None:
             return
         logger.info("session %s closed: %s", self.address, words)
+        self.torn = True  # what came behind the frame that broke the protocol is not read
         if self._transport is not None:
             self.out.append(f.coded(f.GOAWAY, 0, code, words.encode()))
             self._transport.write(b"".join(self.out))
@@ -248,6 +263,8 @@ class Session(Connection, asyncio.Protocol):
     def _lose(self, reason: str) -> None:
         going = self.going
         self.lost = f"{reason}, having said: {going[1]}" if going and going[1] else reason
+        if self.torn and self._dialled:  # a dialled end queues whole frames, so each begins with its header
+            self.unsent.update(f.HEADER.unpack_from(each)[3] for each in self.out if each[f.KIND_AT] == f.REQUEST)
         if self._timer is not None:
             self._timer.cancel()
         if not self.ready.done():
@@ -287,6 +304,18 @@ class Session(Connection, asyncio.Protocol):
         if self.lost is None:
             self._lose("the peer closed the session")
             self.close()
+
+    def _read_remainder(self, error: Exception) -> bool:
+        """Take what the peer said before its end; True: all of it has arrived."""
+        self.paused = True  # nothing can be written any more
+        remainder = Remainder(self._transport)
+        try:
+            for data in remainder:
+                self.receive(self._copy_direct(data) if self.direct else data)
+        except RemoteProtocolError as broken:
+            logger.info("session %s: %s", self.address, broken)
+            return False
+        return remainder.whole(error)
 
     def _copy_direct(self, data: bytes) -> bytes:
         at = 0

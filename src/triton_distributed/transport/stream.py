@@ -83,17 +83,22 @@ class Stream(StreamCore):
         size = message_bytes(len(body), buffers)
         if size > session.send_limit:
             raise MessageTooLarge("the request" if kind == f.REQUEST else "the item", size, session.send_limit)
-        for fragment_flags, start, piece in fragments(body, buffers, flags):
-            while self.state != CLOSED and (self.credit <= 0 or session.paused):
-                await (self.writable() if self.credit <= 0 else session.resumed())
-            if self.state == CLOSED:
-                return
-            length = len(start) + piece.nbytes
-            session.write_behind(f.HEADER.pack(length, kind, fragment_flags, self.id) + start, piece)
-            self.charge(length, fragment_flags)
-            kind = f.DATA
-            if fragment_flags & f.MORE and not session.paused:
-                await asyncio.sleep(0)  # the other streams' turn, even where the kernel takes everything at once
+        if kind == f.REQUEST:
+            session.unsent.add(self.id)
+        try:
+            for fragment_flags, start, piece in fragments(body, buffers, flags):
+                while self.state != CLOSED and (self.credit <= 0 or session.paused):
+                    await (self.writable() if self.credit <= 0 else session.resumed())
+                if self.state == CLOSED:
+                    return
+                length = len(start) + piece.nbytes
+                session.write_behind(f.HEADER.pack(length, kind, fragment_flags, self.id) + start, piece)
+                self.charge(length, fragment_flags)
+                kind = f.DATA
+                if fragment_flags & f.MORE and not session.paused:
+                    await asyncio.sleep(0)  # the other streams' turn, even where the kernel takes everything at once
+        finally:
+            session.unsent.discard(self.id)
         if buffers:
             while session.paused and session.lost is None:  # the transport still refers to the last of them
                 await session.resumed()
