@@ -72,3 +72,11 @@ async def test_closing_ends_every_session():
                 await stream.next_readable()
         assert stream.lost == "the peer closed the connection"
         assert service.listener.sessions == set()
+
+
+async def test_what_was_accepted_as_the_listener_closed_is_closed_too():
+    async with serving() as service:
+        service.listener.close()
+        late = service.listener._accept()  # asyncio accepts in one turn, and makes the session in another
+        assert late.lost
+        assert service.listener.sessions == set()

@@ -266,6 +266,51 @@ async def test_thousands_of_streams_on_one_session():
         assert caller.made[0].streams == service.accepted[0].streams == {}
 
 
+async def test_a_session_that_is_not_connected_yet_has_nothing_to_wait_for():
+    made = session()
+    made.go_away(GoawayCode.DRAINING, "bye")
+    assert made.out == []
+    assert not made.finish()
+    async with asyncio.timeout(PATIENCE_S):
+        await made.flushed()
+    made.close()
+
+
+async def test_behind_its_end_a_session_reads_and_says_nothing_more():
+    requests: list = []
+    async with half(lambda *request: requests.append(request)) as (made, there):
+        await served(made, there, requests)
+        stream = requests[0][0]
+        stream.push(b"\x01")
+        stream.end()
+        assert made.finish()
+        there.send(PING * 3)
+        data = await rest_of(there)
+        assert data.endswith(f.frame(f.DATA, 1, b"\x01", f.END))
+        there.send(request(2))
+        async with asyncio.timeout(PATIENCE_S):
+            while len(requests) < 2:
+                await asyncio.sleep(0)
+        requests[1][0].abort(f.REJECT, f.RejectCode.DRAINING, b"bye")
+        assert made.lost is None
+        there.close()
+        async with asyncio.timeout(PATIENCE_S):
+            await made.gone.wait()
+        assert made.lost
+
+
+async def test_a_session_that_said_its_end_may_still_be_broken_off():
+    requests: list = []
+    async with half(lambda *request: requests.append(request)) as (made, there):
+        await served(made, there, requests)
+        assert made.finish()
+        assert not made.finish()
+        there.send(f.frame(99, 1))
+        async with asyncio.timeout(PATIENCE_S):
+            await made.gone.wait()
+        assert "kind 99" in made.lost
+
+
 # --- what the peer said before its end -------------------------------------------------------------------------------
 
 

@@ -19,6 +19,10 @@ from triton_distributed.wire.assembly import Body, Memory
 
 logger = logging.getLogger("triton_distributed.runtime")
 
+# What clients have to read a worker's last words and to close, beyond the time that the drain has: they do so as soon
+# as their loops turn, and one that is stopped must not keep the worker.
+LINGER_S = 2.0
+
 AcceptedFactory = Callable[[Callable[..., None], Callable[[Session, str], None]], Session]
 
 
@@ -119,6 +123,7 @@ class Server:
             for endpoint in self.endpoints:
                 cut += await endpoint.cut()
             logger.warning("drain: %d request(s) were cut after %g s: %s", len(cut), timeout_s, ", ".join(cut[:20]))
+        await self._listener.part(LINGER_S)
         return cut
 
     def release_in_child(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 from collections.abc import Callable
@@ -38,6 +39,9 @@ class Listener:
         self._server: asyncio.AbstractServer | None = None
         self._stop: Callable[[], None] | None = None
         self._inode = 0
+        self._closed = False
+        self._parting: set[Session] = set()  # of the sessions, those whose peers have yet to close
+        self._parted: asyncio.Future[None] | None = None
         self.address: Address | None = None
         self.sessions: set[Session] = set()
 
@@ -64,7 +68,9 @@ class Listener:
     def _accept(self) -> Session:
         session = self._factory(self.forget)
         self.sessions.add(session)
-        if len(self.sessions) > self._max_sessions:
+        if self._closed:  # asyncio had accepted it already, and makes its session only now
+            session.close()
+        elif len(self.sessions) > self._max_sessions:
             session.refused = f"{self._max_sessions:,} sessions are open here, see TRD_MAX_SESSIONS"
         return session
 
@@ -72,6 +78,22 @@ class Listener:
         """`session` is gone, or asks for no more streams."""
         if session.lost is not None:
             self.sessions.discard(session)
+            self._parting.discard(session)
+            if self._parted is not None and not self._parting and not self._parted.done():
+                self._parted.set_result(None)
+
+    async def part(self, timeout_s: float) -> None:
+        """Send every peer the end of what is said here, and wait until each has read it and closed its side.
+
+        Args:
+            timeout_s: for a peer that does not come to it; `close` then ends its session all the same.
+        """
+        self._parting = {each for each in self.sessions if each.finish()}
+        if self._parting:
+            self._parted = self._loop.create_future()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._parted
 
     def close_listening(self) -> None:
         """Accept nothing more; the sessions stay."""
@@ -94,6 +116,7 @@ class Listener:
 
     def close(self) -> None:
         """Accept nothing more and close every session; open streams fail."""
+        self._closed = True
         self.close_listening()
         for session in list(self.sessions):
             session.close()

@@ -80,7 +80,7 @@ class Session(Connection, asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._resumed: set[asyncio.Future[None]] = set()  # at most one a stream or call
-        self._receiving = self._scheduled = False
+        self._receiving = self._scheduled = self._finished = False
         self._bulk: InPlaceReader | None = None
         self._beginning: list[Callable[[], None]] = []  # at most one a stream
 
@@ -149,6 +149,8 @@ class Session(Connection, asyncio.Protocol):
         self.paused = True
 
     def resume_writing(self) -> None:
+        if self._finished:
+            return  # it sends nothing more
         self.paused = False
         self._flush()
         if self._beginning and not self.paused:
@@ -197,7 +199,8 @@ class Session(Connection, asyncio.Protocol):
     async def flushed(self) -> None:
         """Wait until the kernel has everything that was sent, or the session is gone."""
         self._flush()
-        while self.lost is None and (self.paused or self.out or self._ready):
+        # Between its accept and `connection_made` there is no transport, and nothing that the peer could have asked.
+        while self.lost is None and self._transport is not None and (self.paused or self.out or self._ready):
             await self.resumed()
             self._flush()
 
@@ -224,8 +227,31 @@ class Session(Connection, asyncio.Protocol):
     # its end
 
     def go_away(self, code: int, words: str) -> None:
-        """Ask the peer to open no more streams; the open ones go on."""
-        self.send(f.coded(f.GOAWAY, 0, code, words.encode()))
+        """Ask the peer to open no more streams; the open ones go on. One that is not connected yet hears nothing."""
+        if self._transport is not None:  # it would be written before the hello
+            self.send(f.coded(f.GOAWAY, 0, code, words.encode()))
+
+    def finish(self) -> bool:
+        """Send the end of what is said here behind all that was sent; go on reading until the peer has closed too.
+
+        A TCP kernel whose socket is closed answers the peer's next byte with a reset and throws away what it has not
+        delivered yet.
+
+        Returns:
+            whether there is a peer to wait for; where there is not, `close` is all that is left.
+        """
+        self._flush()
+        transport = self._transport
+        if transport is None or self.peer is None or self.lost is not None:
+            return False
+        if self.paused or not transport.can_write_eof():
+            return False
+        self._finished = self.paused = True
+        try:
+            transport.write_eof()
+        except OSError:
+            return False  # the peer is gone, which the next read will tell
+        return True
 
     def release_in_child(self) -> None:
         """This process is a fork: give up its copy of the socket, or the peer would not see the parent die."""
@@ -238,7 +264,7 @@ class Session(Connection, asyncio.Protocol):
             return
         logger.info("session %s closed: %s", self.address, words)
         self.torn = True  # what came behind the frame that broke the protocol is not read
-        if self._transport is not None:
+        if self._transport is not None and not self._finished:
             self.out.append(f.coded(f.GOAWAY, 0, code, words.encode()))
             self._transport.write(b"".join(self.out))
             self.out.clear()
@@ -248,7 +274,7 @@ class Session(Connection, asyncio.Protocol):
     def close(self, reason: str = "the runtime at this end was shut down") -> None:
         """Close the connection once what waits is written; open streams fail with `reason`."""
         if self.lost is None:
-            if self._transport is not None and (data := self.take_output()):
+            if self._transport is not None and not self._finished and (data := self.take_output()):
                 self._transport.write(data)
             self._lose(reason)
         if self._transport is not None:
