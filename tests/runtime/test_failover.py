@@ -13,6 +13,7 @@ import pytest
 
 from tests.runtime.cluster import Cluster, drained, into, patiently, turns, until
 from tests.runtime.programs import program
+from tests.timing import MS
 from triton_distributed.config import Config
 from triton_distributed.discovery.memory import MemoryDiscovery
 from triton_distributed.errors import ConnectionFailed, StreamIncomplete
@@ -367,6 +368,31 @@ async def test_a_worker_that_comes_back_is_called_again(unix: Cluster, tmp_path:
     async with program(tmp_path, WORKER) as other:
         await patiently(client.wait_for_instances())
         assert await patiently(client.call(1)) == other.pid
+
+
+@pytest.mark.any_loop
+async def test_a_stopped_worker_leaves_the_rotation_and_comes_back_with_its_streams(
+    trd_dir: Path, tmp_path: Path
+) -> None:
+    unix = Cluster(discovery="file", directory=trd_dir, health_timeout_s=400 * MS, connect_timeout_s=400 * MS)
+    async with program(tmp_path, WORKER) as one, program(tmp_path, WORKER) as other:
+        client = await unix.client()
+        await until(lambda: len(client.instance_ids()) == 2)
+        assert {await patiently(client.call(1)) for _ in range(4)} == {one.pid, other.pid}
+        one.signal(signal.SIGSTOP)
+        try:
+            calls = [asyncio.ensure_future(client.call(1)) for _ in range(10)]
+            await until(lambda: client.view.rotation.down)
+            assert {await patiently(client.call(1)) for _ in range(20)} == {other.pid}
+            held = [each for each in calls if not each.done()]
+            assert len(held) == 5
+            await until(lambda: next(iter(client.view.rotation.down.values())).failures > 2)  # probes find it out
+        finally:
+            one.signal(signal.SIGCONT)
+        assert {await patiently(each) for each in held} == {one.pid}
+        await until(lambda: not client.view.rotation.down)
+        assert {await patiently(client.call(1)) for _ in range(4)} == {one.pid, other.pid}
+        await unix.close()
 
 
 async def test_a_lost_worker_is_probed_and_comes_back_into_rotation(cluster: Cluster) -> None:

@@ -123,14 +123,17 @@ class Serving:
 class Service:
     """What listens; `async with serving(…)` makes one."""
 
-    def __init__(self, max_sessions: int = 10_000, **options: Any) -> None:
+    def __init__(self, max_sessions: int = 10_000, health_timeout_s: float = PATIENCE_S, **options: Any) -> None:
         self.running: set[Serving] = set()
         self.served: list[Serving] = []
         self.came = asyncio.Event()
         self.lost: list[str] = []
         self.accepted: list[Watched] = []
         self.listener = Listener(
-            asyncio.get_running_loop(), lambda on_lost: self._session(on_lost, options), max_sessions
+            asyncio.get_running_loop(),
+            lambda on_lost: self._session(on_lost, options),
+            max_sessions,
+            health_timeout_s,
         )
 
     def _session(self, on_lost: Any, options: dict[str, Any]) -> Watched:
@@ -180,7 +183,7 @@ async def closed(*sessions: Watched) -> None:
 class Caller:
     """A pool and calls through it; `async with calling(…)` makes one."""
 
-    def __init__(self, timeout_s: float, options: dict[str, Any]) -> None:
+    def __init__(self, timeout_s: float, health_timeout_s: float, options: dict[str, Any]) -> None:
         self.lost: list[tuple[tuple[str, ...], str]] = []
         self.made: list[Watched] = []
         self._options = options
@@ -189,6 +192,7 @@ class Caller:
             self._session,
             timeout_s,
             lambda addresses, why: self.lost.append((addresses, why)),
+            health_timeout_s,
         )
 
     def _session(self, address: str, on_lost: Any) -> Watched:
@@ -206,9 +210,11 @@ class Caller:
 
 
 @contextlib.asynccontextmanager
-async def calling(timeout_s: float = PATIENCE_S, **options: Any) -> AsyncIterator[Caller]:
+async def calling(
+    timeout_s: float = PATIENCE_S, health_timeout_s: float = PATIENCE_S, **options: Any
+) -> AsyncIterator[Caller]:
     """A caller until the block is left."""
-    caller = Caller(timeout_s, options)
+    caller = Caller(timeout_s, health_timeout_s, options)
     try:
         yield caller
     finally:

@@ -68,6 +68,7 @@ class DistributedRuntime:
             self._dialled,
             config.connect_timeout_s,
             lambda addresses, _: self.prober.lost(addresses, self.pool),
+            config.health_timeout_s,
         )
         self._threads = HandlerThreads(config.threads)
         self._server = Server(
@@ -237,6 +238,7 @@ class DistributedRuntime:
             window=config.window_bytes,
             session_window=config.session_window_bytes,
             hello_timeout_s=config.connect_timeout_s,
+            health_timeout_s=config.health_timeout_s,
             on_request=on_request,
             on_lost=on_lost,
             address=address,

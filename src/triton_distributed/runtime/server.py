@@ -42,7 +42,9 @@ class Server:
         self._loop = loop
         self._instance_id = instance_id
         self._by_key: dict[int, ServedEndpoint] = {}
-        self._listener = Listener(loop, lambda on_lost: factory(self._request, on_lost), config.max_sessions)
+        self._listener = Listener(
+            loop, lambda on_lost: factory(self._request, on_lost), config.max_sessions, config.health_timeout_s
+        )
         self._listening: asyncio.Task[Address] | None = None
         self.draining = False
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from triton_distributed.transport import memory, tcp, unix
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.inherited import give_up
+from triton_distributed.transport.liveness import Liveness
 from triton_distributed.transport.session import Session
 
 logger = logging.getLogger("triton_distributed.transport")
@@ -26,13 +27,20 @@ class Listener:
         loop: the running loop.
         factory: makes the session of an accepted connection from the function to call when it is lost.
         max_sessions: further connections are told that there are too many, and closed.
+        health_timeout_s: seconds after which a session to a host that is gone is lost.
 
     Attributes:
         address: where it listens, with the port that was found.
         sessions: those that are open.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, factory: AcceptedFactory, max_sessions: int) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        factory: AcceptedFactory,
+        max_sessions: int,
+        health_timeout_s: float = 10.0,
+    ) -> None:
         self._loop = loop
         self._factory = factory
         self._max_sessions = max_sessions
@@ -42,6 +50,7 @@ class Listener:
         self._closed = False
         self._parting: set[Session] = set()  # of the sessions, those whose peers have yet to close
         self._parted: asyncio.Future[None] | None = None
+        self._liveness = Liveness(loop, lambda: self.sessions, health_timeout_s, None)
         self.address: Address | None = None
         self.sessions: set[Session] = set()
 
@@ -68,6 +77,8 @@ class Listener:
     def _accept(self) -> Session:
         session = self._factory(self.forget)
         self.sessions.add(session)
+        if self.address is not None and self.address.scheme == "tcp":  # elsewhere both ends are on one host
+            self._liveness.start()
         if self._closed:  # asyncio had accepted it already, and makes its session only now
             session.close()
         elif len(self.sessions) > self._max_sessions:
@@ -118,5 +129,6 @@ class Listener:
         """Accept nothing more and close every session; open streams fail."""
         self._closed = True
         self.close_listening()
+        self._liveness.stop()
         for session in list(self.sessions):
             session.close()

@@ -6,10 +6,18 @@ lie unread in the receive queue: what it accepted, what it answered.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from triton_distributed.errors import RemoteProtocolError
+
+if TYPE_CHECKING:
+    from triton_distributed.transport.session import Session
+
+logger = logging.getLogger("triton_distributed.transport")
 
 READ_BYTES = 256 * 1024
 # Read at most: a receive queue holds 6 MiB on TCP (tcp_rmem) and what the peer's SO_SNDBUF allows on a Unix socket. A
@@ -17,38 +25,48 @@ READ_BYTES = 256 * 1024
 MOST_BYTES = 64 * 1024 * 1024
 
 
-class Remainder:
-    """Reads what is left, once.
+def read_remainder(session: Session, transport: Any, error: Exception) -> bool:
+    """Let a session take what its peer said before its end.
 
     Args:
-        transport: of the connection, which the loop has not closed yet.
-    """
+        transport: of the session, which the loop has not closed yet.
+        error: what it failed with.
 
-    def __init__(self, transport: Any) -> None:
-        self._socket = transport.get_extra_info("socket")
-        self._ended = False
+    Returns:
+        whether all that the peer ever sent has arrived.
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is None:
+        return False
+    left = _Left(sock)
+    try:
+        for data in left:
+            session.receive(session.copy_direct(data) if session.direct else data)
+    except RemoteProtocolError as broken:
+        logger.info("session %s: %s", session.address, broken)
+        return False
+    # A TCP connection that was reset reads like one that has ended, but only where the peer's end came before the
+    # reset does a write fail with EPIPE (`tcp_reset` in Linux).
+    return left.ended and (sock.family == socket.AF_UNIX or isinstance(error, BrokenPipeError))
+
+
+class _Left:
+    """The bytes in a socket's receive queue; afterwards, whether the peer's end stood behind them."""
+
+    def __init__(self, sock: Any) -> None:
+        self._socket = sock
+        self.ended = False
 
     def __iter__(self) -> Iterator[bytes]:
-        if self._socket is None:
-            return
         try:
             for _ in range(MOST_BYTES // READ_BYTES):
                 data = os.read(self._socket.fileno(), READ_BYTES)
                 if not data:
-                    self._ended = True
+                    self.ended = True
                     return
                 yield data
         except ConnectionResetError:
             # On a Unix socket nothing is ever under way: what was sent stands in the queue, which is empty by now.
-            self._ended = self._socket.family == socket.AF_UNIX
+            self.ended = self._socket.family == socket.AF_UNIX
         except OSError:  # nothing more for now: the peer is not known to have ended
             return
-
-    def whole(self, error: Exception) -> bool:
-        """Whether all that the peer ever sent has arrived, after everything was read.
-
-        Args:
-            error: what the transport failed with. A TCP connection that was reset reads like one that has ended, but
-                only where the peer's end came before the reset does a write fail with EPIPE (`tcp_reset` in Linux).
-        """
-        return self._ended and (self._socket.family == socket.AF_UNIX or isinstance(error, BrokenPipeError))

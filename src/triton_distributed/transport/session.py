@@ -10,9 +10,9 @@ from typing import Any
 from triton_distributed.errors import RemoteProtocolError
 from triton_distributed.transport.in_place import InPlaceReader
 from triton_distributed.transport.inherited import give_up
-from triton_distributed.transport.remainder import Remainder
+from triton_distributed.transport.remainder import read_remainder
 from triton_distributed.transport.stream import Stream
-from triton_distributed.transport.tcp import tune
+from triton_distributed.transport.tcp import tune, unacknowledged
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.connection import Connection
 from triton_distributed.wire.hello import Hello
@@ -35,6 +35,7 @@ class Session(Connection, asyncio.Protocol):
         window: bytes that one stream may have unread.
         session_window: bytes that all streams together may.
         hello_timeout_s: seconds that the peer has for its hello.
+        health_timeout_s: seconds after which a TCP connection to a host that is gone is lost.
         on_request: called as `wire.Connection.on_request`; None where the peer may not open streams.
         on_lost: called with the session and the reason when it takes no more streams, and again when it is gone.
 
@@ -45,6 +46,8 @@ class Session(Connection, asyncio.Protocol):
         refused: why it is broken off as soon as it is connected; set by a listener that has too many.
         torn: it was lost, and the peer may have said more than has arrived. Where it is not, the peer has begun no
             request that it did not accept.
+        heard: something has come since `transport.liveness` looked last.
+        quiet: how often it has looked since then while something was waited for; -1: nothing is.
         unsent: ids of the streams whose request has not left this process, or not all of it.
     """
 
@@ -58,6 +61,7 @@ class Session(Connection, asyncio.Protocol):
         window: int,
         session_window: int,
         hello_timeout_s: float,
+        health_timeout_s: float = 10.0,
         on_request: Callable[..., None] | None,
         on_lost: Callable[[Session, str], None],
         address: str = "",
@@ -68,7 +72,8 @@ class Session(Connection, asyncio.Protocol):
         self.paused = False
         self.lost: str | None = None
         self.refused: str | None = None
-        self.torn = False
+        self.torn = self.heard = False
+        self.quiet = -1
         self.unsent: set[int] = set()  # bounded by the streams
         self.ready: asyncio.Future[None] = loop.create_future()  # the hellos are exchanged
         self.send_limit = hello.max_message
@@ -77,6 +82,8 @@ class Session(Connection, asyncio.Protocol):
         self._dialled = on_request is None
         self._on_lost = on_lost
         self._hello_timeout_s = hello_timeout_s
+        self._health_timeout_s = health_timeout_s
+        self._answer: asyncio.Future[None] | None = None  # to the PING that is under way
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._resumed: set[asyncio.Future[None]] = set()  # at most one a stream or call
@@ -105,7 +112,7 @@ class Session(Connection, asyncio.Protocol):
         if self.lost is not None:
             transport.abort()
             return
-        tune(transport)
+        tune(transport, self._health_timeout_s)
         # 0: a write goes to the kernel at once, and `paused` means that something did not fit.
         transport.set_write_buffer_limits(high=0)
         self._timer = self.loop.call_later(self._hello_timeout_s, self._no_hello)
@@ -115,10 +122,10 @@ class Session(Connection, asyncio.Protocol):
             self.break_off(f.GoawayCode.BUSY, self.refused)
 
     def data_received(self, data: bytes) -> None:
-        self._receiving = True
+        self._receiving = self.heard = True
         try:
             if self.direct:
-                data = self._copy_direct(data)
+                data = self.copy_direct(data)
             self.receive(data)
         except RemoteProtocolError as error:
             self.break_off(f.GoawayCode.PROTOCOL, str(error))
@@ -142,7 +149,8 @@ class Session(Connection, asyncio.Protocol):
             return
         # An accepting end reads nothing more: it would begin handlers for a client that is gone.
         if self._dialled and self.peer is not None:
-            self.torn = not self._read_remainder(error)
+            self.paused = True  # nothing can be written any more
+            self.torn = not read_remainder(self, self._transport, error)
         self._lose(f"connection lost: {error}")
 
     def pause_writing(self) -> None:
@@ -224,6 +232,29 @@ class Session(Connection, asyncio.Protocol):
             finally:
                 self._resumed.discard(waiter)
 
+    def ping(self) -> asyncio.Future[None]:
+        """Ask for a sign of life. Not to be cancelled: whoever asks meanwhile waits for the same answer.
+
+        Returns:
+            done when the answer is here or the session is gone.
+        """
+        answer = self._answer
+        if answer is None or answer.done():
+            answer = self._answer = self.loop.create_future()
+            if self.lost is None:
+                self.send(f.frame(f.PING, 0))
+            else:
+                answer.set_result(None)
+        return answer
+
+    def on_pong(self, payload: bytes) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(None)
+
+    def unacknowledged(self, timeout_s: float) -> bool:
+        """Whether the peer's host has acknowledged nothing for so long although it had to."""
+        return self._transport is not None and unacknowledged(self._transport, timeout_s)
+
     # its end
 
     def go_away(self, code: int, words: str) -> None:
@@ -283,6 +314,14 @@ class Session(Connection, asyncio.Protocol):
                 self.loop.call_later(self._hello_timeout_s, self._transport.abort)
             self._transport.close()
 
+    def abandon(self, words: str) -> None:
+        """The peer's host is gone: end at once, without a word to it; open streams fail with these."""
+        if self.lost is None:
+            self.torn = True
+            self._lose(words)
+        if self._transport is not None:
+            self._transport.abort()
+
     def _no_hello(self) -> None:
         self.break_off(f.GoawayCode.PROTOCOL, f"the peer sent no hello within {self._hello_timeout_s:g} s")
 
@@ -302,6 +341,7 @@ class Session(Connection, asyncio.Protocol):
             stream.state = CLOSED
             stream.lost = self.lost
             stream.on_closed()
+        self.on_pong(b"")  # whoever waits for an answer sees what became of it
         for waiter in list(self._resumed):
             if not waiter.done():
                 waiter.set_result(None)
@@ -331,19 +371,8 @@ class Session(Connection, asyncio.Protocol):
             self._lose("the peer closed the session")
             self.close()
 
-    def _read_remainder(self, error: Exception) -> bool:
-        """Take what the peer said before its end; True: all of it has arrived."""
-        self.paused = True  # nothing can be written any more
-        remainder = Remainder(self._transport)
-        try:
-            for data in remainder:
-                self.receive(self._copy_direct(data) if self.direct else data)
-        except RemoteProtocolError as broken:
-            logger.info("session %s: %s", self.address, broken)
-            return False
-        return remainder.whole(error)
-
-    def _copy_direct(self, data: bytes) -> bytes:
+    def copy_direct(self, data: bytes) -> bytes:
+        """Put bytes that were not read in place where they belong; returns those behind."""
         at = 0
         while self.direct and at < len(data):
             target = self.direct_buffer()
