@@ -30,6 +30,7 @@ UINT64 = Struct("<Q")
 
 MAX_FRAME = 256 * 1024  # one frame's payload; larger messages are cut, so a token never waits behind more than this
 MAX_HELLO = 4096  # before the hellos are exchanged nothing larger is read
+MOST_CREDIT = 0xFFFF_FFFF  # in one CREDIT
 SMALL = 64 * 1024  # an item up to this size is sent whole, together with its neighbours
 
 

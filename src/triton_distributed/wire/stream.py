@@ -253,6 +253,9 @@ class StreamCore:
         if (owed * 2 >= self._window or at_once) and not self.finished:
             self._owed = 0
             self._unread -= owed
+            while owed > f.MOST_CREDIT:  # a message of more than 4 GiB, granted at once
+                self.connection.send(f.frame(f.CREDIT, self.id, f.UINT32.pack(f.MOST_CREDIT)))
+                owed -= f.MOST_CREDIT
             self.connection.send(f.frame(f.CREDIT, self.id, f.UINT32.pack(owed)))
 
     @property
