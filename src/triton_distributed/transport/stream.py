@@ -49,12 +49,23 @@ class Stream(StreamCore):
         self.lost: str | None = None
 
     async def readable(self) -> None:
-        """Wait until there is something in `inbox` or the peer sends nothing more. One reader at a time."""
+        """Wait until there is something in `inbox` or the peer sends nothing more.
+
+        Raises:
+            RuntimeError: another reader waits.
+        """
         while not self.inbox and not self.finished:
             await self.next_readable()
 
     def next_readable(self) -> asyncio.Future[None]:
-        """A future that is done when something has come or ended. One reader at a time."""
+        """A future that is done when something has come or ended.
+
+        Raises:
+            RuntimeError: another reader waits for one.
+        """
+        waiter = self._reader
+        if waiter is not None and not waiter.done():
+            raise RuntimeError("another task is reading this stream: one reads at a time, as of an async generator")
         waiter = self._reader = self.connection.loop.create_future()
         return waiter
 
@@ -78,6 +89,7 @@ class Stream(StreamCore):
 
         Raises:
             MessageTooLarge: it is above the limit of this end or of the peer; nothing was sent.
+            ValueError: it has more buffers than a message can hold; nothing was sent.
         """
         session = self.connection
         size = message_bytes(len(body), buffers)
