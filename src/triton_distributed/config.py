@@ -134,6 +134,12 @@ class Config:
     connect_timeout_s: float = _setting(
         "TRD_CONNECT_TIMEOUT_S", 5.0, "seconds to connect and to exchange hellos", low=0.01
     )
+    health_timeout_s: float = _setting(
+        "TRD_HEALTH_TIMEOUT_S",
+        10.0,
+        "seconds without a byte from a worker that is waited for, after which it leaves the rotation; its streams stay",
+        low=0.1,
+    )
     drain_timeout_s: float = _setting(
         "TRD_DRAIN_TIMEOUT_S", 30.0, "seconds that a shutdown waits for running requests", low=0.0
     )

@@ -247,20 +247,24 @@ class DeadlineExceeded(TritonError, TimeoutError):
 
 
 class StreamIncomplete(TritonError, ConnectionError):
-    """The stream broke after the handler had begun. Fields: `target`, `instance_id`, `address`, `reason`, `items`.
+    """The stream broke after the handler had begun, or where it may have.
 
-    `items` counts what the caller had received; those items are good.
+    Fields: `target`, `instance_id`, `address`, `reason`, `items`, `began`. `items` counts what the caller had received;
+    those items are good. `began` is False where the connection was lost in such a way that nobody here can know.
     """
 
-    def __init__(self, target: str, instance_id: int, address: str, reason: str, items: int = 0) -> None:
-        super().__init__(target, instance_id, address, reason, items)
+    def __init__(
+        self, target: str, instance_id: int, address: str, reason: str, items: int = 0, began: bool = True
+    ) -> None:
+        super().__init__(target, instance_id, address, reason, items, began)
         self.target, self.instance_id, self.address = target, instance_id, address
-        self.reason, self.items = reason, items
+        self.reason, self.items, self.began = reason, items, began
 
     def __str__(self) -> str:
         return (
             f"the stream from {self.target} broke after {self.items} item(s): instance {self.instance_id} at "
-            f"{self.address}: {self.reason}; the handler had begun, so the call was not sent elsewhere by itself"
+            f"{self.address}: {self.reason}; the handler {'had' if self.began else 'may have'} begun, so the call was "
+            f"not sent elsewhere by itself{'' if self.began else ': idempotent=True allows that'}"
         )
 
 

@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +79,12 @@ def session(
 
 
 @contextlib.asynccontextmanager
-async def half(on_request: Any = None, **options: Any) -> AsyncIterator[tuple[Watched, socket.socket]]:
+async def half(
+    on_request: Any = None, pair: Callable[[], Any] = socket.socketpair, **options: Any
+) -> AsyncIterator[tuple[Watched, socket.socket]]:
     """A greeted session and the plain socket at its other end, whose kernel buffers are small."""
     loop = asyncio.get_running_loop()
-    here, there = socket.socketpair()
+    here, there = pair()
     for each in (here, there):
         each.setblocking(False)
         each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
@@ -236,7 +238,12 @@ class Caller:
     """A pool and calls through it; `async with calling(…)` makes one."""
 
     def __init__(
-        self, timeout_s: float, tls: SessionTls | None, networks: Networks | None, options: dict[str, Any]
+        self,
+        timeout_s: float,
+        health_timeout_s: float,
+        tls: SessionTls | None,
+        networks: Networks | None,
+        options: dict[str, Any],
     ) -> None:
         self.lost: list[tuple[tuple[str, ...], str]] = []
         self.made: list[Watched] = []
@@ -246,6 +253,7 @@ class Caller:
             self._session,
             timeout_s,
             lambda addresses, why: self.lost.append((addresses, why)),
+            health_timeout_s,
             tls,
             networks,
         )
@@ -277,10 +285,14 @@ class Caller:
 
 @contextlib.asynccontextmanager
 async def calling(
-    timeout_s: float = PATIENCE_S, tls: SessionTls | None = None, networks: Networks | None = None, **options: Any
+    timeout_s: float = PATIENCE_S,
+    health_timeout_s: float = PATIENCE_S,
+    tls: SessionTls | None = None,
+    networks: Networks | None = None,
+    **options: Any,
 ) -> AsyncIterator[Caller]:
     """A caller until the block is left."""
-    caller = Caller(timeout_s, tls, networks, options)
+    caller = Caller(timeout_s, health_timeout_s, tls, networks, options)
     try:
         yield caller
     finally:

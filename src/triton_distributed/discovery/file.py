@@ -46,6 +46,7 @@ _MAX_TROUBLES = 64  # texts that were said and are not said again: there are few
 # to the patrol.
 _LOOK_AGAIN_S = (0.001, 0.02, 0.2, 0.7)
 
+_FOLDER_GONE = inotify.IN_DELETE_SELF | inotify.IN_IGNORED
 _FOLDER_CHANGED = inotify.IN_DELETE_SELF | inotify.IN_MOVE_SELF | inotify.IN_IGNORED | inotify.IN_Q_OVERFLOW
 
 
@@ -222,6 +223,8 @@ class FileDiscovery:
                 self._look_later(key, 0)
         if folder & _FOLDER_CHANGED:
             self._patrol_now.set()
+        if folder & _FOLDER_GONE:
+            self._identity = None  # a new folder may be given the number of the old one
 
     def _look_later(self, key: str, attempt: int) -> None:
         def again() -> None:

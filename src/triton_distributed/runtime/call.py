@@ -208,13 +208,16 @@ class Call:
         if self._outcome is not None or stream is not self.stream or self.instance is None:
             return
         if stream.lost is not None:
-            began = stream.accepted or stream.inbox or self.received
-            if began and self._resumption is not None:
-                self._resumption.lost = (stream.connection.address, stream.lost)  # see `take`: the inbox comes first
-            elif began and not (self._idempotent and not self.received and not stream.inbox):
-                self._fail_incomplete(stream.lost)
-            elif began and not self._client.may_retry():
-                self._fail_incomplete(f"{stream.lost}; {NO_BUDGET}")
+            session = stream.connection
+            began = bool(stream.accepted or stream.inbox or self.received)
+            # What would tell may have been lost with the connection; a request that never left tells it too.
+            possible = began or (session.torn and stream.id not in session.unsent)
+            if possible and self._resumption is not None:
+                self._resumption.lost = (session.address, stream.lost)  # see `take`: the inbox comes first
+            elif possible and not (self._idempotent and not self.received and not stream.inbox):
+                self._fail_incomplete(stream.lost, began)
+            elif possible and not self._client.may_retry():
+                self._fail_incomplete(f"{stream.lost}; {NO_BUDGET}", began)
             else:
                 self._elsewhere([(stream.connection.address, stream.lost)])
             return
@@ -279,7 +282,7 @@ class Call:
 
     # its end
 
-    def _fail_incomplete(self, reason: str) -> None:
+    def _fail_incomplete(self, reason: str, began: bool = True) -> None:
         assert self.instance is not None
         assert self.stream is not None
         error = StreamIncomplete(
@@ -288,6 +291,7 @@ class Call:
             self.stream.connection.address,
             reason,
             self.received,
+            began,
         )
         self.fail(error, Outcome.LOST)
 

@@ -86,6 +86,7 @@ class DistributedRuntime:
             self._dialled,
             config.connect_timeout_s,
             lambda addresses, _: self.prober.lost(addresses, self.pool),
+            config.health_timeout_s,
             tls,
             self._networks,
         )

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from triton_distributed.errors import ConnectionFailed, ProtocolError
 from triton_distributed.transport import memory, tcp, unix
 from triton_distributed.transport.address import Address
+from triton_distributed.transport.liveness import Liveness
 from triton_distributed.transport.network import Networks
 from triton_distributed.transport.session import Session
 from triton_distributed.transport.tls import SessionTls
+
+logger = logging.getLogger("triton_distributed.transport")
 
 Addresses = tuple[str, ...]
 MOST_ADDRESSES = 8  # of one worker that are tried, so that a dial ends; more than a host has ways to it
@@ -29,7 +33,9 @@ class SessionPool:
         loop: the running loop.
         factory: makes an unconnected session from its address and the function to call when it is lost.
         timeout_s: seconds for one address to connect and exchange hellos.
-        on_lost: called with the addresses of a session that was lost, or that takes no more streams.
+        on_lost: called with the addresses of a session that was lost, that takes no more streams, or whose worker says
+            nothing while something is waited for. A silent session stays: the next call may find it awake.
+        health_timeout_s: seconds that it may say nothing.
         tls: of TCP sessions; None for plain ones.
         networks: what serves the schemes that are not sockets or memory.
     """
@@ -40,6 +46,7 @@ class SessionPool:
         factory: SessionFactory,
         timeout_s: float,
         on_lost: Callable[[Addresses, str], None],
+        health_timeout_s: float = 10.0,
         tls: SessionTls | None = None,
         networks: Networks | None = None,
     ) -> None:
@@ -53,6 +60,8 @@ class SessionPool:
         self._dialling: dict[Addresses, asyncio.Task[Session]] = {}
         self._parted: set[Session] = set()  # going away with streams still open
         self._closed = False
+        self._health_timeout_s = health_timeout_s
+        self._liveness = Liveness(loop, lambda: (*self._live.values(), *self._parted), health_timeout_s, self._silent)
 
     def get(self, addresses: Addresses) -> Session | None:
         """The live session to these addresses, if there is one."""
@@ -72,6 +81,35 @@ class SessionPool:
             task = self._dialling[addresses] = self._loop.create_task(self._dial(addresses))
             task.add_done_callback(lambda done: self._dialled(addresses, done))
         return await asyncio.shield(task)
+
+    async def probe(self, addresses: Addresses) -> None:
+        """Prove that the worker at these addresses takes calls and that its loop turns.
+
+        A new session proves it with its hello, one that is there by answering a PING: a stopped process keeps its
+        connections, and the kernel takes new ones for it.
+
+        Raises:
+            ConnectionFailed: it does not, or cannot be reached.
+        """
+        session = self.get(addresses)
+        if session is None:
+            session = await self.connect(addresses)
+        else:
+            answered, _ = await asyncio.wait([session.ping()], timeout=self._timeout_s)
+            if not answered:
+                words = f"no answer to a PING within {self._timeout_s:g} s, see TRD_CONNECT_TIMEOUT_S"
+                raise ConnectionFailed("a worker", [(session.address, words)])
+        if not session.usable:
+            words = session.lost or (session.going or (0, "it takes no calls"))[1]
+            raise ConnectionFailed("a worker", [(session.address, words)])
+
+    def _silent(self, session: Session) -> None:
+        for addresses, live in self._live.items():
+            if live is session:
+                words = f"nothing was heard for {self._health_timeout_s:g} s, see TRD_HEALTH_TIMEOUT_S"
+                logger.info("session %s: %s", session.address, words)
+                self._on_lost(addresses, words)
+                return
 
     def _dialled(self, addresses: Addresses, task: asyncio.Task[Session]) -> None:
         del self._dialling[addresses]
@@ -104,6 +142,7 @@ class SessionPool:
                     raise ConnectionFailed("a worker", [(address, "the runtime was shut down")])
                 if session.usable:
                     self._live[addresses] = session
+                    self._liveness.start()
                     return session
                 attempts.append((address, session.lost or (session.going or (0, "it takes no calls"))[1]))
             session.close()
@@ -133,6 +172,7 @@ class SessionPool:
     async def close(self) -> None:
         """Close every session; open streams fail."""
         self._closed = True
+        self._liveness.stop()
         for task in list(self._dialling.values()):
             task.cancel()
         if self._dialling:

@@ -64,6 +64,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     else, since it says nothing more before it has heard one. Its timer bounds the handshake.
     """
 
+    plain = False  # what the kernel holds of it is encrypted
+
     def __init__(
         self, protocol: asyncio.Protocol, context: ssl.SSLContext, server: bool, server_name: str | None
     ) -> None:

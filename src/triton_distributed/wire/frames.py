@@ -19,6 +19,7 @@ from struct import Struct
 
 HEADER = Struct("<IBBQ")
 HEADER_BYTES = HEADER.size
+KIND_AT = 4  # byte of a header that says its kind
 # A REQUEST's payload begins with: instance id, key of its endpoint, timeout in seconds (infinite: none), bytes that its
 # sender takes before it gives credit, bytes of metadata. The header and this are packed at once.
 REQUEST_HEADER = Struct("<IBBQQQdII")
