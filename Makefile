@@ -5,6 +5,7 @@ VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 VERSIONS ?= 3.11 3.12 3.13
 PYTEST_ARGS ?=
+WORKERS ?= 3
 FUZZ_SECONDS ?= 60
 INSTALLED_BY = pyproject.toml tools/install tools/find-python tools/get-etcd
 export TRD_BASE_PYTHON
@@ -21,8 +22,8 @@ demo: $(VENV)/.core ## hello world: two server processes and a client; prints wh
 demo-cluster: $(VENV)/.cluster ## hello world over a real etcd and a real NATS server, started and ended by it
 	$(PYTHON) examples/hello_world/demo_cluster.py
 
-test: $(VENV)/.test ## the whole test suite (PYTEST_ARGS="-k name -x" narrows it)
-	$(PYTHON) -m pytest $(PYTEST_ARGS)
+test: $(VENV)/.test ## the whole test suite (PYTEST_ARGS="-k name -x" narrows it, WORKERS=0 runs it in one process)
+	$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-all: ## the whole test suite on every supported Python (VERSIONS="3.11 3.12 3.13")
 	@missing=; failed=; passed=; \

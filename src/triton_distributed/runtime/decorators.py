@@ -12,7 +12,7 @@ import msgspec
 
 from triton_distributed.errors import InvalidRequest
 from triton_distributed.runtime.distributed import DistributedRuntime
-from triton_distributed.runtime.handlers import CHECKS_ITSELF
+from triton_distributed.runtime.handlers import CHECKS_ITSELF, Misfit
 from triton_distributed.wire.codec import encode
 from triton_distributed.wire.typed import typed_checker, typed_decoder
 
@@ -60,8 +60,11 @@ def triton_endpoint(request_model: Any, response_model: Any) -> Callable[[Callab
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         def parsed(args: tuple[Any, ...]) -> tuple[Any, ...]:
             if not args:
-                raise InvalidRequest("", "the handler was called without a request")
-            return (*args[:-1], parse(args[-1]))
+                raise Misfit("", "the handler was called without a request")
+            try:
+                return (*args[:-1], parse(args[-1]))
+            except InvalidRequest as error:
+                raise Misfit(error.target, error.reason) from error
 
         wrapper: Callable[..., Any]
         if inspect.isasyncgenfunction(function):

@@ -9,6 +9,7 @@ import typing
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from triton_distributed.errors import InvalidRequest
 from triton_distributed.runtime.context import Context
 from triton_distributed.runtime.threads import HandlerThreads, ThreadedIterator
 from triton_distributed.wire.typed import typed_checker, typed_decoder
@@ -25,6 +26,10 @@ _STREAMS = (
     collections.abc.Generator,
 )
 _REQUEST_STREAMS = _STREAMS[:3]
+
+
+class Misfit(InvalidRequest):
+    """The request does not fit, as the handler's own decorator has found: its caller's fault, not the handler's."""
 
 
 class Handler:

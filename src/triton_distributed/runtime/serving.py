@@ -12,6 +12,7 @@ from triton_distributed.errors import DecodeError, InvalidRequest, MessageTooLar
 from triton_distributed.observe import Outcome
 from triton_distributed.runtime.annotated import Annotated
 from triton_distributed.runtime.context import Context, current
+from triton_distributed.runtime.handlers import Misfit
 from triton_distributed.transport.stream import Stream
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import Body, Memory
@@ -230,7 +231,9 @@ class Serving:
         await _close(items, asyncio.CancelledError())
 
     def _failed(self, error: BaseException) -> None:
-        if error is self._invalid:  # one that the handler got from elsewhere is its own error
+        if error is self._invalid or isinstance(
+            error, Misfit
+        ):  # one that the handler got from elsewhere is its own error
             self.outcome = Outcome.INVALID
             self.stream.abort(f.ERROR, f.ErrorCode.INVALID, str(error).encode("utf-8", "replace"))
             return
