@@ -13,7 +13,7 @@ import pytest
 
 from tests.marks import allowed
 
-pytest_plugins = ["tests.leaks", "tests.loops", "tests.servers"]
+pytest_plugins = ["tests.leaks", "tests.limits", "tests.loops", "tests.servers"]
 
 # A Unix socket's path has at most 107 bytes on Linux and 103 on macOS, whose own temporary folder takes half of them.
 SHORT = "/tmp" if os.access("/tmp", os.W_OK) else tempfile.gettempdir()

@@ -42,7 +42,7 @@ GRACE_S = 2.0 * SCALE
 LOOP_TURNS = 20
 
 _PROC_FD = pathlib.Path("/proc/self/fd")
-_failed = pytest.StashKey[bool]()
+failed = pytest.StashKey[bool]()
 
 T = TypeVar("T")
 
@@ -186,7 +186,7 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
         gc.collect()  # finalisers warn inside this test, not in one that happens to run later
     finally:
         logger.removeHandler(errors)
-    if item.stash.get(_failed, False):  # the traceback of a failure keeps alive what it shows
+    if item.stash.get(failed, False):  # the traceback of a failure keeps alive what it shows
         for pid in before.new_children():
             _end(pid)
         return
@@ -215,7 +215,7 @@ def no_pending_tasks(request: pytest.FixtureRequest, no_leaks: None) -> None:
 @pytest.fixture
 async def _tasks_ended(request: pytest.FixtureRequest) -> AsyncIterator[None]:
     yield
-    if request.node.stash.get(_failed, False):
+    if request.node.stash.get(failed, False):
         return
     this = asyncio.current_task()
     for _ in range(LOOP_TURNS):
@@ -250,7 +250,7 @@ def pytest_runtest_makereport(
 ) -> Iterator[None]:  # the type of what is sent in is pytest's own
     report = yield
     if report.failed:  # type: ignore[attr-defined]
-        item.stash[_failed] = True
+        item.stash[failed] = True
     return report
 
 

@@ -179,3 +179,27 @@ def test_fine_marked():
 @pytest.mark.leaves("descriptors")
 def test_leaks_without_a_reason():
     pass
+
+
+@pytest.fixture
+async def endless():
+    yield
+    await forever()
+
+
+async def stubborn() -> None:
+    while True:
+        try:
+            await forever()
+        except asyncio.CancelledError:
+            pass
+
+
+@pytest.mark.timeout(1)
+async def test_hangs_and_then_its_fixture(endless):
+    kept.append(asyncio.create_task(stubborn()))
+    await forever()
+
+
+def test_hangs_no_more():
+    pass

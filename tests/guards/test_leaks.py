@@ -93,3 +93,10 @@ def test_children_are_found_without_proc():
         assert child.stdin is not None
         child.stdin.close()
     assert leaks.children() == before
+
+
+def test_a_fixture_that_hangs_behind_a_test_that_hung_does_not_stop_the_run(tmp_path: Path):
+    said = run(tmp_path, "hangs", "0.02")
+    assert "Timeout (>1.0s)" in said["test_hangs_and_then_its_fixture"]
+    assert "still hangs" in said["test_hangs_and_then_its_fixture"]
+    assert said["test_hangs_no_more"] == ""

@@ -508,12 +508,12 @@ def test_a_group_of_too_many_is_bounded() -> None:
     assert len(got.exceptions) <= remote_error.MAX_PARTS
 
 
-@pytest.mark.parametrize("text", ["x" * 500_000, "\N{PILE OF POO}" * 100_000, "\udc80" * 100_000])
+@pytest.mark.parametrize("text", ["x" * 200_000, "\N{PILE OF POO}" * 40_000, "\udc80" * 40_000])
 def test_an_error_that_is_too_large_keeps_its_type(text: str) -> None:
     raised = KeyError(text)
-    for _ in range(40):
+    for _ in range(8):
         raised.add_note(text)
-    group = ExceptionGroup(text, [raised] * 60)
+    group = ExceptionGroup(text, [raised] * 30)
     for each, kind in ((raised, KeyError), (group, ExceptionGroup)):
         data = encode_error(caught(each))
         assert len(data) <= remote_error.MAX_ERROR

@@ -58,6 +58,7 @@ class SessionPool:
         self._networks = networks or {}
         self._live: dict[Addresses, Session] = {}
         self._dialling: dict[Addresses, asyncio.Task[Session]] = {}
+        self._greeting: set[Session] = set()  # connected or about to be, at most one a dial
         self._parted: set[Session] = set()  # going away with streams still open
         self._closed = False
         self._health_timeout_s = health_timeout_s
@@ -122,6 +123,7 @@ class SessionPool:
             attempts.append(("no address", "it listens on Unix sockets of another host only, set TRD_LISTEN there"))
         for address in addresses[:MOST_ADDRESSES]:
             session = self._factory(address, lambda lost, reason: self._lost(addresses, lost, reason))
+            self._greeting.add(session)
             try:
                 async with asyncio.timeout(self._timeout_s):
                     await join(self._loop, Address.parse(address), session, self._tls, self._networks)
@@ -145,6 +147,8 @@ class SessionPool:
                     self._liveness.start()
                     return session
                 attempts.append((address, session.lost or (session.going or (0, "it takes no calls"))[1]))
+            finally:
+                self._greeting.discard(session)
             session.close()
         raise ConnectionFailed("a worker", attempts)
 
@@ -166,7 +170,7 @@ class SessionPool:
 
     def release_in_child(self) -> None:
         """This process is a fork: give up its copies of the sockets."""
-        for session in (*self._live.values(), *self._parted):
+        for session in (*self._greeting, *self._live.values(), *self._parted):
             session.release_in_child()
 
     async def close(self) -> None:
