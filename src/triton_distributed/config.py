@@ -17,6 +17,7 @@ KIB = 1024
 MIB = 1024 * KIB
 DISCOVERY_BACKENDS = ("file", "etcd", "memory", "static")
 REQUEST_PLANES = ("direct", "nats")
+SHORTEST_WATCHDOG_S = 0.02  # the loop is asked four times in that: below it, watching costs more than it tells
 EVENT_PLANES = ("local", "nats", "")  # "" for what else is set to decide
 
 
@@ -150,6 +151,13 @@ class Config:
         "threads for handlers written with plain `def`; default: the number of cores and 4, at most 32",
         low=1,
     )
+    watchdog_s: float = _setting(
+        "TRD_WATCHDOG_S",
+        0.2,
+        "seconds within which an event loop that is stuck is noticed: the stack that blocks it is logged, and clients "
+        "call other instances meanwhile; 0 for no watchdog",
+        low=0.0,
+    )
     handle_signals: bool = _setting(
         "TRD_HANDLE_SIGNALS", True, "drain on SIGTERM and SIGINT while an endpoint is served on the main thread"
     )
@@ -186,6 +194,8 @@ class Config:
                 raise ConfigError(
                     f"TRD_{name.upper()}", getattr(self, name), f"one of {', '.join(filter(None, choices))}"
                 )
+        if 0 < self.watchdog_s < SHORTEST_WATCHDOG_S:
+            raise ConfigError("TRD_WATCHDOG_S", self.watchdog_s, f"0, or at least {SHORTEST_WATCHDOG_S:g}")
         for each in fields(self):
             low = each.metadata.get("low")
             value = getattr(self, each.name)

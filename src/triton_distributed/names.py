@@ -107,6 +107,7 @@ class Instance:
             `nats://subject`.
         host: names the machine and boot it runs on; Unix sockets are only tried where it equals our own.
         metadata: what its server published about it: plain JSON values.
+        busy: its loop is stuck, as its own watchdog says: others are called while there are any.
     """
 
     endpoint: EndpointName
@@ -114,6 +115,7 @@ class Instance:
     addresses: tuple[str, ...]
     host: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    busy: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.id <= MAX_INSTANCE_ID:

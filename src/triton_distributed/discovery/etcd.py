@@ -96,6 +96,11 @@ class EtcdDiscovery:
         key = self._keys.of(instance.endpoint, instance.id)
         await self._call(lambda: self._registrar.withdraw(key))
 
+    def mark(self, instance: Instance, busy: bool) -> None:
+        if self._thread is None or self._closed or self._pid != os.getpid():
+            return
+        self._thread.post(self._registrar.mark, self._keys.of(instance.endpoint, instance.id), busy)
+
     async def watch(self, endpoint: EndpointName | None, sink: Sink) -> Watch:
         thread = self._start()
         view = self._views.get(endpoint)

@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import random
 
+from triton_distributed.discovery import record
 from triton_distributed.discovery.etcd_keys import EtcdKeys
 from triton_distributed.external import etcd_messages as messages
 from triton_distributed.external.etcd import ATTEMPT_S, EtcdClient
@@ -25,12 +27,13 @@ WITHDRAW_S = 2.0  # a withdrawal that takes longer is left to the background, an
 
 
 class _Entry:
-    """One record: `value` as it should be, None for not at all. The lock keeps writes of one key in order."""
+    """One record: `value` as it was registered, None for not at all. The lock keeps writes of one key in order."""
 
-    __slots__ = ("lock", "value")
+    __slots__ = ("busy", "lock", "value")
 
     def __init__(self) -> None:
         self.value: bytes | None = None
+        self.busy = False  # it is to be written down as busy
         self.lock = asyncio.Lock()
 
 
@@ -56,7 +59,7 @@ class Registrar:
         """Write a record; if that fails, what was there before stays."""
         entry = self._entries.setdefault(key, _Entry())
         async with entry.lock:
-            before, entry.value = entry.value, value
+            before, entry.value, entry.busy = entry.value, value, False
             try:
                 await self._write(key, value)
             except BaseException:
@@ -76,6 +79,13 @@ class Registrar:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WITHDRAW_S):
                     await self._mend(key)
+
+    def mark(self, key: bytes, busy: bool) -> None:
+        """Have the record say whether its instance is busy, as soon as etcd can be reached."""
+        entry = self._entries.get(key)
+        if entry is not None and entry.value is not None and entry.busy is not busy:
+            entry.busy = busy
+            self._mark(key)
 
     async def run(self) -> None:
         """Keep the lease alive and the records right; run this as a task."""
@@ -171,23 +181,23 @@ class Registrar:
         async with entry.lock:
             if key not in self._wrong:
                 return
-            value = entry.value
+            value, busy = entry.value, entry.busy
             if value is None:
                 await self._remove(key)
             else:
-                await self._restore(key, entry, value)
-            if entry.value is value:
+                await self._restore(key, entry, value, record.marked(value, True, os.getpid()) if busy else value)
+            if entry.value is value and entry.busy is busy:
                 self._wrong.discard(key)
 
     async def _remove(self, key: bytes) -> None:
         if self._lease:  # else it went with the lease
             await self._client.txn([messages.has_lease(key, self._lease)], [messages.delete(key)])
 
-    async def _restore(self, key: bytes, entry: _Entry, value: bytes) -> None:
+    async def _restore(self, key: bytes, entry: _Entry, value: bytes, shown: bytes) -> None:
         """Write a record again, unless somebody else has put another in its place meanwhile: the last one counts."""
         while True:
             lease = await self._get_lease()
-            write = [messages.put(key, value, lease)]
+            write = [messages.put(key, shown, lease)]
             try:
                 reply = await self._client.txn([messages.is_absent(key)], write, [messages.get(key)])
                 if not reply.succeeded and reply.responses[0].response_range.kvs[0].lease == lease:
@@ -200,7 +210,7 @@ class Registrar:
                 self._lost(lease)
                 continue
             if reply.succeeded:
-                _log.info("registered again in etcd: %s", key.decode())
+                _log.info("written again in etcd: %s", key.decode())
                 return
             _log.warning("%s was replaced by another process while this one was forgotten", key.decode())
             if entry.value is value:

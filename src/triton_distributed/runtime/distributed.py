@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import platform
 import random
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from triton_distributed import __version__
 from triton_distributed.config import Config
+from triton_distributed.discovery import Marking
 from triton_distributed.errors import DiscoveryError, ForkError, RuntimeClosed
 from triton_distributed.names import MAX_INSTANCE_ID, EndpointName, Instance
-from triton_distributed.observe import Stats
+from triton_distributed.observe import LoopStats, Stats, Watchdog
 from triton_distributed.routing.policies import Policy
 from triton_distributed.runtime.backends import (
     make_discovery,
@@ -33,19 +31,15 @@ from triton_distributed.runtime.keys import endpoint_key
 from triton_distributed.runtime.prober import Prober
 from triton_distributed.runtime.served import ServedEndpoint
 from triton_distributed.runtime.server import Server
+from triton_distributed.runtime.sessions import Sessions
 from triton_distributed.runtime.signals import DrainSignals
 from triton_distributed.runtime.threads import HandlerThreads
 from triton_distributed.runtime.token import CancellationToken
 from triton_distributed.runtime.view import EndpointView
 from triton_distributed.transport.inherited import give_up
 from triton_distributed.transport.pool import SessionPool
-from triton_distributed.transport.session import Session
-from triton_distributed.wire.authentication import CHALLENGE_BYTES, Authentication
-from triton_distributed.wire.hello import Hello
 
 logger = logging.getLogger("triton_distributed.runtime")
-
-AGENT = f"triton-distributed/{__version__} python/{platform.python_version()}"
 
 
 class DistributedRuntime:
@@ -77,13 +71,14 @@ class DistributedRuntime:
             config.max_message_bytes,
         )
         tls = make_tls(config)
+        sessions = Sessions(self._loop, config, self.rng)
         self._networks = make_networks(self._loop, config, self.nats)
         self._views: dict[EndpointName, EndpointView] = {}
         self._opening: dict[EndpointName, asyncio.Task[EndpointView]] = {}
         self.prober = Prober(self._loop, _Values(self._views))
         self.pool = SessionPool(
             self._loop,
-            self._dialled,
+            sessions.dialled,
             config.connect_timeout_s,
             lambda addresses, _: self.prober.lost(addresses, self.pool),
             config.health_timeout_s,
@@ -95,10 +90,11 @@ class DistributedRuntime:
             self._loop,
             config,
             None if config.discovery == "static" else self.instance_id,
-            self._accepted,
+            sessions.accepted,
             tls,
             self._networks,
         )
+        self._watchdog = Watchdog(self._loop, config.watchdog_s, self._mark)
         self._signals = DrainSignals(self._loop, self.shutdown, self._running)
         self._token = CancellationToken()
         self._tasks: set[asyncio.Task[Any]] = set()  # bounded by calls, clients and endpoints
@@ -143,6 +139,11 @@ class DistributedRuntime:
     def stats(self) -> dict[str, Stats]:
         """The counters of each served endpoint by its path."""
         return {each.name.path: each.stats for each in self._server.endpoints}
+
+    @property
+    def loop_stats(self) -> LoopStats:
+        """How the event loop fares; counted from the first endpoint that is served, where `TRD_WATCHDOG_S` is not 0."""
+        return self._watchdog.stats
 
     # serving
 
@@ -200,6 +201,7 @@ class DistributedRuntime:
         self._server.add(served)
         if self.config.handle_signals:
             self._signals.install()  # before anybody can see the instance, and stop it for being there
+        self._watchdog.start()
         try:
             await self.discovery.register(instance)
         except BaseException:
@@ -213,6 +215,12 @@ class DistributedRuntime:
         served.drain()
         await self.discovery.withdraw(served.instance)
         await served.cut()
+
+    def _mark(self, busy: bool) -> None:
+        """In the watchdog's thread: have clients know whether the loop is stuck."""
+        if isinstance(self.discovery, Marking):
+            for served in self._server.endpoints:
+                self.discovery.mark(served.instance, busy)
 
     def _running(self) -> list[str]:
         return [serving.context.id() for endpoint in self._server.endpoints for serving in endpoint.running]
@@ -244,41 +252,6 @@ class DistributedRuntime:
         self._views[name] = view
         return view
 
-    # sessions
-
-    def _hello(self) -> Hello:
-        config = self.config
-        return Hello(
-            agent=AGENT,
-            max_message=config.max_message_bytes,
-            max_streams=config.max_streams,
-            window=config.window_bytes,
-            nonce=self.rng.getrandbits(63),
-        )
-
-    def _session(self, on_request: Callable[..., None] | None, on_lost: Any, address: str) -> Session:
-        config = self.config
-        authentication = None
-        if config.token:
-            authentication = Authentication(config.token.encode(), os.urandom(CHALLENGE_BYTES), on_request is None)
-        return Session(
-            self._loop,
-            self._hello(),
-            window=config.window_bytes,
-            session_window=config.session_window_bytes,
-            hello_timeout_s=config.connect_timeout_s,
-            on_request=on_request,
-            on_lost=on_lost,
-            address=address,
-            authentication=authentication,
-        )
-
-    def _dialled(self, address: str, on_lost: Callable[[Session, str], None]) -> Session:
-        return self._session(None, on_lost, address)
-
-    def _accepted(self, on_request: Callable[..., None], on_lost: Callable[[Session, str], None]) -> Session:
-        return self._session(on_request, on_lost, "")
-
     # life
 
     def check(self, operation: str) -> None:
@@ -302,6 +275,7 @@ class DistributedRuntime:
         """This process is a child of the one that made the runtime."""
         self._forked = self.unusable = True
         self._signals.forked()
+        self._watchdog.release_in_child()
         self._server.release_in_child()
         self.pool.release_in_child()
         self.events.release_in_child()
@@ -352,6 +326,7 @@ class DistributedRuntime:
     async def _release(self) -> None:
         self.unusable = True
         self._signals.remove()
+        self._watchdog.stop()
         self._server.close()
         await self.prober.close()
         await self.pool.close()

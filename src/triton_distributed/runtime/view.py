@@ -27,8 +27,9 @@ class EndpointView:
         on_removed: called with the addresses of an instance that discovery no longer reports.
 
     Attributes:
-        candidates: those a call may be sent to: in rotation, or all where none is; where discovery lists nobody, those
-            that it has listed and that answer on their connections still.
+        candidates: those a call may be sent to: in rotation, or all where none is, and of these, those that are not
+            busy, or all where all are; where discovery lists nobody, those that it has listed and that answer on their
+            connections still.
         table: what discovery reports.
         rotation: which of them are out, and until when.
         load: streams that this runtime has open on each.
@@ -89,7 +90,7 @@ class EndpointView:
 
     def _refresh(self) -> None:
         if self.table.instances:
-            self.candidates = self.rotation.available(self.table.instances)
+            self.candidates = _free(self.rotation.available(self.table.instances))
         else:
             self._unlisted = tuple(each for each in self._unlisted if self._connected(each.addresses))
             self.candidates = self._unlisted
@@ -149,6 +150,12 @@ class EndpointView:
             finally:
                 if waiter in self._waiting:
                     self._waiting.remove(waiter)
+
+
+def _free(instances: tuple[Instance, ...]) -> tuple[Instance, ...]:
+    """Those whose loops turn, or all where none does: to wait beats to refuse."""
+    free = tuple(each for each in instances if not each.busy)
+    return free if free and len(free) < len(instances) else instances
 
 
 def _dialable(change: Change, host: str) -> Change:
