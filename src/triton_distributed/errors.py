@@ -6,6 +6,7 @@
     ├── ForkError                             a runtime was used in a process forked from its own
     ├── RuntimeClosed                         the runtime was shut down
     ├── AlreadyServed                         this runtime serves that endpoint already
+    ├── NotServed (LookupError)               this runtime does not serve that endpoint
     ├── DiscoveryError                        instances cannot be registered or watched
     ├── BrokerError (ConnectionError)         NATS cannot be reached, or refuses what was asked
     ├── NoInstances (LookupError)             nobody serves the endpoint
@@ -50,6 +51,7 @@ __all__ = [
     "LocalProtocolError",
     "MessageTooLarge",
     "NoInstances",
+    "NotServed",
     "NotUnary",
     "Overloaded",
     "ProtocolError",
@@ -118,6 +120,19 @@ class AlreadyServed(TritonError):
 
     def __str__(self) -> str:
         return f'this runtime serves endpoint "{self.endpoint}" already: another instance needs another runtime'
+
+
+class NotServed(TritonError, LookupError):
+    """An endpoint is not served by this runtime. Fields: `endpoint` (its path), `operation` (what was asked)."""
+
+    def __init__(self, endpoint: str, operation: str) -> None:
+        super().__init__(endpoint, operation)
+        self.endpoint, self.operation = endpoint, operation
+
+    def __str__(self) -> str:
+        return (
+            f'{self.operation}: this runtime does not serve endpoint "{self.endpoint}", or not yet: serve_endpoint does'
+        )
 
 
 class DiscoveryError(TritonError):

@@ -197,6 +197,29 @@ class Endpoint:
         self._runtime.check("client")
         return self._runtime.event_loop().create_task(self._runtime.client(self.name, policy))
 
+    async def pause(self) -> None:
+        """Take this runtime's instance out of rotation: clients call others, and what still comes is served.
+
+        What runs goes on. Where it is the only instance that clients know, those that are connected call it still, as
+        they do whenever discovery lists nobody. Pausing twice is harmless.
+
+        Raises:
+            NotServed: this runtime does not serve the endpoint, or its registration is not through yet.
+            DiscoveryError: with static discovery, whose list is fixed.
+            ForkError, RuntimeClosed.
+        """
+        await self._runtime.set_listed(self.name, False)
+
+    async def resume(self) -> None:
+        """Put this runtime's instance back into rotation, under the id that it had. Resuming twice is harmless.
+
+        Raises:
+            NotServed: this runtime does not serve the endpoint, or its registration is not through yet.
+            DiscoveryError: it cannot be registered; it stays out.
+            ForkError, RuntimeClosed: also while the runtime drains.
+        """
+        await self._runtime.set_listed(self.name, True)
+
     def lease_id(self) -> int:
         """The instance id of this runtime, the same for all its endpoints."""
         return self._runtime.instance_id

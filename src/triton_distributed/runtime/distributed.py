@@ -41,6 +41,8 @@ from triton_distributed.transport.pool import SessionPool
 
 logger = logging.getLogger("triton_distributed.runtime")
 
+NOT_WHILE_CLOSING = ("serve_endpoint", "resume")  # what would register again while everything leaves
+
 
 class DistributedRuntime:
     """One process's part in the distributed system: it serves endpoints, calls them, or both.
@@ -207,7 +209,20 @@ class DistributedRuntime:
         except BaseException:
             self._server.remove(served)
             raise
+        served.registered = True
         return served
+
+    async def set_listed(self, name: EndpointName, listed: bool) -> None:
+        """Take a served endpoint out of rotation, or back into it; see `Endpoint.pause`."""
+        operation = "resume" if listed else "pause"
+        self.check(operation)
+        served = self._server.find(name, operation)
+        if self.config.discovery == "static":
+            raise DiscoveryError("static", self.discovery.where, f"{operation}: TRD_STATIC alone says who is there")
+        if listed:
+            await self.discovery.register(served.instance)
+        else:
+            await self.discovery.withdraw(served.instance)
 
     async def _stop_serving(self, served: ServedEndpoint) -> None:
         """Its task was cancelled: nobody comes in any more, and what runs is cut."""
@@ -263,7 +278,7 @@ class DistributedRuntime:
         """
         if self._forked:
             raise ForkError()
-        if self.unusable or (self._closing is not None and operation == "serve_endpoint"):
+        if self.unusable or (self._closing is not None and operation in NOT_WHILE_CLOSING):
             raise RuntimeClosed(operation)
 
     @property

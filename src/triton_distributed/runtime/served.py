@@ -47,6 +47,7 @@ class ServedEndpoint:
         admission: who waits.
         running: the requests whose handlers run.
         draining: no further request is let in.
+        registered: discovery has taken it in; it may have been paused since.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class ServedEndpoint:
         self.handler = handler
         self.instance = instance
         self.admission = Admission(max_inflight, max_queue)
-        self.draining = False
+        self.draining = self.registered = False
         self.graceful = graceful
         self.running: set[Serving] = set()
         self.stats = Stats()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from triton_distributed.config import Config
-from triton_distributed.errors import AlreadyServed
+from triton_distributed.errors import AlreadyServed, NotServed
 from triton_distributed.names import EndpointName
 from triton_distributed.runtime.addresses import begin_to_listen
 from triton_distributed.runtime.keys import endpoint_key
@@ -91,6 +91,17 @@ class Server:
         key = endpoint_key(endpoint.name)
         self.check_free(endpoint.name.path, key)
         self._by_key[key] = endpoint
+
+    def find(self, name: EndpointName, operation: str) -> ServedEndpoint:
+        """The endpoint of this name.
+
+        Raises:
+            NotServed: it is not served here, or not registered yet.
+        """
+        endpoint = self._by_key.get(endpoint_key(name))
+        if endpoint is None or not endpoint.registered:
+            raise NotServed(name.path, operation)
+        return endpoint
 
     def remove(self, endpoint: ServedEndpoint) -> None:
         """Take no more requests for `endpoint`."""
