@@ -46,8 +46,9 @@ format: $(VENV)/.dev ## lay the code out and repair what ruff can
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 
-bench: $(VENV)/.bench ## benchmarks against the yardstick and grpc.aio, as a table and as JSON
+bench: $(VENV)/.bench ## benchmarks against the yardstick and grpc.aio, as a table and as JSON; then files, etcd and NATS
 	$(PYTHON) -m benchmarks $(BENCH_ARGS)
+	$(PYTHON) -m benchmarks.planes
 
 fuzz: $(VENV)/.fuzz ## fuzz what reads bytes from the network, for FUZZ_SECONDS (60) in all
 	$(PYTHON) -m tests.fuzz --seconds $(FUZZ_SECONDS)
@@ -83,7 +84,8 @@ $(VENV)/.test: $(INSTALLED_BY)
 	@touch $@ $(VENV)/.core $(VENV)/.dev
 
 $(VENV)/.bench: $(INSTALLED_BY)
-	tools/install $(VENV) bench,numpy
+	tools/install $(VENV) dev,bench,numpy
+	tools/get-etcd $(VENV)
 	@touch $@ $(VENV)/.core
 
 $(VENV)/.fuzz: $(INSTALLED_BY)

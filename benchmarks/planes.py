@@ -1,6 +1,6 @@
-"""`python -m benchmarks.planes [--rounds N]`: the request planes beside each other, printed as a table.
+"""`python -m benchmarks.planes [--rounds N]`: the set-ups beside each other, printed as a table: files, etcd, NATS.
 
-Needs what `make test` installs: the NATS client and a NATS server. CPU is that of client and worker; what the NATS
+Needs what `make test` installs: NATS' client and server, and etcd. CPU is that of client and worker; what the NATS
 server uses comes on top and is shown in its own column.
 """
 
@@ -15,11 +15,13 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from benchmarks.processes import Child
-from triton_distributed.testing import NatsServer
+from triton_distributed.testing import EtcdServer, NatsServer
 
 PLANES = {
     "direct, Unix socket": {},
+    "direct, Unix socket, etcd": {"ETCD_ENDPOINTS": "etcd"},
     "direct, TCP": {"TRD_LISTEN": "tcp://127.0.0.1:0"},
+    "direct, TCP, etcd": {"TRD_LISTEN": "tcp://127.0.0.1:0", "ETCD_ENDPOINTS": "etcd"},
     "nats": {"TRD_REQUEST_PLANE": "nats"},
 }
 WORK = (  # workload, seconds, figures
@@ -43,11 +45,14 @@ async def run(rounds: int, directory: Path) -> None:
     taken: dict[tuple[str, str], list[float]] = {}
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(NatsServer(environ=os.environ))
+        etcd = await stack.enter_async_context(EtcdServer(environ=os.environ))
         pairs = {}
         for number, (plane, settings) in enumerate(PLANES.items()):
             place = directory / str(number)
             place.mkdir(mode=0o700)
             environ = {"TRD_DIR": str(place), "NATS_SERVER": server.url, **settings}
+            if "ETCD_ENDPOINTS" in settings:
+                environ |= {"ETCD_ENDPOINTS": etcd.url, "TRD_ETCD_PREFIX": f"place-{number}"}
             pairs[plane] = await Child.start("benchmarks.client", "ours", str(place), "", environ=environ)
             stack.push_async_callback(pairs[plane].stop)
         for _ in range(rounds):
