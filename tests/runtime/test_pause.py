@@ -127,3 +127,32 @@ async def test_a_fixed_list_cannot_be_left(cluster: Cluster) -> None:
     await until(lambda: serving.done() or any(each.registered for each in worker._server.endpoints))
     with pytest.raises(DiscoveryError, match="pause: TRD_STATIC"):
         await worker.endpoint("t.c.e").pause()
+
+
+async def test_one_that_is_being_registered_cannot_be_paused_yet(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the registration under way would put it back behind the caller's back."""
+    worker = cluster.runtime()
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    register = worker.discovery.register
+
+    async def slow(instance: Any) -> None:
+        begun.set()
+        await go_on.wait()
+        await register(instance)
+
+    async def echo(request: Any) -> Any:
+        return request
+
+    monkeypatch.setattr(worker.discovery, "register", slow)
+    worker.endpoint("t.c.e").serve_endpoint(echo)
+    await patiently(begun.wait())
+    try:
+        with pytest.raises(NotServed, match="or not yet"):
+            await worker.endpoint("t.c.e").pause()
+    finally:
+        go_on.set()  # or its runtime could not be closed
+    client = await cluster.client()
+    await patiently(worker.endpoint("t.c.e").pause())
+    await until(lambda: not client.instance_ids())
