@@ -41,7 +41,6 @@ class Session(Connection, asyncio.Protocol):
         window: bytes that one stream may have unread.
         session_window: bytes that all streams together may.
         hello_timeout_s: seconds that the peer has for its hello.
-        health_timeout_s: seconds after which a TCP connection to a host that is gone is lost.
         on_request: called as `wire.Connection.on_request`; None where the peer may not open streams.
         on_lost: called with the session and the reason when it takes no more streams, and again when it is gone.
         authentication: this end's part in proving that both know the token, or None.
