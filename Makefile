@@ -1,25 +1,29 @@
-# `make` lists the targets. `demo`, `test` and `check` need nothing but python3 >= 3.11, make and a package index:
-# they make .venv themselves (with uv where it is on PATH, else venv and pip) and renew it when pyproject.toml changes.
+# `make` lists the targets. Those for users and `check` need nothing but python3 >= 3.11, make and a package index: they
+# make .venv themselves (with uv where it is on PATH, else venv and pip) and renew it when pyproject.toml changes.
 
 VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 VERSIONS ?= 3.11 3.12 3.13
 PYTEST_ARGS ?=
+WORKERS ?= 3
 FUZZ_SECONDS ?= 60
-INSTALLED_BY = pyproject.toml tools/install tools/find-python
+INSTALLED_BY = pyproject.toml tools/install tools/find-python tools/get-etcd
 export TRD_BASE_PYTHON
 
-.PHONY: help demo test test-all check format bench fuzz soak clean
+.PHONY: help demo demo-cluster test test-all check format bench fuzz soak scaling clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.core ## hello world: two server processes and a client; prints which instance answered what
 	$(PYTHON) examples/hello_world/demo.py
 
-test: $(VENV)/.test ## the whole test suite (PYTEST_ARGS="-k name -x" narrows it)
-	$(PYTHON) -m pytest $(PYTEST_ARGS)
+demo-cluster: $(VENV)/.cluster ## hello world over a real etcd and a real NATS server, started and ended by it
+	$(PYTHON) examples/hello_world/demo_cluster.py
+
+test: $(VENV)/.test ## the whole test suite (PYTEST_ARGS="-k name -x" narrows it, WORKERS=0 runs it in one process)
+	$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-all: ## the whole test suite on every supported Python (VERSIONS="3.11 3.12 3.13")
 	@missing=; failed=; passed=; \
@@ -51,6 +55,9 @@ fuzz: $(VENV)/.fuzz ## fuzz what reads bytes from the network, for FUZZ_SECONDS 
 soak: $(VENV)/.bench ## 20,000 calls at once, 10,000 idle streams; prints what they cost
 	$(PYTHON) -m benchmarks.soak
 
+scaling: $(VENV)/.cluster ## 10,000 simulated workers in a real etcd; writes docs/scaling.md (SCALING_ARGS="--instances 1000")
+	$(PYTHON) -m benchmarks.scaling $(SCALING_ARGS)
+
 clean: ## remove what the other targets made
 	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist
 	rm -rf src/*.egg-info
@@ -61,12 +68,18 @@ $(VENV)/.core: $(INSTALLED_BY)
 	tools/install $(VENV)
 	@touch $@
 
+$(VENV)/.cluster: $(INSTALLED_BY)
+	tools/install $(VENV) cluster,servers
+	tools/get-etcd $(VENV)
+	@touch $@ $(VENV)/.core
+
 $(VENV)/.dev: $(INSTALLED_BY)
 	tools/install $(VENV) dev
 	@touch $@ $(VENV)/.core
 
 $(VENV)/.test: $(INSTALLED_BY)
 	tools/install $(VENV) dev,examples
+	tools/get-etcd $(VENV)
 	@touch $@ $(VENV)/.core $(VENV)/.dev
 
 $(VENV)/.bench: $(INSTALLED_BY)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.marks import allowed
 
-pytest_plugins = ["tests.leaks", "tests.limits", "tests.loops"]
+pytest_plugins = ["tests.leaks", "tests.limits", "tests.loops", "tests.servers"]
 
 # A Unix socket's path has at most 107 bytes on Linux and 103 on macOS, whose own temporary folder takes half of them.
 SHORT = "/tmp" if os.access("/tmp", os.W_OK) else tempfile.gettempdir()
@@ -25,7 +25,11 @@ def neutral_environment() -> Iterator[None]:
     private = tempfile.mkdtemp(prefix="trd-all-", dir=SHORT)
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
-            if name.startswith(("TRD_", "ETCD_", "NATS_")) and not name.startswith("TRD_TEST_"):
+            if (
+                name.startswith(("TRD_", "ETCD_", "NATS_"))
+                and not name.startswith("TRD_TEST_")
+                and not name.endswith("_BIN")
+            ):
                 patch.delenv(name)
         patch.setenv("TRD_DIR", private)
         yield

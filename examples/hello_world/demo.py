@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -41,12 +41,16 @@ class Server:
         return status == 0
 
 
+def environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """This process's own environment with these settings instead of those that it has."""
+    ours = ("TRD_", "ETCD_", "NATS_")
+    return {**{key: value for key, value in os.environ.items() if not key.startswith(ours)}, **settings}
+
+
 @asynccontextmanager
-async def server(name: str, folder: str) -> AsyncIterator[Server]:
-    """Run server.py until the block is left, whatever happens in it."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("TRD_")}
-    environment = {**inherited, "TRD_DIR": folder, "TRD_DISCOVERY": "file"}
-    process = await asyncio.create_subprocess_exec(sys.executable, SERVER, stdout=PIPE, env=environment)
+async def server(name: str, settings: Mapping[str, str]) -> AsyncIterator[Server]:
+    """Run server.py with these settings until the block is left, whatever happens in it."""
+    process = await asyncio.create_subprocess_exec(sys.executable, SERVER, stdout=PIPE, env=environment(settings))
     try:
         words = (await process.stdout.readline()).split()
         if not words:
@@ -65,6 +69,14 @@ async def known(client: Client, count: int) -> None:
         await asyncio.sleep(0.01)
 
 
+async def ask_all(client: Client, *servers: Server) -> None:
+    """Make the calls, one after the other, and print a table of them."""
+    print("\n" + ROW.format("request", "answered by", "answer", "first char", "all"))
+    for request in REQUESTS:
+        await ask(client, request, {each.instance_id: each.name for each in servers})
+    print()
+
+
 async def ask(client: Client, request: str, names: dict[int, str]) -> None:
     """Make one call and print its row."""
     start = time.perf_counter()
@@ -78,15 +90,12 @@ async def ask(client: Client, request: str, names: dict[int, str]) -> None:
 
 
 async def demo(folder: str) -> bool:
-    async with asyncio.timeout(PATIENCE_S), server("server 1", folder) as one, server("server 2", folder) as two:
+    settings = {"TRD_DIR": folder}
+    async with asyncio.timeout(PATIENCE_S), server("server 1", settings) as one, server("server 2", settings) as two:
         async with DistributedRuntime(config=Config(directory=Path(folder))) as runtime:
             client = await runtime.endpoint("triton-init.backend.generate").client()
             await known(client, 2)
-
-            print("\n" + ROW.format("request", "answered by", "answer", "first char", "all"))
-            for request in REQUESTS:
-                await ask(client, request, {each.instance_id: each.name for each in (one, two)})
-            print()
+            await ask_all(client, one, two)
         return all([await one.stop(), await two.stop()])
 
 

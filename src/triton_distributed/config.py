@@ -15,14 +15,18 @@ __all__ = ["DISCOVERY_BACKENDS", "KIB", "MIB", "Config", "environment_reference"
 
 KIB = 1024
 MIB = 1024 * KIB
-DISCOVERY_BACKENDS = ("file", "memory", "static")
+DISCOVERY_BACKENDS = ("file", "etcd", "memory", "static")
+REQUEST_PLANES = ("direct", "nats")
+SHORTEST_WATCHDOG_S = 0.02  # the loop is asked four times in that: below it, watching costs more than it tells
+EVENT_PLANES = ("local", "nats", "")  # "" for what else is set to decide
 
 
 def _setting(variable: str, default: Any, help: str, **bounds: Any) -> Any:
     metadata = {"variable": variable, "help": help, **bounds}
+    shown = not bounds.get("secret")
     if callable(default):
-        return field(default_factory=default, metadata=metadata)
-    return field(default=default, metadata=metadata)
+        return field(default_factory=default, metadata=metadata, repr=shown)
+    return field(default=default, metadata=metadata, repr=shown)
 
 
 def _default_directory() -> Path:
@@ -38,7 +42,10 @@ class Config:
     """The settings of one runtime. `Config()` holds the defaults, `Config.from_env()` reads `TRD_*`."""
 
     discovery: str = _setting(
-        "TRD_DISCOVERY", "file", "where instances are registered: `file`, `memory` (one process) or `static`"
+        "TRD_DISCOVERY",
+        "file",
+        "where instances are registered: `file`, `etcd` (the default where `ETCD_ENDPOINTS` is set), `memory` (one "
+        "process) or `static`",
     )
     directory: Path = _setting(
         "TRD_DIR",
@@ -50,9 +57,67 @@ class Config:
         "TRD_STATIC", "", "instances of static discovery: `ns.comp.ep=tcp://host:port[;…]`, several addresses by `,`"
     )
     listen: str = _setting(
-        "TRD_LISTEN", "", "address to listen on, e.g. `tcp://0.0.0.0:7000`; default: a private Unix socket"
+        "TRD_LISTEN",
+        "",
+        "addresses to listen on, separated by commas, e.g. `tcp://[::]:7000` (all interfaces, IPv6 and IPv4); default: "
+        "a private Unix socket, with etcd also a free TCP port on all interfaces",
     )
-    advertise: str = _setting("TRD_ADVERTISE", "", "address to publish instead of the one listened on")
+    advertise: str = _setting(
+        "TRD_ADVERTISE",
+        "",
+        "TCP addresses to publish instead of those listened on, separated by commas; a host alone has the port that is "
+        "listened on",
+    )
+    etcd_endpoints: str = _setting(
+        "ETCD_ENDPOINTS", "http://localhost:2379", "etcd's client URLs, separated by commas; setting it chooses etcd"
+    )
+    etcd_lease_ttl_s: int = _setting(
+        "TRD_ETCD_LEASE_TTL_S", 10, "seconds after which etcd forgets a worker that is gone without a word", low=2
+    )
+    etcd_prefix: str = _setting("TRD_ETCD_PREFIX", "triton-distributed", "what every key in etcd begins with")
+    etcd_username: str = _setting("TRD_ETCD_USERNAME", "", "user at etcd")
+    etcd_password: str = _setting("TRD_ETCD_PASSWORD", "", "password at etcd", secret=True)
+    etcd_cert: str = _setting("TRD_ETCD_CERT", "", "PEM file of the certificate shown to etcd")
+    etcd_key: str = _setting("TRD_ETCD_KEY", "", "PEM file of its key")
+    etcd_ca: str = _setting("TRD_ETCD_CA", "", "PEM file of the authority that signed etcd's certificate")
+    nats_server: str = _setting(
+        "NATS_SERVER",
+        "",
+        "NATS URLs, separated by commas; setting it makes NATS carry events and queues. Where `TRD_EVENTS` or "
+        "`TRD_REQUEST_PLANE` say `nats` and this is not set: `nats://localhost:4222`",
+    )
+    nats_username: str = _setting("NATS_AUTH_USERNAME", "", "user at NATS")
+    nats_password: str = _setting("NATS_AUTH_PASSWORD", "", "password at NATS", secret=True)
+    nats_token: str = _setting("NATS_AUTH_TOKEN", "", "token at NATS", secret=True)
+    nats_nkey: str = _setting("NATS_AUTH_NKEY", "", "nkey seed at NATS", secret=True)
+    nats_credentials_file: str = _setting("NATS_AUTH_CREDENTIALS_FILE", "", "credentials file for NATS")
+    nats_cert: str = _setting("TRD_NATS_CERT", "", "PEM file of the certificate shown to NATS")
+    nats_key: str = _setting("TRD_NATS_KEY", "", "PEM file of its key")
+    nats_ca: str = _setting("TRD_NATS_CA", "", "PEM file of the authority that signed the NATS server's certificate")
+    request_plane: str = _setting(
+        "TRD_REQUEST_PLANE", "direct", "how requests travel: `direct` connections, or `nats` where none are possible"
+    )
+    events: str = _setting(
+        "TRD_EVENTS",
+        "",
+        "how events travel: `local` (between processes of one user on one machine) or `nats`. Where it is not set: "
+        "`nats` if `NATS_SERVER` is set, else `local`, but with `etcd` and `static` discovery, whose members may be on "
+        "several hosts, an error when events are used",
+    )
+    tls_cert: str = _setting("TRD_TLS_CERT", "", "PEM file of this process's certificate: sessions use mutual TLS")
+    tls_key: str = _setting("TRD_TLS_KEY", "", "PEM file of its key")
+    tls_ca: str = _setting("TRD_TLS_CA", "", "PEM file of the authority that signs the certificates of all members")
+    tls_server_name: str = _setting(
+        "TRD_TLS_SERVER_NAME",
+        "",
+        "name that a worker's certificate must carry; default: any certificate of TRD_TLS_CA does",
+    )
+    token: str = _setting(
+        "TRD_TOKEN",
+        "",
+        "secret that all members share, e.g. 32 random characters; proven to each other, never sent",
+        secret=True,
+    )
     max_message_bytes: int = _setting(
         "TRD_MAX_MESSAGE_BYTES", 1024 * MIB, "largest request or item, bytes, checked at the sender", low=64 * KIB
     )
@@ -70,6 +135,12 @@ class Config:
     connect_timeout_s: float = _setting(
         "TRD_CONNECT_TIMEOUT_S", 5.0, "seconds to connect and to exchange hellos", low=0.01
     )
+    health_timeout_s: float = _setting(
+        "TRD_HEALTH_TIMEOUT_S",
+        10.0,
+        "seconds without a byte from a worker that is waited for, after which it leaves the rotation; its streams stay",
+        low=0.1,
+    )
     drain_timeout_s: float = _setting(
         "TRD_DRAIN_TIMEOUT_S", 30.0, "seconds that a shutdown waits for running requests", low=0.0
     )
@@ -77,8 +148,15 @@ class Config:
     threads: int = _setting(
         "TRD_THREADS",
         lambda: min(32, (os.cpu_count() or 1) + 4),
-        "threads for handlers written with plain `def`",
+        "threads for handlers written with plain `def`; default: the number of cores and 4, at most 32",
         low=1,
+    )
+    watchdog_s: float = _setting(
+        "TRD_WATCHDOG_S",
+        0.2,
+        "seconds within which an event loop that is stuck is noticed: the stack that blocks it is logged, and clients "
+        "call other instances meanwhile; 0 for no watchdog",
+        low=0.0,
     )
     handle_signals: bool = _setting(
         "TRD_HANDLE_SIGNALS", True, "drain on SIGTERM and SIGINT while an endpoint is served on the main thread"
@@ -102,24 +180,40 @@ class Config:
             text = environ.get(each.metadata["variable"])
             if text is not None and text != "" and each.name not in overrides:
                 values[each.name] = _parse(each.metadata["variable"], str(each.type), text)
-        config = cls(**{**values, **overrides})
-        for variable in ("ETCD_ENDPOINTS", "NATS_SERVER"):
-            if environ.get(variable) and "TRD_DISCOVERY" not in environ and "discovery" not in overrides:
-                raise ConfigError(
-                    variable,
-                    environ[variable],
-                    "this version has no cluster backend: unset it, or set TRD_DISCOVERY=file to stay on this machine",
-                )
-        return config
+        if "etcd_endpoints" in values:
+            values.setdefault("discovery", "etcd")
+        return cls(**{**values, **overrides})
 
     def __post_init__(self) -> None:
-        if self.discovery not in DISCOVERY_BACKENDS:
-            raise ConfigError("TRD_DISCOVERY", self.discovery, f"one of {', '.join(DISCOVERY_BACKENDS)}")
+        for name, choices in (
+            ("discovery", DISCOVERY_BACKENDS),
+            ("request_plane", REQUEST_PLANES),
+            ("events", EVENT_PLANES),
+        ):
+            if getattr(self, name) not in choices:
+                raise ConfigError(
+                    f"TRD_{name.upper()}", getattr(self, name), f"one of {', '.join(filter(None, choices))}"
+                )
+        if 0 < self.watchdog_s < SHORTEST_WATCHDOG_S:
+            raise ConfigError("TRD_WATCHDOG_S", self.watchdog_s, f"0, or at least {SHORTEST_WATCHDOG_S:g}")
         for each in fields(self):
             low = each.metadata.get("low")
             value = getattr(self, each.name)
             if low is not None and not value >= low:
-                raise ConfigError(each.metadata["variable"], value, f"at least {low}")
+                raise ConfigError(each.metadata["variable"], value, f"must be at least {low}")
+
+    @property
+    def event_plane(self) -> str:
+        """How events travel: `local`, `nats`, or "" where nothing that is set can reach every member."""
+        if self.events or self.nats_server:
+            return self.events or "nats"
+        return "" if self.discovery in ("etcd", "static") else "local"
+
+    @property
+    def nats_urls(self) -> str:
+        """Where NATS is, or "" where nothing that is set asks for it."""
+        wanted = "nats" in (self.events, self.request_plane)
+        return self.nats_server or ("nats://localhost:4222" if wanted else "")
 
 
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
@@ -132,7 +226,9 @@ def _parse(variable: str, kind: str, text: str) -> Any:
         if kind == "float":
             return float(text)
     except ValueError:
-        raise ConfigError(variable, text, "a whole number" if kind == "int" else "a number of seconds") from None
+        raise ConfigError(
+            variable, text, "not a whole number" if kind == "int" else "not a number of seconds"
+        ) from None
     if kind == "bool":
         if text.lower() not in _TRUE + _FALSE:
             raise ConfigError(variable, text, f"one of {', '.join(_TRUE + _FALSE)}")

@@ -6,7 +6,9 @@
     ├── ForkError                             a runtime was used in a process forked from its own
     ├── RuntimeClosed                         the runtime was shut down
     ├── AlreadyServed                         this runtime serves that endpoint already
+    ├── NotServed (LookupError)               this runtime does not serve that endpoint
     ├── DiscoveryError                        instances cannot be registered or watched
+    ├── BrokerError (ConnectionError)         NATS cannot be reached, or refuses what was asked
     ├── NoInstances (LookupError)             nobody serves the endpoint
     ├── InstanceNotFound (LookupError)        `direct` named an id that nobody has
     ├── ConnectionFailed (ConnectionError)    no instance could be reached
@@ -16,6 +18,7 @@
     ├── StreamIncomplete (ConnectionError)    the connection was lost after the handler had begun
     ├── NotUnary (ValueError)                 `call` got no item, or more than one
     ├── MessageTooLarge (ValueError)          a message is above `max_message_bytes`
+    ├── SubscriptionClosed                    a subscription to events has ended
     ├── InvalidRequest (ValueError)           a request does not fit the handler's types
     ├── DecodeError (ValueError)              a payload that arrived cannot be read
     ├── RemoteError (ValueError)              the handler raised; also an instance of what it raised
@@ -34,6 +37,7 @@ from typing import Any
 
 __all__ = [
     "AlreadyServed",
+    "BrokerError",
     "ConfigError",
     "ConnectionFailed",
     "DeadlineExceeded",
@@ -47,6 +51,7 @@ __all__ = [
     "LocalProtocolError",
     "MessageTooLarge",
     "NoInstances",
+    "NotServed",
     "NotUnary",
     "Overloaded",
     "ProtocolError",
@@ -54,6 +59,7 @@ __all__ = [
     "RemoteProtocolError",
     "RuntimeClosed",
     "StreamIncomplete",
+    "SubscriptionClosed",
     "TritonError",
 ]
 
@@ -116,6 +122,19 @@ class AlreadyServed(TritonError):
         return f'this runtime serves endpoint "{self.endpoint}" already: another instance needs another runtime'
 
 
+class NotServed(TritonError, LookupError):
+    """An endpoint is not served by this runtime. Fields: `endpoint` (its path), `operation` (what was asked)."""
+
+    def __init__(self, endpoint: str, operation: str) -> None:
+        super().__init__(endpoint, operation)
+        self.endpoint, self.operation = endpoint, operation
+
+    def __str__(self) -> str:
+        return (
+            f'{self.operation}: this runtime does not serve endpoint "{self.endpoint}", or not yet: serve_endpoint does'
+        )
+
+
 class DiscoveryError(TritonError):
     """Instances cannot be registered or watched. Fields: `backend`, `where` (its address or path), `reason`."""
 
@@ -125,6 +144,17 @@ class DiscoveryError(TritonError):
 
     def __str__(self) -> str:
         return f"{self.backend} discovery at {self.where}: {self.reason}"
+
+
+class BrokerError(TritonError, ConnectionError):
+    """A message broker cannot be reached, or refuses. Fields: `broker`, `where` (its addresses), `reason`."""
+
+    def __init__(self, broker: str, where: str, reason: str) -> None:
+        super().__init__(broker, where, reason)
+        self.broker, self.where, self.reason = broker, where, reason
+
+    def __str__(self) -> str:
+        return f"{self.broker} at {self.where}: {self.reason}"
 
 
 class NoInstances(TritonError, LookupError):
@@ -184,9 +214,23 @@ class Refusal(TritonError):
 
 
 class Overloaded(Refusal):
-    """Every instance that was tried refused for want of room; see `serve_endpoint(max_inflight=, max_queue=)`."""
+    """Every instance that was tried refused for want of room; see `serve_endpoint(max_inflight=, max_queue=)`.
+
+    Further field: `retry_after_s`, seconds after which the last of them expects to have room; 0.0 where it cannot tell.
+    """
 
     word = "is overloaded"
+
+    def __init__(
+        self, endpoint: str, instance_id: int, reason: str, attempts: int = 1, retry_after_s: float = 0.0
+    ) -> None:
+        super().__init__(endpoint, instance_id, reason, attempts)
+        self.args = (endpoint, instance_id, reason, attempts, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        hint = f"; try again in {self.retry_after_s:.3g} s" if self.retry_after_s else ""
+        return super().__str__() + hint
 
 
 class Draining(Refusal):
@@ -196,34 +240,46 @@ class Draining(Refusal):
 
 
 class DeadlineExceeded(TritonError, TimeoutError):
-    """The call's time is over. Fields: `target` (what was called), `timeout_s` (seconds the call was given)."""
+    """The call's time is over. Fields: `target` (what was called), `timeout_s` (seconds given), `attempts`.
 
-    def __init__(self, target: str, timeout_s: float) -> None:
-        super().__init__(target, timeout_s)
-        self.target, self.timeout_s = target, timeout_s
+    `attempts` are those instances that did not take the request before, as (address, reason).
+    """
+
+    def __init__(self, target: str, timeout_s: float, attempts: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(target, timeout_s, tuple(attempts))
+        self.target, self.timeout_s, self.attempts = target, timeout_s, tuple(attempts)
+
+    @property
+    def _so_far(self) -> str:
+        tried = "; ".join(f"{address}: {reason}" for address, reason in self.attempts)
+        return f" ({tried})" if tried else ""
 
     def __str__(self) -> str:
         return (
-            f"{self.target} did not finish within {self.timeout_s:g} s: give the call a larger timeout=, "
-            "or none; a handler's calls inherit what is left of its own"
+            f"{self.target} did not finish within {max(0.0, self.timeout_s):g} s{self._so_far}: give the call a larger "
+            "timeout=, or none; a handler's calls inherit what is left of its own"
         )
 
 
 class StreamIncomplete(TritonError, ConnectionError):
-    """The stream broke after the handler had begun. Fields: `target`, `instance_id`, `address`, `reason`, `items`.
+    """The stream broke after the handler had begun, or where it may have.
 
-    `items` counts what the caller had received; those items are good.
+    Fields: `target`, `instance_id`, `address`, `reason`, `items`, `began`. `items` counts what the caller had received;
+    those items are good. `began` is False where the connection was lost in such a way that nobody here can know.
     """
 
-    def __init__(self, target: str, instance_id: int, address: str, reason: str, items: int = 0) -> None:
-        super().__init__(target, instance_id, address, reason, items)
+    def __init__(
+        self, target: str, instance_id: int, address: str, reason: str, items: int = 0, began: bool = True
+    ) -> None:
+        super().__init__(target, instance_id, address, reason, items, began)
         self.target, self.instance_id, self.address = target, instance_id, address
-        self.reason, self.items = reason, items
+        self.reason, self.items, self.began = reason, items, began
 
     def __str__(self) -> str:
         return (
             f"the stream from {self.target} broke after {self.items} item(s): instance {self.instance_id} at "
-            f"{self.address}: {self.reason}; the handler had begun, so the call was not sent elsewhere by itself"
+            f"{self.address}: {self.reason}; the handler {'had' if self.began else 'may have'} begun, so the call was "
+            f"not sent elsewhere by itself{'' if self.began else ': idempotent=True allows that'}"
         )
 
 
@@ -247,9 +303,19 @@ class MessageTooLarge(TritonError, ValueError):
         self.what, self.size, self.limit, self.setting = what, size, limit, setting
 
     def __str__(self) -> str:
-        return (
-            f"{self.what} has {self.size:,} bytes, above the limit of {self.limit:,}: raise {self.setting} on both ends"
-        )
+        where = " on both ends" if self.setting.startswith("TRD_") else ""  # a server's limit is one
+        return f"{self.what} has {self.size:,} bytes, above the limit of {self.limit:,}: raise {self.setting}{where}"
+
+
+class SubscriptionClosed(TritonError):
+    """A subscription has ended: it was left or closed, or its runtime was shut down. Field: `subject`."""
+
+    def __init__(self, subject: str) -> None:
+        super().__init__(subject)
+        self.subject = subject
+
+    def __str__(self) -> str:
+        return f"the subscription to {self.subject} has ended: subscribe again"
 
 
 class InvalidRequest(TritonError, ValueError):

@@ -12,12 +12,24 @@ from typing import Any
 
 from triton_distributed.errors import InvalidName
 
-__all__ = ["MAX_INSTANCE_ID", "MAX_NAME_LENGTH", "EndpointName", "Instance", "check_name", "service_name"]
+__all__ = [
+    "MAX_INSTANCE_ID",
+    "MAX_NAME_LENGTH",
+    "EndpointName",
+    "Instance",
+    "check_name",
+    "request_subject",
+    "service_name",
+    "stream_name",
+    "subject_token",
+]
 
 MAX_INSTANCE_ID = 2**63 - 1
 MAX_NAME_LENGTH = 255  # one part; three of them and an id still fit a discovery record's key
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_UNSAFE = re.compile(r"[^!-~]|[.*>%]")  # in a token of a NATS subject, and `%`, which marks what was replaced
+_LONGEST_TOKEN = 255  # two of them fit NATS' control line of 4,096 bytes
 _SLUG = re.compile(r"[^a-z0-9_]")
 
 
@@ -62,6 +74,8 @@ class EndpointName:
         Raises:
             InvalidName: there are not exactly three non-empty parts.
         """
+        if not isinstance(text, str):
+            raise InvalidName("endpoint", text, f"a name is a str, not {type(text).__name__}")
         parts = text.removeprefix("dyn://").split(".")
         if len(parts) != 3:
             raise InvalidName(
@@ -89,9 +103,11 @@ class Instance:
     Attributes:
         endpoint: what it serves.
         id: 0 < id < 2^63, the same for every endpoint of one runtime.
-        addresses: where it listens, best first: `unix:///path`, `tcp://host:port`, `memory://name`.
+        addresses: where it listens, best first: `unix:///path`, `tcp://host:port`, `memory://name`,
+            `nats://subject`.
         host: names the machine and boot it runs on; Unix sockets are only tried where it equals our own.
         metadata: what its server published about it: plain JSON values.
+        busy: its loop is stuck, as its own watchdog says: others are called while there are any.
     """
 
     endpoint: EndpointName
@@ -99,6 +115,7 @@ class Instance:
     addresses: tuple[str, ...]
     host: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    busy: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.id <= MAX_INSTANCE_ID:
@@ -115,3 +132,38 @@ def service_name(namespace: str, component: str) -> str:
 
     text = f"{namespace}|{component}"
     return f"{_SLUG.sub('_', text.lower())}_{blake3(text.encode()).hexdigest()[-8:]}".lstrip("_")
+
+
+def subject_token(text: str) -> str:
+    """Make any name one token of a NATS subject: it is never a wildcard, never several tokens, never empty.
+
+    Printable ASCII stays as it is but for `.`, `*`, `>` and `%`; these, spaces and everything else become `%XX` for
+    each byte of their UTF-8, as in a URL. Two names never share a token. What is longer than 255 characters by then
+    keeps its first 200, followed by `%%` and 32 hex digits of the name's blake3 hash.
+    """
+    token = _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found.group().encode()), text)
+    if len(token) <= _LONGEST_TOKEN:
+        return token
+    from blake3 import blake3  # as in `service_name`
+
+    return f"{token[:200]}%%{blake3(text.encode()).hexdigest()[:32]}"
+
+
+def stream_name(namespace: str, component: str, queue: str) -> str:
+    """What a component's work queue is called in JetStream: `queue_`, a slug of at most 150 characters, 16 hex digits.
+
+    The slug is made as in `service_name`, the digits are of the blake3 hash of `namespace|component|queue`; a stream's
+    name has at most 255 bytes and none of `.`, `*`, `>`, spaces and slashes.
+    """
+    from blake3 import blake3  # as in `service_name`
+
+    text = f"{namespace}|{component}|{queue}"
+    return f"queue_{_SLUG.sub('_', text.lower())[:150]}_{blake3(text.encode()).hexdigest()[:16]}"
+
+
+def request_subject(name: EndpointName, instance_id: int) -> str:
+    """The NATS subject on which an instance takes requests: `{service_name}.{endpoint}-{id:x}`.
+
+    The endpoint's name is made safe as `subject_token` says. Two runtimes never share a subject, for their ids differ.
+    """
+    return f"{service_name(name.namespace, name.component)}.{subject_token(name.endpoint)}-{instance_id:x}"

@@ -86,6 +86,7 @@ def test_metadata_travels(trd):
 
 
 def test_a_handlers_error_is_one_line(trd):
+    trd.handlers_raise = True
     worker = trd.serve("worker:fail", "a.b.c")
     said = trd.run("call", "a.b.c", "1")
     assert (said.status, said.out) == (1, "1\n")
@@ -93,6 +94,7 @@ def test_a_handlers_error_is_one_line(trd):
 
 
 def test_a_handlers_traceback_is_shown_on_request(trd):
+    trd.handlers_raise = True
     trd.serve("worker:fail", "a.b.c")
     told = trd.run("call", "a.b.c", "1", "--traceback").err.splitlines()
     assert told[0] == "Traceback (most recent call last):"

@@ -353,3 +353,26 @@ async def test_a_bad_typed_request_is_a_value_error(cluster: Cluster) -> None:
         assert await patiently(drained(client.generate(good, annotated=False))) == ["x"]
     with pytest.raises(ValueError, match="Invalid request"):
         await patiently(drained(client.generate({"data": 5})))
+
+
+async def test_an_answer_as_text_beside_a_model_passes(cluster: Cluster) -> None:
+    """Programs answer with a model's JSON, or with plain text: the response model was never looked at."""
+    pydantic = pytest.importorskip("pydantic")
+
+    class Request(pydantic.BaseModel):
+        text: str
+
+    class Response(pydantic.BaseModel):
+        char: str
+
+    class Handler:
+        @triton_endpoint(Request, Response)
+        async def generate(self, request: Any) -> Any:
+            for char in request.text:
+                yield Response(char=char).model_dump_json()
+                yield char
+                yield Response(char=char)
+
+    client = await cluster.connect(Handler().generate)
+    items = [each.data() async for each in await client.generate(Request(text="h").model_dump_json())]
+    assert items == ['{"char":"h"}', "h", {"char": "h"}]

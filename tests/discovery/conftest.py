@@ -1,9 +1,10 @@
-"""What the tests of file discovery share."""
+"""What the tests of discovery through files and etcd share."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -13,10 +14,15 @@ import pytest
 
 from tests.timing import PATIENCE_S
 from triton_distributed.discovery import inotify, record
+from triton_distributed.discovery.etcd import EtcdDiscovery
 from triton_distributed.discovery.file import FileDiscovery
+from triton_distributed.discovery.loop_thread import tell
+from triton_distributed.external.etcd import EtcdClient
+from triton_distributed.external.etcd_endpoint import EtcdOptions
 from triton_distributed.names import EndpointName, Instance
 
 HOUR_S = 3600.0
+_numbers = itertools.count()
 NAME = EndpointName("ns", "comp", "generate")
 
 
@@ -65,6 +71,42 @@ async def opens(trd_dir: Path) -> AsyncIterator[Opens]:
         await each.close()
 
 
+Raw = Callable[[str], EtcdClient]
+
+
+class OpensEtcd(Protocol):
+    def __call__(self, urls: str, *, ttl_s: int = 10, prefix: str = ..., timeout_s: float = 5.0) -> EtcdDiscovery: ...
+
+
+@pytest.fixture
+async def opens_etcd() -> AsyncIterator[OpensEtcd]:
+    """Makes discoveries of one etcd, under a prefix of the test's own unless it names one; closes them."""
+    own = f"test-{next(_numbers)}"
+    made: list[EtcdDiscovery] = []
+
+    def make(urls: str, *, ttl_s: int = 10, prefix: str = own, timeout_s: float = 5.0) -> EtcdDiscovery:
+        made.append(EtcdDiscovery(EtcdOptions(urls), prefix=prefix, lease_ttl_s=ttl_s, timeout_s=timeout_s))
+        return made[-1]
+
+    yield make
+    await asyncio.gather(*(each.close() for each in made))
+
+
+@pytest.fixture
+async def raw() -> AsyncIterator[Raw]:
+    """Makes clients that look into etcd, and write what no discovery would; closes them."""
+    made: list[EtcdClient] = []
+
+    def make(urls: str) -> EtcdClient:
+        made.append(EtcdClient(EtcdOptions(urls), b"nothing"))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+    await asyncio.sleep(0)  # their transports close
+
+
 class Heard(logging.Handler):
     """What discovery logs; a test can wait for it."""
 
@@ -72,10 +114,12 @@ class Heard(logging.Handler):
         super().__init__(logging.DEBUG)
         self.records: list[logging.LogRecord] = []
         self._more = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         self.records.append(record)
-        self._more.set()
+        if self._loop is not None:
+            tell(self._loop, self._more.set)  # it may be said in another thread
 
     @property
     def warnings(self) -> list[str]:
@@ -83,6 +127,7 @@ class Heard(logging.Handler):
 
     async def until(self, condition: Callable[[str], bool]) -> None:
         """Wait until a line was logged for which `condition` holds."""
+        self._loop = asyncio.get_running_loop()
         async with asyncio.timeout(PATIENCE_S):
             while not any(condition(each.getMessage()) for each in self.records):
                 self._more.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,11 +11,15 @@ import pytest
 
 from tests.timing import MS, PATIENCE_S
 from triton_distributed.discovery import Discovery
+from triton_distributed.discovery.etcd import EtcdDiscovery
 from triton_distributed.discovery.file import FileDiscovery
 from triton_distributed.discovery.memory import MemoryDiscovery
-from triton_distributed.testing import DiscoveryConformance
+from triton_distributed.external.etcd_endpoint import EtcdOptions
+from triton_distributed.testing import DiscoveryConformance, EtcdServer
 
 HOUR_S = 3600.0
+
+_numbers = itertools.count()
 
 Pair = tuple[Discovery, Discovery]
 
@@ -55,6 +60,21 @@ class TestFileByPolling(DiscoveryConformance):
     @pytest.fixture
     async def pair(self, trd_dir: Path, no_inotify: None) -> AsyncIterator[Pair]:
         one, other = (FileDiscovery(trd_dir, poll_s=5 * MS, check_s=HOUR_S) for _ in range(2))
+        yield one, other
+        await one.close()
+        await other.close()
+
+
+@pytest.mark.any_loop
+class TestEtcd(DiscoveryConformance):
+    """Against a real one."""
+
+    patience_s = PATIENCE_S
+
+    @pytest.fixture
+    async def pair(self, lasting_etcd: EtcdServer) -> AsyncIterator[Pair]:
+        prefix = f"conformance-{next(_numbers)}"
+        one, other = (EtcdDiscovery(EtcdOptions(lasting_etcd.url), prefix=prefix) for _ in range(2))
         yield one, other
         await one.close()
         await other.close()

@@ -206,6 +206,29 @@ async def test_a_folder_that_goes_comes_back_and_watching_goes_on(
     assert heard.warnings == []
 
 
+@linux
+@pytest.mark.any_loop
+async def test_a_new_folder_with_the_number_of_the_old_one_is_listened_to(
+    opens: Opens, places: Places, monkeypatch: pytest.MonkeyPatch
+):
+    """File systems give the number of a deleted folder to the next one."""
+    private_folder = file_module.private_folder
+
+    def same_number(path: str, where: str) -> tuple[int, int]:
+        private_folder(path, where)
+        return (1, 1)
+
+    monkeypatch.setattr(file_module, "private_folder", same_number)
+    log = ChangeLog()
+    await opens().watch(NAME, log)
+    shutil.rmtree(places.records)
+    places.records.mkdir(mode=0o700)
+    owner = opens()
+    for last in range(7, 14):  # the first is found by the look at everything that the deletion brings
+        await owner.register(instance(last))
+        await log.until_ids([*range(7, last + 1)], PATIENCE_S)
+
+
 @pytest.mark.parametrize("harm", [delete_records, delete_all, move_away])
 async def test_who_only_watches_goes_on_too(opens: Opens, places: Places, harm: Callable[[Places], None]):
     log = ChangeLog()

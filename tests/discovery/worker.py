@@ -1,4 +1,4 @@
-"""A process for the tests of file discovery: `python worker.py COMMAND DIRECTORY …`. Says what it did, a line each.
+"""A process for the tests of discovery: `python worker.py COMMAND PLACE …`. Says what it did, a line each.
 
 It reads commands no more than a byte at a time and ends when its standard input does, so none outlives its test.
 """
@@ -9,7 +9,10 @@ import asyncio
 import os
 import sys
 
+from triton_distributed.discovery.etcd import EtcdDiscovery
 from triton_distributed.discovery.file import FileDiscovery
+from triton_distributed.errors import DiscoveryError
+from triton_distributed.external.etcd_endpoint import EtcdOptions
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.testing import ChangeLog
 
@@ -37,6 +40,46 @@ async def register(directory: str, *ids: str) -> None:
     say("ready")
     wait_for_a_byte()
     await discovery.close()
+
+
+async def register_in_etcd(url: str, prefix: str, ttl_s: str, *ids: str) -> None:
+    """Register, and say what goes wrong; a byte blocks the loop until the next one, a third ends it."""
+    discovery = EtcdDiscovery(EtcdOptions(url), prefix=prefix, lease_ttl_s=int(ttl_s))
+    for id in ids:
+        await discovery.register(Instance(NAME, int(id), ("tcp://127.0.0.1:1",)))
+    say("ready")
+    await asyncio.get_running_loop().run_in_executor(None, wait_for_a_byte)
+    say("blocked")
+    wait_for_a_byte()
+    say("free")
+    await asyncio.get_running_loop().run_in_executor(None, wait_for_a_byte)
+    await discovery.close()
+    say("closed")
+
+
+async def fork_with_etcd(url: str, prefix: str) -> None:
+    """Register, and let a forked child try what it has inherited."""
+    discovery = EtcdDiscovery(EtcdOptions(url), prefix=prefix)
+    await discovery.register(Instance(NAME, 1, ("tcp://127.0.0.1:1",)))
+    say("ready")
+    child = os.fork()
+    if child == 0:
+        asyncio.events._set_running_loop(None)
+        say(asyncio.run(try_inherited(discovery)))
+        os._exit(0)
+    os.waitpid(child, 0)
+    await discovery.close()
+    say("closed")
+
+
+async def try_inherited(discovery: EtcdDiscovery) -> str:
+    await discovery.withdraw(Instance(NAME, 1, ("tcp://127.0.0.1:1",)))
+    try:
+        await discovery.register(Instance(NAME, 2, ("tcp://127.0.0.1:1",)))
+    except DiscoveryError as error:
+        await discovery.close()
+        return str(error)
+    return "registered"
 
 
 async def fork(directory: str, *ids: str) -> None:
@@ -67,4 +110,5 @@ async def watch(directory: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run({"register": register, "fork": fork, "watch": watch}[sys.argv[1]](*sys.argv[2:]))
+    commands = (register, register_in_etcd, fork, fork_with_etcd, watch)
+    asyncio.run({each.__name__: each for each in commands}[sys.argv[1]](*sys.argv[2:]))

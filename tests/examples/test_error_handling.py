@@ -6,7 +6,7 @@ from tests.examples.programs import run, serving
 
 
 def test_error_handling():
-    with serving("error_handling/server.py"):
+    with serving("error_handling/server.py", handlers_raise=True):
         lines = run("error_handling/client.py")
 
     assert lines[:3] == [

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
 
 from tests.examples.programs import Program, run, serving, wait_for_instances
+from tests.servers import missing
+from triton_distributed.testing import ServerMissing
+from triton_distributed.testing.servers import program
 
-SERVER, CLIENT, DEMO = (f"hello_world/{name}.py" for name in ("server", "client", "demo"))
+SERVER, CLIENT, DEMO, CLUSTER = (f"hello_world/{name}.py" for name in ("server", "client", "demo", "demo_cluster"))
 RECEIVED = "Received request: hello world"
 
 # Both ways to run a program, whichever it has chosen itself. Many install uvloop so, though its newer `run` is preferred.
@@ -51,13 +55,17 @@ def test_either_loop(loop):
     assert server.output.count(RECEIVED) == 1
 
 
+ROW = r"^(\S.*?) {2,}(server [12]) +(\S(?:.*\S)?) +[\d.]+ ms +[\d.]+ ms$"
+ASKED = ["hello world", "bonjour", "grüezi", "hej", "ciao", "konnichiwa"]
+
+
 def test_demo(trd_dir):
     elsewhere = trd_dir / "elsewhere"
     lines = run(DEMO, environment={"TMPDIR": str(trd_dir), "TRD_DIR": str(elsewhere), "TRD_LISTEN": "nonsense"})
     text = "\n".join(lines)
 
-    answered = re.findall(r"^(\S.*?) {2,}(server [12]) +(\S(?:.*\S)?) +[\d.]+ ms +[\d.]+ ms$", text, re.MULTILINE)
-    assert [request for request, _, _ in answered] == ["hello world", "bonjour", "grüezi", "hej", "ciao", "konnichiwa"]
+    answered = re.findall(ROW, text, re.MULTILINE)
+    assert [request for request, _, _ in answered] == ASKED
     assert all(answer == "·".join(request) for request, _, answer in answered)
     assert {server for _, server, _ in answered} == {"server 1", "server 2"}
     for server in ("server 1", "server 2"):
@@ -65,3 +73,23 @@ def test_demo(trd_dir):
 
     assert not elsewhere.exists(), "the demo used the folder where other programs may run"
     assert list(trd_dir.iterdir()) == [], "the demo left its own folder behind"
+
+
+def test_demo_cluster(trd_dir):
+    try:
+        for name in ("etcd", "nats-server"):
+            program(name, os.environ)
+    except ServerMissing as error:
+        missing(error)
+    lines = run(CLUSTER, environment={"TMPDIR": str(trd_dir), "ETCD_ENDPOINTS": "nonsense", "TRD_LISTEN": "nonsense"})
+    text = "\n".join(lines)
+
+    assert re.match(r"etcd at http://127\.0\.0\.1:\d+, NATS at nats://127\.0\.0\.1:\d+\n", text)
+    assert "client.py: 10 calls, 110 characters, exit status 0" in lines
+    answered = re.findall(ROW, text, re.MULTILINE)
+    assert [request for request, _, _ in answered] == ASKED
+    assert {server for _, server, _ in answered} == {"server 1", "server 2"}
+    assert re.search(r"^event greetings: \{'hello': 'cluster'\} went from runtime \d+ to \d+$", text, re.MULTILINE)
+    for server in ("server 1", "server 2"):
+        assert f"{server}: received 8 requests; SIGTERM, then exit status 0" in lines
+    assert list(trd_dir.iterdir()) == [], "the demo left its own folders behind"

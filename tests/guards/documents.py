@@ -25,15 +25,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.guards.tree import ROOT, SRC
 from tests.timing import PATIENCE_S
+from triton_distributed.testing.servers import program as server_program
 
 INERT = {"text", "json", "toml", "yaml", "ini", "mermaid", "markdown", "diff"}
 RUNNABLE = {"python", "console", "sh"}
+SERVERS = {"etcd", "nats-server"}  # that `make test` brings, beside Python or on PATH
 
 # What a block marked `no-run` may hold: a test cannot install a machine, and `make test` is what runs this.
 NOT_RUN = re.compile(
@@ -43,6 +45,13 @@ NOT_RUN = re.compile(
 
 class DocumentError(AssertionError):
     """A document says what is not so. The text begins with file:line."""
+
+
+ENDS_WELL = """#!/bin/sh
+trap 'kill $!; wait; exit 0' TERM
+"{program}" "$@" &
+wait
+"""
 
 
 @dataclass
@@ -127,6 +136,11 @@ def check_not_run(block: Block) -> None:
             raise DocumentError(f"{command.where}: the Makefile has no target {target[1]!r}")
 
 
+def programs_of(text: str) -> set[str]:
+    """The first words of a document's commands."""
+    return set(re.findall(r"^\$ ([\w-]+)", text, re.MULTILINE))
+
+
 def missing_line(expected: list[str], output: str) -> str | None:
     """The first expected line that the output does not have after those before it."""
     rest = iter([" ".join(line.split()) for line in output.splitlines()])
@@ -141,7 +155,7 @@ def missing_line(expected: list[str], output: str) -> str | None:
 class Run:
     """One document being run, in a folder of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, running: Iterable[str] = ()) -> None:
         self.folder = folder
         self.background: list[tuple[Command, subprocess.Popen[bytes]]] = []
         programs = folder / ".programs"  # `python` and `trd` as a user of this environment has them, installed or not
@@ -149,6 +163,10 @@ class Run:
         for name, module in {"python": "", "python3": "", "trd": "-m triton_distributed.cli.main"}.items():
             program = programs / name
             program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
+            program.chmod(0o755)
+        for name in sorted(SERVERS & set(running)):
+            program = programs / name  # etcd ends itself by the very signal, which is as good as status 0
+            program.write_text(ENDS_WELL.format(program=server_program(name, os.environ)))
             program.chmod(0o755)
         self.environment = {
             **os.environ,
@@ -276,13 +294,14 @@ def run(path: Path, folder: Path) -> int:
 
     Raises:
         DocumentError: something in it is not so; the text names file and line.
+        ServerMissing: it starts etcd or NATS, and this machine does not have it.
     """
     text = path.read_text(encoding="utf-8")
     name = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
     work = folder / path.stem
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    running = Run(work)
+    running = Run(work, programs_of(text))
     found = list(blocks(text, name))
     try:
         for block in found:

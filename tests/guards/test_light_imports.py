@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-HEAVY = ("numpy", "nats", "rich", "starlette", "opentelemetry", "pydantic", "grpc", "prometheus_client")
+HEAVY = ("numpy", "nats", "h11", "rich", "starlette", "opentelemetry", "pydantic", "grpc", "prometheus_client")
 
 HELP = """
 import sys

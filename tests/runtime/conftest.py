@@ -11,9 +11,9 @@ from tests.runtime.cluster import Cluster
 
 
 @pytest.fixture
-async def cluster() -> AsyncIterator[Cluster]:
-    """Runtimes joined in memory."""
-    made = Cluster()
+async def cluster(plane: dict[str, str]) -> AsyncIterator[Cluster]:
+    """Runtimes joined in memory, and over NATS."""
+    made = Cluster(**plane)
     yield made
     await made.close()
 

@@ -190,6 +190,36 @@ async def test_anext_and_async_for_read_the_same_items(cluster: Cluster) -> None
 # --- unary -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.any_loop
+@pytest.mark.parametrize("connected", [True, False])
+async def test_one_task_reads_at_a_time_and_another_does_not_disturb_it(connected: bool, cluster: Cluster) -> None:
+    go = asyncio.Event()
+
+    async def handler(request: Any) -> AsyncIterator[int]:
+        for item in range(6):
+            await go.wait()
+            yield item
+
+    client = await cluster.connect(handler)
+    if connected:
+        go.set()
+        await patiently(drained(client.generate(1)))
+        go.clear()
+    stream = client.generate(1, annotated=False)
+    readers = [asyncio.ensure_future(drained(stream)) for _ in range(3)]
+    readers.append(asyncio.ensure_future(anext(stream)))
+    await patiently(asyncio.wait(readers, return_when=asyncio.FIRST_COMPLETED))
+    await until(lambda: sum(each.done() for each in readers) == 3)
+    go.set()
+    items = []
+    for each in readers:
+        try:
+            items.append(await patiently(each))
+        except RuntimeError as error:
+            assert "another task is reading this stream" in str(error)
+    assert items in ([[0, 1, 2, 3, 4, 5]], [0])  # of whoever was first
+
+
 async def test_call_returns_the_single_value(cluster: Cluster) -> None:
     client = await cluster.connect(echo)
     for value in (None, 0, "", [], {"a": None}):
@@ -553,3 +583,15 @@ async def test_calls_that_fail_leave_no_cycle(cluster: Cluster) -> None:
         assert gc.collect() < 200  # less than one object a call
     finally:
         gc.enable()
+
+
+async def test_who_waits_in_vain_is_told_where(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("triton_distributed.runtime.view.SILENCE_S", 0.01)
+    client = await cluster.caller.endpoint("t.c.nobody").client()
+    waiting = client.wait_for_instances()
+    await until(lambda: "no instance yet" in caplog.text)
+    assert '"t/components/c/nobody": no instance yet' in caplog.text
+    assert cluster.caller.discovery.where in caplog.text
+    waiting.cancel()

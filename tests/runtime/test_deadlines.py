@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -273,22 +274,16 @@ async def test_a_deadline_met_in_a_handlers_own_call_reaches_the_caller_as_one(c
         await patiently(client.call(1))
 
 
-async def test_a_call_past_the_inherited_deadline_has_no_negative_time(cluster: Cluster) -> None:
-    """As a task makes that outlives its handler."""
-    ended = asyncio.Event()
-    tasks = []
-
-    async def outer(request: Any, context: Context) -> None:
-        async def late() -> str:
-            await ended.wait()
-            with pytest.raises(DeadlineExceeded) as caught:
-                await client.call(1)
-            return str(caught.value)
-
-        tasks.append(asyncio.create_task(late()))
-
-    client = await cluster.connect(outer)
-    await patiently(client.call(1, timeout=0.1))
-    await asyncio.sleep(0.15)  # the deadline passes
-    ended.set()
-    assert " -" not in await patiently(tasks[0])
+async def test_a_deadline_names_who_never_answered(trd_dir: Path) -> None:
+    """As of a worker that is stopped: its socket takes connections, and nobody says hello."""
+    silent = socket.socket()
+    silent.bind(("127.0.0.1", 0))
+    silent.listen()
+    address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+    cluster = Cluster(discovery="static", static=f"t.c.e={address}")
+    client = await cluster.caller.endpoint("t.c.e").client()
+    with pytest.raises(DeadlineExceeded, match=f"{address}: no connection yet") as caught:
+        await patiently(client.call(1, timeout=0.05))
+    assert caught.value.attempts == ((address, "no connection yet"),)
+    await cluster.close()
+    silent.close()

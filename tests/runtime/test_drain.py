@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,14 @@ import pytest
 from tests.runtime.cluster import Cluster, drained, patiently, turns, until
 from tests.runtime.programs import program
 from triton_distributed.errors import Draining, NoInstances, StreamIncomplete
+from triton_distributed.names import EndpointName
 from triton_distributed.runtime import DistributedRuntime
+from triton_distributed.runtime.keys import endpoint_key
 from triton_distributed.runtime.signals import ECHO_S
+from triton_distributed.transport.address import Address
+from triton_distributed.wire import frames as f
+from triton_distributed.wire.decoder import FrameDecoder
+from triton_distributed.wire.hello import Hello, hello_frame
 
 
 class Slow:
@@ -187,6 +194,75 @@ async def test_a_runtime_is_a_context_manager_and_tells_its_state(cluster: Clust
     async with DistributedRuntime(asyncio.get_running_loop(), config=cluster.caller.config) as runtime:
         assert "open" in repr(runtime)
     assert "closed" in repr(runtime)
+
+
+@pytest.mark.any_loop
+async def test_a_session_that_is_just_being_made_holds_up_no_shutdown(cluster: Cluster) -> None:
+    async def echo(request: Any) -> Any:
+        return request
+
+    runtime = cluster.runtime()
+    serving = await cluster.serve(runtime, echo)
+    session = runtime._server._listener._accept()  # its transport comes in a later turn of the loop
+    runtime.shutdown()
+    assert await patiently(serving) is None
+    assert session.lost
+
+
+@pytest.mark.any_loop
+async def test_what_the_kernel_still_holds_reaches_a_client_that_says_something(cluster: Cluster) -> None:
+    """Closed at once, a TCP socket would answer its CREDIT with a reset, and throw the answer away."""
+
+    async def handler(request: Any) -> AsyncIterator[bytes]:
+        for _ in range(20):
+            yield bytes(10_000)
+
+    loop = asyncio.get_running_loop()
+    runtime = cluster.runtime(request_plane="direct", listen="tcp://127.0.0.1:0")
+    await cluster.serve(runtime, handler)
+    assert runtime._server._listening is not None
+    address = Address.parse(runtime._server._listening.result()[0])
+    with socket.socket() as client:
+        client.setblocking(False)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        await loop.sock_connect(client, (address.host, address.port))
+        key = endpoint_key(EndpointName("t", "c", "e"))
+        request = f.REQUEST_PREFIX.pack(runtime.instance_id, key, float("inf"), 1 << 20, 0) + b"\x01"
+        await loop.sock_sendall(client, hello_frame(Hello()) + f.frame(f.REQUEST, 1, request, f.END))
+        await until(lambda: runtime.stats()["t/components/c/e"].ended[0])
+        closing = asyncio.create_task(runtime.close())
+        await turns(100)
+        await loop.sock_sendall(client, f.frame(f.CREDIT, 1, f.UINT32.pack(1000)))
+        await turns(100)
+        heard = b""
+        while piece := await patiently(loop.sock_recv(client, 4096)):
+            heard += piece
+            assert not closing.done()
+    decoder = FrameDecoder()
+    decoder.limit = f.MAX_FRAME
+    items = [(flags, payload) for _, flags, stream, payload in decoder.feed(heard) if stream == 1]
+    assert b"".join(payload for _, payload in items).count(bytes(10_000)) == 20
+    assert items[-1][0] & f.END
+    await patiently(closing)
+
+
+@pytest.mark.any_loop
+async def test_a_client_that_reads_nothing_keeps_a_drained_worker_for_so_long(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("triton_distributed.transport.session.PART_S", 0.05)
+    runtime = cluster.runtime(request_plane="direct", listen="tcp://127.0.0.1:0")
+    await cluster.serve(runtime, Slow())
+    assert runtime._server._listening is not None
+    address = Address.parse(runtime._server._listening.result()[0])
+    with socket.create_connection((address.host, address.port)) as client:
+        client.sendall(hello_frame(Hello()))
+        sessions = runtime._server._listener.sessions
+        await until(lambda: sessions)
+        (session,) = sessions
+        await patiently(session.ready)
+        await patiently(runtime.close())
+        assert session.lost
 
 
 # --- signals ---------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 from tests.runtime import exceptions_apart
 from tests.runtime.cluster import Cluster, drained, into, patiently
 from tests.runtime.programs import program
-from triton_distributed.errors import NoInstances, RemoteError
+from triton_distributed.errors import InvalidRequest, NoInstances, RemoteError
 
 numbers = itertools.count()
 
@@ -337,3 +337,28 @@ async def test_an_exit_raised_in_a_handler_ends_the_worker_and_tells_the_caller(
             await into(items, client.generate(1, annotated=False))
         assert items == [1]
         assert await worker.ended() != 0
+
+
+async def test_what_a_handler_raises_is_logged_at_the_worker(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def handler(request: Any) -> None:
+        raise KeyError(request)
+
+    client = await cluster.connect(handler)
+    for n in range(50):
+        with pytest.raises(KeyError):
+            await patiently(client.call(n))
+    told = [each for each in caplog.records if each.levelname == "WARNING" and "the handler raised" in each.message]
+    assert len(told) == 1  # not fifty times within seconds
+    assert told[0].exc_info is not None
+    assert "t.c.e" in told[0].message
+
+
+async def test_an_invalid_request_names_the_endpoint(cluster: Cluster) -> None:
+    async def handler(request: int) -> int:
+        return request
+
+    client = await cluster.connect(handler)
+    with pytest.raises(InvalidRequest, match='Invalid request: endpoint "t/components/c/e": request: Expected `int`'):
+        await patiently(client.call("x"))

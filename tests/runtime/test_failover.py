@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -12,11 +13,13 @@ import pytest
 
 from tests.runtime.cluster import Cluster, drained, into, patiently, turns, until
 from tests.runtime.programs import program
+from tests.timing import MS
 from triton_distributed.config import Config
 from triton_distributed.discovery.memory import MemoryDiscovery
-from triton_distributed.errors import ConnectionFailed, StreamIncomplete
+from triton_distributed.errors import ConnectionFailed, NoInstances, StreamIncomplete
 from triton_distributed.names import EndpointName, Instance
-from triton_distributed.runtime import DistributedRuntime
+from triton_distributed.runtime import Client, DistributedRuntime
+from triton_distributed.testing import FaultProxy
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.listener import Listener
 from triton_distributed.transport.session import Session
@@ -158,12 +161,14 @@ async def test_an_endpoint_that_left_the_worker_is_tried_elsewhere(cluster: Clus
     """The record is stale: the worker is there and does not serve that endpoint any more."""
     stale = await cluster.worker(echo, "t.c.other")
     address = (await cluster.client("t.c.other")).view.candidates[0].addresses
-    await stale.discovery.register(Instance(NAME, 5, address))
+    await stale.discovery.register(Instance(NAME, stale.instance_id, address))
     alone = await cluster.caller.endpoint("t.c.e").client()
     with pytest.raises(ConnectionFailed, match="does not serve that endpoint"):
         await patiently(alone.call(1))
-    await cluster.worker(echo)
-    client = await cluster.client(policy=lambda request, instances, load: min(instances, key=lambda each: each.id))
+    worker = await cluster.worker(echo)
+    client = await cluster.client(
+        policy=lambda request, instances, load: min(instances, key=lambda each: each.id == worker.instance_id)
+    )
     assert await patiently(client.call(1)) == 1
 
 
@@ -179,6 +184,80 @@ async def test_items_that_arrived_are_kept_and_counted(cluster: Cluster) -> None
     assert caught.value.items == 1
     assert "after 1 item(s)" in str(caught.value)
     await fake.close()
+
+
+# --- TCP, which loses what is under way when it is reset -------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def two_workers(cluster: Cluster, handler: Any) -> AsyncIterator[tuple[FaultProxy, Client]]:
+    """A client that calls a worker behind a proxy first; another one is there too."""
+    addresses = []
+    for _ in range(2):
+        worker = cluster.runtime(
+            request_plane="direct", discovery="static", listen="tcp://127.0.0.1:0", static=f"t.c.e={DEAD}"
+        )
+        serving = worker.endpoint("t.c.e").serve_endpoint(handler)
+        while (listening := worker._server._listening) is None or not listening.done():
+            assert not serving.done()
+            await asyncio.sleep(0)
+        addresses.append(listening.result()[0])
+    async with FaultProxy(addresses[0]) as proxy:
+
+        def choose(request: Any, instances: Any, load: Any) -> Any:
+            return next((each for each in instances if each.addresses == (proxy.address,)), instances[0])
+
+        caller = cluster.runtime(discovery="static", static=f"t.c.e={proxy.address};t.c.e={addresses[1]}")
+        yield proxy, await caller.endpoint("t.c.e").client(policy=choose)
+        await caller.close()
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize("idempotent", [False, True])
+async def test_a_request_whose_acceptance_the_network_lost_is_not_sent_again(
+    idempotent: bool, cluster: Cluster
+) -> None:
+    begun: list[Any] = []
+
+    async def handler(request: Any) -> Any:
+        begun.append(request)
+        if request == "order" and len(begun) == 1:
+            await asyncio.Event().wait()
+        return request
+
+    async with two_workers(cluster, handler) as (proxy, client):
+        await patiently(client.call("connected"))
+        begun.clear()
+        proxy.down.delay_s = 1000.0
+        calling = asyncio.ensure_future(client.call("order", idempotent=idempotent))
+        await until(lambda: begun)
+        proxy.cut(reset=True)
+        proxy.down.delay_s = 0.0
+        if idempotent:
+            assert await patiently(calling) == "order"
+            assert begun == ["order", "order"]
+        else:
+            with pytest.raises(StreamIncomplete, match="the handler may have begun") as caught:
+                await patiently(calling)
+            assert not caught.value.began
+            assert begun == ["order"]
+        assert await patiently(client.call("next")) == "next"
+
+
+@pytest.mark.any_loop
+async def test_a_request_that_had_not_left_whole_goes_elsewhere_after_a_reset(cluster: Cluster) -> None:
+    async def handler(request: Any) -> Any:
+        return len(request)
+
+    async with two_workers(cluster, handler) as (proxy, client):
+        assert await patiently(client.call(b"connected")) == 9
+        proxy.black_hole()
+        calling = asyncio.ensure_future(client.call(bytes(50_000_000)))
+        session = client.pool.get((proxy.address,))
+        assert session is not None
+        await until(lambda: session.unsent)  # its first fragments are written
+        proxy.cut(reset=True)
+        assert await patiently(calling) == 50_000_000
 
 
 # --- addresses where nobody is ---------------------------------------------------------------------------------------
@@ -210,12 +289,14 @@ async def test_a_dead_address_beside_a_live_one_is_passed_by(cluster: Cluster) -
 
 
 async def test_static_addresses(cluster: Cluster) -> None:
-    worker = cluster.runtime(discovery="static", listen="tcp://127.0.0.1:0", static="t.c.e=tcp://127.0.0.1:1")
+    worker = cluster.runtime(
+        request_plane="direct", discovery="static", listen="tcp://127.0.0.1:0", static="t.c.e=tcp://127.0.0.1:1"
+    )
     serving = worker.endpoint("t.c.e").serve_endpoint(echo)
-    await until(lambda: worker._server._listener.address is not None or serving.done())
+    await until(lambda: worker._server.endpoints or serving.done())
     if serving.done():
         serving.result()
-    address = str(worker._server._listener.address)
+    (address,) = worker._server.endpoints[0].instance.addresses
     caller = DistributedRuntime(
         config=Config(discovery="static", static=f"t.c.e={DEAD};t.c.e={address}", handle_signals=False)
     )
@@ -296,6 +377,31 @@ async def test_a_worker_that_comes_back_is_called_again(unix: Cluster, tmp_path:
         assert await patiently(client.call(1)) == other.pid
 
 
+@pytest.mark.any_loop
+async def test_a_stopped_worker_leaves_the_rotation_and_comes_back_with_its_streams(
+    trd_dir: Path, tmp_path: Path
+) -> None:
+    unix = Cluster(discovery="file", directory=trd_dir, health_timeout_s=400 * MS, connect_timeout_s=400 * MS)
+    async with program(tmp_path, WORKER) as one, program(tmp_path, WORKER) as other:
+        client = await unix.client()
+        await until(lambda: len(client.instance_ids()) == 2)
+        assert {await patiently(client.call(1)) for _ in range(4)} == {one.pid, other.pid}
+        one.signal(signal.SIGSTOP)
+        try:
+            calls = [asyncio.ensure_future(client.call(1)) for _ in range(10)]
+            await until(lambda: client.view.rotation.down)
+            assert {await patiently(client.call(1)) for _ in range(20)} == {other.pid}
+            held = [each for each in calls if not each.done()]
+            assert len(held) == 5
+            await until(lambda: next(iter(client.view.rotation.down.values())).failures > 2)  # probes find it out
+        finally:
+            one.signal(signal.SIGCONT)
+        assert {await patiently(each) for each in held} == {one.pid}
+        await until(lambda: not client.view.rotation.down)
+        assert {await patiently(client.call(1)) for _ in range(4)} == {one.pid, other.pid}
+        await unix.close()
+
+
 async def test_a_lost_worker_is_probed_and_comes_back_into_rotation(cluster: Cluster) -> None:
     worker = await cluster.worker(echo)
     client = await cluster.client()
@@ -307,3 +413,42 @@ async def test_a_lost_worker_is_probed_and_comes_back_into_rotation(cluster: Clu
     await until(lambda: not client.view.rotation.down)
     assert await patiently(client.call(1)) == 1
     await turns()
+
+
+# --- workers that discovery no longer lists -----------------------------------------------------------------------------
+
+
+async def unlisted(cluster: Cluster, *workers: Any) -> None:
+    """Discovery forgets the workers, as etcd does those that cannot reach it; they know nothing of it."""
+    for worker in workers:
+        for endpoint in worker._server.endpoints:
+            await worker.discovery.withdraw(endpoint.instance)
+    client = await cluster.caller.endpoint("t.c.e").client()
+    await until(lambda: not client.instance_ids())
+
+
+async def test_workers_that_discovery_lost_are_called_while_they_answer(cluster: Cluster) -> None:
+    workers = [await cluster.worker(echo) for _ in range(2)]
+    client = await cluster.client()
+    await until(lambda: len(client.instance_ids()) == 2)
+    assert [await patiently(client.call(n)) for n in range(4)] == [*range(4)]  # connected to both
+    await unlisted(cluster, *workers)
+    assert [await patiently(client.call(n)) for n in range(20)] == [*range(20)]
+    await workers[0].close()
+    assert [await patiently(client.call(n)) for n in range(20)] == [*range(20)]
+    await workers[1].close()
+    with pytest.raises(NoInstances):
+        await patiently(client.call(1))
+
+
+async def test_an_endpoint_that_is_served_no_more_is_not_called(cluster: Cluster) -> None:
+    runtime = cluster.runtime()
+    serving = await cluster.serve(runtime, echo)
+    await cluster.serve(runtime, echo, "t.c.other")  # the connection stays
+    client = await cluster.client()
+    assert await patiently(client.call(1)) == 1
+    serving.cancel()
+    await until(lambda: not client.instance_ids())
+    for n in range(3):
+        with pytest.raises(NoInstances, match='no endpoints found for endpoint "t/components/c/e"'):
+            await patiently(client.call(n))

@@ -116,15 +116,17 @@ async def test_direct_is_refused_by_the_one_that_is_named(cluster: Cluster) -> N
 
 async def test_a_request_that_leaves_the_queue_makes_room(cluster: Cluster) -> None:
     gate = Gate()
-    client = await cluster.connect(gate, max_inflight=1, max_queue=1)
+    worker = await cluster.worker(gate, max_inflight=1, max_queue=1)
+    client = await cluster.client()
+    (served,) = worker._server.endpoints
     first = asyncio.create_task(client.call("first"))
     await until(lambda: gate.began)
     second = asyncio.create_task(client.call("second"))
-    await until(lambda: client.stats.inflight == 2)
+    await until(lambda: len(served.admission))
     second.cancel()
-    await asyncio.wait([second])
+    await until(lambda: not len(served.admission))
     third = asyncio.create_task(client.call("third"))
-    await until(lambda: client.stats.inflight == 2)
+    await until(lambda: len(served.admission))
     gate.opened.set()
     assert await patiently(third) == ["gate", "third"]
     await patiently(first)

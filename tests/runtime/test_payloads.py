@@ -169,6 +169,23 @@ async def test_a_bad_request_raises_in_the_call_and_names_the_path(cluster: Clus
     assert client.stats.inflight == 0
 
 
+async def test_a_request_with_too_many_buffers_leaves_nothing_behind(cluster: Cluster) -> None:
+    client = await cluster.connect(echo)
+    assert await patiently(client.call(0)) == 0
+    session = client.pool.get(client.view.candidates[0].addresses)
+    assert session is not None
+    left = session._budget._left
+    written = session._last_opened
+    for _ in range(3):
+        with pytest.raises(ValueError, match="at most 32,766 large arrays and buffers, not 32,800"):
+            await patiently(client.call([bytes(16 * KIB)] * 32_800))
+    assert session.streams == {}
+    assert session._budget._left == left
+    assert session._last_opened == written  # no id was taken, so none is cancelled that the worker has not seen
+    assert not len(client.load)
+    assert await patiently(client.call(1)) == 1
+
+
 async def test_a_bad_item_reaches_the_caller_and_names_the_path(cluster: Cluster) -> None:
     ended = asyncio.Event()
 

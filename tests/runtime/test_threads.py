@@ -13,7 +13,8 @@ import pytest
 
 from tests.runtime.cluster import Cluster, drained, into, patiently, turns, until
 from tests.timing import PATIENCE_S
-from triton_distributed.runtime.threads import HandlerThreads, ThreadedIterator
+from triton_distributed.runtime import Context
+from triton_distributed.runtime.threads import AHEAD, HandlerThreads, ThreadedIterator
 
 
 @pytest.mark.any_loop
@@ -317,3 +318,60 @@ async def test_closing_waits_for_what_runs_in_threads(cluster: Cluster) -> None:
     assert await patiently(call) == "done"
     await patiently(closing)
     assert ended.is_set()
+
+
+async def test_a_thread_that_could_not_be_started_is_not_counted(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[Any] = []
+
+    def handler(request: Any) -> Any:
+        ran.append(request)
+        return request
+
+    client = await cluster.connect(handler)
+    with monkeypatch.context() as patch:
+
+        def refuse(self: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        patch.setattr(threading.Thread, "start", refuse)
+        for n in range(40):  # more than the pool has threads
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                await patiently(client.call(n))
+    assert await patiently(client.call("after")) == "after"
+    assert ran == ["after"]
+
+
+async def test_a_generator_that_raises_stop_async_iteration_has_no_clean_end(cluster: Cluster) -> None:
+    def handler(request: Any) -> Iterator[int]:
+        yield 1
+        raise StopAsyncIteration
+
+    client = await cluster.connect(handler)
+    with pytest.raises(RuntimeError, match="StopAsyncIteration"):
+        await patiently(drained(client.generate(1)))
+
+
+async def test_a_generator_whose_pool_was_closed_can_be_closed() -> None:
+    pool = HandlerThreads(1)
+    items = ThreadedIterator(pool, iter(range(AHEAD + 10)))
+    for _ in range(AHEAD):
+        await patiently(anext(items))
+    await until(lambda: not items._running)
+    items._items.clear()
+    pool.close()
+    with pytest.raises(RuntimeError, match="shut down"):
+        await patiently(anext(items))
+    with pytest.raises(RuntimeError, match="shut down"):
+        await patiently(items.aclose())
+
+
+async def test_the_time_that_is_left_is_known_in_a_thread(cluster: Cluster) -> None:
+    def handler(request: Any, context: Context) -> float | None:
+        return context.remaining_s()
+
+    client = await cluster.connect(handler)
+    left = await patiently(client.call(1, timeout=1000))
+    assert 0 < left <= 1000
+    assert await patiently(client.call(1)) is None

@@ -135,11 +135,12 @@ async def test_leaving_closes_the_requests_and_cancels_the_handler(cluster: Clus
 
 
 async def test_an_error_of_the_requests_reaches_the_caller_and_cancels_the_handler(cluster: Cluster) -> None:
-    ended = asyncio.Event()
+    began, ended = asyncio.Event(), asyncio.Event()
 
     async def handler(requests: AsyncIterator[int]) -> AsyncIterator[int]:
         try:
             async for each in requests:
+                began.set()
                 yield each
         except asyncio.CancelledError:
             ended.set()
@@ -147,6 +148,7 @@ async def test_an_error_of_the_requests_reaches_the_caller_and_cancels_the_handl
 
     async def requests() -> AsyncIterator[int]:
         yield 1
+        await began.wait()  # a handler that is cancelled before its first step sees nothing of it
         raise KeyError("mine")
 
     client = await cluster.connect(handler)

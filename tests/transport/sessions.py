@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
-from collections.abc import AsyncIterator
+import ssl
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from tests.timing import PATIENCE_S
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.listener import Listener
+from triton_distributed.transport.network import Networks
 from triton_distributed.transport.pool import SessionPool
 from triton_distributed.transport.session import Session
 from triton_distributed.transport.stream import Stream
+from triton_distributed.transport.tls import SessionTls
 from triton_distributed.wire import frames as f
+from triton_distributed.wire.authentication import CHALLENGE_BYTES, Authentication
 from triton_distributed.wire.decoder import Frame, FrameDecoder
 from triton_distributed.wire.hello import Hello, hello_frame
 
@@ -55,7 +61,8 @@ def session(
     window: int = WINDOW,
     session_window: int = SESSION_WINDOW,
     hello_timeout_s: float = PATIENCE_S,
-    address: str = "a client",
+    address: str = "",
+    token: bytes = b"",
 ) -> Watched:
     """A session that is not connected."""
     return Watched(
@@ -67,14 +74,17 @@ def session(
         on_request=on_request,
         on_lost=on_lost,
         address=address,
+        authentication=Authentication(token, os.urandom(CHALLENGE_BYTES), on_request is None) if token else None,
     )
 
 
 @contextlib.asynccontextmanager
-async def half(on_request: Any = None, **options: Any) -> AsyncIterator[tuple[Watched, socket.socket]]:
+async def half(
+    on_request: Any = None, pair: Callable[[], Any] = socket.socketpair, **options: Any
+) -> AsyncIterator[tuple[Watched, socket.socket]]:
     """A greeted session and the plain socket at its other end, whose kernel buffers are small."""
     loop = asyncio.get_running_loop()
-    here, there = socket.socketpair()
+    here, there = pair()
     for each in (here, there):
         each.setblocking(False)
         each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
@@ -160,14 +170,21 @@ class Serving:
 class Service:
     """What listens; `async with serving(…)` makes one."""
 
-    def __init__(self, max_sessions: int = 10_000, **options: Any) -> None:
+    def __init__(
+        self,
+        max_sessions: int = 10_000,
+        tls: SessionTls | None = None,
+        networks: Networks | None = None,
+        **options: Any,
+    ) -> None:
         self.running: set[Serving] = set()
         self.served: list[Serving] = []
         self.came = asyncio.Event()
         self.lost: list[str] = []
+        self.addresses: list[str] = []
         self.accepted: list[Watched] = []
         self.listener = Listener(
-            asyncio.get_running_loop(), lambda on_lost: self._session(on_lost, options), max_sessions
+            asyncio.get_running_loop(), lambda on_lost: self._session(on_lost, options), max_sessions, tls, networks
         )
 
     def _session(self, on_lost: Any, options: dict[str, Any]) -> Watched:
@@ -188,15 +205,16 @@ class Service:
 
     @property
     def address(self) -> str:
-        return str(self.listener.address)
+        return self.addresses[0]
 
 
 @contextlib.asynccontextmanager
-async def serving(address: str = "tcp://127.0.0.1:0", **options: Any) -> AsyncIterator[Service]:
-    """A service at an address until the block is left."""
+async def serving(*addresses: str, **options: Any) -> AsyncIterator[Service]:
+    """A service until the block is left; by default on a TCP port."""
     service = Service(**options)
-    await service.listener.listen(Address.parse(address))
     try:
+        for each in addresses or ("tcp://127.0.0.1:0",):
+            service.addresses.append(str(await service.listener.listen(Address.parse(each))))
         yield service
     finally:
         service.listener.close()
@@ -219,7 +237,14 @@ async def closed(*sessions: Watched) -> None:
 class Caller:
     """A pool and calls through it; `async with calling(…)` makes one."""
 
-    def __init__(self, timeout_s: float, options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        timeout_s: float,
+        health_timeout_s: float,
+        tls: SessionTls | None,
+        networks: Networks | None,
+        options: dict[str, Any],
+    ) -> None:
         self.lost: list[tuple[tuple[str, ...], str]] = []
         self.made: list[Watched] = []
         self._options = options
@@ -228,6 +253,9 @@ class Caller:
             self._session,
             timeout_s,
             lambda addresses, why: self.lost.append((addresses, why)),
+            health_timeout_s,
+            tls,
+            networks,
         )
 
     def _session(self, address: str, on_lost: Any) -> Watched:
@@ -256,9 +284,15 @@ class Caller:
 
 
 @contextlib.asynccontextmanager
-async def calling(timeout_s: float = PATIENCE_S, **options: Any) -> AsyncIterator[Caller]:
+async def calling(
+    timeout_s: float = PATIENCE_S,
+    health_timeout_s: float = PATIENCE_S,
+    tls: SessionTls | None = None,
+    networks: Networks | None = None,
+    **options: Any,
+) -> AsyncIterator[Caller]:
     """A caller until the block is left."""
-    caller = Caller(timeout_s, options)
+    caller = Caller(timeout_s, health_timeout_s, tls, networks, options)
     try:
         yield caller
     finally:
@@ -346,13 +380,13 @@ class Peer:
 
 
 @contextlib.asynccontextmanager
-async def peer(address: str) -> AsyncIterator[Peer]:
-    """A raw connection to a service."""
+async def peer(address: str, **options: Any) -> AsyncIterator[Peer]:
+    """A raw connection to a service; `options` are those of `asyncio.open_connection`."""
     where = Address.parse(address)
     if where.scheme == "unix":
         reader, writer = await asyncio.open_unix_connection(where.host)
     else:
-        reader, writer = await asyncio.open_connection(where.host, where.port)
+        reader, writer = await asyncio.open_connection(where.host, where.port, **options)
     try:
         yield Peer(reader, writer)
     finally:
@@ -360,7 +394,7 @@ async def peer(address: str) -> AsyncIterator[Peer]:
 
 
 @contextlib.asynccontextmanager
-async def answering(answer: Any) -> AsyncIterator[str]:
+async def answering(answer: Any, **options: Any) -> AsyncIterator[str]:
     """A worker that behaves as `answer(peer)` does, on a TCP port; yields its address."""
     writers: list[asyncio.StreamWriter] = []
 
@@ -369,7 +403,7 @@ async def answering(answer: Any) -> AsyncIterator[str]:
         with contextlib.suppress(ConnectionError):
             await answer(Peer(reader, writer))
 
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    server = await asyncio.start_server(accept, "127.0.0.1", 0, **options)
     try:
         yield f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
@@ -380,10 +414,19 @@ async def answering(answer: Any) -> AsyncIterator[str]:
 
 async def _close(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
-    with contextlib.suppress(ConnectionError):
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
         await writer.wait_closed()
 
 
 def address_of(scheme: str, folder: Path) -> str:
     """A free address."""
     return {"tcp": "tcp://127.0.0.1:0", "unix": f"unix://{folder}/w.sock", "memory": "memory://w"}[scheme]
+
+
+def needs_ipv6() -> None:
+    """Skip the test where there is no IPv6 loopback."""
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        pytest.skip("this machine has no ::1")

@@ -9,6 +9,7 @@ import random
 import resource
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,9 +23,9 @@ ITEMS = 20_000
 
 
 @contextlib.asynccontextmanager
-async def unharmed(service: Service) -> AsyncIterator[None]:
+async def unharmed(service: Service, **options: Any) -> AsyncIterator[None]:
     """While the block runs a good client has read some of its items; afterwards it gets all the others."""
-    async with calling() as good:
+    async with calling(**options) as good:
         stream = await good.call(service.address, b"count %d" % ITEMS)
         two_way = await good.call(service.address, b"echo", end=False)
         await two_way.send(b"before", ())
@@ -39,7 +40,9 @@ async def unharmed(service: Service) -> AsyncIterator[None]:
 
 BROKEN = [
     pytest.param([b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"], "not this protocol", id="HTTP"),
-    pytest.param([b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(64)], "not this|not a hello", id="TLS"),
+    pytest.param(
+        [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(64)], "peer speaks TLS|not a hello", id="TLS"
+    ),
     pytest.param([request(1)], "first frame is not a hello", id="a request without a hello"),
     pytest.param([f.frame(f.HELLO, 0, b"TRD\0\xc1")], "hello cannot be read", id="a hello that is none"),
     pytest.param([f.frame(f.HELLO, 0, b"TRD\0\x81\xa5agent\xa2\xff\xff")], "hello cannot be read", id="no text"),

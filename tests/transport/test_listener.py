@@ -13,6 +13,7 @@ import pytest
 from tests.timing import PATIENCE_S
 from tests.transport.sessions import HELLO, address_of, bodies, calling, closed, numbers, peer, serving
 from triton_distributed.errors import ConnectionFailed
+from triton_distributed.transport.address import Address
 from triton_distributed.wire import frames as f
 
 pytestmark = pytest.mark.any_loop
@@ -77,7 +78,7 @@ def no_collector() -> Iterator[None]:
 async def test_who_is_being_accepted_when_listening_stops_is_not_left_waiting(trd_dir, scheme, no_collector):
     loop = asyncio.get_running_loop()
     async with serving(address_of(scheme, trd_dir)) as service, contextlib.AsyncExitStack() as stack:
-        address = service.listener.address
+        address = Address.parse(service.address)
         dialling = []
         for _ in range(5):
             sock = stack.enter_context(socket.socket(socket.AF_INET if scheme == "tcp" else socket.AF_UNIX))
@@ -104,3 +105,20 @@ async def test_closing_ends_every_session():
                 await stream.next_readable()
         assert stream.lost == "the peer closed the connection"
         assert service.listener.sessions == set()
+
+
+async def test_several_addresses_share_their_sessions_and_their_limit(trd_dir):
+    places = [address_of(each, trd_dir) for each in SCHEMES]
+    async with serving(*places, "tcp://127.0.0.1:0", max_sessions=3) as service, calling() as caller:
+        assert len({*service.addresses}) == 4
+        for each in service.addresses[:3]:
+            assert await numbers(await caller.call(each, b"count 3")) == [0, 1, 2]
+        assert len(service.listener.sessions) == 3
+        with pytest.raises(ConnectionFailed, match="3 sessions are open here"):
+            await caller.call(service.addresses[3], b"count 1")
+        service.listener.close_listening()
+        async with calling() as late:
+            for each in service.addresses:
+                with pytest.raises(ConnectionFailed):
+                    await late.call(each, b"count 1")
+        assert await numbers(await caller.call(service.addresses[0], b"count 3")) == [0, 1, 2]

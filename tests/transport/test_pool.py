@@ -10,6 +10,7 @@ import pytest
 from tests.timing import MS, PATIENCE_S
 from tests.transport.sessions import HELLO, Peer, answering, calling, numbers, serving
 from triton_distributed.errors import ConnectionFailed
+from triton_distributed.transport.pool import MOST_ADDRESSES
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.frames import GoawayCode
 from triton_distributed.wire.hello import Hello, hello_frame
@@ -80,6 +81,38 @@ async def test_a_worker_that_says_nothing():
     async with answering(lambda peer: peer.hear()) as address, calling(timeout_s=50 * MS) as caller:
         with pytest.raises(ConnectionFailed, match=r"no answer within 0\.05 s, see TRD_CONNECT_TIMEOUT_S"):
             await caller.pool.connect((address,))
+
+
+async def test_an_address_that_says_nothing_holds_the_next_up_for_one_timeout():
+    async with (
+        answering(lambda peer: peer.hear()) as silent,
+        serving() as service,
+        calling(timeout_s=50 * MS) as caller,
+    ):
+        found = await caller.pool.connect((silent, "unix:///none.sock", service.address))
+        assert found.address == service.address
+
+
+async def test_an_unreachable_address_is_known_to_be_the_workers_word():
+    async with calling() as caller:
+        with pytest.raises(ConnectionFailed) as caught:
+            await caller.pool.connect(("unix:///none.sock", "tcp://127.0.0.1:1"))
+    (_, of_unix), (_, of_tcp) = caught.value.attempts
+    assert of_tcp.endswith(" (the worker advertises that address, see TRD_ADVERTISE and TRD_LISTEN there)")
+    assert "TRD_ADVERTISE" not in of_unix
+
+
+async def test_a_worker_without_an_address_for_this_host():
+    async with calling() as caller:
+        with pytest.raises(ConnectionFailed, match="Unix sockets of another host only, set TRD_LISTEN there"):
+            await caller.pool.connect(())
+
+
+async def test_only_so_many_addresses_are_tried():
+    async with calling() as caller:
+        with pytest.raises(ConnectionFailed) as caught:
+            await caller.pool.connect(tuple(f"unix:///none-{number}.sock" for number in range(1000)))
+    assert len(caught.value.attempts) == MOST_ADDRESSES
 
 
 def says(*data: bytes, then: str = "close"):

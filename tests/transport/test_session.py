@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 
 import msgspec
@@ -29,11 +30,20 @@ from tests.transport.sessions import (
 )
 from tests.wire.joined import request
 from triton_distributed.errors import RemoteProtocolError
+from triton_distributed.testing.proxy import LINGER_NOTHING
+from triton_distributed.transport.stream import Stream
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.frames import GoawayCode
 from triton_distributed.wire.states import State
 
 pytestmark = pytest.mark.any_loop
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """A TCP connection within this process."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        here = socket.create_connection(listening.getsockname())
+        return here, listening.accept()[0]
 
 
 async def served(made: Watched, there: socket.socket, requests: list) -> None:
@@ -223,3 +233,169 @@ async def test_thousands_of_streams_on_one_session():
         assert len(caller.made) == 1
         assert [await numbers(each) for each in streams] == [[0]] * 2000
         assert caller.made[0].streams == service.accepted[0].streams == {}
+
+
+async def test_a_session_that_is_not_connected_yet_has_nothing_to_wait_for():
+    made = session()
+    made.go_away(GoawayCode.DRAINING, "bye")
+    assert made.out == []
+    async with asyncio.timeout(PATIENCE_S):
+        await made.parted()
+    made.close()
+
+
+# --- what the peer said before its end -------------------------------------------------------------------------------
+
+
+PAIRS = pytest.mark.parametrize("pair", [socket.socketpair, tcp_pair], ids=["unix", "tcp"])
+PING = f.frame(f.PING, 0)
+
+
+class Asking:
+    """A caller that looks, when its stream is lost, whether its request had left."""
+
+    left: bool | None = None
+
+    def stream_ended(self) -> None: ...
+
+    def stream_stopped(self) -> None: ...
+
+    def stream_closed(self, stream: Stream) -> None:
+        self.left = stream.id not in stream.connection.unsent
+
+
+def asked(made: Watched):
+    """A stream whose request is written."""
+    stream = made.open_stream(True)
+    made.send(request(stream.id))
+    made._flush()
+    return stream
+
+
+async def written_in_vain(made: Watched) -> None:
+    """The peer has closed: write before the loop can read, so that the write fails, and wait for the end."""
+    with contextlib.suppress(OSError):  # the first write to a TCP peer that has closed only gets a reset back
+        os.write(made._transport.get_extra_info("socket").fileno(), PING)
+    made.send(PING)
+    made._flush()
+    async with asyncio.timeout(PATIENCE_S):
+        await made.gone.wait()
+
+
+@PAIRS
+async def test_a_write_that_fails_leaves_what_the_peer_has_said(pair):
+    async with half(pair=pair) as (made, there):
+        answered, begun, other = (asked(made) for _ in range(3))
+        while there.recv(1 << 16)[-len(request(3)) :] != request(3):
+            pass
+        accepted = f.frame(f.ACCEPT, 0, f.UINT64.pack(1) + f.UINT64.pack(2))
+        there.send(accepted + f.frame(f.BATCH, 1, f.array_of([b"\x01", b"\x02"])) + f.frame(f.DATA, 1, b"\x03", f.END))
+        there.close()
+        await written_in_vain(made)
+        assert await numbers(answered) == [1, 2, 3]
+        assert answered.lost is None
+        assert (begun.accepted, begun.lost) == (True, made.lost)
+        assert (other.accepted, other.lost) == (False, made.lost)
+        assert not made.torn
+
+
+@PAIRS
+async def test_a_write_that_fails_leaves_the_rest_of_a_large_item(pair):
+    async with half(pair=pair) as (made, there):
+        there.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        stream = asked(made)
+        body = bytes(range(256)) * 400
+        first = f.frame(f.DATA, 1, f.UINT64.pack(len(body)) + body[:1000], f.MORE)
+        last = f.frame(f.DATA, 1, body[1000:], f.END)
+        there.send(first + last[:5000])
+        async with asyncio.timeout(PATIENCE_S):
+            while not made.direct:
+                await asyncio.sleep(0)
+        assert there.recv(1 << 16)
+        assert there.send(last[5000:]) == len(last) - 5000
+        there.close()
+        await written_in_vain(made)
+        assert await bodies(stream) == [body]
+
+
+async def test_words_behind_which_the_protocol_is_broken_are_not_the_last(caplog):
+    async with half() as (made, there):
+        stream = asked(made)
+        there.send(f.frame(f.ACCEPT, 0, f.UINT64.pack(1)) + f.frame(99, 1) + f.frame(f.DATA, 1, b"\x01", f.END))
+        there.close()
+        await written_in_vain(made)
+        assert stream.accepted
+        assert made.torn
+        assert "Broken pipe" in made.lost
+
+
+@pytest.mark.parametrize("read_first", [True, False])
+async def test_after_a_reset_nobody_knows_what_was_under_way(read_first):
+    async with half(pair=tcp_pair) as (made, there):
+        stream = asked(made)
+        there.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOTHING)
+        there.close()
+        if not read_first:
+            made.send(PING)
+            made._flush()
+        async with asyncio.timeout(PATIENCE_S):
+            await made.gone.wait()
+        assert made.torn
+        assert stream.lost == made.lost
+        assert made.unsent == set()
+
+
+async def test_after_a_reset_it_is_known_which_requests_never_left():
+    async with half(pair=tcp_pair) as (made, there):
+        sent, whole, part, waiting = asked(made), *(made.open_stream(end) for end in (False, False, True))
+        for each in (sent, whole, part, waiting):
+            each.owner = Asking()
+        prefix = f.REQUEST_PREFIX.pack(1, 2, 1.0, 1, 0)
+        await whole.send(prefix, [memoryview(bytes(20_000))], f.END, f.REQUEST)
+        sending = asyncio.ensure_future(part.send(prefix, [memoryview(bytes(50_000_000))], f.END, f.REQUEST))
+        async with asyncio.timeout(PATIENCE_S):
+            while not made.paused:
+                await asyncio.sleep(0)
+        made.send(request(waiting.id))
+        there.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOTHING)
+        there.close()
+        async with asyncio.timeout(PATIENCE_S):
+            await made.gone.wait()
+            await sending
+        assert made.torn
+        assert [each.owner.left for each in (sent, whole, part, waiting)] == [True, True, False, False]
+
+
+async def test_what_became_of_a_request_is_forgotten_with_it():
+    async with half() as (made, _):
+        prefix = f.REQUEST_PREFIX.pack(1, 2, 1.0, 1, 0)
+        sending = asyncio.ensure_future(
+            made.open_stream(False).send(prefix, [memoryview(bytes(9_000_000))], f.END, f.REQUEST)
+        )
+        async with asyncio.timeout(PATIENCE_S):
+            while not made.unsent:
+                await asyncio.sleep(0)
+        sending.cancel()
+        await asyncio.wait([sending])
+        assert made.unsent == set()
+
+
+@PAIRS
+async def test_an_end_takes_nothing_that_was_under_way(pair):
+    async with half(pair=pair) as (made, there):
+        stream = asked(made)
+        there.recv(1 << 16)
+        there.shutdown(socket.SHUT_WR)
+        async with asyncio.timeout(PATIENCE_S):
+            await made.gone.wait()
+        assert stream.lost == "the peer closed the connection"
+        assert not made.torn
+
+
+async def test_nothing_more_is_begun_for_a_client_that_is_gone():
+    requests: list = []
+    async with half(lambda *request: requests.append(request)) as (made, there):
+        there.send(request(1))
+        there.close()
+        await written_in_vain(made)
+        assert requests == []

@@ -109,6 +109,76 @@ async def test_a_living_worker_keeps_its_socket(trd_dir):
         assert await numbers(await caller.call(service.address, b"count 1")) == [0]
 
 
+async def test_of_two_workers_that_start_on_one_path_at_a_moment_one_gets_it(trd_dir, monkeypatch):
+    path = trd_dir / "w.sock"
+    claimed: list = []
+    chmod = os.chmod
+
+    def another_is_faster(name, mode):
+        chmod(name, mode)
+        if not claimed:
+            claimed.append(None)
+            claimed[0] = unix._claim(path)
+
+    monkeypatch.setattr(unix.os, "chmod", another_is_faster)
+    with pytest.raises(OSError, match="another worker listens there") as caught:
+        unix._claim(path)
+    assert caught.value.errno == errno.EADDRINUSE
+    sock, inode = claimed[0]
+    assert path.stat().st_ino == inode
+    assert os.listdir(trd_dir) == ["w.sock"]
+    assert not unix._is_dead(path)
+    sock.close()
+    path.unlink()
+
+
+async def test_a_dead_socket_that_another_worker_has_replaced_meanwhile_is_left(trd_dir, monkeypatch):
+    path = dead_socket(trd_dir / "w.sock")
+    is_dead = unix._is_dead
+    claimed: list = []
+
+    def another_is_faster(name):
+        answer = is_dead(name)
+        if not claimed:
+            claimed.append(None)
+            claimed[0] = unix._claim(path)
+        return answer
+
+    monkeypatch.setattr(unix, "_is_dead", another_is_faster)
+    with pytest.raises(OSError, match="another worker listens there"):
+        unix._claim(path)
+    sock, inode = claimed[0]
+    assert path.stat().st_ino == inode
+    assert os.listdir(trd_dir) == ["w.sock"]
+    assert not is_dead(path)
+    sock.close()
+    path.unlink()
+
+
+async def test_a_dead_socket_that_another_worker_removes_meanwhile_is_in_nobodys_way(trd_dir, monkeypatch):
+    path = dead_socket(trd_dir / "w.sock")
+
+    def another_is_faster(name):
+        path.unlink(missing_ok=True)
+        return False
+
+    monkeypatch.setattr(unix, "_is_dead", another_is_faster)
+    sock, inode = unix._claim(path)
+    assert path.stat().st_ino == inode
+    sock.close()
+    path.unlink()
+
+
+async def test_where_there_are_no_hard_links_a_socket_is_renamed(trd_dir, monkeypatch):
+    def link(source, target):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(unix.os, "link", link)
+    async with serving(f"unix://{trd_dir}/w.sock") as service, calling() as caller:
+        assert await numbers(await caller.call(service.address, b"count 1")) == [0]
+        assert os.listdir(trd_dir) == ["w.sock"]
+
+
 async def test_a_file_in_the_way_is_left(trd_dir):
     path = trd_dir / "w.sock"
     path.write_text("precious")

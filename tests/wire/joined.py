@@ -7,6 +7,7 @@ from typing import Any
 
 from triton_distributed.errors import RemoteProtocolError
 from triton_distributed.wire import frames as f
+from triton_distributed.wire.authentication import Authentication
 from triton_distributed.wire.connection import Connection
 from triton_distributed.wire.decoder import Frame, FrameDecoder
 from triton_distributed.wire.hello import Hello, hello_frame
@@ -41,8 +42,15 @@ class End(Connection):
 
     stream_type = Noted
 
-    def __init__(self, hello: Hello | None = None, *, window: int = WINDOW, session_window: int = 1 << 26) -> None:
-        super().__init__(hello or Hello(window=window), window, session_window)
+    def __init__(
+        self,
+        hello: Hello | None = None,
+        *,
+        window: int = WINDOW,
+        session_window: int = 1 << 26,
+        authentication: Authentication | None = None,
+    ) -> None:
+        super().__init__(hello or Hello(window=window), window, session_window, authentication)
         self.budget = session_window
         self.requests: list[tuple[Any, ...]] = []
         self.goaways: list[tuple[int, str]] = []

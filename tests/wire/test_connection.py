@@ -127,6 +127,9 @@ OUT_OF_ORDER = [
     pytest.param(f.frame(255, 0), "kind 255 came on the session itself", id="kind 255"),
     pytest.param(f.frame(f.PING, 0, bytes(65)), "PING has at most 64 bytes", id="a large ping"),
     pytest.param(f.frame(f.GOAWAY, 0), "kind 11 came on the session itself", id="a goaway without code"),
+    pytest.param(
+        f.frame(f.AUTH, 0, bytes(99)), "kind 14 came on the session itself", id="a proof that nobody asked for"
+    ),
     pytest.param(f.frame(f.ACCEPT, 0, bytes(7)), "ACCEPT frame holds 8 bytes", id="half an accept"),
     pytest.param(f.frame(f.DATA, 5, b"\x01"), "stream 5, which nobody opened", id="an item from nowhere"),
     pytest.param(f.frame(f.CANCEL, 5), "stream 5, which nobody opened", id="a cancel from nowhere"),
@@ -168,9 +171,13 @@ def test_what_breaks_the_protocol(data, says):
         pytest.param(f.frame(f.PING, 0), "first frame is not a hello", id="a ping"),
         pytest.param(f.frame(f.DATA, 3), "first frame is not a hello", id="an item"),
         pytest.param(f.frame(f.HELLO, 1), "first frame is not a hello", id="a hello on a stream"),
+        pytest.param(f.frame(f.GOAWAY, 0), "first frame is not a hello", id="a goaway without code"),
+        pytest.param(f.coded(f.GOAWAY, 0, 1, b"no \x1b[31m\xff\n!"), r"^no \?\[31m.\?!$", id="a goaway at once"),
+        pytest.param(f.coded(f.GOAWAY, 0, 1, b"w" * 4000), "^w{500}$", id="a long goaway at once"),
+        pytest.param(f.frame(f.AUTH, 0, bytes(99)), "first frame is not a hello", id="a proof"),
         pytest.param(f.frame(f.HELLO, 0, b"NATS"), "does not speak this protocol", id="a hello of somebody else"),
         pytest.param(b"GET / HTTP/1.1\r\n\r\n", "not this protocol", id="HTTP"),
-        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(20), "not a hello|not this", id="TLS"),
+        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(20), "the peer speaks TLS", id="TLS"),
         pytest.param(hello_frame(Hello(version=7, lowest=5)), r"speaks 1 to 1, the peer 5 to 7", id="a later version"),
         pytest.param(
             hello_frame(Hello(version=0, lowest=0)), r"speaks 1 to 1, the peer 0 to 0", id="an earlier version"

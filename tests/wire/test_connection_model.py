@@ -19,6 +19,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from tests.wire.joined import FOREVER, End, Noted
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import fragments
+from triton_distributed.wire.authentication import Authentication
 from triton_distributed.wire.states import State
 from triton_distributed.wire.window import FRAME_COST, SLACK
 
@@ -58,19 +59,28 @@ class Pair:
 class TwoConnections(RuleBasedStateMachine):
     streams = Bundle("streams")
 
-    @initialize(small=st.booleans())
-    def greet(self, small: bool) -> None:
+    @initialize(small=st.booleans(), token=st.booleans())
+    def greet(self, small: bool, token: bool) -> None:
         budget = 4096 * 20 if small else BUDGET
-        self.client, self.server = End(window=WINDOW, session_window=budget), End(window=WINDOW, session_window=budget)
+        self.client, self.server = (
+            End(
+                window=WINDOW,
+                session_window=budget,
+                authentication=Authentication(b"a token", challenge * 32, dialer) if token else None,
+            )
+            for challenge, dialer in ((b"c", True), (b"s", False))
+        )
         self.up, self.down = bytearray(), bytearray()
         self.pairs: list[Pair] = []
         self.numbers = 0
         for end in (self.client, self.server):
             end.greet()
-        self.flush(True)
-        self.flush(False)
-        self.deliver(True, 10_000)
-        self.deliver(False, 10_000)
+        for _ in range(3 if token else 1):  # hellos, the client's proof, the server's
+            self.flush(True)
+            self.flush(False)
+            self.deliver(True, 10_000)
+            self.deliver(False, 10_000)
+        assert [len(each.hellos) for each in (self.client, self.server)] == [1, 1]
 
     def item(self, size: int) -> bytes:
         self.numbers += 1

@@ -35,6 +35,7 @@ def test_the_numbers_of_kinds_and_codes_stay():
         "GOAWAY": 11,
         "PING": 12,
         "PONG": 13,
+        "AUTH": 14,
     }
     assert [each.name for each in ErrorCode] == ["HANDLER", "INVALID", "DEADLINE", "TOO_LARGE", "CANCELLED"]
     assert [each.name for each in RejectCode] == ["OVERLOADED", "DRAINING", "UNKNOWN"]

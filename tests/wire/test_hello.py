@@ -22,7 +22,15 @@ def said(**fields) -> bytes:
     [
         Hello(),
         Hello(
-            version=3, lowest=2, agent="x", max_message=1 << 40, max_streams=0, window=1, nonce=2**63, features=["a"]
+            version=3,
+            lowest=2,
+            agent="x",
+            max_message=1 << 40,
+            max_streams=0,
+            window=1,
+            nonce=2**63,
+            features=["a"],
+            challenge=bytes(32),
         ),
     ],
     ids=["defaults", "all fields"],

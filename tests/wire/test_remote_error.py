@@ -471,3 +471,50 @@ def test_class_of_the_callers_program_is_found_in_a_fresh_process() -> None:
     )
     assert done.stderr == ""
     assert done.stdout.split()[1] == "CalledProcessError"
+
+
+class OwnGroup(ExceptionGroup[Exception]):
+    pass
+
+
+@pytest.mark.parametrize("kind", [ExceptionGroup, OwnGroup])
+def test_a_group_arrives_as_one_and_except_star_finds_its_parts(kind: Any) -> None:
+    inner = ExceptionGroup("inner", [ValueError(3), PlainError("mine")])
+    got = travel(kind("several", [KeyError("a"), OSError(2, "gone"), inner]))
+    assert isinstance(got, kind)
+    assert isinstance(got, RemoteError)
+    assert str(got) == f"{kind.__name__}: several (3 sub-exceptions)"
+    found = []
+    try:
+        raise got
+    except* KeyError as group:
+        found += [type(each).__mro__[1:3] and each.args for each in group.exceptions]
+    except* OSError as group:
+        found += [each.errno for each in group.exceptions]
+    except* PlainError as group:
+        found.append(group.exceptions[0].exceptions[0].args)
+    except* ValueError as group:
+        found.append(group.exceptions[0].exceptions[0].args)
+    assert found == [("a",), 2, ("mine",), (3,)] or found == [("a",), 2, ("mine",)]
+    again = decode_error(encode_error(got), instance_id=8, request_id="r-2")
+    assert isinstance(again, kind)
+    assert [type(each).__name__ for each in again.exceptions] == ["RemoteError"] * 3
+    assert isinstance(again.exceptions[1], FileNotFoundError)
+
+
+def test_a_group_of_too_many_is_bounded() -> None:
+    got = travel(ExceptionGroup("many", [ExceptionGroup("m", [KeyError(n)] * 10) for n in range(1000)]))
+    assert isinstance(got, ExceptionGroup)
+    assert len(got.exceptions) <= remote_error.MAX_PARTS
+
+
+@pytest.mark.parametrize("text", ["x" * 200_000, "\N{PILE OF POO}" * 40_000, "\udc80" * 40_000])
+def test_an_error_that_is_too_large_keeps_its_type(text: str) -> None:
+    raised = KeyError(text)
+    for _ in range(8):
+        raised.add_note(text)
+    group = ExceptionGroup(text, [raised] * 30)
+    for each, kind in ((raised, KeyError), (group, ExceptionGroup)):
+        data = encode_error(caught(each))
+        assert len(data) <= remote_error.MAX_ERROR
+        assert isinstance(decode_error(data, instance_id=1, request_id=""), kind)

@@ -116,6 +116,18 @@ def test_a_message_larger_than_one_credit_can_say_is_granted_by_several():
     assert total <= sum(amounts) <= total + WINDOW
 
 
+def test_credit_beyond_what_one_frame_can_say():
+    client, server = joined()
+    mine, theirs = opened(client, server, end=False)
+    before = mine.credit + theirs._owed
+    theirs.read(3 * 2**32 + 5, at_once=True)
+    frames = server.written()
+    assert [each[0] for each in frames] == [f.CREDIT] * 4
+    for kind, flags, number, payload in frames:
+        client.take(f.frame(kind, number, payload, flags))
+    assert mine.credit == before + 3 * 2**32 + 5
+
+
 def test_no_credit_for_a_peer_that_has_ended():
     client, server = joined(window=8192)
     mine, theirs = opened(client, server)

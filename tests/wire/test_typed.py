@@ -264,7 +264,7 @@ def test_malformed_bodies_are_no_invalid_requests(hint: Any, body: bytes) -> Non
         (list[float], collections.UserList([1.0]).data),
         (Prompt, {"text": "x"}),
         (str, Colour.RED),
-        (bytes, memoryview(bytes(BIG))),
+        pytest.param(bytes, memoryview(bytes(BIG)), id="bytes-a large memoryview"),
     ],
     ids=str,
 )

@@ -125,7 +125,7 @@ def _say_ready(instance: Instance, config: Config) -> None:
     if config.discovery == "static":
         id = static_id(instance.endpoint, instance.addresses)  # the one under which clients know the list's entry
     with contextlib.suppress(OSError):  # whoever started it may not listen any more
-        print(f"ready: serving {instance.endpoint} as instance {id} at {instance.addresses[0]}", flush=True)
+        print(f"ready: serving {instance.endpoint} as instance {id} at {','.join(instance.addresses)}", flush=True)
 
 
 def _cannot_listen(error: OSError, config: Config) -> Failure:

@@ -1,5 +1,5 @@
 """Where instances are registered and watched. A backend is imported by its module's path, where it is chosen."""
 
-from triton_distributed.discovery.base import Added, Change, Discovery, Removed, Sink, Snapshot, Watch
+from triton_distributed.discovery.base import Added, Change, Discovery, Marking, Removed, Sink, Snapshot, Watch
 
-__all__ = ["Added", "Change", "Discovery", "Removed", "Sink", "Snapshot", "Watch"]
+__all__ = ["Added", "Change", "Discovery", "Marking", "Removed", "Sink", "Snapshot", "Watch"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from triton_distributed.names import EndpointName, Instance
 
@@ -75,6 +75,21 @@ class Discovery(Protocol):
 
     async def close(self) -> None:
         """Withdraw what was registered here, stop the watches, release everything. Closing twice is harmless."""
+
+
+@runtime_checkable
+class Marking(Protocol):
+    """What a discovery can do beside that whose records can be changed without the event loop."""
+
+    def mark(self, instance: Instance, busy: bool) -> None:
+        """Publish that an instance is busy, or no longer. From any thread, also while the event loop is stuck.
+
+        Nothing happens where the instance is not registered here, where somebody else has replaced it, or where that is
+        published already. What was registered stays registered; registering it again says that it is not busy.
+
+        Raises:
+            DiscoveryError: it cannot be published now; what was published before stays.
+        """
 
 
 def same(one: Instance, other: Instance) -> bool:

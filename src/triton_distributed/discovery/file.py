@@ -21,6 +21,7 @@ import asyncio
 import errno
 import logging
 import os
+import threading
 from weakref import WeakSet
 
 from triton_distributed.discovery import inotify, record
@@ -46,6 +47,7 @@ _MAX_TROUBLES = 64  # texts that were said and are not said again: there are few
 # to the patrol.
 _LOOK_AGAIN_S = (0.001, 0.02, 0.2, 0.7)
 
+_FOLDER_GONE = inotify.IN_DELETE_SELF | inotify.IN_IGNORED
 _FOLDER_CHANGED = inotify.IN_DELETE_SELF | inotify.IN_MOVE_SELF | inotify.IN_IGNORED | inotify.IN_Q_OVERFLOW
 
 
@@ -75,6 +77,9 @@ class FileDiscovery:
         self._looked_at_all = False
         self._watchers = Watchers()
         self._census = Census(self._folder, self._watchers, self._complain)
+        # Around each change of `_held`, because `mark` is called from another thread. Whoever holds it writes one small
+        # file at most, so the loop waits for that long.
+        self._owning = threading.Lock()
         self._held: dict[str, HeldRecord] = {}
         self._look_again: dict[str, asyncio.TimerHandle] = {}
         _alive.add(self)
@@ -92,8 +97,9 @@ class FileDiscovery:
         except record.BadRecord as error:
             raise DiscoveryError(BACKEND, self.where, f"cannot register {instance.endpoint}: {error}") from error
         key = record.key(instance.endpoint, instance.id)
-        held = self._write(key, data)
-        replaced, self._held[key] = self._held.get(key), held
+        with self._owning:
+            held = self._write(key, data)
+            replaced, self._held[key] = self._held.get(key), held
         if replaced is None:
             self._census.want(instance.endpoint)
         else:
@@ -102,12 +108,27 @@ class FileDiscovery:
 
     async def withdraw(self, instance: Instance) -> None:
         key = record.key(instance.endpoint, instance.id)
-        held = self._held.pop(key, None)
+        with self._owning:
+            held = self._held.pop(key, None)
         if held is None:
             return
         held.withdraw()
         self._look(key)
         self._census.unwant(instance.endpoint)
+
+    def mark(self, instance: Instance, busy: bool) -> None:
+        key = record.key(instance.endpoint, instance.id)
+        with self._owning:
+            held = self._held.get(key)
+            if held is None or self._closed:
+                return
+            data = record.marked(held.data, busy, os.getpid())
+            if data == held.data or self._in_place(held) is None:
+                return
+            # As a registration again: the new record is locked before it takes the old one's place, so nobody ever sees
+            # a dead one. The kernel tells the watchers.
+            self._held[key] = self._write(key, data)
+            held.release()
 
     async def watch(self, endpoint: EndpointName | None, sink: Sink) -> Watch:
         self._start()
@@ -129,9 +150,10 @@ class FileDiscovery:
         if not self._closed:
             self._closed = True
             self._watchers.close()
-            for held in self._held.values():
-                held.withdraw()
-            self._held.clear()
+            with self._owning:
+                for held in self._held.values():
+                    held.withdraw()
+                self._held.clear()
             self._census.clear()
             for handle in self._look_again.values():
                 handle.cancel()
@@ -151,6 +173,7 @@ class FileDiscovery:
         touched.
         """
         self._closed = True
+        self._owning = threading.Lock()  # a thread that the child does not have may have held the parent's
         self._held.clear()
         self._patrol = None
         self._look_again.clear()
@@ -222,6 +245,8 @@ class FileDiscovery:
                 self._look_later(key, 0)
         if folder & _FOLDER_CHANGED:
             self._patrol_now.set()
+        if folder & _FOLDER_GONE:
+            self._identity = None  # a new folder may be given the number of the old one
 
     def _look_later(self, key: str, attempt: int) -> None:
         def again() -> None:
@@ -282,7 +307,10 @@ class FileDiscovery:
         try:
             private_folder(self._directory, self.where)
             private_folder(self._folder, self.where)
-            self._held[key] = self._write(key, held.data)
+            with self._owning:
+                if self._held.get(key) is not held:
+                    return  # `mark` has just written it
+                self._held[key] = self._write(key, held.data)
         except DiscoveryError as error:
             self._complain(f"a record was deleted and cannot be written again yet: {error}")
             return
@@ -308,8 +336,9 @@ class FileDiscovery:
                 self._looked_at_all = True
                 if loop.time() - touched > _TOUCH_S:
                     touched = loop.time()
-                    for held in self._held.values():
-                        held.touch()
+                    with self._owning:
+                        for held in self._held.values():
+                            held.touch()
             except (DiscoveryError, OSError) as error:
                 self._complain(str(error))  # what is known stays, the next round tries again
             if not self._troubled:

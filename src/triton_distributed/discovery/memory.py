@@ -67,6 +67,9 @@ class MemoryDiscovery:
             del self._hub.entries[key]
             self._hub.watchers.publish(Removed(*key))
 
+    def mark(self, instance: Instance, busy: bool) -> None:
+        """Nothing: who would hear of it waits for the same loop."""
+
     async def watch(self, endpoint: EndpointName | None, sink: Sink) -> Watch:
         hub = self._open()
         present = [instance for _, instance in hub.entries.values()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -34,6 +35,7 @@ class _Record(msgspec.Struct):
     addresses: tuple[str, ...]
     host: str = ""
     metadata: dict[str, Any] = {}
+    busy: bool | msgspec.UnsetType = msgspec.UNSET  # written only where it is true: nearly never
     pid: int = 0  # for a person who reads the file; nothing decides by it
 
 
@@ -57,6 +59,7 @@ def encode(instance: Instance, pid: int = 0) -> bytes:
         addresses=instance.addresses,
         host=instance.host,
         metadata=dict(instance.metadata),
+        busy=instance.busy or msgspec.UNSET,
         pid=pid,
     )
     try:
@@ -100,9 +103,14 @@ def decode(data: bytes) -> Instance:
         if record.version != _VERSION:
             raise BadRecord(f"written in version {record.version}, this program reads version {_VERSION}")
         endpoint = EndpointName(record.namespace, record.component, record.endpoint)
-        return Instance(endpoint, record.id, record.addresses, record.host, record.metadata)
+        return Instance(endpoint, record.id, record.addresses, record.host, record.metadata, record.busy is True)
     except (msgspec.DecodeError, InvalidName, UnicodeDecodeError, RecursionError) as error:
         raise BadRecord(str(error)) from error
+
+
+def marked(data: bytes, busy: bool, pid: int = 0) -> bytes:
+    """What `encode` wrote, with another word on whether the instance is busy."""
+    return encode(replace(decode(data), busy=busy), pid)
 
 
 def prefix(endpoint: EndpointName) -> str:

@@ -97,7 +97,7 @@ def _address(entry: str, text: str) -> str:
         raise ConfigError(SETTING, entry, f"{text!r} is not an address: {_FORM}")
     if scheme == "unix" and rest.startswith("/"):
         return text
-    if scheme == "memory" and rest:
+    if scheme in ("memory", "nats") and rest:
         return text
     host, mark, port = rest.rpartition(":")
     if scheme == "tcp" and mark and host and port.isascii() and port.isdecimal() and 0 < int(port) <= 65535:

@@ -24,6 +24,7 @@ from triton_distributed.routing.policies import Policy
 from triton_distributed.runtime.annotated import Annotated
 from triton_distributed.runtime.context import Context
 from triton_distributed.runtime.dispatch import Dispatch
+from triton_distributed.runtime.resuming import Resumption, unpaired
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.codec import Message, decode
 from triton_distributed.wire.remote_error import decode_error
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("triton_distributed.runtime")
 
+NO_BUDGET = "so many calls failed that this one is not sent again: see routing.budget"
 _OK = int(Outcome.OK)
 _INFINITE = float("inf")
 _NOTHING: Iterator[Any] = iter(())
@@ -68,6 +70,7 @@ class Call:
         "_metadata",
         "_outcome",
         "_request_id",
+        "_resumption",
         "_timer",
         "body",
         "deadline",
@@ -100,6 +103,7 @@ class Call:
         metadata: bytes,
         request_id: str | None,
         idempotent: bool,
+        resumption: Resumption | None,
     ) -> None:
         self._client = client
         self.request = request
@@ -111,6 +115,7 @@ class Call:
         self._metadata = metadata
         self._request_id = request_id
         self._idempotent = idempotent
+        self._resumption = resumption
         self._error: BaseException | None = None  # what ended the call
         self.stopping = False
         self._outcome: int | None = None
@@ -203,9 +208,16 @@ class Call:
         if self._outcome is not None or stream is not self.stream or self.instance is None:
             return
         if stream.lost is not None:
-            began = stream.accepted or stream.inbox or self.received
-            if began and not (self._idempotent and not self.received and not stream.inbox):
-                self._fail_incomplete(stream.lost)
+            session = stream.connection
+            began = bool(stream.accepted or stream.inbox or self.received)
+            # What would tell may have been lost with the connection; a request that never left tells it too.
+            possible = began or (session.torn and stream.id not in session.unsent)
+            if possible and self._resumption is not None:
+                self._resumption.lost = (session.address, stream.lost)  # see `take`: the inbox comes first
+            elif possible and not (self._idempotent and not self.received and not stream.inbox):
+                self._fail_incomplete(stream.lost, began)
+            elif possible and not self._client.may_retry():
+                self._fail_incomplete(f"{stream.lost}; {NO_BUDGET}", began)
             else:
                 self._elsewhere([(stream.connection.address, stream.lost)])
             return
@@ -215,12 +227,21 @@ class Call:
         kind, code, detail = stream.failure
         if kind == f.REJECT:
             words = detail.decode("utf-8", "replace")
+            path, tries = self._client.view.name.path, len(self.dispatch.tried) + 1 if self.dispatch is not None else 1
             refusal: Exception | None = None
-            if code != f.RejectCode.UNKNOWN:
-                kind_of = Draining if code == f.RejectCode.DRAINING else Overloaded
-                tries = len(self.dispatch.tried) + 1 if self.dispatch is not None else 1
-                refusal = kind_of(self._client.view.name.path, self.instance.id, words, tries)
+            if code == f.RejectCode.OVERLOADED:
+                words, retry_after_s = f.read_overloaded(detail)
+                refusal = Overloaded(path, self.instance.id, words, tries, retry_after_s)
+                if not self._client.may_retry():
+                    self.fail(refusal, Outcome.REFUSED)
+                    return
+            elif code == f.RejectCode.UNKNOWN:
+                self._client.view.disowned(self.instance.id)
+            elif code == f.RejectCode.DRAINING:
+                refusal = Draining(path, self.instance.id, words, tries)
             self._elsewhere([(stream.connection.address, words)], refusal)
+        elif code == f.ErrorCode.CANCELLED and self._resumption is not None:
+            self._resumption.lost = (stream.connection.address, detail.decode("utf-8", "replace"))
         else:
             self.fail(*self._told(code, detail))
 
@@ -234,7 +255,7 @@ class Call:
             return decode_error(detail, instance_id=instance.id, request_id=self.request_id), Outcome.ERROR
         words = detail.decode("utf-8", "replace")
         if code == f.ErrorCode.INVALID:
-            return InvalidRequest("", words.removeprefix("Invalid request: ")), Outcome.INVALID
+            return InvalidRequest(target, words.removeprefix("Invalid request: ")), Outcome.INVALID
         if code == f.ErrorCode.DEADLINE:
             return DeadlineExceeded(target, self.timeout_s or 0.0), Outcome.DEADLINE
         return (
@@ -261,7 +282,7 @@ class Call:
 
     # its end
 
-    def _fail_incomplete(self, reason: str) -> None:
+    def _fail_incomplete(self, reason: str, began: bool = True) -> None:
         assert self.instance is not None
         assert self.stream is not None
         error = StreamIncomplete(
@@ -270,6 +291,7 @@ class Call:
             self.stream.connection.address,
             reason,
             self.received,
+            began,
         )
         self.fail(error, Outcome.LOST)
 
@@ -314,8 +336,8 @@ class Call:
         if self._outcome is None:
             if self.stream is not None:
                 self.stream.abort(f.CANCEL)
-            target = self.target
-            self.fail(DeadlineExceeded(target, self.timeout_s or 0.0), Outcome.DEADLINE)
+            attempts = self.dispatch.attempts if self.dispatch is not None else ()
+            self.fail(DeadlineExceeded(self.target, self.timeout_s or 0.0, attempts), Outcome.DEADLINE)
             if self.dispatch is not None:
                 self.dispatch.cancel()
 
@@ -364,16 +386,20 @@ class Call:
             except DecodeError:
                 self.leave()
                 raise
-            if kind != f.BATCH:
-                if flags & f.ANNOTATED:
-                    items = (Annotated(*items) if self._annotated else items[0],)
-                    self.received += 1
-                    self.items = iter(items)
-                    return True
+            if flags & f.CHECKPOINT or self._resumption is not None:
+                items = self._resumable(items, kind == f.BATCH, flags)
+            elif kind != f.BATCH:
                 items = (items,)
+            if flags & f.ANNOTATED:
+                items = [Annotated(*each) if self._annotated else each[0] for each in items]
+                self.received += len(items)
+                self.items = iter(items)
+                return True
             self.received += len(items)
             self.items = map(Annotated, items) if self._annotated else iter(items)
             return True
+        if self._outcome is None and self._resumption is not None and self._resumption.lost is not None:
+            self._go_on(self._resumption)
         if self._outcome is None:
             return False
         self.done = True
@@ -387,6 +413,33 @@ class Call:
             raise error
         finally:
             del error
+
+    def _resumable(self, items: Any, batch: bool, flags: int) -> Any:
+        """The items of a message that are new to the caller, where they may have tokens or some may be here already."""
+        tokens = None
+        try:
+            if flags & f.CHECKPOINT:
+                items, tokens = unpaired(items, batch)
+            elif not batch:
+                items = (items,)
+        except DecodeError:
+            self.leave()
+            raise
+        return items if self._resumption is None else self._resumption.received(items, tokens)
+
+    def _go_on(self, resumption: Resumption) -> None:
+        """The instance was lost, and what had come from it is read: another goes on behind the last token."""
+        assert resumption.lost is not None
+        address, reason = resumption.lost
+        assert self.instance is not None
+        error = StreamIncomplete(self.target, self.instance.id, address, reason, self.received)
+        if resumption.progress:
+            self.dispatch = None  # who failed before this instance answered may be tried again
+        elif not self._client.may_retry():
+            self._fail_incomplete(f"{reason}; {NO_BUDGET}")
+            return
+        self._metadata = resumption.go_on(self._metadata)
+        self._elsewhere([(address, reason)], error)
 
     def pending(self) -> asyncio.Future[None]:
         """What to await when `take` had nothing to say. Cancelled there, the reader calls `leave`."""
@@ -405,8 +458,20 @@ class Call:
             try:
                 await self.pending()
             except asyncio.CancelledError:
-                self.leave()
+                self.abandon()
                 raise
+
+    def abandon(self) -> None:
+        """Whoever read was cancelled: that cancels the handler, and who reads on must not take it for a clean end."""
+        if self._outcome is None and self.instance is not None and self.stream is not None:
+            self._error = StreamIncomplete(
+                self.target,
+                self.instance.id,
+                self.stream.connection.address,
+                "its reader was cancelled, e.g. by a timeout around a single item, which cancels the handler",
+                self.received,
+            )
+        self.leave()
 
     def discard(self) -> None:
         """Nobody will read: let the request run, and drop what it answers."""

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from triton_distributed.errors import NotUnary
 from triton_distributed.observe import Stats
+from triton_distributed.routing.budget import RetryBudget
 from triton_distributed.routing.policies import Policy, Random, RoundRobin, policy_named
 from triton_distributed.runtime.call import Call
-from triton_distributed.runtime.context import Context, current
+from triton_distributed.runtime.context import HIGHEST_PRIORITY, ID, LOWEST_PRIORITY, PRIORITY, Context, current
 from triton_distributed.runtime.directly import Directly
+from triton_distributed.runtime.hedging import Elsewhere, first_answer
 from triton_distributed.runtime.keys import endpoint_key
 from triton_distributed.runtime.responses import ResponseStream
+from triton_distributed.runtime.resuming import Resumption
 from triton_distributed.runtime.view import EndpointView
 from triton_distributed.wire.codec import encode
 from triton_distributed.wire.frames import SMALL
@@ -40,6 +43,11 @@ class Client:
         timeout: seconds for the whole call; a call within a handler inherits what is left of its own, if less.
         metadata: plain values by name that the handler finds in `context.metadata`.
         idempotent: the request may be given to a second instance when the first is lost before it answered.
+        resume: where the instance is lost in the middle of the stream, another goes on behind the last item to which
+            the handler gave a token (`context.checkpoint`); the caller sees one sequence. Items behind the last token
+            are made again and skipped by their number: a handler that gives none is started again from the beginning.
+        priority: -128 to 127; where requests wait for a place, those with a larger one are let in first. A call within
+            a handler has its request's, unless it says otherwise.
 
     Raises, from the call itself:
         ValueError: the timeout is no number of seconds, or the metadata is too large.
@@ -57,6 +65,7 @@ class Client:
         self.pool = runtime.pool
         self.where = runtime.discovery.where
         self.retries = runtime.config.retries
+        self._budget = RetryBudget(self.loop.time())
         self.stats = Stats()
         self._policy = policy_named(policy, runtime.rng)
         self._round_robin = self._policy if isinstance(self._policy, RoundRobin) else RoundRobin(runtime.rng)
@@ -78,26 +87,45 @@ class Client:
         """Call the instance of this id."""
         return self._call(request, Directly(self.view, int(instance_id)), annotated, **options)
 
-    async def call(self, request: Any, **options: Any) -> Any:
+    async def call(self, request: Any, *, hedge_after_s: float | None = None, **options: Any) -> Any:
         """Call and return the single value that the handler answers with.
 
         Args:
             request: and options: as above, `annotated` excepted; `policy=` for another policy.
+            hedge_after_s: seconds after which a call that has not answered is sent to a second instance too; the first
+                answer counts and the other handler is cancelled. Only with `idempotent=True`, and out of the same
+                budget as retries.
 
         Raises:
             NotUnary: it answered with no item, or with more than one.
+            ValueError: a hedged call that is not idempotent.
         """
-        call = self._start(request, options.pop("policy", None) or self._policy, False, **options)
+        policy = options.pop("policy", None) or self._policy
+        call = self._start(request, policy, False, **options)
+        if hedge_after_s is None:
+            return await self._answer(call)
+        if not options.get("idempotent"):
+            call.leave()
+            raise ValueError("hedge_after_s= may run two handlers: say idempotent=True where that does no harm")
+
+        def second() -> Call | None:
+            if len(self.view.candidates) < 2 or not self.may_retry():
+                return None
+            return self._start(request, Elsewhere(policy, call), False, **options)
+
+        return await first_answer(call, hedge_after_s, second, self._answer)
+
+    async def _answer(self, call: Call) -> Any:
         found: list[Any] = []
         try:
             while True:
                 await call.next_message()
                 found.extend(call.items)
                 if len(found) > 1:
-                    raise NotUnary(f'endpoint "{self.view.name.path}"', len(found))
+                    raise NotUnary(call.target, len(found))
         except StopAsyncIteration:
             if not found:
-                raise NotUnary(f'endpoint "{self.view.name.path}"', 0) from None
+                raise NotUnary(call.target, 0) from None
             return found[0]
         finally:
             if not call.over:
@@ -115,26 +143,34 @@ class Client:
         timeout: float | None = None,
         metadata: Mapping[str, Any] | None = None,
         idempotent: bool = False,
+        priority: int | None = None,
+        resume: bool = False,
     ) -> Call:
         runtime = self._runtime
         if runtime.unusable:
             runtime.check("a call")
         if timeout is not None:
             timeout = _seconds(timeout)
+        if priority is not None and type(priority) is not int:
+            raise TypeError(f"priority={priority!r}: a whole number")
         more: AsyncIterator[Any] | None = None
         if request.__class__ not in _NO_STREAMS and isinstance(request, AsyncIterable):
+            if resume:
+                raise ValueError("resume=True: a request that is streamed cannot be sent a second time")
             more, body = aiter(request), b""
         else:
             body = encode(request, "request")  # type: ignore[assignment]
-        extra = _metadata(context, metadata) if context is not None or metadata else b""
         parent = context
         serving = current.get()
-        if serving is not None:
+        if serving is not None and not serving.over:
             if context is None:
                 parent = serving
+            if priority is None:
+                priority = serving.priority
             if serving.deadline is not None:
                 left = max(0.0, serving.deadline - self.loop.time())
                 timeout = left if timeout is None or left < timeout else timeout
+        extra = _metadata(context, metadata, priority) if context is not None or metadata or priority else b""
         call = Call(
             self,
             request,
@@ -148,6 +184,7 @@ class Client:
             metadata=extra,
             request_id=None if context is None else context.id(),
             idempotent=idempotent,
+            resumption=Resumption() if resume else None,
         )
         call.start()
         return call
@@ -158,9 +195,13 @@ class Client:
 
     instance_ids = endpoint_ids
 
-    def wait_for_endpoints(self) -> asyncio.Task[list[int]]:
-        """A task that is done once there is at least one instance; its result is their ids."""
+    def wait_for_endpoints(self) -> asyncio.Future[list[int]]:
+        """A future that is done once there is at least one instance; its result is their ids."""
         self._runtime.check("wait_for_instances")
+        if ids := self.endpoint_ids():
+            known: asyncio.Future[list[int]] = self.loop.create_future()
+            known.set_result(ids)
+            return known
         waiting = self.loop.create_task(self._wait())
         waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # quiet where nobody awaits it
         return waiting
@@ -168,12 +209,17 @@ class Client:
     wait_for_instances = wait_for_endpoints
 
     async def _wait(self) -> list[int]:
-        await self.view.wait()
+        await self.view.wait(self.where)
         return self.endpoint_ids()
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `work` in a task that the runtime owns."""
         return self._runtime.spawn(work)
+
+    def may_retry(self) -> bool:
+        """Whether a call may be sent again where that could multiply an outage; takes it off the budget."""
+        stats = self.stats
+        return self._budget.take(self.loop.time(), stats.inflight + sum(stats.ended), stats.inflight)
 
     @property
     def closing(self) -> bool:
@@ -188,13 +234,17 @@ class Client:
         return f"<Client of {self.view.name}, {len(self.view.table.instances)} instances, {self.stats!r}>"
 
 
-def _metadata(context: Context | None, metadata: Mapping[str, Any] | None) -> bytes:
+def _metadata(context: Context | None, metadata: Mapping[str, Any] | None, priority: int | None) -> bytes:
     values = {**(context.metadata if context is not None else {}), **(metadata or {})}
     for key in values:
-        if not isinstance(key, str):
-            raise TypeError(f"metadata has text for its keys, not {key!r}")
+        if not isinstance(key, str) or key[:1] == "\0":  # type: ignore[redundant-expr]
+            raise TypeError(f"metadata has text for its keys, which does not begin with a NUL: not {key!r}")
     if context is not None:
-        values["\0id"] = context.id()
+        values[ID] = context.id()
+    if priority:
+        if not LOWEST_PRIORITY <= priority <= HIGHEST_PRIORITY:
+            raise ValueError(f"priority={priority!r}: a whole number from {LOWEST_PRIORITY} to {HIGHEST_PRIORITY}")
+        values[PRIORITY] = priority
     data = encode(values, "metadata")
     if not isinstance(data, bytes) or len(data) > SMALL:
         raise ValueError(f"metadata has at most {SMALL:,} bytes: larger values belong into the request")

@@ -6,9 +6,12 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from triton_distributed.events import Event, Subscription, WorkQueue
+from triton_distributed.events.inbox import MAX_BYTES, MAX_EVENTS
 from triton_distributed.names import EndpointName, check_name, service_name
 from triton_distributed.routing.policies import Policy
 from triton_distributed.runtime.client import Client
+from triton_distributed.runtime.events import component_subject, namespace_subject
 
 if TYPE_CHECKING:
     from triton_distributed.runtime.distributed import DistributedRuntime
@@ -28,6 +31,20 @@ class Namespace:
             InvalidName: `name` cannot name one.
         """
         return Component(self._runtime, self.name, name)
+
+    def event_subject(self, name: str) -> str:
+        """The subject that events of this name are published under."""
+        return namespace_subject(self.name, name)
+
+    async def publish(self, name: str, payload: object) -> None:
+        """Publish an event of the whole namespace; see `Component.publish`."""
+        self._runtime.check("publish")
+        await self._runtime.events.publish(self.event_subject(name), payload)
+
+    def subscribe(self, name: str, *, max_events: int = MAX_EVENTS, max_bytes: int = MAX_BYTES) -> Subscription[Event]:
+        """Subscribe to events of the whole namespace; see `Component.subscribe`."""
+        self._runtime.check("subscribe")
+        return self._runtime.events.subscribe(name, self.event_subject(name), max_events, max_bytes)
 
     def __repr__(self) -> str:
         return f"<Namespace {self.name}>"
@@ -61,8 +78,54 @@ class Component:
         return service_name(self.namespace, self.name)
 
     def event_subject(self, name: str) -> str:
-        """The subject that events of this name are published under."""
-        return f"{self.service_name()}.events.{name}"
+        """The subject that events of this name are published under; see `names.subject_token` for unusual names."""
+        return component_subject(self.namespace, self.name, name)
+
+    async def publish(self, name: str, payload: object) -> None:
+        """Publish an event to everybody who has subscribed: at most once, in this runtime's order.
+
+        It waits for nobody who receives it: a subscriber that does not keep up loses events, and knows how many.
+
+        Args:
+            name: of the event, any name that could be a component's.
+            payload: whatever can be sent as a request.
+
+        Raises:
+            BrokerError: NATS is away and no more can wait for it.
+            ConfigError: the settings name nothing that carries events.
+            DiscoveryError: the private folder is not private.
+            MessageTooLarge: it is above `TRD_MAX_MESSAGE_BYTES`, or NATS' own `max_payload`.
+            TypeError, ValueError: the payload cannot travel.
+            ForkError, InvalidName, RuntimeClosed.
+        """
+        self._runtime.check("publish")
+        await self._runtime.events.publish(self.event_subject(name), payload)
+
+    def subscribe(self, name: str, *, max_events: int = MAX_EVENTS, max_bytes: int = MAX_BYTES) -> Subscription[Event]:
+        """Subscribe to events of this name; `async for event in …`, see `Subscription`.
+
+        Awaiting what is returned waits until whatever is published afterwards, anywhere, arrives.
+
+        Args:
+            max_events: that may wait unread; then the oldest give way and `subscription.dropped` counts them.
+            max_bytes: of them; a single event may be larger.
+
+        Raises (from the call): ConfigError, ForkError, InvalidName, RuntimeClosed, ValueError for a limit below 1.
+        Raises (from awaiting or reading): BrokerError, DiscoveryError.
+        """
+        self._runtime.check("subscribe")
+        return self._runtime.events.subscribe(name, self.event_subject(name), max_events, max_bytes)
+
+    def queue(self, name: str, *, ack_wait_s: float = 30.0, max_deliveries: int | None = None) -> WorkQueue:
+        """A work queue of this component, kept by NATS JetStream; no I/O. See `WorkQueue` for the arguments.
+
+        Raises:
+            ConfigError: `NATS_SERVER` is not set.
+            InvalidName: `name` cannot name one.
+            ValueError: a limit is not one.
+        """
+        self._runtime.check("queue")
+        return self._runtime.events.queue(self.namespace, self.name, name, ack_wait_s, max_deliveries)
 
     def __repr__(self) -> str:
         return f"<Component {self.namespace}/{self.name}>"
@@ -103,10 +166,12 @@ class Endpoint:
             OSError: the address to listen on cannot be bound.
             TypeError, ValueError: the handler or a limit is not one; raised by the call itself.
         """
-        if max_inflight is not None and max_inflight < 1:
-            raise ValueError(f"max_inflight={max_inflight}: at least 1, or None for no limit")
-        if max_queue < 0:
-            raise ValueError(f"max_queue={max_queue}: at least 0")
+        if max_inflight is not None and (type(max_inflight) is not int or max_inflight < 1):
+            raise ValueError(f"max_inflight={max_inflight!r}: a whole number of at least 1, or None for no limit")
+        if type(max_queue) is not int or max_queue < 0:
+            raise ValueError(f"max_queue={max_queue!r}: a whole number of at least 0")
+        if max_queue and max_inflight is None:
+            raise ValueError(f"max_queue={max_queue}: requests only wait where max_inflight= limits those that run")
         return self._runtime.serve(
             self.name,
             handler,
@@ -131,6 +196,29 @@ class Endpoint:
         """
         self._runtime.check("client")
         return self._runtime.event_loop().create_task(self._runtime.client(self.name, policy))
+
+    async def pause(self) -> None:
+        """Take this runtime's instance out of rotation: clients call others, and what still comes is served.
+
+        What runs goes on. Where it is the only instance that clients know, those that are connected call it still, as
+        they do whenever discovery lists nobody. Pausing twice is harmless.
+
+        Raises:
+            NotServed: this runtime does not serve the endpoint, or its registration is not through yet.
+            DiscoveryError: with static discovery, whose list is fixed.
+            ForkError, RuntimeClosed.
+        """
+        await self._runtime.set_listed(self.name, False)
+
+    async def resume(self) -> None:
+        """Put this runtime's instance back into rotation, under the id that it had. Resuming twice is harmless.
+
+        Raises:
+            NotServed: this runtime does not serve the endpoint, or its registration is not through yet.
+            DiscoveryError: it cannot be registered; it stays out.
+            ForkError, RuntimeClosed: also while the runtime drains.
+        """
+        await self._runtime.set_listed(self.name, True)
 
     def lease_id(self) -> int:
         """The instance id of this runtime, the same for all its endpoints."""

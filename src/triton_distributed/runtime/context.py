@@ -9,6 +9,10 @@ from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any, Protocol
 
+# Names of what travels with a request's metadata; a user's own cannot begin with a NUL.
+ID, PRIORITY, RESUME = "\0id", "\0p", "\0r"
+LOWEST_PRIORITY, HIGHEST_PRIORITY = -128, 127
+
 
 class Cancellable(Protocol):
     """A call made on behalf of a context."""
@@ -32,7 +36,11 @@ class Context:
     # Defaults stand on the class: one is made for every request, and few requests change any of them.
     metadata: Mapping[str, Any] = MappingProxyType({})
     deadline: float | None = None  # on the event loop's clock, seconds
+    priority: int = 0  # of the call: those with a larger one are let in first where requests wait
+    over = False  # the request was answered: what its handler has left running no longer acts for it
+    resume_token: Any = None  # where to go on behind, given by an earlier instance's `checkpoint`; None from the start
     _id: str | None = None
+    _pending_token: bytes | None = None
     _stopped = False
     _killed = False
     _waiters: list[asyncio.Future[None]] | None = None
@@ -54,7 +62,31 @@ class Context:
         """Seconds until the deadline, not below 0, or None where there is none."""
         if self.deadline is None:
             return None
-        return max(0.0, self.deadline - asyncio.get_running_loop().time())
+        return max(0.0, self.deadline - self.now())
+
+    def now(self) -> float:
+        """Seconds on the clock of `deadline`; asked in any thread."""
+        return asyncio.get_running_loop().time()
+
+    def checkpoint(self, token: Any) -> None:
+        """Attach a resume token to the next item: a call with `resume=True` that loses this instance behind that item
+        goes on with another, whose `resume_token` it is. Without a request being served, nothing happens.
+
+        Args:
+            token: any plain value that says where the stream goes on behind the next item, up to 64 KiB encoded.
+
+        Raises:
+            TypeError: it holds something that cannot travel.
+            ValueError: it is too large.
+        """
+
+    def take_token(self) -> bytes | None:
+        """The token that `checkpoint` was given in a thread since the last item."""
+        token, self._pending_token = self._pending_token, None
+        return token
+
+    def attach_token(self, token: bytes) -> None:
+        """On the loop's thread: the next item carries this encoded token."""
 
     def is_stopped(self) -> bool:
         """Whether the handler should finish by itself: the caller asked, or is gone."""

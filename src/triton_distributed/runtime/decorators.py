@@ -12,7 +12,7 @@ import msgspec
 
 from triton_distributed.errors import InvalidRequest
 from triton_distributed.runtime.distributed import DistributedRuntime
-from triton_distributed.runtime.handlers import CHECKS_ITSELF
+from triton_distributed.runtime.handlers import CHECKS_ITSELF, Misfit
 from triton_distributed.wire.codec import encode
 from triton_distributed.wire.typed import typed_checker, typed_decoder
 
@@ -47,20 +47,24 @@ def triton_endpoint(request_model: Any, response_model: Any) -> Callable[[Callab
     Args:
         request_model: the request, a JSON `str` or a dict, is parsed into it: a pydantic model, dataclass, Struct or
             any other type; a request that is one already is passed on.
-        response_model: what the handler answers with is checked against it.
+        response_model: what the handler answers with is checked against it, text excepted: programs answer with JSON
+            text, or with plain text beside a model, and nobody has ever looked at it.
 
     Raises (from the handler):
         ValueError: `Invalid request: …`, naming the field.
         TypeError: an answer does not fit `response_model`.
     """
     parse = _parser(request_model)
-    check = typed_checker(response_model)
+    check = _but_text(typed_checker(response_model))
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         def parsed(args: tuple[Any, ...]) -> tuple[Any, ...]:
             if not args:
-                raise InvalidRequest("", "the handler was called without a request")
-            return (*args[:-1], parse(args[-1]))
+                raise Misfit("", "the handler was called without a request")
+            try:
+                return (*args[:-1], parse(args[-1]))
+            except InvalidRequest as error:
+                raise Misfit(error.target, error.reason) from error
 
         wrapper: Callable[..., Any]
         if inspect.isasyncgenfunction(function):
@@ -100,6 +104,11 @@ def triton_endpoint(request_model: Any, response_model: Any) -> Callable[[Callab
         return wrapper
 
     return decorate
+
+
+def _but_text(check: Callable[[Any], object] | None) -> Callable[[Any], object] | None:
+    """The check, with text let through; what is no text still has to fit."""
+    return None if check is None else lambda item: None if isinstance(item, str) else check(item)
 
 
 def _parser(model: Any) -> Callable[[Any], Any]:

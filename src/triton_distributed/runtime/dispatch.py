@@ -30,12 +30,13 @@ class Dispatch:
         tried: ids of the instances that did not take it; at most `TRD_RETRIES` are tried after the first.
     """
 
-    __slots__ = ("_attempts", "_call", "_chosen", "_client", "_refusal", "_task", "sent", "tried")
+    __slots__ = ("_attempts", "_call", "_chosen", "_client", "_dialling", "_refusal", "_task", "sent", "tried")
 
     def __init__(self, call: Call, client: Client) -> None:
         self._call = call
         self._client = client
         self._chosen: Instance | None = None
+        self._dialling: Instance | None = None
         self._attempts: list[tuple[str, str]] = []
         self._refusal: Exception | None = None
         self._task: asyncio.Task[None] | None = None
@@ -66,6 +67,12 @@ class Dispatch:
         self._attempts += attempts
         self._refusal = refusal or self._refusal
 
+    @property
+    def attempts(self) -> list[tuple[str, str]]:
+        """(address, reason) of each that did not take it, and of the one that is being dialled."""
+        dialled = [(", ".join(self._dialling.addresses), "no connection yet")] if self._dialling is not None else []
+        return [*self._attempts, *dialled]
+
     def refused(self) -> Exception:
         """What to tell the caller when nobody is left to try."""
         return self._refusal or ConnectionFailed(self._call.target, self._attempts)
@@ -87,9 +94,12 @@ class Dispatch:
         while True:
             instance = self._chosen or self._choose()
             self._chosen = None
+            self._dialling = instance
             try:
                 session = await client.pool.connect(instance.addresses)
+                self._dialling = None
             except ConnectionFailed as error:
+                self._dialling = None
                 client.unreachable(instance.addresses)
                 self.note(instance, [*error.attempts])
                 continue
@@ -124,6 +134,8 @@ class Dispatch:
         rest = tuple(each for each in candidates if each.id not in self.tried)
         if not rest:  # none of those in rotation is left: one that is out may be better than nothing
             rest = tuple(each for each in client.view.table.instances if each.id not in self.tried)
+        if not rest and not candidates and self._refusal is None:
+            raise NoInstances(client.view.name.path, client.where)
         if not rest:
             raise self.refused()
         return call.policy(call.request, rest, client.load)

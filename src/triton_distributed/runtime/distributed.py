@@ -1,28 +1,29 @@
-"""DistributedRuntime: the composition root, the only place that names concrete backends."""
+"""DistributedRuntime: one process's part, put together from what `runtime.backends` chooses."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import platform
 import random
 from collections.abc import Callable, Coroutine, Mapping
-from pathlib import Path
 from typing import Any
 
-from triton_distributed import __version__
 from triton_distributed.config import Config
-from triton_distributed.discovery import Discovery
-from triton_distributed.discovery.file import FileDiscovery
-from triton_distributed.discovery.folder import private_folder
-from triton_distributed.discovery.memory import MemoryDiscovery
-from triton_distributed.discovery.static import StaticDiscovery
-from triton_distributed.errors import ConfigError, DiscoveryError, ForkError, RuntimeClosed
+from triton_distributed.discovery import Marking
+from triton_distributed.errors import DiscoveryError, ForkError, RuntimeClosed
 from triton_distributed.names import MAX_INSTANCE_ID, EndpointName, Instance
-from triton_distributed.observe import Stats
+from triton_distributed.observe import LoopStats, Stats, Watchdog
 from triton_distributed.routing.policies import Policy
+from triton_distributed.runtime.backends import (
+    make_discovery,
+    make_events,
+    make_nats,
+    make_networks,
+    make_tls,
+)
 from triton_distributed.runtime.client import Client
 from triton_distributed.runtime.component import Endpoint, Namespace
+from triton_distributed.runtime.events import RuntimeEvents
 from triton_distributed.runtime.fork import watch_forks
 from triton_distributed.runtime.handlers import Handler
 from triton_distributed.runtime.host import host_name
@@ -30,19 +31,17 @@ from triton_distributed.runtime.keys import endpoint_key
 from triton_distributed.runtime.prober import Prober
 from triton_distributed.runtime.served import ServedEndpoint
 from triton_distributed.runtime.server import Server
+from triton_distributed.runtime.sessions import Sessions
 from triton_distributed.runtime.signals import DrainSignals
 from triton_distributed.runtime.threads import HandlerThreads
 from triton_distributed.runtime.token import CancellationToken
 from triton_distributed.runtime.view import EndpointView
-from triton_distributed.transport.address import Address
+from triton_distributed.transport.inherited import give_up
 from triton_distributed.transport.pool import SessionPool
-from triton_distributed.transport.session import Session
-from triton_distributed.transport.unix import SUPPORTED as UNIX_SOCKETS
-from triton_distributed.wire.hello import Hello
 
 logger = logging.getLogger("triton_distributed.runtime")
 
-AGENT = f"triton-distributed/{__version__} python/{platform.python_version()}"
+NOT_WHILE_CLOSING = ("serve_endpoint", "resume")  # what would register again while everything leaves
 
 
 class DistributedRuntime:
@@ -65,20 +64,39 @@ class DistributedRuntime:
         self.config = config = config or Config.from_env()
         self.rng = random.Random()
         self.instance_id = self.rng.randint(1, MAX_INSTANCE_ID)
-        self.discovery = _discovery(config)
+        self.discovery = make_discovery(config)
+        self.nats = make_nats(config)
+        self.events = RuntimeEvents(
+            lambda: make_events(config, self.nats, self.instance_id),
+            self.nats if config.nats_urls else None,
+            self.instance_id,
+            config.max_message_bytes,
+        )
+        tls = make_tls(config)
+        sessions = Sessions(self._loop, config, self.rng)
+        self._networks = make_networks(self._loop, config, self.nats)
         self._views: dict[EndpointName, EndpointView] = {}
         self._opening: dict[EndpointName, asyncio.Task[EndpointView]] = {}
         self.prober = Prober(self._loop, _Values(self._views))
         self.pool = SessionPool(
             self._loop,
-            self._dialled,
+            sessions.dialled,
             config.connect_timeout_s,
             lambda addresses, _: self.prober.lost(addresses, self.pool),
+            config.health_timeout_s,
+            tls,
+            self._networks,
         )
         self._threads = HandlerThreads(config.threads)
         self._server = Server(
-            self._loop, config, None if config.discovery == "static" else self.instance_id, self._accepted
+            self._loop,
+            config,
+            None if config.discovery == "static" else self.instance_id,
+            sessions.accepted,
+            tls,
+            self._networks,
         )
+        self._watchdog = Watchdog(self._loop, config.watchdog_s, self._mark)
         self._signals = DrainSignals(self._loop, self.shutdown, self._running)
         self._token = CancellationToken()
         self._tasks: set[asyncio.Task[Any]] = set()  # bounded by calls, clients and endpoints
@@ -123,6 +141,11 @@ class DistributedRuntime:
     def stats(self) -> dict[str, Stats]:
         """The counters of each served endpoint by its path."""
         return {each.name.path: each.stats for each in self._server.endpoints}
+
+    @property
+    def loop_stats(self) -> LoopStats:
+        """How the event loop fares; counted from the first endpoint that is served, where `TRD_WATCHDOG_S` is not 0."""
+        return self._watchdog.stats
 
     # serving
 
@@ -174,19 +197,32 @@ class DistributedRuntime:
         self, name: EndpointName, handler: Handler, metadata: Mapping[str, Any], limits: dict[str, Any]
     ) -> ServedEndpoint:
         self._server.check_free(name.path, endpoint_key(name))
-        address = await self._server.listen(self._listen_address())
-        published = self.config.advertise or str(address)
-        instance = Instance(name, self.instance_id, (published,), host_name(), metadata)
+        addresses = await self._server.listen(name, self.instance_id, self.discovery.where)
+        instance = Instance(name, self.instance_id, addresses, host_name(), metadata)
         served = ServedEndpoint(self._loop, name, handler, instance, **limits)
         self._server.add(served)
         if self.config.handle_signals:
             self._signals.install()  # before anybody can see the instance, and stop it for being there
+        self._watchdog.start()
         try:
             await self.discovery.register(instance)
         except BaseException:
             self._server.remove(served)
             raise
+        served.registered = True
         return served
+
+    async def set_listed(self, name: EndpointName, listed: bool) -> None:
+        """Take a served endpoint out of rotation, or back into it; see `Endpoint.pause`."""
+        operation = "resume" if listed else "pause"
+        self.check(operation)
+        served = self._server.find(name, operation)
+        if self.config.discovery == "static":
+            raise DiscoveryError("static", self.discovery.where, f"{operation}: TRD_STATIC alone says who is there")
+        if listed:
+            await self.discovery.register(served.instance)
+        else:
+            await self.discovery.withdraw(served.instance)
 
     async def _stop_serving(self, served: ServedEndpoint) -> None:
         """Its task was cancelled: nobody comes in any more, and what runs is cut."""
@@ -195,22 +231,11 @@ class DistributedRuntime:
         await self.discovery.withdraw(served.instance)
         await served.cut()
 
-    def _listen_address(self) -> Address:
-        config = self.config
-        if config.listen:
-            return Address.parse(config.listen, "TRD_LISTEN")
-        if config.discovery == "static":
-            raise ConfigError(
-                "TRD_LISTEN", "", "static discovery needs the address that TRD_STATIC names for this worker"
-            )
-        if config.discovery == "memory":
-            return Address("memory", f"{self.instance_id:x}")
-        if not UNIX_SOCKETS:
-            return Address("tcp", "127.0.0.1", 0)
-        private_folder(str(config.directory), self.discovery.where)
-        folder = Path(config.directory).absolute() / "sockets"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        return Address("unix", str(folder / f"{self.instance_id:016x}.sock"))
+    def _mark(self, busy: bool) -> None:
+        """In the watchdog's thread: have clients know whether the loop is stuck."""
+        if isinstance(self.discovery, Marking):
+            for served in self._server.endpoints:
+                self.discovery.mark(served.instance, busy)
 
     def _running(self) -> list[str]:
         return [serving.context.id() for endpoint in self._server.endpoints for serving in endpoint.running]
@@ -230,7 +255,9 @@ class DistributedRuntime:
         return Client(self, view, policy)
 
     async def _open_view(self, name: EndpointName) -> EndpointView:
-        view = EndpointView(name, self._loop, self.rng)
+        view = EndpointView(
+            name, self._loop, self.rng, self.pool.ask, lambda addresses: self.pool.get(addresses) is not None
+        )
         try:
             await view.start(self.discovery, host_name())
         except DiscoveryError:
@@ -239,37 +266,6 @@ class DistributedRuntime:
             raise
         self._views[name] = view
         return view
-
-    # sessions
-
-    def _hello(self) -> Hello:
-        config = self.config
-        return Hello(
-            agent=AGENT,
-            max_message=config.max_message_bytes,
-            max_streams=config.max_streams,
-            window=config.window_bytes,
-            nonce=self.rng.getrandbits(63),
-        )
-
-    def _session(self, on_request: Callable[..., None] | None, on_lost: Any, address: str) -> Session:
-        config = self.config
-        return Session(
-            self._loop,
-            self._hello(),
-            window=config.window_bytes,
-            session_window=config.session_window_bytes,
-            hello_timeout_s=config.connect_timeout_s,
-            on_request=on_request,
-            on_lost=on_lost,
-            address=address,
-        )
-
-    def _dialled(self, address: str, on_lost: Callable[[Session, str], None]) -> Session:
-        return self._session(None, on_lost, address)
-
-    def _accepted(self, on_request: Callable[..., None], on_lost: Callable[[Session, str], None]) -> Session:
-        return self._session(on_request, on_lost, "a client")
 
     # life
 
@@ -282,7 +278,7 @@ class DistributedRuntime:
         """
         if self._forked:
             raise ForkError()
-        if self.unusable or (self._closing is not None and operation == "serve_endpoint"):
+        if self.unusable or (self._closing is not None and operation in NOT_WHILE_CLOSING):
             raise RuntimeClosed(operation)
 
     @property
@@ -293,8 +289,14 @@ class DistributedRuntime:
     def forked(self) -> None:
         """This process is a child of the one that made the runtime."""
         self._forked = self.unusable = True
+        self._signals.forked()
+        self._watchdog.release_in_child()
         self._server.release_in_child()
         self.pool.release_in_child()
+        self.events.release_in_child()
+        for network in self._networks.values():
+            network.release_in_child()
+        give_up(self.nats.socket)
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `work` in a task that the runtime keeps and ends with itself."""
@@ -319,6 +321,12 @@ class DistributedRuntime:
             await asyncio.shield(self._closing)
 
     async def _close(self, drain_s: float) -> None:
+        try:
+            await self._drain(drain_s)
+        finally:
+            await self._release()
+
+    async def _drain(self, drain_s: float) -> None:
         self._token.cancel()
         if self._starting:
             await asyncio.wait(self._starting)
@@ -329,14 +337,21 @@ class DistributedRuntime:
         except Exception as error:  # a place that is gone must not keep requests from finishing
             logger.warning("withdrawing from %s: %s", self.discovery.where, error)
         await self._server.drain(drain_s)
+
+    async def _release(self) -> None:
         self.unusable = True
         self._signals.remove()
+        self._watchdog.stop()
         self._server.close()
         await self.prober.close()
         await self.pool.close()
         for view in self._views.values():
             view.close()
         await self.discovery.close()
+        await self.events.close()
+        for network in self._networks.values():
+            await network.close()
+        await self.nats.close()
         self._threads.close()
         if not self._stopped.done():
             self._stopped.set_result(None)
@@ -367,11 +382,3 @@ class _Values:
 
     def __iter__(self) -> Any:
         return iter(list(self._views.values()))
-
-
-def _discovery(config: Config) -> Discovery:
-    if config.discovery == "memory":
-        return MemoryDiscovery()
-    if config.discovery == "static":
-        return StaticDiscovery(config.static)
-    return FileDiscovery(Path(config.directory))

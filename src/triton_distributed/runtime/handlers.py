@@ -9,6 +9,7 @@ import typing
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from triton_distributed.errors import InvalidRequest
 from triton_distributed.runtime.context import Context
 from triton_distributed.runtime.threads import HandlerThreads, ThreadedIterator
 from triton_distributed.wire.typed import typed_checker, typed_decoder
@@ -25,6 +26,10 @@ _STREAMS = (
     collections.abc.Generator,
 )
 _REQUEST_STREAMS = _STREAMS[:3]
+
+
+class Misfit(InvalidRequest):
+    """The request does not fit, as the handler's own decorator has found: its caller's fault, not the handler's."""
 
 
 class Handler:
@@ -69,15 +74,18 @@ class Handler:
         arguments = (request, context) if self._takes_context else (request,)
         if self._is_asyncgen:
             return self._function(*arguments)  # type: ignore[no-any-return]
-        return _Results(self._function, arguments, self._on_loop, self._threads)
+        return _Results(self._function, arguments, self._on_loop, self._threads, context)
 
 
 class _Results:
     """The items of a coroutine, a plain function, or a function that returns an iterator of some kind."""
 
-    __slots__ = ("_arguments", "_function", "_inner", "_on_loop", "_threads")
+    __slots__ = ("_arguments", "_context", "_function", "_inner", "_on_loop", "_threads")
 
-    def __init__(self, function: Callable[..., Any], arguments: Any, on_loop: bool, threads: HandlerThreads) -> None:
+    def __init__(
+        self, function: Callable[..., Any], arguments: Any, on_loop: bool, threads: HandlerThreads, context: Context
+    ) -> None:
+        self._context = context
         self._function = function
         self._arguments = arguments  # None once it was called
         self._on_loop = on_loop
@@ -105,7 +113,7 @@ class _Results:
         if isinstance(result, collections.abc.AsyncIterable):
             self._inner = aiter(result)
         elif isinstance(result, (collections.abc.Generator, map, filter, zip)):
-            self._inner = ThreadedIterator(self._threads, iter(result))
+            self._inner = ThreadedIterator(self._threads, iter(result), self._context)
         else:
             return result
         return await self._inner.__anext__()

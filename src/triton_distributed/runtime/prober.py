@@ -29,24 +29,26 @@ class Prober:
         due = self._mark_down(addresses)
         if due is None or addresses in self._probes or self._closed:
             return
-        task = self._probes[addresses] = self._loop.create_task(self._probe(addresses, due, pool))
-        task.add_done_callback(lambda _: self._probes.pop(addresses, None))
+        self._probes[addresses] = self._loop.create_task(self._probe(addresses, due, pool))
 
     def _mark_down(self, addresses: Addresses) -> float | None:
         due = [each for view in self._views if (each := view.mark_down(addresses)) is not None]
         return max(due) if due else None
 
     async def _probe(self, addresses: Addresses, due: float | None, pool: SessionPool) -> None:
-        while due is not None:
-            await asyncio.sleep(max(0.0, due - self._loop.time()))
-            try:
-                await pool.connect(addresses)
-            except ConnectionFailed:
-                due = self._mark_down(addresses)
-            else:
-                for view in self._views:
-                    view.mark_up(addresses)
-                return
+        try:
+            while due is not None:
+                await asyncio.sleep(max(0.0, due - self._loop.time()))
+                try:
+                    await pool.probe(addresses)
+                except ConnectionFailed:
+                    due = self._mark_down(addresses)
+                else:
+                    for view in self._views:
+                        view.mark_up(addresses)
+                    return
+        finally:  # in the same step as the success: from now on a loss starts another probe
+            self._probes.pop(addresses, None)
 
     async def close(self) -> None:
         """Stop probing."""

@@ -24,6 +24,7 @@ class ResponseStream:
         RemoteError: the handler raised; it is also an instance of the type that was raised.
         StreamIncomplete: the connection was lost after the handler had begun.
         InvalidRequest: the request does not fit the handler.
+        RuntimeError: another task waits for the next item of this very stream.
     """
 
     __slots__ = ("__weakref__", "_call", "_callbacks", "_read")
@@ -151,10 +152,11 @@ class ResponseStream:
 class Reading:
     """One `async for` over a stream: when the loop is left, this is dropped, and the handler cancelled."""
 
-    __slots__ = ("_call",)
+    __slots__ = ("_call", "_guest")
 
     def __init__(self, call: Call) -> None:
         self._call = call
+        self._guest = False  # another task was reading already: the call is that one's
         call.reading = True
 
     def __aiter__(self) -> Reading:
@@ -171,10 +173,13 @@ class Reading:
                 try:
                     await call.pending()
                 except asyncio.CancelledError:
-                    call.leave()
+                    call.abandon()
+                    raise
+                except RuntimeError:
+                    self._guest = True
                     raise
 
     def __del__(self) -> None:
         call = self._call
-        if not call.done:
+        if not call.done and not self._guest:
             call.from_finalizer(call.leave)

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import contextvars
+import logging
 from typing import Any
 
 import msgspec
 
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.observe import Outcome, Stats
-from triton_distributed.runtime.context import Context
+from triton_distributed.runtime.admission import Admission
+from triton_distributed.runtime.context import HIGHEST_PRIORITY, ID, LOWEST_PRIORITY, PRIORITY, RESUME, Context
 from triton_distributed.runtime.handlers import Handler
 from triton_distributed.runtime.serving import Serving
 from triton_distributed.transport.stream import Stream
 from triton_distributed.wire.assembly import Body, Memory
-from triton_distributed.wire.frames import RejectCode
+from triton_distributed.wire.codec import encode
+from triton_distributed.wire.frames import SMALL, RejectCode, overloaded
 
 _INFINITE = float("inf")
-CUT_S = 5.0  # what a handler that was cut has for its finally blocks before the runtime goes on without it
+logger = logging.getLogger("triton_distributed.runtime")
+
+QUIET_S = 10.0  # a handler that fails at every request must not fill a disk
+MOST_KINDS = 64  # types of errors that are remembered
+_CUT_SHORT = (Outcome.CANCELLED, Outcome.LOST, Outcome.DEADLINE)
+CUT_S = 1.0  # what a handler that was cut has for its finally blocks before the runtime goes on without it
 _metadata = msgspec.msgpack.Decoder(dict[str, Any]).decode
 _split = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
@@ -36,8 +44,10 @@ class ServedEndpoint:
 
     Attributes:
         instance: what is registered.
+        admission: who waits.
         running: the requests whose handlers run.
         draining: no further request is let in.
+        registered: discovery has taken it in; it may have been paused since.
     """
 
     def __init__(
@@ -55,13 +65,13 @@ class ServedEndpoint:
         self.name = name
         self.handler = handler
         self.instance = instance
-        self.max_inflight = max_inflight
-        self.max_queue = max_queue
-        self.draining = False
+        self.admission = Admission(max_inflight, max_queue)
+        self.draining = self.registered = False
         self.graceful = graceful
         self.running: set[Serving] = set()
         self.stats = Stats()
-        self._queue: deque[Serving] = deque()  # at most max_queue
+        self._reported: dict[str, tuple[float, int]] = {}  # type of error → when it was logged, how many since
+        self.context = contextvars.copy_context()  # every handler begins in a copy of it
         self._idle: asyncio.Future[None] | None = None
 
     def admit(self, stream: Stream, timeout_s: float, metadata: Body, body: Body, buffers: list[Memory] | None) -> None:
@@ -69,7 +79,7 @@ class ServedEndpoint:
         context = _context(stream, metadata) if metadata else ServedContext(stream)
         serving = Serving(self, stream, context, body, buffers)
         if self.draining:
-            serving.refuse(RejectCode.DRAINING, "it is shutting down")
+            serving.refuse(RejectCode.DRAINING, b"it is shutting down")
             return
         if timeout_s != _INFINITE:
             if not timeout_s > 0:
@@ -77,22 +87,36 @@ class ServedEndpoint:
                 return
             context.deadline = self.loop.time() + timeout_s
             serving.watch_deadline(self.loop, context.deadline)
-        limit = self.max_inflight
+        limit = self.admission.max_inflight
         if limit is None or len(self.running) < limit:
             self._start(serving)
-        elif len(self._queue) < self.max_queue:
-            self._queue.append(serving)
         else:
-            serving.refuse(
-                RejectCode.OVERLOADED,
-                f"{len(self.running)} requests run and {len(self._queue)} wait, which is all it takes: "
-                f"max_inflight={limit}, max_queue={self.max_queue}",
+            self._let_wait(serving, timeout_s)
+
+    def _let_wait(self, serving: Serving, timeout_s: float) -> None:
+        admission, priority = self.admission, serving.context.priority
+        wait_s = admission.wait_s(priority)
+        if wait_s + admission.mean_s > timeout_s:
+            words = (
+                f"it would wait about {wait_s:.3g} s and take {admission.mean_s:.3g} s, "
+                f"and its deadline is in {timeout_s:.3g} s"
             )
+            serving.refuse(RejectCode.OVERLOADED, overloaded(words, wait_s))
+            return
+        cut = admission.enter(serving, priority)
+        if cut is not None:
+            words = (
+                f"{len(self.running)} requests run and {len(admission)} wait, which is all it takes: "
+                f"max_inflight={admission.max_inflight}, max_queue={admission.max_queue}"
+            )
+            cut.refuse(RejectCode.OVERLOADED, overloaded(words, wait_s))
 
     def _start(self, serving: Serving) -> None:
         """Tell the caller that the handler begins, then let it begin in a later step of the loop."""
         self.running.add(serving)
         self.stats.inflight += 1
+        if self.admission.max_inflight is not None:
+            serving.started = self.loop.time()
         serving.admitted = True
         serving.stream.connection.accept(serving.stream, serving.begin)
 
@@ -100,17 +124,16 @@ class ServedEndpoint:
         """A handler has ended: the next in the queue may begin."""
         self.running.discard(serving)
         self.stats.inflight -= 1
-        if self._queue and not self.draining:
-            self._start(self._queue.popleft())
+        if serving.started and serving.outcome not in _CUT_SHORT:
+            self.admission.took(self.loop.time() - serving.started)
+        if not self.draining and (waiting := self.admission.next()) is not None:
+            self._start(waiting)
         if not self.running and self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
 
     def left_queue(self, serving: Serving) -> None:
         """A request that waited was cancelled, or its time is over."""
-        try:
-            self._queue.remove(serving)
-        except ValueError:
-            return  # it was refused before it got there
+        self.admission.leave(serving, serving.context.priority)
 
     @staticmethod
     def split(batch: Body) -> list[Any]:
@@ -120,9 +143,22 @@ class ServedEndpoint:
     def drain(self) -> None:
         """Let nobody in any more; what waits is refused, so that it goes elsewhere, and what runs goes on."""
         self.draining = True
-        waiting, self._queue = self._queue, deque()
-        for serving in waiting:
-            serving.refuse(RejectCode.DRAINING, "it is shutting down")
+        for serving in self.admission.clear():
+            serving.refuse(RejectCode.DRAINING, b"it is shutting down")
+
+    def report(self, context: Context, error: BaseException) -> None:
+        """Log what a handler raised: one traceback in `QUIET_S` for each type of error, the others by their number."""
+        kind, now = type(error).__qualname__, self.loop.time()
+        since, unsaid = self._reported.get(kind, (-QUIET_S, 0))
+        if now - since < QUIET_S:
+            self._reported[kind] = (since, unsaid + 1)
+            logger.debug("handler %s raised", self.handler.name, exc_info=error)
+            return
+        if len(self._reported) >= MOST_KINDS:
+            self._reported.clear()
+        self._reported[kind] = (now, 0)
+        more = f" ({unsaid} more like it since the last report)" if unsaid else ""
+        logger.warning("%s: request %s: the handler raised%s", self.name, context.id(), more, exc_info=error)
 
     async def idle(self) -> None:
         """Wait until no handler runs. One waiter at a time."""
@@ -149,11 +185,14 @@ def _context(stream: Stream, metadata: Body) -> Context:
         values = _metadata(metadata)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ServedContext(stream)  # metadata is advice; the request itself is judged by its own bytes
-    name = values.pop("\0id", None)
+    name, priority = values.pop(ID, None), values.pop(PRIORITY, 0)
     context = ServedContext(stream)
+    context.resume_token = values.pop(RESUME, None)
     context.metadata = values
     if isinstance(name, str):
         context._id = name
+    if isinstance(priority, int):
+        context.priority = max(LOWEST_PRIORITY, min(priority, HIGHEST_PRIORITY))
     return context
 
 
@@ -162,6 +201,23 @@ class ServedContext(Context):
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
+
+    def now(self) -> float:
+        return self._stream.connection.loop.time()
+
+    def attach_token(self, token: bytes) -> None:
+        self._stream.checkpoint(token)
+
+    def checkpoint(self, token: Any) -> None:
+        data = encode(token, "token")
+        if not isinstance(data, bytes) or len(data) > SMALL:
+            raise ValueError(f"a resume token has at most {SMALL:,} bytes and holds no arrays")
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:  # a plain generator in a thread, ahead of what was sent: the token goes the items' way
+            self._pending_token = data
+        else:
+            self._stream.checkpoint(data)
 
     def id(self) -> str:
         if self._id is None:

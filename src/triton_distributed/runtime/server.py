@@ -8,12 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 from triton_distributed.config import Config
-from triton_distributed.errors import AlreadyServed
+from triton_distributed.errors import AlreadyServed, NotServed
+from triton_distributed.names import EndpointName
+from triton_distributed.runtime.addresses import begin_to_listen
 from triton_distributed.runtime.keys import endpoint_key
 from triton_distributed.runtime.served import ServedEndpoint
-from triton_distributed.transport.address import Address
 from triton_distributed.transport.listener import Listener
+from triton_distributed.transport.network import Networks
 from triton_distributed.transport.session import Session
+from triton_distributed.transport.tls import SessionTls
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import Body, Memory
 
@@ -30,16 +33,27 @@ class Server:
         config: settings.
         instance_id: of the runtime; None to take requests for any id, where ids are made from addresses.
         factory: makes an accepted session from what to call for a request and when the session is lost.
+        tls: of TCP sessions, or None.
+        networks: what serves the schemes that are not sockets or memory.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, config: Config, instance_id: int | None, factory: AcceptedFactory
+        self,
+        loop: asyncio.AbstractEventLoop,
+        config: Config,
+        instance_id: int | None,
+        factory: AcceptedFactory,
+        tls: SessionTls | None,
+        networks: Networks,
     ) -> None:
         self._loop = loop
+        self._config = config
         self._instance_id = instance_id
         self._by_key: dict[int, ServedEndpoint] = {}
-        self._listener = Listener(loop, lambda on_lost: factory(self._request, on_lost), config.max_sessions)
-        self._listening: asyncio.Task[Address] | None = None
+        self._listener = Listener(
+            loop, lambda on_lost: factory(self._request, on_lost), config.max_sessions, tls, networks
+        )
+        self._listening: asyncio.Task[tuple[str, ...]] | None = None
         self.draining = False
 
     @property
@@ -47,14 +61,20 @@ class Server:
         """What is served now."""
         return list(self._by_key.values())
 
-    async def listen(self, address: Address) -> Address:
-        """Where this runtime listens; it begins to with the first endpoint.
+    async def listen(self, name: EndpointName, instance_id: int, where: str) -> tuple[str, ...]:
+        """The addresses to publish; the runtime begins to listen with its first endpoint.
+
+        Args:
+            name: of the endpoint that it serves first.
+            where: the place of discovery, for error texts.
 
         Raises:
-            OSError: the address cannot be bound.
+            ConfigError, DiscoveryError, OSError: an address cannot be had, see `begin_to_listen`.
         """
         if self._listening is None or (self._listening.done() and self._listening.exception() is not None):
-            self._listening = self._loop.create_task(self._listener.listen(address))
+            self._listening = self._loop.create_task(
+                begin_to_listen(self._loop, self._listener, self._config, name, instance_id, where)
+            )
         return await asyncio.shield(self._listening)
 
     def check_free(self, path: str, key: int) -> None:
@@ -72,6 +92,17 @@ class Server:
         self.check_free(endpoint.name.path, key)
         self._by_key[key] = endpoint
 
+    def find(self, name: EndpointName, operation: str) -> ServedEndpoint:
+        """The endpoint of this name.
+
+        Raises:
+            NotServed: it is not served here, or not registered yet.
+        """
+        endpoint = self._by_key.get(endpoint_key(name))
+        if endpoint is None or not endpoint.registered:
+            raise NotServed(name.path, operation)
+        return endpoint
+
     def remove(self, endpoint: ServedEndpoint) -> None:
         """Take no more requests for `endpoint`."""
         self._by_key.pop(endpoint_key(endpoint.name), None)
@@ -88,7 +119,11 @@ class Server:
     ) -> None:
         endpoint = self._by_key.get(key)
         if endpoint is None or (instance_id != self._instance_id and self._instance_id is not None):
-            words = f"this worker is instance {self._instance_id} and does not serve that endpoint as {instance_id}"
+            words = f"this worker is instance {self._instance_id}"
+            if instance_id == self._instance_id or self._instance_id is None:
+                words += " and does not serve that endpoint, or no longer"
+            else:
+                words += f", not {instance_id}, and does not serve that endpoint under that id"
             stream.abort(f.REJECT, f.RejectCode.UNKNOWN, words.encode())
         else:
             endpoint.admit(stream, timeout_s, metadata, body, buffers)

@@ -12,11 +12,13 @@ from triton_distributed.errors import DecodeError, InvalidRequest, MessageTooLar
 from triton_distributed.observe import Outcome
 from triton_distributed.runtime.annotated import Annotated
 from triton_distributed.runtime.context import Context, current
+from triton_distributed.runtime.handlers import Misfit
 from triton_distributed.transport.stream import Stream
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import Body, Memory
 from triton_distributed.wire.codec import encode
 from triton_distributed.wire.remote_error import encode_error
+from triton_distributed.wire.states import CLOSED
 
 if TYPE_CHECKING:
     from triton_distributed.runtime.served import ServedEndpoint
@@ -33,6 +35,7 @@ class Serving:
         stream: where the request came from and the items go.
         context: what the handler sees.
         admitted: it has its place among those that run; its handler begins as soon as the caller can know.
+        started: when it was admitted, on the loop's clock; 0 where nobody measures.
         task: None before the handler begins.
         outcome: how it ended, known early where something else than the handler ended it.
     """
@@ -41,11 +44,14 @@ class Serving:
         "_began",
         "_body",
         "_buffers",
+        "_cut",
         "_endpoint",
+        "_invalid",
         "_timer",
         "admitted",
         "context",
         "outcome",
+        "started",
         "stream",
         "task",
     )
@@ -54,7 +60,9 @@ class Serving:
         self, endpoint: ServedEndpoint, stream: Stream, context: Context, body: Body, buffers: list[Memory] | None
     ) -> None:
         self._endpoint = endpoint
-        self._began = self.admitted = False
+        self._began = self._cut = self.admitted = False
+        self._invalid: Exception | None = None
+        self.started = 0.0
         self._body = body
         self._buffers = buffers
         self._timer: asyncio.TimerHandle | None = None
@@ -85,8 +93,9 @@ class Serving:
         """Raise CancelledError in the handler at its current await, and cancel the calls it has made."""
         if self.outcome is None:
             self.outcome = outcome
-        if self.context.is_killed():
-            return  # cancelled once, it is cleaning up, and a second cancellation would cut that
+        if self._cut:
+            return  # it is cleaning up, and a second cancellation would cut that
+        self._cut = True
         self.context.kill()
         if self.task is not None:
             self.task.cancel()
@@ -94,19 +103,21 @@ class Serving:
             self._endpoint.left_queue(self)
             self.over()
         elif not self._began:  # cancelled before its first step, a task does not even enter its function
-            self.stream.abort(f.REJECT, f.RejectCode.DRAINING, b"it is shutting down")  # where it is open: it was cut
+            self.stream.abort(f.REJECT, f.RejectCode.DRAINING, b"it is shutting down")  # whose caller goes elsewhere
             self.over()
             self._endpoint.finished(self)
 
     def begin(self) -> None:
         """The caller can know that the handler begins: start its task, unless the request was cancelled meanwhile."""
         if self.outcome is None:
-            self.task = asyncio.Task(self.run(), loop=self._endpoint.loop)
+            endpoint = self._endpoint
+            # A copy of the endpoint's context: whoever calls this may be in the context of another request.
+            self.task = asyncio.Task(self.run(), loop=endpoint.loop, context=endpoint.context.copy())
 
-    def refuse(self, code: int, words: str) -> None:
+    def refuse(self, code: int, detail: bytes) -> None:
         """Refuse it: its handler has not begun."""
         self.outcome = Outcome.REFUSED
-        self.stream.abort(f.REJECT, code, words.encode())
+        self.stream.abort(f.REJECT, code, detail)
         self.over()
 
     def expire(self) -> None:
@@ -120,6 +131,8 @@ class Serving:
         if self._timer is not None:
             self._timer.cancel()
         self._endpoint.stats.ended[self.outcome or 0] += 1
+        self.context.over = True
+        self._invalid = None
         self.stream.owner = None  # they refer to each other, and nobody waits for a collector
 
     async def run(self) -> None:
@@ -130,7 +143,7 @@ class Serving:
         items: AsyncIterator[Any] | None = None
         try:
             body, buffers, self._body, self._buffers = self._body, self._buffers, b"", None
-            request = self._request(body, buffers)
+            request = self._requests(body, buffers) if endpoint.handler.takes_stream else self._request(body, buffers)
             items = endpoint.handler.open(request, self.context)
             check, push, sent = endpoint.handler.check, stream.push, 0
             async for item in items:
@@ -142,6 +155,8 @@ class Serving:
                     if data.__class__ is bytes and len(data) <= SMALL:
                         if push(data):
                             await stream.writable()
+                            if stream.state == CLOSED:
+                                break  # the handler has ignored its cancellation
                     elif isinstance(data, bytes):
                         await stream.send(data, ())
                     else:
@@ -150,8 +165,12 @@ class Serving:
                     if check is not None and item.data() is not None:
                         check(item.data())
                     await self._send_annotated(item)
-            endpoint.stats.items += sent
-            stream.end()
+            else:
+                endpoint.stats.items += sent
+                stream.end()
+                return
+            self.outcome = self.outcome or Outcome.CANCELLED
+            await _close(items, None)
         except asyncio.CancelledError:
             await self._cancelled(items)
         except Exception as error:
@@ -166,17 +185,23 @@ class Serving:
 
     def _request(self, body: Body, buffers: list[Memory] | None) -> Any:
         handler = self._endpoint.handler
-        if handler.takes_stream:
-            return self._requests(body, buffers)
-        if not self.stream.finished:
-            raise InvalidRequest(
+        if not self.stream.finished or not len(body):  # a stream that has ended by now, with its items in the inbox
+            self._invalid = InvalidRequest(
                 "", f"handler {handler.name} takes one request; annotate its parameter as AsyncIterator[…] for a stream"
             )
-        return handler.decode(body, buffers)
+            raise self._invalid
+        return self._decode(body, buffers)
+
+    def _decode(self, body: Body, buffers: list[Memory] | None) -> Any:
+        try:
+            return self._endpoint.handler.decode(body, buffers)
+        except (InvalidRequest, DecodeError) as error:
+            self._invalid = error
+            raise
 
     async def _requests(self, body: Body, buffers: list[Memory] | None) -> AsyncIterator[Any]:
         """What the caller streams. The first of it came with the request; an empty body is none."""
-        stream, decode = self.stream, self._endpoint.handler.decode
+        stream, decode = self.stream, self._decode
         if body:
             yield decode(body, buffers)
         while True:
@@ -206,14 +231,16 @@ class Serving:
         await _close(items, asyncio.CancelledError())
 
     def _failed(self, error: BaseException) -> None:
-        if isinstance(error, (InvalidRequest, DecodeError)):
+        if error is self._invalid or isinstance(
+            error, Misfit
+        ):  # one that the handler got from elsewhere is its own error
             self.outcome = Outcome.INVALID
             self.stream.abort(f.ERROR, f.ErrorCode.INVALID, str(error).encode("utf-8", "replace"))
             return
         self.outcome = self.outcome or Outcome.ERROR
         if isinstance(error, MessageTooLarge):
             logger.warning("%s: %s", self._endpoint.name, error)
-        logger.debug("handler %s raised", self._endpoint.handler.name, exc_info=error)
+        self._endpoint.report(self.context, error)
         self.stream.abort(f.ERROR, f.ErrorCode.HANDLER, encode_error(error))
 
 

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 
 logger = logging.getLogger("triton_distributed.runtime")
@@ -21,7 +22,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class DrainSignals:
-    """Takes the two signals over where nobody else has.
+    """One runtime's part in the two signals, which all runtimes of a loop share.
 
     Args:
         loop: the running loop.
@@ -33,34 +34,74 @@ class DrainSignals:
         self, loop: asyncio.AbstractEventLoop, drain: Callable[[], None], running: Callable[[], list[str]]
     ) -> None:
         self._loop = loop
-        self._drain = drain
-        self._running = running
-        self._taken: list[signal.Signals] = []
-        self._first: float | None = None  # when the drain was asked for
+        self.drain = drain
+        self.running = running
 
     def install(self) -> None:
         """Take over those signals that still have their default handlers, if this is the main thread."""
-        if self._taken or threading.current_thread() is not threading.main_thread():
-            return
-        for each in SIGNALS:
-            if _is_default(signal.getsignal(each)):
-                try:
-                    self._loop.add_signal_handler(each, self._received, each)
-                except (NotImplementedError, RuntimeError, ValueError):
-                    return  # this loop knows no signals
-                self._taken.append(each)
+        if threading.current_thread() is threading.main_thread():
+            _taken.setdefault(self._loop, _Taken(self._loop)).add(self)
 
     def remove(self) -> None:
-        """Give the signals back; where one began the drain, repeats of it still end nothing while the program ends."""
-        taken, self._taken = self._taken, []
+        """Have no more part; the last of a loop gives the signals back."""
+        taken = _taken.get(self._loop)
+        if taken is not None:
+            taken.leave(self)
+
+    def forked(self) -> None:
+        """This process is a fork: a signal to it is its own, and must not be passed to the parent's loop."""
+        taken = _taken.pop(self._loop, None)
+        if taken is not None:
+            taken.forked()
+
+
+class _Taken:
+    """The signals that one loop has taken, and the runtimes that drain by them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = weakref.ref(loop)
+        self._members: list[DrainSignals] = []
+        self._signals: list[signal.Signals] = []
+        self._first: float | None = None  # when the drain was asked for
+
+    def add(self, member: DrainSignals) -> None:
+        if member in self._members:
+            return
+        self._members.append(member)
+        loop = self._loop()
+        for each in SIGNALS:
+            if loop is not None and each not in self._signals and _is_default(signal.getsignal(each)):
+                try:
+                    loop.add_signal_handler(each, self._received, each)
+                except (NotImplementedError, RuntimeError, ValueError):
+                    return  # this loop knows no signals
+                self._signals.append(each)
+
+    def leave(self, member: DrainSignals) -> None:
+        """Where a signal began the drain, repeats of it still end nothing while the program ends."""
+        if member in self._members:
+            self._members.remove(member)
+        if self._members:
+            return
+        taken, self._signals = self._signals, []
+        loop = self._loop()
         for each in taken:
-            if self._loop.is_closed():
+            if loop is None or loop.is_closed():
                 continue
-            self._loop.remove_signal_handler(each)
+            loop.remove_signal_handler(each)
             if self._first is not None:
                 signal.signal(each, self._late)
                 # The interpreter puts the default back when it ends, and a repeat in those milliseconds would kill it.
                 atexit.register(signal.signal, each, signal.SIG_IGN)
+
+    def forked(self) -> None:
+        if self._signals:
+            signal.set_wakeup_fd(-1)  # it is the parent's loop that would be woken
+        for each in self._signals:
+            signal.signal(each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL)
+
+    def _running(self) -> list[str]:
+        return [each for member in self._members for each in member.running()]
 
     def _received(self, number: signal.Signals) -> None:
         now = time.monotonic()
@@ -68,7 +109,8 @@ class DrainSignals:
         if self._first is None:
             self._first = now
             logger.info("%s: draining, %d request(s) running; a second signal ends this now", number.name, len(running))
-            self._drain()
+            for member in list(self._members):
+                member.drain()
         elif now - self._first < REPEAT_S and (not running or now - self._first < ECHO_S):
             return
         else:
@@ -79,6 +121,9 @@ class DrainSignals:
     def _late(self, number: int, frame: object) -> None:
         if self._first is None or time.monotonic() - self._first >= REPEAT_S:
             _end(number)
+
+
+_taken: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Taken] = weakref.WeakKeyDictionary()
 
 
 def _end(number: int) -> None:

@@ -10,7 +10,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
+
+from triton_distributed.runtime.context import Context
 
 _Work: TypeAlias = tuple["Future[Any]", contextvars.Context, Callable[..., Any], tuple[Any, ...]]
 
@@ -47,8 +49,14 @@ class HandlerThreads:
         if not self._idle.acquire(blocking=False) and len(self._threads) < self._most:
             name = f"trd-handler_{len(self._threads)}"
             thread = threading.Thread(target=self._serve, name=name, daemon=True)
-            self._threads.append(thread)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError:  # the system has no more threads: those that there are will come to it
+                if not self._threads:
+                    future.cancel()
+                    raise
+            else:
+                self._threads.append(thread)
         return future
 
     def _serve(self) -> None:
@@ -98,6 +106,11 @@ def _guarded(work: Callable[..., Any], *arguments: Any) -> Any:
         raise RuntimeError("the handler raised StopIteration") from error
 
 
+class _WithToken(NamedTuple):
+    token: bytes
+    item: Any
+
+
 class ThreadedIterator:
     """A plain generator as an async iterator.
 
@@ -105,8 +118,9 @@ class ThreadedIterator:
     thread. Items are handed to the loop one wake-up for however many there are.
     """
 
-    def __init__(self, threads: HandlerThreads, items: Iterator[Any]) -> None:
+    def __init__(self, threads: HandlerThreads, items: Iterator[Any], context: Context | None = None) -> None:
         self._threads = threads
+        self._context = context or Context()
         self._iterator = items
         self._loop = asyncio.get_running_loop()
         self._items: deque[Any] = deque()
@@ -128,10 +142,14 @@ class ThreadedIterator:
             if done:
                 raise StopAsyncIteration
             if not self._running:
-                self._running = True
                 self._threads.submit(self._run)
+                self._running = True
             await self._wait()
-        return self._items.popleft()
+        item = self._items.popleft()
+        if item.__class__ is _WithToken:
+            self._context.attach_token(item.token)
+            return item.item
+        return item
 
     async def aclose(self) -> None:
         """Close the generator, after the step that it is at: a thread cannot be interrupted."""
@@ -140,8 +158,8 @@ class ThreadedIterator:
         while self._running:
             await self._wait()
         if not self._done:
-            self._running = True
             self._threads.submit(self._close)
+            self._running = True
             while self._running:
                 await self._wait()
 
@@ -157,11 +175,17 @@ class ThreadedIterator:
     def _run(self) -> None:
         try:
             while not self._stop and len(self._items) < AHEAD:
-                self._items.append(next(self._iterator))
+                item = next(self._iterator)
+                token = self._context.take_token()
+                self._items.append(item if token is None else _WithToken(token, item))
                 if not self._notified:
                     self._notified = True
                     self._post(self._wake)
         except StopIteration:
+            self._done = True
+        except StopAsyncIteration as error:  # let through, it would look like a clean end
+            self._error = RuntimeError("the handler raised StopAsyncIteration")
+            self._error.__cause__ = error
             self._done = True
         except BaseException as error:
             self._error = error

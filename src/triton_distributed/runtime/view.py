@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
+from collections.abc import Callable
 from dataclasses import replace
 
 from triton_distributed.discovery import Added, Change, Discovery, Removed, Snapshot, Watch
@@ -13,24 +15,44 @@ from triton_distributed.names import EndpointName, Instance
 from triton_distributed.routing.load import LoadBook
 from triton_distributed.routing.rotation import Rotation
 
+logger = logging.getLogger("triton_distributed.runtime")
+
+SILENCE_S = 5.0  # who waits longer than a worker takes to start wonders whether both look at the same place
+
 
 class EndpointView:
     """The instances of an endpoint, shared by every client of it in this runtime.
 
+    Args:
+        on_removed: called with the addresses of an instance that discovery no longer reports.
+
     Attributes:
-        candidates: those a call may be sent to: in rotation, or all where none is.
+        candidates: those a call may be sent to: in rotation, or all where none is, and of these, those that are not
+            busy, or all where all are; where discovery lists nobody, those that it has listed and that answer on their
+            connections still.
         table: what discovery reports.
         rotation: which of them are out, and until when.
         load: streams that this runtime has open on each.
     """
 
-    def __init__(self, name: EndpointName, loop: asyncio.AbstractEventLoop, rng: random.Random) -> None:
+    def __init__(
+        self,
+        name: EndpointName,
+        loop: asyncio.AbstractEventLoop,
+        rng: random.Random,
+        on_removed: Callable[[tuple[str, ...]], None] = lambda addresses: None,
+        connected: Callable[[tuple[str, ...]], bool] = lambda addresses: False,
+    ) -> None:
         self.name = name
         self.table = EndpointTable(name)
         self.rotation = Rotation(rng)
         self.load = LoadBook()
         self.candidates: tuple[Instance, ...] = ()
         self._loop = loop
+        self._on_removed = on_removed
+        self._connected = connected
+        self._known: tuple[Instance, ...] = ()
+        self._unlisted: tuple[Instance, ...] = ()  # gone from the table with a live connection
         self._watch: Watch | None = None
         self._waiting: list[asyncio.Future[None]] = []  # at most one a caller of wait_for_instances
         self.table.listeners.append(self._changed)
@@ -56,10 +78,22 @@ class EndpointView:
 
     def _changed(self) -> None:
         self.rotation.forget(self.table.by_id.keys())
+        known, self._known = self._known, self.table.instances
+        # Workers that have lost etcd while they and we reach each other are unlisted, not gone: a record says that a
+        # worker is there, its connection knows. One that stops says so itself.
+        gone = tuple(each for each in known if each.id not in self.table.by_id)
+        self._unlisted = () if self._known else gone + self._unlisted
         self._refresh()
+        for each in known:
+            if each.id not in self.table.by_id:
+                self._on_removed(each.addresses)
 
     def _refresh(self) -> None:
-        self.candidates = self.rotation.available(self.table.instances)
+        if self.table.instances:
+            self.candidates = _free(self.rotation.available(self.table.instances))
+        else:
+            self._unlisted = tuple(each for each in self._unlisted if self._connected(each.addresses))
+            self.candidates = self._unlisted
         if self.candidates:
             waiting, self._waiting = self._waiting, []
             for waiter in waiting:
@@ -77,9 +111,15 @@ class EndpointView:
             if instance.addresses == addresses:
                 self.rotation.mark_down(instance.id, self._loop.time())
                 found = self.rotation.next_probe(instance.id)
-        if found is not None:
+        if found is not None or self._unlisted:
             self._refresh()
         return found
+
+    def disowned(self, instance_id: int) -> None:
+        """The worker says that it has no such instance."""
+        if self._unlisted:
+            self._unlisted = tuple(each for each in self._unlisted if each.id != instance_id)
+            self._refresh()
 
     def mark_up(self, addresses: tuple[str, ...]) -> None:
         """The worker at these addresses answers again."""
@@ -88,8 +128,20 @@ class EndpointView:
                 self.rotation.mark_up(instance.id)
         self._refresh()
 
-    async def wait(self) -> None:
-        """Wait until there is an instance."""
+    async def wait(self, where: str) -> None:
+        """Wait until there is an instance; say so after a while.
+
+        Args:
+            where: the place of discovery, for the log.
+        """
+        words = '"%s": no instance yet; waiting for a worker that serves it to register in %s'
+        said = self._loop.call_later(SILENCE_S, logger.warning, words, self.name.path, where)
+        try:
+            await self._one()
+        finally:
+            said.cancel()
+
+    async def _one(self) -> None:
         while not self.table.instances:
             waiter: asyncio.Future[None] = self._loop.create_future()
             self._waiting.append(waiter)
@@ -98,6 +150,12 @@ class EndpointView:
             finally:
                 if waiter in self._waiting:
                     self._waiting.remove(waiter)
+
+
+def _free(instances: tuple[Instance, ...]) -> tuple[Instance, ...]:
+    """Those whose loops turn, or all where none does: to wait beats to refuse."""
+    free = tuple(each for each in instances if not each.busy)
+    return free if free and len(free) < len(instances) else instances
 
 
 def _dialable(change: Change, host: str) -> Change:

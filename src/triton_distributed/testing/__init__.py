@@ -1,6 +1,18 @@
-"""For the tests of programs: a network that misbehaves, and what every discovery backend must do."""
+"""For the tests of programs: a network that misbehaves, real servers, what every backend of a kind must do."""
 
 from triton_distributed.testing.discovery import ChangeLog, DiscoveryConformance
+from triton_distributed.testing.events import EventConformance
 from triton_distributed.testing.proxy import FaultProxy, Faults
+from triton_distributed.testing.servers import EtcdCluster, EtcdServer, NatsServer, ServerMissing
 
-__all__ = ["ChangeLog", "DiscoveryConformance", "FaultProxy", "Faults"]
+__all__ = [
+    "ChangeLog",
+    "DiscoveryConformance",
+    "EtcdCluster",
+    "EtcdServer",
+    "EventConformance",
+    "FaultProxy",
+    "Faults",
+    "NatsServer",
+    "ServerMissing",
+]

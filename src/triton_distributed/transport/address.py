@@ -1,12 +1,16 @@
-"""Addresses: `unix:///path`, `tcp://host:port`, `memory://name`."""
+"""Addresses: `unix:///path`, `tcp://host:port`, `memory://name`, `nats://subject`."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from triton_distributed.errors import ConfigError
 
-SCHEMES = ("unix", "tcp", "memory")
+SCHEMES = ("unix", "tcp", "memory", "nats")
+# Tokens without blanks and wildcards, joined by dots: what NATS lets one publish on. The length keeps the server's
+# control lines, which name two subjects, below their 4096 bytes.
+_SUBJECT = re.compile(r"(?=.{1,1000}\Z)[!-)+-\-/-=?-~]+(\.[!-)+-\-/-=?-~]+)*\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,8 +18,8 @@ class Address:
     """Where a worker listens.
 
     Attributes:
-        scheme: `unix`, `tcp` or `memory`.
-        host: the host, the socket's path, or the name.
+        scheme: `unix`, `tcp`, `memory` or `nats`.
+        host: the host, the socket's path, the name, or the subject.
         port: 0 to 65535 for `tcp`; 0 to listen on any free one.
     """
 
@@ -35,14 +39,18 @@ class Address:
         """
         scheme, mark, rest = text.partition("://")
         if not mark or scheme not in SCHEMES or not rest:
-            raise ConfigError(setting, text, "an address is unix:///path, tcp://host:port or memory://name")
+            raise ConfigError(
+                setting, text, "an address is unix:///path, tcp://host:port, memory://name or nats://subject"
+            )
         if scheme != "tcp":
             if scheme == "unix" and not rest.startswith("/"):
                 raise ConfigError(setting, text, "the path of a Unix socket is absolute: unix:///path")
+            if scheme == "nats" and not _SUBJECT.match(rest):
+                raise ConfigError(setting, text, "a NATS address is nats://subject, without wildcards and blanks")
             return cls(scheme, rest)
         host, mark, port = rest.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
-        if not mark or not host or not port.isdecimal() or int(port) > 65535:
+        if not mark or not host or set(host) & set("/ ") or not port.isdecimal() or int(port) > 65535:
             raise ConfigError(setting, text, "a TCP address is tcp://host:port, an IPv6 host in brackets")
         return cls("tcp", host, int(port))
 
@@ -50,3 +58,15 @@ class Address:
         if self.scheme != "tcp":
             return f"{self.scheme}://{self.host}"
         return f"tcp://[{self.host}]:{self.port}" if ":" in self.host else f"tcp://{self.host}:{self.port}"
+
+
+def parse_list(text: str, setting: str) -> tuple[Address, ...]:
+    """Read addresses that are separated by commas; spaces around them and empty entries are passed over.
+
+    Raises:
+        ConfigError: an entry is not one, or there is none. Names the entry.
+    """
+    found = tuple(Address.parse(each, setting) for each in map(str.strip, text.split(",")) if each)
+    if not found:
+        raise ConfigError(setting, text, "it names no address")
+    return found

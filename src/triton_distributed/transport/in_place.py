@@ -47,6 +47,7 @@ class InPlaceReader(asyncio.BufferedProtocol):
 
     def buffer_updated(self, count: int) -> None:
         session = self._session
+        session.heard = True
         if session.direct:
             self._idle = 0
             try:

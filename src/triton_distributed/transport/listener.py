@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import logging
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
+from triton_distributed.errors import BrokerError
 from triton_distributed.transport import memory, tcp, unix
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.inherited import give_up
+from triton_distributed.transport.network import Networks
+from triton_distributed.transport.refusals import Refusals
 from triton_distributed.transport.session import Session
-
-logger = logging.getLogger("triton_distributed.transport")
+from triton_distributed.transport.tls import SessionTls
 
 
 def stop_listening(loop: asyncio.AbstractEventLoop, server: asyncio.AbstractServer) -> None:
@@ -33,47 +35,68 @@ AcceptedFactory = Callable[[Callable[[Session, str], None]], Session]
 
 
 class Listener:
-    """Accepts sessions on one address.
+    """Accepts sessions on one address or several.
 
     Args:
         loop: the running loop.
         factory: makes the session of an accepted connection from the function to call when it is lost.
         max_sessions: further connections are told that there are too many, and closed.
+        tls: of TCP connections; None for plain ones. Unix sockets are plain: their folder is the user's alone.
+        networks: what serves the schemes that are not sockets or memory.
 
     Attributes:
-        address: where it listens, with the port that was found.
-        sessions: those that are open.
+        sessions: those that are open, whichever way they came.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, factory: AcceptedFactory, max_sessions: int) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        factory: AcceptedFactory,
+        max_sessions: int,
+        tls: SessionTls | None = None,
+        networks: Networks | None = None,
+    ) -> None:
         self._loop = loop
         self._factory = factory
         self._max_sessions = max_sessions
-        self._server: asyncio.AbstractServer | None = None
-        self._stop: Callable[[], None] | None = None
-        self._inode = 0
+        self._tls = tls
+        self._networks = networks or {}
+        self._refusals = Refusals(loop.time)
+        self._servers: list[asyncio.AbstractServer] = []
+        self._stops: list[Callable[[], object]] = []  # what to do when listening ends; both at most one an address
         self._stopped = False
-        self.address: Address | None = None
         self.sessions: set[Session] = set()
 
     async def listen(self, address: Address) -> Address:
-        """Begin to listen; TCP port 0 takes any free one.
+        """Begin to listen on one more address; TCP port 0 takes any free one.
+
+        Returns:
+            the address with the port that was found.
 
         Raises:
+            BrokerError: what serves its scheme cannot be reached.
             OSError: the address cannot be bound; its text names the address.
         """
+        self._stopped = False
         try:
-            if address.scheme == "memory":
-                self._stop = memory.network_of(self._loop).listen(address.host, self._accept)
+            if address.scheme in self._networks:
+                self._stops.append(await self._networks[address.scheme].listen(address, self._accept))
+            elif address.scheme == "memory":
+                self._stops.append(memory.network_of(self._loop).listen(address.host, self._accept))
             elif address.scheme == "unix":
-                self._server, self._inode = await unix.listen(self._loop, Path(address.host), self._accept)
+                path = Path(address.host)
+                server, inode = await unix.listen(self._loop, path, self._accept)
+                self._servers.append(server)
+                self._stops.append(functools.partial(unix.remove, path, inode))
             else:
-                self._server = await tcp.listen(self._loop, address.host, address.port, self._accept)
-                port = self._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
+                server = await tcp.listen(self._loop, address.host, address.port, self._accept_tcp)
+                self._servers.append(server)
+                port = server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
                 address = Address("tcp", address.host, port)
+        except BrokerError:  # it names the broker, which is what cannot be reached
+            raise
         except OSError as error:
             raise OSError(error.errno or errno.EADDRNOTAVAIL, f"cannot listen on {address}: {error}") from error
-        self.address = address
         return address
 
     def _accept(self) -> Session:
@@ -85,28 +108,32 @@ class Listener:
             session.refused = f"{self._max_sessions:,} sessions are open here, see TRD_MAX_SESSIONS"
         return session
 
+    def _accept_tcp(self) -> asyncio.Protocol:
+        session = self._accept()
+        return session if self._tls is None else self._tls.accepting(session)
+
     def forget(self, session: Session, reason: str) -> None:
         """`session` is gone, or asks for no more streams."""
         if session.lost is not None:
             self.sessions.discard(session)
+            if session.turned_away:
+                self._refusals.note(session.address, reason)
 
     def close_listening(self) -> None:
         """Accept nothing more; the sessions stay. A connection that was being accepted is told so, and closed."""
         self._stopped = True
-        if self._stop is not None:
-            self._stop()
-            self._stop = None
-        if self._server is not None:
-            stop_listening(self._loop, self._server)
-            self._server = None
-            assert self.address is not None
-            if self.address.scheme == "unix":
-                unix.remove(Path(self.address.host), self._inode)
+        for server in self._servers:
+            stop_listening(self._loop, server)
+        for stop in self._stops:
+            stop()
+        self._servers.clear()
+        self._stops.clear()
 
     def release_in_child(self) -> None:
         """This process is a fork: give up its copies of the sockets."""
-        for sock in getattr(self._server, "sockets", None) or ():
-            give_up(sock)
+        for server in self._servers:
+            for sock in getattr(server, "sockets", ()):
+                give_up(sock)
         for session in self.sessions:
             session.release_in_child()
 

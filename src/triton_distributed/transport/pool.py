@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from triton_distributed.errors import ConnectionFailed, ProtocolError
 from triton_distributed.transport import memory, tcp, unix
 from triton_distributed.transport.address import Address
+from triton_distributed.transport.liveness import Liveness
+from triton_distributed.transport.network import Networks
 from triton_distributed.transport.session import Session
+from triton_distributed.transport.tls import SessionTls
+
+logger = logging.getLogger("triton_distributed.transport")
 
 Addresses = tuple[str, ...]
+MOST_ADDRESSES = 8  # of one worker that are tried, so that a dial ends; more than a host has ways to it
+EARLY_PLAIN = " before its hello: if it takes TLS only, set TRD_TLS_CERT, TRD_TLS_KEY and TRD_TLS_CA"
+EARLY_TLS = (
+    " before its hello: it may not accept the certificate of TRD_TLS_CERT (TRD_TLS_CA there), or have no room "
+    "(TRD_MAX_SESSIONS there)"
+)
 SessionFactory = Callable[[str, Callable[[Session, str], None]], Session]
 
 
@@ -21,7 +33,11 @@ class SessionPool:
         loop: the running loop.
         factory: makes an unconnected session from its address and the function to call when it is lost.
         timeout_s: seconds for one address to connect and exchange hellos.
-        on_lost: called with the addresses of a session that was lost, or that takes no more streams.
+        on_lost: called with the addresses of a session that was lost, that takes no more streams, or whose worker says
+            nothing while something is waited for. A silent session stays: the next call may find it awake.
+        health_timeout_s: seconds that it may say nothing.
+        tls: of TCP sessions; None for plain ones.
+        networks: what serves the schemes that are not sockets or memory.
     """
 
     def __init__(
@@ -30,16 +46,23 @@ class SessionPool:
         factory: SessionFactory,
         timeout_s: float,
         on_lost: Callable[[Addresses, str], None],
+        health_timeout_s: float = 10.0,
+        tls: SessionTls | None = None,
+        networks: Networks | None = None,
     ) -> None:
         self._loop = loop
         self._factory = factory
         self._timeout_s = timeout_s
         self._on_lost = on_lost
+        self._tls = tls
+        self._networks = networks or {}
         self._live: dict[Addresses, Session] = {}
         self._dialling: dict[Addresses, asyncio.Task[Session]] = {}
         self._greeting: set[Session] = set()  # connected or about to be, at most one a dial
         self._parted: set[Session] = set()  # going away with streams still open
         self._closed = False
+        self._health_timeout_s = health_timeout_s
+        self._liveness = Liveness(loop, lambda: (*self._live.values(), *self._parted), health_timeout_s, self._silent)
 
     def get(self, addresses: Addresses) -> Session | None:
         """The live session to these addresses, if there is one."""
@@ -60,6 +83,35 @@ class SessionPool:
             task.add_done_callback(lambda done: self._dialled(addresses, done))
         return await asyncio.shield(task)
 
+    async def probe(self, addresses: Addresses) -> None:
+        """Prove that the worker at these addresses takes calls and that its loop turns.
+
+        A new session proves it with its hello, one that is there by answering a PING: a stopped process keeps its
+        connections, and the kernel takes new ones for it.
+
+        Raises:
+            ConnectionFailed: it does not, or cannot be reached.
+        """
+        session = self.get(addresses)
+        if session is None:
+            session = await self.connect(addresses)
+        else:
+            answered, _ = await asyncio.wait([session.ping()], timeout=self._timeout_s)
+            if not answered:
+                words = f"no answer to a PING within {self._timeout_s:g} s, see TRD_CONNECT_TIMEOUT_S"
+                raise ConnectionFailed("a worker", [(session.address, words)])
+        if not session.usable:
+            words = session.lost or (session.going or (0, "it takes no calls"))[1]
+            raise ConnectionFailed("a worker", [(session.address, words)])
+
+    def _silent(self, session: Session) -> None:
+        for addresses, live in self._live.items():
+            if live is session:
+                words = f"nothing was heard for {self._health_timeout_s:g} s, see TRD_HEALTH_TIMEOUT_S"
+                logger.info("session %s: %s", session.address, words)
+                self._on_lost(addresses, words)
+                return
+
     def _dialled(self, addresses: Addresses, task: asyncio.Task[Session]) -> None:
         del self._dialling[addresses]
         if not task.cancelled():
@@ -67,16 +119,21 @@ class SessionPool:
 
     async def _dial(self, addresses: Addresses) -> Session:
         attempts: list[tuple[str, str]] = []
-        for address in addresses:
+        if not addresses:
+            attempts.append(("no address", "it listens on Unix sockets of another host only, set TRD_LISTEN there"))
+        for address in addresses[:MOST_ADDRESSES]:
             session = self._factory(address, lambda lost, reason: self._lost(addresses, lost, reason))
             self._greeting.add(session)
             try:
                 async with asyncio.timeout(self._timeout_s):
-                    await join(self._loop, Address.parse(address), session)
+                    await join(self._loop, Address.parse(address), session, self._tls, self._networks)
                     await session.ready
             except TimeoutError:
-                attempts.append((address, f"no answer within {self._timeout_s:g} s, see TRD_CONNECT_TIMEOUT_S"))
-            except (OSError, ProtocolError, ValueError) as error:  # a record may name what is no address at all
+                words = f"no answer within {self._timeout_s:g} s, see TRD_CONNECT_TIMEOUT_S"
+                attempts.append((address, words + _advice(address)))
+            except OSError as error:
+                attempts.append((address, (str(error) or type(error).__name__) + _advice(address)))
+            except (ProtocolError, ValueError) as error:  # a record may name what is no address at all
                 attempts.append((address, str(error) or type(error).__name__))
             except BaseException:
                 session.close()
@@ -87,6 +144,7 @@ class SessionPool:
                     raise ConnectionFailed("a worker", [(address, "the runtime was shut down")])
                 if session.usable:
                     self._live[addresses] = session
+                    self._liveness.start()
                     return session
                 attempts.append((address, session.lost or (session.going or (0, "it takes no calls"))[1]))
             finally:
@@ -104,6 +162,12 @@ class SessionPool:
             if not self._closed:
                 self._on_lost(addresses, reason)
 
+    def ask(self, addresses: Addresses) -> None:
+        """Discovery says that the worker is gone, or is going: end its sessions now where it does not answer."""
+        for session in (self._live.get(addresses), *self._parted):
+            if session is not None and session.address in addresses:
+                session.ask()
+
     def release_in_child(self) -> None:
         """This process is a fork: give up its copies of the sockets."""
         for session in (*self._greeting, *self._live.values(), *self._parted):
@@ -112,6 +176,7 @@ class SessionPool:
     async def close(self) -> None:
         """Close every session; open streams fail."""
         self._closed = True
+        self._liveness.stop()
         for task in list(self._dialling.values()):
             task.cancel()
         if self._dialling:
@@ -122,15 +187,35 @@ class SessionPool:
         self._parted.clear()
 
 
-async def join(loop: asyncio.AbstractEventLoop, address: Address, session: Session) -> None:
+def _advice(address: str) -> str:
+    if not address.startswith("tcp:"):
+        return ""
+    return " (the worker advertises that address, see TRD_ADVERTISE and TRD_LISTEN there)"
+
+
+async def join(
+    loop: asyncio.AbstractEventLoop,
+    address: Address,
+    session: Session,
+    tls: SessionTls | None,
+    networks: Networks,
+) -> None:
     """Connect an unconnected session to an address.
+
+    Args:
+        tls: of a TCP session; its handshake may go on when this returns.
 
     Raises:
         OSError: it cannot be reached.
     """
-    if address.scheme == "unix":
+    if address.scheme in networks:
+        await networks[address.scheme].connect(address, session)
+    elif address.scheme == "unix":
         await unix.connect(loop, address.host, session)
     elif address.scheme == "tcp":
-        await tcp.connect(loop, address.host, address.port, session)
-    else:
+        session.early = EARLY_PLAIN if tls is None else EARLY_TLS
+        await tcp.connect(loop, address.host, address.port, session if tls is None else tls.dialling(session))
+    elif address.scheme == "memory":
         memory.network_of(loop).connect(loop, address.host, session)
+    else:
+        raise OSError(f"this runtime cannot dial {address.scheme} addresses")

@@ -9,11 +9,15 @@ from collections.abc import Callable
 from typing import Any
 
 from triton_distributed.errors import RemoteProtocolError
+from triton_distributed.transport.address import Address
 from triton_distributed.transport.in_place import InPlaceReader
 from triton_distributed.transport.inherited import give_up
+from triton_distributed.transport.remainder import read_remainder
 from triton_distributed.transport.stream import Stream
 from triton_distributed.transport.tcp import tune
+from triton_distributed.transport.tls import TlsFailed
 from triton_distributed.wire import frames as f
+from triton_distributed.wire.authentication import Authentication
 from triton_distributed.wire.connection import Connection
 from triton_distributed.wire.hello import Hello
 from triton_distributed.wire.states import CLOSED
@@ -37,14 +41,23 @@ class Session(Connection, asyncio.Protocol):
         window: bytes that one stream may have unread.
         session_window: bytes that all streams together may.
         hello_timeout_s: seconds that the peer has for its hello.
+        health_timeout_s: seconds after which a TCP connection to a host that is gone is lost.
         on_request: called as `wire.Connection.on_request`; None where the peer may not open streams.
         on_lost: called with the session and the reason when it takes no more streams, and again when it is gone.
+        authentication: this end's part in proving that both know the token, or None.
 
     Attributes:
-        address: where the peer is, for error texts.
+        address: where the peer is, for error texts; by default what the transport says when it is connected.
+        early: what to add to the reason where the connection is lost before the hellos are exchanged.
+        turned_away: it was ended for what the peer did, or was, before the hellos were exchanged.
         paused: the kernel takes no more for now; output waits in `out` and in the streams.
         lost: why it is gone, or None.
         refused: why it is broken off as soon as it is connected; set by a listener that has too many.
+        torn: it was lost, and the peer may have said more than has arrived. Where it is not, the peer has begun no
+            request that it did not accept.
+        heard: something has come since `transport.liveness` looked last.
+        quiet: how often it has looked since then while something was waited for; -1: nothing is.
+        unsent: ids of the streams whose request has not left this process, or not all of it.
     """
 
     stream_type = Stream
@@ -60,19 +73,27 @@ class Session(Connection, asyncio.Protocol):
         on_request: Callable[..., None] | None,
         on_lost: Callable[[Session, str], None],
         address: str = "",
+        authentication: Authentication | None = None,
     ) -> None:
-        super().__init__(hello, window, session_window)
+        super().__init__(hello, window, session_window, authentication)
         self.loop = loop
         self.address = address
         self.paused = False
+        self.early = ""
+        self.turned_away = False
         self.lost: str | None = None
         self.refused: str | None = None
+        self.torn = self.heard = False
+        self.quiet = -1
+        self.unsent: set[int] = set()  # bounded by the streams
         self.ready: asyncio.Future[None] = loop.create_future()  # the hellos are exchanged
         self.send_limit = hello.max_message
         if on_request is not None:
             self.on_request = on_request  # type: ignore[method-assign]
+        self._dialled = on_request is None
         self._on_lost = on_lost
         self._hello_timeout_s = hello_timeout_s
+        self._answer: asyncio.Future[None] | None = None  # to the PING that is under way
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._resumed: set[asyncio.Future[None]] = set()  # at most one a stream or call
@@ -102,6 +123,7 @@ class Session(Connection, asyncio.Protocol):
         if self.lost is not None:
             transport.abort()
             return
+        self.address = self.address or _name_of(transport)
         tune(transport)
         # 0: a write goes to the kernel at once, and `paused` means that something did not fit.
         transport.set_write_buffer_limits(high=0)
@@ -112,10 +134,10 @@ class Session(Connection, asyncio.Protocol):
             self.break_off(f.GoawayCode.BUSY, self.refused)
 
     def data_received(self, data: bytes) -> None:
-        self._receiving = True
+        self._receiving = self.heard = True
         try:
             if self.direct:
-                data = self._copy_direct(data)
+                data = self.copy_direct(data)
             self.receive(data)
         except RemoteProtocolError as error:
             self.break_off(f.GoawayCode.PROTOCOL, str(error))
@@ -132,8 +154,19 @@ class Session(Connection, asyncio.Protocol):
         return None
 
     def connection_lost(self, error: Exception | None) -> None:
-        if self.lost is None:
-            self._lose(f"connection lost: {error}" if error else "the peer closed the connection")
+        if self.lost is not None:
+            return
+        reason = f"connection lost: {error}" if error else "the peer closed the connection"
+        if isinstance(error, TlsFailed):
+            reason = str(error)
+            self.turned_away = self.peer is None
+        elif self.peer is None:
+            reason += self.early
+        # An accepting end reads nothing more: it would begin handlers for a client that is gone.
+        if error is not None and self._dialled and self.peer is not None:
+            self.paused = True  # nothing can be written any more
+            self.torn = not read_remainder(self, self._transport, error)
+        self._lose(reason)
 
     def pause_writing(self) -> None:
         self.paused = True
@@ -197,7 +230,8 @@ class Session(Connection, asyncio.Protocol):
         if self.peer is None:
             return  # it has no streams, and perhaps no transport yet
         self._flush()
-        while self.lost is None and (self.paused or self.out or self._ready):
+        # Between its accept and `connection_made` there is no transport, and nothing that the peer could have asked.
+        while self.lost is None and self._transport is not None and (self.paused or self.out or self._ready):
             await self.resumed()
             self._flush()
         if self.lost is None:
@@ -227,11 +261,33 @@ class Session(Connection, asyncio.Protocol):
             finally:
                 self._resumed.discard(waiter)
 
+    def ping(self) -> asyncio.Future[None]:
+        """Ask for a sign of life. Not to be cancelled: whoever asks meanwhile waits for the same answer.
+
+        Returns:
+            done when the answer is here or the session is gone.
+        """
+        answer = self._answer
+        if answer is None or answer.done():
+            answer = self._answer = self.loop.create_future()
+            if self.lost is None:
+                self.send(f.frame(f.PING, 0))
+            else:
+                answer.set_result(None)
+        return answer
+
     # its end
 
     def go_away(self, code: int, words: str) -> None:
-        """Ask the peer to open no more streams; the open ones go on."""
-        self.send(f.coded(f.GOAWAY, 0, code, words.encode()))
+        """Ask the peer to open no more streams; the open ones go on. One that is not connected yet hears nothing."""
+        if self._transport is not None:  # it would be written before the hello
+            self.send(f.coded(f.GOAWAY, 0, code, words.encode()))
+
+    def ask(self) -> None:
+        """Find out whether the peer lives, where the transport is not told: a socket is."""
+        ask = getattr(self._transport, "ask", None)
+        if ask is not None:
+            ask()
 
     def release_in_child(self) -> None:
         """This process is a fork: give up its copy of the socket, or the peer would not see the parent die."""
@@ -242,7 +298,11 @@ class Session(Connection, asyncio.Protocol):
         """Tell the peer why and close; every open stream fails with these words."""
         if self.lost is not None:
             return
-        logger.info("session %s closed: %s", self.address, words)
+        self.torn = True  # what came behind the frame that broke the protocol is not read
+        if self.peer is None:
+            self.turned_away = True  # the listener's log, or the dialler's error, says so
+        else:
+            logger.info("session %s closed: %s", self.address, words)
         if self._transport is not None:
             self.out.append(f.coded(f.GOAWAY, 0, code, words.encode()))
             self._transport.write(b"".join(self.out))
@@ -268,6 +328,8 @@ class Session(Connection, asyncio.Protocol):
     def _lose(self, reason: str) -> None:
         going = self.going
         self.lost = f"{reason}, having said: {going[1]}" if going and going[1] else reason
+        if self.torn and self._dialled:  # a dialled end queues whole frames, so each begins with its header
+            self.unsent.update(f.HEADER.unpack_from(each)[3] for each in self.out if each[f.KIND_AT] == f.REQUEST)
         if self._timer is not None:
             self._timer.cancel()
         if not self.ready.done():
@@ -279,7 +341,7 @@ class Session(Connection, asyncio.Protocol):
             stream.state = CLOSED
             stream.lost = self.lost
             stream.on_closed()
-        for waiter in (*self._resumed, self._parted):
+        for waiter in (*self._resumed, self._parted, self._answer):  # who waits sees what became of it
             if waiter is not None and not waiter.done():
                 waiter.set_result(None)
         self._on_lost(self, self.lost)
@@ -304,15 +366,17 @@ class Session(Connection, asyncio.Protocol):
             self.loop.call_soon(self._gone, words)
 
     def on_pong(self, payload: bytes) -> None:
-        if payload == PARTING and self._parted is not None and not self._parted.done():
-            self._parted.set_result(None)
+        waiter = self._parted if payload == PARTING else self._answer
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def _gone(self, words: str) -> None:
         if self.lost is None:
             self._lose("the peer closed the session")
             self.close()
 
-    def _copy_direct(self, data: bytes) -> bytes:
+    def copy_direct(self, data: bytes) -> bytes:
+        """Put bytes that were not read in place where they belong; returns those behind."""
         at = 0
         while self.direct and at < len(data):
             target = self.direct_buffer()
@@ -325,3 +389,10 @@ class Session(Connection, asyncio.Protocol):
     def bulk_over(self) -> None:
         """Reads come as plain bytes again."""
         self._bulk = None
+
+
+def _name_of(transport: Any) -> str:
+    name = transport.get_extra_info("peername")
+    if not isinstance(name, tuple) or len(name) < 2:
+        return "a client"
+    return str(Address("tcp", name[0].removeprefix("::ffff:"), name[1]))  # IPv4 through a socket that takes both

@@ -10,7 +10,7 @@ from triton_distributed.errors import MessageTooLarge
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import Body, fragments, message_bytes
 from triton_distributed.wire.states import CLOSED, RECEIVED
-from triton_distributed.wire.stream import StreamCore
+from triton_distributed.wire.stream import StreamCore, TokenOutbox
 
 if TYPE_CHECKING:
     from triton_distributed.transport.session import Session
@@ -49,12 +49,23 @@ class Stream(StreamCore):
         self.lost: str | None = None
 
     async def readable(self) -> None:
-        """Wait until there is something in `inbox` or the peer sends nothing more. One reader at a time."""
+        """Wait until there is something in `inbox` or the peer sends nothing more.
+
+        Raises:
+            RuntimeError: another reader waits.
+        """
         while not self.inbox and not self.finished:
             await self.next_readable()
 
     def next_readable(self) -> asyncio.Future[None]:
-        """A future that is done when something has come or ended. One reader at a time."""
+        """A future that is done when something has come or ended.
+
+        Raises:
+            RuntimeError: another reader waits for one.
+        """
+        waiter = self._reader
+        if waiter is not None and not waiter.done():
+            raise RuntimeError("another task is reading this stream: one reads at a time, as of an async generator")
         waiter = self._reader = self.connection.loop.create_future()
         return waiter
 
@@ -78,22 +89,31 @@ class Stream(StreamCore):
 
         Raises:
             MessageTooLarge: it is above the limit of this end or of the peer; nothing was sent.
+            ValueError: it has more buffers than a message can hold; nothing was sent.
         """
         session = self.connection
+        if self.item_flags and isinstance(self.outbox, TokenOutbox):
+            body = b"".join((self.outbox.pair(), body))
+            flags |= self.item_flags
         size = message_bytes(len(body), buffers)
         if size > session.send_limit:
             raise MessageTooLarge("the request" if kind == f.REQUEST else "the item", size, session.send_limit)
-        for fragment_flags, start, piece in fragments(body, buffers, flags):
-            while self.state != CLOSED and (self.credit <= 0 or session.paused):
-                await (self.writable() if self.credit <= 0 else session.resumed())
-            if self.state == CLOSED:
-                return
-            length = len(start) + piece.nbytes
-            session.write_behind(f.HEADER.pack(length, kind, fragment_flags, self.id) + start, piece)
-            self.charge(length, fragment_flags)
-            kind = f.DATA
-            if fragment_flags & f.MORE and not session.paused:
-                await asyncio.sleep(0)  # the other streams' turn, even where the kernel takes everything at once
+        if kind == f.REQUEST:
+            session.unsent.add(self.id)
+        try:
+            for fragment_flags, start, piece in fragments(body, buffers, flags):
+                while self.state != CLOSED and (self.credit <= 0 or session.paused):
+                    await (self.writable() if self.credit <= 0 else session.resumed())
+                if self.state == CLOSED:
+                    return
+                length = len(start) + piece.nbytes
+                session.write_behind(f.HEADER.pack(length, kind, fragment_flags, self.id) + start, piece)
+                self.charge(length, fragment_flags)
+                kind = f.DATA
+                if fragment_flags & f.MORE and not session.paused:
+                    await asyncio.sleep(0)  # the other streams' turn, even where the kernel takes everything at once
+        finally:
+            session.unsent.discard(self.id)
         if buffers:
             while session.paused and session.lost is None:  # the transport still refers to the last of them
                 await session.resumed()
@@ -112,6 +132,7 @@ class Stream(StreamCore):
 
     def abort(self, kind: int, code: int = 0, detail: bytes = b"") -> None:
         super().abort(kind, code, detail)
+        self.room = 0  # who pushes all the same is told at once to look
         self.connection.withdraw(self)
         self.wake()  # whoever reads or writes at this end finds it closed
 
@@ -126,6 +147,7 @@ class Stream(StreamCore):
             self.owner.stream_stopped()
 
     def on_closed(self) -> None:
+        self.room = 0
         self.connection.withdraw(self)
         self.wake()
         if self.owner is not None:

@@ -27,6 +27,8 @@ SOCKET_BUFFER = 512 * 1024  # asked of the kernel, which caps it: fewer wake-ups
 # What workers call their sockets where the user does not: their id, and before they listen their process and a number.
 _OURS = re.compile(r"[0-9a-f]{16}\.sock|\.\d+-\d+\.sock")
 _numbers = itertools.count()
+# What file systems say that have no hard links.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 @contextlib.contextmanager
@@ -86,8 +88,8 @@ async def listen(
 ) -> tuple[asyncio.AbstractServer, int]:
     """Listen on `path`, whose folder exists and is private.
 
-    The socket is bound under another name and renamed when it listens: a socket that refuses connections is a dead one,
-    and may be removed by anybody who finds it.
+    The socket is bound under another name and gets its own when it listens: a socket that refuses connections is a dead
+    one, and may be removed by anybody who finds it.
 
     Returns:
         the server, and the inode of its socket: by then somebody else may have the path.
@@ -106,24 +108,42 @@ async def listen(
 
 def _claim(path: Path) -> tuple[socket.socket, int]:
     sweep(path.parent)
-    if path.exists() and not _remove_if_dead(path):
+    if path.exists() and not _remove_if_dead(path) and path.exists():
         raise OSError(errno.EADDRINUSE, _why_taken(path), str(path))
     with reachable(path):
         pass  # where its own name is too long, nobody would ever find it
     sock = _socket()
-    temporary = path.with_name(f".{os.getpid()}-{next(_numbers)}.sock")
+    temporary = _temporary(path)
     try:
         with reachable(temporary) as name:
             sock.bind(name)
         os.chmod(temporary, 0o600)
         sock.listen(BACKLOG)
-        os.rename(temporary, path)
-        return sock, path.stat().st_ino
+        inode = temporary.stat().st_ino
+        _link(temporary, path)
+        return sock, inode
     except BaseException:
         sock.close()
+        raise
+    finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Give a socket its name, unless another has it by now: a rename would take the place of a living worker."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise OSError(errno.EADDRINUSE, _why_taken(path), str(path)) from None
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        os.rename(temporary, path)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{os.getpid()}-{next(_numbers)}.sock")
 
 
 def remove(path: Path, inode: int) -> None:
@@ -152,13 +172,33 @@ def _why_taken(path: Path) -> str:
 
 
 def _remove_if_dead(path: Path) -> bool:
+    if not _is_dead(path):
+        return False
+    # Two may find it dead, and the slower one would remove the socket with which the other has replaced it. So it is
+    # taken aside, where nobody replaces it, and asked again.
+    aside = _temporary(path)
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            return False
+        os.rename(path, aside)
+    except OSError:
+        return False
+    if _is_dead(aside):
+        return _remove(aside)
+    with contextlib.suppress(OSError):
+        _link(aside, path)
+        aside.unlink()
+    return False
+
+
+def _is_dead(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
             with reachable(path) as name:
                 probe.connect(name)
         except ConnectionRefusedError:
-            return _remove(path)
+            return True
         except OSError:
             return False  # alive but busy, or not ours to judge
     return False

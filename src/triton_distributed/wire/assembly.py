@@ -54,18 +54,18 @@ def allocate(size: int, huge: bool = False) -> Memory:
 
 
 def head_of(body_bytes: int, buffers: Sequence[memoryview]) -> bytes:
-    """The head of a message with buffers.
+    """The head of a message with buffers."""
+    return _HEAD.pack(len(buffers), body_bytes) + b"".join([UINT64.pack(each.nbytes) for each in buffers])
+
+
+def message_bytes(body_bytes: int, buffers: Sequence[memoryview]) -> int:
+    """What counts against `max_message_bytes`, at both ends: head, body and buffers.
 
     Raises:
         ValueError: it has more buffers than a head can name.
     """
     if len(buffers) > MAX_BUFFERS:
         raise ValueError(f"a message holds at most {MAX_BUFFERS:,} large arrays and buffers, not {len(buffers):,}")
-    return _HEAD.pack(len(buffers), body_bytes) + b"".join([UINT64.pack(each.nbytes) for each in buffers])
-
-
-def message_bytes(body_bytes: int, buffers: Sequence[memoryview]) -> int:
-    """What counts against `max_message_bytes`, at both ends: head, body and buffers."""
     head = _HEAD.size + UINT64.size * len(buffers) if buffers else 0
     return head + body_bytes + sum(each.nbytes for each in buffers)
 
@@ -75,11 +75,14 @@ def fragments(body: Body, buffers: Sequence[memoryview], flags: int) -> Iterator
 
     Args:
         flags: of the last frame; the others carry `MORE`.
+
+    Raises:
+        ValueError: it has more buffers than a head can name.
     """
+    total = message_bytes(len(body), buffers)
     head = head_of(len(body), buffers) if buffers else b""
     if buffers:
         flags |= BUFFERS
-    total = message_bytes(len(body), buffers)
     if total <= MAX_FRAME:
         yield flags, head + b"".join((body, *buffers)), memoryview(b"")
         return

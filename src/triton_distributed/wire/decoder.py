@@ -6,6 +6,8 @@ from triton_distributed.wire.frames import HEADER, HEADER_BYTES, MAX_FRAME, MAX_
 
 Frame = tuple[int, int, int, bytes]  # kind, flags, stream, payload
 
+TLS_STARTS = (0x0316, 0x0315)  # first two bytes of a TLS handshake and a TLS alert, read as a little-endian number
+
 _unpack = HEADER.unpack_from
 
 
@@ -16,15 +18,17 @@ class FrameDecoder:
     nothing (docs/decisions/0001-wire.md), and it can be tested alone.
 
     Attributes:
-        limit: the largest payload taken, bytes: a hello's for the first frame, then a frame's.
+        limit: the largest payload taken, bytes: a hello's for the first frames, then a frame's.
+        hellos: how many first frames that are.
         failure: why nothing more can be read, once a header is beyond the limit.
         partial: header of the frame that is under way, as (kind, flags, stream, payload length), or None.
     """
 
-    __slots__ = ("_have", "_parts", "failure", "limit", "partial")
+    __slots__ = ("_have", "_parts", "failure", "hellos", "limit", "partial")
 
-    def __init__(self) -> None:
+    def __init__(self, hellos: int = 1) -> None:
         self.limit = MAX_HELLO
+        self.hellos = hellos
         self.failure: str | None = None
         self.partial: tuple[int, int, int, int] | None = None
         self._parts: list[bytes] = []  # what is here of the frame under way, header included; under limit + one read
@@ -57,7 +61,9 @@ class FrameDecoder:
             frames.append((kind, flags, stream, data[start:stop]))
             at = stop
             if limit is MAX_HELLO:
-                self.limit = limit = MAX_FRAME
+                self.hellos -= 1
+                if not self.hellos:
+                    self.limit = limit = MAX_FRAME
         if at < end:
             self._parts.append(data[at:] if at else data)
             self._have = end - at
@@ -72,5 +78,7 @@ class FrameDecoder:
 
     def _too_large(self, size: int, kind: int) -> str:
         if self.limit == MAX_HELLO:
+            if size & 0xFFFF in TLS_STARTS:
+                return "the peer speaks TLS, and this end does not: see TRD_TLS_CERT, TRD_TLS_KEY and TRD_TLS_CA"
             return f"the first frame announces {size:,} bytes, a hello has at most {MAX_HELLO:,}: not this protocol"
         return f"a frame of kind {kind} announces {size:,} bytes, the limit is {MAX_FRAME:,}"

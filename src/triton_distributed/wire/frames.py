@@ -4,7 +4,7 @@ A frame is a 14-byte little-endian header and a payload:
 
     payload length  u32    bytes behind the header
     kind            u8     one of `Kind`
-    flags           u8     `END`, `MORE`, `BUFFERS`, `ANNOTATED`, `GRACEFUL`
+    flags           u8     `END`, `MORE`, `BUFFERS`, `ANNOTATED`, `CHECKPOINT`, `GRACEFUL`
     stream          u64    the stream it belongs to; 0 for the session itself
 
 Stream ids are given by the side that opens the stream, ascending from 1. 64 bits never run out: at 100,000 calls a
@@ -19,6 +19,7 @@ from struct import Struct
 
 HEADER = Struct("<IBBQ")
 HEADER_BYTES = HEADER.size
+KIND_AT = 4  # byte of a header that says its kind
 # A REQUEST's payload begins with: instance id, key of its endpoint, timeout in seconds (infinite: none), bytes that its
 # sender takes before it gives credit, bytes of metadata. The header and this are packed at once.
 REQUEST_HEADER = Struct("<IBBQQQdII")
@@ -49,14 +50,18 @@ class Kind(IntEnum):
     GOAWAY = 11  # open no more streams here: code, words
     PING = 12  # 8 bytes to be returned
     PONG = 13
+    AUTH = 14  # proof that this end knows the token, and its real hello; see wire.authentication
 
 
-HELLO, REQUEST, DATA, BATCH, END_OF_STREAM, ERROR, CANCEL, CREDIT, ACCEPT, REJECT, GOAWAY, PING, PONG = map(int, Kind)
+HELLO, REQUEST, DATA, BATCH, END_OF_STREAM, ERROR, CANCEL, CREDIT, ACCEPT, REJECT, GOAWAY, PING, PONG, AUTH = map(
+    int, Kind
+)
 
 END = 0x01  # the last frame of this side
 MORE = 0x02  # the message goes on in the next frame of this kind on this stream
 BUFFERS = 0x04  # the message has buffers behind its body
 ANNOTATED = 0x08  # the item is [data, event, comments, id]
+CHECKPOINT = 0x20  # each item is [token, item]: what to resume behind it with, or nil
 GRACEFUL = 0x10  # of CANCEL: finish what you are at and stop
 
 
@@ -73,7 +78,7 @@ class ErrorCode(IntEnum):
 class RejectCode(IntEnum):
     """Why a request was refused before its handler began: first byte of a REJECT."""
 
-    OVERLOADED = 0
+    OVERLOADED = 0  # its details begin with a u32, see `overloaded`
     DRAINING = 1
     UNKNOWN = 2  # no such instance here: the record that led here is stale
 
@@ -95,6 +100,18 @@ def frame(kind: int, stream: int, payload: bytes = b"", flags: int = 0) -> bytes
 def coded(kind: int, stream: int, code: int, detail: bytes = b"") -> bytes:
     """An ERROR, REJECT or GOAWAY: a code byte and what explains it, cut to what fits a frame."""
     return frame(kind, stream, bytes((code,)) + detail[: MAX_FRAME - 1])
+
+
+def overloaded(words: str, retry_after_s: float = 0.0) -> bytes:
+    """The details of a REJECT with OVERLOADED: milliseconds until it is worth another try (0: unknown), then words."""
+    return UINT32.pack(min(int(retry_after_s * 1000), 0xFFFFFFFF)) + words.encode()
+
+
+def read_overloaded(detail: bytes) -> tuple[str, float]:
+    """What `overloaded` wrote: words, and seconds until another try."""
+    if len(detail) < UINT32.size:
+        return detail.decode("utf-8", "replace"), 0.0
+    return detail[UINT32.size :].decode("utf-8", "replace"), UINT32.unpack_from(detail)[0] / 1000
 
 
 def array_of(items: Sequence[bytes]) -> bytes:

@@ -2,6 +2,9 @@
 
 The payload is the magic `TRD\\0` and a msgpack map. Its form never changes, so that peers of any two versions can tell
 each other why they part; keys that a side does not know are ignored.
+
+An end with a token says two of them. The first, in the clear, holds its versions, the feature `token` and a challenge,
+and nothing else; the second, with everything, stands behind its proof in AUTH (`wire.authentication`).
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ class Hello(msgspec.Struct, kw_only=True, omit_defaults=True):
         window: bytes that the peer may send on a stream it opens before it gets credit.
         nonce: random; with a stream's id it names a request.
         features: optional abilities; one is used where both sides name it.
+        challenge: 32 random bytes for the peer's proof, in the first hello of an end with a token.
     """
 
     version: int = VERSION
@@ -38,15 +42,21 @@ class Hello(msgspec.Struct, kw_only=True, omit_defaults=True):
     window: int = 65536
     nonce: int = 0
     features: list[str] = []
+    challenge: bytes = b""
 
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Hello).decode
 
 
+def hello_payload(hello: Hello) -> bytes:
+    """What a HELLO holds, and an AUTH behind its proof."""
+    return MAGIC + _encode(hello)
+
+
 def hello_frame(hello: Hello) -> bytes:
     """A HELLO frame."""
-    return frame(HELLO, 0, MAGIC + _encode(hello))
+    return frame(HELLO, 0, hello_payload(hello))
 
 
 def read_hello(payload: bytes) -> Hello:

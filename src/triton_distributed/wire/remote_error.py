@@ -24,6 +24,8 @@ MAX_MESSAGE = 16 * 1024  # characters; a message is read by people
 MAX_STATE = 16 * 1024  # encoded bytes of args and attributes together; beyond it they are data, not an error
 MAX_TYPES = 32  # bases that are named; deeper hierarchies are caught by the nearest 32
 MAX_NOTES = 32  # notes, each cut like a message
+MAX_PARTS = 64  # errors of a group, and of the groups in it, together
+MAX_ERROR = 192 * 1024  # bytes of the whole, so that it fits a frame; beyond it notes go first, then tracebacks
 MAX_CLASSES = 256  # combined classes kept; more than the error types of one program's peers
 
 _BUILT_IN = frozenset(
@@ -52,6 +54,7 @@ class _Error(msgspec.Struct, array_like=True):
     notes: list[str]
     args: list[Any] | None
     state: dict[str, Any]
+    parts: list[_Error] = []  # of an ExceptionGroup
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -59,7 +62,35 @@ _decode = msgspec.msgpack.Decoder(_Error).decode
 
 
 def encode_error(error: BaseException) -> bytes:
-    """Turn what a handler raised into bytes. Never raises, whatever the exception's own methods do."""
+    """Turn what a handler raised into bytes, at most `MAX_ERROR`. Never raises, whatever the exception's methods do."""
+    fields = _described(error, [MAX_PARTS])
+    try:
+        data = _encode(fields)
+        for limit in (MAX_MESSAGE, 1024, 0):
+            if len(data) <= MAX_ERROR:
+                return data
+            _shorten(fields, limit)
+            data = _encode(fields)
+        if len(data) <= MAX_ERROR:
+            return data
+    except Exception:  # attributes that were replaced by something odd
+        pass
+    message = _clean(fields.message, MAX_MESSAGE // 4)
+    return _encode(_Error(fields.type_name, fields.types[:4], message, "", [], None, {}))
+
+
+def _shorten(fields: _Error, limit: int) -> None:
+    """Leave the notes out, and of tracebacks and messages all but `limit` characters, at all levels of a group."""
+    fields.notes = []
+    fields.traceback = _cut(fields.traceback, limit) if limit else ""
+    fields.message = _cut(fields.message, limit or 256)
+    if not limit:
+        fields.args, fields.state = None, {}
+    for part in fields.parts:
+        _shorten(part, limit)
+
+
+def _described(error: BaseException, left: list[int]) -> _Error:
     arguments, state = _contents(error)
     fields = _Error(
         type_name=_clean(type(error).__name__, 255),
@@ -70,15 +101,20 @@ def encode_error(error: BaseException) -> bytes:
         args=arguments,
         state=state,
     )
+    if isinstance(error, ExceptionGroup):
+        for each in error.exceptions:
+            left[0] -= 1
+            if left[0] < 0:
+                break
+            part = _described(each, left)
+            part.traceback = ""  # the group's own shows its parts
+            fields.parts.append(part)
     if isinstance(error, RemoteError) and _ORIGIN in error.__dict__:
         # A stage in between passes on what it got: the first error stays the error.
         fields.type_name = _clean(str(error.type_name), 255)
         fields.message = _clean(str(error.message), MAX_MESSAGE)
         fields.types = error.__dict__[_ORIGIN]
-    try:
-        return _encode(fields)
-    except Exception:  # attributes that were replaced by something odd
-        return _encode(_Error(fields.type_name, (), fields.message, fields.traceback, [], None, {}))
+    return fields
 
 
 def decode_error(data: bytes | bytearray | memoryview, *, instance_id: int, request_id: str) -> RemoteError:
@@ -94,7 +130,17 @@ def decode_error(data: bytes | bytearray | memoryview, *, instance_id: int, requ
     except Exception as problem:
         message = f"the handler raised, and its error cannot be read: {problem}"
         fields = _Error("Exception", (), message, "", [], None, {})
-    error = _built(fields.types[:MAX_TYPES], fields.args or (), fields.state)
+    return _raised(fields, instance_id, request_id)
+
+
+def _raised(fields: _Error, instance_id: int, request_id: str) -> RemoteError:
+    arguments: Iterable[Any] = fields.args or ()
+    if fields.parts:
+        arguments = (
+            fields.message.rpartition(" (")[0],
+            [_raised(each, instance_id, request_id) for each in fields.parts],
+        )
+    error = _built(fields.types[:MAX_TYPES], arguments, fields.state)
     error.__dict__.update(
         type_name=fields.type_name,
         message=fields.message,

@@ -18,8 +18,27 @@ if TYPE_CHECKING:
     from triton_distributed.wire.connection import Connection
 
 _pack = f.HEADER.pack
+_PAIR, _NIL = b"\x92", b"\xc0"  # msgpack's array of two, and nil
 _DATA, _DATA_END = int(Input.DATA), int(Input.DATA_END)
 Received = tuple[int, int, int, Body, "list[Memory] | None"]  # cost, kind, flags, body, buffers
+
+
+class TokenOutbox(list[bytes]):
+    """The items of a stream whose handler gives resume tokens: each waits as the pair of its token and itself."""
+
+    __slots__ = ("token",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = _NIL
+
+    def pair(self) -> bytes:
+        """What stands before the next item: the head of a pair, and its token."""
+        token, self.token = self.token, _NIL
+        return _PAIR + token
+
+    def append(self, item: bytes) -> None:
+        super().append(self.pair() + item)
 
 
 class StreamCore:
@@ -31,6 +50,7 @@ class StreamCore:
         credit: bytes that this end may still send; at or below 0 it waits.
         room: what it may push before it lets the loop turn, a rough measure in bytes.
         accepted: the peer has said that the handler is about to begin.
+        item_flags: of the frames that carry its items.
         inbox: received messages that nobody has read; bounded by `window`.
         failure: the frame that ended the stream early, as (kind, code, detail), or None.
     """
@@ -49,6 +69,7 @@ class StreamCore:
         "failure",
         "id",
         "inbox",
+        "item_flags",
         "outbox",
         "room",
         "state",
@@ -61,6 +82,7 @@ class StreamCore:
         self.credit = credit
         self.room = credit if credit < TURN_BYTES else TURN_BYTES
         self.outbox: list[bytes] = []  # at most a turn's room
+        self.item_flags = 0
         self._queued = self._ending = False
         self.accepted = False
         self.inbox: deque[Received] = deque()
@@ -87,6 +109,16 @@ class StreamCore:
     def may_push(self) -> bool:
         """Credit and this turn's room are there, or the stream is over and pushing is of no use."""
         return self.room > 0 or self.state == CLOSED
+
+    def checkpoint(self, token: bytes) -> None:
+        """The next item carries this encoded token, and all items are pairs from now on."""
+        if not isinstance(self.outbox, TokenOutbox):
+            if self._queued:
+                self.drain(self.connection.out)
+                self._queued = True  # it is in the connection's list still
+            self.outbox = TokenOutbox()
+            self.item_flags = f.CHECKPOINT
+        self.outbox.token = token
 
     def end(self) -> None:
         """No more items from this end."""
@@ -118,7 +150,7 @@ class StreamCore:
             else:
                 kind, payload = f.BATCH, f.array_of(items)
             size = len(payload)
-            out.append(_pack(size, kind, f.END if ending else 0, self.id))
+            out.append(_pack(size, kind, self.item_flags | f.END if ending else self.item_flags, self.id))
             out.append(payload)
             self.credit = credit = self.credit - size - FRAME_COST
             items.clear()

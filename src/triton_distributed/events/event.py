@@ -1,0 +1,77 @@
+"""An event, and how it travels: the publisher's id and the payload in one piece of bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from struct import Struct
+from typing import Any
+
+from triton_distributed.errors import DecodeError
+from triton_distributed.wire.codec import Message, decode, encode
+
+VERSION = 1
+_HEAD = Struct(">BQI")  # version, publisher's instance id, number of buffers; then their lengths, the body, the buffers
+_LENGTH = Struct(">Q")
+
+
+@dataclass(slots=True)
+class Event:
+    """Something that was published.
+
+    Attributes:
+        name: as it was given to `publish`.
+        data: the payload, as a request's would arrive.
+        publisher: the instance id of the runtime that published it.
+        subject: what it travelled under.
+    """
+
+    name: str
+    data: Any
+    publisher: int
+    subject: str
+
+
+def pack(payload: object, publisher: int, what: str = "event") -> bytes:
+    """Encode a payload, with the memory that would travel beside a request packed behind it.
+
+    Args:
+        publisher: an instance id.
+        what: the payload's name in an error's text.
+
+    Raises:
+        TypeError, ValueError: it cannot travel; see `wire.codec.encode`.
+    """
+    message = encode(payload, what)
+    if isinstance(message, Message):
+        lengths = [_LENGTH.pack(buffer.nbytes) for buffer in message.buffers]
+        return b"".join([_HEAD.pack(VERSION, publisher, len(lengths)), *lengths, message.body, *message.buffers])
+    return _HEAD.pack(VERSION, publisher, 0) + message
+
+
+def unpack(data: bytes) -> tuple[Any, int]:
+    """Return the payload and the publisher's id.
+
+    Raises:
+        DecodeError: it is not what `pack` writes.
+    """
+    if len(data) < _HEAD.size:
+        raise DecodeError(f"an event has at least {_HEAD.size} bytes, not {len(data)}")
+    version, publisher, count = _HEAD.unpack_from(data)
+    if version != VERSION:
+        raise DecodeError(f"an event of version {version}; this end reads version {VERSION}")
+    view = memoryview(data)
+    if not count:
+        return decode(view[_HEAD.size :]), publisher
+    start = _HEAD.size + count * _LENGTH.size
+    if start > len(data):
+        raise DecodeError(f"an event of {len(data)} bytes cannot have {count} buffers")
+    lengths = [_LENGTH.unpack_from(data, at)[0] for at in range(_HEAD.size, start, _LENGTH.size)]
+    end = len(data) - sum(lengths)
+    if end < start:
+        raise DecodeError(f"an event of {len(data)} bytes has buffers of {sum(lengths)}")
+    buffers, at = [], end
+    for length in lengths:
+        # A copy each: arrays lie in it and may be written to, while other subscribers read the same event.
+        buffers.append(bytearray(view[at : at + length]))
+        at += length
+    return decode(view[start:end], buffers), publisher

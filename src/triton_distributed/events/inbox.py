@@ -1,0 +1,125 @@
+"""What has arrived for one subscription and was not read yet. Bounded: the oldest make room for the newest."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+
+from triton_distributed.errors import SubscriptionClosed
+
+logger = logging.getLogger("triton_distributed.events")
+
+MAX_EVENTS = 65_536  # some seconds of the fastest publisher, for a subscriber that is busy with something else
+MAX_BYTES = 64 * 1024 * 1024  # as TRD_SESSION_WINDOW_BYTES: what one peer may cost a process that does not read
+TURN = 64  # events read without waiting before others get their turn on the loop
+
+
+class Inbox:
+    """The plane pushes, the subscription reads.
+
+    Args:
+        subject: what it is for.
+        max_events: how many may wait, at least 1.
+        max_bytes: how many bytes; a single event may be larger.
+
+    Attributes:
+        dropped: events that came and were not kept, or that their publisher could not send.
+        on_close: called once when it closes, whoever closes it.
+        closed: nothing is taken any more.
+    """
+
+    def __init__(self, subject: str, max_events: int = MAX_EVENTS, max_bytes: int = MAX_BYTES) -> None:
+        if max_events < 1 or max_bytes < 1:
+            raise ValueError(f"max_events={max_events}, max_bytes={max_bytes}: both are at least 1")
+        self.subject = subject
+        self.dropped = 0
+        self.closed = False
+        self.on_close: Callable[[Inbox], None] | None = None
+        self.loop = asyncio.get_running_loop()
+        self._max_events, self._max_bytes = max_events, max_bytes
+        self._waiting: deque[bytes] = deque()
+        self._bytes = 0
+        self._taken = 0  # without a turn of the loop
+        self._arrived = asyncio.Event()
+
+    @property
+    def waiting(self) -> int:
+        """Events that were not read."""
+        return len(self._waiting)
+
+    def push(self, data: bytes, lost: int = 0) -> None:
+        """Take one event, and the news that `lost` before it never came."""
+        if self.closed:
+            return
+        if lost:
+            self._drop(lost)
+        waiting = self._waiting
+        waiting.append(data)
+        self._bytes += len(data)
+        if self._bytes > self._max_bytes or len(waiting) > self._max_events:
+            while len(waiting) > 1 and (self._bytes > self._max_bytes or len(waiting) > self._max_events):
+                self._bytes -= len(waiting.popleft())
+                self._drop(1)
+        self._arrived.set()
+
+    def _drop(self, count: int) -> None:
+        if not self.dropped:
+            logger.warning(
+                "events of %s are dropped, because this subscriber does not keep up: it may have %d events or %d bytes "
+                "unread, and the oldest give way (said once; subscription.dropped counts)",
+                self.subject,
+                self._max_events,
+                self._max_bytes,
+            )
+        self.dropped += count
+
+    async def get(self) -> bytes:
+        """The oldest, or the next to come.
+
+        Raises:
+            SubscriptionClosed: it is closed, and everything was read.
+        """
+        waiting = self._waiting
+        self._taken += 1
+        if self._taken >= TURN:
+            self._taken = 0
+            await asyncio.sleep(0)
+        while not waiting:
+            if self.closed:
+                raise SubscriptionClosed(self.subject)
+            self._taken = 0
+            self._arrived.clear()
+            await self._arrived.wait()
+        data = waiting.popleft()
+        self._bytes -= len(data)
+        return data
+
+    def close(self, keep: bool = False) -> None:
+        """Take nothing more.
+
+        Args:
+            keep: what has arrived can still be read.
+        """
+        if not keep:
+            self._waiting.clear()
+            self._bytes = 0
+        if not self.closed:
+            self.closed = True
+            self._arrived.set()
+            if self.on_close is not None:
+                self.on_close(self)
+
+    def abandoned(self) -> None:
+        """Nobody can read it any more; the finaliser that says so may run in any thread."""
+        if self.closed:
+            return
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is self.loop:
+            self.close()
+        elif not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self.close)

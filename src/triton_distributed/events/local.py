@@ -1,0 +1,323 @@
+"""Events between the processes of one user on one machine, over Unix sockets; nothing else has to run.
+
+A process with subscriptions listens on one socket in the private folder; publishers connect to it and write. What does
+not fit is dropped at the publisher, the oldest first, and the next event says how many: a subscriber that is stopped
+or busy stops nobody. Whoever finds a socket that refuses connections removes it, because its process is dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from triton_distributed.errors import BrokerError, DecodeError, RuntimeClosed
+from triton_distributed.events.base import unread
+from triton_distributed.events.folder import SubscriberFolder
+from triton_distributed.events.inbox import MAX_BYTES, MAX_EVENTS, Inbox
+from triton_distributed.events.link import SEND_BUFFER, FrameReader, Link
+from triton_distributed.events.subscribers import Subscribers
+from triton_distributed.events.subscription import Subscription
+
+logger = logging.getLogger("triton_distributed.events")
+
+LAST_WORDS_S = 1.0  # what waits for a slow subscriber when a publisher closes
+CHECK_S = 60.0  # between looks whether somebody has emptied the folder under us
+
+
+@dataclass(frozen=True, slots=True)
+class UnixSockets:
+    """What is needed of Unix sockets, as `transport.unix` and `transport.inherited` have it."""
+
+    reachable: Callable[[Path], AbstractContextManager[str]]
+    listen: Callable[
+        [asyncio.AbstractEventLoop, Path, Callable[[], asyncio.Protocol]],
+        Awaitable[tuple[asyncio.AbstractServer, int]],
+    ]
+    remove: Callable[[Path, int], None]
+    give_up: Callable[[Any], None]
+
+
+class LocalEvents:
+    """Carries events between all processes that use the same folder.
+
+    Args:
+        directory: the private folder, in which `events` is made.
+        private: makes a folder or checks that it is nobody else's, and raises DiscoveryError.
+        sockets: how to listen.
+        id: of this process's runtime, 0 < id < 2^63.
+        max_message_bytes: of an event that arrives.
+        check_s: seconds between looks at the own files.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        private: Callable[[str, str], object],
+        sockets: UnixSockets,
+        id: int,
+        max_message_bytes: int,
+        check_s: float = CHECK_S,
+    ) -> None:
+        self._directory = directory.absolute()
+        self._folder = SubscriberFolder(self._directory / "events")
+        self.where = f"local events in {self._folder.path}"
+        self._private = private
+        self._sockets = sockets
+        self._id = f"{id:016x}"
+        self._max_message_bytes = max_message_bytes
+        self._check_s = check_s
+        self._own = Subscribers()
+        self._links: dict[str, Link] = {}  # by process; those that are gone are closed when the folder is read
+        self._incoming: set[_Incoming] = set()  # one a publishing process
+        self._server: tuple[asyncio.AbstractServer, int] | None = None
+        self._listening: asyncio.Task[None] | None = None
+        self._opening: set[asyncio.Task[None]] = set()
+        self._check: asyncio.TimerHandle | None = None
+        self._checked = False
+        self._closed = False
+        self._forked = False
+
+    # publishing
+
+    async def publish(self, subject: str, data: bytes) -> None:
+        if self._closed:
+            raise RuntimeClosed("events")
+        self._own.deliver(subject, data)
+        for id in self._interested(subject):
+            if id != self._id:
+                self._send(id, subject, data)
+
+    def _interested(self, subject: str) -> tuple[str, ...]:
+        if not self._checked:
+            self._make_folder()
+        try:
+            before = self._folder.reads
+            ids = self._folder.interested(subject)
+        except FileNotFoundError:
+            self._make_folder()
+            return ()
+        if self._folder.reads != before and self._links:
+            for gone in self._links.keys() - self._folder.listening:
+                self._links.pop(gone).close()
+        return ids
+
+    def _make_folder(self) -> None:
+        for each in (self._directory, self._folder.path):
+            self._private(str(each), self.where)
+        self._checked = True
+
+    def _send(self, id: str, subject: str, data: bytes) -> None:
+        link = self._links.get(id)
+        if link is None:
+            link = self._dial(id)
+            if link is None:
+                return
+            self._links[id] = link
+        link.send(subject, data)
+        if link.closed and (again := self._dial(id)) is not None:
+            self._links[id] = again  # it had closed the connection and lives, or a new one has taken its place
+            again.send(subject, data)
+
+    def _dial(self, id: str) -> Link | None:
+        path = self._folder.socket(id)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+            with self._sockets.reachable(path) as name:
+                sock.connect(name)
+        except (ConnectionRefusedError, FileNotFoundError):
+            sock.close()
+            self._folder.forget(id)
+            return None
+        except OSError as error:  # its queue of connections is full, or our descriptors are used up
+            sock.close()
+            logger.warning("the subscriber at %s cannot be reached, it misses an event: %s", path, error)
+            return None
+        return Link(asyncio.get_running_loop(), sock, str(path), lambda link: self._lost(id, link))
+
+    def _lost(self, id: str, link: Link) -> None:
+        if self._links.get(id) is link:
+            del self._links[id]
+
+    # subscribing
+
+    def subscribe(
+        self,
+        subject: str,
+        *,
+        read: Callable[[bytes], Any] = unread,
+        max_events: int = MAX_EVENTS,
+        max_bytes: int = MAX_BYTES,
+    ) -> Subscription[Any]:
+        if self._closed:
+            raise RuntimeClosed("events")
+        inbox = Inbox(subject, max_events, max_bytes)
+        inbox.on_close = self._forget
+        opening = asyncio.get_running_loop().create_task(self._open(inbox))
+        self._opening.add(opening)
+        opening.add_done_callback(self._opened)
+        return Subscription(inbox, read, opening)
+
+    def _opened(self, task: asyncio.Task[None]) -> None:
+        self._opening.discard(task)
+        if not task.cancelled():
+            task.exception()  # looked at here: nobody may ever wait for the subscription
+
+    async def _open(self, inbox: Inbox) -> None:
+        try:
+            await self._listen()
+            if inbox.closed:
+                return
+            if self._own.add(inbox):
+                self._folder.add(self._id, inbox.subject)
+        except OSError as error:
+            inbox.close()
+            raise BrokerError("local events", str(self._folder.path), f"cannot subscribe: {error}") from error
+        except BaseException:
+            inbox.close()
+            raise
+
+    def _forget(self, inbox: Inbox) -> None:
+        if self._own.remove(inbox) and not self._forked:  # in a forked child it is the parent's mark
+            self._folder.remove(self._id, inbox.subject)
+
+    async def _listen(self) -> None:
+        if self._server is not None:
+            return
+        if self._listening is None:
+            self._listening = asyncio.get_running_loop().create_task(self._start_listening())
+            self._listening.add_done_callback(self._listens)
+        await asyncio.shield(self._listening)
+
+    def _listens(self, task: asyncio.Task[None]) -> None:
+        self._listening = None
+        if not task.cancelled():
+            task.exception()
+
+    async def _start_listening(self) -> None:
+        self._make_folder()
+        loop = asyncio.get_running_loop()
+        path = self._folder.socket(self._id)
+        server = await self._sockets.listen(loop, path, lambda: _Incoming(self))
+        if self._closed:
+            server[0].close()
+            self._sockets.remove(path, server[1])
+            raise RuntimeClosed("events")
+        self._server = server
+        for dead in self._folder.orphans():  # listening has swept the sockets of dead processes
+            self._folder.forget(dead)
+        self._check = loop.call_later(self._check_s, self._look)
+
+    def _look(self) -> None:
+        """Make again what somebody has removed, such as a cleaner of temporary folders."""
+        loop = asyncio.get_running_loop()
+        self._check = loop.call_later(self._check_s, self._look)
+        if not self._folder.socket(self._id).exists() and self._server is not None:
+            self._server[0].close()  # connections that were made are kept
+            self._server = None
+            task = loop.create_task(self._restore())
+            self._opening.add(task)
+            task.add_done_callback(self._opened)
+        else:
+            self._mark_all()
+
+    async def _restore(self) -> None:
+        if self._check is not None:
+            self._check.cancel()
+        await self._listen()
+        self._mark_all()
+
+    def _mark_all(self) -> None:
+        for subject in self._own.subjects():
+            if not self._folder.has(self._id, subject):
+                with contextlib.suppress(OSError):  # the next look tries again
+                    self._folder.add(self._id, subject)
+
+    # life
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._check is not None:
+            self._check.cancel()
+        waiting = [*self._opening, *([self._listening] if self._listening is not None else [])]
+        for task in waiting:
+            task.cancel()
+        if waiting:
+            await asyncio.wait(waiting)
+        self._own.close()
+        server, self._server = self._server, None
+        if server is not None:
+            self._sockets.remove(self._folder.socket(self._id), server[1])
+            server[0].close()
+        for incoming in list(self._incoming):
+            incoming.close()
+        await self._say_the_rest()
+        for link in self._links.values():
+            link.close()
+        self._links.clear()
+
+    async def _say_the_rest(self) -> None:
+        end = asyncio.get_running_loop().time() + LAST_WORDS_S
+        while any(not link.idle for link in self._links.values()):
+            if asyncio.get_running_loop().time() > end:
+                return
+            await asyncio.sleep(0.005)
+
+    def release_in_child(self) -> None:
+        self._closed = self._forked = True
+        if self._server is not None:
+            for sock in getattr(self._server[0], "sockets", None) or ():
+                self._sockets.give_up(sock)
+        for link in self._links.values():
+            self._sockets.give_up(link.sock)
+        for incoming in self._incoming:
+            self._sockets.give_up(incoming.sock)
+
+    def arrived(self, subject: str, data: bytes, lost: int) -> None:
+        """Another process has published."""
+        self._own.deliver(subject, data, lost)
+
+    def joined(self, incoming: _Incoming) -> FrameReader:
+        """A publisher has connected."""
+        self._incoming.add(incoming)
+        return FrameReader(self._max_message_bytes, self.arrived)
+
+    def parted(self, incoming: _Incoming) -> None:
+        """A publisher's connection is gone."""
+        self._incoming.discard(incoming)
+
+
+class _Incoming(asyncio.Protocol):
+    """A publisher's connection, read as fast as it comes: what is too much is the inboxes' to drop."""
+
+    def __init__(self, plane: LocalEvents) -> None:
+        self._plane = plane
+        self._transport: Any = None
+        self.sock: Any = None
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        self.sock = transport.get_extra_info("socket")
+        self._reader = self._plane.joined(self)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._reader.feed(data)
+        except DecodeError as error:
+            logger.warning("the connection of a publisher is closed: %s", error)
+            self._transport.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._plane.parted(self)
+
+    def close(self) -> None:
+        self._transport.close()

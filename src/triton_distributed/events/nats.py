@@ -1,0 +1,152 @@
+"""Events over NATS: one connection a runtime, shared with whatever else it does there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from triton_distributed.errors import BrokerError, MessageTooLarge, RuntimeClosed
+from triton_distributed.events.base import unread
+from triton_distributed.events.inbox import MAX_BYTES, MAX_EVENTS, Inbox
+from triton_distributed.events.subscribers import Subscribers
+from triton_distributed.events.subscription import Subscription
+from triton_distributed.external.nats import NatsConnection
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client as NatsClient
+
+LIVE_TIMEOUT_S = 5.0  # for the server to say that it knows a subscription, or to take what is published
+# What the client library holds for a server that is away or does not read, the bound it has itself.
+BUFFER_BYTES = 2 * 1024 * 1024
+
+
+class NatsEvents:
+    """Carries events between everybody who uses the same NATS servers.
+
+    While the connection is lost, what is published waits in a buffer of 2 MiB and is sent when it is back; beyond that
+    `publish` raises BrokerError. Subscriptions come back with the connection; what was published meanwhile is gone.
+
+    Args:
+        connection: the runtime's; closed by whoever made it.
+    """
+
+    def __init__(self, connection: NatsConnection) -> None:
+        self._connection = connection
+        self.where = connection.where
+        self._own = Subscribers()
+        self._subscribed: dict[Inbox, Any] = {}
+        self._ending: dict[Inbox, asyncio.Task[None]] = {}
+        self._opening: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self._forked = False
+
+    async def publish(self, subject: str, data: bytes) -> None:
+        if self._closed:
+            raise RuntimeClosed("events")
+        client = await self._connection.client()
+        if len(data) > client.max_payload:
+            raise MessageTooLarge("an event", len(data), client.max_payload, payload_limit(self.where))
+        try:
+            if client.pending_data_size + len(data) < BUFFER_BYTES:
+                await client.publish(subject, data)  # does not wait
+            else:
+                await self._publish_when_there_is_room(client, subject, data)
+        except Exception as error:
+            raise self._error("cannot publish", error) from error
+
+    async def _publish_when_there_is_room(self, client: NatsClient, subject: str, data: bytes) -> None:
+        if client.pending_data_size > 2 * BUFFER_BYTES:
+            raise BrokerError("NATS", self.where, f"it does not read: {client.pending_data_size:,} bytes wait for it")
+        async with asyncio.timeout(LIVE_TIMEOUT_S):
+            await client.publish(subject, data)
+
+    def subscribe(
+        self,
+        subject: str,
+        *,
+        read: Callable[[bytes], Any] = unread,
+        max_events: int = MAX_EVENTS,
+        max_bytes: int = MAX_BYTES,
+    ) -> Subscription[Any]:
+        if self._closed:
+            raise RuntimeClosed("events")
+        inbox = Inbox(subject, max_events, max_bytes)
+        inbox.on_close = self._forget
+        self._own.add(inbox)
+        opening = asyncio.get_running_loop().create_task(self._open(inbox))
+        self._opening.add(opening)
+        opening.add_done_callback(self._opened)
+        return Subscription(inbox, read, opening, self._ending.get)
+
+    def _opened(self, task: asyncio.Task[None]) -> None:
+        self._opening.discard(task)
+        if not task.cancelled():
+            task.exception()  # looked at here: nobody may ever wait for the subscription
+
+    async def _open(self, inbox: Inbox) -> None:
+        async def arrived(message: Any) -> None:
+            inbox.push(message.data)
+
+        try:
+            client = await self._connection.client()
+            # The library's own queue only holds what one read of the socket brought: `arrived` never waits.
+            self._subscribed[inbox] = await client.subscribe(
+                inbox.subject, cb=arrived, pending_msgs_limit=MAX_EVENTS, pending_bytes_limit=MAX_BYTES
+            )
+            await self._connection.settle(LIVE_TIMEOUT_S)
+        except Exception as error:
+            inbox.close()
+            raise self._error(f"cannot subscribe to {inbox.subject}", error) from error
+        finally:
+            if inbox.closed:
+                self._forget(inbox)
+
+    def _error(self, action: str, error: Exception) -> Exception:
+        if isinstance(error, BrokerError):
+            return error
+        return BrokerError("NATS", self.where, f"{action}: {words(error)}")
+
+    def _forget(self, inbox: Inbox) -> None:
+        self._own.remove(inbox)
+        subscribed = self._subscribed.pop(inbox, None)
+        if subscribed is None or self._forked or inbox.loop.is_closed():
+            return
+        ending = self._ending[inbox] = inbox.loop.create_task(_unsubscribe(subscribed))
+        ending.add_done_callback(lambda _: self._ending.pop(inbox, None))
+
+    async def close(self) -> None:
+        self._closed = True
+        opening = list(self._opening)
+        for task in opening:
+            task.cancel()
+        if opening:
+            await asyncio.wait(opening)
+        self._own.close()
+        if self._ending:
+            await asyncio.wait(self._ending.values())
+
+    def release_in_child(self) -> None:
+        self._closed = self._forked = True
+
+
+async def _unsubscribe(subscribed: Any) -> None:
+    try:
+        await subscribed.unsubscribe()
+    except Exception:  # the connection is closed, and the subscription with it
+        return
+
+
+def payload_limit(where: str) -> str:
+    """What to raise where a message is too large for NATS."""
+    return f"max_payload of the NATS server at {where}"
+
+
+def words(error: Exception) -> str:
+    """What the client library's error means, without its name where that says nothing."""
+    kind = type(error).__name__
+    if kind == "OutboundBufferLimitError":
+        return f"not connected, and the {BUFFER_BYTES:,} bytes that can wait are full"
+    if isinstance(error, TimeoutError) or kind == "TimeoutError":
+        return "no answer"
+    return str(error).removeprefix("nats: ") or kind

@@ -1,0 +1,46 @@
+"""The subscriptions of one process, by subject."""
+
+from __future__ import annotations
+
+from triton_distributed.events.inbox import Inbox
+
+
+class Subscribers:
+    """Hands what was published to every inbox of its subject."""
+
+    def __init__(self) -> None:
+        self._inboxes: dict[str, list[Inbox]] = {}  # as many as the program has subscriptions
+
+    def add(self, inbox: Inbox) -> bool:
+        """Add one; True if it is the first of its subject."""
+        known = self._inboxes.get(inbox.subject)
+        # A new list each time: whoever delivers walks over the old one.
+        self._inboxes[inbox.subject] = [*known, inbox] if known else [inbox]
+        return not known
+
+    def remove(self, inbox: Inbox) -> bool:
+        """Remove one; True if it was the last of its subject. Harmless where it is not there."""
+        known = self._inboxes.get(inbox.subject, ())
+        left = [each for each in known if each is not inbox]
+        if len(left) == len(known):
+            return False
+        if left:
+            self._inboxes[inbox.subject] = left
+        else:
+            del self._inboxes[inbox.subject]
+        return not left
+
+    def deliver(self, subject: str, data: bytes, lost: int = 0) -> None:
+        """Push to every inbox of the subject."""
+        for inbox in self._inboxes.get(subject, ()):
+            inbox.push(data, lost)
+
+    def subjects(self) -> list[str]:
+        """Those that somebody has subscribed to."""
+        return list(self._inboxes)
+
+    def close(self) -> None:
+        """Close them all; what they hold can still be read."""
+        for inboxes in list(self._inboxes.values()):
+            for inbox in inboxes:
+                inbox.close(keep=True)

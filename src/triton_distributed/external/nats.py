@@ -1,0 +1,215 @@
+"""One connection to NATS, made when first needed and shared by whatever a runtime does over NATS."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from triton_distributed.errors import BrokerError
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client as NatsClient
+
+logger = logging.getLogger("triton_distributed.nats")
+
+RECONNECT_WAIT_S = 0.25  # between attempts; the client library gives up for good after 60 x 2 s by default
+PING_INTERVAL_S = 5.0  # a server that is frozen rather than dead is left after two pings without an answer
+PINGS_UNANSWERED = 2
+QUIET_S = 5.0  # the same complaint is logged once in this time
+
+
+@dataclass(frozen=True, slots=True)
+class NatsOptions:
+    """How to reach a NATS server. `servers` is one URL or several, separated by commas."""
+
+    servers: str = "nats://localhost:4222"
+    username: str = ""
+    password: str = field(default="", repr=False)
+    token: str = field(default="", repr=False)
+    nkey: str = field(default="", repr=False)
+    credentials_file: str = ""
+    tls: Callable[[], ssl.SSLContext] | None = None
+    timeout_s: float = 5.0
+
+
+class NatsConnection:
+    """Connects on the first `client()`, and again by itself for as long as it is not closed.
+
+    Args:
+        options: where, and as whom.
+        name: what the server's monitoring shows.
+
+    Attributes:
+        where: the servers without credentials, for error texts.
+        last_error: what the client library complained about last; empty if it never did.
+        reconnected: called without arguments after each reconnection; subscriptions are restored by then.
+    """
+
+    def __init__(self, options: NatsOptions, name: str = "triton-distributed") -> None:
+        self._options = options
+        self._name = name
+        self._urls = [each.strip() for each in options.servers.split(",") if each.strip()]
+        self.where = ", ".join(_without_credentials(each) for each in self._urls)
+        self.reconnected: list[Callable[[], None]] = []
+        self._client: NatsClient | None = None
+        self._connecting: asyncio.Task[NatsClient] | None = None
+        self.last_error = ""
+        self._said: tuple[str, float] = ("", 0.0)
+        self._closed = False
+
+    async def client(self) -> NatsClient:
+        """The connected client, shared: nobody closes or drains it but `close`.
+
+        Raises:
+            BrokerError: no server answers within the timeout, it refuses the credentials, the library is not
+                installed, or this was closed.
+        """
+        if self._client is not None and not self._client.is_closed:
+            return self._client
+        if self._closed:
+            raise BrokerError("NATS", self.where, "the connection was closed")
+        if self._connecting is None:
+            self._connecting = asyncio.get_running_loop().create_task(self._connect())
+            self._connecting.add_done_callback(self._connected)
+        return await asyncio.shield(self._connecting)
+
+    def _connected(self, task: asyncio.Task[NatsClient]) -> None:
+        self._connecting = None
+        if not task.cancelled() and task.exception() is None:
+            self._client = task.result()
+
+    async def _connect(self) -> NatsClient:
+        try:
+            import nats.errors
+            from nats.aio.client import Client
+        except ImportError as error:
+            raise BrokerError(
+                "NATS", self.where, "its client is not installed: pip install 'triton-distributed[nats]'"
+            ) from error
+        options = self._options
+        client = Client()
+        arguments: dict[str, Any] = {
+            "user": options.username or None,
+            "password": options.password or None,
+            "token": options.token or None,
+            "user_credentials": options.credentials_file or None,
+            "nkeys_seed_str": options.nkey or None,
+        }
+        if options.tls is not None:
+            arguments["tls"] = options.tls()
+        try:
+            async with asyncio.timeout(options.timeout_s):
+                await client.connect(
+                    self._urls,
+                    name=self._name,
+                    error_cb=self._on_error,
+                    disconnected_cb=self._on_disconnected,
+                    reconnected_cb=self._on_reconnected,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type]
+                    connect_timeout=options.timeout_s,  # type: ignore[arg-type]
+                    ping_interval=PING_INTERVAL_S,  # type: ignore[arg-type]
+                    max_outstanding_pings=PINGS_UNANSWERED,
+                    **{name: value for name, value in arguments.items() if value is not None},
+                )
+        except TimeoutError:
+            await _abandon(client)
+            reason = self.last_error or "no answer"
+            raise BrokerError("NATS", self.where, f"{reason} (tried for {options.timeout_s:g} s)") from None
+        except (OSError, nats.errors.Error, ValueError) as error:
+            await _abandon(client)
+            raise BrokerError("NATS", self.where, str(error) or type(error).__name__) from error
+        except BaseException:
+            await _abandon(client)
+            raise
+        return client
+
+    async def settle(self, timeout_s: float) -> None:
+        """Wait until the server has done everything that was asked of it on this connection so far.
+
+        By a message to ourselves, because the library's own `flush` sends its PING past commands that still wait.
+
+        Raises:
+            TimeoutError, or an error of the library: it did not come.
+        """
+        client = await self.client()
+        inbox = client.new_inbox()
+        back = await client.subscribe(inbox)
+        try:
+            await client.publish(inbox)
+            await back.next_msg(timeout_s)
+        finally:
+            await back.unsubscribe()
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection this very moment."""
+        return self._client is not None and self._client.is_connected
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed for good."""
+        return self._closed
+
+    @property
+    def socket(self) -> Any:
+        """The socket that a forked child has to give up; None where there is none, or the library hides it."""
+        writer = getattr(getattr(self._client, "_transport", None), "_io_writer", None)
+        return writer.get_extra_info("socket") if writer is not None else None
+
+    async def close(self) -> None:
+        """Send what waits and close. Closing twice is harmless."""
+        self._closed = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.wait([self._connecting])
+        client, self._client = self._client, None
+        if client is not None and not client.is_closed:
+            if client.is_connected:
+                try:
+                    async with asyncio.timeout(1.0):  # what was published is out, or the server is frozen
+                        await client.flush()
+                except Exception:
+                    logger.debug("NATS at %s: the last flush failed", self.where)
+            await _abandon(client)
+
+    async def _on_error(self, error: Exception) -> None:
+        text = str(error) or type(error).__name__
+        self.last_error = text
+        said, when = self._said
+        now = time.monotonic()
+        if text != said or now - when > QUIET_S:
+            self._said = (text, now)
+            logger.warning("NATS at %s: %s", self.where, text)
+
+    async def _on_disconnected(self) -> None:
+        if not self._closed:
+            logger.warning("NATS at %s: disconnected, reconnecting", self.where)
+
+    async def _on_reconnected(self) -> None:
+        logger.warning("NATS at %s: connected again", self.where)
+        for each in list(self.reconnected):
+            each()
+
+
+async def _abandon(client: NatsClient) -> None:
+    try:
+        async with asyncio.timeout(1.0):
+            await client.close()
+    except asyncio.CancelledError:
+        # The library cancels its own reconnection while that waits for a lost connection to be closed, and whoever
+        # waits for the same afterwards gets that cancellation.
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise
+    except Exception:
+        logger.debug("closing a NATS connection failed", exc_info=True)
+
+
+def _without_credentials(url: str) -> str:
+    scheme, mark, rest = url.partition("://")
+    return f"{scheme}{mark}{rest.rpartition('@')[2]}"

@@ -1,0 +1,99 @@
+"""Who waits for a place at an endpoint, in which order, and who is told at once that waiting is of no use."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from triton_distributed.runtime.serving import Serving
+
+NEW_WEIGHT = 0.1  # of the newest handler in the running mean of how long they take: about the last 20 decide
+
+
+class Admission:
+    """The queue in front of an endpoint's handlers: by priority, then by arrival.
+
+    Args:
+        max_inflight: handlers that may run at once; None for as many as come, and then nobody ever waits.
+        max_queue: requests that may wait.
+
+    Attributes:
+        mean_s: how long a handler takes, seconds: an exponentially weighted mean; 0 before the first has ended.
+    """
+
+    __slots__ = ("_lines", "_waiting", "max_inflight", "max_queue", "mean_s")
+
+    def __init__(self, max_inflight: int | None, max_queue: int) -> None:
+        self.max_inflight = max_inflight
+        self.max_queue = max_queue
+        self.mean_s = 0.0
+        self._lines: dict[int, deque[Serving]] = {}  # by priority; an empty line is removed
+        self._waiting = 0
+
+    def __len__(self) -> int:
+        return self._waiting
+
+    def took(self, seconds: float) -> None:
+        """A handler has ended after this time; one that was cancelled says nothing of how long they take."""
+        self.mean_s += (seconds - self.mean_s) * (NEW_WEIGHT if self.mean_s else 1.0)
+
+    def wait_s(self, priority: int) -> float:
+        """Seconds that a request of this priority would wait, if it came now: those before it, by the running mean.
+
+        With n handlers at work a place comes free every mean / n seconds (Little's law, with all places taken).
+        """
+        if self.max_inflight is None:
+            return 0.0
+        ahead = sum(len(line) for each, line in self._lines.items() if each >= priority)
+        return (ahead + 1) * self.mean_s / self.max_inflight
+
+    def enter(self, serving: Serving, priority: int) -> Serving | None:
+        """Let a request wait.
+
+        Returns:
+            the request that has no place now: None; `serving` itself; or one of lower priority, the last that came.
+        """
+        cut: Serving | None = None
+        if self._waiting >= self.max_queue:
+            lowest = min(self._lines, default=priority)
+            if lowest >= priority or not self._waiting:
+                return serving
+            cut = self._lines[lowest].pop()
+            self._left(lowest)
+        self._lines.setdefault(priority, deque()).append(serving)
+        self._waiting += 1
+        return cut
+
+    def leave(self, serving: Serving, priority: int) -> bool:
+        """A request that waited was cancelled, or its time is over. False: it did not wait."""
+        line = self._lines.get(priority)
+        try:
+            if line is None:
+                return False
+            line.remove(serving)
+        except ValueError:
+            return False
+        self._left(priority)
+        return True
+
+    def next(self) -> Serving | None:
+        """Who is let in now: the first of the highest priority."""
+        if not self._waiting:
+            return None
+        highest = max(self._lines)
+        serving = self._lines[highest].popleft()
+        self._left(highest)
+        return serving
+
+    def clear(self) -> list[Serving]:
+        """Send everybody away; returns them in order."""
+        found = []
+        while (serving := self.next()) is not None:
+            found.append(serving)
+        return found
+
+    def _left(self, priority: int) -> None:
+        self._waiting -= 1
+        if not self._lines[priority]:
+            del self._lines[priority]

@@ -1,0 +1,120 @@
+"""The only place that names concrete backends: what a runtime is composed of, by its settings."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from triton_distributed.config import Config
+from triton_distributed.discovery import Discovery
+from triton_distributed.discovery.etcd import EtcdDiscovery
+from triton_distributed.discovery.file import FileDiscovery
+from triton_distributed.discovery.folder import private_folder
+from triton_distributed.discovery.memory import MemoryDiscovery
+from triton_distributed.discovery.static import StaticDiscovery
+from triton_distributed.errors import ConfigError
+from triton_distributed.events import EventPlane
+from triton_distributed.events.local import LocalEvents, UnixSockets
+from triton_distributed.events.memory import MemoryEvents
+from triton_distributed.events.nats import NatsEvents
+from triton_distributed.external.etcd_endpoint import EtcdOptions
+from triton_distributed.external.nats import NatsConnection, NatsOptions
+from triton_distributed.external.tls import TlsFiles
+from triton_distributed.transport import unix
+from triton_distributed.transport.inherited import give_up
+from triton_distributed.transport.nats import NatsNetwork
+from triton_distributed.transport.network import Networks
+from triton_distributed.transport.tls import SessionTls
+
+
+def make_discovery(config: Config) -> Discovery:
+    """Where instances are registered; no I/O yet."""
+    if config.discovery == "memory":
+        return MemoryDiscovery()
+    if config.discovery == "static":
+        return StaticDiscovery(config.static)
+    if config.discovery == "etcd":
+        files = TlsFiles(
+            ("TRD_ETCD_CERT", "TRD_ETCD_KEY", "TRD_ETCD_CA"), config.etcd_cert, config.etcd_key, config.etcd_ca
+        )
+        return EtcdDiscovery(
+            EtcdOptions(
+                endpoints=config.etcd_endpoints,
+                username=config.etcd_username,
+                password=config.etcd_password,
+                tls=lambda: files.context(server=False, check_hostname=True),
+            ),
+            prefix=config.etcd_prefix,
+            lease_ttl_s=config.etcd_lease_ttl_s,
+            timeout_s=config.connect_timeout_s,
+        )
+    return FileDiscovery(Path(config.directory))
+
+
+def make_tls(config: Config) -> SessionTls | None:
+    """The TLS of TCP sessions, or None where the settings name no certificate.
+
+    Raises:
+        ConfigError: a setting is missing, or its file is not what it should be.
+    """
+    names = {"TRD_TLS_CERT": config.tls_cert, "TRD_TLS_KEY": config.tls_key, "TRD_TLS_CA": config.tls_ca}
+    if not any(names.values()) and not config.tls_server_name:
+        return None
+    for name in ("TRD_TLS_CERT", "TRD_TLS_CA"):
+        if not names[name]:
+            raise ConfigError(name, "", "both ends show a certificate: TLS needs TRD_TLS_CERT, _KEY and _CA")
+    files = TlsFiles(("TRD_TLS_CERT", "TRD_TLS_KEY", "TRD_TLS_CA"), *names.values())
+    return SessionTls(files, config.tls_server_name)
+
+
+def make_nats(config: Config) -> NatsConnection:
+    """The connection to NATS that everything in a runtime shares; made when first used."""
+    files = TlsFiles(
+        ("TRD_NATS_CERT", "TRD_NATS_KEY", "TRD_NATS_CA"), config.nats_cert, config.nats_key, config.nats_ca
+    )
+    return NatsConnection(
+        NatsOptions(
+            servers=config.nats_urls,
+            username=config.nats_username,
+            password=config.nats_password,
+            token=config.nats_token,
+            nkey=config.nats_nkey,
+            credentials_file=config.nats_credentials_file,
+            tls=(lambda: files.context(server=False, check_hostname=True)) if files else None,
+            timeout_s=config.connect_timeout_s,
+        )
+    )
+
+
+def make_networks(loop: asyncio.AbstractEventLoop, config: Config, nats: NatsConnection) -> Networks:
+    """What serves schemes that are not sockets or memory: a client dials whatever a worker publishes."""
+    # Sooner than the pool gives the session up, whose words would not name the NATS server.
+    return {"nats": NatsNetwork(loop, nats, 0.8 * config.connect_timeout_s)}
+
+
+def make_events(config: Config, nats: NatsConnection, instance_id: int) -> EventPlane:
+    """What carries events; no I/O yet.
+
+    Raises:
+        ConfigError: the settings name nothing that could.
+    """
+    if config.event_plane == "nats":
+        return NatsEvents(nats)
+    if not config.event_plane:
+        raise ConfigError(
+            "NATS_SERVER",
+            config.nats_server,
+            f"with {config.discovery} discovery events may have to reach other hosts, and that needs NATS_SERVER; "
+            "TRD_EVENTS=local keeps them on this machine",
+        )
+    if config.discovery == "memory":
+        return MemoryEvents()
+    if not unix.SUPPORTED:
+        raise ConfigError("TRD_EVENTS", config.events, "this system has no Unix sockets: set NATS_SERVER")
+    return LocalEvents(
+        Path(config.directory),
+        private=private_folder,
+        sockets=UnixSockets(unix.reachable, unix.listen, unix.remove, give_up),
+        id=instance_id,
+        max_message_bytes=config.max_message_bytes,
+    )

@@ -1,0 +1,37 @@
+"""Ways to travel beside sockets: what a transport has to offer to be dialled and listened on by its scheme."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from triton_distributed.transport.address import Address
+
+
+class Network(Protocol):
+    """Serves the addresses of one scheme."""
+
+    async def connect(self, address: Address, protocol: asyncio.Protocol) -> None:
+        """Join `protocol` to the worker that listens there.
+
+        Raises:
+            OSError: it cannot be reached.
+        """
+
+    async def listen(self, address: Address, factory: Callable[[], asyncio.Protocol]) -> Callable[[], None]:
+        """Join whoever dials `address` to a protocol from `factory`; the returned function stops that.
+
+        Raises:
+            OSError: the address cannot be listened on.
+        """
+
+    def release_in_child(self) -> None:
+        """This process is a fork: its copy of the connection is not to be used."""
+
+    async def close(self) -> None:
+        """End what is still joined."""
+
+
+# By scheme; `runtime.backends` says which there are.
+Networks = Mapping[str, Network]

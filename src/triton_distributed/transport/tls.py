@@ -1,0 +1,275 @@
+"""Mutual TLS between a TCP transport and a session.
+
+A layer of our own over `ssl.MemoryBIO`, the same on every loop. It keeps what a session relies on and the loops' own
+TLS does not: what the kernel did not take is known at once (an ACCEPT must have left before its handler begins), the
+bytes of large messages are decrypted straight into them, a refused certificate is told to the peer in its alert, and a
+connection counts as a session from its first moment, so that limits come before handshakes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Iterable
+from typing import Any
+
+from triton_distributed.external.tls import TlsFiles
+from triton_distributed.wire import frames as f
+from triton_distributed.wire.decoder import TLS_STARTS
+
+RECORD = 16 * 1024  # the plain text of one record at most, RFC 8446 section 5.1
+SETTINGS = "TRD_TLS_CERT, TRD_TLS_KEY and TRD_TLS_CA"
+# What a plain peer of our protocol understands.
+_SPEAK_TLS = f"this worker takes TLS only: set {SETTINGS}".encode()
+FAREWELL = f.coded(f.GOAWAY, 0, f.GoawayCode.PROTOCOL, _SPEAK_TLS)
+
+
+class TlsFailed(ConnectionError):
+    """TLS could not be had; the text says why, and which setting helps."""
+
+
+class SessionTls:
+    """Makes the TLS of TCP sessions; both ends show a certificate that the authority has signed.
+
+    Args:
+        files: certificate, key and authority; looked at again for each handshake.
+        server_name: the name that a worker's certificate must carry; empty for any that the authority has signed.
+
+    Raises:
+        ConfigError: a file cannot be read, or is not what it should be.
+    """
+
+    def __init__(self, files: TlsFiles, server_name: str = "") -> None:
+        self._files, self._server_name = files, server_name
+        # So that what is wrong is said at the start, and a handshake has an older context where a renewal is unusable.
+        files.context(server=True)
+        files.context(server=False, check_hostname=bool(server_name))
+
+    def accepting(self, protocol: asyncio.Protocol) -> TlsTransport:
+        """What an accepted connection talks to in place of `protocol`."""
+        return TlsTransport(protocol, self._files.context(server=True), True, None)
+
+    def dialling(self, protocol: asyncio.Protocol) -> TlsTransport:
+        """What a dialled connection talks to in place of `protocol`."""
+        name = self._server_name
+        context = self._files.context(server=False, check_hostname=bool(name))
+        return TlsTransport(protocol, context, False, name or None)
+
+
+class TlsTransport(asyncio.Transport, asyncio.Protocol):
+    """A protocol to the TCP transport below, and a transport to the session above.
+
+    The session is connected at once. What it writes before the handshake is done waits for that: its hello, nothing
+    else, since it says nothing more before it has heard one. Its timer bounds the handshake.
+    """
+
+    plain = False  # what the kernel holds of it is encrypted
+
+    def __init__(
+        self, protocol: asyncio.Protocol, context: ssl.SSLContext, server: bool, server_name: str | None
+    ) -> None:
+        super().__init__()
+        self._protocol: Any = protocol
+        self._in_place = False
+        self._context, self._server, self._server_name = context, server, server_name
+        self._plain: Any = None
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls: Any = None  # made once the session wants the connection
+        self._waiting: list[bytes] = []
+        self._heard = self._secure = self._closing = False
+        self._failure: TlsFailed | None = None
+
+    # asyncio.Protocol, called by the transport below
+
+    def connection_made(self, transport: Any) -> None:
+        self._plain = transport
+        self._protocol.connection_made(self)
+        if not self._closing:
+            self._tls = self._context.wrap_bio(
+                self._incoming, self._outgoing, server_side=self._server, server_hostname=self._server_name
+            )
+            self._shake()
+
+    def data_received(self, data: bytes) -> None:
+        if self._closing:
+            return
+        if not self._heard:
+            self._heard = True
+            if len(data) > 1 and int.from_bytes(data[:2], "little") not in TLS_STARTS:
+                self._not_tls()
+                return
+        self._incoming.write(data)
+        if self._secure or self._shake():
+            self._read()
+
+    def eof_received(self) -> None:
+        return None
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._closing = True
+        self._tls = None
+        self._protocol.connection_lost(self._failure or error)
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()
+
+    # asyncio.Transport, called by the session above
+
+    def write(self, data: Any) -> None:
+        if self._closing:
+            return
+        if not self._secure:
+            self._waiting.append(bytes(data))
+            return
+        self._encrypt(data)
+        self._push()
+
+    def writelines(self, pieces: Iterable[Any]) -> None:
+        if self._closing:
+            return
+        for each in pieces:
+            self._encrypt(each)
+        self._push()
+
+    def close(self) -> None:
+        if self._closing:
+            return
+        if self._secure:
+            with contextlib.suppress(ssl.SSLError):  # the peer's own farewell is not waited for
+                self._tls.unwrap()
+            self._push()
+        self._closing = True
+        self._plain.close()
+
+    def abort(self) -> None:
+        self._closing = True
+        self._plain.abort()
+
+    def is_closing(self) -> bool:
+        return self._closing or bool(self._plain.is_closing())
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._protocol  # type: ignore[no-any-return]
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = protocol
+        self._in_place = isinstance(protocol, asyncio.BufferedProtocol)
+
+    def pause_reading(self) -> None:
+        """Nothing: sessions always read, and only pause while they change the protocol, which `_read` allows."""
+
+    def resume_reading(self) -> None:
+        """Nothing, see `pause_reading`."""
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._plain.set_write_buffer_limits(high=high, low=low)
+
+    def get_write_buffer_size(self) -> int:
+        return int(self._plain.get_write_buffer_size())
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        if name == "ssl_object":
+            return self._tls
+        return self._plain.get_extra_info(name, default)
+
+    # TLS
+
+    def _shake(self) -> bool:
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            self._push()
+            return False
+        except ssl.SSLError as error:
+            self._fail(error)
+            return False
+        self._secure = True
+        for each in self._waiting:
+            self._encrypt(each)
+        self._waiting.clear()
+        self._push()
+        return True
+
+    def _read(self) -> None:
+        tls, incoming = self._tls, self._incoming
+        pieces: list[bytes] = []  # at most what was read from the socket at once
+        ended = False
+        try:
+            while (incoming.pending or tls.pending()) and not self._closing:
+                if self._in_place:
+                    buffer = self._protocol.get_buffer(-1)
+                    count = tls.read(len(buffer), buffer)
+                    if count:
+                        self._protocol.buffer_updated(count)
+                        continue
+                elif piece := tls.read(RECORD):
+                    pieces.append(piece)
+                    continue
+                ended = True
+                break
+        except ssl.SSLWantReadError:
+            pass  # half a record
+        except ssl.SSLError as error:
+            self._fail(error)
+            return
+        if pieces:
+            self._protocol.data_received(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        if ended:
+            self.close()
+        elif not self._closing:
+            self._push()  # e.g. the answer to a change of keys
+
+    def _encrypt(self, data: Any) -> None:
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[self._tls.write(view) :]
+        except ssl.SSLError as error:
+            self._fail(error)
+
+    def _push(self) -> None:
+        if data := self._outgoing.read():
+            self._plain.write(data)
+
+    def _fail(self, error: ssl.SSLError) -> None:
+        self._give_up(explain(error, self._server))
+        self._push()  # the alert that tells the peer
+        if self._secure and self._plain.get_write_buffer_size():
+            self._plain.abort()  # it takes nothing, and nothing here would end it later
+        else:
+            self._plain.close()
+
+    def _not_tls(self) -> None:
+        if self._server:
+            self._give_up("the peer does not speak TLS, and this worker takes nothing else: see TRD_TLS_CERT")
+            self._plain.write(FAREWELL)
+        else:
+            self._give_up(f"the worker does not speak TLS, and this end does: set {SETTINGS} there, or not here")
+        self._plain.close()
+
+    def _give_up(self, words: str) -> None:
+        self._failure = self._failure or TlsFailed(words)
+        self._closing = True
+
+
+def explain(error: ssl.SSLError, server: bool) -> str:
+    """Why TLS failed, and which setting helps.
+
+    Args:
+        server: this end was dialled.
+    """
+    peer, own = ("client", "this worker's") if server else ("worker", "this end's")
+    if isinstance(error, ssl.SSLCertVerificationError):
+        name = "" if server or error.verify_code != 62 else "TRD_TLS_SERVER_NAME and "  # X509_V_ERR_HOSTNAME_MISMATCH
+        words = (error.verify_message or str(error)).rstrip(".")
+        return f"the {peer}'s certificate is not accepted: {words}; see {name}TRD_TLS_CA here, TRD_TLS_CERT there"
+    reason = (error.reason or str(error)).replace("_", " ").lower()
+    if "alert" in reason:
+        return f"the {peer} refused {own} certificate: {reason}; see TRD_TLS_CERT here, TRD_TLS_CA there"
+    if "did not return a certificate" in reason:
+        return "the client shows no certificate: it needs TRD_TLS_CERT and TRD_TLS_KEY"
+    return f"TLS with the {peer} failed: {reason}; see {SETTINGS}"

@@ -1,0 +1,88 @@
+"""Both ends of a session prove that they know one token, and never send it.
+
+    dialer                                           acceptor
+    HELLO  versions, "token", challenge d  ──▶  ◀──  HELLO  versions, "token", challenge a     at once, both
+    AUTH   proof as dialer, real hello     ──▶                                                when a has come
+                                                ◀──  AUTH   proof as acceptor, real hello      when the proof is right
+
+A proof is HMAC-SHA256 (RFC 2104) with the token as its key over a label, the role, d, a, and the hello beside it. The
+roles differ, so nobody can be shown his own proof; the challenges are fresh, so none can be shown twice. The dialer
+goes first: whoever dials a worker learns nothing before he has given a proof. One that was seen can be tried against
+guesses at leisure, so a token must not be one that can be guessed: 32 random characters are enough. It says who is at
+the ends, not who is between them; against those there is TLS.
+
+Before both proofs are right every other frame is a protocol error, and its words say no more than `REFUSED`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+
+from triton_distributed.errors import RemoteProtocolError
+from triton_distributed.wire.hello import Hello
+
+FEATURE = "token"
+CHALLENGE_BYTES = 32
+PROOF_BYTES = hashlib.sha256().digest_size
+REFUSED = "refused: the two ends do not share one token, see TRD_TOKEN"
+
+_LABEL = b"triton-distributed session 1\0"
+_DIALER, _ACCEPTOR = b"D", b"A"
+
+
+class Authentication:
+    """One end's part in it, for one session.
+
+    Args:
+        token: the secret that both ends know, at least a byte.
+        challenge: `CHALLENGE_BYTES` random bytes, fresh for this session.
+        dialer: this end dialled; the other accepts.
+
+    Attributes:
+        dialer: as given.
+        heard: the peer's challenge has come.
+    """
+
+    def __init__(self, token: bytes, challenge: bytes, dialer: bool) -> None:
+        if not token or len(challenge) != CHALLENGE_BYTES:
+            raise ValueError(f"a token has at least a byte, a challenge {CHALLENGE_BYTES}")
+        self.dialer = dialer
+        self.heard = False
+        self._token, self._challenge, self._theirs = token, challenge, b""
+
+    def opening(self, hello: Hello) -> Hello:
+        """The first hello of an end that says `hello` later: nothing but what the peer needs to go on."""
+        return Hello(version=hello.version, lowest=hello.lowest, features=[FEATURE], challenge=self._challenge)
+
+    def hear(self, opening: Hello) -> None:
+        """Take the peer's first hello.
+
+        Raises:
+            RemoteProtocolError: it has no token, or sends our own challenge back.
+        """
+        theirs = opening.challenge
+        if FEATURE not in opening.features or len(theirs) != CHALLENGE_BYTES or theirs == self._challenge:
+            raise RemoteProtocolError(REFUSED)
+        self._theirs, self.heard = theirs, True
+
+    def prove(self, hello: bytes) -> bytes:
+        """The payload of this end's AUTH, with its real hello."""
+        return self._proof(self.dialer, hello) + hello
+
+    def verify(self, payload: bytes) -> bytes:
+        """The real hello in the peer's AUTH; not looked at before the proof is right.
+
+        Raises:
+            RemoteProtocolError: the proof is wrong.
+        """
+        proof, hello = payload[:PROOF_BYTES], payload[PROOF_BYTES:]
+        if not hmac.compare_digest(proof, self._proof(not self.dialer, hello)):
+            raise RemoteProtocolError(REFUSED)
+        return hello
+
+    def _proof(self, by_dialer: bool, hello: bytes) -> bytes:
+        mine, theirs = self._challenge, self._theirs
+        both = mine + theirs if self.dialer else theirs + mine
+        role = _DIALER if by_dialer else _ACCEPTOR
+        return hmac.digest(self._token, _LABEL + role + both + hello, "sha256")

@@ -1,0 +1,77 @@
+"""The compose file: services that fit each other, settings that exist, images that are pinned."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.deploy.files import DEPLOY, OURS, PINNED, SETTINGS, compose, seconds
+from tests.deploy.programs import check, settings
+from triton_distributed.config import Config
+from triton_distributed.transport.address import Address
+
+SERVICES = compose()["services"]
+MEMBERS = ("worker", "client")
+PORTS = {"etcd": 2379, "nats": 4222}
+
+
+def test_it_has_etcd_nats_two_workers_and_a_client_job():
+    assert set(SERVICES) == {"etcd", "nats", *MEMBERS}
+    assert SERVICES["worker"]["deploy"]["replicas"] == 2
+    assert SERVICES["client"]["profiles"] == ["job"]
+    assert SERVICES["client"]["restart"] == "no"
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_images_are_pinned(name):
+    assert PINNED.fullmatch(SERVICES[name]["image"])
+
+
+def test_our_image_is_built_from_the_dockerfile_beside_it():
+    for name in MEMBERS:
+        build = SERVICES[name]["build"]
+        assert (DEPLOY / build["context"] / build["dockerfile"]).samefile(DEPLOY / "Dockerfile")
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_settings_exist_and_lead_to_the_services(name):
+    environment = SERVICES[name]["environment"]
+    assert {each for each in environment if OURS.match(each)} <= SETTINGS
+    assert environment["TRD_TOKEN"] == "${TRD_TOKEN:-}"
+    config = settings({**environment, "TRD_TOKEN": ""})
+    assert (config.discovery, config.event_plane) == ("etcd", "nats")
+    for url, service in ((config.etcd_endpoints, "etcd"), (config.nats_server, "nats")):
+        assert (urlsplit(url).hostname, urlsplit(url).port) == (service, PORTS[service])
+    check(SERVICES[name]["command"])
+
+
+def test_ports_agree():
+    command = SERVICES["etcd"]["command"]
+    assert "--listen-client-urls=http://0.0.0.0:2379" in command
+    assert "--advertise-client-urls=http://etcd:2379" in command
+    assert "--port=4222" in SERVICES["nats"]["command"]
+    listen = Address.parse(SERVICES["worker"]["environment"]["TRD_LISTEN"])
+    assert SERVICES["worker"]["expose"] == [str(listen.port)]
+
+
+def test_nothing_is_published_and_volumes_exist():
+    for name, service in SERVICES.items():
+        assert "ports" not in service, f"{name} would be open to the network"
+        for volume in service.get("volumes", ()):
+            assert volume.split(":")[0] in compose()["volumes"]
+
+
+def test_a_worker_may_drain():
+    worker = SERVICES["worker"]
+    assert worker["stop_signal"] == "SIGTERM"
+    assert seconds(worker["stop_grace_period"]) > Config().drain_timeout_s
+
+
+def test_members_have_no_rights_and_nothing_to_write_to():
+    for name in MEMBERS:
+        service = SERVICES[name]
+        assert service["cap_drop"] == ["ALL"]
+        assert service["read_only"] is True
+        assert service["tmpfs"] == ["/tmp"]
+        assert service["security_opt"] == ["no-new-privileges:true"]

@@ -1,0 +1,103 @@
+"""Hedged calls: two handlers where the first takes long, one answer."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.runtime.cluster import Cluster, patiently, until
+from triton_distributed.errors import DeadlineExceeded
+from triton_distributed.runtime import Client
+
+
+class Worker:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.began = 0
+        self.cancelled = asyncio.Event()
+        self.go = asyncio.Event()
+        self.error: Exception | None = None
+
+    async def serve(self, request: Any) -> str:
+        self.began += 1
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        if self.error is not None:
+            raise self.error
+        return self.name
+
+
+async def two(cluster: Cluster) -> tuple[Worker, Worker, Client]:
+    """Two workers, of which the policy prefers the first."""
+    one, other = Worker("one"), Worker("other")
+    first = await cluster.worker(one.serve)
+    await cluster.worker(other.serve)
+    client = await cluster.client(
+        policy=lambda request, all, load: next((each for each in all if each.id == first.instance_id), all[0])
+    )
+    await until(lambda: len(client.instance_ids()) == 2)
+    return one, other, client
+
+
+async def test_the_second_answers_and_the_first_is_cancelled(cluster: Cluster) -> None:
+    one, other, client = await two(cluster)
+    other.go.set()
+    assert await patiently(client.call(1, idempotent=True, hedge_after_s=0.01)) == "other"
+    await patiently(one.cancelled.wait())
+    assert (one.began, other.began) == (1, 1)
+
+
+async def test_the_first_may_still_answer(cluster: Cluster) -> None:
+    one, other, client = await two(cluster)
+    call = asyncio.ensure_future(client.call(1, idempotent=True, hedge_after_s=0.01))
+    await until(lambda: other.began)
+    one.go.set()
+    assert await patiently(call) == "one"
+    await patiently(other.cancelled.wait())
+
+
+async def test_one_that_answers_in_time_is_not_hedged(cluster: Cluster) -> None:
+    one, other, client = await two(cluster)
+    one.go.set()
+    for _ in range(20):
+        assert await patiently(client.call(1, idempotent=True, hedge_after_s=60)) == "one"
+    assert other.began == 0
+
+
+async def test_one_that_fails_is_waited_for_no_more_than_the_other(cluster: Cluster) -> None:
+    one, other, client = await two(cluster)
+    other.error = KeyError("other")
+    other.go.set()
+    call = asyncio.ensure_future(client.call(1, idempotent=True, hedge_after_s=0.01))
+    await until(lambda: other.began)
+    one.go.set()
+    assert await patiently(call) == "one"
+    one.error = ValueError("one")
+    with pytest.raises(ValueError, match="one"):
+        await patiently(client.call(1, idempotent=True, hedge_after_s=0.0))
+
+
+async def test_a_deadline_holds_for_both_and_leaving_cancels_both(cluster: Cluster) -> None:
+    one, other, client = await two(cluster)
+    with pytest.raises(DeadlineExceeded):
+        await patiently(client.call(1, idempotent=True, hedge_after_s=0.01, timeout=0.1))
+    await patiently(one.cancelled.wait())
+    await patiently(other.cancelled.wait())
+    one.cancelled.clear()
+    other.cancelled.clear()
+    call = asyncio.ensure_future(client.call(1, idempotent=True, hedge_after_s=0.01))
+    await until(lambda: other.began == 2)
+    call.cancel()
+    await patiently(one.cancelled.wait())
+    await patiently(other.cancelled.wait())
+
+
+async def test_only_what_is_idempotent_is_hedged(cluster: Cluster) -> None:
+    _one, _other, client = await two(cluster)
+    with pytest.raises(ValueError, match="idempotent=True"):
+        await patiently(client.call(1, hedge_after_s=0.01))

@@ -1,0 +1,87 @@
+"""Workers that are out of rotation: when they are tried, and what brings them back."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from tests.runtime.cluster import turns, until
+from triton_distributed.discovery import Snapshot
+from triton_distributed.errors import ConnectionFailed
+from triton_distributed.names import EndpointName, Instance
+from triton_distributed.runtime.prober import Prober
+from triton_distributed.runtime.view import EndpointView
+
+NAME = EndpointName("t", "c", "e")
+WORKER = ("a",)
+
+
+class Pool:
+    """Is asked for proofs, and does what a test says each time."""
+
+    def __init__(self, *answers: Callable[[], None]) -> None:
+        self.answers = list(answers)
+        self.probes = 0
+
+    async def probe(self, addresses: Any) -> None:
+        assert addresses == WORKER
+        self.probes += 1
+        if self.answers:
+            self.answers.pop(0)()
+
+
+@pytest.fixture
+async def view() -> AsyncIterator[EndpointView]:
+    made = EndpointView(NAME, asyncio.get_running_loop(), random.Random(1))
+    made.table.apply(Snapshot((Instance(NAME, 1, WORKER), Instance(NAME, 2, ("b",)))))
+    yield made
+    made.close()
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize("later", range(6))
+async def test_a_worker_that_is_lost_right_after_it_was_found_is_probed_again(later: int, view: EndpointView) -> None:
+    prober = Prober(asyncio.get_running_loop(), [view])
+
+    def lose(left: int) -> None:
+        if left:
+            asyncio.get_running_loop().call_soon(lose, left - 1)
+        else:
+            prober.lost(WORKER, pool)  # type: ignore[arg-type]
+
+    pool = Pool(lambda: lose(later + 1))
+    prober.lost(WORKER, pool)  # type: ignore[arg-type]
+    assert 1 in view.rotation.down
+    await until(lambda: pool.probes == 2)
+    await until(lambda: not view.rotation.down)
+    await turns()
+    assert prober._probes == {}
+    await prober.close()
+
+
+@pytest.mark.any_loop
+async def test_a_worker_that_does_not_prove_itself_stays_out(view: EndpointView) -> None:
+    def fails() -> None:
+        assert 1 in view.rotation.down
+        raise ConnectionFailed("a worker", [("a", "no answer to a PING")])
+
+    prober = Prober(asyncio.get_running_loop(), [view])
+    pool = Pool(fails, fails)
+    prober.lost(WORKER, pool)  # type: ignore[arg-type]
+    await until(lambda: not view.rotation.down)
+    assert pool.probes == 3
+    await prober.close()
+
+
+async def test_closing_ends_the_probes(view: EndpointView) -> None:
+    prober = Prober(asyncio.get_running_loop(), [view])
+    pool = Pool()
+    prober.lost(WORKER, pool)  # type: ignore[arg-type]
+    await prober.close()
+    prober.lost(WORKER, pool)  # type: ignore[arg-type]
+    await turns()
+    assert pool.probes == 0

@@ -1,0 +1,310 @@
+"""Peers that say nothing: stopped processes keep their streams, hosts that are gone lose them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from types import SimpleNamespace
+
+import pytest
+
+from tests.timing import MS, PATIENCE_S
+from tests.transport.sessions import HELLO, Peer, address_of, answering, bodies, calling, numbers, serving
+from triton_distributed.errors import ConnectionFailed
+from triton_distributed.transport.liveness import LOOKS, SILENT, Liveness
+from triton_distributed.wire import frames as f
+from triton_distributed.wire.frames import GoawayCode
+
+SO_ATTACH_FILTER = 26  # of asm-generic/socket.h; see socket(7)
+
+
+class Timer:
+    """What `call_later` returns."""
+
+    def __init__(self, loop, when, call):
+        self.loop, self._when, self.call = loop, when, call
+
+    def when(self):
+        return self._when
+
+    def cancel(self):
+        self.loop.timers.remove(self)
+
+
+class Clock:
+    """A loop whose time a test moves."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.timers: list[Timer] = []
+
+    def time(self):
+        return self.now
+
+    def call_later(self, delay, call):
+        self.timers.append(Timer(self, self.now + delay, call))
+        return self.timers[-1]
+
+    def pass_time(self, seconds, late=0.0):
+        """Let so much time pass; each timer is called so much too late."""
+        end = self.now + seconds
+        while self.timers and min(each.when() for each in self.timers) <= end:
+            timer = min(self.timers, key=Timer.when)
+            self.timers.remove(timer)
+            self.now = timer.when() + late
+            timer.call()
+        self.now = max(self.now, end)
+
+
+class Told:
+    """A session as `Liveness` sees it."""
+
+    def __init__(self, *, streams=True):
+        self.streams = streams
+        self.heard, self.quiet = False, -1
+        self.pings = 0
+
+    def ping(self):
+        self.pings += 1
+
+
+def watched(*sessions):
+    clock = Clock()
+    silent: list[Told] = []
+    found = list(sessions)
+    liveness = Liveness(clock, lambda: found, 10.0, silent.append)
+    liveness.start()
+    return SimpleNamespace(clock=clock, silent=silent, sessions=found, liveness=liveness)
+
+
+def test_one_that_is_waited_for_is_asked_and_reported_within_the_timeout():
+    one = Told()
+    all_ = watched(one)
+    all_.clock.pass_time(7.4)
+    assert one.pings == 1
+    assert all_.silent == []
+    all_.clock.pass_time(2.6)
+    assert all_.silent == [one]
+    all_.clock.pass_time(1000)
+    assert all_.silent == [one]  # once
+    one.heard = True
+    all_.clock.pass_time(2.5)
+    all_.clock.pass_time(10)
+    assert all_.silent == [one, one]
+
+
+def test_one_that_says_something_now_and_then_is_never_reported():
+    one = Told()
+    all_ = watched(one)
+    for _ in range(100):
+        one.heard = True
+        all_.clock.pass_time(7.4)
+    assert all_.silent == []
+
+
+def test_one_where_nothing_is_waited_for_is_left_alone():
+    one = Told(streams=False)
+    all_ = watched(one)
+    all_.clock.pass_time(1000)
+    assert (one.pings, all_.silent) == (0, [])
+    one.streams = True  # only now, so its silence until now says nothing
+    all_.clock.pass_time(7.4)
+    assert all_.silent == []
+    all_.clock.pass_time(2.6)
+    assert all_.silent == [one]
+
+
+def test_a_loop_that_was_blocked_itself_blames_nobody():
+    one = Told()
+    all_ = watched(one)
+    all_.clock.pass_time(100, late=1.3)
+    assert (one.pings, all_.silent) == (0, [])
+    all_.clock.pass_time(15)
+    assert all_.silent == [one]
+
+
+def test_one_timer_while_there_are_sessions():
+    one = Told()
+    all_ = watched(one, Told(streams=False), Told())
+    all_.liveness.start()
+    for _ in range(3 * LOOKS):
+        assert len(all_.clock.timers) == 1
+        all_.clock.pass_time(2.5)
+    all_.sessions.clear()
+    all_.clock.pass_time(2.5)
+    assert all_.clock.timers == []
+    all_.liveness.start()
+    all_.liveness.stop()
+    all_.liveness.stop()
+    assert all_.clock.timers == []
+
+
+# --- with real sessions ----------------------------------------------------------------------------------------------
+
+
+async def until(true):
+    async with asyncio.timeout(PATIENCE_S):
+        while not true():
+            await asyncio.sleep(0.001)
+
+
+def look(liveness: Liveness) -> None:
+    """Let it look now."""
+    assert liveness._timer is not None
+    liveness._timer.cancel()
+    liveness._look()
+
+
+async def answered(made) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        await made.ping()
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize("scheme", ["tcp", "unix", "memory"])
+async def test_a_handler_that_takes_its_time_is_not_silent(scheme, trd_dir):
+    async with serving(address_of(scheme, trd_dir)) as service, calling() as caller:
+        stream = await caller.call(service.address, b"hold")
+        for _ in range(3 * LOOKS):
+            look(caller.pool._liveness)
+            await answered(caller.made[0])
+        assert caller.lost == []
+        assert stream.lost is None
+
+
+@pytest.mark.any_loop
+async def test_a_silent_worker_is_reported_and_keeps_its_streams():
+    go = asyncio.Event()
+    heard: list = []
+
+    async def worker(peer: Peer) -> None:
+        await peer.say(HELLO)
+        await go.wait()
+        while True:
+            heard.append((await peer.frame())[0])
+            if heard[-1] == f.PING:
+                await peer.say(f.frame(f.PONG, 0), f.frame(f.DATA, 1, b"\x01", f.END))
+                await peer.hear()
+                return
+
+    async with calling() as caller, answering(worker) as address:
+        stream = await caller.call(address, b"x")
+        for _ in range(3 * LOOKS):
+            look(caller.pool._liveness)
+            await asyncio.sleep(0)
+        ((addresses, words),) = caller.lost
+        assert addresses == (address,)
+        assert "nothing was heard for" in words
+        assert "TRD_HEALTH_TIMEOUT_S" in words
+        session = caller.pool.get((address,))
+        assert session is not None
+        assert session.usable
+        assert stream.lost is None
+        go.set()
+        assert await numbers(stream) == [1]
+        assert heard == [f.HELLO, f.REQUEST, f.PING]  # one under way at a time
+
+
+@pytest.mark.any_loop
+async def test_a_large_message_that_comes_slowly_is_a_sign_of_life():
+    async def worker(peer: Peer) -> None:
+        await peer.say(HELLO)
+        while (await peer.frame())[0] != f.REQUEST:
+            pass
+        await peer.say(f.frame(f.DATA, 1, f.UINT64.pack(100_000) + bytes(100), f.MORE))
+        await peer.say(f.HEADER.pack(99_900, f.DATA, f.END, 1))
+        for _ in range(99):
+            await turn.wait()
+            turn.clear()
+            await peer.say(bytes(900))
+        await peer.say(bytes(99_900 - 99 * 900))
+        await peer.hear()
+
+    turn = asyncio.Event()
+    async with calling() as caller, answering(worker) as address:
+        session = await caller.pool.connect((address,))
+        stream = session.open_stream(True)
+        session.send(f.frame(f.REQUEST, 1, f.REQUEST_PREFIX.pack(1, 2, 1e9, stream.window, 0), f.END))
+        await until(lambda: session.direct)
+        for _ in range(99):
+            session.heard = False
+            turn.set()
+            await until(lambda: session.heard)
+            look(caller.pool._liveness)
+        assert caller.lost == []
+        assert await bodies(stream) == [bytes(100_000)]
+
+
+@pytest.mark.any_loop
+async def test_a_probe_of_a_live_session_wants_an_answer():
+    async def worker(peer: Peer) -> None:
+        await peer.say(HELLO)
+        with contextlib.suppress(EOFError):
+            while True:
+                if (await peer.frame())[0] == f.PING and wakes.is_set():
+                    await peer.say(f.frame(f.PONG, 0))
+
+    wakes = asyncio.Event()
+    wakes.set()
+    async with calling(timeout_s=100 * MS) as caller, answering(worker) as address:
+        await caller.pool.probe((address,))  # dials
+        await caller.pool.probe((address,))  # asks
+        wakes.clear()
+        with pytest.raises(ConnectionFailed, match=r"no answer to a PING within 0\.1 s"):
+            await caller.pool.probe((address,))
+        assert len(caller.made) == 1
+        probing = asyncio.ensure_future(caller.pool.probe((address,)))
+        await asyncio.sleep(0)
+        caller.made[0]._transport.abort()
+        with pytest.raises(ConnectionFailed, match="closed the connection"):
+            await probing
+
+
+@pytest.mark.any_loop
+async def test_a_worker_that_drains_does_not_pass_a_probe():
+    async with serving() as service, calling() as caller:
+        made = await caller.pool.connect((service.address,))
+        service.accepted[0].go_away(GoawayCode.DRAINING, "bye")
+        with pytest.raises(ConnectionFailed, match="bye"):
+            await caller.pool.probe((service.address,))
+        assert made.going
+
+
+@pytest.mark.any_loop
+async def test_a_session_that_is_gone_answers_at_once():
+    async with serving() as service, calling() as caller:
+        made = await caller.pool.connect((service.address,))
+        made.close()
+        await answered(made)
+
+
+@pytest.mark.any_loop
+async def test_a_stopped_worker_whose_window_is_full_is_not_lost():
+
+    async def worker(peer: Peer) -> None:
+        await peer.say(HELLO)
+        peer.writer.transport.pause_reading()
+        await go.wait()
+        peer.writer.transport.resume_reading()
+        size = 0
+        while size < 8_000_000:
+            size += len(await peer.reader.read(1 << 20))
+        await peer.say(f.frame(f.DATA, 1, b"\x01", f.END))
+        await peer.hear()
+
+    go = asyncio.Event()
+    async with calling(health_timeout_s=300 * MS) as caller, answering(worker) as address:
+        session = await caller.pool.connect((address,))
+        stream = session.open_stream(True)
+        stream.credit = 1 << 30
+        session.send(f.frame(f.REQUEST, 1, f.REQUEST_PREFIX.pack(1, 2, 1e9, stream.window, 0), f.END))
+        for _ in range(8):  # ends its requests, and goes on writing all the same: only the bytes matter
+            session.write_behind(b"", memoryview(bytes(1_000_000)))
+        await until(lambda: caller.lost)
+        looks = session.quiet + 6 * LOOKS
+        await until(lambda: session.quiet >= looks)
+        assert len(caller.lost) == 1
+        assert session.usable
+        assert session.quiet > SILENT
+        go.set()
+        assert await numbers(stream) == [1]
