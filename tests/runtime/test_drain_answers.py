@@ -190,12 +190,13 @@ async def test_a_client_that_does_not_say_that_it_has_read_holds_a_drain_up_for_
     instance = instance_of(await unix.client())
     async with peer(instance.addresses[0]) as one:
         await one.say(HELLO, asking(instance, 1, "x"))
-        assert (await one.frame())[0] == f.HELLO
+        while (await one.frame())[0] != f.DATA:
+            pass
         loop = asyncio.get_running_loop()
         before = loop.time()
         await patiently(worker.close())
         assert loop.time() - before >= 49 * MS
-        assert [each[0] for each in await one.hear()][-2:] == [f.GOAWAY, f.PING]
+        assert [each[0] for each in await one.hear()] == [f.GOAWAY, f.PING]
 
 
 class Answers:
