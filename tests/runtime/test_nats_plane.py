@@ -16,8 +16,8 @@ from tests.runtime.programs import program
 from tests.timing import SCALE
 from triton_distributed.errors import BrokerError, ConfigError, ConnectionFailed, StreamIncomplete
 from triton_distributed.names import EndpointName, request_subject, service_name
-from triton_distributed.runtime import backends
 from triton_distributed.testing import NatsServer
+from triton_distributed.transport import nats
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.nats import NatsNetwork
 
@@ -57,7 +57,7 @@ async def over_nats(nats: NatsServer) -> AsyncIterator[Cluster]:
 
 
 def beats_every(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "NatsNetwork", functools.partial(NatsNetwork, beat_s=seconds))
+    monkeypatch.setattr(nats, "NatsNetwork", functools.partial(NatsNetwork, beat_s=seconds))
 
 
 @pytest.mark.parametrize(

@@ -1,30 +1,33 @@
-"""The only place that names concrete backends: what a runtime is composed of, by its settings."""
+"""The only place that names concrete backends: what a runtime is composed of, by its settings.
+
+Those of a cluster are imported when they are chosen: a program on one machine starts without them.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 from pathlib import Path
+from typing import Any
 
 from triton_distributed.config import Config
 from triton_distributed.discovery import Discovery
-from triton_distributed.discovery.etcd import EtcdDiscovery
 from triton_distributed.discovery.file import FileDiscovery
 from triton_distributed.discovery.folder import private_folder
 from triton_distributed.discovery.memory import MemoryDiscovery
 from triton_distributed.discovery.static import StaticDiscovery
 from triton_distributed.errors import ConfigError
 from triton_distributed.events import EventPlane
-from triton_distributed.events.local import LocalEvents, UnixSockets
-from triton_distributed.events.memory import MemoryEvents
-from triton_distributed.events.nats import NatsEvents
-from triton_distributed.external.etcd_endpoint import EtcdOptions
 from triton_distributed.external.nats import NatsConnection, NatsOptions
 from triton_distributed.external.tls import TlsFiles
 from triton_distributed.transport import unix
 from triton_distributed.transport.inherited import give_up
-from triton_distributed.transport.nats import NatsNetwork
-from triton_distributed.transport.network import Networks
+from triton_distributed.transport.network import Later, Networks
 from triton_distributed.transport.tls import SessionTls
+
+
+def _load(module: str) -> Any:
+    return importlib.import_module(f"triton_distributed.{module}")
 
 
 def make_discovery(config: Config) -> Discovery:
@@ -37,8 +40,8 @@ def make_discovery(config: Config) -> Discovery:
         files = TlsFiles(
             ("TRD_ETCD_CERT", "TRD_ETCD_KEY", "TRD_ETCD_CA"), config.etcd_cert, config.etcd_key, config.etcd_ca
         )
-        return EtcdDiscovery(
-            EtcdOptions(
+        etcd: Discovery = _load("discovery.etcd").EtcdDiscovery(
+            _load("external.etcd_endpoint").EtcdOptions(
                 endpoints=config.etcd_endpoints,
                 username=config.etcd_username,
                 password=config.etcd_password,
@@ -48,6 +51,7 @@ def make_discovery(config: Config) -> Discovery:
             lease_ttl_s=config.etcd_lease_ttl_s,
             timeout_s=config.connect_timeout_s,
         )
+        return etcd
     return FileDiscovery(Path(config.directory))
 
 
@@ -89,7 +93,7 @@ def make_nats(config: Config) -> NatsConnection:
 def make_networks(loop: asyncio.AbstractEventLoop, config: Config, nats: NatsConnection) -> Networks:
     """What serves schemes that are not sockets or memory: a client dials whatever a worker publishes."""
     # Sooner than the pool gives the session up, whose words would not name the NATS server.
-    return {"nats": NatsNetwork(loop, nats, 0.8 * config.connect_timeout_s)}
+    return {"nats": Later(lambda: _load("transport.nats").NatsNetwork(loop, nats, 0.8 * config.connect_timeout_s))}
 
 
 def make_events(config: Config, nats: NatsConnection, instance_id: int) -> EventPlane:
@@ -98,23 +102,27 @@ def make_events(config: Config, nats: NatsConnection, instance_id: int) -> Event
     Raises:
         ConfigError: the settings name nothing that could.
     """
+    plane: EventPlane
     if config.event_plane == "nats":
-        return NatsEvents(nats)
-    if not config.event_plane:
+        plane = _load("events.nats").NatsEvents(nats)
+    elif not config.event_plane:
         raise ConfigError(
             "NATS_SERVER",
             config.nats_server,
             f"with {config.discovery} discovery events may have to reach other hosts, and that needs NATS_SERVER; "
             "TRD_EVENTS=local keeps them on this machine",
         )
-    if config.discovery == "memory":
-        return MemoryEvents()
-    if not unix.SUPPORTED:
+    elif config.discovery == "memory":
+        plane = _load("events.memory").MemoryEvents()
+    elif not unix.SUPPORTED:
         raise ConfigError("TRD_EVENTS", config.events, "this system has no Unix sockets: set NATS_SERVER")
-    return LocalEvents(
-        Path(config.directory),
-        private=private_folder,
-        sockets=UnixSockets(unix.reachable, unix.listen, unix.remove, give_up),
-        id=instance_id,
-        max_message_bytes=config.max_message_bytes,
-    )
+    else:
+        local = _load("events.local")
+        plane = local.LocalEvents(
+            Path(config.directory),
+            private=private_folder,
+            sockets=local.UnixSockets(unix.reachable, unix.listen, unix.remove, give_up),
+            id=instance_id,
+            max_message_bytes=config.max_message_bytes,
+        )
+    return plane

@@ -33,5 +33,36 @@ class Network(Protocol):
         """End what is still joined."""
 
 
+class Later:
+    """A network that is made when it is first dialled or listened on.
+
+    Args:
+        make: makes it.
+    """
+
+    def __init__(self, make: Callable[[], Network]) -> None:
+        self._make = make
+        self._made: Network | None = None
+
+    def _network(self) -> Network:
+        if self._made is None:
+            self._made = self._make()
+        return self._made
+
+    async def connect(self, address: Address, protocol: asyncio.Protocol) -> None:
+        await self._network().connect(address, protocol)
+
+    async def listen(self, address: Address, factory: Callable[[], asyncio.Protocol]) -> Callable[[], None]:
+        return await self._network().listen(address, factory)
+
+    def release_in_child(self) -> None:
+        if self._made is not None:
+            self._made.release_in_child()
+
+    async def close(self) -> None:
+        if self._made is not None:
+            await self._made.close()
+
+
 # By scheme; `runtime.backends` says which there are.
 Networks = Mapping[str, Network]
