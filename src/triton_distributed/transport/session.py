@@ -248,7 +248,9 @@ class Session(Connection, asyncio.Protocol):
         if piece.nbytes < f.SMALL:
             self._transport.write(start + piece)
         else:
-            self._transport.writelines((start, piece))
+            # Two writes: asyncio's writelines forgets to pause its protocol in 3.12.1 and 3.13.0.
+            self._transport.write(start)
+            self._transport.write(piece)
 
     async def resumed(self) -> None:
         """Wait until the kernel takes output again, or the session is gone."""
