@@ -1,7 +1,8 @@
-"""The limit of a test's time holds for its fixtures too.
+"""The limit of a test's time is said until it is heard, and holds for the test's fixtures too.
 
-pytest-timeout ends a test once. Where what hung in it then hangs in a fixture, or in the loop that waits for its cancelled
-tasks, nothing would end that, and a whole run would stand still instead of failing.
+pytest-timeout raises once in whatever runs at that moment. In a callback of an event loop that is logged, and the test goes
+on; and what hung in a test may then hang in a fixture, or in the loop that waits for cancelled tasks. Nothing would end
+either, and a whole run would stand still instead of failing.
 """
 
 from __future__ import annotations
@@ -15,15 +16,22 @@ import pytest
 from tests.leaks import failed
 from tests.timing import PATIENCE_S
 
-AGAIN_S = 1.5 * PATIENCE_S  # for each fixture that hangs; above what any of them waits
+AGAIN_S = 1.5 * PATIENCE_S  # until the next time, and for each fixture that hangs; above what any of them waits
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: object) -> Iterator[None]:
+    done = yield
+    if hasattr(signal, "setitimer") and (rest := signal.getitimer(signal.ITIMER_REAL)[0]):
+        signal.setitimer(signal.ITIMER_REAL, rest, AGAIN_S)
+    return done
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
     if not (hasattr(signal, "setitimer") and item.stash.get(failed, False)):
         return (yield)
-    if any(signal.getitimer(signal.ITIMER_REAL)):
-        return (yield)  # it did not fail for its time, of which the rest is left
+    # pytest-timeout has taken its timer back at the failure.
     before = signal.signal(signal.SIGALRM, _ended)
     signal.setitimer(signal.ITIMER_REAL, AGAIN_S, AGAIN_S)
     try:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -198,6 +199,13 @@ async def stubborn() -> None:
 @pytest.mark.timeout(1)
 async def test_hangs_and_then_its_fixture(endless):
     kept.append(asyncio.create_task(stubborn()))
+    await forever()
+
+
+@pytest.mark.leaves("asyncio errors", reason="the loop logs what is raised in the callback")
+@pytest.mark.timeout(1)
+async def test_hangs_and_is_told_so_in_a_callback():
+    asyncio.get_running_loop().call_soon(time.sleep, 1.5)
     await forever()
 
 

@@ -95,8 +95,9 @@ def test_children_are_found_without_proc():
     assert leaks.children() == before
 
 
-def test_a_fixture_that_hangs_behind_a_test_that_hung_does_not_stop_the_run(tmp_path: Path):
+def test_what_hangs_again_or_did_not_hear_that_its_time_is_over_does_not_stop_the_run(tmp_path: Path):
     said = run(tmp_path, "hangs", "0.02")
     assert "Timeout (>1.0s)" in said["test_hangs_and_then_its_fixture"]
     assert "still hangs" in said["test_hangs_and_then_its_fixture"]
+    assert "Timeout (>1.0s)" in said["test_hangs_and_is_told_so_in_a_callback"]
     assert said["test_hangs_no_more"] == ""
