@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -14,10 +16,11 @@ from tests.discovery.processes import Worker
 from tests.timing import PATIENCE_S
 from triton_distributed.config import Config
 from triton_distributed.discovery import Added, Change, Removed, Snapshot, etcd_lease, etcd_watch, record
+from triton_distributed.discovery.base import same
 from triton_distributed.discovery.etcd_keys import EtcdKeys
 from triton_distributed.errors import ConfigError, DiscoveryError
 from triton_distributed.external import etcd_messages as messages
-from triton_distributed.names import EndpointName
+from triton_distributed.names import EndpointName, Instance
 from triton_distributed.runtime.backends import make_discovery
 from triton_distributed.testing import ChangeLog, EtcdServer, FaultProxy
 from triton_distributed.testing.servers import free_port
@@ -174,6 +177,38 @@ async def test_a_registration_that_failed_is_undone(lasting_etcd: EtcdServer, op
         with pytest.raises(asyncio.CancelledError):
             await attempt
         await log.until_ids([1], PATIENCE_S)
+
+
+def was_added(log: ChangeLog, wanted: Instance) -> bool:
+    return any(isinstance(each, Added) and same(each.instance, wanted) for each in log.changes)
+
+
+async def test_a_registration_that_is_cancelled_as_it_succeeds_is_undone(
+    lasting_etcd: EtcdServer, opens_etcd: OpensEtcd, monkeypatch: pytest.MonkeyPatch
+):
+    """The thread is done, and this loop has not heard of it yet."""
+    one, other = opens_etcd(lasting_etcd.url), opens_etcd(lasting_etcd.url)
+    await one.register(instance(1))
+    log = ChangeLog()
+    await other.watch(NAME, log)
+    written = threading.Event()
+    write = one._registrar._write
+
+    async def told(key: bytes, value: bytes) -> None:
+        await write(key, value)
+        written.set()
+
+    monkeypatch.setattr(one._registrar, "_write", told)
+    for again in (instance(2), instance(1, more=True)):  # a new one, and one that replaces another
+        written.clear()
+        attempt = asyncio.ensure_future(one.register(again))
+        await asyncio.sleep(0)
+        assert written.wait(PATIENCE_S)  # blocks this loop
+        attempt.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await attempt
+        await log.until(functools.partial(was_added, log, again), PATIENCE_S)
+        await log.until(lambda: log.ids == [1] and not log.present[NAME, 1].metadata, PATIENCE_S)
 
 
 def test_a_program_that_forgot_to_close_is_forgotten(lasting_etcd: EtcdServer, monkeypatch: pytest.MonkeyPatch):

@@ -88,7 +88,12 @@ class EtcdDiscovery:
         except record.BadRecord as error:
             raise DiscoveryError(BACKEND, self.where, f"cannot register {instance.endpoint}: {error}") from error
         key = self._keys.of(instance.endpoint, instance.id)
-        await self._call(lambda: self._registrar.register(key, value))
+        try:
+            await self._call(lambda: self._registrar.register(key, value))
+        except asyncio.CancelledError:
+            if self._thread is not None:  # where it was done in this very moment, nobody has heard of it
+                self._thread.post(self._registrar.undo, key, value)
+            raise
 
     async def withdraw(self, instance: Instance) -> None:
         if self._thread is None or self._closed or self._pid != os.getpid():

@@ -29,10 +29,11 @@ WITHDRAW_S = 2.0  # a withdrawal that takes longer is left to the background, an
 class _Entry:
     """One record: `value` as it was registered, None for not at all. The lock keeps writes of one key in order."""
 
-    __slots__ = ("busy", "lock", "value")
+    __slots__ = ("before", "busy", "lock", "value")
 
     def __init__(self) -> None:
         self.value: bytes | None = None
+        self.before: bytes | None = None  # what `value` has replaced
         self.busy = False  # it is to be written down as busy
         self.lock = asyncio.Lock()
 
@@ -59,14 +60,20 @@ class Registrar:
         """Write a record; if that fails, what was there before stays."""
         entry = self._entries.setdefault(key, _Entry())
         async with entry.lock:
-            before, entry.value, entry.busy = entry.value, value, False
+            entry.before, entry.value, entry.busy = entry.value, value, False
             try:
                 await self._write(key, value)
             except BaseException:
-                if entry.value is value:  # else it was withdrawn meanwhile
-                    entry.value = before
-                self._mark(key)  # the write may have been done all the same
+                self.undo(key, value)  # the write may have been done all the same
                 raise
+
+    def undo(self, key: bytes, value: bytes) -> None:
+        """Have what `register` replaced with this value back: it failed, or succeeded when nobody waited any more."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            if entry.value is value:  # else it was withdrawn meanwhile
+                entry.value = entry.before
+            self._mark(key)
 
     async def withdraw(self, key: bytes) -> None:
         """Delete a record unless somebody else has replaced it; what cannot be done now is done later."""
