@@ -62,10 +62,6 @@ class EtcdRefused(EtcdError):
         """Another endpoint, or the same one later, may well say yes."""
         return self.code in (DEADLINE, UNAVAILABLE) or "too many requests" in self.message
 
-    @property
-    def forbidden(self) -> bool:
-        return self.code == PERMISSION or "permission denied" in self.message
-
 
 @dataclass(frozen=True, slots=True)
 class EtcdOptions:

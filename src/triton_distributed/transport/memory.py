@@ -97,9 +97,6 @@ class MemoryTransport(asyncio.Transport):
         self._pending.clear()
         self._lose(None)
 
-    def can_write_eof(self) -> bool:
-        return False  # closing loses nothing here
-
     def is_closing(self) -> bool:
         return self._closing or self._lost
 

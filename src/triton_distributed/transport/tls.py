@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Iterable
 from typing import Any
 
 from triton_distributed.external.tls import TlsFiles
@@ -126,13 +125,6 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self._waiting.append(bytes(data))
             return
         self._encrypt(data)
-        self._push()
-
-    def writelines(self, pieces: Iterable[Any]) -> None:
-        if self._closing:
-            return
-        for each in pieces:
-            self._encrypt(each)
         self._push()
 
     def close(self) -> None:
