@@ -1,0 +1,21 @@
+"""Chaos runs: a seeded schedule of faults against workers under load, and an oracle that judges every request."""
+
+from triton_distributed.testing.chaos.oracle import Oracle, Ticket
+from triton_distributed.testing.chaos.requests import Journal, Plan, Shape, Work, handler, plans
+from triton_distributed.testing.chaos.schedule import LASTING, Fault, FaultKind, Recovery, schedule
+
+__all__ = [
+    "LASTING",
+    "Fault",
+    "FaultKind",
+    "Journal",
+    "Oracle",
+    "Plan",
+    "Recovery",
+    "Shape",
+    "Ticket",
+    "Work",
+    "handler",
+    "plans",
+    "schedule",
+]

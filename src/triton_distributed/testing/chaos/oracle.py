@@ -1,0 +1,165 @@
+"""Judges every request of a chaos run: answered exactly, or failed with an error that was promised for its case."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from triton_distributed.errors import (
+    ConnectionFailed,
+    DeadlineExceeded,
+    Draining,
+    NoInstances,
+    Overloaded,
+    RemoteError,
+    StreamIncomplete,
+)
+from triton_distributed.testing.chaos.requests import Plan, Shape
+
+# A request that these end was not begun by any handler, whatever kind of call it was.
+NOT_BEGUN = (Overloaded, Draining, ConnectionFailed, NoInstances)
+# Seconds by which a deadline may be told early: the loop's clock may be as coarse as that (uvloop's is 1 ms).
+CLOCK_S = 0.002
+
+
+@dataclass(slots=True)
+class Ticket:
+    """What became of one request.
+
+    Attributes:
+        plan: the call.
+        items: how many arrived so far; each was looked at.
+        outcome: `answered`, `left`, or the name of the error; empty while it is under way.
+        began_s: when it was made, and `ended_s`, when it was over, on the run's clock.
+    """
+
+    plan: Plan
+    began_s: float
+    items: int = 0
+    outcome: str = ""
+    ended_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Oracle:
+    """Follows the requests of a run and writes down what must not be.
+
+    Attributes:
+        tickets: of all requests, in the order in which they were made.
+        violations: what broke a promise, in words; empty after a good run.
+        strict: a call that may move must not fail at all: there was always a worker to move to.
+    """
+
+    strict: bool = False
+    tickets: list[Ticket] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
+
+    def begin(self, plan: Plan, now: float) -> Ticket:
+        """Note that the call is made now.
+
+        Args:
+            plan: the call.
+            now: seconds on the run's clock.
+        """
+        ticket = Ticket(plan, now)
+        self.tickets.append(ticket)
+        return ticket
+
+    def item(self, ticket: Ticket, item: Any) -> None:
+        """Look at the next item that the caller got."""
+        work = ticket.plan.work
+        expected = work.item(ticket.items)
+        if ticket.items >= work.items:
+            self._accuse(ticket, f"got an item too many: {_short(item)}")
+        elif item != expected:
+            self._accuse(ticket, f"item {ticket.items} is {_short(item)}, not {_short(expected)}")
+        ticket.items += 1
+
+    def answered(self, ticket: Ticket, now: float) -> None:
+        """The stream ended well."""
+        self._end(ticket, "answered", now)
+        work = ticket.plan.work
+        if ticket.items < work.items:
+            self._accuse(ticket, f"ended cleanly after {ticket.items} of {work.items} items")
+        if work.shape == Shape.ERROR:
+            self._accuse(ticket, "ended cleanly though its handler raises")
+
+    def left(self, ticket: Ticket, now: float) -> None:
+        """The caller stopped reading, as planned."""
+        self._end(ticket, "left", now)
+
+    def failed(self, ticket: Ticket, error: BaseException, now: float) -> None:
+        """The call ended with an error."""
+        self._end(ticket, type(error).__name__, now)
+        reason = self._unpromised(ticket, error)
+        if reason:
+            self._accuse(ticket, f"{reason}: {type(error).__name__}: {error}")
+
+    def _unpromised(self, ticket: Ticket, error: BaseException) -> str:
+        """Why this error should not have been; empty where it was promised."""
+        plan = ticket.plan
+        work = plan.work
+        if isinstance(error, RemoteError):
+            ticket.outcome = "handler's error"
+            if work.shape != Shape.ERROR or not isinstance(error, LookupError):
+                return "an error that its handler does not raise"
+            return "" if ticket.items == work.items else f"only {ticket.items} of {work.items} items came before"
+        if isinstance(error, DeadlineExceeded):
+            early = plan.timeout_s is None or ticket.ended_s - ticket.began_s < plan.timeout_s - CLOCK_S
+            return "its time is not over" if early else ""
+        if isinstance(error, StreamIncomplete):
+            if error.items != ticket.items:
+                return f"the error tells of {error.items} items and {ticket.items} came"
+            moves = plan.resume or (plan.idempotent and not ticket.items)
+            return "it could have moved to another instance" if self.strict and moves else ""
+        if isinstance(error, NOT_BEGUN):
+            if ticket.items:
+                return f"{ticket.items} items had come"
+            return "there was an instance to take it" if self.strict else ""
+        return "nobody promised this error"
+
+    def close(self, begun: Counter[int]) -> None:
+        """Judge what can only be judged at the end.
+
+        Args:
+            begun: how often a handler began each request, by its id; from the workers' journals.
+        """
+        known = {ticket.plan.work.id: ticket for ticket in self.tickets}
+        for ticket in self.tickets:
+            if not ticket.outcome:
+                self._accuse(ticket, "never ended")
+        for request_id, times in begun.items():
+            found = known.get(request_id)
+            if found is None:
+                self.violations.append(f"a handler began request {request_id}, which nobody made")
+            elif found.plan.once and times > 1:
+                self._accuse(found, f"{times} handlers began it, and it may be begun once")
+            elif found.outcome in {each.__name__ for each in NOT_BEGUN} and found.plan.once:
+                self._accuse(found, f"it failed as not begun ({found.outcome}), and a handler began it")
+        for ticket in self.tickets:
+            if ticket.items and ticket.plan.work.id not in begun:
+                self._accuse(ticket, "it was answered, and no handler began it")
+
+    def outcomes(self) -> Counter[str]:
+        """How many requests ended how."""
+        return Counter(ticket.outcome or "never ended" for ticket in self.tickets)
+
+    def worst_gap_s(self) -> float:
+        """The longest time in which no request was answered, seconds; 0.0 with fewer than two answers."""
+        ends = sorted(ticket.ended_s for ticket in self.tickets if ticket.outcome == "answered")
+        return max((later - earlier for earlier, later in pairwise(ends)), default=0.0)
+
+    def _end(self, ticket: Ticket, outcome: str, now: float) -> None:
+        if ticket.outcome:
+            self._accuse(ticket, f"ended twice: {ticket.outcome}, then {outcome}")
+        ticket.outcome, ticket.ended_s = outcome, now
+
+    def _accuse(self, ticket: Ticket, what: str) -> None:
+        work = ticket.plan.work
+        self.violations.append(f"request {work.id} ({work.shape}, {work.items} items): {what}")
+
+
+def _short(item: Any) -> str:
+    return f"{item!r:.80}"
