@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
+import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -150,3 +153,156 @@ def test_the_estimate() -> None:
     assert admission.wait_s(1) == pytest.approx(1.9 / 4)
     assert len(admission.clear()) == 3
     assert admission.next() is None
+
+
+async def served(cluster: Cluster) -> Any:
+    (found,) = [each for runtime in cluster._runtimes for each in runtime._server.endpoints]
+    return found
+
+
+async def test_who_would_be_late_when_its_turn_comes_gives_it_to_others(cluster: Cluster) -> None:
+    gate, client = await full(cluster, max_queue=10)
+    late = asyncio.ensure_future(client.call("late", timeout=PATIENCE_S))
+    await waiting(cluster, 1)
+    patient = asyncio.ensure_future(client.call("patient"))
+    await waiting(cluster, 2)
+    (await served(cluster)).admission.mean_s = 3600.0  # as if handlers had begun to take an hour meanwhile
+    gate.open.release()
+    with pytest.raises(Overloaded, match=r"it has waited until .* s are left"):
+        await patiently(late)
+    gate.open.release()
+    assert await patiently(patient) == "patient"
+    assert gate.began == ["first", "patient"]
+
+
+async def test_who_would_be_late_is_tried_where_nobody_else_waits(cluster: Cluster) -> None:
+    gate, client = await full(cluster, max_queue=10)
+    late = asyncio.ensure_future(client.call("late", timeout=PATIENCE_S))
+    await waiting(cluster, 1)
+    (await served(cluster)).admission.mean_s = 3600.0
+    gate.open.release()
+    gate.open.release()
+    assert await patiently(late) == "late"
+
+
+async def test_handlers_that_outlive_every_deadline_are_learned_from(cluster: Cluster) -> None:
+    async def never(request: Any) -> None:
+        await asyncio.Event().wait()
+
+    client = await cluster.connect(never, max_inflight=1, max_queue=10)
+    with pytest.raises(DeadlineExceeded):
+        await patiently(client.call(1, timeout=0.05))
+    admission = (await served(cluster)).admission
+    await until(lambda: admission.mean_s > 0.04)
+
+
+async def test_every_estimate_is_compared_with_what_came_of_it(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[tuple[int, bool]] = []
+    monkeypatch.setattr(Admission, "ended", lambda self, priority, late_s, whole=True: ended.append((priority, whole)))
+    gate, client = await full(cluster, max_queue=10)
+    (await served(cluster)).admission.mean_s = 1e-6
+    waited = asyncio.ensure_future(client.call("waited", priority=3))
+    await waiting(cluster, 1)
+    with pytest.raises(DeadlineExceeded):
+        await patiently(client.call("late", timeout=0.02))
+    await waiting(cluster, 1)
+    assert ended == [(0, False)]
+    for _ in range(3):
+        gate.open.release()
+    await patiently(waited)
+    await patiently(client.call("at once", priority=5))
+    await until(lambda: len(ended) == 3)
+    assert ended[1:] == [(3, True), (5, True)]  # of "first" nobody could expect anything
+
+
+def test_estimates_that_were_wrong_widen_the_margin_up_to_a_quarter() -> None:
+    admission = Admission(max_inflight=1, max_queue=10)
+    admission.took(1.0)
+    assert admission.in_time(0, 2.0)  # one second until its turn, one for itself
+    admission.ended(0, -1.0, whole=False)  # its caller left early: that tells nothing
+    assert admission.in_time(0, 2.0)
+    for _ in range(50):
+        admission.ended(0, 0.5, whole=False)
+    assert not admission.in_time(0, 2.3)
+    assert admission.in_time(0, 2.7)
+    assert admission.in_time(1, 2.0)  # those of higher priority are not overtaken
+    for _ in range(50):
+        admission.ended(0, 100.0)
+    assert not admission.in_time(0, 2.6)
+    assert admission.in_time(0, 2.7)
+    for _ in range(1000):
+        admission.ended(0, 0.0)
+    assert admission.in_time(0, 2.1)
+
+
+def test_a_handler_that_was_cut_short_says_only_that_they_take_no_less() -> None:
+    admission = Admission(max_inflight=1, max_queue=10)
+    admission.took(1.0)
+    admission.took(0.5, whole=False)
+    assert admission.mean_s == 1.0
+    admission.took(2.0, whole=False)
+    assert admission.mean_s == pytest.approx(1.1)
+
+
+class Flooded:
+    """An endpoint's queue in virtual time, with twice the requests that it has room for."""
+
+    def __init__(self, spread: float) -> None:
+        self.admission = Admission(max_inflight=8, max_queue=64)
+        self.rng = random.Random(1)
+        self.spread = spread
+        self.running = 0
+        self.good = self.late = self.refused = 0
+        self.now = 0.0
+        self.events: list[
+            tuple[float, int, Any]
+        ] = []  # when, in which order, and the request that ends; None: one comes
+
+    def at(self, when: float, request: Any = None) -> None:
+        heapq.heappush(self.events, (when, len(self.events) + self.rng.getrandbits(32), request))
+
+    def come(self) -> None:
+        request = SimpleNamespace(came=self.now, started=0.0, due=0.0)
+        if self.running < 8:
+            self.start(request)
+        elif self.admission.in_time(0, 0.1):
+            request.due = self.now + self.admission.wait_s(0) + self.admission.mean_s
+            self.refused += self.admission.enter(request, 0) is not None  # type: ignore[arg-type]
+        else:
+            self.refused += 1
+
+    def start(self, request: Any) -> None:
+        self.running += 1
+        request.started = self.now
+        self.at(self.now + 0.02 * self.rng.gauss(1.0, self.spread), request)
+
+    def end(self, request: Any) -> None:
+        self.running -= 1
+        self.late += self.now > request.came + 0.1
+        self.good += self.now <= request.came + 0.1
+        self.admission.took(self.now - request.started)
+        if request.due:
+            self.admission.ended(0, self.now - request.due)
+        if (waiting := self.admission.next()) is not None:
+            self.start(waiting)
+
+    def run(self, seconds: float) -> None:
+        for number in range(int(seconds * 800)):  # 8 places, 20 ms each: 400 a second
+            self.at(number / 800)
+        while self.events:
+            self.now, _, request = heapq.heappop(self.events)
+            if request is None:
+                self.come()
+            else:
+                self.end(request)
+
+
+@pytest.mark.parametrize("spread", [0.01, 0.1, 0.25])
+def test_at_twice_the_capacity_nearly_all_that_is_let_in_is_answered_in_time(spread: float) -> None:
+    flooded = Flooded(spread)
+    flooded.run(30.0)
+    assert flooded.good >= 0.9 * 30.0 * 400
+    assert flooded.late <= 0.01 * (flooded.good + flooded.late)
+    assert flooded.good + flooded.late + flooded.refused == 24_000

@@ -160,6 +160,30 @@ async def test_without_grace_what_runs_is_cut_at_once(cluster: Cluster) -> None:
         await patiently(anext(reading))
 
 
+@pytest.mark.parametrize("idempotent", [False, True])
+async def test_an_idempotent_call_that_a_shutdown_cuts_goes_elsewhere(idempotent: bool, cluster: Cluster) -> None:
+    began: list[int] = []
+
+    async def handler(request: Any) -> str:
+        began.append(request)
+        if len(began) == 1:
+            await asyncio.Event().wait()
+        return "answer"
+
+    worker = await cluster.worker(handler, graceful_shutdown=False)
+    client = await cluster.client()
+    calling = asyncio.ensure_future(client.call(1, idempotent=idempotent))
+    await until(lambda: began)
+    await cluster.worker(handler)
+    await patiently(worker.close())
+    if idempotent:
+        assert await patiently(calling) == "answer"
+    else:
+        with pytest.raises(StreamIncomplete):
+            await patiently(calling)
+    assert len(began) == 1 + idempotent
+
+
 async def test_a_drain_is_bounded() -> None:
     cluster = Cluster(drain_timeout_s=0.05)
     slow = Slow()

@@ -16,7 +16,7 @@ from tests.runtime.programs import program
 from tests.timing import MS
 from triton_distributed.config import Config
 from triton_distributed.discovery.memory import MemoryDiscovery
-from triton_distributed.errors import ConnectionFailed, NoInstances, StreamIncomplete
+from triton_distributed.errors import ConnectionFailed, NoInstances, NotUnary, StreamIncomplete
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.runtime import Client, DistributedRuntime
 from triton_distributed.testing import FaultProxy
@@ -136,6 +136,52 @@ async def test_an_idempotent_request_is_not_sent_again_after_its_first_item(clus
         await into(items, client.generate("again", annotated=False, idempotent=True))
     assert (items, caught.value.items) == ([1], 1)
     await fake.close()
+
+
+async def first_named(cluster: Cluster) -> Client:
+    """A client that calls the instance of the lowest id first: a fake one."""
+    client = await cluster.client(policy=lambda request, instances, load: min(instances, key=lambda each: each.id))
+    await until(lambda: len(client.instance_ids()) == 2)
+    return client
+
+
+@pytest.mark.any_loop
+async def test_an_idempotent_call_whose_answer_had_not_ended_is_sent_again(cluster: Cluster) -> None:
+    """Its caller has seen nothing, whatever has arrived."""
+    fake = await FakeWorker(answers_then_drops).start(5)
+    await cluster.worker(echo)
+    client = await first_named(cluster)
+    assert await patiently(client.call("again", idempotent=True)) == "again"
+    assert fake.requests == 1
+    with pytest.raises(StreamIncomplete) as caught:
+        while True:  # as soon as it is back in rotation
+            await patiently(client.call("once"))
+    assert caught.value.items == 1
+    await fake.close()
+
+
+async def test_what_a_lost_instance_had_answered_does_not_count(cluster: Cluster) -> None:
+    async def nothing(request: Any) -> AsyncIterator[Any]:
+        return
+        yield
+
+    fake = await FakeWorker(answers_then_drops).start(5)
+    await cluster.worker(nothing)
+    client = await first_named(cluster)
+    with pytest.raises(NotUnary, match="no item"):
+        await patiently(client.call(1, idempotent=True))
+    assert fake.requests == 1
+    await fake.close()
+
+
+async def test_an_idempotent_call_that_every_instance_lost_says_that_handlers_had_begun(cluster: Cluster) -> None:
+    fakes = [await FakeWorker(accepts_then_drops).start(number) for number in range(1, 7)]
+    client = await cluster.client()
+    with pytest.raises(StreamIncomplete, match="had begun"):
+        await patiently(client.call(1, idempotent=True))
+    assert sum(each.requests for each in fakes) == 1 + cluster.caller.config.retries
+    for each in fakes:
+        await each.close()
 
 
 async def test_retries_are_bounded(cluster: Cluster) -> None:

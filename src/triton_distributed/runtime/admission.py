@@ -9,6 +9,31 @@ if TYPE_CHECKING:
     from triton_distributed.runtime.serving import Serving
 
 NEW_WEIGHT = 0.1  # of the newest handler in the running mean of how long they take: about the last 20 decide
+ERROR_WEIGHT = 0.03  # of the newest error in what is known of them: a spread takes more of them than a mean does
+MARGIN = 4.0  # mean deviations, as TCP keeps to its round trips (RFC 6298): 99.9 % of a normal distribution are below
+MOST_MARGIN = 0.25  # of a request's time: where estimates are wrong by more, to try beats to refuse
+
+
+class Errors:
+    """How far estimates were off, seconds, late ones above 0: exponentially weighted mean and mean deviation."""
+
+    __slots__ = ("_count", "_deviation", "_mean")
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._mean = self._deviation = 0.0
+
+    def add(self, seconds: float) -> None:
+        """One more estimate was off by that."""
+        self._count += 1
+        weight = max(ERROR_WEIGHT, 1.0 / self._count)
+        self._mean += (seconds - self._mean) * weight
+        self._deviation += (abs(seconds - self._mean) - self._deviation) * weight
+
+    @property
+    def margin_s(self) -> float:
+        """What to add to an estimate so that nearly all keep to it."""
+        return max(0.0, self._mean + MARGIN * self._deviation)
 
 
 class Admission:
@@ -22,7 +47,7 @@ class Admission:
         mean_s: how long a handler takes, seconds: an exponentially weighted mean; 0 before the first has ended.
     """
 
-    __slots__ = ("_lines", "_waiting", "max_inflight", "max_queue", "mean_s")
+    __slots__ = ("_errors", "_lines", "_waiting", "max_inflight", "max_queue", "mean_s")
 
     def __init__(self, max_inflight: int | None, max_queue: int) -> None:
         self.max_inflight = max_inflight
@@ -30,13 +55,26 @@ class Admission:
         self.mean_s = 0.0
         self._lines: dict[int, deque[Serving]] = {}  # by priority; an empty line is removed
         self._waiting = 0
+        self._errors: dict[int, Errors] = {}  # by priority, of which there are 256: the lower ones are overtaken
 
     def __len__(self) -> int:
         return self._waiting
 
-    def took(self, seconds: float) -> None:
-        """A handler has ended after this time; one that was cancelled says nothing of how long they take."""
-        self.mean_s += (seconds - self.mean_s) * (NEW_WEIGHT if self.mean_s else 1.0)
+    def took(self, seconds: float, whole: bool = True) -> None:
+        """A handler has ended after this time; one that was cut short says only that they take no less."""
+        if whole or seconds > self.mean_s:
+            self.mean_s += (seconds - self.mean_s) * (NEW_WEIGHT if self.mean_s else 1.0)
+
+    def ended(self, priority: int, late_s: float, whole: bool = True) -> None:
+        """A request has ended so much later than was expected when it came; one that was cut short, no less late."""
+        if whole or late_s > 0:
+            self._errors.setdefault(priority, Errors()).add(late_s)
+
+    def in_time(self, priority: int, timeout_s: float) -> bool:
+        """Whether a request that came now and has so much time would be answered within it, if it has to wait."""
+        errors = self._errors.get(priority)
+        margin_s = 0.0 if errors is None else min(errors.margin_s, MOST_MARGIN * timeout_s)
+        return self.wait_s(priority) + self.mean_s + margin_s <= timeout_s
 
     def wait_s(self, priority: int) -> float:
         """Seconds that a request of this priority would wait, if it came now: those before it, by the running mean.

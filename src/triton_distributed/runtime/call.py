@@ -72,6 +72,7 @@ class Call:
         "_request_id",
         "_resumption",
         "_timer",
+        "_unary",
         "body",
         "deadline",
         "dispatch",
@@ -103,6 +104,7 @@ class Call:
         metadata: bytes,
         request_id: str | None,
         idempotent: bool,
+        unary: bool,
         resumption: Resumption | None,
     ) -> None:
         self._client = client
@@ -115,6 +117,7 @@ class Call:
         self._metadata = metadata
         self._request_id = request_id
         self._idempotent = idempotent
+        self._unary = unary
         self._resumption = resumption
         self._error: BaseException | None = None  # what ended the call
         self.stopping = False
@@ -214,10 +217,8 @@ class Call:
             possible = began or (session.torn and stream.id not in session.unsent)
             if possible and self._resumption is not None:
                 self._resumption.lost = (session.address, stream.lost)  # see `take`: the inbox comes first
-            elif possible and not (self._idempotent and not self.received and not stream.inbox):
-                self._fail_incomplete(stream.lost, began)
-            elif possible and not self._client.may_retry():
-                self._fail_incomplete(f"{stream.lost}; {NO_BUDGET}", began)
+            elif possible:
+                self._begun(stream, stream.lost, began)
             else:
                 self._elsewhere([(stream.connection.address, stream.lost)])
             return
@@ -242,8 +243,25 @@ class Call:
             self._elsewhere([(stream.connection.address, words)], refusal)
         elif code == f.ErrorCode.CANCELLED and self._resumption is not None:
             self._resumption.lost = (stream.connection.address, detail.decode("utf-8", "replace"))
+        elif code == f.ErrorCode.CANCELLED:
+            self._begun(stream, detail.decode("utf-8", "replace"), True)
         else:
             self.fail(*self._told(code, detail))
+
+    def _begun(self, stream: Stream, reason: str, began: bool) -> None:
+        """The instance is lost to the call, and its handler had begun, or may have: only an idempotent call goes on.
+
+        Nor does one of whose answer the caller has seen something; what `client.call` has received nobody has seen.
+        """
+        seen = (self.received or stream.inbox) and not self._unary
+        if not self._idempotent or seen:
+            self._fail_incomplete(reason, began)
+        elif not self._client.may_retry():
+            self._fail_incomplete(f"{reason}; {NO_BUDGET}", began)
+        else:
+            error = self._incomplete(reason, began)
+            self.received = 0
+            self._elsewhere([(stream.connection.address, reason)], error)
 
     def _told(self, code: int, detail: bytes) -> tuple[BaseException, Outcome]:
         """The error that the worker reports."""
@@ -258,10 +276,7 @@ class Call:
             return InvalidRequest(target, words.removeprefix("Invalid request: ")), Outcome.INVALID
         if code == f.ErrorCode.DEADLINE:
             return DeadlineExceeded(target, self.timeout_s or 0.0), Outcome.DEADLINE
-        return (
-            StreamIncomplete(target, instance.id, self.stream.connection.address, words, self.received),
-            Outcome.LOST,
-        )
+        return self._incomplete(words), Outcome.LOST
 
     def _elsewhere(self, attempts: list[tuple[str, str]], refusal: Exception | None = None) -> None:
         """No handler has begun, or the caller allows a second one: try another instance."""
@@ -282,18 +297,14 @@ class Call:
 
     # its end
 
-    def _fail_incomplete(self, reason: str, began: bool = True) -> None:
+    def _incomplete(self, reason: str, began: bool = True) -> StreamIncomplete:
         assert self.instance is not None
         assert self.stream is not None
-        error = StreamIncomplete(
-            self.target,
-            self.instance.id,
-            self.stream.connection.address,
-            reason,
-            self.received,
-            began,
-        )
-        self.fail(error, Outcome.LOST)
+        address = self.stream.connection.address
+        return StreamIncomplete(self.target, self.instance.id, address, reason, self.received, began)
+
+    def _fail_incomplete(self, reason: str, began: bool = True) -> None:
+        self.fail(self._incomplete(reason, began), Outcome.LOST)
 
     def fail(self, error: BaseException, outcome: Outcome) -> None:
         if self._outcome is not None:

@@ -42,7 +42,8 @@ class Client:
         context: steers the call: its id and metadata travel, `stop_generating()` and `kill()` reach the handler.
         timeout: seconds for the whole call; a call within a handler inherits what is left of its own, if less.
         metadata: plain values by name that the handler finds in `context.metadata`.
-        idempotent: the request may be given to a second instance when the first is lost before it answered.
+        idempotent: the request may be given to a second instance when the first is lost, or cuts its handler to shut
+            down, before the caller has an item.
         resume: where the instance is lost in the middle of the stream, another goes on behind the last item to which
             the handler gave a token (`context.checkpoint`); the caller sees one sequence. Items behind the last token
             are made again and skipped by their number: a handler that gives none is started again from the beginning.
@@ -101,7 +102,7 @@ class Client:
             ValueError: a hedged call that is not idempotent.
         """
         policy = options.pop("policy", None) or self._policy
-        call = self._start(request, policy, False, **options)
+        call = self._start(request, policy, False, True, **options)
         if hedge_after_s is None:
             return await self._answer(call)
         if not options.get("idempotent"):
@@ -111,34 +112,37 @@ class Client:
         def second() -> Call | None:
             if len(self.view.candidates) < 2 or not self.may_retry():
                 return None
-            return self._start(request, Elsewhere(policy, call), False, **options)
+            return self._start(request, Elsewhere(policy, call), False, True, **options)
 
         return await first_answer(call, hedge_after_s, second, self._answer)
 
     async def _answer(self, call: Call) -> Any:
-        found: list[Any] = []
+        answer = None
         try:
             while True:
                 await call.next_message()
-                found.extend(call.items)
-                if len(found) > 1:
-                    raise NotUnary(call.target, len(found))
+                for each in call.items:
+                    answer = each
+                if call.received > 1:  # from the present instance: an idempotent call may have had another before
+                    raise NotUnary(call.target, call.received)
         except StopAsyncIteration:
-            if not found:
+            if not call.received:
                 raise NotUnary(call.target, 0) from None
-            return found[0]
+            return answer
         finally:
             if not call.over:
                 call.leave()
 
     def _call(self, request: Any, policy: Policy, annotated: bool | None, **options: Any) -> ResponseStream:
-        return ResponseStream(self._start(request, policy, bool(annotated), **options))
+        return ResponseStream(self._start(request, policy, bool(annotated), False, **options))
 
     def _start(
         self,
         request: Any,
         policy: Policy,
         annotated: bool,
+        unary: bool,
+        /,
         context: Context | None = None,
         timeout: float | None = None,
         metadata: Mapping[str, Any] | None = None,
@@ -184,6 +188,7 @@ class Client:
             metadata=extra,
             request_id=None if context is None else context.id(),
             idempotent=idempotent,
+            unary=unary,
             resumption=Resumption() if resume else None,
         )
         call.start()

@@ -96,13 +96,15 @@ class ServedEndpoint:
     def _let_wait(self, serving: Serving, timeout_s: float) -> None:
         admission, priority = self.admission, serving.context.priority
         wait_s = admission.wait_s(priority)
-        if wait_s + admission.mean_s > timeout_s:
+        if not admission.in_time(priority, timeout_s):
             words = (
                 f"it would wait about {wait_s:.3g} s and take {admission.mean_s:.3g} s, "
                 f"and its deadline is in {timeout_s:.3g} s"
             )
             serving.refuse(RejectCode.OVERLOADED, overloaded(words, wait_s))
             return
+        if admission.mean_s:
+            serving.due = self.loop.time() + wait_s + admission.mean_s
         cut = admission.enter(serving, priority)
         if cut is not None:
             words = (
@@ -115,8 +117,11 @@ class ServedEndpoint:
         """Tell the caller that the handler begins, then let it begin in a later step of the loop."""
         self.running.add(serving)
         self.stats.inflight += 1
-        if self.admission.max_inflight is not None:
+        admission = self.admission
+        if admission.max_inflight is not None:
             serving.started = self.loop.time()
+            if admission.mean_s and not serving.due:
+                serving.due = serving.started + admission.mean_s
         serving.admitted = True
         serving.stream.connection.accept(serving.stream, serving.begin)
 
@@ -124,16 +129,39 @@ class ServedEndpoint:
         """A handler has ended: the next in the queue may begin."""
         self.running.discard(serving)
         self.stats.inflight -= 1
-        if serving.started and serving.outcome not in _CUT_SHORT:
-            self.admission.took(self.loop.time() - serving.started)
-        if not self.draining and (waiting := self.admission.next()) is not None:
-            self._start(waiting)
+        if serving.started:
+            self._learn(serving)
+        if not self.draining:
+            self._let_in()
         if not self.running and self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
+
+    def _let_in(self) -> None:
+        """Start the next in the queue, where there is one; one that would be late is refused for the sake of others."""
+        admission = self.admission
+        while (waiting := admission.next()) is not None:
+            left_s = waiting.left_s(self.loop)
+            if left_s >= admission.mean_s or not len(admission):
+                self._start(waiting)
+                return
+            priority = waiting.context.priority
+            if waiting.due:  # it would have ended no sooner than that
+                admission.ended(priority, self.loop.time() + admission.mean_s - waiting.due, whole=False)
+            words = f"it has waited until {left_s:.3g} s are left, and would take {admission.mean_s:.3g} s"
+            waiting.refuse(RejectCode.OVERLOADED, overloaded(words, admission.wait_s(priority)))
 
     def left_queue(self, serving: Serving) -> None:
         """A request that waited was cancelled, or its time is over."""
         self.admission.leave(serving, serving.context.priority)
+        self._learn(serving)
+
+    def _learn(self, serving: Serving) -> None:
+        """Compare a request that has ended with what was expected of it."""
+        now, whole = self.loop.time(), serving.outcome not in _CUT_SHORT
+        if serving.started:
+            self.admission.took(now - serving.started, whole)
+        if serving.due:
+            self.admission.ended(serving.context.priority, now - serving.due, whole)
 
     @staticmethod
     def split(batch: Body) -> list[Any]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("triton_distributed.runtime")
 
 SMALL = f.SMALL
+INFINITE = float("inf")
 
 
 class Serving:
@@ -36,6 +37,7 @@ class Serving:
         context: what the handler sees.
         admitted: it has its place among those that run; its handler begins as soon as the caller can know.
         started: when it was admitted, on the loop's clock; 0 where nobody measures.
+        due: when it should have ended by the estimate when it came, on the same clock; 0 where there was none.
         task: None before the handler begins.
         outcome: how it ended, known early where something else than the handler ended it.
     """
@@ -50,6 +52,7 @@ class Serving:
         "_timer",
         "admitted",
         "context",
+        "due",
         "outcome",
         "started",
         "stream",
@@ -62,7 +65,7 @@ class Serving:
         self._endpoint = endpoint
         self._began = self._cut = self.admitted = False
         self._invalid: Exception | None = None
-        self.started = 0.0
+        self.started = self.due = 0.0
         self._body = body
         self._buffers = buffers
         self._timer: asyncio.TimerHandle | None = None
@@ -75,6 +78,11 @@ class Serving:
     def watch_deadline(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
         """End the request when its time is over, whether it runs or waits."""
         self._timer = loop.call_at(deadline, self.expire)
+
+    def left_s(self, loop: asyncio.AbstractEventLoop) -> float:
+        """Seconds until its time is over; infinite where it has no deadline."""
+        deadline = self.context.deadline
+        return INFINITE if deadline is None else deadline - loop.time()
 
     # the owner of a stream
 
