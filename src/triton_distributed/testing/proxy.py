@@ -128,6 +128,14 @@ class FaultProxy:
             for end in (link.client, link.server):
                 end.corrupt_at = end.carried + count
 
+    @property
+    def threatened(self) -> int:
+        """Connections that `truncate_after` or `corrupt_after` was for and that are still open."""
+        ends = ((link.client, link.server) for link in self._links.values())
+        return sum(
+            any(end.corrupted or (end.truncate_at, end.corrupt_at) != (None, None) for end in both) for both in ends
+        )
+
     def spare(self) -> None:
         """Take back what `truncate_after` and `corrupt_after` have not done yet."""
         for link in self._links.values():
@@ -181,6 +189,7 @@ class FaultProxy:
                 for place in (faults.corrupt_at, source.corrupt_at):
                     if place is not None and 0 <= (at := place - source.carried) < len(data):
                         data = data[:at] + bytes((data[at] ^ 0xFF,)) + data[at + 1 :]
+                        source.corrupted = True
                 ends = [place for place in (faults.truncate_at, source.truncate_at) if place is not None]
                 if ends:
                     data = data[: max(0, min(ends) - source.carried)]
@@ -211,12 +220,14 @@ class _End:
         carried: bytes that came from it and went on.
         truncate_at: bytes from it after which the connection is reset; None for none.
         corrupt_at: the byte from it, counted from 0, whose bits are turned; None for none.
+        corrupted: it has been.
     """
 
     def __init__(self) -> None:
         self.carried = 0
         self.truncate_at: int | None = None
         self.corrupt_at: int | None = None
+        self.corrupted = False
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._ended = False  # it gets no more bytes

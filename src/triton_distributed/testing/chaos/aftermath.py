@@ -18,8 +18,8 @@ POLL_S = 0.05
 # pages, which one run fills to 40 MB at most and further runs do not.
 GROWTH_BYTES = 160 * 1024 * 1024
 
-# libuv opens it for each loop that listens or dials, to have a descriptor to give when there are no others.
-RESERVED = frozenset({"/dev/null"})
+# libuv keeps one of these for each loop that listens or dials, to give it up when there is no other descriptor.
+RESERVED = frozenset({"/dev/null", "/"})
 
 # What is logged where something is wrong in the program, whatever the network does.
 _WRONG = re.compile(r"Traceback \(most recent call last\)|was never retrieved|was never awaited|Fatal Python error")

@@ -151,7 +151,7 @@ class ChaosCluster:
         self._check(faults)
         assert self._thread is not None, "within `async with`"
         began, before = time.monotonic(), held(asyncio.get_running_loop())
-        injector = Injector(self._places, self._disk, spare)
+        injector = await self._thread.call(lambda: self._injector(spare))
         calling = asyncio.ensure_future(calls())
         try:
             await self._thread.call(lambda: injector.run(faults))
@@ -220,6 +220,9 @@ class ChaosCluster:
             return (listen, FaultProxy(listen)) if self._proxied else ("", None)
         listen = f"tcp://{LOOPBACK}:{free_port() if self._proxied else 0}"
         return listen, FaultProxy(listen) if self._proxied else None
+
+    async def _injector(self, spare: int) -> Injector:
+        return Injector(self._places, self._disk, spare)
 
     async def _heal(self) -> None:
         for each in self._places:

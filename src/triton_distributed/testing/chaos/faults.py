@@ -17,12 +17,17 @@ from triton_distributed.testing.chaos.disk import SmallDisk
 from triton_distributed.testing.chaos.place import Place
 from triton_distributed.testing.chaos.processes import WorkerEnded
 from triton_distributed.testing.chaos.schedule import Fault, FaultKind
-from triton_distributed.testing.proxy import Faults
+from triton_distributed.testing.proxy import FaultProxy
 from triton_distributed.transport.address import Address
 from triton_distributed.wire.hello import Hello, hello_frame
 
 STRANGERS = 60  # connections of one DUPLICATE: more than a session pool would ever make, fewer than a backlog
 STRANGER_S = 1.0  # those that are left stay open for so long
+# Seconds in which a connection must carry what TRUNCATE and CORRUPT wait for; a slower one is spared.
+REACHED_S = 2.0
+# Seconds in which a corrupted connection should be given up: a turned bit in the length of a TLS record is found when
+# as many bytes more have come, on a silent connection with the PINGs after TRD_HEALTH_TIMEOUT_S.
+FOUND_S = 15.0
 
 PROXIED = frozenset({FaultKind.CUT, FaultKind.DELAY, FaultKind.TRUNCATE, FaultKind.CORRUPT})
 # What loses bytes does so with a reset: an orderly end tells a peer that it has everything, and no network makes one.
@@ -105,16 +110,21 @@ class Injector:
     async def _truncate(self, place: Place, fault: Fault) -> None:
         assert place.proxy is not None
         place.proxy.truncate_after(fault.amount)
+        await _safe(place.proxy, REACHED_S)
+        place.proxy.spare()
 
     async def _corrupt(self, place: Place, fault: Fault) -> None:
         assert place.proxy is not None
         place.proxy.corrupt_after(fault.amount)
+        await _safe(place.proxy, REACHED_S)
+        place.proxy.spare()
+        await _safe(place.proxy, FOUND_S)
 
     async def _delay(self, place: Place, fault: Fault) -> None:
         assert place.proxy is not None
         place.proxy.up.delay_s = place.proxy.down.delay_s = fault.seconds / 10
         await asyncio.sleep(fault.seconds)
-        place.proxy.up, place.proxy.down = Faults(), Faults()
+        place.proxy.up.delay_s = place.proxy.down.delay_s = 0.0
 
     async def _fill(self, place: Place, fault: Fault) -> None:
         assert self._disk is not None
@@ -161,6 +171,15 @@ class Injector:
                 task = self._loop.create_task(_leave(sock))
                 self._strangers.add(task)
                 task.add_done_callback(self._strangers.discard)
+
+
+async def _safe(proxy: FaultProxy, patience_s: float) -> None:
+    """Wait until no connection through it is threatened, or so many seconds."""
+    deadline = asyncio.get_running_loop().time() + patience_s
+    while proxy.threatened:
+        if asyncio.get_running_loop().time() > deadline:
+            return
+        await asyncio.sleep(0.01)
 
 
 async def _dial(address: Address) -> socket.socket | None:

@@ -55,7 +55,8 @@ class Oracle:
         spared: whether some worker was well from one moment to another, on the run's clock; a call is judged strictly
             only where one was. By default one always was.
         limited: the endpoint has `max_inflight`, so `Overloaded` is an answer.
-        longest_s: seconds that a call may be held up by faults; one that has more time must not run out of it.
+        longest_s: seconds that a call may be held up by faults, beside its handler's pauses; one that has more time must not
+            run out of it, and none may take longer.
     """
 
     strict: bool = False
@@ -176,6 +177,9 @@ class Oracle:
         if ticket.outcome:
             self._accuse(ticket, f"ended twice: {ticket.outcome}, then {outcome}")
         ticket.outcome, ticket.ended_s = outcome, now
+        work = ticket.plan.work
+        if now - ticket.began_s > self.longest_s + work.items * work.pause_s:
+            self._accuse(ticket, f"took {now - ticket.began_s:.1f} s until it was {outcome}")
 
     def _accuse(self, ticket: Ticket, what: str) -> None:
         work = ticket.plan.work

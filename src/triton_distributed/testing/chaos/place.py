@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from triton_distributed.testing.chaos.processes import WorkerEnded, WorkerProcess, last_words
-from triton_distributed.testing.proxy import FaultProxy, Faults
+from triton_distributed.testing.proxy import FaultProxy
 
 # Seconds. A drain may take TRD_DRAIN_TIMEOUT_S, which a cluster sets to 10, and five more for clients that do not read.
 DRAIN_S = 30.0
@@ -112,8 +112,9 @@ class Place:
     def heal(self) -> None:
         """Take back what its proxy still does, and let it run."""
         if self.proxy is not None:
-            self.proxy.up, self.proxy.down = Faults(), Faults()
-            self.proxy.spare()
+            self.proxy.up.delay_s = self.proxy.down.delay_s = 0.0
+            if self.proxy.threatened:
+                self.proxy.cut(reset=True)
             self.proxy.heal()
         self.process.send(signal.SIGCONT)
 
