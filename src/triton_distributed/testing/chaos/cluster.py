@@ -105,6 +105,10 @@ class ChaosCluster:
         """The processes of the workers now."""
         return [each.process.pid for each in self._places]
 
+    def spared(self, from_s: float, to_s: float) -> bool:
+        """Whether some worker was well all the time between two moments of `time.monotonic`: for `Oracle.spared`."""
+        return any(each.was_well(from_s, to_s) for each in self._places)
+
     async def __aenter__(self) -> Self:
         self._thread = LoopThread(_until_stopped, "chaos")
         try:

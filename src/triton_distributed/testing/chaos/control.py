@@ -77,13 +77,14 @@ def look(runtime: DistributedRuntime) -> dict[str, Any]:
     """What this process holds now.
 
     Returns:
-        `served`: its endpoints that are registered; `addresses`: where it is reached; `streams`: requests that its
-        handlers answer now; `sessions`: that it has accepted; how many of each kind there are of `fds`, `tasks` and
-        `threads`; `children`: processes; `rss`: bytes of memory.
+        `served`: its endpoints that are registered, `starting`: the others; `addresses`: where it is reached;
+        `streams`: requests that its handlers answer now; `sessions`: that it has accepted; how many of each kind there
+        are of `fds`, `tasks` and `threads`; `children`: processes; `rss`: bytes of memory.
     """
     endpoints = runtime._server.endpoints
     return {
         "served": [each.name.path for each in endpoints if each.registered],
+        "starting": [each.name.path for each in endpoints if not each.registered],
         "addresses": sorted({address for each in endpoints for address in each.instance.addresses}),
         "streams": sum(each.stats.inflight for each in endpoints),
         "sessions": len(runtime._server._listener.sessions),

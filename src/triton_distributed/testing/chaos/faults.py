@@ -77,7 +77,7 @@ class Injector:
                 await asyncio.sleep(max(0.0, began + fault.at_s - self._loop.time()))
                 place = self._places[fault.worker]
                 others = sum(each.well for each in self._places if each is not place)
-                whole = fault.kind == FaultKind.DISK_FULL  # it is everybody's: who starts just then could not register
+                whole = fault.kind == FaultKind.DISK_FULL  # everybody's: who started just then could not register
                 if not place.well or others < (len(self._places) - 1 if whole else self._spare):
                     self.left_out += 1
                     continue

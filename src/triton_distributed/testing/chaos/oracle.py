@@ -55,8 +55,8 @@ class Oracle:
         spared: whether some worker was well from one moment to another, on the run's clock; a call is judged strictly
             only where one was. By default one always was.
         limited: the endpoint has `max_inflight`, so `Overloaded` is an answer.
-        longest_s: seconds that a call may be held up by faults, beside its handler's pauses; one that has more time must not
-            run out of it, and none may take longer.
+        longest_s: seconds that a call may be held up by faults, beside its handler's pauses; none may take longer, and
+            one that has more time must not run out of it.
     """
 
     strict: bool = False

@@ -45,8 +45,8 @@ class Place:
         self._command, self._settings = command, settings
         self._recovery_s, self._accuse = recovery_s, accuse
         self._loop = asyncio.get_running_loop()
-        self._hurt = 0  # faults under way
         self._well_from = float("inf")
+        self._spans: list[list[float]] = []  # from when to when it was hurt; as many as the schedule has for it
         self._ending = False
         self.may_start = asyncio.Event()
         self.may_start.set()
@@ -65,16 +65,20 @@ class Place:
     @property
     def well(self) -> bool:
         """Whether it serves, nothing is done to it, and clients had the time to see that."""
-        return not self._hurt and self._loop.time() >= self._well_from and not self.process.ended.done()
+        return self._loop.time() >= self._well_from and not self.process.ended.done()
+
+    def was_well(self, from_s: float, to_s: float) -> bool:
+        """Whether it was, all the time between two moments of the monotonic clock. From any thread."""
+        return not any(began <= to_s and from_s <= ended for began, ended in self._spans)
 
     def __enter__(self) -> Place:
-        """A fault begins."""
-        self._hurt += 1
+        """A fault begins; there is one at a time."""
+        self._well_from = float("inf")
+        self._spans.append([self._loop.time(), self._well_from])
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._hurt -= 1
-        self._well_from = max(self._well_from, self._loop.time() + self._recovery_s)
+        self._spans[-1][1] = self._well_from = self._loop.time() + self._recovery_s
 
     async def kill(self) -> None:
         """SIGKILL, and a successor."""
@@ -94,7 +98,6 @@ class Place:
             self._accuse(f"{self} exited with {status} after SIGTERM: {last_words(self.log)}")
 
     async def _succeed(self) -> None:
-        self._well_from = float("inf")
         self.process.close()
         await self.may_start.wait()
         if self._ending:

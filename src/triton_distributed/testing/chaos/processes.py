@@ -97,7 +97,7 @@ class WorkerProcess:
         deadline = self._loop.time() + START_S
         while self._loop.time() < deadline:
             found = await self.ask("look")
-            if found["served"]:
+            if found["served"] and not found["starting"]:
                 self.ready = found
                 return
             await asyncio.sleep(POLL_S)

@@ -18,9 +18,9 @@ from triton_distributed.testing.chaos.disk import private_mounts
 from triton_distributed.testing.chaos.faults import LINUX_ONLY, ON_TCP, PROXIED
 from triton_distributed.testing.chaos.oracle import Oracle
 from triton_distributed.testing.chaos.report import Report
-from triton_distributed.testing.chaos.requests import Plan, plans
+from triton_distributed.testing.chaos.requests import Plan, Variety, plans
 from triton_distributed.testing.chaos.schedule import Fault, FaultKind, Recovery, schedule
-from triton_distributed.testing.chaos.worker import ENDPOINT, FileJournal
+from triton_distributed.testing.chaos.worker import ENDPOINT, TWO_WAY, FileJournal
 from triton_distributed.testing.servers import EtcdServer, NatsServer
 
 try:
@@ -32,6 +32,8 @@ except ImportError:  # no wheel for this platform
 # left out, see `Injector`.
 RECOVERY = Recovery(restart_s=1.5, other_s=0.5)
 
+
+VARIETY = Variety(two_way=True, cancels=0.05, directly=0.05, priorities=True)
 
 # A call may be with a worker that is stopped for a second, again after it has moved, and over a connection that delays
 # each piece by a tenth of one. What takes ten times as long hangs.
@@ -47,13 +49,15 @@ async def judged(cluster: ChaosCluster, faults: Sequence[Fault], calls: Sequence
         calls: from `plans`.
         spare: as of the schedule; with at least one a call that may move must not fail.
     """
-    oracle = Oracle(strict=spare > 0, longest_s=LONGEST_S)
+    oracle = Oracle(strict=spare > 0, spared=cluster.spared, longest_s=LONGEST_S)
 
     async def make() -> None:
         async with DistributedRuntime(config=cluster.config) as runtime:
             client = await runtime.endpoint(ENDPOINT).client()
+            two_way = await runtime.endpoint(TWO_WAY).client()
             await client.wait_for_instances()
-            await make_calls(client, calls, oracle, time.monotonic)
+            await two_way.wait_for_instances()
+            await make_calls(client, calls, oracle, time.monotonic, two_way=two_way)
 
     report = await cluster.run(faults, make, spare=spare)
     oracle.close(FileJournal.read(cluster.journal))
@@ -124,7 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
         spare=arguments.spare,
         recovery=RECOVERY,
     )
-    calls = plans(arguments.seed, duration_s=arguments.seconds, calls_per_s=arguments.calls_per_s)
+    calls = plans(arguments.seed, duration_s=arguments.seconds, calls_per_s=arguments.calls_per_s, variety=VARIETY)
 
     async def go() -> Report:
         async with servers(arguments.discovery, arguments.plane) as settings:

@@ -13,9 +13,9 @@ from typing import Any
 
 from triton_distributed.runtime import DistributedRuntime
 from triton_distributed.testing.chaos.control import obey
-from triton_distributed.testing.chaos.requests import Journal, handler
+from triton_distributed.testing.chaos.requests import Journal, echo, handler
 
-ENDPOINT = "chaos.worker.answer"
+ENDPOINT, TWO_WAY = "chaos.worker.answer", "chaos.worker.echo"
 
 try:
     from uvloop import new_event_loop
@@ -54,7 +54,11 @@ async def serve(journal: Path, made: Callable[[Journal], Callable[..., Any]] = h
     runtime = DistributedRuntime()
     obey(runtime)
     try:
-        await runtime.endpoint(ENDPOINT).serve_endpoint(made(FileJournal(journal)))
+        written = FileJournal(journal)
+        await asyncio.gather(
+            runtime.endpoint(ENDPOINT).serve_endpoint(made(written)),
+            runtime.endpoint(TWO_WAY).serve_endpoint(echo(written)),
+        )
     finally:
         await runtime.close()
 
