@@ -16,7 +16,7 @@ from triton_distributed.cli.failure import Failure
 from triton_distributed.cli.settings import settings
 from triton_distributed.cli.target import Target
 from triton_distributed.config import Config
-from triton_distributed.discovery import Discovery, Sink, Watch
+from triton_distributed.discovery import Discovery, Marking, Sink, Watch
 from triton_distributed.discovery.static import static_id
 from triton_distributed.errors import ConfigError
 from triton_distributed.names import EndpointName, Instance
@@ -148,6 +148,8 @@ class Announced:
         self._inner = inner
         self.where = inner.where
         self.registered: asyncio.Future[Instance] = asyncio.get_running_loop().create_future()
+        if isinstance(inner, Marking):  # what says so by having `mark`, whose watchdog would otherwise tell nobody
+            self.mark = inner.mark
 
     async def register(self, instance: Instance) -> None:
         await self._inner.register(instance)

@@ -116,6 +116,32 @@ class FaultProxy:
                 link.cut()
         self.heal()
 
+    def truncate_after(self, count: int) -> None:
+        """Reset each connection that is open now after another `count` bytes of either direction (TCP)."""
+        for link in self._links.values():
+            for end in (link.client, link.server):
+                end.truncate_at = end.carried + count
+
+    def corrupt_after(self, count: int) -> None:
+        """Turn the bits of the byte after another `count` bytes, in both directions of each connection open now."""
+        for link in self._links.values():
+            for end in (link.client, link.server):
+                end.corrupt_at = end.carried + count
+
+    @property
+    def threatened(self) -> int:
+        """Connections that `truncate_after` or `corrupt_after` was for and that are still open."""
+        ends = ((link.client, link.server) for link in self._links.values())
+        return sum(
+            any(end.corrupted or (end.truncate_at, end.corrupt_at) != (None, None) for end in both) for both in ends
+        )
+
+    def spare(self) -> None:
+        """Take back what `truncate_after` and `corrupt_after` have not done yet."""
+        for link in self._links.values():
+            for end in (link.client, link.server):
+                end.truncate_at = end.corrupt_at = None
+
     def half_close(self) -> None:
         """End what comes from the clients of the open connections; what goes to them is carried on."""
         for link in self._links.values():
@@ -152,7 +178,6 @@ class FaultProxy:
 
     async def _pump(self, source: _End, sink: _End, link: _Link, faults: Faults) -> None:
         try:
-            carried = 0
             while data := await source.read():
                 if faults.delay_s:
                     await asyncio.sleep(faults.delay_s)
@@ -161,13 +186,18 @@ class FaultProxy:
                 await self._open.wait()
                 if link.over:
                     continue  # read to the end all the same: closing on unread bytes would be a reset
-                if faults.corrupt_at is not None and 0 <= (at := faults.corrupt_at - carried) < len(data):
-                    data = data[:at] + bytes((data[at] ^ 0xFF,)) + data[at + 1 :]
-                if faults.truncate_at is not None:
-                    data = data[: max(0, faults.truncate_at - carried)]
-                carried += len(data)
+                for place in (faults.corrupt_at, source.corrupt_at):
+                    if place is not None and 0 <= (at := place - source.carried) < len(data):
+                        data = data[:at] + bytes((data[at] ^ 0xFF,)) + data[at + 1 :]
+                        source.corrupted = True
+                ends = [place for place in (faults.truncate_at, source.truncate_at) if place is not None]
+                if ends:
+                    data = data[: max(0, min(ends) - source.carried)]
+                source.carried += len(data)
                 await sink.write(data)
-                if faults.truncate_at is not None and carried >= faults.truncate_at:
+                if source.truncate_at is not None and source.carried >= source.truncate_at:
+                    raise ConnectionResetError("truncated")
+                if ends and source.carried >= min(ends):
                     link.cut()
         except OSError:
             await self._open.wait()  # in a black hole nobody is told
@@ -184,9 +214,20 @@ def _on_a_network(address: str, name: str) -> Address:
 
 
 class _End:
-    """One end of a connection: the client's, or the server's, which is joined a little later."""
+    """One end of a connection: the client's, or the server's, which is joined a little later.
+
+    Attributes:
+        carried: bytes that came from it and went on.
+        truncate_at: bytes from it after which the connection is reset; None for none.
+        corrupt_at: the byte from it, counted from 0, whose bits are turned; None for none.
+        corrupted: it has been.
+    """
 
     def __init__(self) -> None:
+        self.carried = 0
+        self.truncate_at: int | None = None
+        self.corrupt_at: int | None = None
+        self.corrupted = False
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._ended = False  # it gets no more bytes

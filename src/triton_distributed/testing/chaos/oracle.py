@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -11,6 +12,7 @@ from triton_distributed.errors import (
     ConnectionFailed,
     DeadlineExceeded,
     Draining,
+    InstanceNotFound,
     NoInstances,
     Overloaded,
     RemoteError,
@@ -31,7 +33,7 @@ class Ticket:
     Attributes:
         plan: the call.
         items: how many arrived so far; each was looked at.
-        outcome: `answered`, `left`, or the name of the error; empty while it is under way.
+        outcome: `answered`, `left`, `cancelled`, or the name of the error; empty while it is under way.
         began_s: when it was made, and `ended_s`, when it was over, on the run's clock.
     """
 
@@ -50,9 +52,17 @@ class Oracle:
         tickets: of all requests, in the order in which they were made.
         violations: what broke a promise, in words; empty after a good run.
         strict: a call that may move must not fail at all: there was always a worker to move to.
+        spared: whether some worker was well from one moment to another, on the run's clock; a call is judged strictly
+            only where one was. By default one always was.
+        limited: the endpoint has `max_inflight`, so `Overloaded` is an answer.
+        longest_s: seconds that a call may be held up by faults, beside its handler's pauses; none may take longer, and
+            one that has more time must not run out of it.
     """
 
     strict: bool = False
+    spared: Callable[[float, float], bool] = lambda began_s, ended_s: True
+    limited: bool = False
+    longest_s: float = float("inf")
     tickets: list[Ticket] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
 
@@ -90,6 +100,10 @@ class Oracle:
         """The caller stopped reading, as planned."""
         self._end(ticket, "left", now)
 
+    def cancelled(self, ticket: Ticket, now: float) -> None:
+        """Whoever read was cancelled, as planned."""
+        self._end(ticket, "cancelled", now)
+
     def failed(self, ticket: Ticket, error: BaseException, now: float) -> None:
         """The call ended with an error."""
         self._end(ticket, type(error).__name__, now)
@@ -107,18 +121,26 @@ class Oracle:
                 return "an error that its handler does not raise"
             return "" if ticket.items == work.items else f"only {ticket.items} of {work.items} items came before"
         if isinstance(error, DeadlineExceeded):
-            early = plan.timeout_s is None or ticket.ended_s - ticket.began_s < plan.timeout_s - CLOCK_S
-            return "its time is not over" if early else ""
+            if plan.timeout_s is None or ticket.ended_s - ticket.began_s < plan.timeout_s - CLOCK_S:
+                return "its time is not over"
+            return "its time was more than enough" if plan.timeout_s > self.longest_s else ""
         if isinstance(error, StreamIncomplete):
             if error.items != ticket.items:
                 return f"the error tells of {error.items} items and {ticket.items} came"
             moves = plan.resume or (plan.idempotent and not ticket.items)
-            return "it could have moved to another instance" if self.strict and moves else ""
+            return "it could have moved to another instance" if moves and self._strictly(ticket) else ""
+        if isinstance(error, InstanceNotFound) and plan.directly:
+            return f"{ticket.items} items had come" if ticket.items else ""
         if isinstance(error, NOT_BEGUN):
-            if ticket.items:
+            if ticket.items and not plan.resume:  # who refuses to go on with it has not begun it, another has
                 return f"{ticket.items} items had come"
-            return "there was an instance to take it" if self.strict else ""
+            if isinstance(error, Overloaded) and self.limited:
+                return ""
+            return "there was an instance to take it" if self._strictly(ticket) else ""
         return "nobody promised this error"
+
+    def _strictly(self, ticket: Ticket) -> bool:
+        return self.strict and ticket.plan.moves and self.spared(ticket.began_s, ticket.ended_s)
 
     def close(self, begun: Counter[int]) -> None:
         """Judge what can only be judged at the end.
@@ -155,6 +177,9 @@ class Oracle:
         if ticket.outcome:
             self._accuse(ticket, f"ended twice: {ticket.outcome}, then {outcome}")
         ticket.outcome, ticket.ended_s = outcome, now
+        work = ticket.plan.work
+        if now - ticket.began_s > self.longest_s + work.items * work.pause_s:
+            self._accuse(ticket, f"took {now - ticket.began_s:.1f} s until it was {outcome}")
 
     def _accuse(self, ticket: Ticket, what: str) -> None:
         work = ticket.plan.work

@@ -23,6 +23,8 @@ class Shape(StrEnum):
     """Several items, with a resume token at each third; called with `resume=True`."""
     ERROR = "error"
     """Several items, then a `LookupError`."""
+    TWO_WAY = "two-way"
+    """The caller streams as many requests as it wants items, to the handler of `echo`."""
 
 
 class Work(msgspec.Struct, frozen=True):
@@ -34,6 +36,7 @@ class Work(msgspec.Struct, frozen=True):
         items: how many items.
         size: bytes of filling in each.
         pause_s: seconds between items.
+        part: which of the requests it is, where the caller streams them.
     """
 
     id: int
@@ -41,6 +44,7 @@ class Work(msgspec.Struct, frozen=True):
     items: int
     size: int = 0
     pause_s: float = 0.0
+    part: int = 0
 
     def item(self, index: int) -> list[Any]:
         """Return item number `index`: who it is for, which it is, and filling that nothing else has."""
@@ -58,6 +62,9 @@ class Plan:
         timeout_s: seconds that it may take; None for as long as it takes.
         leaves_after: items after which the caller stops reading; None where it reads to the end.
         hedge_after_s: seconds after which a second instance is asked too (unary ones only); None for not at all.
+        cancel_after_s: seconds after which whoever reads is cancelled; None where nobody is.
+        directly: with `direct`, to an instance that is known then.
+        priority: as of every call.
     """
 
     work: Work
@@ -66,11 +73,19 @@ class Plan:
     timeout_s: float | None = None
     leaves_after: int | None = None
     hedge_after_s: float | None = None
+    cancel_after_s: float | None = None
+    directly: bool = False
+    priority: int = 0
 
     @property
     def resume(self) -> bool:
         """Whether the call is made with `resume=True`."""
         return self.work.shape == Shape.CHECKPOINTED
+
+    @property
+    def moves(self) -> bool:
+        """Whether it goes to another instance where the first has not begun it."""
+        return not self.directly and self.work.shape != Shape.TWO_WAY
 
     @property
     def once(self) -> bool:
@@ -108,7 +123,42 @@ def handler(journal: Journal) -> Callable[[Work, Any], AsyncIterator[Any]]:
     return answer
 
 
-def plans(seed: int, *, duration_s: float, calls_per_s: float, patience_s: float = 20.0) -> list[Plan]:
+def echo(journal: Journal) -> Callable[[AsyncIterator[Work], Any], AsyncIterator[Any]]:
+    """Return the handler that answers the requests of a `TWO_WAY` call one by one."""
+
+    async def answer(requests: AsyncIterator[Work], context: Any) -> AsyncIterator[Any]:
+        async for request in requests:
+            if not request.part:
+                journal.began(request.id)
+            if request.pause_s:
+                await asyncio.sleep(request.pause_s)
+            yield request.item(request.part)
+
+    return answer
+
+
+@dataclass(frozen=True, slots=True)
+class Variety:
+    """What calls there are beside the simplest ones.
+
+    Attributes:
+        largest: bytes of filling in the largest items.
+        two_way: calls that stream requests are among them, for an endpoint that serves `echo`.
+        cancels: the chance that whoever reads is cancelled.
+        directly: the chance that a call goes to one instance by its id.
+        priorities: calls have any of a few.
+    """
+
+    largest: int = 2**20
+    two_way: bool = False
+    cancels: float = 0.0
+    directly: float = 0.0
+    priorities: bool = False
+
+
+def plans(
+    seed: int, *, duration_s: float, calls_per_s: float, patience_s: float = 20.0, variety: Variety = Variety()
+) -> list[Plan]:
     """Draw the calls of a run, in the order of their time: the same arguments give the same calls.
 
     Args:
@@ -117,18 +167,21 @@ def plans(seed: int, *, duration_s: float, calls_per_s: float, patience_s: float
         calls_per_s: how many begin in a second.
         patience_s: the deadline of a call that has a long one, which is half of them; the others have none, but for a
             few whose short one is meant to be missed at times.
+        variety: what calls there are.
     """
     rng = random.Random(f"calls {seed}")
-    return [_plan(rng, number, number / calls_per_s, patience_s) for number in range(int(duration_s * calls_per_s))]
+    count = int(duration_s * calls_per_s)
+    return [_plan(rng, number, number / calls_per_s, patience_s, variety) for number in range(count)]
 
 
-def _plan(rng: random.Random, number: int, at_s: float, patience_s: float) -> Plan:
-    shape = rng.choice([Shape.UNARY, Shape.UNARY, Shape.STREAM, Shape.CHECKPOINTED, Shape.ERROR])
+def _plan(rng: random.Random, number: int, at_s: float, patience_s: float, variety: Variety) -> Plan:
+    shapes = [Shape.UNARY, Shape.UNARY, Shape.STREAM, Shape.CHECKPOINTED, Shape.ERROR]
+    shape = rng.choice([*shapes, Shape.TWO_WAY] if variety.two_way else shapes)
     items = 1 if shape == Shape.UNARY else int(rng.expovariate(1 / 12))
-    size = int(2 ** (rng.random() * 12)) if rng.random() < 0.9 else int(2 ** (12 + rng.random() * 8))
-    work = Work(number, shape, items, size, rng.choice([0.0, 0.0, 0.002, 0.02]))
-    idempotent = rng.random() < 0.5
-    hedged = shape == Shape.UNARY and idempotent and rng.random() < 0.3
+    work = Work(number, shape, items, _size(rng, variety.largest), rng.choice([0.0, 0.0, 0.002, 0.02]))
+    idempotent = rng.random() < 0.5 and shape != Shape.TWO_WAY
+    directly = rng.random() < variety.directly
+    hedged = shape == Shape.UNARY and idempotent and not directly and rng.random() < 0.3
     return Plan(
         work,
         at_s,
@@ -136,4 +189,13 @@ def _plan(rng: random.Random, number: int, at_s: float, patience_s: float) -> Pl
         timeout_s=rng.choice([None, None, None, patience_s, patience_s, patience_s, patience_s, 0.03]),
         leaves_after=int(rng.random() * (items + 1)) if shape != Shape.UNARY and rng.random() < 0.15 else None,
         hedge_after_s=0.05 if hedged else None,
+        cancel_after_s=rng.random() ** 3 * 0.5 if rng.random() < variety.cancels else None,
+        directly=directly,
+        priority=rng.choice([-1, 0, 0, 1]) if variety.priorities else 0,
     )
+
+
+def _size(rng: random.Random, largest: int) -> int:
+    """Mostly small: evenly spread over the powers of two, one in ten above 4 KiB."""
+    low, high = (0, 12) if rng.random() < 0.9 else (12, 20)
+    return min(largest, int(2 ** (low + rng.random() * (high - low))))

@@ -109,10 +109,28 @@ def schedule(
             seconds = longest_s * (0.1 + 0.9 * rng.random()) if kind in LASTING else 0.0
             amount = int(2 ** (rng.random() * 16)) if kind in (FaultKind.TRUNCATE, FaultKind.CORRUPT) else 0
             faults.append(Fault(at, kind, worker, seconds, amount))
-            restarts = kind in (FaultKind.KILL, FaultKind.DRAIN)
-            well_from[worker] = at + seconds + (recovery.restart_s if restarts else recovery.other_s)
+            well_from[worker] = well_again_s(faults[-1], recovery)
         at += rng.expovariate(faults_per_s)
     return tuple(faults)
+
+
+def spared(faults: Iterable[Fault], workers: int, from_s: float, to_s: float, recovery: Recovery = Recovery()) -> bool:
+    """Whether some worker was well all the time between two moments.
+
+    Args:
+        faults: of the schedule.
+        workers: how many there are.
+        from_s: seconds on the clock of the faults, and `to_s`.
+        recovery: as the schedule was drawn with.
+    """
+    hurt = {each.worker for each in faults if each.at_s <= to_s and from_s <= well_again_s(each, recovery)}
+    return len(hurt) < workers
+
+
+def well_again_s(fault: Fault, recovery: Recovery) -> float:
+    """When the worker of a fault counts as well again, seconds after the beginning."""
+    restarts = fault.kind in (FaultKind.KILL, FaultKind.DRAIN)
+    return fault.at_s + fault.seconds + (recovery.restart_s if restarts else recovery.other_s)
 
 
 def _checked(
