@@ -487,6 +487,25 @@ async def test_workers_that_discovery_lost_are_called_while_they_answer(cluster:
         await patiently(client.call(1))
 
 
+@pytest.mark.any_loop
+@pytest.mark.parametrize("turns_before", range(12))
+async def test_serving_that_is_cancelled_at_any_moment_leaves_the_endpoint_free(
+    cluster: Cluster, turns_before: int
+) -> None:
+    runtime = cluster.runtime()
+    await cluster.serve(runtime, echo, "t.c.other")
+    client = await cluster.caller.endpoint("t.c.e").client()
+    serving = runtime.endpoint("t.c.e").serve_endpoint(echo)
+    await turns(turns_before)
+    serving.cancel()
+    await patiently(asyncio.wait({serving}))
+    assert serving.cancelled()
+    assert list(runtime.stats()) == ["t/components/c/other"]
+    await until(lambda: not client.instance_ids())
+    await cluster.serve(runtime, echo)
+    assert await patiently(client.call(1)) == 1
+
+
 async def test_an_endpoint_that_is_served_no_more_is_not_called(cluster: Cluster) -> None:
     runtime = cluster.runtime()
     serving = await cluster.serve(runtime, echo)

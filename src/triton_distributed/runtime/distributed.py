@@ -186,6 +186,9 @@ class DistributedRuntime:
             served = await asyncio.shield(starting)
         except asyncio.CancelledError:
             starting.cancel()
+            await asyncio.wait({starting})  # it undoes what it has begun, so that the endpoint is free afterwards
+            if not starting.cancelled() and starting.exception() is None and not self.unusable:
+                await self._stop_serving(starting.result())  # it was through already
             raise
         try:
             await asyncio.shield(self._stopped)
