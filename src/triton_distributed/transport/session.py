@@ -168,7 +168,7 @@ class Session(Connection, asyncio.Protocol):
         # An accepting end reads nothing more: it would begin handlers for a client that is gone.
         if error is not None and self._dialled and self.peer is not None:
             self.paused = True  # nothing can be written any more
-            self.torn = not read_remainder(self, self._transport, error)
+            self.torn = isinstance(error, TlsFailed) or not read_remainder(self, self._transport, error)
         self._lose(reason)
 
     def pause_writing(self) -> None:
