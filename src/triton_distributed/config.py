@@ -138,8 +138,17 @@ class Config:
     health_timeout_s: float = _setting(
         "TRD_HEALTH_TIMEOUT_S",
         10.0,
-        "seconds without a byte from a worker that is waited for, after which it leaves the rotation; its streams stay",
+        "seconds without a byte from a worker that is waited for, after which it leaves the rotation; calls that may "
+        "be sent again go to another, all other streams stay",
         low=0.1,
+    )
+    host_timeout_s: float = _setting(
+        "TRD_HOST_TIMEOUT_S",
+        30.0,
+        "seconds without an acknowledgement from another host, after which the connections to it end with their "
+        "streams; a process that is merely stopped does not count. A network that is cut for two thirds of it costs no "
+        "stream",
+        low=1.0,
     )
     drain_timeout_s: float = _setting(
         "TRD_DRAIN_TIMEOUT_S", 30.0, "seconds that a shutdown waits for running requests", low=0.0

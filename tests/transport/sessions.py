@@ -17,6 +17,7 @@ import pytest
 from tests.timing import PATIENCE_S
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.listener import Listener
+from triton_distributed.transport.liveness import HEALTH_S, HOST_S
 from triton_distributed.transport.network import Networks
 from triton_distributed.transport.pool import SessionPool
 from triton_distributed.transport.session import Session
@@ -61,6 +62,7 @@ def session(
     window: int = WINDOW,
     session_window: int = SESSION_WINDOW,
     hello_timeout_s: float = PATIENCE_S,
+    host_timeout_s: float = HOST_S,
     address: str = "",
     token: bytes = b"",
 ) -> Watched:
@@ -71,6 +73,7 @@ def session(
         window=window,
         session_window=session_window,
         hello_timeout_s=hello_timeout_s,
+        host_timeout_s=host_timeout_s,
         on_request=on_request,
         on_lost=on_lost,
         address=address,
@@ -127,6 +130,8 @@ class Serving:
 
     def stream_ended(self) -> None: ...
 
+    def stream_silent(self, stream: Stream, words: str) -> None: ...
+
     def stream_stopped(self) -> None: ...
 
     def stream_closed(self, stream: Stream) -> None:
@@ -175,6 +180,8 @@ class Service:
         max_sessions: int = 10_000,
         tls: SessionTls | None = None,
         networks: Networks | None = None,
+        health_timeout_s: float = HEALTH_S,
+        host_timeout_s: float = HOST_S,
         **options: Any,
     ) -> None:
         self.running: set[Serving] = set()
@@ -184,7 +191,13 @@ class Service:
         self.addresses: list[str] = []
         self.accepted: list[Watched] = []
         self.listener = Listener(
-            asyncio.get_running_loop(), lambda on_lost: self._session(on_lost, options), max_sessions, tls, networks
+            asyncio.get_running_loop(),
+            lambda on_lost: self._session(on_lost, {"host_timeout_s": host_timeout_s, **options}),
+            max_sessions,
+            tls,
+            networks,
+            health_timeout_s,
+            host_timeout_s,
         )
 
     def _session(self, on_lost: Any, options: dict[str, Any]) -> Watched:
@@ -241,19 +254,21 @@ class Caller:
         self,
         timeout_s: float,
         health_timeout_s: float,
+        host_timeout_s: float,
         tls: SessionTls | None,
         networks: Networks | None,
         options: dict[str, Any],
     ) -> None:
         self.lost: list[tuple[tuple[str, ...], str]] = []
         self.made: list[Watched] = []
-        self._options = options
+        self._options = {"host_timeout_s": host_timeout_s, **options}
         self.pool = SessionPool(
             asyncio.get_running_loop(),
             self._session,
             timeout_s,
             lambda addresses, why: self.lost.append((addresses, why)),
             health_timeout_s,
+            host_timeout_s,
             tls,
             networks,
         )
@@ -287,12 +302,13 @@ class Caller:
 async def calling(
     timeout_s: float = PATIENCE_S,
     health_timeout_s: float = PATIENCE_S,
+    host_timeout_s: float = HOST_S,
     tls: SessionTls | None = None,
     networks: Networks | None = None,
     **options: Any,
 ) -> AsyncIterator[Caller]:
     """A caller until the block is left."""
-    caller = Caller(timeout_s, health_timeout_s, tls, networks, options)
+    caller = Caller(timeout_s, health_timeout_s, host_timeout_s, tls, networks, options)
     try:
         yield caller
     finally:

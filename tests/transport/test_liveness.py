@@ -11,11 +11,9 @@ import pytest
 from tests.timing import MS, PATIENCE_S
 from tests.transport.sessions import HELLO, Peer, address_of, answering, bodies, calling, numbers, serving
 from triton_distributed.errors import ConnectionFailed
-from triton_distributed.transport.liveness import LOOKS, SILENT, Liveness
+from triton_distributed.transport.liveness import LOOKS, Liveness
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.frames import GoawayCode
-
-SO_ATTACH_FILTER = 26  # of asm-generic/socket.h; see socket(7)
 
 
 class Timer:
@@ -59,20 +57,29 @@ class Clock:
 class Told:
     """A session as `Liveness` sees it."""
 
-    def __init__(self, *, streams=True):
-        self.streams = streams
+    def __init__(self, *, streams=True, gone=False):
+        self.streams, self.gone = streams, gone
         self.heard, self.quiet = False, -1
-        self.pings = 0
+        self.pings = self.judged = 0
+        self.abandoned = ""
+
+    def host_gone(self, timeout_s):
+        assert timeout_s == 30.0
+        self.judged += 1
+        return self.gone
+
+    def abandon(self, words):
+        self.abandoned = words
 
     def ping(self):
         self.pings += 1
 
 
-def watched(*sessions):
+def watched(*sessions, asks=True, health_s=10.0, host_s=30.0):
     clock = Clock()
     silent: list[Told] = []
     found = list(sessions)
-    liveness = Liveness(clock, lambda: found, 10.0, silent.append)
+    liveness = Liveness(clock, lambda: found, health_s, host_s, silent.append if asks else None)
     liveness.start()
     return SimpleNamespace(clock=clock, silent=silent, sessions=found, liveness=liveness)
 
@@ -121,6 +128,39 @@ def test_a_loop_that_was_blocked_itself_blames_nobody():
     assert (one.pings, all_.silent) == (0, [])
     all_.clock.pass_time(15)
     assert all_.silent == [one]
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_host_that_is_gone_loses_its_sessions_after_its_timeout(asks):
+    one, other, idle, said = Told(gone=True), Told(), Told(gone=True, streams=False), Told(gone=True)
+    all_ = watched(one, other, idle, said, asks=asks)
+    for _ in range(11):
+        said.heard = True
+        all_.clock.pass_time(2.5)
+    assert not any(each.judged for each in all_.sessions)
+    all_.clock.pass_time(5.0)
+    for each in (one, idle):
+        assert each.abandoned == "its host acknowledged nothing for 30 s, see TRD_HOST_TIMEOUT_S"
+    assert not other.abandoned
+    assert not said.judged
+    assert bool(other.pings) == asks
+    assert all_.silent == ([one, other] if asks else [])
+
+
+def test_a_host_timeout_below_that_of_health_counts_as_that():
+    one = Told(gone=True)
+    all_ = watched(one, health_s=30.0, host_s=5.0)
+    all_.clock.pass_time(29)
+    assert not one.abandoned
+    all_.clock.pass_time(15)
+    assert "for 30 s" in one.abandoned
+
+
+def test_one_where_nothing_is_waited_for_costs_one_look_at_the_kernel_in_the_timeout():
+    one = Told(streams=False)
+    all_ = watched(one)
+    all_.clock.pass_time(300)
+    assert 8 <= one.judged <= 10
 
 
 def test_one_timer_while_there_are_sessions():
@@ -276,35 +316,3 @@ async def test_a_session_that_is_gone_answers_at_once():
         made = await caller.pool.connect((service.address,))
         made.close()
         await answered(made)
-
-
-@pytest.mark.any_loop
-async def test_a_stopped_worker_whose_window_is_full_is_not_lost():
-
-    async def worker(peer: Peer) -> None:
-        await peer.say(HELLO)
-        peer.writer.transport.pause_reading()
-        await go.wait()
-        peer.writer.transport.resume_reading()
-        size = 0
-        while size < 8_000_000:
-            size += len(await peer.reader.read(1 << 20))
-        await peer.say(f.frame(f.DATA, 1, b"\x01", f.END))
-        await peer.hear()
-
-    go = asyncio.Event()
-    async with calling(health_timeout_s=300 * MS) as caller, answering(worker) as address:
-        session = await caller.pool.connect((address,))
-        stream = session.open_stream(True)
-        stream.credit = 1 << 30
-        session.send(f.frame(f.REQUEST, 1, f.REQUEST_PREFIX.pack(1, 2, 1e9, stream.window, 0), f.END))
-        for _ in range(8):  # ends its requests, and goes on writing all the same: only the bytes matter
-            session.write_behind(b"", memoryview(bytes(1_000_000)))
-        await until(lambda: caller.lost)
-        looks = session.quiet + 6 * LOOKS
-        await until(lambda: session.quiet >= looks)
-        assert len(caller.lost) == 1
-        assert session.usable
-        assert session.quiet > SILENT
-        go.set()
-        assert await numbers(stream) == [1]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import socket
+import sys
+from types import SimpleNamespace
 
 import pytest
 
 from tests.transport.sessions import calling, needs_ipv6, numbers, serving
-from triton_distributed.transport import tcp
+from triton_distributed.transport import gone, tcp
 from triton_distributed.transport.address import Address
-from triton_distributed.transport.tcp import NOT_SENT_LOW_WATER, SILENCE_S, dual_stack, wildcard
+from triton_distributed.transport.liveness import HOST_S
+from triton_distributed.transport.tcp import NOT_SENT_LOW_WATER, dual_stack, patience, wildcard
 
 pytestmark = pytest.mark.any_loop
 
@@ -31,8 +34,47 @@ async def test_both_ends_are_tuned():
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             if hasattr(socket, "TCP_NOTSENT_LOWAT"):
                 assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == NOT_SENT_LOW_WATER
-            if hasattr(socket, "TCP_USER_TIMEOUT"):
-                assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == SILENCE_S * 1000
+            if gone.KEPT:  # it would end a connection to a stopped process
+                assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
+            if hasattr(socket, "TCP_KEEPIDLE"):
+                names = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")
+                times = dict(name[1:] for name in patience(HOST_S))
+                found = [sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names]
+                assert found == [times[name] for name in names]
+
+
+@pytest.mark.parametrize("host_timeout_s", [3.0, 6.0, 10.0, 29.5, 30.0, 36.0, 90.0, 600.0])
+async def test_an_idle_host_is_asked_for_so_long_that_a_cut_of_two_thirds_costs_nothing(host_timeout_s):
+    times = dict(name[1:] for name in patience(host_timeout_s))
+    idle, every, count = (times[f"TCP_KEEP{name}"] for name in ("IDLE", "INTVL", "CNT"))
+    assert every * (count - 1) >= host_timeout_s * 2 / 3 - 1  # whole seconds
+    assert host_timeout_s <= idle + every * count < host_timeout_s + every + 1
+
+
+@pytest.mark.parametrize("host_timeout_s", [1.0, 10.0, 30.0, 90.0, 600.0])
+async def test_linux_waits_longer_than_the_setting_before_it_gives_up_by_itself(monkeypatch, host_timeout_s):
+    monkeypatch.setattr(gone, "KEPT", True)
+    cap_s = dict(name[1:] for name in patience(host_timeout_s))["TCP_RTO_MAX_MS"] / 1000
+    waits, wait = [], 0.2  # TCP_RTO_MIN of Linux, doubled 15 times (net.ipv4.tcp_retries2)
+    for _ in range(15):
+        waits.append(min(wait, cap_s))
+        wait *= 2
+    assert sum(waits) > host_timeout_s
+
+
+async def test_other_systems_give_up_by_themselves(monkeypatch):
+    """What is asked of them, for there are none here: macOS knows one of the two, others know the other."""
+    monkeypatch.setattr(gone, "KEPT", False)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    asked = {}
+    sock = SimpleNamespace(
+        family=socket.AF_INET, setsockopt=lambda level, number, value: asked.__setitem__((level, number), value)
+    )
+    tcp.tune(SimpleNamespace(get_extra_info=lambda name: sock), 30.0)
+    assert asked[socket.IPPROTO_TCP, 0x80] == 30  # TCP_RXT_CONNDROPTIME, seconds
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        assert asked[socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT] == 30_000
+    assert gone.host_gone(sock, 30.0) is False
 
 
 async def test_an_option_that_the_kernel_lacks_leaves_the_others(monkeypatch):

@@ -27,8 +27,10 @@ from tests.transport.sessions import (
     numbers,
     peer,
     serving,
+    session,
 )
 from tests.transport.test_bad_input import unharmed
+from tests.transport.test_session import asked, tcp_pair, written_in_vain
 from tests.wire.joined import request
 from triton_distributed.errors import ConfigError, ConnectionFailed
 from triton_distributed.external.tls import TlsFiles
@@ -117,6 +119,67 @@ async def test_what_passes_on_the_wire_is_not_readable(worker, client):
     assert len(seen) > 1000
     assert b"in the open" not in seen
     assert b"TRD" not in seen
+
+
+@contextlib.asynccontextmanager
+async def half(worker, client, version):
+    """A greeted session and the plain TLS socket at its other end."""
+    here, there = tcp_pair()
+    here.setblocking(False)
+    context = worker.files().context(server=True)
+    context.maximum_version = version
+    made = session()
+    secured = asyncio.create_task(
+        asyncio.to_thread(context.wrap_socket, there, server_side=True, suppress_ragged_eofs=False)
+    )
+    await asyncio.get_running_loop().create_connection(lambda: client.tls().dialling(made), sock=here)
+    async with asyncio.timeout(PATIENCE_S):
+        other = await secured
+        other.send(HELLO)
+        await made.ready
+    try:
+        yield made, other
+    finally:
+        other.close()
+        made.close()
+        async with asyncio.timeout(PATIENCE_S):
+            await made.gone.wait()
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=lambda each: each.name)
+async def test_a_write_that_fails_leaves_what_the_peer_has_said(worker, client, version):
+    async with half(worker, client, version) as (made, there):
+        answered, begun, other = (asked(made) for _ in range(3))
+        seen = b""
+        while not seen.endswith(request(3)):
+            seen += await asyncio.to_thread(there.recv, 1 << 16)
+        accepted = f.frame(f.ACCEPT, 0, f.UINT64.pack(1) + f.UINT64.pack(2))
+        body = bytes(range(256)) * 400
+        parts = f.UINT64.pack(len(body)) + body
+        there.send(accepted)
+        there.send(f.frame(f.DATA, 1, parts[:50_000], f.MORE) + f.frame(f.DATA, 1, parts[50_000:], f.END))
+        there.close()
+        await written_in_vain(made)
+        assert await bodies(answered) == [body]
+        assert (begun.accepted, begun.lost) == (True, made.lost)
+        assert (other.accepted, other.lost) == (False, made.lost)
+        assert "Broken pipe" in made.lost
+        assert not made.torn
+
+
+async def test_what_is_left_of_a_connection_and_was_tampered_with_counts_as_nothing(worker, client):
+    async with half(worker, client, ssl.TLSVersion.TLSv1_3) as (made, there):
+        stream = asked(made)
+        while not (await asyncio.to_thread(there.recv, 1 << 16)).endswith(request(1)):
+            pass
+        plain = socket.socket(fileno=os.dup(there.fileno()))
+        there.send(f.frame(f.ACCEPT, 0, f.UINT64.pack(1)))
+        plain.send(b"\x17\x03\x03\x00\x20" + bytes(32))  # a record that nobody has encrypted
+        plain.close()
+        there.close()
+        await written_in_vain(made)
+        assert stream.lost == made.lost
+        assert made.torn
 
 
 async def test_large_arrays_are_read_into_their_place(worker, client, monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Set
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from triton_distributed.observe import Outcome
 from triton_distributed.routing.policies import Policy
 from triton_distributed.runtime.annotated import Annotated
 from triton_distributed.runtime.context import Context
+from triton_distributed.runtime.directly import Directly
 from triton_distributed.runtime.dispatch import Dispatch
 from triton_distributed.runtime.resuming import Resumption, unpaired
 from triton_distributed.wire import frames as f
@@ -292,6 +293,39 @@ class Call:
         else:
             self._dispatch()
 
+    def stream_silent(self, stream: Stream, words: str) -> None:
+        """Its worker says nothing: go elsewhere where the caller allows it and somebody is there, else wait on.
+
+        The stream is cancelled, for the worker may wake.
+        """
+        resumption, instance = self._resumption, self.instance
+        if self._outcome is not None or stream is not self.stream or instance is None or self.more is not None:
+            return
+        if resumption is None and not (self._idempotent and not self.received and not stream.inbox):
+            return
+        fresh = resumption is not None and (resumption.progress or stream.inbox)
+        if not self.may_leave(instance, set() if fresh or self.dispatch is None else self.dispatch.tried):
+            return
+        lost = (stream.connection.address, words)
+        if resumption is not None and stream.inbox:
+            resumption.lost = lost  # see `take`: the inbox comes first
+            stream.abort(f.CANCEL)
+        elif (resumption is not None and resumption.progress) or self._client.may_retry():
+            stream.abort(f.CANCEL)
+            if resumption is None:
+                self._elsewhere([lost])
+            else:
+                resumption.lost = lost
+                self._go_on(resumption, paid=True)
+
+    def may_leave(self, instance: Instance, tried: Set[int]) -> bool:
+        """Whether another instance may be tried and is there: one in rotation, beside those that were tried."""
+        return (
+            not isinstance(self.policy, Directly)
+            and len(tried) < self._client.retries
+            and self._client.view.others({instance.id, *tried})
+        )
+
     def stream_stopped(self) -> None:
         """Only handlers are asked to stop."""
 
@@ -438,7 +472,7 @@ class Call:
             raise
         return items if self._resumption is None else self._resumption.received(items, tokens)
 
-    def _go_on(self, resumption: Resumption) -> None:
+    def _go_on(self, resumption: Resumption, paid: bool = False) -> None:
         """The instance was lost, and what had come from it is read: another goes on behind the last token."""
         assert resumption.lost is not None
         address, reason = resumption.lost
@@ -446,7 +480,7 @@ class Call:
         error = StreamIncomplete(self.target, self.instance.id, address, reason, self.received)
         if resumption.progress:
             self.dispatch = None  # who failed before this instance answered may be tried again
-        elif not self._client.may_retry():
+        elif not paid and not self._client.may_retry():
             self._fail_incomplete(f"{reason}; {NO_BUDGET}")
             return
         self._metadata = resumption.go_on(self._metadata)

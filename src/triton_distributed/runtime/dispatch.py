@@ -104,17 +104,23 @@ class Dispatch:
                 self.note(instance, [*error.attempts])
                 continue
             # A stream's id is taken when its request is written: ids must leave in order, and a CANCEL behind them.
-            while session.paused and session.lost is None:
+            while session.paused and session.lost is None and not self._in_vain(session, instance):
                 await session.resumed()
             if call.over:
                 return
-            if session.full:
+            if session.paused and session.lost is None:
+                self.note(instance, [(session.address, "it takes no more, and has said nothing for long")])
+            elif session.full:
                 self.note(instance, [(session.address, f"{len(session.streams):,} streams are open on the session")])
             elif session.usable:
                 await self._send_to(session, instance)
                 return
             else:
                 self.note(instance, [(session.address, session.lost or "it takes no more calls")])
+
+    def _in_vain(self, session: Session, instance: Instance) -> bool:
+        """Whether to leave a request that is not sent yet to somebody else than a silent worker."""
+        return session.silent and self._call.may_leave(instance, self.tried)
 
     def _choose(self) -> Instance:
         """The next instance to try.

@@ -84,6 +84,7 @@ class DistributedRuntime:
             config.connect_timeout_s,
             lambda addresses, _: self.prober.lost(addresses, self.pool),
             config.health_timeout_s,
+            config.host_timeout_s,
             tls,
             self._networks,
         )

@@ -51,7 +51,13 @@ class Server:
         self._instance_id = instance_id
         self._by_key: dict[int, ServedEndpoint] = {}
         self._listener = Listener(
-            loop, lambda on_lost: factory(self._request, on_lost), config.max_sessions, tls, networks
+            loop,
+            lambda on_lost: factory(self._request, on_lost),
+            config.max_sessions,
+            tls,
+            networks,
+            config.health_timeout_s,
+            config.host_timeout_s,
         )
         self._listening: asyncio.Task[tuple[str, ...]] | None = None
         self.draining = False

@@ -93,6 +93,9 @@ class Serving:
         """The caller cancelled, or is gone."""
         self.cancel(Outcome.LOST if stream.lost is not None else Outcome.CANCELLED)
 
+    def stream_silent(self, stream: Stream, words: str) -> None:
+        """Only callers ask for a sign of life."""
+
     def stream_stopped(self) -> None:
         """The caller asks the handler to finish by itself."""
         self.context.stop_generating()

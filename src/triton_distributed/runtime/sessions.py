@@ -59,6 +59,7 @@ class Sessions:
             window=config.window_bytes,
             session_window=config.session_window_bytes,
             hello_timeout_s=config.connect_timeout_s,
+            host_timeout_s=config.host_timeout_s,
             on_request=on_request,
             on_lost=on_lost,
             address=address,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from triton_distributed.discovery import Added, Change, Discovery, Removed, Snapshot, Watch
@@ -114,6 +114,11 @@ class EndpointView:
         if found is not None or self._unlisted:
             self._refresh()
         return found
+
+    def others(self, ids: Collection[int]) -> bool:
+        """Whether another instance than these is in rotation."""
+        down = self.rotation.down
+        return any(each.id not in ids and each.id not in down for each in self.candidates)
 
     def disowned(self, instance_id: int) -> None:
         """The worker says that it has no such instance."""

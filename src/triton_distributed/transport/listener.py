@@ -13,6 +13,7 @@ from triton_distributed.errors import BrokerError
 from triton_distributed.transport import memory, tcp, unix
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.inherited import give_up
+from triton_distributed.transport.liveness import HEALTH_S, HOST_S, Liveness
 from triton_distributed.transport.network import Networks
 from triton_distributed.transport.refusals import Refusals
 from triton_distributed.transport.session import Session
@@ -43,6 +44,8 @@ class Listener:
         max_sessions: further connections are told that there are too many, and closed.
         tls: of TCP connections; None for plain ones. Unix sockets are plain: their folder is the user's alone.
         networks: what serves the schemes that are not sockets or memory.
+        health_timeout_s: how often TCP sessions are looked at, see `Liveness`.
+        host_timeout_s: seconds after which a TCP session to a host that is gone ends.
 
     Attributes:
         sessions: those that are open, whichever way they came.
@@ -55,6 +58,8 @@ class Listener:
         max_sessions: int,
         tls: SessionTls | None = None,
         networks: Networks | None = None,
+        health_timeout_s: float = HEALTH_S,
+        host_timeout_s: float = HOST_S,
     ) -> None:
         self._loop = loop
         self._factory = factory
@@ -65,6 +70,7 @@ class Listener:
         self._servers: list[asyncio.AbstractServer] = []
         self._stops: list[Callable[[], object]] = []  # what to do when listening ends; both at most one an address
         self._stopped = False
+        self._liveness = Liveness(loop, lambda: self.sessions, health_timeout_s, host_timeout_s, None)
         self.sessions: set[Session] = set()
 
     async def listen(self, address: Address) -> Address:
@@ -110,6 +116,7 @@ class Listener:
 
     def _accept_tcp(self) -> asyncio.Protocol:
         session = self._accept()
+        self._liveness.start()  # elsewhere both ends are on one host, or the transport knows by itself
         return session if self._tls is None else self._tls.accepting(session)
 
     def forget(self, session: Session, reason: str) -> None:
@@ -140,5 +147,6 @@ class Listener:
     def close(self) -> None:
         """Accept nothing more and close every session; open streams fail."""
         self.close_listening()
+        self._liveness.stop()
         for session in list(self.sessions):
             session.close()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from triton_distributed.errors import ConnectionFailed, ProtocolError
 from triton_distributed.transport import memory, tcp, unix
 from triton_distributed.transport.address import Address
-from triton_distributed.transport.liveness import Liveness
+from triton_distributed.transport.liveness import HEALTH_S, HOST_S, Liveness
 from triton_distributed.transport.network import Networks
 from triton_distributed.transport.session import Session
 from triton_distributed.transport.tls import SessionTls
@@ -36,6 +36,7 @@ class SessionPool:
         on_lost: called with the addresses of a session that was lost, that takes no more streams, or whose worker says
             nothing while something is waited for. A silent session stays: the next call may find it awake.
         health_timeout_s: seconds that it may say nothing.
+        host_timeout_s: seconds after which a session to a host that is gone ends.
         tls: of TCP sessions; None for plain ones.
         networks: what serves the schemes that are not sockets or memory.
     """
@@ -46,7 +47,8 @@ class SessionPool:
         factory: SessionFactory,
         timeout_s: float,
         on_lost: Callable[[Addresses, str], None],
-        health_timeout_s: float = 10.0,
+        health_timeout_s: float = HEALTH_S,
+        host_timeout_s: float = HOST_S,
         tls: SessionTls | None = None,
         networks: Networks | None = None,
     ) -> None:
@@ -62,7 +64,9 @@ class SessionPool:
         self._parted: set[Session] = set()  # going away with streams still open
         self._closed = False
         self._health_timeout_s = health_timeout_s
-        self._liveness = Liveness(loop, lambda: (*self._live.values(), *self._parted), health_timeout_s, self._silent)
+        self._liveness = Liveness(
+            loop, lambda: (*self._live.values(), *self._parted), health_timeout_s, host_timeout_s, self._silent
+        )
 
     def get(self, addresses: Addresses) -> Session | None:
         """The live session to these addresses, if there is one."""
@@ -105,12 +109,14 @@ class SessionPool:
             raise ConnectionFailed("a worker", [(session.address, words)])
 
     def _silent(self, session: Session) -> None:
+        words = f"nothing was heard for {self._health_timeout_s:g} s, see TRD_HEALTH_TIMEOUT_S"
+        logger.info("session %s: %s", session.address, words)
         for addresses, live in self._live.items():
             if live is session:
-                words = f"nothing was heard for {self._health_timeout_s:g} s, see TRD_HEALTH_TIMEOUT_S"
-                logger.info("session %s: %s", session.address, words)
                 self._on_lost(addresses, words)
-                return
+                break
+        # Later: all that fell silent in this look have left the rotation then.
+        self._loop.call_soon(session.fell_silent, words)
 
     def _dialled(self, addresses: Addresses, task: asyncio.Task[Session]) -> None:
         del self._dialling[addresses]

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from triton_distributed.errors import RemoteProtocolError
+from triton_distributed.transport.tls import TlsFailed
 
 if TYPE_CHECKING:
     from triton_distributed.transport.session import Session
@@ -38,13 +39,14 @@ def read_remainder(session: Session, transport: Any, error: Exception) -> bool:
     sock = transport.get_extra_info("socket")
     if sock is None:
         return True  # a transport of numbered messages, or in memory: it delivers what came before it tells the end
-    if not getattr(transport, "plain", True):
-        return False  # what the kernel holds is encrypted
     left = _Left(sock)
+    decrypted = getattr(transport, "decrypted", None)
     try:
         for data in left:
+            if decrypted is not None:
+                data = decrypted(data)
             session.receive(session.copy_direct(data) if session.direct else data)
-    except RemoteProtocolError as broken:
+    except (RemoteProtocolError, TlsFailed) as broken:
         logger.info("session %s: %s", session.address, broken)
         return False
     # A TCP connection that was reset reads like one that has ended, but only where the peer's end came before the

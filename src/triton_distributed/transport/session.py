@@ -10,11 +10,13 @@ from typing import Any
 
 from triton_distributed.errors import RemoteProtocolError
 from triton_distributed.transport.address import Address
+from triton_distributed.transport.gone import host_gone
 from triton_distributed.transport.in_place import InPlaceReader
 from triton_distributed.transport.inherited import give_up
+from triton_distributed.transport.liveness import HOST_S, SILENT
 from triton_distributed.transport.remainder import read_remainder
 from triton_distributed.transport.stream import Stream
-from triton_distributed.transport.tcp import tune
+from triton_distributed.transport.tcp import tcp_socket, tune
 from triton_distributed.transport.tls import TlsFailed
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.authentication import Authentication
@@ -41,6 +43,7 @@ class Session(Connection, asyncio.Protocol):
         window: bytes that one stream may have unread.
         session_window: bytes that all streams together may.
         hello_timeout_s: seconds that the peer has for its hello.
+        host_timeout_s: seconds after which a TCP connection to a host that is gone is given up.
         on_request: called as `wire.Connection.on_request`; None where the peer may not open streams.
         on_lost: called with the session and the reason when it takes no more streams, and again when it is gone.
         authentication: this end's part in proving that both know the token, or None.
@@ -55,7 +58,7 @@ class Session(Connection, asyncio.Protocol):
         torn: it was lost, and the peer may have said more than has arrived. Where it is not, the peer has begun no
             request that it did not accept.
         heard: something has come since `transport.liveness` looked last.
-        quiet: how often it has looked since then while something was waited for; -1: nothing is.
+        quiet: how often it has looked since then while something was waited for; below 0: nothing is.
         unsent: ids of the streams whose request has not left this process, or not all of it.
     """
 
@@ -69,6 +72,7 @@ class Session(Connection, asyncio.Protocol):
         window: int,
         session_window: int,
         hello_timeout_s: float,
+        host_timeout_s: float = HOST_S,
         on_request: Callable[..., None] | None,
         on_lost: Callable[[Session, str], None],
         address: str = "",
@@ -91,7 +95,7 @@ class Session(Connection, asyncio.Protocol):
             self.on_request = on_request  # type: ignore[method-assign]
         self._dialled = on_request is None
         self._on_lost = on_lost
-        self._hello_timeout_s = hello_timeout_s
+        self._hello_timeout_s, self._host_timeout_s = hello_timeout_s, host_timeout_s
         self._answer: asyncio.Future[None] | None = None  # to the PING that is under way
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -123,7 +127,7 @@ class Session(Connection, asyncio.Protocol):
             transport.abort()
             return
         self.address = self.address or _name_of(transport)
-        tune(transport)
+        tune(transport, self._host_timeout_s)
         # 0: a write goes to the kernel at once, and `paused` means that something did not fit.
         transport.set_write_buffer_limits(high=0)
         self._timer = self.loop.call_later(self._hello_timeout_s, self._no_hello)
@@ -164,7 +168,7 @@ class Session(Connection, asyncio.Protocol):
         # An accepting end reads nothing more: it would begin handlers for a client that is gone.
         if error is not None and self._dialled and self.peer is not None:
             self.paused = True  # nothing can be written any more
-            self.torn = not read_remainder(self, self._transport, error)
+            self.torn = isinstance(error, TlsFailed) or not read_remainder(self, self._transport, error)
         self._lose(reason)
 
     def pause_writing(self) -> None:
@@ -253,7 +257,7 @@ class Session(Connection, asyncio.Protocol):
             self._transport.write(piece)
 
     async def resumed(self) -> None:
-        """Wait until the kernel takes output again, or the session is gone."""
+        """Wait until the kernel takes output again, or the session is gone or silent."""
         if self.paused and self.lost is None:
             waiter = self.loop.create_future()
             self._resumed.add(waiter)
@@ -276,6 +280,25 @@ class Session(Connection, asyncio.Protocol):
             else:
                 answer.set_result(None)
         return answer
+
+    def host_gone(self, timeout_s: float) -> bool:
+        """Whether the peer's host has acknowledged nothing for so long although it had to; False where none can say."""
+        sock = None if self._transport is None else tcp_socket(self._transport)
+        return sock is not None and host_gone(sock, timeout_s)
+
+    @property
+    def silent(self) -> bool:
+        """The peer has said nothing for long, although it was asked."""
+        return self.quiet >= SILENT
+
+    def fell_silent(self, words: str) -> None:
+        """It is silent since now: whoever waits for it may look for somebody else."""
+        for stream in tuple(self.streams.values()):
+            if stream.owner is not None:
+                stream.owner.stream_silent(stream, words)
+        for waiter in self._resumed:
+            if not waiter.done():
+                waiter.set_result(None)
 
     # its end
 
@@ -322,6 +345,15 @@ class Session(Connection, asyncio.Protocol):
                 # A peer that reads nothing must not keep a closed connection.
                 self.loop.call_later(self._hello_timeout_s, self._transport.abort)
             self._transport.close()
+
+    def abandon(self, words: str) -> None:
+        """The peer's host is gone: end at once, without a word to it; open streams fail with these."""
+        if self.lost is None:
+            self.torn = True  # what it said last may be lost in the network
+            logger.info("session %s closed: %s", self.address, words)
+            self._lose(words)
+        if self._transport is not None:
+            self._transport.abort()
 
     def _no_hello(self) -> None:
         self.break_off(f.GoawayCode.PROTOCOL, f"the peer sent no hello within {self._hello_timeout_s:g} s")

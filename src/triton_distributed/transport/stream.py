@@ -26,6 +26,9 @@ class Owner(Protocol):
     def stream_closed(self, stream: Stream) -> None:
         """The stream ended early: see its `failure` and `lost`; neither means the peer's CANCEL."""
 
+    def stream_silent(self, stream: Stream, words: str) -> None:
+        """The peer has said nothing for long; `stream` stays open unless its owner ends it."""
+
     def stream_stopped(self) -> None:
         """The peer asks the handler to finish by itself."""
 

@@ -5,29 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import math
 import socket
+import sys
 from collections.abc import Callable
+from typing import Any
+
+from triton_distributed.transport import gone
 
 BACKLOG = 4096  # connections waiting to be accepted; the kernel caps it at net.core.somaxconn
 # Unsent bytes that the kernel holds before the socket stops taking more: above this a token would wait behind an array
 # in a queue that nobody can reorder. Linux's TCP_NOTSENT_LOWAT, see tcp(7).
 NOT_SENT_LOW_WATER = 256 * 1024
-# Seconds after which a host that answers nothing is given up: of silence while data is unacknowledged, and on an idle
-# connection, where the kernel asks from `IDLE_S` on. The kernel's own are 15 minutes and 2 hours. A process that is
-# stopped still has a kernel that answers, but once its buffers are full TCP_USER_TIMEOUT counts against it too, so this
-# is above the minute that a process may be paused for. See tcp(7).
-SILENCE_S = 90
-IDLE_S = 30
-PROBE_EVERY_S = 15
 OPTIONS = (
     (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
     (socket.IPPROTO_TCP, "TCP_NOTSENT_LOWAT", NOT_SENT_LOW_WATER),
     (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
-    (socket.IPPROTO_TCP, "TCP_KEEPIDLE", IDLE_S),
-    (socket.IPPROTO_TCP, "TCP_KEEPINTVL", PROBE_EVERY_S),
-    (socket.IPPROTO_TCP, "TCP_KEEPCNT", (SILENCE_S - IDLE_S) // PROBE_EVERY_S),
-    (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", SILENCE_S * 1000),  # milliseconds
 )
+# Options that Python has no name for: of Linux from 6.15 on, and of macOS (bsd/netinet/tcp.h).
+NUMBERS = {
+    "linux": {"TCP_RTO_MAX_MS": 44},
+    "darwin": {"TCP_RXT_CONNDROPTIME": 0x80, "TCP_KEEPIDLE": 0x10},
+}
 
 
 @functools.cache
@@ -75,12 +74,48 @@ async def listen(
     return await loop.create_server(factory, host, port, backlog=BACKLOG)
 
 
-def tune(transport: asyncio.BaseTransport) -> None:
-    """Options of a connected TCP socket, nothing on others: no delay, `SILENCE_S`, a short unsent queue."""
-    sock = transport.get_extra_info("socket")
-    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+def tune(transport: asyncio.BaseTransport, host_timeout_s: float) -> None:
+    """Options of a connected TCP socket, nothing on others: no delay, a short unsent queue, `patience`."""
+    sock = tcp_socket(transport)
+    if sock is None:
         return
-    for level, option, value in OPTIONS:
-        if (number := getattr(socket, option, None)) is not None:
+    for level, option, value in (*OPTIONS, *patience(host_timeout_s)):
+        number = getattr(socket, option, None) or NUMBERS.get(sys.platform, {}).get(option)
+        if number is not None:
             with contextlib.suppress(OSError):  # an option that a kernel lacks costs speed, not correctness
                 sock.setsockopt(level, number, value)
+
+
+def tcp_socket(transport: asyncio.BaseTransport) -> Any:
+    """The socket of a TCP transport, None of others."""
+    sock = transport.get_extra_info("socket")
+    return sock if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6) else None
+
+
+def patience(host_timeout_s: float) -> list[tuple[int, str, int]]:
+    """How long the kernel waits for a host that says nothing, as (level, option, value) each; see tcp(7).
+
+    Where nothing is under way the kernel asks, and gives up by itself (its own defaults take two hours): the first
+    question after a quarter of the timeout, the last two thirds of the timeout or more after the first.
+
+    Where something is under way `transport.gone` asks the kernel. That is Linux's account; elsewhere the kernel gives
+    up by itself. It sends again ever more rarely, on Linux up to every two minutes: before 6.15 a network that comes
+    back is noticed as much later as it was away, from then on as this says.
+
+    Args:
+        host_timeout_s: seconds after which a host that is gone is given up.
+    """
+    idle_s = max(1, int(host_timeout_s / 4))  # the kernel takes whole seconds
+    every_s = max(1, round(host_timeout_s / 12))
+    times = [
+        ("TCP_KEEPIDLE", idle_s),
+        ("TCP_KEEPINTVL", every_s),
+        ("TCP_KEEPCNT", min(127, max(1, math.ceil((host_timeout_s - idle_s) / every_s)))),
+    ]
+    if gone.KEPT:
+        # Above a tenth of the timeout, for the kernel gives up by itself after 15 of them (net.ipv4.tcp_retries2).
+        times.append(("TCP_RTO_MAX_MS", round(min(120.0, max(1.0, host_timeout_s / 6)) * 1000)))
+    else:
+        times.append(("TCP_RXT_CONNDROPTIME", math.ceil(host_timeout_s)))
+        times.append(("TCP_USER_TIMEOUT", round(host_timeout_s * 1000)))
+    return [(socket.IPPROTO_TCP, option, value) for option, value in times]

@@ -63,8 +63,6 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     else, since it says nothing more before it has heard one. Its timer bounds the handshake.
     """
 
-    plain = False  # what the kernel holds of it is encrypted
-
     def __init__(
         self, protocol: asyncio.Protocol, context: ssl.SSLContext, server: bool, server_name: str | None
     ) -> None:
@@ -107,8 +105,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._closing = True
+        self._protocol.connection_lost(self._failure or error)  # which may want `decrypted`
         self._tls = None
-        self._protocol.connection_lost(self._failure or error)
 
     def pause_writing(self) -> None:
         self._protocol.pause_writing()
@@ -214,6 +212,23 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self.close()
         elif not self._closing:
             self._push()  # e.g. the answer to a change of keys
+
+    def decrypted(self, data: bytes) -> bytes:
+        """What the peer says in these bytes, which were read past this transport when its connection was lost.
+
+        Raises:
+            TlsFailed: they are not what the peer has encrypted.
+        """
+        self._incoming.write(data)
+        pieces: list[bytes] = []  # no more than `data` holds
+        try:
+            while piece := self._tls.read(RECORD):
+                pieces.append(piece)
+        except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
+            pass  # half a record, or the peer's farewell
+        except ssl.SSLError as error:
+            raise TlsFailed(explain(error, self._server)) from error
+        return b"".join(pieces)
 
     def _encrypt(self, data: Any) -> None:
         view = memoryview(data)

@@ -5,6 +5,8 @@ call [TIMEOUT]          one call: what answered, or the error
 load / loaded           begin a steady load; end it: calls, errors, the longest call
 stream COUNT PAUSE / streamed    begin one long stream; wait for its end: items, error
 items                   how many items that stream has brought so far
+push COUNT / pushed     begin calls with 1 MB each; wait for their ends: how many were answered
+quiet COUNT             until the first session has been looked at so often while it said nothing
 """
 
 import asyncio
@@ -12,8 +14,6 @@ import json
 import os
 import sys
 import time
-
-from silence import scale_silence
 
 from triton_distributed.runtime import DistributedRuntime, triton_worker
 
@@ -29,7 +29,7 @@ class Commands:
     def __init__(self, echo, count):
         self.echo, self.count = echo, count
         self.calls, self.errors, self.longest_s = 0, [], 0.0
-        self.loading = self.streaming = None
+        self.loading = self.streaming = self.pushing = None
         self.received = []
         self.ticked = 0
         self.changed = asyncio.Condition()
@@ -106,6 +106,17 @@ class Commands:
     async def streamed(self):
         return {"items": self.received, **await self.streaming}
 
+    async def push(self, count):
+        self.pushing = [asyncio.create_task(self.echo.call("x" * 1_000_000)) for _ in range(int(count))]
+
+    async def pushed(self):
+        return sum(each.endswith("x") for each in await asyncio.gather(*self.pushing))
+
+    async def quiet(self, count):
+        session = self.echo.pool.get(self.echo.view.table.instances[0].addresses)
+        while session.quiet < int(count):
+            await asyncio.sleep(0.01)
+
     async def ticks(self, count):
         enough = self.ticked + int(count)
         await self._until(lambda: self.ticked >= enough)
@@ -132,5 +143,4 @@ async def main(runtime: DistributedRuntime):
 
 
 if __name__ == "__main__":
-    scale_silence()
     asyncio.run(main())

@@ -1,11 +1,9 @@
-"""A worker on one host. Prints its instance id when it can be called; SIGTERM drains it."""
+"""A worker on one host. Prints its instance id when it can be called, then which handlers are cancelled; SIGTERM drains it."""
 
 import asyncio
 import itertools
 import os
 import sys
-
-from silence import scale_silence
 
 from triton_distributed.runtime import DistributedRuntime, triton_worker
 
@@ -19,9 +17,13 @@ async def echo(request):
 async def count(request):
     """So many numbers, one every so many seconds."""
     numbers, pause_s = request
-    for number in range(numbers):
-        yield number
-        await asyncio.sleep(pause_s)
+    try:
+        for number in range(numbers):
+            yield number
+            await asyncio.sleep(pause_s)
+    except asyncio.CancelledError:
+        print('"cancelled"', flush=True)
+        raise
 
 
 async def tick(runtime):
@@ -46,5 +48,4 @@ async def worker(runtime: DistributedRuntime):
 
 
 if __name__ == "__main__":
-    scale_silence()
     asyncio.run(worker())
