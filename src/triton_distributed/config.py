@@ -141,6 +141,13 @@ class Config:
         "seconds without a byte from a worker that is waited for, after which it leaves the rotation; its streams stay",
         low=0.1,
     )
+    ejection_s: float = _setting(
+        "TRD_EJECTION_S",
+        5.0,
+        "seconds for which clients leave out an instance that fails, or is slow, far beyond its peers; doubled each "
+        "time, up to 60 times as much; 0: none is ever left out for that",
+        low=0.0,
+    )
     drain_timeout_s: float = _setting(
         "TRD_DRAIN_TIMEOUT_S", 30.0, "seconds that a shutdown waits for running requests", low=0.0
     )
