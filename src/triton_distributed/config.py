@@ -150,6 +150,13 @@ class Config:
         "stream",
         low=1.0,
     )
+    ejection_s: float = _setting(
+        "TRD_EJECTION_S",
+        5.0,
+        "seconds for which clients leave out an instance that fails, or is slow, far beyond its peers; doubled each "
+        "time, up to 60 times as much; 0: none is ever left out for that",
+        low=0.0,
+    )
     drain_timeout_s: float = _setting(
         "TRD_DRAIN_TIMEOUT_S", 30.0, "seconds that a shutdown waits for running requests", low=0.0
     )

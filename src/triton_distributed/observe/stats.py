@@ -18,6 +18,23 @@ class Outcome(IntEnum):
     UNREACHABLE = 7  # of a call: no instance was found or reached
 
 
+class OutlierStats:
+    """What was seen of an endpoint's outliers by the clients of one runtime.
+
+    Attributes:
+        ejections: how often an instance was left out because it failed, or was slow, far beyond its peers.
+        out: how many are left out now.
+    """
+
+    __slots__ = ("ejections", "out")
+
+    def __init__(self) -> None:
+        self.ejections = self.out = 0
+
+    def __repr__(self) -> str:
+        return f"<OutlierStats ejections={self.ejections} out={self.out}>"
+
+
 class Stats:
     """Requests of one endpoint or calls of one client.
 

@@ -15,6 +15,7 @@ from triton_distributed.errors import (
     Draining,
     InvalidRequest,
     Overloaded,
+    Refusal,
     StreamIncomplete,
     TritonError,
 )
@@ -39,6 +40,8 @@ logger = logging.getLogger("triton_distributed.runtime")
 
 NO_BUDGET = "so many calls failed that this one is not sent again: see routing.budget"
 _OK = int(Outcome.OK)
+# A handler passes on what it was told of the request, or of a want of room elsewhere.
+NOT_ITS_FAULT = (InvalidRequest, Refusal)
 _INFINITE = float("inf")
 _NOTHING: Iterator[Any] = iter(())
 _pack = f.REQUEST_HEADER.pack
@@ -170,7 +173,12 @@ class Call:
 
     def open_stream(self, session: Session, instance: Instance, end: bool) -> Stream:
         """The stream to `instance`; its REQUEST must be written before anything else is."""
-        stream: Stream = session.open_stream(end)
+        ejector = self._client.ejector
+        stream: Stream
+        if ejector.samples and self.more is None:  # what a caller streams decides when it is answered
+            stream = ejector.timed_stream(session, end, instance.id)
+        else:
+            stream = session.open_stream(end)
         stream.owner = self
         self.stream = stream
         self.instance = instance
@@ -182,6 +190,16 @@ class Call:
         if self.dispatch is None:
             self.dispatch = Dispatch(self, self._client)
         self.dispatch.start(chosen)
+
+    @property
+    def _moved(self) -> bool:
+        """Other instances had the request before: this one has only the time that they left."""
+        return self.dispatch is not None and bool(self.dispatch.tried)
+
+    @property
+    def _began(self) -> float | None:
+        """When the call began, where it has a deadline."""
+        return self.deadline - self.timeout_s if self.deadline is not None and self.timeout_s is not None else None
 
     @property
     def metadata_bytes(self) -> int:
@@ -216,6 +234,8 @@ class Call:
             began = bool(stream.accepted or stream.inbox or self.received)
             # What would tell may have been lost with the connection; a request that never left tells it too.
             possible = began or (session.torn and stream.id not in session.unsent)
+            if possible:
+                self._client.ejector.failed(self.instance.id, session.hello.nonce)
             if possible and self._resumption is not None:
                 self._resumption.lost = (session.address, stream.lost)  # see `take`: the inbox comes first
             elif possible:
@@ -224,6 +244,7 @@ class Call:
                 self._elsewhere([(stream.connection.address, stream.lost)])
             return
         if stream.failure is None:
+            self._client.ejector.failed(self.instance.id)
             self._fail_incomplete("the worker cancelled the stream")
             return
         kind, code, detail = stream.failure
@@ -247,7 +268,12 @@ class Call:
         elif code == f.ErrorCode.CANCELLED:
             self._begun(stream, detail.decode("utf-8", "replace"), True)
         else:
-            self.fail(*self._told(code, detail))
+            error, outcome = self._told(code, detail)
+            if (outcome is Outcome.ERROR and not isinstance(error, NOT_ITS_FAULT)) or (
+                outcome is Outcome.DEADLINE and not self._moved
+            ):
+                self._client.ejector.failed(self.instance.id, began=self._began)
+            self.fail(error, outcome)
 
     def _begun(self, stream: Stream, reason: str, began: bool) -> None:
         """The instance is lost to the call, and its handler had begun, or may have: only an idempotent call goes on.
@@ -368,6 +394,8 @@ class Call:
         if self.stream is not None and self.instance is not None:
             client.load.release(self.instance.id)
             self.stream.owner = None
+            if outcome == _OK:
+                client.answered[self.instance.id] += 1
         stats = client.stats
         stats.inflight -= 1
         stats.ended[outcome] += 1
@@ -381,6 +409,8 @@ class Call:
         if self._outcome is None:
             if self.stream is not None:
                 self.stream.abort(f.CANCEL)
+                if self.instance is not None and not self._moved:
+                    self._client.ejector.failed(self.instance.id, began=self._began)
             attempts = self.dispatch.attempts if self.dispatch is not None else ()
             self.fail(DeadlineExceeded(self.target, self.timeout_s or 0.0, attempts), Outcome.DEADLINE)
             if self.dispatch is not None:

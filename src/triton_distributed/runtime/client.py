@@ -8,7 +8,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from triton_distributed.errors import NotUnary
-from triton_distributed.observe import Stats
+from triton_distributed.observe import OutlierStats, Stats
 from triton_distributed.routing.budget import RetryBudget
 from triton_distributed.routing.policies import Policy, Random, RoundRobin, policy_named
 from triton_distributed.runtime.call import Call
@@ -60,6 +60,8 @@ class Client:
         self._runtime = runtime
         self.view = view
         self.load = view.load
+        self.ejector = view.ejector
+        self.answered = view.ejector.answered
         self.key = endpoint_key(view.name)
         self.loop = runtime.event_loop()
         self.thread = get_ident()
@@ -227,6 +229,11 @@ class Client:
         return self._budget.take(self.loop.time(), stats.inflight + sum(stats.ended), stats.inflight)
 
     @property
+    def outlier_stats(self) -> OutlierStats:
+        """How often instances were left out as outliers: one count for all clients of the endpoint in this runtime."""
+        return self.ejector.stats
+
+    @property
     def closing(self) -> bool:
         """The runtime is being shut down."""
         return self._runtime.closing
@@ -236,7 +243,8 @@ class Client:
         self._runtime.prober.lost(addresses, self.pool)
 
     def __repr__(self) -> str:
-        return f"<Client of {self.view.name}, {len(self.view.table.instances)} instances, {self.stats!r}>"
+        out = f" ({self.outlier_stats.out} ejected)" if self.outlier_stats.out else ""
+        return f"<Client of {self.view.name}, {len(self.view.table.instances)} instances{out}, {self.stats!r}>"
 
 
 def _metadata(context: Context | None, metadata: Mapping[str, Any] | None, priority: int | None) -> bytes:

@@ -260,7 +260,12 @@ class DistributedRuntime:
 
     async def _open_view(self, name: EndpointName) -> EndpointView:
         view = EndpointView(
-            name, self._loop, self.rng, self.pool.ask, lambda addresses: self.pool.get(addresses) is not None
+            name,
+            self._loop,
+            self.rng,
+            self.pool.ask,
+            lambda addresses: self.pool.get(addresses) is not None,
+            self.config.ejection_s,
         )
         try:
             await view.start(self.discovery, host_name())

@@ -14,6 +14,7 @@ from triton_distributed.errors import RuntimeClosed
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.routing.load import LoadBook
 from triton_distributed.routing.rotation import Rotation
+from triton_distributed.runtime.ejecting import Ejector
 
 logger = logging.getLogger("triton_distributed.runtime")
 
@@ -25,13 +26,16 @@ class EndpointView:
 
     Args:
         on_removed: called with the addresses of an instance that discovery no longer reports.
+        connected: whether there is a live connection to these addresses.
+        ejection_s: see `TRD_EJECTION_S`.
 
     Attributes:
-        candidates: those a call may be sent to: in rotation, or all where none is, and of these, those that are not
-            busy, or all where all are; where discovery lists nobody, those that it has listed and that answer on their
-            connections still.
+        candidates: those a call may be sent to: in rotation, or all where none is; of these, those that are not busy,
+            or all where all are; of these, those that are not ejected, at least half. Where discovery lists nobody,
+            those that it has listed and that answer on their connections still.
         table: what discovery reports.
         rotation: which of them are out, and until when.
+        ejector: which of them are left out as outliers.
         load: streams that this runtime has open on each.
     """
 
@@ -42,10 +46,12 @@ class EndpointView:
         rng: random.Random,
         on_removed: Callable[[tuple[str, ...]], None] = lambda addresses: None,
         connected: Callable[[tuple[str, ...]], bool] = lambda addresses: False,
+        ejection_s: float = 0.0,
     ) -> None:
         self.name = name
         self.table = EndpointTable(name)
         self.rotation = Rotation(rng)
+        self.ejector = Ejector(name, loop, rng, ejection_s, self._refresh)
         self.load = LoadBook()
         self.candidates: tuple[Instance, ...] = ()
         self._loop = loop
@@ -72,12 +78,14 @@ class EndpointView:
         """Stop watching; whoever waits for an instance gets RuntimeClosed."""
         if self._watch is not None:
             self._watch.close()
+        self.ejector.close()
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_exception(RuntimeClosed("wait_for_instances"))
 
     def _changed(self) -> None:
         self.rotation.forget(self.table.by_id.keys())
+        self.ejector.outliers.forget(self.table.by_id.keys())
         known, self._known = self._known, self.table.instances
         # Workers that have lost etcd while they and we reach each other are unlisted, not gone: a record says that a
         # worker is there, its connection knows. One that stops says so itself.
@@ -90,8 +98,11 @@ class EndpointView:
 
     def _refresh(self) -> None:
         if self.table.instances:
-            self.candidates = _free(self.rotation.available(self.table.instances))
+            available = self.rotation.available(self.table.instances)
+            self.ejector.changed(available)
+            self.candidates = self.ejector.outliers.available(_free(available))
         else:
+            self.ejector.changed(())
             self._unlisted = tuple(each for each in self._unlisted if self._connected(each.addresses))
             self.candidates = self._unlisted
         if self.candidates:
