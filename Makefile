@@ -10,7 +10,7 @@ FUZZ_SECONDS ?= 60
 INSTALLED_BY = pyproject.toml tools/install tools/find-python tools/get-etcd
 export TRD_BASE_PYTHON
 
-.PHONY: help demo demo-cluster test test-all check format bench fuzz soak scaling clean
+.PHONY: help demo demo-cluster test test-all check format bench fuzz soak survival scaling clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -55,6 +55,9 @@ fuzz: $(VENV)/.fuzz ## fuzz what reads bytes from the network, for FUZZ_SECONDS 
 
 soak: $(VENV)/.bench ## 20,000 calls at once, 10,000 idle streams; prints what they cost
 	$(PYTHON) -m benchmarks.soak
+
+survival: $(VENV)/.bench ## kills, restarts and floods real workers; status 1 where a promise breaks (SURVIVAL_ARGS="--only kill")
+	$(PYTHON) -m benchmarks.survival $(SURVIVAL_ARGS)
 
 scaling: $(VENV)/.cluster ## 10,000 simulated workers in a real etcd; writes docs/scaling.md (SCALING_ARGS="--instances 1000")
 	$(PYTHON) -m benchmarks.scaling $(SCALING_ARGS)
