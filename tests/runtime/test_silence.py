@@ -39,6 +39,12 @@ async def main():
                     context.checkpoint(n + 1)
                     yield n
                     await asyncio.sleep(0.01)
+            elif request == "unended":
+                yield os.getpid()
+                await asyncio.sleep(0.01)  # it is on its way
+                note("answered")
+                while os.path.exists(f"{sys.argv[1]}/hold-{os.getpid()}"):
+                    await asyncio.sleep(0.01)
             else:
                 while os.path.exists(f"{sys.argv[1]}/hold-{os.getpid()}"):
                     await asyncio.sleep(0.01)
@@ -112,6 +118,19 @@ async def test_an_idempotent_call_leaves_a_stopped_worker_and_any_other_waits_fo
     assert await patiently(plain) == pair.one.pid
     assert "cancelled plain" not in pair.notes(pair.one)
     assert pair.notes(pair.other) == ["began who", "began again"]
+
+
+async def test_an_idempotent_call_leaves_a_stopped_worker_whose_answer_had_not_ended(pair: Pair) -> None:
+    client = await pair.client()
+    with pair.held():
+        call = asyncio.ensure_future(client.call("unended", idempotent=True))
+        await until(lambda: "answered" in pair.notes(pair.one))
+        pair.one.signal(signal.SIGSTOP)
+        try:
+            assert await patiently(call) == pair.other.pid
+        finally:
+            pair.one.signal(signal.SIGCONT)
+        await until(lambda: "cancelled unended" in pair.notes(pair.one))
 
 
 async def test_a_stream_that_can_be_resumed_goes_on_elsewhere_while_its_worker_is_stopped(pair: Pair) -> None:

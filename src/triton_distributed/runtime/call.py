@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from triton_distributed.errors import (
     DeadlineExceeded,
     DecodeError,
-    Draining,
     InvalidRequest,
     Overloaded,
     Refusal,
@@ -26,10 +25,10 @@ from triton_distributed.runtime.annotated import Annotated
 from triton_distributed.runtime.context import Context
 from triton_distributed.runtime.directly import Directly
 from triton_distributed.runtime.dispatch import Dispatch
+from triton_distributed.runtime.reported import failure, refusal
 from triton_distributed.runtime.resuming import Resumption, unpaired
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.codec import Message, decode
-from triton_distributed.wire.remote_error import decode_error
 
 if TYPE_CHECKING:
     from triton_distributed.runtime.client import Client
@@ -249,20 +248,14 @@ class Call:
             return
         kind, code, detail = stream.failure
         if kind == f.REJECT:
-            words = detail.decode("utf-8", "replace")
-            path, tries = self._client.view.name.path, len(self.dispatch.tried) + 1 if self.dispatch is not None else 1
-            refusal: Exception | None = None
-            if code == f.RejectCode.OVERLOADED:
-                words, retry_after_s = f.read_overloaded(detail)
-                refusal = Overloaded(path, self.instance.id, words, tries, retry_after_s)
-                if not self._client.may_retry():
-                    self.fail(refusal, Outcome.REFUSED)
-                    return
-            elif code == f.RejectCode.UNKNOWN:
+            tries = len(self.dispatch.tried) + 1 if self.dispatch is not None else 1
+            words, refused = refusal(code, detail, self._client.view.name.path, self.instance.id, tries)
+            if code == f.RejectCode.UNKNOWN:
                 self._client.view.disowned(self.instance.id)
-            elif code == f.RejectCode.DRAINING:
-                refusal = Draining(path, self.instance.id, words, tries)
-            self._elsewhere([(stream.connection.address, words)], refusal)
+            if isinstance(refused, Overloaded) and not self._client.may_retry():
+                self.fail(refused, Outcome.REFUSED)
+                return
+            self._elsewhere([(stream.connection.address, words)], refused)
         elif code == f.ErrorCode.CANCELLED and self._resumption is not None:
             self._resumption.lost = (stream.connection.address, detail.decode("utf-8", "replace"))
         elif code == f.ErrorCode.CANCELLED:
@@ -276,12 +269,8 @@ class Call:
             self.fail(error, outcome)
 
     def _begun(self, stream: Stream, reason: str, began: bool) -> None:
-        """The instance is lost to the call, and its handler had begun, or may have: only an idempotent call goes on.
-
-        Nor does one of whose answer the caller has seen something; what `client.call` has received nobody has seen.
-        """
-        seen = (self.received or stream.inbox) and not self._unary
-        if not self._idempotent or seen:
+        """The instance is lost to the call, and its handler had begun, or may have."""
+        if not self._may_begin_again(stream):
             self._fail_incomplete(reason, began)
         elif not self._client.may_retry():
             self._fail_incomplete(f"{reason}; {NO_BUDGET}", began)
@@ -290,20 +279,15 @@ class Call:
             self.received = 0
             self._elsewhere([(stream.connection.address, reason)], error)
 
+    def _may_begin_again(self, stream: Stream) -> bool:
+        """The caller allows a second handler and has seen nothing of an answer; what `client.call` has, nobody saw."""
+        return self._idempotent and (self._unary or not (self.received or stream.inbox))
+
     def _told(self, code: int, detail: bytes) -> tuple[BaseException, Outcome]:
         """The error that the worker reports."""
-        instance = self.instance
-        assert instance is not None
-        assert self.stream is not None
-        target = self.target
-        if code == f.ErrorCode.HANDLER:
-            return decode_error(detail, instance_id=instance.id, request_id=self.request_id), Outcome.ERROR
-        words = detail.decode("utf-8", "replace")
-        if code == f.ErrorCode.INVALID:
-            return InvalidRequest(target, words.removeprefix("Invalid request: ")), Outcome.INVALID
-        if code == f.ErrorCode.DEADLINE:
-            return DeadlineExceeded(target, self.timeout_s or 0.0), Outcome.DEADLINE
-        return self._incomplete(words), Outcome.LOST
+        assert self.instance is not None
+        found = failure(code, detail, self.target, self.instance.id, self.request_id, self.timeout_s)
+        return found or (self._incomplete(detail.decode("utf-8", "replace")), Outcome.LOST)
 
     def _elsewhere(self, attempts: list[tuple[str, str]], refusal: Exception | None = None) -> None:
         """No handler has begun, or the caller allows a second one: try another instance."""
@@ -327,7 +311,7 @@ class Call:
         resumption, instance = self._resumption, self.instance
         if self._outcome is not None or stream is not self.stream or instance is None or self.more is not None:
             return
-        if resumption is None and not (self._idempotent and not self.received and not stream.inbox):
+        if resumption is None and not self._may_begin_again(stream):
             return
         fresh = resumption is not None and (resumption.progress or stream.inbox)
         if not self.may_leave(instance, set() if fresh or self.dispatch is None else self.dispatch.tried):
@@ -339,6 +323,7 @@ class Call:
         elif (resumption is not None and resumption.progress) or self._client.may_retry():
             stream.abort(f.CANCEL)
             if resumption is None:
+                self.received = 0
                 self._elsewhere([lost])
             else:
                 resumption.lost = lost
