@@ -16,7 +16,7 @@ from triton_distributed.cli.failure import Failure
 from triton_distributed.cli.settings import settings
 from triton_distributed.cli.target import Target
 from triton_distributed.config import Config
-from triton_distributed.discovery import Discovery, Sink, Watch
+from triton_distributed.discovery import Discovery, Marking, Sink, Watch
 from triton_distributed.discovery.static import static_id
 from triton_distributed.errors import ConfigError
 from triton_distributed.names import EndpointName, Instance
@@ -159,6 +159,10 @@ class Announced:
 
     async def watch(self, endpoint: EndpointName | None, sink: Sink) -> Watch:
         return await self._inner.watch(endpoint, sink)
+
+    def mark(self, instance: Instance, busy: bool) -> None:
+        if isinstance(self._inner, Marking):
+            self._inner.mark(instance, busy)
 
     async def close(self) -> None:
         await self._inner.close()
