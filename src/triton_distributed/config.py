@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -13,12 +16,18 @@ from triton_distributed.errors import ConfigError
 
 __all__ = ["DISCOVERY_BACKENDS", "KIB", "MIB", "Config", "environment_reference"]
 
+logger = logging.getLogger("triton_distributed.config")
+
 KIB = 1024
 MIB = 1024 * KIB
 DISCOVERY_BACKENDS = ("file", "etcd", "memory", "static")
 REQUEST_PLANES = ("direct", "nats")
 SHORTEST_WATCHDOG_S = 0.02  # the loop is asked four times in that: below it, watching costs more than it tells
 EVENT_PLANES = ("local", "nats", "")  # "" for what else is set to decide
+# Read by the Makefile, tools/ and the tests, and what Kubernetes sets in each container for a service named trd-….
+NOT_SETTINGS = re.compile(
+    r"TRD_(BASE_PYTHON|PYTHON_VERSION|NO_UV|TEST_.*|(.*_)?SERVICE_(HOST|PORT(_.*)?)|(.*_)?PORT(_[0-9]+_(TCP|UDP|SCTP)(_.*)?)?)"
+)
 
 
 def _setting(variable: str, default: Any, help: str, **bounds: Any) -> Any:
@@ -183,6 +192,9 @@ class Config:
     def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Config:
         """Read the settings from the environment.
 
+        A `TRD_` variable that is no setting is named in a warning, once a process: a slip of the pen, or the setting of
+        another version, which may share the environment.
+
         Args:
             environ: instead of `os.environ`.
             overrides: fields by name, stronger than the environment.
@@ -196,6 +208,7 @@ class Config:
             text = environ.get(each.metadata["variable"])
             if text is not None and text != "" and each.name not in overrides:
                 values[each.name] = _parse(each.metadata["variable"], str(each.type), text)
+        _warn_of(tuple(sorted(unknown_settings(environ))))
         if "etcd_endpoints" in values:
             values.setdefault("discovery", "etcd")
         return cls(**{**values, **overrides})
@@ -250,6 +263,29 @@ def _parse(variable: str, kind: str, text: str) -> Any:
             raise ConfigError(variable, text, f"one of {', '.join(_TRUE + _FALSE)}")
         return text.lower() in _TRUE
     return Path(text) if kind == "Path" else text
+
+
+def unknown_settings(environ: Mapping[str, str]) -> list[str]:
+    """The `TRD_` variables in `environ` that have a value, and are nobody's."""
+    known = {each.metadata["variable"] for each in fields(Config)}
+    return [
+        name
+        for name, value in environ.items()
+        if name.startswith("TRD_") and value and name not in known and not NOT_SETTINGS.fullmatch(name)
+    ]
+
+
+@functools.lru_cache(maxsize=64)  # so that each is said once
+def _warn_of(names: tuple[str, ...]) -> None:
+    if not names:
+        return
+    import difflib  # nobody else needs it
+
+    known = [each.metadata["variable"] for each in fields(Config)]
+    for name in names:
+        close = difflib.get_close_matches(name, known, n=1)
+        advice = f"did you mean {close[0]}?" if close else "docs/settings.md has all of them"
+        logger.warning("%s is set, and there is no such setting: %s", name, advice)
 
 
 def environment_reference() -> list[tuple[str, str, str]]:

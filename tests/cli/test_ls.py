@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 
 import pytest
+
+from tests.timing import PATIENCE_S
 
 
 def test_nothing_runs(trd, trd_dir):
@@ -46,6 +49,7 @@ def test_json(trd):
         "addresses": [worker.address],
         "metadata": {"model": "tiny"},
         "reachable": True,
+        "busy": False,
     }
 
 
@@ -97,3 +101,22 @@ def test_a_reader_that_leaves_is_no_error(trd):
     listing = trd.start("ls")
     listing.out.close()
     assert listing.process.wait() == 0
+
+
+def test_a_worker_whose_loop_is_stuck_is_busy(trd, tmp_path):
+    worker = trd.serve("worker:stuck", "a.b.c")
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    calling = trd.start("call", "a.b.c", json.dumps(str(fifo)))
+    with fifo.open("w"):  # the handler has it open
+        until = time.monotonic() + PATIENCE_S
+        while not json.loads(trd.run("ls", "--json", "--timeout", "0.1").out)["busy"]:
+            assert time.monotonic() < until
+        assert trd.run("ls", "--timeout", "0.1").lines[1].split()[2] == "busy"
+    assert calling.end().out == '"done"\n'
+    until = time.monotonic() + PATIENCE_S
+    while trd.run("ls", "--timeout", "20").lines[1].split()[2] != "up":
+        assert time.monotonic() < until
+    said = worker.stop()
+    assert said.status == 0
+    assert "read_text() or" in said.err  # the watchdog's report

@@ -6,14 +6,12 @@ import asyncio
 import itertools
 import sys
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.runtime import exceptions_apart
 from tests.runtime.cluster import Cluster, drained, into, patiently
-from tests.runtime.programs import program
 from triton_distributed.errors import InvalidRequest, NoInstances, RemoteError
 
 numbers = itertools.count()
@@ -308,35 +306,6 @@ async def test_the_request_id_is_the_one_that_the_handler_saw(cluster: Cluster) 
     await cluster.worker(inner, "t.c.inner")
     await cluster.worker(outer, "t.c.outer")
     assert await patiently((await cluster.client("t.c.outer")).call(1)) == seen[0]
-
-
-EXITS = """
-import asyncio, sys
-from triton_distributed.runtime import DistributedRuntime
-
-async def main():
-    runtime = DistributedRuntime(asyncio.get_running_loop())
-    async def handler(request):
-        yield 1
-        raise {error}
-    await runtime.endpoint("t.c.e").serve_endpoint(handler)
-
-asyncio.run(main())
-"""
-
-
-@pytest.mark.parametrize("error", ["KeyboardInterrupt", "SystemExit(3)"])
-@pytest.mark.leaves("socket files", reason="the worker ends without closing its runtime")
-async def test_an_exit_raised_in_a_handler_ends_the_worker_and_tells_the_caller(
-    error: str, unix: Cluster, tmp_path: Path
-) -> None:
-    async with program(tmp_path, EXITS.format(error=error)) as worker:
-        client = await unix.client()
-        items = []
-        with pytest.raises(Exception, match=error.partition("(")[0]):
-            await into(items, client.generate(1, annotated=False))
-        assert items == [1]
-        assert await worker.ended() != 0
 
 
 async def test_what_a_handler_raises_is_logged_at_the_worker(

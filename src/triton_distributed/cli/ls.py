@@ -26,11 +26,13 @@ PROBES = 64  # connections that are made at once: well below the usual 256 to 10
 
 EPILOG = """\
 PATTERN is a shell pattern (*, ?, [..]) for an endpoint's name or for a dotted
-beginning of it: `demo`, `demo.back*`, `*.generate`. STATE is `up`, or
-`unreachable` where an instance did not answer in time; why is on standard error.
+beginning of it: `demo`, `demo.back*`, `*.generate`. STATE is `up`, `busy` where
+an instance says that its event loop is stuck, or `unreachable` where one did
+not answer in time; why is on standard error. A paused endpoint is not listed.
 
 With --json each instance is one line: endpoint, instance (text: ids have 63
-bits), addresses, host, metadata, reachable and, where it is not, reason.
+bits), addresses, host, metadata, reachable, busy and, where it does not answer,
+reason.
 """
 
 HEADER = ("ENDPOINT", "INSTANCE", "STATE", "ADDRESS", "METADATA")
@@ -122,6 +124,7 @@ def _described(row: Row) -> dict[str, Any]:
         "host": instance.host,
         "metadata": dict(instance.metadata),
         "reachable": not row.reason,
+        "busy": instance.busy,
         **({"reason": row.reason} if row.reason else {}),
     }
 
@@ -137,7 +140,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (
         str(instance.endpoint),
         str(instance.id),
-        "unreachable" if row.reason else "up",
+        "busy" if instance.busy else "unreachable" if row.reason else "up",
         ",".join(instance.addresses) or "-",
         msgspec.json.encode(dict(instance.metadata)).decode() if instance.metadata else "-",
     )

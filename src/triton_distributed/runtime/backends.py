@@ -31,11 +31,16 @@ def _load(module: str) -> Any:
 
 
 def make_discovery(config: Config) -> Discovery:
-    """Where instances are registered; no I/O yet."""
+    """Where instances are registered; no I/O yet.
+
+    Raises:
+        ConfigError: a setting cannot be used; `TRD_STATIC` also where nothing asks for it.
+    """
+    static = StaticDiscovery(config.static)
     if config.discovery == "memory":
         return MemoryDiscovery()
     if config.discovery == "static":
-        return StaticDiscovery(config.static)
+        return static
     if config.discovery == "etcd":
         files = TlsFiles(
             ("TRD_ETCD_CERT", "TRD_ETCD_KEY", "TRD_ETCD_CA"), config.etcd_cert, config.etcd_key, config.etcd_ca

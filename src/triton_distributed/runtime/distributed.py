@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import sys
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -105,6 +106,7 @@ class DistributedRuntime:
         self._serving: set[asyncio.Task[None]] = set()
         self._stopped: asyncio.Future[None] = self._loop.create_future()
         self._closing: asyncio.Task[None] | None = None
+        self._exit: SystemExit | None = None  # what a handler has raised
         self._forked = False
         self.unusable = False
         watch_forks(self)
@@ -196,6 +198,16 @@ class DistributedRuntime:
         finally:
             if not self.unusable:
                 await self._stop_serving(served)
+        if self._exit is not None:  # the program must not end by itself before the process ends as it was told
+            await self._loop.create_future()
+
+    def _exit_wanted(self, error: SystemExit) -> None:
+        """A handler has called `sys.exit`: drain, then end the process as it says."""
+        if self._exit is None:
+            self._exit = error
+            words = "a handler raised SystemExit(%r): this process drains, for at most %g s, and ends"
+            logger.warning(words, error.code, self.config.drain_timeout_s)
+            self.shutdown()
 
     async def _start_serving(
         self, name: EndpointName, handler: Handler, metadata: Mapping[str, Any], limits: dict[str, Any]
@@ -203,7 +215,7 @@ class DistributedRuntime:
         self._server.check_free(name.path, endpoint_key(name))
         addresses = await self._server.listen(name, self.instance_id, self.discovery.where)
         instance = Instance(name, self.instance_id, addresses, host_name(), metadata)
-        served = ServedEndpoint(self._loop, name, handler, instance, **limits)
+        served = ServedEndpoint(self._loop, name, handler, instance, on_exit=self._exit_wanted, **limits)
         self._server.add(served)
         if self.config.handle_signals:
             self._signals.install()  # before anybody can see the instance, and stop it for being there
@@ -334,6 +346,9 @@ class DistributedRuntime:
             await self._drain(drain_s)
         finally:
             await self._release()
+        if self._exit is not None:
+            # In a callback of the loop, which ends it: a task would keep the error for somebody to retrieve.
+            self._loop.call_soon(sys.exit, self._exit.code)
 
     async def _drain(self, drain_s: float) -> None:
         self._token.cancel()
@@ -364,7 +379,7 @@ class DistributedRuntime:
         self._threads.close()
         if not self._stopped.done():
             self._stopped.set_result(None)
-        if self._serving:
+        if self._serving and self._exit is None:
             await asyncio.wait(self._serving)
         left = [each for each in self._tasks if not each.done()]
         for task in left:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -41,6 +42,7 @@ class ServedEndpoint:
         max_inflight: handlers that may run at once; None for as many as sessions may bring.
         max_queue: requests that may wait for one of them; beyond it they are refused at once.
         graceful: a drain lets what runs finish; else it is cut at once.
+        on_exit: called where a handler has raised SystemExit.
 
     Attributes:
         instance: what is registered.
@@ -60,6 +62,7 @@ class ServedEndpoint:
         max_inflight: int | None,
         max_queue: int,
         graceful: bool,
+        on_exit: Callable[[SystemExit], None],
     ) -> None:
         self.loop = loop
         self.name = name
@@ -67,7 +70,7 @@ class ServedEndpoint:
         self.instance = instance
         self.admission = Admission(max_inflight, max_queue)
         self.draining = self.registered = False
-        self.graceful = graceful
+        self.graceful, self.on_exit = graceful, on_exit
         self.running: set[Serving] = set()
         self.stats = Stats()
         self._reported: dict[str, tuple[float, int]] = {}  # type of error → when it was logged, how many since

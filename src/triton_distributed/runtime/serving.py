@@ -187,8 +187,14 @@ class Serving:
         except Exception as error:
             self._failed(error)
             await _close(items, None)
+        except SystemExit as error:  # this process is to end: like at SIGTERM, when what else runs here is done
+            self._failed(error)
+            await _close(items, None)
+            endpoint.on_exit(error)
         except BaseException as error:  # KeyboardInterrupt and the like: tell the caller, then let it through
             self._failed(error)
+            if self.task is not None:
+                self.task.add_done_callback(asyncio.Task.exception)  # it is told by ending the loop
             raise
         finally:
             self.over()

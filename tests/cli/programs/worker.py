@@ -32,6 +32,11 @@ async def one_then_wait(request):
         raise
 
 
+async def stuck(fifo):
+    """Blocks the event loop until somebody has opened and closed the other end of a named pipe."""
+    return Path(fifo).read_text() or "done"
+
+
 def gated(fifo):
     """Goes on when somebody has opened and closed the other end of a named pipe."""
     yield "begun"
