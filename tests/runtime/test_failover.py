@@ -138,6 +138,27 @@ async def test_an_idempotent_request_is_not_sent_again_after_its_first_item(clus
     await fake.close()
 
 
+@pytest.mark.parametrize("hedge_after_s", [None, 60.0])
+async def test_half_an_answer_is_nothing_to_who_wants_the_whole(cluster: Cluster, hedge_after_s: float | None) -> None:
+    """`call` gives nothing before the end: what a lost instance had said neither keeps the request nor counts."""
+    fake = await FakeWorker(answers_then_drops).start(5)
+    await cluster.worker(echo)
+    client = await cluster.client(policy=lambda request, instances, load: min(instances, key=lambda each: each.id))
+    await until(lambda: len(client.instance_ids()) == 2)
+    assert await patiently(client.call("again", idempotent=True, hedge_after_s=hedge_after_s)) == "again"
+    assert fake.requests == 1
+    await fake.close()
+
+
+async def test_half_an_answer_is_not_told_as_an_item_that_the_caller_has(cluster: Cluster) -> None:
+    fake = await FakeWorker(answers_then_drops).start(5)
+    client = await cluster.client()
+    with pytest.raises(StreamIncomplete, match="had begun") as caught:
+        await patiently(client.call(1))
+    assert caught.value.items == 0
+    await fake.close()
+
+
 async def test_retries_are_bounded(cluster: Cluster) -> None:
     fakes = [await FakeWorker(drops_the_connection).start(number) for number in range(1, 10)]
     client = await cluster.client()

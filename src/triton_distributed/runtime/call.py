@@ -57,7 +57,8 @@ class Call:
         instance: who was asked, the last where there were several.
         stream: the stream to it; None while none is open.
         reading: an `async for` goes over it.
-        received: items handed to the caller.
+        received: items handed to the caller, of the present instance where only the whole answer counts.
+        unary: only the whole answer counts: while it is not here the caller has none of it.
         done: the caller gets nothing more: it has ended, failed or was cancelled.
     """
 
@@ -86,6 +87,7 @@ class Call:
         "stopping",
         "stream",
         "timeout_s",
+        "unary",
     )
 
     def __init__(
@@ -127,7 +129,7 @@ class Call:
         self.instance: Instance | None = None
         self.items: Iterator[Any] = _NOTHING
         self.received = 0
-        self.done = self.reading = False
+        self.done = self.reading = self.unary = False
         client.stats.inflight += 1
         if deadline is not None:
             self._timer = client.loop.call_at(deadline, self._expire)
@@ -214,11 +216,12 @@ class Call:
             possible = began or (session.torn and stream.id not in session.unsent)
             if possible and self._resumption is not None:
                 self._resumption.lost = (session.address, stream.lost)  # see `take`: the inbox comes first
-            elif possible and not (self._idempotent and not self.received and not stream.inbox):
+            elif possible and not (self._idempotent and (self.unary or not (self.received or stream.inbox))):
                 self._fail_incomplete(stream.lost, began)
             elif possible and not self._client.may_retry():
                 self._fail_incomplete(f"{stream.lost}; {NO_BUDGET}", began)
             else:
+                self.received = 0
                 self._elsewhere([(stream.connection.address, stream.lost)])
             return
         if stream.failure is None:
@@ -408,7 +411,7 @@ class Call:
         # Told once, as a generator does, and not kept: an error knows the frames that know this call.
         error, self._error = self._error, None
         if isinstance(error, StreamIncomplete):
-            error.items = self.received
+            error.items = 0 if self.unary else self.received
         try:
             raise error
         finally:
