@@ -15,12 +15,12 @@ from triton_distributed.runtime import DistributedRuntime
 from triton_distributed.testing.chaos.caller import make_calls
 from triton_distributed.testing.chaos.cluster import NETWORKS, ChaosCluster
 from triton_distributed.testing.chaos.disk import private_mounts
-from triton_distributed.testing.chaos.faults import LINUX_ONLY, ON_TCP, PROXIED
+from triton_distributed.testing.chaos.injector import LINUX_ONLY, ON_TCP, PROXIED
+from triton_distributed.testing.chaos.journal import FileJournal
 from triton_distributed.testing.chaos.oracle import Oracle
 from triton_distributed.testing.chaos.report import Report
-from triton_distributed.testing.chaos.requests import Plan, Variety, plans
+from triton_distributed.testing.chaos.requests import ENDPOINT, TWO_WAY, Plan, Variety, plans
 from triton_distributed.testing.chaos.schedule import Fault, FaultKind, Recovery, schedule
-from triton_distributed.testing.chaos.worker import ENDPOINT, TWO_WAY, FileJournal
 from triton_distributed.testing.servers import EtcdServer, NatsServer
 
 try:
