@@ -27,6 +27,8 @@ from triton_distributed.testing.chaos.schedule import Fault, FaultKind
 from triton_distributed.testing.proxy import FaultProxy
 from triton_distributed.testing.servers import free_port
 
+JOURNAL = "{journal}"  # in a command: the path of the cluster's journal
+WORKER = (sys.executable, "-m", "triton_distributed.testing.chaos.worker")
 NETWORKS = ("unix", "tcp", "tls")
 STOP_S = 15.0  # of the thread, which has nothing left to do by then
 DRAIN_TIMEOUT_S = 10  # of the workers: below `place.DRAIN_S`, above what a request of `requests.plans` takes
@@ -43,7 +45,7 @@ class ChaosCluster:
     just then does).
 
     Args:
-        command: of a worker, which calls `obey(runtime)` before it serves; by default the one that serves
+        command: of a worker, which calls `obey(runtime)` before it serves; `JOURNAL` in it is filled in. By default the one that serves
             `requests.handler` as `chaos.worker.answer`.
         workers: how many.
         network: `unix`, `tcp`, or `tls`, which is TCP with certificates made by `openssl`.
@@ -82,8 +84,8 @@ class ChaosCluster:
             raise ConfigError("network", network, f"one of {', '.join(NETWORKS)}")
         self.folder = Path(tempfile.mkdtemp(prefix="trd-chaos-"))
         self.journal = self.folder / "journal"
-        own = [sys.executable, "-m", "triton_distributed.testing.chaos.worker", str(self.journal)]
-        self._command = list(command) if command is not None else own
+        command = (*WORKER, JOURNAL) if command is None else command
+        self._command = [each.replace(JOURNAL, str(self.journal)) for each in command]
         self._workers, self._network, self._proxied, self._recovery_s = workers, network, proxied, recovery_s
         self._directory = self.folder / "d"
         self._directory.mkdir(mode=0o700)

@@ -13,7 +13,7 @@ from typing import Any
 from triton_distributed.errors import ConfigError
 from triton_distributed.runtime import DistributedRuntime
 from triton_distributed.testing.chaos.caller import make_calls
-from triton_distributed.testing.chaos.cluster import NETWORKS, ChaosCluster
+from triton_distributed.testing.chaos.cluster import JOURNAL, NETWORKS, WORKER, ChaosCluster
 from triton_distributed.testing.chaos.disk import private_mounts
 from triton_distributed.testing.chaos.injector import LINUX_ONLY, ON_TCP, PROXIED
 from triton_distributed.testing.chaos.journal import FileJournal
@@ -92,6 +92,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--direct", action="store_true", help="no proxies: workers choose their own addresses")
     parser.add_argument("--discovery", choices=("file", "etcd"), default="file", help="an etcd is started for it")
     parser.add_argument("--plane", choices=("direct", "nats"), default="direct", help="a NATS server is started for it")
+    parser.add_argument("--loop", choices=("uvloop", "asyncio"), default="uvloop", help="of client and workers")
     parser.add_argument("--calls-per-s", type=float, default=40.0, help="calls that begin in a second (default: 40)")
     parser.add_argument("--faults-per-s", type=float, default=1.0, help="faults, on average (default: 1)")
     parser.add_argument("--spare", type=int, default=1, help="workers that are well at every moment (default: 1)")
@@ -133,6 +134,7 @@ def run(arguments: argparse.Namespace) -> int:
     async def go() -> Report:
         async with servers(arguments.discovery, arguments.plane) as settings:
             cluster = ChaosCluster(
+                [*WORKER, "--loop", arguments.loop, JOURNAL],
                 workers=arguments.workers,
                 network=arguments.network,
                 proxied=proxied,
@@ -143,7 +145,9 @@ def run(arguments: argparse.Namespace) -> int:
             async with cluster:
                 return await judged(cluster, faults, calls, spare=arguments.spare)
 
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+    with asyncio.Runner(
+        loop_factory=asyncio.new_event_loop if arguments.loop == "asyncio" else new_event_loop
+    ) as runner:
         report = runner.run(go())
     print(report.table())
     if report.violations:
@@ -154,7 +158,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _words(arguments: argparse.Namespace) -> list[str]:
     """The command line that repeats the run."""
     words = []
-    for name in ("seed", "seconds", "workers", "kinds", "network", "direct", "discovery", "plane", "calls_per_s",
+    for name in ("seed", "seconds", "workers", "kinds", "network", "direct", "discovery", "plane", "loop", "calls_per_s",
                  "faults_per_s", "spare"):  # fmt: skip
         value = getattr(arguments, name)
         option = f"--{name.replace('_', '-')}"

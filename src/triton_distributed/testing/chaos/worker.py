@@ -47,10 +47,10 @@ def main(made: Callable[[Journal], Callable[..., Any]] = handler) -> None:
     """
     parser = argparse.ArgumentParser(description="A worker of a chaos run.")
     parser.add_argument("journal", type=Path, help="where its handlers write down which requests they begin")
-    parser.add_argument("--asyncio", action="store_true", help="run on asyncio's own loop, not on uvloop's")
+    parser.add_argument("--loop", choices=("uvloop", "asyncio"), default="uvloop", help="uvloop where it is installed")
     arguments = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
-    factory = asyncio.new_event_loop if arguments.asyncio else new_event_loop
+    factory = asyncio.new_event_loop if arguments.loop == "asyncio" else new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(serve(arguments.journal, made))
 
