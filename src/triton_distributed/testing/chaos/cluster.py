@@ -45,8 +45,8 @@ class ChaosCluster:
     just then does).
 
     Args:
-        command: of a worker, which calls `obey(runtime)` before it serves; `JOURNAL` in it is filled in. By default the one that serves
-            `requests.handler` as `chaos.worker.answer`.
+        command: of a worker, which calls `obey(runtime)` before it serves; `JOURNAL` in it is filled in. By default the
+            one that serves `requests.handler` as `chaos.worker.answer`.
         workers: how many.
         network: `unix`, `tcp`, or `tls`, which is TCP with certificates made by `openssl`.
         proxied: a `FaultProxy` stands in front of each worker. Without, workers choose their addresses themselves.

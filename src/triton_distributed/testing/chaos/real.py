@@ -39,6 +39,12 @@ VARIETY = Variety(two_way=True, cancels=0.05, directly=0.05, priorities=True)
 # each piece by a tenth of one. What takes ten times as long hangs.
 LONGEST_S = 15.0
 
+# What a command line is made of that repeats a run.
+OPTIONS = (
+    "seed", "seconds", "workers", "kinds", "network", "direct", "discovery", "plane", "loop", "calls_per_s",
+    "faults_per_s", "spare",
+)  # fmt: skip
+
 
 async def judged(cluster: ChaosCluster, faults: Sequence[Fault], calls: Sequence[Plan], *, spare: int = 1) -> Report:
     """Make calls while a cluster is hurt, and judge every one of them; for clusters that serve `requests.handler`.
@@ -145,9 +151,8 @@ def run(arguments: argparse.Namespace) -> int:
             async with cluster:
                 return await judged(cluster, faults, calls, spare=arguments.spare)
 
-    with asyncio.Runner(
-        loop_factory=asyncio.new_event_loop if arguments.loop == "asyncio" else new_event_loop
-    ) as runner:
+    factory = asyncio.new_event_loop if arguments.loop == "asyncio" else new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
         report = runner.run(go())
     print(report.table())
     if report.violations:
@@ -158,8 +163,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _words(arguments: argparse.Namespace) -> list[str]:
     """The command line that repeats the run."""
     words = []
-    for name in ("seed", "seconds", "workers", "kinds", "network", "direct", "discovery", "plane", "loop", "calls_per_s",
-                 "faults_per_s", "spare"):  # fmt: skip
+    for name in OPTIONS:
         value = getattr(arguments, name)
         option = f"--{name.replace('_', '-')}"
         if value is True:
