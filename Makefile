@@ -7,10 +7,13 @@ VERSIONS ?= 3.11 3.12 3.13
 PYTEST_ARGS ?=
 WORKERS ?= 3
 FUZZ_SECONDS ?= 60
+CHAOS_SECONDS ?= 60
+CHAOS_SEED ?= 1
+CHAOS = $(PYTHON) -m triton_distributed.testing.chaos processes --seed $(CHAOS_SEED) --seconds $(CHAOS_SECONDS)
 INSTALLED_BY = pyproject.toml tools/install tools/find-python tools/get-etcd
 export TRD_BASE_PYTHON
 
-.PHONY: help demo demo-cluster test test-all check format bench fuzz soak survival scaling clean
+.PHONY: help demo demo-cluster test test-all check format bench chaos fuzz soak survival scaling clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -49,6 +52,12 @@ format: $(VENV)/.dev ## lay the code out and repair what ruff can
 bench: $(VENV)/.bench ## benchmarks against the yardstick and grpc.aio, as a table and as JSON; then files, etcd and NATS
 	$(PYTHON) -m benchmarks $(BENCH_ARGS)
 	$(PYTHON) -m benchmarks.planes
+
+chaos: $(VENV)/.test ## workers hurt on a schedule, every request judged: CHAOS_SECONDS (60) each on four networks, CHAOS_SEED (1)
+	$(CHAOS) --direct
+	$(CHAOS) --network tls
+	$(CHAOS) --network tcp --discovery etcd
+	$(CHAOS) --plane nats
 
 fuzz: $(VENV)/.fuzz ## fuzz what reads bytes from the network, for FUZZ_SECONDS (60) in all
 	$(PYTHON) -m tests.fuzz --seconds $(FUZZ_SECONDS)

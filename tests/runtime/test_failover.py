@@ -146,17 +146,18 @@ async def first_named(cluster: Cluster) -> Client:
 
 
 @pytest.mark.any_loop
-async def test_an_idempotent_call_whose_answer_had_not_ended_is_sent_again(cluster: Cluster) -> None:
-    """Its caller has seen nothing, whatever has arrived."""
+@pytest.mark.parametrize("hedge_after_s", [None, 60.0])
+async def test_half_an_answer_is_nothing_to_who_wants_the_whole(cluster: Cluster, hedge_after_s: float | None) -> None:
+    """`call` gives nothing before the end: what a lost instance had said neither keeps the request nor counts."""
     fake = await FakeWorker(answers_then_drops).start(5)
     await cluster.worker(echo)
     client = await first_named(cluster)
-    assert await patiently(client.call("again", idempotent=True)) == "again"
+    assert await patiently(client.call("again", idempotent=True, hedge_after_s=hedge_after_s)) == "again"
     assert fake.requests == 1
     with pytest.raises(StreamIncomplete) as caught:
         while True:  # as soon as it is back in rotation
             await patiently(client.call("once"))
-    assert caught.value.items == 1
+    assert caught.value.items == 0
     await fake.close()
 
 
@@ -182,6 +183,15 @@ async def test_an_idempotent_call_that_every_instance_lost_says_that_handlers_ha
     assert sum(each.requests for each in fakes) == 1 + cluster.caller.config.retries
     for each in fakes:
         await each.close()
+
+
+async def test_half_an_answer_is_not_told_as_an_item_that_the_caller_has(cluster: Cluster) -> None:
+    fake = await FakeWorker(answers_then_drops).start(5)
+    client = await cluster.client()
+    with pytest.raises(StreamIncomplete, match="had begun") as caught:
+        await patiently(client.call(1))
+    assert caught.value.items == 0
+    await fake.close()
 
 
 async def test_retries_are_bounded(cluster: Cluster) -> None:

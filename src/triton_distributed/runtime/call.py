@@ -60,7 +60,7 @@ class Call:
         instance: who was asked, the last where there were several.
         stream: the stream to it; None while none is open.
         reading: an `async for` goes over it.
-        received: items handed to the caller.
+        received: items handed to the caller, of the present instance where only the whole answer counts.
         done: the caller gets nothing more: it has ended, failed or was cancelled.
     """
 
@@ -468,7 +468,7 @@ class Call:
         # Told once, as a generator does, and not kept: an error knows the frames that know this call.
         error, self._error = self._error, None
         if isinstance(error, StreamIncomplete):
-            error.items = self.received
+            error.items = 0 if self._unary else self.received
         try:
             raise error
         finally:

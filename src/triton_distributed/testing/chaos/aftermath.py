@@ -18,8 +18,9 @@ POLL_S = 0.05
 # pages, which one run fills to 40 MB at most and further runs do not.
 GROWTH_BYTES = 160 * 1024 * 1024
 
-# libuv keeps one of these for each loop that listens or dials, to give it up when there is no other descriptor.
-RESERVED = frozenset({"/dev/null", "/"})
+# What a loop keeps for its next use: libuv one of these files, to give it up when there is no other descriptor, and
+# asyncio the threads in which it looked up names.
+RESERVED = frozenset({"/dev/null", "/", "asyncio"})
 
 # What is logged where something is wrong in the program, whatever the network does.
 _WRONG = re.compile(r"Traceback \(most recent call last\)|was never retrieved|was never awaited|Fatal Python error")
@@ -28,14 +29,19 @@ HANDLER_RAISED = "the handler raised"  # as some requests ask of it
 _NO_FDS = re.compile(r"Too many open files|out of system resource")
 
 
-def more(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
-    """What there is more of, by kind."""
+def more(now: Mapping[str, Any], before: Mapping[str, Any], kept: int = 0) -> list[str]:
+    """What there is more of, by kind.
+
+    Args:
+        now: see `control.held`, and `before`.
+        kept: idle connections that may be kept for their next use.
+    """
     found = []
     for what in ("fds", "tasks", "threads"):
         found += [
             f"{count - before[what].get(kind, 0)} {what[:-1]} more: {kind}"
             for kind, count in now[what].items()
-            if count > before[what].get(kind, 0) and kind not in RESERVED
+            if count > before[what].get(kind, 0) + (kept if kind == "socket" else 0) and kind not in RESERVED
         ]
     for what in ("streams", "sessions", "children"):
         if now.get(what, 0) > before.get(what, 0):
@@ -45,13 +51,13 @@ def more(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
     return found
 
 
-async def left_in_process(place: Place, patience_s: float) -> list[str]:
+async def left_in_process(place: Place, patience_s: float, kept: int) -> list[str]:
     """What a worker holds more than when it began to serve, once its clients are gone."""
     before = place.process.ready
     if before is None:
         return []  # it did not start, which is told
     try:
-        found = await _settled(lambda: place.process.ask("look"), before, patience_s)
+        found = await _settled(lambda: place.process.ask("look"), before, patience_s, kept)
     except WorkerEnded as error:
         return [f"{place}: {error}"]
     return [f"{place} is left with {each}" for each in found]
@@ -64,16 +70,16 @@ async def left_here(before: Mapping[str, Any], patience_s: float) -> list[str]:
     async def look() -> dict[str, Any]:
         return held(loop)
 
-    return [f"the client's process is left with {each}" for each in await _settled(look, before, patience_s)]
+    return [f"the client's process is left with {each}" for each in await _settled(look, before, patience_s, 0)]
 
 
 async def _settled(
-    look: Callable[[], Awaitable[dict[str, Any]]], before: Mapping[str, Any], patience_s: float
+    look: Callable[[], Awaitable[dict[str, Any]]], before: Mapping[str, Any], patience_s: float, kept: int
 ) -> list[str]:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + patience_s
     while True:
-        found = more(await look(), before)
+        found = more(await look(), before, kept)
         if not found or loop.time() > deadline:
             return found
         await asyncio.sleep(POLL_S)

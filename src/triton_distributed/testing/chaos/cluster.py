@@ -15,10 +15,11 @@ from typing import Self
 from triton_distributed.config import Config
 from triton_distributed.discovery.loop_thread import LoopThread
 from triton_distributed.errors import ConfigError
+from triton_distributed.external.etcd import PARALLEL
 from triton_distributed.testing.chaos.aftermath import left_here, left_in_folder, left_in_process, logged_errors
 from triton_distributed.testing.chaos.control import held
 from triton_distributed.testing.chaos.disk import SmallDisk
-from triton_distributed.testing.chaos.faults import LINUX_ONLY, ON_TCP, PROXIED, Injector
+from triton_distributed.testing.chaos.injector import LINUX_ONLY, ON_TCP, PROXIED, Injector
 from triton_distributed.testing.chaos.place import Place
 from triton_distributed.testing.chaos.processes import WorkerEnded, last_words
 from triton_distributed.testing.chaos.report import Report
@@ -26,8 +27,10 @@ from triton_distributed.testing.chaos.schedule import Fault, FaultKind
 from triton_distributed.testing.proxy import FaultProxy
 from triton_distributed.testing.servers import free_port
 
+JOURNAL = "{journal}"  # in a command: the path of the cluster's journal
+WORKER = (sys.executable, "-m", "triton_distributed.testing.chaos.worker")
 NETWORKS = ("unix", "tcp", "tls")
-SETTLE_S = 15.0  # what is closed is gone within milliseconds; sessions that nobody answers have 5 s each
+STOP_S = 15.0  # of the thread, which has nothing left to do by then
 DRAIN_TIMEOUT_S = 10  # of the workers: below `place.DRAIN_S`, above what a request of `requests.plans` takes
 
 # Linux takes connections on all of 127.0.0.0/8, and an outgoing one never takes a port of this address by itself.
@@ -42,14 +45,16 @@ class ChaosCluster:
     just then does).
 
     Args:
-        command: of a worker, which calls `obey(runtime)` before it serves; by default the one that serves
-            `requests.handler` as `worker.ENDPOINT`.
+        command: of a worker, which calls `obey(runtime)` before it serves; `JOURNAL` in it is filled in. By default the
+            one that serves `requests.handler` as `chaos.worker.answer`.
         workers: how many.
         network: `unix`, `tcp`, or `tls`, which is TCP with certificates made by `openssl`.
         proxied: a `FaultProxy` stands in front of each worker. Without, workers choose their addresses themselves.
         small_disk: discovery's folder is a file system that can be filled, see `disk.private_mounts`.
         settings: further variables of workers and clients, e.g. `ETCD_ENDPOINTS`.
         recovery_s: seconds after a fault, or a successor's start, that clients may need to find a worker well.
+        settle_s: seconds after which what is still held when clients are gone counts as left. What is closed is gone
+            within milliseconds, but a session that nobody answers has 5 s.
 
     Attributes:
         folder: journals and logs; removed at the end.
@@ -71,6 +76,7 @@ class ChaosCluster:
         small_disk: bool = False,
         settings: Mapping[str, str] | None = None,
         recovery_s: float = 0.5,
+        settle_s: float = 15.0,
     ) -> None:
         if workers < 1:
             raise ConfigError("workers", workers, "at least 1")
@@ -78,12 +84,13 @@ class ChaosCluster:
             raise ConfigError("network", network, f"one of {', '.join(NETWORKS)}")
         self.folder = Path(tempfile.mkdtemp(prefix="trd-chaos-"))
         self.journal = self.folder / "journal"
-        own = [sys.executable, "-m", "triton_distributed.testing.chaos.worker", str(self.journal)]
-        self._command = list(command) if command is not None else own
+        command = (*WORKER, JOURNAL) if command is None else command
+        self._command = [each.replace(JOURNAL, str(self.journal)) for each in command]
         self._workers, self._network, self._proxied, self._recovery_s = workers, network, proxied, recovery_s
         self._directory = self.folder / "d"
         self._directory.mkdir(mode=0o700)
-        self._small_disk, self._disk = small_disk, None if not small_disk else SmallDisk(self._directory)
+        self._disk = SmallDisk(self._directory) if small_disk else None
+        self._settle_s = settle_s
         self.settings = {
             "TRD_DIR": str(self._directory),
             "TRD_DRAIN_TIMEOUT_S": str(DRAIN_TIMEOUT_S),
@@ -122,7 +129,7 @@ class ChaosCluster:
         thread, self._thread = self._thread, None
         if thread is not None:
             await thread.call(self._end)
-            await thread.stop(SETTLE_S)
+            await thread.stop(STOP_S)
         if self._disk is not None:
             self._disk.unmount()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -170,7 +177,7 @@ class ChaosCluster:
         if not calling.cancelled():
             calling.result()
         await self._thread.call(self._look_and_finish)
-        self.violations += await left_here(before, SETTLE_S)  # the thread has closed its proxies' connections
+        self.violations += await left_here(before, self._settle_s)  # the thread has closed its proxies' connections
         return Report(
             faults=injector.done,
             left_out=injector.left_out,
@@ -233,8 +240,9 @@ class ChaosCluster:
             each.heal()
 
     async def _look_and_finish(self) -> None:
+        kept = PARALLEL if self.config.discovery == "etcd" else 0
         for each in self._places:
-            self.violations += await left_in_process(each, SETTLE_S)
+            self.violations += await left_in_process(each, self._settle_s, kept)
         for each in self._places:
             await each.finish()
             self.violations += logged_errors(each.log, str(each))

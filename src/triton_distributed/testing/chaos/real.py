@@ -13,14 +13,14 @@ from typing import Any
 from triton_distributed.errors import ConfigError
 from triton_distributed.runtime import DistributedRuntime
 from triton_distributed.testing.chaos.caller import make_calls
-from triton_distributed.testing.chaos.cluster import NETWORKS, ChaosCluster
+from triton_distributed.testing.chaos.cluster import JOURNAL, NETWORKS, WORKER, ChaosCluster
 from triton_distributed.testing.chaos.disk import private_mounts
-from triton_distributed.testing.chaos.faults import LINUX_ONLY, ON_TCP, PROXIED
+from triton_distributed.testing.chaos.injector import LINUX_ONLY, ON_TCP, PROXIED
+from triton_distributed.testing.chaos.journal import FileJournal
 from triton_distributed.testing.chaos.oracle import Oracle
 from triton_distributed.testing.chaos.report import Report
-from triton_distributed.testing.chaos.requests import Plan, Variety, plans
+from triton_distributed.testing.chaos.requests import ENDPOINT, TWO_WAY, Plan, Variety, plans
 from triton_distributed.testing.chaos.schedule import Fault, FaultKind, Recovery, schedule
-from triton_distributed.testing.chaos.worker import ENDPOINT, TWO_WAY, FileJournal
 from triton_distributed.testing.servers import EtcdServer, NatsServer
 
 try:
@@ -38,6 +38,12 @@ VARIETY = Variety(two_way=True, cancels=0.05, directly=0.05, priorities=True)
 # A call may be with a worker that is stopped for a second, again after it has moved, and over a connection that delays
 # each piece by a tenth of one. What takes ten times as long hangs.
 LONGEST_S = 15.0
+
+# What a command line is made of that repeats a run.
+OPTIONS = (
+    "seed", "seconds", "workers", "kinds", "network", "direct", "discovery", "plane", "loop", "calls_per_s",
+    "faults_per_s", "spare",
+)  # fmt: skip
 
 
 async def judged(cluster: ChaosCluster, faults: Sequence[Fault], calls: Sequence[Plan], *, spare: int = 1) -> Report:
@@ -92,6 +98,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--direct", action="store_true", help="no proxies: workers choose their own addresses")
     parser.add_argument("--discovery", choices=("file", "etcd"), default="file", help="an etcd is started for it")
     parser.add_argument("--plane", choices=("direct", "nats"), default="direct", help="a NATS server is started for it")
+    parser.add_argument("--loop", choices=("uvloop", "asyncio"), default="uvloop", help="of client and workers")
     parser.add_argument("--calls-per-s", type=float, default=40.0, help="calls that begin in a second (default: 40)")
     parser.add_argument("--faults-per-s", type=float, default=1.0, help="faults, on average (default: 1)")
     parser.add_argument("--spare", type=int, default=1, help="workers that are well at every moment (default: 1)")
@@ -133,6 +140,7 @@ def run(arguments: argparse.Namespace) -> int:
     async def go() -> Report:
         async with servers(arguments.discovery, arguments.plane) as settings:
             cluster = ChaosCluster(
+                [*WORKER, "--loop", arguments.loop, JOURNAL],
                 workers=arguments.workers,
                 network=arguments.network,
                 proxied=proxied,
@@ -143,7 +151,8 @@ def run(arguments: argparse.Namespace) -> int:
             async with cluster:
                 return await judged(cluster, faults, calls, spare=arguments.spare)
 
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+    factory = asyncio.new_event_loop if arguments.loop == "asyncio" else new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
         report = runner.run(go())
     print(report.table())
     if report.violations:
@@ -154,8 +163,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _words(arguments: argparse.Namespace) -> list[str]:
     """The command line that repeats the run."""
     words = []
-    for name in ("seed", "seconds", "workers", "kinds", "network", "direct", "discovery", "plane", "calls_per_s",
-                 "faults_per_s", "spare"):  # fmt: skip
+    for name in OPTIONS:
         value = getattr(arguments, name)
         option = f"--{name.replace('_', '-')}"
         if value is True:

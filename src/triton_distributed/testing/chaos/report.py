@@ -34,12 +34,16 @@ class Report:
 
     def table(self) -> str:
         """As text of a few lines, the violations behind them."""
-        rows = [
-            ("faults", f"{self.faults.total()}: {_counts(self.faults)}"),
-            ("left out", f"{self.left_out}, too few workers were well"),
-            ("requests", f"{self.outcomes.total()}: {_counts(self.outcomes)}"),
-            ("worst gap", f"{self.worst_gap_s:.2f} s without an answer"),
-            ("worst call", f"{self.worst_call_s:.2f} s until its last item"),
+        rows = [("faults", f"{self.faults.total()}: {_counts(self.faults)}")]
+        if self.left_out:
+            rows.append(("left out", f"{self.left_out}, too few workers were well"))
+        if self.outcomes:
+            rows += [
+                ("requests", f"{self.outcomes.total()}: {_counts(self.outcomes)}"),
+                ("worst gap", f"{self.worst_gap_s:.2f} s without an answer"),
+                ("worst call", f"{self.worst_call_s:.2f} s until its last item"),
+            ]
+        rows += [
             ("run", f"{self.seconds:.1f} s"),
             ("verdict", f"{len(self.violations)} violations" if self.violations else "good"),
         ]

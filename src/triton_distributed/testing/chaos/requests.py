@@ -11,6 +11,9 @@ from typing import Any, Protocol
 
 import msgspec
 
+# What the workers of a run serve: `handler`, and `echo`.
+ENDPOINT, TWO_WAY = "chaos.worker.answer", "chaos.worker.echo"
+
 
 class Shape(StrEnum):
     """What a request asks of the handler."""

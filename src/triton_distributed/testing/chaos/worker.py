@@ -5,43 +5,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import os
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from triton_distributed.runtime import DistributedRuntime
 from triton_distributed.testing.chaos.control import obey
-from triton_distributed.testing.chaos.requests import Journal, echo, handler
-
-ENDPOINT, TWO_WAY = "chaos.worker.answer", "chaos.worker.echo"
+from triton_distributed.testing.chaos.journal import FileJournal
+from triton_distributed.testing.chaos.requests import ENDPOINT, TWO_WAY, Journal, echo, handler
 
 try:
     from uvloop import new_event_loop
 except ImportError:  # no wheel for this platform
     from asyncio import new_event_loop  # type: ignore[assignment]
-
-
-class FileJournal:
-    """A journal that several processes write and that outlives them: a line a request, in one write to its end.
-
-    What was written is the kernel's, so SIGKILL loses nothing; POSIX has writes with O_APPEND never mix.
-
-    Args:
-        path: of the file; made where it is not there.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-    def began(self, request_id: int) -> None:
-        os.write(self._fd, b"%d\n" % request_id)
-
-    @staticmethod
-    def read(path: Path) -> Counter[int]:
-        """How often each request was begun; nothing where there is no file."""
-        return Counter(int(line) for line in path.read_text().split()) if path.exists() else Counter()
 
 
 async def serve(journal: Path, made: Callable[[Journal], Callable[..., Any]] = handler) -> None:
@@ -71,10 +47,10 @@ def main(made: Callable[[Journal], Callable[..., Any]] = handler) -> None:
     """
     parser = argparse.ArgumentParser(description="A worker of a chaos run.")
     parser.add_argument("journal", type=Path, help="where its handlers write down which requests they begin")
-    parser.add_argument("--asyncio", action="store_true", help="run on asyncio's own loop, not on uvloop's")
+    parser.add_argument("--loop", choices=("uvloop", "asyncio"), default="uvloop", help="uvloop where it is installed")
     arguments = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
-    factory = asyncio.new_event_loop if arguments.asyncio else new_event_loop
+    factory = asyncio.new_event_loop if arguments.loop == "asyncio" else new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(serve(arguments.journal, made))
 
