@@ -14,6 +14,7 @@ from triton_distributed.external.nats import NatsConnection, NatsOptions
 from triton_distributed.testing import NatsServer
 from triton_distributed.transport import unix as sockets
 from triton_distributed.transport.inherited import give_up
+from triton_distributed.transport.listener import stop_listening
 
 MIB = 1024 * 1024
 HOUR_S = 3600.0
@@ -24,7 +25,7 @@ def local(folder: Path, id: int, max_message_bytes: int = 64 * MIB, check_s: flo
     return LocalEvents(
         folder,
         private=private_folder,
-        sockets=UnixSockets(sockets.reachable, sockets.listen, sockets.remove, give_up),
+        sockets=UnixSockets(sockets.reachable, sockets.listen, stop_listening, sockets.remove, give_up),
         id=id,
         max_message_bytes=max_message_bytes,
         check_s=check_s,

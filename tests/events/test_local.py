@@ -238,6 +238,25 @@ async def test_a_stranger_at_the_socket_disturbs_nobody(planes: Makes, trd_dir: 
     assert await subscription.get(PATIENCE_S) == b"1"
 
 
+@pytest.mark.any_loop
+@pytest.mark.parametrize("turns_before", range(8))
+async def test_a_publisher_that_connects_as_the_subscriber_ends_is_not_left(
+    planes: Makes, trd_dir: Path, turns_before: int
+):
+    plane = planes()
+    await plane.subscribe("s")
+    with socket.socket(socket.AF_UNIX) as publisher:
+        publisher.setblocking(False)
+        publisher.connect(str(next((trd_dir / "events").glob("*.sock"))))
+        await turns(turns_before)
+        await plane.close()
+        loop = asyncio.get_running_loop()
+        try:
+            assert await patiently(loop.sock_recv(publisher, 1)) == b""
+        except ConnectionResetError:
+            pass  # it was never accepted
+
+
 async def test_an_event_that_the_subscriber_does_not_take(planes: Makes, caplog):
     publishes, subscribes = planes(), planes(max_message_bytes=1000)
     subscription = await subscribes.subscribe("a")

@@ -33,13 +33,14 @@ CHECK_S = 60.0  # between looks whether somebody has emptied the folder under us
 
 @dataclass(frozen=True, slots=True)
 class UnixSockets:
-    """What is needed of Unix sockets, as `transport.unix` and `transport.inherited` have it."""
+    """What is needed of Unix sockets, as `transport.unix`, `transport.listener` and `transport.inherited` have it."""
 
     reachable: Callable[[Path], AbstractContextManager[str]]
     listen: Callable[
         [asyncio.AbstractEventLoop, Path, Callable[[], asyncio.Protocol]],
         Awaitable[tuple[asyncio.AbstractServer, int]],
     ]
+    stop: Callable[[asyncio.AbstractEventLoop, asyncio.AbstractServer], None]
     remove: Callable[[Path, int], None]
     give_up: Callable[[Any], None]
 
@@ -209,7 +210,7 @@ class LocalEvents:
         path = self._folder.socket(self._id)
         server = await self._sockets.listen(loop, path, lambda: _Incoming(self))
         if self._closed:
-            server[0].close()
+            self._sockets.stop(loop, server[0])
             self._sockets.remove(path, server[1])
             raise RuntimeClosed("events")
         self._server = server
@@ -222,7 +223,7 @@ class LocalEvents:
         loop = asyncio.get_running_loop()
         self._check = loop.call_later(self._check_s, self._look)
         if not self._folder.socket(self._id).exists() and self._server is not None:
-            self._server[0].close()  # connections that were made are kept
+            self._sockets.stop(loop, self._server[0])  # connections that were made are kept
             self._server = None
             task = loop.create_task(self._restore())
             self._opening.add(task)
@@ -257,7 +258,7 @@ class LocalEvents:
         server, self._server = self._server, None
         if server is not None:
             self._sockets.remove(self._folder.socket(self._id), server[1])
-            server[0].close()
+            self._sockets.stop(asyncio.get_running_loop(), server[0])
         for incoming in list(self._incoming):
             incoming.close()
         await self._say_the_rest()
@@ -287,8 +288,10 @@ class LocalEvents:
         self._own.deliver(subject, data, lost)
 
     def joined(self, incoming: _Incoming) -> FrameReader:
-        """A publisher has connected."""
+        """A publisher has connected; where that was accepted just before the end, it is closed."""
         self._incoming.add(incoming)
+        if self._closed:
+            incoming.close()
         return FrameReader(self._max_message_bytes, self.arrived)
 
     def parted(self, incoming: _Incoming) -> None:

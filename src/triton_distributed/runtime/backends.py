@@ -22,6 +22,7 @@ from triton_distributed.external.nats import NatsConnection, NatsOptions
 from triton_distributed.external.tls import TlsFiles
 from triton_distributed.transport import unix
 from triton_distributed.transport.inherited import give_up
+from triton_distributed.transport.listener import stop_listening
 from triton_distributed.transport.network import Later, Networks
 from triton_distributed.transport.tls import SessionTls
 
@@ -126,7 +127,7 @@ def make_events(config: Config, nats: NatsConnection, instance_id: int) -> Event
         plane = local.LocalEvents(
             Path(config.directory),
             private=private_folder,
-            sockets=local.UnixSockets(unix.reachable, unix.listen, unix.remove, give_up),
+            sockets=local.UnixSockets(unix.reachable, unix.listen, stop_listening, unix.remove, give_up),
             id=instance_id,
             max_message_bytes=config.max_message_bytes,
         )
