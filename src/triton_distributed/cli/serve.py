@@ -162,9 +162,5 @@ class Announced:
     async def watch(self, endpoint: EndpointName | None, sink: Sink) -> Watch:
         return await self._inner.watch(endpoint, sink)
 
-    def mark(self, instance: Instance, busy: bool) -> None:
-        if isinstance(self._inner, Marking):
-            self._inner.mark(instance, busy)
-
     async def close(self) -> None:
         await self._inner.close()

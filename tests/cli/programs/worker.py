@@ -32,7 +32,7 @@ async def one_then_wait(request):
         raise
 
 
-async def stuck(fifo):
+async def blocked(fifo):
     """Blocks the event loop until somebody has opened and closed the other end of a named pipe."""
     return Path(fifo).read_text() or "done"
 
