@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
 import stat
-import time
 
 import pytest
 
 from tests.cli.command import READY
-from tests.timing import MS
 
 
 @pytest.mark.parametrize(
@@ -174,21 +171,6 @@ def test_takes_no_more_than_it_is_told_to(trd):
     assert "max_inflight=1, max_queue=0" in said.err
     first.signal(signal.SIGINT)
     assert first.end().status == 130
-
-
-def test_a_handler_that_blocks_the_loop_has_the_instance_marked_busy(trd, trd_dir):
-    worker = trd.serve("worker:stuck", "a.b.c")
-    call = trd.start("call", "a.b.c", str(3000 * MS))
-
-    def busy() -> bool:
-        (record,) = (each for each in (trd_dir / "instances").iterdir() if not each.name.startswith("."))
-        return bool(json.loads(record.read_bytes()).get("busy"))
-
-    while not busy():
-        assert call.process.poll() is None, "it was never marked, and its loop turns again"
-        time.sleep(10 * MS)
-    assert call.end().lines == ['"free"']
-    assert "stuck at " in worker.stop().err
 
 
 def test_with_static_discovery_the_id_is_the_lists(trd, trd_dir):

@@ -260,3 +260,61 @@ async def test_corrupt(service, at, says):
             await bodies(await caller.call(proxy.address, b"count 1"))
         proxy.up.corrupt_at = None
         assert await numbers(await caller.call(proxy.address, b"count 2")) == [0, 1]
+
+
+# --- what happens to connections that are open already ----------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def parroted():
+    """A proxy in front of a TCP server that sends back what it gets, and a connection through it that has carried 7 bytes."""
+
+    async def parrot(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1000):
+                writer.write(data)
+        writer.close()
+
+    server = await asyncio.start_server(parrot, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, FaultProxy(f"tcp://127.0.0.1:{port}") as proxy:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(proxy.address.rpartition(":")[2]))
+        writer.write(b"seventh")
+        assert await reader.readexactly(7) == b"seventh"
+        yield proxy, reader, writer
+        writer.close()
+
+
+async def test_an_open_connection_is_reset_after_so_many_bytes_more():
+    async with asyncio.timeout(PATIENCE_S), parroted() as (proxy, reader, writer):
+        proxy.truncate_after(5)
+        assert proxy.threatened == 1
+        writer.write(b"no further")
+        with pytest.raises(ConnectionResetError):
+            while await reader.read(100):
+                pass
+            raise AssertionError("an orderly end tells that nothing was lost")
+        await nothing_left(proxy)
+        assert proxy.threatened == 0
+
+
+async def test_a_byte_of_an_open_connection_is_turned_once():
+    async with asyncio.timeout(PATIENCE_S), parroted() as (proxy, reader, writer):
+        proxy.corrupt_after(2)
+        (link,) = proxy._links.values()
+        link.server.corrupt_at = None  # on its way back it would be turned into what it was
+        writer.write(b"aXbYc")
+        assert await reader.readexactly(5) == b"aX" + bytes((ord("b") ^ 0xFF,)) + b"Yc"
+        assert proxy.threatened == 1  # until it is closed
+        writer.write(b"whole")
+        assert await reader.readexactly(5) == b"whole"
+
+
+async def test_what_did_not_happen_yet_is_taken_back():
+    async with asyncio.timeout(PATIENCE_S), parroted() as (proxy, reader, writer):
+        proxy.truncate_after(3)
+        proxy.corrupt_after(1)
+        proxy.spare()
+        assert proxy.threatened == 0
+        writer.write(b"all of it")
+        assert await reader.readexactly(9) == b"all of it"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import datetime
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -42,11 +41,6 @@ def gated(fifo):
     yield "begun"
     Path(fifo).read_text()
     yield "done"
-
-
-async def stuck(request):
-    time.sleep(request)
-    return "free"
 
 
 async def fail(request):

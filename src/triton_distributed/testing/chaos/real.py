@@ -33,7 +33,8 @@ except ImportError:  # no wheel for this platform
 RECOVERY = Recovery(restart_s=1.5, other_s=0.5)
 
 
-VARIETY = Variety(two_way=True, cancels=0.05, directly=0.05, priorities=True)
+# Not the largest items: dozens of a megabyte on one stream take longer than any fault where the machine is busy.
+VARIETY = Variety(largest=2**18, two_way=True, cancels=0.05, directly=0.05, priorities=True)
 
 # A call may be with a worker that is stopped for a second, again after it has moved, and over a connection that delays
 # each piece by a tenth of one. What takes ten times as long hangs.
