@@ -177,7 +177,7 @@ def test_takes_no_more_than_it_is_told_to(trd):
 
 
 def test_a_handler_that_blocks_the_loop_has_the_instance_marked_busy(trd, trd_dir):
-    worker = trd.serve("worker:stuck", "a.b.c")
+    worker = trd.serve("worker:stuck_for", "a.b.c")
     call = trd.start("call", "a.b.c", str(3000 * MS))
 
     def busy() -> bool:

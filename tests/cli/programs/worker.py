@@ -44,7 +44,8 @@ def gated(fifo):
     yield "done"
 
 
-async def stuck(request):
+async def stuck_for(request):
+    """Blocks the event loop for so many seconds."""
     time.sleep(request)
     return "free"
 
