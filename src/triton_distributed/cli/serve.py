@@ -148,6 +148,8 @@ class Announced:
         self._inner = inner
         self.where = inner.where
         self.registered: asyncio.Future[Instance] = asyncio.get_running_loop().create_future()
+        if isinstance(inner, Marking):  # what says so by having `mark`, whose watchdog would otherwise tell nobody
+            self.mark = inner.mark
 
     async def register(self, instance: Instance) -> None:
         await self._inner.register(instance)
