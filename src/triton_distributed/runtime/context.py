@@ -44,7 +44,7 @@ class Context:
     _stopped = False
     _killed = False
     _waiters: list[asyncio.Future[None]] | None = None
-    _calls: set[Cancellable] | None = None  # bounded by the calls that are open
+    _calls: dict[Cancellable, None] | None = None  # in order; bounded by the calls that are open
 
     def __init__(self, id: str | None = None, metadata: Mapping[str, Any] | None = None) -> None:
         if id is not None:
@@ -130,8 +130,8 @@ class Context:
     def attach(self, call: Cancellable) -> None:
         """`call` is made on behalf of this context."""
         if self._calls is None:
-            self._calls = set()
-        self._calls.add(call)
+            self._calls = {}
+        self._calls[call] = None
         if self._killed:
             call.cancel()
         elif self._stopped:
@@ -140,7 +140,7 @@ class Context:
     def detach(self, call: Cancellable) -> None:
         """`call` is over."""
         if self._calls is not None:
-            self._calls.discard(call)
+            self._calls.pop(call, None)
 
     def __repr__(self) -> str:
         state = "killed" if self._killed else "stopped" if self._stopped else "running"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from triton_distributed.config import Config
-from triton_distributed.discovery import Marking
+from triton_distributed.discovery import Discovery, Marking
 from triton_distributed.errors import DiscoveryError, ForkError, RuntimeClosed
 from triton_distributed.names import MAX_INSTANCE_ID, EndpointName, Instance
 from triton_distributed.observe import LoopStats, Stats, Watchdog
@@ -38,6 +38,7 @@ from triton_distributed.runtime.threads import HandlerThreads
 from triton_distributed.runtime.token import CancellationToken
 from triton_distributed.runtime.view import EndpointView
 from triton_distributed.transport.inherited import give_up
+from triton_distributed.transport.network import Networks
 from triton_distributed.transport.pool import SessionPool
 
 logger = logging.getLogger("triton_distributed.runtime")
@@ -51,6 +52,8 @@ class DistributedRuntime:
     Args:
         event_loop: the running loop, the default.
         config: settings; by default those of the environment.
+        discovery: in place of what the settings name, e.g. a test's own; it is closed with the runtime.
+        networks: by scheme, what serves addresses beside sockets and what the settings name.
 
     Raises:
         ConfigError: a setting cannot be used.
@@ -60,12 +63,20 @@ class DistributedRuntime:
     and closes one; otherwise `await runtime.close()`.
     """
 
-    def __init__(self, event_loop: asyncio.AbstractEventLoop | None = None, *, config: Config | None = None) -> None:
+    def __init__(
+        self,
+        event_loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        config: Config | None = None,
+        discovery: Discovery | None = None,
+        networks: Networks | None = None,
+    ) -> None:
         self._loop = event_loop or asyncio.get_running_loop()
         self.config = config = config or Config.from_env()
-        self.rng = random.Random()
+        # A loop of virtual time has its own, so that a run repeats itself: see `testing.virtual_time`.
+        self.rng: random.Random = getattr(self._loop, "rng", None) or random.Random()
         self.instance_id = self.rng.randint(1, MAX_INSTANCE_ID)
-        self.discovery = make_discovery(config)
+        self.discovery = discovery or make_discovery(config)
         self.nats = make_nats(config)
         self.events = RuntimeEvents(
             lambda: make_events(config, self.nats, self.instance_id),
@@ -75,7 +86,7 @@ class DistributedRuntime:
         )
         tls = make_tls(config)
         sessions = Sessions(self._loop, config, self.rng)
-        self._networks = make_networks(self._loop, config, self.nats)
+        self._networks = {**make_networks(self._loop, config, self.nats), **(networks or {})}
         self._views: dict[EndpointName, EndpointView] = {}
         self._opening: dict[EndpointName, asyncio.Task[EndpointView]] = {}
         self.prober = Prober(self._loop, _Values(self._views))
@@ -101,7 +112,7 @@ class DistributedRuntime:
         self._watchdog = Watchdog(self._loop, config.watchdog_s, self._mark)
         self._signals = DrainSignals(self._loop, self.shutdown, self._running)
         self._token = CancellationToken()
-        self._tasks: set[asyncio.Task[Any]] = set()  # bounded by calls, clients and endpoints
+        self._tasks: dict[asyncio.Task[Any], None] = {}  # in order; bounded by calls, clients and endpoints
         self._starting: set[asyncio.Task[ServedEndpoint]] = set()
         self._serving: set[asyncio.Task[None]] = set()
         self._stopped: asyncio.Future[None] = self._loop.create_future()
@@ -322,8 +333,8 @@ class DistributedRuntime:
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `work` in a task that the runtime keeps and ends with itself."""
         task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
         return task
 
     def shutdown(self) -> None:

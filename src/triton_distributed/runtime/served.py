@@ -47,7 +47,7 @@ class ServedEndpoint:
     Attributes:
         instance: what is registered.
         admission: who waits.
-        running: the requests whose handlers run.
+        running: the requests whose handlers run, in the order in which they were let in.
         draining: no further request is let in.
         registered: discovery has taken it in; it may have been paused since.
     """
@@ -71,7 +71,7 @@ class ServedEndpoint:
         self.admission = Admission(max_inflight, max_queue)
         self.draining = self.registered = False
         self.graceful, self.on_exit = graceful, on_exit
-        self.running: set[Serving] = set()
+        self.running: dict[Serving, None] = {}
         self.stats = Stats()
         self._reported: dict[str, tuple[float, int]] = {}  # type of error → when it was logged, how many since
         self.context = contextvars.copy_context()  # every handler begins in a copy of it
@@ -118,7 +118,7 @@ class ServedEndpoint:
 
     def _start(self, serving: Serving) -> None:
         """Tell the caller that the handler begins, then let it begin in a later step of the loop."""
-        self.running.add(serving)
+        self.running[serving] = None
         self.stats.inflight += 1
         admission = self.admission
         if admission.max_inflight is not None:
@@ -130,7 +130,7 @@ class ServedEndpoint:
 
     def finished(self, serving: Serving) -> None:
         """A handler has ended: the next in the queue may begin."""
-        self.running.discard(serving)
+        self.running.pop(serving, None)
         self.stats.inflight -= 1
         if serving.started:
             self._learn(serving)

@@ -48,7 +48,7 @@ class Listener:
         host_timeout_s: seconds after which a TCP session to a host that is gone ends.
 
     Attributes:
-        sessions: those that are open, whichever way they came.
+        sessions: those that are open, in the order in which they came.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Listener:
         self._stops: list[Callable[[], object]] = []  # what to do when listening ends; both at most one an address
         self._stopped = False
         self._liveness = Liveness(loop, lambda: self.sessions, health_timeout_s, host_timeout_s, None)
-        self.sessions: set[Session] = set()
+        self.sessions: dict[Session, None] = {}
 
     async def listen(self, address: Address) -> Address:
         """Begin to listen on one more address; TCP port 0 takes any free one.
@@ -107,7 +107,7 @@ class Listener:
 
     def _accept(self) -> Session:
         session = self._factory(self.forget)
-        self.sessions.add(session)
+        self.sessions[session] = None
         if self._stopped:
             session.refused = "the worker is shutting down"
         elif len(self.sessions) > self._max_sessions:
@@ -122,7 +122,7 @@ class Listener:
     def forget(self, session: Session, reason: str) -> None:
         """`session` is gone, or asks for no more streams."""
         if session.lost is not None:
-            self.sessions.discard(session)
+            self.sessions.pop(session, None)
             if session.turned_away:
                 self._refusals.note(session.address, reason)
 

@@ -58,6 +58,7 @@ class NatsTransport(asyncio.Transport):
         window: bytes that the other end may send unacknowledged.
         opened: done when the other end has answered; None at the end that answers.
         subscription: the client library's, of `subject`.
+        complete: see `transport.remainder`.
     """
 
     reads_in_place = False
@@ -70,6 +71,7 @@ class NatsTransport(asyncio.Transport):
         self.subject, self.window = subject, window
         self.opened: asyncio.Future[None] | None = None
         self.subscription: Any = None
+        self.complete = True
         self._peer = ""  # the subject of the other end; empty until it is known
         self._peer_window = 0
         self._next = self._expected = 0  # numbers of the DATA to send and to receive next
@@ -209,10 +211,13 @@ class NatsTransport(asyncio.Transport):
         if self.opened is not None and not self.opened.done():
             self.opened.set_exception(ConnectionRefusedError("nobody listens on that subject"))
         elif not self._grace:
+            # Its messages come before the server's word; those of an outage of our own connection may be lost.
+            self.complete = not self._holding
             words = "the other end is gone: nobody listens on its subject any more"
             self._lose(ConnectionResetError(words), tell=None)
 
     def _broken(self, what: str) -> None:
+        self.complete = False
         words = f"messages of the session {what}"
         self._lose(ConnectionResetError(words), tell=words)
 
@@ -226,6 +231,7 @@ class NatsTransport(asyncio.Transport):
         self._heard = False
         self._grace = max(0, self._grace - 1)
         if self._silent >= SILENT_BEATS:
+            self.complete = False
             words = f"nothing was heard of the other end for {self._silent} beats"
             self._lose(ConnectionResetError(words), tell=words)
             return
@@ -270,6 +276,7 @@ class NatsTransport(asyncio.Transport):
 
     def fail(self, words: str) -> None:
         """End it because the connection is of no use any more."""
+        self.complete = False
         self._lose(ConnectionResetError(words), tell=None)
 
     def _lose(self, error: Exception | None, tell: str | None = "") -> None:

@@ -60,8 +60,8 @@ class SessionPool:
         self._networks = networks or {}
         self._live: dict[Addresses, Session] = {}
         self._dialling: dict[Addresses, asyncio.Task[Session]] = {}
-        self._greeting: set[Session] = set()  # connected or about to be, at most one a dial
-        self._parted: set[Session] = set()  # going away with streams still open
+        self._greeting: dict[Session, None] = {}  # connected or about to be, at most one a dial
+        self._parted: dict[Session, None] = {}  # going away with streams still open
         self._closed = False
         self._health_timeout_s = health_timeout_s
         self._liveness = Liveness(
@@ -129,7 +129,7 @@ class SessionPool:
             attempts.append(("no address", "it listens on Unix sockets of another host only, set TRD_LISTEN there"))
         for address in addresses[:MOST_ADDRESSES]:
             session = self._factory(address, lambda lost, reason: self._lost(addresses, lost, reason))
-            self._greeting.add(session)
+            self._greeting[session] = None
             try:
                 async with asyncio.timeout(self._timeout_s):
                     await join(self._loop, Address.parse(address), session, self._tls, self._networks)
@@ -154,17 +154,17 @@ class SessionPool:
                     return session
                 attempts.append((address, session.lost or (session.going or (0, "it takes no calls"))[1]))
             finally:
-                self._greeting.discard(session)
+                self._greeting.pop(session, None)
             session.close()
         raise ConnectionFailed("a worker", attempts)
 
     def _lost(self, addresses: Addresses, session: Session, reason: str) -> None:
         if session.lost is not None:
-            self._parted.discard(session)
+            self._parted.pop(session, None)
         if self._live.get(addresses) is session:
             del self._live[addresses]
             if session.lost is None:
-                self._parted.add(session)
+                self._parted[session] = None
             if not self._closed:
                 self._on_lost(addresses, reason)
 

@@ -38,7 +38,9 @@ def read_remainder(session: Session, transport: Any, error: Exception) -> bool:
     """
     sock = transport.get_extra_info("socket")
     if sock is None:
-        return True  # a transport of numbered messages, or in memory: it delivers what came before it tells the end
+        # A transport without a socket delivers what came before it tells the end. Where that may not be all that was
+        # sent, as when numbered messages are missing, it says so.
+        return getattr(transport, "complete", True)
     left = _Left(sock)
     decrypted = getattr(transport, "decrypted", None)
     try:

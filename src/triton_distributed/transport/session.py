@@ -99,7 +99,7 @@ class Session(Connection, asyncio.Protocol):
         self._answer: asyncio.Future[None] | None = None  # to the PING that is under way
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._resumed: set[asyncio.Future[None]] = set()  # at most one a stream or call
+        self._resumed: dict[asyncio.Future[None], None] = {}  # in order; at most one a stream or call
         self._receiving = self._scheduled = False
         self._bulk: InPlaceReader | None = None
         self._parted: asyncio.Future[None] | None = None
@@ -260,11 +260,11 @@ class Session(Connection, asyncio.Protocol):
         """Wait until the kernel takes output again, or the session is gone or silent."""
         if self.paused and self.lost is None:
             waiter = self.loop.create_future()
-            self._resumed.add(waiter)
+            self._resumed[waiter] = None
             try:
                 await waiter
             finally:
-                self._resumed.discard(waiter)
+                self._resumed.pop(waiter, None)
 
     def ping(self) -> asyncio.Future[None]:
         """Ask for a sign of life. Not to be cancelled: whoever asks meanwhile waits for the same answer.

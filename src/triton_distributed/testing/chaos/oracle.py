@@ -54,7 +54,7 @@ class Oracle:
         strict: a call that may move must not fail at all: there was always a worker to move to.
         spared: whether some worker was well from one moment to another, on the run's clock; a call is judged strictly
             only where one was. By default one always was.
-        limited: the endpoint has `max_inflight`, so `Overloaded` is an answer.
+        limited: the endpoint has `max_inflight`: a worker that is well may refuse, and nothing is judged strictly.
         longest_s: seconds that a call may be held up by faults, beside its handler's pauses; none may take longer, and
             one that has more time must not run out of it.
     """
@@ -134,13 +134,11 @@ class Oracle:
         if isinstance(error, NOT_BEGUN):
             if ticket.items and not plan.resume:  # who refuses to go on with it has not begun it, another has
                 return f"{ticket.items} items had come"
-            if isinstance(error, Overloaded) and self.limited:
-                return ""
             return "there was an instance to take it" if self._strictly(ticket) else ""
         return "nobody promised this error"
 
     def _strictly(self, ticket: Ticket) -> bool:
-        return self.strict and ticket.plan.moves and self.spared(ticket.began_s, ticket.ended_s)
+        return self.strict and not self.limited and ticket.plan.moves and self.spared(ticket.began_s, ticket.ended_s)
 
     def close(self, begun: Counter[int]) -> None:
         """Judge what can only be judged at the end.
