@@ -36,6 +36,21 @@ class Errors:
         return max(0.0, self._mean + MARGIN * self._deviation)
 
 
+class Places:
+    """The handlers that one worker may run at once, of all its endpoints together.
+
+    Attributes:
+        most: how many.
+        taken: how many run, or are about to.
+    """
+
+    __slots__ = ("most", "taken")
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.taken = 0
+
+
 class Admission:
     """The queue in front of an endpoint's handlers: by priority, then by arrival.
 
