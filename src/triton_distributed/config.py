@@ -150,9 +150,9 @@ class Config:
     )
     max_requests: int = _setting(
         "TRD_MAX_REQUESTS",
-        100_000,
-        "handlers that a worker runs at once, for all sessions and endpoints together; further requests are refused, "
-        "and go elsewhere",
+        200_000,
+        "handlers that a worker runs at once, for all sessions and endpoints together; a session has at most as many "
+        "as are left. Further requests are refused, and go elsewhere",
         low=1,
     )
     max_held_bytes: int = _setting(

@@ -14,6 +14,7 @@ from tests.wire.joined import request
 from triton_distributed.transport.session import CLOSED_AT_ONCE, UNTAKEN
 from triton_distributed.transport.turns import FRAMES
 from triton_distributed.wire import frames as f
+from triton_distributed.wire.connection import MOST_WAITING_PONGS
 from triton_distributed.wire.hello import Hello
 from triton_distributed.wire.window import MADE_BYTES, SMALLEST_WINDOW, WRITE_BYTES
 
@@ -169,3 +170,20 @@ async def test_streams_beyond_the_limit_are_refused_and_not_kept():
         assert kinds.count(f.REJECT) == 990
         assert len(session.streams) == 10
         assert await numbers(await good.call(service.address, b"count 3")) == [0, 1, 2]
+
+
+async def test_a_worker_that_pings_without_reading_costs_its_client_little():
+    async def asks(worker: Any) -> None:
+        await worker.say(HELLO, *[f.frame(f.PING, 0, bytes(64)) * 1000] * 100)
+        asked.set()
+
+    asked = asyncio.Event()
+    async with answering(asks, limit=1) as address, serving() as service, calling() as caller:
+        bad = await caller.pool.connect((address,))
+        bad.paused = True  # as if the kernel took nothing
+        await asyncio.wait_for(asked.wait(), PATIENCE_S)
+        await until(lambda: len(bad.out) >= MOST_WAITING_PONGS)
+        assert await numbers(await caller.call(service.address, b"count 3")) == [0, 1, 2]
+        assert len(bad.out) <= MOST_WAITING_PONGS
+        assert bad.lost is None
+        bad._transport.abort()

@@ -17,8 +17,8 @@ from triton_distributed.wire.frames import MOST_ITEMS, array_length, array_of
 
 @pytest.fixture
 async def cluster() -> AsyncIterator[Cluster]:
-    """A worker that takes three requests at once and holds 1 MiB of them, beyond 16 KiB each."""
-    made = Cluster(max_requests=3, max_held_bytes=1 << 20, max_message_bytes=1 << 20, retries=0)
+    """A worker that takes six requests at once and holds 1 MiB of them, beyond 16 KiB each."""
+    made = Cluster(max_requests=6, max_held_bytes=1 << 20, max_message_bytes=1 << 20, retries=0)
     yield made
     await made.close()
 
@@ -28,22 +28,27 @@ async def hold(request: Any) -> AsyncIterator[int]:
     yield 0
 
 
-async def test_a_worker_takes_so_many_requests_of_all_endpoints_together(cluster: Cluster) -> None:
+async def test_a_session_has_as_many_requests_as_are_left(cluster: Cluster) -> None:
     worker = await cluster.worker(hold)
     await cluster.serve(worker, hold, "t.c.other")
+
+    def running() -> int:
+        return sum(each.inflight for each in worker.stats().values())
+
     clients = [await cluster.client(), await cluster.client("t.c.other")]
-    running = [asyncio.create_task(drained(await clients[n % 2].generate(n))) for n in range(3)]
-    await until(lambda: sum(each.inflight for each in worker.stats().values()) == 3)
+    calls = [asyncio.create_task(drained(await clients[n % 2].generate(n))) for n in range(3)]
+    await until(lambda: running() == 3)
     for client in clients:
-        with pytest.raises(Overloaded, match="3 requests run in this worker.* TRD_MAX_REQUESTS"):
+        with pytest.raises(Overloaded, match="3 of at most 6 .* 3 are of this session: see TRD_MAX_REQUESTS"):
             await patiently(drained(await client.generate(4)))
-    running.pop().cancel()
-    await until(lambda: sum(each.inflight for each in worker.stats().values()) == 2)
-    running.append(asyncio.create_task(drained(await clients[0].generate(5))))
-    await until(lambda: sum(each.inflight for each in worker.stats().values()) == 3)
-    for task in running:
+    late = await cluster.runtime().endpoint("t.c.e").client()  # another session finds room
+    calls.append(asyncio.create_task(drained(await late.generate(5))))
+    await until(lambda: running() == 4)
+    calls.pop(0).cancel()
+    await until(lambda: running() == 3)
+    for task in calls:
         task.cancel()
-    await asyncio.wait(running)
+    await asyncio.wait(calls)
 
 
 async def test_a_handler_that_is_cleaning_up_keeps_its_place(cluster: Cluster) -> None:
@@ -62,10 +67,10 @@ async def test_a_handler_that_is_cleaning_up_keeps_its_place(cluster: Cluster) -
 
     worker = await cluster.worker(slow_to_end)
     client = await cluster.client()
-    for _ in range(3):
+    for _ in range(6):
         async for _ in await client.generate(None):
             break
-    await until(lambda: cleaning == 3)
+    await until(lambda: cleaning == 6)
     with pytest.raises(Overloaded, match="TRD_MAX_REQUESTS"):
         await patiently(drained(await client.generate(None)))
     opened.set()

@@ -88,10 +88,8 @@ class ServedEndpoint:
         if self.draining:
             serving.refuse(RejectCode.DRAINING, b"it is shutting down")
             return
-        places = self._places
-        if places.taken >= places.most:
-            words = f"{places.taken:,} requests run in this worker, which is all it takes: see TRD_MAX_REQUESTS"
-            serving.refuse(RejectCode.OVERLOADED, overloaded(words))
+        if refusal := self._places.refusal(len(stream.connection.streams)):
+            serving.refuse(RejectCode.OVERLOADED, overloaded(refusal))
             return
         if timeout_s != _INFINITE:
             if not timeout_s > 0:

@@ -39,6 +39,7 @@ from triton_distributed.wire.window import (
 )
 
 GRANTED_AT_ONCE = 4  # largest messages' worth of bytes that a peer is given credit for ahead of its windows
+MOST_WAITING_PONGS = 10_000  # frames that wait, with which a PING gets no answer any more: whoever asks reads nothing
 FAREWELL = 500  # bytes of the words with which a stranger leaves that are repeated
 DIRECT = 32 * 1024  # a fragment with more than this missing is read from the socket straight into its message
 
@@ -307,7 +308,8 @@ class Connection:
         elif kind == f.PING:
             if len(payload) > 64:
                 raise RemoteProtocolError("a PING has at most 64 bytes")
-            self.send(f.frame(f.PONG, 0, payload))
+            if len(self.out) < MOST_WAITING_PONGS:
+                self.send(f.frame(f.PONG, 0, payload))
         elif kind == f.PONG:
             self.on_pong(payload)
         elif kind == f.GOAWAY and payload:
