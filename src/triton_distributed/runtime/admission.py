@@ -55,9 +55,7 @@ class Places:
         self.taken = 0
 
     def refusal(self, streams: int) -> str:
-        """Why a session with so many open streams, the newest included, gets no place for it; empty where it does."""
-        if streams <= self.most - self.taken:
-            return ""
+        """Why a session with so many open streams, the newest included, gets no place for it."""
         return (
             f"{self.taken:,} of at most {self.most:,} requests run in this worker, "
             f"and {streams - 1:,} are of this session: see TRD_MAX_REQUESTS"

@@ -88,8 +88,9 @@ class ServedEndpoint:
         if self.draining:
             serving.refuse(RejectCode.DRAINING, b"it is shutting down")
             return
-        if refusal := self._places.refusal(len(stream.connection.streams)):
-            serving.refuse(RejectCode.OVERLOADED, overloaded(refusal))
+        places, streams = self._places, stream.connection.streams
+        if len(streams) > places.most - places.taken:
+            serving.refuse(RejectCode.OVERLOADED, overloaded(places.refusal(len(streams))))
             return
         if timeout_s != _INFINITE:
             if not timeout_s > 0:

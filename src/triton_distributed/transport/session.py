@@ -101,7 +101,7 @@ class Session(Connection, asyncio.Protocol):
         self.torn = self.heard = self.holding = False
         self._turns = turns or Turns(loop)
         self.held = held
-        self._more = self._choked = False  # frames were read that are not served; nothing is read until output is taken
+        self._choked = False  # nothing is read until output is taken
         self._pauses = True  # the transport can stop to read
         self.quiet = -1
         self.unsent: set[int] = set()  # bounded by the streams
@@ -140,6 +140,9 @@ class Session(Connection, asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
         self._pauses = getattr(transport, "reads_in_place", True)
+        if not self._pauses:
+            self._turns = Turns(self.loop)
+            self._turns.frames = UNLIMITED
         if self.lost is not None:
             transport.abort()
             return
@@ -155,50 +158,44 @@ class Session(Connection, asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.heard = True
-        if self.holding:  # TLS hands over all that it has decrypted
-            self._take(data, 0)
-        else:
-            self._serve(data, self._turns.frames)
-
-    def _serve(self, data: bytes, frames: int) -> None:
-        """Serve at most so many frames; where there are more, wait for the next turn and read nothing meanwhile."""
-        more = self._take(data, frames)
-        if self.paused and len(self.out) + len(self._beginning) > UNTAKEN and self._choke():
-            self._choked = True
-            self._read(False)
-        elif more:
-            self._read(False)
-            self._turns.wait(self)
-        elif self.holding:
-            self._read(True)
+        # TLS hands over all that it has decrypted, also while this waits for its turn.
+        self._serve(data, 0 if self.holding else self._turns.frames)
 
     def take_turn(self) -> None:
         """Serve some of what was read, and wait again where that is not all."""
         if self.lost is None:
-            self.heard = True
+            self.heard, self.holding = True, False
             try:
                 self._serve(b"", FEW_FRAMES)
             except BaseException:  # as the transport does where its protocol raises; the loop reports it
                 if self._transport is not None:
                     self._transport.abort()
                 raise
+            if not self.holding:
+                self._read(True)
 
-    def _take(self, data: bytes, frames: int) -> bool:
-        """Serve at most so many frames of what was read before and of `data`. True: there is more."""
-        self._receiving, self._more = True, False
+    def _serve(self, data: bytes, frames: int) -> None:
+        """Serve at most so many frames; where there are more, wait for the next turn and read nothing meanwhile."""
+        self._receiving, more = True, False
         try:
-            if self.direct:
+            if self._direct is not None:
                 data = self.copy_direct(data)
-            self._more = self.receive_some(data, frames if self._pauses else UNLIMITED)
+            more = self.receive_some(data, frames)
         except RemoteProtocolError as error:
             self.break_off(f.GoawayCode.PROTOCOL, str(error))
         finally:
             self._receiving = False
         if self._beginning:
             self._begin()
-        if self.direct and self._bulk is None:
+        if self._direct is not None and self._bulk is None:
             self._bulk = InPlaceReader.begin(self, self._transport)
-        return self._more
+        if (more or self.paused) and not self.holding and self.lost is None:
+            if self.paused and len(self.out) + len(self._beginning) > UNTAKEN and self._choke():
+                self._choked = True
+                self._read(False)
+            elif more:
+                self._read(False)
+                self._turns.wait(self)
 
     def _read(self, wanted: bool) -> None:
         self.holding = not wanted
@@ -228,8 +225,8 @@ class Session(Connection, asyncio.Protocol):
         # An accepting end reads nothing more: it would begin handlers for a client that is gone.
         if self._dialled and self.peer is not None:
             self.paused = True  # nothing can be written any more
-            if self._more:
-                self._take(b"", UNLIMITED)
+            if self.holding:
+                self._serve(b"", UNLIMITED)
             if error is not None and self.lost is None:
                 self.torn = isinstance(error, TlsFailed) or not read_remainder(self, self._transport, error)
         if self.lost is None:
@@ -260,12 +257,13 @@ class Session(Connection, asyncio.Protocol):
 
     def _flush(self) -> None:
         self._scheduled = False
-        while not self.paused and self._transport is not None and self.lost is None:
-            data = self.take_some()
-            if data:
-                self._transport.write(data)
-            if not self._ready:
-                return
+        if self.paused or self._transport is None or self.lost is not None:
+            return
+        data = self.take_some()
+        if data:
+            self._transport.write(data)
+        if self._ready:
+            self._flush()
 
     def accept(self, stream: Stream, begin: Callable[[], None]) -> None:
         """The handler of `stream` may begin: tell the peer, and call `begin` once the kernel has those words.

@@ -40,6 +40,7 @@ from triton_distributed.wire.window import (
 
 GRANTED_AT_ONCE = 4  # largest messages' worth of bytes that a peer is given credit for ahead of its windows
 MOST_WAITING_PONGS = 10_000  # frames that wait, with which a PING gets no answer any more: whoever asks reads nothing
+WHOLE_TURNS = MADE_BYTES // TURN_BYTES  # streams that may each make what a turn takes
 FAREWELL = 500  # bytes of the words with which a stranger leaves that are repeated
 DIRECT = 32 * 1024  # a fragment with more than this missing is read from the socket straight into its message
 
@@ -157,17 +158,15 @@ class Connection:
                 done += 1
                 if size > WRITE_BYTES:
                     break
-            if done == len(ready):
-                self._ready = []
-            else:
-                del ready[:done]
+            self._ready = ready[done:]
         data = b"".join(out)
         out.clear()
         return data
 
     def forget(self, stream: StreamCore) -> None:
         """`stream` is closed."""
-        stream.let_go()
+        if stream.counted:
+            stream.let_go()
         if self.streams.pop(stream.id, None) is not None:
             self._budget.release(stream.window)
 
@@ -263,7 +262,7 @@ class Connection:
         stream.state = RECEIVED if flags & f.END else OPEN
         self.streams[number] = stream
         number_open = len(self.streams)
-        self.turn_bytes = max(SMALLEST_WINDOW, min(TURN_BYTES, MADE_BYTES // number_open))
+        self.turn_bytes = TURN_BYTES if number_open <= WHOLE_TURNS else max(SMALLEST_WINDOW, MADE_BYTES // number_open)
         if number_open > self.hello.max_streams:
             stream.abort(
                 f.REJECT,

@@ -47,6 +47,7 @@ class StreamCore:
     Attributes:
         id: its number in the session.
         state: of `wire.states.State`.
+        counted: bytes of it in the `Held` of its connection.
         credit: bytes that this end may still send; at or below 0 it waits.
         room: what it may push before it lets the loop turn, a rough measure in bytes.
         accepted: the peer has said that the handler is about to begin.
@@ -58,7 +59,6 @@ class StreamCore:
     __slots__ = (
         "_assembly",
         "_ending",
-        "_held",
         "_most",
         "_owed",
         "_queued",
@@ -67,6 +67,7 @@ class StreamCore:
         "_window",
         "accepted",
         "connection",
+        "counted",
         "credit",
         "failure",
         "id",
@@ -94,7 +95,7 @@ class StreamCore:
         self._most = max(window, connection.hello.window) + SLACK
         # Beyond this what is unread is counted, or is too much.
         self._soft = self._most if connection.held is None else FREE_BYTES
-        self._unread = self._owed = self._held = 0
+        self._unread = self._owed = self.counted = 0
         self._assembly: Assembly | None = None
         self.failure: tuple[int, int, bytes] | None = None
 
@@ -242,10 +243,10 @@ class StreamCore:
             self.on_readable()
 
     def _hold_unread(self, unread: int) -> bool:
-        more = unread - self._owed - FREE_BYTES - self._held  # what is owed was read, and its credit is not given yet
+        more = unread - self._owed - FREE_BYTES - self.counted  # what is owed was read, and its credit is not given yet
         if more > 0 and not self.hold(max(HELD_STEP, more)):
             return False
-        self._soft = min(self._most, self._owed + FREE_BYTES + self._held)
+        self._soft = min(self._most, self._owed + FREE_BYTES + self.counted)
         return True
 
     def hold(self, count: int) -> bool:
@@ -254,7 +255,7 @@ class StreamCore:
         if held is None:
             return True
         if held.take(count):
-            self._held += count
+            self.counted += count
             return True
         words = f"{held.bytes:,} bytes of requests are held here, see TRD_MAX_HELD_BYTES"
         if self.accepted:
@@ -267,9 +268,9 @@ class StreamCore:
     def let_go(self) -> None:
         """Nothing of what was counted is held any more."""
         held = self.connection.held
-        if self._held and held is not None:
-            held.bytes -= self._held
-            self._held = 0
+        if self.counted and held is not None:
+            held.bytes -= self.counted
+            self.counted = 0
             self._soft = min(self._most, self._owed + FREE_BYTES)
 
     def _assemble(self, kind: int, flags: int, payload: bytes, cost: int) -> bool:
@@ -331,7 +332,7 @@ class StreamCore:
 
     def read(self, cost: int, at_once: bool = False) -> None:
         """A received frame of `cost` was consumed: credit goes back in halves of the window, so it is seldom sent."""
-        if self._held and not self.inbox and self._assembly is None and self.accepted:
+        if self.counted and not self.inbox and self._assembly is None and self.accepted:
             self.let_go()
         self._owed = owed = self._owed + cost
         if (owed * 2 >= self._window or at_once) and not self.finished:
