@@ -13,23 +13,12 @@ from pathlib import Path
 from triton_distributed.errors import ConfigError
 from triton_distributed.transport import unix
 from triton_distributed.transport.address import Address
+from triton_distributed.transport.listener import stop_listening
 
 # Carried at once, bytes. A direction that is held up has a few of these in the proxy and is not read any further: its
 # sender is stopped as by a peer that does not read.
 CHUNK = 64 * 1024
 LINGER_NOTHING = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close sends a reset, see socket(7)
-
-
-def _stop_listening(loop: asyncio.AbstractEventLoop, server: asyncio.AbstractServer) -> None:
-    """Close a server in a later step of the loop.
-
-    asyncio hands a connection to its protocol in the step after that in which it accepted it; were the server closed
-    between them, the connection would be neither served nor closed, and its client would wait for ever.
-    """
-    for sock in getattr(server, "sockets", ()):
-        with contextlib.suppress(NotImplementedError):  # a loop that accepts in another way
-            loop.remove_reader(sock.fileno())
-    loop.call_soon(server.close)
 
 
 @dataclass(slots=True)
@@ -93,7 +82,7 @@ class FaultProxy:
     async def __aexit__(self, *exception: object) -> None:
         server, self._server = self._server, None
         if server is not None:
-            _stop_listening(asyncio.get_running_loop(), server)
+            stop_listening(asyncio.get_running_loop(), server)
         links = dict(self._links)
         for task in links:
             task.cancel()

@@ -8,6 +8,7 @@ client that behaves, which says hello at once, gets in however many there are.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import functools
 import socket
@@ -25,6 +26,19 @@ from triton_distributed.transport.refusals import Refusals
 from triton_distributed.transport.session import Session
 from triton_distributed.transport.tls import SessionTls
 from triton_distributed.wire.frames import GoawayCode
+
+
+def stop_listening(loop: asyncio.AbstractEventLoop, server: asyncio.AbstractServer) -> None:
+    """Close a server in a later step of the loop.
+
+    asyncio hands a connection to its protocol in the step after that in which it accepted it; were the server closed
+    between them, the connection would be neither served nor closed, and its client would wait for ever.
+    """
+    for sock in getattr(server, "sockets", ()):
+        with contextlib.suppress(NotImplementedError):  # a loop that accepts in another way
+            loop.remove_reader(sock.fileno())
+    loop.call_soon(server.close)
+
 
 AcceptedFactory = Callable[[Callable[[Session, str], None]], Session]
 
