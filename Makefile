@@ -13,7 +13,7 @@ CHAOS = $(PYTHON) -m triton_distributed.testing.chaos processes --seed $(CHAOS_S
 INSTALLED_BY = pyproject.toml tools/install tools/find-python tools/get-etcd
 export TRD_BASE_PYTHON
 
-.PHONY: help demo demo-cluster test test-all check format bench chaos fuzz soak survival scaling clean
+.PHONY: help demo demo-cluster test test-all check format bench chaos fuzz soak survival hostile scaling clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -67,6 +67,9 @@ soak: $(VENV)/.bench ## 20,000 calls at once, 10,000 idle streams; prints what t
 
 survival: $(VENV)/.bench ## kills, restarts and floods real workers; status 1 where a promise breaks (SURVIVAL_ARGS="--only kill")
 	$(PYTHON) -m benchmarks.survival $(SURVIVAL_ARGS)
+
+hostile: $(VENV)/.bench ## peers that mean harm against a worker and a client; ends with status 1 when a bound is broken
+	$(PYTHON) -m benchmarks.hostile $(HOSTILE_ARGS)
 
 scaling: $(VENV)/.cluster ## 10,000 simulated workers in a real etcd; writes docs/scaling.md (SCALING_ARGS="--instances 1000")
 	$(PYTHON) -m benchmarks.scaling $(SCALING_ARGS)

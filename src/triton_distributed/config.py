@@ -141,6 +141,27 @@ class Config:
     )
     max_streams: int = _setting("TRD_MAX_STREAMS", 100_000, "streams that one session may have open", low=1)
     max_sessions: int = _setting("TRD_MAX_SESSIONS", 10_000, "sessions that a worker accepts at once", low=1)
+    max_greeting: int = _setting(
+        "TRD_MAX_GREETING",
+        1_000,
+        "connections to a worker that may be without their hello at once; beyond it the one that has waited longest "
+        "gives way to the newest",
+        low=1,
+    )
+    max_requests: int = _setting(
+        "TRD_MAX_REQUESTS",
+        200_000,
+        "handlers that a worker runs at once, for all sessions and endpoints together; a session has at most as many "
+        "as are left. Further requests are refused, and go elsewhere",
+        low=1,
+    )
+    max_held_bytes: int = _setting(
+        "TRD_MAX_HELD_BYTES",
+        2048 * MIB,
+        "bytes of requests that a worker holds at once, beyond 16 KiB each: bodies while they are served, and what is "
+        "streamed and not read yet; a request beyond that is refused. At least TRD_MAX_MESSAGE_BYTES",
+        low=64 * KIB,
+    )
     connect_timeout_s: float = _setting(
         "TRD_CONNECT_TIMEOUT_S", 5.0, "seconds to connect and to exchange hellos", low=0.01
     )

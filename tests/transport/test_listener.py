@@ -46,11 +46,14 @@ async def test_a_place_that_is_free_again_is_given_to_the_next():
 
 
 async def test_a_refused_peer_is_told_and_closed_even_if_it_says_nothing():
-    async with serving(max_sessions=1) as service, peer(service.address) as first, peer(service.address) as second:
+    async with serving(max_sessions=1) as service, peer(service.address) as first:
         assert (await first.frame())[0] == f.HELLO
-        kinds = [each[0] for each in await second.hear()]
-        assert kinds == [f.HELLO, f.GOAWAY]
         await first.say(HELLO, f.frame(f.PING, 0, b"12345678"))
+        assert (await first.frame())[0] == f.PONG
+        async with peer(service.address) as second:
+            kinds = [each[0] for each in await second.hear()]
+            assert kinds == [f.HELLO, f.GOAWAY]
+        await first.say(f.frame(f.PING, 0, b"again"))
         assert (await first.frame())[0] == f.PONG
 
 

@@ -118,11 +118,11 @@ async def test_of_two_workers_that_start_on_one_path_at_a_moment_one_gets_it(trd
         chmod(name, mode)
         if not claimed:
             claimed.append(None)
-            claimed[0] = unix._claim(path)
+            claimed[0] = unix.claim(path)
 
     monkeypatch.setattr(unix.os, "chmod", another_is_faster)
     with pytest.raises(OSError, match="another worker listens there") as caught:
-        unix._claim(path)
+        unix.claim(path)
     assert caught.value.errno == errno.EADDRINUSE
     sock, inode = claimed[0]
     assert path.stat().st_ino == inode
@@ -141,12 +141,12 @@ async def test_a_dead_socket_that_another_worker_has_replaced_meanwhile_is_left(
         answer = is_dead(name)
         if not claimed:
             claimed.append(None)
-            claimed[0] = unix._claim(path)
+            claimed[0] = unix.claim(path)
         return answer
 
     monkeypatch.setattr(unix, "_is_dead", another_is_faster)
     with pytest.raises(OSError, match="another worker listens there"):
-        unix._claim(path)
+        unix.claim(path)
     sock, inode = claimed[0]
     assert path.stat().st_ino == inode
     assert os.listdir(trd_dir) == ["w.sock"]
@@ -163,7 +163,7 @@ async def test_a_dead_socket_that_another_worker_removes_meanwhile_is_in_nobodys
         return False
 
     monkeypatch.setattr(unix, "_is_dead", another_is_faster)
-    sock, inode = unix._claim(path)
+    sock, inode = unix.claim(path)
     assert path.stat().st_ino == inode
     sock.close()
     path.unlink()

@@ -36,6 +36,32 @@ class Errors:
         return max(0.0, self._mean + MARGIN * self._deviation)
 
 
+class Places:
+    """The handlers that one worker may run at once, of all its endpoints together.
+
+    A session may have no more than are left: one alone takes half of them, and n that take all they can leave one part
+    of n + 1 to whoever comes next. (Choudhury and Hahne, "Dynamic queue length thresholds for shared-memory packet
+    switches", 1998, with a factor of 1.)
+
+    Attributes:
+        most: how many.
+        taken: how many run, or are about to.
+    """
+
+    __slots__ = ("most", "taken")
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.taken = 0
+
+    def refusal(self, streams: int) -> str:
+        """Why a session with so many open streams, the newest included, gets no place for it."""
+        return (
+            f"{self.taken:,} of at most {self.most:,} requests run in this worker, "
+            f"and {streams - 1:,} are of this session: see TRD_MAX_REQUESTS"
+        )
+
+
 class Admission:
     """The queue in front of an endpoint's handlers: by priority, then by arrival.
 

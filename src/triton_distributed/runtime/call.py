@@ -443,6 +443,8 @@ class Call:
             stream.read(cost)
             try:
                 items = decode(payload, buffers)
+                if kind == f.BATCH and type(items) is not list:
+                    raise DecodeError("the worker sent a batch that is none")
             except DecodeError:
                 self.leave()
                 raise
@@ -451,7 +453,11 @@ class Call:
             elif kind != f.BATCH:
                 items = (items,)
             if flags & f.ANNOTATED:
-                items = [Annotated(*each) if self._annotated else each[0] for each in items]
+                try:
+                    items = [Annotated(*each) if self._annotated else each[0] for each in items]
+                except (TypeError, LookupError) as fault:
+                    self.leave()
+                    raise DecodeError(f"the worker sent an annotated item that is none: {fault}") from fault
                 self.received += len(items)
                 self.items = iter(items)
                 return True

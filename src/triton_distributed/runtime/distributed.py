@@ -226,7 +226,9 @@ class DistributedRuntime:
         self._server.check_free(name.path, endpoint_key(name))
         addresses = await self._server.listen(name, self.instance_id, self.discovery.where)
         instance = Instance(name, self.instance_id, addresses, host_name(), metadata)
-        served = ServedEndpoint(self._loop, name, handler, instance, on_exit=self._exit_wanted, **limits)
+        served = ServedEndpoint(
+            self._loop, name, handler, instance, self._server.places, on_exit=self._exit_wanted, **limits
+        )
         self._server.add(served)
         if self.config.handle_signals:
             self._signals.install()  # before anybody can see the instance, and stop it for being there

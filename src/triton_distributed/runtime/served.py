@@ -10,16 +10,17 @@ from typing import Any
 
 import msgspec
 
+from triton_distributed.errors import DecodeError
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.observe import Outcome, Stats
-from triton_distributed.runtime.admission import Admission
+from triton_distributed.runtime.admission import Admission, Places
 from triton_distributed.runtime.context import HIGHEST_PRIORITY, ID, LOWEST_PRIORITY, PRIORITY, RESUME, Context
 from triton_distributed.runtime.handlers import Handler
 from triton_distributed.runtime.serving import Serving
 from triton_distributed.transport.stream import Stream
 from triton_distributed.wire.assembly import Body, Memory
 from triton_distributed.wire.codec import encode
-from triton_distributed.wire.frames import SMALL, RejectCode, overloaded
+from triton_distributed.wire.frames import MOST_ITEMS, SMALL, RejectCode, array_length, overloaded
 
 _INFINITE = float("inf")
 logger = logging.getLogger("triton_distributed.runtime")
@@ -39,6 +40,7 @@ class ServedEndpoint:
         loop: the running loop.
         name: of the endpoint.
         handler: what serves it.
+        places: of the worker, shared by its endpoints.
         max_inflight: handlers that may run at once; None for as many as sessions may bring.
         max_queue: requests that may wait for one of them; beyond it they are refused at once.
         graceful: a drain lets what runs finish; else it is cut at once.
@@ -58,6 +60,7 @@ class ServedEndpoint:
         name: EndpointName,
         handler: Handler,
         instance: Instance,
+        places: Places,
         *,
         max_inflight: int | None,
         max_queue: int,
@@ -71,6 +74,7 @@ class ServedEndpoint:
         self.admission = Admission(max_inflight, max_queue)
         self.draining = self.registered = False
         self.graceful, self.on_exit = graceful, on_exit
+        self._places = places
         self.running: dict[Serving, None] = {}
         self.stats = Stats()
         self._reported: dict[str, tuple[float, int]] = {}  # type of error → when it was logged, how many since
@@ -83,6 +87,10 @@ class ServedEndpoint:
         serving = Serving(self, stream, context, body, buffers)
         if self.draining:
             serving.refuse(RejectCode.DRAINING, b"it is shutting down")
+            return
+        places, streams = self._places, stream.connection.streams
+        if len(streams) > places.most - places.taken:
+            serving.refuse(RejectCode.OVERLOADED, overloaded(places.refusal(len(streams))))
             return
         if timeout_s != _INFINITE:
             if not timeout_s > 0:
@@ -119,6 +127,7 @@ class ServedEndpoint:
     def _start(self, serving: Serving) -> None:
         """Tell the caller that the handler begins, then let it begin in a later step of the loop."""
         self.running[serving] = None
+        self._places.taken += 1
         self.stats.inflight += 1
         admission = self.admission
         if admission.max_inflight is not None:
@@ -131,6 +140,7 @@ class ServedEndpoint:
     def finished(self, serving: Serving) -> None:
         """A handler has ended: the next in the queue may begin."""
         self.running.pop(serving, None)
+        self._places.taken -= 1
         self.stats.inflight -= 1
         if serving.started:
             self._learn(serving)
@@ -168,8 +178,17 @@ class ServedEndpoint:
 
     @staticmethod
     def split(batch: Body) -> list[Any]:
-        """The encoded items of a BATCH, to be decoded one by one against the handler's types."""
-        return _split(batch)
+        """The encoded items of a BATCH, to be decoded one by one against the handler's types.
+
+        Raises:
+            DecodeError: it is none, or has more than `MOST_ITEMS`: 262,000 of a byte each would take 25 MB.
+        """
+        if array_length(batch) > MOST_ITEMS:
+            raise DecodeError(f"a batch of {array_length(batch):,} items, the limit is {MOST_ITEMS:,}")
+        try:
+            return _split(batch)
+        except msgspec.DecodeError as error:
+            raise DecodeError(f"a batch that is none: {error}") from error
 
     def drain(self) -> None:
         """Let nobody in any more; what waits is refused, so that it goes elsewhere, and what runs goes on."""

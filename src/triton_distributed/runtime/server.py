@@ -11,6 +11,7 @@ from triton_distributed.config import Config
 from triton_distributed.errors import AlreadyServed, NotServed
 from triton_distributed.names import EndpointName
 from triton_distributed.runtime.addresses import begin_to_listen
+from triton_distributed.runtime.admission import Places
 from triton_distributed.runtime.keys import endpoint_key
 from triton_distributed.runtime.served import ServedEndpoint
 from triton_distributed.transport.listener import Listener
@@ -58,7 +59,9 @@ class Server:
             networks,
             config.health_timeout_s,
             config.host_timeout_s,
+            config.max_greeting,
         )
+        self.places = Places(config.max_requests)
         self._listening: asyncio.Task[tuple[str, ...]] | None = None
         self.draining = False
 

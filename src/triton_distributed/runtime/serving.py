@@ -216,6 +216,13 @@ class Serving:
             self._invalid = error
             raise
 
+    def _split(self, batch: Body) -> list[Any]:
+        try:
+            return self._endpoint.split(batch)
+        except DecodeError as error:
+            self._invalid = error
+            raise
+
     async def _requests(self, body: Body, buffers: list[Memory] | None) -> AsyncIterator[Any]:
         """What the caller streams. The first of it came with the request; an empty body is none."""
         stream, decode = self.stream, self._decode
@@ -226,7 +233,7 @@ class Serving:
                 cost, kind, _, payload, buffers = stream.inbox.popleft()
                 stream.read(cost)
                 if kind == f.BATCH:
-                    for each in self._endpoint.split(payload):
+                    for each in self._split(payload):
                         yield decode(each, None)
                 else:
                     yield decode(payload, buffers)

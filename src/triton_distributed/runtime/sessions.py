@@ -12,8 +12,10 @@ from typing import Any
 from triton_distributed import __version__
 from triton_distributed.config import Config
 from triton_distributed.transport.session import Session
+from triton_distributed.transport.turns import Turns
 from triton_distributed.wire.authentication import CHALLENGE_BYTES, Authentication
 from triton_distributed.wire.hello import Hello
+from triton_distributed.wire.window import Held
 
 AGENT = f"triton-distributed/{__version__} python/{platform.python_version()}"
 
@@ -29,6 +31,8 @@ class Sessions:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, config: Config, rng: random.Random) -> None:
         self._loop, self._config, self._rng = loop, config, rng
+        self._turns = Turns(loop)
+        self._held = Held(max(config.max_held_bytes, config.max_message_bytes))
 
     def dialled(self, address: str, on_lost: Callable[[Session, str], None]) -> Session:
         """A session to a worker."""
@@ -64,4 +68,6 @@ class Sessions:
             on_lost=on_lost,
             address=address,
             authentication=authentication,
+            turns=self._turns,
+            held=None if on_request is None else self._held,
         )

@@ -40,7 +40,8 @@ class InPlaceReader(asyncio.BufferedProtocol):
         if not self._transport.is_closing():
             self._transport.pause_reading()
             self._transport.set_protocol(protocol)
-            self._transport.resume_reading()
+            if not self._session.holding:
+                self._transport.resume_reading()
 
     def get_buffer(self, sizehint: int) -> Any:
         return self._session.direct_buffer() if self._session.direct else self._scratch

@@ -1,4 +1,9 @@
-"""Where a worker is reached: the listening sockets and the sessions that came in through them."""
+"""Where a worker is reached: the listening sockets and the sessions that came in through them.
+
+Whoever reaches a socket can connect, and a connection that says nothing costs its owner nothing. So those that have not
+said hello are counted apart: where they are too many, the one that has waited longest gives way to the newest, and a
+client that behaves, which says hello at once, gets in however many there are.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +11,13 @@ import asyncio
 import contextlib
 import errno
 import functools
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 from triton_distributed.errors import BrokerError
 from triton_distributed.transport import memory, tcp, unix
+from triton_distributed.transport.acceptor import Acceptor
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.inherited import give_up
 from triton_distributed.transport.liveness import HEALTH_S, HOST_S, Liveness
@@ -18,6 +25,7 @@ from triton_distributed.transport.network import Networks
 from triton_distributed.transport.refusals import Refusals
 from triton_distributed.transport.session import Session
 from triton_distributed.transport.tls import SessionTls
+from triton_distributed.wire.frames import GoawayCode
 
 
 def stop_listening(loop: asyncio.AbstractEventLoop, server: asyncio.AbstractServer) -> None:
@@ -42,6 +50,7 @@ class Listener:
         loop: the running loop.
         factory: makes the session of an accepted connection from the function to call when it is lost.
         max_sessions: further connections are told that there are too many, and closed.
+        max_greeting: connections that may be without their hello at once.
         tls: of TCP connections; None for plain ones. Unix sockets are plain: their folder is the user's alone.
         networks: what serves the schemes that are not sockets or memory.
         health_timeout_s: how often TCP sessions are looked at, see `Liveness`.
@@ -60,6 +69,7 @@ class Listener:
         networks: Networks | None = None,
         health_timeout_s: float = HEALTH_S,
         host_timeout_s: float = HOST_S,
+        max_greeting: int = 1000,
     ) -> None:
         self._loop = loop
         self._factory = factory
@@ -67,7 +77,9 @@ class Listener:
         self._tls = tls
         self._networks = networks or {}
         self._refusals = Refusals(loop.time)
-        self._servers: list[asyncio.AbstractServer] = []
+        self._max_greeting = max_greeting
+        self._greeting: dict[Session, None] = {}  # in the order in which they came
+        self._acceptors: list[Acceptor] = []
         self._stops: list[Callable[[], object]] = []  # what to do when listening ends; both at most one an address
         self._stopped = False
         self._liveness = Liveness(loop, lambda: self.sessions, health_timeout_s, host_timeout_s, None)
@@ -91,31 +103,55 @@ class Listener:
                 self._stops.append(memory.network_of(self._loop).listen(address.host, self._accept))
             elif address.scheme == "unix":
                 path = Path(address.host)
-                server, inode = await unix.listen(self._loop, path, self._accept)
-                self._servers.append(server)
+                sock, inode = unix.claim(path)
+                self._take(sock, self._accept)
                 self._stops.append(functools.partial(unix.remove, path, inode))
             else:
-                server = await tcp.listen(self._loop, address.host, address.port, self._accept_tcp)
-                self._servers.append(server)
-                port = server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
-                address = Address("tcp", address.host, port)
+                socks = await tcp.listen(self._loop, address.host, address.port)
+                for sock in socks:
+                    self._take(sock, self._accept_tcp)
+                address = Address("tcp", address.host, socks[0].getsockname()[1])
         except BrokerError:  # it names the broker, which is what cannot be reached
             raise
         except OSError as error:
             raise OSError(error.errno or errno.EADDRNOTAVAIL, f"cannot listen on {address}: {error}") from error
         return address
 
-    def _accept(self) -> Session:
+    def _take(self, sock: socket.socket, accept: Callable[[bool], asyncio.Protocol]) -> None:
+        self._acceptors.append(Acceptor(self._loop, sock, accept, self._ran_out))
+
+    def _ran_out(self) -> None:
+        self._give_way("no descriptors are left here, see `ulimit -n`")
+
+    def _accept(self, few_descriptors: bool = False) -> Session:
         session = self._factory(self.forget)
         self.sessions[session] = None
         if self._stopped:
             session.refused = "the worker is shutting down"
         elif len(self.sessions) > self._max_sessions:
-            session.refused = f"{self._max_sessions:,} sessions are open here, see TRD_MAX_SESSIONS"
+            words = f"{self._max_sessions:,} sessions are open here, see TRD_MAX_SESSIONS"
+            if not self._give_way(words):
+                session.refused = words
+        elif few_descriptors:
+            words = f"{len(self.sessions):,} sessions are open here, and few descriptors are left, see `ulimit -n`"
+            if not self._give_way(words):
+                session.refused = words
+        elif len(self._greeting) >= self._max_greeting:
+            self._give_way(f"{self._max_greeting:,} connections have not said hello here, see TRD_MAX_GREETING")
+        self._greeting[session] = None
+        session.ready.add_done_callback(lambda _: self._greeting.pop(session, None))
         return session
 
-    def _accept_tcp(self) -> asyncio.Protocol:
-        session = self._accept()
+    def _give_way(self, words: str) -> bool:
+        """End the connection that has waited longest without a hello. False: there is none."""
+        for session in self._greeting:
+            del self._greeting[session]
+            session.break_off(GoawayCode.BUSY, words)
+            return True
+        return False
+
+    def _accept_tcp(self, few_descriptors: bool) -> asyncio.Protocol:
+        session = self._accept(few_descriptors)
         self._liveness.start()  # elsewhere both ends are on one host, or the transport knows by itself
         return session if self._tls is None else self._tls.accepting(session)
 
@@ -129,18 +165,17 @@ class Listener:
     def close_listening(self) -> None:
         """Accept nothing more; the sessions stay. A connection that was being accepted is told so, and closed."""
         self._stopped = True
-        for server in self._servers:
-            stop_listening(self._loop, server)
+        for acceptor in self._acceptors:
+            acceptor.close()
         for stop in self._stops:
             stop()
-        self._servers.clear()
+        self._acceptors.clear()
         self._stops.clear()
 
     def release_in_child(self) -> None:
         """This process is a fork: give up its copies of the sockets."""
-        for server in self._servers:
-            for sock in getattr(server, "sockets", ()):
-                give_up(sock)
+        for acceptor in self._acceptors:
+            give_up(acceptor.sock)
         for session in self.sessions:
             session.release_in_child()
 

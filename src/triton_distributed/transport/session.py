@@ -18,11 +18,14 @@ from triton_distributed.transport.remainder import read_remainder
 from triton_distributed.transport.stream import Stream
 from triton_distributed.transport.tcp import tcp_socket, tune
 from triton_distributed.transport.tls import TlsFailed
+from triton_distributed.transport.turns import FEW_FRAMES, Turns
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.authentication import Authentication
 from triton_distributed.wire.connection import Connection
+from triton_distributed.wire.decoder import UNLIMITED
 from triton_distributed.wire.hello import Hello
 from triton_distributed.wire.states import CLOSED
+from triton_distributed.wire.window import Held
 
 logger = logging.getLogger("triton_distributed.transport")
 
@@ -32,6 +35,10 @@ PARTING = b"the last"
 # Frames that may wait while the kernel takes none. Items are bounded by credit, so beyond this only answers to pings
 # and refusals can wait, and whoever asked for them reads nothing.
 MOST_WAITING = 200_000
+# An accepting end reads nothing more from such a peer long before that. A dialling end always reads: were both ends to
+# wait until the other one reads, neither would.
+UNTAKEN = 128
+CLOSED_AT_ONCE = 32  # streams of a lost client that are ended in one turn: the end of a handler takes some 30 µs
 
 
 class Session(Connection, asyncio.Protocol):
@@ -47,6 +54,8 @@ class Session(Connection, asyncio.Protocol):
         on_request: called as `wire.Connection.on_request`; None where the peer may not open streams.
         on_lost: called with the session and the reason when it takes no more streams, and again when it is gone.
         authentication: this end's part in proving that both know the token, or None.
+        turns: shared by the sessions of one runtime.
+        held: shared by those that it accepts.
 
     Attributes:
         address: where the peer is, for error texts; by default what the transport says when it is connected.
@@ -55,6 +64,7 @@ class Session(Connection, asyncio.Protocol):
         paused: the kernel takes no more for now; output waits in `out` and in the streams.
         lost: why it is gone, or None.
         refused: why it is broken off as soon as it is connected; set by a listener that has too many.
+        holding: it reads nothing for now: what it has read waits for its turn, or the peer takes no answers.
         torn: it was lost, and the peer may have said more than has arrived. Where it is not, the peer has begun no
             request that it did not accept.
         heard: something has come since `transport.liveness` looked last.
@@ -77,6 +87,8 @@ class Session(Connection, asyncio.Protocol):
         on_lost: Callable[[Session, str], None],
         address: str = "",
         authentication: Authentication | None = None,
+        turns: Turns | None = None,
+        held: Held | None = None,
     ) -> None:
         super().__init__(hello, window, session_window, authentication)
         self.loop = loop
@@ -86,7 +98,11 @@ class Session(Connection, asyncio.Protocol):
         self.turned_away = False
         self.lost: str | None = None
         self.refused: str | None = None
-        self.torn = self.heard = False
+        self.torn = self.heard = self.holding = False
+        self._turns = turns or Turns(loop)
+        self.held = held
+        self._choked = False  # nothing is read until output is taken
+        self._pauses = True  # the transport can stop to read
         self.quiet = -1
         self.unsent: set[int] = set()  # bounded by the streams
         self.ready: asyncio.Future[None] = loop.create_future()  # the hellos are exchanged
@@ -123,6 +139,10 @@ class Session(Connection, asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
+        self._pauses = getattr(transport, "reads_in_place", True)
+        if not self._pauses:
+            self._turns = Turns(self.loop)
+            self._turns.frames = UNLIMITED
         if self.lost is not None:
             transport.abort()
             return
@@ -137,21 +157,58 @@ class Session(Connection, asyncio.Protocol):
             self.break_off(f.GoawayCode.BUSY, self.refused)
 
     def data_received(self, data: bytes) -> None:
-        self._receiving = self.heard = True
+        self.heard = True
+        # TLS hands over all that it has decrypted, also while this waits for its turn.
+        self._serve(data, 0 if self.holding else self._turns.frames)
+
+    def take_turn(self) -> None:
+        """Serve some of what was read, and wait again where that is not all."""
+        if self.lost is None:
+            self.heard, self.holding = True, False
+            try:
+                self._serve(b"", FEW_FRAMES)
+            except BaseException:  # as the transport does where its protocol raises; the loop reports it
+                if self._transport is not None:
+                    self._transport.abort()
+                raise
+            if not self.holding:
+                self._read(True)
+
+    def _serve(self, data: bytes, frames: int) -> None:
+        """Serve at most so many frames; where there are more, wait for the next turn and read nothing meanwhile."""
+        self._receiving, more = True, False
         try:
-            if self.direct:
+            if self._direct is not None:
                 data = self.copy_direct(data)
-            self.receive(data)
+            more = self.receive_some(data, frames)
         except RemoteProtocolError as error:
             self.break_off(f.GoawayCode.PROTOCOL, str(error))
         finally:
             self._receiving = False
         if self._beginning:
             self._begin()
-        if self.paused and len(self.out) > MOST_WAITING:
-            self.break_off(f.GoawayCode.PROTOCOL, "the peer asks without reading the answers")
-        if self.direct and self._bulk is None:
+        if self._direct is not None and self._bulk is None:
             self._bulk = InPlaceReader.begin(self, self._transport)
+        if (more or self.paused) and not self.holding and self.lost is None:
+            if self.paused and len(self.out) + len(self._beginning) > UNTAKEN and self._choke():
+                self._choked = True
+                self._read(False)
+            elif more:
+                self._read(False)
+                self._turns.wait(self)
+
+    def _read(self, wanted: bool) -> None:
+        self.holding = not wanted
+        if self._transport is not None and not self._transport.is_closing():
+            (self._transport.resume_reading if wanted else self._transport.pause_reading)()
+
+    def _choke(self) -> bool:
+        """The peer asks and takes no answers. True: hear no more of it until it does."""
+        if not self._dialled and self._pauses:
+            return True
+        if len(self.out) > MOST_WAITING:
+            self.break_off(f.GoawayCode.PROTOCOL, "the peer asks without reading the answers")
+        return False
 
     def eof_received(self) -> None:
         return None
@@ -166,10 +223,14 @@ class Session(Connection, asyncio.Protocol):
         elif self.peer is None:
             reason += self.early
         # An accepting end reads nothing more: it would begin handlers for a client that is gone.
-        if error is not None and self._dialled and self.peer is not None:
+        if self._dialled and self.peer is not None:
             self.paused = True  # nothing can be written any more
-            self.torn = isinstance(error, TlsFailed) or not read_remainder(self, self._transport, error)
-        self._lose(reason)
+            if self.holding:
+                self._serve(b"", UNLIMITED)
+            if error is not None and self.lost is None:
+                self.torn = isinstance(error, TlsFailed) or not read_remainder(self, self._transport, error)
+        if self.lost is None:
+            self._lose(reason)
 
     def pause_writing(self) -> None:
         self.paused = True
@@ -179,6 +240,9 @@ class Session(Connection, asyncio.Protocol):
         self._flush()
         if self._beginning and not self.paused:
             self._begin()
+        if self._choked and not self.paused:
+            self._choked = False
+            self._turns.wait(self)
         if not self.paused:
             for waiter in list(self._resumed):
                 if not waiter.done():
@@ -195,9 +259,11 @@ class Session(Connection, asyncio.Protocol):
         self._scheduled = False
         if self.paused or self._transport is None or self.lost is not None:
             return
-        data = self.take_output()
+        data = self.take_some()
         if data:
             self._transport.write(data)
+        if self._ready:
+            self._flush()
 
     def accept(self, stream: Stream, begin: Callable[[], None]) -> None:
         """The handler of `stream` may begin: tell the peer, and call `begin` once the kernel has those words.
@@ -217,6 +283,7 @@ class Session(Connection, asyncio.Protocol):
         if self.paused or self.lost is not None:
             return  # `resume_writing` comes back to this; a lost session has no streams
         beginning, self._beginning = self._beginning, {}
+        self._turns.begun += len(beginning)
         for begin in beginning.values():
             begin()
 
@@ -245,7 +312,7 @@ class Session(Connection, asyncio.Protocol):
                     await self._parted
 
     def write_behind(self, start: bytes, piece: memoryview) -> None:
-        """Write a fragment behind everything that waits, without copying it."""
+        """Write a fragment behind the session's own frames that wait, without copying it."""
         if self._transport is None or self.lost is not None:
             return
         self._flush()
@@ -373,11 +440,25 @@ class Session(Connection, asyncio.Protocol):
         for stream in streams:
             stream.state = CLOSED
             stream.lost = self.lost
-            stream.on_closed()
+            stream.let_go()
+        if self._dialled:
+            for stream in streams:
+                stream.on_closed()
+        else:
+            self._end(streams[::-1])
         for waiter in (*self._resumed, self._parted, self._answer):  # who waits sees what became of it
             if waiter is not None and not waiter.done():
                 waiter.set_result(None)
         self._on_lost(self, self.lost)
+
+    def _end(self, streams: list[Stream]) -> None:
+        """Tell the last of these streams that they are over, and the others in later turns."""
+        for _ in range(CLOSED_AT_ONCE):
+            if not streams:
+                return
+            streams.pop().on_closed()
+        if streams:
+            self.loop.call_soon(self._end, streams)
 
     # receiving
 

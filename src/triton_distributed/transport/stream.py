@@ -109,6 +109,7 @@ class Stream(StreamCore):
                     await (self.writable() if self.credit <= 0 else session.resumed())
                 if self.state == CLOSED:
                     return
+                self.settle()
                 length = len(start) + piece.nbytes
                 session.write_behind(f.HEADER.pack(length, kind, fragment_flags, self.id) + start, piece)
                 self.charge(length, fragment_flags)

@@ -8,7 +8,6 @@ import functools
 import math
 import socket
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from triton_distributed.transport import gone
@@ -56,22 +55,26 @@ async def connect(loop: asyncio.AbstractEventLoop, host: str, port: int, protoco
     await loop.create_connection(lambda: protocol, host, port)
 
 
-async def listen(
-    loop: asyncio.AbstractEventLoop, host: str, port: int, factory: Callable[[], asyncio.Protocol]
-) -> asyncio.AbstractServer:
-    """Listen on `host` and `port`; `::` is all interfaces, of IPv4 too where one socket can have both.
+async def listen(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[socket.socket]:
+    """Sockets that listen on `host` and `port`, one for each address that a name stands for.
+
+    `::` is all interfaces, of IPv4 too where one socket can have both.
 
     Raises:
         OSError: the address cannot be bound.
     """
-    if host == "::" and dual_stack():  # asyncio would make it one for IPv6 alone
-        sock = _dual_stack_socket(port)
-        try:
-            return await loop.create_server(factory, sock=sock, backlog=BACKLOG)
-        except BaseException:
+    if host == "::" and dual_stack():
+        return [_dual_stack_socket(port)]
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    socks: list[socket.socket] = []
+    try:
+        for family, address in dict.fromkeys((each[0], each[4]) for each in found):
+            socks.append(socket.create_server(address, family=family, backlog=BACKLOG))
+    except BaseException:
+        for sock in socks:
             sock.close()
-            raise
-    return await loop.create_server(factory, host, port, backlog=BACKLOG)
+        raise
+    return socks
 
 
 def tune(transport: asyncio.BaseTransport, host_timeout_s: float) -> None:

@@ -150,10 +150,13 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._in_place = isinstance(protocol, asyncio.BufferedProtocol)
 
     def pause_reading(self) -> None:
-        """Nothing: sessions always read, and only pause while they change the protocol, which `_read` allows."""
+        """What was decrypted by now is handed over still."""
+        if not self._plain.is_closing():
+            self._plain.pause_reading()
 
     def resume_reading(self) -> None:
-        """Nothing, see `pause_reading`."""
+        if not self._plain.is_closing():
+            self._plain.resume_reading()
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         self._plain.set_write_buffer_limits(high=high, low=low)

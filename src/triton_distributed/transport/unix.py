@@ -97,7 +97,7 @@ async def listen(
     Raises:
         OSError: the path cannot be bound, or a living worker listens there.
     """
-    sock, inode = _claim(path)
+    sock, inode = claim(path)
     try:
         return await loop.create_unix_server(factory, sock=sock, backlog=BACKLOG), inode
     except BaseException:
@@ -106,7 +106,12 @@ async def listen(
         raise
 
 
-def _claim(path: Path) -> tuple[socket.socket, int]:
+def claim(path: Path) -> tuple[socket.socket, int]:
+    """A socket that listens on `path`, and its inode, as `listen`.
+
+    Raises:
+        OSError: the path cannot be bound, or a living worker listens there.
+    """
     sweep(path.parent)
     if path.exists() and not _remove_if_dead(path) and path.exists():
         raise OSError(errno.EADDRINUSE, _why_taken(path), str(path))

@@ -12,7 +12,7 @@ from triton_distributed.errors import LocalProtocolError, RemoteProtocolError
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import Assembly, Body, Memory
 from triton_distributed.wire.authentication import FEATURE, REFUSED, Authentication
-from triton_distributed.wire.decoder import FrameDecoder
+from triton_distributed.wire.decoder import UNLIMITED, FrameDecoder
 from triton_distributed.wire.hello import Hello, agree, hello_frame, hello_payload, read_hello
 from triton_distributed.wire.states import (
     CLOSED,
@@ -27,9 +27,20 @@ from triton_distributed.wire.states import (
     input_of,
 )
 from triton_distributed.wire.stream import StreamCore
-from triton_distributed.wire.window import FRAME_COST, WindowBudget
+from triton_distributed.wire.window import (
+    FRAME_COST,
+    FREE_BYTES,
+    MADE_BYTES,
+    SMALLEST_WINDOW,
+    TURN_BYTES,
+    WRITE_BYTES,
+    Held,
+    WindowBudget,
+)
 
 GRANTED_AT_ONCE = 4  # largest messages' worth of bytes that a peer is given credit for ahead of its windows
+MOST_WAITING_PONGS = 10_000  # frames that wait, with which a PING gets no answer any more: whoever asks reads nothing
+WHOLE_TURNS = MADE_BYTES // TURN_BYTES  # streams that may each make what a turn takes
 FAREWELL = 500  # bytes of the words with which a stranger leaves that are repeated
 DIRECT = 32 * 1024  # a fragment with more than this missing is read from the socket straight into its message
 
@@ -48,8 +59,10 @@ class Connection:
         streams: the open streams by id.
         peer: the peer's hello, or None before it came.
         version: the version agreed, 0 before that.
+        held: what the streams that the peer opened hold here, of all sessions that share it; None for no limit.
         accepting: ids of streams whose handlers are about to begin, until `announce`.
         going: why the peer takes no more streams, as (code, words), or None.
+        turn_bytes: what one stream may make in a turn of the loop; less where the peer has opened many.
     """
 
     stream_type: type[StreamCore] = StreamCore
@@ -67,6 +80,8 @@ class Connection:
         self._authentication = authentication
         self._decoder = FrameDecoder(1 if authentication is None else 2)
         self._ready: list[StreamCore] = []
+        self.turn_bytes = TURN_BYTES
+        self.held: Held | None = None
         self._budget = WindowBudget(window, session_window)
         self._last_opened = 0  # by us
         self._last_accepted = 0  # by the peer
@@ -133,8 +148,25 @@ class Connection:
         out.clear()
         return data
 
+    def take_some(self) -> bytes:
+        """What waits, as one piece of about `WRITE_BYTES` at most: of a stream all, of the session's own frames all."""
+        out, ready = self.out, self._ready
+        if ready:
+            size = done = 0
+            for stream in ready:
+                size += stream.drain(out)
+                done += 1
+                if size > WRITE_BYTES:
+                    break
+            self._ready = ready[done:]
+        data = b"".join(out)
+        out.clear()
+        return data
+
     def forget(self, stream: StreamCore) -> None:
         """`stream` is closed."""
+        if stream.counted:
+            stream.let_go()
         if self.streams.pop(stream.id, None) is not None:
             self._budget.release(stream.window)
 
@@ -156,9 +188,21 @@ class Connection:
         Raises:
             RemoteProtocolError: the peer broke the protocol; frames before the bad one were served.
         """
+        while self.receive_some(data, UNLIMITED):
+            data = b""
+
+    def receive_some(self, data: bytes, most: int) -> bool:
+        """Take received bytes, and serve at most so many frames of those that are here.
+
+        Returns:
+            whether there may be more, for a call with no bytes.
+
+        Raises:
+            RemoteProtocolError: as `receive`.
+        """
         decoder = self._decoder
         streams = self.streams
-        for kind, flags, number, payload in decoder.feed(data):
+        for kind, flags, number, payload in decoder.feed(data, most):
             if number == 0:
                 self._session_frame(kind, payload)
                 continue
@@ -183,6 +227,7 @@ class Connection:
             raise RemoteProtocolError(self._unmet(decoder.failure))
         if decoder.partial is not None:
             self._try_direct()
+        return decoder.more
 
     def _control(self, stream: Any, kind: int, flags: int, payload: bytes, after: int) -> None:
         if kind == f.CREDIT:
@@ -216,7 +261,9 @@ class Connection:
         stream = self.stream_type(self, number, 0, self._budget.reserve())
         stream.state = RECEIVED if flags & f.END else OPEN
         self.streams[number] = stream
-        if len(self.streams) > self.hello.max_streams:
+        number_open = len(self.streams)
+        self.turn_bytes = TURN_BYTES if number_open <= WHOLE_TURNS else max(SMALLEST_WINDOW, MADE_BYTES // number_open)
+        if number_open > self.hello.max_streams:
             stream.abort(
                 f.REJECT,
                 f.RejectCode.OVERLOADED,
@@ -240,6 +287,8 @@ class Connection:
         if len(payload) < start:
             raise RemoteProtocolError("a REQUEST is shorter than the metadata it announces")
         stream.granted(window)
+        if len(payload) > FREE_BYTES and buffers is None and not stream.hold(len(payload)):
+            return
         metadata = payload[f.REQUEST_PREFIX_BYTES : start] if extra else b""
         body = payload[start:] if len(payload) <= f.SMALL else memoryview(payload)[start:]
         self.on_request(stream, instance, endpoint, timeout, metadata, body, buffers)
@@ -258,7 +307,8 @@ class Connection:
         elif kind == f.PING:
             if len(payload) > 64:
                 raise RemoteProtocolError("a PING has at most 64 bytes")
-            self.send(f.frame(f.PONG, 0, payload))
+            if len(self.out) < MOST_WAITING_PONGS:
+                self.send(f.frame(f.PONG, 0, payload))
         elif kind == f.PONG:
             self.on_pong(payload)
         elif kind == f.GOAWAY and payload:
@@ -372,8 +422,7 @@ class Connection:
             stream.state = RECEIVING[stream.state][Input.DATA_END]
             if stream.state == CLOSED:
                 self.forget(stream)
-        stream.fragment_done(flags, cost)
-        if not flags & f.MORE:
+        if stream.fragment_done(flags, cost) and not flags & f.MORE:
             stream.on_readable()
 
     # what the shell overrides

@@ -8,6 +8,8 @@ Frame = tuple[int, int, int, bytes]  # kind, flags, stream, payload
 
 TLS_STARTS = (0x0316, 0x0315)  # first two bytes of a TLS handshake and a TLS alert, read as a little-endian number
 
+UNLIMITED = 1 << 62
+
 _unpack = HEADER.unpack_from
 
 
@@ -21,34 +23,40 @@ class FrameDecoder:
         limit: the largest payload taken, bytes: a hello's for the first frames, then a frame's.
         hellos: how many first frames that are.
         failure: why nothing more can be read, once a header is beyond the limit.
+        more: `feed` stopped because it had cut as many frames as it was asked for: there may be another one.
         partial: header of the frame that is under way, as (kind, flags, stream, payload length), or None.
     """
 
-    __slots__ = ("_have", "_parts", "failure", "hellos", "limit", "partial")
+    __slots__ = ("_have", "_parts", "failure", "hellos", "limit", "more", "partial")
 
     def __init__(self, hellos: int = 1) -> None:
         self.limit = MAX_HELLO
         self.hellos = hellos
         self.failure: str | None = None
+        self.more = False
         self.partial: tuple[int, int, int, int] | None = None
         self._parts: list[bytes] = []  # what is here of the frame under way, header included; under limit + one read
         self._have = 0
 
-    def feed(self, data: bytes) -> list[Frame]:
-        """The frames that `data` completes, in order. Check `failure` after using them."""
+    def feed(self, data: bytes, most: int = UNLIMITED) -> list[Frame]:
+        """The frames that `data` completes, in order, at most so many. Check `failure` and `more` after using them."""
         frames: list[Frame] = []
         if self.failure is not None:
             return frames
         if self._parts:
-            self._parts.append(data)
-            self._have += len(data)
+            if data:
+                self._parts.append(data)
+                self._have += len(data)
             if self.partial is not None and self._have < HEADER_BYTES + self.partial[3]:
                 return frames  # joined once when complete: linear however small the pieces are
-            data = b"".join(self._parts)
+            data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
             self._parts.clear()
         at, end, limit = 0, len(data), self.limit
         self.partial = None
-        while end - at >= HEADER_BYTES:
+        self.more = False
+        for _ in range(most):
+            if end - at < HEADER_BYTES:
+                break
             size, kind, flags, stream = _unpack(data, at)
             if size > limit:
                 self.failure = self._too_large(size, kind)
@@ -64,6 +72,8 @@ class FrameDecoder:
                 self.hellos -= 1
                 if not self.hellos:
                     self.limit = limit = MAX_FRAME
+        else:
+            self.more = end - at >= HEADER_BYTES
         if at < end:
             self._parts.append(data[at:] if at else data)
             self._have = end - at

@@ -31,6 +31,7 @@ UINT64 = Struct("<Q")
 MAX_FRAME = 256 * 1024  # one frame's payload; larger messages are cut, so a token never waits behind more than this
 MAX_CREDIT = 2**32 - 1  # what one CREDIT can give; only a message above 4 GiB is granted more, by several
 MAX_HELLO = 4096  # before the hellos are exchanged nothing larger is read
+MOST_ITEMS = 4096  # of one BATCH; a sender's turn is over after 256, see `wire.window`
 SMALL = 64 * 1024  # an item up to this size is sent whole, together with its neighbours
 
 
@@ -112,6 +113,15 @@ def read_overloaded(detail: bytes) -> tuple[str, float]:
     if len(detail) < UINT32.size:
         return detail.decode("utf-8", "replace"), 0.0
     return detail[UINT32.size :].decode("utf-8", "replace"), UINT32.unpack_from(detail)[0] / 1000
+
+
+def array_length(payload: bytes | bytearray | memoryview) -> int:
+    """How many elements a msgpack array says that it has; 0 for what is none."""
+    first = payload[0] if len(payload) else 0
+    if first & 0xF0 == 0x90:
+        return first & 0x0F
+    size = {0xDC: 2, 0xDD: 4}.get(first, 0)
+    return int.from_bytes(payload[1 : 1 + size], "big")
 
 
 def array_of(items: Sequence[bytes]) -> bytes:

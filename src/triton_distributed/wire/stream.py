@@ -12,7 +12,7 @@ from triton_distributed.errors import LocalProtocolError, RemoteProtocolError
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import Assembly, Body, Memory
 from triton_distributed.wire.states import CLOSED, IDLE, ILLEGAL, RECEIVED, SENDING, Input, State
-from triton_distributed.wire.window import FRAME_COST, ITEM_COST, SLACK, TURN_BYTES
+from triton_distributed.wire.window import FRAME_COST, FREE_BYTES, HELD_STEP, ITEM_COST, SLACK, TURN_BYTES
 
 if TYPE_CHECKING:
     from triton_distributed.wire.connection import Connection
@@ -47,6 +47,7 @@ class StreamCore:
     Attributes:
         id: its number in the session.
         state: of `wire.states.State`.
+        counted: bytes of it in the `Held` of its connection.
         credit: bytes that this end may still send; at or below 0 it waits.
         room: what it may push before it lets the loop turn, a rough measure in bytes.
         accepted: the peer has said that the handler is about to begin.
@@ -61,10 +62,12 @@ class StreamCore:
         "_most",
         "_owed",
         "_queued",
+        "_soft",
         "_unread",
         "_window",
         "accepted",
         "connection",
+        "counted",
         "credit",
         "failure",
         "id",
@@ -90,7 +93,9 @@ class StreamCore:
         # What the peer may send before it gets credit: on a stream that we opened the window, on one that it opened
         # what our hello says.
         self._most = max(window, connection.hello.window) + SLACK
-        self._unread = self._owed = 0
+        # Beyond this what is unread is counted, or is too much.
+        self._soft = self._most if connection.held is None else FREE_BYTES
+        self._unread = self._owed = self.counted = 0
         self._assembly: Assembly | None = None
         self.failure: tuple[int, int, bytes] | None = None
 
@@ -113,9 +118,7 @@ class StreamCore:
     def checkpoint(self, token: bytes) -> None:
         """The next item carries this encoded token, and all items are pairs from now on."""
         if not isinstance(self.outbox, TokenOutbox):
-            if self._queued:
-                self.drain(self.connection.out)
-                self._queued = True  # it is in the connection's list still
+            self.settle()
             self.outbox = TokenOutbox()
             self.item_flags = f.CHECKPOINT
         self.outbox.token = token
@@ -129,20 +132,21 @@ class StreamCore:
             self._queued = True
             self.connection.enqueue(self)
 
-    def drain(self, out: list[bytes]) -> None:
-        """Move what waits into frames at the end of `out`. The connection calls this once a turn."""
+    def drain(self, out: list[bytes]) -> int:
+        """Move what waits into frames at the end of `out`; returns its bytes. The connection calls this once a turn."""
         self._queued = False
         items = self.outbox
         if self.state == CLOSED:
             items.clear()
-            return
+            return 0
         ending = self._ending
         after = SENDING[self.state][_DATA_END if ending else _DATA]
         if after == ILLEGAL:
             raise LocalProtocolError(f"items were sent on stream {self.id} in state {State(self.state).name}")
         if not items:
             if not ending:
-                return
+                return 0
+            size = 0
             out.append(_pack(0, f.END_OF_STREAM, f.END, self.id))
         else:
             if len(items) == 1:
@@ -155,12 +159,20 @@ class StreamCore:
             self.credit = credit = self.credit - size - FRAME_COST
             items.clear()
             waited = self.room <= 0
-            self.room = credit if credit < TURN_BYTES else TURN_BYTES
+            turn = self.connection.turn_bytes
+            self.room = credit if credit < turn else turn
             if waited and credit > 0:
                 self.on_writable()
         self.state = after
         if after == CLOSED:
             self.connection.forget(self)
+        return size
+
+    def settle(self) -> None:
+        """Move what waits behind the session's own frames now: the shell is about to write a fragment behind it."""
+        if self._queued:
+            self.drain(self.connection.out)
+            self._queued = True  # it is in the connection's list still
 
     def charge(self, size: int, flags: int) -> None:
         """Account for a frame of `size` payload bytes that the shell writes itself behind what is drained."""
@@ -194,13 +206,15 @@ class StreamCore:
     def granted(self, window: int) -> None:
         """The peer opened the stream and said how much it takes before it gives credit."""
         self.credit = window
-        self.room = window if window < TURN_BYTES else TURN_BYTES
+        turn = self.connection.turn_bytes
+        self.room = window if window < turn else turn
 
     def credited(self, amount: int) -> None:
         """The peer has read `amount` bytes."""
         self.credit = credit = self.credit + amount
         if self.room <= 0 and not self.outbox:
-            self.room = credit if credit < TURN_BYTES else TURN_BYTES
+            turn = self.connection.turn_bytes
+            self.room = credit if credit < turn else turn
         if credit > 0:
             self.on_writable()
 
@@ -219,13 +233,47 @@ class StreamCore:
                 f"stream {self.id} was sent {unread:,} bytes beyond what was read, above its credit"
             )
         if self._assembly is not None or flags & (f.MORE | f.BUFFERS):
-            self._assemble(kind, flags, payload, cost)
+            if not self._assemble(kind, flags, payload, cost):
+                return
+        elif unread > self._soft and not self._hold_unread(unread):
+            return
         elif kind != f.END_OF_STREAM:
             self.inbox.append((cost, kind, flags, payload, None))
         if not flags & f.MORE:
             self.on_readable()
 
-    def _assemble(self, kind: int, flags: int, payload: bytes, cost: int) -> None:
+    def _hold_unread(self, unread: int) -> bool:
+        more = unread - self._owed - FREE_BYTES - self.counted  # what is owed was read, and its credit is not given yet
+        if more > 0 and not self.hold(max(HELD_STEP, more)):
+            return False
+        self._soft = min(self._most, self._owed + FREE_BYTES + self.counted)
+        return True
+
+    def hold(self, count: int) -> bool:
+        """So many more bytes of this stream are in memory. False: they are too many, and the stream was ended."""
+        held = self.connection.held
+        if held is None:
+            return True
+        if held.take(count):
+            self.counted += count
+            return True
+        words = f"{held.bytes:,} bytes of requests are held here, see TRD_MAX_HELD_BYTES"
+        if self.accepted:
+            self.abort(f.ERROR, f.ErrorCode.CANCELLED, words.encode())
+        else:
+            self.abort(f.REJECT, f.RejectCode.OVERLOADED, f.overloaded(words))
+        self.on_closed()
+        return False
+
+    def let_go(self) -> None:
+        """Nothing of what was counted is held any more."""
+        held = self.connection.held
+        if self.counted and held is not None:
+            held.bytes -= self.counted
+            self.counted = 0
+            self._soft = min(self._most, self._owed + FREE_BYTES)
+
+    def _assemble(self, kind: int, flags: int, payload: bytes, cost: int) -> bool:
         if kind == f.END_OF_STREAM or (flags & f.END and flags & f.MORE):
             raise RemoteProtocolError(f"stream {self.id} ended in the middle of a message")
         if self._assembly is None:
@@ -236,17 +284,19 @@ class StreamCore:
                 # message never waits for credit to come back.
                 self._assembly.granted = True
                 self.read(cost + self._assembly.left, at_once=True)
-                return
+                return self.hold(cost)
         elif kind != f.DATA:
             raise RemoteProtocolError(f"a message on stream {self.id} is continued by a frame of kind {kind}")
         else:
             self._assembly.write(memoryview(payload))
-        self.fragment_done(flags, cost)
+        return self.fragment_done(flags, cost)
 
-    def fragment_done(self, flags: int, cost: int) -> None:
-        """A fragment is in place: ask for more, or the message is whole."""
+    def fragment_done(self, flags: int, cost: int) -> bool:
+        """A fragment is in place: ask for more, or the message is whole. False: too much is held, the stream ended."""
         assembly = self._assembly
         assert assembly is not None
+        if not self.hold(cost):
+            return False
         if assembly.granted:
             cost = FRAME_COST
         if flags & f.MORE:
@@ -254,7 +304,7 @@ class StreamCore:
                 self.read(cost)
             else:
                 self._owed += cost
-            return
+            return True
         body, buffers = assembly.finish()
         self._assembly = None
         self.connection.announced(-assembly.total)
@@ -263,6 +313,7 @@ class StreamCore:
             self.connection.requested(self, body, buffers)
         else:
             self.inbox.append((cost, f.DATA, flags, body, buffers))
+        return True
 
     def drop_message(self) -> None:
         """The stream was aborted: what is here of a message is of no use."""
@@ -281,6 +332,8 @@ class StreamCore:
 
     def read(self, cost: int, at_once: bool = False) -> None:
         """A received frame of `cost` was consumed: credit goes back in halves of the window, so it is seldom sent."""
+        if self.counted and not self.inbox and self._assembly is None and self.accepted:
+            self.let_go()
         self._owed = owed = self._owed + cost
         if (owed * 2 >= self._window or at_once) and not self.finished:
             self._owed = 0

@@ -14,9 +14,37 @@ from __future__ import annotations
 FRAME_COST = 64  # charged for each frame beside its payload: about what a received frame costs in objects
 ITEM_COST = 256  # of an item in a turn's room: ends a turn after 256 small items even if their bytes are few
 TURN_BYTES = 64 * 1024  # what one stream may write in one loop turn before the others get theirs
+MADE_BYTES = 1024 * 1024  # that all streams of a session may have made in one turn, beside one item each
+WRITE_BYTES = 256 * 1024  # gathered for one write: what the kernel then does not take is all that a transport holds
 SMALLEST_WINDOW = 4096
+FREE_BYTES = 16 * 1024  # of a stream that are not counted, so that a small request costs no count
+HELD_STEP = 64 * 1024  # what a stream counts at once, so that it seldom does
 # A sender stops when its credit is used up, not before, so it may exceed the window by what it sends in one turn.
 SLACK = 2 * TURN_BYTES + 2 * FRAME_COST + 256 * 1024
+
+
+class Held:
+    """What peers have sent and a process has in memory, for all streams that they opened: at most so many bytes.
+
+    Windows bound a stream and not a process, for a peer may open many. So what a stream holds beyond `FREE_BYTES` is
+    counted here: what was received and not read, messages that are not whole, the body of a request while it is served.
+
+    Args:
+        most: bytes; a stream that would hold more than is left is refused.
+    """
+
+    __slots__ = ("bytes", "most")
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.bytes = 0
+
+    def take(self, count: int) -> bool:
+        """Count so many more. False: that would be too many, and nothing was counted."""
+        if self.bytes + count > self.most:
+            return False
+        self.bytes += count
+        return True
 
 
 class WindowBudget:

@@ -1,0 +1,189 @@
+"""Peers that send as fast as they can, or that read nothing: they wait for their turn, and others do not."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.runtime.cluster import until
+from tests.timing import PATIENCE_S
+from tests.transport.sessions import HELLO, Peer, Service, Watched, answering, bodies, calling, numbers, peer, serving
+from tests.wire.joined import request
+from triton_distributed.transport.session import CLOSED_AT_ONCE, UNTAKEN
+from triton_distributed.transport.turns import FRAMES
+from triton_distributed.wire import frames as f
+from triton_distributed.wire.connection import MOST_WAITING_PONGS
+from triton_distributed.wire.hello import Hello
+from triton_distributed.wire.window import MADE_BYTES, SMALLEST_WINDOW, WRITE_BYTES
+
+pytestmark = pytest.mark.any_loop
+
+MANY = 100_000
+
+
+async def accepted(service: Service, bad: Peer) -> Watched:
+    """The session of a raw peer that has just been connected."""
+    await bad.say(HELLO)
+    await until(lambda: service.accepted[-1].peer is not None)
+    return service.accepted[-1]
+
+
+LAST = f.frame(f.PING, 0, b"the last")
+
+
+async def answer_to_last(bad: Peer) -> None:
+    """Wait until everything before `LAST` was served."""
+    while (await bad.frame())[3] != b"the last":
+        pass
+
+
+CANCELLED = request(1) + f.frame(f.CANCEL, 1)
+FLOODS = [
+    pytest.param(CANCELLED + f.frame(f.CANCEL, 1) * MANY, id="cancels of a stream that is over"),
+    pytest.param(b"".join(request(n) + f.frame(f.CANCEL, n) for n in range(1, 4000)), id="requests and their cancels"),
+    pytest.param(CANCELLED + f.frame(f.CREDIT, 1, bytes(4)) * MANY, id="credit"),
+    pytest.param(f.frame(f.PONG, 0, b"what?") * MANY, id="answers to nothing"),
+    pytest.param(f.coded(f.GOAWAY, 0, f.GoawayCode.DRAINING, b"soon") * MANY, id="farewells"),
+]
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+async def test_a_flood_waits_its_turn_and_a_call_does_not(flood):
+    async with serving() as service, calling() as good:
+        await numbers(await good.call(service.address, b"count 1"))
+        async with peer(service.address) as bad:
+            session = await accepted(service, bad)
+            said = asyncio.create_task(bad.say(flood, LAST))
+            served = asyncio.create_task(answer_to_last(bad))
+            await until(lambda: session.holding or session.lost)
+            assert await numbers(await good.call(service.address, b"count 3")) == [0, 1, 2]
+            assert not served.done(), "the whole flood was served before the call"
+            await asyncio.wait_for(served, PATIENCE_S)
+            await said
+            assert not session.holding
+        await until(session.gone.is_set)
+        assert not service.running
+
+
+async def test_no_frame_of_a_flood_is_lost_or_served_twice():
+    async with serving() as service, peer(service.address) as bad:
+        session = await accepted(service, bad)
+        number = 3000
+        asking = asyncio.create_task(bad.say(*[f.frame(f.PING, 0, b"%d" % each) for each in range(number)]))
+        assert (await bad.frame())[0] == f.HELLO
+        for each in range(number):
+            assert await bad.frame() == (f.PONG, 0, 0, b"%d" % each)
+        await asking
+        assert not session.holding
+
+
+async def test_who_takes_no_answers_is_heard_no_more_until_he_does():
+    async with serving() as service, calling() as good, peer(service.address) as bad:
+        session = await accepted(service, bad)
+        bad.reader._limit = 1  # stops reading
+        number = 300_000
+        asking = asyncio.create_task(bad.say(f.frame(f.PING, 0, bytes(64)) * number))
+        await until(lambda: session._choked)
+        assert len(session.out) <= UNTAKEN + FRAMES
+        assert session._transport.get_write_buffer_size() <= 2 * WRITE_BYTES
+        assert await numbers(await good.call(service.address, b"count 3")) == [0, 1, 2]
+        assert session.holding
+        assert session.lost is None
+        bad.reader._limit = 1 << 20
+        assert (await bad.frame())[0] == f.HELLO
+        answers = number * (f.HEADER_BYTES + 64)
+        async with asyncio.timeout(PATIENCE_S):
+            assert len(await bad.reader.readexactly(answers)) == answers
+            await asking
+        assert not session.holding
+
+
+async def test_the_items_of_many_streams_that_nobody_reads_are_few():
+    streams = 400
+    async with serving() as service, calling() as good, peer(service.address) as bad:
+        session = await accepted(service, bad)
+        bad.reader._limit = 1
+        endless = b"".join(request(n, b"count 1000000000", window=2**32 - 1) for n in range(1, streams + 1))
+        await bad.say(endless)
+        await until(lambda: session.paused)
+        assert await numbers(await good.call(service.address, b"count 3")) == [0, 1, 2]
+        made = sum(len(item) + 256 for stream in session.streams.values() for item in stream.outbox)
+        assert session.turn_bytes == max(SMALLEST_WINDOW, MADE_BYTES // streams) or len(session.streams) < streams
+        assert made <= 2 * MADE_BYTES
+        assert session._transport.get_write_buffer_size() <= 2 * WRITE_BYTES
+
+
+async def test_the_streams_of_a_lost_client_end_a_few_at_a_time():
+    streams = 200
+    async with serving() as service, calling() as good, peer(service.address) as bad:
+        session = await accepted(service, bad)
+        await bad.say(*[request(n, b"hold") for n in range(1, streams + 1)])
+        await until(lambda: sum(each.task is not None for each in service.running) == streams)
+        session.break_off(f.GoawayCode.PROTOCOL, "enough")
+        assert sum(each.task.cancelling() for each in service.running) == CLOSED_AT_ONCE
+        assert not session.streams
+        await until(lambda: not service.running)
+        assert await numbers(await good.call(service.address, b"count 3")) == [0, 1, 2]
+
+
+async def test_a_client_reads_a_worker_that_floods_in_turns_too():
+    async def floods(worker: Any) -> None:
+        await worker.say(HELLO, f.frame(f.PONG, 0) * 4 * MANY, LAST)
+        await answer_to_last(worker)
+        served.set()
+        await worker.hear()
+
+    served = asyncio.Event()
+
+    async with answering(floods) as address, serving() as service, calling() as caller:
+        bad = await caller.pool.connect((address,))
+        await until(lambda: bad.holding)
+        assert await numbers(await caller.call(service.address, b"count 3")) == [0, 1, 2]
+        assert not served.is_set()
+        await asyncio.wait_for(served.wait(), PATIENCE_S)
+
+
+async def test_large_messages_pass_beside_a_flood():
+    async with serving() as service, calling() as good, peer(service.address) as bad:
+        session = await accepted(service, bad)
+        said = asyncio.create_task(bad.say(CANCELLED + f.frame(f.CANCEL, 1) * 3 * MANY))
+        await until(lambda: session.holding or said.done())
+        large = bytes(3_000_000)
+        stream = await good.call(service.address, b"array 3", large)
+        assert await bodies(stream) == [b"array"] * 3
+        said.cancel()
+
+
+async def test_streams_beyond_the_limit_are_refused_and_not_kept():
+    async with (
+        serving(hello=Hello(max_streams=10)) as service,
+        calling() as good,
+        peer(service.address) as bad,
+    ):
+        session = await accepted(service, bad)
+        await bad.say(*[request(n, b"echo", flags=0) for n in range(1, 1001)], f.frame(f.PING, 0, b"end"))
+        kinds = []
+        while (frame := await bad.frame())[0] != f.PONG:
+            kinds.append(frame[0])
+        assert kinds.count(f.REJECT) == 990
+        assert len(session.streams) == 10
+        assert await numbers(await good.call(service.address, b"count 3")) == [0, 1, 2]
+
+
+async def test_a_worker_that_pings_without_reading_costs_its_client_little():
+    async def asks(worker: Any) -> None:
+        await worker.say(HELLO, *[f.frame(f.PING, 0, bytes(64)) * 1000] * 100)
+        asked.set()
+
+    asked = asyncio.Event()
+    async with answering(asks, limit=1) as address, serving() as service, calling() as caller:
+        bad = await caller.pool.connect((address,))
+        bad.paused = True  # as if the kernel took nothing
+        await asyncio.wait_for(asked.wait(), PATIENCE_S)
+        await until(lambda: len(bad.out) >= MOST_WAITING_PONGS)
+        assert await numbers(await caller.call(service.address, b"count 3")) == [0, 1, 2]
+        assert len(bad.out) <= MOST_WAITING_PONGS
+        assert bad.lost is None
+        bad._transport.abort()
