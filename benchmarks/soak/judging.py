@@ -10,8 +10,8 @@ from typing import Any
 WARM_UP = 0.2  # of the time: pools, caches and the allocator fill
 HALF_WAY = 0.62  # until then tables may grow: each restart of a worker shows another of them at its fullest
 PARTS = 5  # the first and the last of so many parts are compared
-# What a process may gain from the end of the warm-up on: calls of the mix take up to 3 MiB each and come at random. A leak
-# of 100 bytes a call is nearly 3 MiB of one client in the rest of the ten minutes.
+# What a process may gain from the end of the warm-up on: calls of the mix take up to 3 MiB each and come at random. A
+# leak of 100 bytes a call is nearly 3 MiB of one client in the rest of the ten minutes.
 MOST_SHARE, MOST_BYTES = 0.03, 2 << 20
 SHORTEST_S = 100.0  # runs whose memory is judged; what fills in a shorter one is no sign of anything
 # What may be more at the last quiet moment than at any of the first half: interned texts, compiled caches, one table of
