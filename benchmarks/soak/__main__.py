@@ -44,7 +44,7 @@ def main() -> int:
     print(render(result))
     if arguments.output is not None:
         arguments.output.write_text(json.dumps(result, indent=None, separators=(",", ":")) + "\n", encoding="utf-8")
-        if arguments.output.resolve() == RESULT:
+        if arguments.output.resolve() == RESULT and not result["wrong"]:
             PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), result), encoding="utf-8")
     for name, history in result["processes"].items():
         for each in history["growths"]["traced"]:
