@@ -13,7 +13,7 @@ CHAOS = $(PYTHON) -m triton_distributed.testing.chaos processes --seed $(CHAOS_S
 INSTALLED_BY = pyproject.toml tools/install tools/find-python tools/get-etcd
 export TRD_BASE_PYTHON
 
-.PHONY: help demo demo-cluster test test-all check format bench chaos fuzz soak survival hostile scaling clean
+.PHONY: help demo demo-cluster test test-all check format bench chaos crowd fuzz soak survival hostile scaling clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -62,8 +62,11 @@ chaos: $(VENV)/.test ## workers hurt on a schedule, every request judged: CHAOS_
 fuzz: $(VENV)/.fuzz ## fuzz what reads bytes from the network, for FUZZ_SECONDS (60) in all
 	$(PYTHON) -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
-soak: $(VENV)/.bench ## 20,000 calls at once, 10,000 idle streams; prints what they cost
-	$(PYTHON) -m benchmarks.soak
+crowd: $(VENV)/.bench ## 20,000 calls at once, 10,000 idle streams; prints what they cost
+	$(PYTHON) -m benchmarks.crowd
+
+soak: $(VENV)/.bench ## 10 minutes of mixed load, faults and restarts, which must leave nothing (SOAK_ARGS="--minutes 1")
+	$(PYTHON) -m benchmarks.soak $(SOAK_ARGS)
 
 survival: $(VENV)/.bench ## kills, restarts and floods real workers; status 1 where a promise breaks (SURVIVAL_ARGS="--only kill")
 	$(PYTHON) -m benchmarks.survival $(SURVIVAL_ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import sys
@@ -25,3 +26,24 @@ def peak_resident_bytes() -> int:
 def open_descriptors() -> int:
     """How many file descriptors this process has open."""
     return len(os.listdir("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"))
+
+
+class _Mallinfo(ctypes.Structure):
+    """`struct mallinfo2`, see mallinfo(3)."""
+
+    NAMES = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    _fields_ = tuple((name, ctypes.c_size_t) for name in NAMES)
+
+
+def allocated_bytes() -> int | None:
+    """Bytes that this process has from malloc and has not given back; None where the C library does not tell.
+
+    Python's own small objects are not in it: those are `sys.getallocatedblocks()`.
+    """
+    try:
+        mallinfo = ctypes.CDLL(None).mallinfo2  # of glibc, from 2.33 on
+    except AttributeError:
+        return None
+    mallinfo.restype = _Mallinfo
+    found = mallinfo()
+    return int(found.uordblks + found.hblkhd)

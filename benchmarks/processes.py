@@ -108,13 +108,15 @@ async def answer_questions(answer: Callable[..., Awaitable[Any]]) -> None:
     reader = asyncio.StreamReader(LINE_LIMIT_BYTES)
     loop = asyncio.get_running_loop()
     transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    _say(None, None)
     replying: asyncio.Task[None] | None = None
-    while line := await reader.readline():
-        replying = asyncio.ensure_future(reply(*json.loads(line)))
-    if replying is not None:
-        replying.cancel()
-    transport.close()
+    try:
+        _say(None, None)
+        while line := await reader.readline():
+            replying = asyncio.ensure_future(reply(*json.loads(line)))
+    finally:
+        if replying is not None:
+            replying.cancel()
+        transport.close()
 
 
 def _say(value: Any, error: str | None) -> None:

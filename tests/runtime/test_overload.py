@@ -100,6 +100,30 @@ async def test_when_all_are_full_the_error_counts_them(cluster: Cluster) -> None
     await until(lambda: not client.stats.inflight)
 
 
+async def test_where_one_is_full_and_another_drains_the_caller_may_come_back(cluster: Cluster) -> None:
+    gates = [Gate("full"), Gate("draining")]
+    full = await cluster.worker(gates[0], max_inflight=1)
+    draining = await cluster.worker(gates[1], max_inflight=1, max_queue=1)
+
+    def full_first(request: Any, instances: Any, load: Any) -> Any:
+        return next((each for each in instances if each.id == full.instance_id), instances[0])
+
+    client = await cluster.client(policy=full_first)
+    await until(lambda: len(client.instance_ids()) == 2)
+    calls = [asyncio.create_task(client.call(n)) for n in range(2)]
+    await until(lambda: all(each.began for each in gates))
+    waits = asyncio.create_task(client.call("waits"))
+    (served,) = draining._server.endpoints
+    await until(lambda: len(served.admission) == 1)
+    draining.shutdown()
+    with pytest.raises(Overloaded, match="2 instances were tried") as caught:
+        await patiently(waits)
+    assert caught.value.instance_id == full.instance_id
+    for gate in gates:
+        gate.opened.set()
+    await patiently(asyncio.gather(*calls))
+
+
 async def test_direct_is_refused_by_the_one_that_is_named(cluster: Cluster) -> None:
     gate, free = Gate(), Gate("free")
     free.opened.set()

@@ -6,7 +6,15 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING
 
-from triton_distributed.errors import ConnectionFailed, MessageTooLarge, NoInstances, RuntimeClosed, TritonError
+from triton_distributed.errors import (
+    ConnectionFailed,
+    Draining,
+    MessageTooLarge,
+    NoInstances,
+    Overloaded,
+    RuntimeClosed,
+    TritonError,
+)
 from triton_distributed.names import Instance
 from triton_distributed.observe import Outcome
 from triton_distributed.runtime.directly import Directly
@@ -65,7 +73,11 @@ class Dispatch:
         """`instance` did not take the request: (address, reason) each, and its refusal if it gave one."""
         self.tried.add(instance.id)
         self._attempts += attempts
-        self._refusal = refusal or self._refusal
+        known = self._refusal
+        if isinstance(known, Overloaded) and isinstance(refusal, Draining):
+            # Not everybody is shutting down: there is somebody to come back to.
+            refusal = Overloaded(known.endpoint, known.instance_id, known.reason, len(self.tried), known.retry_after_s)
+        self._refusal = refusal or known
 
     @property
     def attempts(self) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The soak: `python -m benchmarks.soak`. Ends with status 1 when a call fails or memory goes over its bound.
+"""A crowd: `python -m benchmarks.crowd`. Ends with status 1 when a call fails or memory goes over its bound.
 
 First 20,000 concurrent calls in one process that is worker and client, against a handler that sleeps 0.1 s per
 character. Then 10,000 idle streams over one connection between two processes.
@@ -49,7 +49,7 @@ async def one_call(client: Client, outcomes: Counter[str]) -> None:
 @triton_worker()
 async def many_calls(runtime: DistributedRuntime, number: int) -> bool:
     """`number` calls at once, worker and client in this process; says whether all went well within the memory bound."""
-    endpoint = runtime.namespace("soak").component("backend").endpoint("generate")
+    endpoint = runtime.namespace("crowd").component("backend").endpoint("generate")
     serving = asyncio.ensure_future(endpoint.serve_endpoint(spell))
     client = await endpoint.client()
     await client.wait_for_instances()
@@ -95,11 +95,11 @@ async def idle_streams(number: int, directory: Path) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description="Many calls and streams at once")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.crowd", description="Many calls and streams at once")
     parser.add_argument("--calls", type=int, default=20_000, help="concurrent calls in one process (20000)")
     parser.add_argument("--streams", type=int, default=10_000, help="idle streams over one connection (10000)")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="trs", dir="/tmp" if os.path.isdir("/tmp") else None) as directory:
+    with tempfile.TemporaryDirectory(prefix="trc", dir="/tmp" if os.path.isdir("/tmp") else None) as directory:
         os.environ["TRD_DIR"] = directory
         good = uvloop.run(many_calls(arguments.calls))
         good = asyncio.run(idle_streams(arguments.streams, Path(directory))) and good

@@ -1,0 +1,144 @@
+"""What a process of the soak tells of itself: memory, descriptors, threads, tasks, and what the runtime keeps."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import sys
+import threading
+import tracemalloc
+import warnings
+from collections import Counter, deque
+from collections.abc import Iterator
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
+
+from benchmarks.memory import allocated_bytes, open_descriptors, resident_bytes
+
+PACKAGE = "triton_distributed"
+CONTAINERS = (dict, set, list, tuple, deque, bytearray, WeakSet, WeakKeyDictionary, WeakValueDictionary)
+FRAMES = 6  # of a trace: enough to see through the codec to its caller
+SHOWN = 40  # growths that are told
+MOST_KINDS = 100  # log records that are told apart; there are fewer kinds of them in the package
+
+
+def sample() -> dict[str, int]:
+    """The figures that cost nothing: bytes and numbers."""
+    return {
+        "rss": resident_bytes(),
+        "descriptors": open_descriptors(),
+        "threads": threading.active_count(),
+        "tasks": len(asyncio.all_tasks()),
+    }
+
+
+class Inventory:
+    """What is there when nothing goes on, and what came to it since `baseline`.
+
+    Args:
+        trace: keep where memory was allocated, which makes everything several times slower.
+    """
+
+    def __init__(self, trace: bool) -> None:
+        self._trace = trace
+        self._most: tuple[Counter[str], Counter[str]] | None = None
+        self._snapshot: tracemalloc.Snapshot | None = None
+        if trace:
+            tracemalloc.start(FRAMES)
+
+    def look(self) -> dict[str, int]:
+        """`sample`, after a garbage collection, with what is allocated: blocks of Python's, bytes of malloc's."""
+        gc.collect()
+        blocks, allocated = sys.getallocatedblocks(), allocated_bytes()
+        return {**sample(), "objects": len(gc.get_objects()), "blocks": blocks, "allocated": allocated or 0}
+
+    def baseline(self) -> None:
+        """What is there now has not grown: later looks compare with the most of each thing at any such moment."""
+        gc.collect()
+        types, kept = count()
+        self._most = (types, kept) if self._most is None else (self._most[0] | types, self._most[1] | kept)
+        if self._trace:
+            self._snapshot = tracemalloc.take_snapshot()
+
+    def growths(self) -> dict[str, Any]:
+        """What is more than at any `baseline`, most first: objects by type, entries of the runtime's own tables."""
+        gc.collect()
+        if self._most is None:
+            return {"types": {}, "kept": {}, "traced": []}
+        types, kept = count()
+        return {
+            "types": dict((types - self._most[0]).most_common(SHOWN)),
+            "kept": dict((kept - self._most[1]).most_common(SHOWN)),
+            "traced": self._traced(),
+        }
+
+    def _traced(self) -> list[str]:
+        if self._snapshot is None:
+            return []
+        ignored = (tracemalloc.Filter(False, tracemalloc.__file__), tracemalloc.Filter(False, __file__))
+        now, then = (each.filter_traces(ignored) for each in (tracemalloc.take_snapshot(), self._snapshot))
+        found = sorted(now.compare_to(then, "traceback"), key=lambda each: -each.size_diff)
+        return [
+            f"{each.size_diff:+,} bytes in {each.count_diff:+,} blocks\n" + "\n".join(each.traceback.format())
+            for each in found[:SHOWN]
+        ]
+
+
+def count() -> tuple[Counter[str], Counter[str]]:
+    """Objects that the collector knows by type, and by `Class.attribute` how much the package's own objects hold."""
+    types: Counter[str] = Counter()
+    kept: Counter[str] = Counter()
+    for each in gc.get_objects():
+        kind = type(each)
+        module = kind.__module__
+        types[f"{module}.{kind.__qualname__}"] += 1
+        if isinstance(module, str) and module.startswith(PACKAGE):
+            for name, value in _attributes(each):
+                if isinstance(value, CONTAINERS):
+                    kept[f"{kind.__qualname__}.{name}"] += len(value)
+    return types, kept
+
+
+def _attributes(thing: object) -> Iterator[tuple[str, Any]]:
+    yield from getattr(thing, "__dict__", {}).copy().items()
+    for kind in type(thing).__mro__:
+        slots = kind.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            name = f"_{kind.__name__.lstrip('_')}{name}" if name.startswith("__") and not name.endswith("__") else name
+            try:
+                yield name, object.__getattribute__(thing, name)
+            except AttributeError:
+                pass  # not set, or `__dict__` and `__weakref__` themselves
+
+
+class Said(logging.Handler):
+    """Counts what is logged and warned of, by its kind.
+
+    Attributes:
+        counts: warnings and errors by logger and text, before values are put in.
+        faults: what nothing may say: errors of asyncio's, which nobody was left to raise to, and Python's warnings.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.counts: Counter[str] = Counter()
+        self.faults: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = f"{record.name}: {record.msg}"
+        if len(self.counts) < MOST_KINDS or kind in self.counts:
+            self.counts[kind] += 1
+        unraised = record.name == "asyncio" and record.levelno >= logging.ERROR
+        if (unraised or record.name == "py.warnings") and len(self.faults) < SHOWN:
+            self.faults.append(logging.Formatter("%(name)s: %(message)s").format(record))
+
+    @classmethod
+    def listen(cls) -> Said:
+        """Hear everything that this process logs, in place of its stderr."""
+        said = cls()
+        logging.basicConfig(handlers=[said], level=logging.WARNING)
+        logging.captureWarnings(True)
+        if not sys.warnoptions:
+            warnings.simplefilter("default")
+        return said
