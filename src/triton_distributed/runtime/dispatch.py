@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Set
 from typing import TYPE_CHECKING
 
 from triton_distributed.errors import (
@@ -132,7 +132,7 @@ class Dispatch:
 
     def _in_vain(self, session: Session, instance: Instance) -> bool:
         """Whether to leave a request that is not sent yet to somebody else than a silent worker."""
-        return session.silent and self._call.may_leave(instance, self.tried)
+        return session.silent and may_leave(self._call, instance, self.tried)
 
     def _choose(self) -> Instance:
         """The next instance to try.
@@ -161,7 +161,7 @@ class Dispatch:
     async def _send_to(self, session: Session, instance: Instance) -> None:
         call = self._call
         body, buffers = (call.body, []) if isinstance(call.body, bytes) else (call.body.body, call.body.buffers)
-        size = message_bytes(f.REQUEST_PREFIX_BYTES + call.metadata_bytes + len(body), buffers)
+        size = message_bytes(f.REQUEST_PREFIX_BYTES + len(call.metadata) + len(body), buffers)
         if size > session.send_limit:
             raise MessageTooLarge("the request", size, session.send_limit)
         stream = call.open_stream(session, instance, False)
@@ -173,6 +173,15 @@ class Dispatch:
             stream.ask_to_stop()
         if call.more is not None:
             await _send_more(stream, call.more)
+
+
+def may_leave(call: Call, instance: Instance, tried: Set[int]) -> bool:
+    """Whether another instance may be tried and is there: one in rotation, beside those that were tried."""
+    return (
+        not isinstance(call.policy, Directly)
+        and len(tried) < call.client.retries
+        and call.client.view.others({instance.id, *tried})
+    )
 
 
 async def _send_more(stream: Stream, requests: AsyncIterator[object]) -> None:

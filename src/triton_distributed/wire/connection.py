@@ -11,9 +11,10 @@ from typing import Any
 from triton_distributed.errors import LocalProtocolError, RemoteProtocolError
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import Assembly, Body, Memory
-from triton_distributed.wire.authentication import FEATURE, REFUSED, Authentication
+from triton_distributed.wire.authentication import Authentication
 from triton_distributed.wire.decoder import UNLIMITED, FrameDecoder
-from triton_distributed.wire.hello import Hello, agree, hello_frame, hello_payload, read_hello
+from triton_distributed.wire.greeting import Greeting
+from triton_distributed.wire.hello import Hello
 from triton_distributed.wire.states import (
     CLOSED,
     ILLEGAL,
@@ -41,7 +42,6 @@ from triton_distributed.wire.window import (
 GRANTED_AT_ONCE = 4  # largest messages' worth of bytes that a peer is given credit for ahead of its windows
 MOST_WAITING_PONGS = 10_000  # frames that wait, with which a PING gets no answer any more: whoever asks reads nothing
 WHOLE_TURNS = MADE_BYTES // TURN_BYTES  # streams that may each make what a turn takes
-FAREWELL = 500  # bytes of the words with which a stranger leaves that are repeated
 DIRECT = 32 * 1024  # a fragment with more than this missing is read from the socket straight into its message
 
 
@@ -77,8 +77,8 @@ class Connection:
         self.out: list[bytes] = []
         self.streams: dict[int, Any] = {}
         self.max_message = hello.max_message
-        self._authentication = authentication
-        self._decoder = FrameDecoder(1 if authentication is None else 2)
+        self._greeting = Greeting(hello, authentication)
+        self._decoder = FrameDecoder(self._greeting.frames)
         self._ready: list[StreamCore] = []
         self.turn_bytes = TURN_BYTES
         self.held: Held | None = None
@@ -93,8 +93,7 @@ class Connection:
 
     def greet(self) -> None:
         """Say hello; the first thing on every session."""
-        hello = self.hello
-        self.send(hello_frame(hello if self._authentication is None else self._authentication.opening(hello)))
+        self.send(self._greeting.opening())
 
     def send(self, data: bytes) -> None:
         """Queue one frame for this turn's write."""
@@ -224,7 +223,8 @@ class Connection:
             else:
                 self._control(stream, kind, flags, payload, after)
         if decoder.failure is not None:
-            raise RemoteProtocolError(self._unmet(decoder.failure))
+            words = decoder.failure
+            raise RemoteProtocolError(words if self.peer is not None else self._greeting.words(words))
         if decoder.partial is not None:
             self._try_direct()
         return decoder.more
@@ -248,7 +248,7 @@ class Connection:
 
     def _stray(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         if self.peer is None:
-            raise RemoteProtocolError(self._unmet("the peer's first frame is not a hello"))
+            raise RemoteProtocolError(self._greeting.words("the peer's first frame is not a hello"))
         if kind != f.REQUEST:
             if number > max(self._last_accepted, self._last_opened):
                 raise RemoteProtocolError(f"a frame of kind {kind} came on stream {number}, which nobody opened")
@@ -295,7 +295,10 @@ class Connection:
 
     def _session_frame(self, kind: int, payload: bytes) -> None:
         if self.peer is None:
-            self._meet(kind, payload)
+            met = self._greeting.hear(kind, payload, self.send)
+            if met is not None:
+                self.peer, self.version = met
+                self.on_hello(self.peer)
         elif kind == f.ACCEPT:
             if len(payload) % f.UINT64.size:
                 raise RemoteProtocolError("an ACCEPT frame holds 8 bytes a stream")
@@ -316,65 +319,6 @@ class Connection:
             self.on_goaway(*self.going)
         else:
             raise RemoteProtocolError(f"a frame of kind {kind} came on the session itself")
-
-    # before the hellos are exchanged
-
-    def _unmet(self, words: str) -> str:
-        """What a peer is told of its fault: while it has not proven that it knows the token, nothing."""
-        return words if self.peer is not None or self._authentication is None else REFUSED
-
-    def _meet(self, kind: int, payload: bytes) -> None:
-        authentication = self._authentication
-        if kind == f.GOAWAY and payload and (authentication is None or authentication.dialer):
-            words = payload[1 : 1 + FAREWELL].decode("utf-8", "replace")
-            raise RemoteProtocolError("".join([each if each.isprintable() else "?" for each in words]))
-        if authentication is not None:
-            self._authenticate(authentication, kind, payload)
-        elif kind != f.HELLO:
-            raise RemoteProtocolError("the peer's first frame is not a hello")
-        else:
-            peer = read_hello(payload)
-            if FEATURE in peer.features:
-                raise RemoteProtocolError(REFUSED)
-            self._greeted(peer)
-
-    def _authenticate(self, authentication: Authentication, kind: int, payload: bytes) -> None:
-        if kind == f.HELLO and not authentication.heard:
-            opening = self._read_hello(payload)
-            self._agree(opening)
-            authentication.hear(opening)
-            if authentication.dialer:
-                self._prove(authentication)
-        elif kind == f.AUTH and authentication.heard:
-            peer = self._read_hello(authentication.verify(payload))
-            if not authentication.dialer:
-                self._prove(authentication)
-            self._greeted(peer)
-        else:
-            raise RemoteProtocolError(REFUSED)
-
-    def _read_hello(self, payload: bytes) -> Hello:
-        try:
-            return read_hello(payload)
-        except RemoteProtocolError as error:
-            raise RemoteProtocolError(REFUSED) from error
-
-    def _prove(self, authentication: Authentication) -> None:
-        self.send(f.frame(f.AUTH, 0, authentication.prove(hello_payload(self.hello))))
-
-    def _agree(self, peer: Hello) -> int:
-        version = agree(self.hello, peer)
-        if not version:
-            raise RemoteProtocolError(
-                f"no common protocol version: this end speaks {self.hello.lowest} to {self.hello.version}, "
-                f"the peer {peer.lowest} to {peer.version}"
-            )
-        return version
-
-    def _greeted(self, peer: Hello) -> None:
-        self.version = self._agree(peer)
-        self.peer = peer
-        self.on_hello(peer)
 
     # receiving in place
 
