@@ -12,7 +12,7 @@ MORE_MIB = 64
 HELD_MIB = 128
 # 10,000 handlers (TRD_MAX_REQUESTS) with a task, a generator and a stream each: some 12 KiB.
 RUNNING_MIB = 128
-# Of each of 20 connections: what all its streams may make (1 MiB), what was gathered for one write, what asyncio holds,
+# Of each of 20 connections: what all its streams may make (4 MiB), what was gathered for one write, what asyncio holds,
 # and an item of 15 KB in each of the handlers that had begun before the kernel took no more.
 MADE_MIB = 160
 ALLOWED_MIB = {

@@ -14,7 +14,7 @@ from __future__ import annotations
 FRAME_COST = 64  # charged for each frame beside its payload: about what a received frame costs in objects
 ITEM_COST = 256  # of an item in a turn's room: ends a turn after 256 small items even if their bytes are few
 TURN_BYTES = 64 * 1024  # what one stream may write in one loop turn before the others get theirs
-MADE_BYTES = 1024 * 1024  # that all streams of a session may have made in one turn, beside one item each
+MADE_BYTES = 4 * 1024 * 1024  # that all streams of a session may have made in one turn, beside one item each
 WRITE_BYTES = 256 * 1024  # gathered for one write: what the kernel then does not take is all that a transport holds
 SMALLEST_WINDOW = 4096
 FREE_BYTES = 16 * 1024  # of a stream that are not counted, so that a small request costs no count
