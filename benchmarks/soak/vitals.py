@@ -42,6 +42,7 @@ class Inventory:
 
     def __init__(self, trace: bool) -> None:
         self._trace = trace
+        self._looked = False
         self._most: tuple[Counter[str], Counter[str]] | None = None
         self._snapshot: tracemalloc.Snapshot | None = None
         if trace:
@@ -49,6 +50,9 @@ class Inventory:
 
     def look(self) -> dict[str, int]:
         """`sample`, after a garbage collection, with what is allocated: blocks of Python's, bytes of malloc's."""
+        if not self._looked:
+            count()  # what counting itself leaves, in the interpreter's caches, is there from the beginning
+            self._looked = True
         gc.collect()
         blocks, allocated = sys.getallocatedblocks(), allocated_bytes()
         return {**sample(), "objects": len(gc.get_objects()), "blocks": blocks, "allocated": allocated or 0}
