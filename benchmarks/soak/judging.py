@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 WARM_UP = 0.2  # of the time: pools, caches and the allocator fill
-HALF_WAY = 0.62  # until then tables may grow: each restart of a worker shows another of them at its fullest
+HALF_WAY = 0.6  # until then tables may grow: each restart of a worker shows another of them at its fullest
 PARTS = 5  # the first and the last of so many parts are compared
 # What a process may gain from the end of the warm-up on: calls of the mix take up to 3 MiB each and come at random. A
 # leak of 100 bytes a call is nearly 3 MiB of one client in the rest of the ten minutes.
 MOST_SHARE, MOST_BYTES = 0.03, 2 << 20
-SHORTEST_S = 100.0  # runs whose memory is judged; what fills in a shorter one is no sign of anything
+SHORTEST_S = 100.0  # of runs whose memory is judged: what fills in a shorter one is no sign of anything
 # What may be more at the last quiet moment than at any of the first half: interned texts, compiled caches, one table of
 # the interpreter's that doubles. Some 14,000 calls of each client and 25 restarts lie between them.
 MOST = {"objects": 500, "blocks": 2_000, "allocated": 1 << 20}
@@ -119,7 +119,7 @@ def process(history: Mapping[str, Any], seconds: float) -> tuple[dict[str, Any],
     wrong += [
         f"{what} at quiet moments: {', '.join(str(each[what]) for each in quiet)}"
         for what, most in MOST.items()
-        if before and quiet[-1][what] - max(each[what] for each in before) > most
+        if before and seconds >= SHORTEST_S and quiet[-1][what] - max(each[what] for each in before) > most
     ]
     wrong += grown(history["growths"])
     found = memory(history["samples"], seconds)

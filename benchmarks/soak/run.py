@@ -45,37 +45,40 @@ class Run:
         self.wrong: list[str] = []
         self.outcomes: dict[str, Counter[str]] = {}
         self.said: Counter[str] = Counter()
-        self._began = 0.0
+        self._began = 0.0  # later by every rest
+        self._rests_since: float | None = None
         self._loaded = asyncio.Event()
         self._least: dict[str, tuple[int, ...]] | None = None  # of what is counted, after the warm-up
 
     @property
     def _at(self) -> float:
-        return time.monotonic() - self._began
+        """Seconds of load so far."""
+        return (self._rests_since or time.monotonic()) - self._began
 
     async def go(self, stage: Stage) -> None:
         """The whole load; stops at the first quiet moment at which something is wrong."""
         seconds = self.options.seconds
         fault_s, quiet_s = min(FAULT_S, seconds / 10), min(QUIET_S, seconds / 5)
-        await self._settle(stage)
         self._began = time.monotonic()
+        await self._settle(stage)
         sampling = asyncio.create_task(self._sample(stage))
         making, made = faults(random.Random(self.options.seed)), 0
         try:
             await self._load(stage)
-            next_fault, next_quiet = fault_s, quiet_s
-            while True:
+            rests = 1
+            while True:  # on a slow machine all comes later, and in the same order
+                next_fault, next_quiet = (made + 1) * fault_s, min(rests * quiet_s, seconds)
                 await asyncio.sleep(max(0.0, min(next_fault, next_quiet) - self._at))
                 if sampling.done():
                     sampling.result()
-                if next_quiet <= next_fault:
-                    if not await self._quiet(stage) or next_quiet >= seconds:
-                        break
-                    next_quiet = min(next_quiet + quiet_s, seconds)
-                    await self._load(stage)
-                else:
+                if next_quiet > next_fault:
                     await make(stage, making[made % len(making)])
-                    made, next_fault = made + 1, max(next_fault + fault_s, self._at)
+                    made += 1
+                    continue
+                if not await self._quiet(stage, next_quiet / seconds) or next_quiet >= seconds:
+                    break
+                rests += 1
+                await self._load(stage)
         finally:
             sampling.cancel()
             await asyncio.wait({sampling})
@@ -84,6 +87,9 @@ class Run:
 
     async def _load(self, stage: Stage) -> None:
         await stage.everybody("go")
+        assert self._rests_since is not None
+        self._began += time.monotonic() - self._rests_since
+        self._rests_since = None
         self._loaded.set()
 
     async def _sample(self, stage: Stage) -> None:
@@ -98,6 +104,7 @@ class Run:
     async def _settle(self, stage: Stage) -> dict[str, Any]:
         """Have nothing go on; returns how everybody is then."""
         self._loaded.clear()
+        self._rests_since = time.monotonic()
         for group in (stage.clients, stage.workers):  # first those whose calls keep the others busy
             await asyncio.gather(*(each.ask("rest") for each in group.values()))
         await stage.everybody("touch", ids=stage.instances)
@@ -116,15 +123,19 @@ class Run:
         least = self._least
         return least is None or all(a <= b for name in LASTING for a, b in zip(now[name], least[name], strict=True))
 
-    async def _quiet(self, stage: Stage) -> bool:
-        """Look at a quiet moment; returns whether all is well and nobody has more than before."""
+    async def _quiet(self, stage: Stage, part: float) -> bool:
+        """Look at a quiet moment; returns whether all is well and nobody has more than before.
+
+        Args:
+            part: of the run that is over by then.
+        """
         looks = await self._settle(stage)
-        at = self._at
+        at = part * self.options.seconds
         self.wrong += judging.events(_news(looks))
         for name, look in looks.items():
             figures = {what: value for what, value in look.items() if what != "news"}
             self.histories[name]["quiet"].append({"at": round(at, 1), **figures})
-        now, part, least = _counted(looks), at / self.options.seconds, self._least
+        now, least = _counted(looks), self._least
         well = self._no_more(now)
         if part >= judging.WARM_UP:
             if least is None or part <= judging.HALF_WAY:

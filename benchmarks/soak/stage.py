@@ -138,7 +138,10 @@ class Stage:
             self.said.append(await child.ask("said"))
             begin = time.monotonic()
             child.process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
-            status = await patiently(child.process.wait())
+            try:
+                status = await patiently(child.process.wait())
+            except TimeoutError:
+                raise BenchmarkError(f"a worker did not end within {PATIENCE_S:g} s") from None
             if not kill:
                 self.drains_s.append(time.monotonic() - begin)
                 if status != 0:

@@ -18,7 +18,7 @@ from benchmarks.memory import allocated_bytes, open_descriptors, resident_bytes
 
 PACKAGE = "triton_distributed"
 CONTAINERS = (dict, set, list, tuple, deque, bytearray, WeakSet, WeakKeyDictionary, WeakValueDictionary)
-FRAMES = 6  # of a trace: enough to see through the codec to its caller
+FRAMES = 4  # of a trace: enough to see through the codec to its caller
 SHOWN = 40  # growths that are told
 MOST_KINDS = 100  # log records that are told apart; there are fewer kinds of them in the package
 
@@ -37,18 +37,20 @@ class Inventory:
     """What is there when nothing goes on, and what came to it since `baseline`.
 
     Args:
-        trace: keep where memory was allocated, which makes everything several times slower.
+        trace: keep where memory was allocated from the first baseline on, which makes everything several times slower.
     """
 
     def __init__(self, trace: bool) -> None:
         self._trace = trace
+        self._looked = False
         self._most: tuple[Counter[str], Counter[str]] | None = None
         self._snapshot: tracemalloc.Snapshot | None = None
-        if trace:
-            tracemalloc.start(FRAMES)
 
     def look(self) -> dict[str, int]:
         """`sample`, after a garbage collection, with what is allocated: blocks of Python's, bytes of malloc's."""
+        if not self._looked:
+            count()  # what counting itself leaves, in the interpreter's caches, is there from the beginning
+            self._looked = True
         gc.collect()
         blocks, allocated = sys.getallocatedblocks(), allocated_bytes()
         return {**sample(), "objects": len(gc.get_objects()), "blocks": blocks, "allocated": allocated or 0}
@@ -59,6 +61,8 @@ class Inventory:
         types, kept = count()
         self._most = (types, kept) if self._most is None else (self._most[0] | types, self._most[1] | kept)
         if self._trace:
+            if not tracemalloc.is_tracing():  # not before: under a trace, importing takes many seconds
+                tracemalloc.start(FRAMES)
             self._snapshot = tracemalloc.take_snapshot()
 
     def growths(self) -> dict[str, Any]:
