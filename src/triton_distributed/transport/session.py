@@ -313,7 +313,8 @@ class Session(Connection, asyncio.Protocol):
 
     def write_behind(self, start: bytes, piece: memoryview) -> None:
         """Write a fragment behind the session's own frames that wait, without copying it."""
-        if self._transport is None or self.lost is not None:
+        # asyncio warns of each further write to a transport that has failed and has not said so yet.
+        if self._transport is None or self.lost is not None or self._transport.is_closing():
             return
         self._flush()
         if piece.nbytes < f.SMALL:
