@@ -89,6 +89,25 @@ def answers_then_drops(stream: Any) -> None:
     stream.connection.loop.call_later(0.01, stream.connection._transport.abort)
 
 
+class DropsTheFirst:
+    """Loses the connections of so many requests before it accepts them, and answers the others with 1."""
+
+    def __init__(self, count: int = 1) -> None:
+        self._left = count
+
+    def __call__(self, stream: Any) -> None:
+        if self._left:
+            self._left -= 1
+            drops_the_connection(stream)
+            return
+
+        def answer() -> None:
+            stream.push(b"\x01")
+            stream.end()
+
+        stream.connection.accept(stream, answer)
+
+
 # --- connections that break ------------------------------------------------------------------------------------------
 
 
@@ -104,6 +123,42 @@ async def test_a_request_that_no_handler_began_goes_to_another_instance(cluster:
         assert await patiently(client.call(n)) == n
         assert await patiently(drained(client.generate(n, annotated=False))) == [n]
     await fake.close()
+
+
+@pytest.mark.parametrize("how", ["call", "generate", "direct"])
+async def test_a_lost_connection_does_not_rule_out_its_worker_where_no_other_is_left(
+    cluster: Cluster, how: str
+) -> None:
+    fake = await FakeWorker(DropsTheFirst()).start(5)
+    client = await cluster.client()
+    if how == "call":
+        assert await patiently(client.call("once more")) == 1
+    else:
+        stream = client.generate(1, False) if how == "generate" else client.direct(1, 5, False)
+        assert await patiently(drained(stream)) == [1]
+    assert fake.requests == 2
+    await fake.close()
+
+
+async def test_who_loses_its_connection_twice_is_left_alone(cluster: Cluster) -> None:
+    fake = await FakeWorker(DropsTheFirst(2)).start(5)
+    client = await cluster.client()
+    with pytest.raises(ConnectionFailed, match="memory://fake-5"):
+        await patiently(client.call(1))
+    assert fake.requests == 2
+    assert await patiently(client.call(1)) == 1
+    await fake.close()
+
+
+async def test_without_retries_a_lost_connection_is_told() -> None:
+    cluster = Cluster(retries=0)
+    fake = await FakeWorker(DropsTheFirst()).start(5)
+    client = await cluster.client()
+    with pytest.raises(ConnectionFailed):
+        await patiently(client.call(1))
+    assert fake.requests == 1
+    await fake.close()
+    await cluster.close()
 
 
 async def test_a_request_that_a_handler_began_is_not_sent_again(cluster: Cluster) -> None:

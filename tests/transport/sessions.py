@@ -127,7 +127,6 @@ class Serving:
 
     def _begin(self) -> None:
         self.task = asyncio.get_running_loop().create_task(self._run())
-        self.task.add_done_callback(lambda _: self._over())  # cancelled before its first step, it does not even begin
 
     def stream_ended(self) -> None: ...
 
@@ -170,7 +169,7 @@ class Serving:
                 await asyncio.get_running_loop().create_future()
             stream.end()
         finally:
-            self._over()  # in the same turn
+            self._over()
 
 
 class Service:

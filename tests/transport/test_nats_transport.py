@@ -10,6 +10,7 @@ import pytest
 
 from triton_distributed.transport import nats_messages as m
 from triton_distributed.transport.nats_transport import GRACE_BEATS, SILENT_BEATS, NatsTransport
+from triton_distributed.transport.remainder import read_remainder
 
 WINDOW = 64 * 1024
 GONE = SimpleNamespace(data=b"", reply="", headers={"Status": "503"})
@@ -172,6 +173,48 @@ async def test_a_message_that_comes_twice_ends_the_session():
     wires.carry()
     assert wires.noted["b"].data == b"x"
     assert "came twice" in await lost(wires.noted["b"])
+
+
+def all_arrived(end: NatsTransport) -> bool:
+    """Whether a session over this end knows all that its peer has said: what it accepted, above all."""
+    return read_remainder(None, end, ConnectionResetError())  # type: ignore[arg-type]
+
+
+async def test_who_has_missed_messages_knows_it_and_who_is_told_so_has_not():
+    wires = Wires()
+    for _ in range(2):
+        wires.a.write(b"x")
+    del wires.under_way[0]
+    wires.carry()
+    assert "were lost" in await lost(wires.noted["a"])
+    assert not all_arrived(wires.b)
+    assert all_arrived(wires.a)
+
+
+async def test_whose_peer_fell_silent_may_have_missed_its_last_words():
+    wires = Wires()
+    for _ in range(SILENT_BEATS + 1):
+        wires.a.tick()
+    assert "nothing was heard" in await lost(wires.noted["a"])
+    assert not all_arrived(wires.a)
+
+
+async def test_what_a_peer_said_comes_before_the_news_that_it_is_gone_but_for_an_outage():
+    for outage in (False, True):
+        wires = Wires()
+        if outage:
+            wires.a.reconnected()
+            for _ in range(GRACE_BEATS):
+                wires.a.tick()
+        wires.a.take(GONE)
+        assert "is gone" in await lost(wires.noted["a"])
+        assert all_arrived(wires.a) == (not outage)
+
+
+async def test_whose_connection_is_closed_may_have_missed_something():
+    wires = Wires()
+    wires.a.fail("the connection to NATS was closed")
+    assert not all_arrived(wires.a)
 
 
 async def test_messages_of_others_are_ignored():

@@ -38,7 +38,18 @@ class Dispatch:
         tried: ids of the instances that did not take it; at most `TRD_RETRIES` are tried after the first.
     """
 
-    __slots__ = ("_attempts", "_call", "_chosen", "_client", "_dialling", "_refusal", "_task", "sent", "tried")
+    __slots__ = (
+        "_attempts",
+        "_call",
+        "_chosen",
+        "_client",
+        "_cut_off",
+        "_dialling",
+        "_refusal",
+        "_task",
+        "sent",
+        "tried",
+    )
 
     def __init__(self, call: Call, client: Client) -> None:
         self._call = call
@@ -50,6 +61,7 @@ class Dispatch:
         self._task: asyncio.Task[None] | None = None
         self.sent: asyncio.Future[None] = client.loop.create_future()
         self.tried: set[int] = set()
+        self._cut_off: set[int] = set()  # those of `tried` that may be dialled anew
 
     def start(self, chosen: Instance | None = None) -> None:
         """Send the request to `chosen`, or to whom the policy chooses, or elsewhere; in a task."""
@@ -69,8 +81,22 @@ class Dispatch:
         if not self.sent.done():
             self.sent.set_result(None)
 
-    def note(self, instance: Instance, attempts: list[tuple[str, str]], refusal: Exception | None = None) -> None:
-        """`instance` did not take the request: (address, reason) each, and its refusal if it gave one."""
+    def note(
+        self,
+        instance: Instance,
+        attempts: list[tuple[str, str]],
+        refusal: Exception | None = None,
+        *,
+        cut_off: bool = False,
+    ) -> None:
+        """`instance` did not take the request: (address, reason) each, and its refusal if it gave one.
+
+        Args:
+            cut_off: the connection was lost before a handler began, which says little of the worker behind it: where
+                nobody else is left, it is dialled anew, once.
+        """
+        if cut_off and instance.id not in self.tried:
+            self._cut_off.add(instance.id)
         self.tried.add(instance.id)
         self._attempts += attempts
         known = self._refusal
@@ -128,7 +154,8 @@ class Dispatch:
                 await self._send_to(session, instance)
                 return
             else:
-                self.note(instance, [(session.address, session.lost or "it takes no more calls")])
+                words = session.lost or "it takes no more calls"
+                self.note(instance, [(session.address, words)], cut_off=session.lost is not None)
 
     def _in_vain(self, session: Session, instance: Instance) -> bool:
         """Whether to leave a request that is not sent yet to somebody else than a silent worker."""
@@ -147,16 +174,22 @@ class Dispatch:
             if not candidates and not directly:
                 raise NoInstances(client.view.name.path, client.where)
             return call.policy(call.request, candidates, client.load)
-        if len(self.tried) > client.retries or directly:
+        if len(self.tried) > client.retries:
             raise self.refused()
-        rest = tuple(each for each in candidates if each.id not in self.tried)
-        if not rest:  # none of those in rotation is left: one that is out may be better than nothing
-            rest = tuple(each for each in client.view.table.instances if each.id not in self.tried)
-        if not rest and not candidates and self._refusal is None:
+        rest: tuple[Instance, ...] = ()
+        if not directly:
+            rest = tuple(each for each in candidates if each.id not in self.tried)
+            if not rest:  # none of those in rotation is left: one that is out may be better than nothing
+                rest = tuple(each for each in client.view.table.instances if each.id not in self.tried)
+        if not rest:
+            rest = tuple(each for each in client.view.table.instances if each.id in self._cut_off)
+        if not rest and not candidates and self._refusal is None and not directly:
             raise NoInstances(client.view.name.path, client.where)
         if not rest:
             raise self.refused()
-        return call.policy(call.request, rest, client.load)
+        chosen = call.policy(call.request, rest, client.load)
+        self._cut_off.discard(chosen.id)
+        return chosen
 
     async def _send_to(self, session: Session, instance: Instance) -> None:
         call = self._call

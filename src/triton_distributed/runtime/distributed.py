@@ -76,7 +76,7 @@ class DistributedRuntime:
         # A loop of virtual time has its own, so that a run repeats itself: see `testing.virtual_time`.
         self.rng: random.Random = getattr(self._loop, "rng", None) or random.Random()
         self.instance_id = self.rng.randint(1, MAX_INSTANCE_ID)
-        self.discovery = discovery or make_discovery(config)
+        self.discovery = make_discovery(config) if discovery is None else discovery
         self.nats = make_nats(config)
         self.events = RuntimeEvents(
             lambda: make_events(config, self.nats, self.instance_id),

@@ -39,7 +39,7 @@ def _lost(call: Call, stream: Stream, reason: str, instance: Instance) -> None:
     began = bool(stream.accepted or stream.inbox or call.received)
     # What would tell may have been lost with the connection; a request that never left tells it too.
     if not began and (not session.torn or stream.id in session.unsent):
-        _elsewhere(call, [(session.address, reason)])
+        _elsewhere(call, [(session.address, reason)], cut_off=True)
         return
     call.client.ejector.failed(instance.id, session.hello.nonce)
     if call.resumption is not None:
@@ -138,13 +138,15 @@ def go_on(call: Call, resumption: Resumption, paid: bool = False) -> None:
     _elsewhere(call, [(address, reason)], error)
 
 
-def _elsewhere(call: Call, attempts: list[tuple[str, str]], refused: Exception | None = None) -> None:
+def _elsewhere(
+    call: Call, attempts: list[tuple[str, str]], refused: Exception | None = None, *, cut_off: bool = False
+) -> None:
     """No handler has begun, or the caller allows a second one: try another instance."""
     assert call.instance is not None
     call.release()
     if call.dispatch is None:
         call.dispatch = Dispatch(call, call.client)
-    call.dispatch.note(call.instance, attempts, refused)
+    call.dispatch.note(call.instance, attempts, refused, cut_off=cut_off)
     if call.more is not None:
         # What was streamed cannot be taken back from the caller's iterator.
         call.dispatch.cancel()

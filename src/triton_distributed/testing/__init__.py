@@ -4,15 +4,20 @@ from triton_distributed.testing.discovery import ChangeLog, DiscoveryConformance
 from triton_distributed.testing.events import EventConformance
 from triton_distributed.testing.proxy import FaultProxy, Faults
 from triton_distributed.testing.servers import EtcdCluster, EtcdServer, NatsServer, ServerMissing
+from triton_distributed.testing.virtual_time import Deadlock, Livelock, VirtualTimeLoop, run_in_virtual_time
 
 __all__ = [
     "ChangeLog",
+    "Deadlock",
     "DiscoveryConformance",
     "EtcdCluster",
     "EtcdServer",
     "EventConformance",
     "FaultProxy",
     "Faults",
+    "Livelock",
     "NatsServer",
     "ServerMissing",
+    "VirtualTimeLoop",
+    "run_in_virtual_time",
 ]

@@ -1,6 +1,6 @@
 """An event loop whose time is virtual: a test that waits for a minute takes a moment, and takes the same way each time.
 
-    assert run(program(), seed=7) == run(program(), seed=7)
+    assert run_in_virtual_time(program(), seed=7) == run_in_virtual_time(program(), seed=7)
 
 Nothing of the world outside takes part: no sockets, no child processes, no signals. Runtimes reach each other through
 `Config(discovery="memory")`. `time.monotonic` and `time.sleep` know nothing of it; `loop.time` and `asyncio.sleep` do.
@@ -25,6 +25,7 @@ START_S = 1000.0  # what `loop.time()` begins with; not 0, which no real clock s
 # Turns of the loop in which no time passes. A program that computes between awaits makes thousands; one that has not
 # come to a timer after a million is in a circle, which on a real clock a timeout would have ended.
 MOST_TURNS = 1_000_000
+ENDS_S = 5.0  # real seconds that threads which were refused have to end while the program is ended
 MOST_NAMED = 20  # tasks whose places an error tells
 THREADS = (
     "a thread that the loop does not know called it: virtual time includes the threads of run_in_executor and "
@@ -79,6 +80,7 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
         self._thread = threading.get_ident()
         self._called = threading.Event()
         self._stranger: RuntimeError | None = None
+        self._strangers = False
         self._selector = self  # what BaseEventLoop asks to wait
 
     def time(self) -> float:
@@ -107,6 +109,9 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
             self._called.wait()
             self._called.clear()
             return []
+        if timeout is None and self._strangers and self._called.wait(ENDS_S):
+            self._called.clear()
+            return []
         if timeout is None:
             raise Deadlock(waiting(self))
         self._now += timeout
@@ -126,15 +131,13 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
     ) -> asyncio.Handle:
         """Call `callback` on the loop's thread; from others only while `run_in_executor` has work there.
 
-        Raises:
-            RuntimeError: another thread calls, of which the loop knows nothing; `run` raises it too.
+        A call from any other thread ends the program with a RuntimeError.
         """
         if threading.get_ident() == self._thread:
             return self.call_soon(callback, *args, context=context)
         if not self._working:
             self._stranger = RuntimeError(THREADS)
-            self._called.set()
-            raise RuntimeError(THREADS)
+            self._strangers = True
         return super().call_soon_threadsafe(callback, *args, context=context)
 
     def run_in_executor(
@@ -195,7 +198,7 @@ def waiting(loop: asyncio.AbstractEventLoop) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(found))
 
 
-def run(main: Coroutine[Any, Any, T], *, seed: int | str = 0) -> T:
+def run_in_virtual_time(main: Coroutine[Any, Any, T], *, seed: int | str = 0) -> T:
     """Run a program to its end in virtual time, as `asyncio.run` does in real time; what it leaves is cancelled.
 
     Args:

@@ -1,4 +1,4 @@
-"""`python -m triton_distributed.testing.chaos processes --seed N`: a chaos run from the command line."""
+"""`python -m triton_distributed.testing.chaos COMMAND --seed N`: chaos runs from the command line."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 
 from triton_distributed.errors import ConfigError
-from triton_distributed.testing.chaos import real
+from triton_distributed.testing.chaos import many, real
 
 COMMANDS = {
     "processes": ("real worker processes that are killed, stopped, cut off and starved", real.configure, real.run),
+    "simulated": ("thousands of systems in one thread, in virtual time; each repeats itself", many.configure, many.run),
 }
 
 

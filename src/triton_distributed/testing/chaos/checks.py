@@ -10,6 +10,7 @@ from triton_distributed.runtime import Client
 from triton_distributed.testing.chaos.hosts import HostsLoop
 from triton_distributed.testing.chaos.members import Caller, Member, Worker
 from triton_distributed.testing.chaos.network import Registry, Switch
+from triton_distributed.testing.virtual_time import waiting
 
 
 def idle(member: Member) -> Iterator[str]:
@@ -26,9 +27,9 @@ def idle(member: Member) -> Iterator[str]:
         yield from (f"{name}: {each}" for each in _session(session, runtime.config.session_window_bytes))
     for what in ("_dialling", "_greeting", "_parted"):
         if getattr(pool, what):
-            yield f"{name}: the pool's {what} is not empty: {getattr(pool, what)}"
+            yield f"{name}: the pool's {what} holds {len(getattr(pool, what))}"
     if runtime._tasks:
-        yield f"{name}: {len(runtime._tasks)} tasks of calls are left: {list(runtime._tasks)[:3]}"
+        yield f"{name}: {len(runtime._tasks)} tasks of calls are left"
     if isinstance(member, Caller):
         for client in (member.answer, member.echo):
             yield from (f"{name}: {each}" for each in _client(client))
@@ -55,7 +56,7 @@ def _session(session: Any, session_window: int) -> Iterator[str]:
     }
     for what, value in left.items():
         if value:
-            yield f"{session!r}: {what} are left: {value!r:.200}"
+            yield f"{session!r}: {what} are left: {value if isinstance(value, int) else len(value)}"
     if session.paused:
         yield f"{session!r} is paused"
     promised = session_window - session._budget._left
@@ -77,12 +78,12 @@ def found(caller: Caller, workers: list[Worker]) -> Iterator[str]:
 
 def closed(loop: HostsLoop, switch: Switch, registry: Registry) -> Iterator[str]:
     """What is left when all processes have ended, in words."""
-    tasks = sorted(repr(each) for each in asyncio.all_tasks(loop) if each is not asyncio.current_task())
-    for task in tasks[:5]:
-        yield f"a task is left: {task}"
+    own = asyncio.current_task(loop)
+    # Neither names nor addresses of objects: a run that is repeated finds the same words.
+    yield from (f"a task is left at {place}" for name, place in waiting(loop) if own is None or name != own.get_name())
     if loop.timers():
-        yield f"{loop.timers()} timers are left: {[each for each in loop._scheduled if not each.cancelled()][:3]}"
+        yield f"{loop.timers()} timers are left"
     if switch.links:
-        yield f"{len(switch.links)} connections are left: {[each.ends for each in switch.links][:3]}"
+        yield f"connections are left: {', '.join(str(each.number) for each in switch.links)}"
     if registry.hub.entries or len(registry.hub.watchers):
-        yield f"the registry holds {list(registry.hub.entries)} and {len(registry.hub.watchers)} watches"
+        yield f"the registry holds {len(registry.hub.entries)} instances and {len(registry.hub.watchers)} watches"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ class Inflictor:
 
     Attributes:
         hurt_now: numbers of the workers that are not well.
+        done: how many faults of each kind happened; `left_out` did not, because the worker was not well yet.
     """
 
     def __init__(
@@ -48,6 +50,8 @@ class Inflictor:
         self._generations = [0] * len(simulation.workers)
         self._leaving: list[asyncio.Task[None]] = []
         self.hurt_now: set[int] = set()
+        self.done: Counter[FaultKind] = Counter()
+        self.left_out = 0
 
     async def run(self, client_stops: bool) -> None:
         """All of them; returns when every worker is well again."""
@@ -60,7 +64,10 @@ class Inflictor:
             for fault in self._faults:
                 await asyncio.sleep(started + fault.at_s - loop.time())
                 # It may have taken longer than the schedule allows for, as a start while the disk was full.
-                if fault.worker not in self.hurt_now:
+                if fault.worker in self.hurt_now:
+                    self.left_out += 1
+                else:
+                    self.done[fault.kind] += 1
                     loop.trace.note(loop.time(), f"FAULT {fault}")
                     under_way.create_task(self._inflict(fault))
         await asyncio.gather(*self._leaving)

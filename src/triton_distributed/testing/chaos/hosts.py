@@ -143,16 +143,21 @@ class Trace:
 
     def __init__(self, tell: Callable[[str], object] | None = None) -> None:
         self._hash = hashlib.blake2b(digest_size=16)
-        self.tell = tell
-        self.lines = 0
+        self._tell = tell
+        self._stopped = False
 
     def note(self, now: float, line: str) -> None:
         """Add one line at this time."""
+        if self._stopped:
+            return
         line = f"{now:.9f} {line}"
-        self.lines += 1
         self._hash.update(line.encode())
-        if self.tell is not None:
-            self.tell(line)
+        if self._tell is not None:
+            self._tell(line)
+
+    def stop(self) -> None:
+        """Nothing more is of interest."""
+        self._stopped = True
 
     def digest(self) -> str:
         """The hash of all lines so far: two runs with the same have gone the same way."""

@@ -317,7 +317,7 @@ class Link:
         self.tcp = tcp
         self._loop = loop
         self._forget = forget
-        room = int(2 ** (10 + rng.random() * 8))
+        room = int(2 ** (12 + rng.random() * 6))
         self.dialled = End(self, dialler, None, room)
         self.accepted = End(self, acceptor, None, room)
         self.dialled.peer, self.accepted.peer = self.accepted, self.dialled

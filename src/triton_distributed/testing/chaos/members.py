@@ -11,9 +11,7 @@ from triton_distributed.config import Config
 from triton_distributed.runtime import Client, DistributedRuntime
 from triton_distributed.testing.chaos.hosts import Host
 from triton_distributed.testing.chaos.network import HostDiscovery, HostNetwork, Registry, Switch
-from triton_distributed.testing.chaos.requests import echo, handler
-
-ANSWER, ECHO = "chaos.worker.answer", "chaos.worker.echo"
+from triton_distributed.testing.chaos.requests import ENDPOINT, TWO_WAY, echo, handler
 
 
 class Member:
@@ -66,7 +64,7 @@ class Worker(Member):
         queue = max_inflight or 0
         self.serving: list[asyncio.Task[None]] = [
             host.context.run(self._serve, path, function(self), max_inflight, queue)
-            for path, function in ((ANSWER, handler), (ECHO, echo))
+            for path, function in ((ENDPOINT, handler), (TWO_WAY, echo))
         ]
 
     def _serve(self, path: str, function: Callable[..., Any], most: int | None, queue: int) -> asyncio.Task[None]:
@@ -104,12 +102,12 @@ class Worker(Member):
 
     async def pause(self) -> None:
         """Take it out of rotation."""
-        for path in (ANSWER, ECHO):
+        for path in (ENDPOINT, TWO_WAY):
             await self.spawn(self.runtime.endpoint(path).pause())
 
     async def resume(self) -> None:
         """Put it back."""
-        for path in (ANSWER, ECHO):
+        for path in (ENDPOINT, TWO_WAY):
             await self.spawn(self.runtime.endpoint(path).resume())
 
 
@@ -129,7 +127,7 @@ class Caller(Member):
         await self.spawn(self._open(policy))
 
     async def _open(self, policy: str) -> None:
-        self.answer = await self.runtime.endpoint(ANSWER).client(policy)
-        self.echo = await self.runtime.endpoint(ECHO).client(policy)
+        self.answer = await self.runtime.endpoint(ENDPOINT).client(policy)
+        self.echo = await self.runtime.endpoint(TWO_WAY).client(policy)
         await self.answer.wait_for_instances()
         await self.echo.wait_for_instances()

@@ -171,6 +171,10 @@ class Oracle:
         ends = sorted(ticket.ended_s for ticket in self.tickets if ticket.outcome == "answered")
         return max((later - earlier for earlier, later in pairwise(ends)), default=0.0)
 
+    def worst_call_s(self) -> float:
+        """The longest time that an answered request took, seconds; 0.0 without one."""
+        return max((each.ended_s - each.began_s for each in self.tickets if each.outcome == "answered"), default=0.0)
+
     def _end(self, ticket: Ticket, outcome: str, now: float) -> None:
         if ticket.outcome:
             self._accuse(ticket, f"ended twice: {ticket.outcome}, then {outcome}")

@@ -70,9 +70,7 @@ async def judged(cluster: ChaosCluster, faults: Sequence[Fault], calls: Sequence
     oracle.close(FileJournal.read(cluster.journal))
     report.violations += oracle.violations
     report.outcomes, report.worst_gap_s = oracle.outcomes(), oracle.worst_gap_s()
-    report.worst_call_s = max(
-        (each.ended_s - each.began_s for each in oracle.tickets if each.outcome == "answered"), default=0.0
-    )
+    report.worst_call_s = oracle.worst_call_s()
     return report
 
 

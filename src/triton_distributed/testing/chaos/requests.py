@@ -40,6 +40,7 @@ class Work(msgspec.Struct, frozen=True):
         size: bytes of filling in each.
         pause_s: seconds between items.
         part: which of the requests it is, where the caller streams them.
+        wait_s: seconds before the first item.
     """
 
     id: int
@@ -48,6 +49,7 @@ class Work(msgspec.Struct, frozen=True):
     size: int = 0
     pause_s: float = 0.0
     part: int = 0
+    wait_s: float = 0.0
 
     def item(self, index: int) -> list[Any]:
         """Return item number `index`: who it is for, which it is, and filling that nothing else has."""
@@ -114,6 +116,8 @@ def handler(journal: Journal) -> Callable[[Work, Any], AsyncIterator[Any]]:
 
     async def answer(request: Work, context: Any) -> AsyncIterator[Any]:
         journal.began(request.id)
+        if request.wait_s:
+            await asyncio.sleep(request.wait_s)
         for index in range(context.resume_token or 0, request.items):
             if request.pause_s and index:
                 await asyncio.sleep(request.pause_s)
@@ -150,6 +154,7 @@ class Variety:
         cancels: the chance that whoever reads is cancelled.
         directly: the chance that a call goes to one instance by its id.
         priorities: calls have any of a few.
+        waits: some handlers take a while before their first item.
     """
 
     largest: int = 2**20
@@ -157,6 +162,7 @@ class Variety:
     cancels: float = 0.0
     directly: float = 0.0
     priorities: bool = False
+    waits: bool = False
 
 
 def plans(
@@ -182,6 +188,8 @@ def _plan(rng: random.Random, number: int, at_s: float, patience_s: float, varie
     shape = rng.choice([*shapes, Shape.TWO_WAY] if variety.two_way else shapes)
     items = 1 if shape == Shape.UNARY else int(rng.expovariate(1 / 12))
     work = Work(number, shape, items, _size(rng, variety.largest), rng.choice([0.0, 0.0, 0.002, 0.02]))
+    if variety.waits:
+        work = msgspec.structs.replace(work, wait_s=rng.choice([0.0, 0.0, 0.02, 0.1]))
     idempotent = rng.random() < 0.5 and shape != Shape.TWO_WAY
     directly = rng.random() < variety.directly
     hedged = shape == Shape.UNARY and idempotent and not directly and rng.random() < 0.3

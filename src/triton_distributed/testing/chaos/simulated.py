@@ -24,7 +24,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from triton_distributed.config import Config
@@ -36,6 +36,7 @@ from triton_distributed.testing.chaos.hosts import Host, HostsLoop, Trace
 from triton_distributed.testing.chaos.members import Caller, Worker
 from triton_distributed.testing.chaos.network import Registry, Switch
 from triton_distributed.testing.chaos.oracle import Oracle, Ticket
+from triton_distributed.testing.chaos.report import Report
 from triton_distributed.testing.chaos.requests import Variety, Work, plans
 from triton_distributed.testing.chaos.schedule import FaultKind, Recovery, schedule
 
@@ -44,10 +45,11 @@ PATIENCE_S = 20.0  # of a call with a long deadline
 LONGEST_S = 15.0
 ENDED_S = 60.0  # virtual seconds after the last call began within which all have ended
 FOUND_S = 15.0  # by then a client has found every worker again: probes are at most 5 s apart, and dials fail in 0.5 s
+MANY = 1000  # streams of a session, more than there are calls
 RECOVERY = Recovery(restart_s=1.0, other_s=0.3)
 
 
-EVERYTHING = Variety(largest=2**14, two_way=True, cancels=0.1, directly=0.1, priorities=True)
+EVERYTHING = Variety(largest=2**14, two_way=True, cancels=0.1, directly=0.1, priorities=True, waits=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +66,7 @@ class Settings:
         kinds: of faults.
         variety: of calls.
         max_inflight: of each worker's endpoints.
-        window_bytes: see TRD_WINDOW_BYTES.
+        window_bytes: see TRD_WINDOW_BYTES; session_window_bytes, max_streams and drain_timeout_s likewise.
         token: see TRD_TOKEN.
         tcp: whether a reset loses what is under way.
         policy: of the clients.
@@ -82,6 +84,9 @@ class Settings:
     variety: Variety = EVERYTHING
     max_inflight: int | None = None
     window_bytes: int = 256 * 1024
+    session_window_bytes: int = 64 * 1024 * 1024
+    max_streams: int = 100_000
+    drain_timeout_s: float = 3.0
     token: str = ""
     tcp: bool = False
     policy: str = "round_robin"
@@ -99,6 +104,9 @@ def settings_of(seed: int) -> Settings:
         variety=replace(EVERYTHING, largest=largest),
         max_inflight=rng.choice([None, None, None, 1, 3]),
         window_bytes=rng.choice([4096, 16 * 1024, 256 * 1024]),
+        session_window_bytes=rng.choice([64 * 1024, 64 * 1024 * 1024]),
+        max_streams=rng.choice([2, 100_000, 100_000, 100_000]),
+        drain_timeout_s=rng.choice([0.0, 0.05, 3.0, 3.0]),
         token=rng.choice(["", "", "a secret that all share"]),
         tcp=rng.random() < 0.5,
         policy=rng.choice(["round_robin", "random", "least_loaded", "p2c"]),
@@ -107,23 +115,13 @@ def settings_of(seed: int) -> Settings:
 
 
 @dataclass(slots=True)
-class Result:
-    """Of one simulation.
+class Result(Report):
+    """Of one simulation; its times are virtual.
 
     Attributes:
-        seed: that it was drawn from.
-        violations: what broke a promise; empty after a good one.
-        faults: how many of each kind happened.
-        outcomes: how many calls ended how.
-        worst_gap_s: the longest time in which no call was answered, virtual seconds.
         digest: of all that happened: the same seed gives the same.
     """
 
-    seed: int
-    violations: list[str] = field(default_factory=list)
-    faults: Counter[str] = field(default_factory=Counter)
-    outcomes: Counter[str] = field(default_factory=Counter)
-    worst_gap_s: float = 0.0
     digest: str = ""
 
 
@@ -135,7 +133,7 @@ def simulate(seed: int, settings: Settings | None = None, tell: Callable[[str], 
         settings: by default those that the seed gives.
         tell: called with each line of what happens.
     """
-    result = Result(seed)
+    result = Result()
     trace = Trace(tell)
     collecting, logged = gc.isenabled(), logging.root.manager.disable
     gc.disable()  # when it runs depends on what ran before
@@ -188,10 +186,12 @@ class Simulation:
             handle_signals=False,
             watchdog_s=0.0,
             window_bytes=settings.window_bytes,
+            session_window_bytes=settings.session_window_bytes,
+            max_streams=settings.max_streams,
             token=settings.token,
             connect_timeout_s=0.5,
             health_timeout_s=1.0,
-            drain_timeout_s=3.0,
+            drain_timeout_s=settings.drain_timeout_s,
         )
         self._begun: Counter[int] = Counter()
         self._hurt: list[tuple[int, float, float]] = []  # worker's number, from when to when
@@ -205,12 +205,13 @@ class Simulation:
         """The whole of it."""
         settings = self.settings
         self.loop = cast(HostsLoop, asyncio.get_running_loop())
+        began = self.loop.time()
         self.switch = Switch(self.loop, self._rng, settings.tcp)
         self.registry = Registry(self.loop, self._rng)
         self.oracle = _Told(
             strict=settings.spare > 0,
             spared=self._spared,
-            limited=settings.max_inflight is not None,
+            limited=settings.max_inflight is not None or settings.max_streams < MANY,
             longest_s=LONGEST_S,
         )
         self.oracle.loop = self.loop
@@ -228,7 +229,8 @@ class Simulation:
         self.oracle.close(self._begun)
         self.result.violations[:0] = self.oracle.violations
         self.result.outcomes = self.oracle.outcomes()
-        self.result.worst_gap_s = self.oracle.worst_gap_s()
+        self.result.worst_gap_s, self.result.worst_call_s = self.oracle.worst_gap_s(), self.oracle.worst_call_s()
+        self.result.seconds = self.loop.time() - began
 
     def make_worker(self, number: int, generation: int) -> Worker:
         """Start a worker's process."""
@@ -277,11 +279,12 @@ class Simulation:
         ]
         async with asyncio.timeout(settings.duration_s + ENDED_S):
             await self.inflictor.run(settings.client_stops)
-        self.result.faults.update(each.kind.value for each in faults)
+        self.result.faults, self.result.left_out = self.inflictor.done, self.inflictor.left_out
         _, late = await asyncio.wait(calling, timeout=settings.duration_s + ENDED_S)
-        for each in late:
-            each.cancel()
         if late:
+            self.loop.trace.stop()  # a group of tasks is cancelled in any order
+            for each in late:
+                each.cancel()
             await asyncio.wait(late)
         for each in calling:
             if not each.cancelled() and each.exception() is not None:
