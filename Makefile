@@ -9,7 +9,9 @@ WORKERS ?= 3
 FUZZ_SECONDS ?= 60
 CHAOS_SECONDS ?= 60
 CHAOS_SEED ?= 1
-CHAOS = $(PYTHON) -m triton_distributed.testing.chaos processes --seed $(CHAOS_SEED) --seconds $(CHAOS_SECONDS)
+CHAOS_SEEDS ?= 1000
+CHAOS = $(PYTHON) -m triton_distributed.testing.chaos
+CHAOS_RUN = $(CHAOS) processes --seed $(CHAOS_SEED) --seconds $(CHAOS_SECONDS)
 INSTALLED_BY = pyproject.toml tools/install tools/find-python tools/get-etcd
 export TRD_BASE_PYTHON
 
@@ -53,11 +55,12 @@ bench: $(VENV)/.bench ## benchmarks against the yardstick and grpc.aio, as a tab
 	$(PYTHON) -m benchmarks $(BENCH_ARGS)
 	$(PYTHON) -m benchmarks.planes
 
-chaos: $(VENV)/.test ## workers hurt on a schedule, every request judged: CHAOS_SECONDS (60) each on four networks, CHAOS_SEED (1)
-	$(CHAOS) --direct
-	$(CHAOS) --network tls
-	$(CHAOS) --network tcp --discovery etcd
-	$(CHAOS) --plane nats
+chaos: $(VENV)/.test ## faults on a schedule, every request judged: CHAOS_SEEDS (1000) simulated, CHAOS_SECONDS (60) on each of four networks
+	$(CHAOS) simulated --seeds $(CHAOS_SEEDS)
+	$(CHAOS_RUN) --direct
+	$(CHAOS_RUN) --network tls
+	$(CHAOS_RUN) --network tcp --discovery etcd
+	$(CHAOS_RUN) --plane nats
 
 fuzz: $(VENV)/.fuzz ## fuzz what reads bytes from the network, for FUZZ_SECONDS (60) in all
 	$(PYTHON) -m tests.fuzz --seconds $(FUZZ_SECONDS)
