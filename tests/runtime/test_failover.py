@@ -16,7 +16,7 @@ from tests.runtime.programs import program
 from tests.timing import MS
 from triton_distributed.config import Config
 from triton_distributed.discovery.memory import MemoryDiscovery
-from triton_distributed.errors import ConnectionFailed, NoInstances, NotUnary, StreamIncomplete
+from triton_distributed.errors import ConnectionFailed, NoInstances, NotUnary, RuntimeClosed, StreamIncomplete
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.runtime import Client, DistributedRuntime
 from triton_distributed.testing import FaultProxy
@@ -147,6 +147,42 @@ async def test_who_loses_its_connection_twice_is_left_alone(cluster: Cluster) ->
         await patiently(client.call(1))
     assert fake.requests == 2
     assert await patiently(client.call(1)) == 1
+    await fake.close()
+
+
+@pytest.mark.parametrize("options", [{}, {"resume": True}, {"idempotent": True}], ids=str)
+@pytest.mark.parametrize("accepts", [False, True])
+async def test_a_call_under_way_ends_with_its_runtime(
+    cluster: Cluster, options: dict[str, bool], accepts: bool
+) -> None:
+    sent = asyncio.Event()
+
+    def keeps(stream: Any) -> None:
+        sent.set()
+        if accepts:
+            stream.connection.accept(stream, lambda: None)
+
+    fake = await FakeWorker(keeps).start(5)
+    client = await cluster.client()
+    reading = asyncio.create_task(drained(client.generate(1, **options)))
+    await patiently(sent.wait())
+    await turns(5)
+    await cluster.caller.close()
+    with pytest.raises((RuntimeClosed, StreamIncomplete)) as caught:
+        await patiently(reading)
+    assert isinstance(caught.value, StreamIncomplete) == (accepts and not options)
+    assert client.stats.inflight == 0
+    await fake.close()
+
+
+async def test_a_call_that_was_on_its_way_ends_with_its_runtime(cluster: Cluster) -> None:
+    fake = await FakeWorker(lambda stream: None).start(5)
+    client = await cluster.client()
+    stream = client.generate(1)  # to be sent by a task that has not begun
+    await cluster.caller.close()
+    with pytest.raises(RuntimeClosed):
+        await patiently(drained(stream))
+    assert client.stats.inflight == 0
     await fake.close()
 
 

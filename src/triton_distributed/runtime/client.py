@@ -238,6 +238,11 @@ class Client:
         """The runtime is being shut down."""
         return self._runtime.closing
 
+    @property
+    def closed(self) -> bool:
+        """The runtime was shut down, its sessions are gone or about to be."""
+        return self._runtime.unusable
+
     def unreachable(self, addresses: tuple[str, ...]) -> None:
         """A worker could not be reached: out of rotation until a probe finds it."""
         self._runtime.prober.lost(addresses, self.pool)

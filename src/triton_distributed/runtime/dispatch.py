@@ -69,6 +69,11 @@ class Dispatch:
         if self.sent.done():
             self.sent = self._client.loop.create_future()
         self._task = self._client.spawn(self._run())
+        self._task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():  # before its first step: it did not even enter `_run`, which would have told the call
+            self._call.fail(RuntimeClosed("a call"), Outcome.CANCELLED)
 
     def cancel(self) -> None:
         """The call is over."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from triton_distributed.errors import InvalidRequest, Overloaded, Refusal, StreamIncomplete
+from triton_distributed.errors import InvalidRequest, Overloaded, Refusal, RuntimeClosed, StreamIncomplete
 from triton_distributed.names import Instance
 from triton_distributed.observe import Outcome
 from triton_distributed.runtime.dispatch import Dispatch, may_leave
@@ -151,6 +151,8 @@ def _elsewhere(
         # What was streamed cannot be taken back from the caller's iterator.
         call.dispatch.cancel()
         call.fail(call.dispatch.refused(), Outcome.REFUSED)
+    elif call.client.closed:
+        call.fail(RuntimeClosed("a call"), Outcome.CANCELLED)
     else:
         call.dispatch.start()
 
