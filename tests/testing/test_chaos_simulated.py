@@ -15,6 +15,7 @@ from tests.guards.tree import SRC
 from tests.timing import PATIENCE_S
 from triton_distributed.runtime import failures
 from triton_distributed.runtime.call import Call
+from triton_distributed.runtime.client import Client
 from triton_distributed.runtime.dispatch import Dispatch
 from triton_distributed.runtime.served import ServedEndpoint
 from triton_distributed.testing.chaos import FaultKind
@@ -42,9 +43,15 @@ def test_a_hundred_seeds_find_nothing_and_see_every_kind_of_fault():
     report, failed = together(range(100))
     assert not failed, report.table()
     assert set(report.faults) == set(FaultKind)
-    assert {"answered", "left", "cancelled", "handler's error", "DeadlineExceeded", "StreamIncomplete"} <= set(
-        report.outcomes
-    )
+    assert {
+        "answered",
+        "left",
+        "cancelled",
+        "abandoned",
+        "handler's error",
+        "DeadlineExceeded",
+        "StreamIncomplete",
+    } <= set(report.outcomes)
     assert report.outcomes["answered"] > report.outcomes.total() / 2
 
 
@@ -167,9 +174,16 @@ def queue_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ServedEndpoint, "_let_in", lambda self: None)
 
 
+def call_without_a_task(patch: pytest.MonkeyPatch) -> None:
+    """A task of a call that is cancelled before its first step tells nobody."""
+    patch.setattr(Client, "closed", False)
+    patch.setattr(Dispatch, "_over", lambda self, task: None)
+
+
 @pytest.mark.parametrize(
     ("plant", "words"),
     [
+        (call_without_a_task, "never ended"),
         (dropped_item, "not ["),
         (begun_twice, "handlers began it"),
         (untold_loss, "a handler began it"),

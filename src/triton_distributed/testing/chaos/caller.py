@@ -8,9 +8,13 @@ from typing import Any
 
 import msgspec
 
+from triton_distributed.errors import ConnectionFailed, RuntimeClosed, StreamIncomplete
 from triton_distributed.runtime import Client, ResponseStream
 from triton_distributed.testing.chaos.oracle import Oracle, Ticket
 from triton_distributed.testing.chaos.requests import Plan, Shape, Work
+
+# How a call may end whose own runtime is shut down.
+ABANDONED = (RuntimeClosed, StreamIncomplete, ConnectionFailed)
 
 
 async def make_calls(
@@ -49,6 +53,8 @@ async def _call(client: Client, plan: Plan, oracle: Oracle, clock: Callable[[], 
     except Exception as error:  # the oracle says which may be
         if limit.expired() and type(error) is TimeoutError:  # the call's own is a DeadlineExceeded
             oracle.cancelled(ticket, clock())
+        elif client.closing and isinstance(error, ABANDONED):
+            oracle.abandoned(ticket, clock())
         else:
             oracle.failed(ticket, error, clock())
     else:

@@ -33,7 +33,7 @@ class Ticket:
     Attributes:
         plan: the call.
         items: how many arrived so far; each was looked at.
-        outcome: `answered`, `left`, `cancelled`, or the name of the error; empty while it is under way.
+        outcome: `answered`, `left`, `cancelled`, `abandoned`, or the name of the error; empty while it is under way.
         began_s: when it was made, and `ended_s`, when it was over, on the run's clock.
     """
 
@@ -103,6 +103,10 @@ class Oracle:
     def cancelled(self, ticket: Ticket, now: float) -> None:
         """Whoever read was cancelled, as planned."""
         self._end(ticket, "cancelled", now)
+
+    def abandoned(self, ticket: Ticket, now: float) -> None:
+        """Its own runtime was shut down while it was under way."""
+        self._end(ticket, "abandoned", now)
 
     def failed(self, ticket: Ticket, error: BaseException, now: float) -> None:
         """The call ended with an error."""

@@ -71,6 +71,7 @@ class Settings:
         tcp: whether a reset loses what is under way.
         policy: of the clients.
         client_stops: clients are stopped for a while at times, too.
+        client_leaves: the first client shuts down at some time, whatever it has under way.
     """
 
     workers: int = 3
@@ -91,6 +92,7 @@ class Settings:
     tcp: bool = False
     policy: str = "round_robin"
     client_stops: bool = False
+    client_leaves: bool = False
 
 
 def settings_of(seed: int) -> Settings:
@@ -111,6 +113,7 @@ def settings_of(seed: int) -> Settings:
         tcp=rng.random() < 0.5,
         policy=rng.choice(["round_robin", "random", "least_loaded", "p2c"]),
         client_stops=rng.random() < 0.3,
+        client_leaves=rng.random() < 0.3,
     )
 
 
@@ -277,8 +280,11 @@ class Simulation:
             )
             for number, caller in enumerate(callers)
         ]
+        leaving = asyncio.create_task(self._leave(callers[0])) if settings.client_leaves else None
         async with asyncio.timeout(settings.duration_s + ENDED_S):
             await self.inflictor.run(settings.client_stops)
+            if leaving is not None:
+                await leaving
         self.result.faults, self.result.left_out = self.inflictor.done, self.inflictor.left_out
         _, late = await asyncio.wait(calling, timeout=settings.duration_s + ENDED_S)
         if late:
@@ -290,15 +296,21 @@ class Simulation:
             if not each.cancelled() and each.exception() is not None:
                 self.result.violations.append(f"the caller failed: {each.exception()!r}")
 
+    async def _leave(self, caller: Caller) -> None:
+        await asyncio.sleep(self._rng.random() * self.settings.duration_s)
+        self.loop.trace.note(self.loop.time(), f"{caller.host.name} leaves")
+        await caller.close()
+
     async def _look(self, callers: list[Caller]) -> None:
         """All is well again: look at what is left."""
         violations = self.result.violations
         until = self.loop.time() + FOUND_S
-        while any(each for caller in callers for each in checks.found(caller, self.workers)):
+        here = callers[1:] if self.settings.client_leaves else callers
+        while any(each for caller in here for each in checks.found(caller, self.workers)):
             await asyncio.sleep(0.1)
             if self.loop.time() > until:
                 break
-        for caller in callers:
+        for caller in here:
             violations += checks.found(caller, self.workers)
             for worker in self.workers:
                 await self._last_call(caller, worker)
