@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import linecache
 import logging
 import sys
 import threading
@@ -51,6 +52,7 @@ class Inventory:
         if not self._looked:
             count()  # what counting itself leaves, in the interpreter's caches, is there from the beginning
             self._looked = True
+        linecache.clearcache()  # the source that tracebacks have quoted: it comes once, whenever the first one is made
         gc.collect()
         blocks, allocated = sys.getallocatedblocks(), allocated_bytes()
         return {**sample(), "objects": len(gc.get_objects()), "blocks": blocks, "allocated": allocated or 0}

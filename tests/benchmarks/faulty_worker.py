@@ -23,17 +23,13 @@ def faulty(*arguments: Any) -> Any:
         async for item in numbers(request):
             yield {**item, "t": "?"} if item["i"] % 100 == 0 else item
 
-    async def keeps_descriptors(request: dict[str, Any]) -> AsyncIterator[Any]:
+    async def keeps(request: dict[str, Any]) -> AsyncIterator[Any]:
         KEPT.append(os.open(os.devnull, os.O_RDONLY))
-        async for item in numbers(request):
-            yield item
-
-    async def keeps_tasks(request: dict[str, Any]) -> AsyncIterator[Any]:
         KEPT.append(asyncio.create_task(asyncio.Event().wait()))
         async for item in numbers(request):
             yield item
 
-    plants = {each.__name__: each for each in (lies, keeps_descriptors, keeps_tasks)}
+    plants = {each.__name__: each for each in (lies, keeps)}
     return alive, {**served, "numbers": (plants[os.environ["FAULT"]], limits)}
 
 

@@ -107,7 +107,7 @@ async def test_closing_ends_every_session():
             while stream.lost is None:
                 await stream.next_readable()
         assert stream.lost == "the peer closed the connection"
-        assert service.listener.sessions == set()
+        assert not service.listener.sessions
 
 
 async def test_several_addresses_share_their_sessions_and_their_limit(trd_dir):
