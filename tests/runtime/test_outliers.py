@@ -11,7 +11,7 @@ import pytest
 
 from tests.runtime.cluster import Cluster, patiently, until
 from tests.runtime.test_failover import FakeWorker, accepts_then_drops
-from tests.timing import MS
+from tests.timing import MS, PATIENCE_S
 from triton_distributed.errors import DeadlineExceeded, InvalidRequest, StreamIncomplete
 from triton_distributed.names import Instance
 from triton_distributed.routing.load import LoadBook
@@ -69,6 +69,17 @@ class Workers:
             for _ in range(count):
                 await patiently(self.client.direct(0, self.ids[place], annotated=False).__anext__())
 
+    async def calls_until_out(self, place: int) -> None:
+        """Call on, as clients do, until this one is left out."""
+        async with asyncio.timeout(PATIENCE_S):
+            while self.out != {place}:
+                await outcomes([self.client.call(n) for n in range(9)])
+
+    async def compared(self, *good: int) -> None:
+        """The others answer, and then all that is known of them is compared; needs `often`."""
+        await self.answer(20, *good)
+        await until(lambda: self.client.view.ejector._timer is None)
+
     @property
     def out(self) -> set[int]:
         """The places of those that are ejected."""
@@ -92,11 +103,11 @@ async def test_a_worker_that_always_fails_is_left_out_soon(three: Workers, caplo
     bad, client = three.behaviours[1], three.client
     bad.error = RuntimeError("no memory left on the device")
     with caplog.at_level(logging.WARNING, logger="triton_distributed.runtime"):
-        found = await outcomes([client.call(n) for n in range(90)])
-        assert sum(isinstance(each, RuntimeError) for each in found) == bad.calls == 30, "they left before anybody knew"
-        await until(lambda: three.out == {1})
+        await three.calls_until_out(1)
+        calls = bad.calls
+        assert calls <= 30
         assert not [each for each in await outcomes([client.call(n) for n in range(90)]) if isinstance(each, Exception)]
-    assert bad.calls == 30
+    assert bad.calls == calls
     assert [each.id for each in client.view.candidates] == [each for each in sorted(three.ids) if each != three.ids[1]]
     assert (client.outlier_stats.ejections, client.outlier_stats.out) == (1, 1)
     assert "3 instances (1 ejected)" in repr(client)
@@ -132,8 +143,7 @@ async def test_one_after_the_other_few_calls_fail(three: Workers) -> None:
 
 async def test_it_can_still_be_called_by_its_id(three: Workers) -> None:
     three.behaviours[0].error = RuntimeError()
-    await outcomes([three.client.call(n) for n in range(90)])
-    await until(lambda: three.out == {0})
+    await three.calls_until_out(0)
     three.behaviours[0].error = None
     calls = three.behaviours[0].calls
     await three.answer(3, 0)
@@ -148,8 +158,7 @@ async def test_it_comes_back_and_stays_while_it_is_good(
     bad, client = workers.behaviours[1], workers.client
     bad.error = RuntimeError()
     with caplog.at_level(logging.INFO, logger="triton_distributed.runtime"):
-        await outcomes([client.call(n) for n in range(90)])
-        await until(lambda: workers.out == {1})
+        await workers.calls_until_out(1)
         bad.error = None
         await until(lambda: not workers.out)
     assert f"back in rotation: instance {workers.ids[1]}" in caplog.text
@@ -158,8 +167,7 @@ async def test_it_comes_back_and_stays_while_it_is_good(
     assert bad.calls == calls + 30
     assert (client.outlier_stats.ejections, client.outlier_stats.out) == (1, 0)
     bad.error = RuntimeError()
-    await outcomes([client.call(n) for n in range(90)])
-    await until(lambda: workers.out == {1})
+    await workers.calls_until_out(1)
     (again,) = client.view.ejector.outliers.ejected.values()
     assert again.until - again.since >= 100 * MS
 
@@ -169,9 +177,10 @@ async def test_one_that_is_gone_is_forgotten(cluster: Cluster) -> None:
     bad, client = Behaviour(), workers.client
     bad.error = RuntimeError()
     worker = await cluster.worker(bad.__call__)
+    workers.ids.append(worker.instance_id)
     await until(lambda: len(client.instance_ids()) == 3)
-    await outcomes([client.call(n) for n in range(90)])
-    await until(lambda: client.outlier_stats.out == 1)
+    await workers.calls_until_out(2)
+    assert client.outlier_stats.out == 1
     await worker.close()
     await until(lambda: len(client.instance_ids()) == 2)
     assert client.outlier_stats.out == 0
@@ -193,8 +202,7 @@ async def test_where_all_fail_nobody_is_left_out(three: Workers, often: None) ->
 async def test_of_two_at_most_one_is_left_out(cluster: Cluster, often: None) -> None:
     two = await Workers(cluster, cluster.runtime(ejection_s=FOR_EVER_S)).start(2)
     two.behaviours[0].error = RuntimeError()
-    await outcomes([two.client.call(n) for n in range(60)])
-    await until(lambda: two.out == {0})
+    await two.calls_until_out(0)
     two.behaviours[1].error = RuntimeError()
     two.behaviours[0].error = None
     await outcomes([two.client.call(n) for n in range(200)])
@@ -211,8 +219,8 @@ async def test_when_the_others_are_gone_it_is_called(cluster: Cluster) -> None:
     ejected = await cluster.worker(bad.__call__)
     client = workers.client
     await until(lambda: len(client.instance_ids()) == 3)
-    await outcomes([client.call(n) for n in range(90)])
-    await until(lambda: set(client.view.ejector.outliers.ejected) == {ejected.instance_id})
+    workers.ids.append(ejected.instance_id)
+    await workers.calls_until_out(1)
     bad.error = None
     await other.close()
     for endpoint in list(client.view.table.by_id.values()):
@@ -227,16 +235,17 @@ async def test_when_the_others_are_gone_it_is_called(cluster: Cluster) -> None:
 
 
 async def test_a_deadline_counts_against_the_worker_that_had_all_of_the_time(three: Workers) -> None:
-    await three.answer(10, 0, 1, 2)  # all are connected: no time goes by before the request is sent
+    await three.answer(1, 0)  # it is connected: no time goes by before the request is sent
     gate = three.behaviours[0].gate = asyncio.Event()
     direct = three.client.direct
     found = await outcomes([direct(n, three.ids[0], annotated=False, timeout=20 * MS).__anext__() for n in range(20)])
     assert all(isinstance(each, DeadlineExceeded) for each in found)
+    await three.answer(10, 1, 2)
     await until(lambda: three.out == {0})
     gate.set()
 
 
-async def test_a_deadline_does_not_count_where_others_used_the_time_up(cluster: Cluster) -> None:
+async def test_a_deadline_does_not_count_where_others_used_the_time_up(cluster: Cluster, often: None) -> None:
     caller = cluster.runtime(ejection_s=FOR_EVER_S)
     workers = await Workers(cluster, caller).start(2)
     full = Behaviour()
@@ -246,7 +255,6 @@ async def test_a_deadline_does_not_count_where_others_used_the_time_up(cluster: 
     await until(lambda: len(client.instance_ids()) == 3)
     held = client.direct(0, refusing.instance_id)
     await until(lambda: full.calls)
-    await workers.answer(20, 1)
 
     def first_the_full_one(request: Any, instances: tuple[Instance, ...], load: LoadBook) -> Instance:
         by_id = {each.id: each for each in instances}
@@ -255,18 +263,20 @@ async def test_a_deadline_does_not_count_where_others_used_the_time_up(cluster: 
     found = await outcomes([client.call(n, policy=first_the_full_one, timeout=300 * MS) for n in range(20)])
     assert all(isinstance(each, DeadlineExceeded) for each in found)
     assert workers.behaviours[0].calls == 20, "refused by one, given to the other"
-    assert client.outlier_stats.ejections == 0
     full.gate.set()
     await held.aclose()
+    await workers.compared(1)
+    assert client.outlier_stats.ejections == 0
 
 
 # --- what does not count -----------------------------------------------------------------------------------------------
 
 
-async def test_bad_requests_do_not_count(three: Workers) -> None:
+async def test_bad_requests_do_not_count(three: Workers, often: None) -> None:
     three.behaviours[0].error = InvalidRequest("", "no such model")
     found = await outcomes([three.client.call(n) for n in range(90)])
     assert sum(isinstance(each, InvalidRequest) for each in found) == 30
+    await three.compared(1, 2)
     assert three.client.outlier_stats.ejections == 0
 
 
@@ -283,10 +293,11 @@ async def test_refusals_do_not_count(cluster: Cluster) -> None:
     await held.aclose()
 
 
-async def test_calls_that_were_cancelled_do_not_count_as_failed(three: Workers) -> None:
+async def test_calls_that_were_cancelled_do_not_count_as_failed(three: Workers, often: None) -> None:
     gate = three.behaviours[0].gate = asyncio.Event()
     ejector = three.client.view.ejector
     timed = 0
+    await three.answer(1, 1, 2)
     for n in range(40):
         stream = three.client.direct(n, three.ids[0])
         await stream
@@ -294,14 +305,13 @@ async def test_calls_that_were_cancelled_do_not_count_as_failed(three: Workers) 
         await stream.aclose()
     assert timed >= 20
     assert not ejector._waiting, "nothing is kept of calls that are over"
-    await three.answer(20, 1, 2)
+    await three.compared(1, 2)
     assert three.client.outlier_stats.ejections == 0
     gate.set()
 
 
-async def test_one_lost_connection_does_not_eject(three: Workers) -> None:
+async def test_one_lost_connection_does_not_eject(three: Workers, often: None) -> None:
     gate = three.behaviours[0].gate = asyncio.Event()
-    await three.answer(20, 1, 2)
     client = three.client
     calls = [asyncio.ensure_future(client.direct(n, three.ids[0]).__anext__()) for n in range(64)]
     await until(lambda: three.behaviours[0].calls == 64)
@@ -311,6 +321,7 @@ async def test_one_lost_connection_does_not_eject(three: Workers) -> None:
     session._transport.abort()
     assert all(isinstance(each, StreamIncomplete) for each in await outcomes(calls))
     await until(lambda: not client.view.rotation.down)
+    await three.compared(1, 2)
     assert client.outlier_stats.ejections == 0
     gate.set()
 
@@ -431,8 +442,7 @@ async def test_the_timer_ends_with_the_calls(three: Workers, often: None) -> Non
     await until(idle(three.client))
     assert three.client.view.ejector.samples > 0, "the next calls are timed again"
     three.behaviours[0].error = RuntimeError()
-    await outcomes([three.client.call(n) for n in range(90)])
-    await until(lambda: three.out == {0})
+    await three.calls_until_out(0)
     await until(lambda: three.client.view.ejector._timer is None)
 
 
@@ -440,12 +450,11 @@ async def test_a_closed_runtime_leaves_no_timer(cluster: Cluster) -> None:
     caller = cluster.runtime(ejection_s=FOR_EVER_S)
     workers = await Workers(cluster, caller).start(3)
     workers.behaviours[0].error = RuntimeError()
-    await workers.answer(10, 1, 2)
+    await workers.calls_until_out(0)
     workers.behaviours[1].gate = asyncio.Event()
-    await outcomes([workers.client.direct(n, workers.ids[0]).__anext__() for n in range(30)])
-    await until(lambda: workers.out == {0})
+    asked = workers.behaviours[1].calls
     held = [workers.client.direct(n, workers.ids[1]) for n in range(30)]
-    await until(lambda: workers.behaviours[1].calls == 40)
+    await until(lambda: workers.behaviours[1].calls == asked + 30)
     ejector = workers.client.view.ejector
     timers = ejector._timer, ejector._return
     await caller.close()

@@ -20,17 +20,32 @@ class Evidence:
         timed: calls whose first answer was timed, and those of them that wait for longer than their peers had to.
         logs: the natural logarithms of those seconds, added up.
         squares: their squares, added up.
+        timed_looks: at how many looks there were times since the one before.
         slow_looks: how often in a row it was found to be slow.
         fresh: events since it was looked at.
         enough: so many of them are worth a look.
     """
 
-    __slots__ = ("_cause", "answered", "enough", "events", "failed", "fresh", "logs", "slow_looks", "squares", "timed")
+    __slots__ = (
+        "_cause",
+        "_new_times",
+        "answered",
+        "enough",
+        "events",
+        "failed",
+        "fresh",
+        "logs",
+        "slow_looks",
+        "squares",
+        "timed",
+        "timed_looks",
+    )
 
     def __init__(self, enough: int) -> None:
         self.answered = self.failed = self.events = 0.0
         self.timed = self.logs = self.squares = 0.0
-        self.slow_looks = self.fresh = 0
+        self.timed_looks = self.slow_looks = self.fresh = 0
+        self._new_times = False
         self.enough = enough
         self._cause: int | None = None
 
@@ -59,9 +74,21 @@ class Evidence:
     def note_time(self, seconds: float) -> None:
         """The first answer to a call took so long."""
         value = log(max(seconds, SHORTEST_S))
+        self._new_times = True
         self.timed += 1
         self.logs += value
         self.squares += value * value
+
+    def looked_at(self, slow: bool, waiting: bool) -> None:
+        """Its times were compared.
+
+        Args:
+            slow: what was found.
+            waiting: calls that have no answer yet were among them.
+        """
+        self.timed_looks += self._new_times or waiting
+        self.slow_looks = self.slow_looks + 1 if slow else 0
+        self._new_times = False
 
     def fade(self, keep: float) -> None:
         """Let all of it count less, by the factor `keep`, and remember no more than `MEMORY` calls."""

@@ -18,14 +18,16 @@ from triton_distributed.names import Instance
 from triton_distributed.routing.evidence import HALF_LIFE_S, Evidence, Times, deviations, likelihood_gain
 
 LEAST_EVENTS = 5  # fewer failures say nothing (five in a row eject in Envoy and in Finagle)
+CALM = 0.5  # events: the last was half a minute ago, or a hundred calls
 LEAST_CALLS = 10  # of its peers': with nothing to compare to, nobody is ejected
 RATE_GAP = 0.2  # beyond the peers' rate of failure (Finagle asks for 80 % of success)
 GAIN = 12.0  # see `likelihood_gain`: where chance alone is at work, one look in 100,000 passes it
 LEAST_TIMED = 20  # calls, of its own and of its peers'
+LEAST_TIMED_LOOKS = 10  # with times: calls of one moment wait for the same pause, so moments count, not calls alone
 SLOW_RATIO = 5.0  # times the median of all: twice or thrice as slow is a smaller machine, not a sick one
 SLOW_GAP_S = 0.1  # differences that nobody feels eject nobody (R. B. Miller 1968: 0.1 s seems instantaneous)
 SLOW_DEVIATIONS = 5.0  # see `deviations`
-SLOW_LOOKS = 3  # in a row: calls that wait for the same pause are timed together, and must not decide alone
+SLOW_LOOKS = 3  # in a row
 GROWTH = 60.0  # the longest ejection is so many times the first: 5 minutes, as in Envoy and Finagle, for 5 s
 _HIGHEST = 6  # the level at which 2^level is above `GROWTH`
 
@@ -60,7 +62,7 @@ class Outliers:
             that came back and was good for as long as it had been out is forgiven one doubling.
 
     Attributes:
-        answered: calls that ended well since the last look, by instance id. Written for every call, so nothing else is.
+        answered: calls that ended well since the last look, by instance id, from the first failure until `calm`.
     """
 
     __slots__ = ("_ejected", "_evidence", "_first_s", "_looked", "_rng", "_standing", "_typical", "answered", "ejected")
@@ -153,6 +155,15 @@ class Outliers:
                 suspect.fresh, suspect.enough = 0, 2 * suspect.enough
         return ejection
 
+    def calm(self) -> bool:
+        """Whether no failure counts any more. What was answered is forgotten then, and need not be counted."""
+        if any(each.events >= CALM for each in self._evidence.values()):
+            return False
+        self.answered.clear()
+        for each in self._evidence.values():
+            each.answered = each.failed = each.events = 0.0
+        return True
+
     def readmit(self, now: float) -> list[int]:
         """Let those come back whose time is over, with clean statistics; returns their ids."""
         back = [each.instance_id for each in self._ejected.values() if each.until <= now]
@@ -233,19 +244,21 @@ class Outliers:
             return None
         # Where there are two in the middle, the faster: of two instances the slower can be an outlier.
         typical = self._typical = median_low([each.mean for each in times.values()])
+        late = set()
         for instance_id, seconds in waiting:
             value = log(max(seconds, 1e-9))
             if value > typical:
+                late.add(instance_id)
                 times.setdefault(instance_id, Times()).add(Times(1.0, value, value * value))
         everybody = Times()
         for each in times.values():
             everybody.add(each)
         found: tuple[float, int, str] | None = None
         for instance_id, own in times.items():
-            reason = _slow(own, everybody, typical)
-            one = peers[instance_id]
-            one.slow_looks = one.slow_looks + 1 if reason else 0
-            if one.slow_looks >= SLOW_LOOKS and (found is None or own.mean > found[0]):
+            reason, one = _slow(own, everybody, typical), peers[instance_id]
+            one.looked_at(bool(reason), instance_id in late)
+            sure = one.slow_looks >= SLOW_LOOKS and one.timed_looks >= LEAST_TIMED_LOOKS
+            if sure and (found is None or own.mean > found[0]):
                 found = (own.mean, instance_id, reason)
         return found[1:] if found is not None else None
 

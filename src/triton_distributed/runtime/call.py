@@ -138,7 +138,8 @@ class Call(Receiving):
 
     def open_stream(self, session: Session, instance: Instance, end: bool) -> Stream:
         """The stream to `instance`; its REQUEST must be written before anything else is."""
-        ejector = self.client.ejector
+        client = self.client
+        ejector = client.ejector
         stream: Stream
         if ejector.samples and self.more is None:  # what a caller streams decides when it is answered
             stream = ejector.timed_stream(session, end, instance.id)
@@ -147,7 +148,7 @@ class Call(Receiving):
         stream.owner = self
         self.stream = stream
         self.instance = instance
-        self.client.load.acquire(instance.id)
+        client.load.acquire(instance.id)
         return stream
 
     def _dispatch(self, chosen: Instance | None = None) -> None:
@@ -227,8 +228,8 @@ class Call(Receiving):
         if self.stream is not None and self.instance is not None:
             client.load.release(self.instance.id)
             self.stream.owner = None
-            if outcome == _OK:
-                client.answered[self.instance.id] += 1
+            if client.ejector.counting and outcome == _OK:
+                client.ejector.answered[self.instance.id] += 1
         stats = client.stats
         stats.inflight -= 1
         stats.ended[outcome] += 1

@@ -61,7 +61,6 @@ class Client:
         self.view = view
         self.load = view.load
         self.ejector = view.ejector
-        self.answered = view.ejector.answered
         self.key = endpoint_key(view.name)
         self.loop = runtime.event_loop()
         self.thread = get_ident()

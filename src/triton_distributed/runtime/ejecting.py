@@ -1,7 +1,7 @@
 """One endpoint's outliers on an event loop: which calls are timed, when the evidence is looked at, who is told.
 
-Nothing is done for a call that is answered but to count it by its instance. Failures are counted as they come; times
-are taken of a few calls between two looks. The timer runs while there is something to look at.
+A call that is answered looks at two numbers, no more. Failures are counted as they come, and answers as long as there
+were failures lately; times are taken of a few calls between two looks. The timer runs while there is something to see.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Ejector:
         on_change: called when somebody was ejected or came back.
 
     Attributes:
-        samples: how many of the next calls are to be timed; 0 at most times, so that is all that a call looks at.
+        samples: how many of the next calls are to be timed; 0 at most times.
+        counting: calls that end well are to be counted in `answered`: others have failed lately.
         outliers: the evidence, and who is out.
         answered: of `outliers`: calls that ended well, by instance id.
         stats: counters.
@@ -62,6 +63,7 @@ class Ejector:
         "_timer",
         "_waiting",
         "answered",
+        "counting",
         "outliers",
         "samples",
         "stats",
@@ -87,7 +89,7 @@ class Ejector:
         self._instances: tuple[Instance, ...] = ()
         self._waiting: dict[int, tuple[int, float]] = {}  # timed calls without an answer: instance, since when
         self._next = 0  # key of the next of them
-        self._news = self._closed = False
+        self._news = self._closed = self.counting = False
         self._timer: asyncio.TimerHandle | None = None  # to the next look
         self._again: asyncio.TimerHandle | None = None  # to another look at one of them
         self._return: asyncio.TimerHandle | None = None  # to the end of the next ejection
@@ -100,7 +102,7 @@ class Ejector:
         """These are in rotation now."""
         self._instances = instances
         if not self._comparing:
-            self.samples = 0
+            self.samples, self.counting = 0, False
         elif self._timer is None:
             self._refill()
         self.stats.out = len(self.outliers.ejected)
@@ -141,6 +143,7 @@ class Ejector:
         """
         if not self._comparing:
             return
+        self.counting = True
         look = self.outliers.failed(instance_id, cause, began)
         self._look_soon()
         if look and self._quick_looks:
@@ -169,6 +172,8 @@ class Ejector:
         now = self._loop.time()
         waiting = [(instance_id, now - since) for instance_id, since in self._waiting.values()]
         ejection = self.outliers.look(now, self._instances, waiting) if self._comparing else None
+        if self.counting:
+            self.counting = not self.outliers.calm()
         self._refill()
         news, self._news = self._news, False
         if (news or waiting) and self._comparing:
