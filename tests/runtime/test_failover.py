@@ -5,27 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.runtime.cluster import Cluster, drained, into, patiently, turns, until
+from tests.runtime.fakes import (
+    NAME,
+    DropsTheFirst,
+    FakeWorker,
+    accepts_then_drops,
+    answers_then_drops,
+    drops_the_connection,
+)
 from tests.runtime.programs import program
 from tests.timing import MS
 from triton_distributed.config import Config
-from triton_distributed.discovery.memory import MemoryDiscovery
-from triton_distributed.errors import ConnectionFailed, NoInstances, NotUnary, RuntimeClosed, StreamIncomplete
-from triton_distributed.names import EndpointName, Instance
+from triton_distributed.errors import ConnectionFailed, NoInstances, NotUnary, StreamIncomplete
+from triton_distributed.names import Instance
 from triton_distributed.runtime import Client, DistributedRuntime
 from triton_distributed.testing import FaultProxy
-from triton_distributed.transport.address import Address
-from triton_distributed.transport.listener import Listener
-from triton_distributed.transport.session import Session
-from triton_distributed.wire.hello import Hello
 
-NAME = EndpointName("t", "c", "e")
 DEAD = "tcp://127.0.0.1:1"
 
 
@@ -37,75 +39,6 @@ async def two_then_wait(request: Any) -> AsyncIterator[int]:
     yield 1
     yield 2
     await asyncio.Event().wait()
-
-
-class FakeWorker:
-    """Takes sessions and requests, and does with them what a test says; found as an instance of `t.c.e`."""
-
-    def __init__(self, on_request: Callable[[Any], None]) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.requests = 0
-        self._on_request = on_request
-        self._discovery = MemoryDiscovery()
-        self._listener = Listener(self.loop, self._session, 100)
-
-    def _session(self, on_lost: Any) -> Session:
-        return Session(
-            self.loop,
-            Hello(agent="fake", max_message=2**30, max_streams=1000, window=2**18, nonce=1),
-            window=2**18,
-            session_window=2**26,
-            hello_timeout_s=5,
-            on_request=self._request,
-            on_lost=on_lost,
-        )
-
-    def _request(self, stream: Any, *request: Any) -> None:
-        self.requests += 1
-        self._on_request(stream)
-
-    async def start(self, instance_id: int) -> FakeWorker:
-        address = await self._listener.listen(Address("memory", f"fake-{instance_id}"))
-        await self._discovery.register(Instance(NAME, instance_id, (str(address),)))
-        return self
-
-    async def close(self) -> None:
-        self._listener.close()
-        await self._discovery.close()
-
-
-def drops_the_connection(stream: Any) -> None:
-    stream.connection._transport.abort()
-
-
-def accepts_then_drops(stream: Any) -> None:
-    stream.connection.accept(stream, lambda: None)
-    stream.connection.loop.call_later(0.01, stream.connection._transport.abort)
-
-
-def answers_then_drops(stream: Any) -> None:
-    stream.connection.accept(stream, lambda: None)
-    stream.push(b"\x01")
-    stream.connection.loop.call_later(0.01, stream.connection._transport.abort)
-
-
-class DropsTheFirst:
-    """Loses the connections of so many requests before it accepts them, and answers the others with 1."""
-
-    def __init__(self, count: int = 1) -> None:
-        self._left = count
-
-    def __call__(self, stream: Any) -> None:
-        if self._left:
-            self._left -= 1
-            drops_the_connection(stream)
-            return
-
-        def answer() -> None:
-            stream.push(b"\x01")
-            stream.end()
-
-        stream.connection.accept(stream, answer)
 
 
 # --- connections that break ------------------------------------------------------------------------------------------
@@ -147,42 +80,6 @@ async def test_who_loses_its_connection_twice_is_left_alone(cluster: Cluster) ->
         await patiently(client.call(1))
     assert fake.requests == 2
     assert await patiently(client.call(1)) == 1
-    await fake.close()
-
-
-@pytest.mark.parametrize("options", [{}, {"resume": True}, {"idempotent": True}], ids=str)
-@pytest.mark.parametrize("accepts", [False, True])
-async def test_a_call_under_way_ends_with_its_runtime(
-    cluster: Cluster, options: dict[str, bool], accepts: bool
-) -> None:
-    sent = asyncio.Event()
-
-    def keeps(stream: Any) -> None:
-        sent.set()
-        if accepts:
-            stream.connection.accept(stream, lambda: None)
-
-    fake = await FakeWorker(keeps).start(5)
-    client = await cluster.client()
-    reading = asyncio.create_task(drained(client.generate(1, **options)))
-    await patiently(sent.wait())
-    await turns(5)
-    await cluster.caller.close()
-    with pytest.raises((RuntimeClosed, StreamIncomplete)) as caught:
-        await patiently(reading)
-    assert isinstance(caught.value, StreamIncomplete) == (accepts and not options)
-    assert client.stats.inflight == 0
-    await fake.close()
-
-
-async def test_a_call_that_was_on_its_way_ends_with_its_runtime(cluster: Cluster) -> None:
-    fake = await FakeWorker(lambda stream: None).start(5)
-    client = await cluster.client()
-    stream = client.generate(1)  # to be sent by a task that has not begun
-    await cluster.caller.close()
-    with pytest.raises(RuntimeClosed):
-        await patiently(drained(stream))
-    assert client.stats.inflight == 0
     await fake.close()
 
 

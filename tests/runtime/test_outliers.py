@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.runtime.cluster import Cluster, patiently, until
-from tests.runtime.test_failover import FakeWorker, accepts_then_drops
+from tests.runtime.fakes import FakeWorker, accepts_then_drops
 from tests.timing import MS, PATIENCE_S
 from triton_distributed.errors import DeadlineExceeded, InvalidRequest, StreamIncomplete
 from triton_distributed.names import Instance
