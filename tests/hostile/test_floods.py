@@ -64,7 +64,7 @@ async def test_a_flood_waits_its_turn_and_a_call_does_not(flood):
             await said
             assert not session.holding
         await until(session.gone.is_set)
-        assert not service.running
+        await until(lambda: not service.running)
 
 
 async def test_no_frame_of_a_flood_is_lost_or_served_twice():

@@ -127,6 +127,7 @@ class Serving:
 
     def _begin(self) -> None:
         self.task = asyncio.get_running_loop().create_task(self._run())
+        self.task.add_done_callback(lambda _: self._over())  # also of one that is cancelled before its first step
 
     def stream_ended(self) -> None: ...
 
@@ -169,7 +170,7 @@ class Serving:
                 await asyncio.get_running_loop().create_future()
             stream.end()
         finally:
-            self._over()
+            self._over()  # in the same turn
 
 
 class Service:
