@@ -351,7 +351,7 @@ async def test_a_worker_that_loses_its_calls_is_left_out_though_others_answer_th
 
 async def test_a_worker_that_does_not_answer_any_more_is_left_out(three: Workers, often: None) -> None:
     gate = three.behaviours[2].gate = asyncio.Event()
-    client, held = three.client, []
+    client, held, before = three.client, [], three.behaviours[2].calls
 
     async def call(n: int) -> None:
         try:
@@ -369,6 +369,8 @@ async def test_a_worker_that_does_not_answer_any_more_is_left_out(three: Workers
 
     await patiently(until_it_is_out())
     assert three.out == {2}
+    # What was sent to it before has arrived; all else is answered.
+    await until(lambda: sum(not each.done() for each in calls) == three.behaviours[2].calls - before)
     asked = three.behaviours[2].calls
     await outcomes([client.call(n) for n in range(60)])
     assert three.behaviours[2].calls == asked
