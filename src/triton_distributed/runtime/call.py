@@ -247,8 +247,6 @@ class Call(Receiving):
                     self.client.ejector.failed(self.instance.id, began=self.began)
             attempts = self.dispatch.attempts if self.dispatch is not None else ()
             self.fail(DeadlineExceeded(self.target, self.timeout_s or 0.0, attempts), Outcome.DEADLINE)
-            if self.dispatch is not None:
-                self.dispatch.cancel()
 
     def cancel(self) -> None:
         """Cancel the handler and drop what was received; whoever reads, or comes to, gets CancelledError."""
