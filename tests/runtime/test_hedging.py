@@ -52,6 +52,14 @@ async def test_the_second_answers_and_the_first_is_cancelled(cluster: Cluster) -
     assert (one.began, other.began) == (1, 1)
 
 
+async def test_the_second_goes_elsewhere_while_the_first_is_still_being_sent(cluster: Cluster) -> None:
+    _, other, client = await two(cluster)
+    other.go.set()
+    large = bytes(1 << 20)  # sent from a task, so that nothing has been written when the second is begun
+    assert await patiently(client.call(large, idempotent=True, hedge_after_s=0.0)) == "other"
+    assert other.began == 1
+
+
 async def test_the_first_may_still_answer(cluster: Cluster) -> None:
     one, other, client = await two(cluster)
     call = asyncio.ensure_future(client.call(1, idempotent=True, hedge_after_s=0.01))

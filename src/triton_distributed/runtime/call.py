@@ -163,6 +163,11 @@ class Call(Receiving):
         return self.dispatch is not None and bool(self.dispatch.tried)
 
     @property
+    def towards(self) -> Instance | None:
+        """The instance that has the request or is about to get it: it may still be dialled."""
+        return self.instance if self.dispatch is None else self.dispatch.towards
+
+    @property
     def began(self) -> float | None:
         """When the call began, where it has a deadline."""
         return self.deadline - self.timeout_s if self.deadline is not None and self.timeout_s is not None else None

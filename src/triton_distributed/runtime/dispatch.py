@@ -35,6 +35,7 @@ class Dispatch:
 
     Attributes:
         sent: done when the request is on its way, or cannot be sent.
+        towards: the instance that has the request or is about to get it; None where none was chosen yet.
         tried: ids of the instances that did not take it; at most `TRD_RETRIES` are tried after the first.
     """
 
@@ -48,6 +49,7 @@ class Dispatch:
         "_refusal",
         "_task",
         "sent",
+        "towards",
         "tried",
     )
 
@@ -60,12 +62,13 @@ class Dispatch:
         self._refusal: Exception | None = None
         self._task: asyncio.Task[None] | None = None
         self.sent: asyncio.Future[None] = client.loop.create_future()
+        self.towards: Instance | None = None
         self.tried: set[int] = set()
         self._cut_off: set[int] = set()  # those of `tried` that may be dialled anew
 
     def start(self, chosen: Instance | None = None) -> None:
         """Send the request to `chosen`, or to whom the policy chooses, or elsewhere; in a task."""
-        self._chosen = chosen
+        self._chosen = self.towards = chosen
         if self.sent.done():
             self.sent = self._client.loop.create_future()
         self._task = self._client.spawn(self._run())
@@ -137,7 +140,7 @@ class Dispatch:
         while True:
             instance = self._chosen or self._choose()
             self._chosen = None
-            self._dialling = instance
+            self._dialling = self.towards = instance
             try:
                 session = await client.pool.connect(instance.addresses)
                 self._dialling = None

@@ -20,7 +20,7 @@ class Elsewhere:
         self._call = call
 
     def __call__(self, request: Any, instances: tuple[Instance, ...], load: LoadBook) -> Instance:
-        used = self._call.instance
+        used = self._call.towards
         rest = tuple(each for each in instances if used is None or each.id != used.id)
         return self._policy(request, rest or instances, load)
 
