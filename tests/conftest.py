@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ SHORT = "/tmp" if os.access("/tmp", os.W_OK) else tempfile.gettempdir()
 @pytest.fixture(scope="session", autouse=True)
 def neutral_environment() -> Iterator[None]:
     """Take the developer's own settings away, and give tests that ask for no folder one that is not the user's."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in a script's background, as our programs would be
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     private = tempfile.mkdtemp(prefix="trd-all-", dir=SHORT)
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
