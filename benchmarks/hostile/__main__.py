@@ -36,6 +36,7 @@ LIMITS = {
     "TRD_MAX_HELD_BYTES": str(64 * MIB),
     "TRD_MAX_MESSAGE_BYTES": str(16 * MIB),
     "TRD_MAX_REQUESTS": "10000",
+    "TRD_GC_FREEZE": "1",
 }
 Row = dict[str, Any]
 

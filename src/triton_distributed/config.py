@@ -204,6 +204,12 @@ class Config:
         "call other instances meanwhile; 0 for no watchdog",
         low=0.0,
     )
+    gc_freeze: bool = _setting(
+        "TRD_GC_FREEZE",
+        False,
+        "when the first endpoint is served: collect garbage, then never look again at what is there (`gc.freeze`), so "
+        "that full collections, which stop everything, are short; cycles among it are not freed any more",
+    )
     handle_signals: bool = _setting(
         "TRD_HANDLE_SIGNALS", True, "drain on SIGTERM and SIGINT while an endpoint is served on the main thread"
     )

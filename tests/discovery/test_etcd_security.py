@@ -179,7 +179,7 @@ async def test_a_server_that_is_not_trusted(certificates: Certificates, tmp_path
     strangers = Certificates(other)
     async with etcd_with(*certificates.arguments(), scheme="https") as server:
         settings: list[dict[str, Any]] = [{"etcd_ca": strangers.ca}, {}]
-        attempts = [opens(server, connect_timeout_s=1.5, **each).watch(NAME, ChangeLog()) for each in settings]
+        attempts = [opens(server, connect_timeout_s=4.0, **each).watch(NAME, ChangeLog()) for each in settings]
         for error in await asyncio.gather(*attempts, return_exceptions=True):
             assert isinstance(error, DiscoveryError)
             assert f"{server.url}: its certificate is not trusted" in str(error)
@@ -190,6 +190,6 @@ async def test_a_server_that_is_not_trusted(certificates: Certificates, tmp_path
 
 async def test_a_certificate_of_somewhere_else(certificates: Certificates, opens: Opens):
     async with etcd_with(*certificates.arguments("elsewhere"), scheme="https") as server:
-        discovery = opens(server, connect_timeout_s=1.0, etcd_ca=certificates.ca)
+        discovery = opens(server, connect_timeout_s=3.0, etcd_ca=certificates.ca)
         with pytest.raises(DiscoveryError, match="certificate is not valid for '127.0.0.1'"):
             await discovery.register(instance(1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import Any
 
 import pytest
@@ -11,8 +12,8 @@ from tests.runtime.cluster import until
 from tests.timing import PATIENCE_S
 from tests.transport.sessions import HELLO, Peer, Service, Watched, answering, bodies, calling, numbers, peer, serving
 from tests.wire.joined import request
-from triton_distributed.transport.session import CLOSED_AT_ONCE, UNTAKEN
-from triton_distributed.transport.turns import FRAMES
+from triton_distributed.transport.session import UNTAKEN
+from triton_distributed.transport.turns import AT_ONCE_S, ENDED, FEW_FRAMES, FRAMES, HANDLER_S, READ_BYTES, Turns
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.connection import MOST_WAITING_PONGS
 from triton_distributed.wire.hello import Hello
@@ -122,10 +123,85 @@ async def test_the_streams_of_a_lost_client_end_a_few_at_a_time():
         await bad.say(*[request(n, b"hold") for n in range(1, streams + 1)])
         await until(lambda: sum(each.task is not None for each in service.running) == streams)
         session.break_off(f.GoawayCode.PROTOCOL, "enough")
-        assert sum(each.task.cancelling() for each in service.running) == CLOSED_AT_ONCE
+        assert sum(each.task.cancelling() for each in service.running) == ENDED
         assert not session.streams
         await until(lambda: not service.running)
         assert await numbers(await good.call(service.address, b"count 3")) == [0, 1, 2]
+
+
+async def test_the_handlers_of_a_burst_begin_a_few_at_a_time_and_in_order():
+    streams = 300
+    async with serving() as service, calling() as good, peer(service.address) as bad:
+        await numbers(await good.call(service.address, b"count 1"))
+        session = await accepted(service, bad)
+        said = asyncio.create_task(bad.say(b"".join(request(n, b"hold") for n in range(1, streams + 1))))
+        seen, began = [0], service.served
+        async with asyncio.timeout(PATIENCE_S):
+            while seen[-1] < streams + 1:
+                await asyncio.sleep(0)
+                seen.append(sum(each.task is not None for each in began))
+        await said
+        most = max(after - before for before, after in itertools.pairwise(seen))
+        assert most <= max(int(AT_ONCE_S / HANDLER_S), 2 * FEW_FRAMES)
+        await until(lambda: not session.holding)
+        assert await numbers(await good.call(service.address, b"count 3")) == [0, 1, 2]
+
+
+async def test_a_request_that_waits_for_its_turn_can_be_cancelled_before_it_begins():
+    async with serving() as service, peer(service.address) as bad:
+        session = await accepted(service, bad)
+        many = 2 * int(AT_ONCE_S / HANDLER_S)
+        await bad.say(b"".join([*(request(n, b"hold") for n in range(1, many + 1)), f.frame(f.CANCEL, many), LAST]))
+        await answer_to_last(bad)
+        await until(lambda: not session.holding)
+        assert service.served[-1].task is None
+        assert sum(each.task is not None for each in service.served) == many - 1
+
+
+@pytest.mark.parametrize("size", [1000, f.MAX_FRAME - 64])
+async def test_large_frames_wait_their_turn_too(size):
+    class Counting(Turns):
+        def wait(self, session: Any) -> None:
+            taken.append(session._taken)
+            super().wait(session)
+
+    taken: list[int] = []
+    count = 4 * READ_BYTES // size
+    async with serving() as service, calling() as good, peer(service.address) as bad:
+        session = await accepted(service, bad)
+        session._turns = Counting(asyncio.get_running_loop())
+        await bad.say(CANCELLED, *[f.frame(f.PONG, 0, bytes(size))] * count, LAST)
+        assert await numbers(await good.call(service.address, b"count 3")) == [0, 1, 2]
+        await answer_to_last(bad)
+        assert taken
+        assert max(taken) <= READ_BYTES + 2 * f.MAX_FRAME
+
+
+class Waiting:
+    """In place of a session: notes its turns and wants so many."""
+
+    def __init__(self, turns: Turns, name: str, streams: int, wanted: int, noted: list[str]) -> None:
+        self.turns, self.name, self.wanted, self.noted = turns, name, wanted, noted
+        self.streams = dict.fromkeys(range(streams))
+        turns.wait(self)  # type: ignore[arg-type]
+
+    def take_turn(self) -> None:
+        self.noted.append(self.name)
+        self.turns.begun += FEW_FRAMES
+        self.wanted -= 1
+        if self.wanted:
+            self.turns.wait(self)  # type: ignore[arg-type]
+
+
+async def test_who_has_little_open_is_served_before_who_has_much_and_not_instead():
+    noted: list[str] = []
+    turns = Turns(asyncio.get_running_loop())
+    for number in range(3):
+        Waiting(turns, f"much {number}", 500, 10, noted)
+    Waiting(turns, "little", 3, 10, noted)
+    await until(lambda: len(noted) == 40)
+    much = [f"much {n % 3}" for n in range(30)]
+    assert noted == [each for pair in zip(["little"] * 10, much[:10], strict=True) for each in pair] + much[10:]
 
 
 async def test_a_client_reads_a_worker_that_floods_in_turns_too():

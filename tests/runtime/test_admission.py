@@ -190,10 +190,12 @@ async def test_handlers_that_outlive_every_deadline_are_learned_from(cluster: Cl
         await asyncio.Event().wait()
 
     client = await cluster.connect(never, max_inflight=1, max_queue=10)
-    with pytest.raises(DeadlineExceeded):
-        await patiently(client.call(1, timeout=0.05))
     admission = (await served(cluster)).admission
-    await until(lambda: admission.mean_s > 0.04)
+    assert admission.mean_s == 0.0
+    async with asyncio.timeout(PATIENCE_S):
+        while not admission.mean_s:  # a first request may come too late to be begun: it is still being connected
+            with pytest.raises((DeadlineExceeded, Overloaded)):  # the latter once it was learned
+                await client.call(1, timeout=0.05)
 
 
 async def test_every_estimate_is_compared_with_what_came_of_it(

@@ -45,6 +45,31 @@ def test_any_cut_gives_the_same(frames, data):
     assert (one.failure, one.partial) == (other.failure, other.partial)
 
 
+@given(some_frames, st.data())
+def test_a_few_at_a_time_gives_the_same(frames, data):
+    stream = encoded(frames) + data.draw(st.binary(max_size=40))
+    whole, one = decoded([stream])
+    other, found = FrameDecoder(), []
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=6)))
+    for a, b in itertools.pairwise([0, *cuts, len(stream)]):
+        found += other.feed(stream[a:b], data.draw(st.integers(0, 3)))
+        assert other.failure is None or not other.more
+    while other.more:
+        found += other.feed(b"", data.draw(st.integers(1, 3)))
+    found += other.feed(b"")
+    assert found == whole
+    assert (one.failure, one.partial) == (other.failure, other.partial)
+
+
+def test_what_is_left_of_a_large_read_is_not_copied_for_each_few_frames():
+    decoder = FrameDecoder()
+    read = f.frame(f.HELLO, 0) + f.frame(f.PING, 0) * 1000
+    decoder.feed(read, 1)
+    for _ in range(100):
+        assert decoder.feed(b"", 8) == [(f.PING, 0, 0, b"")] * 8
+        assert decoder._parts[0] is read
+
+
 @pytest.mark.parametrize("size", [f.MAX_HELLO + 1, 2**31, 2**32 - 1])
 def test_a_first_frame_above_a_hello_is_another_protocol(size):
     for _, pieces in three_ways(f.HEADER.pack(size, 1, 0, 0) + bytes(50)):

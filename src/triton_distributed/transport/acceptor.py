@@ -17,7 +17,7 @@ from typing import Any
 
 logger = logging.getLogger("triton_distributed.transport")
 
-ACCEPTED_A_TURN = 8  # one takes some 0.1 ms; a thousand that come at once are in within a fraction of a second
+ACCEPTED_A_TURN = 1  # one takes some 0.1 ms until its hello is here, and more turns than those of who waits
 PAUSE_S = 0.1  # where descriptors or memory ran out
 EVERY_S = 10.0  # seconds between two lines that say so
 # What the runtime itself may need while peers have taken all that they may: files of discovery, etcd, NATS.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -18,11 +19,10 @@ from triton_distributed.transport.remainder import read_remainder
 from triton_distributed.transport.stream import Stream
 from triton_distributed.transport.tcp import tcp_socket, tune
 from triton_distributed.transport.tls import TlsFailed
-from triton_distributed.transport.turns import FEW_FRAMES, Turns
+from triton_distributed.transport.turns import FEW_FRAMES, UNLIMITED, Turns
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.authentication import Authentication
 from triton_distributed.wire.connection import Connection
-from triton_distributed.wire.decoder import UNLIMITED
 from triton_distributed.wire.hello import Hello
 from triton_distributed.wire.states import CLOSED
 from triton_distributed.wire.window import Held
@@ -38,7 +38,6 @@ MOST_WAITING = 200_000
 # An accepting end reads nothing more from such a peer long before that. A dialling end always reads: were both ends to
 # wait until the other one reads, neither would.
 UNTAKEN = 128
-CLOSED_AT_ONCE = 32  # streams of a lost client that are ended in one turn: the end of a handler takes some 30 µs
 
 
 class Session(Connection, asyncio.Protocol):
@@ -101,6 +100,8 @@ class Session(Connection, asyncio.Protocol):
         self.torn = self.heard = self.holding = False
         self._turns = turns or Turns(loop)
         self.held = held
+        self._waits = False  # for its turn
+        self._taken = 0  # bytes read since the last one
         self._choked = False  # nothing is read until output is taken
         self._pauses = True  # the transport can stop to read
         self.quiet = -1
@@ -141,8 +142,7 @@ class Session(Connection, asyncio.Protocol):
         self._transport = transport
         self._pauses = getattr(transport, "reads_in_place", True)
         if not self._pauses:
-            self._turns = Turns(self.loop)
-            self._turns.frames = UNLIMITED
+            self._turns = Turns(self.loop, limited=False)
         if self.lost is not None:
             transport.abort()
             return
@@ -158,20 +158,27 @@ class Session(Connection, asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.heard = True
+        self._taken += len(data)
         # TLS hands over all that it has decrypted, also while this waits for its turn.
         self._serve(data, 0 if self.holding else self._turns.frames)
 
     def take_turn(self) -> None:
         """Serve some of what was read, and wait again where that is not all."""
+        self._waits = False
         if self.lost is None:
             self.heard, self.holding = True, False
+            self._taken = 0
             try:
-                self._serve(b"", FEW_FRAMES)
+                if self._beginning:
+                    self._begin()
+                if not self._waits:
+                    self._serve(b"", FEW_FRAMES)
             except BaseException:  # as the transport does where its protocol raises; the loop reports it
                 if self._transport is not None:
                     self._transport.abort()
                 raise
             if not self.holding:
+                self._turns.readers += 1
                 self._read(True)
 
     def _serve(self, data: bytes, frames: int) -> None:
@@ -185,17 +192,24 @@ class Session(Connection, asyncio.Protocol):
             self.break_off(f.GoawayCode.PROTOCOL, str(error))
         finally:
             self._receiving = False
-        if self._beginning:
+        if self._beginning and not self._waits:
             self._begin()
         if self._direct is not None and self._bulk is None:
             self._bulk = InPlaceReader.begin(self, self._transport)
+        more = more or self._taken > self._turns.read_bytes
         if (more or self.paused) and not self.holding and self.lost is None:
             if self.paused and len(self.out) + len(self._beginning) > UNTAKEN and self._choke():
                 self._choked = True
                 self._read(False)
             elif more:
-                self._read(False)
-                self._turns.wait(self)
+                self._wait()
+
+    def _wait(self) -> None:
+        """Read nothing and serve nothing until it is this session's turn."""
+        self._read(False)
+        if not self._waits:
+            self._waits = True
+            self._turns.wait(self)
 
     def _read(self, wanted: bool) -> None:
         self.holding = not wanted
@@ -242,7 +256,7 @@ class Session(Connection, asyncio.Protocol):
             self._begin()
         if self._choked and not self.paused:
             self._choked = False
-            self._turns.wait(self)
+            self._wait()
         if not self.paused:
             for waiter in list(self._resumed):
                 if not waiter.done():
@@ -282,10 +296,18 @@ class Session(Connection, asyncio.Protocol):
         self._flush()
         if self.paused or self.lost is not None:
             return  # `resume_writing` comes back to this; a lost session has no streams
-        beginning, self._beginning = self._beginning, {}
+        beginning, room = self._beginning, self._turns.room
+        if len(beginning) <= room:
+            self._beginning = {}
+        else:
+            beginning = dict(itertools.islice(beginning.items(), room))
+            for stream in beginning:
+                del self._beginning[stream]
         self._turns.begun += len(beginning)
         for begin in beginning.values():
             begin()
+        if self._beginning:
+            self._wait()
 
     def withdraw(self, stream: Stream) -> None:
         """`stream` was closed early: its handler does not begin any more."""
@@ -446,20 +468,11 @@ class Session(Connection, asyncio.Protocol):
             for stream in streams:
                 stream.on_closed()
         else:
-            self._end(streams[::-1])
+            self._turns.end(streams)
         for waiter in (*self._resumed, self._parted, self._answer):  # who waits sees what became of it
             if waiter is not None and not waiter.done():
                 waiter.set_result(None)
         self._on_lost(self, self.lost)
-
-    def _end(self, streams: list[Stream]) -> None:
-        """Tell the last of these streams that they are over, and the others in later turns."""
-        for _ in range(CLOSED_AT_ONCE):
-            if not streams:
-                return
-            streams.pop().on_closed()
-        if streams:
-            self.loop.call_soon(self._end, streams)
 
     # receiving
 

@@ -82,11 +82,22 @@ def tune(transport: asyncio.BaseTransport, host_timeout_s: float) -> None:
     sock = tcp_socket(transport)
     if sock is None:
         return
-    for level, option, value in (*OPTIONS, *patience(host_timeout_s)):
-        number = getattr(socket, option, None) or NUMBERS.get(sys.platform, {}).get(option)
+    for level, number, value in _options(host_timeout_s, OPTIONS, sys.platform):
+        with contextlib.suppress(OSError):  # an option that a kernel lacks costs speed, not correctness
+            sock.setsockopt(level, number, value)
+
+
+@functools.lru_cache(maxsize=16)
+def _options(
+    host_timeout_s: float, others: tuple[tuple[int, str, int], ...], platform: str
+) -> tuple[tuple[int, int, int], ...]:
+    """What `setsockopt` takes: those options that Python, or `NUMBERS`, has a number for."""
+    found = []
+    for level, option, value in (*others, *patience(host_timeout_s)):
+        number = getattr(socket, option, None) or NUMBERS.get(platform, {}).get(option)
         if number is not None:
-            with contextlib.suppress(OSError):  # an option that a kernel lacks costs speed, not correctness
-                sock.setsockopt(level, number, value)
+            found.append((level, number, value))
+    return tuple(found)
 
 
 def tcp_socket(transport: asyncio.BaseTransport) -> Any:

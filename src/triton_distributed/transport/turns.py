@@ -1,8 +1,9 @@
 """Who may have the loop, where peers send more than a turn of it takes.
 
 One read can hold 18,000 frames, and uvloop reads 32 times in a row, so one peer that sends as fast as it can would keep
-the loop for seconds. So a session serves a number of frames of what it has read, then waits here for its next turn, and
-reads nothing more meanwhile: the rest waits in the kernel, and at the peer. All that wait share `TURN_S` of each turn.
+the loop for seconds. So a session serves some of what it has read, then waits here for its next turn, and reads nothing
+more meanwhile: the rest waits in the kernel, and at the peer. All that wait share `TURN_S` of each turn, and what their
+frames set off counts: the first steps of handlers, the ends of those that were cancelled, the writing of answers.
 """
 
 from __future__ import annotations
@@ -14,14 +15,24 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from triton_distributed.transport.session import Session
+    from triton_distributed.transport.stream import Stream
 
-# Frames of one read that are served at once while nobody waits: more than 64 concurrent calls of a busy client bring.
-FRAMES = 256
+# What a session may do at once while nobody waits: more than a busy client brings, or little loss where it does.
+FRAMES = 256  # of one read
+AT_ONCE_S = 0.002  # of handlers' first steps
+READ_BYTES = 1 << 20  # in several reads
 # And while somebody does: a client that behaves brings few at a time, and so is served at once still.
 FEW_FRAMES = 8
-FEW_HANDLERS = 8  # that begin in a turn for those that wait: what a handler does at first is not in `TURN_S`
+FEW_BYTES = 128 * 1024
+FEW_STREAMS = 32  # open ones: who has more is served after those that have not
+READERS = 2  # that are let read again in a turn
+CALM_S = 0.02  # since the last one waited: one that reads on at once has more of the same
 # What all that wait have of each turn. A call takes three turns to be answered: its frame, its handler, its answer.
-TURN_S = 0.000_5
+TURN_S = 0.000_25
+LEAST = 1 / 8  # of it, however much the frames set off
+ENDED = 16  # streams of clients that are gone that are ended in one: the end of a handler takes some 30 µs
+HANDLER_S = 0.000_06  # the first step of a handler, before one was measured
+UNLIMITED = 1 << 62
 
 
 class Turns:
@@ -29,38 +40,110 @@ class Turns:
 
     Args:
         loop: the running loop.
+        limited: False for a transport that cannot stop to read: everything is served at once.
 
     Attributes:
         frames: of one read that a session may serve before it waits here.
-        begun: handlers that have begun in this turn, or in earlier ones.
+        read_bytes: that it may read.
+        begun: handlers that have begun in this turn.
+        readers: sessions that were let read again in this turn.
     """
 
-    __slots__ = ("_loop", "_turning", "_waiting", "begun", "frames")
+    __slots__ = (
+        "_at_once",
+        "_budget_s",
+        "_calm",
+        "_ending",
+        "_ends",
+        "_in_turn",
+        "_light",
+        "_loop",
+        "_marked",
+        "_served_s",
+        "_turning",
+        "_waiting",
+        "begun",
+        "frames",
+        "read_bytes",
+        "readers",
+    )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, limited: bool = True) -> None:
         self._loop = loop
-        self._waiting: deque[Session] = deque()  # each session at most once
-        self._turning = False
-        self.frames = FRAMES
-        self.begun = 0
+        self._waiting: deque[Session] = deque()  # each session at most once, in one of these
+        self._light: deque[Session] = deque()
+        self._ending: deque[Stream] = deque()  # all of them closed: nothing more comes for them
+        self._turning = self._ends = False  # a turn is to come
+        self._calm: asyncio.TimerHandle | None = None
+        self._marked = self._served_s = 0.0
+        self._budget_s = TURN_S
+        self._at_once, self._in_turn = int(AT_ONCE_S / HANDLER_S), int(TURN_S / HANDLER_S)  # handlers
+        self.frames, self.read_bytes = FRAMES, READ_BYTES
+        if not limited:
+            self._at_once = self.frames = self.read_bytes = UNLIMITED
+        self.begun = self.readers = 0
+
+    @property
+    def room(self) -> int:
+        """How many handlers of one session may begin now."""
+        return FEW_FRAMES if self.frames == FEW_FRAMES else self._at_once
 
     def wait(self, session: Session) -> None:
         """`session` has more to serve: call its `take_turn` in a later turn."""
-        if not self._waiting and not self._turning:
-            self.frames = FEW_FRAMES
+        if not self._turning:
+            self._turning = True
+            self.frames, self.read_bytes = FEW_FRAMES, FEW_BYTES
+            self.begun = 0  # what has begun before was not measured
+            self._served_s = 0.0
             self._loop.call_soon(self._turn)
-        self._waiting.append(session)
+            if self._calm is not None:
+                self._calm.cancel()
+                self._calm = None
+        (self._light if len(session.streams) <= FEW_STREAMS else self._waiting).append(session)
+
+    def end(self, streams: list[Stream]) -> None:
+        """Tell these streams, whose session is gone, that they are over: some now, the others in later turns."""
+        self._ending.extend(streams)
+        if not self._ends:
+            self._end()
+
+    def _end(self) -> None:
+        ending = self._ending
+        self._ends = bool(ending)
+        if ending:
+            self._loop.call_soon(self._end)
+        for _ in range(min(ENDED, len(ending))):
+            ending.popleft().on_closed()
+
+    def _mark(self) -> None:
+        self._marked = perf_counter()
 
     def _turn(self) -> None:
-        waiting, end = self._waiting, perf_counter() + TURN_S
-        self._turning = True
-        self.begun = 0
+        waiting, light, start = self._waiting, self._light, perf_counter()
+        if self._served_s:
+            behind_s = max(1e-9, start - self._marked)  # what the turn before set off ran between `_mark` and this
+            self._budget_s = TURN_S * max(LEAST, self._served_s / (self._served_s + behind_s))
+            if self.begun:
+                self._at_once = max(1, int(AT_ONCE_S * self.begun / behind_s))
+                self._in_turn = max(1, min(FEW_FRAMES, int(TURN_S * self.begun / behind_s)))
+        self.begun = self.readers = 0
+        self._loop.call_soon(self._mark)
+        end = start + self._budget_s
         try:
-            while waiting and self.begun < FEW_HANDLERS and perf_counter() < end:
+            while light and self.begun < self._in_turn and self.readers < READERS and perf_counter() < end:
+                light.popleft().take_turn()
+            if waiting:  # one at least: those that come first are not to have it all
+                waiting.popleft().take_turn()
+            while waiting and self.begun < self._in_turn and self.readers < READERS and perf_counter() < end:
                 waiting.popleft().take_turn()
         finally:  # a session that raises must not stop the others
-            self._turning = False
-            if waiting:
+            self._served_s = perf_counter() - start
+            if waiting or light:
                 self._loop.call_soon(self._turn)
             else:
-                self.frames = FRAMES
+                self._turning = False
+                self._calm = self._loop.call_later(CALM_S, self._calmed)
+
+    def _calmed(self) -> None:
+        self._calm = None
+        self.frames, self.read_bytes = FRAMES, READ_BYTES

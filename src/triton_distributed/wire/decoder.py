@@ -27,7 +27,7 @@ class FrameDecoder:
         partial: header of the frame that is under way, as (kind, flags, stream, payload length), or None.
     """
 
-    __slots__ = ("_have", "_parts", "failure", "hellos", "limit", "more", "partial")
+    __slots__ = ("_at", "_have", "_parts", "failure", "hellos", "limit", "more", "partial")
 
     def __init__(self, hellos: int = 1) -> None:
         self.limit = MAX_HELLO
@@ -36,6 +36,7 @@ class FrameDecoder:
         self.more = False
         self.partial: tuple[int, int, int, int] | None = None
         self._parts: list[bytes] = []  # what is here of the frame under way, header included; under limit + one read
+        self._at = 0  # where what is left of the first part begins: 0 unless there is more
         self._have = 0
 
     def feed(self, data: bytes, most: int = UNLIMITED) -> list[Frame]:
@@ -43,15 +44,20 @@ class FrameDecoder:
         frames: list[Frame] = []
         if self.failure is not None:
             return frames
+        at = 0
         if self._parts:
             if data:
                 self._parts.append(data)
                 self._have += len(data)
             if self.partial is not None and self._have < HEADER_BYTES + self.partial[3]:
                 return frames  # joined once when complete: linear however small the pieces are
-            data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+            if len(self._parts) == 1:
+                data, at = self._parts[0], self._at
+            else:
+                data = b"".join([memoryview(self._parts[0])[self._at :], *self._parts[1:]])
             self._parts.clear()
-        at, end, limit = 0, len(data), self.limit
+            self._at = 0
+        end, limit = len(data), self.limit
         self.partial = None
         self.more = False
         for _ in range(most):
@@ -75,8 +81,12 @@ class FrameDecoder:
         else:
             self.more = end - at >= HEADER_BYTES
         if at < end:
-            self._parts.append(data[at:] if at else data)
             self._have = end - at
+            if self.more:  # it comes back soon, and a copy for every few frames of a large read costs more than they do
+                self._at = at
+            elif at:
+                data = data[at:]
+            self._parts.append(data)
         return frames
 
     def take_partial(self) -> bytes:
