@@ -19,7 +19,7 @@ from triton_distributed.transport.remainder import read_remainder
 from triton_distributed.transport.stream import Stream
 from triton_distributed.transport.tcp import tcp_socket, tune
 from triton_distributed.transport.tls import TlsFailed
-from triton_distributed.transport.turns import FEW_FRAMES, UNLIMITED, Turns
+from triton_distributed.transport.turns import CALM_S, FEW_FRAMES, FRAMES, UNLIMITED, Turns
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.authentication import Authentication
 from triton_distributed.wire.connection import Connection
@@ -102,6 +102,8 @@ class Session(Connection, asyncio.Protocol):
         self.held = held
         self._waits = False  # for its turn
         self._taken = 0  # bytes read since the last one
+        self._turned = 0  # frames served in turns since all that was here was served
+        self._few_until = 0.0  # it flooded, so it has few frames a turn until then
         self._choked = False  # nothing is read until output is taken
         self._pauses = True  # the transport can stop to read
         self.quiet = -1
@@ -160,7 +162,13 @@ class Session(Connection, asyncio.Protocol):
         self.heard = True
         self._taken += len(data)
         # TLS hands over all that it has decrypted, also while this waits for its turn.
-        self._serve(data, 0 if self.holding else self._turns.frames)
+        frames = 0 if self.holding else self._turns.frames
+        if self._few_until:
+            if self.loop.time() < self._few_until:
+                frames = min(frames, FEW_FRAMES)
+            else:
+                self._few_until = 0.0
+        self._serve(data, frames)
 
     def take_turn(self) -> None:
         """Serve some of what was read, and wait again where that is not all."""
@@ -177,7 +185,11 @@ class Session(Connection, asyncio.Protocol):
                 if self._transport is not None:
                     self._transport.abort()
                 raise
+            self._turned += FEW_FRAMES
             if not self.holding:
+                if self._turned > FRAMES:
+                    self._few_until = self.loop.time() + CALM_S
+                self._turned = 0
                 self._turns.readers += 1
                 self._read(True)
 
@@ -296,7 +308,7 @@ class Session(Connection, asyncio.Protocol):
         self._flush()
         if self.paused or self.lost is not None:
             return  # `resume_writing` comes back to this; a lost session has no streams
-        beginning, room = self._beginning, self._turns.room
+        beginning, room = self._beginning, FEW_FRAMES if self._few_until else self._turns.room
         if len(beginning) <= room:
             self._beginning = {}
         else:

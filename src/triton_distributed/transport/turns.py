@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from triton_distributed.transport.stream import Stream
 
 # What a session may do at once while nobody waits: more than a busy client brings, or little loss where it does.
-FRAMES = 256  # of one read
-AT_ONCE_S = 0.002  # of handlers' first steps
+FRAMES = 128  # of one read
+AT_ONCE_S = 0.005  # of handlers' first steps: those of 64 calls, or a client that makes so many would be slowed down
 READ_BYTES = 1 << 20  # in several reads
 # And while somebody does: a client that behaves brings few at a time, and so is served at once still.
 FEW_FRAMES = 8
 FEW_BYTES = 128 * 1024
 FEW_STREAMS = 32  # open ones: who has more is served after those that have not
 READERS = 2  # that are let read again in a turn
-CALM_S = 0.02  # since the last one waited: one that reads on at once has more of the same
+CALM_S = 0.1  # seconds in which one that had more than FRAMES has few: what it reads next is more of the same
 # What all that wait have of each turn. A call takes three turns to be answered: its frame, its handler, its answer.
 TURN_S = 0.000_25
 LEAST = 1 / 8  # of it, however much the frames set off
 ENDED = 16  # streams of clients that are gone that are ended in one: the end of a handler takes some 30 µs
-HANDLER_S = 0.000_06  # the first step of a handler, before one was measured
+HANDLER_S = 0.000_07  # the first step of a handler, before one was measured
 UNLIMITED = 1 << 62
 
 
@@ -52,7 +52,6 @@ class Turns:
     __slots__ = (
         "_at_once",
         "_budget_s",
-        "_calm",
         "_ending",
         "_ends",
         "_in_turn",
@@ -74,7 +73,6 @@ class Turns:
         self._light: deque[Session] = deque()
         self._ending: deque[Stream] = deque()  # all of them closed: nothing more comes for them
         self._turning = self._ends = False  # a turn is to come
-        self._calm: asyncio.TimerHandle | None = None
         self._marked = self._served_s = 0.0
         self._budget_s = TURN_S
         self._at_once, self._in_turn = int(AT_ONCE_S / HANDLER_S), int(TURN_S / HANDLER_S)  # handlers
@@ -96,9 +94,6 @@ class Turns:
             self.begun = 0  # what has begun before was not measured
             self._served_s = 0.0
             self._loop.call_soon(self._turn)
-            if self._calm is not None:
-                self._calm.cancel()
-                self._calm = None
         (self._light if len(session.streams) <= FEW_STREAMS else self._waiting).append(session)
 
     def end(self, streams: list[Stream]) -> None:
@@ -142,8 +137,4 @@ class Turns:
                 self._loop.call_soon(self._turn)
             else:
                 self._turning = False
-                self._calm = self._loop.call_later(CALM_S, self._calmed)
-
-    def _calmed(self) -> None:
-        self._calm = None
-        self.frames, self.read_bytes = FRAMES, READ_BYTES
+                self.frames, self.read_bytes = FRAMES, READ_BYTES
