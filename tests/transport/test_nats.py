@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from tests.timing import MS, PATIENCE_S
 from tests.transport.sessions import Caller, Lost, Service, bodies, calling, messages, numbers, serving
 from triton_distributed.errors import BrokerError, ConnectionFailed
 from triton_distributed.external.nats import NatsConnection, NatsOptions
+from triton_distributed.external.nats_port import NatsPort
 from triton_distributed.testing import NatsServer, ServerMissing
 from triton_distributed.transport import nats_messages as m
 from triton_distributed.transport.address import Address
@@ -268,6 +270,32 @@ async def test_after_closing_nobody_listens(nats: NatsServer):
         async with network(nats) as others, calling(networks={"nats": others}) as late:
             with pytest.raises(ConnectionFailed, match="nobody listens"):
                 await late.pool.connect((ADDRESS,))
+
+
+@pytest.mark.parametrize("where", ["before it has a connection", "before it has subscribed"])
+async def test_a_session_that_is_opened_while_the_connection_is_closed_is_no_error(
+    nats: NatsServer, where: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Nobody waits for the task that opens it: an error of it would be reported by the loop, and fail this test."""
+
+    async def gone(*_: Any, **__: Any) -> None:
+        raise ConnectionError("closed")
+
+    async with network(nats) as theirs, serving(ADDRESS, networks={"nats": theirs}) as service:
+        if where == "before it has a connection":
+            await theirs._connection.close()
+        else:
+            monkeypatch.setattr(NatsPort, "subscribe", gone)
+        opening = SimpleNamespace(data=m.opening(m.OPEN, 1000), reply="somebody.1")
+        theirs._open(Address.parse(ADDRESS).host, opening)
+        assert theirs._tasks
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.wait(theirs._tasks)
+        assert not theirs._transports
+        assert not service.listener.sessions
+        await theirs.close()
+        theirs._open(Address.parse(ADDRESS).host, opening)
+        assert not theirs._tasks
 
 
 async def test_a_client_that_gave_up_for_good_is_replaced(nats: NatsServer):

@@ -159,6 +159,8 @@ class NatsNetwork:
         return made
 
     def _open(self, subject: str, message: Msg) -> None:
+        if self._closed:
+            return
         version, window = m.read_opening(message.data)
         if not window or not message.reply or message.data[0] != m.OPEN or len(self._tasks) > MOST_OPENING:
             return  # not meant for us, or more than can be served: the dialer's time runs out
@@ -169,7 +171,11 @@ class NatsNetwork:
         self._spawn(self._accept(subject, message.reply, window))
 
     async def _accept(self, subject: str, peer: str, window: int) -> None:
-        port = await self._connected()
+        try:
+            port = await self._connected()
+        except BrokerError as error:  # closed meanwhile: nobody can be answered, and the dialler's time runs out
+            logger.debug("a session was not opened: %s", error)
+            return
         own = f"{subject}.{os.urandom(12).hex()}"
         listening = self._listening.get(subject)
         if listening is None:
@@ -178,10 +184,13 @@ class NatsNetwork:
         transport = self._transport(protocol, own)
         try:
             transport.subscription = await port.subscribe(own, transport.take)
-        except BaseException:
+        except BaseException as error:
             transport.abort()
             protocol.connection_lost(None)  # it was never made, and whoever counts sessions is to know
-            raise
+            if not isinstance(error, Exception):
+                raise
+            logger.debug("a session was not opened: %s", error)
+            return
         self.publish(peer, m.opening(m.OPENED, transport.window), own)
         transport.begin(peer, window)
 
@@ -282,6 +291,7 @@ class NatsNetwork:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
             self._connection.reconnected.remove(self._reconnected)
         self._listening.clear()
         for task in list(self._tasks):
