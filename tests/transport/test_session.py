@@ -270,7 +270,7 @@ def asked(made: Watched):
     """A stream whose request is written."""
     stream = made.open_stream(True)
     made.send(request(stream.id))
-    made._flush()
+    made.flush()
     return stream
 
 
@@ -279,7 +279,7 @@ async def written_in_vain(made: Watched) -> None:
     with contextlib.suppress(OSError):  # the first write to a TCP peer that has closed only gets a reset back
         os.write(made._transport.get_extra_info("socket").fileno(), PING)
     made.send(PING)
-    made._flush()
+    made.flush()
     async with asyncio.timeout(PATIENCE_S):
         await made.gone.wait()
 
@@ -339,7 +339,7 @@ async def test_after_a_reset_nobody_knows_what_was_under_way(read_first):
         there.close()
         if not read_first:
             made.send(PING)
-            made._flush()
+            made.flush()
         async with asyncio.timeout(PATIENCE_S):
             await made.gone.wait()
         assert made.torn

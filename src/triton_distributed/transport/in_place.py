@@ -9,7 +9,7 @@ from triton_distributed.errors import RemoteProtocolError
 from triton_distributed.wire.frames import GoawayCode
 
 if TYPE_CHECKING:
-    from triton_distributed.transport.session import Session
+    from triton_distributed.transport.intake import Intake
 
 SCRATCH = 8 * 1024  # read at once while fragments come, so that most of each is read in place
 
@@ -23,7 +23,7 @@ class InPlaceReader(asyncio.BufferedProtocol):
     """
 
     @classmethod
-    def begin(cls, session: Session, transport: Any) -> InPlaceReader | None:
+    def begin(cls, session: Intake, transport: Any) -> InPlaceReader | None:
         """Switch a session's transport over; None where the transport cannot."""
         if not getattr(transport, "reads_in_place", True):
             return None
@@ -31,7 +31,7 @@ class InPlaceReader(asyncio.BufferedProtocol):
         reader._switch(reader)
         return reader
 
-    def __init__(self, session: Session, transport: Any) -> None:
+    def __init__(self, session: Intake, transport: Any) -> None:
         self._session, self._transport = session, transport
         self._scratch = memoryview(bytearray(SCRATCH))
         self._idle = 0  # reads since the last fragment

@@ -1,10 +1,9 @@
-"""A session on an event loop: wire.connection joined to an asyncio transport."""
+"""A session on an event loop: wire.connection joined to an asyncio transport. What comes in is `transport.intake`."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -12,17 +11,15 @@ from typing import Any
 from triton_distributed.errors import RemoteProtocolError
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.gone import host_gone
-from triton_distributed.transport.in_place import InPlaceReader
 from triton_distributed.transport.inherited import give_up
+from triton_distributed.transport.intake import Intake
 from triton_distributed.transport.liveness import HOST_S, SILENT
 from triton_distributed.transport.remainder import read_remainder
-from triton_distributed.transport.stream import Stream
 from triton_distributed.transport.tcp import tcp_socket, tune
 from triton_distributed.transport.tls import TlsFailed
-from triton_distributed.transport.turns import CALM_S, FEW_FRAMES, FRAMES, UNLIMITED, Turns
+from triton_distributed.transport.turns import UNLIMITED, Turns
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.authentication import Authentication
-from triton_distributed.wire.connection import Connection
 from triton_distributed.wire.hello import Hello
 from triton_distributed.wire.states import CLOSED
 from triton_distributed.wire.window import Held
@@ -32,15 +29,8 @@ logger = logging.getLogger("triton_distributed.transport")
 PART_S = 5.0  # what a peer has to say that it has read everything: one that is stopped does not hold up a shutdown
 PARTING = b"the last"
 
-# Frames that may wait while the kernel takes none. Items are bounded by credit, so beyond this only answers to pings
-# and refusals can wait, and whoever asked for them reads nothing.
-MOST_WAITING = 200_000
-# An accepting end reads nothing more from such a peer long before that. A dialling end always reads: were both ends to
-# wait until the other one reads, neither would.
-UNTAKEN = 128
 
-
-class Session(Connection, asyncio.Protocol):
+class Session(Intake):
     """One end of a session.
 
     Args:
@@ -56,22 +46,17 @@ class Session(Connection, asyncio.Protocol):
         turns: shared by the sessions of one runtime.
         held: shared by those that it accepts.
 
-    Attributes:
+    Attributes, beside those of `Intake`:
         address: where the peer is, for error texts; by default what the transport says when it is connected.
         early: what to add to the reason where the connection is lost before the hellos are exchanged.
         turned_away: it was ended for what the peer did, or was, before the hellos were exchanged.
-        paused: the kernel takes no more for now; output waits in `out` and in the streams.
-        lost: why it is gone, or None.
         refused: why it is broken off as soon as it is connected; set by a listener that has too many.
-        holding: it reads nothing for now: what it has read waits for its turn, or the peer takes no answers.
         torn: it was lost, and the peer may have said more than has arrived. Where it is not, the peer has begun no
             request that it did not accept.
-        heard: something has come since `transport.liveness` looked last.
-        quiet: how often it has looked since then while something was waited for; below 0: nothing is.
+        quiet: how often `transport.liveness` has looked since something came and while something was waited for; below
+            0: nothing is.
         unsent: ids of the streams whose request has not left this process, or not all of it.
     """
-
-    stream_type = Stream
 
     def __init__(
         self,
@@ -89,40 +74,26 @@ class Session(Connection, asyncio.Protocol):
         turns: Turns | None = None,
         held: Held | None = None,
     ) -> None:
-        super().__init__(hello, window, session_window, authentication)
-        self.loop = loop
+        dialled = on_request is None
+        super().__init__(loop, hello, window, session_window, authentication, turns or Turns(loop), dialled)
         self.address = address
-        self.paused = False
         self.early = ""
         self.turned_away = False
-        self.lost: str | None = None
         self.refused: str | None = None
-        self.torn = self.heard = self.holding = False
-        self._turns = turns or Turns(loop)
+        self.torn = self._scheduled = False
         self.held = held
-        self._waits = False  # for its turn
-        self._taken = 0  # bytes read since the last one
-        self._turned = 0  # frames served in turns since all that was here was served
-        self._few_until = 0.0  # it flooded, so it has few frames a turn until then
-        self._choked = False  # nothing is read until output is taken
-        self._pauses = True  # the transport can stop to read
         self.quiet = -1
         self.unsent: set[int] = set()  # bounded by the streams
         self.ready: asyncio.Future[None] = loop.create_future()  # the hellos are exchanged
         self.send_limit = hello.max_message
         if on_request is not None:
             self.on_request = on_request  # type: ignore[method-assign]
-        self._dialled = on_request is None
         self._on_lost = on_lost
         self._hello_timeout_s, self._host_timeout_s = hello_timeout_s, host_timeout_s
         self._answer: asyncio.Future[None] | None = None  # to the PING that is under way
-        self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._resumed: dict[asyncio.Future[None], None] = {}  # in order; at most one a stream or call
-        self._receiving = self._scheduled = False
-        self._bulk: InPlaceReader | None = None
         self._parted: asyncio.Future[None] | None = None
-        self._beginning: dict[Stream, Callable[[], None]] = {}  # at most one an open stream
 
     def __repr__(self) -> str:
         state = "lost" if self.lost else "going" if self.going else "open" if self.peer else "greeting"
@@ -154,87 +125,9 @@ class Session(Connection, asyncio.Protocol):
         transport.set_write_buffer_limits(high=0)
         self._timer = self.loop.call_later(self._hello_timeout_s, self._no_hello)
         self.greet()
-        self._flush()
+        self.flush()
         if self.refused is not None:
             self.break_off(f.GoawayCode.BUSY, self.refused)
-
-    def data_received(self, data: bytes) -> None:
-        self.heard = True
-        self._taken += len(data)
-        # TLS hands over all that it has decrypted, also while this waits for its turn.
-        frames = 0 if self.holding else self._turns.frames
-        if self._few_until:
-            if self.loop.time() < self._few_until:
-                frames = min(frames, FEW_FRAMES)
-            else:
-                self._few_until = 0.0
-        self._serve(data, frames)
-
-    def take_turn(self) -> None:
-        """Serve some of what was read, and wait again where that is not all."""
-        self._waits = False
-        if self.lost is None:
-            self.heard, self.holding = True, False
-            self._taken = 0
-            try:
-                if self._beginning:
-                    self._begin()
-                if not self._waits:
-                    self._serve(b"", FEW_FRAMES)
-            except BaseException:  # as the transport does where its protocol raises; the loop reports it
-                if self._transport is not None:
-                    self._transport.abort()
-                raise
-            self._turned += FEW_FRAMES
-            if not self.holding:
-                if self._turned > FRAMES:
-                    self._few_until = self.loop.time() + CALM_S
-                self._turned = 0
-                self._turns.readers += 1
-                self._read(True)
-
-    def _serve(self, data: bytes, frames: int) -> None:
-        """Serve at most so many frames; where there are more, wait for the next turn and read nothing meanwhile."""
-        self._receiving, more = True, False
-        try:
-            if self._direct is not None:
-                data = self.copy_direct(data)
-            more = self.receive_some(data, frames)
-        except RemoteProtocolError as error:
-            self.break_off(f.GoawayCode.PROTOCOL, str(error))
-        finally:
-            self._receiving = False
-        if self._beginning and not self._waits:
-            self._begin()
-        if self._direct is not None and self._bulk is None:
-            self._bulk = InPlaceReader.begin(self, self._transport)
-        more = more or self._taken > self._turns.read_bytes
-        if (more or self.paused) and not self.holding and self.lost is None:
-            if self.paused and len(self.out) + len(self._beginning) > UNTAKEN and self._choke():
-                self._choked = True
-                self._read(False)
-            elif more:
-                self._wait()
-
-    def _wait(self) -> None:
-        """Read nothing and serve nothing until it is this session's turn."""
-        self._read(False)
-        if not self._waits:
-            self._waits = True
-            self._turns.wait(self)
-
-    def _read(self, wanted: bool) -> None:
-        self.holding = not wanted
-        if self._transport is not None and not self._transport.is_closing():
-            (self._transport.resume_reading if wanted else self._transport.pause_reading)()
-
-    def _choke(self) -> bool:
-        """The peer asks and takes no answers. True: hear no more of it until it does."""
-        if not self._dialled and self._pauses:
-            return True
-        if len(self.out) > MOST_WAITING:
-            self.break_off(f.GoawayCode.PROTOCOL, "the peer asks without reading the answers")
-        return False
 
     def eof_received(self) -> None:
         return None
@@ -263,7 +156,7 @@ class Session(Connection, asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.paused = False
-        self._flush()
+        self.flush()
         if self._beginning and not self.paused:
             self._begin()
         if self._choked and not self.paused:
@@ -279,9 +172,9 @@ class Session(Connection, asyncio.Protocol):
     def schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
-            self.loop.call_soon(self._flush)
+            self.loop.call_soon(self.flush)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         self._scheduled = False
         if self.paused or self._transport is None or self.lost is not None:
             return
@@ -289,41 +182,7 @@ class Session(Connection, asyncio.Protocol):
         if data:
             self._transport.write(data)
         if self._ready:
-            self._flush()
-
-    def accept(self, stream: Stream, begin: Callable[[], None]) -> None:
-        """The handler of `stream` may begin: tell the peer, and call `begin` once the kernel has those words.
-
-        So the peer knows for every request of a lost session whether a handler can have begun. Where the kernel takes
-        nothing for now, the handler waits too; where the stream is closed meanwhile, it never begins.
-        """
-        stream.accepted = True
-        self.accepting.append(stream.id)
-        self._beginning[stream] = begin
-        if not self._receiving:
-            self._begin()
-
-    def _begin(self) -> None:
-        self.announce()
-        self._flush()
-        if self.paused or self.lost is not None:
-            return  # `resume_writing` comes back to this; a lost session has no streams
-        beginning, room = self._beginning, FEW_FRAMES if self._few_until else self._turns.room
-        if len(beginning) <= room:
-            self._beginning = {}
-        else:
-            beginning = dict(itertools.islice(beginning.items(), room))
-            for stream in beginning:
-                del self._beginning[stream]
-        self._turns.begun += len(beginning)
-        for begin in beginning.values():
-            begin()
-        if self._beginning:
-            self._wait()
-
-    def withdraw(self, stream: Stream) -> None:
-        """`stream` was closed early: its handler does not begin any more."""
-        self._beginning.pop(stream, None)
+            self.flush()
 
     async def parted(self) -> None:
         """Wait until the peer has read everything that was sent, or the session is gone.
@@ -333,11 +192,11 @@ class Session(Connection, asyncio.Protocol):
         """
         if self.peer is None:
             return  # it has no streams, and perhaps no transport yet
-        self._flush()
+        self.flush()
         # Between its accept and `connection_made` there is no transport, and nothing that the peer could have asked.
         while self.lost is None and self._transport is not None and (self.paused or self.out or self._ready):
             await self.resumed()
-            self._flush()
+            self.flush()
         if self.lost is None:
             self._parted = self.loop.create_future()
             self.send(f.frame(f.PING, 0, PARTING))
@@ -350,7 +209,7 @@ class Session(Connection, asyncio.Protocol):
         # asyncio warns of each further write to a transport that has failed and has not said so yet.
         if self._transport is None or self.lost is not None or self._transport.is_closing():
             return
-        self._flush()
+        self.flush()
         if piece.nbytes < f.SMALL:
             self._transport.write(start + piece)
         else:
@@ -514,21 +373,6 @@ class Session(Connection, asyncio.Protocol):
         if self.lost is None:
             self._lose("the peer closed the session")
             self.close()
-
-    def copy_direct(self, data: bytes) -> bytes:
-        """Put bytes that were not read in place where they belong; returns those behind."""
-        at = 0
-        while self.direct and at < len(data):
-            target = self.direct_buffer()
-            count = min(target.nbytes, len(data) - at)
-            target[:count] = data[at : at + count]
-            self.direct_received(count)
-            at += count
-        return data[at:]
-
-    def bulk_over(self) -> None:
-        """Reads come as plain bytes again."""
-        self._bulk = None
 
 
 def _name_of(transport: Any) -> str:

@@ -14,7 +14,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from triton_distributed.transport.session import Session
+    from triton_distributed.transport.intake import Intake
     from triton_distributed.transport.stream import Stream
 
 # What a session may do at once while nobody waits: more than a busy client brings, or little loss where it does.
@@ -69,8 +69,8 @@ class Turns:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, limited: bool = True) -> None:
         self._loop = loop
-        self._waiting: deque[Session] = deque()  # each session at most once, in one of these
-        self._light: deque[Session] = deque()
+        self._waiting: deque[Intake] = deque()  # each session at most once, in one of these
+        self._light: deque[Intake] = deque()
         self._ending: deque[Stream] = deque()  # all of them closed: nothing more comes for them
         self._turning = self._ends = False  # a turn is to come
         self._marked = self._served_s = 0.0
@@ -86,7 +86,7 @@ class Turns:
         """How many handlers of one session may begin now."""
         return FEW_FRAMES if self.frames == FEW_FRAMES else self._at_once
 
-    def wait(self, session: Session) -> None:
+    def wait(self, session: Intake) -> None:
         """`session` has more to serve: call its `take_turn` in a later turn."""
         if not self._turning:
             self._turning = True
