@@ -140,6 +140,7 @@ async def test_the_handlers_of_a_burst_begin_a_few_at_a_time_and_in_order():
             while seen[-1] < streams + 1:
                 await asyncio.sleep(0)
                 seen.append(sum(each.task is not None for each in began))
+                assert sum(each.stream.accepted for each in began) == seen[-1]  # the peer is told of no others
         await said
         most = max(after - before for before, after in itertools.pairwise(seen))
         assert most <= max(int(AT_ONCE_S / HANDLER_S), 2 * FEW_FRAMES)
@@ -175,6 +176,43 @@ async def test_large_frames_wait_their_turn_too(size):
         await answer_to_last(bad)
         assert taken
         assert max(taken) <= READ_BYTES + 2 * f.MAX_FRAME
+
+
+async def test_a_large_message_waits_its_turn_too():
+    class Counting(Turns):
+        def wait(self, session: Any) -> None:
+            taken.append(session._taken)
+            super().wait(session)
+
+    taken: list[int] = []
+    async with serving() as service, calling() as good:
+        await numbers(await good.call(service.address, b"count 1"))
+        service.accepted[-1]._turns = Counting(asyncio.get_running_loop())
+        large = bytes(8 * READ_BYTES)
+        assert await bodies(await good.call(service.address, b"array 1", large)) == [b"array"]
+    assert len(taken) >= 4
+    assert max(taken) <= READ_BYTES + 2 * f.MAX_FRAME
+
+
+class Ending:
+    """In place of a stream that ends with its session."""
+
+    def __init__(self, name: str, noted: list[str]) -> None:
+        self.name, self.noted = name, noted
+
+    def on_closed(self) -> None:
+        self.noted.append(self.name)
+
+
+async def test_handlers_of_several_lost_clients_end_side_by_side():
+    noted: list[str] = []
+    turns = Turns(asyncio.get_running_loop())
+    turns.end([Ending("many", noted) for _ in range(10 * ENDED)])  # type: ignore[list-item]
+    turns.end([Ending("one", noted)])  # type: ignore[list-item]
+    turns.end([])
+    assert noted == ["many"] * ENDED
+    await until(lambda: len(noted) == 10 * ENDED + 1)
+    assert noted.index("one") == ENDED + 1
 
 
 class Waiting:

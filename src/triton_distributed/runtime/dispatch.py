@@ -68,7 +68,8 @@ class Dispatch:
 
     def start(self, chosen: Instance | None = None) -> None:
         """Send the request to `chosen`, or to whom the policy chooses, or elsewhere; in a task."""
-        self._chosen = self.towards = chosen
+        self._chosen = chosen
+        self.towards = chosen or self.towards
         if self.sent.done():
             self.sent = self._client.loop.create_future()
         self._task = self._client.spawn(self._run())

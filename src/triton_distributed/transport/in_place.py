@@ -52,7 +52,7 @@ class InPlaceReader(asyncio.BufferedProtocol):
         if session.direct:
             self._idle = 0
             try:
-                session.direct_received(count)
+                session.read_in_place(count)
             except RemoteProtocolError as error:
                 session.break_off(GoawayCode.PROTOCOL, str(error))
         else:

@@ -67,7 +67,9 @@ class Intake(Connection, asyncio.Protocol):
         self._choked = False  # nothing is read until output is taken
         self._pauses = True  # the transport can stop to read
         self._bulk: InPlaceReader | None = None
-        self._beginning: dict[Stream, Callable[[], None]] = {}  # at most one an open stream
+        # Handlers that may begin, and those of which the peer was told: at most one an open stream in both together.
+        self._beginning: dict[Stream, Callable[[], None]] = {}
+        self._told: dict[Stream, Callable[[], None]] = {}
 
     # what the other half does
 
@@ -100,10 +102,12 @@ class Intake(Connection, asyncio.Protocol):
             self.heard, self.holding = True, False
             self._taken = 0
             try:
-                if self._beginning:
+                frames = FEW_FRAMES
+                if self._beginning or self._told:
                     self._begin()
+                    frames = 0  # that was its turn
                 if not self._waits:
-                    self._serve(b"", FEW_FRAMES)
+                    self._serve(b"", frames)
             except BaseException:  # as the transport does where its protocol raises; the loop reports it
                 if self._transport is not None:
                     self._transport.abort()
@@ -127,13 +131,13 @@ class Intake(Connection, asyncio.Protocol):
             self.break_off(f.GoawayCode.PROTOCOL, str(error))
         finally:
             self._receiving = False
-        if self._beginning and not self._waits:
+        if (self._beginning or self._told) and not self._waits:
             self._begin()
         if self._direct is not None and self._bulk is None:
             self._bulk = InPlaceReader.begin(self, self._transport)
         more = more or self._taken > self._turns.read_bytes
         if (more or self.paused) and not self.holding and self.lost is None:
-            if self.paused and len(self.out) + len(self._beginning) > UNTAKEN and self._choke():
+            if self.paused and len(self.out) + len(self._beginning) + len(self._told) > UNTAKEN and self._choke():
                 self._choked = True
                 self._read(False)
             elif more:
@@ -162,38 +166,50 @@ class Intake(Connection, asyncio.Protocol):
     # handlers that may begin
 
     def accept(self, stream: Stream, begin: Callable[[], None]) -> None:
-        """The handler of `stream` may begin: tell the peer, and call `begin` once the kernel has those words.
+        """The handler of `stream` may begin: tell the peer when it does, and call `begin` once the kernel has that.
 
         So the peer knows for every request of a lost session whether a handler can have begun. Where the kernel takes
-        nothing for now, the handler waits too; where the stream is closed meanwhile, it never begins.
+        nothing for now, or many are to begin, the handler waits; where the stream is closed meanwhile, it never begins.
         """
-        stream.accepted = True
-        self.accepting.append(stream.id)
         self._beginning[stream] = begin
         if not self._receiving:
             self._begin()
 
     def _begin(self) -> None:
-        self.announce()
-        self.flush()
+        """Begin as many handlers as may now, and wait for a turn with the others."""
+        if not self._told:
+            self._tell()
         if self.paused or self.lost is not None:
             return  # `resume_writing` comes back to this; a lost session has no streams
-        beginning, room = self._beginning, FEW_FRAMES if self._few_until else self._turns.room
-        if len(beginning) <= room:
-            self._beginning = {}
-        else:
-            beginning = dict(itertools.islice(beginning.items(), room))
-            for stream in beginning:
-                del self._beginning[stream]
-        self._turns.begun += len(beginning)
-        for begin in beginning.values():
+        told, self._told = self._told, {}
+        self._turns.begun += len(told)
+        for begin in told.values():
             begin()
         if self._beginning:
             self._wait()
 
+    def _tell(self) -> None:
+        """Tell the peer of as many handlers as may begin now."""
+        if self.paused or self.lost is not None:
+            return
+        told, room = self._beginning, FEW_FRAMES if self._few_until else self._turns.room
+        if len(told) <= room:
+            self._beginning = {}
+        else:
+            told = dict(itertools.islice(told.items(), room))
+            for stream in told:
+                del self._beginning[stream]
+        for stream in told:
+            stream.accepted = True
+            self.accepting.append(stream.id)
+        self._told = told
+        self.announce()
+        self.flush()
+
     def withdraw(self, stream: Stream) -> None:
         """`stream` was closed early: its handler does not begin any more."""
         self._beginning.pop(stream, None)
+        self._told.pop(stream, None)
 
     # large messages
 
@@ -207,6 +223,13 @@ class Intake(Connection, asyncio.Protocol):
             self.direct_received(count)
             at += count
         return data[at:]
+
+    def read_in_place(self, count: int) -> None:
+        """So many bytes of a large message have come."""
+        self.direct_received(count)
+        self._taken += count
+        if self._taken > self._turns.read_bytes and not self.holding and self.lost is None:
+            self._wait()
 
     def bulk_over(self) -> None:
         """Reads come as plain bytes again."""

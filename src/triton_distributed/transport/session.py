@@ -157,7 +157,7 @@ class Session(Intake):
     def resume_writing(self) -> None:
         self.paused = False
         self.flush()
-        if self._beginning and not self.paused:
+        if (self._beginning or self._told) and not self.paused:
             self._begin()
         if self._choked and not self.paused:
             self._choked = False

@@ -71,7 +71,7 @@ class Turns:
         self._loop = loop
         self._waiting: deque[Intake] = deque()  # each session at most once, in one of these
         self._light: deque[Intake] = deque()
-        self._ending: deque[Stream] = deque()  # all of them closed: nothing more comes for them
+        self._ending: deque[deque[Stream]] = deque()  # of each session that is gone; nothing more comes for them
         self._turning = self._ends = False  # a turn is to come
         self._marked = self._served_s = 0.0
         self._budget_s = TURN_S
@@ -98,7 +98,8 @@ class Turns:
 
     def end(self, streams: list[Stream]) -> None:
         """Tell these streams, whose session is gone, that they are over: some now, the others in later turns."""
-        self._ending.extend(streams)
+        if streams:
+            self._ending.append(deque(streams))
         if not self._ends:
             self._end()
 
@@ -107,8 +108,14 @@ class Turns:
         self._ends = bool(ending)
         if ending:
             self._loop.call_soon(self._end)
-        for _ in range(min(ENDED, len(ending))):
-            ending.popleft().on_closed()
+        for _ in range(ENDED):
+            if not ending:
+                break
+            streams = ending.popleft()
+            stream = streams.popleft()
+            if streams:
+                ending.append(streams)
+            stream.on_closed()
 
     def _mark(self) -> None:
         self._marked = perf_counter()
