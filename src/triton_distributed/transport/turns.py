@@ -25,6 +25,7 @@ READ_BYTES = 1 << 20  # in several reads
 FEW_FRAMES = 8
 FEW_BYTES = 128 * 1024
 FEW_STREAMS = 32  # open ones: who has more is served after those that have not
+LIGHT = 4  # times as many handlers may begin for the former, or one that once fell behind would stay there
 READERS = 2  # that are let read again in a turn
 CALM_S = 0.1  # seconds in which one that had more than FRAMES has few: what it reads next is more of the same
 # What all that wait have of each turn. A call takes three turns to be answered: its frame, its handler, its answer.
@@ -132,7 +133,7 @@ class Turns:
         self._loop.call_soon(self._mark)
         end = start + self._budget_s
         try:
-            while light and self.begun < self._in_turn and self.readers < READERS and perf_counter() < end:
+            while light and self.begun < LIGHT * self._in_turn and self.readers < READERS and perf_counter() < end:
                 light.popleft().take_turn()
             if waiting:  # one at least: those that come first are not to have it all
                 waiting.popleft().take_turn()
