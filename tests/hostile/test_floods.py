@@ -122,7 +122,11 @@ async def test_the_streams_of_a_lost_client_end_a_few_at_a_time():
         session = await accepted(service, bad)
         await bad.say(*[request(n, b"hold") for n in range(1, streams + 1)])
         await until(lambda: sum(each.task is not None for each in service.running) == streams)
+        streams_of_it = list(session.streams.values())
+        streams_of_it[0].push(b"nobody takes this")
         session.break_off(f.GoawayCode.PROTOCOL, "enough")
+        assert not session._ready
+        assert not any(each.outbox for each in streams_of_it)
         assert sum(each.task.cancelling() for each in service.running) == ENDED
         assert not session.streams
         await until(lambda: not service.running)

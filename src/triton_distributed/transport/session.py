@@ -331,9 +331,11 @@ class Session(Intake):
             self.ready.exception()  # nobody may be waiting
         streams = list(self.streams.values())
         self.streams.clear()
+        self._ready.clear()
         for stream in streams:
             stream.state = CLOSED
             stream.lost = self.lost
+            stream.outbox.clear()
             stream.let_go()
         if self._dialled:
             for stream in streams:
