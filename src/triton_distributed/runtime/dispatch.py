@@ -57,7 +57,7 @@ class Dispatch:
         self._call = call
         self._client = client
         self._chosen: Instance | None = None
-        self._dialling: Instance | None = None
+        self._dialling = False
         self._attempts: list[tuple[str, str]] = []
         self._refusal: Exception | None = None
         self._task: asyncio.Task[None] | None = None
@@ -117,8 +117,9 @@ class Dispatch:
     @property
     def attempts(self) -> list[tuple[str, str]]:
         """(address, reason) of each that did not take it, and of the one that is being dialled."""
-        dialled = [(", ".join(self._dialling.addresses), "no connection yet")] if self._dialling is not None else []
-        return [*self._attempts, *dialled]
+        if self.towards is None or not self._dialling:
+            return [*self._attempts]
+        return [*self._attempts, (", ".join(self.towards.addresses), "no connection yet")]
 
     def refused(self) -> Exception:
         """What to tell the caller when nobody is left to try."""
@@ -141,12 +142,12 @@ class Dispatch:
         while True:
             instance = self._chosen or self._choose()
             self._chosen = None
-            self._dialling = self.towards = instance
+            self._dialling, self.towards = True, instance
             try:
                 session = await client.pool.connect(instance.addresses)
-                self._dialling = None
+                self._dialling = False
             except ConnectionFailed as error:
-                self._dialling = None
+                self._dialling = False
                 client.unreachable(instance.addresses)
                 self.note(instance, [*error.attempts])
                 continue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import random
 import sys
@@ -120,7 +119,6 @@ class DistributedRuntime:
         self._closing: asyncio.Task[None] | None = None
         self._exit: SystemExit | None = None  # what a handler has raised
         self._forked = False
-        self._frozen = not config.gc_freeze
         self.unusable = False
         watch_forks(self)
 
@@ -234,10 +232,6 @@ class DistributedRuntime:
         self._server.add(served)
         if self.config.handle_signals:
             self._signals.install()  # before anybody can see the instance, and stop it for being there
-        if not self._frozen:
-            self._frozen = True
-            gc.collect()
-            gc.freeze()
         self._watchdog.start()
         try:
             await self.discovery.register(instance)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -80,6 +81,9 @@ class Server:
         Raises:
             ConfigError, DiscoveryError, OSError: an address cannot be had, see `begin_to_listen`.
         """
+        if self._listening is None and self._config.gc_freeze:
+            gc.collect()
+            gc.freeze()
         if self._listening is None or (self._listening.done() and self._listening.exception() is not None):
             self._listening = self._loop.create_task(
                 begin_to_listen(self._loop, self._listener, self._config, name, instance_id, where)

@@ -112,7 +112,7 @@ class Intake(Connection, asyncio.Protocol):
                 if self._transport is not None:
                     self._transport.abort()
                 raise
-            self._turned += FEW_FRAMES
+            self._turned += frames
             if not self.holding:
                 if self._turned > FRAMES:
                     self._few_until = self.loop.time() + CALM_S
