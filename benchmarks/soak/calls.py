@@ -23,6 +23,7 @@ from triton_distributed.errors import (
     InvalidRequest,
     NoInstances,
     Overloaded,
+    Paused,
     RemoteError,
     StreamIncomplete,
 )
@@ -391,7 +392,7 @@ def _broken(error: Exception) -> bool:
 
 def _one_instance(error: Exception) -> bool:
     """Of a call that cannot go elsewhere: to one instance, or streaming its requests."""
-    return isinstance(error, (StreamIncomplete, ConnectionFailed, Draining, InstanceNotFound))
+    return isinstance(error, (StreamIncomplete, ConnectionFailed, Draining, Paused, InstanceNotFound))
 
 
 def _never(error: Exception) -> bool:

@@ -4,6 +4,7 @@
     ├── ConfigError (ValueError)              a setting is wrong
     ├── InvalidName (ValueError)              a namespace, component, endpoint or instance id is not one
     ├── ForkError                             a runtime was used in a process forked from its own
+    ├── WrongLoop (RuntimeError)              a runtime was used in another thread or event loop than its own
     ├── RuntimeClosed                         the runtime was shut down
     ├── AlreadyServed                         this runtime serves that endpoint already
     ├── NotServed (LookupError)               this runtime does not serve that endpoint
@@ -12,10 +13,13 @@
     ├── NoInstances (LookupError)             nobody serves the endpoint
     ├── InstanceNotFound (LookupError)        `direct` named an id that nobody has
     ├── ConnectionFailed (ConnectionError)    no instance could be reached
-    ├── Overloaded                            every instance refused for want of room
+    ├── Overloaded                            every instance is at capacity
     ├── Draining                              every instance is shutting down
+    ├── Paused                                every instance has paused the endpoint
     ├── DeadlineExceeded (TimeoutError)       the call's time is over
     ├── StreamIncomplete (ConnectionError)    the connection was lost after the handler had begun
+    │   └── StreamClosed                      this process had closed the stream that is read
+    ├── RequestIncomplete (ConnectionError)   the caller of a two-way stream is gone before its last request
     ├── NotUnary (ValueError)                 `call` got no item, or more than one
     ├── MessageTooLarge (ValueError)          a message is above `max_message_bytes`
     ├── SubscriptionClosed                    a subscription to events has ended
@@ -54,13 +58,17 @@ __all__ = [
     "NotServed",
     "NotUnary",
     "Overloaded",
+    "Paused",
     "ProtocolError",
     "RemoteError",
     "RemoteProtocolError",
+    "RequestIncomplete",
     "RuntimeClosed",
+    "StreamClosed",
     "StreamIncomplete",
     "SubscriptionClosed",
     "TritonError",
+    "WrongLoop",
 ]
 
 
@@ -97,6 +105,29 @@ class ForkError(TritonError):
         return (
             "this DistributedRuntime was made before a fork and its connections belong to the parent process: "
             "make a new one in the child, or start the child with multiprocessing's 'spawn' method"
+        )
+
+
+class WrongLoop(TritonError, RuntimeError):
+    """A runtime, or something that it made, was used in another thread or event loop than its own.
+
+    Fields: `operation`, `thread` (the name of the runtime's thread), `same_thread` (whether only the loop differs).
+    """
+
+    def __init__(self, operation: str, thread: str, same_thread: bool) -> None:
+        super().__init__(operation, thread, same_thread)
+        self.operation, self.thread, self.same_thread = operation, thread, same_thread
+
+    def __str__(self) -> str:
+        if self.same_thread:
+            return (
+                f"{self.operation}: this DistributedRuntime belongs to an event loop that this thread ran before: "
+                "make a new one on the loop that runs now, e.g. inside the function that asyncio.run() runs"
+            )
+        return (
+            f'{self.operation}: this DistributedRuntime belongs to the event loop of thread "{self.thread}", and was '
+            "used in another thread: hand the work over with "
+            "asyncio.run_coroutine_threadsafe(…, runtime.event_loop()), or make a runtime in this thread"
         )
 
 
@@ -214,9 +245,9 @@ class Refusal(TritonError):
 
 
 class Overloaded(Refusal):
-    """Every instance that was tried refused for want of room; see `serve_endpoint(max_inflight=, max_queue=)`.
+    """Every instance that was tried is at capacity; see `serve_endpoint(max_inflight=, max_queue=)`.
 
-    Further field: `retry_after_s`, seconds after which the last of them expects to have room; 0.0 where it cannot tell.
+    Further field: `retry_after_s`, seconds after which the last of them expects a free place; 0.0 if it cannot tell.
     """
 
     word = "is overloaded"
@@ -237,6 +268,12 @@ class Draining(Refusal):
     """Every instance that was tried is shutting down."""
 
     word = "is draining"
+
+
+class Paused(Refusal):
+    """Every instance that was tried has paused the endpoint; see `Endpoint.pause`."""
+
+    word = "is paused"
 
 
 class DeadlineExceeded(TritonError, TimeoutError):
@@ -264,23 +301,61 @@ class DeadlineExceeded(TritonError, TimeoutError):
 class StreamIncomplete(TritonError, ConnectionError):
     """The stream broke after the handler had begun, or where it may have.
 
-    Fields: `target`, `instance_id`, `address`, `reason`, `items`, `began`. `items` counts what the caller had received;
-    those items are good. `began` is False where the connection was lost in such a way that nobody here can know.
+    Fields: `target`, `instance_id`, `address`, `reason`, `items`, `began`, `instances`. `items` counts what the caller
+    had received; those items are good. `began` is False if the connection was lost in such a way that this process
+    cannot know. `instances` is how many the call was sent to, one after another; more than 1 with `idempotent=True` or
+    `resume=True`.
     """
 
     def __init__(
-        self, target: str, instance_id: int, address: str, reason: str, items: int = 0, began: bool = True
+        self,
+        target: str,
+        instance_id: int,
+        address: str,
+        reason: str,
+        items: int = 0,
+        began: bool = True,
+        instances: int = 1,
     ) -> None:
-        super().__init__(target, instance_id, address, reason, items, began)
+        super().__init__(target, instance_id, address, reason, items, began, instances)
         self.target, self.instance_id, self.address = target, instance_id, address
-        self.reason, self.items, self.began = reason, items, began
+        self.reason, self.items, self.began, self.instances = reason, items, began, instances
 
     def __str__(self) -> str:
+        if self.instances > 1:
+            end = f"and the call had been sent to {self.instances} instances by then"
+        elif self.began:
+            end = "so the call was not sent elsewhere by itself"
+        else:
+            end = "so the call was not sent elsewhere by itself: idempotent=True allows that"
         return (
             f"the stream from {self.target} broke after {self.items} item(s): instance {self.instance_id} at "
-            f"{self.address}: {self.reason}; the handler {'had' if self.began else 'may have'} begun, so the call was "
-            f"not sent elsewhere by itself{'' if self.began else ': idempotent=True allows that'}"
+            f"{self.address}: {self.reason}; the handler {'had' if self.began else 'may have'} begun, {end}"
         )
+
+
+class StreamClosed(StreamIncomplete):
+    """A stream is read that this process has closed, or that has failed before. Fields as in `StreamIncomplete`.
+
+    `reason` says what closed it. `instance_id` is 0 and `address` empty if the request was not sent.
+    """
+
+    def __str__(self) -> str:
+        return f"the stream from {self.target} ended here after {self.items} item(s), before its end: {self.reason}"
+
+
+class RequestIncomplete(TritonError, ConnectionError):
+    """A handler reads a stream of requests whose caller is gone, or has left, before its last one.
+
+    Fields: `request_id`, `items` (requests that were received), `reason`.
+    """
+
+    def __init__(self, request_id: str, items: int, reason: str) -> None:
+        super().__init__(request_id, items, reason)
+        self.request_id, self.items, self.reason = request_id, items, reason
+
+    def __str__(self) -> str:
+        return f"the requests of {self.request_id} broke off after {self.items} item(s): {self.reason}"
 
 
 class NotUnary(TritonError, ValueError):

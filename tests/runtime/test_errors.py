@@ -270,8 +270,10 @@ async def test_a_handler_that_is_cancelled_by_its_own_code_is_no_clean_end(clust
         raise asyncio.CancelledError
 
     client = await cluster.connect(handler)
-    with pytest.raises(Exception, match="cancelled"):
+    with pytest.raises(RemoteError, match="CancelledError") as caught:
         await patiently(drained(client.generate(1)))
+    assert not isinstance(caught.value, asyncio.CancelledError)
+    assert "raise asyncio.CancelledError" in caught.value.remote_traceback
 
 
 async def test_a_worker_goes_on_after_errors(cluster: Cluster) -> None:

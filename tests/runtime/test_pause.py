@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from tests.runtime.cluster import Cluster, drained, patiently, until
-from triton_distributed.errors import DiscoveryError, InstanceNotFound, NotServed, RuntimeClosed
+from triton_distributed.errors import (
+    DiscoveryError,
+    InstanceNotFound,
+    NoInstances,
+    NotServed,
+    Paused,
+    RuntimeClosed,
+)
 from triton_distributed.runtime import Client, DistributedRuntime
 
 
@@ -67,15 +74,50 @@ async def test_through_files(unix: Cluster) -> None:
     await check_pause_and_resume(unix)
 
 
-async def test_what_still_comes_to_a_paused_instance_is_served(cluster: Cluster) -> None:
-    """The last one known: a client that is connected prefers it to nobody."""
+async def test_a_paused_instance_begins_nothing_even_for_clients_that_are_connected(cluster: Cluster) -> None:
     workers = Workers(cluster)
     one, other, client = await workers.start()
     assert {await patiently(client.call(n)) for n in range(4)} == {one.instance_id, other.instance_id}
+    held = client.direct("hold", one.instance_id, annotated=False)
+    assert await patiently(anext(held)) == one.instance_id
     for each in (one, other):
         await patiently(each.endpoint("t.c.e").pause())
+    with pytest.raises((Paused, NoInstances)):
+        await patiently(client.call(1))
     await until(lambda: not client.instance_ids())
-    assert {await patiently(client.call(n)) for n in range(4)} <= {one.instance_id, other.instance_id}
+    with pytest.raises((Paused, NoInstances)):
+        await patiently(client.call(1))
+    workers.release.set()
+    assert await patiently(drained(held)) == [one.instance_id]
+    await patiently(other.endpoint("t.c.e").resume())
+    await until(lambda: client.instance_ids() == [other.instance_id])
+    assert await patiently(client.call(1)) == other.instance_id
+
+
+async def test_requests_that_a_paused_instance_refuses_go_elsewhere(cluster: Cluster) -> None:
+    workers = Workers(cluster)
+    one, other, client = await workers.start()
+    waiting = [asyncio.ensure_future(client.call(n)) for n in range(20)]
+    pausing = asyncio.ensure_future(one.endpoint("t.c.e").pause())
+    waiting += [asyncio.ensure_future(client.call(n)) for n in range(20)]
+    await patiently(pausing)
+    assert {await patiently(each) for each in waiting} <= {one.instance_id, other.instance_id}
+    refused = cluster.runtime()
+
+    async def echo(request: Any) -> Any:
+        await workers.release.wait()
+        return "done"
+
+    await cluster.serve(refused, echo, "t.c.queued", max_inflight=1, max_queue=5)
+    queued = await cluster.client("t.c.queued")
+    first, second = (asyncio.ensure_future(queued.call(n)) for n in range(2))
+    await until(lambda: refused.stats()["t/components/c/queued"].inflight == 1)
+    await until(lambda: queued.stats.inflight == 2)
+    await patiently(refused.endpoint("t.c.queued").pause())
+    with pytest.raises((Paused, NoInstances)):
+        await patiently(second)
+    workers.release.set()
+    assert await patiently(first) == "done"
 
 
 async def test_only_that_endpoint_is_paused(cluster: Cluster) -> None:

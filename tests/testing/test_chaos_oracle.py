@@ -14,6 +14,7 @@ from triton_distributed.errors import (
     InstanceNotFound,
     NoInstances,
     Overloaded,
+    Paused,
     RemoteError,
     StreamIncomplete,
 )
@@ -43,6 +44,7 @@ NOT_BEGUN = [
     NoInstances("x", "y"),
     Overloaded("x", 1, "full"),
     Draining("x", 1, "going"),
+    Paused("x", 1, "for a while"),
 ]
 
 

@@ -13,7 +13,7 @@ from triton_distributed.routing.policies import Policy
 from triton_distributed.runtime import failures
 from triton_distributed.runtime.context import Context
 from triton_distributed.runtime.dispatch import Dispatch
-from triton_distributed.runtime.receiving import Receiving
+from triton_distributed.runtime.receiving import LEFT, Receiving
 from triton_distributed.runtime.resuming import Resumption
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.codec import Message
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _OK = int(Outcome.OK)
 _INFINITE = float("inf")
 _NOTHING: Iterator[Any] = iter(())
+_NO_ITEM: Any = object()
 _pack = f.REQUEST_HEADER.pack
 _FIXED = f.REQUEST_PREFIX_BYTES
 
@@ -39,6 +40,7 @@ class Call(Receiving):
         metadata: what goes with the request, encoded.
         policy: chooses the instance; it may look at `request`.
         idempotent: the request may be given to a second instance.
+        instances: how many have been given the request, or were about to be.
         stopping: the handler is to be asked to stop as soon as there is one.
         timeout_s: seconds for the whole call.
         deadline: when they are over, on the loop's clock.
@@ -50,6 +52,7 @@ class Call(Receiving):
         "body",
         "deadline",
         "idempotent",
+        "instances",
         "metadata",
         "more",
         "policy",
@@ -88,7 +91,7 @@ class Call(Receiving):
         self.idempotent = idempotent
         self.unary = unary
         self.resumption = resumption
-        self._error = None
+        self._closed = self._error = self._told = self._unsent_reader = None
         self.stopping = False
         self._outcome = None
         self._timer: asyncio.TimerHandle | None = None
@@ -98,8 +101,8 @@ class Call(Receiving):
         self.stream = None
         self.instance = None
         self.items = _NOTHING
-        self.received = 0
-        self.done = self.reading = False
+        self.received = self.instances = 0
+        self.done = self.reading = self.read_whole = False
         client.stats.inflight += 1
         if deadline is not None:
             self._timer = client.loop.call_at(deadline, self._expire)
@@ -140,6 +143,7 @@ class Call(Receiving):
         """The stream to `instance`; its REQUEST must be written before anything else is."""
         client = self.client
         ejector = client.ejector
+        self.instances += 1
         stream: Stream
         if ejector.samples and self.more is None:  # what a caller streams decides when it is answered
             stream = ejector.timed_stream(session, end, instance.id)
@@ -255,12 +259,19 @@ class Call(Receiving):
 
     def cancel(self) -> None:
         """Cancel the handler and drop what was received; whoever reads, or comes to, gets CancelledError."""
+        self.client.check_loop("cancel")
         if self._outcome is None:
             self._error = asyncio.CancelledError(f"{self.target} was cancelled by this process")
-        self.leave()
+        self.leave("it was cancelled by this process")
 
-    def leave(self) -> None:
+    def leave(self, words: str = LEFT) -> None:
         """Cancel the handler and drop what was received: its reader is gone."""
+        if not self.done and self._closed is None:
+            unread = self.stream is not None and bool(self.stream.inbox)
+            if self._outcome == _OK and not unread and next(self.items, _NO_ITEM) is _NO_ITEM:
+                self.read_whole = self.reading  # all but the end was read
+            else:
+                self._closed = words
         self.done = True
         self.items = _NOTHING
         if self.stream is not None:
@@ -276,6 +287,7 @@ class Call(Receiving):
 
     def ask_to_stop(self) -> None:
         """Ask the handler to finish by itself, now or as soon as it has the request."""
+        self.client.check_loop("stop_generating")
         self.stopping = True
         if self.stream is not None and self._outcome is None:
             self.stream.ask_to_stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from asyncio import _get_running_loop as _running_loop
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Mapping
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from triton_distributed.runtime.keys import endpoint_key
 from triton_distributed.runtime.responses import ResponseStream
 from triton_distributed.runtime.resuming import Resumption
 from triton_distributed.runtime.view import EndpointView
-from triton_distributed.wire.codec import encode
+from triton_distributed.wire.codec import Message, encode
 from triton_distributed.wire.frames import SMALL
 
 if TYPE_CHECKING:
@@ -30,15 +31,18 @@ _NO_STREAMS = frozenset({type(None), bool, int, float, str, bytes, list, dict, t
 
 
 class Client:
-    """Calls one endpoint's instances. Made by `await endpoint.client()`.
+    """Calls one endpoint's instances. Made by `await endpoint.client()`, for the event loop of its runtime.
 
     `generate` uses the client's policy; `random`, `round_robin` and `direct` are the same call with another one.
 
     Args of every call:
         request: whatever can travel: plain values, dataclasses, Structs, pydantic models, arrays, buffers. An async
-            iterator streams many requests to a handler that takes one.
-        annotated: True (the default) for items as `Annotated`, False or None for the values themselves, without those
-            items that have no data.
+            iterator streams many requests to a handler that takes one. The request is taken when `generate` returns:
+            what the caller changes afterwards does not reach the handler. `call` does not copy large arrays and
+            buffers: they must stay as they are until it returns, and items of a request stream until the iterator is
+            asked for the next one.
+        annotated: True (the default) for items as `Annotated`; False or None for the values themselves, and then an
+            item that is None is skipped.
         context: steers the call: its id and metadata travel, `stop_generating()` and `kill()` reach the handler.
         timeout: seconds for the whole call; a call within a handler inherits what is left of its own, if less.
         metadata: plain values by name that the handler finds in `context.metadata`.
@@ -53,7 +57,8 @@ class Client:
     Raises, from the call itself:
         ValueError: the timeout is no number of seconds, or the metadata is too large.
         TypeError: the request holds something that cannot travel; the text names the path to it.
-        ForkError, RuntimeClosed: the runtime cannot be used here or any more.
+        ConfigError: there is no policy of this name.
+        ForkError, RuntimeClosed, WrongLoop: the runtime cannot be used here or any more.
     """
 
     def __init__(self, runtime: DistributedRuntime, view: EndpointView, policy: str | Policy) -> None:
@@ -72,50 +77,146 @@ class Client:
         self._policy = policy_named(policy, runtime.rng)
         self._round_robin = self._policy if isinstance(self._policy, RoundRobin) else RoundRobin(runtime.rng)
         self._random = Random(runtime.rng)
+        self._named: dict[str, Policy] = {"round_robin": self._round_robin, "random": self._random}
 
-    def generate(self, request: Any, annotated: bool | None = True, **options: Any) -> ResponseStream:
-        """Call an instance that the client's policy chooses."""
-        return self._call(request, self._policy, annotated, **options)
+    def generate(
+        self,
+        request: Any,
+        annotated: bool | None = True,
+        *,
+        policy: str | Policy | None = None,
+        context: Context | None = None,
+        timeout: float | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotent: bool = False,
+        priority: int | None = None,
+        resume: bool = False,
+    ) -> ResponseStream:
+        """Call an instance that the client's policy chooses, or `policy`: a name or a function, as for `client()`."""
+        chooses = self._policy if policy is None else self._policy_of(policy)
+        return ResponseStream(
+            self._start(
+                request, chooses, bool(annotated), False, context, timeout, metadata, idempotent, priority, resume
+            )
+        )
 
-    def round_robin(self, request: Any, annotated: bool | None = True, **options: Any) -> ResponseStream:
+    def round_robin(
+        self,
+        request: Any,
+        annotated: bool | None = True,
+        *,
+        context: Context | None = None,
+        timeout: float | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotent: bool = False,
+        priority: int | None = None,
+        resume: bool = False,
+    ) -> ResponseStream:
         """Call the instances in turn."""
-        return self._call(request, self._round_robin, annotated, **options)
+        return ResponseStream(
+            self._start(
+                request,
+                self._round_robin,
+                bool(annotated),
+                False,
+                context,
+                timeout,
+                metadata,
+                idempotent,
+                priority,
+                resume,
+            )
+        )
 
-    def random(self, request: Any, annotated: bool | None = True, **options: Any) -> ResponseStream:
+    def random(
+        self,
+        request: Any,
+        annotated: bool | None = True,
+        *,
+        context: Context | None = None,
+        timeout: float | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotent: bool = False,
+        priority: int | None = None,
+        resume: bool = False,
+    ) -> ResponseStream:
         """Call an instance chosen at random."""
-        return self._call(request, self._random, annotated, **options)
+        return ResponseStream(
+            self._start(
+                request, self._random, bool(annotated), False, context, timeout, metadata, idempotent, priority, resume
+            )
+        )
 
-    def direct(self, request: Any, instance_id: int, annotated: bool | None = True, **options: Any) -> ResponseStream:
+    def direct(
+        self,
+        request: Any,
+        instance_id: int,
+        annotated: bool | None = True,
+        *,
+        context: Context | None = None,
+        timeout: float | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotent: bool = False,
+        priority: int | None = None,
+        resume: bool = False,
+    ) -> ResponseStream:
         """Call the instance of this id."""
-        return self._call(request, Directly(self.view, int(instance_id)), annotated, **options)
+        chooses = Directly(self.view, int(instance_id))
+        return ResponseStream(
+            self._start(
+                request, chooses, bool(annotated), False, context, timeout, metadata, idempotent, priority, resume
+            )
+        )
 
-    async def call(self, request: Any, *, hedge_after_s: float | None = None, **options: Any) -> Any:
-        """Call and return the single value that the handler answers with.
+    async def call(
+        self,
+        request: Any,
+        *,
+        policy: str | Policy | None = None,
+        hedge_after_s: float | None = None,
+        context: Context | None = None,
+        timeout: float | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotent: bool = False,
+        priority: int | None = None,
+        resume: bool = False,
+    ) -> Any:
+        """Call and return the single value that the handler answers with, never as `Annotated`.
 
         Args:
-            request: and options: as above, `annotated` excepted; `policy=` for another policy.
+            request: and options: as above.
+            policy: a name or a function, as for `client()`; by default the client's own.
             hedge_after_s: seconds after which a call that has not answered is sent to a second instance too; the first
                 answer counts and the other handler is cancelled. Only with `idempotent=True`, and out of the same
                 budget as retries.
 
         Raises:
-            NotUnary: it answered with no item, or with more than one.
+            NotUnary: the handler answered with no item, or with more than one.
             ValueError: a hedged call that is not idempotent.
         """
-        policy = options.pop("policy", None) or self._policy
-        call = self._start(request, policy, False, True, **options)
+        if hedge_after_s is not None and not idempotent:
+            raise ValueError("hedge_after_s= may run two handlers: say idempotent=True where that does no harm")
+        chooses = self._policy if policy is None else self._policy_of(policy)
+        call = self._start(request, chooses, False, True, context, timeout, metadata, idempotent, priority, resume)
         if hedge_after_s is None:
             return await self._answer(call)
-        if not options.get("idempotent"):
-            call.leave()
-            raise ValueError("hedge_after_s= may run two handlers: say idempotent=True where that does no harm")
 
         def second() -> Call | None:
-            if len(self.view.candidates) < 2 or not self.may_retry():
+            if call.stopping or len(self.view.candidates) < 2 or not self.may_retry():
                 return None
-            return self._start(request, Elsewhere(policy, call), False, True, **options)
+            other = Elsewhere(chooses, call)
+            return self._start(request, other, False, True, context, timeout, metadata, idempotent, priority, resume)
 
         return await first_answer(call, hedge_after_s, second, self._answer)
+
+    def _policy_of(self, policy: str | Policy) -> Policy:
+        """The policy of one call; a named one is made once, so that its turns go on from call to call."""
+        if not isinstance(policy, str):
+            return policy_named(policy, self._runtime.rng)
+        known = self._named.get(policy)
+        if known is None:
+            known = self._named[policy] = policy_named(policy, self._runtime.rng)
+        return known
 
     async def _answer(self, call: Call) -> Any:
         answer = None
@@ -134,37 +235,36 @@ class Client:
             if not call.over:
                 call.leave()
 
-    def _call(self, request: Any, policy: Policy, annotated: bool | None, **options: Any) -> ResponseStream:
-        return ResponseStream(self._start(request, policy, bool(annotated), False, **options))
-
     def _start(
         self,
         request: Any,
         policy: Policy,
         annotated: bool,
         unary: bool,
-        /,
-        context: Context | None = None,
-        timeout: float | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        idempotent: bool = False,
-        priority: int | None = None,
-        resume: bool = False,
+        context: Context | None,
+        timeout: float | None,
+        metadata: Mapping[str, Any] | None,
+        idempotent: bool,
+        priority: int | None,
+        resume: bool,
     ) -> Call:
         runtime = self._runtime
-        if runtime.unusable:
+        if runtime.unusable or _running_loop() is not self.loop:
             runtime.check("a call")
         if timeout is not None:
             timeout = _seconds(timeout)
         if priority is not None and type(priority) is not int:
             raise TypeError(f"priority={priority!r}: a whole number")
         more: AsyncIterator[Any] | None = None
+        body: bytes | Message
         if request.__class__ not in _NO_STREAMS and isinstance(request, AsyncIterable):
             if resume:
                 raise ValueError("resume=True: a request that is streamed cannot be sent a second time")
             more, body = aiter(request), b""
         else:
-            body = encode(request, "request")  # type: ignore[assignment]
+            body = encode(request, "request")
+            if not unary and isinstance(body, Message):
+                body = body.owned()
         parent = context
         serving = current.get()
         if serving is not None and not serving.over:
@@ -172,8 +272,8 @@ class Client:
                 parent = serving
             if priority is None:
                 priority = serving.priority
-            if serving.deadline is not None:
-                left = max(0.0, serving.deadline - self.loop.time())
+            if serving.calls_deadline is not None:
+                left = max(0.0, serving.calls_deadline - self.loop.time())
                 timeout = left if timeout is None or left < timeout else timeout
         extra = _metadata(context, metadata, priority) if context is not None or metadata or priority else b""
         call = Call(
@@ -190,7 +290,7 @@ class Client:
             request_id=None if context is None else context.id(),
             idempotent=idempotent,
             unary=unary,
-            resumption=Resumption() if resume else None,
+            resumption=Resumption(self.retries, self.loop.time()) if resume else None,
         )
         call.start()
         return call
@@ -217,6 +317,11 @@ class Client:
     async def _wait(self) -> list[int]:
         await self.view.wait(self.where)
         return self.endpoint_ids()
+
+    def check_loop(self, operation: str) -> None:
+        """Raise WrongLoop where another thread or event loop than the client's own uses it."""
+        if _running_loop() is not self.loop:
+            self._runtime.check_loop(operation)
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `work` in a task that the runtime owns."""
@@ -252,10 +357,14 @@ class Client:
 
 
 def _metadata(context: Context | None, metadata: Mapping[str, Any] | None, priority: int | None) -> bytes:
+    if context is not None and not isinstance(context, Context):
+        raise TypeError(f"context={context!r}: a Context, e.g. Context(id=…)")
+    if metadata and not isinstance(metadata, Mapping):
+        raise TypeError(f"metadata={metadata!r}: a mapping of plain values by name")
     values = {**(context.metadata if context is not None else {}), **(metadata or {})}
     for key in values:
         if not isinstance(key, str) or key[:1] == "\0":  # type: ignore[redundant-expr]
-            raise TypeError(f"metadata has text for its keys, which does not begin with a NUL: not {key!r}")
+            raise TypeError(f"metadata has text as keys, which does not begin with a NUL: not {key!r}")
     if context is not None:
         values[ID] = context.id()
     if priority:
@@ -264,7 +373,7 @@ def _metadata(context: Context | None, metadata: Mapping[str, Any] | None, prior
         values[PRIORITY] = priority
     data = encode(values, "metadata")
     if not isinstance(data, bytes) or len(data) > SMALL:
-        raise ValueError(f"metadata has at most {SMALL:,} bytes: larger values belong into the request")
+        raise ValueError(f"metadata has at most {SMALL:,} bytes: larger values belong in the request")
     return data
 
 

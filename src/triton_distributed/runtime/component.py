@@ -161,10 +161,13 @@ class Endpoint:
             metadata: plain JSON values published with the instance.
 
         Raises (from the task):
-            AlreadyServed: this runtime serves the endpoint.
             DiscoveryError: the instance cannot be registered.
             OSError: the address to listen on cannot be bound.
-            TypeError, ValueError: the handler or a limit is not one; raised by the call itself.
+
+        Raises (from the call itself):
+            AlreadyServed: this runtime serves the endpoint.
+            TypeError, ValueError: the handler or a limit is invalid.
+            ForkError, RuntimeClosed, WrongLoop.
         """
         if max_inflight is not None and (type(max_inflight) is not int or max_inflight < 1):
             raise ValueError(f"max_inflight={max_inflight!r}: a whole number of at least 1, or None for no limit")
@@ -198,10 +201,11 @@ class Endpoint:
         return self._runtime.event_loop().create_task(self._runtime.client(self.name, policy))
 
     async def pause(self) -> None:
-        """Take this runtime's instance out of rotation: clients call others, and what still comes is served.
+        """Take this runtime's instance out of rotation: clients call other instances, and this one begins no request.
 
-        What runs goes on. Where it is the only instance that clients know, those that are connected call it still, as
-        they do whenever discovery lists nobody. Pausing twice is harmless.
+        Requests that run go on. Requests that wait for a place here, or come before clients know, are refused and go
+        to another instance by themselves; where there is none, the caller gets `Paused` or `NoInstances`. So a worker
+        may give up its memory when this has returned and its last request has ended. Pausing twice is harmless.
 
         Raises:
             NotServed: this runtime does not serve the endpoint, or its registration is not through yet.

@@ -12,6 +12,10 @@ from typing import Any, Protocol
 # Names of what travels with a request's metadata; a user's own cannot begin with a NUL.
 ID, PRIORITY, RESUME = "\0id", "\0p", "\0r"
 LOWEST_PRIORITY, HIGHEST_PRIORITY = -128, 127
+CLEANUP_S = 30.0
+"""Seconds that the calls of a handler's clean-up have, counted from the cancellation of the handler.
+
+As long as a drain by default (`TRD_DRAIN_TIMEOUT_S`): time to give back a slot, a lock or a cache block elsewhere."""
 
 
 class Cancellable(Protocol):
@@ -30,12 +34,17 @@ class Context:
         metadata: plain values that travel with the request.
 
     A handler gets one as its second parameter. Calls that a handler makes inherit what is left of its deadline and are
-    cancelled with it by themselves; passing the context on also passes its id and metadata.
+    cancelled with it by themselves; passing the context on also passes its id and metadata. The calls that a handler's
+    clean-up makes after such a cancellation run: see `CLEANUP_S`.
+
+    Raises:
+        TypeError: the id is not text, or the metadata is not a mapping.
     """
 
     # Defaults stand on the class: one is made for every request, and few requests change any of them.
     metadata: Mapping[str, Any] = MappingProxyType({})
-    deadline: float | None = None  # on the event loop's clock, seconds
+    deadline: float | None = None  # of the request, on the event loop's clock, seconds
+    calls_deadline: float | None = None  # of the calls that the handler makes: `deadline`, or later during clean-up
     priority: int = 0  # of the call: those with a larger one are let in first where requests wait
     over = False  # the request was answered: what its handler has left running no longer acts for it
     resume_token: Any = None  # where to go on behind, given by an earlier instance's `checkpoint`; None from the start
@@ -48,9 +57,11 @@ class Context:
 
     def __init__(self, id: str | None = None, metadata: Mapping[str, Any] | None = None) -> None:
         if id is not None:
+            if not isinstance(id, str):
+                raise TypeError(f"id={id!r}: the id of a context is a str")
             self._id = id
         if metadata is not None:
-            self.metadata = metadata
+            self.metadata = read_only(metadata)
 
     def id(self) -> str:
         """The request's id."""
@@ -104,7 +115,7 @@ class Context:
         self._wake()
 
     def kill(self) -> None:
-        """Cancel every call made with this context."""
+        """Cancel every call made with this context, and every call that is made with it later."""
         self._stopped = self._killed = True
         for call in list(self._calls or ()):
             call.cancel()
@@ -145,6 +156,17 @@ class Context:
     def __repr__(self) -> str:
         state = "killed" if self._killed else "stopped" if self._stopped else "running"
         return f"<Context {self._id or 'unnamed'} {state}>"
+
+
+def read_only(metadata: object) -> Mapping[str, Any]:
+    """A read-only copy of a request's metadata.
+
+    Raises:
+        TypeError: it is not a mapping.
+    """
+    if not isinstance(metadata, Mapping):
+        raise TypeError(f"metadata={metadata!r}: a mapping of plain values by name")
+    return MappingProxyType(dict(metadata))
 
 
 current: ContextVar[Context | None] = ContextVar("triton_distributed_context", default=None)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 import msgspec
 
@@ -20,25 +20,41 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 
-def triton_worker() -> Callable[[Callable[..., Awaitable[T]]], Callable[..., Any]]:
+@overload
+def triton_worker(function: Callable[Concatenate[Any, P], Awaitable[T]], /) -> Callable[P, Coroutine[Any, Any, T]]: ...
+
+
+@overload
+def triton_worker() -> Callable[[Callable[Concatenate[Any, P], Awaitable[T]]], Callable[P, Coroutine[Any, Any, T]]]: ...
+
+
+def triton_worker(function: Callable[..., Awaitable[Any]] | None = None, /) -> Any:
     """Decorate `async def f(runtime, *args, **kwargs)`: call it without the runtime, inside a running loop.
 
-    The runtime is made before `f` begins and closed when it returns or raises; while an endpoint is served, SIGTERM and
-    SIGINT drain it (`TRD_HANDLE_SIGNALS`).
+    Both `@triton_worker()` and `@triton_worker` work. The runtime is made before `f` begins and closed when it returns
+    or raises; while an endpoint is served, SIGTERM and SIGINT drain it (`TRD_HANDLE_SIGNALS`). If `f` returns while an
+    endpoint is served that nobody has awaited, the log says that nothing was served for long.
+
+    Raises:
+        TypeError: what is decorated is not a function.
     """
+    if function is None:
+        return triton_worker
+    if not callable(function):
+        raise TypeError(f"triton_worker decorates `async def f(runtime, …)`, not {function!r}")
+    decorated = function
 
-    def decorate(function: Callable[..., Awaitable[T]]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        async def worker(*args: Any, **kwargs: Any) -> T:
-            runtime = DistributedRuntime(asyncio.get_running_loop())
-            try:
-                return await function(runtime, *args, **kwargs)
-            finally:
-                await runtime.close()
+    @functools.wraps(decorated)
+    async def worker(*args: Any, **kwargs: Any) -> Any:
+        runtime = DistributedRuntime(asyncio.get_running_loop())
+        try:
+            result = await decorated(runtime, *args, **kwargs)
+            runtime.warn_of_unawaited()
+            return result
+        finally:
+            await runtime.close()
 
-        return worker
-
-    return decorate
+    return worker
 
 
 def triton_endpoint(request_model: Any, response_model: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -71,10 +87,24 @@ def triton_endpoint(request_model: Any, response_model: Any) -> Callable[[Callab
 
             @functools.wraps(function)
             async def wrapper(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-                async for item in function(*parsed(args), **kwargs):
-                    if check is not None:
-                        check(item)
-                    yield item
+                items = function(*parsed(args), **kwargs)
+                try:
+                    item = await anext(items)
+                    while True:
+                        if check is not None:
+                            check(item)
+                        thrown: BaseException | None = None
+                        try:
+                            yield item
+                        except GeneratorExit:
+                            raise
+                        except BaseException as error:  # e.g. the cancellation, thrown in here: it is the handler's
+                            thrown = error
+                        item = await (anext(items) if thrown is None else items.athrow(thrown))
+                except StopAsyncIteration:
+                    pass
+                finally:
+                    await items.aclose()  # here, and not by a collector in another task and context
         elif inspect.iscoroutinefunction(function):
 
             @functools.wraps(function)
@@ -87,10 +117,14 @@ def triton_endpoint(request_model: Any, response_model: Any) -> Callable[[Callab
 
             @functools.wraps(function)
             def wrapper(*args: Any, **kwargs: Any) -> Any:
-                for item in function(*parsed(args), **kwargs):
-                    if check is not None:
-                        check(item)
-                    yield item
+                items = function(*parsed(args), **kwargs)
+                try:
+                    for item in items:
+                        if check is not None:
+                            check(item)
+                        yield item
+                finally:
+                    items.close()
         else:
 
             @functools.wraps(function)

@@ -12,6 +12,7 @@ from triton_distributed.errors import (
     MessageTooLarge,
     NoInstances,
     Overloaded,
+    Paused,
     RuntimeClosed,
     TritonError,
 )
@@ -109,7 +110,7 @@ class Dispatch:
         self.tried.add(instance.id)
         self._attempts += attempts
         known = self._refusal
-        if isinstance(known, Overloaded) and isinstance(refusal, Draining):
+        if isinstance(known, Overloaded) and isinstance(refusal, (Draining, Paused)):
             # Not everybody is shutting down: there is somebody to come back to.
             refusal = Overloaded(known.endpoint, known.instance_id, known.reason, len(self.tried), known.retry_after_s)
         self._refusal = refusal or known

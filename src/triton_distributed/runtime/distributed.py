@@ -6,12 +6,15 @@ import asyncio
 import logging
 import random
 import sys
+import threading
+from asyncio import _get_running_loop as _running_loop  # C in asyncio and uvloop alike, and public in all but its name
 from collections.abc import Callable, Coroutine, Mapping
+from threading import get_ident
 from typing import Any
 
 from triton_distributed.config import Config
 from triton_distributed.discovery import Discovery, Marking
-from triton_distributed.errors import DiscoveryError, ForkError, RuntimeClosed
+from triton_distributed.errors import AlreadyServed, DiscoveryError, ForkError, RuntimeClosed, WrongLoop
 from triton_distributed.names import MAX_INSTANCE_ID, EndpointName, Instance
 from triton_distributed.observe import LoopStats, Stats, Watchdog
 from triton_distributed.routing.policies import Policy
@@ -30,7 +33,8 @@ from triton_distributed.runtime.handlers import Handler
 from triton_distributed.runtime.host import host_name
 from triton_distributed.runtime.keys import endpoint_key
 from triton_distributed.runtime.prober import Prober
-from triton_distributed.runtime.served import ServedEndpoint
+from triton_distributed.runtime.serve_task import ServeTask
+from triton_distributed.runtime.served import CUT_S, ServedEndpoint
 from triton_distributed.runtime.server import Server
 from triton_distributed.runtime.sessions import Sessions
 from triton_distributed.runtime.signals import DrainSignals
@@ -72,6 +76,7 @@ class DistributedRuntime:
         networks: Networks | None = None,
     ) -> None:
         self._loop = event_loop or asyncio.get_running_loop()
+        self._thread = threading.current_thread()
         self.config = config = config or Config.from_env()
         # A loop of virtual time has its own, so that a run repeats itself: see `testing.virtual_time`.
         self.rng: random.Random = getattr(self._loop, "rng", None) or random.Random()
@@ -114,7 +119,8 @@ class DistributedRuntime:
         self._token = CancellationToken()
         self._tasks: dict[asyncio.Task[Any], None] = {}  # in order; bounded by calls, clients and endpoints
         self._starting: set[asyncio.Task[ServedEndpoint]] = set()
-        self._serving: set[asyncio.Task[None]] = set()
+        self._serving: set[ServeTask] = set()
+        self._claimed: set[int] = set()  # keys of the endpoints that are served, or about to be
         self._stopped: asyncio.Future[None] = self._loop.create_future()
         self._closing: asyncio.Task[None] | None = None
         self._exit: SystemExit | None = None  # what a handler has raised
@@ -172,14 +178,30 @@ class DistributedRuntime:
         max_inflight: int | None,
         max_queue: int,
         metadata: Mapping[str, Any],
-    ) -> asyncio.Task[None]:
+    ) -> ServeTask:
         """Serve an endpoint; see `Endpoint.serve_endpoint`."""
         self.check("serve_endpoint")
+        key = endpoint_key(name)
+        if key in self._claimed:
+            raise AlreadyServed(name.path)
         handler = Handler(function, self._threads)
-        task = self._loop.create_task(self._serve(name, handler, graceful, max_inflight, max_queue, metadata))
+        work = self._serve(name, handler, graceful, max_inflight, max_queue, metadata)
+        task = ServeTask(work, name, self._loop)
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
+        self._claimed.add(key)
+        task.add_done_callback(lambda _: self._claimed.discard(key))
+        task.awaited = False  # by the program: these callbacks do not count
         return task
+
+    def warn_of_unawaited(self) -> None:
+        """The program is about to end: say which endpoints it serves without having awaited them."""
+        for task in self._serving:
+            if self._closing is None and not task.awaited:
+                logger.warning(
+                    "%s: serve_endpoint() was not awaited, and the program ends: `await` it to serve until shutdown",
+                    task.endpoint,
+                )
 
     async def _serve(
         self,
@@ -193,7 +215,8 @@ class DistributedRuntime:
         if self._closing is not None:
             return
         limits = {"max_inflight": max_inflight, "max_queue": max_queue, "graceful": graceful}
-        starting = self._loop.create_task(self._start_serving(name, handler, metadata, limits))
+        task = asyncio.current_task()
+        starting = self._loop.create_task(self._start_serving(name, handler, metadata, limits, task))
         self._starting.add(starting)
         starting.add_done_callback(self._starting.discard)
         try:
@@ -221,14 +244,19 @@ class DistributedRuntime:
             self.shutdown()
 
     async def _start_serving(
-        self, name: EndpointName, handler: Handler, metadata: Mapping[str, Any], limits: dict[str, Any]
+        self,
+        name: EndpointName,
+        handler: Handler,
+        metadata: Mapping[str, Any],
+        limits: dict[str, Any],
+        task: asyncio.Task[Any] | None,
     ) -> ServedEndpoint:
-        self._server.check_free(name.path, endpoint_key(name))
         addresses = await self._server.listen(name, self.instance_id, self.discovery.where)
         instance = Instance(name, self.instance_id, addresses, host_name(), metadata)
         served = ServedEndpoint(
             self._loop, name, handler, instance, self._server.places, on_exit=self._exit_wanted, **limits
         )
+        served.task = task
         self._server.add(served)
         if self.config.handle_signals:
             self._signals.install()  # before anybody can see the instance, and stop it for being there
@@ -248,10 +276,16 @@ class DistributedRuntime:
         served = self._server.find(name, operation)
         if self.config.discovery == "static":
             raise DiscoveryError("static", self.discovery.where, f"{operation}: TRD_STATIC alone says who is there")
-        if listed:
-            await self.discovery.register(served.instance)
-        else:
+        if not listed:
+            served.pause()
             await self.discovery.withdraw(served.instance)
+            return
+        served.resume()  # before a client can see the instance
+        try:
+            await self.discovery.register(served.instance)
+        except BaseException:
+            served.pause()
+            raise
 
     async def _stop_serving(self, served: ServedEndpoint) -> None:
         """Its task was cancelled: nobody comes in any more, and what runs is cut."""
@@ -309,11 +343,23 @@ class DistributedRuntime:
         Raises:
             ForkError: this process was forked from the one that made it.
             RuntimeClosed: it was shut down.
+            WrongLoop: another thread or event loop than its own uses it.
         """
         if self._forked:
             raise ForkError()
+        self.check_loop(operation)
         if self.unusable or (self._closing is not None and operation in NOT_WHILE_CLOSING):
             raise RuntimeClosed(operation)
+
+    def check_loop(self, operation: str) -> None:
+        """Raise where the runtime is used outside of its event loop.
+
+        Raises:
+            WrongLoop: another thread uses it, or another event loop runs in this thread.
+        """
+        running = _running_loop()
+        if running is not self._loop and (running is not None or get_ident() != self._thread.ident):
+            raise WrongLoop(operation, self._thread.name, get_ident() == self._thread.ident)
 
     @property
     def closing(self) -> bool:
@@ -343,13 +389,23 @@ class DistributedRuntime:
         """Begin to drain and return at once; `serve_endpoint` is done when that is over, at most `TRD_DRAIN_TIMEOUT_S`.
 
         The instances leave discovery, clients are sent away, waiting requests are refused so that they go elsewhere,
-        and running handlers finish; then everything is closed.
+        and running handlers finish; then everything is closed. May be called in any thread.
         """
-        if self._closing is None and not self._forked:
+        if self._forked or self._closing is not None:
+            return
+        if get_ident() != self._thread.ident:
+            self._loop.call_soon_threadsafe(self.shutdown)
+        else:
             self._closing = self._loop.create_task(self._close(self.config.drain_timeout_s))
 
     async def close(self) -> None:
-        """Close everything and wait for it; what is served is drained first."""
+        """Close everything and wait for it; what is served is drained first.
+
+        Raises:
+            WrongLoop: another thread or event loop than its own uses it.
+        """
+        if not self._forked:
+            self.check_loop("close")
         self.shutdown()
         if self._closing is not None:
             await asyncio.shield(self._closing)
@@ -398,7 +454,7 @@ class DistributedRuntime:
         for task in left:
             task.cancel()
         if left:
-            await asyncio.wait(left)
+            await asyncio.wait(left, timeout=CUT_S)  # a caller's iterator of requests may swallow its cancellation
 
     async def __aenter__(self) -> DistributedRuntime:
         return self

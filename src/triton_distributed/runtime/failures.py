@@ -9,7 +9,7 @@ from triton_distributed.names import Instance
 from triton_distributed.observe import Outcome
 from triton_distributed.runtime.dispatch import Dispatch, may_leave
 from triton_distributed.runtime.reported import failure, refusal
-from triton_distributed.runtime.resuming import Resumption
+from triton_distributed.runtime.resuming import REFILL_S, Resumption
 from triton_distributed.wire import frames as f
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from triton_distributed.transport.stream import Stream
 
 NO_BUDGET = "so many calls failed that this one is not sent again: see routing.budget"
+STOPPED = "the caller has asked it to stop, so it is not sent again"
+TOO_OFTEN = "it was resumed as often as TRD_RETRIES allows, and once more for each {refill:g} s since"
 # A handler passes on what it was told of the request, or of a want of room elsewhere.
 NOT_ITS_FAULT = (InvalidRequest, Refusal)
 
@@ -53,6 +55,8 @@ def _refused(call: Call, stream: Stream, instance: Instance, code: int, detail: 
     words, refused = refusal(code, detail, client.view.name.path, instance.id, tries)
     if code == f.RejectCode.UNKNOWN:
         client.view.disowned(instance.id)
+    if code == f.RejectCode.PAUSED:
+        client.view.disowned(instance.id)
     if isinstance(refused, Overloaded) and not client.may_retry():
         call.fail(refused, Outcome.REFUSED)
     else:
@@ -79,7 +83,9 @@ def _failed(call: Call, stream: Stream, instance: Instance, code: int, detail: b
 
 def _begun(call: Call, stream: Stream, reason: str, began: bool) -> None:
     """The instance is lost to the call, and its handler had begun, or may have."""
-    if not _may_begin_again(call, stream):
+    if call.stopping and call.idempotent:
+        _fail_incomplete(call, f"{reason}; {STOPPED}", began)
+    elif not _may_begin_again(call, stream):
         _fail_incomplete(call, reason, began)
     elif not call.client.may_retry():
         _fail_incomplete(call, f"{reason}; {NO_BUDGET}", began)
@@ -100,7 +106,7 @@ def silent(call: Call, stream: Stream, instance: Instance, words: str) -> None:
     The stream is cancelled, for the worker may wake.
     """
     resumption = call.resumption
-    if resumption is None and not _may_begin_again(call, stream):
+    if call.stopping or (resumption is None and not _may_begin_again(call, stream)):
         return
     fresh = resumption is not None and (resumption.progress or stream.inbox)
     if not may_leave(call, instance, set() if fresh or call.dispatch is None else call.dispatch.tried):
@@ -128,9 +134,15 @@ def go_on(call: Call, resumption: Resumption, paid: bool = False) -> None:
     assert resumption.lost is not None
     address, reason = resumption.lost
     assert call.instance is not None
-    error = StreamIncomplete(call.target, call.instance.id, address, reason, call.received)
+    error = StreamIncomplete(call.target, call.instance.id, address, reason, call.received, True, call.instances)
+    if call.stopping:
+        _fail_incomplete(call, f"{reason}; {STOPPED}")
+        return
+    if not resumption.allowed(call.client.loop.time()):
+        _fail_incomplete(call, f"{reason}; {TOO_OFTEN.format(refill=REFILL_S)}")
+        return
     if resumption.progress:
-        call.dispatch = None  # who failed before this instance answered may be tried again
+        call.dispatch = None  # an instance that failed before this one answered may be tried again
     elif not paid and not call.client.may_retry():
         _fail_incomplete(call, f"{reason}; {NO_BUDGET}")
         return
@@ -147,8 +159,8 @@ def _elsewhere(
     if call.dispatch is None:
         call.dispatch = Dispatch(call, call.client)
     call.dispatch.note(call.instance, attempts, refused, cut_off=cut_off)
-    if call.more is not None:
-        # What was streamed cannot be taken back from the caller's iterator.
+    if call.more is not None or call.stopping:
+        # What was streamed cannot be taken back from the caller's iterator, and a call that was asked to stop is over.
         call.dispatch.cancel()
         call.fail(call.dispatch.refused(), Outcome.REFUSED)
     elif call.client.closed:
@@ -161,7 +173,7 @@ def _incomplete(call: Call, reason: str, began: bool = True) -> StreamIncomplete
     assert call.instance is not None
     assert call.stream is not None
     address = call.stream.connection.address
-    return StreamIncomplete(call.target, call.instance.id, address, reason, call.received, began)
+    return StreamIncomplete(call.target, call.instance.id, address, reason, call.received, began, call.instances)
 
 
 def _fail_incomplete(call: Call, reason: str, began: bool = True) -> None:

@@ -118,6 +118,17 @@ class _Results:
             return result
         return await self._inner.__anext__()
 
+    @property
+    def inner(self) -> Any:
+        """The iterator that the function has returned, or None."""
+        return self._inner
+
+    async def athrow(self, error: BaseException) -> Any:
+        """Raise `error` where the iterator that the function has returned is parked."""
+        if self._inner is None or not hasattr(self._inner, "athrow"):
+            raise error
+        return await self._inner.athrow(error)
+
     async def aclose(self) -> None:
         if self._inner is not None and hasattr(self._inner, "aclose"):
             await self._inner.aclose()

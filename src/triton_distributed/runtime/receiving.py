@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from asyncio import _get_running_loop as _running_loop
 from collections.abc import Callable, Iterator
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from triton_distributed.errors import DecodeError, StreamIncomplete, TritonError
+from triton_distributed.errors import DecodeError, RemoteError, StreamClosed, StreamIncomplete, TritonError
 from triton_distributed.names import Instance
 from triton_distributed.runtime.annotated import Annotated
 from triton_distributed.runtime.resuming import Resumption, unpaired
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from triton_distributed.transport.stream import Stream
 
 logger = logging.getLogger("triton_distributed.runtime")
+
+UNREADABLE = "a message of the worker could not be read, which ended the call"
+LEFT = "its `async for` was left, or what read it was dropped, which cancels the handler"
 
 
 class Receiving:
@@ -38,18 +42,23 @@ class Receiving:
         done: the caller gets nothing more: it has ended, failed or was cancelled.
         resumption: where it goes on when its instance is lost; None where it does not.
         unary: the caller sees an answer only when it is whole.
+        read_whole: an `async for` has come to the end of it.
     """
 
     __slots__ = (
         "_annotated",
+        "_closed",
         "_error",
         "_outcome",
         "_request_id",
+        "_told",
+        "_unsent_reader",
         "client",
         "dispatch",
         "done",
         "instance",
         "items",
+        "read_whole",
         "reading",
         "received",
         "resumption",
@@ -58,14 +67,18 @@ class Receiving:
     )
 
     _annotated: bool
-    _error: BaseException | None  # what ended the call
+    _closed: str | None  # what has closed the stream here, for readers that come later
+    _error: BaseException | None  # what ended the call, until it is raised
     _outcome: int | None
     _request_id: str | None
+    _told: str | None  # the error, in words, when it was raised
+    _unsent_reader: asyncio.Future[None] | None  # of who reads before the request was sent
     client: Client
     dispatch: Dispatch | None
     done: bool
     instance: Instance | None
     items: Iterator[Any]
+    read_whole: bool
     reading: bool
     received: int
     resumption: Resumption | None
@@ -77,8 +90,11 @@ class Receiving:
 
         Raises:
             StopAsyncIteration: there are no more.
+            WrongLoop: another thread or event loop than the call's own reads.
             Exception: what ended the call.
         """
+        if _running_loop() is not self.client.loop:
+            self.client.check_loop("reading a stream")
         stream = self.stream
         if stream is not None and stream.inbox:
             cost, kind, flags, payload, buffers = stream.inbox.popleft()
@@ -86,9 +102,9 @@ class Receiving:
             try:
                 items = decode(payload, buffers)
                 if kind == f.BATCH and type(items) is not list:
-                    raise DecodeError("the worker sent a batch that is none")
+                    raise DecodeError("the worker sent an invalid batch")
             except DecodeError:
-                self.leave()
+                self.leave(UNREADABLE)
                 raise
             if flags & f.CHECKPOINT or self.resumption is not None:
                 items = self._resumable(items, kind == f.BATCH, flags)
@@ -98,8 +114,8 @@ class Receiving:
                 try:
                     items = [Annotated(*each) if self._annotated else each[0] for each in items]
                 except (TypeError, LookupError) as fault:
-                    self.leave()
-                    raise DecodeError(f"the worker sent an annotated item that is none: {fault}") from fault
+                    self.leave(UNREADABLE)
+                    raise DecodeError(f"the worker sent an invalid annotated item: {fault}") from fault
                 self.received += len(items)
                 self.items = iter(items)
                 return True
@@ -110,17 +126,42 @@ class Receiving:
             self.go_on(self.resumption)
         if self._outcome is None:
             return False
+        raise self._end()
+
+    def _end(self) -> BaseException:
+        """The exception that tells a reader that nothing more comes."""
         self.done = True
-        if self._error is None:
-            raise StopAsyncIteration
-        # Told once, as a generator does, and not kept: an error knows the frames that know this call.
         error, self._error = self._error, None
-        if isinstance(error, StreamIncomplete):
-            error.items = 0 if self.unary else self.received
-        try:
-            raise error
-        finally:
-            del error
+        if error is not None:
+            # The error is raised once, and not kept: it refers to frames that refer to this call.
+            if isinstance(error, StreamIncomplete) and not isinstance(error, RemoteError):  # not one of the handler's
+                error.items = 0 if self.unary else self.received
+            self._told = _words(error)
+            return error
+        if self._closed is not None:
+            return self._stream_closed(self._closed)
+        self.read_whole = self.reading and self._told is None
+        return StopAsyncIteration()
+
+    def _stream_closed(self, reason: str) -> StreamClosed:
+        instance_id = 0 if self.instance is None else self.instance.id
+        address = "" if self.stream is None else self.stream.connection.address
+        return StreamClosed(self.target, instance_id, address, reason, self.received)
+
+    def check_readable(self) -> None:
+        """Raise where an `async for` begins on a stream whose end is known: it would look like an empty answer.
+
+        Raises:
+            StreamClosed: the stream has raised its error before.
+            RuntimeError: another `async for` has read it to its end.
+        """
+        if self._told is not None:
+            raise self._stream_closed(f"it has failed before, with {self._told}")
+        if self.read_whole:
+            raise RuntimeError(
+                f"the stream from {self.target} was read to its end already ({self.received} items), and a stream can "
+                "be read once: keep the items, or call again"
+            )
 
     def _resumable(self, items: Any, batch: bool, flags: int) -> Any:
         """The items of a message that are new to the caller, where they may have tokens or some may be here already."""
@@ -131,16 +172,27 @@ class Receiving:
             elif not batch:
                 items = (items,)
         except DecodeError:
-            self.leave()
+            self.leave(UNREADABLE)
             raise
         return items if self.resumption is None else self.resumption.received(items, tokens)
 
     def pending(self) -> asyncio.Future[None]:
-        """What to await when `take` had nothing to say. Cancelled there, the reader calls `leave`."""
+        """What to await when `take` had nothing to say. Cancelled there, the reader calls `leave`.
+
+        Raises:
+            RuntimeError: another task waits already.
+        """
         if self.stream is not None:
             return self.stream.next_readable()
         assert self.dispatch is not None
-        return asyncio.shield(self.dispatch.sent)
+        self._unsent_reader = asyncio.shield(self.dispatch.sent)
+        return self._unsent_reader
+
+    @property
+    def awaited(self) -> bool:
+        """Whether a task waits for the next item now."""
+        waiter = self._unsent_reader
+        return (waiter is not None and not waiter.done()) or (self.stream is not None and self.stream.awaited)
 
     async def next_message(self) -> None:
         """Wait for the next message and make its items the current ones.
@@ -156,16 +208,8 @@ class Receiving:
                 raise
 
     def abandon(self) -> None:
-        """Whoever read was cancelled: that cancels the handler, and who reads on must not take it for a clean end."""
-        if self._outcome is None and self.instance is not None and self.stream is not None:
-            self._error = StreamIncomplete(
-                self.target,
-                self.instance.id,
-                self.stream.connection.address,
-                "its reader was cancelled, e.g. by a timeout around a single item, which cancels the handler",
-                self.received,
-            )
-        self.leave()
+        """The reader was cancelled, and so is the handler."""
+        self.leave("its reader was cancelled, e.g. by a timeout around a single item, which cancels the handler")
 
     def discard(self) -> None:
         """Nobody will read: let the request run, and drop what it answers."""
@@ -235,6 +279,17 @@ class Receiving:
         """The instance was lost, and what had come from it is read: ask another for the rest."""
         raise NotImplementedError
 
-    def leave(self) -> None:
-        """Cancel the handler and drop what was received: its reader is gone."""
+    def leave(self, words: str = LEFT) -> None:
+        """Cancel the handler and drop what was received: its reader is gone.
+
+        Args:
+            words: what closed the stream, for those who read it all the same.
+        """
         raise NotImplementedError
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # the text of a user's exception is the user's code
+        return type(error).__name__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from triton_distributed.errors import DeadlineExceeded, Draining, InvalidRequest, Overloaded
+from triton_distributed.errors import DeadlineExceeded, Draining, InvalidRequest, Overloaded, Paused
 from triton_distributed.observe import Outcome
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.remote_error import decode_error
@@ -19,6 +19,8 @@ def refusal(code: int, detail: bytes, path: str, instance_id: int, tries: int) -
         words, retry_after_s = f.read_overloaded(detail)
         return words, Overloaded(path, instance_id, words, tries, retry_after_s)
     words = detail.decode("utf-8", "replace")
+    if code == f.RejectCode.PAUSED:
+        return words, Paused(path, instance_id, words, tries)
     return words, Draining(path, instance_id, words, tries) if code == f.RejectCode.DRAINING else None
 
 

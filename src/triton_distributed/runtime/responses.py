@@ -12,19 +12,29 @@ from triton_distributed.runtime.call import Call
 class ResponseStream:
     """The responses of one call, which has begun when this exists.
 
-    `await` it to know that the request was sent (it returns the stream itself, or raises what prevented that), iterate
-    over it with `async for` or `anext`, or do neither: the request runs all the same, and what it answers is dropped.
+    Iterate over it with `async for` or `anext`, or leave it alone: the request runs all the same, and its answer is
+    dropped. `await` returns the stream itself when the request was sent. It does not wait for the worker, which may
+    still refuse the request: the first item, or the error in its place, tells that a handler has begun.
 
     Leaving an `async for` early, by `break`, an exception or cancellation, cancels the handler. So does `cancel()`, and
-    dropping a stream that was read with `anext` and not to its end.
+    dropping a stream that was read with `anext` and not to its end. A stream is read once, and one that was left or
+    closed does not end like a whole one: whoever reads on gets `StreamClosed`.
 
     Raises, from `await` and from iteration:
-        NoInstances, InstanceNotFound, ConnectionFailed, Overloaded, Draining: no handler began.
+        NoInstances, InstanceNotFound, ConnectionFailed: there is no instance to send the request to.
         DeadlineExceeded: the call's time is over.
+        MessageTooLarge: the request is above a limit.
+        WrongLoop: it is used on another event loop than the one of its call.
+
+    Raises, from iteration only:
+        Overloaded, Draining, Paused: the workers that were tried refused the request; no handler began. (`await` raises
+            this only if the answer of the worker is here by then.)
+        InvalidRequest: the request does not fit the handler.
         RemoteError: the handler raised; it is also an instance of the type that was raised.
         StreamIncomplete: the connection was lost after the handler had begun.
-        InvalidRequest: the request does not fit the handler.
-        RuntimeError: another task waits for the next item of this very stream.
+        StreamClosed: it was left or closed before, or an `async for` begins and the stream has raised its error before.
+        RuntimeError: another task waits for the next item of this very stream, or an `async for` has read it to its
+            end before.
     """
 
     __slots__ = ("__weakref__", "_call", "_callbacks", "_read")
@@ -37,6 +47,7 @@ class ResponseStream:
     def __await__(self) -> Generator[Any, None, ResponseStream]:
         call = self._call
         while (pending := call.dispatching) is not None and not pending.done():
+            call.client.check_loop("await")
             try:
                 yield from asyncio.shield(pending).__await__()
             except asyncio.CancelledError:
@@ -51,6 +62,7 @@ class ResponseStream:
         return self
 
     def __aiter__(self) -> Reading:
+        self._call.check_readable()
         self._read = True
         return Reading(self._call)
 
@@ -76,8 +88,18 @@ class ResponseStream:
         return not over
 
     async def aclose(self) -> None:
-        """Cancel the handler, as leaving the loop does."""
-        self._call.leave()
+        """Cancel the handler, as leaving the loop does. Whoever reads on gets `StreamClosed`.
+
+        Raises:
+            RuntimeError: another task waits for the next item: `cancel()` ends that one, too.
+            WrongLoop: the stream belongs to another event loop.
+        """
+        self._call.client.check_loop("aclose")
+        if self._call.awaited:
+            raise RuntimeError(
+                "aclose(): another task is reading this stream, as with an async generator: cancel() ends both"
+            )
+        self._call.leave("aclose() was called")
 
     @property
     def instance_id(self) -> int | None:

@@ -14,8 +14,17 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 
 
+REFILL_S = 10.0
+"""Seconds after which a stream may be resumed once more than `TRD_RETRIES` allows: long streams outlive a rolling
+restart, and a request that kills every worker that serves it is not given to one worker after another at once."""
+
+
 class Resumption:
     """Where a stream stands.
+
+    Args:
+        most: resumptions that may follow each other at once.
+        now: on the event loop's clock.
 
     Attributes:
         since: items received after the last token, the token's own not counted.
@@ -24,9 +33,12 @@ class Resumption:
         progress: an item has come since the last instance was asked.
     """
 
-    __slots__ = ("_token", "lost", "progress", "since", "skip")
+    __slots__ = ("_left", "_most", "_seen", "_token", "lost", "progress", "since", "skip")
 
-    def __init__(self) -> None:
+    def __init__(self, most: int, now: float) -> None:
+        self._most = most
+        self._left = float(most)
+        self._seen = now
         self._token: Any = None
         self.since = self.skip = 0
         self.lost: tuple[str, str] | None = None
@@ -45,6 +57,15 @@ class Resumption:
         if passed < len(items):
             self.progress = True
         return items[passed:] if passed else items
+
+    def allowed(self, now: float) -> bool:
+        """Whether the stream may be resumed once more; counts it."""
+        self._left = min(float(self._most), self._left + (now - self._seen) / REFILL_S)
+        self._seen = now
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True
 
     def go_on(self, metadata: bytes) -> bytes:
         """Another instance is asked now: returns the request's metadata with the last token."""

@@ -14,22 +14,25 @@ from triton_distributed.errors import DecodeError
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.observe import Outcome, Stats
 from triton_distributed.runtime.admission import Admission, Places
-from triton_distributed.runtime.context import HIGHEST_PRIORITY, ID, LOWEST_PRIORITY, PRIORITY, RESUME, Context
+from triton_distributed.runtime.context import Context
 from triton_distributed.runtime.handlers import Handler
+from triton_distributed.runtime.lingering import Lingering
+from triton_distributed.runtime.served_context import ServedContext, served_context
 from triton_distributed.runtime.serving import Serving
 from triton_distributed.transport.stream import Stream
 from triton_distributed.wire.assembly import Body, Memory
-from triton_distributed.wire.codec import encode
-from triton_distributed.wire.frames import MOST_ITEMS, SMALL, RejectCode, array_length, overloaded
+from triton_distributed.wire.frames import MOST_ITEMS, RejectCode, array_length, overloaded
 
 _INFINITE = float("inf")
 logger = logging.getLogger("triton_distributed.runtime")
 
 QUIET_S = 10.0  # a handler that fails at every request must not fill a disk
 MOST_KINDS = 64  # types of errors that are remembered
+_DRAINING = (RejectCode.DRAINING, b"it is shutting down")
+_PAUSED = (RejectCode.PAUSED, b"it was paused by its program, see Endpoint.pause")
 _CUT_SHORT = (Outcome.CANCELLED, Outcome.LOST, Outcome.DEADLINE)
-CUT_S = 1.0  # what a handler that was cut has for its finally blocks before the runtime goes on without it
-_metadata = msgspec.msgpack.Decoder(dict[str, Any]).decode
+CUT_S = 5.0
+"""Seconds that handlers have for their clean-up when a shutdown cuts them, before the runtime goes on without them."""
 _split = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
 
@@ -50,7 +53,9 @@ class ServedEndpoint:
         instance: what is registered.
         admission: who waits.
         running: the requests whose handlers run, in the order in which they were let in.
-        draining: no further request is let in.
+        task: completes when the endpoint is not served any more; its cancellation cancels the handlers.
+        lingering: requests whose handlers were cancelled and have not ended.
+        draining, paused: no further request is let in.
         registered: discovery has taken it in; it may have been paused since.
     """
 
@@ -72,10 +77,12 @@ class ServedEndpoint:
         self.handler = handler
         self.instance = instance
         self.admission = Admission(max_inflight, max_queue)
-        self.draining = self.registered = False
+        self.draining = self.paused = self.registered = False
         self.graceful, self.on_exit = graceful, on_exit
         self._places = places
         self.running: dict[Serving, None] = {}
+        self.lingering = Lingering(loop, name, handler.name)
+        self.task: asyncio.Task[Any] | None = None
         self.stats = Stats()
         self._reported: dict[str, tuple[float, int]] = {}  # type of error → when it was logged, how many since
         self.context = contextvars.copy_context()  # every handler begins in a copy of it
@@ -83,10 +90,10 @@ class ServedEndpoint:
 
     def admit(self, stream: Stream, timeout_s: float, metadata: Body, body: Body, buffers: list[Memory] | None) -> None:
         """Let a request in, let it wait, or refuse it."""
-        context = _context(stream, metadata) if metadata else ServedContext(stream)
+        context = served_context(stream, metadata) if metadata else ServedContext(stream)
         serving = Serving(self, stream, context, body, buffers)
-        if self.draining:
-            serving.refuse(RejectCode.DRAINING, b"it is shutting down")
+        if self.draining or self.paused:
+            serving.refuse(*(_DRAINING if self.draining else _PAUSED))
             return
         places, streams = self._places, stream.connection.streams
         if len(streams) > places.most - places.taken:
@@ -96,7 +103,7 @@ class ServedEndpoint:
             if not timeout_s > 0:
                 serving.expire()
                 return
-            context.deadline = self.loop.time() + timeout_s
+            context.deadline = context.calls_deadline = self.loop.time() + timeout_s
             serving.watch_deadline(self.loop, context.deadline)
         limit = self.admission.max_inflight
         if limit is None or len(self.running) < limit:
@@ -140,11 +147,13 @@ class ServedEndpoint:
     def finished(self, serving: Serving) -> None:
         """A handler has ended: the next in the queue may begin."""
         self.running.pop(serving, None)
+        if self.lingering.requests:
+            self.lingering.ended(serving)
         self._places.taken -= 1
         self.stats.inflight -= 1
         if serving.started:
             self._learn(serving)
-        if not self.draining:
+        if not self.draining and not self.paused:
             self._let_in()
         if not self.running and self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
@@ -190,11 +199,28 @@ class ServedEndpoint:
         except msgspec.DecodeError as error:
             raise DecodeError(f"a batch that is none: {error}") from error
 
+    @property
+    def cancelled(self) -> bool:
+        """The program cancels the task that serves the endpoint, e.g. because its loop ends: handlers are cut."""
+        return self.task is not None and self.task.cancelling() > 0
+
     def drain(self) -> None:
-        """Let nobody in any more; what waits is refused, so that it goes elsewhere, and what runs goes on."""
+        """Let no request in any more; those that wait are refused, so that they go elsewhere; those that run go on."""
         self.draining = True
+        self._refuse_waiting(_DRAINING)
+
+    def pause(self) -> None:
+        """Let no request in until `resume`; those that wait are refused, so that they go elsewhere."""
+        self.paused = True
+        self._refuse_waiting(_PAUSED)
+
+    def resume(self) -> None:
+        """Let requests in again."""
+        self.paused = False
+
+    def _refuse_waiting(self, refusal: tuple[RejectCode, bytes]) -> None:
         for serving in self.admission.clear():
-            serving.refuse(RejectCode.DRAINING, b"it is shutting down")
+            serving.refuse(*refusal)
 
     def report(self, context: Context, error: BaseException) -> None:
         """Log what a handler raised: one traceback in `QUIET_S` for each type of error, the others by their number."""
@@ -217,9 +243,10 @@ class ServedEndpoint:
             await self._idle
 
     async def cut(self) -> list[str]:
-        """Cancel what still runs and wait for it; returns the ids of those requests.
+        """Cancel what still runs and wait for it, at most `CUT_S`; returns the ids of those requests.
 
-        Those whose handlers have not begun are refused, so that they go elsewhere.
+        Those whose handlers have not begun are refused, so that they go elsewhere. Those whose handlers run on after
+        that are in `lingering`.
         """
         running = list(self.running)
         for serving in running:
@@ -228,49 +255,3 @@ class ServedEndpoint:
         if cut:
             await asyncio.wait(cut, timeout=CUT_S)
         return list(cut.values())
-
-
-def _context(stream: Stream, metadata: Body) -> Context:
-    try:
-        values = _metadata(metadata)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return ServedContext(stream)  # metadata is advice; the request itself is judged by its own bytes
-    name, priority = values.pop(ID, None), values.pop(PRIORITY, 0)
-    context = ServedContext(stream)
-    context.resume_token = values.pop(RESUME, None)
-    context.metadata = values
-    if isinstance(name, str):
-        context._id = name
-    if isinstance(priority, int):
-        context.priority = max(LOWEST_PRIORITY, min(priority, HIGHEST_PRIORITY))
-    return context
-
-
-class ServedContext(Context):
-    """A context whose id, unless the caller chose one, is composed from its session and stream when asked for."""
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-
-    def now(self) -> float:
-        return self._stream.connection.loop.time()
-
-    def attach_token(self, token: bytes) -> None:
-        self._stream.checkpoint(token)
-
-    def checkpoint(self, token: Any) -> None:
-        data = encode(token, "token")
-        if not isinstance(data, bytes) or len(data) > SMALL:
-            raise ValueError(f"a resume token has at most {SMALL:,} bytes and holds no arrays")
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:  # a plain generator in a thread, ahead of what was sent: the token goes the items' way
-            self._pending_token = data
-        else:
-            self._stream.checkpoint(data)
-
-    def id(self) -> str:
-        if self._id is None:
-            peer = self._stream.connection.peer
-            self._id = f"{peer.nonce if peer else 0:x}-{self._stream.id:x}"
-        return self._id

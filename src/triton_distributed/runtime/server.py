@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from triton_distributed.config import Config
-from triton_distributed.errors import AlreadyServed, NotServed
+from triton_distributed.errors import NotServed
 from triton_distributed.names import EndpointName
 from triton_distributed.runtime.addresses import begin_to_listen
 from triton_distributed.runtime.admission import Places
@@ -90,20 +90,9 @@ class Server:
             )
         return await asyncio.shield(self._listening)
 
-    def check_free(self, path: str, key: int) -> None:
-        """Raise AlreadyServed where the endpoint is served."""
-        if key in self._by_key:
-            raise AlreadyServed(path)
-
     def add(self, endpoint: ServedEndpoint) -> None:
-        """Take requests for `endpoint`.
-
-        Raises:
-            AlreadyServed: this runtime serves it.
-        """
-        key = endpoint_key(endpoint.name)
-        self.check_free(endpoint.name.path, key)
-        self._by_key[key] = endpoint
+        """Take requests for `endpoint`."""
+        self._by_key[endpoint_key(endpoint.name)] = endpoint
 
     def find(self, name: EndpointName, operation: str) -> ServedEndpoint:
         """The endpoint of this name.
@@ -145,7 +134,7 @@ class Server:
         """Let no request in any more, send clients away, and let running handlers finish.
 
         Returns:
-            the ids of the requests that were cut because they had not ended after `timeout_s`.
+            the requests that were cut and whose handlers still run, each with the line where its handler stands.
         """
         self.draining = True
         for endpoint in self.endpoints:
@@ -153,24 +142,27 @@ class Server:
         for session in self._listener.sessions:
             session.go_away(f.GoawayCode.DRAINING, "the worker is shutting down")
         self._listener.close_listening()
-        cut: list[str] = []
-        for endpoint in self.endpoints:
-            if not endpoint.graceful:
-                cut += await endpoint.cut()
+        await self._cut([each for each in self.endpoints if not each.graceful])
         try:
             async with asyncio.timeout(timeout_s):
                 for endpoint in self.endpoints:
                     await endpoint.idle()
                 await self._part()  # an answer that is made but not read is not finished
         except TimeoutError:
-            for endpoint in self.endpoints:
-                cut += await endpoint.cut()
-            if cut:
+            if cut := await self._cut(self.endpoints):
                 words = ", ".join(cut[:20])
-                logger.warning("drain: %d request(s) were cut after %g s: %s", len(cut), timeout_s, words)
+                logger.warning("drain: %d request(s) were cancelled after %g s: %s", len(cut), timeout_s, words)
             else:
                 logger.warning("drain: after %g s there were clients that had not read their answers", timeout_s)
-        return cut
+        left = [words for endpoint in self.endpoints for words in endpoint.lingering.describe()]
+        for words in left[:20]:
+            logger.warning("drain: %s, although it was cancelled", words)
+        return left
+
+    @staticmethod
+    async def _cut(endpoints: list[ServedEndpoint]) -> list[str]:
+        """Cancel what these endpoints run, all at once; returns the ids of the requests."""
+        return [each for cut in await asyncio.gather(*[endpoint.cut() for endpoint in endpoints]) for each in cut]
 
     async def _part(self) -> None:
         parting = [self._loop.create_task(each.parted()) for each in self._listener.sessions]
@@ -187,4 +179,6 @@ class Server:
 
     def close(self) -> None:
         """Close the sessions; what still runs is cancelled."""
+        for endpoint in self.endpoints:
+            endpoint.lingering.close()
         self._listener.close()

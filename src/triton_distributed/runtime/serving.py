@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from triton_distributed.errors import DecodeError, InvalidRequest, MessageTooLarge
 from triton_distributed.observe import Outcome
 from triton_distributed.runtime.annotated import Annotated
-from triton_distributed.runtime.context import Context, current
+from triton_distributed.runtime.context import current
 from triton_distributed.runtime.handlers import Misfit
+from triton_distributed.runtime.requests import RequestStream
+from triton_distributed.runtime.served_context import ServedContext
 from triton_distributed.transport.stream import Stream
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import Body, Memory
@@ -39,6 +41,7 @@ class Serving:
         started: when it was admitted, on the loop's clock; 0 where nobody measures.
         due: when it should have ended by the estimate when it came, on the same clock; 0 where there was none.
         task: None before the handler begins.
+        items: what the handler makes, while it runs.
         outcome: how it ended, known early where something else than the handler ended it.
     """
 
@@ -53,6 +56,7 @@ class Serving:
         "admitted",
         "context",
         "due",
+        "items",
         "outcome",
         "started",
         "stream",
@@ -60,7 +64,7 @@ class Serving:
     )
 
     def __init__(
-        self, endpoint: ServedEndpoint, stream: Stream, context: Context, body: Body, buffers: list[Memory] | None
+        self, endpoint: ServedEndpoint, stream: Stream, context: ServedContext, body: Body, buffers: list[Memory] | None
     ) -> None:
         self._endpoint = endpoint
         self._began = self._cut = self.admitted = False
@@ -73,6 +77,7 @@ class Serving:
         self.outcome: Outcome | None = None
         self.stream = stream
         self.task: asyncio.Task[None] | None = None
+        self.items: AsyncIterator[Any] | None = None
         stream.owner = self
 
     def watch_deadline(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
@@ -107,9 +112,10 @@ class Serving:
         if self._cut:
             return  # it is cleaning up, and a second cancellation would cut that
         self._cut = True
-        self.context.kill()
+        self.context.cut()
         if self.task is not None:
             self.task.cancel()
+            self._endpoint.lingering.watch(self)
         if not self.admitted:
             self._endpoint.left_queue(self)
             self.over()
@@ -141,6 +147,7 @@ class Serving:
         """Count it, and let go of what it held."""
         if self._timer is not None:
             self._timer.cancel()
+        self.items = None
         self._endpoint.stats.ended[self.outcome or 0] += 1
         self.context.over = True
         self._invalid = None
@@ -152,11 +159,16 @@ class Serving:
         stream, endpoint = self.stream, self._endpoint
         current.set(self.context)
         items: AsyncIterator[Any] | None = None
+        sent = 0
         try:
             body, buffers, self._body, self._buffers = self._body, self._buffers, b"", None
-            request = self._requests(body, buffers) if endpoint.handler.takes_stream else self._request(body, buffers)
-            items = endpoint.handler.open(request, self.context)
-            check, push, sent = endpoint.handler.check, stream.push, 0
+            request: Any
+            if endpoint.handler.takes_stream:
+                request = RequestStream(stream, self.context.id, body, buffers, self._decode, self._split)
+            else:
+                request = self._request(body, buffers)
+            items = self.items = endpoint.handler.open(request, self.context)
+            check, push = endpoint.handler.check, stream.push
             async for item in items:
                 sent += 1
                 if item.__class__ is not Annotated:
@@ -182,8 +194,8 @@ class Serving:
                 return
             self.outcome = self.outcome or Outcome.CANCELLED
             await _close(items, None)
-        except asyncio.CancelledError:
-            await self._cancelled(items)
+        except asyncio.CancelledError as error:
+            await self._cancelled(items, error, sent)
         except Exception as error:
             self._failed(error)
             await _close(items, None)
@@ -223,36 +235,27 @@ class Serving:
             self._invalid = error
             raise
 
-    async def _requests(self, body: Body, buffers: list[Memory] | None) -> AsyncIterator[Any]:
-        """What the caller streams. The first of it came with the request; an empty body is none."""
-        stream, decode = self.stream, self._decode
-        if body:
-            yield decode(body, buffers)
-        while True:
-            while stream.inbox:
-                cost, kind, _, payload, buffers = stream.inbox.popleft()
-                stream.read(cost)
-                if kind == f.BATCH:
-                    for each in self._split(payload):
-                        yield decode(each, None)
-                else:
-                    yield decode(payload, buffers)
-            if stream.finished:
-                return
-            await stream.readable()
-
     async def _send_annotated(self, item: Annotated) -> None:
         parts = encode([item.data(), item.event(), item.comments(), item.id()], "item")
         body, buffers = (parts, ()) if isinstance(parts, bytes) else (parts.body, parts.buffers)
         await self.stream.send(body, buffers, f.ANNOTATED)
 
-    async def _cancelled(self, items: Any) -> None:
-        if self.outcome is None:
-            self.outcome = Outcome.CANCELLED
-        self.context.kill()
-        self.stream.abort(f.ERROR, f.ErrorCode.CANCELLED, b"the handler was cancelled")
-        # A generator that was parked at its `yield` has not seen the cancellation: its finally blocks run now.
-        await _close(items, asyncio.CancelledError())
+    async def _cancelled(self, items: Any, error: BaseException, sent: int) -> None:
+        """The handler has ended with CancelledError: ours, its answer to a stop, or its own."""
+        if self._cut or self._endpoint.cancelled:
+            self.outcome = self.outcome or Outcome.CANCELLED
+            if not self._cut:
+                self.context.cut()
+            self.stream.abort(f.ERROR, f.ErrorCode.CANCELLED, b"the handler was cancelled")
+            # A generator that was parked at its `yield` has not seen the cancellation: its finally blocks run now.
+            await _close(items, asyncio.CancelledError())
+        elif self.context.is_stopped():  # programs obey `is_stopped()` by raising it
+            self._endpoint.stats.items += sent
+            self.stream.end()
+            await _close(items, None)
+        else:
+            self._failed(error)
+            await _close(items, None)
 
     def _failed(self, error: BaseException) -> None:
         if error is self._invalid or isinstance(

@@ -22,13 +22,16 @@ class CancellationToken:
         self._waiters: set[asyncio.Future[None]] = set()
 
     def cancel(self) -> None:
-        """Cancel this token and every child of it."""
+        """Cancel this token and every child of it. May be called in any thread."""
         if self._cancelled:
             return
         self._cancelled = True
         for waiter in list(self._waiters):
-            if not waiter.done():
-                waiter.set_result(None)
+            loop = waiter.get_loop()
+            if asyncio._get_running_loop() is loop:
+                _complete(waiter)
+            elif not loop.is_closed():
+                loop.call_soon_threadsafe(_complete, waiter)
         for child in list(self._children):
             child.cancel()
 
@@ -69,3 +72,8 @@ class CancellationToken:
         else:
             self._children.add(child)
         return child
+
+
+def _complete(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -72,6 +72,11 @@ class Stream(StreamCore):
         waiter = self._reader = self.connection.loop.create_future()
         return waiter
 
+    @property
+    def awaited(self) -> bool:
+        """Whether a reader waits."""
+        return self._reader is not None and not self._reader.done()
+
     async def writable(self) -> None:
         """Wait until the stream may send again, or is closed. One writer at a time."""
         while not self.may_push:

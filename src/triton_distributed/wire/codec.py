@@ -53,6 +53,11 @@ class Message:
         """Bytes in all."""
         return len(self.body) + sum(buffer.nbytes for buffer in self.buffers)
 
+    def owned(self) -> Message:
+        """The same message over memory of its own, so that nobody can change it; `bytes` are not copied."""
+        buffers = [each if type(each.obj) is bytes else memoryview(bytes(each)) for each in self.buffers]
+        return Message(self.body, buffers)
+
     def __repr__(self) -> str:
         return f"<Message of {len(self.body)} bytes and {len(self.buffers)} buffer(s), {self.nbytes} bytes in all>"
 

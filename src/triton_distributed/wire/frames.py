@@ -82,6 +82,7 @@ class RejectCode(IntEnum):
     OVERLOADED = 0  # its details begin with a u32, see `overloaded`
     DRAINING = 1
     UNKNOWN = 2  # no such instance here: the record that led here is stale
+    PAUSED = 3  # the instance has paused the endpoint
 
 
 class GoawayCode(IntEnum):

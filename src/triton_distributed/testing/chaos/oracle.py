@@ -15,13 +15,14 @@ from triton_distributed.errors import (
     InstanceNotFound,
     NoInstances,
     Overloaded,
+    Paused,
     RemoteError,
     StreamIncomplete,
 )
 from triton_distributed.testing.chaos.requests import Plan, Shape
 
 # A request that these end was not begun by any handler, whatever kind of call it was.
-NOT_BEGUN = (Overloaded, Draining, ConnectionFailed, NoInstances)
+NOT_BEGUN = (Overloaded, Draining, Paused, ConnectionFailed, NoInstances)
 # Seconds by which a deadline may be told early: the loop's clock may be as coarse as that (uvloop's is 1 ms).
 CLOCK_S = 0.002
 

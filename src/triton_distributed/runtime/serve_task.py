@@ -1,0 +1,39 @@
+"""What `serve_endpoint` returns: a task that knows whether the program ever waited for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Generator
+from typing import Any
+
+from triton_distributed.names import EndpointName
+
+
+class ServeTask(asyncio.Task[None]):
+    """The task that serves an endpoint.
+
+    Attributes:
+        endpoint: its name.
+        awaited: the program has awaited it, has it awaited (`gather`, `wait`), or looks at it in another way.
+    """
+
+    def __init__(
+        self, work: Coroutine[Any, Any, None], endpoint: EndpointName, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        super().__init__(work, loop=loop)
+        self.endpoint = endpoint
+        self.awaited = False
+
+    def __await__(self) -> Generator[Any, None, None]:
+        self.awaited = True
+        return super().__await__()
+
+    __iter__ = __await__
+
+    def add_done_callback(self, *args: Any, **kwargs: Any) -> None:
+        self.awaited = True
+        super().add_done_callback(*args, **kwargs)
+
+    def done(self) -> bool:
+        self.awaited = True
+        return super().done()

@@ -1,0 +1,48 @@
+"""Where a handler stands: the line of the user's code that a task is suspended at."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+_PACKAGE = str(Path(__file__).parent.parent)
+_STEPS = ("async_generator_asend", "async_generator_athrow")  # what is awaited while an async generator is gone over
+_STANDARD_LIBRARY = str(Path(asyncio.__file__).parent.parent)
+
+
+def standing(task: asyncio.Task[Any] | None, items: object) -> str:
+    """Return the innermost line of the user's code, as `file:line in function`.
+
+    Args:
+        task: the task that serves a request.
+        items: the async iterator of what its handler makes. An async generator cannot be found through the task.
+    """
+    if task is None or task.done():
+        return "nowhere: it has ended"
+    frame = _innermost(items) or _innermost(getattr(items, "inner", None)) or _innermost(task.get_coro())
+    if frame is None:
+        return "code that cannot be seen, e.g. in a thread"
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
+
+
+def _innermost(step: Any) -> FrameType | None:
+    """The innermost frame that is neither of this package nor of the standard library, in a chain of awaits."""
+    found = None
+    while step is not None:
+        frame = _first(step, "ag_frame", "cr_frame", "gi_frame")
+        following = _first(step, "ag_await", "cr_await", "gi_yieldfrom")
+        if frame is not None:
+            name = frame.f_code.co_filename
+            if name.startswith(_PACKAGE):
+                if type(following).__name__ in _STEPS:  # they hide the user's generator, which ours call `items`
+                    following = frame.f_locals.get("items")
+            elif "site-packages" in name or not name.startswith(_STANDARD_LIBRARY):
+                found = frame
+        step = following
+    return found
+
+
+def _first(step: Any, *names: str) -> Any:
+    return next((found for name in names if (found := getattr(step, name, None)) is not None), None)

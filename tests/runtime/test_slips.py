@@ -1,0 +1,195 @@
+"""Slips in a program are told at once, in words that name the public API."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.runtime.cluster import Cluster, drained, patiently, until
+from tests.runtime.programs import program
+from triton_distributed.errors import AlreadyServed, ConfigError
+from triton_distributed.runtime import Context, triton_worker
+
+
+async def echo(request: Any) -> Any:
+    return request
+
+
+async def of(request: Any, context: Context) -> Any:
+    return type(context.metadata).__name__
+
+
+# --- options of a call ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", ["round_robin", "random", "least_loaded", "p2c", lambda _, found, load: found[0]])
+async def test_every_verb_takes_a_policy_as_client_does(policy: Any, cluster: Cluster) -> None:
+    client = await cluster.connect(echo)
+    assert await patiently(client.call(1, policy=policy)) == 1
+    assert await patiently(drained(client.generate(2, annotated=False, policy=policy))) == [2]
+    hedged = client.call(3, policy=policy, idempotent=True, hedge_after_s=60)
+    assert await patiently(hedged) == 3
+
+
+async def test_a_named_policy_of_a_call_takes_its_turns_from_call_to_call(cluster: Cluster) -> None:
+    async def who(request: Any) -> int:
+        return request
+
+    for _ in range(3):
+        await cluster.worker(who)
+    client = await cluster.client(policy="random")
+    await until(lambda: len(client.instance_ids()) == 3)
+    asked = []
+    for n in range(6):
+        stream = client.generate(n, policy="round_robin")
+        await patiently(drained(stream))
+        asked.append(stream.instance_id)
+    assert sorted(asked) == sorted(client.instance_ids() * 2)
+
+
+@pytest.mark.parametrize("verb", ["generate", "round_robin", "random", "call"])
+async def test_an_option_that_does_not_exist_names_the_public_method(verb: str, cluster: Cluster) -> None:
+    client = await cluster.connect(echo)
+    with pytest.raises(TypeError, match=rf"Client\.{verb}\(\) got an unexpected keyword argument 'timout'"):
+        found = getattr(client, verb)(1, timout=3)
+        await found
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"policy": "roundrobin"}, ConfigError, "one of round_robin, random"),
+        ({"context": "req-1"}, TypeError, r"context='req-1': a Context"),
+        ({"metadata": [1]}, TypeError, r"metadata=\[1\]: a mapping"),
+        ({"timeout": "5"}, ValueError, "timeout='5': a number of seconds"),
+        ({"priority": "high"}, TypeError, "priority='high': a whole number"),
+    ],
+)
+async def test_an_option_of_another_kind_is_told_at_the_call(
+    options: dict[str, Any], error: type[Exception], words: str, cluster: Cluster
+) -> None:
+    client = await cluster.connect(echo)
+    with pytest.raises(error, match=words):
+        client.generate(1, **options)
+    assert client.stats.inflight == 0
+
+
+def test_a_context_says_what_it_is_made_of() -> None:
+    with pytest.raises(TypeError, match="id=5: the id of a context is a str"):
+        Context(5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"metadata=\['a'\]: a mapping"):
+        Context("id", ["a"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{}, {"metadata": {"a": 1}}, {"context": Context("id", {"a": 1})}], ids=str)
+async def test_metadata_is_read_only_whoever_called(options: dict[str, Any], cluster: Cluster) -> None:
+    """Whether a handler may write to it must not depend on its caller."""
+    client = await cluster.connect(of)
+    assert await patiently(client.call(1, **options)) == "mappingproxy"
+    given = {"a": 1}
+    context = Context(metadata=given)
+    given["b"] = 2
+    assert dict(context.metadata) == {"a": 1}
+
+
+# --- serving --------------------------------------------------------------------------------------------------------
+
+
+async def test_serving_an_endpoint_twice_raises_from_the_call(cluster: Cluster) -> None:
+    runtime = cluster.runtime()
+    first = runtime.endpoint("t.c.e").serve_endpoint(echo)
+    with pytest.raises(AlreadyServed, match="t/components/c/e"):
+        runtime.endpoint("t.c.e").serve_endpoint(of)  # at once, before the first is registered
+    client = await cluster.client()
+    with pytest.raises(AlreadyServed):
+        runtime.endpoint("t.c.e").serve_endpoint(of)
+    assert await patiently(client.call("old")) == "old"
+    first.cancel()
+    await asyncio.wait([first])
+    runtime.endpoint("t.c.e").serve_endpoint(of)  # free again
+    await until(client.instance_ids)
+    assert await patiently(client.call("new")) == "mappingproxy"
+
+
+async def test_an_invalid_handler_leaves_the_endpoint_free(cluster: Cluster) -> None:
+    runtime = cluster.runtime()
+    with pytest.raises(TypeError):
+        runtime.endpoint("t.c.e").serve_endpoint(5)  # type: ignore[arg-type]
+    runtime.endpoint("t.c.e").serve_endpoint(echo)
+    client = await cluster.client()
+    assert await patiently(client.call(1)) == 1
+
+
+async def _worker(runtime: Any, how: Any) -> str:
+    serving = runtime.endpoint("t.c.e").serve_endpoint(echo)
+    await how(serving)
+    return "returned"
+
+
+async def _not_at_all(serving: asyncio.Task[None]) -> None:
+    await asyncio.sleep(0)
+
+
+async def _by_wait(serving: asyncio.Task[None]) -> None:
+    await asyncio.wait([serving], timeout=0.01)
+
+
+async def _by_gather(serving: asyncio.Task[None]) -> None:
+    gathered = asyncio.gather(serving)
+    await asyncio.sleep(0)
+    gathered.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await gathered
+
+
+@pytest.mark.parametrize(("how", "warned"), [(_not_at_all, True), (_by_wait, False), (_by_gather, False)])
+async def test_a_worker_that_forgot_to_await_is_told_so(
+    how: Any, warned: bool, trd_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TRD_HANDLE_SIGNALS", "0")
+    with caplog.at_level(logging.WARNING):
+        assert await patiently(triton_worker(_worker)(how)) == "returned"
+    assert ("t.c.e: serve_endpoint() was not awaited" in caplog.text) == warned
+
+
+# --- the decorator --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decorate", [triton_worker, triton_worker()])
+async def test_triton_worker_with_and_without_parentheses(decorate: Any, trd_dir: Path) -> None:
+    @decorate
+    async def worker(runtime: Any, a: int, b: int = 2) -> Any:
+        return runtime.instance_id > 0, a, b
+
+    assert await patiently(worker(1, b=3)) == (True, 1, 3)
+    assert worker.__name__ == "worker"
+
+
+def test_triton_worker_of_something_else() -> None:
+    with pytest.raises(TypeError, match="triton_worker decorates"):
+        triton_worker(5)  # type: ignore[call-overload]
+
+
+async def test_a_client_that_never_awaited_its_worker_ends_with_words(tmp_path: Path) -> None:
+    code = """
+import asyncio
+from triton_distributed.runtime import triton_worker
+
+async def handler(request):
+    yield 1
+
+@triton_worker
+async def main(runtime):
+    runtime.endpoint("t.c.e").serve_endpoint(handler)
+
+asyncio.run(main())
+"""
+    async with program(tmp_path, code, environment={"TRD_DIR": str(tmp_path / "trd")}) as running:
+        _, err = await running.output()
+        assert await running.ended() == 0
+    assert "serve_endpoint() was not awaited" in err
