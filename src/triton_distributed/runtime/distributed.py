@@ -176,10 +176,17 @@ class DistributedRuntime:
         """Serve an endpoint; see `Endpoint.serve_endpoint`."""
         self.check("serve_endpoint")
         handler = Handler(function, self._threads)
+        if self.config.handle_signals:
+            self._signals.install()  # before there is a socket or a record, which a process that is killed would leave
         task = self._loop.create_task(self._serve(name, handler, graceful, max_inflight, max_queue, metadata))
         self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
+        task.add_done_callback(self._served)
         return task
+
+    def _served(self, task: asyncio.Task[None]) -> None:
+        self._serving.discard(task)
+        if not self._serving and self._closing is None:
+            self._signals.remove()  # a program that goes on without an endpoint ends at a signal, as any other does
 
     async def _serve(
         self,
@@ -230,9 +237,9 @@ class DistributedRuntime:
             self._loop, name, handler, instance, self._server.places, on_exit=self._exit_wanted, **limits
         )
         self._server.add(served)
-        if self.config.handle_signals:
-            self._signals.install()  # before anybody can see the instance, and stop it for being there
         self._watchdog.start()
+        if self._closing is not None:
+            return served  # a signal came meanwhile: nobody is to call it any more
         try:
             await self.discovery.register(instance)
         except BaseException:
