@@ -1,4 +1,4 @@
-"""Signals where a process has several runtimes, or is a fork."""
+"""Signals where a process has several runtimes, is a fork, or does not serve yet or any more."""
 
 from __future__ import annotations
 
@@ -54,6 +54,88 @@ async def main():
 
 asyncio.run(main())
 """
+
+# A worker that stands still at one moment of its start; what it waits for never comes, unless it drains.
+STARTS = """
+import asyncio, os, signal, sys
+from triton_distributed.discovery.file import FileDiscovery
+from triton_distributed.runtime import addresses, triton_worker
+
+async def echo(request):
+    return request
+
+going_on = asyncio.Event()
+
+def stands_still(function, after):
+    async def changed(*arguments):
+        result = await function(*arguments) if after else None
+        print("here", flush=True)
+        await going_on.wait()
+        return result if after else await function(*arguments)
+    return changed
+
+moment = sys.argv[1]
+if moment == "listens":
+    addresses.published = stands_still(addresses.published, False)
+elif moment == "registers":
+    FileDiscovery.register = stands_still(FileDiscovery.register, False)
+elif moment == "has registered":
+    FileDiscovery.register = stands_still(FileDiscovery.register, True)
+
+@triton_worker()
+async def main(runtime):
+    drains = runtime.primary_token().cancelled()
+    drains.add_done_callback(lambda _: going_on.set())
+    serving = runtime.endpoint("t.c.e").serve_endpoint(echo)
+    if moment == "has just begun":
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("here", flush=True)
+    print("served:", await serving, flush=True)
+
+asyncio.run(main())
+"""
+
+NO_MORE = """
+import asyncio
+from triton_distributed.runtime import triton_worker
+
+async def echo(request):
+    return request
+
+@triton_worker()
+async def main(runtime):
+    endpoint = runtime.endpoint("t.c.e")
+    client = await endpoint.client()
+    for _ in range(2):
+        serving = endpoint.serve_endpoint(echo)
+        await client.wait_for_instances()
+        serving.cancel()
+        await asyncio.wait([serving])
+    print("serves no more", flush=True)
+    await asyncio.sleep(3600)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("moment", ["has just begun", "listens", "registers", "has registered"])
+async def test_a_signal_while_a_worker_starts_leaves_nothing(trd_dir: Path, tmp_path: Path, moment: str) -> None:
+    async with program(tmp_path, STARTS, moment) as worker:
+        assert await worker.line() == "here"
+        if moment != "has just begun":
+            worker.signal(signal.SIGTERM)
+        assert await worker.line() == "served: None"
+        assert await worker.ended() == 0
+    assert [each for each in trd_dir.rglob("*") if not each.is_dir()] == []
+
+
+@pytest.mark.usefixtures("trd_dir")
+@pytest.mark.leaves("socket files", reason="SIGTERM ends it without cleaning up, as it would any program")
+async def test_a_worker_that_serves_no_more_ends_as_any_program_does(tmp_path: Path) -> None:
+    async with program(tmp_path, NO_MORE) as worker:
+        assert await worker.line() == "serves no more"
+        worker.signal(signal.SIGTERM)
+        assert await worker.ended() == -signal.SIGTERM
 
 
 @pytest.mark.usefixtures("trd_dir")

@@ -15,6 +15,7 @@ from triton_distributed import __version__
 from triton_distributed.cli.arguments import Parser
 from triton_distributed.cli.failure import FAILED, INTERRUPTED, USAGE, Failure, one_line
 from triton_distributed.errors import ConfigError, InvalidName, TritonError
+from triton_distributed.external import first_process
 
 COMMANDS = {
     "serve": "serve a function, method or class of a module as an endpoint",
@@ -38,8 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         the exit status.
 
     Raises:
-        SystemExit: after help, a version or an error in the arguments.
+        SystemExit: after help, a version or an error in the arguments; as process 1 also after SIGTERM.
     """
+    first_process.take()
     argv = sys.argv[1:] if argv is None else argv
     parser = Parser(prog="trd", description="A distributed runtime for Python: serve, find and call.", epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"trd {__version__}")

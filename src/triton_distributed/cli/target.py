@@ -13,6 +13,7 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 from triton_distributed.cli.failure import USAGE, Failure, one_line
+from triton_distributed.external.first_process import Ended
 
 
 class Target:
@@ -54,6 +55,8 @@ class Target:
                 why = f": {parent!r} is no package" if no_package else f" in {folder} or on Python's path"
                 raise Failure(f"there is no module {error.name!r}{why}") from error
             raise _raised(f"importing {self.module!r}", error) from error
+        except Ended:  # it is this process that was told to end, not the module that wants to
+            raise
         except (Exception, SystemExit) as error:
             raise _raised(f"importing {self.module!r}", error) from error
 
@@ -99,6 +102,8 @@ def _instance(kind: type, way: str) -> Any:
         pass  # a builtin without a signature
     try:
         return kind()
+    except Ended:
+        raise
     except (Exception, SystemExit) as error:
         raise _raised(f"{way}()", error) from error
 

@@ -1,5 +1,7 @@
 """What programs import: `DistributedRuntime`, the decorators, and the types that calls return."""
 
+# First, because the import of the others takes a while: a container may be stopped meanwhile.
+import triton_distributed.external.first_process  # noqa: F401
 from triton_distributed.runtime.annotated import Annotated
 from triton_distributed.runtime.client import Client
 from triton_distributed.runtime.component import Component, Endpoint, Namespace

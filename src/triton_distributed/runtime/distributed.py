@@ -31,7 +31,6 @@ from triton_distributed.runtime.events import RuntimeEvents
 from triton_distributed.runtime.fork import watch_forks
 from triton_distributed.runtime.handlers import Handler
 from triton_distributed.runtime.host import host_name
-from triton_distributed.runtime.keys import endpoint_key
 from triton_distributed.runtime.prober import Prober
 from triton_distributed.runtime.serve_task import ServeTask
 from triton_distributed.runtime.served import CUT_S, ServedEndpoint
@@ -120,7 +119,6 @@ class DistributedRuntime:
         self._tasks: dict[asyncio.Task[Any], None] = {}  # in order; bounded by calls, clients and endpoints
         self._starting: set[asyncio.Task[ServedEndpoint]] = set()
         self._serving: set[ServeTask] = set()
-        self._claimed: set[int] = set()  # keys of the endpoints that are served, or about to be
         self._stopped: asyncio.Future[None] = self._loop.create_future()
         self._closing: asyncio.Task[None] | None = None
         self._exit: SystemExit | None = None  # what a handler has raised
@@ -181,18 +179,22 @@ class DistributedRuntime:
     ) -> ServeTask:
         """Serve an endpoint; see `Endpoint.serve_endpoint`."""
         self.check("serve_endpoint")
-        key = endpoint_key(name)
-        if key in self._claimed:
+        if any(each.endpoint == name for each in self._serving):
             raise AlreadyServed(name.path)
         handler = Handler(function, self._threads)
+        if self.config.handle_signals:
+            self._signals.install()  # before there is a socket or a record, which a process that is killed would leave
         work = self._serve(name, handler, graceful, max_inflight, max_queue, metadata)
         task = ServeTask(work, name, self._loop)
         self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
-        self._claimed.add(key)
-        task.add_done_callback(lambda _: self._claimed.discard(key))
-        task.awaited = False  # by the program: these callbacks do not count
+        task.add_done_callback(self._served)
+        task.awaited = False  # by the program: this callback does not count
         return task
+
+    def _served(self, task: asyncio.Task[None]) -> None:
+        self._serving.discard(task)
+        if not self._serving and self._closing is None:
+            self._signals.remove()  # a program that goes on without an endpoint ends at a signal, as any other does
 
     def warn_of_unawaited(self) -> None:
         """The program is about to end: say which endpoints it serves without having awaited them."""
@@ -258,9 +260,9 @@ class DistributedRuntime:
         )
         served.task = task
         self._server.add(served)
-        if self.config.handle_signals:
-            self._signals.install()  # before anybody can see the instance, and stop it for being there
         self._watchdog.start()
+        if self._closing is not None:
+            return served  # a signal came meanwhile: nobody is to call it any more
         try:
             await self.discovery.register(instance)
         except BaseException:

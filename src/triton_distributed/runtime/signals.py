@@ -14,6 +14,8 @@ import time
 import weakref
 from collections.abc import Callable
 
+from triton_distributed.external import first_process
+
 logger = logging.getLogger("triton_distributed.runtime")
 
 ECHO_S = 0.02  # `timeout` and process groups deliver one signal twice; nobody presses a key again that soon
@@ -61,7 +63,7 @@ class _Taken:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = weakref.ref(loop)
         self._members: list[DrainSignals] = []
-        self._signals: list[signal.Signals] = []
+        self._before: dict[signal.Signals, object] = {}  # the signals that are taken, and the handler each had
         self._first: float | None = None  # when the drain was asked for
 
     def add(self, member: DrainSignals) -> None:
@@ -70,12 +72,13 @@ class _Taken:
         self._members.append(member)
         loop = self._loop()
         for each in SIGNALS:
-            if loop is not None and each not in self._signals and _is_default(signal.getsignal(each)):
+            before = signal.getsignal(each)
+            if loop is not None and each not in self._before and _is_default(before):
                 try:
                     loop.add_signal_handler(each, self._received, each)
                 except (NotImplementedError, RuntimeError, ValueError):
                     return  # this loop knows no signals
-                self._signals.append(each)
+                self._before[each] = before
 
     def leave(self, member: DrainSignals) -> None:
         """Where a signal began the drain, repeats of it still end nothing while the program ends."""
@@ -83,21 +86,23 @@ class _Taken:
             self._members.remove(member)
         if self._members:
             return
-        taken, self._signals = self._signals, []
+        taken, self._before = self._before, {}
         loop = self._loop()
-        for each in taken:
+        for each, before in taken.items():
             if loop is None or loop.is_closed():
                 continue
             loop.remove_signal_handler(each)
+            if before is first_process.end:
+                signal.signal(each, first_process.end)
             if self._first is not None:
                 signal.signal(each, self._late)
                 # The interpreter puts the default back when it ends, and a repeat in those milliseconds would kill it.
                 atexit.register(signal.signal, each, signal.SIG_IGN)
 
     def forked(self) -> None:
-        if self._signals:
+        if self._before:
             signal.set_wakeup_fd(-1)  # it is the parent's loop that would be woken
-        for each in self._signals:
+        for each in self._before:
             signal.signal(each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL)
 
     def _running(self) -> list[str]:
@@ -133,7 +138,7 @@ def _end(number: int) -> None:
 
 
 def _is_default(handler: object) -> bool:
-    if handler in (signal.SIG_DFL, signal.default_int_handler):
+    if handler in (signal.SIG_DFL, signal.default_int_handler, first_process.end):
         return True
     # asyncio.run puts its own handler on SIGINT, which only cancels the main task.
     return isinstance(handler, functools.partial) and getattr(handler.func, "__module__", "") == "asyncio.runners"

@@ -1,0 +1,81 @@
+"""The signals that end a process, in a process that is number 1: a container's first one.
+
+The kernel delivers a signal to process 1 only where the process has a handler for it. So SIGTERM, with which containers
+are stopped, has no effect on a Python program that has not asked for it yet: while it imports, loads a model or waits
+for a worker. The container then waits for its whole grace period and is killed.
+
+Importing this module is the whole use of it. In a process that is number 1, on the main thread, each signal that still
+has its default action gets a handler which ends the process. Everywhere else nothing happens.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+ECHO_S = 0.02  # a signal that was sent to a process and to its group arrives twice
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+_asked: float | None = None  # when the first signal came
+_hooked = False
+_masks: list[set[int] | set[signal.Signals]] = []  # of forks under way
+
+
+class Ended(SystemExit):
+    """A signal has asked this process to end. The exit status is 128 and the signal's number."""
+
+
+def take(pid: int | None = None) -> None:
+    """Handle the signals that still have their default action, if this is process 1 and its main thread.
+
+    Args:
+        pid: the number of this process; by default the real one.
+    """
+    global _hooked
+    if (os.getpid() if pid is None else pid) != 1 or threading.current_thread() is not threading.main_thread():
+        return
+    for each in SIGNALS:
+        if signal.getsignal(each) is signal.SIG_DFL:
+            signal.signal(each, end)
+    if not _hooked:
+        _hooked = True
+        os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
+
+
+def end(number: int, frame: object) -> None:
+    """The handler: it raises `Ended` in the main thread, so that `finally` blocks run. A second signal ends at once.
+
+    Raises:
+        Ended: at the first signal.
+    """
+    global _asked
+    now = time.monotonic()
+    if _asked is None:
+        _asked = now
+        raise Ended(128 + number)
+    if now - _asked >= ECHO_S:
+        os._exit(128 + number)
+
+
+# A fork is not process 1, so the default action works there. Until it is in place a signal to the fork has to wait: the
+# interpreter forgets those that come in the fork's first moments.
+
+
+def _before_fork() -> None:
+    _masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS))
+
+
+def _after_fork() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop())
+
+
+def _after_fork_in_child() -> None:
+    for each in SIGNALS:
+        if signal.getsignal(each) is end:
+            signal.signal(each, signal.SIG_DFL)
+    _after_fork()
+
+
+take()
