@@ -114,7 +114,9 @@ class DistributedRuntime:
             self._networks,
         )
         self._watchdog = Watchdog(self._loop, config.watchdog_s, self._mark)
-        self._signals = DrainSignals(self._loop, self.shutdown, self._running)
+        self._signals = DrainSignals(
+            self._loop, self.shutdown, config.drain_timeout_s, self._running, self._server.stuck
+        )
         self._token = CancellationToken()
         self._tasks: dict[asyncio.Task[Any], None] = {}  # in order; bounded by calls, clients and endpoints
         self._starting: set[asyncio.Task[ServedEndpoint]] = set()
@@ -435,7 +437,6 @@ class DistributedRuntime:
 
     async def _release(self) -> None:
         self.unusable = True
-        self._signals.remove()
         self._watchdog.stop()
         self._server.close()
         await self.prober.close()
@@ -448,6 +449,7 @@ class DistributedRuntime:
             await network.close()
         await self.nats.close()
         self._threads.close()
+        self._signals.remove()
         if not self._stopped.done():
             self._stopped.set_result(None)
         if self._serving and self._exit is None:

@@ -31,7 +31,7 @@ MOST_KINDS = 64  # types of errors that are remembered
 _DRAINING = (RejectCode.DRAINING, b"it is shutting down")
 _PAUSED = (RejectCode.PAUSED, b"it was paused by its program, see Endpoint.pause")
 _CUT_SHORT = (Outcome.CANCELLED, Outcome.LOST, Outcome.DEADLINE)
-CUT_S = 5.0
+CUT_S = 2.0
 """Seconds that handlers have for their clean-up when a shutdown cuts them, before the runtime goes on without them."""
 _split = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 

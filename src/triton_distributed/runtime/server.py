@@ -130,11 +130,10 @@ class Server:
         else:
             endpoint.admit(stream, timeout_s, metadata, body, buffers)
 
-    async def drain(self, timeout_s: float) -> list[str]:
+    async def drain(self, timeout_s: float) -> None:
         """Let no request in any more, send clients away, and let running handlers finish.
 
-        Returns:
-            the requests that were cut and whose handlers still run, each with the line where its handler stands.
+        Those that run on after `timeout_s` are cancelled. Those that run on then are named in the log, see `stuck`.
         """
         self.draining = True
         for endpoint in self.endpoints:
@@ -154,10 +153,12 @@ class Server:
                 logger.warning("drain: %d request(s) were cancelled after %g s: %s", len(cut), timeout_s, words)
             else:
                 logger.warning("drain: after %g s there were clients that had not read their answers", timeout_s)
-        left = [words for endpoint in self.endpoints for words in endpoint.lingering.describe()]
-        for words in left[:20]:
+        for words in self.stuck()[:20]:
             logger.warning("drain: %s, although it was cancelled", words)
-        return left
+
+    def stuck(self) -> list[str]:
+        """The requests that were cancelled and whose handlers run on, each with the line where its handler stands."""
+        return [words for endpoint in self.endpoints for words in endpoint.lingering.describe()]
 
     @staticmethod
     async def _cut(endpoints: list[ServedEndpoint]) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import threading
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,7 +26,28 @@ def standing(task: asyncio.Task[Any] | None, items: object) -> str:
     frame = _innermost(items) or _innermost(getattr(items, "inner", None)) or _innermost(task.get_coro())
     if frame is None:
         return "code that cannot be seen, e.g. in a thread"
+    return _line(frame)
+
+
+def innermost_line(thread: threading.Thread) -> str:
+    """Return the line that a thread stands at, the user's code if there is any, as `file:line in function`."""
+    frame: FrameType | None = sys._current_frames().get(thread.ident or 0)
+    first = frame
+    while frame is not None and not _is_users(frame):
+        frame = frame.f_back
+    frame = frame or first
+    return "nowhere: it has ended" if frame is None else _line(frame)
+
+
+def _line(frame: FrameType) -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
+
+
+def _is_users(frame: FrameType) -> bool:
+    """Whether it is a frame neither of this package nor of the standard library."""
+    name = frame.f_code.co_filename
+    ours = name.startswith((_PACKAGE, "<frozen "))
+    return not ours and ("site-packages" in name or not name.startswith(_STANDARD_LIBRARY))
 
 
 def _innermost(step: Any) -> FrameType | None:
@@ -34,11 +57,10 @@ def _innermost(step: Any) -> FrameType | None:
         frame = _first(step, "ag_frame", "cr_frame", "gi_frame")
         following = _first(step, "ag_await", "cr_await", "gi_yieldfrom")
         if frame is not None:
-            name = frame.f_code.co_filename
-            if name.startswith(_PACKAGE):
+            if frame.f_code.co_filename.startswith(_PACKAGE):
                 if type(following).__name__ in _STEPS:  # they hide the user's generator, which ours call `items`
                     following = frame.f_locals.get("items")
-            elif "site-packages" in name or not name.startswith(_STANDARD_LIBRARY):
+            elif _is_users(frame):
                 found = frame
         step = following
     return found
