@@ -13,9 +13,10 @@ CHAOS_SEEDS ?= 1000
 CHAOS = $(PYTHON) -m triton_distributed.testing.chaos
 CHAOS_RUN = $(CHAOS) processes --seed $(CHAOS_SEED) --seconds $(CHAOS_SECONDS)
 INSTALLED_BY = pyproject.toml requirements.lock tools/install tools/requirements.py tools/pip tools/find-python tools/get-etcd
+BUSY_RUNS ?= 3
 export TRD_BASE_PYTHON
 
-.PHONY: help demo demo-cluster test test-all test-newest test-oldest versions lock check format bench chaos crowd fuzz soak survival hostile scaling clean
+.PHONY: help demo demo-cluster test test-all test-newest test-oldest test-busy versions lock check format bench chaos crowd fuzz soak survival hostile scaling clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -54,6 +55,10 @@ _test-with:
 	@echo "== the $(WITH) versions:"
 	@tools/versions $(VENV)
 	$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+test-busy: $(VENV)/.test ## the whole test suite beside four busy processes, BUSY_RUNS (3) times in a row
+	@tools/versions $(VENV)
+	$(PYTHON) tools/busy.py $(BUSY_RUNS) $(PYTHON) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 versions: $(VENV)/.test ## print the versions that `make test` runs with
 	@tools/versions $(VENV)
