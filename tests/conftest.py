@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.marks import allowed
 
-pytest_plugins = ["tests.leaks", "tests.limits", "tests.loops", "tests.repeats", "tests.servers"]
+pytest_plugins = ["tests.leaks", "tests.limits", "tests.loops", "tests.repeats", "tests.servers", "tests.words"]
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
