@@ -16,4 +16,4 @@ PATIENCE_S = 60.0 * SCALE
 
 #: A time limit is added to the clock and subtracted again, which rounds. uvloop's clock moves in whole milliseconds: where
 #: it has not moved in between, what is left may be more than the limit by less than this, in seconds.
-ROUNDED_S = 1e-9
+ROUNDED_S = 1e-6

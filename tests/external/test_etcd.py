@@ -107,7 +107,7 @@ async def test_it_goes_to_whoever_answers(lasting_etcd: EtcdServer):
     client = EtcdClient(EtcdOptions(",".join([*dead, lasting_etcd.url])), b"probe")
     began = time.monotonic()
     await client.range(b"x")
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 2.9  # an endpoint that says nothing would have had 1.5 s
     assert f"at {lasting_etcd.url} of" in repr(client)
     client.close()
 
@@ -128,10 +128,8 @@ async def test_silence_is_noticed_on_an_open_watch(lasting_etcd: EtcdServer):
         over = asyncio.ensure_future(client.watch_over())
         watch = await client.watch(b"x", b"", 0)
         proxy.black_hole()
-        began = time.monotonic()
         with pytest.raises(ConnectionAbortedError):
-            await watch.read()
-        assert time.monotonic() - began < 5
+            await asyncio.wait_for(watch.read(), PATIENCE_S)
         assert "no answer within 1.5 s" in client.troubles()
         watch.close()
         over.cancel()
