@@ -16,7 +16,7 @@ INSTALLED_BY = pyproject.toml requirements.lock tools/install tools/requirements
 BUSY_RUNS ?= 3
 export TRD_BASE_PYTHON
 
-.PHONY: help demo demo-cluster test test-all test-newest test-oldest test-busy versions lock check format bench chaos crowd fuzz soak survival hostile scaling clean
+.PHONY: help demo demo-cluster test test-all test-newest test-oldest test-busy versions lock _test-with check format bench chaos crowd fuzz soak survival hostile scaling clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets

@@ -17,8 +17,8 @@ from tests.timing import PATIENCE_S
 
 PROGRAMS = Path(__file__).with_name("programs")
 
-# A command that must say nothing would report its own loop as stuck where the machine is too busy to run it.
-QUIET = {"TRD_WATCHDOG_S": "5"}
+# Commands here must say nothing, also after they were stopped, or where the machine is too busy to run their loop.
+QUIET = {"TRD_WATCHDOG_S": "0"}
 
 READY = re.compile(r"ready: serving (\S+) as instance (\d+) at (\S+)\n")
 
@@ -132,7 +132,8 @@ class Trd:
         ends = [each.end() for each in workers]
         self.abandon()
         said = [end.err for end in ends if end.err and not (self.handlers_raise and "the handler raised" in end.err)]
-        assert ([end.status for end in ends], said) == ([0] * len(ends), [])
+        status = [end.status for end in ends]
+        assert (status, said) == ([0] * len(ends), []), f"workers ended with {status} and said: {said}"
 
     def abandon(self) -> None:
         for each in self.started:
