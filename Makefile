@@ -1,5 +1,5 @@
 # `make` lists the targets. Those for users and `check` need nothing but python3 >= 3.11, make and a package index: they
-# make .venv themselves (with uv where it is on PATH, else venv and pip) and renew it when pyproject.toml changes.
+# make .venv themselves (with uv where it is on PATH, else venv and pip) and renew it when requirements.lock changes.
 
 VENV ?= .venv
 PYTHON = $(VENV)/bin/python
@@ -12,10 +12,11 @@ CHAOS_SEED ?= 1
 CHAOS_SEEDS ?= 1000
 CHAOS = $(PYTHON) -m triton_distributed.testing.chaos
 CHAOS_RUN = $(CHAOS) processes --seed $(CHAOS_SEED) --seconds $(CHAOS_SECONDS)
-INSTALLED_BY = pyproject.toml tools/install tools/find-python tools/get-etcd
+INSTALLED_BY = pyproject.toml requirements.lock tools/install tools/requirements.py tools/pip tools/find-python tools/get-etcd
+BUSY_RUNS ?= 3
 export TRD_BASE_PYTHON
 
-.PHONY: help demo demo-cluster test test-all check format bench chaos crowd fuzz soak survival hostile scaling clean
+.PHONY: help demo demo-cluster test test-all test-newest test-oldest test-busy versions lock _test-with check format bench chaos crowd fuzz soak survival hostile scaling clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -41,6 +42,29 @@ test-all: ## the whole test suite on every supported Python (VERSIONS="3.11 3.12
 	done; \
 	echo "== passed:$${passed:- none}; failed:$${failed:- none}; NOT TESTED, no interpreter found:$${missing:- none}"; \
 	test -z "$$failed$$missing"
+
+test-newest: ## the whole test suite with the newest version of each package, whatever requirements.lock says
+	@$(MAKE) --no-print-directory _test-with WITH=newest VENV=$(VENV)-newest
+
+test-oldest: ## the whole test suite with the oldest versions that pyproject.toml promises to work with
+	@$(MAKE) --no-print-directory _test-with WITH=oldest VENV=$(VENV)-oldest
+
+_test-with:
+	tools/install $(VENV) dev,examples $(WITH)
+	tools/get-etcd $(VENV)
+	@echo "== the $(WITH) versions:"
+	@tools/versions $(VENV)
+	$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+test-busy: $(VENV)/.test ## the whole test suite beside four busy processes, BUSY_RUNS (3) times in a row
+	@tools/versions $(VENV)
+	$(PYTHON) tools/busy.py $(BUSY_RUNS) $(PYTHON) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+versions: $(VENV)/.test ## print the versions that `make test` runs with
+	@tools/versions $(VENV)
+
+lock: ## choose the versions of requirements.lock anew: the newest that pyproject.toml admits
+	tools/lock
 
 check: $(VENV)/.dev ## lint, layout and types: ruff, mypy --strict
 	$(PYTHON) -m ruff check .

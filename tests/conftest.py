@@ -11,10 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.marks import allowed
 
-pytest_plugins = ["tests.leaks", "tests.limits", "tests.loops", "tests.servers"]
+pytest_plugins = ["tests.leaks", "tests.limits", "tests.loops", "tests.repeats", "tests.servers", "tests.words"]
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 # A Unix socket's path has at most 107 bytes on Linux and 103 on macOS, whose own temporary folder takes half of them.
 SHORT = "/tmp" if os.access("/tmp", os.W_OK) else tempfile.gettempdir()

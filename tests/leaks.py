@@ -101,9 +101,9 @@ def _children_by_ps() -> set[int]:
 
 
 def describe_child(pid: int) -> str:
-    row = subprocess.run(["ps", "-o", "stat=,args=", "-p", str(pid)], capture_output=True, text=True).stdout.split(
-        None, 1
-    )
+    row = subprocess.run(
+        ["ps", "-ww", "-o", "stat=,args=", "-p", str(pid)], capture_output=True, text=True
+    ).stdout.split(None, 1)
     state, command = (row[0], row[1].strip()) if len(row) == 2 else ("?", "?")
     return f"process {pid}, {'ended but never waited for' if state.startswith('Z') else 'running'}: {command}"
 

@@ -26,7 +26,6 @@ async def run(**options: Any) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 async def test_a_short_soak_ends_well() -> None:
     result = await run(settle_s=30.0)
     assert result["wrong"] == []
@@ -39,7 +38,6 @@ async def test_a_short_soak_ends_well() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     ("fault", "found"),
     [

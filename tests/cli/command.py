@@ -17,6 +17,9 @@ from tests.timing import PATIENCE_S
 
 PROGRAMS = Path(__file__).with_name("programs")
 
+# Commands here must say nothing, also after they were stopped, or where the machine is too busy to run their loop.
+QUIET = {"TRD_WATCHDOG_S": "0"}
+
 READY = re.compile(r"ready: serving (\S+) as instance (\d+) at (\S+)\n")
 
 
@@ -47,7 +50,7 @@ class Running:
             text=True,
             encoding="utf-8",
             cwd=PROGRAMS,
-            env={**os.environ, "PYTHONPATH": str(SRC), "PYTHONWARNINGS": "error", **environment},
+            env={**os.environ, **QUIET, "PYTHONPATH": str(SRC), "PYTHONWARNINGS": "error", **environment},
         )
         self.out, self.err = self.process.stdout, self.process.stderr
 
@@ -129,7 +132,8 @@ class Trd:
         ends = [each.end() for each in workers]
         self.abandon()
         said = [end.err for end in ends if end.err and not (self.handlers_raise and "the handler raised" in end.err)]
-        assert ([end.status for end in ends], said) == ([0] * len(ends), [])
+        status = [end.status for end in ends]
+        assert (status, said) == ([0] * len(ends), []), f"workers ended with {status} and said: {said}"
 
     def abandon(self) -> None:
         for each in self.started:

@@ -104,7 +104,7 @@ def test_a_reader_that_leaves_is_no_error(trd):
 
 
 def test_a_worker_whose_loop_is_stuck_is_busy(trd, tmp_path):
-    worker = trd.serve("worker:blocked", "a.b.c")
+    worker = trd.serve("worker:blocked", "a.b.c", env={"TRD_WATCHDOG_S": "0.2"})
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     calling = trd.start("call", "a.b.c", json.dumps(str(fifo)))

@@ -81,10 +81,8 @@ async def test_frozen_for_longer_than_leases_last(etcd: EtcdServer, opens_etcd: 
     await one.register(instance(1))
     await log.until_ids([1], PATIENCE_S)
     etcd.freeze()
-    began = time.monotonic()
     with pytest.raises(DiscoveryError, match=f"no answer for 5 s .*{etcd.url}: no answer within 1.5 s"):
-        await other.register(instance(2))
-    assert time.monotonic() - began < 5.5
+        await asyncio.wait_for(other.register(instance(2)), PATIENCE_S)
     etcd.thaw()
     await other.register(instance(3))
     await log.until(lambda: (NAME, 3) in log.present, PATIENCE_S)
@@ -95,18 +93,16 @@ async def test_frozen_for_longer_than_leases_last(etcd: EtcdServer, opens_etcd: 
 
 
 async def test_closing_while_it_is_frozen(etcd: EtcdServer, opens_etcd: OpensEtcd):
-    one = opens_etcd(etcd.url)
+    one = opens_etcd(etcd.url, timeout_s=2 * PATIENCE_S)  # it does not wait for that
     await one.watch(NAME, ChangeLog())
     await one.register(instance(1))
     etcd.freeze()
-    began = time.monotonic()
-    await one.close()
-    assert time.monotonic() - began < 2.5
+    await asyncio.wait_for(one.close(), PATIENCE_S)
     etcd.thaw()
 
 
 async def test_withdrawing_and_closing_without_it_takes_no_time(etcd: EtcdServer, opens_etcd: OpensEtcd, heard: Heard):
-    one = opens_etcd(etcd.url, timeout_s=0.5)
+    one = opens_etcd(etcd.url, timeout_s=3.0)
     await one.watch(NAME, ChangeLog())
     await one.register(instance(1))
     etcd.kill()
@@ -115,7 +111,7 @@ async def test_withdrawing_and_closing_without_it_takes_no_time(etcd: EtcdServer
     began = time.monotonic()
     await one.withdraw(instance(1))
     await one.close()
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 2.9  # it does not wait as the registration did
 
 
 async def test_what_was_withdrawn_without_it_goes_when_it_is_back(etcd: EtcdServer, opens_etcd: OpensEtcd):

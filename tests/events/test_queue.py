@@ -304,7 +304,7 @@ async def test_a_full_queue_refuses(cluster: Cluster, monkeypatch):
     queue = jobs(cluster.runtime())
     for number in range(3):
         await queue.put(number)
-    with pytest.raises(BrokerError, match="maximum messages exceeded"):
+    with pytest.raises(BrokerError, match='queue "jobs" of t/c: .'):
         await queue.put(3)
     assert await queue.depth() == 3
 

@@ -17,6 +17,7 @@ from triton_distributed.testing import EtcdServer, FaultProxy
 from triton_distributed.testing.servers import free_port
 
 MIB = 1024 * 1024
+OUT_OF_RANGE = 11  # a code of gRPC
 
 
 @pytest.fixture
@@ -54,11 +55,12 @@ async def test_conditions(client: EtcdClient):
 async def test_refusals_leave_the_connection_usable(client: EtcdClient):
     """Their bodies are chunked and end in trailers."""
     for _ in range(3):
-        with pytest.raises(EtcdRefused, match="lease not found") as caught:
+        with pytest.raises(EtcdRefused) as caught:
             await client.txn([], [messages.put(b"client/x", b"", 12345)])
         assert caught.value.lease_is_gone
-        with pytest.raises(EtcdRefused, match="future revision") as caught:
+        with pytest.raises(EtcdRefused) as caught:
             await client.range(b"client/x", revision=2**40)
+        assert caught.value.code == OUT_OF_RANGE  # a revision of the future
         assert not caught.value.compacted
     assert client.reachable
 
@@ -68,7 +70,8 @@ async def test_large_replies_and_events(client: EtcdClient):
     start = (await client.range(b"x")).header.revision + 1
     value = random.Random(0).randbytes(MIB)
     for number in range(12):
-        await client.txn([], [messages.put(b"large/%02d" % number, value)])
+        key = b"large/%02d" % number
+        await client.txn([messages.is_absent(key)], [messages.put(key, value)])  # once, also if it is sent again
     listed = await client.range(b"large/", messages.past(b"large/"))
     assert [each.value for each in listed.kvs] == [value] * 12
     watch = await client.watch(b"large/", messages.past(b"large/"), start)
@@ -104,7 +107,7 @@ async def test_it_goes_to_whoever_answers(lasting_etcd: EtcdServer):
     client = EtcdClient(EtcdOptions(",".join([*dead, lasting_etcd.url])), b"probe")
     began = time.monotonic()
     await client.range(b"x")
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 2.9  # an endpoint that says nothing would have had 1.5 s
     assert f"at {lasting_etcd.url} of" in repr(client)
     client.close()
 
@@ -125,10 +128,8 @@ async def test_silence_is_noticed_on_an_open_watch(lasting_etcd: EtcdServer):
         over = asyncio.ensure_future(client.watch_over())
         watch = await client.watch(b"x", b"", 0)
         proxy.black_hole()
-        began = time.monotonic()
         with pytest.raises(ConnectionAbortedError):
-            await watch.read()
-        assert time.monotonic() - began < 5
+            await asyncio.wait_for(watch.read(), PATIENCE_S)
         assert "no answer within 1.5 s" in client.troubles()
         watch.close()
         over.cancel()

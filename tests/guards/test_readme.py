@@ -24,7 +24,7 @@ def short(path: Path) -> str:
 
 
 @pytest.mark.leaves("socket files", reason="README kills a worker, whose socket the next worker or caller removes")
-@pytest.mark.timeout(300)  # a whole document; each of its commands has a limit of its own
+@pytest.mark.timeout(900)  # a whole document; each of its commands has a limit of its own
 @pytest.mark.parametrize("path", EXECUTED, ids=short)
 def test_document_is_true(path: Path, trd_dir: Path, tmp_path: Path):
     try:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SRC = ROOT / "src"
 PACKAGE = "triton_distributed"
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,13 @@ def imports(module: Module) -> Iterator[tuple[ast.stmt, str]]:
                 base = ".".join(package[: len(package) - node.level + 1] + ([base] if base else []))
             for alias in node.names:
                 yield node, f"{base}.{alias.name}"
+
+
+def supported_pythons() -> list[str]:
+    """The Python versions that pyproject.toml says this package is for: `3.11`, …"""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    found = [re.fullmatch(r"Programming Language :: Python :: (3\.\d+)", each) for each in project["classifiers"]]
+    return [each[1] for each in found if each]
 
 
 @functools.cache

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from tests.runtime.cluster import Cluster, drained, patiently, until
+from tests.timing import PATIENCE_S
 from triton_distributed.errors import DecodeError, Overloaded
 from triton_distributed.runtime.served import ServedEndpoint
 from triton_distributed.wire.frames import MOST_ITEMS, array_length, array_of
@@ -107,7 +108,7 @@ async def test_what_is_streamed_and_not_read_is_bounded_for_all_together(cluster
         calls.append(asyncio.create_task(call()))
     await until(lambda: sum(each.done() for each in calls) >= 6)
     reads.set()
-    done, _ = await asyncio.wait(calls, timeout=20)
+    done, _ = await asyncio.wait(calls, timeout=PATIENCE_S)
     assert len(done) == 12
     for each in calls:
         if (error := each.exception()) is not None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.timing import PATIENCE_S
 from triton_distributed.observe import LAG_BOUNDS_S, Watchdog
 
 LIMIT_S = 0.2
@@ -153,6 +156,33 @@ async def test_lag_is_counted(watched: Watched) -> None:
     assert len(lag) == len(LAG_BOUNDS_S) + 1
     assert [count for count in lag if count] == [2, 1, 1, 1]
     assert (lag[0], lag[LAG_BOUNDS_S.index(0.02)], lag[LAG_BOUNDS_S.index(0.5)], lag[-1]) == (2, 1, 1, 1)
+
+
+@pytest.mark.any_loop
+async def test_a_loop_that_waits_for_the_kernel_is_not_stuck_on_a_machine_that_keeps_it_waiting(
+    said: Callable[[], list[str]],
+) -> None:
+    now = 1000.0
+    dog = Watchdog(asyncio.get_running_loop(), LIMIT_S, lambda stuck: None, clock=lambda: now, cpu=lambda: now)
+    dog._loop_thread = threading.get_ident()
+    turned = asyncio.Event()
+    dog._next_beat = now
+    asyncio.get_running_loop().call_soon(dog._beat)
+    asyncio.get_running_loop().call_soon(turned.set)
+    await turned.wait()
+
+    def look() -> None:
+        nonlocal now
+        until = time.monotonic() + PATIENCE_S
+        while not dog._waits(sys._current_frames()[dog._loop_thread]):  # the loop is about to wait for this thread
+            assert time.monotonic() < until
+        now += LIMIT_S
+        dog.look()
+
+    await asyncio.to_thread(look)
+    assert dog.stats.stalls == 0
+    assert said() == []
+    dog.stop()
 
 
 @pytest.mark.any_loop

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
+
+import pytest
 
 from tests.timing import PATIENCE_S
 from triton_distributed.config import Config
@@ -20,6 +22,17 @@ async def patiently(awaitable: Awaitable[T]) -> T:
 
 async def _of(awaitable: Awaitable[T]) -> T:
     return await awaitable
+
+
+def longer(first_s: float) -> Iterator[float]:
+    """Time limits for a call that must get somewhere before its time is over: tried until one of them is enough.
+
+    A short limit makes the test fast. On a busy machine it is over too soon, and the next is four times as long.
+    """
+    while first_s < PATIENCE_S:
+        yield first_s
+        first_s *= 4
+    pytest.fail(f"{PATIENCE_S:g} s were not enough")
 
 
 async def turns(count: int = 20) -> None:

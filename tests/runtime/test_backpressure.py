@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.runtime.cluster import Cluster, drained, patiently, until
+from tests.timing import PATIENCE_S
 from triton_distributed.runtime import Client
 
 ITEM = 1000
@@ -37,7 +38,7 @@ async def echo(request: Any) -> Any:
 async def stands_still(count: Any, beside: Client) -> int:
     """The value of `count()` once it has stopped to change while others are served."""
     before = -1
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while count() != before:
             before = count()
             for n in range(20):

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.runtime.cluster import Cluster, drained, into, patiently, until
-from tests.timing import ROUNDED_S
+from tests.runtime.cluster import Cluster, drained, into, longer, patiently, until
+from tests.timing import PATIENCE_S, ROUNDED_S
 from triton_distributed.errors import DeadlineExceeded, RemoteError
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.runtime import Context, current_context
@@ -26,14 +26,17 @@ async def forever(request: Any) -> AsyncIterator[int]:
 @pytest.mark.any_loop
 async def test_a_call_ends_when_its_time_is_over(cluster: Cluster) -> None:
     client = await cluster.connect(forever)
-    items = []
-    with pytest.raises(DeadlineExceeded, match=r"0\.05 s") as caught:
-        await into(items, client.generate(1, annotated=False, timeout=0.05))
+    items: list[int] = []
+    for calls, limit_s in enumerate(longer(0.05), 1):
+        with pytest.raises(DeadlineExceeded, match=f"{limit_s:g} s") as caught:
+            await into(items, client.generate(1, annotated=False, timeout=limit_s))
+        assert isinstance(caught.value, TimeoutError)
+        assert "t/components/c/e" in str(caught.value)
+        assert caught.value.timeout_s == limit_s
+        assert client.stats.outcomes()["deadline"] == calls
+        if items:
+            break
     assert items == [1]
-    assert isinstance(caught.value, TimeoutError)
-    assert "t/components/c/e" in str(caught.value)
-    assert caught.value.timeout_s == 0.05
-    assert client.stats.outcomes()["deadline"] == 1
     with pytest.raises(TimeoutError):
         await patiently(client.call(1, timeout=0.05))
 
@@ -51,13 +54,17 @@ async def test_enough_time_changes_nothing(cluster: Cluster) -> None:
 async def test_both_sides_count_a_deadline_as_one(cluster: Cluster) -> None:
     worker = await cluster.worker(forever)
     client = await cluster.client()
-    with pytest.raises(DeadlineExceeded):
-        await patiently(drained(client.generate(1, timeout=0.05)))
     stats = worker.stats()["t/components/c/e"]
-    await until(lambda: not stats.inflight)
+    items: list[int] = []
+    for limit_s in longer(0.05):
+        with pytest.raises(DeadlineExceeded):
+            await into(items, client.generate(1, annotated=False, timeout=limit_s))
+        await until(lambda: not stats.inflight)
+        if items:
+            break
     # The caller's CANCEL and the worker's own clock race; neither counts as an error of the handler.
-    outcomes = stats.outcomes()
-    assert outcomes["deadline"] + outcomes["cancelled"] == 1
+    assert stats.outcomes()["error"] == 0
+    assert stats.outcomes()["deadline"] + stats.outcomes()["cancelled"] >= 1
 
 
 async def test_a_deadline_is_inherited_through_hops(cluster: Cluster) -> None:
@@ -85,13 +92,18 @@ async def test_a_deadline_is_inherited_through_hops(cluster: Cluster) -> None:
     await cluster.worker(middle, "t.c.middle")
     await cluster.worker(outer, "t.c.outer")
     client = await cluster.client("t.c.outer")
-    with pytest.raises(TimeoutError):
-        await patiently(drained(client.generate(1, timeout=0.3)))
+    for limit_s in longer(0.3):
+        seen.clear()
+        items: list[int] = []
+        with pytest.raises(TimeoutError):
+            await into(items, client.generate(1, annotated=False, timeout=limit_s))
+        if items:
+            break
     await patiently(ended.wait())
     first, second = seen
     assert first is not None
     assert second is not None
-    assert first <= 0.3 + ROUNDED_S
+    assert first <= limit_s + ROUNDED_S
     assert first + ROUNDED_S >= second > 0
 
 
@@ -124,7 +136,7 @@ async def test_a_deadline_is_inherited_by_child_tasks_and_threads(cluster: Clust
             return await (await cluster.client("t.c.inner")).call(None)
 
         assert current_context() is not None
-        return asyncio.run_coroutine_threadsafe(call(), loop).result(20)
+        return asyncio.run_coroutine_threadsafe(call(), loop).result(PATIENCE_S)
 
     await cluster.worker(inner, "t.c.inner")
     for name, handler in {"t.c.tasks": tasks, "t.c.threads": threads}.items():
@@ -179,7 +191,7 @@ async def test_plain_work_whose_time_ends_before_a_thread_is_free_is_not_begun()
     def handler(request: Any) -> None:
         began.append(request)
         if request == "first":
-            release.wait(20)
+            release.wait(PATIENCE_S)
 
     client = await cluster.connect(handler)
     first = asyncio.create_task(client.call("first"))
@@ -200,9 +212,10 @@ async def test_plain_work_whose_time_ends_before_a_thread_is_free_is_not_begun()
 
 async def test_a_deadline_cancels_a_handler_whose_client_cannot_say_so(unix: Cluster, trd_dir: Path) -> None:
     """The worker keeps the time by itself: here the caller's loop stands still."""
-    ended = threading.Event()
+    began, ended = threading.Event(), threading.Event()
 
     async def handler(request: Any) -> None:
+        began.set()
         try:
             await asyncio.Event().wait()
         finally:
@@ -224,16 +237,20 @@ async def test_a_deadline_cancels_a_handler_whose_client_cannot_say_so(unix: Clu
 
     thread = threading.Thread(target=serve)
     thread.start()
-    assert await asyncio.to_thread(ready.wait, 20)
+    assert await asyncio.to_thread(ready.wait, PATIENCE_S)
     client = await unix.client()
     with pytest.raises(DeadlineExceeded):
         await patiently(client.call(1, timeout=0.05))
-    ended.clear()
-    stream = await client.generate(1, timeout=0.2)
-    await asyncio.sleep(0)
-    assert ended.wait(20)  # blocks this loop
-    with pytest.raises(DeadlineExceeded):
-        await patiently(drained(stream))
+    for limit_s in longer(0.2):
+        began.clear()
+        ended.clear()
+        stream = await client.generate(1, timeout=limit_s)
+        await asyncio.sleep(0)
+        handled = began.wait(2 * limit_s) and ended.wait(PATIENCE_S)  # blocks this loop
+        with pytest.raises(DeadlineExceeded):
+            await patiently(drained(stream))
+        if handled:
+            break
     stop.set()
     await asyncio.to_thread(thread.join)
 

@@ -249,7 +249,7 @@ async def test_an_iterators_end_that_leaks_out_of_a_handler_is_an_error(kind: An
         await cluster.worker(handler, f"t.c.e{number}")
         client = await cluster.client(f"t.c.e{number}")
         with pytest.raises(RuntimeError) as caught:
-            await drained(client.generate(1, timeout=5))
+            await patiently(drained(client.generate(1)))
         assert isinstance(caught.value, RemoteError)
 
 

@@ -22,7 +22,7 @@ async def test_a_blocking_handler_does_not_block_the_loop(cluster: Cluster) -> N
     release = threading.Event()
 
     def blocks(request: Any) -> str:
-        return "released" if release.wait(20) else "never"
+        return "released" if release.wait(PATIENCE_S) else "never"
 
     async def quick(request: Any) -> Any:
         return request
@@ -53,7 +53,7 @@ async def test_at_most_so_many_run_at_once(kind: str) -> None:
             most = max(most, running)
             if running == 3:
                 full.set()
-        release.wait(20)
+        release.wait(PATIENCE_S)
         with lock:
             running -= 1
 
@@ -118,7 +118,7 @@ async def test_items_come_as_they_are_produced(cluster: Cluster) -> None:
 
     def handler(request: Any) -> Iterator[int]:
         for n, step in enumerate(steps):
-            assert step.wait(20)
+            assert step.wait(PATIENCE_S)
             yield n
 
     client = await cluster.connect(handler)
@@ -282,7 +282,7 @@ async def test_a_cancelled_function_ends_before_its_slot_is_free(cluster: Cluste
 
     def handler(request: Any) -> None:
         began.set()
-        release.wait(20)
+        release.wait(PATIENCE_S)
 
     worker = await cluster.worker(handler, max_inflight=1)
     client = await cluster.client()
@@ -302,7 +302,7 @@ async def test_closing_waits_for_what_runs_in_threads(cluster: Cluster) -> None:
     release, ended = threading.Event(), threading.Event()
 
     def handler(request: Any) -> str:
-        release.wait(20)
+        release.wait(PATIENCE_S)
         ended.set()
         return "done"
 

@@ -26,7 +26,6 @@ from triton_distributed.testing.chaos.schedule import Fault
 FAULTY = Path(__file__).parent / "programs" / "faulty_worker.py"
 
 SETTLE_S = 1000 * MS  # here something is left, so all of it is waited for
-pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +37,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The command line, in a process that may have mounts of its own."""
     return subprocess.run(
         [sys.executable, "-m", "triton_distributed.testing.chaos", "processes", *arguments],
-        capture_output=True, text=True, timeout=6 * PATIENCE_S,
+        capture_output=True, text=True, timeout=4 * PATIENCE_S,
     )  # fmt: skip
 
 

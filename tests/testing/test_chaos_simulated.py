@@ -28,8 +28,6 @@ from triton_distributed.transport.stream import Stream
 from triton_distributed.wire.stream import StreamCore
 from triton_distributed.wire.window import WindowBudget
 
-pytestmark = pytest.mark.timeout(120)
-
 
 def command(*arguments: str, hash_seed: str = "0") -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join([str(SRC), *sys.path])}

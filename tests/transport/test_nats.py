@@ -216,6 +216,33 @@ async def test_a_server_that_stays_away_ends_the_sessions(nats: NatsServer):
                 await asyncio.sleep(0.01)
 
 
+async def test_closing_ends_a_reconnection_that_lost_its_cancellation(
+    nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+):
+    """`asyncio.wait_for` of Python 3.11 loses a cancellation that arrives together with its result."""
+    connection = NatsConnection(NatsOptions(nats.url))
+    client = await connection.client()
+    dialling, lost = asyncio.Event(), asyncio.Event()
+
+    async def connect(*_: Any, **__: Any) -> None:
+        dialling.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if not lost.is_set():
+                lost.set()
+                raise ConnectionRefusedError from None
+            raise
+
+    monkeypatch.setattr(client._transport, "connect", connect)
+    nats.kill()
+    async with asyncio.timeout(PATIENCE_S):
+        await dialling.wait()
+        await connection.close()
+    assert lost.is_set()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
 async def test_without_a_server_everything_names_it(nats: NatsServer):
     nats.kill()
     connection = NatsConnection(NatsOptions(nats.url, timeout_s=0.3))

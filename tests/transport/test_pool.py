@@ -49,8 +49,9 @@ async def test_a_failure_names_every_address_and_why(trd_dir):
             await caller.pool.connect(("tcp://127.0.0.1:1", with_file, "memory://none"))
     assert [address for address, _ in caught.value.attempts] == ["tcp://127.0.0.1:1", with_file, "memory://none"]
     text = str(caught.value)
-    assert "refused" in text or "Connect call failed" in text
-    assert "No such file" in text
+    for address, why in caught.value.attempts:
+        assert why
+        assert f"{address}: {why}" in text
     assert "nobody listens on memory://none" in text
     assert caller.lost == []
 

@@ -354,7 +354,7 @@ def test_released_memoryview_is_named() -> None:
     view = memoryview(bytearray(3))
     view.release()
     for value in ([view], {"a": view}):
-        with pytest.raises(ValueError, match="released"):
+        with pytest.raises(ValueError, match=r'^value(\[0\]|\["a"\]): .'):
             encode(value)
 
 
@@ -368,22 +368,27 @@ def test_property_that_raises_while_the_fault_is_looked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "buffers", "text"),
+    "body",
     [
-        (b"", None, "truncated"),
-        (b"\xc1", None, "malformed"),
-        (b"\xdd\xff\xff\xff\xff", None, "truncated"),
-        (b"\xdf\xff\xff\xff\xff", None, "truncated"),
-        (b"\xc6\xff\xff\xff\xff", None, "truncated"),
-        (b"\xa1\xff", None, "utf-8"),
-        (b"\xc0\xc0", None, "trailing"),
-        (b"\x81\x81\xc0\xc0\xc0", None, "hashable"),
-        (b"\x91" * 100_000, None, "nests too deeply"),
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"\xc1", id="a byte that begins no value"),
+        pytest.param(b"\xdd\xff\xff\xff\xff", id="an array without its items"),
+        pytest.param(b"\xdf\xff\xff\xff\xff", id="a map without its items"),
+        pytest.param(b"\xc6\xff\xff\xff\xff", id="bytes that end too early"),
+        pytest.param(b"\xa1\xff", id="text that is not UTF-8"),
+        pytest.param(b"\xc0\xc0", id="two values"),
+        pytest.param(b"\x81\x81\xc0\xc0\xc0", id="a map as the key of a map"),
     ],
 )
-def test_malformed_bodies(body: bytes, buffers: Any, text: str) -> None:
-    with pytest.raises(DecodeError, match=text):
-        decode(body, buffers)
+def test_malformed_bodies(body: bytes) -> None:
+    with pytest.raises(DecodeError, match=r"^a payload that arrived cannot be read: .") as caught:
+        decode(body, None)
+    assert isinstance(caught.value.__cause__, msgspec.MsgspecError)  # it knows why: the reason is in its words
+
+
+def test_a_body_that_nests_too_deeply() -> None:
+    with pytest.raises(DecodeError, match="it nests too deeply"):
+        decode(b"\x91" * 100_000, None)
 
 
 def extension(code: int, header: Any) -> bytes:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from tests.timing import PATIENCE_S
 from tests.wire.test_codec import BIG, containers, extension, received, travel
 from triton_distributed.errors import DecodeError
 from triton_distributed.wire.codec import Message, decode, encode
@@ -261,7 +262,9 @@ def test_numpy_is_imported_only_for_an_array_that_arrives() -> None:
         "except ValueError as error: print(type(error).__name__, error)\n"
     )
     path = "import sys; sys.path[:0] = " + repr([each for each in sys.path if each]) + "\n"
-    done = subprocess.run([sys.executable, "-c", path + code, body.hex()], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", path + code, body.hex()], capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert done.stderr == ""
     first, second = done.stdout.splitlines()
     assert first == "[0, 1, 2]"

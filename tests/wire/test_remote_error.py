@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.timing import PATIENCE_S
 from triton_distributed import errors
 from triton_distributed.errors import RemoteError
 from triton_distributed.wire import remote_error
@@ -341,7 +342,6 @@ def test_cause_and_notes_arrive() -> None:
     except RuntimeError as raised:
         error = travel(raised)
     assert "KeyError: 'first'" in error.remote_traceback
-    assert "direct cause" in error.remote_traceback
     assert error.__notes__[0] == "a note"
 
 
@@ -466,7 +466,7 @@ def test_class_of_the_callers_program_is_found_in_a_fresh_process() -> None:
         [sys.executable, "-c", code, data.hex()],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.stderr == ""

@@ -217,7 +217,7 @@ def test_validator_of_a_user_that_raises() -> None:
             if self.x % 2:
                 raise ValueError("odd")
 
-    with pytest.raises(InvalidRequest, match="request: x: Value error, at most 3"):
+    with pytest.raises(InvalidRequest, match="request: x: .*at most 3"):
         request(Strict, {"x": 4})
     with pytest.raises(InvalidRequest, match="request: odd"):
         request(Even, {"x": 3})

@@ -20,6 +20,7 @@ logger = logging.getLogger("triton_distributed.nats")
 RECONNECT_WAIT_S = 0.25  # between attempts; the client library gives up for good after 60 x 2 s by default
 PING_INTERVAL_S = 5.0  # a server that is frozen rather than dead is left after two pings without an answer
 PINGS_UNANSWERED = 2
+CANCELLATIONS = 10  # of the library's reconnection, at most
 QUIET_S = 5.0  # the same complaint is logged once in this time
 
 
@@ -208,6 +209,21 @@ async def _abandon(client: NatsClient) -> None:
             raise
     except Exception:
         logger.debug("closing a NATS connection failed", exc_info=True)
+    finally:
+        await _end(getattr(client, "_reconnection_task", None))
+
+
+async def _end(task: asyncio.Task[None] | None) -> None:
+    """End the library's reconnection, which would otherwise go on after the client was closed.
+
+    The library cancels it once. `asyncio.wait_for` of Python 3.11 loses a cancellation that arrives together with its
+    result, here with the refusal of a server that is down.
+    """
+    for _ in range(CANCELLATIONS):
+        if task is None or task.done():
+            return
+        task.cancel()
+        await asyncio.wait([task], timeout=0.1)
 
 
 def _without_credentials(url: str) -> str:

@@ -21,7 +21,7 @@ import time
 import traceback
 from bisect import bisect_left
 from collections.abc import Callable
-from types import FrameType
+from types import CodeType, FrameType
 
 logger = logging.getLogger("triton_distributed.watchdog")
 
@@ -99,6 +99,7 @@ class Watchdog:
         self._wake = threading.Event()
         self._stopped = False
         self._beat_at = 0.0  # the loop's newest mark
+        self._runs_loop: CodeType | None = None  # whose call runs a loop that is not written in Python
         # what follows belongs to the thread
         self._due = self._used = 0.0  # when it was to wake, and what the process had used when it went to sleep
         self._since = 0.0  # marks older than this are not held against the loop
@@ -147,6 +148,8 @@ class Watchdog:
         now = self._clock()
         self.stats.lag[bisect_left(LAG_BOUNDS_S, now - self._next_beat)] += 1
         self._beat_at = now
+        if self._runs_loop is None and not isinstance(self._loop, asyncio.BaseEventLoop):
+            self._runs_loop = sys._getframe(1).f_code
         if self._stuck_since is not None:
             self._wake.set()
         if not self._stopped:
@@ -179,7 +182,7 @@ class Watchdog:
                 self._tell_others()  # what could not be told before
                 return self._sleep(since + self._limit_s - now, now)
             frame = sys._current_frames().get(self._loop_thread)
-            if frame is None or _waits(frame) or not self._loop.is_running():
+            if frame is None or self._waits(frame) or not self._loop.is_running():
                 self._since = now
                 return self._sleep(self._limit_s, now)
             self._began(frame, now)
@@ -187,6 +190,16 @@ class Watchdog:
             self._ended()
         self._tell_others()
         return self._sleep(AGAIN_S if self._stuck_since is not None else self._limit_s, now)
+
+    def _waits(self, frame: FrameType) -> bool:
+        """Whether the loop waits for the kernel, and is late only because the machine is.
+
+        uvloop has no frame of its own: the innermost one is then of the code that runs the loop.
+        """
+        code = frame.f_code
+        return code is self._runs_loop or (
+            code.co_name == "select" and os.path.basename(code.co_filename) == "selectors.py"
+        )
 
     def _sleep(self, wait_s: float, now: float) -> float:
         self._due, self._used = now + wait_s, self._cpu()
@@ -237,11 +250,6 @@ class Watchdog:
             self._told_badly = True
         else:
             self._told, self._told_badly = stuck, False
-
-
-def _waits(frame: FrameType) -> bool:
-    """Whether the loop waits for the kernel, and is late only because the machine is."""
-    return frame.f_code.co_name == "select" and os.path.basename(frame.f_code.co_filename) == "selectors.py"
 
 
 def _blame(frame: FrameType) -> tuple[str, int, str]:

@@ -75,12 +75,16 @@ async def connect(loop: asyncio.AbstractEventLoop, path: str, protocol: asyncio.
     try:
         with reachable(Path(path)) as name:
             await loop.sock_connect(sock, name)
-        await loop.create_unix_connection(lambda: protocol, sock=sock)
+        transport, _ = await loop.create_unix_connection(lambda: protocol, sock=sock)
     except BaseException as error:
         sock.close()
         if isinstance(error, ConnectionRefusedError) and _OURS.fullmatch(Path(path).name):
             _remove(Path(path))  # its worker is dead, see `listen`
         raise
+    if transport.is_closing() and not isinstance(loop, asyncio.BaseEventLoop):
+        # uvloop has closed the descriptor before it took the socket object over. The object would close the same number
+        # again, which another connection may have by then.
+        sock.detach()
 
 
 async def listen(
