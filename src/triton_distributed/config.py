@@ -210,6 +210,12 @@ class Config:
         "when the first endpoint is served: collect garbage, then never look again at what is there (`gc.freeze`), so "
         "that full collections, which stop everything, are short; cycles among it are not freed any more",
     )
+    full_tracebacks: bool = _setting(
+        "TRD_FULL_TRACEBACKS",
+        False,
+        "keep this package's own frames in the tracebacks of handlers' errors, in the worker's log and at the caller; "
+        "set it at the worker",
+    )
     handle_signals: bool = _setting(
         "TRD_HANDLE_SIGNALS", True, "drain on SIGTERM and SIGINT while an endpoint is served on the main thread"
     )
