@@ -5,7 +5,9 @@ buffers that travel beside it, which are views of the value's own memory and mus
 
 What arrives is what was sent, with these differences: a tuple, a set and a frozenset arrive as a list; a dataclass,
 Struct or model as a dict of all its fields (unless the handler's types say otherwise); an enum as its value; a UUID,
-Decimal, date or naive datetime as text; a NumPy number as Python's own. Keys of a dict may be whatever msgpack can
+Decimal, date or naive datetime as text; a NumPy number as Python's own. An array or a tensor whose dtype is not known
+where it arrives is there as a NumPy array of its bits, of dtype `V1`, `V2` and so on by the size of an element; so is a
+tensor where torch is not imported, unless NumPy or ml_dtypes has the dtype. Keys of a dict may be whatever msgpack can
 write and Python can hash: text, numbers, bytes, None, and tuples of those.
 """
 
