@@ -32,6 +32,7 @@ and the setting or command that helps.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,10 +72,35 @@ class TritonError(Exception):
     """The root of every error that this package defines."""
 
 
+_SECRETS = re.compile(r"PASSWORD|TOKEN|NKEY")
+_USER = re.compile(r"://(?:(?!://).)*@", re.DOTALL)  # also where the password itself has an @ or a comma
+_PEM = re.compile(r"-----BEGIN.*", re.DOTALL)
+
+
+def without_secrets(text: str) -> str:
+    """Return text with `***` for the user and password of each URL in it, and for the content of key files."""
+    return _PEM.sub("***", _USER.sub("://***@", text))
+
+
+def shown(setting: str, value: Any) -> Any:
+    """Return the value of a setting as an error, a log line or a `repr` may show it."""
+    if _SECRETS.search(setting):
+        return value and "***"
+    if not isinstance(value, str):
+        text = str(value)
+        return value if without_secrets(text) == text else without_secrets(text)
+    before, mark, after = without_secrets(value).partition("://")
+    if "@" in before:  # a URL without its scheme
+        before = f"***@{before.rpartition('@')[2]}"
+    query = mark and after.partition("?")[1]
+    return f"{before}{mark}{after.partition('?')[0]}?***" if query else f"{before}{mark}{after}"
+
+
 class ConfigError(TritonError, ValueError):
-    """A setting cannot be used. Fields: `setting`, `value`, `reason`."""
+    """A setting cannot be used. Fields: `setting`, `value`, `reason`. Passwords in the value are replaced by `***`."""
 
     def __init__(self, setting: str, value: object, reason: str) -> None:
+        value, reason = shown(setting, value), without_secrets(reason)
         super().__init__(setting, value, reason)
         self.setting, self.value, self.reason = setting, value, reason
 
@@ -142,6 +168,7 @@ class DiscoveryError(TritonError):
     """Instances cannot be registered or watched. Fields: `backend`, `where` (its address or path), `reason`."""
 
     def __init__(self, backend: str, where: str, reason: str) -> None:
+        where, reason = without_secrets(where), without_secrets(reason)
         super().__init__(backend, where, reason)
         self.backend, self.where, self.reason = backend, where, reason
 
@@ -153,6 +180,7 @@ class BrokerError(TritonError, ConnectionError):
     """A message broker cannot be reached, or refuses. Fields: `broker`, `where` (its addresses), `reason`."""
 
     def __init__(self, broker: str, where: str, reason: str) -> None:
+        where, reason = without_secrets(where), without_secrets(reason)
         super().__init__(broker, where, reason)
         self.broker, self.where, self.reason = broker, where, reason
 
