@@ -357,10 +357,12 @@ def test_errors_with_odd_parts_of_their_own() -> None:
         assert travel(kind("a", Colour.RED)).args == ("a", "red")
     error = Failed("a")
     error.__dict__[3] = "no name"  # type: ignore[index]
+    error.__dict__["\ud800"] = "no text"
     error.cause = error  # type: ignore[attr-defined]
     got = travel(error)
     assert got.cause == "Failed('a')"
     assert 3 not in got.__dict__
+    assert got.__dict__["\\ud800"] == "no text"
 
 
 def test_errors_of_the_standard_library() -> None:

@@ -6,6 +6,7 @@ import builtins
 import dataclasses
 import reprlib
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from types import MemberDescriptorType
 from typing import Any
 
@@ -90,7 +91,7 @@ _args_of: Any = vars(BaseException)["args"].__get__  # a class may have an attri
 
 def _attributes(error: BaseException) -> Iterator[tuple[str, Any]]:
     seen = {REMOTE}
-    for name, member in members_of(error):
+    for name, member in members_of(error).items():
         try:
             value = member.__get__(error)
         except AttributeError:  # a slot that was never filled
@@ -99,18 +100,24 @@ def _attributes(error: BaseException) -> Iterator[tuple[str, Any]]:
         yield name, value
     for name, value in list(object.__getattribute__(error, "__dict__").items()):
         if type(name) is str and not name.startswith("__") and name not in seen:
-            yield name, value
+            yield clean(name), value
 
 
-def members_of(error: BaseException) -> Iterator[tuple[str, Any]]:
-    """Yield name and descriptor of slots, and of the fields that some built-in types keep outside `__dict__`."""
-    seen = set()
-    for kind in type(error).__mro__:
-        for name, member in vars(kind).items():
-            mine = name in _KEPT_APART.get(kind, ()) if kind in BUILT_IN else not name.startswith("__")
-            if mine and type(member) is MemberDescriptorType and name not in seen:
-                seen.add(name)
-                yield name, member
+def members_of(error: BaseException) -> dict[str, Any]:
+    """Return the descriptors of an error's slots, and of fields that some built-in types keep outside `__dict__`."""
+    kind: Any = type(error)
+    return _members_of(kind)
+
+
+@lru_cache(maxsize=512)  # more than the types of errors of one program
+def _members_of(kind: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for each in kind.__mro__:
+        for name, member in vars(each).items():
+            mine = name in _KEPT_APART.get(each, ()) if each in BUILT_IN else not name.startswith("__")
+            if mine and type(member) is MemberDescriptorType:
+                found.setdefault(name, member)
+    return found
 
 
 def _packed(value: Any, left: int) -> bytes | None:
@@ -257,7 +264,7 @@ def values_of(arguments: Iterable[Any]) -> tuple[Any, ...]:
 
 def fill(error: BaseException, state: dict[str, Any]) -> None:
     """Set the attributes that `held_by` encoded. Runs no code of a user's class."""
-    members = dict(members_of(error))
+    members = members_of(error)
     for name, data in state.items():
         if name.startswith("__"):
             continue

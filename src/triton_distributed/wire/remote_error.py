@@ -303,7 +303,7 @@ def _combined(known: Any) -> type[RemoteError] | None:
 def _reduce(error: RemoteError) -> Any:
     remote = RemoteError.cause_of(error) or RemoteCause()
     members = {}
-    for name, member in members_of(error):
+    for name, member in members_of(error).items():
         try:
             members[name] = member.__get__(error)
         except AttributeError:  # a slot that was never filled
