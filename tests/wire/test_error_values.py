@@ -199,6 +199,7 @@ def errors_with(value: Any) -> list[tuple[BaseException, Any]]:
 
 
 @given(value=values)
+@settings(deadline=None)
 def test_what_an_answer_may_hold_an_error_may_hold(value: Any) -> None:
     expected = answer(value)
     for error, find in errors_with(value):
@@ -209,6 +210,7 @@ def test_what_an_answer_may_hold_an_error_may_hold(value: Any) -> None:
 
 
 @given(value=any_values)
+@settings(deadline=None)
 def test_what_cannot_be_in_an_answer_arrives_as_text_and_takes_nothing_with_it(value: Any) -> None:
     try:
         expected = [answer(value)]
