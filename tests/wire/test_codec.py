@@ -359,11 +359,22 @@ def test_released_memoryview_is_named() -> None:
 
 
 def test_property_that_raises_while_the_fault_is_looked_for() -> None:
+    class Angry(Point):
+        def __getattribute__(self, name: str) -> Any:
+            if name == "x":
+                raise RuntimeError("no")
+            return super().__getattribute__(name)
+
+    with pytest.raises(TypeError, match=r"^value\[0\]: an? .*Angry cannot travel: no"):
+        encode([Angry(1), object()])
+
+
+def test_a_dict_whose_own_items_is_not_asked() -> None:
     class Angry(dict):  # type: ignore[type-arg]
         def items(self) -> Any:
             raise RuntimeError("no")
 
-    with pytest.raises(TypeError, match=r"^value: <class 'object'> cannot travel"):
+    with pytest.raises(TypeError, match=r'^value\[0\]\["a"\]: <class \'object\'> cannot travel'):
         encode([Angry(a=object()), object()])
 
 

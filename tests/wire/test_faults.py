@@ -9,6 +9,7 @@ import enum
 import fractions
 import re
 import threading
+import types
 from typing import Any
 
 import msgspec
@@ -94,6 +95,7 @@ CASES: list[tuple[Any, str]] = [
     ("\udc80", "text with a lone surrogate cannot travel (a str"),
     (fractions.Fraction(1, 3), "<class 'fractions.Fraction'> cannot travel"),
     (threading.Lock(), "<class '_thread.lock'> cannot travel"),
+    (types.MappingProxyType({"x": 1}), "<class 'mappingproxy'> cannot travel: send dict(…) of it"),
     (Released(), "a Released cannot travel: NotImplementedError"),
     (np.array([2**70], dtype=object), "an array of dtype object holds Python objects and cannot travel"),
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import dataclasses
 import reprlib
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -14,6 +13,7 @@ import msgspec
 
 from triton_distributed.errors import REMOTE
 from triton_distributed.wire.codec import Message, decode, encode_part
+from triton_distributed.wire.fields import field_names
 from triton_distributed.wire.values import dumped, is_model
 
 MAX_STATE = 16 * 1024  # encoded bytes of args and attributes together; beyond it they are data, not an error
@@ -195,8 +195,7 @@ def _fields(value: Any) -> list[tuple[str, Any]]:
     if isinstance(value, msgspec.Struct):
         names = list(zip(value.__struct_encode_fields__, value.__struct_fields__, strict=True))
     else:
-        fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else getattr(kind, "__attrs_attrs__", ())
-        names = [(each.name, each.name) for each in fields]
+        names = [(name, name) for name in field_names(kind)]
     return [(sent, getattr(value, name)) for sent, name in names if hasattr(value, name)]
 
 

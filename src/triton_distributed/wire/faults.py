@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import enum
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
 
+from triton_distributed.wire.fields import field_names
 from triton_distributed.wire.values import dumped, is_model
 
 MAX_DEPTH = 200  # containers inside containers that are looked into; beyond it the error names the place reached
@@ -24,11 +24,7 @@ def explain(value: Any, error: Exception, what: str, try_encode: Callable[[Any],
         what: the name of the value in the error's text.
         try_encode: encodes a part of it, raising where that cannot travel.
     """
-    try:
-        found = _find(value, what, [], try_encode)
-    except Exception:  # a user's property or __iter__ may raise anything; the first error is the one to tell
-        found = None
-    path, cause, part = found or (what, error, value)
+    path, cause, part = _find(value, what, [], try_encode) or (what, error, value)
     text, kind = _words(cause, part)
     return kind(f"{path}: {text}")
 
@@ -82,10 +78,13 @@ def _find(value: Any, path: str, above: list[int], try_encode: Callable[[Any], o
         return path, RecursionError(), value
     above.append(id(value))
     looked = False
-    for part, child, key in parts_of(value):
-        looked = True
-        if found := _find(child, f"{path} key {_short(child)}" if key else path + part, above, try_encode):
-            return found
+    try:
+        for part, child, key in parts_of(value):
+            looked = True
+            if found := _find(child, f"{path} key {_short(child)}" if key else path + part, above, try_encode):
+                return found
+    except Exception as error:  # a property of the user's
+        return path, error, value
     above.pop()
     if looked:
         return None
@@ -98,8 +97,8 @@ def _find(value: Any, path: str, above: list[int], try_encode: Callable[[Any], o
 
 def parts_of(value: Any) -> Iterator[tuple[str, Any, bool]]:
     """Yield the parts of a container that msgspec looks into: (how to write it behind the path, it, is it a key)."""
-    if isinstance(value, Mapping):
-        for key, child in value.items():
+    if isinstance(value, dict):
+        for key, child in dict.items(value):
             yield "", key, True
             yield f"[{_short(key)}]", child, False
     elif isinstance(value, (list, tuple)):
@@ -109,15 +108,11 @@ def parts_of(value: Any) -> Iterator[tuple[str, Any, bool]]:
         for child in value:
             yield "{…}", child, False
     else:
-        names: tuple[str, ...] = ()
+        kind: Any = type(value)
         if isinstance(value, msgspec.Struct):
-            names = value.__struct_fields__
-        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-            names = tuple(field.name for field in dataclasses.fields(value))
-        elif is_model(type(value)):
-            names = tuple(dumped(value))
-        elif attributes := getattr(type(value), "__attrs_attrs__", ()):
-            names = tuple(attribute.name for attribute in attributes)
+            names: tuple[str, ...] = value.__struct_fields__
+        else:
+            names = tuple(dumped(value)) if is_model(kind) else field_names(kind)
         for name in names:
             if hasattr(value, name):
                 yield f".{name}", getattr(value, name), False
