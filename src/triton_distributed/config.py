@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from triton_distributed.errors import ConfigError
+from triton_distributed.errors import ConfigError, shown
 
 __all__ = ["DISCOVERY_BACKENDS", "KIB", "MIB", "Config", "environment_reference"]
 
@@ -32,10 +32,9 @@ NOT_SETTINGS = re.compile(
 
 def _setting(variable: str, default: Any, help: str, **bounds: Any) -> Any:
     metadata = {"variable": variable, "help": help, **bounds}
-    shown = not bounds.get("secret")
     if callable(default):
-        return field(default_factory=default, metadata=metadata, repr=shown)
-    return field(default=default, metadata=metadata, repr=shown)
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def _default_directory() -> Path:
@@ -46,9 +45,12 @@ def _default_directory() -> Path:
     return Path(tempfile.gettempdir()) / f"triton-distributed-{user}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Config:
-    """The settings of one runtime. `Config()` holds the defaults, `Config.from_env()` reads `TRD_*`."""
+    """The settings of one runtime. `Config()` holds the defaults, `Config.from_env()` reads `TRD_*`.
+
+    Its `repr` shows no secret, and no user and password of a URL.
+    """
 
     discovery: str = _setting(
         "TRD_DISCOVERY",
@@ -210,6 +212,12 @@ class Config:
         "when the first endpoint is served: collect garbage, then never look again at what is there (`gc.freeze`), so "
         "that full collections, which stop everything, are short; cycles among it are not freed any more",
     )
+    full_tracebacks: bool = _setting(
+        "TRD_FULL_TRACEBACKS",
+        False,
+        "keep this package's own frames in the tracebacks of handlers' errors, in the worker's log and at the caller; "
+        "set it at the worker",
+    )
     handle_signals: bool = _setting(
         "TRD_HANDLE_SIGNALS", True, "drain on SIGTERM and SIGINT while an endpoint is served on the main thread"
     )
@@ -240,7 +248,13 @@ class Config:
             values.setdefault("discovery", "etcd")
         return cls(**{**values, **overrides})
 
+    def __repr__(self) -> str:
+        texts = [f"{each.name}={shown(each.metadata['variable'], getattr(self, each.name))!r}" for each in fields(self)]
+        return f"Config({', '.join(texts)})"
+
     def __post_init__(self) -> None:
+        for each in fields(self):
+            _check_shown(each.metadata["variable"], getattr(self, each.name), each.metadata.get("secret"))
         for name, choices in (
             ("discovery", DISCOVERY_BACKENDS),
             ("request_plane", REQUEST_PLANES),
@@ -273,6 +287,17 @@ class Config:
 
 
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+
+
+def _check_shown(variable: str, value: object, secret: bool | None) -> None:
+    """Refuse what some later error would show: a key in place of its file's name, and a secret that is no text."""
+    if secret:
+        try:
+            str(value).encode()
+        except UnicodeEncodeError:
+            raise ConfigError(variable, value, "it is not valid UTF-8") from None
+    elif "-----BEGIN" in str(value):
+        raise ConfigError(variable, value, "this is the content of a key file, and not the name of one")
 
 
 def _parse(variable: str, kind: str, text: str) -> Any:

@@ -36,8 +36,11 @@ and the setting or command that helps.
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 __all__ = [
     "AlreadyServed",
@@ -60,6 +63,7 @@ __all__ = [
     "Overloaded",
     "Paused",
     "ProtocolError",
+    "RemoteCause",
     "RemoteError",
     "RemoteProtocolError",
     "RequestIncomplete",
@@ -76,10 +80,35 @@ class TritonError(Exception):
     """The root of every error that this package defines."""
 
 
+_SECRETS = re.compile(r"PASSWORD|TOKEN|NKEY")
+_USER = re.compile(r"://(?:(?!://).)*@", re.DOTALL)  # also where the password itself has an @ or a comma
+_PEM = re.compile(r"-----BEGIN.*", re.DOTALL)
+
+
+def without_secrets(text: str) -> str:
+    """Return text with `***` for the user and password of each URL in it, and for the content of key files."""
+    return _PEM.sub("***", _USER.sub("://***@", text))
+
+
+def shown(setting: str, value: Any) -> Any:
+    """Return the value of a setting as an error, a log line or a `repr` may show it."""
+    if _SECRETS.search(setting):
+        return value and "***"
+    if not isinstance(value, str):
+        text = str(value)
+        return value if without_secrets(text) == text else without_secrets(text)
+    before, mark, after = without_secrets(value).partition("://")
+    if "@" in before:  # a URL without its scheme
+        before = f"***@{before.rpartition('@')[2]}"
+    query = mark and after.partition("?")[1]
+    return f"{before}{mark}{after.partition('?')[0]}?***" if query else f"{before}{mark}{after}"
+
+
 class ConfigError(TritonError, ValueError):
-    """A setting cannot be used. Fields: `setting`, `value`, `reason`."""
+    """A setting cannot be used. Fields: `setting`, `value`, `reason`. Passwords in the value are replaced by `***`."""
 
     def __init__(self, setting: str, value: object, reason: str) -> None:
+        value, reason = shown(setting, value), without_secrets(reason)
         super().__init__(setting, value, reason)
         self.setting, self.value, self.reason = setting, value, reason
 
@@ -170,6 +199,7 @@ class DiscoveryError(TritonError):
     """Instances cannot be registered or watched. Fields: `backend`, `where` (its address or path), `reason`."""
 
     def __init__(self, backend: str, where: str, reason: str) -> None:
+        where, reason = without_secrets(where), without_secrets(reason)
         super().__init__(backend, where, reason)
         self.backend, self.where, self.reason = backend, where, reason
 
@@ -181,6 +211,7 @@ class BrokerError(TritonError, ConnectionError):
     """A message broker cannot be reached, or refuses. Fields: `broker`, `where` (its addresses), `reason`."""
 
     def __init__(self, broker: str, where: str, reason: str) -> None:
+        where, reason = without_secrets(where), without_secrets(reason)
         super().__init__(broker, where, reason)
         self.broker, self.where, self.reason = broker, where, reason
 
@@ -415,32 +446,115 @@ class DecodeError(TritonError, ValueError):
         return f"a payload that arrived cannot be read: {self.reason}"
 
 
-class RemoteError(TritonError, ValueError):
-    """The handler raised. What is caught is also an instance of the type that the handler raised, where that is known.
-
-    A built-in type is itself here; a user's own type is where its module is already imported in this process; else the
-    nearest base of it that is known. Nothing is imported or unpickled because a peer said so. The remote traceback is
-    attached as a note.
+@dataclass(frozen=True, slots=True)
+class RemoteCause:
+    """What the runtime knows of an error that a handler raised: `RemoteError.remote`.
 
     Attributes:
         type_name: the name of the type that the handler raised, e.g. `KeyError`.
         message: its text.
-        remote_traceback: the formatted traceback in the worker.
-        instance_id: who answered.
-        request_id: which request it was.
+        own_traceback: the traceback where it was raised, without those of a group's parts.
+        hops: instance id and request id of each handler on the error's way; the first raised it, each further one
+            let it through, and the last one answered this call.
+        types: module and qualified name of the type and of its bases, as the raising process knew them.
+        parts: the same of each error of an ExceptionGroup.
     """
 
     type_name: str = "Exception"
     message: str = ""
-    remote_traceback: str = ""
-    instance_id: int = 0
-    request_id: str = ""
+    own_traceback: str = ""
+    hops: tuple[tuple[int, str], ...] = ()
+    types: tuple[tuple[str, str], ...] = ()
+    parts: tuple[RemoteCause, ...] = ()
+
+    @property
+    def instance_id(self) -> int:
+        """The instance that answered."""
+        return self.hops[-1][0] if self.hops else 0
+
+    @property
+    def request_id(self) -> str:
+        """The request that it answered."""
+        return self.hops[-1][1] if self.hops else ""
+
+    @property
+    def remote_traceback(self) -> str:
+        """The traceback where it was raised, followed by those of a group's parts."""
+        text = self.own_traceback
+        for number, part in enumerate(self.parts, 1):
+            text += f"  +---------------- {number} ----------------\n"
+            text += textwrap.indent(part.remote_traceback, "  | ", lambda line: True)
+        return text
+
+    @property
+    def words(self) -> str:
+        """Type and message."""
+        return f"{self.type_name}: {self.message}" if self.message else self.type_name
+
+
+REMOTE = "__triton_remote__"
+"""The key of a `RemoteCause` in the `__dict__` of an error that arrived. No attribute of a user's type has it."""
+
+_NOT_REMOTE = RemoteCause()
+
+
+class _Field:
+    """A field of `RemoteCause` as an attribute of `RemoteError`, unless the error has one of that name itself.
+
+    It has no `__set__`, so an attribute of the instance comes before it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, error: Any, kind: Any = None) -> Any:
+        remote = _NOT_REMOTE if error is None else error.__dict__.get(REMOTE, _NOT_REMOTE)
+        return getattr(remote, self._name) if self._name else remote
+
+
+class RemoteError(TritonError, ValueError):
+    """The handler raised. What is caught is also an instance of the type that the handler raised, where that is known.
+
+    A built-in type is itself here; a user's own type is where its module is already imported in this process; else the
+    nearest base of it that is known. Nothing is imported or unpickled because a peer said so. The traceback of where
+    the error was raised is attached as a note; where other handlers let the error through, a line for each says so.
+
+    `args` and the attributes of the error arrive as they would in an answer, and what cannot be in an answer arrives as
+    text. Where the error's own type has an attribute with one of the names below, the name means that attribute:
+    `remote` holds what the runtime knows, and `RemoteError.cause_of(error)` does so whatever the type has.
+
+    Attributes:
+        type_name: the name of the type that the handler raised, e.g. `KeyError`.
+        message: its text.
+        remote_traceback: the traceback in the worker where it was raised, without the runtime's own frames.
+        instance_id: the instance that answered.
+        request_id: the request that it answered.
+        remote: all of these and the way of the error, as a `RemoteCause`.
+    """
+
+    type_name: str = cast("str", _Field("type_name"))
+    message: str = cast("str", _Field("message"))
+    remote_traceback: str = cast("str", _Field("remote_traceback"))
+    instance_id: int = cast("int", _Field("instance_id"))
+    request_id: str = cast("str", _Field("request_id"))
+    remote: RemoteCause = cast("RemoteCause", _Field(""))
+
+    @staticmethod
+    def cause_of(error: BaseException) -> RemoteCause | None:
+        """What the runtime knows of an error that arrived from a handler; None for any other error."""
+        found = error.__dict__.get(REMOTE) if isinstance(error, RemoteError) else None
+        return found if isinstance(found, RemoteCause) else None
 
     def __str__(self) -> str:
+        remote = RemoteError.cause_of(self)
+        if remote is not None:
+            return remote.words
+        if "type_name" not in self.__dict__:
+            return super().__str__() or type(self).__name__
         return f"{self.type_name}: {self.message}" if self.message else self.type_name
 
     def __reduce__(self) -> Any:
-        return (RemoteError.__new__, (RemoteError, *self.args), dict(self.__dict__))
+        return (type(self).__new__, (type(self), *self.args), dict(self.__dict__))
 
 
 class ProtocolError(TritonError):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
+import types
 from typing import Any
 
 import msgspec
@@ -16,6 +18,7 @@ from hypothesis.extra import numpy as npst
 from tests.timing import PATIENCE_S
 from tests.wire.test_codec import BIG, containers, extension, received, travel
 from triton_distributed.errors import DecodeError
+from triton_distributed.wire import arrays
 from triton_distributed.wire.codec import Message, decode, encode
 from triton_distributed.wire.outofband import NDARRAY, TENSOR
 
@@ -150,6 +153,20 @@ def test_dlpack_arrives_as_an_array() -> None:
         encode(Foreign(np.array(["text"])))
 
 
+class MakesArrays(Foreign):
+    """One that makes an array of itself where DLPack has no name for its dtype, as JAX does."""
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        return self.values
+
+
+def test_what_dlpack_cannot_name_is_made_an_array_by_its_own_library() -> None:
+    value = np.array(["2025-03-01"], "M8[D]")
+    check(value, travel([MakesArrays(value)])[0])
+    with pytest.raises(TypeError, match=r"cannot read this MakesArrays .* send numpy.asarray"):
+        encode([MakesArrays(np.array([object()]))])
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
@@ -165,15 +182,37 @@ def test_arrays_that_cannot_travel_are_named(value: Any, text: str) -> None:
         encode({"a": [value]}, "request")
 
 
-def test_extended_dtypes() -> None:
+def test_every_dtype_that_ml_dtypes_adds_arrives_bit_for_bit() -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")
-    for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2", "int4"):
-        for count in (3, 20_000):
-            value = np.ones(count).astype(getattr(ml_dtypes, name))
-            check(value, travel(value))
-    scalar = travel([ml_dtypes.bfloat16(1.5)])[0]
-    assert type(scalar) is ml_dtypes.bfloat16
-    assert scalar == 1.5
+    kinds = [each for each in vars(ml_dtypes).values() if isinstance(each, type) and issubclass(each, np.generic)]
+    assert len(kinds) > 10
+    for kind in kinds:
+        size = np.dtype(kind).itemsize
+        for count in (0, 3, 20_000):
+            check(value := np.resize(np.arange(256, dtype="u1"), count * size).view(kind), travel(value))
+        check(value[::2], travel(value[::2]))
+        got = travel([value[1]])[0]
+        assert type(got) in (kind, float)
+        assert got == value[1]
+    record = np.dtype([("a", "i1"), ("b", ml_dtypes.bfloat16, (2,))])
+    check(np.zeros(3, record), travel(np.zeros(3, record)))
+
+
+def test_a_dtype_of_a_library_that_is_not_here_arrives_as_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    monkeypatch.setattr(arrays, "_added_dtypes", {})
+    for name, size in (("ml_dtypes.bfloat16", 2), ("ml_dtypes.float8_of_next_year", 1), ("quaternion.quaternion", 32)):
+        got = decode(array_body(bytes(range(size)), f"{name}:{size}", [1]))
+        check(np.frombuffer(bytes(range(size)), f"V{size}"), got)
+        check(got, travel(got))
+    assert "quaternion" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "name", ["ml_dtypes.finfo", "numpy.object_", "numpy.generic", "numpy.void", "builtins.object", "sys.modules", "a.b"]
+)
+def test_no_other_object_is_taken_for_a_dtype_because_a_peer_named_it(name: str) -> None:
+    assert decode(array_body(bytes(16), f"{name}:8", [2])).dtype == "V8"
 
 
 def array_body(payload: Any, dtype: Any, shape: Any, layout: Any = "C") -> bytes:
@@ -272,38 +311,125 @@ def test_numpy_is_imported_only_for_an_array_that_arrives() -> None:
     assert "NumPy is not installed" in second
 
 
-def test_tensor_arrives_as_an_array_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch", None)
-    body = extension(TENSOR, [np.arange(3, dtype="f4").tobytes(), "float32", [3]])
-    check(np.arange(3, dtype="f4"), decode(body))
-    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
-    from triton_distributed.wire import arrays
+TENSORS_WITHOUT_TORCH = [
+    ("float32", 4, "<f4"),
+    ("bfloat16", 2, "V2"),
+    ("float8_e8m0fnu", 1, "V1"),
+    ("float4_e2m1fn_x2", 1, "V1"),
+    ("uint3", 1, "V1"),
+    ("complex32", 4, "V4"),
+    ("float512_of_next_year", 64, "V64"),
+]
 
-    arrays._named_dtype.cache_clear()
-    got = decode(extension(TENSOR, [b"\x80\x3f", "bfloat16", [1]]))
-    arrays._named_dtype.cache_clear()
-    assert got.dtype == "V2"
-    for header in ([b"\0\0", "object", [1]], [b"\0\0", "float32", [1]], [b"", "qint8", [0]], [b"", "float32", [-1]]):
-        with pytest.raises(DecodeError):
-            decode(extension(TENSOR, header))
+
+class OldTorch(types.ModuleType):
+    """A torch that has none of these dtypes, and something else under one of their names."""
+
+    dtype = type("dtype", (), {})
+    float32 = "no dtype"
+
+
+@pytest.mark.parametrize("torch", [None, OldTorch("torch")], ids=["no torch", "old torch"])
+@pytest.mark.parametrize(("name", "size", "dtype"), TENSORS_WITHOUT_TORCH)
+def test_tensor_arrives_as_an_array_without_its_dtype(
+    torch: Any, name: str, size: int, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    monkeypatch.setattr(arrays, "_added_dtypes", {})
+    data = bytes(range(6 * size % 256)) + bytes(6 * size - 6 * size % 256)
+    for payload, buffers in ((data, None), (0, [bytearray(data)])):
+        got = decode(extension(TENSOR, [payload, name, [2, 3], size]), buffers)
+        check(np.frombuffer(data, dtype).reshape(2, 3), got)
+
+
+def test_a_dtype_that_ml_dtypes_has_too_arrives_as_its(monkeypatch: pytest.MonkeyPatch) -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    got = decode(extension(TENSOR, [b"\x80\x3f", "bfloat16", [1], 2]))
+    assert got.dtype == ml_dtypes.bfloat16
+    assert got[0] == 1
+    for name in ("uint4", "int2"):  # torch does not say what their bits mean
+        assert decode(extension(TENSOR, [b"\x80", name, [1], 1])).dtype == "V1"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        [b"\0\0", "object", [1]],
+        [b"\0\0", "float32", [1], 4],
+        [b"\0\0", "float32", [1]],
+        [b"", "qint8", [0], 1],
+        [b"", "float32", [-1], 4],
+        [b"\0", "new", [1], 2],
+        [b"\0", "new", [1], -1],
+        [b"", "new", [0], 2**40],
+        [b"\0", "new name", [1], 1],
+        [b"\0", "__doc__", [1], 1],
+    ],
+)
+def test_forged_tensors_are_refused(header: Any) -> None:
+    with pytest.raises(DecodeError):
+        decode(extension(TENSOR, header))
+
+
+def torch_dtypes(torch: Any) -> list[Any]:
+    found = {each for each in vars(torch).values() if isinstance(each, torch.dtype)}
+    return [each for each in sorted(found, key=str) if not str(each).startswith("torch.q")]
 
 
 def test_torch_tensors() -> None:
     torch = pytest.importorskip("torch")
-    for name in ("float32", "float64", "float16", "bfloat16", "int64", "uint8", "bool", "complex64", "float8_e4m3fn"):
+    dtypes = torch_dtypes(torch)
+    assert len(dtypes) > 15
+    for dtype in dtypes:
         for shape in ((), (3,), (0, 2), (200, 300)):
-            value = torch.ones(shape).to(getattr(torch, name))
+            count = math.prod(shape)
+            bits = torch.arange(count * dtype.itemsize).to(torch.uint8)
+            bits = bits % 2 if dtype == torch.bool else bits
+            value = bits.view(dtype).reshape(shape) if count else torch.empty(shape, dtype=dtype)
             for wrapped, find in containers(value):
                 got = find(travel(wrapped))
                 assert isinstance(got, torch.Tensor)
-                assert (got.dtype, got.shape) == (value.dtype, value.shape)
-                assert torch.equal(got.reshape(-1).view(torch.uint8), value.reshape(-1).view(torch.uint8))
-    assert torch.equal(travel(torch.arange(6).reshape(2, 3).T), torch.arange(6).reshape(2, 3).T)
+                assert (got.dtype, got.shape) == (dtype, value.shape)
+                assert not count or torch.equal(got.reshape(-1).view(torch.uint8), bits)
+        turned = travel(value.T)
+        assert turned.shape == (300, 200)
+        size = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}[dtype.itemsize]
+        assert torch.equal(turned.view(size).T.contiguous().view(torch.uint8).reshape(-1), bits), dtype
     assert torch.equal(travel(torch.ones(3, requires_grad=True)), torch.ones(3))
+    assert torch.equal(travel(torch.nn.Parameter(torch.ones(3))), torch.ones(3))
+    for odd in (torch.tensor([1 + 2j]).conj(), torch.tensor([1 + 2j]).conj().imag, torch.tensor([1 + 2j]).imag):
+        assert torch.equal(travel(odd), odd)
     travel(torch.ones(3))[0] = 5
-    for bad in (torch.ones(2, 2).to_sparse(), torch.ones(2, device="meta")):
-        with pytest.raises(TypeError, match="cannot travel"):
-            encode([bad])
+
+
+def test_the_words_for_tensors_that_cannot_travel_say_what_to_send() -> None:
+    torch = pytest.importorskip("torch")
+    parts = [torch.ones(2), torch.ones(3)]
+    square = torch.ones(2, 2)
+    for value, helps in (
+        (square.to_sparse(), "to_dense"),
+        (square.to_sparse(), "indices"),
+        (square.to_sparse_csr(), "crow_indices"),
+        (square.to_sparse_csc(), "ccol_indices"),
+        (torch.ones(2, device="meta"), "shape and dtype"),
+        (torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "int_repr"),
+        (torch.quantize_per_channel(square, torch.ones(2), torch.zeros(2), 0, torch.quint8), "dequantize"),
+        (torch.nested.nested_tensor(parts, layout=torch.strided), "unbind"),
+        (torch.nested.nested_tensor(parts, layout=torch.jagged), "to_padded_tensor"),
+    ):
+        with pytest.raises(TypeError, match=rf"^value\[0\]: a .*cannot travel.*send .*{helps}"):
+            encode([value])
+
+
+def test_a_tensor_of_a_dtype_that_this_torch_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    body, _ = received(encode(torch.ones(3, dtype=torch.bfloat16)))
+    monkeypatch.delattr(torch, "bfloat16")
+    got = decode(body)
+    assert isinstance(got, np.ndarray)
+    assert got.tobytes() == b"\x80\x3f" * 3
 
 
 @given(

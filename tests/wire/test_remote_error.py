@@ -24,7 +24,8 @@ from tests.timing import PATIENCE_S
 from triton_distributed import errors
 from triton_distributed.errors import RemoteError
 from triton_distributed.wire import remote_error
-from triton_distributed.wire.remote_error import MAX_MESSAGE, MAX_STATE, MAX_TRACEBACK, decode_error, encode_error
+from triton_distributed.wire.error_values import MAX_STATE
+from triton_distributed.wire.remote_error import MAX_HOPS, MAX_MESSAGE, MAX_TRACEBACK, decode_error, encode_error
 
 
 def caught(raised: BaseException) -> BaseException:
@@ -59,12 +60,6 @@ class Nested:
 class OwnText(Exception):
     def __str__(self) -> str:
         return "text of its own"
-
-
-class OwnProperty(Exception):
-    @property
-    def message(self) -> str:
-        return "a property"
 
 
 class Broken(Exception):
@@ -182,11 +177,24 @@ def test_syntax_error_keeps_its_place() -> None:
     assert (error.filename, error.lineno) == ("file.py", 1)
 
 
-def test_arguments_that_are_dropped_fall_back_to_the_base_that_needs_none() -> None:
-    error = travel(UnicodeDecodeError("utf-8", bytes(MAX_STATE + 1), 0, 1, "bad"))
+def test_a_unicode_error_over_much_data_keeps_its_type_and_says_what_is_cut() -> None:
+    data = bytes(MAX_STATE) + b"\xff"
+    for raised in (
+        UnicodeDecodeError("utf-8", data, len(data) - 1, len(data), "bad"),
+        UnicodeEncodeError("ascii", "\xe9" * MAX_STATE, 5, 6, "bad"),
+        UnicodeTranslateError("\xe9" * MAX_STATE, 5, 6, "bad"),
+    ):
+        error = travel(raised)
+        assert isinstance(error, type(raised))
+        assert (error.start, error.end, error.reason) == (raised.start, raised.end, "bad")
+        assert raised.object.startswith(error.object)
+        assert f"{len(raised.object):,}" in error.__notes__[0]
+
+
+def test_arguments_that_the_type_does_not_take_fall_back_to_the_base_that_needs_none() -> None:
+    error = forged([("builtins", "UnicodeDecodeError"), ("builtins", "UnicodeError")], args=["utf-8"])
     assert not isinstance(error, UnicodeDecodeError)
     assert isinstance(error, UnicodeError)
-    assert error.type_name == "UnicodeDecodeError"
 
 
 @pytest.mark.parametrize(
@@ -208,7 +216,10 @@ def test_our_own_errors_are_caught_as_themselves(raised: errors.TritonError) -> 
     error = travel(raised)
     assert isinstance(error, type(raised))
     assert str(error) == f"{type(raised).__name__}: {raised}"
-    assert error.instance_id == 7
+    assert error.remote.instance_id == 7
+    for name, value in vars(raised).items():
+        arrived = getattr(error, name)
+        assert json.dumps(arrived) == json.dumps(value), f"{name} is the type's own field"
 
 
 @pytest.mark.parametrize(
@@ -234,11 +245,33 @@ def test_what_would_end_the_callers_loop_does_not(raised: Exception) -> None:
     assert error.type_name == type(raised).__name__
 
 
+@pytest.mark.parametrize("error", [asyncio.CancelledError("mine"), KeyboardInterrupt("mine"), GeneratorExit("mine")])
+def test_what_is_no_exception_tells_its_message_and_traceback(error: BaseException) -> None:
+    got = travel(error)
+    assert (got.type_name, got.message, got.args) == (type(error).__name__, "mine", ("mine",))
+    assert not isinstance(got, type(error))
+    assert "in caught" in got.remote_traceback
+
+
+class BothCancelled(asyncio.CancelledError, LookupError):  # type: ignore[misc]
+    pass
+
+
+def test_a_type_that_is_a_cancellation_too_does_not_cancel_the_caller() -> None:
+    error = travel(BothCancelled("x"))
+    assert not isinstance(error, asyncio.CancelledError)
+    assert isinstance(error, LookupError)
+    assert error.type_name == "BothCancelled"
+
+
 def test_exception_group_is_told_in_the_traceback() -> None:
-    error = travel(ExceptionGroup("several", [KeyError("inner")]))
+    error = travel(ExceptionGroup("several", [caught(KeyError("inner")), ValueError("other")]))
     assert isinstance(error, RemoteError)
     assert error.type_name == "ExceptionGroup"
     assert "KeyError: 'inner'" in error.remote_traceback
+    assert "ValueError: other" in error.remote_traceback
+    shown = "".join(traceback.format_exception(error))
+    assert shown.count("raise raised") == 2, "the group's own place and the part's, each once"
 
 
 def test_class_that_refuses_subclasses_falls_back_to_its_base() -> None:
@@ -307,13 +340,10 @@ def test_attributes_cannot_replace_what_the_error_is() -> None:
         state={"__class__": 1, "__notes__": 3, "instance_id": 99, "message": "forged", "_origin": 4, "fine": 5},
     )
     assert isinstance(error, KeyError)
-    assert (error.instance_id, error.message, error.fine) == (1, "m", 5)  # type: ignore[attr-defined]
+    assert (error.remote.instance_id, error.remote.message, error.fine) == (1, "m", 5)  # type: ignore[attr-defined]
     assert error.__notes__ == ["\nIn instance 1:\ntb\n"]
+    assert str(error) == "T: m"
     assert isinstance(travel(error), KeyError)
-
-
-def test_fields_of_ours_win_over_a_property_of_the_class() -> None:
-    assert travel(OwnProperty("x")).message == "x"
 
 
 def test_traceback_is_a_note() -> None:
@@ -345,17 +375,42 @@ def test_cause_and_notes_arrive() -> None:
     assert error.__notes__[0] == "a note"
 
 
+def passed_on(error: Any, instance_id: int, request_id: str) -> Any:
+    """What arrives where a handler lets an error through."""
+
+    def handler_in_between() -> None:
+        raise error
+
+    try:
+        handler_in_between()
+    except Exception as raised:
+        return decode_error(encode_error(raised), instance_id=instance_id, request_id=request_id)
+
+
 def test_error_passed_on_by_a_stage_in_between() -> None:
     first = travel(WithInit(3, hint="h"), instance_id=1, request_id="inner")
-    second = travel(first, instance_id=2, request_id="outer")
-    third = travel(second, instance_id=3, request_id="outermost")
+    second = passed_on(first, 2, "outer")
+    third = passed_on(second, 3, "outermost")
     assert isinstance(third, WithInit)
     assert (third.type_name, third.message) == (first.type_name, first.message)
     assert (third.instance_id, third.request_id, third.code) == (3, "outermost", 3)
+    assert third.remote.hops == ((1, "inner"), (2, "outer"), (3, "outermost"))
     assert type(third) is type(first)
-    assert len(third.__notes__) == 1
-    for each in ("In instance 1, request inner:", "In instance 2, request outer:", "in caught"):
-        assert each in third.remote_traceback
+    assert third.remote_traceback == first.remote_traceback
+    assert third.__notes__ == [
+        f"\nIn instance 1, request inner:\n{first.remote_traceback}"
+        "Passed on by instance 2, request outer.\n"
+        "Passed on by instance 3, request outermost.\n"
+    ]
+
+
+def test_a_way_of_many_hops_is_bounded() -> None:
+    error = travel(PlainError("x"), instance_id=1, request_id="first")
+    for hop in range(2, 100):
+        error = passed_on(error, hop, "r")
+    assert len(error.remote.hops) == MAX_HOPS
+    assert (error.remote.hops[0], error.remote.hops[-1]) == ((1, "first"), (99, "r"))
+    assert len(error.__notes__[0].splitlines()) < 50
 
 
 def test_stage_in_between_need_not_know_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,20 +454,12 @@ def test_sizes_are_bounded() -> None:
     assert len(data) < MAX_TRACEBACK + 40 * MAX_MESSAGE
     error: Any = decode_error(data, instance_id=1, request_id="")
     assert error.small == 1
-    assert not hasattr(error, "big")
-    assert not hasattr(error, "odd")
+    assert error.big.startswith("yyy")
+    assert "characters left out" in error.big
+    assert error.odd.startswith("<object object at")
+    assert "characters left out" in error.args[0]
     assert len(error.remote_traceback) <= MAX_TRACEBACK
     assert "characters left out" in error.message
-
-
-def test_what_cannot_be_encoded_is_dropped() -> None:
-    raised = PlainError("\ud800", object(), {1: 2}, 2**80)
-    loop: list[Any] = []
-    loop.append(loop)
-    raised.loop = loop  # type: ignore[attr-defined]
-    error = travel(raised)
-    assert isinstance(error, PlainError)
-    assert "\\ud800" in error.message
 
 
 def test_cache_of_classes_is_bounded() -> None:

@@ -83,8 +83,9 @@ async def _run(arguments: argparse.Namespace, request: Any, config: Config) -> N
                 finally:
                     stream.cancel()
             except TritonError as error:
-                if arguments.traceback and isinstance(error, RemoteError) and error.remote_traceback:
-                    print(error.remote_traceback.rstrip("\n"), file=sys.stderr)
+                cause = RemoteError.cause_of(error)
+                if arguments.traceback and cause is not None and cause.remote_traceback:
+                    print(cause.remote_traceback.rstrip("\n"), file=sys.stderr)
                 raise Failure(_words(error, name, runtime.discovery.where)) from error
 
 
@@ -128,8 +129,9 @@ def _words(error: TritonError, name: EndpointName, where: str) -> str:
             return f"no instance {error.instance_id} serves {name}; its instances: {known}"
         case DeadlineExceeded():
             return f"{name} did not finish within {error.timeout_s:g} s: give it more with --timeout"
-        case RemoteError():
-            return f"instance {error.instance_id} raised {error}"
+        case RemoteError() if (cause := RemoteError.cause_of(error)) is not None:
+            ways = "".join(f", passed on by instance {place}" for place, _ in cause.hops[1:])
+            return f"instance {cause.hops[0][0]} raised {cause.words}{ways}"
     return str(error)
 
 

@@ -66,7 +66,7 @@ def _address(text: str) -> str:
     try:
         address = Address.parse(text)
     except ConfigError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: {error.reason}") from error
+        raise argparse.ArgumentTypeError(f"{error.value!r}: {error.reason}") from error
     if address.scheme == "memory":
         raise argparse.ArgumentTypeError(f"{text!r}: nobody outside this process could call it")
     return text

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 
 from triton_distributed.discovery.base import Sink, Watch
 from triton_distributed.discovery.watchers import Watcher, Watchers
-from triton_distributed.errors import ConfigError, DiscoveryError, InvalidName
+from triton_distributed.errors import ConfigError, DiscoveryError, InvalidName, shown
 from triton_distributed.names import EndpointName, Instance
 
 SETTING = "TRD_STATIC"
@@ -66,6 +67,10 @@ def parse_static(text: str) -> list[Instance]:
     Raises:
         ConfigError: an entry is not one, or is there twice. Names the entry.
     """
+    for part in re.split("[;,]", text):
+        address = part.partition("=")[2] or part
+        if "@" in address and not address.strip().startswith("unix://"):  # looked for first: it may hold a ; or a comma
+            raise ConfigError(SETTING, text, f"an address has no user and password: {_FORM}")
     found: dict[int, Instance] = {}
     for entry in filter(None, (each.strip() for each in text.split(";"))):
         name, mark, rest = entry.partition("=")
@@ -74,7 +79,7 @@ def parse_static(text: str) -> list[Instance]:
         try:
             endpoint = EndpointName.parse(name.strip())
         except InvalidName as error:
-            raise ConfigError(SETTING, entry, str(error)) from error
+            raise ConfigError(SETTING, entry, f"its name is not one, {error.reason}: {_FORM}") from None
         addresses = tuple(_address(entry, each.strip()) for each in rest.split(","))
         instance = Instance(endpoint, static_id(endpoint, addresses), addresses)
         if instance.id in found:
@@ -94,7 +99,7 @@ def _address(entry: str, text: str) -> str:
     """One address, looked at far enough to find a slip of the pen here and not in the first call."""
     scheme, _, rest = text.partition("://")
     if not text.isprintable() or " " in text:
-        raise ConfigError(SETTING, entry, f"{text!r} is not an address: {_FORM}")
+        raise ConfigError(SETTING, entry, f"{shown(SETTING, text)!r} is not an address: {_FORM}")
     if scheme == "unix" and rest.startswith("/"):
         return text
     if scheme in ("memory", "nats") and rest:
@@ -102,4 +107,6 @@ def _address(entry: str, text: str) -> str:
     host, mark, port = rest.rpartition(":")
     if scheme == "tcp" and mark and host and port.isascii() and port.isdecimal() and 0 < int(port) <= 65535:
         return text
-    raise ConfigError(SETTING, entry, f"{text!r} is not an address such as tcp://host:port or unix:///path: {_FORM}")
+    raise ConfigError(
+        SETTING, entry, f"{shown(SETTING, text)!r} is not an address such as tcp://host:port or unix:///path: {_FORM}"
+    )

@@ -64,6 +64,9 @@ class EtcdClient:
         self._options = options
         self._probe_key = probe_key
         self._rng = rng or random.Random()
+        if "@" in options.endpoints:
+            reason = "user and password are settings of their own: TRD_ETCD_USERNAME and TRD_ETCD_PASSWORD"
+            raise ConfigError("ETCD_ENDPOINTS", options.endpoints, reason)
         self._endpoints = [Endpoint(each.strip()) for each in options.endpoints.split(",") if each.strip()]
         if not self._endpoints:
             raise ConfigError("ETCD_ENDPOINTS", options.endpoints, "etcd's client URLs, separated by commas")

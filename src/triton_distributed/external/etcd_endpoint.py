@@ -67,7 +67,7 @@ class EtcdRefused(EtcdError):
 class EtcdOptions:
     """How to reach etcd. `endpoints` is one URL or several, separated by commas; `tls` gives contexts for https."""
 
-    endpoints: str = "http://localhost:2379"
+    endpoints: str = field(default="http://localhost:2379", repr=False)  # somebody may have put a password there
     username: str = ""
     password: str = field(default="", repr=False)
     tls: Callable[[], ssl.SSLContext] | None = None
@@ -90,7 +90,7 @@ class Endpoint:
             host, port = parts.hostname, parts.port or 2379
         except ValueError:
             host, port = None, 0
-        if parts.scheme not in ("http", "https") or not host or parts.path not in ("", "/") or parts.username:
+        if parts.scheme not in ("http", "https") or not host or parts.path not in ("", "/") or parts.query:
             raise ConfigError("ETCD_ENDPOINTS", text, "etcd's client URLs, http://host:port, separated by commas")
         self.host, self.port, self.secure = host, port, parts.scheme == "https"
         self.authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

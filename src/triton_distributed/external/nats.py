@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from triton_distributed.errors import BrokerError
+from triton_distributed.errors import BrokerError, ConfigError, without_secrets
 
 if TYPE_CHECKING:
     from nats.aio.client import Client as NatsClient
@@ -28,7 +29,7 @@ QUIET_S = 5.0  # the same complaint is logged once in this time
 class NatsOptions:
     """How to reach a NATS server. `servers` is one URL or several, separated by commas."""
 
-    servers: str = "nats://localhost:4222"
+    servers: str = field(default="nats://localhost:4222", repr=False)  # a URL may hold a password
     username: str = ""
     password: str = field(default="", repr=False)
     token: str = field(default="", repr=False)
@@ -49,13 +50,25 @@ class NatsConnection:
         where: the servers without credentials, for error texts.
         last_error: what the client library complained about last; empty if it never did.
         reconnected: called without arguments after each reconnection; subscriptions are restored by then.
+
+    Raises:
+        ConfigError: the servers are not URLs.
     """
 
     def __init__(self, options: NatsOptions, name: str = "triton-distributed") -> None:
         self._options = options
         self._name = name
         self._urls = [each.strip() for each in options.servers.split(",") if each.strip()]
-        self.where = ", ".join(_without_credentials(each) for each in self._urls)
+        self.where = ", ".join(_without_user(each) for each in self._urls)
+        if not all(map(_is_url, self._urls)) or any(
+            "," in each.rpartition("@")[0] for each in options.servers.split("://")
+        ):
+            raise ConfigError(
+                "NATS_SERVER",
+                options.servers,
+                "NATS URLs are nats://host:port or nats://user:password@host:port, separated by commas; "
+                "in a password write each of , : / ? # [ ] @ % as %XX",
+            )
         self.reconnected: list[Callable[[], None]] = []
         self._client: NatsClient | None = None
         self._connecting: asyncio.Task[NatsClient] | None = None
@@ -180,7 +193,7 @@ class NatsConnection:
             await _abandon(client)
 
     async def _on_error(self, error: Exception) -> None:
-        text = str(error) or type(error).__name__
+        text = without_secrets(str(error)) or type(error).__name__
         self.last_error = text
         said, when = self._said
         now = time.monotonic()
@@ -226,6 +239,15 @@ async def _end(task: asyncio.Task[None] | None) -> None:
         await asyncio.wait([task], timeout=0.1)
 
 
-def _without_credentials(url: str) -> str:
-    scheme, mark, rest = url.partition("://")
+def _without_user(url: str) -> str:
+    scheme, mark, rest = url.rpartition("://")
     return f"{scheme}{mark}{rest.rpartition('@')[2]}"
+
+
+def _is_url(url: str) -> bool:
+    """Whether it names a host; not where a part of a password would be taken for a port, or for what follows it."""
+    try:
+        parts = urlsplit(url if "://" in url else f"nats://{url}")
+        return bool(parts.hostname) and parts.port != 0 and not ("@" in parts.path or parts.query or parts.fragment)
+    except ValueError:
+        return False

@@ -57,7 +57,7 @@ class TlsFiles:
                 try:
                     status = os.stat(path)
                 except OSError as error:
-                    raise ConfigError(setting, path, error.strerror or str(error)) from error
+                    raise ConfigError(setting, path, error.strerror or type(error).__name__) from None
                 found.append((status.st_mtime_ns, status.st_ino))
         return tuple(found)
 

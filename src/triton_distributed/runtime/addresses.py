@@ -14,7 +14,7 @@ from triton_distributed.config import Config
 from triton_distributed.discovery.folder import private_folder
 from triton_distributed.errors import ConfigError, DiscoveryError
 from triton_distributed.names import EndpointName, request_subject
-from triton_distributed.transport.address import Address, parse_list
+from triton_distributed.transport.address import Address, entries_of, parse_list
 from triton_distributed.transport.listener import Listener
 from triton_distributed.transport.pool import MOST_ADDRESSES
 from triton_distributed.transport.tcp import dual_stack, wildcard
@@ -127,7 +127,7 @@ async def published(loop: asyncio.AbstractEventLoop, config: Config, listened: S
 
 def _advertised(text: str, listened_port: int) -> list[Address]:
     found = []
-    for entry in filter(None, (each.strip() for each in text.split(","))):
+    for entry in entries_of(text, "TRD_ADVERTISE"):
         if "://" in entry and not entry.startswith("tcp://"):
             found.append(Address.parse(entry, "TRD_ADVERTISE"))
             continue

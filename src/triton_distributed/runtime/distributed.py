@@ -258,7 +258,14 @@ class DistributedRuntime:
         addresses = await self._server.listen(name, self.instance_id, self.discovery.where)
         instance = Instance(name, self.instance_id, addresses, host_name(), metadata)
         served = ServedEndpoint(
-            self._loop, name, handler, instance, self._server.places, on_exit=self._exit_wanted, **limits
+            self._loop,
+            name,
+            handler,
+            instance,
+            self._server.places,
+            on_exit=self._exit_wanted,
+            full_tracebacks=self.config.full_tracebacks,
+            **limits,
         )
         served.task = task
         self._server.add(served)

@@ -17,17 +17,20 @@ from triton_distributed.runtime.admission import Admission, Places
 from triton_distributed.runtime.context import Context
 from triton_distributed.runtime.handlers import Handler
 from triton_distributed.runtime.lingering import Lingering
+from triton_distributed.runtime.reporting import log_error
 from triton_distributed.runtime.served_context import ServedContext, served_context
 from triton_distributed.runtime.serving import Serving
 from triton_distributed.transport.stream import Stream
 from triton_distributed.wire.assembly import Body, Memory
 from triton_distributed.wire.frames import MOST_ITEMS, RejectCode, array_length, overloaded
+from triton_distributed.wire.remote_error import let_through
 
 _INFINITE = float("inf")
 logger = logging.getLogger("triton_distributed.runtime")
 
 QUIET_S = 10.0  # a handler that fails at every request must not fill a disk
 MOST_KINDS = 64  # types of errors that are remembered
+MOST_WORDS = 300  # characters of an error's text in a line of the log
 _DRAINING = (RejectCode.DRAINING, b"it is shutting down")
 _PAUSED = (RejectCode.PAUSED, b"it was paused by its program, see Endpoint.pause")
 _CUT_SHORT = (Outcome.CANCELLED, Outcome.LOST, Outcome.DEADLINE)
@@ -48,6 +51,7 @@ class ServedEndpoint:
         max_queue: requests that may wait for one of them; beyond it they are refused at once.
         graceful: a drain lets what runs finish; else it is cut at once.
         on_exit: called where a handler has raised SystemExit.
+        full_tracebacks: tracebacks of handlers' errors keep the frames of this package.
 
     Attributes:
         instance: what is registered.
@@ -71,6 +75,7 @@ class ServedEndpoint:
         max_queue: int,
         graceful: bool,
         on_exit: Callable[[SystemExit], None],
+        full_tracebacks: bool,
     ) -> None:
         self.loop = loop
         self.name = name
@@ -79,6 +84,7 @@ class ServedEndpoint:
         self.admission = Admission(max_inflight, max_queue)
         self.draining = self.paused = self.registered = False
         self.graceful, self.on_exit = graceful, on_exit
+        self.full_tracebacks = full_tracebacks
         self._places = places
         self.running: dict[Serving, None] = {}
         self.lingering = Lingering(loop, name, handler.name)
@@ -223,18 +229,32 @@ class ServedEndpoint:
             serving.refuse(*refusal)
 
     def report(self, context: Context, error: BaseException) -> None:
-        """Log what a handler raised: one traceback in `QUIET_S` for each type of error, the others by their number."""
-        kind, now = type(error).__qualname__, self.loop.time()
+        """Log what a handler raised: once in `QUIET_S` for each type of error, with the number of the others.
+
+        The traceback is logged where the error arose. A handler that lets the error of its own call through is logged
+        with one line.
+        """
+        through = let_through(error)
+        kind, now = through.type_name if through else type(error).__qualname__, self.loop.time()
         since, unsaid = self._reported.get(kind, (-QUIET_S, 0))
+        level, more = logging.WARNING, f" ({unsaid} more like it since the last report)" if unsaid else ""
         if now - since < QUIET_S:
             self._reported[kind] = (since, unsaid + 1)
-            logger.debug("handler %s raised", self.handler.name, exc_info=error)
+            level, more = logging.DEBUG, ""
+        else:
+            if len(self._reported) >= MOST_KINDS:
+                self._reported.clear()
+            self._reported[kind] = (now, 0)
+        if not logger.isEnabledFor(level):
             return
-        if len(self._reported) >= MOST_KINDS:
-            self._reported.clear()
-        self._reported[kind] = (now, 0)
-        more = f" ({unsaid} more like it since the last report)" if unsaid else ""
-        logger.warning("%s: request %s: the handler raised%s", self.name, context.id(), more, exc_info=error)
+        if through is None:
+            text = "%s: request %s: the handler raised%s"
+            log_error(logger, level, error, self.full_tracebacks, text, self.name, context.id(), more)
+            return
+        words = " ".join(through.words.split())
+        place, request = through.hops[0]
+        text = "%s: request %s: the handler passed on an error of instance %d, request %s: %s%s"
+        logger.log(level, text, self.name, context.id(), place, request, words[:MOST_WORDS], more)
 
     async def idle(self) -> None:
         """Wait until no handler runs. One waiter at a time."""

@@ -268,7 +268,8 @@ class Serving:
         if isinstance(error, MessageTooLarge):
             logger.warning("%s: %s", self._endpoint.name, error)
         self._endpoint.report(self.context, error)
-        self.stream.abort(f.ERROR, f.ErrorCode.HANDLER, encode_error(error))
+        detail = encode_error(error, full_tracebacks=self._endpoint.full_tracebacks)
+        self.stream.abort(f.ERROR, f.ErrorCode.HANDLER, detail)
 
 
 async def _close(items: Any, error: BaseException | None) -> None:

@@ -50,7 +50,7 @@ class Address:
             return cls(scheme, rest)
         host, mark, port = rest.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
-        if not mark or not host or set(host) & set("/ ") or not port.isdecimal() or int(port) > 65535:
+        if not mark or not host or set(host) & set("/ @") or not port.isdecimal() or int(port) > 65535:
             raise ConfigError(setting, text, "a TCP address is tcp://host:port, an IPv6 host in brackets")
         return cls("tcp", host, int(port))
 
@@ -60,13 +60,25 @@ class Address:
         return f"tcp://[{self.host}]:{self.port}" if ":" in self.host else f"tcp://{self.host}:{self.port}"
 
 
+def entries_of(text: str, setting: str) -> list[str]:
+    """Split a setting that lists addresses at its commas; spaces around them and empty entries are passed over.
+
+    Raises:
+        ConfigError: an entry holds a user, and with it perhaps a password. Addresses are published.
+    """
+    entries = [each for each in map(str.strip, text.split(",")) if each]
+    if any("@" in each and not each.startswith("unix://") for each in entries):
+        raise ConfigError(setting, text, "addresses are published, and have no user and password")
+    return entries
+
+
 def parse_list(text: str, setting: str) -> tuple[Address, ...]:
-    """Read addresses that are separated by commas; spaces around them and empty entries are passed over.
+    """Read addresses that are separated by commas.
 
     Raises:
         ConfigError: an entry is not one, or there is none. Names the entry.
     """
-    found = tuple(Address.parse(each, setting) for each in map(str.strip, text.split(",")) if each)
+    found = tuple(Address.parse(each, setting) for each in entries_of(text, setting))
     if not found:
         raise ConfigError(setting, text, "it names no address")
     return found

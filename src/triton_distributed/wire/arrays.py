@@ -10,6 +10,7 @@ import importlib
 import re
 import sys
 from functools import lru_cache
+from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -22,7 +23,8 @@ MAX_FIELDS = 1024  # of a structured dtype, all levels together: a record type, 
 MAX_LEVELS = 32  # of structured dtypes inside structured dtypes, as many as NumPy's own array may have dimensions
 
 _SIMPLE = re.compile(r"[<>|=](?:[biufcSUV][0-9]{1,9}|[Mm]8(?:\[[0-9]{0,9}(?:Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?)\Z")
-_EXTENDED = re.compile(r"(?:bfloat16|float[468]_[a-z0-9]{2,12}|u?int[24])\Z")  # what ml_dtypes adds, by its names
+_ADDED = re.compile(r"(?P<module>[A-Za-z_][\w.]{0,100})\.(?P<name>[A-Za-z_]\w{0,60}):(?P<size>[1-9][0-9]{0,4})\Z", re.A)
+"""A dtype that another library has added to NumPy, e.g. `ml_dtypes.bfloat16:2`; the number is bytes an element."""
 
 _TORCH = {
     "bool": "|b1",
@@ -39,12 +41,12 @@ _TORCH = {
     "float64": "<f8",
     "complex64": "<c8",
     "complex128": "<c16",
-    "bfloat16": "bfloat16",
-    "float8_e4m3fn": "float8_e4m3fn",
-    "float8_e5m2": "float8_e5m2",
-    "float8_e4m3fnuz": "float8_e4m3fnuz",
-    "float8_e5m2fnuz": "float8_e5m2fnuz",
 }
+"""The dtypes of torch that NumPy has too, for a receiver without torch."""
+
+_TORCH_NAME = re.compile(r"[a-pr-z]\w{0,60}\Z", re.A)  # the names of quantized dtypes begin with a q
+_NUMBERS = re.compile(r"b?float|complex")  # of torch's other dtypes those of which ml_dtypes means the same
+_OF_SIZE = {1: "uint8", 2: "int16", 4: "int32", 8: "int64", 16: "complex128"}  # each can be copied by torch
 
 
 class _Array(msgspec.Struct, array_like=True, frozen=True):
@@ -58,6 +60,7 @@ class _Tensor(msgspec.Struct, array_like=True, frozen=True):
     payload: Payload
     dtype: str
     shape: tuple[int, ...]
+    itemsize: int = 0  # bytes an element; all that a receiver has to know of a dtype
 
 
 _decode_array = Decoder(_Array).decode
@@ -110,20 +113,56 @@ def scalar_to_wire(value: Any) -> Any:
 
 
 def tensor_to_wire(value: Any, buffers: list[memoryview] | None) -> Ext:
-    """Send a torch tensor that lies in the CPU's memory.
+    """Send a torch tensor that lies densely in the CPU's memory, of whatever dtype: its bits.
 
     Raises:
-        TypeError: it lies elsewhere, is sparse or quantized, or its dtype has no plain layout.
+        TypeError: it lies elsewhere, or is nested, quantized or sparse; the text says what to send instead.
     """
     torch = sys.modules["torch"]
-    if value.device.type != "cpu":
-        raise TypeError(f"a tensor on {value.device} cannot travel: send .cpu()")
+    if words := _not_dense(torch, value):
+        raise TypeError(words)
+    size = value.element_size()
+    try:
+        plain = value.detach().resolve_conj().resolve_neg().view(getattr(torch, _OF_SIZE[size]))
+        flat = plain.contiguous().as_strided((plain.numel(),), (1,))  # a single element may have any stride
+        view = memoryview(flat.view(torch.uint8).numpy()) if plain.numel() else memoryview(b"")
+    except (RuntimeError, TypeError, KeyError) as error:  # e.g. of a subclass that has no memory of its own
+        kind = type(value).__qualname__
+        raise TypeError(
+            f"a {kind} of {value.dtype} cannot travel ({error}): send plain tensors, e.g. .view(torch.uint8)"
+        ) from error
     name = str(value.dtype).removeprefix("torch.")
-    if value.layout != torch.strided or name not in _TORCH:
-        raise TypeError(f"a tensor of {value.layout} and {value.dtype} cannot travel: send a dense, plain one")
-    plain = value.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    view = memoryview(plain.view(torch.uint8).numpy()) if plain.numel() else memoryview(b"")
-    return Ext(TENSOR, encode_header((place(view, buffers), name, tuple(value.shape))))
+    return Ext(TENSOR, encode_header((place(view, buffers), name, tuple(value.shape), size)))
+
+
+def _not_dense(torch: Any, value: Any) -> str:
+    """Why a tensor is no dense one in the CPU's memory, and what to send instead; empty where it is."""
+    if value.is_nested:
+        return "a nested tensor cannot travel: send list(tensor.unbind()), or tensor.to_padded_tensor(…)"
+    if value.is_quantized:
+        return (
+            f"a tensor of {value.dtype} cannot travel, for its numbers mean nothing without their scale: send "
+            "tensor.dequantize(), or tensor.int_repr() with the scales and zero points"
+        )
+    if value.layout != torch.strided:
+        parts = _PARTS.get(str(value.layout), "")
+        return f"a tensor of {value.layout} cannot travel: send tensor.to_dense(){parts}"
+    if value.device.type == "meta":
+        return "a tensor on meta cannot travel, it has no values: send its shape and dtype"
+    if value.device.type != "cpu":
+        return f"a tensor on {value.device} cannot travel: send tensor.cpu()"
+    return ""
+
+
+_BY_ROWS = ", or tensor.crow_indices(), tensor.col_indices(), tensor.values() and the shape"
+_BY_COLUMNS = ", or tensor.ccol_indices(), tensor.row_indices(), tensor.values() and the shape"
+_PARTS = {
+    "torch.sparse_coo": ", or tensor.indices(), tensor.values() and the shape",
+    "torch.sparse_csr": _BY_ROWS,
+    "torch.sparse_bsr": _BY_ROWS,
+    "torch.sparse_csc": _BY_COLUMNS,
+    "torch.sparse_bsc": _BY_COLUMNS,
+}
 
 
 def dlpack_to_wire(value: Any, buffers: list[memoryview] | None) -> Ext:
@@ -140,7 +179,12 @@ def dlpack_to_wire(value: Any, buffers: list[memoryview] | None) -> Ext:
     except ImportError:
         raise TypeError(f"a {kind} travels through NumPy, which is not installed") from None
     except (RuntimeError, BufferError, TypeError, ValueError) as error:
-        raise TypeError(f"NumPy cannot read this {kind} through DLPack: {error}") from error
+        # DLPack has no name for some dtypes of ml_dtypes, and a library that uses those makes arrays of them itself.
+        seen = _numpy().asarray(value) if hasattr(value, "__array__") else None
+        if seen is None or seen.dtype.hasobject:
+            raise TypeError(
+                f"NumPy cannot read this {kind} through DLPack ({error}): send numpy.asarray(…) of it, or its bytes"
+            ) from error
     return ndarray_to_wire(seen, buffers)
 
 
@@ -157,27 +201,32 @@ def ndarray_from_wire(header: memoryview, arrived: Arrived) -> Any:
 
 
 def tensor_from_wire(header: memoryview, arrived: Arrived) -> Any:
-    """Read what `tensor_to_wire` wrote: a tensor where torch is imported in this process, else an array.
+    """Read what `tensor_to_wire` wrote: a tensor where torch is imported in this process and has the dtype.
+
+    Elsewhere it is an array. Its dtype is NumPy's or that of ml_dtypes with the same meaning, else `V1`, `V2` and so
+    on: the bits, with no arithmetic that would be wrong.
 
     Raises:
         DecodeError: torch and NumPy are missing, or header and buffer do not fit.
     """
     tensor = _decode_tensor(header)
-    plain = _TORCH.get(tensor.dtype)
-    if plain is None:
-        raise DecodeError(f"a tensor of dtype {tensor.dtype!r}")
+    name, plain = tensor.dtype, _TORCH.get(tensor.dtype)
+    if not _TORCH_NAME.match(name) or (plain is None and not 0 < tensor.itemsize < 100_000):
+        raise DecodeError(f"a tensor of dtype {name!r} with {tensor.itemsize} bytes an element")
     buffer = arrived.take(tensor.payload)
     torch = sys.modules.get("torch")
-    dtype = getattr(torch, tensor.dtype, None)
-    if torch is None or dtype is None:
-        np = _imported_numpy()
-        return _over(np, buffer, _dtype(np, plain), tensor.shape, "C")
-    _check_size(buffer, tensor.shape, dtype.itemsize)
-    if 0 in tensor.shape:
-        return torch.empty(tensor.shape, dtype=dtype)
-    if memoryview(buffer).readonly:
-        buffer = bytearray(buffer)
-    return torch.frombuffer(buffer, dtype=dtype).reshape(tensor.shape)
+    dtype = getattr(torch, name, None)
+    if torch is not None and isinstance(dtype, torch.dtype) and tensor.itemsize in (0, dtype.itemsize):
+        _check_size(buffer, tensor.shape, dtype.itemsize)
+        if 0 in tensor.shape:
+            return torch.empty(tensor.shape, dtype=dtype)
+        if memoryview(buffer).readonly:
+            buffer = bytearray(buffer)
+        return torch.frombuffer(buffer, dtype=dtype).reshape(tensor.shape)
+    if plain is None:
+        plain = f"ml_dtypes.{name}:{tensor.itemsize}" if _NUMBERS.match(name) else f"|V{tensor.itemsize}"
+    np = _imported_numpy()
+    return _over(np, buffer, _dtype(np, plain), tensor.shape, "C")
 
 
 def _over(np: Any, buffer: Any, dtype: Any, shape: tuple[int, ...], layout: str) -> Any:
@@ -208,11 +257,10 @@ def _describe(dtype: Any) -> Any:
         raise TypeError(f"an array of dtype {dtype} has elements without a size and cannot travel")
     if dtype.names is not None or dtype.subdtype is not None:
         return _describe_structured(dtype, [MAX_FIELDS], 0)
-    if dtype.isbuiltin == 2:  # registered by another library
-        if _EXTENDED.match(dtype.name):
-            return dtype.name
-        raise TypeError(f"an array of dtype {dtype} cannot travel: view it as bytes")
-    return dtype.str
+    if dtype.num in range(256) and _SIMPLE.match(dtype.str):  # the others were added by another library
+        return dtype.str
+    text = f"{dtype.type.__module__}.{dtype.type.__name__}:{dtype.itemsize}"
+    return text if _ADDED.match(text) else f"|V{dtype.itemsize}"
 
 
 def _describe_structured(dtype: Any, left: list[int], level: int) -> Any:
@@ -267,19 +315,46 @@ def _is_field(part: Any) -> bool:
     return False
 
 
-@lru_cache(maxsize=256)  # more than a program uses
 def _named_dtype(text: str) -> Any:
-    np = _imported_numpy()
     if _SIMPLE.match(text):
-        dtype = np.dtype(text)
+        dtype = _simple_dtype(text)
         if dtype.itemsize:
             return dtype
-    elif _EXTENDED.match(text):
-        try:
-            return np.dtype(getattr(importlib.import_module("ml_dtypes"), text))
-        except (ImportError, AttributeError):
-            return np.dtype("V2" if text == "bfloat16" else "V1")  # the bits, with no arithmetic that would be wrong
+    elif text in _added_dtypes:
+        return _added_dtypes[text]
+    elif added := _ADDED.match(text):
+        return _added_dtype(text, added["module"], added["name"], int(added["size"]))
     raise DecodeError(f"an array of dtype {text!r}")
+
+
+@lru_cache(maxsize=256)  # more than a program uses
+def _simple_dtype(text: str) -> Any:
+    return _imported_numpy().dtype(text)
+
+
+_added_dtypes: dict[str, Any] = {}  # those that were found, which are as many as the libraries here have added
+
+
+def _added_dtype(text: str, module_name: str, name: str, size: int) -> Any:
+    """A dtype that another library has added to NumPy, where that is imported here; else the bits as `V…`.
+
+    ml_dtypes alone is imported for it.
+    """
+    np, module = _imported_numpy(), sys.modules.get(module_name)
+    if module is None and module_name == "ml_dtypes":
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError:
+            module = None
+    kind = vars(module).get(name) if isinstance(module, ModuleType) else None
+    try:
+        dtype = np.dtype(kind) if isinstance(kind, type) and issubclass(kind, np.generic) else None
+    except TypeError:  # one that stands for many dtypes
+        dtype = None
+    if dtype is None or dtype.isbuiltin != 2 or dtype.itemsize != size or dtype.hasobject:
+        return np.dtype(f"V{size}")
+    _added_dtypes[text] = dtype
+    return dtype
 
 
 def _numpy() -> Any:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import datetime
+import enum
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
 
+from triton_distributed.wire.fields import field_names
 from triton_distributed.wire.values import dumped, is_model
 
 MAX_DEPTH = 200  # containers inside containers that are looked into; beyond it the error names the place reached
@@ -22,58 +24,81 @@ def explain(value: Any, error: Exception, what: str, try_encode: Callable[[Any],
         what: the name of the value in the error's text.
         try_encode: encodes a part of it, raising where that cannot travel.
     """
-    try:
-        found = _find(value, what, [], try_encode)
-    except Exception:  # a user's property or __iter__ may raise anything; the first error is the one to tell
-        found = None
-    if found is None:
-        found = (what, error)
-    path, cause = found
+    path, cause, part = _find(value, what, [], try_encode) or (what, error, value)
+    text, kind = _words(cause, part)
+    return kind(f"{path}: {text}")
+
+
+class _Cycle(Exception):
+    """A value contains itself."""
+
+
+def _words(cause: Exception, value: Any) -> tuple[str, type[Exception]]:
+    """Say why a value cannot travel, and what can in its place. Each text names the type of the value."""
+    name = _article(type(value).__qualname__)
+    if isinstance(cause, _Cycle):
+        return f"it contains itself, and only finite values travel ({name})", ValueError
     if isinstance(cause, RecursionError):
-        return ValueError(f"{path}: it nests too deeply to travel, or refers to itself")
-    if isinstance(cause, OverflowError):
-        return ValueError(f"{path}: an int beyond 64 bits cannot travel: use a str or bytes")
+        return f"it nests too deeply to travel, or refers to itself ({name})", ValueError
     if isinstance(cause, UnicodeEncodeError):
-        return ValueError(
-            f"{path}: text with a lone surrogate cannot travel ({cause.reason} at {cause.start}): "
+        return (
+            f"text with a lone surrogate cannot travel ({name}, {cause.reason} at {cause.start}): "
             "send bytes, e.g. text.encode(errors='surrogateescape')"
-        )
-    kind = ValueError if isinstance(cause, ValueError) else TypeError
-    return kind(f"{path}: {cause}")
+        ), ValueError
+    if isinstance(cause, OverflowError):
+        return _overflow(cause, value, name), ValueError
+    text = str(cause)
+    if "cannot travel" not in text:  # it is not one of our own
+        text = f"{name} cannot travel: {text or type(cause).__name__}"
+    return text, ValueError if isinstance(cause, ValueError) else TypeError
 
 
-def _find(value: Any, path: str, above: list[int], try_encode: Callable[[Any], object]) -> tuple[str, Exception] | None:
+def _overflow(cause: OverflowError, value: Any, name: str) -> str:
+    number = value.value if isinstance(value, enum.Enum) else value
+    if isinstance(number, int):
+        words = "an int beyond 64 bits"
+        return f"{words if type(value) is int else f'{name} ({words})'} cannot travel: use a str or bytes"
+    if isinstance(number, datetime.date):  # a datetime is one
+        return f"{name} that has no date in UTC cannot travel ({cause}): send its .isoformat()"
+    return f"{name} out of range cannot travel ({cause}): send it as text"
+
+
+def _article(name: str) -> str:
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+
+
+Found = tuple[str, Exception, Any]
+"""A path, what is wrong there, and the value that is there."""
+
+
+def _find(value: Any, path: str, above: list[int], try_encode: Callable[[Any], object]) -> Found | None:
     if id(value) in above:
-        return path, ValueError("it contains itself, and only finite values travel")
+        return path, _Cycle(), value
     if len(above) >= MAX_DEPTH:
-        return path, RecursionError()
+        return path, RecursionError(), value
     above.append(id(value))
     looked = False
-    for part, child, key in parts_of(value):
-        looked = True
-        if key and (fault := _failure(child, try_encode)):
-            return f"{path} key {_short(child)}", fault
-        if not key and (found := _find(child, path + part, above, try_encode)):
-            return found
+    try:
+        for part, child, key in parts_of(value):
+            looked = True
+            if found := _find(child, f"{path} key {_short(child)}" if key else path + part, above, try_encode):
+                return found
+    except Exception as error:  # a property of the user's
+        return path, error, value
     above.pop()
     if looked:
         return None
-    fault = _failure(value, try_encode)
-    return (path, fault) if fault is not None else None
-
-
-def _failure(value: Any, try_encode: Callable[[Any], object]) -> Exception | None:
     try:
         try_encode(value)
     except Exception as error:
-        return error
+        return path, error, value
     return None
 
 
 def parts_of(value: Any) -> Iterator[tuple[str, Any, bool]]:
     """Yield the parts of a container that msgspec looks into: (how to write it behind the path, it, is it a key)."""
-    if isinstance(value, Mapping):
-        for key, child in value.items():
+    if isinstance(value, dict):
+        for key, child in dict.items(value):
             yield "", key, True
             yield f"[{_short(key)}]", child, False
     elif isinstance(value, (list, tuple)):
@@ -83,15 +108,11 @@ def parts_of(value: Any) -> Iterator[tuple[str, Any, bool]]:
         for child in value:
             yield "{…}", child, False
     else:
-        names: tuple[str, ...] = ()
+        kind: Any = type(value)
         if isinstance(value, msgspec.Struct):
-            names = value.__struct_fields__
-        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-            names = tuple(field.name for field in dataclasses.fields(value))
-        elif is_model(type(value)):
-            names = tuple(dumped(value))
-        elif attributes := getattr(type(value), "__attrs_attrs__", ()):
-            names = tuple(attribute.name for attribute in attributes)
+            names: tuple[str, ...] = value.__struct_fields__
+        else:
+            names = tuple(dumped(value)) if is_model(kind) else field_names(kind)
         for name in names:
             if hasattr(value, name):
                 yield f".{name}", getattr(value, name), False

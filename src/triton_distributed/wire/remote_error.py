@@ -1,69 +1,74 @@
 """A handler's exception on its way to the caller.
 
-What travels is text and plain values: the names of the types, the message, the traceback. The caller gets an
-exception of a type that it has already, or of the nearest base of it; nothing is imported or unpickled because a peer
-named it, and no `__init__` of a user's class runs with what a peer sent.
+What travels is text and plain values: the names of the types, the message, the traceback, and what the exception holds.
+The caller gets an exception of a type that it has already, or of the nearest base of it; nothing is imported or
+unpickled because a peer named it, and no `__init__` of a user's class runs with what a peer sent.
+
+The traceback travels once, from where the error was raised. A handler that lets the error of its own call through adds
+a line to it and nothing else.
 """
 
 from __future__ import annotations
 
 import builtins
 import sys
-import traceback
 from collections.abc import Iterable
 from functools import lru_cache
+from traceback import TracebackException
 from types import ModuleType
 from typing import Any, cast
 
 import msgspec
 
-from triton_distributed.errors import RemoteError
+from triton_distributed.errors import REMOTE, RemoteCause, RemoteError
+from triton_distributed.wire.error_values import BUILT_IN, clean, cut, fill, held_by, members_of, values_of
+from triton_distributed.wire.tracebacks import no_traceback, trace_of
 
 MAX_TRACEBACK = 64 * 1024  # characters; a page of frames, and every error of a burst holds one
 MAX_MESSAGE = 16 * 1024  # characters; a message is read by people
-MAX_STATE = 16 * 1024  # encoded bytes of args and attributes together; beyond it they are data, not an error
 MAX_TYPES = 32  # bases that are named; deeper hierarchies are caught by the nearest 32
 MAX_NOTES = 32  # notes, each cut like a message
 MAX_PARTS = 64  # errors of a group, and of the groups in it, together
+MAX_HOPS = 32  # handlers on an error's way that are named: the first, and those next to the caller
 MAX_ERROR = 192 * 1024  # bytes of the whole, so that it fits a frame; beyond it notes go first, then tracebacks
 MAX_CLASSES = 256  # combined classes kept; more than the error types of one program's peers
-
-_BUILT_IN = frozenset(
-    each for each in vars(builtins).values() if isinstance(each, type) and issubclass(each, Exception)
-)
 
 _ENDS_ITERATION = (StopIteration, StopAsyncIteration)
 """Raised in the caller's loop as themselves they would end it, and the error would pass for a complete answer."""
 
-_MEMBERS: tuple[tuple[type[Exception], tuple[str, ...]], ...] = (
-    (ImportError, ("name", "path")),
-    (AttributeError, ("name",)),
-    (NameError, ("name",)),
-)
-"""What some built-in types keep outside `args` and `__dict__`."""
-
-_FIELDS = ("type_name", "message", "remote_traceback", "instance_id", "request_id")
-_ORIGIN = "_origin"  # the names of the types as the handler's process knew them; carried on by stages in between
+_FIELDS = ("type_name", "message", "remote_traceback", "instance_id", "request_id", "remote")
+"""Attributes of `RemoteError` that give way to those of the same name in the type that the handler raised."""
 
 
 class _Error(msgspec.Struct, array_like=True):
     type_name: str
     types: tuple[tuple[str, str], ...]
     message: str
-    traceback: str
+    traceback: str  # of a group: without those of its parts
     notes: list[str]
-    args: list[Any] | None
-    state: dict[str, Any]
+    args: list[msgspec.Raw] | None
+    state: dict[str, msgspec.Raw]
     parts: list[_Error] = []  # of an ExceptionGroup
+    hops: list[tuple[int, str]] = []  # the handlers that it came through before this one
 
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Error).decode
 
 
-def encode_error(error: BaseException) -> bytes:
-    """Turn what a handler raised into bytes, at most `MAX_ERROR`. Never raises, whatever the exception's methods do."""
-    fields = _described(error, [MAX_PARTS])
+def encode_error(error: BaseException, *, full_tracebacks: bool = False) -> bytes:
+    """Turn what a handler raised into bytes, at most `MAX_ERROR`. Never raises, whatever the exception's methods do.
+
+    Args:
+        error: what the handler raised.
+        full_tracebacks: keep the frames of this package in the traceback.
+    """
+    trace: TracebackException | str
+    try:
+        trace = trace_of(error, full=full_tracebacks)
+    except Exception as problem:
+        trace = no_traceback(problem)
+    fields = _described(error, trace, [MAX_PARTS])
     try:
         data = _encode(fields)
         for limit in (MAX_MESSAGE, 1024, 0):
@@ -73,52 +78,84 @@ def encode_error(error: BaseException) -> bytes:
             data = _encode(fields)
         if len(data) <= MAX_ERROR:
             return data
-    except Exception:  # attributes that were replaced by something odd
+    except Exception:  # names that were replaced by something odd
         pass
-    message = _clean(fields.message, MAX_MESSAGE // 4)
+    message = clean(fields.message, MAX_MESSAGE // 4)
     return _encode(_Error(fields.type_name, fields.types[:4], message, "", [], None, {}))
+
+
+def let_through(error: BaseException) -> RemoteCause | None:
+    """What is known of an error that a handler's own call raised and the handler let through; None for any other.
+
+    An error that was raised while another was handled is not only let through: the other is told too.
+    """
+    if error.__cause__ is not None or (error.__context__ is not None and not error.__suppress_context__):
+        return None
+    return RemoteError.cause_of(error)
 
 
 def _shorten(fields: _Error, limit: int) -> None:
     """Leave the notes out, and of tracebacks and messages all but `limit` characters, at all levels of a group."""
     fields.notes = []
-    fields.traceback = _cut(fields.traceback, limit) if limit else ""
-    fields.message = _cut(fields.message, limit or 256)
+    fields.traceback = cut(fields.traceback, limit) if limit else ""
+    fields.message = cut(fields.message, limit or 256)
     if not limit:
         fields.args, fields.state = None, {}
     for part in fields.parts:
         _shorten(part, limit)
 
 
-def _described(error: BaseException, left: list[int]) -> _Error:
-    arguments, state = _contents(error)
+def _described(error: BaseException, trace: TracebackException | str, left: list[int]) -> _Error:
+    known, through = RemoteError.cause_of(error), let_through(error)
+    arguments, state, unsent = held_by(error)
+    ours = _note(known) if known else ""
+    notes = [note for note in _notes(error) if note != ours]
     fields = _Error(
-        type_name=_clean(type(error).__name__, 255),
+        type_name=clean(type(error).__name__, 255),
         types=_types(type(error)),
         message=_text(error),
-        traceback=_cut(_clean(_formatted(error)), MAX_TRACEBACK),
-        notes=_notes(error),
+        traceback="",
+        notes=[clean(note, MAX_MESSAGE) for note in [*notes, *unsent] if isinstance(note, str)][:MAX_NOTES],
         args=arguments,
         state=state,
     )
     if isinstance(error, ExceptionGroup):
-        for each in error.exceptions:
+        traces = _parts_of(trace)
+        for number, each in enumerate(error.exceptions):
             left[0] -= 1
             if left[0] < 0:
                 break
-            part = _described(each, left)
-            part.traceback = ""  # the group's own shows its parts
-            fields.parts.append(part)
-    if isinstance(error, RemoteError) and _ORIGIN in error.__dict__:
-        # A stage in between passes on what it got: the first error stays the error.
-        fields.type_name = _clean(str(error.type_name), 255)
-        fields.message = _clean(str(error.message), MAX_MESSAGE)
-        fields.types = error.__dict__[_ORIGIN]
+            fields.parts.append(_described(each, traces[number] if number < len(traces) else "", left))
+    if known is not None:  # the first error stays the error
+        fields.type_name, fields.types = clean(str(known.type_name), 255), known.types
+        fields.message = clean(str(known.message), MAX_MESSAGE)
+    if through is not None:
+        fields.traceback, fields.hops = through.own_traceback, list(through.hops)
+    else:
+        fields.traceback = cut(clean(_formatted(trace, ours)), MAX_TRACEBACK)
     return fields
 
 
+def _parts_of(trace: TracebackException | str) -> list[TracebackException]:
+    """Take the traces of a group's parts from the group's own: each part travels with its own."""
+    if isinstance(trace, str):
+        return []
+    parts, trace.exceptions = trace.exceptions or [], None
+    return parts
+
+
+def _formatted(trace: TracebackException | str, note: str) -> str:
+    if isinstance(trace, str):
+        return trace
+    try:
+        trace.__notes__ = [note] if note else []  # the others travel beside the traceback
+        return "".join(trace.format())
+    except Exception as problem:
+        return no_traceback(problem)
+
+
 def decode_error(data: bytes | bytearray | memoryview, *, instance_id: int, request_id: str) -> RemoteError:
-    """Turn bytes into the exception to raise. Never raises; bytes that are none become an error that says so.
+    """Turn bytes into the exception to raise. Never raises: bytes that cannot be read become an error that says so.
 
     Args:
         data: what `encode_error` returned.
@@ -130,168 +167,81 @@ def decode_error(data: bytes | bytearray | memoryview, *, instance_id: int, requ
     except Exception as problem:
         message = f"the handler raised, and its error cannot be read: {problem}"
         fields = _Error("Exception", (), message, "", [], None, {})
-    return _raised(fields, instance_id, request_id)
+    return _raised(fields, (instance_id, request_id))
 
 
-def _raised(fields: _Error, instance_id: int, request_id: str) -> RemoteError:
-    arguments: Iterable[Any] = fields.args or ()
-    if fields.parts:
-        arguments = (
-            fields.message.rpartition(" (")[0],
-            [_raised(each, instance_id, request_id) for each in fields.parts],
-        )
-    error = _built(fields.types[:MAX_TYPES], arguments, fields.state)
-    error.__dict__.update(
+def _raised(fields: _Error, answered: tuple[int, str]) -> RemoteError:
+    arguments = values_of(fields.args or ())
+    parts = [_raised(each, answered) for each in fields.parts]
+    if parts:
+        message = arguments[0] if arguments else fields.message.rpartition(" (")[0]
+        arguments = (str(message), parts)
+    hops = [*fields.hops, answered]
+    remote = RemoteCause(
         type_name=fields.type_name,
         message=fields.message,
-        remote_traceback=_cut(fields.traceback, MAX_TRACEBACK),
-        instance_id=instance_id,
-        request_id=request_id,
+        own_traceback=cut(fields.traceback, MAX_TRACEBACK),
+        hops=(*hops[:1], *hops[1:][1 - MAX_HOPS :]),
+        types=fields.types[:MAX_TYPES],
+        parts=tuple(cause for each in parts if (cause := RemoteError.cause_of(each)) is not None),
     )
+    error = _built(remote.types, arguments)
+    fill(error, fields.state)
+    error.__dict__[REMOTE] = remote
     notes = fields.notes[:MAX_NOTES]
-    if fields.traceback:
-        notes.append(_heading(error) + error.remote_traceback)
+    if note := _note(remote):
+        notes.append(note)
     if notes:
         error.__dict__["__notes__"] = notes  # as add_note would, but past a user's __setattr__
     return error
 
 
-def _heading(error: RemoteError) -> str:
-    request = f", request {error.request_id}" if error.request_id else ""
-    return f"\nIn instance {error.instance_id}{request}:\n"
+def _note(remote: RemoteCause) -> str:
+    """Say where an error was raised, and who let it through."""
+    if not remote.own_traceback and len(remote.hops) < 2:
+        return ""
+    first, *others = remote.hops or [(0, "")]
+    lines = [f"Passed on by {_place(hop)}.\n" for hop in others]
+    return f"\nIn {_place(first)}:\n{remote.own_traceback}" + "".join(lines)
 
 
-# ---- the sending side -------------------------------------------------------------------------------------------
+def _place(hop: tuple[int, str]) -> str:
+    return f"instance {hop[0]}, request {hop[1]}" if hop[1] else f"instance {hop[0]}"
 
 
 def _types(kind: type[BaseException]) -> tuple[tuple[str, str], ...]:
     if not issubclass(kind, Exception):
         return ()
     named = (each for each in kind.__mro__ if issubclass(each, Exception) and each is not Exception)
-    return tuple((_clean(str(each.__module__), 255), _clean(each.__qualname__, 255)) for each in named)[:MAX_TYPES]
+    return tuple((clean(str(each.__module__), 255), clean(each.__qualname__, 255)) for each in named)[:MAX_TYPES]
 
 
 def _text(error: BaseException) -> str:
     try:
-        made_here = isinstance(error, RemoteError) and _ORIGIN not in error.__dict__
-        return _clean(Exception.__str__(error) if made_here else str(error), MAX_MESSAGE)
+        # The text of one that a handler made itself would repeat the name of its type.
+        ours = isinstance(error, RemoteError) and type(error).__str__ is RemoteError.__str__
+        return clean(Exception.__str__(error) if ours else str(error), MAX_MESSAGE)
     except Exception as problem:
         return f"(its text cannot be had: {type(problem).__name__})"
 
 
-def _formatted(error: BaseException) -> str:
+def _notes(error: BaseException) -> list[Any]:
     try:
-        return "".join(traceback.format_exception(error))
-    except Exception as problem:
-        return f"(its traceback cannot be had: {type(problem).__name__})\n"
-
-
-def _notes(error: BaseException) -> list[str]:
-    notes = getattr(error, "__notes__", ())
-    if not isinstance(notes, list):
-        return []
-    if isinstance(error, RemoteError) and error.remote_traceback:
-        inner = _heading(error) + error.remote_traceback  # stands in this error's own traceback already
-        notes = [note for note in notes if note != inner]
-    return [_clean(note, MAX_MESSAGE) for note in notes if isinstance(note, str)][:MAX_NOTES]
-
-
-def _contents(error: BaseException) -> tuple[list[Any] | None, dict[str, Any]]:
-    """Return args and attributes as far as they are plain values and few bytes."""
-    try:
-        left = MAX_STATE
-        arguments: list[Any] | None = [_path(each) for each in _arguments(error)]
-        size = _size(arguments)
-        if size is None or size > left:
-            arguments = None
-        else:
-            left -= size
-        state: dict[str, Any] = {}
-        for name, value in _attributes(error):
-            size = _size(value)
-            if size is not None and size + len(name) <= left:
-                left -= size + len(name)
-                state[name] = value
-        return arguments, state
-    except Exception:  # a user's property, __getattribute__ or mapping
-        return None, {}
-
-
-def _arguments(error: BaseException) -> tuple[Any, ...]:
-    if isinstance(error, OSError):
-        reduced = OSError.__reduce__(error)
-        return tuple(reduced[1])  # with the file names, which `args` lacks
-    return error.args
-
-
-def _attributes(error: BaseException) -> Iterable[tuple[str, Any]]:
-    yield from _members(error)
-    for name, value in list(vars(error).items()):
-        if not name.startswith("__") and name != _ORIGIN and name not in _FIELDS:
-            yield name, value
-
-
-def _members(error: BaseException) -> list[tuple[str, Any]]:
-    return [(name, getattr(error, name, None)) for kind, names in _MEMBERS if isinstance(error, kind) for name in names]
-
-
-def _path(value: Any) -> Any:
-    return str(value) if hasattr(value, "__fspath__") and not isinstance(value, (str, bytes)) else value
-
-
-def _size(value: Any) -> int | None:
-    """Bytes that a plain value takes, or None where it is not plain."""
-    try:
-        return len(_encode(value)) if _is_plain(value, 8) else None
+        notes = getattr(error, "__notes__", ())
     except Exception:
-        return None
-
-
-def _is_plain(value: Any, depth: int) -> bool:
-    kind = type(value)
-    if kind in (type(None), bool, int, float, str, bytes):
-        return True
-    if not depth:
-        return False
-    if kind in (list, tuple):
-        return all(_is_plain(each, depth - 1) for each in value)
-    return kind is dict and all(type(key) is str and _is_plain(each, depth - 1) for key, each in value.items())
-
-
-def _clean(text: str, limit: int | None = None) -> str:
-    """Text that can be encoded, cut in the middle to `limit` characters."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        text = text.encode(errors="backslashreplace").decode()
-    return text if limit is None else _cut(text, limit)
-
-
-def _cut(text: str, limit: int) -> str:
-    if len(text) <= limit:
-        return text
-    half = limit // 2 - 32
-    return f"{text[:half]}\n… {len(text) - 2 * half:,} characters left out …\n{text[-half:]}"
+        notes = ()
+    return notes if isinstance(notes, list) else []
 
 
 # ---- the receiving side -----------------------------------------------------------------------------------------
 
 
-def _built(types: Iterable[tuple[str, str]], arguments: Iterable[Any], state: dict[str, Any]) -> RemoteError:
-    arguments = tuple(arguments)
-    origin = tuple((module, name) for module, name in types)
-    error = None
-    for module, name in origin:
+def _built(types: Iterable[tuple[str, str]], arguments: tuple[Any, ...]) -> RemoteError:
+    for module, name in types:
         known = _known(module, name)
         if known is not None and (error := _instance(known, arguments)) is not None:
-            break
-    if error is None:
-        error = RemoteError(*arguments)
-    error.__dict__.update((key, value) for key, value in state.items() if not key.startswith("__"))
-    error.__dict__[_ORIGIN] = origin
-    for member, _ in _members(error):
-        object.__setattr__(error, member, error.__dict__.pop(member, None))
-    return error
+            return error
+    return RemoteError(*arguments)
 
 
 def _known(module_name: str, qualname: str) -> type[Exception] | None:
@@ -306,7 +256,9 @@ def _known(module_name: str, qualname: str) -> type[Exception] | None:
         found = (ModuleType if found is module else type).__getattribute__(found, "__dict__").get(part)
     if not isinstance(found, type) or not issubclass(found, Exception) or issubclass(found, _ENDS_ITERATION):
         return None
-    return found
+    # One that is a CancelledError too, or a SystemExit, would pass for that in the caller.
+    bases = [each for each in found.__mro__ if issubclass(each, BaseException) and each is not BaseException]
+    return found if all(issubclass(each, (Exception, BaseExceptionGroup)) for each in bases) else None
 
 
 def _instance(known: Any, arguments: tuple[Any, ...]) -> RemoteError | None:
@@ -314,7 +266,7 @@ def _instance(known: Any, arguments: tuple[Any, ...]) -> RemoteError | None:
     if combined is None:
         return None
     # The built-in base makes the object: it fills errno, filename and the like, and no code of a user's class runs.
-    base: Any = next(each for each in known.__mro__ if each in _BUILT_IN)
+    base: Any = next(each for each in known.__mro__ if each in BUILT_IN)
     try:
         try:
             error = base.__new__(combined, *arguments)
@@ -338,6 +290,10 @@ def _combined(known: Any) -> type[RemoteError] | None:
         "__doc__": f"What a handler raised as {known.__qualname__}.",
         "__reduce__": _reduce,
     }
+    for name in _FIELDS:
+        own = [vars(each)[name] for each in known.__mro__ if name in vars(each)]
+        if own:
+            namespace[name] = own[0]
     try:
         return cast("type[RemoteError]", type("RemoteError", (RemoteError, known), namespace))
     except Exception:  # layouts or metaclasses that do not fit, or a class that refuses to have subclasses
@@ -345,15 +301,24 @@ def _combined(known: Any) -> type[RemoteError] | None:
 
 
 def _reduce(error: RemoteError) -> Any:
-    return _restored, (error.__dict__.get(_ORIGIN, ()), _arguments(error), dict(_members(error)), dict(error.__dict__))
+    remote = RemoteError.cause_of(error) or RemoteCause()
+    members = {}
+    for name, member in members_of(error).items():
+        try:
+            members[name] = member.__get__(error)
+        except AttributeError:  # a slot that was never filled
+            continue
+    arguments: Any = OSError.__reduce__(error)[1] if isinstance(error, OSError) else error.args
+    return _restored, (remote.types, arguments, members, dict(error.__dict__))
 
 
 def _restored(
-    origin: tuple[tuple[str, str], ...],
+    types: tuple[tuple[str, str], ...],
     arguments: tuple[Any, ...],
     members: dict[str, Any],
     attributes: dict[str, Any],
 ) -> RemoteError:
-    error = _built(origin, arguments, members)
+    error = _built(types, arguments)
+    fill(error, members)
     error.__dict__.update(attributes)
     return error

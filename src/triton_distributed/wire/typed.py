@@ -64,7 +64,7 @@ def typed_decoder(hint: Any, what: str = "request") -> RequestDecoder:
         if fast is not None and not buffers:
             try:
                 return fast(body)
-            except (msgspec.ValidationError, _Uncheckable):
+            except (msgspec.ValidationError, _Uncheckable, OverflowError):
                 pass  # it may only seem not to fit, as a bytearray does where bytes are wanted: look at the value
             except Exception as error:
                 raise unreadable(error) from error
@@ -140,7 +140,7 @@ def _fitter(hint: Any, what: str) -> Callable[[Any], Any] | None:
             return value
         except DecodeError:
             raise
-        except (ValueError, TypeError) as error:  # msgspec's and pydantic's ValidationError are ValueErrors
+        except (ValueError, TypeError, OverflowError) as error:  # msgspec's and pydantic's own are ValueErrors
             raise _Misfit(_in_words(error, what)) from error
         except RecursionError as error:
             raise _Misfit(f"{what}: it nests too deeply") from error
