@@ -375,7 +375,7 @@ def test_property_that_raises_while_the_fault_is_looked_for() -> None:
         (b"\xdd\xff\xff\xff\xff", None, "truncated"),
         (b"\xdf\xff\xff\xff\xff", None, "truncated"),
         (b"\xc6\xff\xff\xff\xff", None, "truncated"),
-        (b"\xa1\xff", None, "utf-8"),
+        (b"\xa1\xff", None, "(?i)utf.?8"),
         (b"\xc0\xc0", None, "trailing"),
         (b"\x81\x81\xc0\xc0\xc0", None, "hashable"),
         (b"\x91" * 100_000, None, "nests too deeply"),
