@@ -3,14 +3,17 @@
 `encode` returns plain bytes for nearly every value. A value that holds much memory becomes a `Message`: a body and the
 buffers that travel beside it, which are views of the value's own memory and must not change until they were sent.
 
-What arrives is what was sent, with these differences: a tuple, a set and a frozenset arrive as a list; a dataclass,
-Struct or model as a dict (unless the handler's types say otherwise); an enum as its value; a UUID, Decimal, date or
-naive datetime as text; a NumPy number as Python's own. Keys of a dict may be whatever msgpack can write and Python can
-hash: text, numbers, bytes, None, and tuples of those.
+What arrives is what was sent, with these differences, unless the handler's types say otherwise: a tuple, a set, a
+frozenset and a deque arrive as a list; a dataclass, Struct or model as a dict; an enum as its value; a UUID, Decimal,
+date, time, timedelta or naive datetime as text, and so do a path, an IP address or network, a URL of pydantic's, a
+Fraction, a ZoneInfo and a pattern; a secret of pydantic's as what it hides; a datetime with a time zone in UTC; a NumPy
+number as Python's own. Keys of a dict may be whatever msgpack can write and Python can hash: text, numbers, bytes,
+None, and tuples of those.
 """
 
 from __future__ import annotations
 
+import collections
 import copy
 import dataclasses
 import mmap
@@ -144,7 +147,7 @@ def _replacer(kind: Any) -> Callable[[Any, Buffers], Any]:
         return exact
     if issubclass(kind, dict):
         return _replaced_dict
-    if issubclass(kind, (list, tuple, set, frozenset)):
+    if issubclass(kind, (list, tuple, set, frozenset, collections.deque)):
         return _replaced_list
     if issubclass(kind, msgspec.Struct):
         return partial(_replaced_object, kind.__struct_fields__, msgspec.structs.force_setattr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -76,7 +77,7 @@ def parts_of(value: Any) -> Iterator[tuple[str, Any, bool]]:
         for key, child in value.items():
             yield "", key, True
             yield f"[{_short(key)}]", child, False
-    elif isinstance(value, (list, tuple)):
+    elif isinstance(value, (list, tuple, deque)):
         for index, child in enumerate(value):
             yield f"[{index}]", child, False
     elif isinstance(value, (set, frozenset)):

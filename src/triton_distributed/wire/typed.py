@@ -19,6 +19,7 @@ import msgspec
 
 from triton_distributed.errors import DecodeError, InvalidRequest
 from triton_distributed.wire.codec import Message, decode, encode, read_extension, unreadable
+from triton_distributed.wire.leaves import from_text, is_made_from_text
 from triton_distributed.wire.values import is_model
 
 RequestDecoder = Callable[..., Any]
@@ -174,7 +175,12 @@ def _pydantic_converter(hint: Any) -> Callable[[Any], Any] | None:
 
 
 def _can_arrive(kind: type) -> bool:
-    return is_model(kind) or kind.__module__.partition(".")[0] in _ARRIVES_FROM or kind in (complex, object)
+    return (
+        is_model(kind)
+        or kind.__module__.partition(".")[0] in _ARRIVES_FROM
+        or kind in (complex, object)
+        or is_made_from_text(kind)
+    )
 
 
 def _accept(kind: Any, value: Any) -> Any:
@@ -187,6 +193,8 @@ def _accept(kind: Any, value: Any) -> Any:
             raise ValueError(_pydantic_words(error)) from error
     if isinstance(value, kind):
         return value
+    if is_made_from_text(kind) and isinstance(value, str):
+        return from_text(kind, value)
     if not _can_arrive(kind):
         raise _Uncheckable(kind)
     np = sys.modules.get("numpy")

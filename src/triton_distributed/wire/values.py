@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from array import array
+from collections import deque
 from typing import Any
 
 from msgspec.msgpack import Ext
@@ -17,6 +18,7 @@ from triton_distributed.wire.arrays import (
     tensor_from_wire,
     tensor_to_wire,
 )
+from triton_distributed.wire.leaves import is_textual, to_text
 from triton_distributed.wire.memory import array_to_wire, bytearray_to_wire, memory_from_wire, memoryview_to_wire
 from triton_distributed.wire.outofband import ARRAY_ARRAY, BYTES, NDARRAY, TENSOR, Arrived
 
@@ -56,6 +58,11 @@ def to_wire(value: Any, buffers: list[memoryview] | None) -> Any:
         return dumped(value)
     if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__"):
         return dlpack_to_wire(value, buffers)
+    if isinstance(value, deque):
+        return list(value)
+    kind: Any = type(value)
+    if is_textual(kind):
+        return to_text(value)
     try:
         view = memoryview(value)
     except TypeError:
@@ -106,7 +113,6 @@ _INSTEAD = {
     "module": "only values travel",
     "complex": "send its two parts, or a NumPy complex128",
     "range": "send list(…) of it",
-    "deque": "send list(…) of it",
     "dict_keys": "send list(…) of it",
     "dict_values": "send list(…) of it",
     "dict_items": "send list(…) of it",
@@ -117,8 +123,7 @@ _INSTEAD = {
     "DataFrame": "send .to_dict(orient='list') or .to_numpy()",
     "Series": "send .to_list() or .to_numpy()",
     "Image": "send numpy.asarray(…) of it, or its encoded bytes",
-    "PosixPath": "send str(…) of it",
-    "WindowsPath": "send str(…) of it",
+    "URL": "send str(…) of it",
 }
 
 
