@@ -28,8 +28,8 @@ from msgspec.msgpack import Decoder, Encoder
 from triton_distributed.errors import DecodeError
 from triton_distributed.wire.faults import explain
 from triton_distributed.wire.memory import bytearray_to_wire, bytes_to_wire, memoryview_to_wire
-from triton_distributed.wire.outofband import OUT_OF_BAND, Arrived
-from triton_distributed.wire.values import dumped, from_wire, is_model, to_wire
+from triton_distributed.wire.outofband import MODEL, OUT_OF_BAND, Arrived
+from triton_distributed.wire.values import from_wire, model_from_wire, to_wire
 
 Buffers = list[memoryview]
 """C-contiguous, one-dimensional, format `B`."""
@@ -155,8 +155,6 @@ def _replacer(kind: Any) -> Callable[[Any, Buffers], Any]:
         return partial(_replaced_object, tuple(each.name for each in dataclasses.fields(kind)), object.__setattr__)
     if attributes := getattr(kind, "__attrs_attrs__", None):
         return partial(_replaced_object, tuple(each.name for each in attributes), object.__setattr__)
-    if is_model(kind):
-        return _replaced_model
     return _left  # what msgspec does not know comes to `to_wire` by itself
 
 
@@ -203,12 +201,6 @@ def _replaced_object(names: tuple[str, ...], assign: Any, value: Any, buffers: B
     return value if changed is None else changed
 
 
-def _replaced_model(value: Any, buffers: Buffers) -> Any:
-    plain = dumped(value)
-    changed = _replaced(plain, buffers)
-    return value if changed is plain else changed
-
-
 _EXACT: dict[type, Callable[[Any, Buffers], Any]] = {
     bytes: _replaced_bytes,
     bytearray: bytearray_to_wire,
@@ -240,7 +232,33 @@ def decode(
         if not buffers:
             return _decode(body)
         arrived = Arrived(buffers)
-        return Decoder(ext_hook=lambda code, header: from_wire(code, header, arrived)).decode(body)
+        return msgspec.msgpack.decode(body, ext_hook=lambda code, header: from_wire(code, header, arrived))
+    except Exception as error:
+        raise unreadable(error) from error
+
+
+Own = dict[int, tuple[Any, Callable[[], Any]]]
+"""Models in a message: id of the plain value → that value, and a function that returns what the model's class reads."""
+
+
+def decode_models(
+    body: bytes | bytearray | memoryview, buffers: Sequence[bytearray | memoryview | mmap.mmap] | None = None
+) -> tuple[Any, Own]:
+    """Turn bytes into the value, as `decode` does, and tell which parts of it were sent as pydantic models.
+
+    The body must stay as it is until the last of the functions was called.
+    """
+    own: Own = {}
+    arrived = Arrived(buffers)
+
+    def read(code: int, header: memoryview) -> Any:
+        value = from_wire(code, header, arrived)
+        if code == MODEL and isinstance(value, (dict, list)):
+            own[id(value)] = value, partial(model_from_wire, header, Arrived(buffers))
+        return value
+
+    try:
+        return msgspec.msgpack.decode(body, ext_hook=read), own
     except Exception as error:
         raise unreadable(error) from error
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from triton_distributed.wire.values import dumped, is_model
+from triton_distributed.wire.models import is_model
 
 MAX_DEPTH = 200  # containers inside containers that are looked into; beyond it the error names the place reached
 
@@ -90,7 +90,7 @@ def parts_of(value: Any) -> Iterator[tuple[str, Any, bool]]:
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             names = tuple(field.name for field in dataclasses.fields(value))
         elif is_model(type(value)):
-            names = tuple(dumped(value))
+            names = tuple(type(value).model_fields)
         elif attributes := getattr(type(value), "__attrs_attrs__", ()):
             names = tuple(attribute.name for attribute in attributes)
         for name in names:

@@ -10,6 +10,9 @@ import sys
 from functools import lru_cache
 from typing import Any
 
+# Libraries whose classes a message may name. Objects of them are cheap to make of any text that a peer may send: no
+# patterns, which are compiled, no fractions, which may have a large exponent, no time zones, which are read from files.
+_LIBRARIES = frozenset({"pathlib", "ipaddress", "pydantic", "pydantic_core"})
 _STANDARD = frozenset({"ipaddress", "fractions"})  # modules of which each class that has values is made from its text
 
 
@@ -71,3 +74,22 @@ def from_text(kind: Any, text: Any) -> Any:
     if kind.__module__ == "fractions" and "e" in text.lower():
         raise ValueError("not a fraction: an exponent may stand for any number of digits")
     return kind(text)
+
+
+def named(value: Any) -> tuple[str, str]:
+    """Return module and name of a value's class, for `from_named_text`."""
+    kind = type(value)
+    return kind.__module__, kind.__qualname__
+
+
+def from_named_text(module: str, name: str, text: Any) -> Any:
+    """Make a value of a class that a message names, or return the text where that is none of the few classes here.
+
+    Nothing is imported: a class counts only where its library is imported already.
+    """
+    if module.partition(".")[0] not in _LIBRARIES:
+        return text
+    kind = getattr(sys.modules.get(module), name, None)
+    if not isinstance(kind, type) or kind.__module__ != module or not is_textual(kind):
+        return text
+    return from_text(kind, text)
