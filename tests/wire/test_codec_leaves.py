@@ -92,6 +92,18 @@ class Job:
 job = Job(pathlib.Path("/a"), ipaddress.IPv4Address("1.2.3.4"))
 assert typed_decoder(Job)(encode(job)) == job
 assert typed_decoder(list[pathlib.PurePath])(encode(["/a"])) == [pathlib.PurePath("/a")]
+
+@dataclasses.dataclass
+class Other:
+    n: int
+
+for hint in (Job | Other, list[Job | Other], pathlib.Path | int):
+    try:
+        typed_decoder(hint)
+    except TypeError as error:
+        assert "pip install pydantic" in str(error), error
+    else:
+        raise AssertionError(hint)
 """
 
 

@@ -3,8 +3,8 @@
 msgspec does the work: builtins, collections, dataclasses, Structs, TypedDicts, NamedTuples, Literals, Unions. Classes
 that it does not know are checked with isinstance (arrays, tensors), are made from their text (paths, IP addresses), or
 are pydantic's models. A hint that msgspec refuses (a union of models or of dataclasses, a dataclass with an InitVar, a
-type of pydantic's) is checked by pydantic as a whole, if that is installed. A hint that neither can check is not
-checked, and says so once in the log.
+type of pydantic's) is checked by pydantic as a whole, if that is installed. A hint that neither can check is refused
+where the decoder is made, so that a handler never gets what its annotation rules out.
 
 A model that was sent as a model is checked against what its class reads, and always fits its own class; see
 `wire.models`. A plain dict is checked as the class declares. A strict field also takes from it what pydantic's strict
@@ -16,7 +16,6 @@ A union of classes without a tag goes by pydantic's smart mode: the member of wh
 from __future__ import annotations
 
 import functools
-import logging
 import re
 import sys
 import typing
@@ -35,8 +34,6 @@ from triton_distributed.wire.validation import adapted, model_of, must_be_comple
 
 RequestDecoder = Callable[..., Any]
 """`(body, buffers=None) -> value`."""
-
-_log = logging.getLogger("triton_distributed.wire")
 
 _NATIVE = (bytes, bytearray, memoryview)  # as in msgpack; else msgspec would take text for bytes in base64
 
@@ -72,14 +69,13 @@ def typed_decoder(hint: Any, what: str = "request") -> RequestDecoder:
 
     The decoder raises `DecodeError` for bytes that cannot be read and `InvalidRequest`, naming the field, for a value
     that does not fit.
+
+    Raises:
+        TypeError: the hint cannot be checked, or no value that arrives can fit it; the text says why.
     """
     if checks_nothing(hint):
         return decode
-    try:
-        convert, decoder = _converter(hint, arriving=True)
-    except TypeError as error:
-        _warn(hint, error)
-        return decode
+    convert, decoder = _converter(hint, arriving=True)
     fast = None if decoder is None else decoder.decode
 
     def decode_typed(body: Any, buffers: Sequence[Any] | None = None) -> Any:
@@ -109,14 +105,13 @@ def typed_checker(hint: Any, what: str = "response") -> Callable[[Any], Any] | N
     The function returns the very value that it is given, or raises `TypeError` naming the field. A value fits if it is
     an instance of the hint's class, or if what arrives at the caller fits. A dict fits a model by the names of its
     fields too, and with computed fields.
+
+    Raises:
+        TypeError: the hint cannot be checked; the text says why.
     """
     if checks_nothing(hint):
         return None
-    try:
-        convert = _converter(hint, arriving=False).convert
-    except TypeError as error:
-        _warn(hint, error)
-        return None
+    convert = _converter(hint, arriving=False).convert
     simple: tuple[type, ...] = ()
     if hint is float:
         simple = (float, int)
@@ -136,10 +131,6 @@ def typed_checker(hint: Any, what: str = "response") -> Callable[[Any], Any] | N
         return value
 
     return check
-
-
-def _warn(hint: Any, error: TypeError) -> None:
-    _log.warning("values are not checked against %r: %s", hint, error)
 
 
 def _as_it_arrives(value: Any, what: str) -> tuple[Any, Own]:
