@@ -7,11 +7,9 @@ import dataclasses
 import datetime
 import enum
 import inspect
-import logging
-import typing
 import uuid
 from array import array
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar
 
 import msgspec
@@ -71,7 +69,7 @@ def request(hint: Any, value: Any) -> Any:
     return typed_decoder(hint)(*received(encode(value)))
 
 
-@pytest.mark.parametrize("hint", [None, Any, object, inspect.Parameter.empty, TypeVar("T")])
+@pytest.mark.parametrize("hint", [None, Any, object, inspect.Parameter.empty, TypeVar("T"), TypeVar("A", bound=Any)])
 def test_no_annotation_checks_nothing(hint: Any) -> None:
     assert typed_decoder(hint) is decode
     assert typed_checker(hint) is None
@@ -127,7 +125,7 @@ def test_no_annotation_checks_nothing(hint: Any) -> None:
     ],
     ids=str,
 )
-def test_values_that_fit(hint: Any, value: Any, arrives: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_values_that_fit(hint: Any, value: Any, arrives: Any) -> None:
     got = request(hint, value)
     assert type(got) is type(arrives)
     assert got == arrives
@@ -135,7 +133,6 @@ def test_values_that_fit(hint: Any, value: Any, arrives: Any, caplog: pytest.Log
     assert check is not None
     assert check(value) is value
     assert check(arrives) is arrives
-    assert not caplog.records
 
 
 @pytest.mark.parametrize("hint", [np.ndarray, npt.NDArray[np.float32], np.ndarray | None])
@@ -222,25 +219,6 @@ def test_validator_of_a_user_that_raises() -> None:
     with pytest.raises(InvalidRequest, match="request: odd"):
         request(Even, {"x": 3})
     assert request(Even, {"x": 2}) == Even(2)
-
-
-@pytest.mark.parametrize("hint", [Opaque, AsyncIterator[str], typing.Callable, "Unresolved", 3, Opaque | int])
-def test_hints_that_cannot_be_used_say_so_once(hint: Any, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "triton_distributed.wire"):
-        decoder = typed_decoder(hint)
-        for _ in range(3):
-            assert decoder(encode({"a": 1})) == {"a": 1}
-    assert len(caplog.records) == 1
-    assert "not checked" in caplog.text
-    assert typed_checker(hint) is None
-
-
-def test_unusable_class_inside_a_hint_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
-    decoder = typed_decoder(list[Opaque])
-    with caplog.at_level(logging.WARNING, "triton_distributed.wire"):
-        for _ in range(3):
-            assert decoder(encode([{"a": 1}])) == [{"a": 1}]
-    assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize("hint", [int, list[int], Prompt, Chat, np.ndarray, None])

@@ -12,9 +12,10 @@ import msgspec
 
 from triton_distributed.errors import InvalidRequest
 from triton_distributed.runtime.distributed import DistributedRuntime
-from triton_distributed.runtime.handlers import CHECKS_ITSELF, Misfit
-from triton_distributed.wire.codec import encode
-from triton_distributed.wire.typed import typed_checker, typed_decoder
+from triton_distributed.runtime.handlers import Misfit
+from triton_distributed.runtime.signatures import CHECKS_ITSELF, Checks, item_hint, made
+from triton_distributed.wire.codec import Message, decode, encode
+from triton_distributed.wire.typed import RequestDecoder, typed_checker, typed_decoder
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -66,12 +67,15 @@ def triton_endpoint(request_model: Any, response_model: Any) -> Callable[[Callab
         response_model: what the handler answers with is checked against it, text excepted: programs answer with JSON
             text, or with plain text beside a model, and nobody has ever looked at it.
 
+    Raises:
+        TypeError: one of the two cannot be checked; the text says why.
+
     Raises (from the handler):
         ValueError: `Invalid request: …`, naming the field.
         TypeError: an answer does not fit `response_model`.
     """
-    parse = _parser(request_model)
-    check = _but_text(typed_checker(response_model))
+    parse, decode_request = made("triton_endpoint: request_model", _parser, request_model)
+    check = _but_text(made("triton_endpoint: response_model", typed_checker, item_hint(response_model)))
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         def parsed(args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -134,7 +138,7 @@ def triton_endpoint(request_model: Any, response_model: Any) -> Callable[[Callab
                     check(item)
                 return item
 
-        setattr(wrapper, CHECKS_ITSELF, True)
+        setattr(wrapper, CHECKS_ITSELF, Checks(wrapper, decode_request))
         return wrapper
 
     return decorate
@@ -145,12 +149,27 @@ def _but_text(check: Callable[[Any], object] | None) -> Callable[[Any], object] 
     return None if check is None else lambda item: None if isinstance(item, str) else check(item)
 
 
-def _parser(model: Any) -> Callable[[Any], Any]:
-    decode = typed_decoder(model)
+class _Parsed:
+    """A request that was parsed while it was decoded."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def _parser(model: Any) -> tuple[Callable[[Any], Any], RequestDecoder]:
+    """Return what parses a request that a function was called with, and what decodes and parses one for an endpoint.
+
+    The endpoint's decodes and parses at once, because decoded to plain values a model may not be one for its class.
+    """
+    decode_typed = typed_decoder(model)
     plain = model if isinstance(model, type) else None
     from_json = model not in (str, Any, object)
 
     def parse(request: Any) -> Any:
+        if isinstance(request, _Parsed):
+            return request.value
         if plain is not None and isinstance(request, plain):
             return request
         if isinstance(request, (str, bytes)) and from_json:
@@ -158,9 +177,19 @@ def _parser(model: Any) -> Callable[[Any], Any]:
                 request = msgspec.json.decode(request)
             except (msgspec.DecodeError, UnicodeEncodeError) as error:
                 raise InvalidRequest("", f"it is not JSON: {error}") from error
-        body = encode(request, "request")
-        return (
-            decode(body, None) if isinstance(body, bytes) else decode(body.body, [bytearray(b) for b in body.buffers])
-        )
+        message = encode(request, "request")
+        if isinstance(message, Message):
+            return decode_typed(message.body, [bytearray(each) for each in message.buffers])
+        return decode_typed(message)
 
-    return parse
+    def decode_request(body: Any, buffers: Any = None) -> Any:
+        if not len(body) or body[0] not in _MAPS_AND_LISTS:
+            request = decode(body, buffers)
+            if isinstance(request, (str, bytes)):
+                return request  # the function parses it, as when it is called directly
+        return _Parsed(decode_typed(body, buffers))
+
+    return parse, decode_request
+
+
+_MAPS_AND_LISTS = frozenset({*range(0x80, 0xA0), *range(0xDC, 0xE0)})  # first bytes of msgpack that begin no text

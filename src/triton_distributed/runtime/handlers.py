@@ -5,27 +5,13 @@ from __future__ import annotations
 import collections.abc
 import functools
 import inspect
-import typing
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from triton_distributed.errors import InvalidRequest
 from triton_distributed.runtime.context import Context
+from triton_distributed.runtime.signatures import read_signature
 from triton_distributed.runtime.threads import HandlerThreads, ThreadedIterator
-from triton_distributed.wire.typed import typed_checker, typed_decoder
-
-#: Set on a function whose request and response are checked by itself; see `decorators.triton_endpoint`.
-CHECKS_ITSELF = "__triton_checks_itself__"
-
-_STREAMS = (
-    collections.abc.AsyncIterator,
-    collections.abc.AsyncIterable,
-    collections.abc.AsyncGenerator,
-    collections.abc.Iterator,
-    collections.abc.Iterable,
-    collections.abc.Generator,
-)
-_REQUEST_STREAMS = _STREAMS[:3]
 
 
 class Misfit(InvalidRequest):
@@ -48,7 +34,8 @@ class Handler:
         check: item → None, raises where it does not fit the annotation; None where there is nothing to check.
 
     Raises:
-        TypeError: it is not callable, or does not take one or two positional arguments.
+        TypeError: it is not callable, does not take one or two positional arguments, or one of its annotations cannot
+            be checked.
     """
 
     def __init__(self, function: Callable[..., Any], threads: HandlerThreads) -> None:
@@ -60,14 +47,7 @@ class Handler:
         plain = _plain(function)
         self._on_loop = inspect.isasyncgenfunction(plain) or inspect.iscoroutinefunction(plain)
         self._is_asyncgen = inspect.isasyncgenfunction(plain)
-        self._takes_context, request_type, response_type = _signature(function, plain, self.name)
-        self.takes_stream = typing.get_origin(request_type) in _REQUEST_STREAMS or request_type in _REQUEST_STREAMS
-        if self.takes_stream:
-            request_type = _element(request_type)
-        if self._is_asyncgen or inspect.isgeneratorfunction(plain) or _is_stream(response_type):
-            response_type = _element(response_type)
-        self.decode = typed_decoder(request_type)
-        self.check = typed_checker(response_type)
+        self._takes_context, self.takes_stream, self.decode, self.check = read_signature(function, plain, self.name)
 
     def open(self, request: Any, context: Context) -> AsyncIterator[Any]:
         """Begin to serve a request; nothing of the handler runs before the first item is asked for."""
@@ -140,49 +120,3 @@ def _plain(function: Any) -> Any:
     if not (inspect.isfunction(function) or inspect.ismethod(function) or inspect.isbuiltin(function)):
         return getattr(function, "__call__", function)  # noqa: B004
     return function
-
-
-def _signature(function: Any, plain: Any, name: str) -> tuple[bool, Any, Any]:
-    """Whether it takes a context, and the annotations of its request and of what it returns."""
-    try:
-        signature = inspect.signature(function, follow_wrapped=False)
-        if any(each.kind == each.VAR_POSITIONAL for each in signature.parameters.values()):
-            signature = inspect.signature(function)  # a wrapper that passes on what it gets
-    except (TypeError, ValueError):
-        return False, Any, Any  # a builtin without a signature: call it with the request
-    positional = [
-        each
-        for each in signature.parameters.values()
-        if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
-    ]
-    rest = any(each.kind == each.VAR_POSITIONAL for each in signature.parameters.values())
-    needed = sum(each.default is each.empty for each in positional)
-    if (not positional and not rest) or needed > 2:
-        raise TypeError(f"handler {name} takes {needed} arguments; a handler takes a request and optionally a context")
-    takes_context = len(positional) > 1 and (
-        positional[1].default is inspect.Parameter.empty or positional[1].name in ("context", "ctx")
-    )
-    if getattr(plain, CHECKS_ITSELF, False) or not positional:
-        return takes_context, Any, Any
-    hints = _hints(plain, signature)
-    return takes_context, hints.get(positional[0].name, Any), hints.get("return", Any)
-
-
-def _hints(plain: Any, signature: inspect.Signature) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(inspect.unwrap(plain) if inspect.isfunction(plain) else plain)
-    except Exception:  # a name that only a type checker knows: what cannot be resolved is not enforced
-        hints = {each.name: each.annotation for each in signature.parameters.values()}
-        hints["return"] = signature.return_annotation
-        return {k: v for k, v in hints.items() if v is not inspect.Parameter.empty and not isinstance(v, str)}
-
-
-def _is_stream(hint: Any) -> bool:
-    return typing.get_origin(hint) in _STREAMS or hint in _STREAMS
-
-
-def _element(hint: Any) -> Any:
-    if hint is Any:
-        return Any
-    arguments = typing.get_args(hint)
-    return arguments[0] if arguments and _is_stream(hint) else Any

@@ -3,16 +3,19 @@
 `encode` returns plain bytes for nearly every value. A value that holds much memory becomes a `Message`: a body and the
 buffers that travel beside it, which are views of the value's own memory and must not change until they were sent.
 
-What arrives is what was sent, with these differences: a tuple, a set and a frozenset arrive as a list; a dataclass,
-Struct or model as a dict of all its fields (unless the handler's types say otherwise); an enum as its value; a UUID,
-Decimal, date or naive datetime as text; a NumPy number as Python's own. An array or a tensor whose dtype is not known
-where it arrives is there as a NumPy array of its bits, of dtype `V1`, `V2` and so on by the size of an element; so is a
-tensor where torch is not imported, unless NumPy or ml_dtypes has the dtype. Keys of a dict may be whatever msgpack can
-write and Python can hash: text, numbers, bytes, None, and tuples of those.
+What arrives is what was sent, with these differences, unless the handler's types say otherwise: a tuple, a set, a
+frozenset and a deque arrive as a list; a dataclass, Struct or model as a dict of all its fields; an enum as its value;
+a UUID, Decimal, date, time, timedelta or naive datetime as text, and so do a path, an IP address or network, a URL of
+pydantic's, a Fraction, a ZoneInfo and a pattern; a secret of pydantic's as what it hides; a datetime with a time zone
+in UTC; a NumPy number as Python's own. An array or a tensor whose dtype is not known where it arrives is there as a
+NumPy array of its bits, of dtype `V1`, `V2` and so on by the size of an element; so is a tensor where torch is not
+imported, unless NumPy or ml_dtypes has the dtype. Keys of a dict may be whatever msgpack can write and Python can
+hash: text, numbers, bytes, None, and tuples of those.
 """
 
 from __future__ import annotations
 
+import collections
 import copy
 import mmap
 from collections.abc import Callable, Sequence
@@ -28,8 +31,8 @@ from triton_distributed.errors import DecodeError
 from triton_distributed.wire.faults import explain
 from triton_distributed.wire.fields import all_fields, can_be_passed_over, field_names, has_passed_over
 from triton_distributed.wire.memory import bytearray_to_wire, bytes_to_wire, memoryview_to_wire
-from triton_distributed.wire.outofband import OUT_OF_BAND, Arrived
-from triton_distributed.wire.values import dumped, from_wire, is_model, to_wire
+from triton_distributed.wire.outofband import MODEL, OUT_OF_BAND, Arrived
+from triton_distributed.wire.values import from_wire, model_from_wire, to_wire
 
 Buffers = list[memoryview]
 """C-contiguous, one-dimensional, format `B`."""
@@ -165,7 +168,7 @@ def _replacer(kind: Any) -> Callable[[Any, Buffers], Any]:
         return exact
     if issubclass(kind, dict):
         return _replaced_dict
-    if issubclass(kind, (list, tuple, set, frozenset)):
+    if issubclass(kind, (list, tuple, set, frozenset, collections.deque)):
         return _replaced_list
     if issubclass(kind, msgspec.Struct):
         return partial(_replaced_object, kind.__struct_fields__, msgspec.structs.force_setattr)
@@ -173,8 +176,6 @@ def _replacer(kind: Any) -> Callable[[Any, Buffers], Any]:
         replace = partial(_replaced_object, names, object.__setattr__)
         passed_over = can_be_passed_over(kind)
         return replace if passed_over is None else partial(_replaced_fields, passed_over, replace)
-    if is_model(kind):
-        return _replaced_model
     return _left  # what msgspec does not know comes to `to_wire` by itself
 
 
@@ -225,12 +226,6 @@ def _replaced_fields(passed_over: Callable[[Any], bool], replace: Any, value: An
     return _replaced_dict(all_fields(value), buffers) if passed_over(value) else replace(value, buffers)
 
 
-def _replaced_model(value: Any, buffers: Buffers) -> Any:
-    plain = dumped(value)
-    changed = _replaced(plain, buffers)
-    return value if changed is plain else changed
-
-
 _EXACT: dict[type, Callable[[Any, Buffers], Any]] = {
     bytes: _replaced_bytes,
     bytearray: bytearray_to_wire,
@@ -262,7 +257,33 @@ def decode(
         if not buffers:
             return _decode(body)
         arrived = Arrived(buffers)
-        return Decoder(ext_hook=lambda code, header: from_wire(code, header, arrived)).decode(body)
+        return msgspec.msgpack.decode(body, ext_hook=lambda code, header: from_wire(code, header, arrived))
+    except Exception as error:
+        raise unreadable(error) from error
+
+
+Own = dict[int, tuple[Any, Callable[[], Any]]]
+"""Models in a message: id of the plain value → that value, and a function that returns what the model's class reads."""
+
+
+def decode_models(
+    body: bytes | bytearray | memoryview, buffers: Sequence[bytearray | memoryview | mmap.mmap] | None = None
+) -> tuple[Any, Own]:
+    """Turn bytes into the value, as `decode` does, and tell which parts of it were sent as pydantic models.
+
+    The body must stay as it is until the last of the functions was called.
+    """
+    own: Own = {}
+    arrived = Arrived(buffers)
+
+    def read(code: int, header: memoryview) -> Any:
+        value = from_wire(code, header, arrived)
+        if code == MODEL and isinstance(value, (dict, list)):
+            own[id(value)] = value, partial(model_from_wire, header, Arrived(buffers))
+        return value
+
+    try:
+        return msgspec.msgpack.decode(body, ext_hook=read), own
     except Exception as error:
         raise unreadable(error) from error
 

@@ -13,8 +13,7 @@ import msgspec
 
 from triton_distributed.errors import REMOTE
 from triton_distributed.wire.codec import Message, decode, encode_part
-from triton_distributed.wire.fields import field_names
-from triton_distributed.wire.values import dumped, is_model
+from triton_distributed.wire.fields import field_names, is_model
 
 MAX_STATE = 16 * 1024  # encoded bytes of args and attributes together; beyond it they are data, not an error
 MAX_ARGS = 64  # args that travel
@@ -175,7 +174,7 @@ def _with_texts(value: Any, levels: int) -> Any:
     """Return a container whose parts all travel. Any other value is returned as its text."""
     if levels:
         if is_model(type(value)):
-            value = dumped(value)
+            value = value.model_dump(by_alias=True)
         if isinstance(value, dict):
             return {_part(key, 0): _part(child, levels) for key, child in dict.items(value)}
         if isinstance(value, (list, tuple, set, frozenset)):

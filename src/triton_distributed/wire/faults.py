@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import datetime
 import enum
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
 
-from triton_distributed.wire.fields import field_names
-from triton_distributed.wire.values import dumped, is_model
+from triton_distributed.wire.fields import field_names, is_model
 
 MAX_DEPTH = 200  # containers inside containers that are looked into; beyond it the error names the place reached
 
@@ -101,7 +101,7 @@ def parts_of(value: Any) -> Iterator[tuple[str, Any, bool]]:
         for key, child in dict.items(value):
             yield "", key, True
             yield f"[{_short(key)}]", child, False
-    elif isinstance(value, (list, tuple)):
+    elif isinstance(value, (list, tuple, deque)):
         for index, child in enumerate(value):
             yield f"[{index}]", child, False
     elif isinstance(value, (set, frozenset)):
@@ -112,7 +112,7 @@ def parts_of(value: Any) -> Iterator[tuple[str, Any, bool]]:
         if isinstance(value, msgspec.Struct):
             names: tuple[str, ...] = value.__struct_fields__
         else:
-            names = tuple(dumped(value)) if is_model(kind) else field_names(kind)
+            names = tuple(kind.model_fields) if is_model(kind) else field_names(kind)
         for name in names:
             if hasattr(value, name):
                 yield f".{name}", getattr(value, name), False

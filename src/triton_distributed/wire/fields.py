@@ -8,6 +8,7 @@ field whose name begins with an underscore. Here such objects are found, and tur
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from gc import is_tracked
@@ -15,14 +16,18 @@ from typing import Any
 
 import msgspec
 
-from triton_distributed.wire.values import is_model
-
 Look = Callable[[Any], Iterable[Any] | None]
 """Returns the objects inside an object, or None where the encoder passes a field of it over."""
 
 _unknown: Any = object()
 _looks: dict[Any, Look | None] = {}
 _MOST_LOOKS = 1024  # more than the types of one program's messages
+
+
+def is_model(kind: Any) -> bool:
+    """Whether it is the class of a pydantic model, without importing pydantic."""
+    base = getattr(sys.modules.get("pydantic"), "BaseModel", None)
+    return base is not None and isinstance(kind, type) and issubclass(kind, base)
 
 
 def has_passed_over(value: Any) -> bool:

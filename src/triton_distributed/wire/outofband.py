@@ -21,8 +21,8 @@ Measured with CPython 3.11 on one core: one more copy of 16 KiB costs 0.2 µs at
 more than one without, so 16 KiB is where sending beside begins to be no loss.
 """
 
-BYTES, BYTEARRAY, MEMORYVIEW, ARRAY_ARRAY, NDARRAY, TENSOR = range(16, 22)
-"""Extension codes. A user's own `msgspec.msgpack.Ext` may have the codes 0 to 15 and 22 to 127."""
+BYTES, BYTEARRAY, MEMORYVIEW, ARRAY_ARRAY, NDARRAY, TENSOR, MODEL = range(16, 23)
+"""Extension codes. A user's own `msgspec.msgpack.Ext` may have the codes 0 to 15 and 23 to 127."""
 
 Payload = int | memoryview
 """What a header holds: a buffer's index, or the bytes themselves."""

@@ -1,44 +1,63 @@
 """Requests and responses against the types that a handler is annotated with.
 
 msgspec does the work: builtins, collections, dataclasses, Structs, TypedDicts, NamedTuples, Literals, Unions. Classes
-that it does not know are checked with isinstance (arrays, tensors) or by pydantic (its models). A hint that none of
-them can use is not checked, and says so once in the log.
+that it does not know are checked with isinstance (arrays, tensors), are made from their text (paths, IP addresses), or
+are pydantic's models. A hint that msgspec refuses (a union of models or of dataclasses, a dataclass with an InitVar, a
+type of pydantic's) is checked by pydantic as a whole, if that is installed. A hint that neither can check is refused
+where the decoder is made, so that a handler never gets what its annotation rules out.
+
+A model that was sent as a model is checked against what its class reads, and always fits its own class; see
+`wire.models`. A plain dict is checked as the class declares. A strict field also takes from it what pydantic's strict
+mode takes from JSON, since text and lists stand for UUIDs, dates and tuples here too.
+
+A union of classes without a tag goes by pydantic's smart mode: the member of which most fields are set, then the first.
 """
 
 from __future__ import annotations
 
-import inspect
-import logging
+import functools
 import re
 import sys
 import typing
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
 from triton_distributed.errors import DecodeError, InvalidRequest
-from triton_distributed.wire.codec import Message, decode, encode, read_extension, unreadable
-from triton_distributed.wire.values import is_model
+from triton_distributed.wire.codec import Message, Own, decode, decode_models, encode, read_extension, unreadable
+from triton_distributed.wire.fields import is_model
+from triton_distributed.wire.hints import can_arrive, checks_nothing, contents, is_typed_dict
+from triton_distributed.wire.leaves import from_text, is_made_from_text
+from triton_distributed.wire.outofband import MODEL
+from triton_distributed.wire.validation import adapted, model_of, must_be_complete
 
 RequestDecoder = Callable[..., Any]
 """`(body, buffers=None) -> value`."""
 
-_log = logging.getLogger("triton_distributed.wire")
-
-_UNCHECKED: tuple[Any, ...] = (None, Any, object, inspect.Parameter.empty)
 _NATIVE = (bytes, bytearray, memoryview)  # as in msgpack; else msgspec would take text for bytes in base64
-_ARRIVES_FROM = ("numpy", "torch", "array", "mmap")  # modules of classes that arrive as themselves
 
 _PLACE = re.compile(r"(?P<text>.*) - at `(?P<key>key` in `)?\$\[0\](?P<path>.*)`\Z", re.DOTALL)
 
 
-class _Uncheckable(Exception):
-    """A hint names a class that nothing here can make or check."""
+class _HoldsModel(Exception):
+    """A message holds a model that was sent as one."""
 
 
 class _Misfit(Exception):
     """A value does not fit; the text says where and why."""
+
+
+class _Converter(NamedTuple):
+    """Makes values of a hint.
+
+    Attributes:
+        convert: (value, the models in it) → value of the hint's type; raises ValueError or TypeError.
+        decoder: reads and checks at once a message that holds no models, or None where pydantic checks the whole.
+    """
+
+    convert: Callable[[Any, Own], Any]
+    decoder: Any
 
 
 def typed_decoder(hint: Any, what: str = "request") -> RequestDecoder:
@@ -50,26 +69,26 @@ def typed_decoder(hint: Any, what: str = "request") -> RequestDecoder:
 
     The decoder raises `DecodeError` for bytes that cannot be read and `InvalidRequest`, naming the field, for a value
     that does not fit.
+
+    Raises:
+        TypeError: the hint cannot be checked, or no value that arrives can fit it; the text says why.
     """
-    fit = _fitter(hint, what)
-    if fit is None:
+    if checks_nothing(hint):
         return decode
-    fast: Callable[[Any], Any] | None
-    try:
-        fast = msgspec.msgpack.Decoder(hint, dec_hook=_accept, ext_hook=read_extension).decode
-    except TypeError:
-        fast = None
+    convert, decoder = _converter(hint, arriving=True)
+    fast = None if decoder is None else decoder.decode
 
     def decode_typed(body: Any, buffers: Sequence[Any] | None = None) -> Any:
         if fast is not None and not buffers:
             try:
                 return fast(body)
-            except (msgspec.ValidationError, _Uncheckable, OverflowError):
+            except (msgspec.ValidationError, _HoldsModel, OverflowError):
                 pass  # it may only seem not to fit, as a bytearray does where bytes are wanted: look at the value
             except Exception as error:
                 raise unreadable(error) from error
+        value, models = decode_models(body, buffers)
         try:
-            return fit(decode(body, buffers))
+            return _fitted(convert, value, models, what)
         except _Misfit as misfit:
             raise InvalidRequest("", str(misfit)) from misfit.__cause__
 
@@ -84,25 +103,29 @@ def typed_checker(hint: Any, what: str = "response") -> Callable[[Any], Any] | N
         what: the name of the value in an error's text.
 
     The function returns the very value that it is given, or raises `TypeError` naming the field. A value fits if it is
-    an instance of the hint's class, or if what arrives at the caller fits.
+    an instance of the hint's class, or if what arrives at the caller fits. A dict fits a model by the names of its
+    fields too, and with computed fields.
+
+    Raises:
+        TypeError: the hint cannot be checked; the text says why.
     """
-    fit = _fitter(hint, what)
-    if fit is None:
+    if checks_nothing(hint):
         return None
+    convert = _converter(hint, arriving=False).convert
     simple: tuple[type, ...] = ()
     if hint is float:
         simple = (float, int)
-    elif isinstance(hint, type) and not typing.get_args(hint) and not typing.is_typeddict(hint):
+    elif isinstance(hint, type) and not typing.get_args(hint) and not is_typed_dict(hint):
         simple = (hint,)
 
     def check(value: Any) -> Any:
         if simple and isinstance(value, simple):
             return value
         try:
-            fit(value)
+            _fitted(convert, value, {}, what)
         except _Misfit:
             try:
-                fit(_as_it_arrives(value, what))
+                _fitted(convert, *_as_it_arrives(value, what), what)
             except _Misfit as misfit:
                 raise TypeError(str(misfit)) from misfit.__cause__
         return value
@@ -110,107 +133,114 @@ def typed_checker(hint: Any, what: str = "response") -> Callable[[Any], Any] | N
     return check
 
 
-def _as_it_arrives(value: Any, what: str) -> Any:
+def _as_it_arrives(value: Any, what: str) -> tuple[Any, Own]:
     message = encode(value, what)
     if isinstance(message, Message):
-        return decode(message.body, [bytearray(buffer) for buffer in message.buffers])
-    return decode(message)
+        return decode_models(message.body, [bytearray(buffer) for buffer in message.buffers])
+    return decode_models(message)
 
 
-def _fitter(hint: Any, what: str) -> Callable[[Any], Any] | None:
-    """Return `value -> value of the hint's type`, raising `_Misfit`; None where nothing can be checked."""
-    if any(hint is each for each in _UNCHECKED) or isinstance(hint, typing.TypeVar):
-        return None
-    convert = _converter(hint)
-    if convert is None:
-        _warn(hint)
-        return None
-
-    checking = True
-
-    def fit(value: Any) -> Any:
-        nonlocal checking
-        if not checking:
-            return value
-        try:
-            return convert(value)
-        except _Uncheckable:
-            checking = False
-            _warn(hint)
-            return value
-        except DecodeError:
-            raise
-        except (ValueError, TypeError, OverflowError) as error:  # msgspec's and pydantic's own are ValueErrors
-            raise _Misfit(_in_words(error, what)) from error
-        except RecursionError as error:
-            raise _Misfit(f"{what}: it nests too deeply") from error
-
-    return fit
-
-
-def _converter(hint: Any) -> Callable[[Any], Any] | None:
+def _fitted(convert: Callable[[Any, Own], Any], value: Any, models: Own, what: str) -> Any:
     try:
-        found = msgspec.inspect.type_info(hint)
-        msgspec.msgpack.Decoder(hint)
-    except (TypeError, NameError):  # not one of msgspec's, or a name in it cannot be resolved
-        return _pydantic_converter(hint)
-    if isinstance(found, msgspec.inspect.CustomType) and not _can_arrive(found.cls):
-        return None
-    # msgspec keeps what it found out about a Struct's fields, and would find it out anew for a bare hint at each call.
-    holder: Any = msgspec.defstruct("Holder", [("value", hint)], array_like=True)
-    return lambda value: msgspec.convert((value,), holder, builtin_types=_NATIVE, dec_hook=_accept).value
-
-
-def _pydantic_converter(hint: Any) -> Callable[[Any], Any] | None:
-    """Use pydantic where a hint mixes its models with other types, which msgspec refuses."""
-    pydantic = sys.modules.get("pydantic")
-    if pydantic is None or not any(is_model(each) for each in typing.get_args(hint)):
-        return None
-    try:
-        validate: Callable[[Any], Any] = pydantic.TypeAdapter(hint).validate_python
-    except Exception:  # pydantic has an error class for each thing that it cannot use
-        return None
-    return validate
-
-
-def _can_arrive(kind: type) -> bool:
-    return is_model(kind) or kind.__module__.partition(".")[0] in _ARRIVES_FROM or kind in (complex, object)
-
-
-def _accept(kind: Any, value: Any) -> Any:
-    """Make `value` into `kind`, a class that msgspec does not know; msgspec checks what is returned with isinstance."""
-    kind = typing.get_origin(kind) or kind
-    if is_model(kind):
-        try:
-            return kind.model_validate(value)
-        except ValueError as error:
-            raise ValueError(_pydantic_words(error)) from error
-    if isinstance(value, kind):
-        return value
-    if not _can_arrive(kind):
-        raise _Uncheckable(kind)
-    np = sys.modules.get("numpy")
-    if np is not None and issubclass(kind, np.generic) and isinstance(value, (int, float, str, bytes)):
-        return kind(value)  # NumPy's numbers travel as Python's
-    return value
+        return convert(value, models)
+    except DecodeError:
+        raise
+    except (msgspec.ValidationError, ValueError, TypeError, OverflowError) as error:
+        raise _Misfit(_in_words(error, what)) from error
+    except RecursionError as error:
+        raise _Misfit(f"{what}: it nests too deeply") from error
 
 
 def _in_words(error: Exception, what: str) -> str:
-    if hasattr(error, "errors"):
-        return f"{what}: {_pydantic_words(error)}"
     text = str(error)
     if place := _PLACE.match(text):
         return f"{what}{place['path']}{' key' if place['key'] else ''}: {place['text']}"
     return f"{what}: {text}"
 
 
-def _pydantic_words(error: Any) -> str:
+# ---- who can check a hint ---------------------------------------------------------------------------------------
+
+
+def _converter(hint: Any, *, arriving: bool) -> _Converter:
+    """Return what makes values of a hint.
+
+    Args:
+        hint: checks something.
+        arriving: values come from a message, so classes that none holds are refused.
+    """
+    found = contents(hint, arriving=arriving)
+    for each in found.models:
+        must_be_complete(each)
+    reason = f"only pydantic can check {found.pydantic}"
+    if found.pydantic is None:
+        try:
+            return _by_msgspec(hint, arriving)
+        except (TypeError, NameError) as error:
+            reason = str(error)
+    if found.msgspec is not None:
+        raise TypeError(f"{reason}, and only msgspec can check {found.msgspec}")
     try:
-        faults = [(".".join(map(str, each["loc"])), each["msg"]) for each in error.errors()]
-    except Exception:  # a plain ValueError of a user's validator
-        return str(error)
-    return "; ".join(f"{where}: {text}" if where else text for where, text in faults)
+        return _Converter(adapted(hint, found, arriving), None)
+    except ImportError:
+        raise TypeError(f"{reason}; pydantic may be able to check it: pip install pydantic") from None
+    except Exception as error:  # pydantic has an error class for each thing that it cannot use
+        text = "it is no type" if isinstance(error, Warning) else str(error).partition("\n")[0]
+        raise TypeError(text if found.pydantic or text in reason else f"{reason}; pydantic: {text}") from None
 
 
-def _warn(hint: Any) -> None:
-    _log.warning("values are not checked against %r: neither msgspec nor pydantic can use that type", hint)
+def _by_msgspec(hint: Any, arriving: bool) -> _Converter:
+    kinds = list(_custom_types(msgspec.inspect.type_info(hint)))
+    for kind in kinds:
+        if arriving and not can_arrive(kind):
+            raise TypeError(f"no message holds a {kind.__module__}.{kind.__qualname__}")
+    # msgspec keeps what it found out about a Struct's fields, and would find it out anew for a bare hint at each call.
+    holder: Any = msgspec.defstruct("Holder", [("value", hint)], array_like=True)
+
+    def convert(value: Any, models: Own) -> Any:
+        accept = functools.partial(_accept, models, arriving)
+        return msgspec.convert((value,), holder, builtin_types=_NATIVE, dec_hook=accept).value
+
+    decoder = msgspec.msgpack.Decoder(
+        hint,
+        dec_hook=functools.partial(_accept, {}, arriving),
+        ext_hook=_read_no_model if any(map(is_model, kinds)) else read_extension,
+    )
+    return _Converter(convert, decoder)
+
+
+def _custom_types(found: Any) -> Iterator[Any]:
+    """Yield the classes that msgspec leaves to us, in a type as msgspec describes it."""
+    seen: set[int] = set()
+    left = [found]
+    while left:
+        each = left.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, msgspec.inspect.CustomType):
+            yield typing.get_origin(each.cls) or each.cls
+        elif isinstance(each, (tuple, list)):
+            left.extend(each)
+        elif isinstance(each, (msgspec.inspect.Type, msgspec.inspect.Field)):
+            left.extend(getattr(each, name) for name in each.__struct_fields__ if name != "default")
+
+
+def _read_no_model(code: int, header: memoryview) -> Any:
+    if code == MODEL:
+        raise _HoldsModel
+    return read_extension(code, header)
+
+
+def _accept(models: Own, arriving: bool, kind: Any, value: Any) -> Any:
+    """Make `value` into `kind`, a class that msgspec does not know; msgspec checks what is returned with isinstance."""
+    kind = typing.get_origin(kind) or kind
+    if isinstance(value, kind):
+        return value
+    if is_model(kind):
+        return model_of(kind, value, models, arriving)
+    if is_made_from_text(kind) and isinstance(value, str):
+        return from_text(kind, value)
+    np = sys.modules.get("numpy")
+    if np is not None and issubclass(kind, np.generic) and isinstance(value, (int, float, str, bytes)):
+        return kind(value)  # NumPy's numbers travel as Python's
+    return value

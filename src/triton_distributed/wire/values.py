@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from array import array
+from collections import deque
+from functools import partial
 from typing import Any
 
-from msgspec.msgpack import Ext
+from msgspec.msgpack import Encoder, Ext
 
 from triton_distributed.errors import DecodeError
 from triton_distributed.wire.arrays import (
@@ -17,8 +19,17 @@ from triton_distributed.wire.arrays import (
     tensor_from_wire,
     tensor_to_wire,
 )
-from triton_distributed.wire.memory import array_to_wire, bytearray_to_wire, memory_from_wire, memoryview_to_wire
-from triton_distributed.wire.outofband import ARRAY_ARRAY, BYTES, NDARRAY, TENSOR, Arrived
+from triton_distributed.wire.fields import is_model
+from triton_distributed.wire.leaves import is_textual, to_text
+from triton_distributed.wire.memory import (
+    array_to_wire,
+    bytearray_to_wire,
+    bytes_to_wire,
+    memory_from_wire,
+    memoryview_to_wire,
+)
+from triton_distributed.wire.models import has_one_form, model_to_wire, read_form, written_form
+from triton_distributed.wire.outofband import ARRAY_ARRAY, BYTES, MODEL, NDARRAY, OUT_OF_BAND, TENSOR, Arrived
 
 
 def to_wire(value: Any, buffers: list[memoryview] | None) -> Any:
@@ -52,15 +63,35 @@ def to_wire(value: Any, buffers: list[memoryview] | None) -> Any:
         return array_to_wire(value, buffers)
     if (torch := modules.get("torch")) is not None and isinstance(value, torch.Tensor):
         return tensor_to_wire(value, buffers)
-    if is_model(type(value)):
-        return dumped(value)
+    kind: Any = type(value)
+    if is_model(kind):
+        if has_one_form(kind):
+            return value.model_dump(by_alias=True)
+        return model_to_wire(value, _packer(buffers), partial(_memory_to_wire, buffers))
     if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__"):
         return dlpack_to_wire(value, buffers)
+    if isinstance(value, deque):
+        return list(value)
+    if is_textual(kind):
+        return to_text(value)
     try:
         view = memoryview(value)
     except TypeError:
         raise TypeError(refusal(value)) from None
     return memoryview_to_wire(view, buffers)
+
+
+def _packer(buffers: list[memoryview] | None) -> Any:
+    return _pack_without if buffers is None else Encoder(enc_hook=lambda each: to_wire(each, buffers)).encode
+
+
+def _memory_to_wire(buffers: list[memoryview] | None, value: Any) -> Any:
+    if type(value) is bytes:
+        return value if len(value) < OUT_OF_BAND else bytes_to_wire(value, buffers)
+    return bytearray_to_wire(value, buffers) if type(value) is bytearray else memoryview_to_wire(value, buffers)
+
+
+_pack_without = Encoder(enc_hook=lambda each: to_wire(each, None)).encode
 
 
 def from_wire(code: int, header: memoryview, arrived: Arrived) -> Any:
@@ -76,6 +107,8 @@ def from_wire(code: int, header: memoryview, arrived: Arrived) -> Any:
             return memory_from_wire(code, header, arrived)
         if code == TENSOR:
             return tensor_from_wire(header, arrived)
+        if code == MODEL:
+            return written_form(header, partial(from_wire, arrived=arrived))
     except DecodeError:
         raise
     except Exception as error:  # whatever a library says to a header that it cannot use
@@ -83,15 +116,22 @@ def from_wire(code: int, header: memoryview, arrived: Arrived) -> Any:
     return Ext(code, bytes(header))
 
 
-def is_model(kind: Any) -> bool:
-    """Whether it is the class of a pydantic model, without importing pydantic."""
-    base = getattr(sys.modules.get("pydantic"), "BaseModel", None)
-    return base is not None and isinstance(kind, type) and issubclass(kind, base)
+def model_from_wire(header: memoryview, arrived: Arrived) -> Any:
+    """Read one `MODEL` extension for a handler that has the class: by field name, in Python's types.
 
+    Raises:
+        DecodeError: it is not what this package writes under that code.
+    """
 
-def dumped(model: Any) -> Any:
-    """Return a pydantic model's fields under the names that its class accepts."""
-    return model.model_dump(by_alias=True)
+    def hook(code: int, part: memoryview) -> Any:
+        return read_form(part, hook) if code == MODEL else from_wire(code, part, arrived)
+
+    try:
+        return read_form(header, hook)
+    except DecodeError:
+        raise
+    except Exception as error:
+        raise DecodeError(f"extension {MODEL}: {error}") from error
 
 
 _SENDABLE = "use plain values, a dataclass, a msgspec.Struct, a pydantic model or an array"
@@ -106,7 +146,6 @@ _INSTEAD = {
     "module": "only values travel",
     "complex": "send its two parts, or a NumPy complex128",
     "range": "send list(…) of it",
-    "deque": "send list(…) of it",
     "dict_keys": "send list(…) of it",
     "dict_values": "send list(…) of it",
     "dict_items": "send list(…) of it",
@@ -117,8 +156,7 @@ _INSTEAD = {
     "DataFrame": "send .to_dict(orient='list') or .to_numpy()",
     "Series": "send .to_list() or .to_numpy()",
     "Image": "send numpy.asarray(…) of it, or its encoded bytes",
-    "PosixPath": "send str(…) of it",
-    "WindowsPath": "send str(…) of it",
+    "URL": "send str(…) of it",
 }
 
 
