@@ -20,6 +20,10 @@ PROGRAMS = Path(__file__).with_name("programs")
 READY = re.compile(r"ready: serving (\S+) as instance (\d+) at (\S+)\n")
 
 
+# Tests that run beside this one may serve the same endpoints in folders of their own.
+OTHER_FOLDERS = re.compile(r"; live instances are registered in .*?(?: looks there| a container\))")
+
+
 @dataclass
 class Said:
     """How a command ended."""
@@ -31,6 +35,11 @@ class Said:
     @property
     def lines(self) -> list[str]:
         return self.out.splitlines()
+
+    @property
+    def complaint(self) -> str:
+        """Standard error, but for where else on this machine something is served."""
+        return OTHER_FOLDERS.sub("", self.err)
 
 
 class Running:

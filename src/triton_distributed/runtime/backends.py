@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
 from pathlib import Path
 from typing import Any
 
 from triton_distributed.config import Config
 from triton_distributed.discovery import Discovery
+from triton_distributed.discovery.elsewhere import Elsewhere
 from triton_distributed.discovery.file import FileDiscovery
 from triton_distributed.discovery.folder import private_folder
 from triton_distributed.discovery.memory import MemoryDiscovery
@@ -59,6 +61,11 @@ def make_discovery(config: Config) -> Discovery:
         )
         return etcd
     return FileDiscovery(Path(config.directory))
+
+
+def make_elsewhere(config: Config) -> Elsewhere | None:
+    """What finds the instances that file discovery cannot see because they use another folder."""
+    return Elsewhere(os.path.abspath(config.directory)) if config.discovery == "file" else None
 
 
 def make_tls(config: Config) -> SessionTls | None:

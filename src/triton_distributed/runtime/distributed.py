@@ -17,6 +17,7 @@ from triton_distributed.observe import LoopStats, Stats, Watchdog
 from triton_distributed.routing.policies import Policy
 from triton_distributed.runtime.backends import (
     make_discovery,
+    make_elsewhere,
     make_events,
     make_nats,
     make_networks,
@@ -77,6 +78,7 @@ class DistributedRuntime:
         self.rng: random.Random = getattr(self._loop, "rng", None) or random.Random()
         self.instance_id = self.rng.randint(1, MAX_INSTANCE_ID)
         self.discovery = make_discovery(config) if discovery is None else discovery
+        self._elsewhere = make_elsewhere(config) if discovery is None else None
         self.nats = make_nats(config)
         self.events = RuntimeEvents(
             lambda: make_events(config, self.nats, self.instance_id),
@@ -307,6 +309,15 @@ class DistributedRuntime:
             raise
         self._views[name] = view
         return view
+
+    @property
+    def looks_elsewhere(self) -> bool:
+        """Whether there may be instances in folders that this runtime does not look at."""
+        return self._elsewhere is not None
+
+    def elsewhere(self, name: EndpointName | None) -> str:
+        """Words on such folders with live instances of an endpoint, None for any; see `Elsewhere.words`."""
+        return "" if self._elsewhere is None else self._elsewhere.words(name)
 
     # life
 
