@@ -39,7 +39,7 @@ def private_folder(path: str, where: str) -> tuple[int, int]:
     Whoever can write into it can send our calls anywhere, so doubt is an error and nothing is repaired silently.
 
     Args:
-        path: the folder. Those above it are made as the umask says.
+        path: the folder. The one above it is made private too where it is missing, others as the umask says.
         where: the discovery, for the error's text.
 
     Returns:
@@ -52,13 +52,14 @@ def private_folder(path: str, where: str) -> tuple[int, int]:
     user = os.geteuid()
     try:
         parent = os.path.dirname(path)
-        os.makedirs(parent, exist_ok=True)
+        os.makedirs(parent, 0o700, exist_ok=True)  # it may be our own folder, removed since it was checked
         _check_parent(os.stat(parent), user, path, where)
         try:
             os.mkdir(path, 0o700)
         except FileExistsError:
             pass
         link = os.lstat(path)
+        _let_ourselves_in(path, user)
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             found = os.fstat(fd)
@@ -79,6 +80,24 @@ def private_folder(path: str, where: str) -> tuple[int, int]:
             "or set TRD_DIR to a folder that only you can use",
         )
     return found.st_dev, found.st_ino
+
+
+def _let_ourselves_in(path: str, user: int) -> None:
+    """Give ourselves the rights back that we lack in a folder which is closed to everybody else."""
+    found = os.stat(path)
+    mode = found.st_mode & 0o777
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == user and not mode & 0o077 and mode != 0o700:
+        os.chmod(path, 0o700)
+
+
+def keep_private(path: str) -> None:
+    """Close a folder to others again. Only for one that is made in a private folder: nobody else could have used it."""
+    try:
+        found = os.lstat(path)
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and found.st_mode & 0o777 != 0o700:
+            os.chmod(path, 0o700)
+    except OSError:
+        pass  # there is none, or `private_folder` says what is wrong
 
 
 def _check_parent(parent: os.stat_result, user: int, path: str, where: str) -> None:
