@@ -15,7 +15,7 @@ from triton_distributed.config import Config
 from triton_distributed.discovery import Discovery
 from triton_distributed.discovery.elsewhere import Elsewhere
 from triton_distributed.discovery.file import FileDiscovery
-from triton_distributed.discovery.folder import private_folder
+from triton_distributed.discovery.folder import keep_private, private_folder
 from triton_distributed.discovery.memory import MemoryDiscovery
 from triton_distributed.discovery.static import StaticDiscovery
 from triton_distributed.errors import ConfigError
@@ -134,7 +134,8 @@ def make_events(config: Config, nats: NatsConnection, instance_id: int) -> Event
         plane = local.LocalEvents(
             Path(config.directory),
             private=private_folder,
-            sockets=local.UnixSockets(unix.reachable, unix.listen, stop_listening, unix.remove, give_up),
+            keep_private=keep_private,
+            sockets=local.UnixSockets(unix.reachable, unix.listen, unix.in_place, stop_listening, unix.remove, give_up),
             id=instance_id,
             max_message_bytes=config.max_message_bytes,
         )
