@@ -7,6 +7,7 @@ import logging
 import random
 import sys
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from typing import Any
 
 from triton_distributed.config import Config
@@ -110,7 +111,10 @@ class DistributedRuntime:
             sessions.accepted,
             tls,
             self._networks,
+            self._looked,
         )
+        self._listing = asyncio.Lock()  # around each change of what discovery says of the endpoints
+        self._relisting: asyncio.Task[None] | None = None
         self._watchdog = Watchdog(self._loop, config.watchdog_s, self._mark)
         self._signals = DrainSignals(self._loop, self.shutdown, self._running)
         self._token = CancellationToken()
@@ -247,7 +251,7 @@ class DistributedRuntime:
         except BaseException:
             self._server.remove(served)
             raise
-        served.registered = True
+        served.registered, served.listed = True, addresses
         return served
 
     async def set_listed(self, name: EndpointName, listed: bool) -> None:
@@ -257,16 +261,52 @@ class DistributedRuntime:
         served = self._server.find(name, operation)
         if self.config.discovery == "static":
             raise DiscoveryError("static", self.discovery.where, f"{operation}: TRD_STATIC alone says who is there")
-        if listed:
-            await self.discovery.register(served.instance)
+        async with self._listing:
+            if listed:
+                self.check(operation)
+                await self._list(served)
+                served.paused = False
+            else:
+                await self.discovery.withdraw(served.instance)
+                served.paused, served.listed = True, ()
+
+    async def _list(self, served: ServedEndpoint) -> None:
+        """Register an endpoint under those addresses that clients reach; take it back where there is none."""
+        addresses = self._server.reached(served.instance.addresses)
+        if addresses:
+            await self.discovery.register(replace(served.instance, addresses=addresses))
         else:
             await self.discovery.withdraw(served.instance)
+        served.listed = addresses
+
+    def _looked(self) -> None:
+        """The Unix sockets were looked at: a record must not name one that is not there."""
+        if self._closing is None and self._relisting is None and any(map(self._misses, self._server.endpoints)):
+            self._relisting = self._loop.create_task(self._relist())
+            self._relisting.add_done_callback(self._relisted)
+
+    def _misses(self, served: ServedEndpoint) -> bool:
+        """Whether discovery lists an endpoint otherwise than it is reached."""
+        wanted = served.registered and not served.paused
+        return wanted and served.listed != self._server.reached(served.instance.addresses)
+
+    async def _relist(self) -> None:
+        async with self._listing:
+            for served in self._server.endpoints:
+                if self._closing is None and self._misses(served):
+                    await self._list(served)
+
+    def _relisted(self, task: asyncio.Task[None]) -> None:
+        self._relisting = None
+        if not task.cancelled() and (error := task.exception()) is not None:  # the next look tries again
+            logger.info("the addresses in %s are not what they should be: %s", self.discovery.where, error)
 
     async def _stop_serving(self, served: ServedEndpoint) -> None:
         """Its task was cancelled: nobody comes in any more, and what runs is cut."""
         self._server.remove(served)
         served.drain()
-        await self.discovery.withdraw(served.instance)
+        async with self._listing:
+            await self.discovery.withdraw(served.instance)
         await served.cut()
 
     def _mark(self, busy: bool) -> None:
@@ -387,8 +427,9 @@ class DistributedRuntime:
             await asyncio.wait(self._starting)
         endpoints = self._server.endpoints
         try:
-            for endpoint in endpoints:
-                await self.discovery.withdraw(endpoint.instance)
+            async with self._listing:
+                for endpoint in endpoints:
+                    await self.discovery.withdraw(endpoint.instance)
         except Exception as error:  # a place that is gone must not keep requests from finishing
             logger.warning("withdrawing from %s: %s", self.discovery.where, error)
         await self._server.drain(drain_s)

@@ -52,6 +52,8 @@ class ServedEndpoint:
         running: the requests whose handlers run, in the order in which they were let in.
         draining: no further request is let in.
         registered: discovery has taken it in; it may have been paused since.
+        paused: by `Endpoint.pause`.
+        listed: the addresses under which discovery lists it now; none where it lists it not.
     """
 
     def __init__(
@@ -72,7 +74,8 @@ class ServedEndpoint:
         self.handler = handler
         self.instance = instance
         self.admission = Admission(max_inflight, max_queue)
-        self.draining = self.registered = False
+        self.draining = self.registered = self.paused = False
+        self.listed: tuple[str, ...] = ()
         self.graceful, self.on_exit = graceful, on_exit
         self._places = places
         self.running: dict[Serving, None] = {}
