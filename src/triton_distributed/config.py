@@ -14,13 +14,14 @@ from typing import Any
 
 from triton_distributed.errors import ConfigError, shown
 
-__all__ = ["DISCOVERY_BACKENDS", "KIB", "MIB", "Config", "environment_reference"]
+__all__ = ["DISCOVERY_BACKENDS", "KIB", "MIB", "Config", "environment_reference", "usual_directories"]
 
 logger = logging.getLogger("triton_distributed.config")
 
 KIB = 1024
 MIB = 1024 * KIB
 DISCOVERY_BACKENDS = ("file", "etcd", "memory", "static")
+TEMPORARY = "/tmp"
 REQUEST_PLANES = ("direct", "nats")
 SHORTEST_WATCHDOG_S = 0.02  # the loop is asked four times in that: below it, watching costs more than it tells
 EVENT_PLANES = ("local", "nats", "")  # "" for what else is set to decide
@@ -38,11 +39,32 @@ def _setting(variable: str, default: Any, help: str, **bounds: Any) -> Any:
 
 
 def _default_directory() -> Path:
-    run = os.environ.get("XDG_RUNTIME_DIR")
-    if run and os.path.isdir(run) and os.access(run, os.W_OK):
-        return Path(run) / "triton-distributed"
-    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
-    return Path(tempfile.gettempdir()) / f"triton-distributed-{user}"
+    """One folder a user, whatever started the process.
+
+    A login session's own folder (`$XDG_RUNTIME_DIR`) would not do: cron, services and containers have none, and systemd
+    removes it with the user's last session.
+    """
+    return usual_directories()[0]
+
+
+def usual_directories() -> tuple[Path, ...]:
+    """The folders that processes of this user use where TRD_DIR is not set, this process's own first."""
+    if not hasattr(os, "geteuid"):
+        return (Path(tempfile.gettempdir()) / f"triton-distributed-{os.environ.get('USERNAME', 'user')}",)
+    name = f"triton-distributed-{os.geteuid()}"
+    places = [TEMPORARY]
+    if _usable(temporary := os.environ.get("TMPDIR", "")):
+        places.insert(0, temporary)
+    return tuple(dict.fromkeys(Path(each) / name for each in places))
+
+
+def _usable(folder: str) -> bool:
+    """Whether a temporary folder is this user's own or the system's: `sudo` may keep another user's TMPDIR."""
+    try:
+        owner = os.stat(folder).st_uid
+    except OSError:
+        return False
+    return os.path.isabs(folder) and owner in (0, os.geteuid()) and os.access(folder, os.W_OK | os.X_OK)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -61,8 +83,8 @@ class Config:
     directory: Path = _setting(
         "TRD_DIR",
         _default_directory,
-        "folder of file discovery and of Unix sockets, private to the user; default: `triton-distributed` under "
-        "`$XDG_RUNTIME_DIR`, else `triton-distributed-UID` under the temporary folder",
+        "folder of file discovery and of Unix sockets, private to the user; default: `triton-distributed-UID` under "
+        "`$TMPDIR` where that is the user's own or root's, else under `/tmp`",
     )
     static: str = _setting(
         "TRD_STATIC", "", "instances of static discovery: `ns.comp.ep=tcp://host:port[;…]`, several addresses by `,`"

@@ -220,14 +220,18 @@ class BrokerError(TritonError, ConnectionError):
 
 
 class NoInstances(TritonError, LookupError):
-    """Nobody serves the endpoint. Fields: `endpoint` (its path), `where` (the discovery that was asked)."""
+    """Nobody serves the endpoint.
 
-    def __init__(self, endpoint: str, where: str = "") -> None:
-        super().__init__(endpoint, where)
-        self.endpoint, self.where = endpoint, where
+    Fields: `endpoint` (its path), `where` (the discovery that was asked), `elsewhere` (words on other folders of this
+    user, where it is served).
+    """
+
+    def __init__(self, endpoint: str, where: str = "", elsewhere: str = "") -> None:
+        super().__init__(endpoint, where, elsewhere)
+        self.endpoint, self.where, self.elsewhere = endpoint, where, elsewhere
 
     def __str__(self) -> str:
-        asked = f" ({self.where} was asked)" if self.where else ""
+        asked = f" ({self.where} was asked{self.elsewhere})" if self.where else ""
         return (
             f'no endpoints found for endpoint "{self.endpoint}"{asked}: '
             "start a worker that serves it, or await client.wait_for_instances()"

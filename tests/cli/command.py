@@ -23,6 +23,10 @@ QUIET = {"TRD_WATCHDOG_S": "0"}
 READY = re.compile(r"ready: serving (\S+) as instance (\d+) at (\S+)\n")
 
 
+# Tests that run beside this one may serve the same endpoints in folders of their own.
+OTHER_FOLDERS = re.compile(r"; live instances are registered in .*?(?: looks there| a container\))")
+
+
 @dataclass
 class Said:
     """How a command ended."""
@@ -34,6 +38,11 @@ class Said:
     @property
     def lines(self) -> list[str]:
         return self.out.splitlines()
+
+    @property
+    def complaint(self) -> str:
+        """Standard error, but for where else on this machine something is served."""
+        return OTHER_FOLDERS.sub("", self.err)
 
 
 class Running:

@@ -105,10 +105,23 @@ def test_a_handlers_traceback_is_shown_on_request(trd):
 def test_nobody_serves_it(trd, trd_dir):
     said = trd.run("call", "a.b.c", "1")
     assert (said.status, said.out) == (1, "")
-    assert said.err == (
+    assert said.complaint == (
         f"trd call: error: nobody serves a.b.c (file://{trd_dir} was asked): "
         "`trd ls` shows what is served, --wait S waits for it\n"
     )
+
+
+@pytest.mark.parametrize("options", [[], ["--wait", "0.01"]])
+def test_a_folder_in_which_it_is_served_is_named(trd, trd_dir, options):
+    other = trd_dir / "other"
+    trd.serve("worker:echo", "demo.other.folder", env={"TRD_DIR": str(other)})
+    said = trd.run("call", "demo.other.folder", "1", *options)
+    assert said.status == 1
+    assert (
+        f"(file://{trd_dir} was asked; live instances are registered in {other}: TRD_DIR={other} looks there)"
+        in said.err
+    )
+    assert trd.run("call", "demo.other.folder", "1", env={"TRD_DIR": str(other)}).status == 0
 
 
 def test_waits_for_an_instance(trd):
@@ -122,7 +135,7 @@ def test_waits_for_an_instance(trd):
 def test_does_not_wait_for_ever(trd, trd_dir, options, who):
     said = trd.run("call", "a.b.c", "1", "--wait", "0.01", *options)
     assert (said.status, said.out) == (1, "")
-    assert said.err == f"trd call: error: {who} served a.b.c within 0.01 s (file://{trd_dir} was asked)\n"
+    assert said.complaint == f"trd call: error: {who} served a.b.c within 0.01 s (file://{trd_dir} was asked)\n"
 
 
 def test_an_instance_that_is_not_there(trd):

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from tests.cli.command import OTHER_FOLDERS
 from tests.timing import PATIENCE_S
 
 
@@ -16,10 +17,21 @@ def test_nothing_runs(trd, trd_dir):
     for options in ([], ["--json"]):
         said = trd.run("ls", *options)
         assert (said.status, said.out) == (0, "")
-        assert said.err == (
+        assert said.complaint == (
             f"nothing is served (file://{trd_dir} was asked); "
             "`trd serve MODULE:OBJECT --endpoint NS.COMP.EP` begins to\n"
         )
+
+
+def test_what_another_folder_holds_is_named(trd, trd_dir):
+    other = trd_dir / "other"
+    trd.serve("worker:echo", "demo.b.g", env={"TRD_DIR": str(other)})
+    said = trd.run("ls")
+    assert (said.status, said.out) == (0, "")
+    (folders,) = OTHER_FOLDERS.findall(said.err)
+    if "/trd-" not in folders.replace(str(trd_dir), ""):  # no other test serves something now
+        assert folders == f"; live instances are registered in {other}: TRD_DIR={other} looks there"
+    assert trd.run("ls", env={"TRD_DIR": str(other)}).lines[1].startswith("demo.b.g ")
 
 
 def test_the_table(trd):

@@ -78,6 +78,31 @@ async def test_somebody_elses_is_refused(trd_dir: Path, where: str):
 
 
 @root_only
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770, 0o722])
+async def test_one_in_another_users_folder_that_others_may_write_to_is_refused(trd_dir: Path, mode: int):
+    shared = trd_dir / "shared"
+    shared.mkdir()
+    shared.chmod(mode)
+    os.chown(shared, STRANGER, -1)
+    text = await refusal(shared / "trd")
+    assert f"is in {shared}, which belongs to uid {STRANGER} and which others may write to: set TRD_DIR" in text
+    assert list(shared.iterdir()) == []
+
+
+@root_only
+@pytest.mark.parametrize(("owner", "mode"), [(0, 0o1777), (0, 0o777), (STRANGER, 0o755), (STRANGER, 0o700)])
+async def test_one_in_a_folder_of_the_system_or_of_one_user_is_taken(trd_dir: Path, owner: int, mode: int):
+    """A volume of a container is root's and often has mode 0777."""
+    above = trd_dir / "above"
+    above.mkdir()
+    above.chmod(mode)
+    os.chown(above, owner, -1)
+    discovery = FileDiscovery(above / "trd")
+    await discovery.register(instance(7))
+    await discovery.close()
+
+
+@root_only
 async def test_somebody_elses_link_is_refused(trd_dir: Path):
     (trd_dir / "real").mkdir(mode=0o700)
     link = trd_dir / "link"

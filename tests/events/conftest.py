@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.runtime.cluster import Cluster
-from triton_distributed.discovery.folder import private_folder
+from triton_distributed.discovery.folder import keep_private, private_folder
 from triton_distributed.events.local import LocalEvents, UnixSockets
 from triton_distributed.external.nats import NatsConnection, NatsOptions
 from triton_distributed.testing import NatsServer
@@ -25,7 +25,10 @@ def local(folder: Path, id: int, max_message_bytes: int = 64 * MIB, check_s: flo
     return LocalEvents(
         folder,
         private=private_folder,
-        sockets=UnixSockets(sockets.reachable, sockets.listen, stop_listening, sockets.remove, give_up),
+        keep_private=keep_private,
+        sockets=UnixSockets(
+            sockets.reachable, sockets.listen, sockets.in_place, stop_listening, sockets.remove, give_up
+        ),
         id=id,
         max_message_bytes=max_message_bytes,
         check_s=check_s,

@@ -30,7 +30,8 @@ DEAD = "00000000000000aa"
 
 
 def files(trd_dir: Path) -> set[str]:
-    return {each.name for each in (trd_dir / "events").iterdir()}
+    events = trd_dir / "events"
+    return {each.name for each in events.iterdir()} if events.exists() else set()
 
 
 def leave_behind(trd_dir: Path, subject: str) -> None:
@@ -205,6 +206,7 @@ async def test_an_emptied_folder_is_filled_again(planes: Makes, trd_dir: Path):
         (trd_dir / "events" / name).unlink()
     (trd_dir / "events").rmdir()
     await publishes.publish("a", b"lost")
+    assert not (trd_dir / "events").exists()  # whoever removes a folder with all in it is not to find a new file there
     await until(lambda: files(trd_dir) == before)
     await publishes.publish("a", b"2")
     assert [await subscription.get(PATIENCE_S) for _ in range(2)] == [b"1", b"2"]

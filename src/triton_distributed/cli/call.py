@@ -74,7 +74,7 @@ async def _run(arguments: argparse.Namespace, request: Any, config: Config) -> N
         async with DistributedRuntime(config=config) as runtime:
             client = await runtime.namespace(name.namespace).component(name.component).endpoint(name.endpoint).client()
             if arguments.wait is not None:
-                await _wait(client, name, arguments.wait, arguments.instance, runtime.discovery.where)
+                await _wait(client, name, arguments.wait, arguments.instance, runtime)
             try:
                 stream = _start(client, request, arguments)
                 try:
@@ -86,7 +86,7 @@ async def _run(arguments: argparse.Namespace, request: Any, config: Config) -> N
                 cause = RemoteError.cause_of(error)
                 if arguments.traceback and cause is not None and cause.remote_traceback:
                     print(cause.remote_traceback.rstrip("\n"), file=sys.stderr)
-                raise Failure(_words(error, name, runtime.discovery.where)) from error
+                raise Failure(_words(error, name)) from error
 
 
 def _start(client: Client, request: Any, arguments: argparse.Namespace) -> ResponseStream:
@@ -99,7 +99,9 @@ def _start(client: Client, request: Any, arguments: argparse.Namespace) -> Respo
         raise Failure(f"the request cannot be sent: {error}", USAGE) from error
 
 
-async def _wait(client: Client, name: EndpointName, timeout_s: float, instance: int | None, where: str) -> None:
+async def _wait(
+    client: Client, name: EndpointName, timeout_s: float, instance: int | None, runtime: DistributedRuntime
+) -> None:
     table = client.view.table
     found: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -114,16 +116,18 @@ async def _wait(client: Client, name: EndpointName, timeout_s: float, instance: 
             await found
     except TimeoutError:
         who = "nobody" if instance is None else f"no instance {instance}"
-        raise Failure(f"{who} served {name} within {timeout_s:g} s ({where} was asked)") from None
+        asked = f"{runtime.discovery.where} was asked{runtime.elsewhere(name)}"
+        raise Failure(f"{who} served {name} within {timeout_s:g} s ({asked})") from None
     finally:
         table.listeners.remove(look)
 
 
-def _words(error: TritonError, name: EndpointName, where: str) -> str:
+def _words(error: TritonError, name: EndpointName) -> str:
     """An error in the command's own terms where its text is about the Python API."""
     match error:
         case NoInstances():
-            return f"nobody serves {name} ({where} was asked): `trd ls` shows what is served, --wait S waits for it"
+            asked = f"{error.where} was asked{error.elsewhere}"
+            return f"nobody serves {name} ({asked}): `trd ls` shows what is served, --wait S waits for it"
         case InstanceNotFound():
             known = ", ".join(map(str, error.known)) or "none"
             return f"no instance {error.instance_id} serves {name}; its instances: {known}"

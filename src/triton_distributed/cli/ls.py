@@ -84,7 +84,9 @@ async def _look(pattern: str | None, config: Config) -> list[Row]:
         watch.close()
         wanted = [each for each in found if pattern is None or _matches(str(each.endpoint), pattern)]
         if not wanted:
-            print(_nothing(pattern, found, runtime.discovery.where), file=sys.stderr)
+            place = runtime.discovery.where
+            asked = f"{place} was asked" + ("" if found else runtime.elsewhere(None))
+            print(_nothing(pattern, found, asked), file=sys.stderr)
         wanted.sort(key=lambda each: (str(each.endpoint), each.id))
         room = asyncio.Semaphore(PROBES)
         reasons = await asyncio.gather(*(_probe(each, runtime.pool, room) for each in wanted))
@@ -95,11 +97,11 @@ def _matches(name: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"{pattern}.*")
 
 
-def _nothing(pattern: str | None, found: list[Instance], where: str) -> str:
+def _nothing(pattern: str | None, found: list[Instance], asked: str) -> str:
     if found:
         names = {each.endpoint for each in found}
         return f"no endpoint matches {pattern!r}; {len(names)} other(s) are served, see `trd ls`"
-    return f"nothing is served ({where} was asked); `trd serve MODULE:OBJECT --endpoint NS.COMP.EP` begins to"
+    return f"nothing is served ({asked}); `trd serve MODULE:OBJECT --endpoint NS.COMP.EP` begins to"
 
 
 async def _probe(instance: Instance, pool: SessionPool, room: asyncio.Semaphore) -> str:

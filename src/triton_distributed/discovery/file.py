@@ -12,7 +12,8 @@ Not for network file systems: they pass on neither the events nor, all of them, 
 
 Files are opened on the event loop: some 10 µs each on a local file system, which is less than a trip to a thread, and
 long scans let others run in between. Cleaners of temporary folders: own records are touched every hour, so none of
-them grows old, and one that is deleted nevertheless is written again at once.
+them grows old, and one that is deleted nevertheless is written again soon. Not at once: whoever removes a folder with
+all that is in it would fail, because it is not empty any more.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from weakref import WeakSet
 from triton_distributed.discovery import inotify, record
 from triton_distributed.discovery.base import Sink, Watch
 from triton_distributed.discovery.census import Census
-from triton_distributed.discovery.folder import BACKEND, discovery_error, private_folder
+from triton_distributed.discovery.folder import BACKEND, discovery_error, keep_private, private_folder
 from triton_distributed.discovery.lockfile import HeldRecord, State
 from triton_distributed.discovery.watchers import Watcher, Watchers
 from triton_distributed.errors import DiscoveryError
@@ -37,6 +38,8 @@ _log = logging.getLogger("triton_distributed.discovery")
 
 POLL_S = 0.5  # how long a death may go unseen where there is no inotify; 64 files cost half a millisecond a look
 CHECK_S = 5.0  # what heals whatever the kernel did not tell: seldom needed, so seldom done
+
+SETTLE_S = 0.6  # after which whoever removes a folder with all its files has done it, and sockets are there again
 
 _SLICE = 128  # files looked at before others on the loop get their turn: 1 to 2 ms
 _TOUCH_S = 3600.0  # the strictest cleaners in use remove what was not touched for a day
@@ -69,6 +72,7 @@ class FileDiscovery:
         self._notifier: inotify.Inotify | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._identity: tuple[int, int] | None = None
+        self._made = False  # the folder was there and private once: what is wrong with it since can be mended
         self._patrol: asyncio.Task[None] | None = None
         self._patrol_now = asyncio.Event()
         self._closed = False
@@ -82,6 +86,7 @@ class FileDiscovery:
         self._owning = threading.Lock()
         self._held: dict[str, HeldRecord] = {}
         self._look_again: dict[str, asyncio.TimerHandle] = {}
+        self._restoring: dict[str, asyncio.TimerHandle] = {}  # own records that are missing; at most all of them
         _alive.add(self)
 
     def __repr__(self) -> str:
@@ -155,9 +160,10 @@ class FileDiscovery:
                     held.withdraw()
                 self._held.clear()
             self._census.clear()
-            for handle in self._look_again.values():
+            for handle in (*self._look_again.values(), *self._restoring.values()):
                 handle.cancel()
             self._look_again.clear()
+            self._restoring.clear()
             self._stop_listening()
         patrol, self._patrol = self._patrol, None
         if patrol is not None:
@@ -177,6 +183,7 @@ class FileDiscovery:
         self._held.clear()
         self._patrol = None
         self._look_again.clear()
+        self._restoring.clear()
         notifier, self._notifier = self._notifier, None
         if notifier is not None:
             notifier.close()
@@ -189,13 +196,25 @@ class FileDiscovery:
         """Make sure of the folder, of being told what happens in it, and of the patrol."""
         self._check_open()
         self._loop = asyncio.get_running_loop()
-        private_folder(self._directory, self.where)
-        identity = private_folder(self._folder, self.where)
+        identity = self._make_folders()
         moved, self._identity = identity != self._identity, identity
         if self._use_inotify and (self._notifier is None or moved):
             self._listen()
         if self._patrol is None:
             self._patrol = self._loop.create_task(self._patrol_forever(), name=f"patrol of {self.where}")
+
+    def _make_folders(self) -> tuple[int, int]:
+        """Make the folder of the records, or check it; returns what tells it from another.
+
+        Raises:
+            DiscoveryError: it cannot be made, or is not private.
+        """
+        private_folder(self._directory, self.where)
+        if self._made:
+            keep_private(self._folder)
+        identity = private_folder(self._folder, self.where)
+        self._made = True
+        return identity
 
     def _listen(self) -> None:
         assert self._loop is not None
@@ -264,13 +283,27 @@ class FileDiscovery:
         if self._closed:
             return None
         held = self._held.get(key)
-        if held is not None and self._in_place(held) is False:
-            self._restore(key, held)
         state = self._census.look(key, clean_all=not self._looked_at_all)
-        if state is State.BAD and held is not None and self._in_place(held):  # somebody has written into it
+        if held is None:
+            return state
+        if state is State.MISSING:
+            self._restore_later(key)
+        elif state in (State.DEAD, State.BAD):  # somebody has written into it, or put another file in its place
             self._restore(key, held)
             state = self._census.look(key)
         return state
+
+    def _restore_later(self, key: str) -> None:
+        def restore() -> None:
+            del self._restoring[key]
+            held = self._held.get(key)
+            if held is not None and self._in_place(held) is False:
+                self._restore(key, held)
+                self._census.look(key)
+
+        if key not in self._restoring:
+            assert self._loop is not None
+            self._restoring[key] = self._loop.call_later(SETTLE_S, restore)
 
     def _complain(self, text: str) -> None:
         """Say once what goes on going wrong, until the patrol finds nothing wrong any more."""
@@ -301,12 +334,11 @@ class FileDiscovery:
     def _restore(self, key: str, held: HeldRecord) -> None:
         """Write an own record again that somebody deleted or spoilt.
 
-        One that was replaced is left alone: the last one counts. Where the folder is gone too it is made again; the
-        patrol, which hears of that, listens to the new one.
+        One that a live owner has replaced is left alone: the last one counts. Where the folder is gone too it is made
+        again; the patrol, which hears of that, listens to the new one.
         """
         try:
-            private_folder(self._directory, self.where)
-            private_folder(self._folder, self.where)
+            self._make_folders()
             with self._owning:
                 if self._held.get(key) is not held:
                     return  # `mark` has just written it
@@ -328,6 +360,8 @@ class FileDiscovery:
                     await self._patrol_now.wait()
             except TimeoutError:
                 pass
+            if not self._folder_is_there():
+                await asyncio.sleep(SETTLE_S)
             self._patrol_now.clear()
             self._troubled = False
             try:
@@ -341,8 +375,15 @@ class FileDiscovery:
                             held.touch()
             except (DiscoveryError, OSError) as error:
                 self._complain(str(error))  # what is known stays, the next round tries again
-            if not self._troubled:
+            if not self._troubled and not self._restoring:
                 self._troubles.clear()
+
+    def _folder_is_there(self) -> bool:
+        try:
+            found = os.stat(self._folder)
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == self._identity
 
     async def _scan(self, endpoint: EndpointName | None) -> None:
         """Look at every file, at every own record and at everything known, there or not.

@@ -10,6 +10,8 @@ from triton_distributed.errors import DiscoveryError
 
 BACKEND = "file"
 
+_NOBODY = 65534  # Linux's default of kernel.overflowuid: an owner who has no number in this user namespace
+
 _HELP = {
     errno.EMFILE: "raise this process's limit of open files: ulimit -n",
     errno.ENFILE: "the system has no open file left: raise fs.file-max",
@@ -37,22 +39,27 @@ def private_folder(path: str, where: str) -> tuple[int, int]:
     Whoever can write into it can send our calls anywhere, so doubt is an error and nothing is repaired silently.
 
     Args:
-        path: the folder. Those above it are made as the umask says.
+        path: the folder. The one above it is made private too where it is missing, others as the umask says.
         where: the discovery, for the error's text.
 
     Returns:
         Device and inode, which tell it from another folder made later under the same path.
 
     Raises:
-        DiscoveryError: somebody else owns it or may use it, or it cannot be made. Names what was found and the fix.
+        DiscoveryError: somebody else owns it, may use it or may put another in its place, or it cannot be made. Names
+            what was found and the fix.
     """
+    user = os.geteuid()
     try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        parent = os.path.dirname(path)
+        os.makedirs(parent, 0o700, exist_ok=True)  # it may be our own folder, removed since it was checked
+        _check_parent(os.stat(parent), user, path, where)
         try:
             os.mkdir(path, 0o700)
         except FileExistsError:
             pass
         link = os.lstat(path)
+        _let_ourselves_in(path, user)
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             found = os.fstat(fd)
@@ -60,7 +67,6 @@ def private_folder(path: str, where: str) -> tuple[int, int]:
             os.close(fd)
     except OSError as error:
         raise discovery_error(where, "make or open the folder", error) from error
-    user = os.geteuid()
     if stat.S_ISLNK(link.st_mode) and link.st_uid != user:
         raise _refused(path, where, f"is a symbolic link that belongs to uid {link.st_uid}, not to uid {user}")
     if found.st_uid != user:
@@ -74,6 +80,38 @@ def private_folder(path: str, where: str) -> tuple[int, int]:
             "or set TRD_DIR to a folder that only you can use",
         )
     return found.st_dev, found.st_ino
+
+
+def _let_ourselves_in(path: str, user: int) -> None:
+    """Give ourselves the rights back that we lack in a folder which is closed to everybody else."""
+    found = os.stat(path)
+    mode = found.st_mode & 0o777
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == user and not mode & 0o077 and mode != 0o700:
+        os.chmod(path, 0o700)
+
+
+def keep_private(path: str) -> None:
+    """Close a folder to others again. Only for one that is made in a private folder: nobody else could have used it."""
+    try:
+        found = os.lstat(path)
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and found.st_mode & 0o777 != 0o700:
+            os.chmod(path, 0o700)
+    except OSError:
+        pass  # there is none, or `private_folder` says what is wrong
+
+
+def _check_parent(parent: os.stat_result, user: int, path: str, where: str) -> None:
+    """Whoever owns a folder may rename what is in it; where others write to it, it was not made for us alone.
+
+    Root's folders pass: it owns `/tmp`, and a container's volume often is writable for all without a sticky bit. In a
+    user namespace root's `/tmp` seems to belong to "nobody".
+    """
+    shared = parent.st_mode & 0o022
+    if parent.st_uid in (0, user) or not shared or (parent.st_mode & stat.S_ISVTX and parent.st_uid == _NOBODY):
+        return
+    folder = os.path.dirname(path)
+    found = f"is in {folder}, which belongs to uid {parent.st_uid} and which others may write to"
+    raise DiscoveryError(BACKEND, where, f"{path} {found}: set TRD_DIR to a folder of your own")
 
 
 def _refused(path: str, where: str, found: str) -> DiscoveryError:

@@ -14,6 +14,7 @@ import functools
 import os
 import re
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 _SOCKET = re.compile(r"([0-9a-f]{16})\.sock")
@@ -34,13 +35,20 @@ def subject_hash(subject: str) -> str:
 
 
 class SubscriberFolder:
-    """Reads and writes the folder. No sockets, no loop."""
+    """Reads and writes the folder. No sockets, no loop.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        check: called where another folder is found under the path than before; it raises where that is not to be used.
+    """
+
+    def __init__(self, path: Path, check: Callable[[], object] = lambda: None) -> None:
         self.path = path
         self._name = str(path)
+        self._check = check
         self._seen = -1  # the time of change that `_interested` belongs to, -1 while it cannot be trusted
+        self._number = -1  # the folder's inode
         self._interested: dict[str, tuple[str, ...]] = {}
+        self._complete = (-1, -1)  # inode and time of change of the folder in which every mark of ours was found
         self.listening: set[str] = set()  # the processes that had a socket when the folder was read last
         self.reads = 0  # how often that was
 
@@ -48,16 +56,21 @@ class SubscriberFolder:
         """The ids of the processes that have subscribed.
 
         Raises:
-            FileNotFoundError: the folder is gone.
+            OSError: the folder is gone, or cannot be read.
         """
-        if os.stat(self._name).st_mtime_ns != self._seen:
+        found = os.stat(self._name)
+        if found.st_mtime_ns != self._seen or found.st_ino != self._number:
             self._read()
         return self._interested.get(subject_hash(subject), ())
 
     def _read(self) -> None:
         self.reads += 1
         now = time.time_ns()
-        changed = os.stat(self._name).st_mtime_ns
+        folder = os.stat(self._name)
+        if folder.st_ino != self._number:
+            self._check()
+            self._number = folder.st_ino
+        changed = folder.st_mtime_ns
         found: dict[str, list[str]] = {}
         listening = set()
         for name in os.listdir(self._name):
@@ -67,8 +80,7 @@ class SubscriberFolder:
                 listening.add(socket[1])
         self.listening = listening
         self._interested = {subject: tuple(sorted(ids)) for subject, ids in found.items()}
-        tick = TICK_NS if changed % 1_000_000_000 else COARSE_TICK_NS
-        self._seen = changed if changed < now - tick else -1
+        self._seen = changed if _is_sure(changed, now) else -1
 
     def socket(self, id: str) -> Path:
         """Where a process listens."""
@@ -89,9 +101,29 @@ class SubscriberFolder:
         finally:
             os.close(fd)
 
-    def has(self, id: str, subject: str) -> bool:
-        """Whether the mark of a subscription is there."""
-        return self._mark(id, subject).exists()
+    def missing(self, id: str, subjects: Iterable[str]) -> list[str]:
+        """Those subjects of a process that have no mark. Reads the folder only where it may have changed.
+
+        Raises:
+            OSError: the folder is gone, or cannot be read.
+        """
+        now = time.time_ns()
+        folder = os.stat(self._name)
+        if (folder.st_ino, folder.st_mtime_ns) == self._complete:
+            return []
+        names = set(os.listdir(self._name))
+        lacking = [each for each in subjects if self._mark(id, each).name not in names]
+        if not lacking and _is_sure(folder.st_mtime_ns, now):
+            self._complete = (folder.st_ino, folder.st_mtime_ns)
+        return lacking
+
+    def is_private(self) -> bool:
+        """Whether its mode is what it was made with: publishers refuse it otherwise.
+
+        Raises:
+            OSError: the folder is gone.
+        """
+        return os.stat(self._name).st_mode & 0o777 == 0o700
 
     def remove(self, id: str, subject: str) -> None:
         """Take a subscription back."""
@@ -111,3 +143,8 @@ class SubscriberFolder:
         """Ids that have marks and no socket: their sockets were swept, so they are dead."""
         names = set(os.listdir(self._name))
         return {mark[2] for name in names if (mark := _MARK.fullmatch(name)) and f"{mark[2]}.sock" not in names}
+
+
+def _is_sure(changed_ns: int, now_ns: int) -> bool:
+    """Whether a folder that was read now and changes later gets another time of change than this one."""
+    return changed_ns < now_ns - (TICK_NS if changed_ns % 1_000_000_000 else COARSE_TICK_NS)

@@ -2,13 +2,13 @@
 
 A process with subscriptions listens on one socket in the private folder; publishers connect to it and write. What does
 not fit is dropped at the publisher, the oldest first, and the next event says how many: a subscriber that is stopped
-or busy stops nobody. Whoever finds a socket that refuses connections removes it, because its process is dead.
+or busy stops nobody. Whoever finds a socket that refuses connections removes it, because its process is dead. A process
+with subscriptions looks at its own files every second, and makes those again that somebody has removed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 from collections.abc import Awaitable, Callable
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from triton_distributed.errors import BrokerError, DecodeError, RuntimeClosed
+from triton_distributed.errors import BrokerError, DecodeError, RuntimeClosed, TritonError
 from triton_distributed.events.base import unread
 from triton_distributed.events.folder import SubscriberFolder
 from triton_distributed.events.inbox import MAX_BYTES, MAX_EVENTS, Inbox
@@ -28,7 +28,9 @@ from triton_distributed.events.subscription import Subscription
 logger = logging.getLogger("triton_distributed.events")
 
 LAST_WORDS_S = 1.0  # what waits for a slow subscriber when a publisher closes
-CHECK_S = 60.0  # between looks whether somebody has emptied the folder under us
+CHECK_S = 1.0  # between looks whether somebody has removed our files
+RETRY_S = 5.0  # between two attempts where they cannot be made again
+SETTLE_S = 0.3  # after which whoever removes a folder with all its files has done it: a new file would make it fail
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class UnixSockets:
         [asyncio.AbstractEventLoop, Path, Callable[[], asyncio.Protocol]],
         Awaitable[tuple[asyncio.AbstractServer, int]],
     ]
+    in_place: Callable[[Path, int], bool]
     stop: Callable[[asyncio.AbstractEventLoop, asyncio.AbstractServer], None]
     remove: Callable[[Path, int], None]
     give_up: Callable[[Any], None]
@@ -51,6 +54,7 @@ class LocalEvents:
     Args:
         directory: the private folder, in which `events` is made.
         private: makes a folder or checks that it is nobody else's, and raises DiscoveryError.
+        keep_private: closes a folder in a private one to others again.
         sockets: how to listen.
         id: of this process's runtime, 0 < id < 2^63.
         max_message_bytes: of an event that arrives.
@@ -62,15 +66,16 @@ class LocalEvents:
         directory: Path,
         *,
         private: Callable[[str, str], object],
+        keep_private: Callable[[str], None],
         sockets: UnixSockets,
         id: int,
         max_message_bytes: int,
         check_s: float = CHECK_S,
     ) -> None:
         self._directory = directory.absolute()
-        self._folder = SubscriberFolder(self._directory / "events")
+        self._folder = SubscriberFolder(self._directory / "events", self._make_folder)
         self.where = f"local events in {self._folder.path}"
-        self._private = private
+        self._private, self._keep_private = private, keep_private
         self._sockets = sockets
         self._id = f"{id:016x}"
         self._max_message_bytes = max_message_bytes
@@ -80,9 +85,12 @@ class LocalEvents:
         self._incoming: set[_Incoming] = set()  # one a publishing process
         self._server: tuple[asyncio.AbstractServer, int] | None = None
         self._listening: asyncio.Task[None] | None = None
+        self._restoring: asyncio.Task[None] | None = None
+        self._making = asyncio.Lock()
         self._opening: set[asyncio.Task[None]] = set()
         self._check: asyncio.TimerHandle | None = None
         self._checked = False
+        self._trouble = ""  # why our files could not be made again, as it was said
         self._closed = False
         self._forked = False
 
@@ -99,20 +107,28 @@ class LocalEvents:
     def _interested(self, subject: str) -> tuple[str, ...]:
         if not self._checked:
             self._make_folder()
+        before = self._folder.reads
         try:
-            before = self._folder.reads
             ids = self._folder.interested(subject)
         except FileNotFoundError:
-            self._make_folder()
-            return ()
+            return ()  # subscribers make it again, and whoever removes it is not to find a new one
+        except OSError:
+            self._make_folder()  # what is wrong with it is mended, or said
+            try:
+                ids = self._folder.interested(subject)
+            except OSError as error:
+                raise BrokerError("local events", str(self._folder.path), f"cannot publish: {error}") from error
         if self._folder.reads != before and self._links:
             for gone in self._links.keys() - self._folder.listening:
                 self._links.pop(gone).close()
         return ids
 
     def _make_folder(self) -> None:
-        for each in (self._directory, self._folder.path):
-            self._private(str(each), self.where)
+        """Make the folder, or check that it is private still: after ours was removed another may lie there."""
+        self._private(str(self._directory), self.where)
+        if self._checked:
+            self._keep_private(str(self._folder.path))
+        self._private(str(self._folder.path), self.where)
         self._checked = True
 
     def _send(self, id: str, subject: str, data: bytes) -> None:
@@ -179,7 +195,10 @@ class LocalEvents:
             if inbox.closed:
                 return
             if self._own.add(inbox):
-                self._folder.add(self._id, inbox.subject)
+                try:
+                    self._folder.add(self._id, inbox.subject)
+                except OSError:
+                    await self._make_again()  # with this mark; the folder was removed
         except OSError as error:
             inbox.close()
             raise BrokerError("local events", str(self._folder.path), f"cannot subscribe: {error}") from error
@@ -206,42 +225,71 @@ class LocalEvents:
 
     async def _start_listening(self) -> None:
         self._make_folder()
+        self._server = await self._listen_on(self._folder.socket(self._id))
+        for dead in self._folder.orphans():  # listening has swept the sockets of dead processes
+            self._folder.forget(dead)
+        self._check = asyncio.get_running_loop().call_later(self._check_s, self._look)
+
+    async def _listen_on(self, path: Path) -> tuple[asyncio.AbstractServer, int]:
         loop = asyncio.get_running_loop()
-        path = self._folder.socket(self._id)
         server = await self._sockets.listen(loop, path, lambda: _Incoming(self))
         if self._closed:
             self._sockets.stop(loop, server[0])
             self._sockets.remove(path, server[1])
             raise RuntimeClosed("events")
-        self._server = server
-        for dead in self._folder.orphans():  # listening has swept the sockets of dead processes
-            self._folder.forget(dead)
-        self._check = loop.call_later(self._check_s, self._look)
+        return server
 
     def _look(self) -> None:
         """Make again what somebody has removed, such as a cleaner of temporary folders."""
-        loop = asyncio.get_running_loop()
-        self._check = loop.call_later(self._check_s, self._look)
-        if not self._folder.socket(self._id).exists() and self._server is not None:
-            self._sockets.stop(loop, self._server[0])  # connections that were made are kept
-            self._server = None
-            task = loop.create_task(self._restore())
-            self._opening.add(task)
-            task.add_done_callback(self._opened)
-        else:
-            self._mark_all()
+        self._check = asyncio.get_running_loop().call_later(self._check_s, self._look)
+        if self._restoring is None and not self._is_whole():
+            self._restoring = asyncio.get_running_loop().create_task(self._restore())
+            self._restoring.add_done_callback(self._restored)
+
+    def _is_whole(self) -> bool:
+        """Whether publishers find our socket and a mark for each subject."""
+        assert self._server is not None
+        try:
+            if self._folder.missing(self._id, self._own.subjects()) or not self._folder.is_private():
+                return False
+        except OSError:
+            return False
+        return self._sockets.in_place(self._folder.socket(self._id), self._server[1])
 
     async def _restore(self) -> None:
-        if self._check is not None:
-            self._check.cancel()
-        await self._listen()
-        self._mark_all()
+        await asyncio.sleep(SETTLE_S)
+        try:
+            await self._make_again()
+        except (OSError, TritonError) as error:
+            if str(error) != self._trouble:
+                self._trouble = str(error)
+                words = "events do not reach this process: its files in %s are gone and cannot be made again yet: %s"
+                logger.warning(words, self._folder.path, error)
+            await asyncio.sleep(RETRY_S)
+        else:
+            self._trouble = ""
 
-    def _mark_all(self) -> None:
-        for subject in self._own.subjects():
-            if not self._folder.has(self._id, subject):
-                with contextlib.suppress(OSError):  # the next look tries again
-                    self._folder.add(self._id, subject)
+    async def _make_again(self) -> None:
+        """Make the folder, our socket and our marks again, as far as they are missing.
+
+        Raises:
+            OSError, DiscoveryError: they cannot be made.
+        """
+        async with self._making:
+            self._make_folder()
+            path = self._folder.socket(self._id)
+            assert self._server is not None
+            if not self._sockets.in_place(path, self._server[1]):
+                before, self._server = self._server, await self._listen_on(path)
+                self._sockets.stop(asyncio.get_running_loop(), before[0])  # connections that were made are kept
+                logger.info("socket %s was removed and is made again", path)
+            for subject in self._folder.missing(self._id, self._own.subjects()):
+                self._folder.add(self._id, subject)
+
+    def _restored(self, task: asyncio.Task[None]) -> None:
+        self._restoring = None
+        if not task.cancelled():
+            task.exception()
 
     # life
 
@@ -249,7 +297,7 @@ class LocalEvents:
         self._closed = True
         if self._check is not None:
             self._check.cancel()
-        waiting = [*self._opening, *([self._listening] if self._listening is not None else [])]
+        waiting = [*self._opening, *(each for each in (self._listening, self._restoring) if each is not None)]
         for task in waiting:
             task.cancel()
         if waiting:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from triton_distributed.config import Config
-from triton_distributed.discovery.folder import private_folder
+from triton_distributed.discovery.folder import keep_private, private_folder
 from triton_distributed.errors import ConfigError, DiscoveryError
 from triton_distributed.names import EndpointName, request_subject
 from triton_distributed.transport.address import Address, entries_of, parse_list
@@ -27,6 +28,7 @@ WILDCARDS = ("0.0.0.0", "::")
 # route. Connecting a UDP socket sends nothing.
 ANYWHERE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
 ETCD_PORT = 2379
+SOCKETS = "sockets"  # in the private folder
 
 
 async def begin_to_listen(
@@ -52,7 +54,8 @@ async def begin_to_listen(
         OSError: an address cannot be bound; its text names the address.
     """
     try:
-        listened = [await listener.listen(each) for each in listen_addresses(config, name, instance_id, where)]
+        found = listen_addresses(config, name, instance_id, where)
+        listened = [await listener.listen(each, _make_folder(config, each, where)) for each in found]
         return await published(loop, config, listened)
     except BaseException:
         listener.close_listening()
@@ -93,10 +96,23 @@ def listen_addresses(config: Config, name: EndpointName, instance_id: int, where
 
 
 def _private_socket(config: Config, instance_id: int, where: str) -> Address:
-    private_folder(str(config.directory), where)
-    folder = Path(config.directory).absolute() / "sockets"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    folder = Path(config.directory).absolute() / SOCKETS
+    _make_private(folder, where)
     return Address("unix", str(folder / f"{instance_id:016x}.sock"))
+
+
+def _make_private(folder: Path, where: str) -> None:
+    private_folder(str(folder.parent), where)
+    keep_private(str(folder))
+    private_folder(str(folder), where)
+
+
+def _make_folder(config: Config, address: Address, where: str) -> Callable[[], None] | None:
+    """Makes the folder of a socket again; None for sockets that are not in the private folder."""
+    folder = Path(config.directory).absolute() / SOCKETS
+    if address.scheme != "unix" or Path(address.host).parent != folder:
+        return None
+    return functools.partial(_make_private, folder, where)
 
 
 async def published(loop: asyncio.AbstractEventLoop, config: Config, listened: Sequence[Address]) -> tuple[str, ...]:

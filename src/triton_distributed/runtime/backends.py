@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
 from pathlib import Path
 from typing import Any
 
 from triton_distributed.config import Config
 from triton_distributed.discovery import Discovery
+from triton_distributed.discovery.elsewhere import Elsewhere
 from triton_distributed.discovery.file import FileDiscovery
-from triton_distributed.discovery.folder import private_folder
+from triton_distributed.discovery.folder import keep_private, private_folder
 from triton_distributed.discovery.memory import MemoryDiscovery
 from triton_distributed.discovery.static import StaticDiscovery
 from triton_distributed.errors import ConfigError
@@ -59,6 +61,11 @@ def make_discovery(config: Config) -> Discovery:
         )
         return etcd
     return FileDiscovery(Path(config.directory))
+
+
+def make_elsewhere(config: Config) -> Elsewhere | None:
+    """What finds the instances that file discovery cannot see because they use another folder."""
+    return Elsewhere(os.path.abspath(config.directory)) if config.discovery == "file" else None
 
 
 def make_tls(config: Config) -> SessionTls | None:
@@ -127,7 +134,8 @@ def make_events(config: Config, nats: NatsConnection, instance_id: int) -> Event
         plane = local.LocalEvents(
             Path(config.directory),
             private=private_folder,
-            sockets=local.UnixSockets(unix.reachable, unix.listen, stop_listening, unix.remove, give_up),
+            keep_private=keep_private,
+            sockets=local.UnixSockets(unix.reachable, unix.listen, unix.in_place, stop_listening, unix.remove, give_up),
             id=instance_id,
             max_message_bytes=config.max_message_bytes,
         )

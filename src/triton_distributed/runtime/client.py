@@ -8,7 +8,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Mapping
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from triton_distributed.errors import NotUnary
+from triton_distributed.errors import NoInstances, NotUnary
 from triton_distributed.observe import OutlierStats, Stats
 from triton_distributed.routing.budget import RetryBudget
 from triton_distributed.routing.policies import Policy, Random, RoundRobin, policy_named
@@ -315,13 +315,20 @@ class Client:
     wait_for_instances = wait_for_endpoints
 
     async def _wait(self) -> list[int]:
-        await self.view.wait(self.where)
+        await self.view.wait(self.where, self._elsewhere if self._runtime.looks_elsewhere else None)
         return self.endpoint_ids()
 
     def check_loop(self, operation: str) -> None:
         """Raise WrongLoop where another thread or event loop than the client's own uses it."""
         if _running_loop() is not self.loop:
             self._runtime.check_loop(operation)
+
+    def _elsewhere(self) -> str:
+        return self._runtime.elsewhere(self.view.name)
+
+    def nobody(self) -> NoInstances:
+        """The error of a call that finds no instance."""
+        return NoInstances(self.view.name.path, self.where, self._elsewhere())
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `work` in a task that the runtime owns."""

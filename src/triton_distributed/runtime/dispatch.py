@@ -10,7 +10,6 @@ from triton_distributed.errors import (
     ConnectionFailed,
     Draining,
     MessageTooLarge,
-    NoInstances,
     Overloaded,
     Paused,
     RuntimeClosed,
@@ -183,7 +182,7 @@ class Dispatch:
         directly = isinstance(call.policy, Directly)
         if not self.tried:
             if not candidates and not directly:
-                raise NoInstances(client.view.name.path, client.where)
+                raise client.nobody()
             return call.policy(call.request, candidates, client.load)
         if len(self.tried) > client.retries:
             raise self.refused()
@@ -195,7 +194,7 @@ class Dispatch:
         if not rest:
             rest = tuple(each for each in client.view.table.instances if each.id in self._cut_off)
         if not rest and not candidates and self._refusal is None and not directly:
-            raise NoInstances(client.view.name.path, client.where)
+            raise client.nobody()
         if not rest:
             raise self.refused()
         chosen = call.policy(call.request, rest, client.load)

@@ -9,6 +9,7 @@ import sys
 import threading
 from asyncio import _get_running_loop as _running_loop  # C in asyncio and uvloop alike, and public in all but its name
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from threading import get_ident
 from typing import Any
 
@@ -20,6 +21,7 @@ from triton_distributed.observe import LoopStats, Stats, Watchdog
 from triton_distributed.routing.policies import Policy
 from triton_distributed.runtime.backends import (
     make_discovery,
+    make_elsewhere,
     make_events,
     make_nats,
     make_networks,
@@ -81,6 +83,7 @@ class DistributedRuntime:
         self.rng: random.Random = getattr(self._loop, "rng", None) or random.Random()
         self.instance_id = self.rng.randint(1, MAX_INSTANCE_ID)
         self.discovery = make_discovery(config) if discovery is None else discovery
+        self._elsewhere = make_elsewhere(config) if discovery is None else None
         self.nats = make_nats(config)
         self.events = RuntimeEvents(
             lambda: make_events(config, self.nats, self.instance_id),
@@ -112,7 +115,10 @@ class DistributedRuntime:
             sessions.accepted,
             tls,
             self._networks,
+            self._looked,
         )
+        self._listing = asyncio.Lock()  # around each change of what discovery says of the endpoints
+        self._relisting: asyncio.Task[None] | None = None
         self._watchdog = Watchdog(self._loop, config.watchdog_s, self._mark)
         self._signals = DrainSignals(
             self._loop, self.shutdown, config.drain_timeout_s, self._running, self._server.stuck
@@ -277,7 +283,7 @@ class DistributedRuntime:
         except BaseException:
             self._server.remove(served)
             raise
-        served.registered = True
+        served.registered, served.listed = True, addresses
         return served
 
     async def set_listed(self, name: EndpointName, listed: bool) -> None:
@@ -289,20 +295,56 @@ class DistributedRuntime:
             raise DiscoveryError("static", self.discovery.where, f"{operation}: TRD_STATIC alone says who is there")
         if not listed:
             served.pause()
+        async with self._listing:
+            if not listed:
+                await self.discovery.withdraw(served.instance)
+                served.listed = ()
+                return
+            self.check(operation)
+            served.resume()  # before a client can see the instance
+            try:
+                await self._list(served)
+            except BaseException:
+                served.pause()
+                raise
+
+    async def _list(self, served: ServedEndpoint) -> None:
+        """Register an endpoint under those addresses that clients reach; take it back where there is none."""
+        addresses = self._server.reached(served.instance.addresses)
+        if addresses:
+            await self.discovery.register(replace(served.instance, addresses=addresses))
+        else:
             await self.discovery.withdraw(served.instance)
-            return
-        served.resume()  # before a client can see the instance
-        try:
-            await self.discovery.register(served.instance)
-        except BaseException:
-            served.pause()
-            raise
+        served.listed = addresses
+
+    def _looked(self) -> None:
+        """The Unix sockets were looked at: a record must not name one that is not there."""
+        if self._closing is None and self._relisting is None and any(map(self._misses, self._server.endpoints)):
+            self._relisting = self._loop.create_task(self._relist())
+            self._relisting.add_done_callback(self._relisted)
+
+    def _misses(self, served: ServedEndpoint) -> bool:
+        """Whether discovery lists an endpoint otherwise than it is reached."""
+        wanted = served.registered and not served.paused
+        return wanted and served.listed != self._server.reached(served.instance.addresses)
+
+    async def _relist(self) -> None:
+        async with self._listing:
+            for served in self._server.endpoints:
+                if self._closing is None and self._misses(served):
+                    await self._list(served)
+
+    def _relisted(self, task: asyncio.Task[None]) -> None:
+        self._relisting = None
+        if not task.cancelled() and (error := task.exception()) is not None:  # the next look tries again
+            logger.info("the addresses in %s are not what they should be: %s", self.discovery.where, error)
 
     async def _stop_serving(self, served: ServedEndpoint) -> None:
         """Its task was cancelled: nobody comes in any more, and what runs is cut."""
         self._server.remove(served)
         served.drain()
-        await self.discovery.withdraw(served.instance)
+        async with self._listing:
+            await self.discovery.withdraw(served.instance)
         await served.cut()
 
     def _mark(self, busy: bool) -> None:
@@ -345,6 +387,15 @@ class DistributedRuntime:
             raise
         self._views[name] = view
         return view
+
+    @property
+    def looks_elsewhere(self) -> bool:
+        """Whether there may be instances in folders that this runtime does not look at."""
+        return self._elsewhere is not None
+
+    def elsewhere(self, name: EndpointName | None) -> str:
+        """Words on such folders with live instances of an endpoint, None for any; see `Elsewhere.words`."""
+        return "" if self._elsewhere is None else self._elsewhere.words(name)
 
     # life
 
@@ -436,8 +487,9 @@ class DistributedRuntime:
             await asyncio.wait(self._starting)
         endpoints = self._server.endpoints
         try:
-            for endpoint in endpoints:
-                await self.discovery.withdraw(endpoint.instance)
+            async with self._listing:
+                for endpoint in endpoints:
+                    await self.discovery.withdraw(endpoint.instance)
         except Exception as error:  # a place that is gone must not keep requests from finishing
             logger.warning("withdrawing from %s: %s", self.discovery.where, error)
         await self._server.drain(drain_s)

@@ -61,6 +61,7 @@ class ServedEndpoint:
         lingering: requests whose handlers were cancelled and have not ended.
         draining, paused: no further request is let in.
         registered: discovery has taken it in; it may have been paused since.
+        listed: the addresses under which discovery lists it now; none where it lists it not.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class ServedEndpoint:
         self.instance = instance
         self.admission = Admission(max_inflight, max_queue)
         self.draining = self.paused = self.registered = False
+        self.listed: tuple[str, ...] = ()
         self.graceful, self.on_exit = graceful, on_exit
         self.full_tracebacks = full_tracebacks
         self._places = places

@@ -37,6 +37,7 @@ class Server:
         factory: makes an accepted session from what to call for a request and when the session is lost.
         tls: of TCP sessions, or None.
         networks: what serves the schemes that are not sockets or memory.
+        looked: see `Listener`.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Server:
         factory: AcceptedFactory,
         tls: SessionTls | None,
         networks: Networks,
+        looked: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._config = config
@@ -61,6 +63,7 @@ class Server:
             config.health_timeout_s,
             config.host_timeout_s,
             config.max_greeting,
+            looked,
         )
         self.places = Places(config.max_requests)
         self._listening: asyncio.Task[tuple[str, ...]] | None = None
@@ -89,6 +92,10 @@ class Server:
                 begin_to_listen(self._loop, self._listener, self._config, name, instance_id, where)
             )
         return await asyncio.shield(self._listening)
+
+    def reached(self, addresses: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of the addresses to publish under which this worker can be reached now."""
+        return self._listener.reached(addresses)
 
     def add(self, endpoint: ServedEndpoint) -> None:
         """Take requests for `endpoint`."""

@@ -18,7 +18,8 @@ from triton_distributed.runtime.ejecting import Ejector
 
 logger = logging.getLogger("triton_distributed.runtime")
 
-SILENCE_S = 5.0  # who waits longer than a worker takes to start wonders whether both look at the same place
+SILENCE_S = 1.0  # whoever waits longer wonders whether the worker looks at the same place
+ELSEWHERE_S = 5.0  # between looks whether a worker has started in another folder meanwhile
 
 
 class EndpointView:
@@ -144,18 +145,29 @@ class EndpointView:
                 self.rotation.mark_up(instance.id)
         self._refresh()
 
-    async def wait(self, where: str) -> None:
+    async def wait(self, where: str, elsewhere: Callable[[], str] | None = None) -> None:
         """Wait until there is an instance; say so after a while.
 
         Args:
             where: the place of discovery, for the log.
+            elsewhere: gives words on other folders in which the endpoint is served; the log has them once.
         """
-        words = '"%s": no instance yet; waiting for a worker that serves it to register in %s'
-        said = self._loop.call_later(SILENCE_S, logger.warning, words, self.name.path, where)
+        words = '"%s": no instance yet; waiting for a worker that serves it to register in %s%s'
+
+        timer = self._loop.call_later(SILENCE_S, lambda: say(False))
+
+        def say(again: bool) -> None:
+            nonlocal timer
+            others = "" if elsewhere is None else elsewhere()
+            if others or not again:
+                logger.warning(words, self.name.path, where, others)
+            if elsewhere is not None and not others:
+                timer = self._loop.call_later(ELSEWHERE_S, say, True)
+
         try:
             await self._one()
         finally:
-            said.cancel()
+            timer.cancel()
 
     async def _one(self) -> None:
         while not self.table.instances:

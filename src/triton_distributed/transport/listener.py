@@ -10,16 +10,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import functools
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
 from triton_distributed.errors import BrokerError
-from triton_distributed.transport import memory, tcp, unix
+from triton_distributed.transport import memory, tcp
 from triton_distributed.transport.acceptor import Acceptor
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.inherited import give_up
+from triton_distributed.transport.kept import KeptSockets
 from triton_distributed.transport.liveness import HEALTH_S, HOST_S, Liveness
 from triton_distributed.transport.network import Networks
 from triton_distributed.transport.refusals import Refusals
@@ -55,6 +55,7 @@ class Listener:
         networks: what serves the schemes that are not sockets or memory.
         health_timeout_s: how often TCP sessions are looked at, see `Liveness`.
         host_timeout_s: seconds after which a TCP session to a host that is gone ends.
+        looked: called after each look at its Unix sockets, some times a second: `reached` may have changed.
 
     Attributes:
         sessions: those that are open, in the order in which they came.
@@ -70,6 +71,7 @@ class Listener:
         health_timeout_s: float = HEALTH_S,
         host_timeout_s: float = HOST_S,
         max_greeting: int = 1000,
+        looked: Callable[[], None] = lambda: None,
     ) -> None:
         self._loop = loop
         self._factory = factory
@@ -79,14 +81,18 @@ class Listener:
         self._refusals = Refusals(loop.time)
         self._max_greeting = max_greeting
         self._greeting: dict[Session, None] = {}  # in the order in which they came
+        self._unix = KeptSockets(loop, lambda sock: self._take(sock, self._accept), looked)
         self._acceptors: list[Acceptor] = []
         self._stops: list[Callable[[], object]] = []  # what to do when listening ends; both at most one an address
         self._stopped = False
         self._liveness = Liveness(loop, lambda: self.sessions, health_timeout_s, host_timeout_s, None)
         self.sessions: dict[Session, None] = {}
 
-    async def listen(self, address: Address) -> Address:
+    async def listen(self, address: Address, make_folder: Callable[[], object] | None = None) -> Address:
         """Begin to listen on one more address; TCP port 0 takes any free one.
+
+        Args:
+            make_folder: of a Unix socket, see `KeptSockets.add`.
 
         Returns:
             the address with the port that was found.
@@ -102,14 +108,10 @@ class Listener:
             elif address.scheme == "memory":
                 self._stops.append(memory.network_of(self._loop).listen(address.host, self._accept))
             elif address.scheme == "unix":
-                path = Path(address.host)
-                sock, inode = unix.claim(path)
-                self._take(sock, self._accept)
-                self._stops.append(functools.partial(unix.remove, path, inode))
+                self._unix.add(Path(address.host), make_folder)
             else:
                 socks = await tcp.listen(self._loop, address.host, address.port)
-                for sock in socks:
-                    self._take(sock, self._accept_tcp)
+                self._acceptors += [self._take(sock, self._accept_tcp) for sock in socks]
                 address = Address("tcp", address.host, socks[0].getsockname()[1])
         except BrokerError:  # it names the broker, which is what cannot be reached
             raise
@@ -117,8 +119,12 @@ class Listener:
             raise OSError(error.errno or errno.EADDRNOTAVAIL, f"cannot listen on {address}: {error}") from error
         return address
 
-    def _take(self, sock: socket.socket, accept: Callable[[bool], asyncio.Protocol]) -> None:
-        self._acceptors.append(Acceptor(self._loop, sock, accept, self._ran_out))
+    def _take(self, sock: socket.socket, accept: Callable[[bool], asyncio.Protocol]) -> Acceptor:
+        return Acceptor(self._loop, sock, accept, self._ran_out)
+
+    def reached(self, addresses: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of `addresses`, which this listener has, under which it can be reached now."""
+        return self._unix.reached(addresses)
 
     def _ran_out(self) -> None:
         self._give_way("no descriptors are left here, see `ulimit -n`")
@@ -165,6 +171,7 @@ class Listener:
     def close_listening(self) -> None:
         """Accept nothing more; the sessions stay. A connection that was being accepted is told so, and closed."""
         self._stopped = True
+        self._unix.close()
         for acceptor in self._acceptors:
             acceptor.close()
         for stop in self._stops:
@@ -174,6 +181,7 @@ class Listener:
 
     def release_in_child(self) -> None:
         """This process is a fork: give up its copies of the sockets."""
+        self._unix.release_in_child()
         for acceptor in self._acceptors:
             give_up(acceptor.sock)
         for session in self.sessions:

@@ -110,13 +110,17 @@ async def listen(
         raise
 
 
-def claim(path: Path) -> tuple[socket.socket, int]:
+def claim(path: Path, *, clean: bool = True) -> tuple[socket.socket, int]:
     """A socket that listens on `path`, and its inode, as `listen`.
+
+    Args:
+        clean: also remove the dead sockets in its folder, for which each socket there is connected to.
 
     Raises:
         OSError: the path cannot be bound, or a living worker listens there.
     """
-    sweep(path.parent)
+    if clean:
+        sweep(path.parent)
     if path.exists() and not _remove_if_dead(path) and path.exists():
         raise OSError(errno.EADDRINUSE, _why_taken(path), str(path))
     with reachable(path):
@@ -153,6 +157,23 @@ def _link(temporary: Path, path: Path) -> None:
 
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{os.getpid()}-{next(_numbers)}.sock")
+
+
+def in_place(path: Path, inode: int) -> bool:
+    """Whether clients that dial `path` reach the listener with this inode.
+
+    The number is not given to another file while the socket is open. Where the file's mode does not let its owner
+    connect, it is changed.
+    """
+    try:
+        found = path.lstat()
+        if found.st_ino != inode or not stat.S_ISSOCK(found.st_mode):
+            return False
+        if found.st_mode & 0o600 != 0o600:
+            path.chmod(stat.S_IMODE(found.st_mode) | 0o600)
+    except OSError:
+        return False
+    return True
 
 
 def remove(path: Path, inode: int) -> None:
