@@ -226,8 +226,16 @@ class DistributedRuntime:
         self._server.check_free(name.path, endpoint_key(name))
         addresses = await self._server.listen(name, self.instance_id, self.discovery.where)
         instance = Instance(name, self.instance_id, addresses, host_name(), metadata)
+        server = self._server
         served = ServedEndpoint(
-            self._loop, name, handler, instance, self._server.places, on_exit=self._exit_wanted, **limits
+            self._loop,
+            name,
+            handler,
+            instance,
+            server.places,
+            standstill=server.standstill,
+            on_exit=self._exit_wanted,
+            **limits,
         )
         self._server.add(served)
         if self.config.handle_signals:

@@ -17,6 +17,7 @@ from triton_distributed.runtime.admission import Admission, Places
 from triton_distributed.runtime.context import HIGHEST_PRIORITY, ID, LOWEST_PRIORITY, PRIORITY, RESUME, Context
 from triton_distributed.runtime.handlers import Handler
 from triton_distributed.runtime.serving import Serving
+from triton_distributed.runtime.standstill import Standstill
 from triton_distributed.transport.stream import Stream
 from triton_distributed.wire.assembly import Body, Memory
 from triton_distributed.wire.codec import encode
@@ -44,6 +45,7 @@ class ServedEndpoint:
         max_inflight: handlers that may run at once; None for as many as sessions may bring.
         max_queue: requests that may wait for one of them; beyond it they are refused at once.
         graceful: a drain lets what runs finish; else it is cut at once.
+        standstill: of the worker, told when a request has to wait.
         on_exit: called where a handler has raised SystemExit.
 
     Attributes:
@@ -65,6 +67,7 @@ class ServedEndpoint:
         max_inflight: int | None,
         max_queue: int,
         graceful: bool,
+        standstill: Standstill,
         on_exit: Callable[[SystemExit], None],
     ) -> None:
         self.loop = loop
@@ -75,6 +78,7 @@ class ServedEndpoint:
         self.draining = self.registered = False
         self.graceful, self.on_exit = graceful, on_exit
         self._places = places
+        self._standstill = standstill
         self.running: dict[Serving, None] = {}
         self.stats = Stats()
         self._reported: dict[str, tuple[float, int]] = {}  # type of error → when it was logged, how many since
@@ -117,6 +121,7 @@ class ServedEndpoint:
         if admission.mean_s:
             serving.due = self.loop.time() + wait_s + admission.mean_s
         cut = admission.enter(serving, priority)
+        self._standstill.waits()
         if cut is not None:
             words = (
                 f"{len(self.running)} requests run and {len(admission)} wait, which is all it takes: "

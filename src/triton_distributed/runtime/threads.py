@@ -219,21 +219,20 @@ class HandlerThreads:
         waited_s = loop.time() - min(each.since for each in waiting)
         if len(running) >= self._most:
             logger.warning(
-                "all %d threads for plain handlers are busy with %s, and none of them has ended or paused for %.1f s. "
-                "%d more wait for a thread, the first for %.1f s: %s. If handlers wait for other plain handlers of "
-                "this process, this does not end by itself: make them async, or raise TRD_THREADS=%d",
+                "as many plain handlers run as TRD_THREADS=%d allows, and for %g s none has ended: %s. %d more wait, "
+                "the first for %.1f s: %s. If those that run wait for those that wait, this does not end by itself: "
+                "raise TRD_THREADS, or make them async",
                 self._most,
-                _names(running),
                 STUCK_S,
+                _names(running),
                 len(waiting),
                 waited_s,
                 _names(waiting),
-                self._most,
             )
         else:
             logger.warning(
-                "no more threads can be had for plain handlers: %d are in use, %d of them by generators that wait for "
-                "their readers. %d handlers wait for a thread, the first for %.1f s: %s",
+                "no more threads can be had for plain handlers: %d are in use, in %d of them generators wait for their "
+                "readers. %d handlers wait, the first for %.1f s: %s",
                 len(running) + parked,
                 parked,
                 len(waiting),
