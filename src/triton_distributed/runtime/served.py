@@ -116,18 +116,25 @@ class ServedEndpoint:
                 f"it would wait about {wait_s:.3g} s and take {admission.mean_s:.3g} s, "
                 f"and its deadline is in {timeout_s:.3g} s"
             )
-            serving.refuse(RejectCode.OVERLOADED, overloaded(words, wait_s))
+            self._refuse(serving, words)
             return
         if admission.mean_s:
             serving.due = self.loop.time() + wait_s + admission.mean_s
         cut = admission.enter(serving, priority)
-        self._standstill.waits()
+        if cut is not serving:
+            self._standstill.waits()
         if cut is not None:
+            oldest_s = self.loop.time() - next(iter(self.running)).started
             words = (
-                f"{len(self.running)} requests run and {len(admission)} wait, which is all it takes: "
-                f"max_inflight={admission.max_inflight}, max_queue={admission.max_queue}"
+                f"{len(self.running)} requests run, the oldest for {oldest_s:.3g} s, and {len(admission)} wait, which "
+                f"is all it takes: max_inflight={admission.max_inflight}, max_queue={admission.max_queue}"
             )
-            cut.refuse(RejectCode.OVERLOADED, overloaded(words, wait_s))
+            self._refuse(cut, words)
+
+    def _refuse(self, serving: Serving, words: str) -> None:
+        """Refuse a request for which there is no place, and say when there will be one."""
+        hint_s = self.admission.retry_after_s(serving.context.priority, self.running, self.loop.time())
+        serving.refuse(RejectCode.OVERLOADED, overloaded(words, hint_s))
 
     def _start(self, serving: Serving) -> None:
         """Tell the caller that the handler begins, then let it begin in a later step of the loop."""
@@ -166,7 +173,7 @@ class ServedEndpoint:
             if waiting.due:  # it would have ended no sooner than that
                 admission.ended(priority, self.loop.time() + admission.mean_s - waiting.due, whole=False)
             words = f"it has waited until {left_s:.3g} s are left, and would take {admission.mean_s:.3g} s"
-            waiting.refuse(RejectCode.OVERLOADED, overloaded(words, admission.wait_s(priority)))
+            self._refuse(waiting, words)
 
     def left_queue(self, serving: Serving) -> None:
         """A request that waited was cancelled, or its time is over."""
