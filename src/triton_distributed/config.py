@@ -218,7 +218,8 @@ class Config:
     threads: int = _setting(
         "TRD_THREADS",
         lambda: min(32, (os.cpu_count() or 1) + 4),
-        "threads for handlers written with plain `def`; default: the number of cores and 4, at most 32",
+        "handlers written with plain `def` that run at once, each in a thread; those that wait for their readers do "
+        "not count. Default: the number of cores and 4, at most 32",
         low=1,
     )
     watchdog_s: float = _setting(

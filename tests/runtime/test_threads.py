@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import threading
-from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
 
 from tests.runtime.cluster import Cluster, drained, into, patiently, turns, until
 from tests.timing import PATIENCE_S, ROUNDED_S
-from triton_distributed.runtime import Context
-from triton_distributed.runtime.threads import AHEAD, HandlerThreads, ThreadedIterator
+from triton_distributed.runtime import Context, threads
+from triton_distributed.runtime.plain import PlainHandler, Ready
+from triton_distributed.runtime.threads import Computation, HandlerThreads
 
 
 @pytest.mark.any_loop
@@ -97,19 +98,199 @@ async def test_a_thread_that_is_free_is_used_again() -> None:
     await until(lambda: not handler_threads())
 
 
-async def test_so_many_run_at_once_also_after_there_were_more() -> None:
+class Work(Computation):
+    """Calls a function in the pool.
+
+    Attributes:
+        ended: set when it has, and its thread is free.
+        pauses: whether it parks when it is told to, until `go_on`.
+    """
+
+    def __init__(self, function: Callable[[], object] = lambda: None, name: str = "work") -> None:
+        super().__init__(name)
+        self.function = function
+        self.ended = threading.Event()
+        self.pauses = True
+
+    def run(self) -> None:
+        self.function()
+
+    def must_wait(self) -> bool:
+        return self.pauses
+
+    def stop(self) -> None:
+        self.pauses = False
+
+    def left(self) -> None:
+        self.ended.set()
+
+
+@pytest.fixture
+def pool() -> Iterator[Callable[[int], HandlerThreads]]:
+    made: list[HandlerThreads] = []
+
+    def make(most: int) -> HandlerThreads:
+        made.append(HandlerThreads(most))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+async def ended(works: Iterable[Work]) -> None:
+    for each in works:
+        await until(each.ended.is_set)
+
+
+async def test_so_many_run_at_once_also_after_there_were_more(pool: Callable[[int], HandlerThreads]) -> None:
     """Work that waited for a thread is not counted as a thread that is free."""
-    threads = HandlerThreads(2)
-    try:
-        for _ in range(20):
-            await patiently(asyncio.gather(*(threads.call(sum, (1, 2)) for _ in range(20))))
-        together = threading.Barrier(2)
-        await patiently(asyncio.gather(*(threads.call(together.wait, PATIENCE_S) for _ in range(2))))
-        assert len(handler_threads()) == 2
-    finally:
-        threads.close()
+    two = pool(2)
+    for _ in range(20):
+        works = [Work() for _ in range(20)]
+        for each in works:
+            two.submit(each)
+        await ended(works)
+    together = threading.Barrier(2)
+    works = [Work(lambda: together.wait(PATIENCE_S)) for _ in range(2)]
+    for each in works:
+        two.submit(each)
+    await ended(works)
+    assert len(handler_threads()) == 2
+    two.close()
     with pytest.raises(RuntimeError, match="shut down"):
-        await threads.call(sum, ())
+        two.submit(Work())
+
+
+async def test_a_place_goes_to_those_who_wait_in_order_of_arrival(pool: Callable[[int], HandlerThreads]) -> None:
+    """One that has parked takes its place again behind those that came before, and before those that came later."""
+    one = pool(1)
+    order: list[str] = []
+    release, began = threading.Event(), threading.Event()
+
+    def parks() -> None:
+        order.append("first")
+        one.park(first)
+        order.append("first again")
+
+    def blocks() -> None:
+        order.append("second")
+        began.set()
+        release.wait(PATIENCE_S)
+
+    first, second = Work(parks), Work(blocks)
+    third, fourth = Work(lambda: order.append("third")), Work(lambda: order.append("fourth"))
+    one.submit(first)
+    one.submit(second)  # begins as soon as the first parks
+    await until(began.is_set)
+    one.submit(third)
+    one.go_on(first)  # it must still wait
+    assert first in one._parked
+    first.pauses = False
+    one.go_on(first)
+    one.submit(fourth)
+    release.set()
+    await ended([first, second, third, fourth])
+    assert order == ["first", "second", "third", "first again", "fourth"]
+
+
+async def test_work_that_has_not_begun_is_taken_back(pool: Callable[[int], HandlerThreads]) -> None:
+    one = pool(1)
+    release = threading.Event()
+    ran: list[int] = []
+    blocks, taken, kept = (
+        Work(lambda: release.wait(PATIENCE_S)),
+        Work(lambda: ran.append(1)),
+        Work(lambda: ran.append(2)),
+    )
+    for each in (blocks, taken, kept):
+        one.submit(each)
+    assert one.withdraw(taken)
+    assert not one.withdraw(taken)
+    assert not one.withdraw(blocks)
+    release.set()
+    await ended([blocks, kept])
+    assert not one.withdraw(kept)
+    assert ran == [2]
+
+
+async def test_threads_that_are_not_needed_end(pool: Callable[[int], HandlerThreads]) -> None:
+    """Twenty that park at once have twenty threads; afterwards no more are left than run at once."""
+    two = pool(2)
+    works: list[Work] = []
+    for _ in range(20):
+        work = Work()
+        work.function = functools.partial(two.park, work)
+        works.append(work)
+        two.submit(work)
+    await until(lambda: len(two._parked) == 20)
+    assert len(handler_threads()) == 20
+    for each in works:
+        each.pauses = False
+        two.go_on(each)
+    await ended(works)
+    await until(lambda: len(handler_threads()) == 2)
+
+
+async def test_work_waits_where_no_more_threads_may_be_made(
+    pool: Callable[[int], HandlerThreads], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "MOST_PARKED", 3)
+    one = pool(1)
+    parking: list[Work] = []
+    for _ in range(4):  # one more has a thread, as it runs until it parks
+        work = Work()
+        work.function = functools.partial(one.park, work)
+        parking.append(work)
+        one.submit(work)
+    await until(lambda: len(one._parked) == 4)
+    order: list[int] = []
+    waiting = [Work(functools.partial(order.append, n)) for n in range(3)]
+    for each in waiting:
+        one.submit(each)
+    assert one.withdraw(waiting[1])
+    await turns()
+    assert order == []
+    assert len(handler_threads()) == 4
+    parking[0].pauses = False
+    one.go_on(parking[0])  # those that have threads go on: the places are free
+    await ended([parking[0], waiting[0], waiting[2]])
+    assert order == [0, 2]
+    assert len(handler_threads()) <= 4
+
+
+async def test_work_that_gets_no_thread_waits_for_one(
+    pool: Callable[[int], HandlerThreads], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = pool(8)
+    release = threading.Event()
+    blocks, waits = Work(lambda: release.wait(PATIENCE_S)), Work()
+    many.submit(blocks)
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        many.submit(waits)
+    await turns()
+    assert not waits.ended.is_set()
+    release.set()
+    await ended([blocks, waits])
+
+
+async def test_what_has_parked_is_stopped_with_the_pool(pool: Callable[[int], HandlerThreads]) -> None:
+    one = pool(1)
+    works: list[Work] = []
+    for _ in range(5):
+        work = Work()
+        work.function = functools.partial(one.park, work)
+        works.append(work)
+        one.submit(work)
+    await until(lambda: len(one._parked) == 5)
+    one.close()
+    await ended(works)
+    await until(lambda: not handler_threads())
 
 
 @pytest.mark.any_loop
@@ -183,7 +364,7 @@ async def test_an_exception_behind_items_comes_behind_them(count: int, cluster: 
         assert items == list(range(count))
 
 
-class Looked(deque[Any]):
+class Looked(Ready):
     """Items that are no more than looked at when a thread appends to them and ends."""
 
     def __init__(self) -> None:
@@ -201,11 +382,16 @@ class Looked(deque[Any]):
         return len(self) > 0
 
 
+def plain(pool: HandlerThreads, function: Callable[..., Any], *arguments: Any) -> PlainHandler:
+    return PlainHandler(pool, "plain", function, arguments, Context(), contextvars.copy_context(), None)
+
+
 @pytest.mark.parametrize("looks", range(4))
 @pytest.mark.parametrize("ends", ["raises", "returns"])
-async def test_what_a_thread_appends_at_any_moment_is_not_lost(ends: str, looks: int) -> None:
+async def test_what_a_thread_appends_at_any_moment_is_not_lost(
+    ends: str, looks: int, pool: Callable[[int], HandlerThreads]
+) -> None:
     """The loop looks whether there are items, and whether the thread is done; it may append and end between any two."""
-    threads = HandlerThreads(1)
     go = threading.Event()
 
     def produce() -> Iterator[int]:
@@ -215,15 +401,15 @@ async def test_what_a_thread_appends_at_any_moment_is_not_lost(ends: str, looks:
             raise ValueError("behind the item")
 
     ended = threading.Event()
-    items = ThreadedIterator(threads, produce())
-    looked = items._items = Looked()
-    run = items._run
+    items = plain(pool(1), produce)
+    looked = items._ready = Looked()
+    left = items.left
 
     def noted() -> None:
-        run()
+        left()
         ended.set()
 
-    items._run = noted  # type: ignore[method-assign]
+    items.left = noted  # type: ignore[method-assign]
 
     def now() -> None:
         """The thread goes on, and is at its end when the loop does."""
@@ -234,19 +420,17 @@ async def test_what_a_thread_appends_at_any_moment_is_not_lost(ends: str, looks:
         return now if number == 0 else lambda: setattr(looked, "meanwhile", at_look(number - 1))
 
     reading = asyncio.ensure_future(anext(items))
-    await until(lambda: items._running)
+    await until(lambda: items.thread is not None)
     looked.meanwhile = at_look(looks)
     items._wake()
-    try:
-        async with asyncio.timeout(PATIENCE_S):
-            while not reading.done():
-                await turns(1)
-                items._wake()
-        assert await reading == 1
-        with pytest.raises(ValueError if ends == "raises" else StopAsyncIteration):
-            await patiently(anext(items))
-    finally:
-        threads.close()
+    async with asyncio.timeout(PATIENCE_S):
+        while not reading.done():
+            await turns(1)
+            items._wake()
+    assert list(await reading) == [b"\x01"]
+    looked.clear()
+    with pytest.raises(ValueError if ends == "raises" else StopAsyncIteration):
+        await patiently(anext(items))
 
 
 async def test_context_variables_reach_the_thread(cluster: Cluster) -> None:
@@ -353,18 +537,30 @@ async def test_a_generator_that_raises_stop_async_iteration_has_no_clean_end(clu
         await patiently(drained(client.generate(1)))
 
 
-async def test_a_generator_whose_pool_was_closed_can_be_closed() -> None:
-    pool = HandlerThreads(1)
-    items = ThreadedIterator(pool, iter(range(AHEAD + 10)))
-    for _ in range(AHEAD):
-        await patiently(anext(items))
-    await until(lambda: not items._running)
-    items._items.clear()
-    pool.close()
+async def test_a_generator_whose_pool_was_closed_is_closed_and_has_no_clean_end(
+    pool: Callable[[int], HandlerThreads],
+) -> None:
+    closed: list[bool] = []
+
+    def endless() -> Iterator[int]:
+        try:
+            while True:
+                yield 1
+        except GeneratorExit:
+            closed.append(threading.current_thread().name.startswith("trd-handler"))
+            raise
+
+    one = pool(1)
+    items = plain(one, endless)
+    assert len(await patiently(anext(items))) > 0
+    await until(lambda: items in one._parked)
+    one.close()
+    await until(lambda: not handler_threads())
+    assert closed == [True]
+    items._ready.clear()
     with pytest.raises(RuntimeError, match="shut down"):
         await patiently(anext(items))
-    with pytest.raises(RuntimeError, match="shut down"):
-        await patiently(items.aclose())
+    await patiently(items.aclose())
 
 
 async def test_the_time_that_is_left_is_known_in_a_thread(cluster: Cluster) -> None:

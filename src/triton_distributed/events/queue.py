@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -91,11 +92,11 @@ class WorkQueue:
         self.used = False
         self.pulls = pulls
 
-    async def put(self, payload: object, *, timeout: float = TIMEOUT_S) -> None:
-        """Store a message; it is on the server's disk when this returns.
+    def put(self, payload: object, *, timeout: float = TIMEOUT_S) -> Coroutine[Any, Any, None]:
+        """Store a message; it is on the server's disk when what this returns was awaited.
 
         Args:
-            payload: whatever can be sent as a request.
+            payload: whatever can be sent as a request. The call itself encodes it: it may change afterwards.
             timeout: seconds to keep trying. A server that is restarted meanwhile stores it once.
 
         Raises:
@@ -107,6 +108,9 @@ class WorkQueue:
         data = pack(payload, self._publisher, "message")
         if len(data) > self._max_message_bytes:
             raise MessageTooLarge("a message", len(data), self._max_message_bytes)
+        return self._put(data, timeout)
+
+    async def _put(self, data: bytes, timeout: float) -> None:
         client = await self.connection.client()
         if len(data) > client.max_payload:
             raise MessageTooLarge("a message", len(data), client.max_payload, payload_limit(self.connection.where))

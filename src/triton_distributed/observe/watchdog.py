@@ -4,24 +4,30 @@ The loop leaves a mark of the time four times in each limit; the thread sleeps u
 limit. So a loop that stands still is noticed within the limit, and one that stood still for less than three quarters of
 it never is. Nothing is done for a request.
 
-Not every old mark is a stuck loop. A process that was stopped, or got no processor, has a watchdog that overslept as
-well, without having used the processor meanwhile: the time it overslept is not counted. One that overslept while the
-process worked was kept from running by something that held the interpreter's lock, and then the loop was too.
+Not every old mark is a stuck loop, and not every stuck loop is its program's fault:
+
+- A process that was stopped, or got no processor, has a watchdog that overslept as well, without having used the
+  processor meanwhile: the time it overslept is not counted. One that overslept while the process worked was kept from
+  running by something that held the interpreter's lock, and then the loop was too.
+- Time for which the loop's thread could have run and got no processor is not counted. Such a process is not marked
+  `busy` either: its neighbours are starved too, as a rule, and to tell all clients costs what is missing.
+- A loop that runs no callback is idle, however late its mark is.
+- What the loop does for itself, or this package for a program, is said without advice: e.g. it moves 200 MB.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
-import sysconfig
 import threading
 import time
-import traceback
 from bisect import bisect_left
 from collections.abc import Callable
-from types import CodeType, FrameType
+from types import FrameType
+
+from triton_distributed.observe.stacks import Blame, Place, blame, callback, loop_place, stack
+from triton_distributed.observe.usage import Usage, usage_of_this_thread
 
 logger = logging.getLogger("triton_distributed.watchdog")
 
@@ -30,16 +36,7 @@ BEATS = 4  # marks in one limit: more would tell no more than a quarter of a lim
 AGAIN_S = 1.0  # while the loop is stuck: between two looks whether it was closed, or others can be told by now
 QUIET_S = 10.0  # a handler that blocks the loop at every request must not fill a disk
 MOST_PLACES = 64  # lines of code that blocked the loop and are remembered
-DEEPEST = 40  # frames of a stack that are logged, the innermost
-
-_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-_LIBRARIES = tuple(
-    os.path.join(path, "")
-    for name in ("stdlib", "platstdlib", "purelib", "platlib")
-    if (path := sysconfig.get_paths().get(name))
-)
-_LOOPS = tuple(f"{os.sep}{name}{os.sep}" for name in ("asyncio", "uvloop"))
-_TURNS = ("run", "run_forever", "run_until_complete", "_run_once")  # beyond these frames is who started the loop
+ADVICE = "What blocks belongs in a handler written with plain `def`, or in asyncio.to_thread."
 
 
 class LoopStats:
@@ -73,7 +70,7 @@ class Watchdog:
         tell: has others know that the loop is stuck (True) or no longer (False). Called in the thread, and again after
             a while where it raised.
         clock: seconds that only go forward.
-        cpu: seconds of processor time that the process has used.
+        usage: of the loop's thread; by default the thread that calls `start`.
 
     Attributes:
         stats: how the loop fares; all zeros where nothing is watched.
@@ -86,25 +83,26 @@ class Watchdog:
         tell: Callable[[bool], None],
         *,
         clock: Callable[[], float] = time.monotonic,
-        cpu: Callable[[], float] = time.process_time,
+        usage: Callable[[], Usage] | None = None,
     ) -> None:
         self.stats = LoopStats()
         self._loop = loop
         self._limit_s, self._beat_s = limit_s, limit_s / BEATS
         self._tell = tell
-        self._clock, self._cpu = clock, cpu
+        self._clock, self._usage = clock, usage
         self._thread: threading.Thread | None = None
         self._loop_thread = 0
         self._timer: asyncio.TimerHandle | None = None
         self._wake = threading.Event()
         self._stopped = False
         self._beat_at = 0.0  # the loop's newest mark
-        self._runs_loop: CodeType | None = None  # whose call runs a loop that is not written in Python
+        self._place: Place | None = None  # from where the loop runs, if it is written in C
         # what follows belongs to the thread
-        self._due = self._used = 0.0  # when it was to wake, and what the process had used when it went to sleep
+        self._looked_at = self._due = 0.0  # when it went to sleep, and when it was to wake
+        self._used = Usage(0.0)  # when it went to sleep
         self._since = 0.0  # marks older than this are not held against the loop
         self._stuck_since: float | None = None
-        self._place = ""
+        self._blame: Blame | None = None  # of the present stall
         self._said = True  # of the present stall
         self._told = self._told_badly = False
         self._quiet: dict[str, tuple[float, int]] = {}  # place → when it was logged, how many since
@@ -118,9 +116,10 @@ class Watchdog:
         if self._thread is not None or not self._limit_s or self._stopped:
             return
         self._loop_thread = threading.get_ident()
-        self._beat_at = self._since = self._clock()
-        self._schedule(self._beat_at)
-        self._sleep(self._limit_s, self._beat_at)
+        self._usage = self._usage or usage_of_this_thread()
+        self._beat_at = self._since = self._next_beat = self._clock()
+        self._loop.call_soon(self._beat)  # soon, because it learns how the loop calls
+        self._sleep(self._limit_s, self._beat_at, self._usage())
         self._thread = threading.Thread(target=self._run, name="triton-watchdog", daemon=True)
         self._thread.start()
 
@@ -145,11 +144,10 @@ class Watchdog:
         self._timer = self._loop.call_later(self._beat_s, self._beat)
 
     def _beat(self) -> None:
+        self._place = loop_place(sys._getframe(1))
         now = self._clock()
         self.stats.lag[bisect_left(LAG_BOUNDS_S, now - self._next_beat)] += 1
         self._beat_at = now
-        if self._runs_loop is None and not isinstance(self._loop, asyncio.BaseEventLoop):
-            self._runs_loop = sys._getframe(1).f_code
         if self._stuck_since is not None:
             self._wake.set()
         if not self._stopped:
@@ -172,60 +170,69 @@ class Watchdog:
 
     def look(self) -> float:
         """Judge the loop by its newest mark; returns seconds until the next look."""
-        now, used = self._clock(), self._cpu()
+        now, used = self._clock(), self._usage() if self._usage is not None else Usage(0.0)
         if self._stuck_since is None:
             overslept_s = now - self._due
-            if overslept_s > self._beat_s and used - self._used < overslept_s / 2:
+            if overslept_s > self._beat_s and used.process - self._used.process < overslept_s / 2:
                 self._since = now
-            since = max(self._since, self._beat_at)
+            since, shortest_s = max(self._since, self._beat_at), 0.0
+            starved_s = used.starved - self._used.starved
+            if starved_s > self._beat_s / 2:
+                shortest_s = self._beat_s / 2  # else it would look more and more often
+                since = self._since = min(now, since + starved_s)
             if now < since + self._limit_s:
                 self._tell_others()  # what could not be told before
-                return self._sleep(since + self._limit_s - now, now)
+                return self._sleep(max(shortest_s, since + self._limit_s - now), now, used)
             frame = sys._current_frames().get(self._loop_thread)
-            if frame is None or self._waits(frame) or not self._loop.is_running():
+            frames = None if frame is None else callback(frame, self._place)
+            if frame is None or frames is None or not self._loop.is_running():
                 self._since = now
-                return self._sleep(self._limit_s, now)
-            self._began(frame, now)
+                return self._sleep(self._limit_s, now, used)
+            self._began(blame(frames or [frame]), frame, now, used)
         elif self._beat_at > self._stuck_since:
             self._ended()
         self._tell_others()
-        return self._sleep(AGAIN_S if self._stuck_since is not None else self._limit_s, now)
+        return self._sleep(AGAIN_S if self._stuck_since is not None else self._limit_s, now, used)
 
-    def _waits(self, frame: FrameType) -> bool:
-        """Whether the loop waits for the kernel, and is late only because the machine is.
-
-        uvloop has no frame of its own: the innermost one is then of the code that runs the loop.
-        """
-        code = frame.f_code
-        return code is self._runs_loop or (
-            code.co_name == "select" and os.path.basename(code.co_filename) == "selectors.py"
-        )
-
-    def _sleep(self, wait_s: float, now: float) -> float:
-        self._due, self._used = now + wait_s, self._cpu()
+    def _sleep(self, wait_s: float, now: float, used: Usage) -> float:
+        self._looked_at, self._due, self._used = now, now + wait_s, used
         return wait_s
 
-    def _began(self, frame: FrameType, now: float) -> None:
+    def _began(self, found: Blame, frame: FrameType, now: float, used: Usage) -> None:
         self._stuck_since = self._beat_at
         self.stats.stalls += 1
-        file, line, function = _blame(frame)
-        self._place = f"{file}:{line} in {function}"
-        since, unsaid = self._quiet.get(self._place, (now - QUIET_S, 0))
+        self._blame = found
+        place = str(found)
+        since, unsaid = self._quiet.get(place, (now - QUIET_S, 0))
         self._said = now - since >= QUIET_S
         if not self._said:
-            self._quiet[self._place] = (since, unsaid + 1)
+            self._quiet[place] = (since, unsaid + 1)
             return
         if len(self._quiet) >= MOST_PLACES:
             self._quiet.clear()
-        self._quiet[self._place] = (now, 0)
+        self._quiet[place] = (now, 0)
         logger.warning(
-            "the event loop is stuck at %s, for %.2f s so far%s: this process answers nobody meanwhile. What blocks "
-            "belongs into a handler written with plain `def`, or into asyncio.to_thread. Its stack:\n%s",
-            self._place,
+            "the event loop is %s %s, for %.2f s so far%s: this process answers nobody meanwhile. %s Its stack:\n%s",
+            "stuck at" if found.theirs else "held up at",
+            place,
             now - self._beat_at,
             f" ({unsaid} times more since the last report)" if unsaid else "",
-            _stack(frame),
+            ADVICE if found.theirs else self._own(now, used),
+            stack(frame),
         )
+
+    def _own(self, now: float, used: Usage) -> str:
+        """What a loop does that is at work for itself, or for this package: by the time since the last look."""
+        if used.loop is None or self._used.loop is None:
+            return "It is not at work in a handler."
+        loop_s = used.loop - self._used.loop
+        others_s = used.process - self._used.process - loop_s
+        half_s = (now - self._looked_at - (used.starved - self._used.starved)) / 2  # of the time that it had
+        if loop_s >= half_s:
+            return "It moves, encodes or decodes much data."
+        if others_s >= half_s:
+            return f"It waits, while other threads computed for {others_s:.2f} s and may have held the interpreter."
+        return "It waits for the operating system."
 
     def _ended(self) -> None:
         assert self._stuck_since is not None
@@ -235,7 +242,7 @@ class Watchdog:
         self.stats.stalled_s += length_s
         self.stats.longest_s = max(self.stats.longest_s, length_s)
         level = logging.WARNING if self._said else logging.DEBUG
-        logger.log(level, "the event loop turns again: it was stuck for %.2f s at %s", length_s, self._place)
+        logger.log(level, "the event loop turns again: it was stuck for %.2f s at %s", length_s, self._blame)
 
     def _tell_others(self) -> None:
         stuck = self._stuck_since is not None
@@ -250,27 +257,3 @@ class Watchdog:
             self._told_badly = True
         else:
             self._told, self._told_badly = stuck, False
-
-
-def _blame(frame: FrameType) -> tuple[str, int, str]:
-    """File, line and function of the innermost frame of the user's own code; of a library's, of anybody's, else."""
-    library: FrameType | None = None
-    each: FrameType | None = frame
-    while each is not None:
-        file, name = each.f_code.co_filename, each.f_code.co_name
-        loop = any(part in file for part in _LOOPS)
-        if loop and name in _TURNS:
-            break
-        if not loop and not file.startswith((_HERE, "<frozen")):
-            if not file.startswith(_LIBRARIES):
-                return file, each.f_lineno, name
-            library = library or each
-        each = each.f_back
-    found = library or frame
-    return found.f_code.co_filename, found.f_lineno, found.f_code.co_name
-
-
-def _stack(frame: FrameType) -> str:
-    summary = traceback.StackSummary.extract(traceback.walk_stack(frame), limit=DEEPEST)
-    summary.reverse()
-    return "".join(summary.format()).rstrip()

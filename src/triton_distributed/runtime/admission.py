@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -109,8 +110,35 @@ class Admission:
         """
         if self.max_inflight is None:
             return 0.0
-        ahead = sum(len(line) for each, line in self._lines.items() if each >= priority)
-        return (ahead + 1) * self.mean_s / self.max_inflight
+        return (self._ahead(priority) + 1) * self.mean_s / self.max_inflight
+
+    def retry_after_s(self, priority: int, running: dict[Serving, None], now: float) -> float:
+        """Seconds after which a request of this priority would have a place: what a refused one is told.
+
+        `wait_s` knows only handlers that have ended. This looks at those that run as well: at the one with whose end
+        the place comes free, which is the oldest for the next request, the second oldest for the one after it, and so
+        on. Where even the youngest has run for longer than handlers took so far, they take longer now. How long is not
+        known then, so each is expected to run twice as long as they have run on average, which is the expectation for
+        something that is seen at a random moment.
+
+        Args:
+            running: the handlers that run, in the order in which they began.
+            now: on the clock of `Serving.started`.
+
+        Returns:
+            0 where nothing has ended and those that run have only just begun.
+        """
+        if not running:
+            return self.wait_s(priority)
+        oldest_s, youngest_s = now - next(iter(running)).started, now - next(reversed(running)).started
+        takes_s = self.mean_s if youngest_s <= self.mean_s else oldest_s + youngest_s
+        rounds, position = divmod(self._ahead(priority), len(running))
+        age_s = now - next(islice(running, position, None)).started
+        return max(rounds * takes_s + max(0.0, takes_s - age_s), self.wait_s(priority))
+
+    def _ahead(self, priority: int) -> int:
+        """How many that wait are let in before a request of this priority that came now."""
+        return sum(len(line) for each, line in self._lines.items() if each >= priority)
 
     def enter(self, serving: Serving, priority: int) -> Serving | None:
         """Let a request wait.

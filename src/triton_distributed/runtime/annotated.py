@@ -63,3 +63,8 @@ class Annotated(msgspec.Struct, gc=False, repr_omit_defaults=False):
 
     def __repr__(self) -> str:
         return f"Annotated(data={self._data!r}, event={self._event!r}, comment={self.comments()!r}, id={self._id!r})"
+
+
+def parts(item: Annotated) -> list[Any]:
+    """The item as it travels."""
+    return [item.data(), item.event(), item.comments(), item.id()]

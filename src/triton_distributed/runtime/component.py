@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 from triton_distributed.events import Event, Subscription, WorkQueue
@@ -36,10 +37,10 @@ class Namespace:
         """The subject that events of this name are published under."""
         return namespace_subject(self.name, name)
 
-    async def publish(self, name: str, payload: object) -> None:
+    def publish(self, name: str, payload: object) -> Coroutine[Any, Any, None]:
         """Publish an event of the whole namespace; see `Component.publish`."""
         self._runtime.check("publish")
-        await self._runtime.events.publish(self.event_subject(name), payload)
+        return self._runtime.events.publish(self.event_subject(name), payload)
 
     def subscribe(self, name: str, *, max_events: int = MAX_EVENTS, max_bytes: int = MAX_BYTES) -> Subscription[Event]:
         """Subscribe to events of the whole namespace; see `Component.subscribe`."""
@@ -81,10 +82,11 @@ class Component:
         """The subject that events of this name are published under; see `names.subject_token` for unusual names."""
         return component_subject(self.namespace, self.name, name)
 
-    async def publish(self, name: str, payload: object) -> None:
+    def publish(self, name: str, payload: object) -> Coroutine[Any, Any, None]:
         """Publish an event to everybody who has subscribed: at most once, in this runtime's order.
 
-        It waits for nobody who receives it: a subscriber that does not keep up loses events, and knows how many.
+        The call itself encodes the payload, so it may be changed before what this returns is awaited. Nothing here
+        waits for those who receive it: a subscriber that does not keep up loses events, and knows how many.
 
         Args:
             name: of the event, any name that could be a component's.
@@ -99,7 +101,7 @@ class Component:
             ForkError, InvalidName, RuntimeClosed.
         """
         self._runtime.check("publish")
-        await self._runtime.events.publish(self.event_subject(name), payload)
+        return self._runtime.events.publish(self.event_subject(name), payload)
 
     def subscribe(self, name: str, *, max_events: int = MAX_EVENTS, max_bytes: int = MAX_BYTES) -> Subscription[Event]:
         """Subscribe to events of this name; `async for event in …`, see `Subscription`.
@@ -152,13 +154,15 @@ class Endpoint:
 
         Args:
             handler: an async generator, coroutine, generator or plain function of one parameter (request) or two
-                (request, context). Plain functions run in threads. A request parameter annotated as an async iterator
-                takes a stream of requests. Annotations are enforced both ways.
+                (request, context). A plain one runs in one thread and one context to its end. A request parameter
+                annotated as an async iterator takes a stream of requests. Annotations are enforced both ways. What was
+                yielded may change as soon as the handler goes on. Large memory that a function returns is sent from
+                where it is, so nobody may write to it before it was sent.
             graceful_shutdown: True lets running requests finish at shutdown, False cuts them.
             metrics_labels: accepted for programs of the original's successor.
             max_inflight: handlers that may run at once; None for no limit.
             max_queue: requests that may wait beyond that; the next is refused with Overloaded, and goes elsewhere.
-            metadata: plain JSON values published with the instance.
+            metadata: plain JSON values published with the instance, as they are now.
 
         Raises (from the task):
             DiscoveryError: the instance cannot be registered.
@@ -181,7 +185,7 @@ class Endpoint:
             graceful=graceful_shutdown,
             max_inflight=max_inflight,
             max_queue=max_queue,
-            metadata=metadata or {},
+            metadata=copy.deepcopy(dict(metadata or {})),  # the instance is registered later, and perhaps again
         )
 
     def client(self, policy: str | Policy = "round_robin") -> asyncio.Task[Client]:

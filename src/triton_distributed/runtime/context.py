@@ -93,7 +93,9 @@ class Context:
 
     def take_token(self) -> bytes | None:
         """The token that `checkpoint` was given in a thread since the last item."""
-        token, self._pending_token = self._pending_token, None
+        token = self._pending_token
+        if token is not None:
+            self._pending_token = None
         return token
 
     def attach_token(self, token: bytes) -> None:

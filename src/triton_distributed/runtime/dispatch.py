@@ -234,6 +234,7 @@ async def _send_more(stream: Stream, requests: AsyncIterator[object]) -> None:
             data = encode(each, "request")
             if not isinstance(data, bytes):
                 await stream.send(data.body, data.buffers)
+                del data  # a bytearray cannot be resized while something refers to its memory
             elif len(data) > f.SMALL:
                 await stream.send(data, ())
             elif stream.push(data):

@@ -263,12 +263,14 @@ class DistributedRuntime:
     ) -> ServedEndpoint:
         addresses = await self._server.listen(name, self.instance_id, self.discovery.where)
         instance = Instance(name, self.instance_id, addresses, host_name(), metadata)
+        server = self._server
         served = ServedEndpoint(
             self._loop,
             name,
             handler,
             instance,
-            self._server.places,
+            server.places,
+            standstill=server.standstill,
             on_exit=self._exit_wanted,
             full_tracebacks=self.config.full_tracebacks,
             **limits,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from triton_distributed.errors import ConfigError, MessageTooLarge
 from triton_distributed.events import Event, EventPlane, PulledMessages, Subscription, WorkQueue
@@ -66,11 +67,14 @@ class RuntimeEvents:
             self._plane = self._make()
         return self._plane
 
-    async def publish(self, subject: str, payload: object) -> None:
+    def publish(self, subject: str, payload: object) -> Coroutine[Any, Any, None]:
         """See `Component.publish`."""
         data = pack(payload, self._publisher)
         if len(data) > self._max_message_bytes:
             raise MessageTooLarge("an event", len(data), self._max_message_bytes)
+        return self._publish(subject, data)
+
+    async def _publish(self, subject: str, data: bytes) -> None:
         await self.plane().publish(subject, data)
         self._in_a_row += 1
         if self._in_a_row >= TURN:  # a loop that only publishes lets its own subscribers and sockets have a turn

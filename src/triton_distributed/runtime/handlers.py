@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import contextvars
 import functools
 import inspect
 from collections.abc import AsyncIterator, Callable
@@ -10,8 +11,9 @@ from typing import Any
 
 from triton_distributed.errors import InvalidRequest
 from triton_distributed.runtime.context import Context
+from triton_distributed.runtime.plain import VALUES, PlainHandler, Within, changed
 from triton_distributed.runtime.signatures import read_signature
-from triton_distributed.runtime.threads import HandlerThreads, ThreadedIterator
+from triton_distributed.runtime.threads import HandlerThreads
 
 
 class Misfit(InvalidRequest):
@@ -28,7 +30,9 @@ class Handler:
         threads: where plain functions run.
 
     Attributes:
+        function, threads: as given.
         name: for logs.
+        on_loop: it is an async function, of either kind.
         takes_stream: its request parameter is annotated as an async iterator: the caller streams requests to it.
         decode: bytes → request, checked against the annotation.
         check: item → None, raises where it does not fit the annotation; None where there is nothing to check.
@@ -42,10 +46,10 @@ class Handler:
         if not callable(function):
             raise TypeError(f"a handler is a function, not {type(function).__name__}: {function!r}")
         self.name = getattr(function, "__qualname__", None) or repr(function)
-        self._function = function
-        self._threads = threads
+        self.function = function
+        self.threads = threads
         plain = _plain(function)
-        self._on_loop = inspect.isasyncgenfunction(plain) or inspect.iscoroutinefunction(plain)
+        self.on_loop = inspect.isasyncgenfunction(plain) or inspect.iscoroutinefunction(plain)
         self._is_asyncgen = inspect.isasyncgenfunction(plain)
         self._takes_context, self.takes_stream, self.decode, self.check = read_signature(function, plain, self.name)
 
@@ -53,50 +57,82 @@ class Handler:
         """Begin to serve a request; nothing of the handler runs before the first item is asked for."""
         arguments = (request, context) if self._takes_context else (request,)
         if self._is_asyncgen:
-            return self._function(*arguments)  # type: ignore[no-any-return]
-        return _Results(self._function, arguments, self._on_loop, self._threads, context)
+            return self.function(*arguments)  # type: ignore[no-any-return]
+        return _Results(self, arguments, context)
 
 
 class _Results:
-    """The items of a coroutine, a plain function, or a function that returns an iterator of some kind."""
+    """The items of a coroutine, a plain function, or a function that returns an iterator of some kind.
 
-    __slots__ = ("_arguments", "_context", "_function", "_inner", "_on_loop", "_threads")
+    Items of a plain function or iterator come as `plain.Ready`, encoded in their thread; all others as they are.
+    """
 
-    def __init__(
-        self, function: Callable[..., Any], arguments: Any, on_loop: bool, threads: HandlerThreads, context: Context
-    ) -> None:
+    __slots__ = ("_arguments", "_context", "_handler", "_inner", "_variables")
+
+    def __init__(self, handler: Handler, arguments: tuple[Any, ...], context: Context) -> None:
+        self._handler = handler
+        self._arguments: tuple[Any, ...] | None = arguments  # None once it was called
         self._context = context
-        self._function = function
-        self._arguments = arguments  # None once it was called
-        self._on_loop = on_loop
-        self._threads = threads
         self._inner: Any = None
+        self._variables: contextvars.Context | None = None  # those in which `_inner` runs; None for the task's own
 
     def __aiter__(self) -> _Results:
         return self
 
     async def __anext__(self) -> Any:
-        if self._inner is not None:
-            return await self._inner.__anext__()
+        inner = self._inner
+        if inner is None:
+            return await self._first()
+        if self._variables is None:
+            return await inner.__anext__()
+        return await Within(self._variables, inner.__anext__())
+
+    async def _first(self) -> Any:
         arguments, self._arguments = self._arguments, None
         if arguments is None:
             raise StopAsyncIteration
+        handler = self._handler
         try:
-            if self._on_loop:
-                result = await self._function(*arguments)
+            if handler.on_loop:
+                result = await handler.function(*arguments)
             else:
-                result = await self._threads.call(self._function, *arguments)
-                if inspect.isawaitable(result):
-                    result = await result
+                result = await self._call(arguments)
         except StopAsyncIteration as error:  # let through, it would look like a clean end
             raise RuntimeError("the handler raised StopAsyncIteration") from error
-        if isinstance(result, collections.abc.AsyncIterable):
-            self._inner = aiter(result)
-        elif isinstance(result, (collections.abc.Generator, map, filter, zip)):
-            self._inner = ThreadedIterator(self._threads, iter(result), self._context)
-        else:
-            return result
-        return await self._inner.__anext__()
+        if self._inner is None:
+            if result.__class__ in VALUES:
+                return result
+            if isinstance(result, collections.abc.AsyncIterable):
+                self._inner = aiter(result)
+            elif isinstance(result, collections.abc.Iterator):
+                # `iter` is called in the thread: the iterator runs there from its first step on.
+                self._inner = self._in_thread(iter, (result,), self._variables or contextvars.copy_context())
+                self._variables = None
+            else:
+                return result
+        return await self.__anext__()
+
+    async def _call(self, arguments: tuple[Any, ...]) -> Any:
+        """Call a plain function. Its items are in `_inner`, or else it returned this."""
+        variables = contextvars.copy_context()
+        plain = self._inner = self._in_thread(self._handler.function, arguments, variables)
+        if await plain.begin():
+            return None
+        self._inner = None
+        if (token := self._context.take_token()) is not None:
+            self._context.attach_token(token)
+        if changed(variables):  # what the function has set holds for what it returned as well
+            self._variables = variables
+        result = plain.returned
+        if inspect.isawaitable(result):
+            result = await (result if self._variables is None else Within(self._variables, result))
+        return result
+
+    def _in_thread(
+        self, function: Callable[..., Any], arguments: tuple[Any, ...], variables: contextvars.Context
+    ) -> PlainHandler:
+        handler = self._handler
+        return PlainHandler(handler.threads, handler.name, function, arguments, self._context, variables, handler.check)
 
     @property
     def inner(self) -> Any:
@@ -111,7 +147,8 @@ class _Results:
 
     async def aclose(self) -> None:
         if self._inner is not None and hasattr(self._inner, "aclose"):
-            await self._inner.aclose()
+            closing = self._inner.aclose()
+            await (closing if self._variables is None else Within(self._variables, closing))
 
 
 def _plain(function: Any) -> Any:

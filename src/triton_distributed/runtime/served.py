@@ -20,6 +20,7 @@ from triton_distributed.runtime.lingering import Lingering
 from triton_distributed.runtime.reporting import log_error
 from triton_distributed.runtime.served_context import ServedContext, served_context
 from triton_distributed.runtime.serving import Serving
+from triton_distributed.runtime.standstill import Standstill
 from triton_distributed.transport.stream import Stream
 from triton_distributed.wire.assembly import Body, Memory
 from triton_distributed.wire.frames import MOST_ITEMS, RejectCode, array_length, overloaded
@@ -50,6 +51,7 @@ class ServedEndpoint:
         max_inflight: handlers that may run at once; None for as many as sessions may bring.
         max_queue: requests that may wait for one of them; beyond it they are refused at once.
         graceful: a drain lets what runs finish; else it is cut at once.
+        standstill: of the worker, told when a request has to wait.
         on_exit: called where a handler has raised SystemExit.
         full_tracebacks: tracebacks of handlers' errors keep the frames of this package.
 
@@ -75,6 +77,7 @@ class ServedEndpoint:
         max_inflight: int | None,
         max_queue: int,
         graceful: bool,
+        standstill: Standstill,
         on_exit: Callable[[SystemExit], None],
         full_tracebacks: bool,
     ) -> None:
@@ -88,6 +91,7 @@ class ServedEndpoint:
         self.graceful, self.on_exit = graceful, on_exit
         self.full_tracebacks = full_tracebacks
         self._places = places
+        self._standstill = standstill
         self.running: dict[Serving, None] = {}
         self.lingering = Lingering(loop, name, handler.name)
         self.task: asyncio.Task[Any] | None = None
@@ -127,17 +131,25 @@ class ServedEndpoint:
                 f"it would wait about {wait_s:.3g} s and take {admission.mean_s:.3g} s, "
                 f"and its deadline is in {timeout_s:.3g} s"
             )
-            serving.refuse(RejectCode.OVERLOADED, overloaded(words, wait_s))
+            self._refuse(serving, words)
             return
         if admission.mean_s:
             serving.due = self.loop.time() + wait_s + admission.mean_s
         cut = admission.enter(serving, priority)
+        if cut is not serving:
+            self._standstill.waits()
         if cut is not None:
+            oldest_s = self.loop.time() - next(iter(self.running)).started
             words = (
-                f"{len(self.running)} requests run and {len(admission)} wait, which is all it takes: "
-                f"max_inflight={admission.max_inflight}, max_queue={admission.max_queue}"
+                f"{len(self.running)} requests run, the oldest for {oldest_s:.3g} s, and {len(admission)} wait, which "
+                f"is all it takes: max_inflight={admission.max_inflight}, max_queue={admission.max_queue}"
             )
-            cut.refuse(RejectCode.OVERLOADED, overloaded(words, wait_s))
+            self._refuse(cut, words)
+
+    def _refuse(self, serving: Serving, words: str) -> None:
+        """Refuse a request for which there is no place, and say when there will be one."""
+        hint_s = self.admission.retry_after_s(serving.context.priority, self.running, self.loop.time())
+        serving.refuse(RejectCode.OVERLOADED, overloaded(words, hint_s))
 
     def _start(self, serving: Serving) -> None:
         """Tell the caller that the handler begins, then let it begin in a later step of the loop."""
@@ -178,7 +190,7 @@ class ServedEndpoint:
             if waiting.due:  # it would have ended no sooner than that
                 admission.ended(priority, self.loop.time() + admission.mean_s - waiting.due, whole=False)
             words = f"it has waited until {left_s:.3g} s are left, and would take {admission.mean_s:.3g} s"
-            waiting.refuse(RejectCode.OVERLOADED, overloaded(words, admission.wait_s(priority)))
+            self._refuse(waiting, words)
 
     def left_queue(self, serving: Serving) -> None:
         """A request that waited was cancelled, or its time is over."""

@@ -15,6 +15,7 @@ from triton_distributed.runtime.addresses import begin_to_listen
 from triton_distributed.runtime.admission import Places
 from triton_distributed.runtime.keys import endpoint_key
 from triton_distributed.runtime.served import ServedEndpoint
+from triton_distributed.runtime.standstill import Standstill
 from triton_distributed.transport.listener import Listener
 from triton_distributed.transport.network import Networks
 from triton_distributed.transport.session import Session
@@ -66,6 +67,7 @@ class Server:
             looked,
         )
         self.places = Places(config.max_requests)
+        self.standstill = Standstill(loop, self._by_key.values)
         self._listening: asyncio.Task[tuple[str, ...]] | None = None
         self.draining = False
 
@@ -189,4 +191,5 @@ class Server:
         """Close the sessions; what still runs is cancelled."""
         for endpoint in self.endpoints:
             endpoint.lingering.close()
+        self.standstill.close()
         self._listener.close()

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from triton_distributed.errors import DecodeError, InvalidRequest, MessageTooLarge
 from triton_distributed.observe import Outcome
-from triton_distributed.runtime.annotated import Annotated
+from triton_distributed.runtime.annotated import Annotated, parts
 from triton_distributed.runtime.context import current
 from triton_distributed.runtime.handlers import Misfit
+from triton_distributed.runtime.plain import Encoded, Ready
 from triton_distributed.runtime.requests import RequestStream
 from triton_distributed.runtime.served_context import ServedContext
 from triton_distributed.transport.stream import Stream
@@ -170,6 +171,11 @@ class Serving:
             items = self.items = endpoint.handler.open(request, self.context)
             check, push = endpoint.handler.check, stream.push
             async for item in items:
+                if item.__class__ is Ready:  # of a plain handler
+                    sent += await self._send_ready(item)
+                    if stream.state == CLOSED:
+                        break
+                    continue
                 sent += 1
                 if item.__class__ is not Annotated:
                     if check is not None:
@@ -184,6 +190,7 @@ class Serving:
                         await stream.send(data, ())
                     else:
                         await stream.send(data.body, data.buffers)
+                        del data  # a bytearray cannot be resized while something refers to its memory
                 else:
                     if check is not None and item.data() is not None:
                         check(item.data())
@@ -235,9 +242,34 @@ class Serving:
             self._invalid = error
             raise
 
+    async def _send_ready(self, ready: Ready) -> int:
+        """Send items that were encoded in their thread. Returns their number."""
+        stream, sent = self.stream, 0
+        while ready:
+            item = ready.popleft()
+            sent += 1
+            if isinstance(item, Encoded):
+                await self._send_encoded(item)
+            elif stream.push(item):
+                await stream.writable()
+            if stream.state == CLOSED:
+                break
+        return sent
+
+    async def _send_encoded(self, item: Encoded) -> None:
+        stream = self.stream
+        if item.token is not None:
+            stream.checkpoint(item.token)
+        if item.buffers or item.flags or len(item.body) > SMALL:
+            await stream.send(item.body, item.buffers, item.flags)
+            item.buffers = []  # an exported bytearray could not be resized
+            item.written = True
+        elif stream.push(item.body):
+            await stream.writable()
+
     async def _send_annotated(self, item: Annotated) -> None:
-        parts = encode([item.data(), item.event(), item.comments(), item.id()], "item")
-        body, buffers = (parts, ()) if isinstance(parts, bytes) else (parts.body, parts.buffers)
+        data = encode(parts(item), "item")
+        body, buffers = (data, ()) if isinstance(data, bytes) else (data.body, data.buffers)
         await self.stream.send(body, buffers, f.ANNOTATED)
 
     async def _cancelled(self, items: Any, error: BaseException, sent: int) -> None:

@@ -1,219 +1,341 @@
-"""Handlers written with plain `def`, run in a bounded pool of threads so that the loop never waits for them."""
+"""The threads of handlers written with plain `def`: how many run at once, and who runs next.
+
+A computation keeps one thread from its first step to its last. `TRD_THREADS` bounds how many run at once: a generator
+that waits for its reader keeps its thread and gives its place to others until it can go on.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import contextvars
+import logging
 import queue
 import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future
-from typing import Any, NamedTuple, TypeAlias
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
+from itertools import count
 
-from triton_distributed.runtime.context import Context
+logger = logging.getLogger("triton_distributed.runtime")
 
-_Work: TypeAlias = tuple["Future[Any]", contextvars.Context, Callable[..., Any], tuple[Any, ...]]
+# Generators that may wait for their readers at once, each with a thread of its own. Such a thread costs some 100 KB of
+# memory and no time, and containers are commonly allowed a few thousand. Beyond it new work waits for a thread.
+MOST_PARKED = 1_000
+STUCK_S = 3.0  # seconds without any progress, while work waits, after which that is logged
+SAID_AGAIN_S = 60.0  # seconds between two such lines at least
+MOST_NAMED = 5  # handlers that such a line names
 
-AHEAD = 64  # items that a generator may be ahead of its consumer before its thread goes back to the pool
+
+class Computation:
+    """Something that runs in one thread of the pool from its first step to its last.
+
+    Attributes:
+        name: of the handler, for the log.
+        thread: the thread that it has; None before it begins and after it has ended.
+        since: when it began to wait for its turn, on the loop's clock.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.thread: _Thread | None = None
+        self.since = 0.0
+
+    def run(self) -> None:
+        """Do all of it, in the thread. Raises nothing."""
+        raise NotImplementedError
+
+    def must_wait(self) -> bool:
+        """Whether it waits for its reader where it parks. Asked with the pool's lock held, in either thread."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """The pool was closed while it waited: end at the next step."""
+        raise NotImplementedError
+
+    def left(self) -> None:
+        """It has ended, and its thread is free for other work; called in the thread."""
+        raise NotImplementedError
+
+
+class _Thread(threading.Thread):
+    """A thread of the pool. It is a daemon.
+
+    The standard pool's threads are joined when the interpreter ends, so one handler stuck in C code would keep a
+    drained worker alive for ever; these are abandoned.
+
+    Attributes:
+        turn: released by whoever wants the thread to go on.
+        work: what to do at the next turn; None to end.
+    """
+
+    def __init__(self, pool: HandlerThreads, number: int) -> None:
+        super().__init__(name=f"trd-handler_{number}", daemon=True)
+        self._pool = pool
+        self.turn = threading.Lock()
+        self.turn.acquire()
+        self.work: Computation | None = None
+
+    def run(self) -> None:
+        while True:
+            self.turn.acquire()
+            work, self.work = self.work, None
+            if work is None:
+                return
+            work.run()
+            fresh = self._pool.ended(work)
+            work.left()
+            del work  # nothing of a request stays here
+            self._pool.start(fresh)
 
 
 class HandlerThreads:
-    """The pool: threads are made when first needed, up to a number, and are daemons.
-
-    The standard pool's threads are joined when the interpreter ends, so one handler stuck in C code would keep a
-    drained worker alive for ever; these are left behind.
+    """The pool. Threads are made when they are needed and used again.
 
     Args:
-        most: threads at most; further work waits for one, and is bounded by `serve_endpoint(max_inflight=)`.
+        most: computations that run at once. Further work waits in order of arrival; its number is bounded by
+            `serve_endpoint(max_inflight=)` and `TRD_MAX_REQUESTS`.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
-        self._threads: list[threading.Thread] = []
-        self._idle = threading.Semaphore(0)
+        self._lock = threading.Lock()  # guards what follows; never held while anything else is waited for
+        self._running: dict[Computation, None] = {}  # those that hold a place, at most `most`
+        self._parked: dict[Computation, None] = {}  # those that wait for their readers
+        self._waiting: OrderedDict[Computation, None] = OrderedDict()  # for a place, in order of arrival
+        self._threadless: OrderedDict[Computation, None] = OrderedDict()  # had a place, and no thread could be had
+        self._idle: list[_Thread] = []  # at most `most`; the last one that became free is used first
+        self._threads = 0  # that are there, or about to be started
+        self._numbers = count()
+        self._progress = 0  # grows when a computation begins, ends, parks or goes on
         self._closed = False
-
-    def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Run `work` in a thread, in a copy of the caller's context.
-
-        Raises:
-            RuntimeError: the pool was closed.
-        """
-        if self._closed:
-            raise RuntimeError("the runtime was shut down")
-        future: Future[Any] = Future()
-        self._work.put((future, contextvars.copy_context(), work, arguments))
-        if not self._idle.acquire(blocking=False) and len(self._threads) < self._most:
-            name = f"trd-handler_{len(self._threads)}"
-            thread = threading.Thread(target=self._serve, name=name, daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:  # the system has no more threads: those that there are will come to it
-                if not self._threads:
-                    future.cancel()
-                    raise
-            else:
-                self._threads.append(thread)
-        return future
-
-    def _serve(self) -> None:
-        while (each := self._work.get()) is not None:
-            future, context, work, arguments = each
-            wanted = future.set_running_or_notify_cancel()
-            result = error = None
-            if wanted:
-                try:
-                    result = context.run(work, *arguments)
-                except BaseException as raised:
-                    error = raised
-            self._idle.release()  # before anybody knows: who then comes with more finds this thread, and makes no other
-            if error is not None:
-                future.set_exception(error)
-            elif wanted:
-                future.set_result(result)
-            del each, future, context, work, arguments, result, error  # nothing of a request outlives it here
-
-    async def call(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        """Run `work` in a thread and return what it returns.
-
-        Work that waits for a thread is taken back when the caller is cancelled. A thread cannot be interrupted: work
-        that has begun ends before this does.
-        """
-        work_future = self.submit(_guarded, work, *arguments)
-        future = asyncio.wrap_future(work_future)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            if not work_future.cancel():
-                with contextlib.suppress(Exception):
-                    await future
-            raise
-
-    def close(self) -> None:
-        """Take no more work; threads end when theirs does."""
-        self._closed = True
-        for _ in self._threads:
-            self._work.put(None)
-
-
-def _guarded(work: Callable[..., Any], *arguments: Any) -> Any:
-    try:
-        return work(*arguments)
-    except StopIteration as error:  # no future can hold one
-        raise RuntimeError("the handler raised StopIteration") from error
-
-
-class _WithToken(NamedTuple):
-    token: bytes
-    item: Any
-
-
-class ThreadedIterator:
-    """A plain generator as an async iterator.
-
-    A thread runs it until it is `AHEAD` items ahead, then returns to the pool: a consumer that does not read holds no
-    thread. Items are handed to the loop one wake-up for however many there are.
-    """
-
-    def __init__(self, threads: HandlerThreads, items: Iterator[Any], context: Context | None = None) -> None:
-        self._threads = threads
-        self._context = context or Context()
-        self._iterator = items
-        self._loop = asyncio.get_running_loop()
-        self._items: deque[Any] = deque()
-        self._running = self._done = self._stop = self._notified = False
-        self._error: BaseException | None = None
-        self._waiter: asyncio.Future[None] | None = None
-
-    def __aiter__(self) -> ThreadedIterator:
-        return self
-
-    async def __anext__(self) -> Any:
-        while not self._items:
-            self._notified = False
-            done = self._done  # before the items are looked at again: the thread appends first and is done then
-            if self._items:
-                break
-            if done and self._error is not None:
-                raise self._error
-            if done:
-                raise StopAsyncIteration
-            if not self._running:
-                self._threads.submit(self._run)
-                self._running = True
-            await self._wait()
-        item = self._items.popleft()
-        if item.__class__ is _WithToken:
-            self._context.attach_token(item.token)
-            return item.item
-        return item
-
-    async def aclose(self) -> None:
-        """Close the generator, after the step that it is at: a thread cannot be interrupted."""
-        self._stop = True
-        self._items.clear()
-        while self._running:
-            await self._wait()
-        if not self._done:
-            self._threads.submit(self._close)
-            self._running = True
-            while self._running:
-                await self._wait()
-
-    async def _wait(self) -> None:
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-    # in a thread
-
-    def _run(self) -> None:
-        try:
-            while not self._stop and len(self._items) < AHEAD:
-                item = next(self._iterator)
-                token = self._context.take_token()
-                self._items.append(item if token is None else _WithToken(token, item))
-                if not self._notified:
-                    self._notified = True
-                    self._post(self._wake)
-        except StopIteration:
-            self._done = True
-        except StopAsyncIteration as error:  # let through, it would look like a clean end
-            self._error = RuntimeError("the handler raised StopAsyncIteration")
-            self._error.__cause__ = error
-            self._done = True
-        except BaseException as error:
-            self._error = error
-            self._done = True
-        finally:
-            self._post(self._stepped)
-
-    def _close(self) -> None:
-        try:
-            if isinstance(self._iterator, Generator):
-                self._iterator.close()
-        except BaseException as error:
-            self._error = error
-        finally:
-            self._done = True
-            self._post(self._stepped)
-
-    def _post(self, callback: Callable[[], None]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop was closed under a thread that could not be stopped
-            self._loop.call_soon_threadsafe(callback)
+        # what follows belongs to the loop
+        self._starter: threading.Thread | None = None
+        self._fresh: queue.SimpleQueue[list[_Thread] | None] = queue.SimpleQueue()  # for the starter; None ends it
+        self._timer: asyncio.TimerHandle | None = None  # set while something waits
+        self._said_at = float("-inf")
+        self._said = False  # of the standstill that lasts
 
     # on the loop
 
-    def _wake(self) -> None:
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+    def submit(self, work: Computation) -> None:
+        """Run `work` in a thread, now or when a place is free.
 
-    def _stepped(self) -> None:
-        self._running = False
-        self._wake()
+        Raises:
+            RuntimeError: the pool was closed, or the system has no thread for it and there is no other.
+        """
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the runtime was shut down")
+            self._waiting[work] = None
+            fresh = self._fill()
+            alone, waits = self._threads == len(fresh), work.thread is None
+        if alone and fresh:
+            try:
+                fresh[0].start()
+            except RuntimeError:
+                self._take_back(fresh[0])
+                raise
+        else:
+            self._start_later(fresh)
+        if waits:
+            self._waits(work)
+
+    def withdraw(self, work: Computation) -> bool:
+        """Take back work that has not begun. False: it has."""
+        with self._lock:
+            for line in (self._waiting, self._threadless):
+                if work.thread is None and work in line:
+                    del line[work]
+                    return True
+        return False
+
+    def go_on(self, work: Computation) -> None:
+        """Let `work` go on, as soon as it has a place, where it has parked and does not have to wait any more."""
+        with self._lock:
+            if work not in self._parked or work.must_wait():
+                return
+            del self._parked[work]
+            self._waiting[work] = None
+            fresh = self._fill()
+            waits = work in self._waiting
+        self._start_later(fresh)
+        if waits:
+            self._waits(work)
+
+    def close(self) -> None:
+        """Take no more work. What waits is done, what has parked is stopped, and then the threads end."""
+        with self._lock:
+            self._closed = True
+            for work in self._parked:
+                work.stop()
+                self._waiting[work] = None
+            self._parked.clear()
+            for thread in self._idle:
+                thread.turn.release()  # without work it ends
+            self._threads -= len(self._idle)
+            self._idle.clear()
+            fresh = self._fill()
+        self._start_later(fresh)
+        if self._starter is not None:
+            self._fresh.put(None)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _start_later(self, threads: list[_Thread]) -> None:
+        """Have another thread start these: to start one means to wait until it runs, which may take milliseconds."""
+        if not threads:
+            return
+        if self._starter is None:
+            starter = threading.Thread(target=self._start_all, name="trd-thread-starter", daemon=True)
+            try:
+                starter.start()
+            except RuntimeError:
+                self.start(threads)  # which fails as well, and knows what to do then
+                return
+            self._starter = starter
+        self._fresh.put(threads)
+
+    def _start_all(self) -> None:
+        while (threads := self._fresh.get()) is not None:
+            self.start(threads)
+
+    def _waits(self, work: Computation) -> None:
+        loop = asyncio.get_running_loop()
+        work.since = loop.time()
+        if self._timer is None and not self._closed:
+            self._timer = loop.call_later(STUCK_S, self._look, loop, self._progress)
+
+    def _look(self, loop: asyncio.AbstractEventLoop, progress: int) -> None:
+        """Work has waited for a while: say so where nothing moves."""
+        with self._lock:
+            waiting = [*self._threadless, *self._waiting]
+            stands = progress == self._progress
+            running, parked, now = list(self._running), len(self._parked), self._progress
+        self._timer = loop.call_later(STUCK_S, self._look, loop, now) if waiting else None
+        if not waiting or not stands:
+            self._said = False
+            return
+        if self._said or loop.time() - self._said_at < SAID_AGAIN_S:
+            return
+        self._said, self._said_at = True, loop.time()
+        waited_s = loop.time() - min(each.since for each in waiting)
+        if len(running) >= self._most:
+            logger.warning(
+                "as many plain handlers run as TRD_THREADS=%d allows, and for %g s none has ended: %s. %d more wait, "
+                "the first for %.1f s: %s. If those that run wait for those that wait, this does not end by itself: "
+                "raise TRD_THREADS, or make them async",
+                self._most,
+                STUCK_S,
+                _names(running),
+                len(waiting),
+                waited_s,
+                _names(waiting),
+            )
+        else:
+            logger.warning(
+                "no more threads can be had for plain handlers: %d are in use, in %d of them generators wait for their "
+                "readers. %d handlers wait, the first for %.1f s: %s",
+                len(running) + parked,
+                parked,
+                len(waiting),
+                waited_s,
+                _names(waiting),
+            )
+
+    # in a thread
+
+    def park(self, work: Computation) -> None:
+        """Give the place back and wait until `go_on`, where `work.must_wait()`."""
+        thread = work.thread
+        assert thread is not None
+        with self._lock:
+            if self._closed:
+                work.stop()
+            if not work.must_wait():
+                return
+            del self._running[work]
+            self._parked[work] = None
+            self._progress += 1
+            fresh = self._fill()
+        self.start(fresh)
+        thread.turn.acquire()
+
+    def ended(self, work: Computation) -> list[_Thread]:
+        """Its place and its thread are free. Returns threads that are to be started."""
+        with self._lock:
+            thread, work.thread = work.thread, None
+            assert thread is not None
+            del self._running[work]
+            self._progress += 1
+            if self._threadless:  # it was first in line already
+                first, _ = self._threadless.popitem(last=False)
+                self._waiting[first] = None
+                self._waiting.move_to_end(first, last=False)
+            self._idle.append(thread)
+            fresh = self._fill()
+            if self._idle and self._idle[-1] is thread and (self._closed or len(self._idle) > self._most):
+                del self._idle[-1]
+                self._threads -= 1
+                thread.turn.release()  # without work it ends
+        return fresh
+
+    # in either
+
+    def _fill(self) -> list[_Thread]:
+        """Give the free places to those that are first in line; the lock is held.
+
+        Returns:
+            threads that are to be started when it is not.
+        """
+        fresh: list[_Thread] = []
+        while self._waiting and len(self._running) < self._most:
+            work, _ = self._waiting.popitem(last=False)
+            thread = work.thread
+            if thread is None:
+                if self._idle:
+                    thread = self._idle.pop()
+                elif self._threadless or self._threads >= self._most + MOST_PARKED:
+                    self._threadless[work] = None
+                    continue
+                else:
+                    self._threads += 1
+                    thread = _Thread(self, next(self._numbers))
+                    fresh.append(thread)
+                thread.work, work.thread = work, thread
+            self._running[work] = None
+            self._progress += 1
+            thread.turn.release()
+        return fresh
+
+    def start(self, threads: list[_Thread]) -> None:
+        """Start new threads. Where the system has no more, their work waits until another has ended."""
+        while threads:
+            thread = threads.pop()
+            try:
+                thread.start()
+            except RuntimeError:
+                work = self._take_back(thread)
+                with self._lock:
+                    others = self._threads > 0
+                    if others:
+                        self._threadless[work] = None
+                    threads += self._fill()
+                if not others:  # they have ended because the pool was closed
+                    work.stop()
+                    work.left()
+
+    def _take_back(self, thread: _Thread) -> Computation:
+        """A thread could not be started. Returns its work, which has no place any more."""
+        with self._lock:
+            self._threads -= 1
+            work, thread.work = thread.work, None
+            assert work is not None
+            work.thread = None
+            del self._running[work]
+        return work
+
+
+def _names(work: Iterable[Computation]) -> str:
+    """Handlers and how often each is there, the most frequent first."""
+    counted = Counter(each.name for each in work)
+    names = [f"{name} ({number})" for name, number in counted.most_common(MOST_NAMED)]
+    more = len(counted) - len(names)
+    return ", ".join(names) + (f" and {more} others" if more else "")

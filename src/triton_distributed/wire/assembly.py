@@ -70,6 +70,11 @@ def message_bytes(body_bytes: int, buffers: Sequence[memoryview]) -> int:
     return head + body_bytes + sum(each.nbytes for each in buffers)
 
 
+def one_frame(body: Body, buffers: Sequence[memoryview]) -> bytes:
+    """The payload of a message that fits one frame, whose flags say `BUFFERS` where it has any."""
+    return b"".join((head_of(len(body), buffers), body, *buffers)) if buffers else bytes(body)
+
+
 def fragments(body: Body, buffers: Sequence[memoryview], flags: int) -> Iterator[tuple[int, bytes, memoryview]]:
     """Cut a message: (flags, bytes to begin the payload with, rest of the payload), each no larger than a frame.
 
@@ -80,12 +85,12 @@ def fragments(body: Body, buffers: Sequence[memoryview], flags: int) -> Iterator
         ValueError: it has more buffers than a head can name.
     """
     total = message_bytes(len(body), buffers)
-    head = head_of(len(body), buffers) if buffers else b""
     if buffers:
         flags |= BUFFERS
     if total <= MAX_FRAME:
-        yield flags, head + b"".join((body, *buffers)), memoryview(b"")
+        yield flags, one_frame(body, buffers), memoryview(b"")
         return
+    head = head_of(len(body), buffers) if buffers else b""
     start = UINT64.pack(total) + head
     left = total - len(head)
     for part in (memoryview(body), *buffers):

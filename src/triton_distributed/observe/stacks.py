@@ -1,0 +1,117 @@
+"""Whose doing a stack is: what the loop was called for, and by whom."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sysconfig
+import traceback
+from collections.abc import Sequence
+from types import CodeType, FrameType
+from typing import NamedTuple
+
+DEEPEST = 40  # frames of a stack that are logged, the innermost
+
+_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_PATHS = sysconfig.get_paths()
+_STDLIB = tuple(os.path.join(_PATHS[name], "") for name in ("stdlib", "platstdlib") if name in _PATHS)
+_PACKAGES = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
+_LOOPS = tuple(f"{os.sep}{name}{os.sep}" for name in ("asyncio", "uvloop"))
+_RUN_CALLBACK = asyncio.Handle._run.__code__
+_RUN_ONCE = asyncio.BaseEventLoop._run_once.__code__  # type: ignore[attr-defined]
+# What runs on the loop for this package, though nobody's handler has called it.
+_SERVANTS = tuple(package + "nats" + os.sep for package in _PACKAGES)
+_RUNTIME = os.path.join(_HERE, "runtime", "")
+
+Place = tuple[CodeType, int]  # code, and the instruction in it that is being executed
+
+
+def loop_place(caller: FrameType) -> Place | None:
+    """The place from which a loop runs that is written in C; None for one that can be seen in the stack.
+
+    Args:
+        caller: of a callback of the loop.
+    """
+    return None if caller.f_code is _RUN_CALLBACK else place_of(caller)
+
+
+def place_of(frame: FrameType) -> Place:
+    """Where a frame is; the same as long as it is at the same call."""
+    return frame.f_code, frame.f_lasti
+
+
+def callback(frame: FrameType, loop: Place | None) -> list[FrameType] | None:
+    """The frames of the callback that an event loop runs, innermost first; None where it runs none.
+
+    Args:
+        frame: the innermost of the loop's thread.
+        loop: of `loop_place`.
+    """
+    found: list[FrameType] = []
+    each: FrameType | None = frame
+    while each is not None:
+        if loop is not None and place_of(each) == loop:
+            return found or None
+        if each.f_code is _RUN_CALLBACK:
+            return found
+        if each.f_code is _RUN_ONCE:
+            return None  # it looks for what is ready, or waits
+        found.append(each)
+        each = each.f_back
+    code = frame.f_code
+    return None if code.co_name == "select" and code.co_filename.endswith("selectors.py") else found
+
+
+class Blame(NamedTuple):
+    """What a callback is at.
+
+    Attributes:
+        file, line, function: the innermost place in a program's own code; in a library's, in anybody's, where there is
+            none.
+        theirs: it is at work there, or in what was called from there; False: in the loop, or in this package.
+    """
+
+    file: str
+    line: int
+    function: str
+    theirs: bool
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} in {self.function}"
+
+
+def blame(frames: Sequence[FrameType]) -> Blame:
+    """Find out whose doing a callback is.
+
+    Args:
+        frames: of the callback, innermost first; at least one.
+    """
+    own: FrameType | None = None
+    library: FrameType | None = None
+    for each in frames:
+        file = each.f_code.co_filename
+        if file.startswith(_HERE):
+            # The runtime calls handlers, which may be installed like a library. All else here calls libraries itself.
+            if own is None and library is not None and file.startswith(_RUNTIME):
+                return _blamed(library, True)
+            own = own or each
+        elif any(part in file for part in _LOOPS + _SERVANTS) or file.startswith("<frozen"):
+            continue
+        elif any(part in file for part in _PACKAGES):
+            library = library or each
+        elif not file.startswith(_STDLIB):
+            return _blamed(each, own is None)
+    if own is not None:
+        return _blamed(own, False)
+    return _blamed(frames[0], False) if library is None else _blamed(library, True)
+
+
+def _blamed(frame: FrameType, theirs: bool) -> Blame:
+    return Blame(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name, theirs)
+
+
+def stack(frame: FrameType) -> str:
+    """The stack as a traceback shows it."""
+    summary = traceback.StackSummary.extract(traceback.walk_stack(frame), limit=DEEPEST)
+    summary.reverse()
+    return "".join(summary.format()).rstrip()
