@@ -22,7 +22,7 @@ from triton_distributed.runtime import Client, DistributedRuntime
 
 SERVER = Path(__file__).with_name("server.py")
 REQUESTS = ("hello world", "bonjour", "grüezi", "hej", "ciao", "konnichiwa")
-PATIENCE_S = 20.0  # only a demo that has failed takes this long
+PATIENCE_S = 120.0  # only a demo that has failed takes this long
 ROW = "{:<13}  {:<11}  {:<24}  {:>10}  {:>8}"
 
 

@@ -102,6 +102,7 @@ class Program:
                 raise AssertionError(f"{self.path} printed nothing further and did not end\n{self._said()}")
         data = os.read(self._process.stdout.fileno(), 65536)
         self.output += data.decode()
+        self._deadline = time.monotonic() + PATIENCE_S  # it goes on
         return bool(data)
 
     def _error_text(self) -> str:

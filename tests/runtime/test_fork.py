@@ -37,7 +37,7 @@ def refused(name, operation):
         print(name, "did not refuse", flush=True)
 
 async def awaited(awaitable):
-    return await asyncio.wait_for(awaitable, 5)
+    return await asyncio.wait_for(awaitable, 60)
 
 async def main():
     runtime = DistributedRuntime(asyncio.get_running_loop(), config=Config(discovery=sys.argv[1]))
