@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,42 @@ async def test_metadata_is_read_only_whoever_called(options: dict[str, Any], clu
     context = Context(metadata=given)
     given["b"] = 2
     assert dict(context.metadata) == {"a": 1}
+
+
+def keyword_only(request: Any, *, context: Context) -> Any:
+    return context.id()
+
+
+async def keyword_only_coroutine(request: Any, *, ctx: Context) -> Any:
+    return ctx.id()
+
+
+async def keyword_only_generator(request: Any, *, context: Context | None = None) -> AsyncIterator[Any]:
+    assert context is not None
+    yield context.id()
+
+
+class Method:
+    async def generate(self, request: Any, *, context: Context) -> AsyncIterator[Any]:
+        yield context.id()
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [keyword_only, keyword_only_coroutine, keyword_only_generator, Method().generate],
+    ids=lambda each: each.__qualname__,
+)
+async def test_a_keyword_only_context_is_given(handler: Any, cluster: Cluster) -> None:
+    client = await cluster.connect(handler)
+    assert await patiently(client.call(1, context=Context("mine"))) == "mine"
+
+
+async def test_a_parameter_that_no_request_gives_is_refused_when_it_is_served(cluster: Cluster) -> None:
+    async def handler(request: Any, *, tenant: str) -> Any:
+        return tenant
+
+    with pytest.raises(TypeError, match="keyword-only parameter `tenant` without a default"):
+        cluster.runtime().endpoint("t.c.e").serve_endpoint(handler)
 
 
 # --- serving --------------------------------------------------------------------------------------------------------

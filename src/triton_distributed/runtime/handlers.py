@@ -51,7 +51,12 @@ class Handler:
         plain = _plain(function)
         self.on_loop = inspect.isasyncgenfunction(plain) or inspect.iscoroutinefunction(plain)
         self._is_asyncgen = inspect.isasyncgenfunction(plain)
-        self._takes_context, self.takes_stream, self.decode, self.check = read_signature(function, plain, self.name)
+        signature = read_signature(function, plain, self.name)
+        self._takes_context = signature.takes_context
+        self.takes_stream, self.decode, self.check = signature.takes_stream, signature.decode, signature.check
+        if keyword := signature.context_name:
+            self._takes_context = True
+            self.function = lambda request, context: function(request, **{keyword: context})
 
     def open(self, request: Any, context: Context) -> AsyncIterator[Any]:
         """Begin to serve a request; nothing of the handler runs before the first item is asked for."""

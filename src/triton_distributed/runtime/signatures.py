@@ -46,6 +46,7 @@ class Signature(NamedTuple):
 
     Attributes:
         takes_context: its second parameter gets the context.
+        context_name: the keyword-only parameter that gets the context; empty if there is none.
         takes_stream: its request is an async iterator, to which the caller streams requests.
         decode: bytes → request, checked against the annotation.
         check: item → None, raises where it does not fit the annotation; None where there is nothing to check.
@@ -55,6 +56,7 @@ class Signature(NamedTuple):
     takes_stream: bool
     decode: RequestDecoder
     check: Callable[[Any], Any] | None
+    context_name: str = ""
 
 
 def read_signature(function: Any, plain: Any, name: str) -> Signature:
@@ -87,12 +89,13 @@ def read_signature(function: Any, plain: Any, name: str) -> Signature:
     takes_context = len(positional) > 1 and (
         positional[1].default is inspect.Parameter.empty or positional[1].name in ("context", "ctx")
     )
+    context_name = "" if takes_context else _keyword_only_context(signature, name)
     checks = getattr(plain, CHECKS_ITSELF, None)
     if checks is not None or not positional:
         decode = typed_decoder(Any)
         if checks is not None and checks.function is getattr(plain, "__func__", plain):
             decode = checks.decode
-        return Signature(takes_context, False, decode, None)
+        return Signature(takes_context, False, decode, None, context_name)
 
     inner = inspect.unwrap(plain)
     hints = getattr(inner, "__annotations__", {})
@@ -113,7 +116,24 @@ def read_signature(function: Any, plain: Any, name: str) -> Signature:
                 f"annotate it with {iterator}[{_written(hint)}] if it yields that, or with Any for no check"
             )
         hint = _element(hint)
-    return Signature(takes_context, takes_stream, decode, made(of_response, typed_checker, item_hint(hint)))
+    check = made(of_response, typed_checker, item_hint(hint))
+    return Signature(takes_context, takes_stream, decode, check, context_name)
+
+
+def _keyword_only_context(signature: inspect.Signature, name: str) -> str:
+    """The name of the keyword-only parameter that gets the context, or the empty text.
+
+    Raises:
+        TypeError: another keyword-only parameter has no default, so that no request could be served.
+    """
+    keyword_only = [each for each in signature.parameters.values() if each.kind is each.KEYWORD_ONLY]
+    for each in keyword_only:
+        if each.default is each.empty and each.name not in ("context", "ctx"):
+            raise TypeError(
+                f"handler {name} has a keyword-only parameter `{each.name}` without a default, which no request gives: "
+                "a handler takes a request and optionally a context"
+            )
+    return next((each.name for each in keyword_only if each.name in ("context", "ctx")), "")
 
 
 def _resolved(annotation: Any, function: Any, where: str) -> Any:

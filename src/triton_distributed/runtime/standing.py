@@ -23,10 +23,12 @@ def standing(task: asyncio.Task[Any] | None, items: object) -> str:
     """
     if task is None or task.done():
         return "nowhere: it has ended"
-    frame = _innermost(items) or _innermost(getattr(items, "inner", None)) or _innermost(task.get_coro())
-    if frame is None:
-        return "code that cannot be seen, e.g. in a thread"
-    return _line(frame)
+    inner = getattr(items, "inner", None)
+    thread = getattr(inner, "thread", None)
+    if isinstance(thread, threading.Thread):  # of a plain handler
+        return innermost_line(thread)
+    frame = _innermost(items) or _innermost(inner) or _innermost(task.get_coro())
+    return "code that cannot be seen" if frame is None else _line(frame)
 
 
 def innermost_line(thread: threading.Thread) -> str:
