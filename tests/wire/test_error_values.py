@@ -275,7 +275,7 @@ cyclic.append({"again": cyclic})
         (np.zeros(10**6), "array([0., 0., 0."),
         (Point(list(range(10**6))), "Point(x=[0, 1, 2, 3, 4, 5, ...], y=3)"),
         (Model(field="x" * MAX_STATE), "Model(field='xxx"),
-        ([object()] * 10**6, "[<object object at"),
+        ([object()] * 10**4, "[<object object at"),
     ],
     ids=lambda each: str(type(each).__name__),
 )
