@@ -114,3 +114,36 @@ async def test_only_what_is_idempotent_is_hedged(cluster: Cluster) -> None:
     _one, _other, client = await two(cluster)
     with pytest.raises(ValueError, match="idempotent=True"):
         await patiently(client.call(1, hedge_after_s=0.01))
+
+
+async def test_the_second_instance_gets_what_was_passed_whatever_became_of_it(cluster: Cluster) -> None:
+    seen: list[Any] = []
+    go = asyncio.Event()
+
+    async def handler(request: Any) -> str:
+        seen.append(request)
+        await go.wait()
+        return "answer"
+
+    for _ in range(2):
+        await cluster.worker(handler)
+    client = await cluster.client()
+    await until(lambda: len(client.instance_ids()) == 2)
+    request = {"tags": ["a"]}
+    calling = asyncio.ensure_future(client.call(request, idempotent=True, hedge_after_s=0.05))
+    await until(lambda: seen)
+    request["tags"].append("b")
+    await until(lambda: len(seen) == 2)
+    go.set()
+    assert await patiently(calling) == "answer"
+    assert seen == [{"tags": ["a"]}] * 2
+
+
+async def test_a_streamed_request_cannot_be_hedged(cluster: Cluster) -> None:
+    async def requests() -> Any:
+        yield 1
+
+    _, _, client = await two(cluster)
+    with pytest.raises(ValueError, match="a request that is streamed cannot be sent a second time"):
+        await client.call(requests(), idempotent=True, hedge_after_s=0.01)
+    assert client.stats.inflight == 0

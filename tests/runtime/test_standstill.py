@@ -95,8 +95,8 @@ def test_an_endpoint_that_calls_itself(said: Callable[[], list[str]]) -> None:
     (error,) = run({"again": again}, {"again": 1}, [("again", 1)], 3 * STUCK_S)
     assert isinstance(error, DeadlineExceeded)
     (text,) = said()
-    assert "t.c.again is full with max_inflight=1, and its handler again_handler waits for calls to t.c.again" in text
-    assert "1 waiting, none begun for 3.0 s" in text
+    assert "handler again_handler of t.c.again waits for calls to t.c.again, and that endpoint is full" in text
+    assert "max_inflight=1: 1 waiting, none begun for 3.0 s" in text
 
 
 def test_the_last_of_several_places(said: Callable[[], list[str]]) -> None:
@@ -109,8 +109,45 @@ def test_the_last_of_several_places(said: Callable[[], list[str]]) -> None:
 def test_two_endpoints_that_call_each_other(said: Callable[[], list[str]]) -> None:
     run({"one": one, "other": other}, {"one": 1, "other": 1}, [("one", 1), ("one", 2), ("other", 3)], 3 * STUCK_S)
     (text,) = said()
-    assert "one_handler waits for calls to t.c.other" in text
-    assert "other_handler waits for calls to t.c.one" in text
+    assert "one_handler of t.c.one waits for calls to t.c.other" in text
+    assert "other_handler of t.c.other waits for calls to t.c.one" in text
+
+
+def test_a_circle_through_an_endpoint_that_has_room(said: Callable[[], list[str]]) -> None:
+    """And whose other handler only takes long: the circle is one of requests."""
+
+    async def through(own: dict[str, Client], request: Any) -> Any:
+        return await (takes_long(own, request) if request == "long" else other(own, request))
+
+    calls: list[tuple[str, Any]] = [("other", "long"), ("one", 1), ("one", 2)]
+    run({"one": one, "other": through}, {"one": 1, "other": 5}, calls, 3 * STUCK_S)
+    (text,) = said()
+    assert "one_handler of t.c.one waits for calls to t.c.other, and that endpoint is full" in text
+    assert "other_handler of t.c.other waits for calls to t.c.one." in text
+
+
+def test_two_runtimes_of_one_process_that_call_each_other(said: Callable[[], list[str]]) -> None:
+    async def main() -> None:
+        async with (
+            DistributedRuntime(config=CONFIG) as first,
+            DistributedRuntime(config=CONFIG) as second,
+            DistributedRuntime(config=CONFIG) as caller,
+        ):
+            own: dict[str, Client] = {}
+            for runtime, name, handler in ((first, "one", one), (second, "other", other)):
+                served = functools.partial(handler, own)
+                runtime.endpoint(f"t.c.{name}").serve_endpoint(served, max_inflight=1, max_queue=9)
+            for runtime, name in ((first, "other"), (second, "one")):
+                own[name] = await runtime.endpoint(f"t.c.{name}").client()
+                await own[name].wait_for_instances()
+            client = await caller.endpoint("t.c.one").client()
+            calls = [client.call(n, timeout=4 * STUCK_S) for n in range(3)]
+            await asyncio.gather(*calls, return_exceptions=True)
+
+    run_in_virtual_time(main())
+    (text,) = [each for each in said() if "wait for each other" in each]
+    assert "of t.c.one waits for calls to t.c.other, and that endpoint is full" in text
+    assert "of t.c.other waits for calls to t.c.one. Raise" in text
 
 
 @pytest.mark.parametrize(

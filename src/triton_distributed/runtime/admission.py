@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from itertools import islice
+from collections.abc import Iterator
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -177,6 +178,10 @@ class Admission:
         serving = self._lines[highest].popleft()
         self._left(highest)
         return serving
+
+    def waiting(self) -> Iterator[Serving]:
+        """Those that wait, in no order."""
+        return chain.from_iterable(self._lines.values())
 
     def clear(self) -> list[Serving]:
         """Send everybody away; returns them in order."""

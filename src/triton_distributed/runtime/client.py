@@ -192,10 +192,12 @@ class Client:
 
         Raises:
             NotUnary: the handler answered with no item, or with more than one.
-            ValueError: a hedged call that is not idempotent.
+            ValueError: a hedged call is not idempotent, or its request is a stream.
         """
         if hedge_after_s is not None and not idempotent:
             raise ValueError("hedge_after_s= may run two handlers: say idempotent=True where that does no harm")
+        if hedge_after_s is not None and _is_stream(request):
+            raise ValueError("hedge_after_s=: a request that is streamed cannot be sent a second time")
         chooses = self._policy if policy is None else self._policy_of(policy)
         call = self._start(request, chooses, False, True, context, timeout, metadata, idempotent, priority, resume)
         if hedge_after_s is None:
@@ -204,8 +206,19 @@ class Client:
         def second() -> Call | None:
             if call.stopping or len(self.view.candidates) < 2 or not self.may_retry():
                 return None
-            other = Elsewhere(chooses, call)
-            return self._start(request, other, False, True, context, timeout, metadata, idempotent, priority, resume)
+            return self._start(
+                request,
+                Elsewhere(chooses, call),
+                False,
+                True,
+                context,
+                timeout,
+                metadata,
+                idempotent,
+                priority,
+                resume,
+                call.body,  # what the first was made of, whatever became of `request`
+            )
 
         return await first_answer(call, hedge_after_s, second, self._answer)
 
@@ -247,6 +260,7 @@ class Client:
         idempotent: bool,
         priority: int | None,
         resume: bool,
+        encoded: bytes | Message | None = None,
     ) -> Call:
         runtime = self._runtime
         if runtime.unusable or _running_loop() is not self.loop:
@@ -257,7 +271,9 @@ class Client:
             raise TypeError(f"priority={priority!r}: a whole number")
         more: AsyncIterator[Any] | None = None
         body: bytes | Message
-        if request.__class__ not in _NO_STREAMS and isinstance(request, AsyncIterable):
+        if encoded is not None:
+            body = encoded
+        elif _is_stream(request):
             if resume:
                 raise ValueError("resume=True: a request that is streamed cannot be sent a second time")
             more, body = aiter(request), b""
@@ -361,6 +377,10 @@ class Client:
     def __repr__(self) -> str:
         out = f" ({self.outlier_stats.out} ejected)" if self.outlier_stats.out else ""
         return f"<Client of {self.view.name}, {len(self.view.table.instances)} instances{out}, {self.stats!r}>"
+
+
+def _is_stream(request: object) -> bool:
+    return request.__class__ not in _NO_STREAMS and isinstance(request, AsyncIterable)
 
 
 def _metadata(context: Context | None, metadata: Mapping[str, Any] | None, priority: int | None) -> bytes:
