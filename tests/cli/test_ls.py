@@ -29,7 +29,7 @@ def test_what_another_folder_holds_is_named(trd, trd_dir):
     said = trd.run("ls")
     assert (said.status, said.out) == (0, "")
     (folders,) = OTHER_FOLDERS.findall(said.err)
-    if "/trd-" not in folders.replace(str(trd_dir), ""):  # no other test serves something now
+    if "," not in folders and str(trd_dir) in folders:  # no other program on this machine serves something now
         assert folders == f"; live instances are registered in {other}: TRD_DIR={other} looks there"
     assert trd.run("ls", env={"TRD_DIR": str(other)}).lines[1].startswith("demo.b.g ")
 

@@ -195,17 +195,27 @@ class First:
 
 
 @contextmanager
+def default_actions() -> Iterator[None]:
+    """Whoever runs the tests may ignore a signal, as `nohup` does, and processes that are started inherit that."""
+    before = {each: signal.signal(each, signal.SIG_DFL) for each in first_process.SIGNALS}
+    yield
+    for each, handler in before.items():
+        signal.signal(each, handler)
+
+
+@contextmanager
 def first_process_of(folder: Path, *command: str) -> Iterator[First]:
     """Run a command as process 1; it has said "up" when this begins."""
-    process = subprocess.Popen(
-        ["unshare", "--pid", "--fork", "--kill-child", sys.executable, *command],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(SRC), str(folder)])},
-    )
+    with default_actions():
+        process = subprocess.Popen(
+            ["unshare", "--pid", "--fork", "--kill-child", sys.executable, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(SRC), str(folder)])},
+        )
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -352,10 +362,8 @@ def default_signals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Default actions for the test, and what was there before after it."""
     monkeypatch.setattr(first_process, "_asked", None)
     monkeypatch.setattr(first_process, "_hooked", True)  # this process is not number 1: its forks need nothing
-    before = {each: signal.signal(each, signal.SIG_DFL) for each in first_process.SIGNALS}
-    yield
-    for each, handler in before.items():
-        signal.signal(each, handler)
+    with default_actions():
+        yield
 
 
 @pytest.mark.usefixtures("default_signals")

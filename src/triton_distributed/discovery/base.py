@@ -49,7 +49,7 @@ class Discovery(Protocol):
 
     @property
     def where(self) -> str:
-        """The place, for error texts: `file:///run/user/1000/triton-distributed`."""
+        """The place, for error texts: `file:///tmp/triton-distributed-1000`."""
 
     async def register(self, instance: Instance) -> None:
         """Make an instance known until it is withdrawn, or until this process ends.

@@ -1,3 +1,3 @@
-"""What speaks to the servers that a cluster may have: NATS, etcd; and the TLS contexts that they and sessions need."""
+"""What is not ours: the servers of a cluster (NATS, etcd), TLS contexts, what a container asks of its first process."""
 
 __all__: list[str] = []

@@ -296,13 +296,14 @@ class DistributedRuntime:
         if self.config.discovery == "static":
             raise DiscoveryError("static", self.discovery.where, f"{operation}: TRD_STATIC alone says who is there")
         if not listed:
-            served.pause()
+            served.pause()  # at once, whatever the lock waits for
         async with self._listing:
+            self.check(operation)
+            served = self._server.find(name, operation)
             if not listed:
                 await self.discovery.withdraw(served.instance)
                 served.listed = ()
                 return
-            self.check(operation)
             served.resume()  # before a client can see the instance
             try:
                 await self._list(served)
@@ -487,6 +488,8 @@ class DistributedRuntime:
         self._token.cancel()
         if self._starting:
             await asyncio.wait(self._starting)
+        if self._relisting is not None:
+            self._relisting.cancel()
         endpoints = self._server.endpoints
         try:
             async with self._listing:

@@ -64,7 +64,7 @@ class Server:
             config.health_timeout_s,
             config.host_timeout_s,
             config.max_greeting,
-            looked,
+            looked=looked,
         )
         self.places = Places(config.max_requests)
         self.standstill = Standstill(loop, self._by_key.values)

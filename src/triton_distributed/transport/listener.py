@@ -71,6 +71,7 @@ class Listener:
         health_timeout_s: float = HEALTH_S,
         host_timeout_s: float = HOST_S,
         max_greeting: int = 1000,
+        *,
         looked: Callable[[], None] = lambda: None,
     ) -> None:
         self._loop = loop
