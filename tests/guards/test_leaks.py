@@ -96,7 +96,7 @@ def test_children_are_found_without_proc():
 
 
 def test_what_hangs_again_or_did_not_hear_that_its_time_is_over_does_not_stop_the_run(tmp_path: Path):
-    said = run(tmp_path, "hangs", "0.02")
+    said = run(tmp_path, "hangs", "0.005")
     assert "Timeout (>" in said["test_hangs_and_then_its_fixture"]
     assert "still hangs" in said["test_hangs_and_then_its_fixture"]
     assert "Timeout (>" in said["test_hangs_and_is_told_so_in_a_callback"]

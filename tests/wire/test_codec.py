@@ -394,7 +394,7 @@ def test_a_dict_whose_own_items_is_not_asked() -> None:
 def test_malformed_bodies(body: bytes) -> None:
     with pytest.raises(DecodeError, match=r"^a payload that arrived cannot be read: .") as caught:
         decode(body, None)
-    assert isinstance(caught.value.__cause__, msgspec.MsgspecError)  # it knows why: the reason is in its words
+    assert caught.value.__cause__ is not None  # which knows why
 
 
 def test_a_body_that_nests_too_deeply() -> None:
