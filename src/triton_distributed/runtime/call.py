@@ -67,7 +67,6 @@ class Call(Receiving):
         request: Any,
         body: bytes | Message,
         more: AsyncIterator[Any] | None,
-        *,
         policy: Policy,
         annotated: bool,
         context: Context | None,

@@ -196,7 +196,7 @@ class Client:
         """
         if hedge_after_s is not None and not idempotent:
             raise ValueError("hedge_after_s= may run two handlers: say idempotent=True where that does no harm")
-        if hedge_after_s is not None and _is_stream(request):
+        if hedge_after_s is not None and isinstance(request, AsyncIterable):
             raise ValueError("hedge_after_s=: a request that is streamed cannot be sent a second time")
         chooses = self._policy if policy is None else self._policy_of(policy)
         call = self._start(request, chooses, False, True, context, timeout, metadata, idempotent, priority, resume)
@@ -273,7 +273,7 @@ class Client:
         body: bytes | Message
         if encoded is not None:
             body = encoded
-        elif _is_stream(request):
+        elif request.__class__ not in _NO_STREAMS and isinstance(request, AsyncIterable):
             if resume:
                 raise ValueError("resume=True: a request that is streamed cannot be sent a second time")
             more, body = aiter(request), b""
@@ -297,16 +297,16 @@ class Client:
             request,
             body,
             more,
-            policy=policy,
-            annotated=annotated,
-            context=parent,
-            timeout_s=timeout,
-            deadline=None if timeout is None else self.loop.time() + timeout,
-            metadata=extra,
-            request_id=None if context is None else context.id(),
-            idempotent=idempotent,
-            unary=unary,
-            resumption=Resumption(self.retries, self.loop.time()) if resume else None,
+            policy,
+            annotated,
+            parent,
+            timeout,
+            None if timeout is None else self.loop.time() + timeout,
+            extra,
+            None if context is None else context.id(),
+            idempotent,
+            unary,
+            Resumption(self.retries, self.loop.time()) if resume else None,
         )
         call.start()
         return call
@@ -377,10 +377,6 @@ class Client:
     def __repr__(self) -> str:
         out = f" ({self.outlier_stats.out} ejected)" if self.outlier_stats.out else ""
         return f"<Client of {self.view.name}, {len(self.view.table.instances)} instances{out}, {self.stats!r}>"
-
-
-def _is_stream(request: object) -> bool:
-    return request.__class__ not in _NO_STREAMS and isinstance(request, AsyncIterable)
 
 
 def _metadata(context: Context | None, metadata: Mapping[str, Any] | None, priority: int | None) -> bytes:

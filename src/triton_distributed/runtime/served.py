@@ -173,7 +173,7 @@ class ServedEndpoint:
         self.stats.inflight -= 1
         if serving.started:
             self._learn(serving)
-        if not self.draining and not self.paused:
+        if self.admission.max_inflight is not None and not self.draining and not self.paused:
             self._let_in()
         if not self.running and self._idle is not None and not self._idle.done():
             self._idle.set_result(None)

@@ -171,13 +171,9 @@ class Serving:
             items = self.items = endpoint.handler.open(request, self.context)
             check, push = endpoint.handler.check, stream.push
             async for item in items:
-                if item.__class__ is Ready:  # of a plain handler
-                    sent += await self._send_ready(item)
-                    if stream.state == CLOSED:
-                        break
-                    continue
-                sent += 1
-                if item.__class__ is not Annotated:
+                kind = item.__class__
+                if kind is not Annotated and kind is not Ready:
+                    sent += 1
                     if check is not None:
                         check(item)
                     data = encode(item, "item")
@@ -191,7 +187,12 @@ class Serving:
                     else:
                         await stream.send(data.body, data.buffers)
                         del data  # a bytearray cannot be resized while something refers to its memory
+                elif kind is Ready:  # of a plain handler
+                    sent += await self._send_ready(item)
+                    if stream.state == CLOSED:
+                        break
                 else:
+                    sent += 1
                     if check is not None and item.data() is not None:
                         check(item.data())
                     await self._send_annotated(item)
