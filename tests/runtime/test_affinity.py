@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -126,7 +127,7 @@ def test_another_loop_in_the_same_thread_is_told_so() -> None:
     kept: list[Things] = []
 
     async def first() -> None:
-        runtime = DistributedRuntime(config=CONFIG)
+        runtime = DistributedRuntime(config=replace(CONFIG, drain_timeout_s=0.0))
         serving = runtime.endpoint("t.c.e").serve_endpoint(endless)
         client = await runtime.endpoint("t.c.e").client()
         await client.wait_for_instances()
