@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.processes import answer_questions
 from benchmarks.scaling_clients import ENDPOINT
 from triton_distributed.discovery import record
-from triton_distributed.discovery.etcd_keys import EtcdKeys
+from triton_distributed.discovery.etcd.keys import EtcdKeys
 from triton_distributed.external import etcd_messages as messages
 from triton_distributed.external.etcd import EtcdClient
 from triton_distributed.external.etcd_endpoint import EtcdOptions
@@ -25,7 +25,7 @@ from triton_distributed.names import EndpointName, Instance
 PREFIX = "triton-distributed"
 CLIENTS = 4  # of etcd: 32 requests under way
 BEATING = 32  # keep-alives under way: what two cores that are etcd and all workers at once can bear
-BEATS_A_TTL = 3  # as discovery/etcd_lease.py
+BEATS_A_TTL = 3  # as discovery/etcd/lease.py
 
 
 class Worker:

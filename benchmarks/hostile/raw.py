@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 
 from triton_distributed.names import EndpointName
-from triton_distributed.runtime.keys import endpoint_key
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.hello import Hello, hello_frame
 
@@ -22,7 +21,7 @@ PATIENCE_S = 2.0  # a connection that is neither taken nor refused for so long c
 
 def key(endpoint: str) -> int:
     """What names one of the worker's endpoints in a request."""
-    return endpoint_key(EndpointName.parse(f"{WORKER}.{endpoint}"))
+    return EndpointName.parse(f"{WORKER}.{endpoint}").key
 
 
 def request(

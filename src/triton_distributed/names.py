@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any
 
 from triton_distributed.errors import InvalidName
@@ -90,6 +91,12 @@ class EndpointName:
     def path(self) -> str:
         """`namespace/components/component/endpoint`, the form that error texts use."""
         return f"{self.namespace}/components/{self.component}/{self.endpoint}"
+
+    @property
+    def key(self) -> int:
+        """64 bits that name the endpoint in a request: one session to a worker serves all of its endpoints."""
+        text = "\0".join((self.namespace, self.component, self.endpoint))
+        return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
     def __str__(self) -> str:
         parts = (self.namespace, self.component, self.endpoint)

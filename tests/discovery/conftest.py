@@ -13,13 +13,14 @@ from typing import Protocol
 import pytest
 
 from tests.timing import PATIENCE_S
-from triton_distributed.discovery import inotify, record
-from triton_distributed.discovery.etcd import EtcdDiscovery
-from triton_distributed.discovery.file import FileDiscovery
-from triton_distributed.discovery.loop_thread import tell
+from triton_distributed.discovery import record
+from triton_distributed.discovery.etcd.backend import EtcdDiscovery
+from triton_distributed.discovery.file.backend import FileDiscovery
 from triton_distributed.external.etcd import EtcdClient
 from triton_distributed.external.etcd_endpoint import EtcdOptions
 from triton_distributed.names import EndpointName, Instance
+from triton_distributed.system import inotify
+from triton_distributed.system.loop_thread import tell
 
 HOUR_S = 3600.0
 _numbers = itertools.count()

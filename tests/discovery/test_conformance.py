@@ -11,8 +11,8 @@ import pytest
 
 from tests.timing import MS, PATIENCE_S
 from triton_distributed.discovery import Discovery
-from triton_distributed.discovery.etcd import EtcdDiscovery
-from triton_distributed.discovery.file import FileDiscovery
+from triton_distributed.discovery.etcd.backend import EtcdDiscovery
+from triton_distributed.discovery.file.backend import FileDiscovery
 from triton_distributed.discovery.memory import MemoryDiscovery
 from triton_distributed.external.etcd_endpoint import EtcdOptions
 from triton_distributed.testing import DiscoveryConformance, EtcdServer

@@ -14,7 +14,7 @@ from tests.discovery.conftest import NAME, Heard, OpensEtcd, Raw, instance
 from tests.discovery.processes import Worker, worker
 from tests.timing import PATIENCE_S
 from triton_distributed.discovery import Removed
-from triton_distributed.discovery.etcd_keys import EtcdKeys
+from triton_distributed.discovery.etcd.keys import EtcdKeys
 from triton_distributed.testing import ChangeLog, EtcdServer
 
 TTL_S = 2

@@ -13,7 +13,7 @@ import pytest
 from tests.discovery.conftest import NAME, Heard, OpensEtcd, Raw, instance
 from tests.timing import PATIENCE_S
 from triton_distributed.discovery import Added, Removed
-from triton_distributed.discovery.etcd import EtcdDiscovery
+from triton_distributed.discovery.etcd.backend import EtcdDiscovery
 from triton_distributed.errors import DiscoveryError
 from triton_distributed.external import etcd_messages as messages
 from triton_distributed.testing import ChangeLog, EtcdCluster, EtcdServer, FaultProxy

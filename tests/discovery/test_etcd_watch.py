@@ -15,9 +15,10 @@ from tests.discovery.conftest import NAME, Heard, OpensEtcd, Raw, instance
 from tests.discovery.processes import Worker
 from tests.timing import PATIENCE_S
 from triton_distributed.config import Config
-from triton_distributed.discovery import Added, Change, Removed, Snapshot, etcd_lease, etcd_watch, record
+from triton_distributed.discovery import Added, Change, Removed, Snapshot, record
 from triton_distributed.discovery.base import same
-from triton_distributed.discovery.etcd_keys import EtcdKeys
+from triton_distributed.discovery.etcd import lease, watch
+from triton_distributed.discovery.etcd.keys import EtcdKeys
 from triton_distributed.errors import ConfigError, DiscoveryError
 from triton_distributed.external import etcd_messages as messages
 from triton_distributed.names import EndpointName, Instance
@@ -82,7 +83,7 @@ async def test_a_bad_record_is_skipped_alone(lasting_etcd: EtcdServer, opens_etc
 async def test_a_snapshot_of_three_hundred(
     lasting_etcd: EtcdServer, opens_etcd: OpensEtcd, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(etcd_watch, "PAGE", 64)
+    monkeypatch.setattr(watch, "PAGE", 64)
     one, other = opens_etcd(lasting_etcd.url), opens_etcd(lasting_etcd.url)
     await asyncio.gather(*(one.register(instance(id)) for id in range(1, 301)))
     log = ChangeLog()
@@ -109,8 +110,8 @@ async def test_watches_of_one_endpoint_share_a_stream(lasting_etcd: EtcdServer, 
     await one.register(instance(1))
     for log in logs:
         await log.until_ids([1], PATIENCE_S)
-    for watch in watches:
-        watch.close()
+    for each in watches:
+        each.close()
     assert "watched=0" in repr(other)
 
 
@@ -213,7 +214,7 @@ async def test_a_registration_that_is_cancelled_as_it_succeeds_is_undone(
 
 def test_a_program_that_forgot_to_close_is_forgotten(lasting_etcd: EtcdServer, monkeypatch: pytest.MonkeyPatch):
     """Its loop is closed, so nobody serves: the thread withdraws everything and ends."""
-    monkeypatch.setattr("triton_distributed.discovery.etcd.ORPHAN_S", 0.05)
+    monkeypatch.setattr("triton_distributed.discovery.etcd.backend.ORPHAN_S", 0.05)
     config = Config(discovery="etcd", etcd_endpoints=lasting_etcd.url, etcd_prefix="orphan")
 
     async def forgets() -> None:
@@ -279,7 +280,7 @@ asyncio.run(main())
 async def test_what_an_operator_deletes_comes_back(
     lasting_etcd: EtcdServer, opens_etcd: OpensEtcd, raw: Raw, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(etcd_lease, "CHECK_BEATS", 1)
+    monkeypatch.setattr(lease, "CHECK_BEATS", 1)
     one, other = opens_etcd(lasting_etcd.url, prefix="deleted", ttl_s=2), opens_etcd(lasting_etcd.url, prefix="deleted")
     log = ChangeLog()
     await other.watch(NAME, log)

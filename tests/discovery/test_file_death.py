@@ -14,7 +14,8 @@ from tests.discovery.conftest import NAME, Opens, Places, instance
 from tests.discovery.processes import worker
 from tests.leaks import descriptors
 from tests.timing import MS, PATIENCE_S
-from triton_distributed.discovery import Change, Removed, Snapshot, lockfile
+from triton_distributed.discovery import Change, Removed, Snapshot
+from triton_distributed.discovery.file import lockfile
 from triton_distributed.names import EndpointName
 from triton_distributed.testing import ChangeLog
 

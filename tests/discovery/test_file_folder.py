@@ -19,11 +19,12 @@ import pytest
 from tests.discovery.conftest import NAME, Heard, Opens, Places, instance
 from tests.discovery.processes import worker
 from tests.timing import MS, PATIENCE_S
-from triton_distributed.discovery import file as file_module
-from triton_distributed.discovery import inotify, lockfile
-from triton_distributed.discovery.census import Census
-from triton_distributed.discovery.file import FileDiscovery
+from triton_distributed.discovery.file import backend as file_module
+from triton_distributed.discovery.file import lockfile
+from triton_distributed.discovery.file.backend import FileDiscovery
+from triton_distributed.discovery.file.known import Census
 from triton_distributed.errors import DiscoveryError
+from triton_distributed.system import inotify
 from triton_distributed.testing import ChangeLog
 
 STRANGER = 12345  # a uid that is not ours

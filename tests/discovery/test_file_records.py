@@ -20,8 +20,9 @@ import pytest
 from tests.discovery.conftest import NAME, Heard, Opens, Places, instance
 from tests.leaks import descriptors
 from tests.timing import MS, PATIENCE_S
-from triton_distributed.discovery import Removed, Snapshot, lockfile, record
-from triton_distributed.discovery.lockfile import HeldRecord, State, read_record, sweep_temporary
+from triton_distributed.discovery import Removed, Snapshot, record
+from triton_distributed.discovery.file import lockfile
+from triton_distributed.discovery.file.lockfile import HeldRecord, State, read_record, sweep_temporary
 from triton_distributed.errors import DiscoveryError
 from triton_distributed.names import EndpointName
 from triton_distributed.testing import ChangeLog

@@ -14,8 +14,8 @@ import pytest
 from tests.discovery.conftest import HOUR_S, NAME, Places, instance
 from tests.timing import MS, PATIENCE_S
 from triton_distributed.discovery import Marking, record
-from triton_distributed.discovery.etcd import EtcdDiscovery
-from triton_distributed.discovery.file import FileDiscovery
+from triton_distributed.discovery.etcd.backend import EtcdDiscovery
+from triton_distributed.discovery.file.backend import FileDiscovery
 from triton_distributed.discovery.memory import MemoryDiscovery
 from triton_distributed.external.etcd_endpoint import EtcdOptions
 from triton_distributed.testing import ChangeLog, EtcdServer

@@ -9,8 +9,8 @@ import asyncio
 import os
 import sys
 
-from triton_distributed.discovery.etcd import EtcdDiscovery
-from triton_distributed.discovery.file import FileDiscovery
+from triton_distributed.discovery.etcd.backend import EtcdDiscovery
+from triton_distributed.discovery.file.backend import FileDiscovery
 from triton_distributed.errors import DiscoveryError
 from triton_distributed.external.etcd_endpoint import EtcdOptions
 from triton_distributed.names import EndpointName, Instance

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.runtime.cluster import Cluster
-from triton_distributed.discovery.folder import keep_private, private_folder
 from triton_distributed.events.local import LocalEvents, UnixSockets
 from triton_distributed.external.nats import NatsConnection, NatsOptions
+from triton_distributed.system import unix_sockets as sockets
+from triton_distributed.system.inherited import give_up
+from triton_distributed.system.private_folder import keep_private, private_folder
 from triton_distributed.testing import NatsServer
-from triton_distributed.transport import unix as sockets
-from triton_distributed.transport.inherited import give_up
 from triton_distributed.transport.listener import stop_listening
 
 MIB = 1024 * 1024

@@ -18,11 +18,11 @@ from tests.events.processes import FORKS, publisher, subscriber
 from tests.runtime.cluster import Cluster, patiently, turns, until
 from tests.runtime.programs import program
 from tests.timing import MS, PATIENCE_S
-from triton_distributed.discovery import folder as private
 from triton_distributed.errors import DiscoveryError
 from triton_distributed.events.folder import SubscriberFolder
 from triton_distributed.events.link import PREFACE
 from triton_distributed.events.local import LocalEvents
+from triton_distributed.system import private_folder as private
 
 Makes = Callable[..., LocalEvents]
 

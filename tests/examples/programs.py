@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from tests.guards.tree import ROOT, SRC
 from tests.timing import PATIENCE_S
 from triton_distributed.config import Config
-from triton_distributed.discovery.file import FileDiscovery
+from triton_distributed.discovery.file.backend import FileDiscovery
 from triton_distributed.discovery.table import EndpointTable
 from triton_distributed.names import EndpointName
 

@@ -15,8 +15,8 @@ import msgspec
 import pydantic
 
 from triton_distributed.errors import DecodeError
-from triton_distributed.wire.codec import decode, decode_models, encode
-from triton_distributed.wire.outofband import MODEL
+from triton_distributed.payload.codec import decode, decode_models, encode
+from triton_distributed.payload.outofband import MODEL
 
 
 class Colour(enum.Enum):

@@ -9,8 +9,10 @@ import pytest
 
 from tests.guards.tree import PACKAGE, Module, imports, modules
 
-VALUES = {"errors", "names", "config"}
+VALUES = {"errors", "names", "config", "context", "annotated"}
+GROUND = {"wire", "payload", "system", "external"}
 SIBLINGS = {"transport", "discovery", "routing", "events", "observe"}
+HALVES = {"calling", "serving"}
 
 # What each room may import of our own, besides itself. A new room fails until it gets its place here.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -18,16 +20,26 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "names": {"errors"},
     "config": {"errors", "names"},
-    "wire": VALUES,
-    "external": VALUES,
-    **{room: VALUES | {"wire", "external"} for room in SIBLINGS},
-    "runtime": VALUES | {"wire", "external"} | SIBLINGS,
+    "context": {"names"},
+    "annotated": set(),
+    **dict.fromkeys(GROUND, VALUES),
+    **dict.fromkeys(SIBLINGS, VALUES | GROUND),
+    **dict.fromkeys(HALVES, VALUES | GROUND | SIBLINGS),
+    "runtime": VALUES | GROUND | SIBLINGS | HALVES,
     "_core": {"runtime", "llm"},
     "__main__": {"cli"},
-    **{room: VALUES | {"wire", "external", "runtime"} | SIBLINGS for room in ("cli", "testing", "llm")},
+    **{room: VALUES | GROUND | SIBLINGS | HALVES | {"runtime"} for room in ("cli", "testing", "llm")},
 }
 
-PURE_ROOMS = {"wire", "routing"}
+# Breaches that are known, as (file, what it imports). This set only shrinks.
+KNOWN = {
+    ("calling/call.py", "runtime.client.Client"),
+    ("calling/dispatch.py", "runtime.client.Client"),
+    ("calling/reader.py", "runtime.client.Client"),
+    ("serving/standstill.py", "calling.call.Call"),
+}
+
+PURE_ROOMS = {"wire", "payload", "routing"}
 NOT_IN_PURE_ROOMS = {"asyncio", "socket", "time", "os"}
 
 
@@ -41,7 +53,8 @@ def direction(module: Module) -> list[str]:
         parts = name.split(".")
         if parts[0] != PACKAGE or len(parts) < 2 or parts[1] == "__version__":
             continue
-        if parts[1] not in allowed:
+        known = ("/".join(module.path.parts[-2:]), name.removeprefix(f"{PACKAGE}."))
+        if parts[1] not in allowed and known not in KNOWN:
             may = ", ".join(sorted(allowed - {""})) or "nothing of ours"
             found.append(f"{module.at(node)}: {module.room or PACKAGE} imports {name}; it may import {may}")
     return found
@@ -111,8 +124,8 @@ def test_there_is_something_to_look_at():
         (
             direction,
             "transport/tcp.py",
-            "import triton_distributed.discovery.file",
-            "it may import config, errors, external, names",
+            "import triton_distributed.discovery.file.backend",
+            "it may import annotated, config, context, errors, external, names, payload, system, transport, wire",
         ),
         (direction, "transport/tcp.py", "from ..routing import policy", "imports triton_distributed.routing.policy"),
         (direction, "wire/__init__.py", "from .. import runtime", "wire imports triton_distributed.runtime"),

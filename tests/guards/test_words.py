@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from triton_distributed.errors import DecodeError
-from triton_distributed.wire.codec import decode
+from triton_distributed.payload.codec import decode
 
 
 def broken_text() -> None:

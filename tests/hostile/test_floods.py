@@ -12,8 +12,8 @@ from tests.runtime.cluster import until
 from tests.timing import PATIENCE_S
 from tests.transport.sessions import HELLO, Peer, Service, Watched, answering, bodies, calling, numbers, peer, serving
 from tests.wire.joined import request
-from triton_distributed.transport.intake import UNTAKEN
-from triton_distributed.transport.turns import AT_ONCE_S, ENDED, FEW_FRAMES, FRAMES, HANDLER_S, READ_BYTES, Turns
+from triton_distributed.transport.fairness import AT_ONCE_S, ENDED, FEW_FRAMES, FRAMES, HANDLER_S, READ_BYTES, Turns
+from triton_distributed.transport.inbound import UNTAKEN
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.connection import MOST_WAITING_PONGS
 from triton_distributed.wire.hello import Hello

@@ -12,7 +12,7 @@ import pytest
 from tests.runtime.cluster import Cluster, drained, patiently, until
 from tests.timing import PATIENCE_S
 from triton_distributed.errors import DecodeError, Overloaded
-from triton_distributed.runtime.served import ServedEndpoint
+from triton_distributed.serving.endpoint import ServedEndpoint
 from triton_distributed.wire.frames import MOST_ITEMS, array_length, array_of
 
 

@@ -219,7 +219,11 @@ async def test_a_loop_that_gets_no_processor_is_never_named(watched: Watched, sa
 USER, OTHER = "/srv/app.py", "/srv/lib.py"
 HERE = os.path.dirname(triton_distributed.__file__)
 STDLIB = sysconfig.get_paths()["stdlib"]
-ASYNCIO, WIRE, RUNTIME = f"{STDLIB}/asyncio/selector_events.py", f"{HERE}/wire/codec.py", f"{HERE}/runtime/serving.py"
+ASYNCIO, WIRE, RUNTIME = (
+    f"{STDLIB}/asyncio/selector_events.py",
+    f"{HERE}/payload/codec.py",
+    f"{HERE}/serving/request.py",
+)
 LIBRARY, WORKER, NATS = (f"{STDLIB}/site-packages/{name}/core.py" for name in ("numpy", "worker", "nats"))
 SUBPROCESS = [f"{STDLIB}/subprocess.py", f"{STDLIB}/selectors.py"]
 
@@ -237,7 +241,7 @@ STACKS = {
     "writing a socket": ([f"{HERE}/transport/session.py", ASYNCIO], False, f"{HERE}/transport/session.py"),
     "encoding": ([RUNTIME, WIRE], False, WIRE),
     "encoding with a library": ([RUNTIME, WIRE, LIBRARY], False, WIRE),
-    "decoding for an async for": ([RUNTIME, USER, f"{HERE}/runtime/responses.py", WIRE], False, USER),
+    "decoding for an async for": ([RUNTIME, USER, f"{HERE}/calling/response_stream.py", WIRE], False, USER),
     "the client of NATS": ([NATS, ASYNCIO], False, ASYNCIO),
     "a callback written in C": ([], False, ""),
 }

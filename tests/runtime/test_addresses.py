@@ -19,9 +19,9 @@ from triton_distributed.config import Config
 from triton_distributed.discovery.memory import MemoryDiscovery
 from triton_distributed.errors import ConfigError, ConnectionFailed, DiscoveryError
 from triton_distributed.names import EndpointName, Instance
-from triton_distributed.runtime import addresses
-from triton_distributed.runtime.addresses import begin_to_listen, listen_addresses, own_address, published
-from triton_distributed.runtime.host import host_name
+from triton_distributed.serving import addresses
+from triton_distributed.serving.addresses import begin_to_listen, listen_addresses, own_address, published
+from triton_distributed.system.identity import host_name
 from triton_distributed.testing import EtcdServer
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.listener import Listener

@@ -13,7 +13,7 @@ import pytest
 from tests.runtime.cluster import Cluster, into, longer, patiently, until
 from tests.timing import PATIENCE_S
 from triton_distributed.errors import DeadlineExceeded, Overloaded
-from triton_distributed.runtime.admission import Admission
+from triton_distributed.serving.admission import Admission
 
 
 class Gate:

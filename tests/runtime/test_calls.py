@@ -587,7 +587,7 @@ async def test_calls_that_fail_leave_no_cycle(cluster: Cluster) -> None:
 async def test_who_waits_in_vain_is_told_where(
     cluster: Cluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("triton_distributed.runtime.view.SILENCE_S", 0.01)
+    monkeypatch.setattr("triton_distributed.calling.candidates.SILENCE_S", 0.01)
     client = await cluster.caller.endpoint("t.c.nobody").client()
     waiting = client.wait_for_instances()
     await until(lambda: "no instance yet" in caplog.text)

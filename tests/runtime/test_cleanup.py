@@ -268,7 +268,7 @@ async def test_the_calls_that_were_under_way_are_cut(cluster: Cluster) -> None:
 
 
 async def test_clean_up_has_a_grace_and_not_for_ever(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("triton_distributed.runtime.served_context.CLEANUP_S", 50 * MS)
+    monkeypatch.setattr("triton_distributed.serving.handler_context.CLEANUP_S", 50 * MS)
     seen: list[Any] = []
     done = asyncio.Event()
 

@@ -16,8 +16,7 @@ from tests.runtime.programs import program
 from triton_distributed.errors import Draining, NoInstances, StreamIncomplete
 from triton_distributed.names import EndpointName
 from triton_distributed.runtime import DistributedRuntime
-from triton_distributed.runtime.keys import endpoint_key
-from triton_distributed.runtime.signals import ECHO_S
+from triton_distributed.system.signals import ECHO_S
 from triton_distributed.transport.address import Address
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.decoder import FrameDecoder
@@ -250,7 +249,7 @@ async def test_what_the_kernel_still_holds_reaches_a_client_that_says_something(
         client.setblocking(False)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         await loop.sock_connect(client, (address.host, address.port))
-        key = endpoint_key(EndpointName("t", "c", "e"))
+        key = EndpointName("t", "c", "e").key
         request = f.REQUEST_PREFIX.pack(runtime.instance_id, key, float("inf"), 1 << 20, 0) + b"\x01"
         await loop.sock_sendall(client, hello_frame(Hello()) + f.frame(f.REQUEST, 1, request, f.END))
         await until(lambda: runtime.stats()["t/components/c/e"].ended[0])

@@ -19,7 +19,6 @@ from tests.transport.sessions import FOREVER, Peer, peer
 from triton_distributed.errors import TritonError
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.runtime import Client, DistributedRuntime
-from triton_distributed.runtime.keys import endpoint_key
 from triton_distributed.transport import session
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.hello import Hello, hello_frame
@@ -37,7 +36,7 @@ def instance_of(client: Client) -> Instance:
 
 def asking(instance: Instance, number: int, request: Any, name: str = "t.c.e") -> bytes:
     """Request `number` of a raw client, which takes any number of bytes unread."""
-    prefix = f.REQUEST_PREFIX.pack(instance.id, endpoint_key(EndpointName.parse(name)), FOREVER, WINDOW, 0)
+    prefix = f.REQUEST_PREFIX.pack(instance.id, EndpointName.parse(name).key, FOREVER, WINDOW, 0)
     return f.frame(f.REQUEST, number, prefix + msgspec.msgpack.encode(request), f.END)
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from tests.runtime.cluster import Cluster, drained, patiently
 from triton_distributed.errors import RemoteError
+from triton_distributed.payload.tracebacks import PACKAGE
 from triton_distributed.runtime import Client
-from triton_distributed.wire.tracebacks import PACKAGE
 
 NAMES = ("t.c.one", "t.c.two", "t.c.three")
 

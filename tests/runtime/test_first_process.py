@@ -19,8 +19,8 @@ import pytest
 
 from tests.guards.tree import SRC
 from tests.timing import PATIENCE_S
-from triton_distributed.external import first_process
-from triton_distributed.runtime.signals import DrainSignals
+from triton_distributed.system import first_process
+from triton_distributed.system.signals import DrainSignals
 
 TERM = 128 + signal.SIGTERM
 
@@ -263,7 +263,7 @@ def test_trd_serve_ends_before_it_serves(tmp_path: Path, target: str) -> None:
 ALWAYS_UP = """
 import asyncio, sys
 from triton_distributed.cli.main import main
-from triton_distributed.runtime.view import EndpointView
+from triton_distributed.calling.candidates import EndpointView
 
 begin = EndpointView.start
 async def start(*arguments):

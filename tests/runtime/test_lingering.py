@@ -12,7 +12,7 @@ import pytest
 from tests.runtime.cluster import Cluster, patiently, turns
 from triton_distributed.config import Config
 from triton_distributed.runtime import DistributedRuntime, triton_endpoint
-from triton_distributed.runtime.lingering import LINGER_S
+from triton_distributed.serving.lingering import LINGER_S
 from triton_distributed.testing import run_in_virtual_time
 
 CONFIG = Config(discovery="memory", handle_signals=False, watchdog_s=0, drain_timeout_s=5)

@@ -16,8 +16,8 @@ from tests.runtime.cluster import patiently, until
 from tests.runtime.programs import program
 from triton_distributed import config as config_module
 from triton_distributed.config import Config, usual_directories
-from triton_distributed.discovery import elsewhere as elsewhere_module
-from triton_distributed.discovery.elsewhere import Elsewhere
+from triton_distributed.discovery.file import elsewhere as elsewhere_module
+from triton_distributed.discovery.file.elsewhere import Elsewhere
 from triton_distributed.errors import NoInstances
 from triton_distributed.names import EndpointName
 from triton_distributed.runtime import DistributedRuntime
@@ -72,7 +72,7 @@ def started_by(what: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 def place(trd_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Stands for the machine: its `tmp` is what /tmp is."""
     monkeypatch.setattr(config_module, "TEMPORARY", made(trd_dir / "tmp", 0o1777))
-    monkeypatch.setattr("triton_distributed.runtime.view.SILENCE_S", 0.01)
+    monkeypatch.setattr("triton_distributed.calling.candidates.SILENCE_S", 0.01)
     return trd_dir
 
 
@@ -115,7 +115,7 @@ async def test_they_meet_or_are_told(
 async def test_who_waits_is_told_when_a_worker_starts_in_another_folder(
     place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("triton_distributed.runtime.view.ELSEWHERE_S", 0.01)
+    monkeypatch.setattr("triton_distributed.calling.candidates.ELSEWHERE_S", 0.01)
     monkeypatch.setattr(elsewhere_module, "KEEP_S", 0.0)
     calls = DistributedRuntime(config=Config(directory=place / "one", handle_signals=False))
     serves = DistributedRuntime(config=Config(directory=place / "two", handle_signals=False))

@@ -18,7 +18,7 @@ import pytest
 
 from tests.runtime.cluster import Cluster, drained, into, patiently, turns, until
 from triton_distributed.runtime import current_context, triton_endpoint
-from triton_distributed.runtime.plain import AHEAD
+from triton_distributed.serving.plain import AHEAD
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="not set")
 local = threading.local()

@@ -12,10 +12,11 @@ import pytest
 from tests.runtime.cluster import Cluster, patiently, until
 from tests.runtime.fakes import FakeWorker, accepts_then_drops
 from tests.timing import MS, PATIENCE_S
+from triton_distributed.calling import ejection
 from triton_distributed.errors import DeadlineExceeded, InvalidRequest, StreamIncomplete
 from triton_distributed.names import Instance
 from triton_distributed.routing.load import LoadBook
-from triton_distributed.runtime import Client, DistributedRuntime, ejecting
+from triton_distributed.runtime import Client, DistributedRuntime
 
 FOR_EVER_S = 3600.0
 LOOKS_S = 20 * MS
@@ -24,7 +25,7 @@ LOOKS_S = 20 * MS
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks in quick succession."""
-    monkeypatch.setattr(ejecting, "LOOK_S", LOOKS_S)
+    monkeypatch.setattr(ejection, "LOOK_S", LOOKS_S)
 
 
 class Behaviour:
@@ -119,7 +120,7 @@ async def test_a_worker_that_always_fails_is_left_out_soon(three: Workers, caplo
 async def test_failures_that_come_before_any_answer_are_looked_at_again(
     three: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ejecting, "LOOK_S", FOR_EVER_S)  # it must not wait for the look at all
+    monkeypatch.setattr(ejection, "LOOK_S", FOR_EVER_S)  # it must not wait for the look at all
     three.behaviours[0].error = RuntimeError()
     gate = three.behaviours[1].gate = three.behaviours[2].gate = asyncio.Event()
     calls = [asyncio.ensure_future(three.client.call(n)) for n in range(90)]

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tests.runtime.cluster import Cluster, drained, into, patiently, turns, until
+from triton_distributed.calling.resume import REFILL_S, Resumption
 from triton_distributed.errors import Draining, NotUnary, RemoteError, StreamIncomplete
 from triton_distributed.runtime import Context
-from triton_distributed.runtime.resuming import REFILL_S, Resumption
 
 
 class Counted:

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from tests.runtime.cluster import turns, until
+from triton_distributed.calling.candidates import EndpointView
+from triton_distributed.calling.prober import Prober
 from triton_distributed.discovery import Snapshot
 from triton_distributed.errors import ConnectionFailed
 from triton_distributed.names import EndpointName, Instance
-from triton_distributed.runtime.prober import Prober
-from triton_distributed.runtime.view import EndpointView
 
 NAME = EndpointName("t", "c", "e")
 WORKER = ("a",)

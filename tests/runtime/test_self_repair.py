@@ -21,8 +21,8 @@ from tests.runtime.programs import program
 from tests.runtime.repair import ENDPOINT, FILES, World, aside, delete, every, harms, move
 from tests.timing import PATIENCE_S
 from triton_distributed.config import Config
-from triton_distributed.discovery import file as file_module
-from triton_distributed.discovery.file import FileDiscovery
+from triton_distributed.discovery.file import backend as file_module
+from triton_distributed.discovery.file.backend import FileDiscovery
 from triton_distributed.errors import ConnectionFailed, DiscoveryError
 from triton_distributed.events import local
 from triton_distributed.events.local import LocalEvents

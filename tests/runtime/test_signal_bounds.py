@@ -10,13 +10,15 @@ import pytest
 
 from tests.runtime.cluster import until
 from tests.runtime.programs import program
-from triton_distributed.runtime.signals import ECHO_S
+from triton_distributed.system.signals import ECHO_S
 
 WORKER = """
 import asyncio, sys, threading, time
-from triton_distributed.runtime import served, signals, triton_worker
+from triton_distributed.runtime import triton_worker
+from triton_distributed.serving import endpoint
+from triton_distributed.system import signals
 
-signals.GRACE_S, served.CUT_S = 0.6, 0.2  # as after a drain, but sooner
+signals.GRACE_S, endpoint.CUT_S = 0.6, 0.2  # as after a drain, but sooner
 
 async def swallows(request):
     print("began", flush=True)

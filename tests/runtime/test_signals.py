@@ -58,8 +58,9 @@ asyncio.run(main())
 # A worker that stands still at one moment of its start; what it waits for never comes, unless it drains.
 STARTS = """
 import asyncio, os, signal, sys
-from triton_distributed.discovery.file import FileDiscovery
-from triton_distributed.runtime import addresses, triton_worker
+from triton_distributed.discovery.file.backend import FileDiscovery
+from triton_distributed.runtime import triton_worker
+from triton_distributed.serving import addresses
 
 async def echo(request):
     return request

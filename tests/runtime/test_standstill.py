@@ -18,8 +18,9 @@ import pytest
 from tests.runtime.cluster import Cluster, patiently, until
 from triton_distributed.config import Config
 from triton_distributed.errors import DeadlineExceeded
-from triton_distributed.runtime import Client, DistributedRuntime, threads
-from triton_distributed.runtime.threads import STUCK_S, Computation, HandlerThreads
+from triton_distributed.runtime import Client, DistributedRuntime
+from triton_distributed.serving import threads
+from triton_distributed.serving.threads import STUCK_S, Computation, HandlerThreads
 from triton_distributed.testing import run_in_virtual_time
 
 CONFIG = Config(discovery="memory", handle_signals=False)

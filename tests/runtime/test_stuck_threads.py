@@ -14,9 +14,10 @@ from triton_distributed.errors import TritonError
 
 WORKER = """
 import asyncio, sys, threading, time
-from triton_distributed.runtime import DistributedRuntime, served, triton_worker
+from triton_distributed.runtime import DistributedRuntime, triton_worker
+from triton_distributed.serving import endpoint
 
-served.CUT_S = 0.05
+endpoint.CUT_S = 0.05
 
 def stuck():
     print("stuck", flush=True)

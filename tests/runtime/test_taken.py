@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from tests.runtime.cluster import Cluster, drained, patiently, until
+from triton_distributed.payload.codec import Message, encode
 from triton_distributed.runtime import Context
-from triton_distributed.wire.codec import Message, encode
 
 SIZES = {"small": 64, "at the limit": 16 * 1024, "large": 1_000_000}
 

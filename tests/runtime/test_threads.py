@@ -13,9 +13,10 @@ import pytest
 
 from tests.runtime.cluster import Cluster, drained, into, patiently, turns, until
 from tests.timing import PATIENCE_S, ROUNDED_S
-from triton_distributed.runtime import Context, threads
-from triton_distributed.runtime.plain import PlainHandler, Ready
-from triton_distributed.runtime.threads import Computation, HandlerThreads
+from triton_distributed.runtime import Context
+from triton_distributed.serving import threads
+from triton_distributed.serving.plain import PlainHandler, Ready
+from triton_distributed.serving.threads import Computation, HandlerThreads
 
 
 @pytest.mark.any_loop

@@ -13,11 +13,11 @@ import pytest
 
 from tests.guards.tree import SRC
 from tests.timing import PATIENCE_S
-from triton_distributed.runtime import failures
-from triton_distributed.runtime.call import Call
+from triton_distributed.calling import failures
+from triton_distributed.calling.call import Call
+from triton_distributed.calling.dispatch import Dispatch
 from triton_distributed.runtime.client import Client
-from triton_distributed.runtime.dispatch import Dispatch
-from triton_distributed.runtime.served import ServedEndpoint
+from triton_distributed.serving.endpoint import ServedEndpoint
 from triton_distributed.testing.chaos import FaultKind
 from triton_distributed.testing.chaos.hosts import Host, HostsLoop
 from triton_distributed.testing.chaos.many import together

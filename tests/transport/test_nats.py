@@ -19,9 +19,9 @@ from triton_distributed.errors import BrokerError, ConnectionFailed
 from triton_distributed.external.nats import NatsConnection, NatsOptions
 from triton_distributed.external.nats_port import NatsPort
 from triton_distributed.testing import NatsServer, ServerMissing
-from triton_distributed.transport import nats_messages as m
 from triton_distributed.transport.address import Address
-from triton_distributed.transport.nats import NatsNetwork
+from triton_distributed.transport.nats import messages as m
+from triton_distributed.transport.nats.network import NatsNetwork
 
 ADDRESS = "nats://some_service_12345678.generate-1f"
 BEAT_S = 1000 * MS  # as by default: most tests must not see a session end because of a busy machine

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from triton_distributed.transport import nats_messages as m
-from triton_distributed.transport.nats_transport import GRACE_BEATS, SILENT_BEATS, NatsTransport
-from triton_distributed.transport.remainder import read_remainder
+from triton_distributed.transport.leftovers import read_remainder
+from triton_distributed.transport.nats import messages as m
+from triton_distributed.transport.nats.transport import GRACE_BEATS, SILENT_BEATS, NatsTransport
 
 WINDOW = 64 * 1024
 GONE = SimpleNamespace(data=b"", reply="", headers={"Status": "503"})

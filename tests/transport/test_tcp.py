@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.transport.sessions import calling, needs_ipv6, numbers, serving
-from triton_distributed.transport import gone, tcp
+from triton_distributed.transport import host_loss, tcp
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.liveness import HOST_S
 from triton_distributed.transport.tcp import NOT_SENT_LOW_WATER, dual_stack, patience, wildcard
@@ -34,7 +34,7 @@ async def test_both_ends_are_tuned():
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             if hasattr(socket, "TCP_NOTSENT_LOWAT"):
                 assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == NOT_SENT_LOW_WATER
-            if gone.KEPT:  # it would end a connection to a stopped process
+            if host_loss.KEPT:  # it would end a connection to a stopped process
                 assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
             if hasattr(socket, "TCP_KEEPIDLE"):
                 names = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")
@@ -53,7 +53,7 @@ async def test_an_idle_host_is_asked_for_so_long_that_a_cut_of_two_thirds_costs_
 
 @pytest.mark.parametrize("host_timeout_s", [1.0, 10.0, 30.0, 90.0, 600.0])
 async def test_linux_waits_longer_than_the_setting_before_it_gives_up_by_itself(monkeypatch, host_timeout_s):
-    monkeypatch.setattr(gone, "KEPT", True)
+    monkeypatch.setattr(host_loss, "KEPT", True)
     cap_s = dict(name[1:] for name in patience(host_timeout_s))["TCP_RTO_MAX_MS"] / 1000
     waits, wait = [], 0.2  # TCP_RTO_MIN of Linux, doubled 15 times (net.ipv4.tcp_retries2)
     for _ in range(15):
@@ -64,7 +64,7 @@ async def test_linux_waits_longer_than_the_setting_before_it_gives_up_by_itself(
 
 async def test_other_systems_give_up_by_themselves(monkeypatch):
     """What is asked of them, for there are none here: macOS knows one of the two, others know the other."""
-    monkeypatch.setattr(gone, "KEPT", False)
+    monkeypatch.setattr(host_loss, "KEPT", False)
     monkeypatch.setattr(sys, "platform", "darwin")
     asked = {}
     sock = SimpleNamespace(
@@ -74,7 +74,7 @@ async def test_other_systems_give_up_by_themselves(monkeypatch):
     assert asked[socket.IPPROTO_TCP, 0x80] == 30  # TCP_RXT_CONNDROPTIME, seconds
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         assert asked[socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT] == 30_000
-    assert gone.host_gone(sock, 30.0) is False
+    assert host_loss.host_gone(sock, 30.0) is False
 
 
 async def test_an_option_that_the_kernel_lacks_leaves_the_others(monkeypatch):

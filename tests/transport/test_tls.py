@@ -34,7 +34,7 @@ from tests.transport.test_session import asked, tcp_pair, written_in_vain
 from tests.wire.joined import request
 from triton_distributed.errors import ConfigError, ConnectionFailed
 from triton_distributed.external.tls import TlsFiles
-from triton_distributed.transport.in_place import InPlaceReader
+from triton_distributed.transport.bulk_reader import InPlaceReader
 from triton_distributed.transport.tls import FAREWELL, SessionTls
 from triton_distributed.wire import frames as f
 

@@ -19,7 +19,7 @@ from triton_distributed.discovery import Change, Snapshot
 from triton_distributed.errors import ConnectionFailed
 from triton_distributed.names import Instance
 from triton_distributed.runtime import DistributedRuntime
-from triton_distributed.runtime.host import host_name
+from triton_distributed.system.identity import host_name
 from triton_distributed.transport.pool import SessionPool
 
 PROBES = 64  # connections that are made at once: well below the usual 256 to 1024 open files of a process

@@ -15,7 +15,7 @@ from triton_distributed import __version__
 from triton_distributed.cli.arguments import Parser
 from triton_distributed.cli.failure import FAILED, INTERRUPTED, USAGE, Failure, one_line
 from triton_distributed.errors import ConfigError, InvalidName, TritonError
-from triton_distributed.external import first_process
+from triton_distributed.system import first_process
 
 COMMANDS = {
     "serve": "serve a function, method or class of a module as an endpoint",

@@ -13,7 +13,7 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 from triton_distributed.cli.failure import USAGE, Failure, one_line
-from triton_distributed.external.first_process import Ended
+from triton_distributed.system.first_process import Ended
 
 
 class Target:

@@ -7,7 +7,7 @@ from struct import Struct
 from typing import Any
 
 from triton_distributed.errors import DecodeError
-from triton_distributed.wire.codec import Message, decode, encode
+from triton_distributed.payload.codec import Message, decode, encode
 
 VERSION = 1
 _HEAD = Struct(">BQI")  # version, publisher's instance id, number of buffers; then their lengths, the body, the buffers
@@ -39,7 +39,7 @@ def pack(payload: object, publisher: int, what: str = "event") -> bytes:
         what: the payload's name in an error's text.
 
     Raises:
-        TypeError, ValueError: it cannot travel; see `wire.codec.encode`.
+        TypeError, ValueError: it cannot travel; see `payload.codec.encode`.
     """
     message = encode(payload, what)
     if isinstance(message, Message):

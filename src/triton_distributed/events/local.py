@@ -35,7 +35,7 @@ SETTLE_S = 0.3  # after which whoever removes a folder with all its files has do
 
 @dataclass(frozen=True, slots=True)
 class UnixSockets:
-    """What is needed of Unix sockets, as `transport.unix`, `transport.listener` and `transport.inherited` have it."""
+    """What is needed of Unix sockets, as `system.unix_sockets`, `transport.listener` and `system.inherited` have it."""
 
     reachable: Callable[[Path], AbstractContextManager[str]]
     listen: Callable[

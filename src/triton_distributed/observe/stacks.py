@@ -21,7 +21,7 @@ _RUN_CALLBACK = asyncio.Handle._run.__code__
 _RUN_ONCE = asyncio.BaseEventLoop._run_once.__code__  # type: ignore[attr-defined]
 # What runs on the loop for this package, though nobody's handler has called it.
 _SERVANTS = tuple(package + "nats" + os.sep for package in _PACKAGES)
-_RUNTIME = os.path.join(_HERE, "runtime", "")
+_RUNTIME = tuple(os.path.join(_HERE, room, "") for room in ("runtime", "serving", "calling"))
 
 Place = tuple[CodeType, int]  # code, and the instruction in it that is being executed
 

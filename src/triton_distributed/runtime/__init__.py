@@ -1,14 +1,14 @@
 """What programs import: `DistributedRuntime`, the decorators, and the types that calls return."""
 
 # First, because the import of the others takes a while: a container may be stopped meanwhile.
-import triton_distributed.external.first_process  # noqa: F401
-from triton_distributed.runtime.annotated import Annotated
+import triton_distributed.system.first_process  # noqa: F401
+from triton_distributed.annotated import Annotated
+from triton_distributed.calling.response_stream import ResponseStream
+from triton_distributed.context import Context, current_context
 from triton_distributed.runtime.client import Client
 from triton_distributed.runtime.component import Component, Endpoint, Namespace
-from triton_distributed.runtime.context import Context, current_context
 from triton_distributed.runtime.decorators import triton_endpoint, triton_worker
 from triton_distributed.runtime.distributed import DistributedRuntime
-from triton_distributed.runtime.responses import ResponseStream
 from triton_distributed.runtime.token import CancellationToken
 
 __all__ = [

@@ -13,17 +13,17 @@ from typing import Any
 
 from triton_distributed.config import Config
 from triton_distributed.discovery import Discovery
-from triton_distributed.discovery.elsewhere import Elsewhere
-from triton_distributed.discovery.file import FileDiscovery
-from triton_distributed.discovery.folder import keep_private, private_folder
+from triton_distributed.discovery.file.backend import FileDiscovery
+from triton_distributed.discovery.file.elsewhere import Elsewhere
 from triton_distributed.discovery.memory import MemoryDiscovery
 from triton_distributed.discovery.static import StaticDiscovery
 from triton_distributed.errors import ConfigError
 from triton_distributed.events import EventPlane
 from triton_distributed.external.nats import NatsConnection, NatsOptions
 from triton_distributed.external.tls import TlsFiles
-from triton_distributed.transport import unix
-from triton_distributed.transport.inherited import give_up
+from triton_distributed.system import unix_sockets
+from triton_distributed.system.inherited import give_up
+from triton_distributed.system.private_folder import keep_private, private_folder
 from triton_distributed.transport.listener import stop_listening
 from triton_distributed.transport.network import Later, Networks
 from triton_distributed.transport.tls import SessionTls
@@ -48,7 +48,7 @@ def make_discovery(config: Config) -> Discovery:
         files = TlsFiles(
             ("TRD_ETCD_CERT", "TRD_ETCD_KEY", "TRD_ETCD_CA"), config.etcd_cert, config.etcd_key, config.etcd_ca
         )
-        etcd: Discovery = _load("discovery.etcd").EtcdDiscovery(
+        etcd: Discovery = _load("discovery.etcd.backend").EtcdDiscovery(
             _load("external.etcd_endpoint").EtcdOptions(
                 endpoints=config.etcd_endpoints,
                 username=config.etcd_username,
@@ -106,7 +106,9 @@ def make_nats(config: Config) -> NatsConnection:
 def make_networks(loop: asyncio.AbstractEventLoop, config: Config, nats: NatsConnection) -> Networks:
     """What serves schemes that are not sockets or memory: a client dials whatever a worker publishes."""
     # Sooner than the pool gives the session up, whose words would not name the NATS server.
-    return {"nats": Later(lambda: _load("transport.nats").NatsNetwork(loop, nats, 0.8 * config.connect_timeout_s))}
+    return {
+        "nats": Later(lambda: _load("transport.nats.network").NatsNetwork(loop, nats, 0.8 * config.connect_timeout_s))
+    }
 
 
 def make_events(config: Config, nats: NatsConnection, instance_id: int) -> EventPlane:
@@ -127,7 +129,7 @@ def make_events(config: Config, nats: NatsConnection, instance_id: int) -> Event
         )
     elif config.discovery == "memory":
         plane = _load("events.memory").MemoryEvents()
-    elif not unix.SUPPORTED:
+    elif not unix_sockets.SUPPORTED:
         raise ConfigError("TRD_EVENTS", config.events, "this system has no Unix sockets: set NATS_SERVER")
     else:
         local = _load("events.local")
@@ -135,7 +137,14 @@ def make_events(config: Config, nats: NatsConnection, instance_id: int) -> Event
             Path(config.directory),
             private=private_folder,
             keep_private=keep_private,
-            sockets=local.UnixSockets(unix.reachable, unix.listen, unix.in_place, stop_listening, unix.remove, give_up),
+            sockets=local.UnixSockets(
+                unix_sockets.reachable,
+                unix_sockets.listen,
+                unix_sockets.in_place,
+                stop_listening,
+                unix_sockets.remove,
+                give_up,
+            ),
             id=instance_id,
             max_message_bytes=config.max_message_bytes,
         )

@@ -8,19 +8,18 @@ from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Mapping
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
+from triton_distributed.calling.call import Call
+from triton_distributed.calling.candidates import EndpointView
+from triton_distributed.calling.direct import Directly
+from triton_distributed.calling.hedge import Elsewhere, first_answer
+from triton_distributed.calling.response_stream import ResponseStream
+from triton_distributed.calling.resume import Resumption
+from triton_distributed.context import HIGHEST_PRIORITY, ID, LOWEST_PRIORITY, PRIORITY, Context, current
 from triton_distributed.errors import NoInstances, NotUnary
 from triton_distributed.observe import OutlierStats, Stats
+from triton_distributed.payload.codec import Message, encode
 from triton_distributed.routing.budget import RetryBudget
 from triton_distributed.routing.policies import Policy, Random, RoundRobin, policy_named
-from triton_distributed.runtime.call import Call
-from triton_distributed.runtime.context import HIGHEST_PRIORITY, ID, LOWEST_PRIORITY, PRIORITY, Context, current
-from triton_distributed.runtime.directly import Directly
-from triton_distributed.runtime.hedging import Elsewhere, first_answer
-from triton_distributed.runtime.keys import endpoint_key
-from triton_distributed.runtime.responses import ResponseStream
-from triton_distributed.runtime.resuming import Resumption
-from triton_distributed.runtime.view import EndpointView
-from triton_distributed.wire.codec import Message, encode
 from triton_distributed.wire.frames import SMALL
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ class Client:
         self.view = view
         self.load = view.load
         self.ejector = view.ejector
-        self.key = endpoint_key(view.name)
+        self.key = view.name.key
         self.loop = runtime.event_loop()
         self.thread = get_ident()
         self.pool = runtime.pool

@@ -11,11 +11,11 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 import msgspec
 
 from triton_distributed.errors import InvalidRequest
+from triton_distributed.payload.codec import Message, decode, encode
+from triton_distributed.payload.typed import RequestDecoder, typed_checker, typed_decoder
 from triton_distributed.runtime.distributed import DistributedRuntime
-from triton_distributed.runtime.handlers import Misfit
-from triton_distributed.runtime.signatures import CHECKS_ITSELF, Checks, item_hint, made
-from triton_distributed.wire.codec import Message, decode, encode
-from triton_distributed.wire.typed import RequestDecoder, typed_checker, typed_decoder
+from triton_distributed.serving.handlers import Misfit
+from triton_distributed.serving.signatures import CHECKS_ITSELF, Checks, item_hint, made
 
 T = TypeVar("T")
 P = ParamSpec("P")

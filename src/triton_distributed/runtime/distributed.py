@@ -13,6 +13,8 @@ from dataclasses import replace
 from threading import get_ident
 from typing import Any
 
+from triton_distributed.calling.candidates import EndpointView
+from triton_distributed.calling.prober import Prober
 from triton_distributed.config import Config
 from triton_distributed.discovery import Discovery, Marking
 from triton_distributed.errors import AlreadyServed, DiscoveryError, ForkError, RuntimeClosed, WrongLoop
@@ -30,19 +32,17 @@ from triton_distributed.runtime.backends import (
 from triton_distributed.runtime.client import Client
 from triton_distributed.runtime.component import Endpoint, Namespace
 from triton_distributed.runtime.events import RuntimeEvents
-from triton_distributed.runtime.fork import watch_forks
-from triton_distributed.runtime.handlers import Handler
-from triton_distributed.runtime.host import host_name
-from triton_distributed.runtime.prober import Prober
 from triton_distributed.runtime.serve_task import ServeTask
-from triton_distributed.runtime.served import CUT_S, ServedEndpoint
-from triton_distributed.runtime.server import Server
 from triton_distributed.runtime.sessions import Sessions
-from triton_distributed.runtime.signals import DrainSignals
-from triton_distributed.runtime.threads import HandlerThreads
 from triton_distributed.runtime.token import CancellationToken
-from triton_distributed.runtime.view import EndpointView
-from triton_distributed.transport.inherited import give_up
+from triton_distributed.serving.endpoint import CUT_S, ServedEndpoint
+from triton_distributed.serving.handlers import Handler
+from triton_distributed.serving.server import Server
+from triton_distributed.serving.threads import HandlerThreads
+from triton_distributed.system.fork import watch_forks
+from triton_distributed.system.identity import host_name
+from triton_distributed.system.inherited import give_up
+from triton_distributed.system.signals import DrainSignals
 from triton_distributed.transport.network import Networks
 from triton_distributed.transport.pool import SessionPool
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from triton_distributed import __version__
 from triton_distributed.config import Config
+from triton_distributed.transport.fairness import Turns
 from triton_distributed.transport.session import Session
-from triton_distributed.transport.turns import Turns
 from triton_distributed.wire.authentication import CHALLENGE_BYTES, Authentication
 from triton_distributed.wire.hello import Hello
 from triton_distributed.wire.window import Held

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from triton_distributed.errors import ConfigError
-from triton_distributed.transport import unix
+from triton_distributed.system import unix_sockets
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.listener import stop_listening
 
@@ -70,7 +70,7 @@ class FaultProxy:
 
     async def __aenter__(self) -> FaultProxy:
         if self._listen.scheme == "unix":
-            with unix.reachable(Path(self._listen.host)) as path:
+            with unix_sockets.reachable(Path(self._listen.host)) as path:
                 self._server = await asyncio.start_unix_server(self._accept, path)
             self.address = str(self._listen)
         else:
@@ -172,7 +172,7 @@ class FaultProxy:
 
     async def _dial(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if self._target.scheme == "unix":
-            with unix.reachable(Path(self._target.host)) as path:
+            with unix_sockets.reachable(Path(self._target.host)) as path:
                 return await asyncio.open_unix_connection(path)
         return await asyncio.open_connection(self._target.host, self._target.port)
 

@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from triton_distributed.errors import TritonError
-from triton_distributed.transport import unix
+from triton_distributed.system import unix_sockets
+from triton_distributed.system.inherited import give_up
 from triton_distributed.transport.acceptor import Acceptor
-from triton_distributed.transport.inherited import give_up
 
 logger = logging.getLogger("triton_distributed.transport")
 
-CHECK_S = 0.25  # with the next two: before the record of a worker is back, its socket is, see `discovery.file.SETTLE_S`
+# With the next two, the socket of a worker is back before its record is: see `SETTLE_S` of `discovery.file.backend`.
+CHECK_S = 0.25
 RETRY_S = 5.0  # between two attempts where a socket cannot be made again
 SETTLE_S = 0.3  # after which whoever removes a folder with all its files has done it: a new file would make it fail
 
@@ -78,7 +79,7 @@ class KeptSockets:
             OSError: the path cannot be bound, or a living worker listens there.
         """
         make_folder = make_folder or _as_it_is(path.parent)
-        sock, inode = unix.claim(path)
+        sock, inode = unix_sockets.claim(path)
         self._kept.append(_Kept(path, make_folder, inode, self._take(sock)))
         if self._timer is None:
             self._timer = self._loop.call_later(CHECK_S, self._look)
@@ -101,7 +102,7 @@ class KeptSockets:
         next_look_s = CHECK_S
         try:
             for each in self._kept:
-                if unix.in_place(each.path, each.inode):
+                if unix_sockets.in_place(each.path, each.inode):
                     each.found()
                 elif not each.missing:
                     each.missing, next_look_s = True, SETTLE_S
@@ -114,10 +115,10 @@ class KeptSockets:
     def _restore(self, kept: _Kept) -> None:
         try:
             kept.make_folder()
-            if unix.in_place(kept.path, kept.inode):  # its folder could not be entered, and can be again
+            if unix_sockets.in_place(kept.path, kept.inode):  # its folder could not be entered, and can be again
                 kept.found()
                 return
-            sock, inode = unix.claim(kept.path, clean=False)
+            sock, inode = unix_sockets.claim(kept.path, clean=False)
         except (OSError, TritonError) as error:
             kept.retry_at = self._loop.time() + RETRY_S
             if kept.lost != str(error):
@@ -138,7 +139,7 @@ class KeptSockets:
         for acceptor in (*self._replaced, *(each.acceptor for each in self._kept)):
             acceptor.close()
         for each in self._kept:
-            unix.remove(each.path, each.inode)
+            unix_sockets.remove(each.path, each.inode)
         self._replaced.clear()
         self._kept.clear()
 

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from triton_distributed.errors import BrokerError
+from triton_distributed.system.inherited import give_up
 from triton_distributed.transport import memory, tcp
 from triton_distributed.transport.acceptor import Acceptor
 from triton_distributed.transport.address import Address
-from triton_distributed.transport.inherited import give_up
 from triton_distributed.transport.kept import KeptSockets
 from triton_distributed.transport.liveness import HEALTH_S, HOST_S, Liveness
 from triton_distributed.transport.network import Networks

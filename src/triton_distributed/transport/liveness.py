@@ -5,7 +5,7 @@ even accepts new ones. Only an answered PING, or any other byte, shows that its 
 process may go on, and so do its streams then. It only counts as a sign to send calls elsewhere.
 
 A host that is gone, or that cannot be reached, acknowledges nothing. Its sessions end, after a longer time: a network
-that comes back within two thirds of it has cost nothing. `transport.gone` says how the two are told apart.
+that comes back within two thirds of it has cost nothing. `transport.host_loss` says how the two are told apart.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ import logging
 from collections.abc import Callable
 
 from triton_distributed.errors import ConnectionFailed, ProtocolError
-from triton_distributed.transport import memory, tcp, unix
+from triton_distributed.system import unix_sockets
+from triton_distributed.transport import memory, tcp
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.liveness import HEALTH_S, HOST_S, Liveness
 from triton_distributed.transport.network import Networks
@@ -217,7 +218,7 @@ async def join(
     if address.scheme in networks:
         await networks[address.scheme].connect(address, session)
     elif address.scheme == "unix":
-        await unix.connect(loop, address.host, session)
+        await unix_sockets.connect(loop, address.host, session)
     elif address.scheme == "tcp":
         session.early = EARLY_PLAIN if tls is None else EARLY_TLS
         await tcp.connect(loop, address.host, address.port, session if tls is None else tls.dialling(session))

@@ -1,4 +1,4 @@
-"""A session on an event loop: wire.connection joined to an asyncio transport. What comes in is `transport.intake`."""
+"""A session on an event loop: wire.connection joined to an asyncio transport. What comes in is `transport.inbound`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Callable
 from typing import Any
 
 from triton_distributed.errors import RemoteProtocolError
+from triton_distributed.system.inherited import give_up
 from triton_distributed.transport.address import Address
-from triton_distributed.transport.gone import host_gone
-from triton_distributed.transport.inherited import give_up
-from triton_distributed.transport.intake import Intake
+from triton_distributed.transport.fairness import UNLIMITED, Turns
+from triton_distributed.transport.host_loss import host_gone
+from triton_distributed.transport.inbound import Intake
+from triton_distributed.transport.leftovers import read_remainder
 from triton_distributed.transport.liveness import HOST_S, SILENT
-from triton_distributed.transport.remainder import read_remainder
 from triton_distributed.transport.tcp import tcp_socket, tune
 from triton_distributed.transport.tls import TlsFailed
-from triton_distributed.transport.turns import UNLIMITED, Turns
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.authentication import Authentication
 from triton_distributed.wire.hello import Hello

@@ -10,7 +10,7 @@ import socket
 import sys
 from typing import Any
 
-from triton_distributed.transport import gone
+from triton_distributed.transport import host_loss
 
 BACKLOG = 4096  # connections waiting to be accepted; the kernel caps it at net.core.somaxconn
 # Unsent bytes that the kernel holds before the socket stops taking more: above this a token would wait behind an array
@@ -112,9 +112,9 @@ def patience(host_timeout_s: float) -> list[tuple[int, str, int]]:
     Where nothing is under way the kernel asks, and gives up by itself (its own defaults take two hours): the first
     question after a quarter of the timeout, the last two thirds of the timeout or more after the first.
 
-    Where something is under way `transport.gone` asks the kernel. That is Linux's account; elsewhere the kernel gives
-    up by itself. It sends again ever more rarely, on Linux up to every two minutes: before 6.15 a network that comes
-    back is noticed as much later as it was away, from then on as this says.
+    Where something is under way `transport.host_loss` asks the kernel. That is Linux's account; elsewhere the kernel
+    gives up by itself. It sends again ever more rarely, on Linux up to every two minutes: before 6.15 a network that
+    comes back is noticed as much later as it was away, from then on as this says.
 
     Args:
         host_timeout_s: seconds after which a host that is gone is given up.
@@ -126,7 +126,7 @@ def patience(host_timeout_s: float) -> list[tuple[int, str, int]]:
         ("TCP_KEEPINTVL", every_s),
         ("TCP_KEEPCNT", min(127, max(1, math.ceil((host_timeout_s - idle_s) / every_s)))),
     ]
-    if gone.KEPT:
+    if host_loss.KEPT:
         # Above a tenth of the timeout, for the kernel gives up by itself after 15 of them (net.ipv4.tcp_retries2).
         times.append(("TCP_RTO_MAX_MS", round(min(120.0, max(1.0, host_timeout_s / 6)) * 1000)))
     else:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Self
 
 from triton_distributed.config import Config
-from triton_distributed.discovery.loop_thread import LoopThread
 from triton_distributed.errors import ConfigError
 from triton_distributed.external.etcd import PARALLEL
+from triton_distributed.system.loop_thread import LoopThread
 from triton_distributed.testing.chaos.aftermath import left_here, left_in_folder, left_in_process, logged_errors
 from triton_distributed.testing.chaos.control import held
 from triton_distributed.testing.chaos.disk import SmallDisk

@@ -30,7 +30,7 @@ class End(asyncio.Transport):
 
     Attributes:
         complete: all that the other end ever sent has arrived before this end was told of its loss.
-        reads_in_place: see `transport.in_place`.
+        reads_in_place: see `transport.bulk_reader`.
     """
 
     reads_in_place = False

@@ -1,0 +1,201 @@
+"""What one runtime knows of one endpoint: the table of its instances, and which of them can be reached."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Collection
+from dataclasses import replace
+
+from triton_distributed.calling.ejection import Ejector
+from triton_distributed.discovery import Added, Change, Discovery, Removed, Snapshot, Watch
+from triton_distributed.discovery.table import EndpointTable
+from triton_distributed.errors import RuntimeClosed
+from triton_distributed.names import EndpointName, Instance
+from triton_distributed.routing.load import LoadBook
+from triton_distributed.routing.rotation import Rotation
+
+logger = logging.getLogger("triton_distributed.runtime")
+
+SILENCE_S = 1.0  # whoever waits longer wonders whether the worker looks at the same place
+ELSEWHERE_S = 5.0  # between looks whether a worker has started in another folder meanwhile
+
+
+class EndpointView:
+    """The instances of an endpoint, shared by every client of it in this runtime.
+
+    Args:
+        on_removed: called with the addresses of an instance that discovery no longer reports.
+        connected: whether there is a live connection to these addresses.
+        ejection_s: see `TRD_EJECTION_S`.
+
+    Attributes:
+        candidates: those a call may be sent to: in rotation, or all where none is; of these, those that are not busy,
+            or all where all are; of these, those that are not ejected, at least half. Where discovery lists nobody,
+            those that it has listed and that answer on their connections still.
+        table: what discovery reports.
+        rotation: which of them are out, and until when.
+        ejector: which of them are left out as outliers.
+        load: streams that this runtime has open on each.
+    """
+
+    def __init__(
+        self,
+        name: EndpointName,
+        loop: asyncio.AbstractEventLoop,
+        rng: random.Random,
+        on_removed: Callable[[tuple[str, ...]], None] = lambda addresses: None,
+        connected: Callable[[tuple[str, ...]], bool] = lambda addresses: False,
+        ejection_s: float = 0.0,
+    ) -> None:
+        self.name = name
+        self.table = EndpointTable(name)
+        self.rotation = Rotation(rng)
+        self.ejector = Ejector(name, loop, rng, ejection_s, self._refresh)
+        self.load = LoadBook()
+        self.candidates: tuple[Instance, ...] = ()
+        self._loop = loop
+        self._on_removed = on_removed
+        self._connected = connected
+        self._known: tuple[Instance, ...] = ()
+        self._unlisted: tuple[Instance, ...] = ()  # gone from the table with a live connection
+        self._watch: Watch | None = None
+        self._waiting: list[asyncio.Future[None]] = []  # at most one a caller of wait_for_instances
+        self.table.listeners.append(self._changed)
+
+    async def start(self, discovery: Discovery, host: str) -> None:
+        """Watch the endpoint; its present instances are known when this returns.
+
+        Args:
+            host: the name of this host: only instances on it are dialled by their Unix sockets.
+
+        Raises:
+            DiscoveryError: the place cannot be read.
+        """
+        self._watch = await discovery.watch(self.name, lambda change: self.table.apply(_dialable(change, host)))
+
+    def close(self) -> None:
+        """Stop watching; whoever waits for an instance gets RuntimeClosed."""
+        if self._watch is not None:
+            self._watch.close()
+        self.ejector.close()
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_exception(RuntimeClosed("wait_for_instances"))
+
+    def _changed(self) -> None:
+        self.rotation.forget(self.table.by_id.keys())
+        self.ejector.outliers.forget(self.table.by_id.keys())
+        known, self._known = self._known, self.table.instances
+        # Workers that have lost etcd while they and we reach each other are unlisted, not gone: a record says that a
+        # worker is there, its connection knows. One that stops says so itself.
+        gone = tuple(each for each in known if each.id not in self.table.by_id)
+        self._unlisted = () if self._known else gone + self._unlisted
+        self._refresh()
+        for each in known:
+            if each.id not in self.table.by_id:
+                self._on_removed(each.addresses)
+
+    def _refresh(self) -> None:
+        if self.table.instances:
+            available = self.rotation.available(self.table.instances)
+            self.ejector.changed(available)
+            self.candidates = self.ejector.outliers.available(_free(available))
+        else:
+            self.ejector.changed(())
+            self._unlisted = tuple(each for each in self._unlisted if self._connected(each.addresses))
+            self.candidates = self._unlisted
+        if self.candidates:
+            waiting, self._waiting = self._waiting, []
+            for waiter in waiting:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    def mark_down(self, addresses: tuple[str, ...]) -> float | None:
+        """The connection to these addresses was lost or could not be made.
+
+        Returns:
+            when to try again, on the loop's clock; None where no instance has these addresses.
+        """
+        found = None
+        for instance in self.table.instances:
+            if instance.addresses == addresses:
+                self.rotation.mark_down(instance.id, self._loop.time())
+                found = self.rotation.next_probe(instance.id)
+        if found is not None or self._unlisted:
+            self._refresh()
+        return found
+
+    def others(self, ids: Collection[int]) -> bool:
+        """Whether another instance than these is in rotation."""
+        down = self.rotation.down
+        return any(each.id not in ids and each.id not in down for each in self.candidates)
+
+    def disowned(self, instance_id: int) -> None:
+        """The worker says that it has no such instance."""
+        if self._unlisted:
+            self._unlisted = tuple(each for each in self._unlisted if each.id != instance_id)
+            self._refresh()
+
+    def mark_up(self, addresses: tuple[str, ...]) -> None:
+        """The worker at these addresses answers again."""
+        for instance in self.table.instances:
+            if instance.addresses == addresses:
+                self.rotation.mark_up(instance.id)
+        self._refresh()
+
+    async def wait(self, where: str, elsewhere: Callable[[], str] | None = None) -> None:
+        """Wait until there is an instance; say so after a while.
+
+        Args:
+            where: the place of discovery, for the log.
+            elsewhere: gives words on other folders in which the endpoint is served; the log has them once.
+        """
+        words = '"%s": no instance yet; waiting for a worker that serves it to register in %s%s'
+
+        timer = self._loop.call_later(SILENCE_S, lambda: say(False))
+
+        def say(again: bool) -> None:
+            nonlocal timer
+            others = "" if elsewhere is None else elsewhere()
+            if others or not again:
+                logger.warning(words, self.name.path, where, others)
+            if elsewhere is not None and not others:
+                timer = self._loop.call_later(ELSEWHERE_S, say, True)
+
+        try:
+            await self._one()
+        finally:
+            timer.cancel()
+
+    async def _one(self) -> None:
+        while not self.table.instances:
+            waiter: asyncio.Future[None] = self._loop.create_future()
+            self._waiting.append(waiter)
+            try:
+                await waiter
+            finally:
+                if waiter in self._waiting:
+                    self._waiting.remove(waiter)
+
+
+def _free(instances: tuple[Instance, ...]) -> tuple[Instance, ...]:
+    """Those whose loops turn, or all where none does: to wait beats to refuse."""
+    free = tuple(each for each in instances if not each.busy)
+    return free if free and len(free) < len(instances) else instances
+
+
+def _dialable(change: Change, host: str) -> Change:
+    """The change with only those addresses that mean something on this host."""
+    if isinstance(change, Removed):
+        return change
+    if isinstance(change, Added):
+        return Added(_local(change.instance, host))
+    return Snapshot(tuple(_local(each, host) for each in change.instances))
+
+
+def _local(instance: Instance, host: str) -> Instance:
+    if not instance.host or instance.host == host:
+        return instance
+    return replace(instance, addresses=tuple(each for each in instance.addresses if not each.startswith("unix:")))

@@ -1,0 +1,207 @@
+"""What a call returns: something to await, to iterate over, or to leave alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Generator
+from typing import Any
+
+from triton_distributed.calling.call import Call
+
+
+class ResponseStream:
+    """The responses of one call, which has begun when this exists.
+
+    Iterate over it with `async for` or `anext`, or leave it alone: the request runs all the same, and its answer is
+    dropped. `await` returns the stream itself when the request was sent. It does not wait for the worker, which may
+    still refuse the request: the first item, or the error in its place, tells that a handler has begun.
+
+    Leaving an `async for` early, by `break`, an exception or cancellation, cancels the handler. So does `cancel()`, and
+    dropping a stream that was read with `anext` and not to its end. A stream is read once, and one that was left or
+    closed does not end like a whole one: whoever reads on gets `StreamClosed`.
+
+    Raises, from `await` and from iteration:
+        NoInstances, InstanceNotFound, ConnectionFailed: there is no instance to send the request to.
+        DeadlineExceeded: the call's time is over.
+        MessageTooLarge: the request is above a limit.
+        WrongLoop: it is used on another event loop than the one of its call.
+
+    Raises, from iteration only:
+        Overloaded, Draining, Paused: the workers that were tried refused the request; no handler began. (`await` raises
+            this only if the answer of the worker is here by then.)
+        InvalidRequest: the request does not fit the handler.
+        RemoteError: the handler raised; it is also an instance of the type that was raised.
+        StreamIncomplete: the connection was lost after the handler had begun.
+        StreamClosed: it was left or closed before, or an `async for` begins and the stream has raised its error before.
+        RuntimeError: another task waits for the next item of this very stream, or an `async for` has read it to its
+            end before.
+    """
+
+    __slots__ = ("__weakref__", "_call", "_callbacks", "_read")
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._read = False
+        self._callbacks: list[tuple[Callable[[ResponseStream], object], Callable[[object], None]]] | None = None
+
+    def __await__(self) -> Generator[Any, None, ResponseStream]:
+        call = self._call
+        while (pending := call.dispatching) is not None and not pending.done():
+            call.client.check_loop("await")
+            try:
+                yield from asyncio.shield(pending).__await__()
+            except asyncio.CancelledError:
+                call.cancel()
+                raise
+        if (refusal := call.take_refusal()) is not None:
+            self._read = True
+            try:
+                raise refusal
+            finally:
+                del refusal
+        return self
+
+    def __aiter__(self) -> Reading:
+        self._call.check_readable()
+        self._read = True
+        return Reading(self._call)
+
+    async def __anext__(self) -> Any:
+        self._read = True
+        call = self._call
+        while True:
+            for item in call.items:
+                if item is not None:  # None is an item without data; annotated items are never None
+                    return item
+            await call.next_message()
+
+    def __del__(self) -> None:
+        call = self._call
+        if call.over or call.reading:
+            return
+        call.from_finalizer(call.leave if self._read else call.discard)
+
+    def cancel(self) -> bool:
+        """Cancel the handler; False where the call was over already."""
+        over = self._call.over
+        self._call.cancel()
+        return not over
+
+    async def aclose(self) -> None:
+        """Cancel the handler, as leaving the loop does. Whoever reads on gets `StreamClosed`.
+
+        Raises:
+            RuntimeError: another task waits for the next item: `cancel()` ends that one, too.
+            WrongLoop: the stream belongs to another event loop.
+        """
+        self._call.client.check_loop("aclose")
+        if self._call.awaited:
+            raise RuntimeError(
+                "aclose(): another task is reading this stream, as with an async generator: cancel() ends both"
+            )
+        self._call.leave("aclose() was called")
+
+    @property
+    def instance_id(self) -> int | None:
+        """Who was asked; None before the request was sent."""
+        return self._call.instance.id if self._call.instance is not None else None
+
+    @property
+    def request_id(self) -> str:
+        """The request's id, as the handler sees it; empty before the request was sent."""
+        return self._call.request_id
+
+    # what programs expect of a future
+
+    def done(self) -> bool:
+        """Whether awaiting returns at once: the request was sent, or cannot be."""
+        pending = self._call.dispatching
+        return pending is None or pending.done()
+
+    def cancelled(self) -> bool:
+        """Whether the call was cancelled before the request was sent."""
+        return self._call.stream is None and self._call.done
+
+    def result(self) -> ResponseStream:
+        """The stream itself; raises what awaiting would.
+
+        Raises:
+            asyncio.InvalidStateError: the request is still on its way.
+        """
+        if not self.done():
+            raise asyncio.InvalidStateError("the request was not sent yet")
+        if (refusal := self._call.refusal) is not None:
+            raise refusal
+        return self
+
+    def exception(self) -> BaseException | None:
+        """What prevented the request from being sent, or None.
+
+        Raises:
+            asyncio.InvalidStateError: the request is still on its way.
+        """
+        if not self.done():
+            raise asyncio.InvalidStateError("the request was not sent yet")
+        return self._call.refusal
+
+    def add_done_callback(self, callback: Callable[[ResponseStream], object], *, context: Any = None) -> None:
+        """Call `callback` with this stream, in a later turn of the loop, once the request was sent or cannot be."""
+        loop = asyncio.get_running_loop()
+        pending = self._call.dispatching
+        if pending is None or pending.done():
+            loop.call_soon(callback, self, context=context)
+            return
+
+        def done(_: object) -> None:
+            callback(self)
+
+        self._callbacks = [*(self._callbacks or ()), (callback, done)]
+        pending.add_done_callback(done, context=context)
+
+    def remove_done_callback(self, callback: Callable[[ResponseStream], object]) -> int:
+        """Take back what `add_done_callback` was given; returns how often it was there."""
+        pending = self._call.dispatching
+        found = [done for known, done in self._callbacks or () if known == callback]
+        self._callbacks = [each for each in self._callbacks or () if each[0] != callback]
+        return sum(pending.remove_done_callback(each) for each in found) if pending is not None else 0
+
+    def __repr__(self) -> str:
+        call = self._call
+        state = "over" if call.over else "open" if call.stream is not None else "being sent"
+        return f"<ResponseStream {state}, {call.received} items received>"
+
+
+class Reading:
+    """One `async for` over a stream: when the loop is left, this is dropped, and the handler cancelled."""
+
+    __slots__ = ("_call", "_guest")
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._guest = False  # another task was reading already: the call is that one's
+        call.reading = True
+
+    def __aiter__(self) -> Reading:
+        return self
+
+    async def __anext__(self) -> Any:
+        call = self._call
+        while True:
+            for item in call.items:
+                if item is not None:
+                    return item
+            # `call.next_message()`, without a coroutine of its own for each message
+            if not call.take():
+                try:
+                    await call.pending()
+                except asyncio.CancelledError:
+                    call.abandon()
+                    raise
+                except RuntimeError:
+                    self._guest = True
+                    raise
+
+    def __del__(self) -> None:
+        call = self._call
+        if not call.done and not self._guest:
+            call.from_finalizer(call.leave)

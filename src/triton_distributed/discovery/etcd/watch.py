@@ -1,0 +1,215 @@
+"""The instances of one endpoint as etcd has them: a list, then a watch from there on. Lives in etcd's thread.
+
+A watch that breaks goes on behind the last event that was seen, where the store still has what came after it. Else the
+endpoint is listed again and compared with what is known. Whether the store is still the one of before is told by its
+lineage (see `etcd_keys`): revisions alone cannot tell, since an emptied etcd soon counts as far as the old one did.
+
+After a break, what etcd does not have need not be gone: an etcd that was emptied knows nobody, one that was frozen lets
+all leases run out when it wakes, and in both cases the workers are about to register again. So for a grace after each
+break, counted while etcd answers, what is missing or deleted stays known, and only what has not come back by its end is
+dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+
+from triton_distributed.discovery.base import same
+from triton_distributed.discovery.etcd.keys import EtcdKeys
+from triton_distributed.discovery.record import BadRecord
+from triton_distributed.external import etcd_messages as messages
+from triton_distributed.external.etcd import FIRST_WAIT_S, LAST_WAIT_S, READ_S, EtcdClient
+from triton_distributed.external.etcd_endpoint import EtcdRefused
+from triton_distributed.names import EndpointName, Instance
+
+_log = logging.getLogger("triton_distributed.discovery")
+
+PAGE = 512  # records listed at once: some 300 KB, decoded in 2 ms, so that other threads get their turn in between
+_MAX_WARNED = 1024  # keys that were warned about and are remembered
+
+#: What has changed, in order: a key and what lies there now, None for nothing.
+Changes = list[tuple[bytes, Instance | None]]
+
+
+class EndpointWatch:
+    """Follows the instances of one endpoint, or of all.
+
+    Args:
+        client: of the loop on which this is used.
+        keys: where they lie.
+        endpoint: None for every one.
+        grace_s: seconds after a break for which what is not there stays known.
+        publish: called whenever something has changed.
+    """
+
+    def __init__(
+        self,
+        client: EtcdClient,
+        keys: EtcdKeys,
+        endpoint: EndpointName | None,
+        grace_s: float,
+        publish: Callable[[Changes], None],
+    ) -> None:
+        self._client, self._keys, self._publish = client, keys, publish
+        self._name = str(endpoint or "every endpoint")
+        self._first, self._end = keys.range(endpoint)
+        self._grace_s = grace_s
+        self._known: dict[bytes, Instance] = {}  # the live instances
+        self._doubtful: set[bytes] = set()  # known, but not in etcd since the last break
+        self._dropping: asyncio.TimerHandle | None = None  # for as long as a break was a short while ago
+        self._lineage = b""
+        self._next = 0  # the revision from which on nothing has been seen
+        self._live = False
+        self._warned: dict[bytes, None] = {}
+
+    async def take_stock(self) -> None:
+        """Take in all that is there now.
+
+        Raises:
+            EtcdError: it cannot be read.
+        """
+        lineage, revision, listed = await self._read()
+        self._lineage, self._next = lineage, revision + 1
+        changes: Changes = []
+        found = {}
+        for kv in listed:
+            if (instance := self._decode(kv)) is not None:
+                found[kv.key] = instance
+                self._take(kv.key, instance, changes)
+        self._doubtful |= self._known.keys() - found.keys()
+        if changes:
+            self._publish(changes)
+
+    async def run(self) -> None:
+        """Follow the changes since `take_stock`, which comes first, for ever; run this as a task."""
+        wait_s = FIRST_WAIT_S
+        broken = False
+        while True:
+            try:
+                if broken and not await self._can_resume():
+                    await self.take_stock()
+                watch = await self._client.watch(self._first, self._end, self._next)
+                try:
+                    self._live = True
+                    if broken:
+                        self._count_grace()
+                    wait_s = FIRST_WAIT_S
+                    while True:
+                        self._apply(await watch.read())
+                finally:
+                    self._live = False
+                    watch.close()
+            except OSError as error:
+                _log.debug("the watch of %s broke: %s", self._name, error)
+            except Exception as error:  # refused, or worse: what is known stays, and it is tried again
+                _log.warning("etcd at %s: watching %s: %s", self._client.where, self._name, error)
+            broken = True
+            await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
+            wait_s = min(2 * wait_s, LAST_WAIT_S)
+
+    def close(self) -> None:
+        """Forget everything; the tasks that run this are ended by whoever started them."""
+        if self._dropping is not None:
+            self._dropping.cancel()
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    async def _can_resume(self) -> bool:
+        if not self._lineage or not self._next:
+            return False
+        reply = await self._client.range(self._keys.lineage)
+        lineage = reply.kvs[0].value if reply.kvs else b""
+        # a store that was set back to a backup has the lineage, but not yet the revisions
+        return lineage == self._lineage and reply.header.revision >= self._next - 1
+
+    async def _read(self) -> tuple[bytes, int, list[messages.KeyValue]]:
+        """Lineage, revision and all keys, as they were together at that revision."""
+        while True:
+            first = await self._client.txn(
+                [],
+                [messages.get(self._keys.lineage), messages.get(self._first, self._end, limit=PAGE)],
+                attempt_s=READ_S,
+            )
+            marks, page = (each.response_range for each in first.responses)
+            lineage, revision = marks.kvs[0].value if marks.kvs else b"", first.header.revision
+            listed = list(page.kvs)
+            try:
+                while page.more:
+                    after = listed[-1].key + b"\0"
+                    page = await self._client.range(after, self._end, limit=PAGE, revision=revision)
+                    listed += page.kvs
+            except EtcdRefused as error:
+                if not error.compacted:
+                    raise
+                continue  # it took so long that the revision is gone
+            return lineage, revision, listed
+
+    def _decode(self, kv: messages.KeyValue) -> Instance | None:
+        try:
+            return self._keys.read(kv.key, kv.value)
+        except BadRecord as error:
+            if kv.key not in self._warned:
+                if len(self._warned) >= _MAX_WARNED:
+                    self._warned.pop(next(iter(self._warned)))
+                self._warned[kv.key] = None
+                _log.warning("record %s in etcd is skipped: %s", kv.key.decode(errors="replace"), error)
+            return None
+
+    # --- what has changed --------------------------------------------------------------------------------------------
+
+    def _apply(self, reply: messages.WatchReply) -> None:
+        if reply.canceled:
+            if reply.compact_revision:
+                _log.info("etcd has compacted what came after the last change of %s: listing again", self._name)
+                self._next = 0
+            raise ConnectionError(reply.cancel_reason or "it ended the watch")
+        changes: Changes = []
+        for event in reply.events:
+            key = event.kv.key
+            if event.type == "PUT":
+                self._take(key, self._decode(event.kv), changes)
+            elif self._dropping is None:
+                self._take(key, None, changes)
+            elif key in self._known:
+                self._doubtful.add(key)
+        if reply.events:
+            # one revision may hold several changes, and a fragment some of them: those are then seen twice
+            self._next = reply.events[-1].kv.mod_revision + (0 if reply.fragment else 1)
+        if changes:
+            self._publish(changes)
+
+    def _take(self, key: bytes, instance: Instance | None, changes: Changes) -> None:
+        self._doubtful.discard(key)
+        known = self._known.get(key)
+        if instance is None:
+            if self._known.pop(key, None) is None:
+                return
+        elif known is not None and same(known, instance):
+            return
+        else:
+            self._known[key] = instance
+            self._warned.pop(key, None)
+        changes.append((key, instance))
+
+    # --- after a break -----------------------------------------------------------------------------------------------
+
+    def _count_grace(self) -> None:
+        """Count from now on: etcd answers again, so whoever lives can register."""
+        if self._dropping is not None:
+            self._dropping.cancel()
+        if self._doubtful:
+            _log.info("etcd lacks %d instances of %s, which may come back", len(self._doubtful), self._name)
+        self._dropping = asyncio.get_running_loop().call_later(self._grace_s, self._drop_doubtful)
+
+    def _drop_doubtful(self) -> None:
+        if not self._live:  # nobody could register; the next watch counts again
+            return
+        self._dropping = None
+        changes: Changes = []
+        for key in tuple(self._doubtful):
+            self._take(key, None, changes)
+        if changes:
+            self._publish(changes)

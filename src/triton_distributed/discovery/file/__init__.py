@@ -1,0 +1,3 @@
+"""Discovery through a private folder of one machine."""
+
+__all__: list[str] = []

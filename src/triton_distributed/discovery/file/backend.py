@@ -1,0 +1,419 @@
+"""Discovery through one private folder: the default, for any number of processes of one user on one machine.
+
+`DIRECTORY/instances/` holds one small file an instance, named after its endpoint and id. Its owner keeps it open and
+locked; every discovery has one inotify instance on the folder, and looks at a file when the kernel names it. All that
+happens to a file ends in `_look`, which compares it with what is known, so an event that is lost, doubled or late does
+no harm: a patrol looks at everything again every few seconds, more often where there is no inotify.
+
+A dead instance's file is deleted by whoever looks at it: everybody looks at everything once, and from then on at the
+endpoints that it watches or serves.
+
+Not for network file systems: they pass on neither the events nor, all of them, the locks.
+
+Files are opened on the event loop: some 10 µs each on a local file system, which is less than a trip to a thread, and
+long scans let others run in between. Cleaners of temporary folders: own records are touched every hour, so none of
+them grows old, and one that is deleted nevertheless is written again soon. Not at once: whoever removes a folder with
+all that is in it would fail, because it is not empty any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import threading
+from weakref import WeakSet
+
+from triton_distributed.discovery import record
+from triton_distributed.discovery.base import Sink, Watch
+from triton_distributed.discovery.file.known import Census
+from triton_distributed.discovery.file.lockfile import HeldRecord, State
+from triton_distributed.discovery.watchers import Watcher, Watchers
+from triton_distributed.errors import DiscoveryError
+from triton_distributed.names import EndpointName, Instance
+from triton_distributed.system import inotify
+from triton_distributed.system.private_folder import BACKEND, discovery_error, keep_private, private_folder
+
+_log = logging.getLogger("triton_distributed.discovery")
+
+POLL_S = 0.5  # how long a death may go unseen where there is no inotify; 64 files cost half a millisecond a look
+CHECK_S = 5.0  # what heals whatever the kernel did not tell: seldom needed, so seldom done
+
+SETTLE_S = 0.6  # after which whoever removes a folder with all its files has done it, and sockets are there again
+
+_SLICE = 128  # files looked at before others on the loop get their turn: 1 to 2 ms
+_TOUCH_S = 3600.0  # the strictest cleaners in use remove what was not touched for a day
+_MAX_TROUBLES = 64  # texts that were said and are not said again: there are fewer kinds of trouble than this
+
+# Linux announces a file's last close just before it drops the lock (`__fput`): 0.12 ms at most in 60 tries, longer
+# where the dying process is preempted between the two. Looked at again this many seconds later each; then it is left
+# to the patrol.
+_LOOK_AGAIN_S = (0.001, 0.02, 0.2, 0.7)
+
+_FOLDER_GONE = inotify.IN_DELETE_SELF | inotify.IN_IGNORED
+_FOLDER_CHANGED = inotify.IN_DELETE_SELF | inotify.IN_MOVE_SELF | inotify.IN_IGNORED | inotify.IN_Q_OVERFLOW
+
+
+class FileDiscovery:
+    """Registers instances as files in a folder that is private to the user.
+
+    Args:
+        directory: made with mode 0700 if it is not there; refused if it is anybody else's or open to others.
+        poll_s: seconds between two looks at all files where there is no inotify.
+        check_s: seconds between two looks at all files where there is.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], *, poll_s: float = POLL_S, check_s: float = CHECK_S) -> None:
+        self._directory = os.path.abspath(directory)
+        self._folder = os.path.join(self._directory, "instances")
+        self.where = f"file://{self._directory}"
+        self._poll_s, self._check_s = poll_s, check_s
+        self._use_inotify = True
+        self._notifier: inotify.Inotify | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._identity: tuple[int, int] | None = None
+        self._made = False  # the folder was there and private once: what is wrong with it since can be mended
+        self._patrol: asyncio.Task[None] | None = None
+        self._patrol_now = asyncio.Event()
+        self._closed = False
+        self._troubles: set[str] = set()  # what was said and still goes wrong
+        self._troubled = False  # whether anything went wrong since the patrol last set out
+        self._looked_at_all = False
+        self._watchers = Watchers()
+        self._census = Census(self._folder, self._watchers, self._complain)
+        # Around each change of `_held`, because `mark` is called from another thread. Whoever holds it writes one small
+        # file at most, so the loop waits for that long.
+        self._owning = threading.Lock()
+        self._held: dict[str, HeldRecord] = {}
+        self._look_again: dict[str, asyncio.TimerHandle] = {}
+        self._restoring: dict[str, asyncio.TimerHandle] = {}  # own records that are missing; at most all of them
+        _alive.add(self)
+
+    def __repr__(self) -> str:
+        how = "closed" if self._closed else "inotify" if self._notifier else "polling" if self._patrol else "idle"
+        return f"<FileDiscovery {self.where} {how} held={len(self._held)} known={len(self._census)}>"
+
+    # --- the protocol ------------------------------------------------------------------------------------------------
+
+    async def register(self, instance: Instance) -> None:
+        self._start()
+        try:
+            data = record.encode(instance, os.getpid())
+        except record.BadRecord as error:
+            raise DiscoveryError(BACKEND, self.where, f"cannot register {instance.endpoint}: {error}") from error
+        key = record.key(instance.endpoint, instance.id)
+        with self._owning:
+            held = self._write(key, data)
+            replaced, self._held[key] = self._held.get(key), held
+        if replaced is None:
+            self._census.want(instance.endpoint)
+        else:
+            replaced.release()
+        self._look(key)
+
+    async def withdraw(self, instance: Instance) -> None:
+        key = record.key(instance.endpoint, instance.id)
+        with self._owning:
+            held = self._held.pop(key, None)
+        if held is None:
+            return
+        held.withdraw()
+        self._look(key)
+        self._census.unwant(instance.endpoint)
+
+    def mark(self, instance: Instance, busy: bool) -> None:
+        key = record.key(instance.endpoint, instance.id)
+        with self._owning:
+            held = self._held.get(key)
+            if held is None or self._closed:
+                return
+            data = record.marked(held.data, busy, os.getpid())
+            if data == held.data or self._in_place(held) is None:
+                return
+            # As a registration again: the new record is locked before it takes the old one's place, so nobody ever sees
+            # a dead one. The kernel tells the watchers.
+            self._held[key] = self._write(key, data)
+            held.release()
+
+    async def watch(self, endpoint: EndpointName | None, sink: Sink) -> Watch:
+        self._start()
+        # Wanted before the scan: what changes during it is seen by the one or by the other.
+        self._census.want(endpoint)
+        try:
+            await self._scan(endpoint)
+            self._check_open()
+        except BaseException:
+            self._census.unwant(endpoint)
+            raise
+
+        def closed(_: Watcher) -> None:
+            self._census.unwant(endpoint)
+
+        return self._watchers.add(endpoint, sink, self._census.instances, closed)
+
+    async def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._watchers.close()
+            with self._owning:
+                for held in self._held.values():
+                    held.withdraw()
+                self._held.clear()
+            self._census.clear()
+            for handle in (*self._look_again.values(), *self._restoring.values()):
+                handle.cancel()
+            self._look_again.clear()
+            self._restoring.clear()
+            self._stop_listening()
+        patrol, self._patrol = self._patrol, None
+        if patrol is not None:
+            patrol.cancel()
+            await asyncio.wait([patrol])
+
+    # --- start, and what a fork leaves -------------------------------------------------------------------------------
+
+    def after_fork_in_child(self) -> None:
+        """Let go of what is the parent's. Called by itself in a forked child, where the discovery counts as closed.
+
+        The records close themselves. The parent's loop, whose poll set the child shares until it makes its own, is not
+        touched.
+        """
+        self._closed = True
+        self._owning = threading.Lock()  # a thread that the child does not have may have held the parent's
+        self._held.clear()
+        self._patrol = None
+        self._look_again.clear()
+        self._restoring.clear()
+        notifier, self._notifier = self._notifier, None
+        if notifier is not None:
+            notifier.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise DiscoveryError(BACKEND, self.where, "it was closed, or belongs to a process that forked this one")
+
+    def _start(self) -> None:
+        """Make sure of the folder, of being told what happens in it, and of the patrol."""
+        self._check_open()
+        self._loop = asyncio.get_running_loop()
+        identity = self._make_folders()
+        moved, self._identity = identity != self._identity, identity
+        if self._use_inotify and (self._notifier is None or moved):
+            self._listen()
+        if self._patrol is None:
+            self._patrol = self._loop.create_task(self._patrol_forever(), name=f"patrol of {self.where}")
+
+    def _make_folders(self) -> tuple[int, int]:
+        """Make the folder of the records, or check it; returns what tells it from another.
+
+        Raises:
+            DiscoveryError: it cannot be made, or is not private.
+        """
+        private_folder(self._directory, self.where)
+        if self._made:
+            keep_private(self._folder)
+        identity = private_folder(self._folder, self.where)
+        self._made = True
+        return identity
+
+    def _listen(self) -> None:
+        assert self._loop is not None
+        listened = self._notifier is not None
+        try:
+            if self._notifier is None:
+                notifier = inotify.Inotify()
+                self._notifier = notifier
+                self._loop.add_reader(notifier.fd, self._on_events)
+            self._notifier.watch_folder(self._folder)
+            self._patrol_now.set()  # what happened before this moment is not told
+        except OSError as error:
+            self._stop_listening()
+            if listened:
+                self._patrol_now.set()  # it waits for longer than it may now
+            if error.errno == errno.ENOSYS:
+                self._use_inotify = False  # it will not come
+                _log.info("%s: %s, looking every %g s instead", self.where, error.strerror, self._poll_s)
+            else:  # the patrol tries again
+                self._complain(
+                    f"no inotify ({error.strerror}), looking every {self._poll_s:g} s instead: raise "
+                    "fs.inotify.max_user_instances and fs.inotify.max_user_watches"
+                )
+
+    def _stop_listening(self) -> None:
+        notifier, self._notifier = self._notifier, None
+        if notifier is not None:
+            assert self._loop is not None
+            self._loop.remove_reader(notifier.fd)
+            notifier.close()
+
+    # --- what happens in the folder ----------------------------------------------------------------------------------
+
+    def _on_events(self) -> None:
+        assert self._notifier is not None
+        try:
+            names, folder = self._notifier.read()
+        except OSError as error:
+            self._stop_listening()
+            self._complain(f"inotify failed ({error.strerror}), looking every {self._poll_s:g} s instead")
+            self._patrol_now.set()
+            return
+        for key, mask in names.items():
+            state = self._look(key)
+            closed = mask & inotify.IN_CLOSE_WRITE and key not in self._held
+            if state is State.UNKNOWN or (state is State.HELD and closed):
+                self._look_later(key, 0)
+        if folder & _FOLDER_CHANGED:
+            self._patrol_now.set()
+        if folder & _FOLDER_GONE:
+            self._identity = None  # a new folder may be given the number of the old one
+
+    def _look_later(self, key: str, attempt: int) -> None:
+        def again() -> None:
+            self._look_again.pop(key, None)
+            if self._look(key) in (State.HELD, State.UNKNOWN) and attempt + 1 < len(_LOOK_AGAIN_S):
+                self._look_later(key, attempt + 1)
+
+        assert self._loop is not None
+        if (pending := self._look_again.pop(key, None)) is not None:
+            pending.cancel()
+        self._look_again[key] = self._loop.call_later(_LOOK_AGAIN_S[attempt], again)
+
+    def _look(self, key: str) -> State | None:
+        """Compare one file with what is known about it, and tell the watches if that has changed."""
+        if self._closed:
+            return None
+        held = self._held.get(key)
+        state = self._census.look(key, clean_all=not self._looked_at_all)
+        if held is None:
+            return state
+        if state is State.MISSING:
+            self._restore_later(key)
+        elif state in (State.DEAD, State.BAD):  # somebody has written into it, or put another file in its place
+            self._restore(key, held)
+            state = self._census.look(key)
+        return state
+
+    def _restore_later(self, key: str) -> None:
+        def restore() -> None:
+            del self._restoring[key]
+            held = self._held.get(key)
+            if held is not None and self._in_place(held) is False:
+                self._restore(key, held)
+                self._census.look(key)
+
+        if key not in self._restoring:
+            assert self._loop is not None
+            self._restoring[key] = self._loop.call_later(SETTLE_S, restore)
+
+    def _complain(self, text: str) -> None:
+        """Say once what goes on going wrong, until the patrol finds nothing wrong any more."""
+        self._troubled = True
+        if text not in self._troubles:
+            if len(self._troubles) >= _MAX_TROUBLES:
+                self._troubles.clear()
+            self._troubles.add(text)
+            _log.warning("%s: %s", self.where, text)
+
+    # --- own records -------------------------------------------------------------------------------------------------
+
+    def _write(self, key: str, data: bytes) -> HeldRecord:
+        try:
+            return HeldRecord(self._folder, key, data)
+        except OSError as error:
+            # not the temporary name, which says nothing to anybody
+            bare = OSError(error.errno, error.strerror)
+            raise discovery_error(self.where, f"write a record in {self._folder}", bare) from error
+
+    def _in_place(self, held: HeldRecord) -> bool | None:
+        try:
+            return held.in_place()
+        except OSError as error:
+            self._complain(f"an own record could not be looked at: {error.strerror}")
+            return None
+
+    def _restore(self, key: str, held: HeldRecord) -> None:
+        """Write an own record again that somebody deleted or spoilt.
+
+        One that a live owner has replaced is left alone: the last one counts. Where the folder is gone too it is made
+        again; the patrol, which hears of that, listens to the new one.
+        """
+        try:
+            self._make_folders()
+            with self._owning:
+                if self._held.get(key) is not held:
+                    return  # `mark` has just written it
+                self._held[key] = self._write(key, held.data)
+        except DiscoveryError as error:
+            self._complain(f"a record was deleted and cannot be written again yet: {error}")
+            return
+        held.release()
+        _log.info("record %s was deleted and is written again", held.path)
+
+    # --- the patrol --------------------------------------------------------------------------------------------------
+
+    async def _patrol_forever(self) -> None:
+        loop = asyncio.get_running_loop()
+        touched = loop.time()
+        while True:
+            try:
+                async with asyncio.timeout(self._check_s if self._notifier else self._poll_s):
+                    await self._patrol_now.wait()
+            except TimeoutError:
+                pass
+            if not self._folder_is_there():
+                await asyncio.sleep(SETTLE_S)
+            self._patrol_now.clear()
+            self._troubled = False
+            try:
+                self._start()  # the folder may have been deleted or moved, an inotify instance become free
+                await self._scan(None)
+                self._looked_at_all = True
+                if loop.time() - touched > _TOUCH_S:
+                    touched = loop.time()
+                    with self._owning:
+                        for held in self._held.values():
+                            held.touch()
+            except (DiscoveryError, OSError) as error:
+                self._complain(str(error))  # what is known stays, the next round tries again
+            if not self._troubled and not self._restoring:
+                self._troubles.clear()
+
+    def _folder_is_there(self) -> bool:
+        try:
+            found = os.stat(self._folder)
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == self._identity
+
+    async def _scan(self, endpoint: EndpointName | None) -> None:
+        """Look at every file, at every own record and at everything known, there or not.
+
+        Args:
+            endpoint: only at those of this endpoint.
+        """
+        try:
+            names = set(os.listdir(self._folder))
+        except OSError as error:
+            raise discovery_error(self.where, "list", error) from error
+        names.update(self._census.keys, self._held)
+        if endpoint is not None:
+            prefix = record.prefix(endpoint)
+            names = {each for each in names if record.prefix_of(each) == prefix}
+        for count, name in enumerate(names, 1):
+            if count % _SLICE == 0:
+                await asyncio.sleep(0)
+            self._look(name)
+
+
+# The only way to reach a discovery in a process forked behind its back. Weak, and nothing else is kept.
+_alive: WeakSet[FileDiscovery] = WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for each in tuple(_alive):
+        each.after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,324 @@
+"""A handler's exception on its way to the caller.
+
+What travels is text and plain values: the names of the types, the message, the traceback, and what the exception holds.
+The caller gets an exception of a type that it has already, or of the nearest base of it; nothing is imported or
+unpickled because a peer named it, and no `__init__` of a user's class runs with what a peer sent.
+
+The traceback travels once, from where the error was raised. A handler that lets the error of its own call through adds
+a line to it and nothing else.
+"""
+
+from __future__ import annotations
+
+import builtins
+import sys
+from collections.abc import Iterable
+from functools import lru_cache
+from traceback import TracebackException
+from types import ModuleType
+from typing import Any, cast
+
+import msgspec
+
+from triton_distributed.errors import REMOTE, RemoteCause, RemoteError
+from triton_distributed.payload.exception_values import BUILT_IN, clean, cut, fill, held_by, members_of, values_of
+from triton_distributed.payload.tracebacks import no_traceback, trace_of
+
+MAX_TRACEBACK = 64 * 1024  # characters; a page of frames, and every error of a burst holds one
+MAX_MESSAGE = 16 * 1024  # characters; a message is read by people
+MAX_TYPES = 32  # bases that are named; deeper hierarchies are caught by the nearest 32
+MAX_NOTES = 32  # notes, each cut like a message
+MAX_PARTS = 64  # errors of a group, and of the groups in it, together
+MAX_HOPS = 32  # handlers on an error's way that are named: the first, and those next to the caller
+MAX_ERROR = 192 * 1024  # bytes of the whole, so that it fits a frame; beyond it notes go first, then tracebacks
+MAX_CLASSES = 256  # combined classes kept; more than the error types of one program's peers
+
+_ENDS_ITERATION = (StopIteration, StopAsyncIteration)
+"""Raised in the caller's loop as themselves they would end it, and the error would pass for a complete answer."""
+
+_FIELDS = ("type_name", "message", "remote_traceback", "instance_id", "request_id", "remote")
+"""Attributes of `RemoteError` that give way to those of the same name in the type that the handler raised."""
+
+
+class _Error(msgspec.Struct, array_like=True):
+    type_name: str
+    types: tuple[tuple[str, str], ...]
+    message: str
+    traceback: str  # of a group: without those of its parts
+    notes: list[str]
+    args: list[msgspec.Raw] | None
+    state: dict[str, msgspec.Raw]
+    parts: list[_Error] = []  # of an ExceptionGroup
+    hops: list[tuple[int, str]] = []  # the handlers that it came through before this one
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Error).decode
+
+
+def encode_error(error: BaseException, *, full_tracebacks: bool = False) -> bytes:
+    """Turn what a handler raised into bytes, at most `MAX_ERROR`. Never raises, whatever the exception's methods do.
+
+    Args:
+        error: what the handler raised.
+        full_tracebacks: keep the frames of this package in the traceback.
+    """
+    trace: TracebackException | str
+    try:
+        trace = trace_of(error, full=full_tracebacks)
+    except Exception as problem:
+        trace = no_traceback(problem)
+    fields = _described(error, trace, [MAX_PARTS])
+    try:
+        data = _encode(fields)
+        for limit in (MAX_MESSAGE, 1024, 0):
+            if len(data) <= MAX_ERROR:
+                return data
+            _shorten(fields, limit)
+            data = _encode(fields)
+        if len(data) <= MAX_ERROR:
+            return data
+    except Exception:  # names that were replaced by something odd
+        pass
+    message = clean(fields.message, MAX_MESSAGE // 4)
+    return _encode(_Error(fields.type_name, fields.types[:4], message, "", [], None, {}))
+
+
+def let_through(error: BaseException) -> RemoteCause | None:
+    """What is known of an error that a handler's own call raised and the handler let through; None for any other.
+
+    An error that was raised while another was handled is not only let through: the other is told too.
+    """
+    if error.__cause__ is not None or (error.__context__ is not None and not error.__suppress_context__):
+        return None
+    return RemoteError.cause_of(error)
+
+
+def _shorten(fields: _Error, limit: int) -> None:
+    """Leave the notes out, and of tracebacks and messages all but `limit` characters, at all levels of a group."""
+    fields.notes = []
+    fields.traceback = cut(fields.traceback, limit) if limit else ""
+    fields.message = cut(fields.message, limit or 256)
+    if not limit:
+        fields.args, fields.state = None, {}
+    for part in fields.parts:
+        _shorten(part, limit)
+
+
+def _described(error: BaseException, trace: TracebackException | str, left: list[int]) -> _Error:
+    known, through = RemoteError.cause_of(error), let_through(error)
+    arguments, state, unsent = held_by(error)
+    ours = _note(known) if known else ""
+    notes = [note for note in _notes(error) if note != ours]
+    fields = _Error(
+        type_name=clean(type(error).__name__, 255),
+        types=_types(type(error)),
+        message=_text(error),
+        traceback="",
+        notes=[clean(note, MAX_MESSAGE) for note in [*notes, *unsent] if isinstance(note, str)][:MAX_NOTES],
+        args=arguments,
+        state=state,
+    )
+    if isinstance(error, ExceptionGroup):
+        traces = _parts_of(trace)
+        for number, each in enumerate(error.exceptions):
+            left[0] -= 1
+            if left[0] < 0:
+                break
+            fields.parts.append(_described(each, traces[number] if number < len(traces) else "", left))
+    if known is not None:  # the first error stays the error
+        fields.type_name, fields.types = clean(str(known.type_name), 255), known.types
+        fields.message = clean(str(known.message), MAX_MESSAGE)
+    if through is not None:
+        fields.traceback, fields.hops = through.own_traceback, list(through.hops)
+    else:
+        fields.traceback = cut(clean(_formatted(trace, ours)), MAX_TRACEBACK)
+    return fields
+
+
+def _parts_of(trace: TracebackException | str) -> list[TracebackException]:
+    """Take the traces of a group's parts from the group's own: each part travels with its own."""
+    if isinstance(trace, str):
+        return []
+    parts, trace.exceptions = trace.exceptions or [], None
+    return parts
+
+
+def _formatted(trace: TracebackException | str, note: str) -> str:
+    if isinstance(trace, str):
+        return trace
+    try:
+        trace.__notes__ = [note] if note else []  # the others travel beside the traceback
+        return "".join(trace.format())
+    except Exception as problem:
+        return no_traceback(problem)
+
+
+def decode_error(data: bytes | bytearray | memoryview, *, instance_id: int, request_id: str) -> RemoteError:
+    """Turn bytes into the exception to raise. Never raises: bytes that cannot be read become an error that says so.
+
+    Args:
+        data: what `encode_error` returned.
+        instance_id: who answered.
+        request_id: which request it was.
+    """
+    try:
+        fields = _decode(data)
+    except Exception as problem:
+        message = f"the handler raised, and its error cannot be read: {problem}"
+        fields = _Error("Exception", (), message, "", [], None, {})
+    return _raised(fields, (instance_id, request_id))
+
+
+def _raised(fields: _Error, answered: tuple[int, str]) -> RemoteError:
+    arguments = values_of(fields.args or ())
+    parts = [_raised(each, answered) for each in fields.parts]
+    if parts:
+        message = arguments[0] if arguments else fields.message.rpartition(" (")[0]
+        arguments = (str(message), parts)
+    hops = [*fields.hops, answered]
+    remote = RemoteCause(
+        type_name=fields.type_name,
+        message=fields.message,
+        own_traceback=cut(fields.traceback, MAX_TRACEBACK),
+        hops=(*hops[:1], *hops[1:][1 - MAX_HOPS :]),
+        types=fields.types[:MAX_TYPES],
+        parts=tuple(cause for each in parts if (cause := RemoteError.cause_of(each)) is not None),
+    )
+    error = _built(remote.types, arguments)
+    fill(error, fields.state)
+    error.__dict__[REMOTE] = remote
+    notes = fields.notes[:MAX_NOTES]
+    if note := _note(remote):
+        notes.append(note)
+    if notes:
+        error.__dict__["__notes__"] = notes  # as add_note would, but past a user's __setattr__
+    return error
+
+
+def _note(remote: RemoteCause) -> str:
+    """Say where an error was raised, and who let it through."""
+    if not remote.own_traceback and len(remote.hops) < 2:
+        return ""
+    first, *others = remote.hops or [(0, "")]
+    lines = [f"Passed on by {_place(hop)}.\n" for hop in others]
+    return f"\nIn {_place(first)}:\n{remote.own_traceback}" + "".join(lines)
+
+
+def _place(hop: tuple[int, str]) -> str:
+    return f"instance {hop[0]}, request {hop[1]}" if hop[1] else f"instance {hop[0]}"
+
+
+def _types(kind: type[BaseException]) -> tuple[tuple[str, str], ...]:
+    if not issubclass(kind, Exception):
+        return ()
+    named = (each for each in kind.__mro__ if issubclass(each, Exception) and each is not Exception)
+    return tuple((clean(str(each.__module__), 255), clean(each.__qualname__, 255)) for each in named)[:MAX_TYPES]
+
+
+def _text(error: BaseException) -> str:
+    try:
+        # The text of one that a handler made itself would repeat the name of its type.
+        ours = isinstance(error, RemoteError) and type(error).__str__ is RemoteError.__str__
+        return clean(Exception.__str__(error) if ours else str(error), MAX_MESSAGE)
+    except Exception as problem:
+        return f"(its text cannot be had: {type(problem).__name__})"
+
+
+def _notes(error: BaseException) -> list[Any]:
+    try:
+        notes = getattr(error, "__notes__", ())
+    except Exception:
+        notes = ()
+    return notes if isinstance(notes, list) else []
+
+
+# ---- the receiving side -----------------------------------------------------------------------------------------
+
+
+def _built(types: Iterable[tuple[str, str]], arguments: tuple[Any, ...]) -> RemoteError:
+    for module, name in types:
+        known = _known(module, name)
+        if known is not None and (error := _instance(known, arguments)) is not None:
+            return error
+    return RemoteError(*arguments)
+
+
+def _known(module_name: str, qualname: str) -> type[Exception] | None:
+    """Find an exception class that this process has already. Runs no module's or class's `__getattr__`."""
+    module = builtins if module_name == "builtins" else sys.modules.get(module_name)
+    if not isinstance(module, ModuleType):
+        return None
+    found: Any = module
+    for part in qualname.split("."):
+        if found is not module and not isinstance(found, type):
+            return None
+        found = (ModuleType if found is module else type).__getattribute__(found, "__dict__").get(part)
+    if not isinstance(found, type) or not issubclass(found, Exception) or issubclass(found, _ENDS_ITERATION):
+        return None
+    # One that is a CancelledError too, or a SystemExit, would pass for that in the caller.
+    bases = [each for each in found.__mro__ if issubclass(each, BaseException) and each is not BaseException]
+    return found if all(issubclass(each, (Exception, BaseExceptionGroup)) for each in bases) else None
+
+
+def _instance(known: Any, arguments: tuple[Any, ...]) -> RemoteError | None:
+    combined: type[RemoteError] | None = _combined(known)
+    if combined is None:
+        return None
+    # The built-in base makes the object: it fills errno, filename and the like, and no code of a user's class runs.
+    base: Any = next(each for each in known.__mro__ if each in BUILT_IN)
+    try:
+        try:
+            error = base.__new__(combined, *arguments)
+        except TypeError:  # MemoryError makes only its own kind, of the layout that every exception has
+            error = BaseException.__new__(combined, *arguments)
+        base.__init__(error, *arguments)
+    except Exception:
+        return None
+    return error if isinstance(error, RemoteError) else None
+
+
+@lru_cache(maxsize=MAX_CLASSES)
+def _combined(known: Any) -> type[RemoteError] | None:
+    """Return a class that is both `RemoteError` and `known`, or None where the two cannot be combined."""
+    if issubclass(RemoteError, known):
+        return RemoteError
+    if issubclass(known, RemoteError):
+        return cast("type[RemoteError]", known)
+    namespace = {
+        "__module__": RemoteError.__module__,
+        "__doc__": f"What a handler raised as {known.__qualname__}.",
+        "__reduce__": _reduce,
+    }
+    for name in _FIELDS:
+        own = [vars(each)[name] for each in known.__mro__ if name in vars(each)]
+        if own:
+            namespace[name] = own[0]
+    try:
+        return cast("type[RemoteError]", type("RemoteError", (RemoteError, known), namespace))
+    except Exception:  # layouts or metaclasses that do not fit, or a class that refuses to have subclasses
+        return None
+
+
+def _reduce(error: RemoteError) -> Any:
+    remote = RemoteError.cause_of(error) or RemoteCause()
+    members = {}
+    for name, member in members_of(error).items():
+        try:
+            members[name] = member.__get__(error)
+        except AttributeError:  # a slot that was never filled
+            continue
+    arguments: Any = OSError.__reduce__(error)[1] if isinstance(error, OSError) else error.args
+    return _restored, (remote.types, arguments, members, dict(error.__dict__))
+
+
+def _restored(
+    types: tuple[tuple[str, str], ...],
+    arguments: tuple[Any, ...],
+    members: dict[str, Any],
+    attributes: dict[str, Any],
+) -> RemoteError:
+    error = _built(types, arguments)
+    fill(error, members)
+    error.__dict__.update(attributes)
+    return error

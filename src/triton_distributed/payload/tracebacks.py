@@ -1,0 +1,41 @@
+"""Tracebacks of handlers' errors, without the frames of this package: those say nothing of the user's program."""
+
+from __future__ import annotations
+
+import re
+from traceback import StackSummary, TracebackException
+
+PACKAGE = re.sub(r"payload[/\\]\w+\.pyc?\Z", "", __file__)
+"""What the file names of this package's own frames begin with."""
+
+
+def trace_of(error: BaseException, *, full: bool = False) -> TracebackException:
+    """Return an error's traceback and those of its causes, contexts and parts, ready to be formatted.
+
+    Args:
+        error: the error.
+        full: keep the frames of this package. Without it, an error that has no other frames is left with its last
+            line.
+    """
+    trace = TracebackException(type(error), error, error.__traceback__, compact=True)
+    if not full:
+        waiting: list[TracebackException | None] = [trace]
+        while waiting:
+            if (each := waiting.pop()) is not None:
+                frames = [frame for frame in each.stack or () if not frame.filename.startswith(PACKAGE)]
+                each.stack = StackSummary.from_list(frames) if frames else None  # type: ignore[assignment]
+                waiting += (each.__cause__, each.__context__, *(each.exceptions or ()))
+    return trace
+
+
+def traceback_text(error: BaseException, *, full: bool = False) -> str:
+    """Return an error's traceback as text. Never raises, whatever the error's own methods do."""
+    try:
+        return "".join(trace_of(error, full=full).format())
+    except Exception as problem:
+        return no_traceback(problem)
+
+
+def no_traceback(problem: Exception) -> str:
+    """Return what stands for a traceback that cannot be had."""
+    return f"(its traceback cannot be had: {type(problem).__name__})\n"

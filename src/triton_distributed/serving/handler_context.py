@@ -1,0 +1,89 @@
+"""The context of a request that is being served."""
+
+from __future__ import annotations
+
+import asyncio
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+
+from triton_distributed.context import (
+    CLEANUP_S,
+    HIGHEST_PRIORITY,
+    ID,
+    LOWEST_PRIORITY,
+    PRIORITY,
+    RESUME,
+    Cancellable,
+    Context,
+)
+from triton_distributed.payload.codec import encode
+from triton_distributed.transport.stream import Stream
+from triton_distributed.wire.assembly import Body
+from triton_distributed.wire.frames import SMALL
+
+_metadata = msgspec.msgpack.Decoder(dict[str, Any]).decode
+
+
+class ServedContext(Context):
+    """A context whose id, unless the caller chose one, is composed from its session and stream when asked for."""
+
+    _cut = False
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    def now(self) -> float:
+        return self._stream.connection.loop.time()
+
+    def attach_token(self, token: bytes) -> None:
+        self._stream.checkpoint(token)
+
+    def checkpoint(self, token: Any) -> None:
+        data = encode(token, "token")
+        if not isinstance(data, bytes) or len(data) > SMALL:
+            raise ValueError(f"a resume token has at most {SMALL:,} bytes and holds no arrays")
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:  # a plain generator in a thread, ahead of what was sent: the token goes the items' way
+            self._pending_token = data
+        else:
+            self._stream.checkpoint(data)
+
+    def cut(self) -> None:
+        """The handler is cancelled, and so are the calls that it has under way; those it makes later are clean-up."""
+        self._cut = True
+        self.calls_deadline = self.now() + CLEANUP_S
+        self.kill()
+
+    def attach(self, call: Cancellable) -> None:
+        if not self._cut:
+            super().attach(call)
+        elif self._calls is not None:
+            self._calls[call] = None
+        else:
+            self._calls = {call: None}
+
+    def id(self) -> str:
+        if self._id is None:
+            peer = self._stream.connection.peer
+            self._id = f"{peer.nonce if peer else 0:x}-{self._stream.id:x}"
+        return self._id
+
+
+def served_context(stream: Stream, metadata: Body) -> ServedContext:
+    """The context of a request that came with metadata."""
+    try:
+        values = _metadata(metadata)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ServedContext(stream)  # metadata is advice; the request itself is judged by its own bytes
+    name, priority = values.pop(ID, None), values.pop(PRIORITY, 0)
+    context = ServedContext(stream)
+    context.resume_token = values.pop(RESUME, None)
+    context.metadata = MappingProxyType(values)
+    if isinstance(name, str):
+        context._id = name
+    if isinstance(priority, int):
+        context.priority = max(LOWEST_PRIORITY, min(priority, HIGHEST_PRIORITY))
+    return context

@@ -1,0 +1,164 @@
+"""A user's function, whatever its kind, as one thing: a request in, an async iterator of items out."""
+
+from __future__ import annotations
+
+import collections.abc
+import contextvars
+import functools
+import inspect
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from triton_distributed.context import Context
+from triton_distributed.errors import InvalidRequest
+from triton_distributed.serving.plain import VALUES, PlainHandler, Within, changed
+from triton_distributed.serving.signatures import read_signature
+from triton_distributed.serving.threads import HandlerThreads
+
+
+class Misfit(InvalidRequest):
+    """The request does not fit, as the handler's own decorator has found: its caller's fault, not the handler's."""
+
+
+class Handler:
+    """What is behind an endpoint.
+
+    Args:
+        function: an async generator function, a coroutine function, a generator function or a plain function, also as
+            a bound method, a partial or an object with `__call__`; its parameters are the request and, optionally, the
+            context.
+        threads: where plain functions run.
+
+    Attributes:
+        function, threads: as given.
+        name: for logs.
+        on_loop: it is an async function, of either kind.
+        takes_stream: its request parameter is annotated as an async iterator: the caller streams requests to it.
+        decode: bytes → request, checked against the annotation.
+        check: item → None, raises where it does not fit the annotation; None where there is nothing to check.
+
+    Raises:
+        TypeError: it is not callable, does not take one or two positional arguments, or one of its annotations cannot
+            be checked.
+    """
+
+    def __init__(self, function: Callable[..., Any], threads: HandlerThreads) -> None:
+        if not callable(function):
+            raise TypeError(f"a handler is a function, not {type(function).__name__}: {function!r}")
+        self.name = getattr(function, "__qualname__", None) or repr(function)
+        self.function = function
+        self.threads = threads
+        plain = _plain(function)
+        self.on_loop = inspect.isasyncgenfunction(plain) or inspect.iscoroutinefunction(plain)
+        self._is_asyncgen = inspect.isasyncgenfunction(plain)
+        signature = read_signature(function, plain, self.name)
+        self._takes_context = signature.takes_context
+        self.takes_stream, self.decode, self.check = signature.takes_stream, signature.decode, signature.check
+        if keyword := signature.context_name:
+            self._takes_context = True
+            self.function = lambda request, context: function(request, **{keyword: context})
+
+    def open(self, request: Any, context: Context) -> AsyncIterator[Any]:
+        """Begin to serve a request; nothing of the handler runs before the first item is asked for."""
+        arguments = (request, context) if self._takes_context else (request,)
+        if self._is_asyncgen:
+            return self.function(*arguments)  # type: ignore[no-any-return]
+        return _Results(self, arguments, context)
+
+
+class _Results:
+    """The items of a coroutine, a plain function, or a function that returns an iterator of some kind.
+
+    Items of a plain function or iterator come as `plain.Ready`, encoded in their thread; all others as they are.
+    """
+
+    __slots__ = ("_arguments", "_context", "_handler", "_inner", "_variables")
+
+    def __init__(self, handler: Handler, arguments: tuple[Any, ...], context: Context) -> None:
+        self._handler = handler
+        self._arguments: tuple[Any, ...] | None = arguments  # None once it was called
+        self._context = context
+        self._inner: Any = None
+        self._variables: contextvars.Context | None = None  # those in which `_inner` runs; None for the task's own
+
+    def __aiter__(self) -> _Results:
+        return self
+
+    async def __anext__(self) -> Any:
+        inner = self._inner
+        if inner is None:
+            return await self._first()
+        if self._variables is None:
+            return await inner.__anext__()
+        return await Within(self._variables, inner.__anext__())
+
+    async def _first(self) -> Any:
+        arguments, self._arguments = self._arguments, None
+        if arguments is None:
+            raise StopAsyncIteration
+        handler = self._handler
+        try:
+            if handler.on_loop:
+                result = await handler.function(*arguments)
+            else:
+                result = await self._call(arguments)
+        except StopAsyncIteration as error:  # let through, it would look like a clean end
+            raise RuntimeError("the handler raised StopAsyncIteration") from error
+        if self._inner is None:
+            if result.__class__ in VALUES:
+                return result
+            if isinstance(result, collections.abc.AsyncIterable):
+                self._inner = aiter(result)
+            elif isinstance(result, collections.abc.Iterator):
+                # `iter` is called in the thread: the iterator runs there from its first step on.
+                self._inner = self._in_thread(iter, (result,), self._variables or contextvars.copy_context())
+                self._variables = None
+            else:
+                return result
+        return await self.__anext__()
+
+    async def _call(self, arguments: tuple[Any, ...]) -> Any:
+        """Call a plain function. Its items are in `_inner`, or else it returned this."""
+        variables = contextvars.copy_context()
+        plain = self._inner = self._in_thread(self._handler.function, arguments, variables)
+        if await plain.begin():
+            return None
+        self._inner = None
+        if (token := self._context.take_token()) is not None:
+            self._context.attach_token(token)
+        if changed(variables):  # what the function has set holds for what it returned as well
+            self._variables = variables
+        result = plain.returned
+        if inspect.isawaitable(result):
+            result = await (result if self._variables is None else Within(self._variables, result))
+        return result
+
+    def _in_thread(
+        self, function: Callable[..., Any], arguments: tuple[Any, ...], variables: contextvars.Context
+    ) -> PlainHandler:
+        handler = self._handler
+        return PlainHandler(handler.threads, handler.name, function, arguments, self._context, variables, handler.check)
+
+    @property
+    def inner(self) -> Any:
+        """The iterator that the function has returned, or None."""
+        return self._inner
+
+    async def athrow(self, error: BaseException) -> Any:
+        """Raise `error` where the iterator that the function has returned is parked."""
+        if self._inner is None or not hasattr(self._inner, "athrow"):
+            raise error
+        return await self._inner.athrow(error)
+
+    async def aclose(self) -> None:
+        if self._inner is not None and hasattr(self._inner, "aclose"):
+            closing = self._inner.aclose()
+            await (closing if self._variables is None else Within(self._variables, closing))
+
+
+def _plain(function: Any) -> Any:
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not (inspect.isfunction(function) or inspect.ismethod(function) or inspect.isbuiltin(function)):
+        return getattr(function, "__call__", function)  # noqa: B004
+    return function

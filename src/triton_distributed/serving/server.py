@@ -1,0 +1,194 @@
+"""The worker's half of a runtime: where it listens, what it serves, and how it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from triton_distributed.config import Config
+from triton_distributed.errors import NotServed
+from triton_distributed.names import EndpointName
+from triton_distributed.serving.addresses import begin_to_listen
+from triton_distributed.serving.admission import Places
+from triton_distributed.serving.endpoint import ServedEndpoint
+from triton_distributed.serving.standstill import Standstill
+from triton_distributed.transport.listener import Listener
+from triton_distributed.transport.network import Networks
+from triton_distributed.transport.session import Session
+from triton_distributed.transport.tls import SessionTls
+from triton_distributed.wire import frames as f
+from triton_distributed.wire.assembly import Body, Memory
+
+logger = logging.getLogger("triton_distributed.runtime")
+
+AcceptedFactory = Callable[[Callable[..., None], Callable[[Session, str], None]], Session]
+
+
+class Server:
+    """Takes requests for the endpoints of one runtime.
+
+    Args:
+        loop: the running loop.
+        config: settings.
+        instance_id: of the runtime; None to take requests for any id, where ids are made from addresses.
+        factory: makes an accepted session from what to call for a request and when the session is lost.
+        tls: of TCP sessions, or None.
+        networks: what serves the schemes that are not sockets or memory.
+        looked: see `Listener`.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        config: Config,
+        instance_id: int | None,
+        factory: AcceptedFactory,
+        tls: SessionTls | None,
+        networks: Networks,
+        looked: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._config = config
+        self._instance_id = instance_id
+        self._by_key: dict[int, ServedEndpoint] = {}
+        self._listener = Listener(
+            loop,
+            lambda on_lost: factory(self._request, on_lost),
+            config.max_sessions,
+            tls,
+            networks,
+            config.health_timeout_s,
+            config.host_timeout_s,
+            config.max_greeting,
+            looked=looked,
+        )
+        self.places = Places(config.max_requests)
+        self.standstill = Standstill(loop, self._by_key.values)
+        self._listening: asyncio.Task[tuple[str, ...]] | None = None
+        self.draining = False
+
+    @property
+    def endpoints(self) -> list[ServedEndpoint]:
+        """What is served now."""
+        return list(self._by_key.values())
+
+    async def listen(self, name: EndpointName, instance_id: int, where: str) -> tuple[str, ...]:
+        """The addresses to publish; the runtime begins to listen with its first endpoint.
+
+        Args:
+            name: of the endpoint that it serves first.
+            where: the place of discovery, for error texts.
+
+        Raises:
+            ConfigError, DiscoveryError, OSError: an address cannot be had, see `begin_to_listen`.
+        """
+        if self._listening is None and self._config.gc_freeze:
+            gc.collect()
+            gc.freeze()
+        if self._listening is None or (self._listening.done() and self._listening.exception() is not None):
+            self._listening = self._loop.create_task(
+                begin_to_listen(self._loop, self._listener, self._config, name, instance_id, where)
+            )
+        return await asyncio.shield(self._listening)
+
+    def reached(self, addresses: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of the addresses to publish under which this worker can be reached now."""
+        return self._listener.reached(addresses)
+
+    def add(self, endpoint: ServedEndpoint) -> None:
+        """Take requests for `endpoint`."""
+        self._by_key[endpoint.name.key] = endpoint
+
+    def find(self, name: EndpointName, operation: str) -> ServedEndpoint:
+        """The endpoint of this name.
+
+        Raises:
+            NotServed: it is not served here, or not registered yet.
+        """
+        endpoint = self._by_key.get(name.key)
+        if endpoint is None or not endpoint.registered:
+            raise NotServed(name.path, operation)
+        return endpoint
+
+    def remove(self, endpoint: ServedEndpoint) -> None:
+        """Take no more requests for `endpoint`."""
+        self._by_key.pop(endpoint.name.key, None)
+
+    def _request(
+        self,
+        stream: Any,
+        instance_id: int,
+        key: int,
+        timeout_s: float,
+        metadata: Body,
+        body: Body,
+        buffers: list[Memory] | None,
+    ) -> None:
+        endpoint = self._by_key.get(key)
+        if endpoint is None or (instance_id != self._instance_id and self._instance_id is not None):
+            words = f"this worker is instance {self._instance_id}"
+            if instance_id == self._instance_id or self._instance_id is None:
+                words += " and does not serve that endpoint, or no longer"
+            else:
+                words += f", not {instance_id}, and does not serve that endpoint under that id"
+            stream.abort(f.REJECT, f.RejectCode.UNKNOWN, words.encode())
+        else:
+            endpoint.admit(stream, timeout_s, metadata, body, buffers)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Let no request in any more, send clients away, and let running handlers finish.
+
+        Those that run on after `timeout_s` are cancelled. Those that run on then are named in the log, see `stuck`.
+        """
+        self.draining = True
+        for endpoint in self.endpoints:
+            endpoint.drain()
+        for session in self._listener.sessions:
+            session.go_away(f.GoawayCode.DRAINING, "the worker is shutting down")
+        self._listener.close_listening()
+        await self._cut([each for each in self.endpoints if not each.graceful])
+        try:
+            async with asyncio.timeout(timeout_s):
+                for endpoint in self.endpoints:
+                    await endpoint.idle()
+                await self._part()  # an answer that is made but not read is not finished
+        except TimeoutError:
+            if cut := await self._cut(self.endpoints):
+                words = ", ".join(cut[:20])
+                logger.warning("drain: %d request(s) were cancelled after %g s: %s", len(cut), timeout_s, words)
+            else:
+                logger.warning("drain: after %g s there were clients that had not read their answers", timeout_s)
+        for words in self.stuck()[:20]:
+            logger.warning("drain: %s, although it was cancelled", words)
+
+    def stuck(self) -> list[str]:
+        """The requests that were cancelled and whose handlers run on, each with the line where its handler stands."""
+        return [words for endpoint in self.endpoints for words in endpoint.lingering.describe()]
+
+    @staticmethod
+    async def _cut(endpoints: list[ServedEndpoint]) -> list[str]:
+        """Cancel what these endpoints run, all at once; returns the ids of the requests."""
+        return [each for cut in await asyncio.gather(*[endpoint.cut() for endpoint in endpoints]) for each in cut]
+
+    async def _part(self) -> None:
+        parting = [self._loop.create_task(each.parted()) for each in self._listener.sessions]
+        try:
+            if parting:
+                await asyncio.wait(parting)
+        finally:
+            for task in parting:
+                task.cancel()
+
+    def release_in_child(self) -> None:
+        """This process is a fork: give up its copies of the sockets."""
+        self._listener.release_in_child()
+
+    def close(self) -> None:
+        """Close the sessions; what still runs is cancelled."""
+        for endpoint in self.endpoints:
+            endpoint.lingering.close()
+        self.standstill.close()
+        self._listener.close()

@@ -1,0 +1,3 @@
+"""What the operating system gives: sockets, private folders, signals, forks, names of this host."""
+
+__all__: list[str] = []

@@ -1,0 +1,195 @@
+"""SIGTERM and SIGINT drain while an endpoint is served; a second one, or the end of the drain's time, ends the process.
+
+The handlers are Python's own (`signal.signal`), not those of the event loop: they run in the main thread between two
+bytecodes, so a second signal also ends a process whose loop is stuck in a handler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import functools
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from triton_distributed.system import first_process
+from triton_distributed.system.current_line import innermost_line
+
+logger = logging.getLogger("triton_distributed.runtime")
+
+ECHO_S = 0.02
+"""Seconds in which a repeated signal is the same one: `timeout` and process groups deliver it twice."""
+
+REPEAT_S = 1.0
+"""Seconds in which a repeat is ignored if nothing is left to cut: the program is ending by itself."""
+
+GRACE_S = 3.0
+"""Seconds after the drain's time that a process which was signalled has, if handlers do not end or the loop is stuck.
+
+Handlers have 2 of them for their clean-up (`served.CUT_S`). With the default drain of 30 s a process is gone after
+33 s, before an orchestrator that waits 45 s kills it without a word."""
+
+MOST_NAMED = 20
+"""Requests that are named when a process ends: a bound for the text, not for the requests."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class DrainSignals:
+    """One runtime's part in the two signals, which all runtimes of a loop share.
+
+    Args:
+        loop: the running loop.
+        drain: begins the drain; called once.
+        drain_s: seconds that the drain may take.
+        running: the ids of the requests whose handlers run, asked when a second signal cuts them.
+        stuck: the requests whose handlers run on after their cancellation, each with the line where it stands.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        drain: Callable[[], None],
+        drain_s: float,
+        running: Callable[[], list[str]],
+        stuck: Callable[[], list[str]],
+    ) -> None:
+        self._loop = loop
+        self.drain = drain
+        self.drain_s = drain_s
+        self.running = running
+        self.stuck = stuck
+
+    def install(self) -> None:
+        """Take over those signals that still have their default handlers, if this is the main thread."""
+        if threading.current_thread() is threading.main_thread():
+            _taken.setdefault(self._loop, _Taken(self._loop)).add(self)
+
+    def remove(self) -> None:
+        """Have no more part: the runtime is closed. The last of a loop gives the signals back."""
+        taken = _taken.get(self._loop)
+        if taken is not None:
+            taken.leave(self)
+
+    def forked(self) -> None:
+        """This process is a fork: a signal to it is its own, and must not be passed to the parent's loop."""
+        taken = _taken.pop(self._loop, None)
+        if taken is not None:
+            taken.forked()
+
+
+class _Taken:
+    """The signals that one loop has taken, and the runtimes that drain by them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = weakref.ref(loop)
+        self._members: list[DrainSignals] = []
+        self._stuck: list[DrainSignals] = []  # those that are closed, and have handlers that did not end
+        self._before: dict[signal.Signals, Any] = {}  # the signals that are taken, and the handler each had
+        self._first: float | None = None  # when the drain was asked for
+        self._over = threading.Event()  # every runtime is closed, and nothing of it runs
+
+    def add(self, member: DrainSignals) -> None:
+        if member in self._members:
+            return
+        self._members.append(member)
+        for each in SIGNALS:
+            before = signal.getsignal(each)
+            if each not in self._before and _is_default(before):
+                with contextlib.suppress(ValueError):  # an interpreter of its own within this process has no signals
+                    signal.signal(each, self._received)
+                    self._before[each] = before
+
+    def leave(self, member: DrainSignals) -> None:
+        """Where a signal began the drain, repeats of it still end nothing while the program ends."""
+        if member in self._members:
+            self._members.remove(member)
+            if self._first is not None and member.stuck():
+                self._stuck.append(member)
+        if self._members:
+            return
+        if not self._stuck:
+            self._over.set()
+        taken, self._before = self._before, {}
+        for each, before in taken.items():
+            if signal.getsignal(each) != self._received:
+                continue  # the program has put a handler of its own in place
+            if self._first is None:
+                signal.signal(each, before)
+                continue
+            signal.signal(each, self._late)
+            # The interpreter puts the default back when it ends, and a repeat in those milliseconds would kill it.
+            atexit.register(signal.signal, each, signal.SIG_IGN)
+
+    def forked(self) -> None:
+        for each in self._before:
+            signal.signal(each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL)
+
+    def _running(self) -> list[str]:
+        return [each for member in self._members for each in member.running()]
+
+    def _received(self, number: int, frame: object) -> None:
+        """The handler: in the main thread, at any point of what it does."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+            loop = self._loop()
+            if loop is not None and not loop.is_closed():
+                loop.call_soon_threadsafe(self._drain, signal.Signals(number))
+                name = f"trd-{signal.Signals(number).name}"
+                threading.Thread(target=self._end_in_time, args=(number,), name=name, daemon=True).start()
+            return
+        running = self._running()
+        if now - self._first < ECHO_S or (now - self._first < REPEAT_S and not running):
+            return
+        names = ", ".join(running[:MOST_NAMED]) + (", …" if len(running) > MOST_NAMED else "")
+        _end(number, f"again: ending now, {len(running)} request(s) cut: {names or 'none'}")
+
+    def _drain(self, number: signal.Signals) -> None:
+        """On the loop: let every runtime drain."""
+        count = len(self._running())
+        logger.info("%s: draining, %d request(s) running; a second signal ends this now", number.name, count)
+        for member in list(self._members):
+            member.drain()
+
+    def _end_in_time(self, number: int) -> None:
+        """In a thread of its own: end the process where the drain does not, for want of a handler that ends."""
+        limit_s = max(member.drain_s for member in self._members) + GRACE_S
+        if self._over.wait(limit_s):
+            return
+        still = [words for member in (*self._stuck, *self._members) for words in member.stuck()]
+        if self._members:
+            still.append(f"the main thread stands at {innermost_line(threading.main_thread())}")
+        words = "; ".join(still[:MOST_NAMED]) + ("; …" if len(still) > MOST_NAMED else "")
+        _end(number, f"{limit_s:g} s ago: ending now, although not everything has ended: {words}")
+
+    def _late(self, number: int, frame: object) -> None:
+        if self._first is None or time.monotonic() - self._first >= REPEAT_S:
+            _end(number)
+
+
+_taken: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Taken] = weakref.WeakKeyDictionary()
+
+
+def _end(number: int, words: str = "") -> None:
+    with contextlib.suppress(Exception):  # a stream that is closed, or in use at this very moment
+        if words:
+            print(f"{signal.Signals(number).name} {words}", file=sys.stderr)
+        sys.stderr.flush()
+        sys.stdout.flush()
+    os._exit(128 + number)
+
+
+def _is_default(handler: object) -> bool:
+    if handler in (signal.SIG_DFL, signal.default_int_handler, first_process.end):
+        return True
+    # asyncio.run puts its own handler on SIGINT, which only cancels the main task.
+    return isinstance(handler, functools.partial) and getattr(handler.func, "__module__", "") == "asyncio.runners"
