@@ -121,7 +121,8 @@ class Ejector:
     def timed_stream(self, session: Session, end: bool, instance_id: int) -> Stream:
         """Open a stream whose first message is timed; see `Connection.open_stream`."""
         self.samples -= 1
-        stream: TimedStream = session.open_stream(end, TimedStream)
+        stream = session.open_stream(end, TimedStream)
+        assert isinstance(stream, TimedStream)
         key = self._next = self._next + 1
         self._waiting[key] = (instance_id, self._loop.time())
         stream.watcher = lambda answered: self._told(key, answered)
