@@ -78,6 +78,17 @@ def test_output_is_asked_for_once_a_turn():
     assert server.scheduled == before + 1
 
 
+def test_a_request_arrives_as_it_was_sent():
+    client, server = joined()
+    mine = client.request(7, 2**63, 1.5, b"metadata", b"body")
+    assert client.scheduled == 2  # the hello was the first time
+    server.take(client.take_output())
+    stream, *request = server.requests[-1]
+    assert request == [7, 2**63, 1.5, b"metadata", b"body", None]
+    assert (stream.id, stream.credit) == (mine.id, mine.window)
+    assert (mine.state, stream.state) == (State.SENT, State.RECEIVED)
+
+
 def test_accepts_leave_in_one_frame():
     client, server = joined()
     mine = [opened(client, server)[0] for _ in range(3)]
