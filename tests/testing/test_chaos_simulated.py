@@ -22,7 +22,7 @@ from triton_distributed.testing.chaos import FaultKind
 from triton_distributed.testing.chaos.hosts import Host, HostsLoop
 from triton_distributed.testing.chaos.many import together
 from triton_distributed.testing.chaos.simulated import Settings, settings_of, simulate
-from triton_distributed.transport import session as sessions
+from triton_distributed.transport import inbound
 from triton_distributed.transport.session import Session
 from triton_distributed.transport.stream import Stream
 from triton_distributed.wire.stream import StreamCore
@@ -116,7 +116,7 @@ def begun_twice(patch: pytest.MonkeyPatch) -> None:
 
 def untold_loss(patch: pytest.MonkeyPatch) -> None:
     """A reset that lost what was under way counts as an orderly end."""
-    patch.setattr(sessions, "read_remainder", lambda *_: ([], True))
+    patch.setattr(inbound, "read_remainder", lambda *_: ([], True))
 
 
 def early_handler(patch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,7 @@ async def test_a_worker_whose_host_is_gone_is_lost() -> None:
         vanish(service.accepted[0])
         await until(lambda: stream.lost)
         assert stream.lost == f"its host acknowledged nothing for {HOST_S:g} s, see TRD_HOST_TIMEOUT_S"
-        assert caller.made[0].torn
+        assert caller.made[0].possibly_incomplete
         assert caller.pool.get((service.address,)) is None
         # It was silent first, and stayed.
         assert [("nothing was heard" in words, "acknowledged nothing" in words) for _, words in caller.lost] == [
@@ -132,7 +132,7 @@ async def test_a_network_that_comes_back_costs_nothing() -> None:
         serving_.stream.end()
         assert await numbers(stream) == [1]
         session = caller.made[0]
-        await until(lambda: session.heard or not session.quiet)
+        await until(lambda: session.heard or not session.missed_checks)
         assert session.usable
 
 
@@ -161,8 +161,8 @@ async def test_a_stopped_worker_whose_window_is_full_keeps_its_session() -> None
         for _ in range(8):  # ends its requests, and goes on writing all the same: only the bytes matter
             session.write_behind(b"", memoryview(bytes(1_000_000)))
         await until(lambda: caller.lost)
-        looks = session.quiet + 3 * LOOKS * round(HOST_S / HEALTH_S)
-        await until(lambda: session.quiet >= looks)
+        looks = session.missed_checks + 3 * LOOKS * round(HOST_S / HEALTH_S)
+        await until(lambda: session.missed_checks >= looks)
         assert len(caller.lost) == 1
         assert session.usable
         go.set()

@@ -59,7 +59,7 @@ class Told:
 
     def __init__(self, *, streams=True, gone=False):
         self.streams, self.gone = streams, gone
-        self.heard, self.quiet = False, -1
+        self.heard, self.missed_checks = False, -1
         self.pings = self.judged = 0
         self.abandoned = ""
 
@@ -307,7 +307,7 @@ async def test_a_worker_that_drains_does_not_pass_a_probe():
         service.accepted[0].go_away(GoawayCode.DRAINING, "bye")
         with pytest.raises(ConnectionFailed, match="bye"):
             await caller.pool.probe((service.address,))
-        assert made.going
+        assert made.going is not None
 
 
 @pytest.mark.any_loop

@@ -40,7 +40,7 @@ def _lost(call: Call, stream: Stream, reason: str, instance: Instance) -> None:
     session = stream.connection
     began = bool(stream.accepted or stream.inbox or call.received)
     # What would tell may have been lost with the connection; a request that never left tells it too.
-    if not began and (not session.torn or stream.id in session.unsent):
+    if not began and (not session.possibly_incomplete or stream.id in session.unsent):
         _elsewhere(call, [(session.address, reason)], cut_off=True)
         return
     call.client.ejector.failed(instance.id, session.hello.nonce)

@@ -13,15 +13,13 @@ import logging
 import socket
 import sys
 from collections.abc import Callable
-from time import perf_counter
 from typing import Any
 
 logger = logging.getLogger("triton_distributed.transport")
 
-# One takes some 0.1 ms in all. So a crowd has a tenth of the loop, and gets in where turns are long, too: its clients'
-# patience is a few seconds.
-EVERY_ACCEPT_S = 0.001
-MOST_A_TURN = 8
+# A turn takes so many connections. Each costs some 0.1 ms in all, so others wait for a crowd a little; and a crowd gets
+# in where turns are long, too: its clients wait for a few seconds.
+MOST_A_TURN = 4
 PAUSE_S = 0.1  # where descriptors or memory ran out
 EVERY_S = 10.0  # seconds between two lines that say so
 # What the runtime itself may need while peers have taken all that they may: files of discovery, etcd, NATS.
@@ -58,7 +56,6 @@ class Acceptor:
     ) -> None:
         self._loop, self._factory, self._ran_out = loop, factory, ran_out
         self._joining: set[asyncio.Task[Any]] = set()  # at most `MOST_A_TURN` a turn, and each lasts two
-        self._looked = perf_counter()
         self._pause: asyncio.TimerHandle | None = None
         self._next_line = float("-inf")
         self.sock = sock
@@ -66,8 +63,7 @@ class Acceptor:
         loop.add_reader(sock.fileno(), self._readable)
 
     def _readable(self) -> None:
-        before, self._looked = self._looked, perf_counter()
-        for _ in range(min(MOST_A_TURN, 1 + int((self._looked - before) / EVERY_ACCEPT_S))):
+        for _ in range(MOST_A_TURN):
             try:
                 sock, _ = self.sock.accept()
             except (BlockingIOError, InterruptedError):

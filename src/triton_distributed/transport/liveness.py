@@ -29,11 +29,11 @@ class Watched(Protocol):
 
     Attributes:
         heard: something has come since the last look.
-        quiet: how often a look found nothing new while something was waited for; below 0: nothing is.
+        missed_checks: how many looks found nothing new while something was waited for; below 0 while nothing is.
     """
 
     heard: bool
-    quiet: int
+    missed_checks: int
 
     @property
     def streams(self) -> Sized:
@@ -100,7 +100,7 @@ class Liveness(Generic[W]):
         sessions = tuple(self._sessions())
         for session in sessions:
             if session.heard:
-                session.heard, session.quiet = False, 0 if session.streams else -1
+                session.heard, session.missed_checks = False, 0 if session.streams else -1
             elif not late:
                 self._unheard(session)
         if sessions:
@@ -108,17 +108,17 @@ class Liveness(Generic[W]):
 
     def _unheard(self, session: W) -> None:
         if not session.streams:  # counted downwards: its silence until now says nothing of a stream that is opened
-            session.quiet = min(session.quiet, 0) - 1
-            if session.quiet < -self._host_looks:
-                session.quiet = -1
+            session.missed_checks = min(session.missed_checks, 0) - 1
+            if session.missed_checks < -self._host_looks:
+                session.missed_checks = -1
                 self._end_if_gone(session)
             return
-        session.quiet = max(session.quiet, -1) + 1
-        if session.quiet > 0 and self._on_silent is not None:
+        session.missed_checks = max(session.missed_checks, -1) + 1
+        if session.missed_checks > 0 and self._on_silent is not None:
             session.ping()
-            if session.quiet == SILENT:
+            if session.missed_checks == SILENT:
                 self._on_silent(session)
-        if session.quiet >= self._host_looks:
+        if session.missed_checks >= self._host_looks:
             self._end_if_gone(session)
 
     def _end_if_gone(self, session: W) -> None:

@@ -19,8 +19,8 @@ logger = logging.getLogger("triton_distributed.transport")
 
 Addresses = tuple[str, ...]
 MOST_ADDRESSES = 8  # of one worker that are tried, so that a dial ends; more than a host has ways to it
-EARLY_PLAIN = " before its hello: if it takes TLS only, set TRD_TLS_CERT, TRD_TLS_KEY and TRD_TLS_CA"
-EARLY_TLS = (
+HINT_PLAIN = " before its hello: if it takes TLS only, set TRD_TLS_CERT, TRD_TLS_KEY and TRD_TLS_CA"
+HINT_TLS = (
     " before its hello: it may not accept the certificate of TRD_TLS_CERT (TRD_TLS_CA there), or have no room "
     "(TRD_MAX_SESSIONS there)"
 )
@@ -106,7 +106,7 @@ class SessionPool:
                 words = f"no answer to a PING within {self._timeout_s:g} s, see TRD_CONNECT_TIMEOUT_S"
                 raise ConnectionFailed("a worker", [(session.address, words)])
         if not session.usable:
-            words = session.lost or (session.going or (0, "it takes no calls"))[1]
+            words = session.lost or session.going or "it takes no calls"
             raise ConnectionFailed("a worker", [(session.address, words)])
 
     def _silent(self, session: Session) -> None:
@@ -153,7 +153,7 @@ class SessionPool:
                     self._live[addresses] = session
                     self._liveness.start()
                     return session
-                attempts.append((address, session.lost or (session.going or (0, "it takes no calls"))[1]))
+                attempts.append((address, session.lost or session.going or "it takes no calls"))
             finally:
                 self._greeting.pop(session, None)
             session.close()
@@ -220,7 +220,7 @@ async def join(
     elif address.scheme == "unix":
         await unix_sockets.connect(loop, address.host, session)
     elif address.scheme == "tcp":
-        session.early = EARLY_PLAIN if tls is None else EARLY_TLS
+        session.hint_before_hello = HINT_PLAIN if tls is None else HINT_TLS
         await tcp.connect(loop, address.host, address.port, session if tls is None else tls.dialling(session))
     elif address.scheme == "memory":
         memory.network_of(loop).connect(loop, address.host, session)

@@ -42,7 +42,7 @@ class Shell(Link, Protocol):
         unsent: ids of the streams whose request has not left this process, or not all of it.
         paused: the kernel takes no more for now.
         lost: why the session is gone, or None.
-        torn: it was lost, and the peer may have said more than has arrived.
+        possibly_incomplete: it was lost, and the peer may have said more than has arrived.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -53,7 +53,7 @@ class Shell(Link, Protocol):
     unsent: set[int]
     paused: bool
     lost: str | None
-    torn: bool
+    possibly_incomplete: bool
 
     def accept(self, stream: Stream, begin: Callable[[], None]) -> None:
         """Tell the peer that the handler of `stream` begins, then call `begin`."""

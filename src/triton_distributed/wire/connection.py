@@ -70,7 +70,7 @@ class Connection(Generic[S]):
         peer: the peer's hello, or None before it came.
         version: the version agreed, 0 before that.
         held: what the streams that the peer opened hold here, of all sessions that share it; None for no limit.
-        going: why the peer takes no more streams, as (code, words), or None.
+        going: why the peer takes no more streams, in its words, or None.
         turn_bytes: what one stream may make in a turn of the loop; less where the peer has opened many.
         on_request: called with a stream that the peer has opened, and its request: instance id, endpoint key, timeout
             in seconds, metadata, body, buffers. By default a request breaks the protocol.
@@ -84,7 +84,7 @@ class Connection(Generic[S]):
         self.hello = hello
         self.peer: Hello | None = None
         self.version = 0
-        self.going: tuple[int, str] | None = None
+        self.going: str | None = None
         self.out: list[bytes] = []
         self.streams: dict[int, S] = {}
         self.max_message = hello.max_message
@@ -162,10 +162,10 @@ class Connection(Generic[S]):
         return stream
 
     def announce(self, ids: list[int]) -> None:
-        """Queue ACCEPT for these streams: their handlers are about to begin."""
+        """Queue ACCEPT for these streams, whose handlers are about to begin. The caller writes at once what waits."""
         payload = b"".join([f.UINT64.pack(each) for each in ids])
         for at in range(0, len(payload), f.MAX_FRAME):
-            self.send(f.frame(f.ACCEPT, 0, payload[at : at + f.MAX_FRAME]))
+            self.out.append(f.frame(f.ACCEPT, 0, payload[at : at + f.MAX_FRAME]))
 
     def take_output(self) -> bytes:
         """Everything that waits, as one piece."""
@@ -355,8 +355,8 @@ class Connection(Generic[S]):
         elif kind == f.PONG:
             self.on_pong(payload)
         elif kind == f.GOAWAY and payload:
-            self.going = (payload[0], payload[1:].decode("utf-8", "replace"))
-            self.on_goaway(*self.going)
+            self.going = payload[1:].decode("utf-8", "replace")
+            self.on_goaway(payload[0], self.going)
         else:
             raise RemoteProtocolError(f"a frame of kind {kind} came on the session itself")
 
