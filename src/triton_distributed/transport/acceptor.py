@@ -19,7 +19,7 @@ logger = logging.getLogger("triton_distributed.transport")
 
 # A turn takes so many connections. Each costs some 0.1 ms in all, so others wait for a crowd a little; and a crowd gets
 # in where turns are long, too: its clients wait for a few seconds.
-MOST_A_TURN = 4
+MOST_A_TURN = 2
 PAUSE_S = 0.1  # where descriptors or memory ran out
 EVERY_S = 10.0  # seconds between two lines that say so
 # What the runtime itself may need while peers have taken all that they may: files of discovery, etcd, NATS.
