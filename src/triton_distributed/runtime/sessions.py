@@ -15,7 +15,7 @@ from triton_distributed.transport.fairness import FairShare
 from triton_distributed.transport.session import Session
 from triton_distributed.wire.authentication import CHALLENGE_BYTES, Authentication
 from triton_distributed.wire.hello import Hello
-from triton_distributed.wire.window import Held
+from triton_distributed.wire.window import ByteBudget
 
 AGENT = f"triton-distributed/{__version__} python/{platform.python_version()}"
 
@@ -32,7 +32,7 @@ class Sessions:
     def __init__(self, loop: asyncio.AbstractEventLoop, config: Config, rng: random.Random) -> None:
         self._loop, self._config, self._rng = loop, config, rng
         self._share = FairShare(loop)
-        self._held = Held(max(config.max_held_bytes, config.max_message_bytes))
+        self._held = ByteBudget(max(config.max_held_bytes, config.max_message_bytes))
 
     def dialled(self, address: str, on_lost: Callable[[Session, str], None]) -> Session:
         """A session to a worker."""

@@ -18,7 +18,7 @@ class Acceptance:
     The session decides when: it announces where the kernel takes output, and begins where it has taken the ACCEPT.
 
     Attributes:
-        accepted: handlers of which the peer was not told yet, by stream.
+        accepted: handlers that were not announced to the peer yet, by stream.
         announced: handlers whose ACCEPT is on its way to the kernel, by stream.
     """
 

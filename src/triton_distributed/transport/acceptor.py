@@ -1,7 +1,7 @@
 """Takes connections off a listening socket, some a turn, whatever the loop is.
 
-The loops' own servers accept until the kernel has none left, up to 4,096 in one turn, so that whoever connects as fast
-as he can keeps the loop. And where descriptors run out asyncio logs a traceback for each, and uvloop may close the
+The loops' own servers accept until the kernel has no more, up to 4,096 in one turn, so peers that connect as fast as
+they can would keep the loop. And where descriptors run out, asyncio logs a traceback for each, and uvloop may close the
 listening socket for good.
 """
 
@@ -17,12 +17,13 @@ from typing import Any
 
 logger = logging.getLogger("triton_distributed.transport")
 
-# A turn takes so many connections. Each costs some 0.1 ms in all, so others wait for a crowd a little; and a crowd gets
-# in where turns are long, too: its clients wait for a few seconds.
+# A turn of the loop accepts this many connections. Each costs some 0.1 ms in all.
 MOST_A_TURN = 2
-PAUSE_S = 0.1  # where descriptors or memory ran out
-EVERY_S = 10.0  # seconds between two lines that say so
-# What the runtime itself may need while peers have taken all that they may: files of discovery, etcd, NATS.
+# Accepting pauses for this many seconds where descriptors or memory ran out.
+PAUSE_S = 0.1
+# Two log lines about that are this many seconds apart.
+EVERY_S = 10.0
+# This many descriptors are kept for the runtime itself while peers have taken all others: discovery files, etcd, NATS.
 DESCRIPTORS_KEPT = 64
 _RAN_OUT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -44,7 +45,7 @@ class Acceptor:
         loop: the running loop.
         sock: bound and listening; it is closed here.
         factory: makes the protocol of a connection. Its argument says that few descriptors are left.
-        ran_out: called when there were none for a connection, to free some.
+        ran_out: called when there was no descriptor for a connection, to free some.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class Acceptor:
         self._loop.add_reader(self.sock.fileno(), self._readable)
 
     def close(self) -> None:
-        """Accept nothing more; what was accepted is joined still."""
+        """Accept nothing more; connections that were accepted are still joined to their sessions."""
         if self._pause is not None:
             self._pause.cancel()
         if self.sock.fileno() >= 0:

@@ -22,7 +22,7 @@ class BulkTarget(Protocol):
         """Where the next bytes belong; None where they are not of a large message."""
 
     def placed(self, count: int) -> None:
-        """So many bytes were read into `place()`."""
+        """`count` bytes were read into `place()`."""
 
     def bulk_over(self) -> None:
         """Reads come as plain bytes again."""

@@ -15,16 +15,16 @@ from typing import Protocol
 
 from triton_distributed.transport.stream import Stream
 
-# A session may serve so many frames at once while no session waits. A busy client brings about as many, and the first
-# steps of so many handlers take some 5 ms.
+# A session may serve this many frames at once while no session waits. A busy client brings about as many, and the first
+# steps of this many handlers take some 5 ms.
 FRAMES = 64
-# A session may read so many bytes at once, in several reads, while no session waits.
+# A session may read this many bytes at once, in several reads, while no session waits.
 READ_BYTES = 1 << 20
 # While sessions wait, both are divided by this.
 CROWDED = 8
-# A turn ends so many streams of clients that are gone: the end of a handler takes some 30 µs.
+# A turn ends this many streams of clients that are gone: the end of a handler takes some 30 µs.
 ENDED = 16
-UNLIMITED = 1 << 62
+UNLIMITED = 1 << 62  # more than one read can hold
 
 
 class Waiter(Protocol):

@@ -15,10 +15,10 @@ from triton_distributed.wire import frames as f
 
 logger = logging.getLogger("triton_distributed.transport")
 
-# At most so many frames may wait while the kernel takes none. Items are bounded by credit, so beyond this only answers
-# to pings and refusals can wait, and a peer that asks for them and does not read is cut off.
+# At most this many frames may wait while the kernel takes none. Items are bounded by credit, so beyond this only
+# answers to pings and refusals can wait, and a peer that asks for them and does not read is cut off.
 MOST_WAITING = 200_000
-# With so many frames and handlers waiting, an accepting end reads nothing more from a peer that takes no output. A
+# With this many frames and handlers waiting, an accepting end reads nothing more from a peer that takes no output. A
 # dialling end always reads: were both ends to wait until the other one reads, neither would.
 UNTAKEN = 128
 
@@ -27,7 +27,7 @@ class Reader(Protocol):
     """What reading needs of its session.
 
     Attributes:
-        heard: something has come since the last look at whether the peer lives.
+        heard: something has come since the last check of whether the peer lives.
         paused: the kernel takes no output for now.
         lost: why the session is gone, or None.
         address: where the peer is, for the log.
@@ -44,7 +44,7 @@ class Reader(Protocol):
 
     @property
     def direct(self) -> bool:
-        """The next bytes belong into `direct_buffer()`."""
+        """The next bytes belong in `direct_buffer()`."""
 
     def direct_buffer(self) -> memoryview:
         """Where the next received bytes belong."""
@@ -59,7 +59,7 @@ class Reader(Protocol):
         """Take received bytes."""
 
     def receive_some(self, data: bytes, most: int) -> bool:
-        """Take received bytes, and serve at most so many frames. True: there may be more."""
+        """Take received bytes, and serve at most `most` frames. True: there may be more."""
 
     def begin_accepted(self) -> None:
         """Begin the handlers that may begin."""
@@ -211,7 +211,7 @@ class Inbound:
         return self._session.direct_buffer() if self._session.direct else None
 
     def placed(self, count: int) -> None:
-        """So many bytes were read into `place()`."""
+        """`count` bytes were read into `place()`."""
         session = self._session
         session.heard = True
         self.taken += count

@@ -1,4 +1,4 @@
-"""Ways to travel beside sockets: what a transport has to offer to be dialled and listened on by its scheme."""
+"""Networks beside sockets: what one must offer so that its addresses can be dialled and listened on."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ class Network(Protocol):
         """
 
     async def listen(self, address: Address, factory: Callable[[], asyncio.Protocol]) -> Callable[[], None]:
-        """Join whoever dials `address` to a protocol from `factory`; the returned function stops that.
+        """Join each end that dials `address` to a protocol from `factory`; the returned function stops that.
 
         Raises:
             OSError: the address cannot be listened on.
         """
 
     def release_in_child(self) -> None:
-        """This process is a fork: its copy of the connection is not to be used."""
+        """This process is a fork: its copy of the connection must not be used."""
 
     async def close(self) -> None:
         """End what is still joined."""
 
 
-class Later:
+class LazyNetwork:
     """A network that is made when it is first dialled or listened on.
 
     Args:

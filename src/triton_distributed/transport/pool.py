@@ -18,10 +18,11 @@ from triton_distributed.transport.tls import SessionTls
 logger = logging.getLogger("triton_distributed.transport")
 
 Addresses = tuple[str, ...]
-MOST_ADDRESSES = 8  # of one worker that are tried, so that a dial ends; more than a host has ways to it
+# This many addresses of one worker are tried, so that a dial ends. A host has fewer ways to it.
+MOST_ADDRESSES = 8
 HINT_PLAIN = " before its hello: if it takes TLS only, set TRD_TLS_CERT, TRD_TLS_KEY and TRD_TLS_CA"
 HINT_TLS = (
-    " before its hello: it may not accept the certificate of TRD_TLS_CERT (TRD_TLS_CA there), or have no room "
+    " before its hello: it may not accept the certificate of TRD_TLS_CERT (TRD_TLS_CA there), or be at capacity "
     "(TRD_MAX_SESSIONS there)"
 )
 SessionFactory = Callable[[str, Callable[[Session, str], None]], Session]
@@ -74,10 +75,10 @@ class SessionPool:
         return self._live.get(addresses)
 
     async def connect(self, addresses: Addresses) -> Session:
-        """A session to the first of `addresses` that can be reached; everybody who waits shares one attempt.
+        """A session to the first of `addresses` that can be reached; all that wait share one attempt.
 
         Raises:
-            ConnectionFailed: none can be; it names each address and why.
+            ConnectionFailed: none of them can be reached; it names each address and why.
         """
         session = self.get(addresses)
         if session is not None:
@@ -89,7 +90,7 @@ class SessionPool:
         return await asyncio.shield(task)
 
     async def probe(self, addresses: Addresses) -> None:
-        """Prove that the worker at these addresses takes calls and that its loop turns.
+        """Prove that the worker at these addresses takes calls, and that its loop turns.
 
         A new session proves it with its hello, one that is there by answering a PING: a stopped process keeps its
         connections, and the kernel takes new ones for it.
@@ -122,7 +123,7 @@ class SessionPool:
     def _dialled(self, addresses: Addresses, task: asyncio.Task[Session]) -> None:
         del self._dialling[addresses]
         if not task.cancelled():
-            task.exception()  # whoever waited has it; nobody may be left
+            task.exception()  # the callers that waited have it, and perhaps none is left
 
     async def _dial(self, addresses: Addresses) -> Session:
         attempts: list[tuple[str, str]] = []

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 logger = logging.getLogger("triton_distributed.transport")
 
-EVERY_S = 10.0  # seconds between two lines: an attack must not fill a disk
+# Two lines are this many seconds apart: an attack must not fill a disk.
+EVERY_S = 10.0
 
 
 class Refusals:

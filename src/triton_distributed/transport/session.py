@@ -28,13 +28,14 @@ from triton_distributed.wire.authentication import Authentication
 from triton_distributed.wire.connection import Connection, OnRequest
 from triton_distributed.wire.hello import Hello
 from triton_distributed.wire.states import CLOSED
-from triton_distributed.wire.window import Held
+from triton_distributed.wire.window import ByteBudget
 
 logger = logging.getLogger("triton_distributed.transport")
 
-# A peer has so many seconds to say that it has read everything: one that is stopped must not delay a shutdown for long.
+# A peer has this many seconds to say that it has read everything: one that is stopped must not delay a shutdown for
+# long.
 PART_S = 5.0
-PARTING = b"the last"
+PARTING = b"the last"  # the payload of that PING
 
 
 class Phase(IntEnum):
@@ -95,7 +96,7 @@ class Session(Connection[Stream], asyncio.Protocol):
         address: str = "",
         authentication: Authentication | None = None,
         share: FairShare | None = None,
-        held: Held | None = None,
+        held: ByteBudget | None = None,
     ) -> None:
         super().__init__(hello, window, session_window, authentication)
         self.loop = loop
@@ -212,7 +213,7 @@ class Session(Connection[Stream], asyncio.Protocol):
         if self._ready:
             self.flush()
 
-    def write_behind(self, start: bytes, piece: memoryview) -> None:
+    def write_after(self, start: bytes, piece: memoryview) -> None:
         """Write a fragment after the session's own frames that wait, without copying it."""
         # asyncio warns of each further write to a transport that has failed and has not said so yet.
         if self._transport is None or self.lost is not None or self._transport.is_closing():

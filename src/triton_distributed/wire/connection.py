@@ -36,15 +36,19 @@ from triton_distributed.wire.window import (
     SMALLEST_WINDOW,
     TURN_BYTES,
     WRITE_BYTES,
-    Held,
+    ByteBudget,
     WindowBudget,
 )
 
-GRANTED_AT_ONCE = 4  # largest messages' worth of bytes that a peer is given credit for ahead of its windows
-MOST_WAITING_PONGS = 10_000  # frames that wait, with which a PING gets no answer any more: whoever asks reads nothing
-WHOLE_TURNS = MADE_BYTES // TURN_BYTES  # streams that may each make what a turn takes
+# A peer gets credit ahead of its windows for this many of the largest messages.
+GRANTED_AT_ONCE = 4
+# While this many frames wait, a PING gets no answer: a peer that asks so often does not read.
+MOST_WAITING_PONGS = 10_000
+# This many streams may each make all that a turn takes; if more are open, each makes less.
+WHOLE_TURNS = MADE_BYTES // TURN_BYTES
+# A fragment of which at least this many bytes are missing is read from the socket straight into its message.
+DIRECT = 32 * 1024
 _pack_request = f.REQUEST_HEADER.pack
-DIRECT = 32 * 1024  # a fragment with more than this missing is read from the socket straight into its message
 
 
 S = TypeVar("S", bound=StreamCore)
@@ -69,7 +73,7 @@ class Connection(Generic[S]):
         streams: the open streams by id.
         peer: the peer's hello, or None before it came.
         version: the version agreed, 0 before that.
-        held: what the streams that the peer opened hold here, of all sessions that share it; None for no limit.
+        held: what the streams that peers opened hold here, for all sessions that share it; None for no limit.
         going: why the peer takes no more streams, in its words, or None.
         turn_bytes: what one stream may make in a turn of the loop; less where the peer has opened many.
         on_request: called with a stream that the peer has opened, and its request: instance id, endpoint key, timeout
@@ -92,7 +96,7 @@ class Connection(Generic[S]):
         self._decoder = FrameDecoder(self._greeting.frames)
         self._ready: list[StreamCore] = []
         self.turn_bytes = TURN_BYTES
-        self.held: Held | None = None
+        self.held: ByteBudget | None = None
         self.on_request: OnRequest[S] = _refuse_requests
         self._budget = WindowBudget(window, session_window)
         self._last_opened = 0  # by us
@@ -205,8 +209,8 @@ class Connection(Generic[S]):
         """A message of `size` bytes is under way; a negative size, no longer.
 
         Returns:
-            whether all of it may come at once. Beyond `GRANTED_AT_ONCE` of the largest kind, messages come a window at
-            a time, so that what a peer announces costs no memory before it sends it.
+            whether all of it may come at once. Beyond `GRANTED_AT_ONCE` messages of the largest size, messages come a
+            window at a time, so that a message that was announced costs no memory before it comes.
         """
         self._under_way += size
         return self._under_way <= GRANTED_AT_ONCE * self.max_message
@@ -223,7 +227,7 @@ class Connection(Generic[S]):
             data = b""
 
     def receive_some(self, data: bytes, most: int) -> bool:
-        """Take received bytes, and serve at most so many frames of those that are here.
+        """Take received bytes, and serve at most `most` frames of those that are here.
 
         Returns:
             whether there may be more, for a call with no bytes.
@@ -368,12 +372,12 @@ class Connection(Generic[S]):
         kind, flags, number, size = partial
         stream = self.streams.get(number)
         if flags & f.END and flags & f.MORE:
-            return  # the ordinary path says what is wrong with it
+            return  # the ordinary path reports what is wrong with it
         if size < DIRECT or kind != f.DATA or stream is None or stream.assembly is None:
             return
         after = RECEIVING[stream.state][INPUTS[kind][flags & f.END]]
         if after == ILLEGAL or size > stream.assembly.left:
-            return  # the ordinary path says what is wrong with it
+            return  # the ordinary path reports what is wrong with it
         piece = self._decoder.take_partial()
         stream.assembly.write(memoryview(piece))
         cost = size + FRAME_COST
@@ -382,7 +386,7 @@ class Connection(Generic[S]):
 
     @property
     def direct(self) -> bool:
-        """The next bytes belong into `direct_buffer()`."""
+        """The next bytes belong in `direct_buffer()`."""
         return self._direct is not None
 
     def direct_buffer(self) -> memoryview:
