@@ -116,7 +116,7 @@ def begun_twice(patch: pytest.MonkeyPatch) -> None:
 
 def untold_loss(patch: pytest.MonkeyPatch) -> None:
     """A reset that lost what was under way counts as an orderly end."""
-    patch.setattr(sessions, "read_remainder", lambda *_: True)
+    patch.setattr(sessions, "read_remainder", lambda *_: ([], True))
 
 
 def early_handler(patch: pytest.MonkeyPatch) -> None:

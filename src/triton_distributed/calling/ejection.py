@@ -18,7 +18,7 @@ from triton_distributed.routing.outliers import Ejection, Outliers
 from triton_distributed.transport.stream import Stream, TimedStream
 
 if TYPE_CHECKING:
-    from triton_distributed.transport.session import Session
+    pass
 
 logger = logging.getLogger("triton_distributed.runtime")
 
@@ -118,15 +118,14 @@ class Ejector:
 
     # what calls tell
 
-    def timed_stream(self, session: Session, end: bool, instance_id: int) -> Stream:
-        """Open a stream whose first message is timed; see `Connection.open_stream`."""
+    def watch(self, stream: Stream, instance_id: int) -> None:
+        """Time the first message of a new `TimedStream`; one of the `samples` is used up."""
+        assert isinstance(stream, TimedStream)
         self.samples -= 1
-        stream: TimedStream = session.open_stream(end, TimedStream)
         key = self._next = self._next + 1
         self._waiting[key] = (instance_id, self._loop.time())
         stream.watcher = lambda answered: self._told(key, answered)
         self._look_soon()
-        return stream
 
     def _told(self, key: int, answered: bool) -> None:
         instance_id, since = self._waiting.pop(key, (0, 0.0))

@@ -87,7 +87,7 @@ class Session(Intake):
         self.ready: asyncio.Future[None] = loop.create_future()  # the hellos are exchanged
         self.send_limit = hello.max_message
         if on_request is not None:
-            self.on_request = on_request  # type: ignore[method-assign]
+            self.on_request = on_request
         self._on_lost = on_lost
         self._hello_timeout_s, self._host_timeout_s = hello_timeout_s, host_timeout_s
         self._answer: asyncio.Future[None] | None = None  # to the PING that is under way
@@ -147,9 +147,23 @@ class Session(Intake):
             if self.holding:
                 self._serve(b"", UNLIMITED)
             if error is not None and self.lost is None:
-                self.torn = isinstance(error, TlsFailed) or not read_remainder(self, self._transport, error)
+                self.torn = isinstance(error, TlsFailed) or not self._take_remainder(error)
         if self.lost is None:
             self._lose(reason)
+
+    def _take_remainder(self, error: Exception) -> bool:
+        """Take what the peer said before its end. False: it may have said more."""
+        pieces, whole = read_remainder(self._transport, error)
+        decrypted = getattr(self._transport, "decrypted", None)
+        try:
+            for data in pieces:
+                if decrypted is not None:
+                    data = decrypted(data)
+                self.receive(self.copy_direct(data))
+        except (RemoteProtocolError, TlsFailed) as broken:
+            logger.info("session %s: %s", self.address, broken)
+            return False
+        return whole
 
     def pause_writing(self) -> None:
         self.paused = True
@@ -356,9 +370,6 @@ class Session(Intake):
         self.send_limit = min(self.send_limit, peer.max_message)
         if not self.ready.done():
             self.ready.set_result(None)
-
-    def on_request(self, stream: Any, *request: Any) -> None:
-        raise RemoteProtocolError("this end takes no requests")
 
     def on_goaway(self, code: int, words: str) -> None:
         if code == f.GoawayCode.DRAINING:

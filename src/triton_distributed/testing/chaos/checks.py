@@ -51,7 +51,6 @@ def _session(session: Any, session_window: int) -> Iterator[str]:
         "unsent requests": session.unsent,
         "waiters": session._resumed,
         "handlers that have not begun": {**session._beginning, **session._told},
-        "announcements": session.accepting,
         "bytes of messages": session._under_way,
     }
     for what, value in left.items():
