@@ -269,8 +269,8 @@ class DistributedRuntime:
             name,
             handler,
             instance,
-            server.places,
-            standstill=server.standstill,
+            server.slots,
+            on_wait=server.standstill.waits,
             on_exit=self._exit_wanted,
             full_tracebacks=self.config.full_tracebacks,
             **limits,
@@ -296,7 +296,7 @@ class DistributedRuntime:
         if self.config.discovery == "static":
             raise DiscoveryError("static", self.discovery.where, f"{operation}: TRD_STATIC alone says who is there")
         if not listed:
-            served.pause()  # at once, whatever the lock waits for
+            served.gate.pause()  # at once, whatever the lock waits for
         async with self._listing:
             self.check(operation)
             served = self._server.find(name, operation)
@@ -304,11 +304,11 @@ class DistributedRuntime:
                 await self.discovery.withdraw(served.instance)
                 served.listed = ()
                 return
-            served.resume()  # before a client can see the instance
+            served.gate.resume()  # before a client can see the instance
             try:
                 await self._list(served)
             except BaseException:
-                served.pause()
+                served.gate.pause()
                 raise
 
     async def _list(self, served: ServedEndpoint) -> None:
@@ -328,7 +328,7 @@ class DistributedRuntime:
 
     def _misses(self, served: ServedEndpoint) -> bool:
         """Whether discovery lists an endpoint otherwise than it is reached."""
-        wanted = served.registered and not served.paused
+        wanted = served.registered and not served.gate.paused
         return wanted and served.listed != self._server.reached(served.instance.addresses)
 
     async def _relist(self) -> None:
@@ -345,7 +345,7 @@ class DistributedRuntime:
     async def _stop_serving(self, served: ServedEndpoint) -> None:
         """Its task was cancelled: nobody comes in any more, and what runs is cut."""
         self._server.remove(served)
-        served.drain()
+        served.gate.drain()
         async with self._listing:
             await self.discovery.withdraw(served.instance)
         await served.cut()
@@ -357,7 +357,7 @@ class DistributedRuntime:
                 self.discovery.mark(served.instance, busy)
 
     def _running(self) -> list[str]:
-        return [serving.context.id() for endpoint in self._server.endpoints for serving in endpoint.running]
+        return [request.context.id() for endpoint in self._server.endpoints for request in endpoint.gate.running]
 
     # calling
 
