@@ -230,7 +230,7 @@ async def test_a_server_that_is_killed_and_started_again_keeps_everything(cluste
     await until(lambda: len(got) >= 9 and all(each._asked for each in consumer.pulls))  # a request stands
     nats.kill()
     putting = asyncio.gather(*(producer.put(number) for number in range(10, 30)))
-    await until(lambda: not producer.connection.connected)
+    await until(lambda: not producer.jetstream.connection.connected)
     await nats.start()
     await patiently(putting)
     await patiently(consuming)
