@@ -140,18 +140,12 @@ class Call(Receiving):
 
     def open_stream(self, session: Session, instance: Instance, end: bool) -> Stream:
         """The stream to `instance`; its REQUEST must be written before anything else is."""
-        client = self.client
-        ejector = client.ejector
         self.instances += 1
-        stream: Stream
-        if ejector.samples and self.more is None:  # what a caller streams decides when it is answered
-            stream = ejector.timed_stream(session, end, instance.id)
-        else:
-            stream = session.open_stream(end)
+        stream: Stream = session.open_stream(end)
         stream.owner = self
         self.stream = stream
         self.instance = instance
-        client.load.acquire(instance.id)
+        self.client.load.acquire(instance.id)
         return stream
 
     def _dispatch(self, chosen: Instance | None = None) -> None:
@@ -237,7 +231,7 @@ class Call(Receiving):
             client.load.release(self.instance.id)
             self.stream.owner = None
             if client.ejector.counting and outcome == _OK:
-                client.ejector.answered[self.instance.id] += 1
+                client.ejector.answered(self.instance.id)
         stats = client.stats
         stats.inflight -= 1
         stats.ended[outcome] += 1

@@ -108,18 +108,17 @@ class Connection:
             self.schedule()
         ready.append(stream)
 
-    def open_stream(self, end: bool, kind: type[StreamCore] | None = None) -> Any:
+    def open_stream(self, end: bool) -> Any:
         """A new stream with its window reserved; the caller sends its REQUEST next.
 
         Args:
             end: the request is all that this end will send.
-            kind: of the stream, where it is not `stream_type`.
         """
         peer = self.peer
         if peer is None:
             raise LocalProtocolError("a stream was opened before the hellos were exchanged")
         self._last_opened = number = self._last_opened + 1
-        stream = (kind or self.stream_type)(self, number, peer.window, self._budget.reserve())
+        stream = self.stream_type(self, number, peer.window, self._budget.reserve())
         stream.state = SENT if end else OPEN
         self.streams[number] = stream
         return stream
