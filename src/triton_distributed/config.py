@@ -207,8 +207,8 @@ class Config:
     ejection_s: float = _setting(
         "TRD_EJECTION_S",
         5.0,
-        "seconds for which clients leave out an instance that fails, or is slow, far beyond its peers; doubled each "
-        "time, up to 60 times as much; 0: none is ever left out for that",
+        "seconds for which clients leave out an instance that fails far more often than its peers; doubled each time, "
+        'up to 60 times as much; 0: no instance is left out for that. Slow instances: use `policy="p2c"`',
         low=0.0,
     )
     drain_timeout_s: float = _setting(

@@ -16,7 +16,7 @@ from triton_distributed.names import Instance
 from triton_distributed.observe import Outcome
 from triton_distributed.payload.codec import Message
 from triton_distributed.routing.policies import Policy
-from triton_distributed.transport.stream import Stream, TimedStream
+from triton_distributed.transport.stream import Stream
 from triton_distributed.wire import frames as f
 
 if TYPE_CHECKING:
@@ -127,12 +127,8 @@ class Call(Receiving):
         if session is None or session.paused or session.full or _FIXED + len(metadata) + len(body) > f.SMALL:
             self._dispatch(instance)
             return
-        ejector = client.ejector
-        timed = ejector.samples > 0
         timeout = _INFINITE if self.deadline is None else self.deadline - client.loop.time()
-        stream = session.request(instance.id, client.key, timeout, metadata, body, TimedStream if timed else Stream)
-        if timed:
-            ejector.watch(stream, instance.id)
+        stream = session.request(instance.id, client.key, timeout, metadata, body)
         self.own(stream, instance)
         if self.stopping:
             stream.ask_to_stop()
@@ -225,7 +221,7 @@ class Call(Receiving):
             client.load.release(self.instance.id)
             self.stream.owner = None
             if client.ejector.counting and outcome == _OK:
-                client.ejector.answered[self.instance.id] += 1
+                client.ejector.answered(self.instance.id)
         stats = client.stats
         stats.inflight -= 1
         stats.ended[outcome] += 1

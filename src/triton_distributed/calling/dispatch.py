@@ -19,7 +19,7 @@ from triton_distributed.errors import (
 from triton_distributed.names import Instance
 from triton_distributed.observe import Outcome
 from triton_distributed.payload.codec import encode
-from triton_distributed.transport.stream import Stream, TimedStream
+from triton_distributed.transport.stream import Stream
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import request_bytes
 from triton_distributed.wire.states import State
@@ -207,11 +207,7 @@ class Dispatch:
         size = request_bytes(call.metadata, body, buffers)
         if size > session.send_limit:
             raise MessageTooLarge("the request", size, session.send_limit)
-        # What a caller streams decides when it is answered, so only other calls are timed.
-        timed = self._client.ejector.samples > 0 and call.more is None
-        stream = session.open_stream(False, TimedStream if timed else Stream)
-        if timed:
-            self._client.ejector.watch(stream, instance.id)
+        stream = session.open_stream(False)
         call.own(stream, instance)
         await stream.send_request(
             instance.id, self._client.key, call.left_s, call.metadata, body, buffers, call.more is None
