@@ -6,7 +6,10 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Set
 from typing import TYPE_CHECKING
 
+from triton_distributed.calling import agreement
+from triton_distributed.calling.attempts import Attempts
 from triton_distributed.calling.direct import Directly
+from triton_distributed.calling.failover import STAY, Ending, Fail
 from triton_distributed.errors import (
     ConnectionFailed,
     Draining,
@@ -48,6 +51,8 @@ class Dispatch:
         "_dialling",
         "_refusal",
         "_task",
+        "attempts_",
+        "exhausted",
         "sent",
         "towards",
         "tried",
@@ -61,6 +66,8 @@ class Dispatch:
         self._attempts: list[tuple[str, str]] = []
         self._refusal: Exception | None = None
         self._task: asyncio.Task[None] | None = None
+        self.attempts_ = Attempts()
+        self.exhausted = False
         self.sent: asyncio.Future[None] = client.loop.create_future()
         self.towards: Instance | None = None
         self.tried: set[int] = set()
@@ -104,6 +111,7 @@ class Dispatch:
             cut_off: the connection was lost before a handler began, which says little of the worker behind it: where
                 nobody else is left, it is dialled anew, once.
         """
+        given = refusal
         if cut_off and instance.id not in self.tried:
             self._cut_off.add(instance.id)
         self.tried.add(instance.id)
@@ -113,6 +121,11 @@ class Dispatch:
             # Not everybody is shutting down: there is somebody to come back to.
             refusal = Overloaded(known.endpoint, known.instance_id, known.reason, len(self.tried), known.retry_after_s)
         self._refusal = refusal or known
+        own = self.attempts_
+        own.record(instance.id, attempts, given, cut_off)
+        assert (own.tried, own.failures) == (self.tried, self._attempts)
+        assert type(own.refusal) is type(self._refusal)
+        assert str(own.refusal) == str(self._refusal)
 
     @property
     def attempts(self) -> list[tuple[str, str]]:
@@ -149,6 +162,7 @@ class Dispatch:
             except ConnectionFailed as error:
                 self._dialling = False
                 client.unreachable(instance.addresses)
+                self.exhausted = isinstance(agreement.expected(call, Ending.UNREACHED, None, instance), Fail)
                 self.note(instance, [*error.attempts])
                 continue
             # A stream's id is taken when its request is written: ids must leave in order, and a CANCEL behind them.
@@ -156,20 +170,29 @@ class Dispatch:
                 await session.resumed()
             if call.over:
                 return
+            ending = Ending.UNREACHED if session.lost is None else Ending.UNSENT
+            want = agreement.expected(call, ending, None, instance)
             if session.paused and session.lost is None:
+                self.exhausted = False
                 self.note(instance, [(session.address, "it takes no more, and has said nothing for long")])
             elif session.full:
+                self.exhausted = isinstance(want, Fail)
                 self.note(instance, [(session.address, f"{len(session.streams):,} streams are open on the session")])
             elif session.usable:
                 await self._send_to(session, instance)
                 return
             else:
+                self.exhausted = isinstance(want, Fail)
                 words = session.lost or "it takes no more calls"
                 self.note(instance, [(session.address, words)], cut_off=session.lost is not None)
 
     def _in_vain(self, session: Session, instance: Instance) -> bool:
         """Whether to leave a request that is not sent yet to somebody else than a silent worker."""
-        return session.silent and may_leave(self._call, instance, self.tried)
+        if not session.silent:
+            return False
+        leaves = may_leave(self._call, instance, self.tried)
+        assert leaves != (agreement.expected(self._call, Ending.STALLED, None, instance) == STAY)
+        return leaves
 
     def _choose(self) -> Instance:
         """The next instance to try.
@@ -184,6 +207,7 @@ class Dispatch:
             if not candidates and not directly:
                 raise client.nobody()
             return call.policy(call.request, candidates, client.load)
+        assert self.exhausted == (len(self.tried) > client.retries) or client.closed, (self.tried, self.exhausted)
         if len(self.tried) > client.retries:
             raise self.refused()
         rest: tuple[Instance, ...] = ()
@@ -193,12 +217,15 @@ class Dispatch:
                 rest = tuple(each for each in client.view.table.instances if each.id not in self.tried)
         if not rest:
             rest = tuple(each for each in client.view.table.instances if each.id in self._cut_off)
+        own = self.attempts_.next(candidates, client.view.table.instances, directly)
+        assert own == rest, (own, rest)
         if not rest and not candidates and self._refusal is None and not directly:
             raise client.nobody()
         if not rest:
             raise self.refused()
         chosen = call.policy(call.request, rest, client.load)
         self._cut_off.discard(chosen.id)
+        self.attempts_.chosen(chosen.id)
         return chosen
 
     async def _send_to(self, session: Session, instance: Instance) -> None:

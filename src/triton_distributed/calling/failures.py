@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from triton_distributed.calling import agreement
 from triton_distributed.calling.dispatch import Dispatch, may_leave
+from triton_distributed.calling.failover import NO_BUDGET, STOPPED, TOO_OFTEN, Ending
 from triton_distributed.calling.reported import failure, refusal
 from triton_distributed.calling.resume import REFILL_S, Resumption
 from triton_distributed.errors import InvalidRequest, Overloaded, Refusal, RuntimeClosed, StreamIncomplete
@@ -16,15 +18,27 @@ if TYPE_CHECKING:
     from triton_distributed.calling.call import Call
     from triton_distributed.transport.stream import Stream
 
-NO_BUDGET = "so many calls failed that this one is not sent again: see routing.budget"
-STOPPED = "the caller has asked it to stop, so it is not sent again"
-TOO_OFTEN = "it was resumed as often as TRD_RETRIES allows, and once more for each {refill:g} s since"
 # A handler passes on what it was told of the request, or of a want of room elsewhere.
 NOT_ITS_FAULT = (InvalidRequest, Refusal)
 
 
 def closed(call: Call, stream: Stream, instance: Instance) -> None:
     """The call's stream failed, was refused, or its session is gone."""
+    session = stream.connection
+    began = bool(stream.accepted or stream.inbox or call.received)
+    if stream.lost is not None:
+        sure = not began and (not session.torn or stream.id in session.unsent)
+        ending = Ending.CUT_OFF if sure else Ending.LOST
+    elif stream.failure is None:
+        ending = Ending.CANCELLED
+    elif stream.failure[0] == f.REJECT:
+        ending = Ending.OVERLOADED if stream.failure[1] == f.RejectCode.OVERLOADED else Ending.REFUSED
+    else:
+        ending = Ending.CUT if stream.failure[1] == f.ErrorCode.CANCELLED else Ending.FAILED
+    agreement.compared(call, ending, stream, lambda: closed_(call, stream, instance))
+
+
+def closed_(call: Call, stream: Stream, instance: Instance) -> None:
     if stream.lost is not None:
         _lost(call, stream, stream.lost, instance)
     elif stream.failure is None:
@@ -101,6 +115,10 @@ def _may_begin_again(call: Call, stream: Stream) -> bool:
 
 
 def silent(call: Call, stream: Stream, instance: Instance, words: str) -> None:
+    agreement.compared(call, Ending.SILENT, stream, lambda: silent_(call, stream, instance, words))
+
+
+def silent_(call: Call, stream: Stream, instance: Instance, words: str) -> None:
     """The worker says nothing: go elsewhere where the caller allows it and somebody is there, else wait on.
 
     The stream is cancelled, for the worker may wake.
@@ -122,10 +140,14 @@ def silent(call: Call, stream: Stream, instance: Instance, words: str) -> None:
             _elsewhere(call, [lost])
         else:
             resumption.lost = lost
-            go_on(call, resumption, paid=True)
+            go_on_(call, resumption, paid=True)
 
 
-def go_on(call: Call, resumption: Resumption, paid: bool = False) -> None:
+def go_on(call: Call, resumption: Resumption) -> None:
+    agreement.compared(call, Ending.LOST, None, lambda: go_on_(call, resumption))
+
+
+def go_on_(call: Call, resumption: Resumption, paid: bool = False) -> None:
     """The instance was lost, and what had come from it is read: another goes on behind the last token.
 
     Args:

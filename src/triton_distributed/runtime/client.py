@@ -73,6 +73,7 @@ class Client:
         self.retries = runtime.config.retries
         self._budget = RetryBudget(self.loop.time())
         self.stats = Stats()
+        self.granted: bool | None = None
         self._policy = policy_named(policy, runtime.rng)
         self._round_robin = self._policy if isinstance(self._policy, RoundRobin) else RoundRobin(runtime.rng)
         self._random = Random(runtime.rng)
@@ -352,7 +353,8 @@ class Client:
     def may_retry(self) -> bool:
         """Whether a call may be sent again where that could multiply an outage; takes it off the budget."""
         stats = self.stats
-        return self._budget.take(self.loop.time(), stats.inflight + sum(stats.ended), stats.inflight)
+        self.granted = self._budget.take(self.loop.time(), stats.inflight + sum(stats.ended), stats.inflight)
+        return self.granted
 
     @property
     def outlier_stats(self) -> OutlierStats:
