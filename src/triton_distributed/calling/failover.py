@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple
 
+from triton_distributed.calling.resume import REFILL_S
+
 
 class Ending(Enum):
     """How an attempt ended."""
@@ -143,7 +145,7 @@ Verdict = Fail | Retry | Resume | Wait
 
 NO_BUDGET = "so many calls failed that this one is not sent again: see routing.budget"
 STOPPED = "the caller has asked it to stop, so it is not sent again"
-TOO_OFTEN = "it was resumed as often as TRD_RETRIES allows, and once more for each {refill:g} s since"
+TOO_OFTEN = f"it was resumed as often as TRD_RETRIES allows, and once more for each {REFILL_S:g} s since"
 
 STAY = Wait()
 READ_FIRST = Wait(to_read=True)

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Container, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from triton_distributed.calling.call import Call
+from triton_distributed.context import AwaitedRequest, awaited_requests
 from triton_distributed.names import EndpointName
 from triton_distributed.serving.threads import SAID_AGAIN_S, STUCK_S
 
@@ -102,8 +102,7 @@ class Circle:
                 requests[peer.nonce if peer is not None else 0, serving.stream.id] = endpoint, serving
         for endpoint in self._endpoints:
             for serving in endpoint.running:
-                calls = (each.stream for each in _calls(serving, instances))
-                sent = [(each.connection.hello.nonce, each.id) for each in calls if each is not None]
+                sent = [each.sent for each in _calls(serving, instances) if each.sent is not None]
                 self._targets[serving] = [requests[each] for each in sent if each in requests]
         self._reduce()
 
@@ -151,10 +150,8 @@ def _stands_s(endpoint: ServedEndpoint, now: float) -> float:
     return 0.0 if newest is None else now - newest.started
 
 
-def _calls(serving: Serving, instances: Container[tuple[EndpointName, int]]) -> Iterator[Call]:
-    """The open calls of a handler to these instances of endpoints."""
-    for call in serving.context._calls or ():
-        if not isinstance(call, Call) or call.towards is None:
-            continue
-        if (call.client.view.name, call.towards.id) in instances:
-            yield call
+def _calls(serving: Serving, instances: Container[tuple[EndpointName, int]]) -> Iterator[AwaitedRequest]:
+    """The open requests of a handler to these instances of endpoints."""
+    for awaited in awaited_requests(serving.context):
+        if (awaited.endpoint, awaited.instance_id) in instances:
+            yield awaited
