@@ -7,7 +7,9 @@ import os
 from collections.abc import Mapping
 from contextvars import ContextVar
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+
+from triton_distributed.names import EndpointName
 
 __all__: list[str] = []  # Programs import these names from `triton_distributed.runtime`.
 
@@ -21,12 +23,29 @@ CLEANUP_S = 30.0
 The default of `TRD_DRAIN_TIMEOUT_S` is the same: time to give back a slot, a lock or a cache block elsewhere."""
 
 
-class Cancellable(Protocol):
+class AwaitedRequest(NamedTuple):
+    """A request whose answer is awaited.
+
+    Attributes:
+        endpoint: that was called.
+        instance_id: of the worker that has the request or is about to get it.
+        sent: the nonce of its session and its stream's id, if it was sent.
+    """
+
+    endpoint: EndpointName
+    instance_id: int
+    sent: tuple[int, int] | None
+
+
+class AttachedCall(Protocol):
     """A call made on behalf of a context."""
 
     def cancel(self) -> None: ...
 
     def ask_to_stop(self) -> None: ...
+
+    def awaits(self) -> AwaitedRequest | None:
+        """What it waits for; None before an instance was chosen."""
 
 
 class Context:
@@ -56,7 +75,7 @@ class Context:
     _stopped = False
     _killed = False
     _waiters: list[asyncio.Future[None]] | None = None
-    _calls: dict[Cancellable, None] | None = None  # in the order of their start; bounded by the open calls
+    _calls: dict[AttachedCall, None] | None = None  # in the order of their start; bounded by the open calls
 
     def __init__(self, id: str | None = None, metadata: Mapping[str, Any] | None = None) -> None:
         if id is not None:
@@ -143,7 +162,7 @@ class Context:
                 waiter.set_result(None)
         self._waiters = None
 
-    def attach(self, call: Cancellable) -> None:
+    def attach(self, call: AttachedCall) -> None:
         """Register a call made on behalf of this context."""
         if self._calls is None:
             self._calls = {}
@@ -153,7 +172,7 @@ class Context:
         elif self._stopped:
             call.ask_to_stop()
 
-    def detach(self, call: Cancellable) -> None:
+    def detach(self, call: AttachedCall) -> None:
         """Forget a call that has ended."""
         if self._calls is not None:
             self._calls.pop(call, None)
@@ -172,6 +191,11 @@ def read_only(metadata: object) -> Mapping[str, Any]:
     if not isinstance(metadata, Mapping):
         raise TypeError(f"metadata={metadata!r}: must be a mapping of names to plain values")
     return MappingProxyType(dict(metadata))
+
+
+def awaited_requests(context: Context) -> list[AwaitedRequest]:
+    """What the open calls that were made on behalf of a context wait for."""
+    return [awaited for call in context._calls or () if (awaited := call.awaits()) is not None]
 
 
 current: ContextVar[Context | None] = ContextVar("triton_distributed_context", default=None)

@@ -32,14 +32,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     **{room: VALUES | GROUND | SIBLINGS | HALVES | {"runtime"} for room in ("cli", "testing", "llm")},
 }
 
-# Breaches that are known, as (file, what it imports). This set only shrinks.
-KNOWN = {
-    ("calling/call.py", "runtime.client.Client"),
-    ("calling/dispatch.py", "runtime.client.Client"),
-    ("calling/reader.py", "runtime.client.Client"),
-    ("serving/standstill.py", "calling.call.Call"),
-}
-
 PURE_ROOMS = {"wire", "payload", "routing"}
 NOT_IN_PURE_ROOMS = {"asyncio", "socket", "time", "os"}
 
@@ -54,8 +46,7 @@ def direction(module: Module) -> list[str]:
         parts = name.split(".")
         if parts[0] != PACKAGE or len(parts) < 2 or parts[1] == "__version__":
             continue
-        known = ("/".join(module.path.parts[-2:]), name.removeprefix(f"{PACKAGE}."))
-        if parts[1] not in allowed and known not in KNOWN:
+        if parts[1] not in allowed:
             may = ", ".join(sorted(allowed - {""})) or "nothing of ours"
             found.append(f"{module.at(node)}: {module.room or PACKAGE} imports {name}; it may import {may}")
     return found

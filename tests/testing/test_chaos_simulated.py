@@ -13,13 +13,18 @@ import pytest
 
 from tests.guards.tree import SRC
 from tests.timing import PATIENCE_S
-from triton_distributed.calling import failures
+from triton_distributed.calling import call as calls
+from triton_distributed.calling.attempts import Attempts
 from triton_distributed.calling.call import Call
-from triton_distributed.calling.dispatch import Dispatch
-from triton_distributed.runtime.client import Client
+from triton_distributed.calling.failover import Delivered, Ending, Means, Terms, Verdict, decide
+from triton_distributed.calling.services import Services
+from triton_distributed.names import Instance
+from triton_distributed.observe import Outcome
+from triton_distributed.routing.policies import Policy
 from triton_distributed.serving.gate import Gate
 from triton_distributed.testing.chaos import FaultKind
 from triton_distributed.testing.chaos.hosts import Host, HostsLoop
+from triton_distributed.testing.chaos.links import Link
 from triton_distributed.testing.chaos.many import together
 from triton_distributed.testing.chaos.simulated import Settings, settings_of, simulate
 from triton_distributed.transport import session as sessions
@@ -118,6 +123,12 @@ def untold_loss(patch: pytest.MonkeyPatch) -> None:
     """A reset that lost what was under way counts as an orderly end."""
     patch.setattr(sessions, "read_remainder", lambda *_: ([], True))
 
+    def delay_s(self: Link, soon: bool) -> float:  # What matters is under way for milliseconds, and so is hit often.
+        return 20 * usual(self, soon)
+
+    usual = Link.delay_s
+    patch.setattr(Link, "delay_s", delay_s)
+
 
 def early_handler(patch: pytest.MonkeyPatch) -> None:
     """Handlers begin without a word to the peer."""
@@ -131,7 +142,11 @@ def early_handler(patch: pytest.MonkeyPatch) -> None:
 def clean_end(patch: pytest.MonkeyPatch) -> None:
     """A lost session ends its streams as if they were complete."""
 
-    patch.setattr(failures, "_fail_incomplete", lambda call, reason, began=True: call.stream_ended())
+    def fail(self: Call, error: BaseException, outcome: Outcome) -> None:
+        self.stream_ended() if outcome is Outcome.LOST else failed(self, error, outcome)
+
+    failed = Call.fail
+    patch.setattr(Call, "fail", fail)
 
 
 def lost_wake_up(patch: pytest.MonkeyPatch) -> None:
@@ -148,23 +163,24 @@ def kept_load(patch: pytest.MonkeyPatch) -> None:
     """A request that goes elsewhere stays in the load of the first instance."""
 
     def release(self: Call) -> None:
-        if self.stream is not None:
-            self.stream.owner = None
-            self.stream = None
+        if self.instance is not None:
+            self.services.load.acquire(self.instance.id)
+        released(self)
 
-    patch.setattr(Call, "release", release)
+    released = Call._release
+    patch.setattr(Call, "_release", release)
 
 
 def no_second_try(patch: pytest.MonkeyPatch) -> None:
     """A request that was not taken is not taken elsewhere."""
 
-    def choose(self: Dispatch) -> Any:
-        if self.tried:
-            raise self.refused()
-        return chosen(self)
+    def choose(self: Services, policy: Policy, request: Any, attempts: Attempts | None) -> Instance:
+        if attempts is not None:
+            raise attempts.error(self.target)
+        return chosen(self, policy, request, attempts)
 
-    chosen = Dispatch._choose
-    patch.setattr(Dispatch, "_choose", choose)
+    chosen = Services.choose
+    patch.setattr(Services, "choose", choose)
 
 
 def queue_forgotten(patch: pytest.MonkeyPatch) -> None:
@@ -174,8 +190,12 @@ def queue_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 def call_without_a_task(patch: pytest.MonkeyPatch) -> None:
     """A task of a call that is cancelled before its first step tells nobody."""
-    patch.setattr(Client, "closed", False)
-    patch.setattr(Dispatch, "_over", lambda self, task: None)
+
+    def decide_as_if_open(ending: Ending, terms: Terms, delivered: Delivered, means: Means) -> Verdict:
+        return decide(ending, terms, delivered, means._replace(closed=False))
+
+    patch.setattr(calls, "decide", decide_as_if_open)
+    patch.setattr(Call, "_placed", lambda self, task: None)
 
 
 @pytest.mark.parametrize(

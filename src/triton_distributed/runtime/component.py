@@ -7,6 +7,7 @@ import copy
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
+from triton_distributed.calling.services import Services
 from triton_distributed.events import Event, Subscription, WorkQueue
 from triton_distributed.events.inbox import MAX_BYTES, MAX_EVENTS
 from triton_distributed.names import EndpointName, check_name, service_name
@@ -203,7 +204,11 @@ class Endpoint:
         return self._runtime.event_loop().create_task(self._client(policy))
 
     async def _client(self, policy: str | Policy) -> Client:
-        return Client(self._runtime, await self._runtime.candidates(self.name), policy)
+        runtime = self._runtime
+        candidates = await runtime.candidates(self.name)
+        where, retries = runtime.discovery.where, runtime.config.retries
+        services = Services(runtime, runtime.event_loop(), candidates, runtime.pool, runtime.prober, where, retries)
+        return Client(services, policy, runtime.rng, runtime.looks_elsewhere)
 
     async def pause(self) -> None:
         """Take this runtime's instance out of rotation: clients call other instances, and this one begins no request.

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
-from triton_distributed.calling.candidates import EndpointView
+from triton_distributed.calling.candidates import Candidates
 from triton_distributed.calling.prober import Prober
 from triton_distributed.config import Config
 from triton_distributed.discovery import Discovery
@@ -45,7 +45,7 @@ class Core(Protocol):
 
     def elsewhere(self, name: EndpointName | None) -> str: ...
 
-    async def candidates(self, name: EndpointName) -> EndpointView: ...
+    async def candidates(self, name: EndpointName) -> Candidates: ...
 
     async def set_listed(self, name: EndpointName, listed: bool) -> None: ...
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from threading import get_ident
 from typing import Any
 
-from triton_distributed.calling.candidates import EndpointView
+from triton_distributed.calling.candidates import Candidates
 from triton_distributed.calling.prober import Prober
 from triton_distributed.config import Config
 from triton_distributed.discovery import Discovery, Marking
@@ -91,19 +91,20 @@ class DistributedRuntime:
         tls = make_tls(config)
         sessions = Sessions(self._loop, config, self.rng)
         self._networks = {**make_networks(self._loop, config, self.nats), **(networks or {})}
-        self._views: dict[EndpointName, EndpointView] = {}
-        self._opening: dict[EndpointName, asyncio.Task[EndpointView]] = {}
-        self.prober = Prober(self._loop, _Values(self._views))
+        self._candidates: dict[EndpointName, Candidates] = {}
+        self._opening: dict[EndpointName, asyncio.Task[Candidates]] = {}
+        self.prober = Prober(self._loop)
         self.pool = SessionPool(
             self._loop,
             sessions.dialled,
             config.connect_timeout_s,
-            lambda addresses, _: self.prober.lost(addresses, self.pool),
+            self.prober.lost,
             config.health_timeout_s,
             config.host_timeout_s,
             tls,
             self._networks,
         )
+        self.prober.pool = self.pool
         self._threads = HandlerThreads(config.threads)
         self._server = Server(
             self._loop,
@@ -358,7 +359,7 @@ class DistributedRuntime:
 
     # calling
 
-    async def candidates(self, name: EndpointName) -> EndpointView:
+    async def candidates(self, name: EndpointName) -> Candidates:
         """The instances of an endpoint that may be called, shared by all clients of the endpoint.
 
         Raises:
@@ -366,17 +367,17 @@ class DistributedRuntime:
             ForkError, RuntimeClosed.
         """
         self.check("client")
-        view = self._views.get(name)
-        if view is None:
+        candidates = self._candidates.get(name)
+        if candidates is None:
             task = self._opening.get(name)
             if task is None:
-                task = self._opening[name] = self.spawn(self._open_view(name))
+                task = self._opening[name] = self.spawn(self._watch(name))
                 task.add_done_callback(lambda _: self._opening.pop(name, None))
-            view = await asyncio.shield(task)
-        return view
+            candidates = await asyncio.shield(task)
+        return candidates
 
-    async def _open_view(self, name: EndpointName) -> EndpointView:
-        view = EndpointView(
+    async def _watch(self, name: EndpointName) -> Candidates:
+        candidates = Candidates(
             name,
             self._loop,
             self.rng,
@@ -385,17 +386,18 @@ class DistributedRuntime:
             self.config.ejection_s,
         )
         try:
-            await view.start(self.discovery, host_name())
+            await candidates.start(self.discovery, host_name())
         except DiscoveryError:
             if self.unusable:
                 raise RuntimeClosed("client") from None
             raise
-        self._views[name] = view
-        return view
+        self._candidates[name] = candidates
+        self.prober.add(candidates)
+        return candidates
 
     @property
     def looks_elsewhere(self) -> bool:
-        """Whether there may be instances in folders that this runtime does not look at."""
+        """Whether there may be instances in folders that this runtime does not watch."""
         return self._elsewhere is not None
 
     def elsewhere(self, name: EndpointName | None) -> str:
@@ -499,8 +501,8 @@ class DistributedRuntime:
         self._server.close()
         await self.prober.close()
         await self.pool.close()
-        for view in self._views.values():
-            view.close()
+        for candidates in self._candidates.values():
+            candidates.close()
         await self.discovery.close()
         await self.events.close()
         for network in self._networks.values():
@@ -527,13 +529,3 @@ class DistributedRuntime:
     def __repr__(self) -> str:
         state = "closed" if self.unusable else "draining" if self._closing else "open"
         return f"<DistributedRuntime {self.instance_id} {state}, {len(self._server.endpoints)} endpoints served>"
-
-
-class _Values:
-    """The values of a dict as they are whenever they are looked at."""
-
-    def __init__(self, views: dict[EndpointName, EndpointView]) -> None:
-        self._views = views
-
-    def __iter__(self) -> Any:
-        return iter(list(self._views.values()))

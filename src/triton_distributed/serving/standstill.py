@@ -7,7 +7,7 @@ import logging
 import weakref
 from collections.abc import Callable, Container, Iterable, Iterator
 
-from triton_distributed.calling.call import Call
+from triton_distributed.context import AwaitedRequest, awaited_requests
 from triton_distributed.names import EndpointName
 from triton_distributed.serving.endpoint import ServedEndpoint
 from triton_distributed.serving.request import ServedRequest
@@ -100,8 +100,7 @@ class Circle:
                 requests[peer.nonce if peer is not None else 0, request.stream.id] = endpoint, request
         for endpoint in self._endpoints:
             for request in endpoint.gate.running:
-                calls = (each.stream for each in _calls(request, instances))
-                sent = [(each.connection.hello.nonce, each.id) for each in calls if each is not None]
+                sent = [each.sent for each in _calls(request, instances) if each.sent is not None]
                 self._targets[request] = [requests[each] for each in sent if each in requests]
         self._reduce()
 
@@ -151,10 +150,8 @@ def _stands_s(endpoint: ServedEndpoint, now: float) -> float:
     return 0.0 if newest is None else now - newest.started
 
 
-def _calls(request: ServedRequest, instances: Container[tuple[EndpointName, int]]) -> Iterator[Call]:
-    """The open calls of a handler to these instances of endpoints."""
-    for call in request.context._calls or ():
-        if not isinstance(call, Call) or call.towards is None:
-            continue
-        if (call.client.view.name, call.towards.id) in instances:
-            yield call
+def _calls(request: ServedRequest, instances: Container[tuple[EndpointName, int]]) -> Iterator[AwaitedRequest]:
+    """The open requests of a handler to these instances of endpoints."""
+    for awaited in awaited_requests(request.context):
+        if (awaited.endpoint, awaited.instance_id) in instances:
+            yield awaited

@@ -347,6 +347,7 @@ class Session(Intake):
             stream.lost = self.lost
             stream.outbox.clear()
             stream.let_go()
+        self._on_lost(self, self.lost)  # Before the calls: the rotation must not offer them this worker again.
         if self._dialled:
             for stream in streams:
                 stream.on_closed()
@@ -355,7 +356,6 @@ class Session(Intake):
         for waiter in (*self._resumed, self._parted, self._answer):  # who waits sees what became of it
             if waiter is not None and not waiter.done():
                 waiter.set_result(None)
-        self._on_lost(self, self.lost)
 
     # receiving
 
