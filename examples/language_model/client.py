@@ -3,7 +3,7 @@
     python examples/language_model/client.py "Describe the sea in one sentence."
     python examples/language_model/client.py --enough 10 "Write a long story about a lighthouse."
 
-With --enough it walks away after so many tokens, and the model stops generating.
+With --enough it leaves after this many tokens, and the model stops generating.
 """
 
 import argparse
