@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from harness.oracle import Oracle
+from harness.requests import Plan, Shape, Work
 from triton_distributed.errors import (
     ConnectionFailed,
     DeadlineExceeded,
@@ -18,7 +20,6 @@ from triton_distributed.errors import (
     RemoteError,
     StreamIncomplete,
 )
-from triton_distributed.testing.chaos import Oracle, Plan, Shape, Work
 
 STREAM = Plan(Work(1, Shape.STREAM, 4, 20, 0.1))
 ERROR = Plan(Work(1, Shape.ERROR, 2))

@@ -14,13 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from harness.requests import Plan, Shape, Work, plans
+from harness.runs.chaos import judged
+from harness.worker import COMMAND
 from tests.guards.tree import SRC
 from tests.timing import MS, PATIENCE_S
 from triton_distributed.errors import ConfigError
-from triton_distributed.testing.chaos import FaultKind, Plan, Shape, Work, plans, schedule
+from triton_distributed.testing.chaos import FaultKind, schedule
 from triton_distributed.testing.chaos.cluster import JOURNAL, ChaosCluster
 from triton_distributed.testing.chaos.processes import WorkerEnded
-from triton_distributed.testing.chaos.real import judged
 from triton_distributed.testing.chaos.schedule import Fault
 
 FAULTY = Path(__file__).parent / "programs" / "faulty_worker.py"
@@ -36,7 +38,7 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The command line, in a process that may have mounts of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "triton_distributed.testing.chaos", "processes", *arguments],
+        [sys.executable, "-m", "harness.runs.chaos", *arguments],
         capture_output=True, text=True, timeout=4 * PATIENCE_S,
     )  # fmt: skip
 
@@ -111,7 +113,7 @@ async def test_what_the_caller_leaves_in_this_process_is_found():
     async def make() -> None:
         left.append(os.open("/dev/zero", os.O_RDONLY))
 
-    async with ChaosCluster(workers=1, proxied=False, settle_s=SETTLE_S) as cluster:
+    async with ChaosCluster(COMMAND, workers=1, proxied=False, settle_s=SETTLE_S) as cluster:
         report = await cluster.run([], make)
     os.close(left[0])
     assert report.violations == ["the client's process is left with 1 fd more: /dev/zero"]
@@ -121,13 +123,13 @@ async def test_what_the_calls_raise_is_raised():
     async def make() -> None:
         raise KeyError("of the caller")
 
-    async with ChaosCluster(workers=1, proxied=False) as cluster:
+    async with ChaosCluster(COMMAND, workers=1, proxied=False) as cluster:
         with pytest.raises(KeyError, match="of the caller"):
             await cluster.run([], make)
 
 
 async def test_calls_that_never_end_are_told_and_cancelled():
-    async with ChaosCluster(workers=1, proxied=False) as cluster:
+    async with ChaosCluster(COMMAND, workers=1, proxied=False) as cluster:
         report = await cluster.run([], asyncio.Event().wait, patience_s=0.1)
     assert report.violations == ["0.1 s after everything was healed there are calls that have not ended"]
 
@@ -148,7 +150,7 @@ async def test_a_worker_that_does_not_start_says_why():
     ],
 )
 async def test_a_fault_that_the_cluster_cannot_do_is_an_error(arguments, fault, says):
-    async with ChaosCluster(workers=1, **arguments) as cluster:
+    async with ChaosCluster(COMMAND, workers=1, **arguments) as cluster:
         with pytest.raises(ConfigError, match=re.escape(says)):
             await cluster.run([Fault(0.0, fault, 0)], asyncio.Event().wait)
 
@@ -156,12 +158,13 @@ async def test_a_fault_that_the_cluster_cannot_do_is_an_error(arguments, fault, 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the end of the channel tells a worker, if it runs")
 def test_no_worker_outlives_a_harness_that_is_killed(tmp_path):
     """Also one that is stopped, which reads nothing."""
-    program = tmp_path / "harness.py"
+    program = tmp_path / "run.py"
     program.write_text(
         "import asyncio, os, signal\n"
+        "from harness.worker import COMMAND\n"
         "from triton_distributed.testing.chaos.cluster import ChaosCluster\n"
         "async def main():\n"
-        "    async with ChaosCluster(workers=2) as cluster:\n"
+        "    async with ChaosCluster(COMMAND, workers=2) as cluster:\n"
         "        os.kill(cluster.pids[0], signal.SIGSTOP)\n"
         "        print(cluster.folder, *cluster.pids, flush=True)\n"
         "        await asyncio.Event().wait()\n"

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from harness.runs.simulated import together
+from harness.simulated.hosts import Host, HostsLoop
+from harness.simulated.simulation import Settings, settings_of, simulate
 from tests.guards.tree import SRC
 from tests.timing import PATIENCE_S
 from triton_distributed.calling import failures
@@ -19,9 +22,6 @@ from triton_distributed.calling.dispatch import Dispatch
 from triton_distributed.runtime.client import Client
 from triton_distributed.serving.endpoint import ServedEndpoint
 from triton_distributed.testing.chaos import FaultKind
-from triton_distributed.testing.chaos.hosts import Host, HostsLoop
-from triton_distributed.testing.chaos.many import together
-from triton_distributed.testing.chaos.simulated import Settings, settings_of, simulate
 from triton_distributed.transport import session as sessions
 from triton_distributed.transport.session import Session
 from triton_distributed.transport.stream import Stream
@@ -32,7 +32,7 @@ from triton_distributed.wire.window import WindowBudget
 def command(*arguments: str, hash_seed: str = "0") -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join([str(SRC), *sys.path])}
     return subprocess.run(
-        [sys.executable, "-m", "triton_distributed.testing.chaos", "simulated", *arguments],
+        [sys.executable, "-m", "harness.runs.simulated", *arguments],
         capture_output=True, text=True, timeout=3 * PATIENCE_S, env=environment,
     )  # fmt: skip
 

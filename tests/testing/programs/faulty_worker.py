@@ -12,8 +12,8 @@ import sys
 import threading
 from pathlib import Path
 
-from triton_distributed.testing.chaos import worker
-from triton_distributed.testing.chaos.requests import Work, handler
+from harness import worker
+from harness.requests import Work, handler
 
 # Of requests whose id leaves this remainder, divided by 8.
 DROPPED, DUPLICATED, TWICE, SWAPPED, INVENTED = range(1, 6)

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from triton_distributed.testing.chaos.hosts import Host, HostsLoop
+from harness.simulated.hosts import Host, HostsLoop
 from triton_distributed.wire.frames import HEADER, HEADER_BYTES
 
 READ_BYTES = 256 * 1024  # delivered at once, as a socket would

@@ -9,13 +9,13 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
+from harness.simulated.hosts import Host, HostsLoop
+from harness.simulated.links import Link
 from triton_distributed.discovery import Added, Change, Removed, Snapshot, Watch
 from triton_distributed.discovery.base import Sink
 from triton_distributed.discovery.memory import MemoryDiscovery, MemoryHub
 from triton_distributed.errors import DiscoveryError
 from triton_distributed.names import EndpointName, Instance
-from triton_distributed.testing.chaos.hosts import Host, HostsLoop
-from triton_distributed.testing.chaos.links import Link
 from triton_distributed.transport.address import Address
 
 Factory = Callable[[], asyncio.Protocol]

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Iterator
 from typing import Any
 
+from harness.simulated.hosts import HostsLoop
+from harness.simulated.members import Caller, Member, Worker
+from harness.simulated.network import Registry, Switch
 from triton_distributed.runtime import Client
-from triton_distributed.testing.chaos.hosts import HostsLoop
-from triton_distributed.testing.chaos.members import Caller, Member, Worker
-from triton_distributed.testing.chaos.network import Registry, Switch
 from triton_distributed.testing.virtual_time import waiting
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from harness.requests import Plan, Shape
 from triton_distributed.errors import (
     ConnectionFailed,
     DeadlineExceeded,
@@ -19,7 +20,6 @@ from triton_distributed.errors import (
     RemoteError,
     StreamIncomplete,
 )
-from triton_distributed.testing.chaos.requests import Plan, Shape
 
 # A request that these end was not begun by any handler, whatever kind of call it was.
 NOT_BEGUN = (Overloaded, Draining, Paused, ConnectionFailed, NoInstances)

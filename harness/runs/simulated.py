@@ -1,16 +1,17 @@
-"""`simulated`: many seeds one after the other, one table of them all, and how to see a failing one again."""
+"""`python -m harness.runs.simulated`: many seeds in virtual time, one table of all, how to repeat a failing one."""
 
 from __future__ import annotations
 
 import argparse
 import gc
+import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
-from triton_distributed.errors import ConfigError
+from harness.simulated.simulation import Result, Settings, settings_of, simulate
 from triton_distributed.testing.chaos.report import Report
-from triton_distributed.testing.chaos.simulated import Result, Settings, settings_of, simulate
 
 MOST_TOLD = 5  # failing seeds that are told how to repeat; behind them there is seldom another cause
 # What a command line may say in place of what a seed gives, by its field of `Settings`.
@@ -36,21 +37,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{words} (default: each seed has its own)")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Simulate, and print what was found; 1 with violations.
-
-    Raises:
-        ConfigError: the arguments make no sense.
-    """
+def main(argv: Sequence[str] | None = None) -> int:
+    """Simulate, and print what was found; returns 0 after a good run, 1 with violations, 2 where it makes no sense."""
+    parser = argparse.ArgumentParser(prog="python -m harness.runs.simulated", description="Systems in virtual time.")
+    configure(parser)
+    arguments = parser.parse_args(argv)
     if arguments.trace and arguments.seed is None:
-        raise ConfigError("--trace", True, "thousands of lines a seed: name one with --seed")
+        parser.error("--trace prints thousands of lines a seed: name one with --seed")
     if arguments.seeds < 1:
-        raise ConfigError("--seeds", arguments.seeds, "at least 1")
+        parser.error("--seeds is at least 1")
     one = arguments.seed is not None
     seeds = (
         range(arguments.seed, arguments.seed + 1) if one else range(arguments.first, arguments.first + arguments.seeds)
     )
-    chosen = {name: getattr(arguments, name) for name in OPTIONS if getattr(arguments, name) is not None}
+    chosen: dict[str, Any] = {
+        name: getattr(arguments, name) for name in OPTIONS if getattr(arguments, name) is not None
+    }
     began = time.monotonic()
     report, failed = together(
         seeds, lambda seed: replace(settings_of(seed), **chosen), print if arguments.trace else None
@@ -62,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     options = "".join(f" --{name.replace('_', '-')} {value}" for name, value in chosen.items())
     for seed in failed[:MOST_TOLD]:
-        print(f"again       python -m triton_distributed.testing.chaos simulated --seed {seed}{options} --trace")
+        print(f"again       python -m harness.runs.simulated --seed {seed}{options} --trace")
     return 1 if failed else 0
 
 
@@ -103,3 +105,7 @@ def _add(report: Report, result: Result, seed: int) -> None:
     report.worst_call_s = max(report.worst_call_s, result.worst_call_s)
     report.seconds += result.seconds
     report.violations += [f"seed {seed}: {each}" for each in result.violations]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

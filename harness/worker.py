@@ -1,23 +1,28 @@
-"""A worker of a chaos run: `python -m triton_distributed.testing.chaos.worker JOURNAL`; its settings are `TRD_*`."""
+"""A worker of a chaos run: `python -m harness.worker JOURNAL`; its settings are `TRD_*`."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from harness.journal import FileJournal
+from harness.requests import ENDPOINT, TWO_WAY, Journal, echo, handler
 from triton_distributed.runtime import DistributedRuntime
+from triton_distributed.testing.chaos.cluster import JOURNAL
 from triton_distributed.testing.chaos.control import obey
-from triton_distributed.testing.chaos.journal import FileJournal
-from triton_distributed.testing.chaos.requests import ENDPOINT, TWO_WAY, Journal, echo, handler
 
 try:
     from uvloop import new_event_loop
 except ImportError:  # no wheel for this platform
     from asyncio import new_event_loop  # type: ignore[assignment]
+
+# The command that serves `requests.handler` and `requests.echo`.
+COMMAND = (sys.executable, "-m", "harness.worker", JOURNAL)
 
 
 async def serve(journal: Path, made: Callable[[Journal], Callable[..., Any]] = handler) -> None:

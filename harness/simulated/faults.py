@@ -6,25 +6,41 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
+from harness.simulated.members import Caller, Worker
+from harness.simulated.network import Registry, Switch
 from triton_distributed.errors import TritonError
-from triton_distributed.testing.chaos.members import Caller, Worker
 from triton_distributed.testing.chaos.schedule import Fault, FaultKind, Recovery
-
-if TYPE_CHECKING:
-    from triton_distributed.testing.chaos.simulated import Simulation
 
 NOTICED_S = 0.2  # a watchdog notices a stuck loop after that, see TRD_WATCHDOG_S
 AGAIN_S = 0.1  # a supervisor starts a worker that could not register again after that
+
+
+@dataclass(frozen=True, slots=True)
+class ClientStops:
+    """How clients are stopped.
+
+    Attributes:
+        duration_s: virtual seconds in which that begins.
+        longest_s: virtual seconds of the longest stop.
+    """
+
+    duration_s: float
+    longest_s: float
 
 
 class Inflictor:
     """Carries out the faults of a schedule.
 
     Args:
-        simulation: whose workers are hurt.
-        callers: its clients.
+        switch: the network between all hosts.
+        registry: where they register.
+        workers: those that are hurt; a successor takes its place in this list.
+        make_worker: starts the process of a worker, given its number and generation.
+        hurt: takes a worker's number, and from when to when it was not well, seconds.
+        callers: the clients.
         faults: what happens.
         rng: of what the schedule leaves open.
         recovery: how long after the end of a fault its worker counts as not well.
@@ -36,31 +52,40 @@ class Inflictor:
 
     def __init__(
         self,
-        simulation: Simulation,
+        switch: Switch,
+        registry: Registry,
+        workers: list[Worker],
+        make_worker: Callable[[int, int], Worker],
+        hurt: Callable[[int, float, float], None],
         callers: Sequence[Caller],
         faults: Sequence[Fault],
         rng: random.Random,
         recovery: Recovery,
     ) -> None:
-        self._of = simulation
+        self._switch, self._registry, self._workers = switch, registry, workers
+        self._make_worker, self._hurt, self._loop = make_worker, hurt, switch.loop
         self._callers = callers
         self._faults = faults
         self._rng = rng
         self._recovery = recovery
-        self._generations = [0] * len(simulation.workers)
+        self._generations = [0] * len(workers)
         self._leaving: list[asyncio.Task[None]] = []
         self.hurt_now: set[int] = set()
         self.done: Counter[FaultKind] = Counter()
         self.left_out = 0
 
-    async def run(self, client_stops: bool) -> None:
-        """All of them; returns when every worker is well again."""
-        loop = self._of.loop
+    async def run(self, client_stops: ClientStops | None) -> None:
+        """Carry out all of them; returns when every worker is well again.
+
+        Args:
+            client_stops: how clients are stopped meanwhile; None where they are not.
+        """
+        loop = self._loop
         started = loop.time()
         async with asyncio.TaskGroup() as under_way:
-            if client_stops:
+            if client_stops is not None:
                 for caller in self._callers:
-                    under_way.create_task(self._stop_client(caller))
+                    under_way.create_task(self._stop_client(caller, client_stops))
             for fault in self._faults:
                 await asyncio.sleep(started + fault.at_s - loop.time())
                 # It may have taken longer than the schedule allows for, as a start while the disk was full.
@@ -73,41 +98,41 @@ class Inflictor:
         await asyncio.gather(*self._leaving)
 
     async def _inflict(self, fault: Fault) -> None:
-        number, loop = fault.worker, self._of.loop
+        number, loop = fault.worker, self._loop
         began = loop.time()
         self.hurt_now.add(number)
-        await _KINDS[fault.kind](self, self._of.workers[number], fault)
+        await _KINDS[fault.kind](self, self._workers[number], fault)
         await asyncio.sleep(self._recovery.other_s)
         if fault.kind in (FaultKind.TRUNCATE, FaultKind.CORRUPT):
-            for end in self._ends(self._of.workers[number]):
+            for end in self._ends(self._workers[number]):
                 end.mend()
         self.hurt_now.discard(number)
-        self._of.hurt(number, began, loop.time())
+        self._hurt(number, began, loop.time())
 
-    async def _stop_client(self, caller: Caller) -> None:
+    async def _stop_client(self, caller: Caller, stops: ClientStops) -> None:
         """Stop a client now and then while faults begin."""
-        settings, rng, loop = self._of.settings, self._rng, self._of.loop
-        until = loop.time() + settings.duration_s
+        rng, loop = self._rng, self._loop
+        until = loop.time() + stops.duration_s
         while True:
-            await asyncio.sleep(rng.expovariate(1 / settings.duration_s))
+            await asyncio.sleep(rng.expovariate(1 / stops.duration_s))
             if loop.time() > until:
                 return
             loop.trace.note(loop.time(), f"{caller.host.name} is stopped")
             caller.host.stop()
-            await asyncio.sleep(rng.random() * settings.longest_s)
+            await asyncio.sleep(rng.random() * stops.longest_s)
             caller.host.go_on()
 
     def _ends(self, worker: Worker) -> list[Any]:
-        return [end for link in self._of.switch.links_of(worker.host) for end in link.ends]
+        return [end for link in self._switch.links_of(worker.host) for end in link.ends]
 
     async def _successor(self, number: int) -> None:
         """Start another process in the place of this one, again and again until it has registered."""
         await asyncio.sleep(self._rng.random() * 0.4)
         while True:
             self._generations[number] += 1
-            worker = self._of.make_worker(number, self._generations[number])
+            worker = self._make_worker(number, self._generations[number])
             if await worker.registered():
-                self._of.workers[number] = worker
+                self._workers[number] = worker
                 return
             await worker.leave()
             await asyncio.sleep(AGAIN_S)
@@ -133,13 +158,13 @@ class Inflictor:
         worker.host.stop()
         if fault.seconds > NOTICED_S:
             await asyncio.sleep(NOTICED_S)
-            self._of.registry.mark(worker.runtime.instance_id, True)
+            self._registry.mark(worker.runtime.instance_id, True)
         await asyncio.sleep(max(0.0, fault.seconds - NOTICED_S) or fault.seconds)
         worker.host.go_on()
-        self._of.registry.mark(worker.runtime.instance_id, False)
+        self._registry.mark(worker.runtime.instance_id, False)
 
     async def _cut(self, worker: Worker, _: Fault) -> None:
-        for link in self._of.switch.links_of(worker.host):
+        for link in self._switch.links_of(worker.host):
             link.reset("cut")
 
     async def _delay(self, worker: Worker, fault: Fault) -> None:
@@ -148,28 +173,28 @@ class Inflictor:
         worker.host.slow_s -= fault.seconds / 10
 
     async def _duplicate(self, worker: Worker, _: Fault) -> None:
-        switch, rng = self._of.switch, self._rng
+        switch, rng = self._switch, self._rng
         for name in switch.names_of(worker.host):
             for _number in range(10):
                 stranger = _Stranger(rng)
                 switch.dial(self._callers[0].host, name, stranger)
                 if rng.random() < 0.5:
-                    self._of.loop.call_later(rng.random() * 0.2, stranger.leave)
+                    self._loop.call_later(rng.random() * 0.2, stranger.leave)
 
     async def _truncate(self, worker: Worker, fault: Fault) -> None:
         for end in self._ends(worker):
             end.truncate(fault.amount)
 
     async def _corrupt(self, worker: Worker, fault: Fault) -> None:
-        for link in self._of.switch.links_of(worker.host):
+        for link in self._switch.links_of(worker.host):
             link.ends[int(self._rng.random() * 2)].garble(fault.amount)
 
     async def _disk_full(self, worker: Worker, fault: Fault) -> None:
         await worker.pause()
-        self._of.registry.fill()
+        self._registry.fill()
         late = asyncio.create_task(self._resume(worker))
         await asyncio.sleep(fault.seconds)
-        self._of.registry.clean()
+        self._registry.clean()
         await late
 
     async def _resume(self, worker: Worker) -> None:

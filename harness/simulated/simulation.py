@@ -27,17 +27,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from harness.caller import make_calls
+from harness.oracle import Oracle, Ticket
+from harness.requests import Variety, Work, plans
+from harness.simulated import checks
+from harness.simulated.faults import ClientStops, Inflictor
+from harness.simulated.hosts import Host, HostsLoop, Trace
+from harness.simulated.members import Caller, Worker
+from harness.simulated.network import Registry, Switch
 from triton_distributed.config import Config
 from triton_distributed.errors import TritonError
-from triton_distributed.testing.chaos import checks
-from triton_distributed.testing.chaos.caller import make_calls
-from triton_distributed.testing.chaos.faults import Inflictor
-from triton_distributed.testing.chaos.hosts import Host, HostsLoop, Trace
-from triton_distributed.testing.chaos.members import Caller, Worker
-from triton_distributed.testing.chaos.network import Registry, Switch
-from triton_distributed.testing.chaos.oracle import Oracle, Ticket
 from triton_distributed.testing.chaos.report import Report
-from triton_distributed.testing.chaos.requests import Variety, Work, plans
 from triton_distributed.testing.chaos.schedule import FaultKind, Recovery, schedule
 
 PATIENCE_S = 20.0  # of a call with a long deadline
@@ -243,10 +243,6 @@ class Simulation:
     def _make_caller(self, number: int) -> Caller:
         return Caller(Host(self.loop, f"client {number}"), self.switch, self.registry, self._config)
 
-    def hurt(self, number: int, from_s: float, to_s: float) -> None:
-        """A worker was not well in this time."""
-        self._hurt.append((number, from_s, to_s))
-
     def _spared(self, began_s: float, ended_s: float) -> bool:
         hurt = {number for number, from_s, to_s in self._hurt if from_s <= ended_s and began_s <= to_s}
         return len(hurt | self.inflictor.hurt_now) < self.settings.workers
@@ -264,7 +260,17 @@ class Simulation:
             spare=settings.spare,
             recovery=RECOVERY,
         )
-        self.inflictor = Inflictor(self, callers, faults, self._rng, RECOVERY)
+        self.inflictor = Inflictor(
+            self.switch,
+            self.registry,
+            self.workers,
+            self.make_worker,
+            lambda number, from_s, to_s: self._hurt.append((number, from_s, to_s)),
+            callers,
+            faults,
+            self._rng,
+            RECOVERY,
+        )
         calls = plans(
             self._seed,
             duration_s=settings.duration_s,
@@ -282,7 +288,8 @@ class Simulation:
         ]
         leaving = asyncio.create_task(self._leave(callers[0])) if settings.client_leaves else None
         async with asyncio.timeout(settings.duration_s + ENDED_S):
-            await self.inflictor.run(settings.client_stops)
+            stops = ClientStops(settings.duration_s, settings.longest_s) if settings.client_stops else None
+            await self.inflictor.run(stops)
             if leaving is not None:
                 await leaving
         self.result.faults, self.result.left_out = self.inflictor.done, self.inflictor.left_out

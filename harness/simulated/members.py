@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from harness.requests import ENDPOINT, TWO_WAY, echo, handler
+from harness.simulated.hosts import Host
+from harness.simulated.network import HostDiscovery, HostNetwork, Registry, Switch
 from triton_distributed.config import Config
 from triton_distributed.runtime import Client, DistributedRuntime
-from triton_distributed.testing.chaos.hosts import Host
-from triton_distributed.testing.chaos.network import HostDiscovery, HostNetwork, Registry, Switch
-from triton_distributed.testing.chaos.requests import ENDPOINT, TWO_WAY, echo, handler
 
 
 class Member:

@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
+from harness.oracle import Oracle, Ticket
+from harness.requests import Plan, Shape, Work
 from triton_distributed.errors import ConnectionFailed, RuntimeClosed, StreamIncomplete
 from triton_distributed.runtime import Client, ResponseStream
-from triton_distributed.testing.chaos.oracle import Oracle, Ticket
-from triton_distributed.testing.chaos.requests import Plan, Shape, Work
 
 # How a call may end whose own runtime is shut down.
 ABANDONED = (RuntimeClosed, StreamIncomplete, ConnectionFailed)
