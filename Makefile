@@ -92,13 +92,13 @@ crowd: $(VENV)/.bench ## 20,000 calls at once, 10,000 idle streams; prints what 
 	$(PYTHON) -m benchmarks.crowd
 
 soak: $(VENV)/.bench ## 10 minutes of mixed load, faults and restarts, which must leave nothing (SOAK_ARGS="--minutes 1")
-	$(PYTHON) -m benchmarks.soak $(SOAK_ARGS)
+	$(PYTHON) -m harness.runs.soak $(SOAK_ARGS)
 
 survival: $(VENV)/.bench ## kills, restarts and floods real workers; status 1 where a promise breaks (SURVIVAL_ARGS="--only kill")
-	$(PYTHON) -m benchmarks.survival $(SURVIVAL_ARGS)
+	$(PYTHON) -m harness.runs.survival $(SURVIVAL_ARGS)
 
 hostile: $(VENV)/.bench ## peers that mean harm against a worker and a client; ends with status 1 when a bound is broken
-	$(PYTHON) -m benchmarks.hostile $(HOSTILE_ARGS)
+	$(PYTHON) -m harness.runs.hostile $(HOSTILE_ARGS)
 
 scaling: $(VENV)/.cluster ## 10,000 simulated workers in a real etcd; writes docs/scaling.md (SCALING_ARGS="--instances 1000")
 	$(PYTHON) -m benchmarks.scaling $(SCALING_ARGS)

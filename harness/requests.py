@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
 import msgspec
 
-# What the workers of a run serve: `handler`, and `echo`.
+from triton_distributed.runtime import Client
+
+# What workers serve: `handler`, `echo`, `plain` and `relay`.
 ENDPOINT, TWO_WAY = "chaos.worker.answer", "chaos.worker.echo"
+PLAIN, RELAY = "chaos.worker.plain", "chaos.worker.relay"
 
 
 class Shape(StrEnum):
@@ -56,6 +59,19 @@ class Work(msgspec.Struct, frozen=True):
         return [self.id, index, filling(self.id, index, self.size)]
 
 
+class Leave(StrEnum):
+    """How a caller leaves a call."""
+
+    BREAK = "break"
+    """It stops reading after `Plan.leaves_after` items; where that is 0, it closes the stream before the first."""
+    CANCEL = "cancel"
+    """It cancels the call before the request has left."""
+    DROP = "drop"
+    """It drops the call and never looks at it."""
+    KILL = "kill"
+    """It kills the context after `Plan.leaves_after` items."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """One call: what is asked for, and how.
@@ -66,8 +82,12 @@ class Plan:
         idempotent: a second instance may be asked while nothing was answered.
         timeout_s: seconds that it may take; None for as long as it takes.
         leaves_after: items after which the caller stops reading; None where it reads to the end.
+        leaves_by: how it does so.
+        reads_s: seconds that the caller takes after each item.
+        via: the endpoint.
+        kind: the name under which it is counted.
         hedge_after_s: seconds after which a second instance is asked too (unary ones only); None for not at all.
-        cancel_after_s: seconds after which whoever reads is cancelled; None where nobody is.
+        cancel_after_s: seconds after which the reading task is cancelled; None for never.
         directly: with `direct`, to an instance that is known then.
         priority: as of every call.
     """
@@ -77,6 +97,10 @@ class Plan:
     idempotent: bool = False
     timeout_s: float | None = None
     leaves_after: int | None = None
+    leaves_by: Leave = Leave.BREAK
+    reads_s: float = 0.0
+    via: str = ENDPOINT
+    kind: str = ""
     hedge_after_s: float | None = None
     cancel_after_s: float | None = None
     directly: bool = False
@@ -130,6 +154,27 @@ def handler(journal: Journal) -> Callable[[Work, Any], AsyncIterator[Any]]:
     return answer
 
 
+def plain(journal: Journal) -> Callable[[Work], Iterator[Any]]:
+    """Return a handler that answers the same from a thread."""
+
+    def answer(request: Work) -> Iterator[Any]:
+        journal.began(request.id)
+        for index in range(request.items):
+            yield request.item(index)
+
+    return answer
+
+
+def relay(onward: Client) -> Callable[[Work], AsyncIterator[Any]]:
+    """Return a handler that passes on what another one answers."""
+
+    async def answer(request: Work) -> AsyncIterator[Any]:
+        async for item in onward.generate(request, annotated=False):
+            yield item
+
+    return answer
+
+
 def echo(journal: Journal) -> Callable[[AsyncIterator[Work], Any], AsyncIterator[Any]]:
     """Return the handler that answers the requests of a `TWO_WAY` call one by one."""
 
@@ -151,7 +196,7 @@ class Variety:
     Attributes:
         largest: bytes of filling in the largest items.
         two_way: calls that stream requests are among them, for an endpoint that serves `echo`.
-        cancels: the chance that whoever reads is cancelled.
+        cancels: the chance that the reading task is cancelled.
         directly: the chance that a call goes to one instance by its id.
         priorities: calls have any of a few.
         waits: some handlers take a while before their first item.
@@ -196,6 +241,7 @@ def _plan(rng: random.Random, number: int, at_s: float, patience_s: float, varie
     return Plan(
         work,
         at_s,
+        via=TWO_WAY if shape == Shape.TWO_WAY else ENDPOINT,
         idempotent=idempotent,
         timeout_s=rng.choice([None, None, None, patience_s, patience_s, patience_s, patience_s, 0.03]),
         leaves_after=int(rng.random() * (items + 1)) if shape != Shape.UNARY and rng.random() < 0.15 else None,

@@ -40,11 +40,10 @@ async def judged(cluster: ChaosCluster, faults: Sequence[Fault], calls: Sequence
 
     async def make() -> None:
         async with DistributedRuntime(config=cluster.config) as runtime:
-            client = await runtime.endpoint(ENDPOINT).client()
-            two_way = await runtime.endpoint(TWO_WAY).client()
-            await client.wait_for_instances()
-            await two_way.wait_for_instances()
-            await make_calls(client, calls, oracle, time.monotonic, two_way=two_way)
+            clients = {path: await runtime.endpoint(path).client() for path in (ENDPOINT, TWO_WAY)}
+            for client in clients.values():
+                await client.wait_for_instances()
+            await make_calls(clients, calls, oracle, time.monotonic)
 
     report = await cluster.run(faults, make, spare=spare)
     oracle.close(FileJournal.read(cluster.journal))

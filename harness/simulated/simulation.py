@@ -29,7 +29,7 @@ from typing import Any, cast
 
 from harness.caller import make_calls
 from harness.oracle import Oracle, Ticket
-from harness.requests import Variety, Work, plans
+from harness.requests import ENDPOINT, TWO_WAY, Variety, Work, plans
 from harness.simulated import checks
 from harness.simulated.faults import ClientStops, Inflictor
 from harness.simulated.hosts import Host, HostsLoop, Trace
@@ -171,8 +171,8 @@ class _Told(Oracle):
         work = ticket.plan.work
         self.loop.trace.note(now, f"call {work.id} ({work.shape}) {outcome}, {ticket.items} of {work.items} items")
 
-    def _accuse(self, ticket: Ticket, what: str) -> None:
-        super()._accuse(ticket, what)
+    def _accuse(self, ticket: Ticket, what: str, kind: str) -> None:
+        super()._accuse(ticket, what, kind)
         self.loop.trace.note(self.loop.time(), f"VIOLATION {self.violations[-1]}")
 
 
@@ -281,7 +281,10 @@ class Simulation:
         calling = [
             caller.spawn(
                 make_calls(
-                    caller.answer, calls[number :: len(callers)], self.oracle, self.loop.time, two_way=caller.echo
+                    {ENDPOINT: caller.answer, TWO_WAY: caller.echo},
+                    calls[number :: len(callers)],
+                    self.oracle,
+                    self.loop.time,
                 )
             )
             for number, caller in enumerate(callers)
