@@ -12,7 +12,7 @@ import pytest
 from tests.runtime.cluster import Cluster, drained, patiently, until
 from tests.timing import PATIENCE_S
 from triton_distributed.errors import DecodeError, Overloaded
-from triton_distributed.serving.endpoint import ServedEndpoint
+from triton_distributed.serving.request import split
 from triton_distributed.wire.frames import MOST_ITEMS, array_length, array_of
 
 
@@ -90,8 +90,7 @@ async def test_what_is_streamed_and_not_read_is_bounded_for_all_together(cluster
             pass
         yield 1
 
-    cluster._settings.update(max_requests=100, window_bytes=256 * 1024)
-    await cluster.worker(deaf)
+    await cluster.serve(cluster.runtime(max_requests=100, window_bytes=256 * 1024), deaf)
     client = await cluster.client()
 
     async def piece() -> AsyncIterator[bytes]:
@@ -123,8 +122,7 @@ async def test_what_is_streamed_and_not_read_is_bounded_for_all_together(cluster
 
 @pytest.mark.parametrize("size", [200_000, 900_000])
 async def test_bodies_count_while_they_are_served(cluster: Cluster, size: int) -> None:
-    cluster._settings.update(max_requests=100)
-    await cluster.worker(hold)
+    await cluster.serve(cluster.runtime(max_requests=100), hold)
     client = await cluster.client()
 
     async def call() -> Any:
@@ -157,7 +155,7 @@ def test_the_length_of_an_array_is_read_without_its_items() -> None:
 
 
 def test_a_batch_of_too_many_items_is_refused_before_it_is_taken_apart() -> None:
-    assert len(ServedEndpoint.split(array_of([b"\xc0"] * MOST_ITEMS))) == MOST_ITEMS
+    assert len(split(array_of([b"\xc0"] * MOST_ITEMS))) == MOST_ITEMS
     for bad in (array_of([b"\xc0"] * (MOST_ITEMS + 1)), b"\xdd\xff\xff\xff\xff", b"\x05", b""):
-        with pytest.raises(DecodeError, match="a batch"):
-            ServedEndpoint.split(bad)
+        with pytest.raises(DecodeError, match="batch"):
+            split(bad)

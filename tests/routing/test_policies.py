@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triton_distributed.errors import ConfigError
+from triton_distributed.errors import ConfigError, InstanceNotFound
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.routing.load import LoadBook
 from triton_distributed.routing.policies import (
@@ -140,9 +140,11 @@ def test_power_of_two_of_one_and_of_two() -> None:
 
 
 def test_direct() -> None:
-    assert picks(Direct(2), instances(1, 2), 2) == [2, 2]
-    with pytest.raises(LookupError):
-        Direct(3)(None, instances(1, 2), LoadBook())
+    known = {each.id: each for each in instances(1, 2)}
+    assert picks(Direct(2, "n/c/e", lambda: known), (), 2) == [2, 2], "also while it is out of rotation"
+    with pytest.raises(InstanceNotFound) as caught:
+        Direct(3, "n/c/e", lambda: known)(None, instances(1, 2), LoadBook())
+    assert caught.value.known == (1, 2)
 
 
 @given(seeds, ids, st.sampled_from(POLICY_NAMES))

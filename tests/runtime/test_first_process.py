@@ -263,13 +263,13 @@ def test_trd_serve_ends_before_it_serves(tmp_path: Path, target: str) -> None:
 ALWAYS_UP = """
 import asyncio, sys
 from triton_distributed.cli.main import main
-from triton_distributed.calling.candidates import EndpointView
+from triton_distributed.calling.candidates import Candidates
 
-begin = EndpointView.start
+begin = Candidates.start
 async def start(*arguments):
     await begin(*arguments)
     asyncio.get_running_loop().call_soon(lambda: print("up", flush=True))
-EndpointView.start = start
+Candidates.start = start
 sys.exit(main(sys.argv[1:]))
 """
 

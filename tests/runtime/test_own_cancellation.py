@@ -234,13 +234,20 @@ async def test_a_stopped_call_that_is_refused_is_not_sent_elsewhere(cluster: Clu
 def test_resumptions_are_bounded_whatever_handlers_do() -> None:
     now = 100.0
     resumption = Resumption(3, now)
-    assert [resumption.allowed(now) for _ in range(5)] == [True, True, True, False, False]
+
+    def resumed(now: float) -> bool:
+        if not resumption.allowed(now):
+            return False
+        resumption.resume(b"", now)
+        return True
+
+    assert [resumed(now) for _ in range(5)] == [True, True, True, False, False]
     # Each item may have brought progress: it changes nothing. Time gives them back one by one.
-    assert not resumption.allowed(now + REFILL_S / 2)
-    assert resumption.allowed(now + REFILL_S)
-    assert not resumption.allowed(now + REFILL_S)
+    assert not resumed(now + REFILL_S / 2)
+    assert resumed(now + REFILL_S)
+    assert not resumed(now + REFILL_S)
     later = now + 100 * REFILL_S
-    assert [resumption.allowed(later) for _ in range(4)] == [True, True, True, False]
+    assert [resumed(later) for _ in range(4)] == [True, True, True, False]
     assert not Resumption(0, now).allowed(later)
 
 

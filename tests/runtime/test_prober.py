@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.runtime.cluster import turns, until
-from triton_distributed.calling.candidates import EndpointView
+from triton_distributed.calling.candidates import Candidates
 from triton_distributed.calling.prober import Prober
 from triton_distributed.discovery import Snapshot
 from triton_distributed.errors import ConnectionFailed
@@ -34,9 +34,15 @@ class Pool:
             self.answers.pop(0)()
 
 
+def prober_of(view: Candidates) -> Prober:
+    made = Prober(asyncio.get_running_loop())
+    made.add(view)
+    return made
+
+
 @pytest.fixture
-async def view() -> AsyncIterator[EndpointView]:
-    made = EndpointView(NAME, asyncio.get_running_loop(), random.Random(1))
+async def view() -> AsyncIterator[Candidates]:
+    made = Candidates(NAME, asyncio.get_running_loop(), random.Random(1))
     made.table.apply(Snapshot((Instance(NAME, 1, WORKER), Instance(NAME, 2, ("b",)))))
     yield made
     made.close()
@@ -44,17 +50,17 @@ async def view() -> AsyncIterator[EndpointView]:
 
 @pytest.mark.any_loop
 @pytest.mark.parametrize("later", range(6))
-async def test_a_worker_that_is_lost_right_after_it_was_found_is_probed_again(later: int, view: EndpointView) -> None:
-    prober = Prober(asyncio.get_running_loop(), [view])
+async def test_a_worker_that_is_lost_right_after_it_was_found_is_probed_again(later: int, view: Candidates) -> None:
+    prober = prober_of(view)
 
     def lose(left: int) -> None:
         if left:
             asyncio.get_running_loop().call_soon(lose, left - 1)
         else:
-            prober.lost(WORKER, pool)  # type: ignore[arg-type]
+            prober.lost(WORKER)
 
-    pool = Pool(lambda: lose(later + 1))
-    prober.lost(WORKER, pool)  # type: ignore[arg-type]
+    pool = prober.pool = Pool(lambda: lose(later + 1))  # type: ignore[assignment]
+    prober.lost(WORKER)
     assert 1 in view.rotation.down
     await until(lambda: pool.probes == 2)
     await until(lambda: not view.rotation.down)
@@ -64,24 +70,24 @@ async def test_a_worker_that_is_lost_right_after_it_was_found_is_probed_again(la
 
 
 @pytest.mark.any_loop
-async def test_a_worker_that_does_not_prove_itself_stays_out(view: EndpointView) -> None:
+async def test_a_worker_that_does_not_prove_itself_stays_out(view: Candidates) -> None:
     def fails() -> None:
         assert 1 in view.rotation.down
         raise ConnectionFailed("a worker", [("a", "no answer to a PING")])
 
-    prober = Prober(asyncio.get_running_loop(), [view])
-    pool = Pool(fails, fails)
-    prober.lost(WORKER, pool)  # type: ignore[arg-type]
+    prober = prober_of(view)
+    pool = prober.pool = Pool(fails, fails)  # type: ignore[assignment]
+    prober.lost(WORKER)
     await until(lambda: not view.rotation.down)
     assert pool.probes == 3
     await prober.close()
 
 
-async def test_closing_ends_the_probes(view: EndpointView) -> None:
-    prober = Prober(asyncio.get_running_loop(), [view])
-    pool = Pool()
-    prober.lost(WORKER, pool)  # type: ignore[arg-type]
+async def test_closing_ends_the_probes(view: Candidates) -> None:
+    prober = prober_of(view)
+    pool = prober.pool = Pool()  # type: ignore[assignment]
+    prober.lost(WORKER)
     await prober.close()
-    prober.lost(WORKER, pool)  # type: ignore[arg-type]
+    prober.lost(WORKER)
     await turns()
     assert pool.probes == 0

@@ -1,26 +1,73 @@
-"""One call, from the choice of an instance to its last item; a request that no handler began moves to another."""
+"""One call, from the choice of an instance to its last item. `Call` is the only owner of its state."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Any
+from asyncio import _get_running_loop as _running_loop
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
 
-from triton_distributed.calling import failures
-from triton_distributed.calling.dispatch import Dispatch
-from triton_distributed.calling.reader import LEFT, Receiving
+from triton_distributed.annotated import Annotated
+from triton_distributed.calling.attempts import Attempts, Ended, disowned, ended, refusal, reported
+from triton_distributed.calling.failover import (
+    Delivered,
+    Ending,
+    Error,
+    Fail,
+    Means,
+    Resume,
+    Retry,
+    Terms,
+    Verdict,
+    Wait,
+    decide,
+)
+from triton_distributed.calling.reader import SPECIAL, new_items, plain_items
+from triton_distributed.calling.request_stream import send_requests
 from triton_distributed.calling.resume import Resumption
-from triton_distributed.context import Context
-from triton_distributed.errors import DeadlineExceeded
+from triton_distributed.calling.services import NotTaken, Services
+from triton_distributed.calling.state import (
+    AFTER,
+    CLOSED,
+    DRAINING,
+    END,
+    FAILED,
+    LAST,
+    LEAVE,
+    NEW,
+    OPEN,
+    PLACE,
+    PLACING,
+    RAISE,
+    SENT,
+    WHOLE,
+)  # fmt: skip
+from triton_distributed.context import AwaitedRequest, Context
+from triton_distributed.errors import (
+    DeadlineExceeded,
+    DecodeError,
+    InvalidRequest,
+    MessageTooLarge,
+    Refusal,
+    RemoteError,
+    RuntimeClosed,
+    StreamClosed,
+    StreamIncomplete,
+    TritonError,
+)
 from triton_distributed.names import Instance
 from triton_distributed.observe import Outcome
 from triton_distributed.payload.codec import Message
-from triton_distributed.routing.policies import Policy
-from triton_distributed.transport.stream import Stream, TimedStream
+from triton_distributed.routing.policies import Direct, Policy
+from triton_distributed.transport.session import Session
+from triton_distributed.transport.stream import Stream
 from triton_distributed.wire import frames as f
+from triton_distributed.wire.assembly import request_bytes
 
-if TYPE_CHECKING:
-    from triton_distributed.runtime.client import Client
+LEFT = "its `async for` was left, or what read it was dropped, which cancels the handler"
+UNREADABLE = "a message of the worker could not be read, which ended the call"
+NOT_ITS_FAULT = (InvalidRequest, Refusal)
+"""Errors of a handler that are not held against its instance: it passes on what others answered to its own calls."""
 
 _OK = int(Outcome.OK)
 _INFINITE = float("inf")
@@ -29,42 +76,51 @@ _NO_ITEM: Any = object()
 _FIXED = f.REQUEST_PREFIX_BYTES
 
 
-class Call(Receiving):
-    """A call under way: how it is sent, and how it ends. `calling.failures` says what a failed stream means for it.
+class Call:
+    """A call under way.
+
+    Args:
+        services: what it shares with the other calls of its client.
+        request: the caller's, for the policy.
+        body: the encoded request.
+        request_stream: the further requests of a caller that streams them.
+        policy: chooses the instance.
+        annotated: items are returned as `Annotated`.
+        context: the call is cancelled with it.
+        timeout_s: seconds for the whole call.
+        deadline: the end of that time, on the loop's clock.
+        metadata: what goes with the request, encoded.
+        request_id: given by the caller.
+        idempotent: a second handler may run the request.
+        unary: the caller sees the answer only when it is complete.
+        resumption: where the stream stands, if another instance may continue it.
 
     Attributes:
-        body: the encoded request.
-        more: the further requests of a caller that streams them.
-        metadata: what goes with the request, encoded.
-        policy: chooses the instance; it may look at `request`.
-        idempotent: the request may be given to a second instance.
-        instances: how many have been given the request, or were about to be.
+        state: of `calling.state`.
+        stream: to the instance; None while none is open.
+        instance: the latest to which a stream was opened.
+        attempts: what failed so far; None as long as nothing has.
+        sent: done when the request is on its way or cannot be sent; None where it was sent at once.
         stopping: the handler is to be asked to stop as soon as there is one.
-        timeout_s: seconds for the whole call.
-        deadline: when they are over, on the loop's clock.
+        error: what ended the call, until a reader gets it.
+        items: decoded items of the message that is being read.
+        received: items that the reader has; without `resumption`, of the present attempt.
+        reading: an `async for` reads it.
     """
 
     __slots__ = (
-        "_context",
-        "_timer",
-        "body",
-        "deadline",
-        "idempotent",
-        "instances",
-        "metadata",
-        "more",
-        "policy",
-        "request",
-        "stopping",
-        "timeout_s",
-    )
+        "_annotated", "_broken", "_chosen", "_context", "_instances", "_placing", "_reason", "_request_id", "_timer",
+        "_unsent_reader", "attempts", "body", "deadline", "error", "idempotent", "instance", "items", "metadata",
+        "policy", "reading", "received", "request", "request_stream", "resumption", "sent", "services", "state",
+        "stopping", "stream", "timeout_s", "unary",
+    )  # fmt: skip
 
     def __init__(
         self,
-        client: Client,
+        services: Services,
         request: Any,
         body: bytes | Message,
-        more: AsyncIterator[Any] | None,
+        request_stream: AsyncIterator[Any] | None,
         policy: Policy,
         annotated: bool,
         context: Context | None,
@@ -76,124 +132,276 @@ class Call(Receiving):
         unary: bool,
         resumption: Resumption | None,
     ) -> None:
-        self.client = client
+        self.services = services
         self.request = request
         self.body = body
-        self.more = more
+        self.request_stream = request_stream
         self.policy = policy
         self._annotated = annotated
         self._context = context
+        self.timeout_s = timeout_s
+        self.deadline = deadline
         self.metadata = metadata
         self._request_id = request_id
         self.idempotent = idempotent
         self.unary = unary
         self.resumption = resumption
-        self._closed = self._error = self._told = self._unsent_reader = None
-        self.stopping = False
-        self._outcome = None
-        self._timer: asyncio.TimerHandle | None = None
-        self.timeout_s = timeout_s
-        self.deadline = deadline
-        self.dispatch = None
-        self.stream = None
-        self.instance = None
+        self.state: int = NEW
+        self.stream: Stream | None = None
+        self.instance: Instance | None = None
+        self.attempts: Attempts | None = None
+        self.sent: asyncio.Future[None] | None = None
         self.items = _NOTHING
-        self.received = self.instances = 0
-        self.done = self.reading = self.read_whole = False
-        client.stats.inflight += 1
+        self.received = self._instances = 0
+        self.stopping = self.reading = False
+        self._placing: asyncio.Task[None] | None = None  # Sends the request, where that needs waiting.
+        self._chosen: Instance | None = None  # The instance that `_placing` is about to send it to.
+        self._broken: Ended | None = None  # Why the attempt is over, while the reader takes what had arrived.
+        self.error: BaseException | None = None
+        self._reason: str = ""  # Why readers that come later get StreamClosed.
+        self._unsent_reader: asyncio.Future[None] | None = None  # A reader that waits for a stream to be opened.
+        self._timer: asyncio.TimerHandle | None = None
+        services.stats.inflight += 1
         if deadline is not None:
-            self._timer = client.loop.call_at(deadline, self._expire)
+            self._timer = services.loop.call_at(deadline, self._expire)
         if context is not None:
             context.attach(self)
 
-    # dispatch
+    # sending the request
 
     def start(self) -> None:
-        """Send the request now where that needs no waiting, else from a task."""
-        if self.done:
+        """Send the request, or send it again: now where that needs no waiting, else from a task."""
+        if self.state > OPEN:  # Its context was cancelled before.
             return
-        client = self.client
-        candidates = client.view.candidates
+        services = self.services
+        candidates = services.candidates.candidates
         body, metadata = self.body, self.metadata
-        if not candidates or self.more is not None or body.__class__ is not bytes:
-            self._dispatch()
+        if not candidates or self.request_stream is not None or body.__class__ is not bytes:
+            self._place_later()
             return
         try:
-            instance = self.policy(self.request, candidates, client.load)
-        except Exception as error:  # a user's policy, or `direct` with an id that nobody has
+            if self.attempts is None:
+                instance = self.policy(self.request, candidates, services.load)
+            else:
+                instance = services.choose(self.policy, self.request, self.attempts)
+        except Exception as error:  # A user's policy raised, or `direct` has an unknown id.
             self.fail(error, Outcome.UNREACHABLE)
             return
-        session = client.pool.get(instance.addresses)
+        session = services.pool.get(instance.addresses)
         if session is None or session.paused or session.full or _FIXED + len(metadata) + len(body) > f.SMALL:
-            self._dispatch(instance)
+            self._place_later(instance)
             return
-        ejector = client.ejector
-        timed = ejector.samples > 0
-        timeout = _INFINITE if self.deadline is None else self.deadline - client.loop.time()
-        stream = session.request(instance.id, client.key, timeout, metadata, body, TimedStream if timed else Stream)
-        if timed:
-            ejector.watch(stream, instance.id)
-        self.own(stream, instance)
+        timeout = _INFINITE if self.deadline is None else self.deadline - services.loop.time()
+        stream = session.request(instance.id, services.key, timeout, metadata, body)
+        self._sent_on(stream, instance)
         if self.stopping:
             stream.ask_to_stop()
 
-    def own(self, stream: Stream, instance: Instance) -> None:
+    def _sent_on(self, stream: Stream, instance: Instance) -> None:
         """`stream` carries the call to `instance`."""
-        self.instances += 1
+        self.state = AFTER[self.state][SENT]
+        self._instances += 1
         stream.owner = self
         self.stream = stream
         self.instance = instance
-        self.client.load.acquire(instance.id)
+        self.services.load.acquire(instance.id)
 
-    def _dispatch(self, chosen: Instance | None = None) -> None:
+    def _place_later(self, chosen: Instance | None = None) -> None:
         """Send the request from a task: it needs a connection first, or more than one frame, or another instance."""
-        if self.dispatch is None:
-            self.dispatch = Dispatch(self, self.client)
-        self.dispatch.start(chosen)
+        services = self.services
+        self.state = AFTER[self.state][PLACE]
+        self._chosen = chosen
+        if self.sent is None or self.sent.done():
+            self.sent = services.loop.create_future()
+        self._placing = services.core.spawn(self._place())
+        self._placing.add_done_callback(self._placed)
 
-    @property
-    def moved(self) -> bool:
-        """Other instances had the request before: this one has only the time that they left."""
-        return self.dispatch is not None and bool(self.dispatch.tried)
+    def _placed(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():  # Before its first step, so `_place` could not see it.
+            self.fail(RuntimeClosed("a call"), Outcome.CANCELLED)
 
-    @property
-    def towards(self) -> Instance | None:
-        """The instance that has the request or is about to get it: it may still be dialled."""
-        return self.instance if self.dispatch is None else self.dispatch.towards
+    async def _place(self) -> None:
+        services = self.services
+        try:
+            while self.state == PLACING:
+                if (instance := self._chosen) is None:
+                    self._chosen = instance = services.choose(self.policy, self.request, self.attempts)
+                try:
+                    session = await services.session_to(instance, self._decide)
+                except NotTaken as failed:
+                    verdict = self._decide(failed.ending, instance)
+                    self._chosen = None
+                    self._record_attempt(verdict, instance, failed.failures, None)
+                else:
+                    if self.state == PLACING:
+                        await self._send_to(session, instance)
+                    return
+        except asyncio.CancelledError as error:
+            # Changes nothing where the call was over. Else the runtime ends, or the caller's iterator was cancelled.
+            closing = services.core.closing
+            self.fail(RuntimeClosed("a call") if closing else error, Outcome.CANCELLED)
+        except MessageTooLarge as error:
+            self.fail(error, Outcome.INVALID)
+        except Exception as error:  # Whatever a policy or a request's iterator raises is the caller's to see.
+            self.fail(error, Outcome.UNREACHABLE if isinstance(error, TritonError) else Outcome.ERROR)
 
-    @property
-    def began(self) -> float | None:
-        """When the call began, where it has a deadline."""
-        return self.deadline - self.timeout_s if self.deadline is not None and self.timeout_s is not None else None
+    async def _send_to(self, session: Session, instance: Instance) -> None:
+        body, buffers = (self.body, []) if isinstance(self.body, bytes) else (self.body.body, self.body.buffers)
+        size = request_bytes(self.metadata, body, buffers)
+        if size > session.send_limit:
+            raise MessageTooLarge("the request", size, session.send_limit)
+        requests, services = self.request_stream, self.services
+        stream = session.open_stream(False)
+        self._sent_on(stream, instance)
+        self._chosen = None
+        timeout = _INFINITE if self.deadline is None else self.deadline - services.loop.time()
+        whole = requests is None
+        await stream.send_request(instance.id, services.key, timeout, self.metadata, body, buffers, whole)
+        if self.stream is not stream:
+            return  # It was refused meanwhile, and the request is on its way to another instance.
+        self._on_its_way()
+        if self.stopping:
+            stream.ask_to_stop()
+        if requests is not None:
+            await send_requests(stream, requests)
 
-    @property
-    def left_s(self) -> float:
-        """Seconds until the deadline; infinite where there is none."""
-        return _INFINITE if self.deadline is None else self.deadline - self.client.loop.time()
+    def _on_its_way(self) -> None:
+        """Wake what waits for the request to be sent."""
+        if self.sent is not None and not self.sent.done():
+            self.sent.set_result(None)
+
+    def _stop_placing(self) -> None:
+        """The call is over."""
+        self._on_its_way()
+        if self._placing is not None and self._placing is not asyncio.current_task(self.services.loop):
+            self._placing.cancel()
+
+    # failed attempts
+
+    def _decide(self, ending: Ending, instance: Instance) -> Verdict:
+        """The verdict of `failover.decide`; takes from the retry budget what it costs."""
+        services, resumption = self.services, self.resumption
+        unread = self.stream is not None and bool(self.stream.inbox)
+        advanced = resumption is not None and resumption.advanced
+        tried = {instance.id}
+        # A stream that advances may come back to instances that failed before.
+        if self.attempts is not None and not (resumption is not None and (advanced or unread)):
+            tried |= self.attempts.tried
+        streams = self.request_stream is not None
+        terms = Terms(self.idempotent, self.unary, resumption is not None, streams, self.stopping)
+        delivered = Delivered(self.received > 0, unread, advanced)
+        means = Means(
+            attempts_left=len(tried) <= services.retries,
+            others=not isinstance(self.policy, Direct) and services.candidates.others(tried),
+            resumptions_left=resumption is not None and resumption.allowed(services.loop.time()),
+            budget=True,
+            closed=services.core.unusable,
+        )
+        verdict = decide(ending, terms, delivered, means)
+        if verdict.paid and not services.may_retry():
+            verdict = decide(ending, terms, delivered, means._replace(budget=False))
+        return verdict
+
+    def _attempt_ended(self, how: Ended) -> None:
+        """The attempt that has the stream ended: do what `failover.decide` says."""
+        stream, instance, services, resumption = self.stream, self.instance, self.services, self.resumption
+        assert stream is not None
+        assert instance is not None
+        verdict = self._decide(how.ending, instance)
+        if isinstance(verdict, Wait):
+            if verdict.to_read:
+                self._broken = how
+                stream.abort(f.CANCEL)
+            return
+        fails = verdict if isinstance(verdict, Fail) else None
+        target, address = services.target, stream.connection.address
+        reason = f"{how.reason}; {fails.note}" if fails is not None and fails.note else how.reason
+        error: BaseException | None = StreamIncomplete(
+            target, instance.id, address, reason, self.received, how.began, self._instances
+        )
+        assert error is not None
+        if fails is not None and fails.error is Error.INCOMPLETE:
+            self.fail(error, Outcome.LOST)
+            return
+        if fails is not None and fails.error is Error.REPORTED:
+            found = reported(how, target, instance.id, self.request_id, self.timeout_s)
+            error, outcome = found or (error, Outcome.LOST)
+            if (outcome is Outcome.ERROR and not isinstance(error, NOT_ITS_FAULT)) or (
+                outcome is Outcome.DEADLINE and self.attempts is None
+            ):
+                services.ejector.failed(instance.id, began=_began(self))
+            self.fail(error, outcome)
+            return
+        if how.ending is Ending.REFUSED or how.ending is Ending.OVERLOADED:
+            tries = 1 if self.attempts is None else len(self.attempts.tried) + 1
+            error = refusal(how, services.candidates.name.path, instance.id, tries)
+        elif how.ending is Ending.CUT_OFF or (how.ending is Ending.SILENT and resumption is None):
+            error = None
+        self._release()
+        if resumption is None:
+            self.received = 0
+        elif isinstance(verdict, Resume):
+            if resumption.advanced:
+                self.attempts = None
+            self.metadata = resumption.resume(self.metadata, services.loop.time())
+        self._record_attempt(verdict, instance, [(address, how.reason)], error)
+        if fails is None:
+            self.start()
+            if self.state == OPEN:
+                self._on_its_way()
+
+    def _record_attempt(
+        self, verdict: Verdict, instance: Instance, failures: Sequence[tuple[str, str]], error: BaseException | None
+    ) -> None:
+        """Record a failed attempt, and fail the call where no other follows."""
+        if self.attempts is None:
+            self.attempts = Attempts()
+        self.attempts.record(instance.id, failures, error, isinstance(verdict, Retry) and verdict.redial)
+        if not isinstance(verdict, Fail):
+            return
+        if verdict.error is Error.CLOSED:
+            self.fail(RuntimeClosed("a call"), Outcome.CANCELLED)
+        else:
+            refused = verdict.error is Error.REFUSED
+            self.fail(self.attempts.error(self.services.target), Outcome.REFUSED if refused else Outcome.UNREACHABLE)
+
+    def _release(self) -> None:
+        """Let go of the stream: another instance is tried, or none."""
+        if self.stream is not None and self.instance is not None:
+            self.state = AFTER[self.state][PLACE]
+            self.services.load.release(self.instance.id)
+            self.stream.owner = None
+            self.stream.abort(f.CANCEL)
+            self.stream = None
 
     # the owner of a stream
 
     def stream_ended(self) -> None:
-        """The last item has arrived, though perhaps nobody has read it."""
-        if self._outcome is None:
+        """The last item has arrived, though it may not have been read."""
+        if self.state == OPEN:
             self._settle(_OK)
-            if self.more is not None and self.stream is not None:
+            if self.request_stream is not None and self.stream is not None:
                 self.stream.abort(f.CANCEL)
-                if self.dispatch is not None:
-                    self.dispatch.cancel()
+                self._stop_placing()
 
     def stream_closed(self, stream: Stream) -> None:
         """The stream failed, was refused, or its session is gone."""
-        if self._outcome is None and stream is self.stream and self.instance is not None:
-            failures.closed(self, stream, self.instance)
+        if self.state != OPEN or stream is not self.stream or self._broken is not None or self.instance is None:
+            return
+        services, instance_id = self.services, self.instance.id
+        how = ended(stream, self.received > 0)
+        if how.ending is Ending.LOST:  # Streams of one lost connection are one event.
+            services.ejector.failed(instance_id, stream.connection.hello.nonce)
+        elif how.ending is Ending.CANCELLED:
+            services.ejector.failed(instance_id)
+        elif disowned(how):
+            services.candidates.disowned(instance_id)
+        self._attempt_ended(how)
 
     def stream_silent(self, stream: Stream, words: str) -> None:
-        """Its worker says nothing."""
-        if self._outcome is None and stream is self.stream and self.instance is not None and self.more is None:
-            failures.silent(self, stream, self.instance, words)
-
-    def go_on(self, resumption: Resumption) -> None:
-        failures.go_on(self, resumption)
+        """The worker has said nothing for long."""
+        if self.state == OPEN and stream is self.stream and self._broken is None:
+            self._attempt_ended(Ended(Ending.SILENT, words))
 
     def stream_stopped(self) -> None:
         """Only handlers are asked to stop."""
@@ -201,32 +409,25 @@ class Call(Receiving):
     # its end
 
     def fail(self, error: BaseException, outcome: Outcome) -> None:
-        if self._outcome is not None:
+        """End the call with an error; nothing happens where it is over."""
+        if self.state > OPEN:
             return
-        self._error = error
+        self.error = error
         self._settle(outcome)
-        if self.dispatch is not None:
-            self.dispatch.cancel()  # also where it streams requests, which nobody takes any more
+        self._stop_placing()  # Also where it streams requests, which nothing takes any more.
         if self.stream is not None:
             self.stream.wake()
 
-    def release(self) -> None:
-        """Let go of the stream: another instance is to be asked."""
-        if self.stream is not None and self.instance is not None and self._outcome is None:
-            self.client.load.release(self.instance.id)
-            self.stream.owner = None
-            self.stream = None
-
     def _settle(self, outcome: int) -> None:
         """The call is over on the wire: give back what it held."""
-        self._outcome = outcome
-        client = self.client
+        self.state = AFTER[self.state][END]
+        services = self.services
         if self.stream is not None and self.instance is not None:
-            client.load.release(self.instance.id)
+            services.load.release(self.instance.id)
             self.stream.owner = None
-            if client.ejector.counting and outcome == _OK:
-                client.ejector.answered[self.instance.id] += 1
-        stats = client.stats
+            if services.ejector.counting and outcome == _OK:
+                services.ejector.answered(self.instance.id)
+        stats = services.stats
         stats.inflight -= 1
         stats.ended[outcome] += 1
         if self._timer is not None:
@@ -236,45 +437,155 @@ class Call(Receiving):
         self.request = None
 
     def _expire(self) -> None:
-        if self._outcome is None:
-            if self.stream is not None:
-                self.stream.abort(f.CANCEL)
-                if self.instance is not None and not self.moved:
-                    self.client.ejector.failed(self.instance.id, began=self.began)
-            attempts = self.dispatch.attempts if self.dispatch is not None else ()
-            self.fail(DeadlineExceeded(self.target, self.timeout_s or 0.0, attempts), Outcome.DEADLINE)
+        if self.state > OPEN:
+            return
+        services = self.services
+        if self.stream is not None:
+            self.stream.abort(f.CANCEL)
+            if self.instance is not None and self.attempts is None:  # Else it had only the time that others left.
+                services.ejector.failed(self.instance.id, began=_began(self))
+        failures = [] if self.attempts is None else [*self.attempts.failures]
+        chosen = self._chosen
+        if chosen is not None and services.pool.get(chosen.addresses) is None:
+            failures.append((", ".join(chosen.addresses), "no connection yet"))
+        self.fail(DeadlineExceeded(services.target, self.timeout_s or 0.0, failures), Outcome.DEADLINE)
 
     def cancel(self) -> None:
-        """Cancel the handler and drop what was received; whoever reads, or comes to, gets CancelledError."""
-        self.client.check_loop("cancel")
-        if self._outcome is None:
-            self._error = asyncio.CancelledError(f"{self.target} was cancelled by this process")
+        """Cancel the handler and drop what was received; a reader, also a later one, gets CancelledError."""
+        self.services.check_loop("cancel")
+        if self.state <= OPEN:
+            self.error = asyncio.CancelledError(f"{self.services.target} was cancelled by this process")
         self.leave("it was cancelled by this process")
 
-    def leave(self, words: str = LEFT) -> None:
-        """Cancel the handler and drop what was received: its reader is gone."""
-        if not self.done and self._closed is None:
-            unread = self.stream is not None and bool(self.stream.inbox)
-            if self._outcome == _OK and not unread and next(self.items, _NO_ITEM) is _NO_ITEM:
-                self.read_whole = self.reading  # all but the end was read
-            else:
-                self._closed = words
-        self.done = True
-        self.items = _NOTHING
-        if self.stream is not None:
-            self.stream.inbox.clear()
-        if self._outcome is None:
-            stream = self.stream
+    def leave(self, reason: str = LEFT) -> None:
+        """Cancel the handler and drop what was received: the reader is gone.
+
+        Args:
+            reason: what closed the stream, for those who read it all the same.
+        """
+        stream, under_way = self.stream, self.state <= OPEN
+        if under_way:
             self._settle(Outcome.CANCELLED)
+        if self.state == DRAINING:
+            unread = self.error is not None or (stream is not None and stream.inbox)
+            if not under_way and not unread and next(self.items, _NO_ITEM) is _NO_ITEM:  # Only the end was not read.
+                self.state = AFTER[self.state][WHOLE if self.reading else LAST]
+            else:
+                self.state, self._reason = AFTER[self.state][LEAVE], reason
+        self.items = _NOTHING
+        if stream is not None:
+            stream.inbox.clear()
+        if under_way:
             if stream is not None:
                 stream.abort(f.CANCEL)
                 stream.wake()
-            if self.dispatch is not None:
-                self.dispatch.cancel()
+            self._stop_placing()
 
     def ask_to_stop(self) -> None:
         """Ask the handler to finish by itself, now or as soon as it has the request."""
-        self.client.check_loop("stop_generating")
+        self.services.check_loop("stop_generating")
         self.stopping = True
-        if self.stream is not None and self._outcome is None:
+        if self.stream is not None and self.state == OPEN:
             self.stream.ask_to_stop()
+
+    # reading
+
+    def take(self) -> bool:
+        """Make the next message's items the current ones. False: wait first.
+
+        Raises:
+            StopAsyncIteration: there are no more.
+            WrongLoop: another thread or event loop than the call's own reads.
+            Exception: what ended the call.
+        """
+        if _running_loop() is not self.services.loop:
+            self.services.check_loop("reading a stream")
+        stream = self.stream
+        if stream is not None and stream.inbox:
+            message = stream.inbox.popleft()
+            stream.read(message[0])
+            annotated = self._annotated
+            try:
+                if message[2] & SPECIAL or self.resumption is not None:
+                    items = new_items(message, self.resumption, annotated)
+                else:
+                    items = plain_items(message)
+            except DecodeError:
+                self.leave(UNREADABLE)
+                raise
+            self.received += len(items)
+            self.items = map(Annotated, items) if annotated and not message[2] & f.ANNOTATED else iter(items)
+            return True
+        if self._broken is not None and self.state == OPEN:
+            how, self._broken = self._broken, None
+            self._attempt_ended(Ended(Ending.LOST, how.reason))
+        if self.state <= OPEN:
+            return False
+        raise self._end()
+
+    def _end(self) -> BaseException:
+        """The exception that tells a reader that nothing more comes."""
+        error, self.error = self.error, None
+        if error is not None:
+            # The error is raised once, and not kept: it refers to frames that refer to this call.
+            if isinstance(error, StreamIncomplete) and not isinstance(error, RemoteError):  # Not one of the handler's.
+                error.items = 0 if self.unary else self.received
+            self.state = AFTER[self.state][RAISE]
+            if self.state == FAILED:
+                self._reason = f"it has failed before, with {_words(error)}"
+            return error
+        self.state = AFTER[self.state][WHOLE if self.reading else LAST]
+        return self.stream_closed_error() if self.state == CLOSED else StopAsyncIteration()
+
+    def stream_closed_error(self) -> StreamClosed:
+        """The error of a reader that comes after the stream was closed, or has raised its error."""
+        instance_id = 0 if self.instance is None else self.instance.id
+        address = "" if self.stream is None else self.stream.connection.address
+        return StreamClosed(self.services.target, instance_id, address, self._reason, self.received)
+
+    def pending(self) -> asyncio.Future[None]:
+        """What to await after `take` has returned False. A reader that is cancelled there calls `leave`.
+
+        Raises:
+            RuntimeError: another task waits already.
+        """
+        if self.stream is not None:
+            return self.stream.next_readable()
+        assert self.sent is not None
+        self._unsent_reader = asyncio.shield(self.sent)
+        return self._unsent_reader
+
+    @property
+    def awaited(self) -> bool:
+        """Whether a task waits for the next item now."""
+        waiter = self._unsent_reader
+        return (waiter is not None and not waiter.done()) or (self.stream is not None and self.stream.awaited)
+
+    # what there is to know of it
+
+    @property
+    def request_id(self) -> str:
+        """The request's id, as the handler sees it; empty before it was sent."""
+        if self._request_id is not None:
+            return self._request_id
+        return "" if self.stream is None else f"{self.stream.connection.hello.nonce:x}-{self.stream.id:x}"
+
+    def awaits(self) -> AwaitedRequest | None:
+        """The request whose answer it waits for, if an instance was chosen."""
+        target, stream = self._chosen or self.instance, self.stream
+        if target is None:
+            return None
+        sent = None if stream is None else (stream.connection.hello.nonce, stream.id)
+        return AwaitedRequest(self.services.candidates.name, target.id, sent)
+
+
+def _began(call: Call) -> float | None:
+    """When the call began, on the loop's clock, where it has a deadline."""
+    return None if call.deadline is None or call.timeout_s is None else call.deadline - call.timeout_s
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # The text of a user's exception is the user's code.
+        return type(error).__name__

@@ -22,7 +22,7 @@ SILENCE_S = 1.0  # whoever waits longer wonders whether the worker looks at the 
 ELSEWHERE_S = 5.0  # between looks whether a worker has started in another folder meanwhile
 
 
-class EndpointView:
+class Candidates:
     """The instances of an endpoint, shared by every client of it in this runtime.
 
     Args:

@@ -12,7 +12,7 @@ from triton_distributed.routing.load import LoadBook
 from triton_distributed.routing.policies import Policy
 
 
-class Elsewhere:
+class AnotherInstance:
     """Another policy, kept away from the instance that a call was sent to, where there are others."""
 
     def __init__(self, policy: Policy, call: Call) -> None:
@@ -20,8 +20,8 @@ class Elsewhere:
         self._call = call
 
     def __call__(self, request: Any, instances: tuple[Instance, ...], load: LoadBook) -> Instance:
-        used = self._call.towards
-        rest = tuple(each for each in instances if used is None or each.id != used.id)
+        used = self._call.awaits()
+        rest = tuple(each for each in instances if used is None or each.id != used.instance_id)
         return self._policy(request, rest or instances, load)
 
 

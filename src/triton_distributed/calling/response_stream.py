@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Generator
 from typing import Any
 
 from triton_distributed.calling.call import Call
+from triton_distributed.calling.state import DRAINING, FAILED, OPEN, READ
+from triton_distributed.errors import TritonError
+
+logger = logging.getLogger("triton_distributed.runtime")
+
+CANCELLED = "its reader was cancelled, e.g. by a timeout around a single item, which cancels the handler"
 
 
 class ResponseStream:
@@ -46,15 +53,17 @@ class ResponseStream:
 
     def __await__(self) -> Generator[Any, None, ResponseStream]:
         call = self._call
-        while (pending := call.dispatching) is not None and not pending.done():
-            call.client.check_loop("await")
+        while (pending := call.sent) is not None and not pending.done():
+            call.services.check_loop("await")
             try:
                 yield from asyncio.shield(pending).__await__()
             except asyncio.CancelledError:
                 call.cancel()
                 raise
-        if (refusal := call.take_refusal()) is not None:
+        if (refusal := _refusal(call)) is not None:
             self._read = True
+            if isinstance(refusal, TritonError):
+                call.error = type(refusal)(*refusal.args)  # Reading afterwards raises another of the same.
             try:
                 raise refusal
             finally:
@@ -62,9 +71,17 @@ class ResponseStream:
         return self
 
     def __aiter__(self) -> Reading:
-        self._call.check_readable()
+        call = self._call
+        # An `async for` that begins on a stream whose end is known would look like an empty answer.
+        if call.state == FAILED:
+            raise call.stream_closed_error()
+        if call.state == READ:
+            raise RuntimeError(
+                f"the stream from {call.services.target} was read to its end already ({call.received} items), and a "
+                "stream can be read once: keep the items, or call again"
+            )
         self._read = True
-        return Reading(self._call)
+        return Reading(call)
 
     async def __anext__(self) -> Any:
         self._read = True
@@ -73,19 +90,18 @@ class ResponseStream:
             for item in call.items:
                 if item is not None:  # None is an item without data; annotated items are never None
                     return item
-            await call.next_message()
+            await next_message(call)
 
     def __del__(self) -> None:
         call = self._call
-        if call.over or call.reading:
-            return
-        call.from_finalizer(call.leave if self._read else call.discard)
+        if call.state <= OPEN and not call.reading:
+            call.services.from_finalizer(call.leave if self._read else lambda: _discard(call))
 
     def cancel(self) -> bool:
         """Cancel the handler; False where the call was over already."""
-        over = self._call.over
+        under_way = self._call.state <= OPEN
         self._call.cancel()
-        return not over
+        return under_way
 
     async def aclose(self) -> None:
         """Cancel the handler, as leaving the loop does. Whoever reads on gets `StreamClosed`.
@@ -94,7 +110,7 @@ class ResponseStream:
             RuntimeError: another task waits for the next item: `cancel()` ends that one, too.
             WrongLoop: the stream belongs to another event loop.
         """
-        self._call.client.check_loop("aclose")
+        self._call.services.check_loop("aclose")
         if self._call.awaited:
             raise RuntimeError(
                 "aclose(): another task is reading this stream, as with an async generator: cancel() ends both"
@@ -115,12 +131,12 @@ class ResponseStream:
 
     def done(self) -> bool:
         """Whether awaiting returns at once: the request was sent, or cannot be."""
-        pending = self._call.dispatching
+        pending = self._call.sent
         return pending is None or pending.done()
 
     def cancelled(self) -> bool:
         """Whether the call was cancelled before the request was sent."""
-        return self._call.stream is None and self._call.done
+        return self._call.stream is None and self._call.state > DRAINING
 
     def result(self) -> ResponseStream:
         """The stream itself; raises what awaiting would.
@@ -130,7 +146,7 @@ class ResponseStream:
         """
         if not self.done():
             raise asyncio.InvalidStateError("the request was not sent yet")
-        if (refusal := self._call.refusal) is not None:
+        if (refusal := _refusal(self._call)) is not None:
             raise refusal
         return self
 
@@ -142,12 +158,12 @@ class ResponseStream:
         """
         if not self.done():
             raise asyncio.InvalidStateError("the request was not sent yet")
-        return self._call.refusal
+        return _refusal(self._call)
 
     def add_done_callback(self, callback: Callable[[ResponseStream], object], *, context: Any = None) -> None:
         """Call `callback` with this stream, in a later turn of the loop, once the request was sent or cannot be."""
         loop = asyncio.get_running_loop()
-        pending = self._call.dispatching
+        pending = self._call.sent
         if pending is None or pending.done():
             loop.call_soon(callback, self, context=context)
             return
@@ -160,14 +176,14 @@ class ResponseStream:
 
     def remove_done_callback(self, callback: Callable[[ResponseStream], object]) -> int:
         """Take back what `add_done_callback` was given; returns how often it was there."""
-        pending = self._call.dispatching
+        pending = self._call.sent
         found = [done for known, done in self._callbacks or () if known == callback]
         self._callbacks = [each for each in self._callbacks or () if each[0] != callback]
         return sum(pending.remove_done_callback(each) for each in found) if pending is not None else 0
 
     def __repr__(self) -> str:
         call = self._call
-        state = "over" if call.over else "open" if call.stream is not None else "being sent"
+        state = "over" if call.state > OPEN else "open" if call.stream is not None else "being sent"
         return f"<ResponseStream {state}, {call.received} items received>"
 
 
@@ -190,12 +206,12 @@ class Reading:
             for item in call.items:
                 if item is not None:
                     return item
-            # `call.next_message()`, without a coroutine of its own for each message
+            # `next_message(call)`, without a coroutine of its own for each message
             if not call.take():
                 try:
                     await call.pending()
                 except asyncio.CancelledError:
-                    call.abandon()
+                    call.leave(CANCELLED)
                     raise
                 except RuntimeError:
                     self._guest = True
@@ -203,5 +219,40 @@ class Reading:
 
     def __del__(self) -> None:
         call = self._call
-        if not call.done and not self._guest:
-            call.from_finalizer(call.leave)
+        if call.state <= DRAINING and not self._guest:
+            call.services.from_finalizer(call.leave)
+
+
+async def next_message(call: Call) -> None:
+    """Wait for the next message and make its items the current ones.
+
+    Raises:
+        As `Call.take` does.
+    """
+    while not call.take():
+        try:
+            await call.pending()
+        except asyncio.CancelledError:
+            call.leave(CANCELLED)
+            raise
+
+
+def _refusal(call: Call) -> BaseException | None:
+    """Why the request could not be sent to any instance."""
+    return call.error if call.state > OPEN and call.stream is None else None
+
+
+def _discard(call: Call) -> None:
+    """The stream was dropped before it was read: let the request run, and drop its answer."""
+    call.services.core.spawn(_read_all(call))
+
+
+async def _read_all(call: Call) -> None:
+    try:
+        while True:
+            await next_message(call)
+    except (StopAsyncIteration, asyncio.CancelledError):
+        pass
+    except Exception as error:
+        path = call.services.candidates.name.path
+        logger.info('a call to "%s" that nobody read failed: %s', path, error)

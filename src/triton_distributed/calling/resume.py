@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 
 from triton_distributed.context import RESUME
-from triton_distributed.errors import DecodeError
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
@@ -29,11 +28,10 @@ class Resumption:
     Attributes:
         since: items received after the last token, the token's own not counted.
         skip: items of the present instance that the caller has already.
-        lost: why and where the last stream broke, as (address, reason), until another instance was asked.
-        progress: an item has come since the last instance was asked.
+        advanced: an item that is new to the caller has come since the latest instance was asked.
     """
 
-    __slots__ = ("_left", "_most", "_seen", "_token", "lost", "progress", "since", "skip")
+    __slots__ = ("_left", "_most", "_seen", "_token", "advanced", "since", "skip")
 
     def __init__(self, most: int, now: float) -> None:
         self._most = most
@@ -41,8 +39,7 @@ class Resumption:
         self._seen = now
         self._token: Any = None
         self.since = self.skip = 0
-        self.lost: tuple[str, str] | None = None
-        self.progress = False
+        self.advanced = False
 
     def received(self, items: Sequence[Any], tokens: Sequence[Any] | None) -> Sequence[Any]:
         """Take received items in, with their tokens where there are any; returns those that are new to the caller."""
@@ -55,37 +52,30 @@ class Resumption:
         if tokens is None:
             self.since += len(items) - passed
         if passed < len(items):
-            self.progress = True
+            self.advanced = True
         return items[passed:] if passed else items
 
     def allowed(self, now: float) -> bool:
-        """Whether the stream may be resumed once more; counts it."""
-        self._left = min(float(self._most), self._left + (now - self._seen) / REFILL_S)
-        self._seen = now
-        if self._left < 1.0:
-            return False
-        self._left -= 1.0
-        return True
+        """Whether the stream may be resumed once more."""
+        return self._saved(now) >= 1.0
 
-    def go_on(self, metadata: bytes) -> bytes:
-        """Another instance is asked now: returns the request's metadata with the last token."""
-        self.lost = None
-        self.skip, self.progress = self.since, False
+    def _saved(self, now: float) -> float:
+        return min(float(self._most), self._left + (now - self._seen) / REFILL_S)
+
+    def resume(self, metadata: bytes, now: float) -> bytes:
+        """Count one resumption.
+
+        Args:
+            metadata: of the request, encoded.
+            now: on the event loop's clock.
+
+        Returns:
+            the metadata for the next instance: with the last token.
+        """
+        self._left, self._seen = self._saved(now) - 1.0, now
+        self.skip, self.advanced = self.since, False
         if self._token is None:
             return metadata
         values = _decode(metadata) if metadata else {}
         values[RESUME] = msgspec.Raw(_encode(self._token))
         return _encode(values)
-
-
-def unpaired(items: Any, batch: bool) -> tuple[list[Any], list[Any]]:
-    """The items and the tokens of a message whose items are pairs.
-
-    Raises:
-        DecodeError: they are no pairs.
-    """
-    try:
-        pairs = items if batch else (items,)
-        return [item for _, item in pairs], [token for token, _ in pairs]
-    except (TypeError, ValueError) as error:
-        raise DecodeError(f"items with tokens are pairs: {error}") from error

@@ -8,11 +8,11 @@ from __future__ import annotations
 import inspect
 import random
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Any
 
-from triton_distributed.errors import ConfigError
+from triton_distributed.errors import ConfigError, InstanceNotFound
 from triton_distributed.names import Instance
 from triton_distributed.routing.load import LoadBook
 
@@ -125,27 +125,32 @@ class PowerOfTwoChoices:
 
 
 class Direct:
-    """The instance with one id.
+    """The instance with one id, also while it is out of rotation: the caller wants no other.
 
     Args:
         instance_id: its id.
+        path: of the endpoint, for the error.
+        known: returns all instances of the endpoint by id, as discovery lists them now.
     """
 
-    __slots__ = ("instance_id",)
+    __slots__ = ("_id", "_known", "_path")
 
-    def __init__(self, instance_id: int) -> None:
-        self.instance_id = instance_id
+    def __init__(self, instance_id: int, path: str, known: Callable[[], Mapping[int, Instance]]) -> None:
+        self._id = instance_id
+        self._path = path
+        self._known = known
 
     def __call__(self, request: Any, instances: tuple[Instance, ...], load: LoadBook) -> Instance:
         """Return that instance.
 
         Raises:
-            LookupError: none has that id; the client, which knows the endpoint, says so in its own words.
+            InstanceNotFound: no instance has the id; the error names those that exist.
         """
-        for each in instances:
-            if each.id == self.instance_id:
-                return each
-        raise LookupError(self.instance_id)
+        known = self._known()
+        found = known.get(self._id)
+        if found is None:
+            raise InstanceNotFound(self._path, self._id, list(known))
+        return found
 
 
 _BUILT_IN = (RoundRobin, Random, LeastLoaded, PowerOfTwoChoices, Direct)

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import _get_running_loop as _running_loop
-from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Mapping
-from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from random import Random as Rng
+from typing import Any
 
 from triton_distributed.calling.call import Call
-from triton_distributed.calling.candidates import EndpointView
-from triton_distributed.calling.direct import Directly
-from triton_distributed.calling.hedge import Elsewhere, first_answer
-from triton_distributed.calling.response_stream import ResponseStream
+from triton_distributed.calling.candidates import Candidates
+from triton_distributed.calling.hedge import AnotherInstance, first_answer
+from triton_distributed.calling.response_stream import ResponseStream, next_message
 from triton_distributed.calling.resume import Resumption
+from triton_distributed.calling.services import Services
+from triton_distributed.calling.state import OPEN
 from triton_distributed.context import HIGHEST_PRIORITY, ID, LOWEST_PRIORITY, PRIORITY, Context, current
-from triton_distributed.errors import NoInstances, NotUnary
+from triton_distributed.errors import NotUnary
+from triton_distributed.names import Instance
 from triton_distributed.observe import OutlierStats, Stats
 from triton_distributed.payload.codec import Message, encode
-from triton_distributed.routing.budget import RetryBudget
-from triton_distributed.routing.policies import Policy, Random, RoundRobin, policy_named
+from triton_distributed.routing.load import LoadBook
+from triton_distributed.routing.policies import Direct, Policy, Random, RoundRobin, policy_named
+from triton_distributed.transport.pool import SessionPool
 from triton_distributed.wire.frames import SMALL
-
-if TYPE_CHECKING:
-    from triton_distributed.runtime.distributed import DistributedRuntime
 
 # Looked up before the abstract class is asked, which takes longer than encoding a small request.
 _NO_STREAMS = frozenset({type(None), bool, int, float, str, bytes, list, dict, tuple})
@@ -60,22 +60,13 @@ class Client:
         ForkError, RuntimeClosed, WrongLoop: the runtime cannot be used here or any more.
     """
 
-    def __init__(self, runtime: DistributedRuntime, view: EndpointView, policy: str | Policy) -> None:
-        self._runtime = runtime
-        self.view = view
-        self.load = view.load
-        self.ejector = view.ejector
-        self.key = view.name.key
-        self.loop = runtime.event_loop()
-        self.thread = get_ident()
-        self.pool = runtime.pool
-        self.where = runtime.discovery.where
-        self.retries = runtime.config.retries
-        self._budget = RetryBudget(self.loop.time())
-        self.stats = Stats()
-        self._policy = policy_named(policy, runtime.rng)
-        self._round_robin = self._policy if isinstance(self._policy, RoundRobin) else RoundRobin(runtime.rng)
-        self._random = Random(runtime.rng)
+    def __init__(self, services: Services, policy: str | Policy, rng: Rng, looks_elsewhere: bool) -> None:
+        self._services = services
+        self._rng = rng
+        self._looks_elsewhere = looks_elsewhere  # There may be instances in folders that this runtime does not watch.
+        self._policy = policy_named(policy, rng)
+        self._round_robin = self._policy if isinstance(self._policy, RoundRobin) else RoundRobin(rng)
+        self._random = Random(rng)
         self._named: dict[str, Policy] = {"round_robin": self._round_robin, "random": self._random}
 
     def generate(
@@ -160,7 +151,7 @@ class Client:
         resume: bool = False,
     ) -> ResponseStream:
         """Call the instance of this id."""
-        chooses = Directly(self.view, int(instance_id))
+        chooses = Direct(int(instance_id), self.view.name.path, self._known)
         return ResponseStream(
             self._start(
                 request, chooses, bool(annotated), False, context, timeout, metadata, idempotent, priority, resume
@@ -203,11 +194,11 @@ class Client:
             return await self._answer(call)
 
         def second() -> Call | None:
-            if call.stopping or len(self.view.candidates) < 2 or not self.may_retry():
+            if call.stopping or len(self.view.candidates) < 2 or not self._services.may_retry():
                 return None
             return self._start(
                 request,
-                Elsewhere(chooses, call),
+                AnotherInstance(chooses, call),
                 False,
                 True,
                 context,
@@ -224,27 +215,27 @@ class Client:
     def _policy_of(self, policy: str | Policy) -> Policy:
         """The policy of one call; a named one is made once, so that its turns go on from call to call."""
         if not isinstance(policy, str):
-            return policy_named(policy, self._runtime.rng)
+            return policy_named(policy, self._rng)
         known = self._named.get(policy)
         if known is None:
-            known = self._named[policy] = policy_named(policy, self._runtime.rng)
+            known = self._named[policy] = policy_named(policy, self._rng)
         return known
 
     async def _answer(self, call: Call) -> Any:
         answer = None
         try:
             while True:
-                await call.next_message()
+                await next_message(call)
                 for each in call.items:
                     answer = each
                 if call.received > 1:  # from the present instance: an idempotent call may have had another before
-                    raise NotUnary(call.target, call.received)
+                    raise NotUnary(self._services.target, call.received)
         except StopAsyncIteration:
             if not call.received:
-                raise NotUnary(call.target, 0) from None
+                raise NotUnary(self._services.target, 0) from None
             return answer
         finally:
-            if not call.over:
+            if call.state <= OPEN:
                 call.leave()
 
     def _start(
@@ -261,21 +252,22 @@ class Client:
         resume: bool,
         encoded: bytes | Message | None = None,
     ) -> Call:
-        runtime = self._runtime
-        if runtime.unusable or _running_loop() is not self.loop:
-            runtime.check("a call")
+        services = self._services
+        loop = services.loop
+        if services.core.unusable or _running_loop() is not loop:
+            services.core.check("a call")
         if timeout is not None:
             timeout = _seconds(timeout)
         if priority is not None and type(priority) is not int:
             raise TypeError(f"priority={priority!r}: a whole number")
-        more: AsyncIterator[Any] | None = None
+        request_stream: AsyncIterator[Any] | None = None
         body: bytes | Message
         if encoded is not None:
             body = encoded
         elif request.__class__ not in _NO_STREAMS and isinstance(request, AsyncIterable):
             if resume:
                 raise ValueError("resume=True: a request that is streamed cannot be sent a second time")
-            more, body = aiter(request), b""
+            request_stream, body = aiter(request), b""
         else:
             body = encode(request, "request")
             if not unary and isinstance(body, Message):
@@ -288,24 +280,24 @@ class Client:
             if priority is None:
                 priority = serving.priority
             if serving.calls_deadline is not None:
-                left = max(0.0, serving.calls_deadline - self.loop.time())
+                left = max(0.0, serving.calls_deadline - loop.time())
                 timeout = left if timeout is None or left < timeout else timeout
         extra = _metadata(context, metadata, priority) if context is not None or metadata or priority else b""
         call = Call(
-            self,
+            services,
             request,
             body,
-            more,
+            request_stream,
             policy,
             annotated,
             parent,
             timeout,
-            None if timeout is None else self.loop.time() + timeout,
+            None if timeout is None else loop.time() + timeout,
             extra,
             None if context is None else context.id(),
             idempotent,
             unary,
-            Resumption(self.retries, self.loop.time()) if resume else None,
+            Resumption(services.retries, loop.time()) if resume else None,
         )
         call.start()
         return call
@@ -318,60 +310,56 @@ class Client:
 
     def wait_for_endpoints(self) -> asyncio.Future[list[int]]:
         """A future that is done once there is at least one instance; its result is their ids."""
-        self._runtime.check("wait_for_instances")
+        self._services.core.check("wait_for_instances")
+        loop = self._services.loop
         if ids := self.endpoint_ids():
-            known: asyncio.Future[list[int]] = self.loop.create_future()
+            known: asyncio.Future[list[int]] = loop.create_future()
             known.set_result(ids)
             return known
-        waiting = self.loop.create_task(self._wait())
+        waiting = loop.create_task(self._wait())
         waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # quiet where nobody awaits it
         return waiting
 
     wait_for_instances = wait_for_endpoints
 
     async def _wait(self) -> list[int]:
-        await self.view.wait(self.where, self._elsewhere if self._runtime.looks_elsewhere else None)
+        services = self._services
+        elsewhere = (lambda: services.core.elsewhere(self.view.name)) if self._looks_elsewhere else None
+        await self.view.wait(services.where, elsewhere)
         return self.endpoint_ids()
 
-    def check_loop(self, operation: str) -> None:
-        """Raise WrongLoop where another thread or event loop than the client's own uses it."""
-        if _running_loop() is not self.loop:
-            self._runtime.check_loop(operation)
+    def _known(self) -> Mapping[int, Instance]:
+        return self.view.table.by_id
 
-    def _elsewhere(self) -> str:
-        return self._runtime.elsewhere(self.view.name)
+    @property
+    def view(self) -> Candidates:
+        """The instances of the endpoint, shared by all clients of it in this runtime."""
+        return self._services.candidates
 
-    def nobody(self) -> NoInstances:
-        """The error of a call that finds no instance."""
-        return NoInstances(self.view.name.path, self.where, self._elsewhere())
+    @property
+    def pool(self) -> SessionPool:
+        """The runtime's sessions to workers."""
+        return self._services.pool
 
-    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run `work` in a task that the runtime owns."""
-        return self._runtime.spawn(work)
+    @property
+    def load(self) -> LoadBook:
+        """Streams that this runtime has open on each instance of the endpoint."""
+        return self._services.load
 
-    def may_retry(self) -> bool:
-        """Whether a call may be sent again where that could multiply an outage; takes it off the budget."""
-        stats = self.stats
-        return self._budget.take(self.loop.time(), stats.inflight + sum(stats.ended), stats.inflight)
+    @property
+    def closing(self) -> bool:
+        """The runtime is being shut down, or was."""
+        return self._services.core.closing
+
+    @property
+    def stats(self) -> Stats:
+        """Counters of this client's calls."""
+        return self._services.stats
 
     @property
     def outlier_stats(self) -> OutlierStats:
         """How often instances were left out as outliers: one count for all clients of the endpoint in this runtime."""
-        return self.ejector.stats
-
-    @property
-    def closing(self) -> bool:
-        """The runtime is being shut down."""
-        return self._runtime.closing
-
-    @property
-    def closed(self) -> bool:
-        """The runtime was shut down, its sessions are gone or about to be."""
-        return self._runtime.unusable
-
-    def unreachable(self, addresses: tuple[str, ...]) -> None:
-        """A worker could not be reached: out of rotation until a probe finds it."""
-        self._runtime.prober.lost(addresses, self.pool)
+        return self._services.ejector.stats
 
     def __repr__(self) -> str:
         out = f" ({self.outlier_stats.out} ejected)" if self.outlier_stats.out else ""

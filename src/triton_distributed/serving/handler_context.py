@@ -15,7 +15,7 @@ from triton_distributed.context import (
     LOWEST_PRIORITY,
     PRIORITY,
     RESUME,
-    Cancellable,
+    AttachedCall,
     Context,
 )
 from triton_distributed.payload.codec import encode
@@ -57,7 +57,7 @@ class ServedContext(Context):
         self.calls_deadline = self.now() + CLEANUP_S
         self.kill()
 
-    def attach(self, call: Cancellable) -> None:
+    def attach(self, call: AttachedCall) -> None:
         if not self._cut:
             super().attach(call)
         elif self._calls is not None:

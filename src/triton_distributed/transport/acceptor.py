@@ -15,6 +15,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from triton_distributed.quiet import Quiet
+from triton_distributed.system.fork import own
+
 logger = logging.getLogger("triton_distributed.transport")
 
 # A turn of the loop accepts this many connections. Each costs some 0.1 ms in all.
@@ -58,7 +61,8 @@ class Acceptor:
         self._loop, self._factory, self._ran_out = loop, factory, ran_out
         self._joining: set[asyncio.Task[Any]] = set()  # at most `MOST_A_TURN` a turn, and each lasts two
         self._pause: asyncio.TimerHandle | None = None
-        self._next_line = float("-inf")
+        self._ran_out_of = Quiet(EVERY_S, loop.time)
+        own(sock)
         self.sock = sock
         sock.setblocking(False)
         loop.add_reader(sock.fileno(), self._readable)
@@ -88,9 +92,7 @@ class Acceptor:
             sock.close()
 
     def _wait(self, error: OSError) -> None:
-        now = self._loop.time()
-        if now >= self._next_line:
-            self._next_line = now + EVERY_S
+        if self._ran_out_of.due() is not None:
             logger.warning("cannot accept connections: %s; see `ulimit -n` and TRD_MAX_SESSIONS", error)
         self._loop.remove_reader(self.sock.fileno())
         self._pause = self._loop.call_later(PAUSE_S, self._go_on)

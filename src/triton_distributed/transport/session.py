@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import Any
 
 from triton_distributed.errors import RemoteProtocolError
-from triton_distributed.system.inherited import give_up
+from triton_distributed.system.fork import own
 from triton_distributed.transport.acceptance import Acceptance
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.fairness import FairShare
@@ -141,6 +141,7 @@ class Session(Connection[Stream], asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: Any) -> None:
+        own(transport)
         self._transport = transport
         if self.lost is not None:
             transport.abort()
@@ -315,11 +316,6 @@ class Session(Connection[Stream], asyncio.Protocol):
         if self._transport is not None:  # it would be written before the hello
             self.send(f.coded(f.GOAWAY, 0, code, words.encode()))
 
-    def release_in_child(self) -> None:
-        """This process is a fork: give up its copy of the socket, or the peer would not see the parent die."""
-        if self._transport is not None:
-            give_up(self._transport.get_extra_info("socket"))
-
     def break_off(self, code: int, words: str) -> None:
         """Tell the peer why and close; every open stream fails with these words."""
         if self.lost is not None:
@@ -376,6 +372,7 @@ class Session(Connection[Stream], asyncio.Protocol):
             stream.lost = self.lost
             stream.outbox.clear()
             stream.let_go()
+        self._on_lost(self, self.lost)  # Before the calls: the rotation must not offer them this worker again.
         if self._dialled:
             for stream in streams:
                 stream.on_closed()
@@ -385,7 +382,6 @@ class Session(Connection[Stream], asyncio.Protocol):
             if not waiter.done():
                 waiter.set_result(None)
         self._pongs.clear()
-        self._on_lost(self, self.lost)
 
     # receiving, see `Connection`
 

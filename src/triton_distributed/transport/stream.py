@@ -218,34 +218,3 @@ class Stream(StreamCore):
         self.wake()
         if self.owner is not None:
             self.owner.stream_closed(self)
-
-
-class TimedStream(Stream):
-    """A stream that reports when its first message came.
-
-    Attributes:
-        watcher: called once: with True when a message is here, with False when the stream is closed without one.
-    """
-
-    __slots__ = ("watcher",)
-
-    def __init__(self, connection: Shell, stream_id: int, credit: int, window: int) -> None:
-        super().__init__(connection, stream_id, credit, window)
-        self.watcher: Callable[[bool], None] | None = None
-
-    def _report(self, came: bool) -> None:
-        watcher, self.watcher = self.watcher, None
-        if watcher is not None:
-            watcher(came)
-
-    def on_readable(self) -> None:
-        self._report(True)
-        super().on_readable()
-
-    def on_closed(self) -> None:
-        self._report(False)
-        super().on_closed()
-
-    def abort(self, kind: int, code: int = 0, detail: bytes = b"") -> None:
-        self._report(False)
-        super().abort(kind, code, detail)

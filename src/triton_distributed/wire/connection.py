@@ -123,18 +123,17 @@ class Connection(Generic[S]):
             self.schedule()
         ready.append(stream)
 
-    def open_stream(self, end: bool, kind: type[S] | None = None) -> S:
+    def open_stream(self, end: bool) -> S:
         """A new stream with its window reserved; the caller sends its REQUEST next.
 
         Args:
             end: the request is all that this end will send.
-            kind: of the stream, where it is not `stream_type`.
         """
         peer = self.peer
         if peer is None:
             raise LocalProtocolError("a stream was opened before the hellos were exchanged")
         self._last_opened = number = self._last_opened + 1
-        stream = (kind or self.stream_type)(self, number, peer.window, self._budget.reserve())
+        stream = self.stream_type(self, number, peer.window, self._budget.reserve())
         stream.state = SENT if end else OPEN
         self.streams[number] = stream
         return stream
@@ -146,15 +145,13 @@ class Connection(Generic[S]):
         timeout_s: float,
         metadata: bytes,
         body: bytes,
-        kind: type[S] | None = None,
     ) -> S:
         """Open a stream with a request that fits one frame and is all that this end sends.
 
         Args:
             timeout_s: seconds that the call has left; infinite where it has no deadline.
-            kind: of the stream, where it is not `stream_type`.
         """
-        stream = self.open_stream(True, kind)
+        stream = self.open_stream(True)
         size = f.REQUEST_PREFIX_BYTES + len(metadata) + len(body)
         head = _pack_request(
             size, f.REQUEST, f.END, stream.id, instance_id, endpoint_key, timeout_s, stream.window, len(metadata)

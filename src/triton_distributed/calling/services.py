@@ -1,0 +1,210 @@
+"""What all calls of one client share. A call knows this, and neither the client nor the runtime."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from asyncio import _get_running_loop as _running_loop
+from collections.abc import Callable, Coroutine, Sequence
+from threading import get_ident
+from typing import Any, Protocol
+
+from triton_distributed.calling.attempts import Attempts
+from triton_distributed.calling.candidates import Candidates
+from triton_distributed.calling.failover import Ending, Verdict, Wait
+from triton_distributed.calling.prober import Prober
+from triton_distributed.errors import ConnectionFailed, NoInstances
+from triton_distributed.names import EndpointName, Instance
+from triton_distributed.observe import Stats
+from triton_distributed.routing.budget import RetryBudget
+from triton_distributed.routing.policies import Direct, Policy
+from triton_distributed.transport.pool import SessionPool
+from triton_distributed.transport.session import Session
+
+
+class Core(Protocol):
+    """What calls need of the runtime.
+
+    Attributes:
+        unusable: the runtime was shut down, and its sessions are closed or about to be.
+    """
+
+    unusable: bool
+
+    @property
+    def closing(self) -> bool:
+        """The runtime is being shut down, or was."""
+
+    def check(self, operation: str) -> None:
+        """Raise where the runtime cannot be used."""
+
+    def check_loop(self, operation: str) -> None:
+        """Raise WrongLoop outside of the runtime's event loop."""
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run `work` in a task that ends with the runtime."""
+
+    def elsewhere(self, name: EndpointName | None) -> str:
+        """Words on other folders in which an endpoint is served."""
+
+
+class NotTaken(Exception):
+    """An instance did not take a request, which was not sent.
+
+    Attributes:
+        ending: of `failover.Ending`.
+        failures: (address, reason) each.
+    """
+
+    def __init__(self, ending: Ending, failures: Sequence[tuple[str, str]]) -> None:
+        super().__init__(ending, failures)
+        self.ending = ending
+        self.failures = failures
+
+
+class Services:
+    """What the calls of one client share.
+
+    Args:
+        core: the runtime.
+        loop: its event loop, which is running in this thread.
+        candidates: of the endpoint, shared by its clients.
+        pool: the runtime's sessions.
+        prober: told of a worker that cannot be reached.
+        where: the place of discovery, for error texts.
+        retries: see `TRD_RETRIES`.
+
+    Attributes:
+        thread: the thread of the loop.
+        load: streams that this runtime has open on each instance.
+        ejector: learns which instances fail.
+        key: the key of the endpoint in a request.
+        target: the endpoint, for error texts.
+        stats: counters of this client.
+    """
+
+    __slots__ = (
+        "_budget",
+        "_prober",
+        "candidates",
+        "core",
+        "ejector",
+        "key",
+        "load",
+        "loop",
+        "pool",
+        "retries",
+        "stats",
+        "target",
+        "thread",
+        "where",
+    )
+
+    def __init__(
+        self,
+        core: Core,
+        loop: asyncio.AbstractEventLoop,
+        candidates: Candidates,
+        pool: SessionPool,
+        prober: Prober,
+        where: str,
+        retries: int,
+    ) -> None:
+        self.core = core
+        self.loop = loop
+        self.thread = get_ident()
+        self.candidates = candidates
+        self.load = candidates.load
+        self.ejector = candidates.ejector
+        self.key = candidates.name.key
+        self.target = f'endpoint "{candidates.name.path}"'
+        self.pool = pool
+        self._prober = prober
+        self.where = where
+        self.retries = retries
+        self.stats = Stats()
+        self._budget = RetryBudget(loop.time())
+
+    def check_loop(self, operation: str) -> None:
+        """Raise where another thread or event loop than the client's own runs this.
+
+        Raises:
+            WrongLoop: it does.
+        """
+        if _running_loop() is not self.loop:
+            self.core.check_loop(operation)
+
+    def choose(self, policy: Policy, request: Any, attempts: Attempts | None) -> Instance:
+        """The next instance to try.
+
+        Args:
+            policy: of the call.
+            request: for the policy.
+            attempts: what failed so far; None for a first attempt.
+
+        Raises:
+            NoInstances, InstanceNotFound, ConnectionFailed, Refusal, StreamIncomplete: there is none, and why.
+            Exception: what a user's policy raises.
+        """
+        candidates = self.candidates.candidates
+        direct = isinstance(policy, Direct)
+        if attempts is None:
+            if not candidates and not direct:
+                raise self._no_instances()
+            return policy(request, candidates, self.load)
+        offered = attempts.next(candidates, self.candidates.table.instances, direct)
+        if not offered:
+            known = candidates or direct or attempts.refusal is not None
+            raise attempts.error(self.target) if known else self._no_instances()
+        instance = policy(request, offered, self.load)
+        attempts.chosen(instance.id)
+        return instance
+
+    def _no_instances(self) -> NoInstances:
+        name = self.candidates.name
+        return NoInstances(name.path, self.where, self.core.elsewhere(name))
+
+    async def session_to(self, instance: Instance, decide: Callable[[Ending, Instance], Verdict]) -> Session:
+        """A session that takes a request to `instance` now; dials one where there is none.
+
+        Args:
+            instance: the instance.
+            decide: asked what to do when its worker is silent and the session takes no more bytes.
+
+        Raises:
+            NotTaken: it takes none. A worker that cannot be reached leaves the rotation until a probe reaches it.
+        """
+        try:
+            session = await self.pool.connect(instance.addresses)
+        except ConnectionFailed as error:
+            self._prober.lost(instance.addresses)
+            raise NotTaken(Ending.UNREACHED, error.attempts) from None
+        # A stream's id is taken when its request is written: ids must leave in order, and a CANCEL after them.
+        while session.paused and session.lost is None:
+            if session.silent and not isinstance(decide(Ending.STALLED, instance), Wait):
+                words = "it takes no more, and has said nothing for long"
+                raise NotTaken(Ending.STALLED, [(session.address, words)])
+            await session.resumed()
+        if session.lost is not None:
+            raise NotTaken(Ending.UNSENT, [(session.address, session.lost)])
+        if session.full:
+            words = f"{len(session.streams):,} streams are open on the session"
+            raise NotTaken(Ending.UNREACHED, [(session.address, words)])
+        if not session.usable:
+            raise NotTaken(Ending.UNREACHED, [(session.address, "it takes no more calls")])
+        return session
+
+    def may_retry(self) -> bool:
+        """Take one retry from the budget; False where the budget has none."""
+        stats = self.stats
+        return self._budget.take(self.loop.time(), stats.inflight + sum(stats.ended), stats.inflight)
+
+    def from_finalizer(self, work: Callable[[], None]) -> None:
+        """Run `work` on the loop's thread: the collector runs finalizers in any thread."""
+        if self.loop.is_closed():
+            return
+        if get_ident() == self.thread:
+            work()
+        else:
+            with contextlib.suppress(RuntimeError):  # The loop was closed this very moment.
+                self.loop.call_soon_threadsafe(work)

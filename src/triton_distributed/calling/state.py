@@ -1,0 +1,54 @@
+"""The life of a call, in one table.
+
+    NEW ──PLACE──▶ PLACING ──SENT──▶ OPEN ──END──▶ DRAINING ──▶ OVER, READ, FAILED or CLOSED
+     └─────────────SENT──────────────▲ └──PLACE──▶ PLACING                 (the reader has the end)
+
+A call that needs no waiting goes from NEW to OPEN at once. It goes back to PLACING when its attempt failed and it tries
+another instance. DRAINING means that nothing more comes from the worker, and that the reader has not had its end. The
+states after it differ in what a reader that comes later gets.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class State(IntEnum):
+    """Where a call is."""
+
+    NEW = 0  # Nothing was sent.
+    PLACING = 1  # A task looks for an instance, dials it, or waits for its session to take the request.
+    OPEN = 2  # A stream is open, and its request has been sent or is being sent.
+    DRAINING = 3  # Over on the wire. Items, or the end, wait for the reader.
+    OVER = 4  # The reader knows that nothing more comes.
+    READ = 5  # An `async for` has read it to its end. Another one would see an empty answer, and gets an error instead.
+    FAILED = 6  # The reader got the error that ended the call.
+    CLOSED = 7  # The reader left, or the call was cancelled here.
+
+
+class Input(IntEnum):
+    """What happens to a call."""
+
+    PLACE = 0  # A task is to send the request.
+    SENT = 1  # A stream was opened for the request.
+    END = 2  # The call is over on the wire, well or not.
+    LAST = 3  # A reader is told that nothing more comes.
+    WHOLE = 4  # An `async for` is told so.
+    RAISE = 5  # A reader gets the error that ended the call.
+    LEAVE = 6  # The reader leaves before the end.
+
+
+NEW, PLACING, OPEN, DRAINING, OVER, READ, FAILED, CLOSED = map(int, State)
+PLACE, SENT, END, LAST, WHOLE, RAISE, LEAVE = map(int, Input)
+
+# AFTER[state][input] is the next state. What is not named cannot happen: the lookup fails with KeyError.
+AFTER: tuple[dict[int, int], ...] = (
+    {PLACE: PLACING, SENT: OPEN, END: DRAINING},
+    {PLACE: PLACING, SENT: OPEN, END: DRAINING},
+    {PLACE: PLACING, END: DRAINING},
+    {LAST: OVER, WHOLE: READ, RAISE: FAILED, LEAVE: CLOSED},
+    {LAST: OVER, WHOLE: READ},
+    {LAST: READ, WHOLE: READ},
+    {LAST: FAILED, WHOLE: FAILED},
+    {LAST: CLOSED, WHOLE: CLOSED, RAISE: CLOSED},  # The reader that was cancelled gets CancelledError still.
+)
