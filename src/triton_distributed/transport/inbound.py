@@ -43,8 +43,8 @@ class Reader(Protocol):
     acceptance: Acceptance
 
     @property
-    def direct(self) -> bool:
-        """The next bytes belong in `direct_buffer()`."""
+    def direct(self) -> object | None:
+        """What the next bytes belong in, see `direct_buffer`; None where they are frames."""
 
     def direct_buffer(self) -> memoryview:
         """Where the next received bytes belong."""
@@ -115,7 +115,7 @@ class Inbound:
         self.taken += len(data)
         self.serving, more = True, False
         try:
-            if session.direct:
+            if session.direct is not None:
                 data = session.copy_direct(data)
             # TLS hands over all that it has decrypted, also while this session waits for its turn.
             more = session.receive_some(data, 0 if self.held else share.frames)
@@ -125,7 +125,7 @@ class Inbound:
             self.serving = False
         if session.acceptance.accepted:
             session.begin_accepted()
-        if session.direct and self.bulk is None:
+        if session.direct is not None and self.bulk is None:
             self.bulk = BulkReader.begin(self, session, self._transport)
         more = more or self.taken > share.read_bytes
         if (more or session.paused) and not self.held and session.lost is None:
@@ -208,7 +208,7 @@ class Inbound:
 
     def place(self) -> memoryview | None:
         """Where the next bytes belong; None where they are not of a large message."""
-        return self._session.direct_buffer() if self._session.direct else None
+        return self._session.direct_buffer() if self._session.direct is not None else None
 
     def placed(self, count: int) -> None:
         """`count` bytes were read into `place()`."""

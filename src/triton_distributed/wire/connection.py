@@ -76,6 +76,8 @@ class Connection(Generic[S]):
         held: what the streams that peers opened hold here, for all sessions that share it; None for no limit.
         going: why the peer takes no more streams, in its words, or None.
         turn_bytes: what one stream may make in a turn of the loop; less where the peer has opened many.
+        direct: the message that the next bytes belong in, and what is missing of its fragment; None where they are
+            frames.
         on_request: called with a stream that the peer has opened, and its request: instance id, endpoint key, timeout
             in seconds, metadata, body, buffers. By default a request breaks the protocol.
     """
@@ -102,7 +104,7 @@ class Connection(Generic[S]):
         self._last_opened = 0  # by us
         self._last_accepted = 0  # by the peer
         self._under_way = 0  # bytes of messages of several frames that are not whole yet
-        self._direct: tuple[S, Assembly, int, int, int] | None = None  # …, flags, bytes missing, cost
+        self.direct: tuple[S, Assembly, int, int, int] | None = None  # …, flags, bytes missing, cost
 
     # sending
 
@@ -379,28 +381,23 @@ class Connection(Generic[S]):
         stream.assembly.write(memoryview(piece))
         cost = size + FRAME_COST
         stream.account(cost)
-        self._direct = (stream, stream.assembly, flags, size - len(piece), cost)
-
-    @property
-    def direct(self) -> bool:
-        """The next bytes belong in `direct_buffer()`."""
-        return self._direct is not None
+        self.direct = (stream, stream.assembly, flags, size - len(piece), cost)
 
     def direct_buffer(self) -> memoryview:
         """Where the next received bytes belong."""
-        assert self._direct is not None
-        _, assembly, _, missing, _ = self._direct
+        assert self.direct is not None
+        _, assembly, _, missing, _ = self.direct
         return assembly.target(missing)
 
     def direct_received(self, count: int) -> None:
         """`count` bytes were read into `direct_buffer()`."""
-        assert self._direct is not None
-        stream, assembly, flags, missing, cost = self._direct
+        assert self.direct is not None
+        stream, assembly, flags, missing, cost = self.direct
         assembly.advance(count)
         if count < missing:
-            self._direct = (stream, assembly, flags, missing - count, cost)
+            self.direct = (stream, assembly, flags, missing - count, cost)
             return
-        self._direct = None
+        self.direct = None
         if stream.state == CLOSED:  # it was aborted meanwhile
             return
         if flags & f.END:
@@ -413,7 +410,7 @@ class Connection(Generic[S]):
     def copy_direct(self, data: bytes) -> bytes:
         """Put bytes that were not read in place where they belong; returns the bytes after them."""
         at = 0
-        while self._direct is not None and at < len(data):
+        while self.direct is not None and at < len(data):
             target = self.direct_buffer()
             count = min(target.nbytes, len(data) - at)
             target[:count] = data[at : at + count]
