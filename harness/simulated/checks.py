@@ -48,19 +48,19 @@ def _session(session: Any, session_window: int) -> Iterator[str]:
     """What a session holds though it has no streams."""
     left = {
         "streams": session.streams,
-        "frames": session.out,
-        "streams ready to send": [each for each in session._ready if each.outbox or each._ending],
+        "frames": session.connection.out,
+        "streams ready to send": [each for each in session.connection.ready if each.outbox or each._ending],
         "unsent requests": session.unsent,
         "waiters": session._resumed,
         "handlers that have not begun": len(session.acceptance),
-        "bytes of messages": session._under_way,
+        "bytes of messages": session.connection._under_way,
     }
     for what, value in left.items():
         if value:
             yield f"{session!r}: {what} are left: {value if isinstance(value, int) else len(value)}"
     if session.paused:
         yield f"{session!r} is paused"
-    promised = session_window - session._budget._left
+    promised = session_window - session.connection._budget._left
     if promised:
         yield f"{session!r}: {promised} bytes of window are promised to streams that are gone"
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from triton_distributed.errors import RemoteProtocolError
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.authentication import PROOF_BYTES, REFUSED, Authentication
-from triton_distributed.wire.connection import Connection
+from triton_distributed.wire.connection import OVER, Connection
 from triton_distributed.wire.hello import Hello, hello_frame, hello_payload
 from triton_distributed.wire.stream import StreamCore
 
@@ -20,7 +20,6 @@ OPENING = hello_frame(Hello(features=["token"], challenge=OF_CLIENT))
 
 
 class _Worker(Connection[StreamCore]):
-    stream_type = StreamCore
     served = 0
 
     def _requested(self, stream: object, *request: object) -> None:
@@ -28,6 +27,12 @@ class _Worker(Connection[StreamCore]):
 
     def on_goaway(self, code: int, words: str) -> None:
         self.served += 1
+
+    def schedule(self) -> None: ...
+
+    def on_hello(self, peer: Hello) -> None: ...
+
+    def on_pong(self, payload: bytes) -> None: ...
 
 
 def _proof(token: bytes) -> bytes:
@@ -49,7 +54,15 @@ SEEDS = [
 
 
 def _end_of(pieces: list[bytes]) -> tuple[object, ...]:
-    end = _Worker(Hello(window=65536, max_message=1 << 20), 65536, 1 << 20, Authentication(TOKEN, OF_WORKER, False))
+    end = _Worker(
+        OVER,
+        StreamCore,
+        Hello(window=65536, max_message=1 << 20),
+        65536,
+        1 << 20,
+        Authentication(TOKEN, OF_WORKER, False),
+    )
+    end.shell = end
     end.on_request = end._requested
     words = None
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from triton_distributed.errors import RemoteProtocolError
 from triton_distributed.wire import frames as f
-from triton_distributed.wire.connection import Connection
+from triton_distributed.wire.connection import OVER, Connection
 from triton_distributed.wire.hello import Hello, hello_frame
 from triton_distributed.wire.stream import StreamCore
 
@@ -18,8 +18,6 @@ LIMIT = 1 << 20  # bytes of a message, so that what is announced can also be sen
 
 
 class _End(Connection[StreamCore]):
-    stream_type = StreamCore
-
     def _requested(self, stream: object, *request: object) -> None:
         self.requests += 1
 
@@ -62,7 +60,7 @@ def _taken(end: Connection, data: bytes) -> None:
 
 
 def _end_of(pieces: list[bytes], own: bool) -> tuple[object, ...]:
-    end = _End(Hello(window=65536, max_message=LIMIT, max_streams=16), 65536, 1 << 20)
+    end = _End(OVER, StreamCore, Hello(window=65536, max_message=LIMIT, max_streams=16), 65536, 1 << 20)
     end.on_request = end._requested
     end.receive(HELLO)
     if own:

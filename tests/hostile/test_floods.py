@@ -27,7 +27,7 @@ MANY = 100_000
 async def accepted(service: Service, bad: Peer) -> Watched:
     """The session of a raw peer that has just been connected."""
     await bad.say(HELLO)
-    await until(lambda: service.accepted[-1].peer is not None)
+    await until(lambda: service.accepted[-1].connection.peer is not None)
     return service.accepted[-1]
 
 
@@ -92,7 +92,7 @@ async def test_who_takes_no_answers_is_heard_no_more_until_he_does():
         number = 300_000
         asking = asyncio.create_task(bad.say(f.frame(f.PING, 0, bytes(64)) * number))
         await until(lambda: session._inbound.choked)
-        assert len(session.out) <= UNTAKEN + FRAMES
+        assert len(session.connection.out) <= UNTAKEN + FRAMES
         assert session._transport.get_write_buffer_size() <= 2 * WRITE_BYTES
         assert await numbers(await good.call(service.address, b"count 3")) == [0, 1, 2]
         assert held(session)
@@ -116,7 +116,10 @@ async def test_the_items_of_many_streams_that_nobody_reads_are_few():
         await until(lambda: session.paused)
         assert await numbers(await good.call(service.address, b"count 3")) == [0, 1, 2]
         made = sum(len(item) + 256 for stream in session.streams.values() for item in stream.outbox)
-        assert session.turn_bytes == max(SMALLEST_WINDOW, MADE_BYTES // streams) or len(session.streams) < streams
+        assert (
+            session.connection.turn_bytes == max(SMALLEST_WINDOW, MADE_BYTES // streams)
+            or len(session.streams) < streams
+        )
         assert made <= 2 * MADE_BYTES
         assert session._transport.get_write_buffer_size() <= 2 * WRITE_BYTES
 
@@ -130,7 +133,7 @@ async def test_the_streams_of_a_lost_client_end_a_few_at_a_time():
         streams_of_it = list(session.streams.values())
         streams_of_it[0].push(b"nobody takes this")
         session.break_off(f.GoawayCode.PROTOCOL, "enough")
-        assert not session._ready
+        assert not session.connection.ready
         assert not any(each.outbox for each in streams_of_it)
         assert sum(each.task.cancelling() for each in service.running) == ENDED
         assert not session.streams
@@ -325,8 +328,8 @@ async def test_a_worker_that_pings_without_reading_costs_its_client_little():
         bad = await caller.pool.connect((address,))
         bad.paused = True  # as if the kernel took nothing
         await asyncio.wait_for(asked.wait(), PATIENCE_S)
-        await until(lambda: len(bad.out) >= MOST_WAITING_PONGS)
+        await until(lambda: len(bad.connection.out) >= MOST_WAITING_PONGS)
         assert await numbers(await caller.call(service.address, b"count 3")) == [0, 1, 2]
-        assert len(bad.out) <= MOST_WAITING_PONGS
+        assert len(bad.connection.out) <= MOST_WAITING_PONGS
         assert bad.lost is None
         bad._transport.abort()

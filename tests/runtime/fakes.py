@@ -52,18 +52,18 @@ class FakeWorker:
 
 
 def drops_the_connection(stream: Any) -> None:
-    stream.connection._transport.abort()
+    stream.session._transport.abort()
 
 
 def accepts_then_drops(stream: Any) -> None:
-    stream.connection.accept(stream, lambda: None)
-    stream.connection.loop.call_later(0.01, stream.connection._transport.abort)
+    stream.session.accept(stream, lambda: None)
+    stream.session.loop.call_later(0.01, stream.session._transport.abort)
 
 
 def answers_then_drops(stream: Any) -> None:
-    stream.connection.accept(stream, lambda: None)
+    stream.session.accept(stream, lambda: None)
     stream.push(b"\x01")
-    stream.connection.loop.call_later(0.01, stream.connection._transport.abort)
+    stream.session.loop.call_later(0.01, stream.session._transport.abort)
 
 
 class DropsTheFirst:
@@ -82,4 +82,4 @@ class DropsTheFirst:
             stream.push(b"\x01")
             stream.end()
 
-        stream.connection.accept(stream, answer)
+        stream.session.accept(stream, answer)

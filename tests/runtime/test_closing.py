@@ -22,7 +22,7 @@ async def test_a_call_under_way_ends_with_its_runtime(
     def keeps(stream: Any) -> None:
         sent.set()
         if accepts:
-            stream.connection.accept(stream, lambda: None)
+            stream.session.accept(stream, lambda: None)
 
     fake = await FakeWorker(keeps).start(5)
     client = await cluster.client()

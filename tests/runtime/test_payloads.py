@@ -174,14 +174,16 @@ async def test_a_request_with_too_many_buffers_leaves_nothing_behind(cluster: Cl
     assert await patiently(client.call(0)) == 0
     session = client.pool.get(client.view.candidates[0].addresses)
     assert session is not None
-    left = session._budget._left
-    written = session._last_opened
+    left = session.connection._budget._left
+    written = session.connection._last_opened
     for _ in range(3):
         with pytest.raises(ValueError, match="at most 32,766 large arrays and buffers, not 32,800"):
             await patiently(client.call([bytes(16 * KIB)] * 32_800))
     assert session.streams == {}
-    assert session._budget._left == left
-    assert session._last_opened == written  # no id was taken, so none is cancelled that the worker has not seen
+    assert session.connection._budget._left == left
+    assert (
+        session.connection._last_opened == written
+    )  # no id was taken, so none is cancelled that the worker has not seen
     assert not len(client.load)
     assert await patiently(client.call(1)) == 1
 

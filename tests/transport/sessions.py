@@ -123,7 +123,7 @@ class Serving:
         self.ended = asyncio.Event()
         stream.owner = self
         self.task: asyncio.Task[None] | None = None
-        stream.connection.accept(stream, self._begin)
+        stream.session.accept(stream, self._begin)
 
     def _begin(self) -> None:
         self.task = asyncio.get_running_loop().create_task(self._run())
@@ -293,7 +293,7 @@ class Caller:
             return await self._send(found, body, buffers, end)
 
     async def _send(self, found: Session, body: bytes, buffers: tuple[Any, ...], end: bool) -> Stream:
-        stream: Stream = found.open_stream(False)
+        stream: Stream = found.connection.open_stream(False)
         prefix = f.REQUEST_PREFIX.pack(1, 2, FOREVER, stream.window, 0)
         await stream.send(prefix + body, [memoryview(each) for each in buffers], f.END if end else 0, f.REQUEST)
         return stream

@@ -33,7 +33,7 @@ class Handlers:
 
     def __call__(self, stream: Stream, *request: Any) -> None:
         self.streams[stream.id] = stream
-        session = stream.connection
+        session = stream.session
         session.accept(stream, lambda: self.begun.append((stream.id, session.paused)))
 
     async def has(self, number: int) -> None:
@@ -107,7 +107,7 @@ async def test_when_a_handler_begins_its_peer_can_know():
     seen: list[bytes] = []
 
     def accept(stream: Stream, *request: Any) -> None:
-        stream.connection.accept(stream, lambda: seen.append(there.recv(1 << 16, socket.MSG_PEEK)))
+        stream.session.accept(stream, lambda: seen.append(there.recv(1 << 16, socket.MSG_PEEK)))
 
     async with half(accept) as (_, there):
         await say(there, request(1))

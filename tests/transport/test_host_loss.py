@@ -155,9 +155,9 @@ async def test_a_stopped_worker_whose_window_is_full_keeps_its_session() -> None
     go = asyncio.Event()
     async with calling(health_timeout_s=HEALTH_S, host_timeout_s=HOST_S) as caller, answering(worker) as address:
         session = await caller.pool.connect((address,))
-        stream = session.open_stream(True)
+        stream = session.connection.open_stream(True)
         stream.credit = 1 << 30
-        session.send(f.frame(f.REQUEST, 1, f.REQUEST_PREFIX.pack(1, 2, 1e9, stream.window, 0), f.END))
+        session.connection.send(f.frame(f.REQUEST, 1, f.REQUEST_PREFIX.pack(1, 2, 1e9, stream.window, 0), f.END))
         for _ in range(8):  # ends its requests, and goes on writing all the same: only the bytes matter
             session.write_after(b"", memoryview(bytes(1_000_000)))
         await until(lambda: caller.lost)

@@ -263,9 +263,9 @@ async def test_a_large_message_that_comes_slowly_is_a_sign_of_life():
     turn = asyncio.Event()
     async with calling() as caller, answering(worker) as address:
         session = await caller.pool.connect((address,))
-        stream = session.open_stream(True)
-        session.send(f.frame(f.REQUEST, 1, f.REQUEST_PREFIX.pack(1, 2, 1e9, stream.window, 0), f.END))
-        await until(lambda: session.direct)
+        stream = session.connection.open_stream(True)
+        session.connection.send(f.frame(f.REQUEST, 1, f.REQUEST_PREFIX.pack(1, 2, 1e9, stream.window, 0), f.END))
+        await until(lambda: session.connection.direct)
         for _ in range(99):
             session.heard = False
             turn.set()
@@ -307,7 +307,7 @@ async def test_a_worker_that_drains_does_not_pass_a_probe():
         service.accepted[0].go_away(GoawayCode.DRAINING, "bye")
         with pytest.raises(ConnectionFailed, match="bye"):
             await caller.pool.probe((service.address,))
-        assert made.going is not None
+        assert made.connection.going is not None
 
 
 @pytest.mark.any_loop

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import socket
+import weakref
 
 import msgspec
 import pytest
 
+from tests.runtime.cluster import until
 from tests.timing import MS, PATIENCE_S
 from tests.transport.sessions import (
     HELLO,
@@ -20,6 +23,7 @@ from tests.transport.sessions import (
     answering,
     bodies,
     calling,
+    closed,
     half,
     messages,
     numbers,
@@ -64,7 +68,7 @@ async def test_states_in_words():
         assert repr(made).endswith("open, 1 streams>")
         service.accepted[0].go_away(GoawayCode.DRAINING, "bye")
         async with asyncio.timeout(PATIENCE_S):
-            while made.going is None:
+            while made.connection.going is None:
                 await asyncio.sleep(0)
         assert repr(made).endswith("going, 1 streams>")
         assert not made.usable
@@ -180,7 +184,7 @@ async def test_closing_ends_in_bounded_time_though_the_peer_reads_nothing():
 async def test_a_session_that_is_lost_while_the_kernel_is_full_lets_its_senders_go():
     """The last fragment is in the transport and the peer is gone: whoever waits for it must not turn in a circle."""
     async with half() as (made, there):
-        stream = made.open_stream(False)
+        stream = made.connection.open_stream(False)
         body = f.REQUEST_PREFIX.pack(1, 2, 1.0, 1, 0)
         sending = asyncio.ensure_future(stream.send(body, [memoryview(bytes(100_000))], f.END, f.REQUEST))
         async with asyncio.timeout(PATIENCE_S):
@@ -196,7 +200,7 @@ async def test_nothing_is_kept_of_senders_that_gave_up_while_the_kernel_is_full(
     async with half() as (made, _):
         body = f.REQUEST_PREFIX.pack(1, 2, 1.0, 1, 0)
         for _ in range(200):
-            stream = made.open_stream(False)
+            stream = made.connection.open_stream(False)
             sending = asyncio.ensure_future(stream.send(body, [memoryview(bytes(100_000))], f.END, f.REQUEST))
             for _ in range(3):
                 await asyncio.sleep(0)
@@ -207,7 +211,7 @@ async def test_nothing_is_kept_of_senders_that_gave_up_while_the_kernel_is_full(
         assert made.paused
         assert made.streams == {}
         assert len(made._resumed) < 20
-        assert len(made._ready) < 20
+        assert len(made.connection.ready) < 20
 
 
 async def test_a_stream_ended_by_a_frame_says_which():
@@ -236,10 +240,27 @@ async def test_thousands_of_streams_on_one_session():
         assert caller.made[0].streams == service.accepted[0].streams == {}
 
 
+async def test_a_lost_session_is_gone_without_the_collector():
+    gc.collect()
+    gc.disable()
+    try:
+        async with serving() as service, calling() as caller:
+            assert await numbers(await caller.call(service.address, b"count 3")) == [0, 1, 2]
+            ends = [weakref.ref(each) for each in (caller.made[0], service.accepted[0])]
+            caller.made[0].close()
+            await closed(caller.made[0], service.accepted[0])
+            caller.made.clear()
+            service.accepted.clear()
+            service.served.clear()
+            await until(lambda: not any(each() for each in ends))
+    finally:
+        gc.enable()
+
+
 async def test_a_session_that_is_not_connected_yet_has_nothing_to_wait_for():
     made = session()
     made.go_away(GoawayCode.DRAINING, "bye")
-    assert made.out == []
+    assert made.connection.out == []
     async with asyncio.timeout(PATIENCE_S):
         await part(made)
     made.close()
@@ -264,13 +285,13 @@ class Asking:
     def stream_stopped(self) -> None: ...
 
     def stream_closed(self, stream: Stream) -> None:
-        self.left = stream.id not in stream.connection.unsent
+        self.left = stream.id not in stream.session.unsent
 
 
 def asked(made: Watched):
     """A stream whose request is written."""
-    stream = made.open_stream(True)
-    made.send(request(stream.id))
+    stream = made.connection.open_stream(True)
+    made.connection.send(request(stream.id))
     made.flush()
     return stream
 
@@ -279,7 +300,7 @@ async def written_in_vain(made: Watched) -> None:
     """The peer has closed: write before the loop can read, so that the write fails, and wait for the end."""
     with contextlib.suppress(OSError):  # the first write to a TCP peer that has closed only gets a reset back
         os.write(made._transport.get_extra_info("socket").fileno(), PING)
-    made.send(PING)
+    made.connection.send(PING)
     made.flush()
     async with asyncio.timeout(PATIENCE_S):
         await made.gone.wait()
@@ -312,7 +333,7 @@ async def test_a_write_that_fails_leaves_the_rest_of_a_large_item(pair):
         last = f.frame(f.DATA, 1, body[1000:], f.END)
         there.send(first + last[:5000])
         async with asyncio.timeout(PATIENCE_S):
-            while not made.direct:
+            while not made.connection.direct:
                 await asyncio.sleep(0)
         assert there.recv(1 << 16)
         assert there.send(last[5000:]) == len(last) - 5000
@@ -339,7 +360,7 @@ async def test_after_a_reset_nobody_knows_what_was_under_way(read_first):
         there.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOTHING)
         there.close()
         if not read_first:
-            made.send(PING)
+            made.connection.send(PING)
             made.flush()
         async with asyncio.timeout(PATIENCE_S):
             await made.gone.wait()
@@ -350,7 +371,7 @@ async def test_after_a_reset_nobody_knows_what_was_under_way(read_first):
 
 async def test_after_a_reset_it_is_known_which_requests_never_left():
     async with half(pair=tcp_pair) as (made, there):
-        sent, whole, part, waiting = asked(made), *(made.open_stream(end) for end in (False, False, True))
+        sent, whole, part, waiting = asked(made), *(made.connection.open_stream(end) for end in (False, False, True))
         for each in (sent, whole, part, waiting):
             each.owner = Asking()
         prefix = f.REQUEST_PREFIX.pack(1, 2, 1.0, 1, 0)
@@ -359,7 +380,7 @@ async def test_after_a_reset_it_is_known_which_requests_never_left():
         async with asyncio.timeout(PATIENCE_S):
             while not made.paused:
                 await asyncio.sleep(0)
-        made.send(request(waiting.id))
+        made.connection.send(request(waiting.id))
         there.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOTHING)
         there.close()
         async with asyncio.timeout(PATIENCE_S):
@@ -373,7 +394,7 @@ async def test_what_became_of_a_request_is_forgotten_with_it():
     async with half() as (made, _):
         prefix = f.REQUEST_PREFIX.pack(1, 2, 1.0, 1, 0)
         sending = asyncio.ensure_future(
-            made.open_stream(False).send(prefix, [memoryview(bytes(9_000_000))], f.END, f.REQUEST)
+            made.connection.open_stream(False).send(prefix, [memoryview(bytes(9_000_000))], f.END, f.REQUEST)
         )
         async with asyncio.timeout(PATIENCE_S):
             while not made.unsent:

@@ -209,4 +209,4 @@ async def test_the_budget_of_a_session_is_whole_when_its_streams_are_over():
                 await each.ended.wait()
         for each in (caller.made[0], service.accepted[0]):
             assert each.streams == {}
-            assert each._budget._left == SESSION_WINDOW
+            assert each.connection._budget._left == SESSION_WINDOW

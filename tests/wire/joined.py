@@ -40,8 +40,6 @@ class Noted(StreamCore):
 class End(Connection[Noted]):
     """One end, with what it was told."""
 
-    stream_type = Noted
-
     def __init__(
         self,
         hello: Hello | None = None,
@@ -50,7 +48,7 @@ class End(Connection[Noted]):
         session_window: int = 1 << 26,
         authentication: Authentication | None = None,
     ) -> None:
-        super().__init__(hello or Hello(window=window), window, session_window, authentication)
+        super().__init__(self, Noted, hello or Hello(window=window), window, session_window, authentication)
         self.budget = session_window
         self.requests: list[tuple[Any, ...]] = []
         self.goaways: list[tuple[int, str]] = []

@@ -115,7 +115,7 @@ def ended(stream: Stream, items_read: bool) -> Ended:
         items_read: the reader has items of this call.
     """
     if stream.lost is not None:
-        session = stream.connection
+        session = stream.session
         began = bool(stream.accepted or stream.inbox or items_read)
         # An ACCEPT may have been lost with the connection, but not one to a request that never left.
         sure = not began and (not session.possibly_incomplete or stream.id in session.unsent)

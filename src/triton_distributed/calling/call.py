@@ -192,7 +192,7 @@ class Call:
             self._place_later(instance)
             return
         timeout = _INFINITE if self.deadline is None else self.deadline - services.loop.time()
-        stream = session.request(instance.id, services.key, timeout, metadata, body)
+        stream = session.connection.request(instance.id, services.key, timeout, metadata, body)
         self._sent_on(stream, instance)
         if self.stopping:
             stream.ask_to_stop()
@@ -251,7 +251,7 @@ class Call:
         if size > session.send_limit:
             raise MessageTooLarge("the request", size, session.send_limit)
         requests, services = self.request_stream, self.services
-        stream = session.open_stream(False)
+        stream = session.connection.open_stream(False)
         self._sent_on(stream, instance)
         self._chosen = None
         timeout = _INFINITE if self.deadline is None else self.deadline - services.loop.time()
@@ -314,7 +314,7 @@ class Call:
                 stream.abort(f.CANCEL)
             return
         fails = verdict if isinstance(verdict, Fail) else None
-        target, address = services.target, stream.connection.address
+        target, address = services.target, stream.session.address
         reason = f"{how.reason}; {fails.note}" if fails is not None and fails.note else how.reason
         error: BaseException | None = StreamIncomplete(
             target, instance.id, address, reason, self.received, how.began, self._instances
@@ -540,7 +540,7 @@ class Call:
     def stream_closed_error(self) -> StreamClosed:
         """The error of a reader that comes after the stream was closed, or has raised its error."""
         instance_id = 0 if self.instance is None else self.instance.id
-        address = "" if self.stream is None else self.stream.connection.address
+        address = "" if self.stream is None else self.stream.session.address
         return StreamClosed(self.services.target, instance_id, address, self._reason, self.received)
 
     def pending(self) -> asyncio.Future[None]:

@@ -142,7 +142,7 @@ class Gate(Generic[R]):
             if queue.mean_s and not request.due:
                 request.due = request.started + queue.mean_s
         request.state = ANNOUNCED
-        request.stream.connection.accept(request.stream, request.begin)
+        request.stream.session.accept(request.stream, request.begin)
 
     def ended(self, request: R) -> None:
         """Count an admitted request that is over, and let the next one begin."""

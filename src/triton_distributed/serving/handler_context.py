@@ -35,7 +35,7 @@ class ServedContext(Context):
         self._stream = stream
 
     def now(self) -> float:
-        return self._stream.connection.loop.time()
+        return self._stream.session.loop.time()
 
     def attach_token(self, token: bytes) -> None:
         self._stream.checkpoint(token)

@@ -10,8 +10,10 @@ from triton_distributed.transport.acceptance import Acceptance
 from triton_distributed.transport.bulk_reader import BulkReader
 from triton_distributed.transport.fairness import FairShare
 from triton_distributed.transport.leftovers import read_remainder
+from triton_distributed.transport.stream import Stream
 from triton_distributed.transport.tls import TlsFailed
 from triton_distributed.wire import frames as f
+from triton_distributed.wire.connection import Connection
 
 logger = logging.getLogger("triton_distributed.transport")
 
@@ -27,39 +29,20 @@ class Reader(Protocol):
     """What reading needs of its session.
 
     Attributes:
+        connection: takes the bytes.
         heard: something has come since the last check of whether the peer lives.
         paused: the kernel takes no output for now.
         lost: why the session is gone, or None.
         address: where the peer is, for the log.
-        out: frames that wait to be written.
         acceptance: handlers that have not begun.
     """
 
+    connection: Connection[Stream]
     heard: bool
     paused: bool
     lost: str | None
     address: str
-    out: list[bytes]
     acceptance: Acceptance
-
-    @property
-    def direct(self) -> object | None:
-        """What the next bytes belong in, see `direct_buffer`; None where they are frames."""
-
-    def direct_buffer(self) -> memoryview:
-        """Where the next received bytes belong."""
-
-    def direct_received(self, count: int) -> None:
-        """`count` bytes were read into `direct_buffer()`."""
-
-    def copy_direct(self, data: bytes) -> bytes:
-        """Put bytes that were not read in place where they belong; returns the bytes after them."""
-
-    def receive(self, data: bytes) -> None:
-        """Take received bytes."""
-
-    def receive_some(self, data: bytes, most: int) -> bool:
-        """Take received bytes, and serve at most `most` frames. True: there may be more."""
 
     def begin_accepted(self) -> None:
         """Begin the handlers that may begin."""
@@ -86,6 +69,7 @@ class Inbound:
     """
 
     __slots__ = (
+        "_connection",
         "_dialled",
         "_pausable",
         "_session",
@@ -100,7 +84,8 @@ class Inbound:
     )
 
     def __init__(self, session: Reader, transport: Any, share: FairShare, dialled: bool) -> None:
-        self._session, self._transport, self._dialled = session, transport, dialled
+        self._session, self._connection = session, session.connection
+        self._transport, self._dialled = transport, dialled
         self._pausable: bool = getattr(transport, "reads_in_place", True)
         self.share = share if self._pausable else share.unlimited()
         self._waits = False  # in the queue of `share`
@@ -110,26 +95,26 @@ class Inbound:
 
     def serve(self, data: bytes) -> None:
         """Take bytes, and serve one quantum; where there is more, wait for the next turn and read nothing meanwhile."""
-        session, share = self._session, self.share
+        session, connection, share = self._session, self._connection, self.share
         session.heard = True
         self.taken += len(data)
         self.serving, more = True, False
         try:
-            if session.direct is not None:
-                data = session.copy_direct(data)
+            if connection.direct is not None:
+                data = connection.copy_direct(data)
             # TLS hands over all that it has decrypted, also while this session waits for its turn.
-            more = session.receive_some(data, 0 if self.held else share.frames)
+            more = connection.receive_some(data, 0 if self.held else share.frames)
         except RemoteProtocolError as error:
             session.break_off(f.GoawayCode.PROTOCOL, str(error))
         finally:
             self.serving = False
         if session.acceptance.accepted:
             session.begin_accepted()
-        if session.direct is not None and self.bulk is None:
+        if connection.direct is not None and self.bulk is None:
             self.bulk = BulkReader.begin(self, session, self._transport)
         more = more or self.taken > share.read_bytes
         if (more or session.paused) and not self.held and session.lost is None:
-            if session.paused and len(session.out) + len(session.acceptance) > UNTAKEN and self._may_choke():
+            if session.paused and len(connection.out) + len(session.acceptance) > UNTAKEN and self._may_choke():
                 self.choked = True
                 self._read(False)
             elif more:
@@ -165,10 +150,10 @@ class Inbound:
         Returns:
             whether all that the peer ever sent has arrived.
         """
-        session = self._session
+        connection = self._connection
         try:
             if self.held:
-                session.receive(b"")
+                connection.receive(b"")
             if error is None:
                 return True
             if isinstance(error, TlsFailed):
@@ -178,9 +163,9 @@ class Inbound:
             for data in pieces:
                 if decrypted is not None:
                     data = decrypted(data)
-                session.receive(session.copy_direct(data))
+                connection.receive(connection.copy_direct(data))
         except (RemoteProtocolError, TlsFailed) as broken:
-            logger.info("session %s: %s", session.address, broken)
+            logger.info("session %s: %s", self._session.address, broken)
             return False
         return whole
 
@@ -200,7 +185,7 @@ class Inbound:
         """The peer asks and takes no answers. True: read nothing more of it until it does."""
         if not self._dialled and self._pausable:
             return True
-        if len(self._session.out) > MOST_WAITING:
+        if len(self._connection.out) > MOST_WAITING:
             self._session.break_off(f.GoawayCode.PROTOCOL, "the peer asks without reading the answers")
         return False
 
@@ -208,7 +193,7 @@ class Inbound:
 
     def place(self) -> memoryview | None:
         """Where the next bytes belong; None where they are not of a large message."""
-        return self._session.direct_buffer() if self._session.direct is not None else None
+        return self._connection.direct_buffer() if self._connection.direct is not None else None
 
     def placed(self, count: int) -> None:
         """`count` bytes were read into `place()`."""
@@ -216,7 +201,7 @@ class Inbound:
         session.heard = True
         self.taken += count
         try:
-            session.direct_received(count)
+            self._connection.direct_received(count)
         except RemoteProtocolError as error:
             session.break_off(f.GoawayCode.PROTOCOL, str(error))
         if self.taken > self.share.read_bytes and not self.held and session.lost is None:

@@ -107,7 +107,7 @@ class SessionPool:
                 words = f"no answer to a PING within {self._timeout_s:g} s, see TRD_CONNECT_TIMEOUT_S"
                 raise ConnectionFailed("a worker", [(session.address, words)])
         if not session.usable:
-            words = session.lost or session.going or "it takes no calls"
+            words = session.lost or session.connection.going or "it takes no calls"
             raise ConnectionFailed("a worker", [(session.address, words)])
 
     def _silent(self, session: Session) -> None:
@@ -154,7 +154,7 @@ class SessionPool:
                     self._live[addresses] = session
                     self._liveness.start()
                     return session
-                attempts.append((address, session.lost or session.going or "it takes no calls"))
+                attempts.append((address, session.lost or session.connection.going or "it takes no calls"))
             finally:
                 self._greeting.pop(session, None)
             session.close()

@@ -47,7 +47,7 @@ class Phase(IntEnum):
     LOST = 3  # it is gone, and no stream is open
 
 
-class Session(Connection[Stream], asyncio.Protocol):
+class Session(asyncio.Protocol):
     """One end of a session.
 
     Args:
@@ -65,6 +65,8 @@ class Session(Connection[Stream], asyncio.Protocol):
         held: bytes of requests, shared by the sessions that a runtime accepts.
 
     Attributes:
+        connection: the session without I/O.
+        streams: its open streams by id.
         phase: where it is in its life.
         lost: why it is gone; None in every phase but `LOST`.
         paused: the kernel takes no more for now; output waits in `out` and in the streams.
@@ -79,8 +81,6 @@ class Session(Connection[Stream], asyncio.Protocol):
         possibly_incomplete: it was lost, and the peer may have said more than has arrived. Where it is False, the peer
             has begun no request that it did not accept.
     """
-
-    stream_type = Stream
 
     def __init__(
         self,
@@ -98,7 +98,12 @@ class Session(Connection[Stream], asyncio.Protocol):
         share: FairShare | None = None,
         held: ByteBudget | None = None,
     ) -> None:
-        super().__init__(hello, window, session_window, authentication)
+        connection: Connection[Stream] = Connection(self, Stream, hello, window, session_window, authentication)
+        connection.held = held
+        if on_request is not None:
+            connection.on_request = on_request
+        self.connection = connection
+        self.streams = connection.streams
         self.loop = loop
         self.address = address
         self.phase = Phase.GREETING
@@ -110,12 +115,9 @@ class Session(Connection[Stream], asyncio.Protocol):
         self.hint_before_hello = ""
         self.turned_away = self.possibly_incomplete = False
         self.refused: str | None = None
-        self.held = held
         self.ready: asyncio.Future[None] = loop.create_future()  # the hellos are exchanged
         self.send_limit = hello.max_message
         self._dialled = on_request is None
-        if on_request is not None:
-            self.on_request = on_request
         self._on_lost = on_lost
         self._hello_timeout_s, self._host_timeout_s = hello_timeout_s, host_timeout_s
         self._share = share or FairShare(loop)
@@ -136,7 +138,7 @@ class Session(Connection[Stream], asyncio.Protocol):
     @property
     def full(self) -> bool:
         """The peer allows no further stream for now."""
-        return self.peer is not None and len(self.streams) >= self.peer.max_streams
+        return self.connection.peer is not None and len(self.streams) >= self.connection.peer.max_streams
 
     # asyncio.Protocol
 
@@ -153,7 +155,7 @@ class Session(Connection[Stream], asyncio.Protocol):
         transport.set_write_buffer_limits(high=0)
         words = f"the peer sent no hello within {self._hello_timeout_s:g} s"
         self._timer = self.loop.call_later(self._hello_timeout_s, self.break_off, f.GoawayCode.PROTOCOL, words)
-        self.greet()
+        self.connection.greet()
         self.flush()
         if self.refused is not None:
             self.break_off(f.GoawayCode.BUSY, self.refused)
@@ -170,11 +172,11 @@ class Session(Connection[Stream], asyncio.Protocol):
         reason = f"connection lost: {error}" if error else "the peer closed the connection"
         if isinstance(error, TlsFailed):
             reason = str(error)
-            self.turned_away = self.peer is None
-        elif self.peer is None:
+            self.turned_away = self.connection.peer is None
+        elif self.connection.peer is None:
             reason += self.hint_before_hello
         # An accepting end reads nothing more: it would begin handlers for a client that is gone.
-        if self._dialled and self.peer is not None and inbound is not None:
+        if self._dialled and self.connection.peer is not None and inbound is not None:
             self.paused = True  # nothing can be written any more
             if not inbound.take_remainder(error):
                 self.possibly_incomplete = True
@@ -208,10 +210,10 @@ class Session(Connection[Stream], asyncio.Protocol):
         self._scheduled = False
         if self.paused or self._transport is None or self.lost is not None:
             return
-        data = self.take_some()
+        data = self.connection.take_some()
         if data:
             self._transport.write(data)
-        if self._ready:
+        if self.connection.ready:  # that was not all
             self.flush()
 
     def write_after(self, start: bytes, piece: memoryview) -> None:
@@ -256,7 +258,7 @@ class Session(Connection[Stream], asyncio.Protocol):
             if not acceptance.accepted:
                 acceptance.begin()
                 break
-            self.announce(acceptance.announce())
+            self.connection.announce(acceptance.announce())
             self.flush()
 
     def withdraw(self, stream: Stream) -> None:
@@ -279,7 +281,7 @@ class Session(Connection[Stream], asyncio.Protocol):
             answer = self.loop.create_future()
             if self.lost is None:
                 self._pongs[payload] = answer
-                self.send(f.frame(f.PING, 0, payload))
+                self.connection.send(f.frame(f.PING, 0, payload))
             else:
                 answer.set_result(None)
         return answer
@@ -314,28 +316,28 @@ class Session(Connection[Stream], asyncio.Protocol):
     def go_away(self, code: int, words: str) -> None:
         """Ask the peer to open no more streams; the open ones go on. One that is not connected yet hears nothing."""
         if self._transport is not None:  # it would be written before the hello
-            self.send(f.coded(f.GOAWAY, 0, code, words.encode()))
+            self.connection.send(f.coded(f.GOAWAY, 0, code, words.encode()))
 
     def break_off(self, code: int, words: str) -> None:
         """Tell the peer why and close; every open stream fails with these words."""
         if self.lost is not None:
             return
         self.possibly_incomplete = True  # what came after the frame that broke the protocol is not read
-        if self.peer is None:
+        if self.connection.peer is None:
             self.turned_away = True  # the listener's log, or the dialler's error, says so
         else:
             logger.info("session %s closed: %s", self.address, words)
         if self._transport is not None:
-            self.out.append(f.coded(f.GOAWAY, 0, code, words.encode()))
-            self._transport.write(b"".join(self.out))
-            self.out.clear()
+            self.connection.out.append(f.coded(f.GOAWAY, 0, code, words.encode()))
+            self._transport.write(b"".join(self.connection.out))
+            self.connection.out.clear()
         self._lose(words)
         self.close()
 
     def close(self, reason: str = "the runtime at this end was shut down") -> None:
         """Close the connection once what waits is written; open streams fail with `reason`."""
         if self.lost is None:
-            if self._transport is not None and (data := self.take_output()):
+            if self._transport is not None and (data := self.connection.take_output()):
                 self._transport.write(data)
             self._lose(reason)
         if self._transport is not None:
@@ -355,18 +357,17 @@ class Session(Connection[Stream], asyncio.Protocol):
 
     def _lose(self, reason: str) -> None:
         self.phase = Phase.LOST
-        self.lost = f"{reason}, having said: {self.going}" if self.going else reason
+        connection, going = self.connection, self.connection.going
+        self.lost = f"{reason}, having said: {going}" if going else reason
         if self.possibly_incomplete and self._dialled:
             # A dialled end queues whole frames, so each begins with its header.
-            self.unsent.update(f.HEADER.unpack_from(each)[3] for each in self.out if each[f.KIND_AT] == f.REQUEST)
+            self.unsent.update(f.HEADER.unpack_from(each)[3] for each in connection.out if each[f.KIND_AT] == f.REQUEST)
         if self._timer is not None:
             self._timer.cancel()
         if not self.ready.done():
             self.ready.set_exception(RemoteProtocolError(self.lost))
             self.ready.exception()  # perhaps nothing waits for it
-        streams = list(self.streams.values())
-        self.streams.clear()
-        self._ready.clear()
+        streams = connection.over()
         for stream in streams:
             stream.state = CLOSED
             stream.lost = self.lost
@@ -416,7 +417,7 @@ async def part(session: Session) -> None:
     if session.phase is Phase.GREETING:
         return  # it has no streams, and perhaps no transport yet
     session.flush()
-    while session.lost is None and (session.paused or session.out or session._ready):
+    while session.lost is None and (session.paused or session.connection.out or session.connection.ready):
         await session.resumed()
         session.flush()
     if session.lost is None:

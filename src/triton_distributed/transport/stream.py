@@ -9,7 +9,7 @@ from typing import Protocol
 from triton_distributed.errors import MessageTooLarge
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import Body, fragments, message_bytes
-from triton_distributed.wire.hello import Hello
+from triton_distributed.wire.connection import Connection
 from triton_distributed.wire.states import CLOSED, RECEIVED
 from triton_distributed.wire.stream import Link, StreamCore, TokenOutbox
 
@@ -30,14 +30,13 @@ class Owner(Protocol):
         """The peer asks the handler to finish by itself."""
 
 
-class Shell(Link, Protocol):
+class StreamSession(Protocol):
     """What a stream, its call and its served request need of their session.
 
     Attributes:
         loop: the session's.
+        connection: the session's, without I/O.
         address: where the peer is, for error texts.
-        peer: the peer's hello, or None before it came.
-        streams: the open streams by id.
         send_limit: the largest message that both ends take, bytes.
         unsent: ids of the streams whose request has not left this process, or not all of it.
         paused: the kernel takes no more for now.
@@ -46,9 +45,8 @@ class Shell(Link, Protocol):
     """
 
     loop: asyncio.AbstractEventLoop
+    connection: Connection[Stream]
     address: str
-    peer: Hello | None
-    streams: dict[int, Stream]
     send_limit: int
     unsent: set[int]
     paused: bool
@@ -68,19 +66,27 @@ class Shell(Link, Protocol):
         """Wait until the kernel takes output again, or the session is gone or silent."""
 
 
+class SessionConnection(Link, Protocol):
+    """A connection whose shell is a session."""
+
+    shell: StreamSession
+
+
 class Stream(StreamCore):
     """One end of a stream, with what waits for it.
 
     Attributes:
         owner: hears of it when the stream ends early; set when the stream is opened or accepted.
         lost: why the session is gone, where that ended the stream.
+        session: that carries it.
     """
 
-    __slots__ = ("_reader", "_writer", "lost", "owner")
-    connection: Shell
+    __slots__ = ("_reader", "_writer", "lost", "owner", "session")
+    connection: Connection[Stream]
 
-    def __init__(self, connection: Shell, stream_id: int, credit: int, window: int) -> None:
+    def __init__(self, connection: SessionConnection, stream_id: int, credit: int, window: int) -> None:
         StreamCore.__init__(self, connection, stream_id, credit, window)
+        self.session = connection.shell
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
         self.owner: Owner | None = None
@@ -104,7 +110,7 @@ class Stream(StreamCore):
         waiter = self._reader
         if waiter is not None and not waiter.done():
             raise RuntimeError("another task is reading this stream: one reads at a time, as of an async generator")
-        waiter = self._reader = self.connection.loop.create_future()
+        waiter = self._reader = self.session.loop.create_future()
         return waiter
 
     @property
@@ -115,7 +121,7 @@ class Stream(StreamCore):
     async def writable(self) -> None:
         """Wait until the stream may send again, or is closed. One writer at a time."""
         while not self.may_push:
-            waiter = self._writer = self.connection.loop.create_future()
+            waiter = self._writer = self.session.loop.create_future()
             try:
                 await waiter
             finally:
@@ -134,7 +140,7 @@ class Stream(StreamCore):
             MessageTooLarge: it is above the limit of this end or of the peer; nothing was sent.
             ValueError: it has more buffers than a message can hold; nothing was sent.
         """
-        session = self.connection
+        session = self.session
         if self.item_flags and isinstance(self.outbox, TokenOutbox):
             body = b"".join((self.outbox.pair(), body))
             flags |= self.item_flags
@@ -199,7 +205,7 @@ class Stream(StreamCore):
     def abort(self, kind: int, code: int = 0, detail: bytes = b"") -> None:
         super().abort(kind, code, detail)
         self.quota = 0  # a writer that pushes all the same has to look at once
-        self.connection.withdraw(self)
+        self.session.withdraw(self)
         self.wake()  # a reader or writer at this end finds it closed
 
     def wake(self) -> None:
@@ -214,7 +220,7 @@ class Stream(StreamCore):
 
     def on_closed(self) -> None:
         self.quota = 0
-        self.connection.withdraw(self)
+        self.session.withdraw(self)
         self.wake()
         if self.owner is not None:
             self.owner.stream_closed(self)

@@ -1,13 +1,13 @@
 """One end of a session: bytes in, bytes out, streams between. No I/O, no clock.
 
-The shell (`transport.session`) writes what `take_output()` returns and feeds what it reads to `receive()`. It overrides
-`schedule`, `on_hello`, `on_goaway` and `on_pong`, and sets `on_request` where the peer may open streams.
+The shell (`transport.session`) writes what `take_output()` returns and feeds what it reads to `receive()`. It hears of
+events as `Shell` says, and sets `on_request` where the peer may open streams.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from triton_distributed.errors import LocalProtocolError, RemoteProtocolError
 from triton_distributed.wire import frames as f
@@ -59,10 +59,43 @@ def _refuse_requests(stream: StreamCore, *request: object) -> None:
     raise RemoteProtocolError("this end takes no requests")
 
 
+class Shell(Protocol):
+    """What a connection tells the shell around it."""
+
+    def schedule(self) -> None:
+        """Something waits to be written: call `take_output` at the end of this turn."""
+
+    def on_hello(self, peer: Hello) -> None:
+        """The hellos are exchanged."""
+
+    def on_goaway(self, code: int, words: str) -> None:
+        """The peer takes no more streams."""
+
+    def on_pong(self, payload: bytes) -> None:
+        """The peer has returned a PING."""
+
+
+class _Over:
+    """The shell of a connection whose session is gone."""
+
+    def schedule(self) -> None: ...
+
+    def on_hello(self, peer: Hello) -> None: ...
+
+    def on_goaway(self, code: int, words: str) -> None: ...
+
+    def on_pong(self, payload: bytes) -> None: ...
+
+
+OVER: Shell = _Over()
+
+
 class Connection(Generic[S]):
     """One end of a session, whose streams are of class `S`.
 
     Args:
+        shell: hears of events; `OVER` when the session is gone, so that the two refer to each other no more.
+        stream_type: the class of its streams.
         hello: what this end says of itself; `max_message` and `max_streams` are enforced on the peer.
         window: bytes that one stream may have unread here.
         session_window: bytes that all streams together may, see `wire.window`.
@@ -70,6 +103,7 @@ class Connection(Generic[S]):
 
     Attributes:
         out: frames that wait to be written.
+        ready: streams that have something to send this turn.
         streams: the open streams by id.
         peer: the peer's hello, or None before it came.
         version: the version agreed, 0 before that.
@@ -82,11 +116,17 @@ class Connection(Generic[S]):
             in seconds, metadata, body, buffers. By default a request breaks the protocol.
     """
 
-    stream_type: type[S]
-
     def __init__(
-        self, hello: Hello, window: int, session_window: int, authentication: Authentication | None = None
+        self,
+        shell: Shell,
+        stream_type: type[S],
+        hello: Hello,
+        window: int,
+        session_window: int,
+        authentication: Authentication | None = None,
     ) -> None:
+        self.shell = shell
+        self._stream_type = stream_type
         self.hello = hello
         self.peer: Hello | None = None
         self.version = 0
@@ -96,7 +136,7 @@ class Connection(Generic[S]):
         self.max_message = hello.max_message
         self._greeting = Greeting(hello, authentication)
         self._decoder = FrameDecoder(self._greeting.frames)
-        self._ready: list[StreamCore] = []
+        self.ready: list[StreamCore] = []
         self.turn_bytes = TURN_BYTES
         self.held: ByteBudget | None = None
         self.on_request: OnRequest[S] = _refuse_requests
@@ -115,14 +155,14 @@ class Connection(Generic[S]):
     def send(self, data: bytes) -> None:
         """Queue one frame for this turn's write."""
         if not self.out:
-            self.schedule()
+            self.shell.schedule()
         self.out.append(data)
 
     def enqueue(self, stream: StreamCore) -> None:
         """`stream` has something to send this turn."""
-        ready = self._ready
+        ready = self.ready
         if not ready:
-            self.schedule()
+            self.shell.schedule()
         ready.append(stream)
 
     def open_stream(self, end: bool) -> S:
@@ -135,7 +175,7 @@ class Connection(Generic[S]):
         if peer is None:
             raise LocalProtocolError("a stream was opened before the hellos were exchanged")
         self._last_opened = number = self._last_opened + 1
-        stream = self.stream_type(self, number, peer.window, self._budget.reserve())
+        stream = self._stream_type(self, number, peer.window, self._budget.reserve())
         stream.state = SENT if end else OPEN
         self.streams[number] = stream
         return stream
@@ -160,7 +200,7 @@ class Connection(Generic[S]):
         )
         out = self.out  # as `send` does: this is on the way of every call
         if not out:
-            self.schedule()
+            self.shell.schedule()
         out.append(head + metadata + body)
         return stream
 
@@ -173,9 +213,9 @@ class Connection(Generic[S]):
     def take_output(self) -> bytes:
         """Everything that waits, as one piece."""
         out = self.out
-        ready = self._ready
+        ready = self.ready
         if ready:
-            self._ready = []
+            self.ready = []
             for stream in ready:
                 stream.drain(out)
         data = b"".join(out)
@@ -184,7 +224,7 @@ class Connection(Generic[S]):
 
     def take_some(self) -> bytes:
         """What waits, as one piece of about `WRITE_BYTES` at most: of a stream all, of the session's own frames all."""
-        out, ready = self.out, self._ready
+        out, ready = self.out, self.ready
         if ready:
             size = done = 0
             for stream in ready:
@@ -192,10 +232,18 @@ class Connection(Generic[S]):
                 done += 1
                 if size > WRITE_BYTES:
                     break
-            self._ready = ready[done:]
+            self.ready = ready[done:]
         data = b"".join(out)
         out.clear()
         return data
+
+    def over(self) -> list[S]:
+        """The session is gone: write nothing more, and tell the shell nothing more. Returns the open streams."""
+        streams = list(self.streams.values())
+        self.streams.clear()
+        self.ready.clear()
+        self.shell = OVER
+        return streams
 
     def forget(self, stream: StreamCore) -> None:
         """`stream` is closed."""
@@ -298,7 +346,7 @@ class Connection(Generic[S]):
         if number <= self._last_accepted:
             raise RemoteProtocolError(f"stream {number} was opened twice or out of order")
         self._last_accepted = number
-        stream = self.stream_type(self, number, 0, self._budget.reserve())
+        stream = self._stream_type(self, number, 0, self._budget.reserve())
         stream.state = RECEIVED if flags & f.END else OPEN
         self.streams[number] = stream
         number_open = len(self.streams)
@@ -341,7 +389,7 @@ class Connection(Generic[S]):
             met = self._greeting.hear(kind, payload, self.send)
             if met is not None:
                 self.peer, self.version = met
-                self.on_hello(self.peer)
+                self.shell.on_hello(self.peer)
         elif kind == f.ACCEPT:
             if len(payload) % f.UINT64.size:
                 raise RemoteProtocolError("an ACCEPT frame holds 8 bytes a stream")
@@ -356,10 +404,10 @@ class Connection(Generic[S]):
             if len(self.out) < MOST_WAITING_PONGS:
                 self.send(f.frame(f.PONG, 0, payload))
         elif kind == f.PONG:
-            self.on_pong(payload)
+            self.shell.on_pong(payload)
         elif kind == f.GOAWAY and payload:
             self.going = payload[1:].decode("utf-8", "replace")
-            self.on_goaway(payload[0], self.going)
+            self.shell.on_goaway(payload[0], self.going)
         else:
             raise RemoteProtocolError(f"a frame of kind {kind} came on the session itself")
 
@@ -417,17 +465,3 @@ class Connection(Generic[S]):
             self.direct_received(count)
             at += count
         return data[at:]
-
-    # what the shell overrides
-
-    def schedule(self) -> None:
-        """Something waits to be written: call `take_output` at the end of this turn."""
-
-    def on_hello(self, peer: Hello) -> None:
-        """The hellos are exchanged."""
-
-    def on_goaway(self, code: int, words: str) -> None:
-        """The peer takes no more streams."""
-
-    def on_pong(self, payload: bytes) -> None:
-        """The peer has returned a PING."""
