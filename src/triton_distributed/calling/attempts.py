@@ -28,14 +28,14 @@ class Attempts:
     def __init__(self) -> None:
         self.tried: set[int] = set()
         self.failures: list[tuple[str, str]] = []
-        self.refusal: BaseException | None = None
+        self.refusal: Exception | None = None
         self._redial: set[int] = set()  # Those of `tried` that may be dialled once more.
 
     def record(
         self,
         instance_id: int,
         failures: Sequence[tuple[str, str]],
-        refusal: BaseException | None = None,
+        refusal: Exception | None = None,
         redial: bool = False,
     ) -> None:
         """Record that an instance did not take the request.
@@ -80,7 +80,7 @@ class Attempts:
         """The policy has chosen this instance: it is not dialled a third time."""
         self._redial.discard(instance_id)
 
-    def error(self, target: str) -> BaseException:
+    def error(self, target: str) -> Exception:
         """What the caller gets when no instance is left to try.
 
         Args:

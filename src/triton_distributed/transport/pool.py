@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from triton_distributed.errors import ConnectionFailed, ProtocolError
 from triton_distributed.system import unix_sockets
@@ -129,7 +130,7 @@ class SessionPool:
         if not addresses:
             attempts.append(("no address", "it listens on Unix sockets of another host only, set TRD_LISTEN there"))
         for address in addresses[:MOST_ADDRESSES]:
-            session = self._factory(address, lambda lost, reason: self._lost(addresses, lost, reason))
+            session = self._factory(address, partial(self._lost, addresses))
             self._greeting[session] = None
             try:
                 async with asyncio.timeout(self._timeout_s):
