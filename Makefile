@@ -10,8 +10,7 @@ FUZZ_SECONDS ?= 60
 CHAOS_SECONDS ?= 60
 CHAOS_SEED ?= 1
 CHAOS_SEEDS ?= 1000
-CHAOS = $(PYTHON) -m triton_distributed.testing.chaos
-CHAOS_RUN = $(CHAOS) processes --seed $(CHAOS_SEED) --seconds $(CHAOS_SECONDS)
+CHAOS_RUN = $(PYTHON) -m harness.runs.chaos --seed $(CHAOS_SEED) --seconds $(CHAOS_SECONDS)
 INSTALLED_BY = pyproject.toml requirements.lock tools/install tools/requirements.py tools/pip tools/find-python tools/get-etcd
 BUSY_RUNS ?= 3
 export TRD_BASE_PYTHON
@@ -69,7 +68,7 @@ lock: ## choose the versions of requirements.lock anew: the newest that pyprojec
 check: $(VENV)/.dev ## lint, layout and types: ruff, mypy --strict
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m mypy --strict src
+	$(PYTHON) -m mypy --strict src harness
 
 format: $(VENV)/.dev ## lay the code out and repair what ruff can
 	$(PYTHON) -m ruff check --fix .
@@ -80,7 +79,7 @@ bench: $(VENV)/.bench ## benchmarks against the yardstick and grpc.aio, as a tab
 	$(PYTHON) -m benchmarks.planes
 
 chaos: $(VENV)/.test ## faults on a schedule, every request judged: CHAOS_SEEDS (1000) simulated, CHAOS_SECONDS (60) on each of four networks
-	$(CHAOS) simulated --seeds $(CHAOS_SEEDS)
+	$(PYTHON) -m harness.runs.simulated --seeds $(CHAOS_SEEDS)
 	$(CHAOS_RUN) --direct
 	$(CHAOS_RUN) --network tls
 	$(CHAOS_RUN) --network tcp --discovery etcd
@@ -93,13 +92,13 @@ crowd: $(VENV)/.bench ## 20,000 calls at once, 10,000 idle streams; prints what 
 	$(PYTHON) -m benchmarks.crowd
 
 soak: $(VENV)/.bench ## 10 minutes of mixed load, faults and restarts, which must leave nothing (SOAK_ARGS="--minutes 1")
-	$(PYTHON) -m benchmarks.soak $(SOAK_ARGS)
+	$(PYTHON) -m harness.runs.soak $(SOAK_ARGS)
 
 survival: $(VENV)/.bench ## kills, restarts and floods real workers; status 1 where a promise breaks (SURVIVAL_ARGS="--only kill")
-	$(PYTHON) -m benchmarks.survival $(SURVIVAL_ARGS)
+	$(PYTHON) -m harness.runs.survival $(SURVIVAL_ARGS)
 
 hostile: $(VENV)/.bench ## peers that mean harm against a worker and a client; ends with status 1 when a bound is broken
-	$(PYTHON) -m benchmarks.hostile $(HOSTILE_ARGS)
+	$(PYTHON) -m harness.runs.hostile $(HOSTILE_ARGS)
 
 scaling: $(VENV)/.cluster ## 10,000 simulated workers in a real etcd; writes docs/scaling.md (SCALING_ARGS="--instances 1000")
 	$(PYTHON) -m benchmarks.scaling $(SCALING_ARGS)
@@ -107,7 +106,7 @@ scaling: $(VENV)/.cluster ## 10,000 simulated workers in a real etcd; writes doc
 clean: ## remove what the other targets made
 	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist
 	rm -rf src/*.egg-info
-	find src tests examples benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find src tests examples harness benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # One stamp a set of extras; each is newer than what decides its content.
 $(VENV)/.core: $(INSTALLED_BY)

@@ -14,11 +14,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe
 from benchmarks.peers import PEERS
-from benchmarks.processes import BenchmarkError, Child
 from benchmarks.startup import hello_world, import_time
 from benchmarks.table import LATEST, Rounds, render, summarise
+from harness.machine import describe
+from harness.processes import Child, ChildFailed
 
 # Workloads that share a pair of processes for a round, with the seconds of each measurement.
 RATES = {"alone": 1.0, "concurrent": 1.5, "streams": 1.5, "paced": 2.0, "array": 1.0}
@@ -67,7 +67,7 @@ class Bench:
             for peer in self.peers:
                 try:
                     pairs[peer] = await stack.enter_async_context(self._pair(peer))
-                except BenchmarkError as error:
+                except ChildFailed as error:
                     self._fail("start", peer, error)
             for name in names:
                 seconds = RATES[name] * (0.2 if self.quick else 1)
@@ -108,7 +108,7 @@ class Bench:
     async def _take(self, name: str, peer: str, measure: Measure) -> None:
         try:
             figures: dict[str, Any] = await measure()
-        except BenchmarkError as error:
+        except ChildFailed as error:
             self._fail(name, peer, error)
             figures = {"error": str(error)}
         else:
@@ -116,7 +116,7 @@ class Bench:
             print(f"  {name:10} {peer:14} {shown}", flush=True)
         self.taken.setdefault(name, {}).setdefault(peer, []).append(figures)
 
-    def _fail(self, name: str, peer: str, error: BenchmarkError) -> None:
+    def _fail(self, name: str, peer: str, error: ChildFailed) -> None:
         self.failures.append(f"{name}, {peer}: {error}")
         print(f"  {name:10} {peer:14} FAILED: {error}", flush=True)
 

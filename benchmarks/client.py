@@ -10,8 +10,8 @@ from typing import Any
 import uvloop
 
 from benchmarks.peers import PEERS
-from benchmarks.processes import Child, answer_questions
 from benchmarks.workloads import WORKLOADS, Pair
+from harness.processes import Child, answer_questions
 
 WORKER = "benchmarks.worker"
 

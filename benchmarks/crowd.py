@@ -17,8 +17,8 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks.memory import peak_resident_bytes, resident_bytes
-from benchmarks.processes import Child
+from harness.processes import Child
+from harness.vitals import peak_resident_bytes, resident_bytes
 from triton_distributed.runtime import Client, DistributedRuntime, triton_worker
 
 MIB = 1 << 20

@@ -25,7 +25,7 @@ import numpy as np
 import uvloop
 
 from benchmarks.planes import cpu_s
-from benchmarks.processes import Child, answer_questions
+from harness.processes import Child, answer_questions
 from triton_distributed.runtime import DistributedRuntime
 from triton_distributed.testing import NatsServer
 

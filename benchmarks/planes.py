@@ -14,7 +14,7 @@ import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from benchmarks.processes import Child
+from harness.processes import Child
 from triton_distributed.testing import EtcdServer, NatsServer
 
 PLANES = {

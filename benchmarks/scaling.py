@@ -26,9 +26,9 @@ from typing import Any
 import h11
 import msgspec
 
-from benchmarks.machine import describe
-from benchmarks.processes import Child, environment_without_settings
 from benchmarks.scaling_clients import ENDPOINT
+from harness.machine import describe
+from harness.processes import Child, environment_without_settings
 from triton_distributed.config import Config
 from triton_distributed.runtime import DistributedRuntime
 from triton_distributed.testing import EtcdServer

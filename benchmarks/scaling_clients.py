@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any
 
-from benchmarks.processes import answer_questions
+from harness.processes import answer_questions
 from triton_distributed.config import Config
 from triton_distributed.runtime import Client, DistributedRuntime
 

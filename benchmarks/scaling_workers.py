@@ -13,8 +13,8 @@ import sys
 import time
 from typing import Any
 
-from benchmarks.processes import answer_questions
 from benchmarks.scaling_clients import ENDPOINT
+from harness.processes import answer_questions
 from triton_distributed.discovery import record
 from triton_distributed.discovery.etcd.keys import EtcdKeys
 from triton_distributed.external import etcd_messages as messages

@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.processes import ROOT, BenchmarkError, environment_without_settings
 from benchmarks.workloads import Figures
+from harness.processes import ROOT, ChildFailed, environment_without_settings
 
 IMPORT = "import triton_distributed.runtime"
 LEAVE = "import os; os._exit(0)"  # ends a process without taking the interpreter down
@@ -34,9 +34,9 @@ async def hello_world(directory: Path) -> Figures:
             output, _ = await asyncio.wait_for(process.communicate(), TIMEOUT_S)
         except TimeoutError:
             process.kill()
-            raise BenchmarkError(f"no first reply within {TIMEOUT_S:g} s") from None
+            raise ChildFailed(f"no first reply within {TIMEOUT_S:g} s") from None
         if process.returncode:
-            raise BenchmarkError(f"the hello world client ended with status {process.returncode}")
+            raise ChildFailed(f"the hello world client ended with status {process.returncode}")
         return float(output) - started
 
     started = time.perf_counter()
@@ -61,7 +61,7 @@ async def import_time(times: int) -> Figures:
         started = time.perf_counter()
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, cwd=ROOT)
         if await process.wait():
-            raise BenchmarkError(f"python -c '{code}' failed")
+            raise ChildFailed(f"python -c '{code}' failed")
         return (time.perf_counter() - started) * 1e3
 
     await run(IMPORT)

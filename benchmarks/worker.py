@@ -17,9 +17,9 @@ from typing import Any
 import uvloop
 
 from benchmarks.handlers import WORK, cancelling_relay, innermost, relay
-from benchmarks.memory import resident_bytes
 from benchmarks.peers import PEERS
-from benchmarks.processes import answer_questions
+from harness.processes import answer_questions
+from harness.vitals import resident_bytes
 
 
 async def main(peer_name: str, directory: str, service: str, following: str = "") -> None:

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.handlers import INTERVAL_S, Call
-from benchmarks.memory import open_descriptors, resident_bytes
 from benchmarks.peers import Peer
-from benchmarks.processes import BenchmarkError, Child
+from harness.processes import Child, ChildFailed
+from harness.vitals import open_descriptors, resident_bytes
 
 Figures = dict[str, float]
 WARM_UP_SHARE = 0.25
@@ -60,7 +60,7 @@ async def _callers(call: Call, concurrent: int, items: int, seconds: float) -> t
             async for _ in call(request):
                 count += 1
             if count != items:
-                raise BenchmarkError(f"{count} items came, {items} were asked for")
+                raise ChildFailed(f"{count} items came, {items} were asked for")
             before, now = now, clock()
             latencies.append(now - before)
 
@@ -106,7 +106,7 @@ async def paced(pair: Pair, seconds: float) -> Figures:
         streams = await asyncio.gather(*(listen(INTERVAL_S * k / number, count) for k in range(number)))
         late = list(chain.from_iterable(streams))
         if len(late) != number * count:
-            raise BenchmarkError(f"{len(late)} items came of {number * count}")
+            raise ChildFailed(f"{len(late)} items came of {number * count}")
         return late
 
     count = max(10, round(seconds / INTERVAL_S))
@@ -133,7 +133,7 @@ async def array(pair: Pair, seconds: float) -> Figures:
             async for item in call(sent):
                 got = item
             if got is None or got.dtype != np.float32 or got.shape != sent.shape or got[-1] != sent[-1]:
-                raise BenchmarkError("another array came back")
+                raise ChildFailed("another array came back")
             count += 1
             passed = time.perf_counter() - started
         return count, passed

@@ -1,4 +1,4 @@
-"""Three ways to end a call that would go on for ever. Each reaches the innermost of three handlers at once.
+"""Three ways to end an endless call. Each reaches the innermost of three handlers at once.
 
     python examples/cancellation/client.py
 
@@ -19,7 +19,7 @@ async def leave(client: Client) -> None:
 
 
 async def time_out(client: Client) -> None:
-    """Give the call a deadline: it travels along, and every hop keeps it."""
+    """Give the call a deadline: it travels with the request, and every hop keeps it."""
     numbers = []
     try:
         async for number in client.generate("timeout", annotated=False, timeout=0.25):
@@ -29,7 +29,7 @@ async def time_out(client: Client) -> None:
 
 
 async def ask_to_stop(client: Client) -> None:
-    """Ask the handlers to finish by themselves: what they still have to say arrives."""
+    """Ask the handlers to finish by themselves: their last items still arrive."""
     context = Context()
     async for answer in client.generate("stopping", annotated=False, context=context):
         if answer == 3:

@@ -1,10 +1,10 @@
-"""Three hops: `outer` calls `middle`, `middle` calls `inner`, and `inner` counts until somebody stops it.
+"""Three hops: `outer` calls `middle`, `middle` calls `inner`, and `inner` counts until the caller stops it.
 
     python examples/cancellation/server.py outer
     python examples/cancellation/server.py middle
     python examples/cancellation/server.py inner
 
-Start each in a shell of its own, in any order, then client.py.
+Start each in its own shell, in any order, then client.py.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ COUNTING_S = 0.02
 
 
 class Relay:
-    """Passes on what the next hop yields. Cancellation and deadlines pass by themselves."""
+    """Passes on the items of the next hop. Cancellation and deadlines pass by themselves."""
 
     def __init__(self, name: str, following: Client):
         self.name, self.following = name, following
@@ -33,7 +33,7 @@ class Relay:
 
 
 class Counter:
-    """Counts for as long as anybody listens."""
+    """Counts as long as the caller listens."""
 
     async def count(self, request, context: Context):
         left = context.remaining_s()

@@ -1,4 +1,4 @@
-"""Catches what the kitchen raises, and what happens when there is no kitchen, no room, or no way to send an order.
+"""Catches the kitchen's errors, and those for a full kitchen, an order that cannot be sent, and a missing bar.
 
     python examples/error_handling/client.py
 
@@ -15,18 +15,18 @@ from triton_distributed.runtime import Client, DistributedRuntime, triton_worker
 
 
 async def order(client: Client, dish: str) -> None:
-    """Order one dish; the steps that came before an error are kept."""
+    """Order one dish; the steps that arrived before an error are kept."""
     steps = []
     try:
         async for step in client.generate(dish, annotated=False):
             steps.append(step)
         print(f"{dish}: {', '.join(steps)}")
-    except SoldOut as error:  # a type of our own, with its fields: this program has imported it too
+    except SoldOut as error:  # our own type with its fields, since this program has imported it too
         print(f"{dish}: {', '.join(steps)}, then sold out; {error.tomorrow} tomorrow")
-    except KeyError as error:  # a built-in type as itself, with the traceback of the other process
+    except KeyError as error:  # a built-in type, with the traceback from the other process
         print(f"{dish}: {', '.join(steps)}, then {error}")
         print(indent(error.remote_traceback, "    | "), end="")
-    except RemoteError as error:  # whatever else a handler raises
+    except RemoteError as error:  # any other error of a handler
         print(f"{dish}: {', '.join(steps)}, then {error.type_name}: {error.message}")
 
 
@@ -38,7 +38,7 @@ async def worker(runtime: DistributedRuntime):
     for dish in ("soup", "cake", "unicorn", "water"):
         await order(client, dish)
 
-    stew = client.generate("stew", annotated=False)  # calls start at once, and this one takes its time
+    stew = client.generate("stew", annotated=False)  # the call starts at once and takes some time
     try:
         await anext(client.generate("soup"))
     except Overloaded as error:
@@ -47,7 +47,7 @@ async def worker(runtime: DistributedRuntime):
 
     try:
         client.generate({"dish": "soup", "for": [object()]})
-    except TypeError as error:  # raised by the call itself: nothing was sent
+    except TypeError as error:  # raised by the call itself, before anything was sent
         print(f"not an order: {error}")
 
     bar = await runtime.endpoint("examples.bar.pour").client()

@@ -1,8 +1,8 @@
-"""An error of our own, which kitchen and guest both import."""
+"""Our own error, which kitchen and guest both import."""
 
 
 class SoldOut(Exception):
-    """There is nothing left of a dish until `tomorrow`."""
+    """A dish is sold out; there are `tomorrow` portions tomorrow."""
 
     def __init__(self, dish: str, tomorrow: int):
         super().__init__(f"no {dish} left today")

@@ -1,4 +1,4 @@
-"""A kitchen where things go wrong: what a handler raises is what its caller catches.
+"""A kitchen where things go wrong: the caller catches the error that the handler raises.
 
     python examples/error_handling/server.py
 
@@ -25,7 +25,7 @@ class Kitchen:
             raise SoldOut("cake", tomorrow=12)
         if dish == "water":
             raise ZeroDivisionError("cannot cook zero ingredients")
-        for step in STEPS[dish]:  # an unknown dish is a KeyError, from here
+        for step in STEPS[dish]:  # raises KeyError for an unknown dish
             if step == "braise":
                 await asyncio.sleep(BRAISING_S)
             yield step
@@ -34,7 +34,7 @@ class Kitchen:
 @triton_worker()
 async def worker(runtime: DistributedRuntime):
     endpoint = runtime.endpoint("examples.kitchen.cook")
-    # There is one stove: a second dish at the same time is refused at once, and a client with another kitchen goes there.
+    # There is one stove: a second dish at the same time is refused at once, and goes to another kitchen if there is one.
     await endpoint.serve_endpoint(Kitchen().cook, max_inflight=1)
 
 

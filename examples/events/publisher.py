@@ -1,9 +1,9 @@
-"""Publishes events of a component: a cache says which blocks it has stored.
+"""Publishes events of a component: a cache announces the blocks that it has stored.
 
     python examples/events/publisher.py              # five events, one every half second
     python examples/events/publisher.py 100 0        # a hundred, without a pause
 
-It waits for nobody: without a subscriber the events are gone, and one that is too slow loses the oldest.
+The publisher never waits: without a subscriber the events are lost, and a slow subscriber loses the oldest ones.
 """
 
 import asyncio

@@ -3,8 +3,8 @@
     python examples/events/subscriber.py             # until Ctrl-C
     python examples/events/subscriber.py 5           # five of them
 
-Start any number of these, before or after the publisher: each gets what is published from then on. Nothing else has to
-run; with NATS_SERVER set the same program hears publishers on other hosts.
+Start any number of subscribers, before or after the publisher. Each gets the events from its start on. Nothing else has to
+run; with NATS_SERVER set the same program gets events from other hosts.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from triton_distributed.runtime import DistributedRuntime, triton_worker
 @triton_worker()
 async def worker(runtime: DistributedRuntime, count: int):
     component = runtime.namespace("examples").component("cache")
-    # Awaited, the subscription is live: whatever anybody publishes after this line arrives.
+    # The awaited subscription is live: every event published after this line arrives.
     subscription = await component.subscribe("stored")
     print("Listening", flush=True)
 

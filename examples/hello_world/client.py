@@ -1,7 +1,7 @@
 """Calls hello world and prints each character as it arrives.
 
     python examples/hello_world/client.py            # one request
-    python examples/hello_world/client.py 10         # ten, one right after the other
+    python examples/hello_world/client.py 10         # ten requests, one after the other
 
 Start a server in another shell, before or after this.
 """

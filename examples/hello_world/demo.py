@@ -1,9 +1,9 @@
-"""Hello world at a glance: two servers, a client, and a table of which instance answered what.
+"""Hello world at a glance: two servers, a client, and a table that shows which instance answered which request.
 
     make demo                                    (or: python examples/hello_world/demo.py)
 
-The servers are two processes running server.py as it is; this process is the client. They meet in a temporary folder,
-so that whatever else runs on this machine is neither found nor disturbed.
+The servers are two processes that run server.py unchanged; this process is the client. They use a temporary folder, so
+that they neither find nor disturb other programs on this machine.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from triton_distributed.runtime import Client, DistributedRuntime
 
 SERVER = Path(__file__).with_name("server.py")
 REQUESTS = ("hello world", "bonjour", "grüezi", "hej", "ciao", "konnichiwa")
-PATIENCE_S = 120.0  # only a demo that has failed takes this long
+PATIENCE_S = 120.0  # a demo that takes longer has failed
 ROW = "{:<13}  {:<11}  {:<24}  {:>10}  {:>8}"
 
 
@@ -33,7 +33,7 @@ class Server:
         self.name, self.process, self.instance_id = name, process, instance_id
 
     async def stop(self) -> bool:
-        """Send SIGTERM, wait for the end, and say how it went."""
+        """Send SIGTERM, wait for the end, and print the result."""
         self.process.send_signal(signal.SIGTERM)
         output, _ = await self.process.communicate()
         received, status = output.count(b"Received request"), self.process.returncode
@@ -42,14 +42,14 @@ class Server:
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """This process's own environment with these settings instead of those that it has."""
+    """Return this process's environment with these settings in place of its own."""
     ours = ("TRD_", "ETCD_", "NATS_")
     return {**{key: value for key, value in os.environ.items() if not key.startswith(ours)}, **settings}
 
 
 @asynccontextmanager
 async def server(name: str, settings: Mapping[str, str]) -> AsyncIterator[Server]:
-    """Run server.py with these settings until the block is left, whatever happens in it."""
+    """Run server.py with these settings until the block ends, even by an error."""
     process = await asyncio.create_subprocess_exec(sys.executable, SERVER, stdout=PIPE, env=environment(settings))
     try:
         words = (await process.stdout.readline()).split()
@@ -64,7 +64,7 @@ async def server(name: str, settings: Mapping[str, str]) -> AsyncIterator[Server
 
 
 async def known(client: Client, count: int) -> None:
-    """Wait until so many instances are known."""
+    """Wait until this many instances are known."""
     while len(client.instance_ids()) < count:
         await asyncio.sleep(0.01)
 

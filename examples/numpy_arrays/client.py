@@ -1,4 +1,4 @@
-"""Sends a picture of 4 million pixels and gets smaller and smaller ones back, each as the array that it was.
+"""Sends a picture of 4 million pixels and gets smaller and smaller pictures back, all as arrays.
 
     pip install numpy
     python examples/numpy_arrays/client.py
@@ -14,7 +14,7 @@ from triton_distributed.runtime import DistributedRuntime, triton_worker
 
 SHADES = " .:-=+*#%@"
 SIDE = 2048
-DRAWN = 32  # the one of this height is shown
+DRAWN = 32  # height of the picture that is printed
 
 
 def rings() -> np.ndarray:
@@ -24,7 +24,7 @@ def rings() -> np.ndarray:
 
 
 def draw(image: np.ndarray) -> str:
-    """An image as text, each pixel two characters wide because characters are tall."""
+    """Return an image as text; each pixel is two characters wide, because characters are tall."""
     return "\n".join("".join(2 * SHADES[int(value * 9.99)] for value in row) for row in image)
 
 

@@ -1,4 +1,4 @@
-"""The last of three stages: takes a text, streams its words.
+"""The last of three stages: takes a text and streams its words.
 
 python examples/pipeline/backend.py
 """

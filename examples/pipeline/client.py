@@ -1,8 +1,8 @@
-"""Sends a text through three processes and prints what comes back, word by word.
+"""Sends a text through three processes and prints the answer, word by word.
 
     python examples/pipeline/client.py "greetings"
 
-Start frontend.py, middle.py and backend.py in shells of their own, in any order: each stage waits for the next one.
+Start frontend.py, middle.py and backend.py in separate shells, in any order: each stage waits for the next one.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The first of three stages: what clients call.
+"""The first of three stages: clients call this one.
 
 python examples/pipeline/frontend.py
 """
@@ -9,7 +9,7 @@ from triton_distributed.runtime import Client, DistributedRuntime, triton_worker
 
 
 class Frontend:
-    """Calls the middle and numbers what comes."""
+    """Calls the middle stage and numbers its items."""
 
     def __init__(self, middle: Client):
         self.middle = middle

@@ -9,7 +9,7 @@ from triton_distributed.runtime import Client, DistributedRuntime, triton_worker
 
 
 class Middle:
-    """Calls the backend and passes on what comes, as it comes."""
+    """Calls the backend and passes on each item as it arrives."""
 
     def __init__(self, backend: Client):
         self.backend = backend

@@ -1,4 +1,4 @@
-"""Guesses the server's number; each guess is sent when the answer to the one before it has come.
+"""Guesses the server's number; each guess is sent after the answer to the previous guess has arrived.
 
     python examples/two_way/client.py
 
@@ -12,7 +12,7 @@ from triton_distributed.runtime import DistributedRuntime, triton_worker
 
 
 class Player:
-    """Halves what is left with every guess."""
+    """Halves the remaining range with every guess."""
 
     def __init__(self) -> None:
         self.low, self.high, self.count = 1, 100, 0

@@ -1,4 +1,4 @@
-"""Sends typed requests, and some that do not fit: the error names the field.
+"""Sends typed requests, and some that do not fit: their error names the field.
 
     pip install pydantic
     python examples/typed/client.py
@@ -15,7 +15,7 @@ from triton_distributed.runtime import Client, DistributedRuntime, triton_worker
 
 
 async def show(client: Client, request) -> None:
-    """Print what is answered. What arrives is plain data; the classes are ours to apply."""
+    """Print the answer. It arrives as plain data; the client converts it to its own classes."""
     try:
         words = [Word.model_validate(item) async for item in client.generate(request, annotated=False)]
         print(f"{request!r}: {', '.join(f'{each.place} {each.word}' for each in words)}")

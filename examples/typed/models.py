@@ -1,4 +1,4 @@
-"""What travels: two pydantic models, and two classes that need nothing but the standard library and msgspec."""
+"""The messages: two pydantic models, and two classes that need only the standard library and msgspec."""
 
 from dataclasses import dataclass
 
@@ -28,7 +28,7 @@ class Numbers:
 
 
 class Summary(msgspec.Struct):
-    """What they have in common."""
+    """The summary of some numbers."""
 
     count: int
     mean: float

@@ -1,6 +1,6 @@
 """Requests and answers with types: one handler with `triton_endpoint` and pydantic, one with plain annotations.
 
-    pip install pydantic                 # optional: only who uses its models needs it
+    pip install pydantic                 # optional: only needed for its models
     python examples/typed/server.py
 
 Then run client.py in another shell.
@@ -15,16 +15,16 @@ from triton_distributed.runtime import DistributedRuntime, triton_endpoint, trit
 
 
 class RequestHandler:
-    """Gets what it asks for, or is not called at all."""
+    """Its handlers get requests of the annotated types, or are not called at all."""
 
     @triton_endpoint(Text, Word)
     async def words(self, request):
-        """Take a Text, or a dict or JSON text that is one."""
+        """Take a Text, or a dict or JSON text that fits it."""
         for place, word in enumerate(request.text.split()[: request.max_words], 1):
             yield Word(place=place, word=word)
 
     async def summary(self, request: Numbers) -> Summary:
-        """Take what the annotation says; dataclasses and Structs need no decorator."""
+        """Take the annotated type; dataclasses and Structs need no decorator."""
         return Summary(count=len(request.values), mean=sum(request.values) / len(request.values))
 
 

@@ -15,7 +15,17 @@ README = ROOT / "README.md"
 EXECUTED = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 LINKED = [
     *EXECUTED,
-    *(ROOT / name for name in ("ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "deploy/README.md")),
+    *(
+        ROOT / name
+        for name in (
+            "ARCHITECTURE.md",
+            "CONTRIBUTING.md",
+            "CHANGELOG.md",
+            "deploy/README.md",
+            "harness/README.md",
+            "benchmarks/README.md",
+        )
+    ),
 ]
 
 

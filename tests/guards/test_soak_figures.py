@@ -1,16 +1,20 @@
-"""The figures of the soak in benchmarks/README.md are those of the committed result: a whole run that ended well."""
+"""The figures of the soak in harness/README.md are those of the committed result: a whole run that ended well."""
 
 from __future__ import annotations
 
 import json
 
-from benchmarks.soak.table import PAGE, RESULT, written
+from harness.report import PAGE, written
+from harness.runs.soak import RESULT
+from harness.soak.table import render
 
 
 def test_the_page_shows_the_committed_result():
     page = PAGE.read_text(encoding="utf-8")
     result = json.loads(RESULT.read_text(encoding="utf-8"))
-    assert page == written(page, result), "run `python -m benchmarks.soak --output benchmarks/results/soak.json`"
+    assert page == written(page, "soak", render(result)), (
+        "run `python -m harness.runs.soak --output harness/results/soak.json`"
+    )
 
 
 def test_the_committed_result_is_a_whole_run_that_ended_well():

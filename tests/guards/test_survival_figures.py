@@ -1,21 +1,22 @@
-"""The figures in benchmarks/README.md are those of the committed result of `make survival`, which kept its promises."""
+"""The figures in harness/README.md are those of the committed result of `make survival`, which kept its promises."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from benchmarks.survival.__main__ import PHASES, WHOLE_S
-from benchmarks.survival.promises import Found
-from benchmarks.survival.report import MARKS, PAGE, RESULT, table, written
+from harness.report import PAGE, Found, written
+from harness.runs.survival import PHASES, RESULT, WHOLE_S, table
 
 
 def test_the_page_shows_the_committed_result_and_nothing_else() -> None:
     page = PAGE.read_text(encoding="utf-8")
     if RESULT.exists():
-        assert page == written(page, json.loads(RESULT.read_text(encoding="utf-8"))), "run `make survival`"
+        assert page == written(page, "survival", table(json.loads(RESULT.read_text(encoding="utf-8")))), (
+            "run `make survival`"
+        )
     else:
-        assert f"{MARKS[0]}\n{MARKS[1]}" in page, "figures without a result: run `make survival`"
+        assert "<!-- survival -->\n<!-- /survival -->" in page, "figures without a result: run `make survival`"
 
 
 def test_a_committed_result_is_a_whole_run_that_broke_no_promise() -> None:
@@ -48,5 +49,5 @@ def test_the_table_shows_figures_by_plane_and_broken_promises() -> None:
     assert "| rotation | workers killed; clients that watch | – | 7; 4 |" in shown
     assert "- rotation: nobody calls it (tcp: **BROKEN**, 60.0 ms)" in shown
     assert "- rotation: nothing fails (tcp: kept, 0 did)" in shown
-    page = written(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nbehind\n", a_result(found))
-    assert page == f"before\n{MARKS[0]}\n{shown}\n{MARKS[1]}\nbehind\n"
+    page = written("before\n<!-- x -->\nold\n<!-- /x -->\nafter\n", "x", shown)
+    assert page == f"before\n<!-- x -->\n{shown}\n<!-- /x -->\nafter\n"

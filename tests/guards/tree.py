@@ -44,9 +44,9 @@ class Module:
         return f"{self.path.relative_to(self.root.parent)}:{getattr(node, 'lineno', 1)}"
 
 
-def modules(root: Path = SRC) -> list[Module]:
-    """Every file of the package."""
-    return [Module(path, root) for path in sorted((root / PACKAGE).rglob("*.py"))]
+def modules(root: Path = SRC, package: str = PACKAGE) -> list[Module]:
+    """Every file of a package."""
+    return [Module(path, root) for path in sorted((root / package).rglob("*.py"))]
 
 
 def imports(module: Module) -> Iterator[tuple[ast.stmt, str]]:

@@ -78,15 +78,6 @@ def test_many_reports_of_one_loss_count_once() -> None:
     assert table.next_probe(1) <= 5.0 + FIRST_PROBE_S
 
 
-def test_due() -> None:
-    table = rotation()
-    table.mark_down(1, 0.0)
-    table.mark_down(2, 100.0)
-    assert table.due(0.0) == []
-    assert table.due(FIRST_PROBE_S) == [1]
-    assert table.due(200.0) == [1, 2]
-
-
 def test_forget_drops_what_discovery_no_longer_lists() -> None:
     table = rotation()
     for each in (1, 2, 3):

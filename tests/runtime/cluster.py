@@ -11,6 +11,7 @@ import pytest
 from tests.timing import PATIENCE_S
 from triton_distributed.config import Config
 from triton_distributed.runtime import Client, DistributedRuntime
+from triton_distributed.testing import LocalCluster
 
 T = TypeVar("T")
 
@@ -61,63 +62,41 @@ async def until(true: Callable[[], object]) -> None:
 
 
 class Cluster:
-    """Makes runtimes that find each other, and closes them.
+    """A `LocalCluster` whose endpoints have a name by default, and that is closed by its test.
 
     Args:
         settings: of every runtime; by default they share this loop's memory discovery and take no signals.
     """
 
     def __init__(self, **settings: Any) -> None:
-        self._settings = {"discovery": "memory", "handle_signals": False, "drain_timeout_s": PATIENCE_S / 4, **settings}
-        self._runtimes: list[DistributedRuntime] = []
-        self._caller: DistributedRuntime | None = None
+        defaults = {"watchdog_s": Config().watchdog_s, "drain_timeout_s": PATIENCE_S / 4}
+        self._local = LocalCluster(**{**defaults, **settings})
+        self.runtime, self.close = self._local.runtime, self._local.close
 
-    def runtime(self, **settings: Any) -> DistributedRuntime:
-        made = DistributedRuntime(asyncio.get_running_loop(), config=Config(**{**self._settings, **settings}))
-        self._runtimes.append(made)
-        return made
+    @property
+    def runtimes(self) -> list[DistributedRuntime]:
+        return self._local.runtimes
 
     @property
     def caller(self) -> DistributedRuntime:
         """The runtime that calls: it serves nothing."""
-        if self._caller is None:
-            self._caller = self.runtime()
-        return self._caller
+        return self._local.caller
 
     async def worker(self, handler: Any, name: str = "t.c.e", **options: Any) -> DistributedRuntime:
         """A runtime of its own that serves `handler`; registered when this returns."""
-        runtime = self.runtime()
-        await self.serve(runtime, handler, name, **options)
-        return runtime
+        return await self._local.worker(name, handler, **options)
 
     async def serve(
         self, runtime: DistributedRuntime, handler: Any, name: str = "t.c.e", **options: Any
     ) -> asyncio.Task[None]:
         """Serve one more endpoint on `runtime`; registered when this returns."""
-        task = runtime.endpoint(name).serve_endpoint(handler, **options)
-        client = await self.caller.endpoint(name).client()
-
-        def settled() -> bool:
-            return task.done() or runtime.instance_id in client.instance_ids()
-
-        await until(settled)
-        if task.done():
-            task.result()
-        return task
+        return await self._local.serve(runtime, name, handler, **options)
 
     async def client(self, name: str = "t.c.e", **options: Any) -> Client:
         """A client of an endpoint that is served."""
-        client = await self.caller.endpoint(name).client(**options)
-        await patiently(client.wait_for_instances())
-        return client
+        return await self._local.client(name, **options)
 
     async def connect(self, handler: Any, **options: Any) -> Client:
         """A client of a fresh worker that serves `handler`."""
         await self.worker(handler, **options)
         return await self.client()
-
-    async def close(self) -> None:
-        """Close the caller first, so that no handler waits for somebody to read."""
-        if self._caller is not None:
-            await self._caller.close()
-        await asyncio.gather(*(each.close() for each in self._runtimes))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from harness.requests import plans
 from triton_distributed.errors import ConfigError
-from triton_distributed.testing.chaos import LASTING, Fault, FaultKind, Recovery, plans, schedule, spared
+from triton_distributed.testing.chaos import LASTING, FaultKind, Recovery, schedule
 from triton_distributed.testing.chaos.schedule import well_again_s
 
 RECOVERY = Recovery(restart_s=2.0, other_s=0.5)
@@ -60,19 +61,6 @@ def test_faults_are_as_long_as_they_may_be():
 def test_what_makes_no_sense_is_an_error(options, words):
     with pytest.raises(ConfigError, match=words):
         drawn(1, **options)
-
-
-def test_a_worker_is_spared_that_no_fault_touches_in_time():
-    faults = [Fault(1.0, FaultKind.KILL, 0), Fault(2.0, FaultKind.CUT, 1)]  # well again at 3.0 and 2.5
-    for from_s, to_s, expected in (
-        (0.0, 0.9, True),
-        (0.0, 1.5, True),
-        (0.0, 2.0, False),
-        (2.6, 9.0, True),
-        (3.1, 9.0, True),
-    ):
-        assert spared(faults, 2, from_s, to_s, RECOVERY) == expected, (from_s, to_s)
-    assert spared(faults, 3, 0.0, 9.0, RECOVERY)
 
 
 def test_the_same_arguments_give_the_same_calls():

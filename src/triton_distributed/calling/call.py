@@ -62,7 +62,7 @@ from triton_distributed.routing.policies import Direct, Policy
 from triton_distributed.transport.session import Session
 from triton_distributed.transport.stream import Stream
 from triton_distributed.wire import frames as f
-from triton_distributed.wire.assembly import message_bytes
+from triton_distributed.wire.assembly import request_bytes
 
 LEFT = "its `async for` was left, or what read it was dropped, which cancels the handler"
 UNREADABLE = "a message of the worker could not be read, which ended the call"
@@ -73,7 +73,6 @@ _OK = int(Outcome.OK)
 _INFINITE = float("inf")
 _NOTHING: Iterator[Any] = iter(())
 _NO_ITEM: Any = object()
-_pack = f.REQUEST_HEADER.pack
 _FIXED = f.REQUEST_PREFIX_BYTES
 
 
@@ -188,29 +187,24 @@ class Call:
         except Exception as error:  # A user's policy raised, or `direct` has an unknown id.
             self.fail(error, Outcome.UNREACHABLE)
             return
-        size = _FIXED + len(metadata) + len(body)
         session = services.pool.get(instance.addresses)
-        if session is None or session.paused or session.full or size > f.SMALL:
+        if session is None or session.paused or session.full or _FIXED + len(metadata) + len(body) > f.SMALL:
             self._place_later(instance)
             return
-        stream = self._open(session, instance, True)
         timeout = _INFINITE if self.deadline is None else self.deadline - services.loop.time()
-        key, window = services.key, stream.window
-        head = _pack(size, f.REQUEST, f.END, stream.id, instance.id, key, timeout, window, len(metadata))
-        session.send(head + metadata + body)
+        stream = session.request(instance.id, services.key, timeout, metadata, body)
+        self._sent_on(stream, instance)
         if self.stopping:
             stream.ask_to_stop()
 
-    def _open(self, session: Session, instance: Instance, end: bool) -> Stream:
-        """The stream to `instance`; its REQUEST must be written before anything else is."""
+    def _sent_on(self, stream: Stream, instance: Instance) -> None:
+        """`stream` carries the call to `instance`."""
         self.state = AFTER[self.state][SENT]
         self._instances += 1
-        stream: Stream = session.open_stream(end)
         stream.owner = self
         self.stream = stream
         self.instance = instance
         self.services.load.acquire(instance.id)
-        return stream
 
     def _place_later(self, chosen: Instance | None = None) -> None:
         """Send the request from a task: it needs a connection first, or more than one frame, or another instance."""
@@ -253,16 +247,16 @@ class Call:
 
     async def _send_to(self, session: Session, instance: Instance) -> None:
         body, buffers = (self.body, []) if isinstance(self.body, bytes) else (self.body.body, self.body.buffers)
-        size = message_bytes(_FIXED + len(self.metadata) + len(body), buffers)
+        size = request_bytes(self.metadata, body, buffers)
         if size > session.send_limit:
             raise MessageTooLarge("the request", size, session.send_limit)
         requests, services = self.request_stream, self.services
-        stream = self._open(session, instance, False)
+        stream = session.open_stream(False)
+        self._sent_on(stream, instance)
         self._chosen = None
         timeout = _INFINITE if self.deadline is None else self.deadline - services.loop.time()
-        prefix = f.REQUEST_PREFIX.pack(instance.id, services.key, timeout, stream.window, len(self.metadata))
-        end = 0 if requests is not None else f.END
-        await stream.send(prefix + self.metadata + body, buffers, end, f.REQUEST)
+        whole = requests is None
+        await stream.send_request(instance.id, services.key, timeout, self.metadata, body, buffers, whole)
         if self.stream is not stream:
             return  # It was refused meanwhile, and the request is on its way to another instance.
         self._on_its_way()
@@ -429,7 +423,7 @@ class Call:
             services.load.release(self.instance.id)
             self.stream.owner = None
             if services.ejector.counting and outcome == _OK:
-                services.ejector.answered[self.instance.id] += 1
+                services.ejector.answered(self.instance.id)
         stats = services.stats
         stats.inflight -= 1
         stats.ended[outcome] += 1

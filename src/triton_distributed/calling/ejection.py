@@ -1,7 +1,7 @@
-"""One endpoint's outliers on an event loop: which calls are timed, when the evidence is looked at, who is told.
+"""The outliers of one endpoint on an event loop: the timers, the log, and what clients see of it.
 
-A call that is answered looks at two numbers, no more. Failures are counted as they come, and answers as long as there
-were failures lately; times are taken of a few calls between two looks. The timer runs while there is something to see.
+While no call fails, a call that is answered looks at one flag. A first failure opens a period in which answers are
+counted too, and after which all outcomes are forgotten.
 """
 
 from __future__ import annotations
@@ -9,63 +9,46 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.observe import OutlierStats
 from triton_distributed.routing.outliers import Ejection, Outliers
-from triton_distributed.transport.stream import Stream, TimedStream
-
-if TYPE_CHECKING:
-    from triton_distributed.transport.session import Session
 
 logger = logging.getLogger("triton_distributed.runtime")
 
-LOOK_S = 1.0  # between two looks: several make a judgement, and it is to be there within seconds
-TIMED = 8  # calls an instance that are timed between two looks: enough for a judgement in three of them
-MOST_TIMED = 512  # of all instances together: a look must cost the loop no more than some milliseconds
-MOST_WAITING = 4 * MOST_TIMED  # timed calls without an answer yet; while there are as many, no further one is timed
-AGAIN_S = 0.1  # after a look at one that found nothing: its failures may be here before its peers' answers
-QUICK_LOOKS = 16  # at single instances between two looks at all: each adds up what all have done
+PERIOD_S = 60.0  # one call in ten seconds still makes five failures; older outcomes say little about an instance
 
 
 class Ejector:
-    """Ejects outliers of one endpoint, and lets them come back.
+    """Ejects the outliers of one endpoint, and puts them back into rotation.
 
     Args:
-        name: of the endpoint, for the log.
+        name: the endpoint, for the log.
         loop: the running loop.
         rng: see `Outliers`.
-        first_s: seconds of a first ejection; 0: nobody is ever ejected.
-        on_change: called when somebody was ejected or came back.
+        first_s: seconds of a first ejection; 0: no instance is ever ejected.
+        on_change: called when an instance was ejected or has returned.
 
     Attributes:
-        samples: how many of the next calls are to be timed; 0 at most times.
-        counting: calls that end well are to be counted in `answered`: others have failed lately.
-        outliers: the evidence, and who is out.
-        answered: of `outliers`: calls that ended well, by instance id.
+        counting: a call has failed in this period, so each call that ends well is to be passed to `answered`.
+        answered: `Outliers.answered`.
+        outliers: the outcomes, and which instances are left out.
         stats: counters.
     """
 
     __slots__ = (
-        "_again",
         "_closed",
         "_first_s",
         "_instances",
         "_loop",
         "_name",
-        "_news",
-        "_next",
         "_on_change",
-        "_quick_looks",
+        "_period",
         "_return",
-        "_timer",
-        "_waiting",
         "answered",
         "counting",
         "outliers",
-        "samples",
         "stats",
     )
 
@@ -84,112 +67,44 @@ class Ejector:
         self.outliers = Outliers(rng, first_s)
         self.answered = self.outliers.answered
         self.stats = OutlierStats()
-        self.samples = 0
-        self._quick_looks = QUICK_LOOKS
+        self.counting = self._closed = False
         self._instances: tuple[Instance, ...] = ()
-        self._waiting: dict[int, tuple[int, float]] = {}  # timed calls without an answer: instance, since when
-        self._next = 0  # key of the next of them
-        self._news = self._closed = self.counting = False
-        self._timer: asyncio.TimerHandle | None = None  # to the next look
-        self._again: asyncio.TimerHandle | None = None  # to another look at one of them
+        self._period: asyncio.TimerHandle | None = None
         self._return: asyncio.TimerHandle | None = None  # to the end of the next ejection
 
-    @property
-    def _comparing(self) -> bool:
-        return len(self._instances) > 1 and self._first_s > 0 and not self._closed
-
     def changed(self, instances: tuple[Instance, ...]) -> None:
-        """These are in rotation now."""
+        """Take note of the instances that are in rotation now."""
         self._instances = instances
-        if not self._comparing:
-            self.samples, self.counting = 0, False
-        elif self._timer is None:
-            self._refill()
         self.stats.out = len(self.outliers.ejected)
 
     def close(self) -> None:
-        """Look no more."""
-        self._closed = True
-        self.samples = 0
-        for timer in (self._timer, self._again, self._return):
+        """Count no more, and end the timers."""
+        self._closed, self.counting = True, False
+        for timer in (self._period, self._return):
             if timer is not None:
                 timer.cancel()
-        self._timer = self._again = self._return = None
-
-    # what calls tell
-
-    def timed_stream(self, session: Session, end: bool, instance_id: int) -> Stream:
-        """Open a stream whose first message is timed; see `Connection.open_stream`."""
-        self.samples -= 1
-        stream: TimedStream = session.open_stream(end, TimedStream)
-        key = self._next = self._next + 1
-        self._waiting[key] = (instance_id, self._loop.time())
-        stream.watcher = lambda answered: self._told(key, answered)
-        self._look_soon()
-        return stream
-
-    def _told(self, key: int, answered: bool) -> None:
-        instance_id, since = self._waiting.pop(key, (0, 0.0))
-        if instance_id:
-            note = self.outliers.timed if answered else self.outliers.left
-            note(instance_id, self._loop.time() - since)
+        self._period = self._return = None
 
     def failed(self, instance_id: int, cause: int | None = None, began: float | None = None) -> None:
-        """A call to the instance failed, and that may be its fault.
+        """Note that a call failed, perhaps by the fault of its instance.
 
         Args:
-            cause: what it has in common with others: a connection that was lost ends many.
-            began: when the call began, on the loop's clock, where that is known.
+            instance_id, cause, began: see `Outliers.failed`.
         """
-        if not self._comparing:
+        if len(self._instances) < 2 or not self._first_s or self._closed:
             return
-        self.counting = True
-        look = self.outliers.failed(instance_id, cause, began)
-        self._look_soon()
-        if look and self._quick_looks:
-            self._quick_looks -= 1
-            if not self._look_at(instance_id) and self._again is None:
-                self._again = self._loop.call_later(AGAIN_S, self._look_again, instance_id)
+        if not self.counting:
+            self.counting = True
+            self._period = self._loop.call_later(PERIOD_S, self._period_over)
+        ejection = self.outliers.failed(instance_id, self._loop.time(), self._instances, cause, began)
+        if ejection is not None:
+            self._ejected(ejection)
 
-    # looking
+    def _period_over(self) -> None:
+        self._period, self.counting = None, False
+        self.outliers.restart()
 
-    def _look_soon(self) -> None:
-        self._news = True
-        if self._timer is None and not self._closed:
-            self._timer = self._loop.call_later(LOOK_S, self._look)
-
-    def _look_at(self, instance_id: int) -> bool:
-        ejection = self.outliers.look_at(instance_id, self._loop.time(), self._instances)
-        self._ejected(ejection)
-        return ejection is not None
-
-    def _look_again(self, instance_id: int) -> None:
-        self._again = None
-        self._look_at(instance_id)
-
-    def _look(self) -> None:
-        self._timer = None
-        now = self._loop.time()
-        waiting = [(instance_id, now - since) for instance_id, since in self._waiting.values()]
-        ejection = self.outliers.look(now, self._instances, waiting) if self._comparing else None
-        if self.counting:
-            self.counting = not self.outliers.calm()
-        self._refill()
-        news, self._news = self._news, False
-        if (news or waiting) and self._comparing:
-            self._timer = self._loop.call_later(LOOK_S, self._look)
-        self._ejected(ejection)
-
-    def _refill(self) -> None:
-        self._quick_looks = QUICK_LOOKS
-        room = min(MOST_WAITING - len(self._waiting), MOST_TIMED, TIMED * len(self._instances))
-        self.samples = max(0, room) if self._comparing else 0
-
-    # who is out
-
-    def _ejected(self, ejection: Ejection | None) -> None:
-        if ejection is None:
-            return
+    def _ejected(self, ejection: Ejection) -> None:
         self.stats.ejections += 1
         logger.warning(
             '"%s": instance %d is left out for %.3g s: %s%s',
@@ -197,15 +112,10 @@ class Ejector:
             ejection.instance_id,
             ejection.until - ejection.since,
             ejection.reason,
-            f" (for the {ejection.times}th time)" if ejection.times > 1 else "",
+            f" (ejected {ejection.times} times recently)" if ejection.times > 1 else "",
         )
-        self._no_longer_wait_for((ejection.instance_id,))
         self._await_return()
         self._on_change()
-
-    def _no_longer_wait_for(self, ids: Collection[int]) -> None:
-        """What these took before their return says nothing of them after it."""
-        self._waiting = {key: each for key, each in self._waiting.items() if each[0] not in ids}
 
     def _await_return(self) -> None:
         due = self.outliers.next_return()
@@ -216,8 +126,7 @@ class Ejector:
     def _returned(self) -> None:
         self._return = None
         back = self.outliers.readmit(self._loop.time())
-        self._await_return()  # also where a timer was early by less than the clock's grain
+        self._await_return()  # also where the timer was early by less than the clock's grain
         if back:
-            self._no_longer_wait_for(back)
             logger.info('"%s": back in rotation: instance %s', self._name.path, ", ".join(map(str, back)))
             self._on_change()

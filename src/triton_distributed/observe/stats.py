@@ -22,7 +22,7 @@ class OutlierStats:
     """What was seen of an endpoint's outliers by the clients of one runtime.
 
     Attributes:
-        ejections: how often an instance was left out because it failed, or was slow, far beyond its peers.
+        ejections: how often an instance was left out because it failed far more often than its peers.
         out: how many are left out now.
     """
 

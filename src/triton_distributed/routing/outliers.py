@@ -1,35 +1,27 @@
-"""Instances that fail or are slow far beyond their peers, and how long each is left out for that.
+"""Which instances are left out because they fail far more often than their peers, and for how long.
 
-One process judges by its own calls to one endpoint, and only by comparison: what goes wrong everywhere, be it bad
-requests, a broken dependency or an overload, ejects nobody. No clock and no I/O: time is an argument.
+A process judges by its own calls to one endpoint, and only by comparison: what fails everywhere, such as bad requests
+or a broken dependency, ejects no instance. Slow instances are not ejected; the policies `p2c` and `least_loaded` avoid
+them. No clock and no I/O: time is an argument.
 """
 
 from __future__ import annotations
 
 import random
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from math import log
-from statistics import median_low
 from types import MappingProxyType
 
 from triton_distributed.names import Instance
-from triton_distributed.routing.evidence import HALF_LIFE_S, Evidence, Times, deviations, likelihood_gain
 
-LEAST_EVENTS = 5  # fewer failures say nothing (five in a row eject in Envoy and in Finagle)
-CALM = 0.5  # events: the last was half a minute ago, or a hundred calls
-LEAST_CALLS = 10  # of its peers': with nothing to compare to, nobody is ejected
-RATE_GAP = 0.2  # beyond the peers' rate of failure (Finagle asks for 80 % of success)
-GAIN = 12.0  # see `likelihood_gain`: where chance alone is at work, one look in 100,000 passes it
-LEAST_TIMED = 20  # calls, of its own and of its peers'
-LEAST_TIMED_LOOKS = 10  # with times: calls of one moment wait for the same pause, so moments count, not calls alone
-SLOW_RATIO = 5.0  # times the median of all: twice or thrice as slow is a smaller machine, not a sick one
-SLOW_GAP_S = 0.1  # differences that nobody feels eject nobody (R. B. Miller 1968: 0.1 s seems instantaneous)
-SLOW_DEVIATIONS = 5.0  # see `deviations`
-SLOW_LOOKS = 3  # in a row
-GROWTH = 60.0  # the longest ejection is so many times the first: 5 minutes, as in Envoy and Finagle, for 5 s
-_HIGHEST = 6  # the level at which 2^level is above `GROWTH`
+LEAST_FAILURES = 5  # Envoy and Finagle eject after five failures in a row; fewer say nothing
+# Answers of the peers during five failures in a row, and as many again for each failure of theirs. Where all instances
+# fail at one rate p, five failures beside 20 answers have a probability of p^5 (1 - p)^20: at most 4 in a million.
+PEER_ANSWERS = 20
+RATE_GAP = 0.2  # between the failure rates of an instance and its peers (Finagle asks for a success rate of 80 %)
+SURPRISE = 11.5  # ln(100,000): chance alone exceeds it at most once in so many comparisons, see `far_beyond`
+GROWTH = 60.0  # the longest ejection in steps of the first: 5 minutes for 5 s, as in Envoy and Finagle
+_HIGHEST = 6  # the first level at which 2^level is above `GROWTH`
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +29,10 @@ class Ejection:
     """An instance that is left out.
 
     Attributes:
-        instance_id: which.
-        since: when it was ejected, on the clock of `look`.
-        until: when it comes back.
-        times: how often it was ejected lately, this one included; good behaviour takes it down again.
+        instance_id: its id.
+        since: when it was ejected, on the caller's clock.
+        until: when it returns.
+        times: how often it was ejected recently, this ejection included; good behaviour reduces the number again.
         reason: what it did, in numbers, for people.
     """
 
@@ -51,254 +43,185 @@ class Ejection:
     reason: str
 
 
-class Outliers:
-    """Who is left out, and what is known of the others.
-
-    The tables are at most as large as discovery's: `forget` drops what that no longer lists.
-
-    Args:
-        rng: spreads the ends of ejections of many clients: each lasts between half of its step and all of it.
-        first_s: seconds of the first step; it doubles with each ejection, up to `GROWTH` times as much. An instance
-            that came back and was good for as long as it had been out is forgiven one doubling.
+class _Record:
+    """The outcomes of one instance since the record began, and since its last answer.
 
     Attributes:
-        answered: calls that ended well since the last look, by instance id, from the first failure until `calm`.
+        failed, answered: failures and answers of the instance.
+        began: failures and answers of all instances before the record began.
+        row: failures since its last answer.
+        row_began: failures and answers of all instances before the first of these.
+        cause: of the last failure.
     """
 
-    __slots__ = ("_ejected", "_evidence", "_first_s", "_looked", "_rng", "_standing", "_typical", "answered", "ejected")
+    __slots__ = ("answered", "began", "cause", "failed", "row", "row_began")
+
+    def __init__(self, began: tuple[int, int]) -> None:
+        self.failed = self.answered = self.row = 0
+        self.began = self.row_began = began
+        self.cause: int | None = None
+
+
+class Outliers:
+    """The instances that are left out, and the recent outcomes of the others.
+
+    The tables are at most as large as discovery's: `forget` drops the instances that discovery no longer lists.
+
+    Args:
+        rng: spreads the ends of ejections, so that many clients do not return at once: an ejection lasts between half
+            of its step and all of it.
+        first_s: seconds of the first step. Each ejection doubles it, up to `GROWTH` times the first. An instance that
+            returned and was good for as long as it had been out is forgiven one doubling.
+    """
+
+    __slots__ = ("_all_answered", "_all_failed", "_ejected", "_first_s", "_records", "_rng", "_standing", "ejected")
 
     def __init__(self, rng: random.Random, first_s: float) -> None:
         self._rng = rng
         self._first_s = first_s
-        self._evidence: dict[int, Evidence] = {}
+        self._records: dict[int, _Record] = {}
+        self._all_failed = self._all_answered = 0
         self._ejected: dict[int, Ejection] = {}
-        self._standing: dict[int, tuple[int, float]] = {}  # of those that came back: level, since when
-        self._looked: float | None = None
-        self._typical: float | None = None  # the mean logarithm of the instance in the middle, at the last look
-        self.answered: defaultdict[int, int] = defaultdict(int)
+        self._standing: dict[int, tuple[int, float]] = {}  # of those that returned: level, since when
         self.ejected: Mapping[int, Ejection] = MappingProxyType(self._ejected)
         """Those that are left out, by instance id; a live view."""
 
-    # what happens
+    # outcomes
 
-    def failed(self, instance_id: int, cause: int | None = None, began: float | None = None) -> bool:
-        """A call to the instance failed, and that may be its fault.
-
-        Args:
-            cause: see `Evidence.note_failure`.
-            began: when the call began, on the clock of `look`, where that is known: one from before an ejection is not
-                counted after it.
-
-        Returns:
-            whether it should be looked at now.
-        """
-        if began is not None and instance_id in self._standing and began < self._standing[instance_id][1]:
-            return False
-        return instance_id not in self._ejected and self._of(instance_id).note_failure(cause)
-
-    def timed(self, instance_id: int, seconds: float) -> None:
-        """The first answer to a call took so long."""
-        if instance_id not in self._ejected:
-            self._of(instance_id).note_time(seconds)
-
-    def left(self, instance_id: int, seconds: float) -> None:
-        """Nobody waits for the first answer any more: it would have taken longer than that.
-
-        It tells something where the others answer sooner.
-        """
-        if self._typical is not None and log(max(seconds, 1e-9)) > self._typical:
-            self.timed(instance_id, seconds)
-
-    # who is out
-
-    def look(
-        self, now: float, instances: tuple[Instance, ...], waiting: Iterable[tuple[int, float]] = ()
+    def failed(
+        self,
+        instance_id: int,
+        now: float,
+        instances: tuple[Instance, ...],
+        cause: int | None = None,
+        began: float | None = None,
     ) -> Ejection | None:
-        """Compare all, to be called about once a second while there are calls; ejects the worst outlier, if any.
+        """Note that a call failed, perhaps by the fault of its instance; eject the instance if it is an outlier.
 
         Args:
+            instance_id: which instance.
             now: seconds on any clock that only goes forward.
             instances: those in rotation. At most half of them are ever ejected, so never the last.
-            waiting: (instance id, seconds so far) of calls that are timed and have no answer yet.
+            cause: equal for failures that are one event, as all streams of a lost connection are; None: its own event.
+            began: when the call began, on the same clock, where that is known: a call from before an ejection does not
+                count after it.
         """
-        self._count_answered()
-        known = {each.id for each in instances if each.id not in self._ejected}
-        waiting = [each for each in waiting if each[0] in known]
-        for instance_id, _ in waiting:
-            self._of(instance_id)
-        peers = self._peers(instances)
-        found = self._failing(sorted(peers, key=lambda each: -_rate(peers[each])), peers)
-        found = self._slowest(peers, waiting) if found is None else found
-        ejection = self._eject(*found, now, instances) if found is not None else None
-        keep = 0.5 ** ((now - self._looked) / HALF_LIFE_S) if self._looked is not None else 1.0
-        self._looked = now
-        for each in self._evidence.values():
-            each.fade(keep)
-            each.fresh, each.enough = 0, LEAST_EVENTS
-        return ejection
+        if instance_id in self._ejected or (
+            began is not None and began < self._standing.get(instance_id, (0, began))[1]
+        ):
+            return None
+        record = self._record(instance_id)
+        if cause is not None and cause == record.cause:
+            return None
+        record.cause = cause
+        if not record.row:
+            record.row_began = self._all_failed, self._all_answered
+        record.row += 1
+        record.failed += 1
+        self._all_failed += 1
+        reason = self._outlier(record.row, 0, record.row_began) or self._outlier(
+            record.failed, record.answered, record.began
+        )
+        return self._eject(instance_id, reason, now, instances) if reason else None
 
-    def look_at(self, instance_id: int, now: float, instances: tuple[Instance, ...]) -> Ejection | None:
-        """Compare the failures of one instance at once, where `failed` said so; ejects it, if it is an outlier.
+    def answered(self, instance_id: int) -> None:
+        """Note that a call ended well; needed only after a failure, until `restart`."""
+        if instance_id not in self._ejected:
+            record = self._record(instance_id)
+            record.row = 0
+            record.answered += 1
+            self._all_answered += 1
 
-        Args:
-            instance_id: which.
-            now, instances: as in `look`.
-        """
-        self._count_answered()
-        peers = self._peers(instances)
-        found = self._failing([instance_id], peers) if instance_id in peers else None
-        ejection = self._eject(*found, now, instances) if found is not None else None
-        if ejection is None:
-            suspect = self._of(instance_id)
-            suspect.fade(1.0)
-            if suspect.fresh >= suspect.enough:
-                suspect.fresh, suspect.enough = 0, 2 * suspect.enough
-        return ejection
+    def restart(self) -> None:
+        """Forget all outcomes; ejections stay."""
+        self._records.clear()
+        self._all_failed = self._all_answered = 0
 
-    def calm(self) -> bool:
-        """Whether no failure counts any more. What was answered is forgotten then, and need not be counted."""
-        if any(each.events >= CALM for each in self._evidence.values()):
-            return False
-        self.answered.clear()
-        for each in self._evidence.values():
-            each.answered = each.failed = each.events = 0.0
-        return True
+    # ejections
 
     def readmit(self, now: float) -> list[int]:
-        """Let those come back whose time is over, with clean statistics; returns their ids."""
+        """Return the ids of those whose time is over; they are no longer left out, and their records begin anew."""
         back = [each.instance_id for each in self._ejected.values() if each.until <= now]
         for instance_id in back:
-            ejection = self._ejected.pop(instance_id)
-            self._standing[instance_id] = (ejection.times, now)
-            self._evidence.pop(instance_id, None)
-            self.answered.pop(instance_id, None)
+            self._standing[instance_id] = (self._ejected.pop(instance_id).times, now)
         return back
 
     def next_return(self) -> float | None:
-        """When the next ejection ends, on the clock of `look`; None where nobody is out."""
+        """Return when the next ejection ends, on the clock of `failed`; None where no instance is out."""
         return min((each.until for each in self._ejected.values()), default=None)
 
     def available(self, instances: tuple[Instance, ...]) -> tuple[Instance, ...]:
-        """Those that are not ejected. Of the ejected, those come along that must: no more than half are left out."""
+        """Return those that are not ejected, with as many of the ejected as it takes to have half of all, the first to
+        return first."""
         if not self._ejected:
             return instances
-        out = [self._ejected[each.id] for each in instances if each.id in self._ejected]
-        if not out:
-            return instances
-        out.sort(key=lambda each: each.until)
-        most = len(instances) // 2
-        left_out = {each.instance_id for each in out[len(out) - min(len(out), most) :]}
+        out = sorted((self._ejected[each.id] for each in instances if each.id in self._ejected), key=lambda e: -e.until)
+        left_out = {each.instance_id for each in out[: len(instances) // 2]}
         return tuple(each for each in instances if each.id not in left_out) if left_out else instances
 
     def forget(self, known_ids: Collection[int]) -> None:
-        """Drop whatever discovery no longer lists.
+        """Drop the instances that discovery no longer lists.
 
         Args:
             known_ids: the ids that it does list; a set where there are many.
         """
-        tables: tuple[dict[int, object], ...] = (self.answered, self._evidence, self._ejected, self._standing)  # type: ignore[assignment]
+        tables: tuple[dict[int, object], ...] = (self._records, self._ejected, self._standing)  # type: ignore[assignment]
         for table in tables:
             for instance_id in [each for each in table if each not in known_ids]:
                 del table[instance_id]
 
     # how
 
-    def _of(self, instance_id: int) -> Evidence:
-        found = self._evidence.get(instance_id)
+    def _record(self, instance_id: int) -> _Record:
+        found = self._records.get(instance_id)
         if found is None:
-            found = self._evidence[instance_id] = Evidence(LEAST_EVENTS)
+            found = self._records[instance_id] = _Record((self._all_failed, self._all_answered))
         return found
 
-    def _count_answered(self) -> None:
-        for instance_id, count in self.answered.items():
-            if instance_id not in self._ejected:
-                self._of(instance_id).answered += count
-        self.answered.clear()
-
-    def _peers(self, instances: tuple[Instance, ...]) -> dict[int, Evidence]:
-        """Of whom something is known, of those that are called."""
-        evidence, ejected = self._evidence, self._ejected
-        return {each.id: evidence[each.id] for each in instances if each.id in evidence and each.id not in ejected}
-
-    def _failing(self, suspects: Iterable[int], peers: Mapping[int, Evidence]) -> tuple[int, str] | None:
-        """The first of the suspects that fails far beyond its peers, and why."""
-        all_failed = sum(each.failed for each in peers.values())
-        all_answered = sum(each.answered for each in peers.values())
-        for instance_id in suspects:
-            own = peers[instance_id]
-            if own.events < LEAST_EVENTS:
-                continue
-            failed, answered = max(0.0, all_failed - own.failed), max(0.0, all_answered - own.answered)
-            calls = failed + answered
-            if calls < LEAST_CALLS or own.failed / own.calls < failed / calls + RATE_GAP:
-                continue
-            if likelihood_gain(own.failed, own.answered, failed, answered) >= GAIN:
-                told = f"{own.failed:.0f} of its last {own.calls:.0f} calls failed"
-                return instance_id, f"{told}, of its peers' {failed:.0f} of {calls:.0f}"
-        return None
-
-    def _slowest(self, peers: Mapping[int, Evidence], waiting: Iterable[tuple[int, float]]) -> tuple[int, str] | None:
-        """The slowest of those that are far slower than their peers and have been for some looks, and why."""
-        times = {each: Times(one.timed, one.logs, one.squares) for each, one in peers.items() if one.timed}
-        if not times:
-            return None
-        # Where there are two in the middle, the faster: of two instances the slower can be an outlier.
-        typical = self._typical = median_low([each.mean for each in times.values()])
-        late = set()
-        for instance_id, seconds in waiting:
-            value = log(max(seconds, 1e-9))
-            if value > typical:
-                late.add(instance_id)
-                times.setdefault(instance_id, Times()).add(Times(1.0, value, value * value))
-        everybody = Times()
-        for each in times.values():
-            everybody.add(each)
-        found: tuple[float, int, str] | None = None
-        for instance_id, own in times.items():
-            reason, one = _slow(own, everybody, typical), peers[instance_id]
-            one.looked_at(bool(reason), instance_id in late)
-            sure = one.slow_looks >= SLOW_LOOKS and one.timed_looks >= LEAST_TIMED_LOOKS
-            if sure and (found is None or own.mean > found[0]):
-                found = (own.mean, instance_id, reason)
-        return found[1:] if found is not None else None
+    def _outlier(self, failed: int, answered: int, began: tuple[int, int]) -> str:
+        """Why these outcomes make an instance an outlier among its peers in the same time; empty where they do not."""
+        peers_failed = self._all_failed - began[0] - failed
+        peers_answered = self._all_answered - began[1] - answered
+        if not far_beyond(failed, answered, peers_failed, peers_answered):
+            return ""
+        own = f"{failed} of its last {failed + answered} calls failed"
+        return f"{own}, of its peers' {peers_failed} of {peers_failed + peers_answered}"
 
     def _eject(self, instance_id: int, reason: str, now: float, instances: tuple[Instance, ...]) -> Ejection | None:
-        out = sum(1 for each in instances if each.id in self._ejected)
-        if (out + 1) * 2 > len(instances):
+        if (len(self._ejected) + 1) * 2 > len(instances):
             return None
         level = self._level(instance_id, now)
         wait = self._step(level) * (0.5 + 0.5 * self._rng.random())
-        ejection = Ejection(instance_id, now, now + wait, level + 1, reason)
-        self._ejected[instance_id] = ejection
+        ejection = self._ejected[instance_id] = Ejection(instance_id, now, now + wait, level + 1, reason)
         self._standing.pop(instance_id, None)
-        self._evidence.pop(instance_id, None)
+        self.restart()  # it is no peer any more: the others are compared among themselves from now on
         return ejection
 
     def _step(self, level: int) -> float:
         return self._first_s * min(2.0**level, GROWTH)
 
     def _level(self, instance_id: int, now: float) -> int:
-        """How often it was ejected lately: each ejection is forgiven after as long a time of good behaviour."""
+        """How many recent ejections of the instance are not forgiven yet."""
         level, since = self._standing.get(instance_id, (0, now))
-        good = now - since
-        while level and good >= self._step(level - 1):
-            good -= self._step(level - 1)
+        while level and now - since >= self._step(level - 1):
             level -= 1
+            since += self._step(level)
         return min(level, _HIGHEST)
 
 
-def _rate(evidence: Evidence) -> float:
-    return evidence.failed / evidence.calls if evidence.events >= LEAST_EVENTS else 0.0
+def far_beyond(failed: int, answered: int, peers_failed: int, peers_answered: int) -> bool:
+    """Return whether an instance fails far more often than its peers do in the same time.
 
-
-def _slow(own: Times, everybody: Times, typical: float) -> str:
-    """Why an instance is far slower than the others; "" where it is not."""
-    if own.count < LEAST_TIMED or own.mean < typical + log(SLOW_RATIO):
-        return ""
-    peers = Times(everybody.count, everybody.logs, everybody.squares)
-    peers.add(own, -1)
-    if peers.count < LEAST_TIMED or own.seconds < peers.seconds + SLOW_GAP_S:
-        return ""
-    if deviations(own, peers) < SLOW_DEVIATIONS:
-        return ""
-    return f"its first answers take {own.seconds:.3g} s, those of its peers {peers.seconds:.3g} s"
+    It does where it gave no answer and failed `LEAST_FAILURES` times, while its peers gave `PEER_ANSWERS` answers, and
+    as many again for each failure of theirs. It also does where the gap between both failure rates is at least
+    `RATE_GAP` and larger than chance explains: between n and m calls that fail at one rate, a gap of g or more has a
+    probability of at most exp(-2 g² / (1/n + 1/m)) (W. Hoeffding, "Probability Inequalities for Sums of Bounded Random
+    Variables", 1963).
+    """
+    calls, peers_calls = failed + answered, peers_failed + peers_answered
+    if failed < LEAST_FAILURES or not peers_calls:
+        return False
+    if not answered and peers_answered >= PEER_ANSWERS * (1 + peers_failed):
+        return True
+    gap = failed / calls - peers_failed / peers_calls
+    return gap >= RATE_GAP and 2 * gap * gap >= SURPRISE * (1 / calls + 1 / peers_calls)

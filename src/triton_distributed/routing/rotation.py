@@ -103,7 +103,3 @@ class Rotation:
         """Return when to try the instance again, on the clock of `mark_down`; minus infinity where it is not down."""
         known = self._down.get(instance_id)
         return known.next_probe if known is not None else float("-inf")
-
-    def due(self, now: float) -> list[int]:
-        """Return the ids whose probe is due."""
-        return [instance_id for instance_id, down in self._down.items() if down.next_probe <= now]

@@ -1,7 +1,8 @@
-"""For the tests of programs: a network that misbehaves, real servers, what every backend of a kind must do."""
+"""For the tests of programs: local clusters, virtual time, faults of the network, real servers, conformance suites."""
 
 from triton_distributed.testing.discovery import ChangeLog, DiscoveryConformance
 from triton_distributed.testing.events import EventConformance
+from triton_distributed.testing.local import LeftOver, LocalCluster
 from triton_distributed.testing.proxy import FaultProxy, Faults
 from triton_distributed.testing.servers import EtcdCluster, EtcdServer, NatsServer, ServerMissing
 from triton_distributed.testing.virtual_time import Deadlock, Livelock, VirtualTimeLoop, run_in_virtual_time
@@ -15,7 +16,9 @@ __all__ = [
     "EventConformance",
     "FaultProxy",
     "Faults",
+    "LeftOver",
     "Livelock",
+    "LocalCluster",
     "NatsServer",
     "ServerMissing",
     "VirtualTimeLoop",

@@ -1,18 +1,19 @@
-"""`python -m triton_distributed.testing.chaos COMMAND --seed N`: chaos runs from the command line."""
+"""`python -m triton_distributed.testing.chaos --calls MODULE:FUNCTION -- PROGRAM …`: chaos runs of your own workers."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
 from triton_distributed.errors import ConfigError
-from triton_distributed.testing.chaos import many, real
+from triton_distributed.testing.chaos.cluster import ChaosCluster
+from triton_distributed.testing.chaos.command import configure, run
+from triton_distributed.testing.chaos.report import Report
+from triton_distributed.testing.chaos.schedule import Fault
 
-COMMANDS = {
-    "processes": ("real worker processes that are killed, stopped, cut off and starved", real.configure, real.run),
-    "simulated": ("thousands of systems in one thread, in virtual time; each repeats itself", many.configure, many.run),
-}
+PROG = "python -m triton_distributed.testing.chaos"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,16 +25,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 after a good run, 1 with violations, 2 where it could not be done as asked.
     """
-    parser = argparse.ArgumentParser(prog="python -m triton_distributed.testing.chaos", description=__doc__)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (text, configure, _) in COMMANDS.items():
-        configure(commands.add_parser(name, help=text, description=text))
+    parser = argparse.ArgumentParser(prog=PROG, description="Hurt your own workers on a seeded schedule.")
+    configure(parser)
+    parser.add_argument("--calls", required=True, metavar="MODULE:FUNCTION", help="an async function of the cluster")
+    parser.add_argument("program", nargs="+", help="a worker that calls obey(runtime), and its arguments")
     arguments = parser.parse_args(argv)
+    module, _, name = arguments.calls.partition(":")
     try:
-        return COMMANDS[arguments.command][2](arguments)
+        calls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        parser.error(f"--calls {arguments.calls}: {error}")
+
+    async def judged(cluster: ChaosCluster, faults: Sequence[Fault]) -> Report:
+        return await cluster.run(faults, lambda: calls(cluster), spare=arguments.spare)
+
+    try:
+        again, program = f"{PROG} --calls {arguments.calls}", f" -- {' '.join(arguments.program)}"
+        return run(arguments, arguments.program, judged, again, program)
     except ConfigError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -28,10 +28,9 @@ from triton_distributed.testing.proxy import FaultProxy
 from triton_distributed.testing.servers import free_port
 
 JOURNAL = "{journal}"  # in a command: the path of the cluster's journal
-WORKER = (sys.executable, "-m", "triton_distributed.testing.chaos.worker")
 NETWORKS = ("unix", "tcp", "tls")
 STOP_S = 15.0  # of the thread, which has nothing left to do by then
-DRAIN_TIMEOUT_S = 10  # of the workers: below `place.DRAIN_S`, above what a request of `requests.plans` takes
+DRAIN_TIMEOUT_S = 10  # of the workers: below `place.DRAIN_S`
 
 # Linux takes connections on all of 127.0.0.0/8, and an outgoing one never takes a port of this address by itself.
 LOOPBACK = "127.0.67.1" if sys.platform == "linux" else "127.0.0.1"
@@ -45,8 +44,7 @@ class ChaosCluster:
     just then does).
 
     Args:
-        command: of a worker, which calls `obey(runtime)` before it serves; `JOURNAL` in it is filled in. By default the
-            one that serves `requests.handler` as `chaos.worker.answer`.
+        command: of a worker, which calls `obey(runtime)` before it serves; `JOURNAL` in it stands for `journal`.
         workers: how many.
         network: `unix`, `tcp`, or `tls`, which is TCP with certificates made by `openssl`.
         proxied: a `FaultProxy` stands in front of each worker. Without, workers choose their addresses themselves.
@@ -58,7 +56,7 @@ class ChaosCluster:
 
     Attributes:
         folder: journals and logs; removed at the end.
-        journal: a file for the workers' journals; the default command's is there.
+        journal: a path for a file in which workers may write down what they did.
         violations: what must not be, so far.
 
     Raises:
@@ -68,7 +66,7 @@ class ChaosCluster:
 
     def __init__(
         self,
-        command: Sequence[str] | None = None,
+        command: Sequence[str],
         *,
         workers: int = 3,
         network: str = "unix",
@@ -84,7 +82,6 @@ class ChaosCluster:
             raise ConfigError("network", network, f"one of {', '.join(NETWORKS)}")
         self.folder = Path(tempfile.mkdtemp(prefix="trd-chaos-"))
         self.journal = self.folder / "journal"
-        command = (*WORKER, JOURNAL) if command is None else command
         self._command = [each.replace(JOURNAL, str(self.journal)) for each in command]
         self._workers, self._network, self._proxied, self._recovery_s = workers, network, proxied, recovery_s
         self._directory = self.folder / "d"
@@ -113,7 +110,7 @@ class ChaosCluster:
         return [each.process.pid for each in self._places]
 
     def spared(self, from_s: float, to_s: float) -> bool:
-        """Whether some worker was well all the time between two moments of `time.monotonic`: for `Oracle.spared`."""
+        """Whether some worker was well all the time between two moments of `time.monotonic`."""
         return any(each.was_well(from_s, to_s) for each in self._places)
 
     async def __aenter__(self) -> Self:

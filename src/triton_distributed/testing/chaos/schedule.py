@@ -114,19 +114,6 @@ def schedule(
     return tuple(faults)
 
 
-def spared(faults: Iterable[Fault], workers: int, from_s: float, to_s: float, recovery: Recovery = Recovery()) -> bool:
-    """Whether some worker was well all the time between two moments.
-
-    Args:
-        faults: of the schedule.
-        workers: how many there are.
-        from_s: seconds on the clock of the faults, and `to_s`.
-        recovery: as the schedule was drawn with.
-    """
-    hurt = {each.worker for each in faults if each.at_s <= to_s and from_s <= well_again_s(each, recovery)}
-    return len(hurt) < workers
-
-
 def well_again_s(fault: Fault, recovery: Recovery) -> float:
     """When the worker of a fault counts as well again, seconds after the beginning."""
     restarts = fault.kind in (FaultKind.KILL, FaultKind.DRAIN)

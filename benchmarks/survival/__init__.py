@@ -1,1 +1,0 @@
-"""What is left of a service while its workers are killed, restarted and flooded. `python -m benchmarks.survival`."""

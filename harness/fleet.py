@@ -1,0 +1,196 @@
+"""The processes of one run: started, asked, stopped, killed and replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from harness.processes import Child, ChildFailed
+from triton_distributed.testing import EtcdServer, NatsServer
+
+DRAIN_S = 30.0  # a worker's time for its end: TRD_DRAIN_TIMEOUT_S
+TCP = {"TRD_LISTEN": "tcp://127.0.0.1:0"}
+# What runs between clients and workers, by name. With `etcd` that is discovery, over TCP.
+PLANES: dict[str, dict[str, str]] = {"unix": {}, "tcp": TCP, "etcd": TCP, "nats": {"TRD_REQUEST_PLANE": "nats"}}
+
+
+@asynccontextmanager
+async def plane(name: str) -> AsyncIterator[tuple[Path, dict[str, str]]]:
+    """Start the server that a plane needs; yields an empty folder with a short path, and every process's settings."""
+    async with AsyncExitStack() as stack:
+        root = "/tmp" if os.path.isdir("/tmp") else None  # the path of a Unix socket is short
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trh", dir=root)))
+        settings = {"TRD_DIR": str(folder), "TRD_EVENTS": "local", **PLANES[name]}
+        if name == "nats":
+            nats = await stack.enter_async_context(NatsServer(environ=os.environ))
+            settings |= {"NATS_SERVER": nats.url, "TRD_EVENTS": "nats"}
+        elif name == "etcd":
+            etcd = await stack.enter_async_context(EtcdServer(environ=os.environ))
+            settings["ETCD_ENDPOINTS"] = etcd.url
+        yield folder, settings
+
+
+class Process:
+    """A place in a fleet: what runs there, and the process that does so now.
+
+    Attributes:
+        options: of `harness.member`, for the next start.
+        child: the present process; None between two.
+    """
+
+    def __init__(self, name: str, parts: tuple[str, ...], options: dict[str, str], environ: dict[str, str]) -> None:
+        self.name, self.parts, self.options, self._environ = name, parts, options, environ
+        self._present, self._asking = asyncio.Event(), asyncio.Lock()
+        self.child: Child | None = None
+        self.instance_id = 0
+
+    async def start(self) -> None:
+        """Start it; it can be called when this returns."""
+        options = [word for name, value in self.options.items() for word in (f"--{name}", value) if word]
+        self.child = await Child.start("harness.member", self.name, *self.parts, *options, environ=self._environ)
+        self.instance_id = await self.child.ask("id")
+        self._present.set()
+
+    async def ask(self, question: str, **arguments: Any) -> Any:
+        """Return its answer, one question at a time; while no process is there, wait for the next one."""
+        async with self._asking:
+            await self._present.wait()
+            assert self.child is not None
+            return await self.child.ask(question, **arguments)
+
+    def send(self, number: signal.Signals) -> float:
+        """Send a signal; returns when, on the monotonic clock that all processes share."""
+        assert self.child is not None
+        at = time.monotonic()
+        self.child.process.send_signal(number)
+        return at
+
+    async def leave(self) -> Child:
+        """Wait until no question is under way, and let nobody ask from now on; returns the process."""
+        async with self._asking:
+            assert self.child is not None
+            child, self.child = self.child, None
+            self._present.clear()
+            return child
+
+
+class Fleet:
+    """Workers and clients of one run; `async with` ends them all.
+
+    Args:
+        environ: settings of every process.
+
+    Attributes:
+        processes: by name.
+    """
+
+    def __init__(self, environ: dict[str, str]) -> None:
+        self._environ = environ
+        self.processes: dict[str, Process] = {}
+
+    async def __aenter__(self) -> Fleet:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        for each in reversed(self.processes.values()):  # clients first: they were started last
+            if each.child is not None:
+                await each.child.stop()
+
+    async def start(self, name: str, *parts: str, options: dict[str, str] | None = None, **environ: str) -> Process:
+        """Start a process.
+
+        Args:
+            name: of the process.
+            parts: what it does, see `harness.member`.
+            options: of `harness.member`, e.g. its loop.
+            environ: settings of this process alone.
+        """
+        process = Process(name, parts, options or {}, {**self._environ, **environ})
+        self.processes[name] = process
+        await process.start()
+        return process
+
+    async def ask(self, names: Iterable[str], question: str, **arguments: Any) -> dict[str, Any]:
+        """Return the answers of these processes, by name."""
+        asked = list(names)
+        answers = await asyncio.gather(*(self.processes[name].ask(question, **arguments) for name in asked))
+        return dict(zip(asked, answers, strict=True))
+
+    def ids(self, names: Iterable[str]) -> list[int]:
+        """Return the instance ids of these workers."""
+        return [self.processes[name].instance_id for name in names]
+
+    async def kill(self, name: str) -> float:
+        """SIGKILL a process, and wait for its end; returns when it was killed."""
+        process = self.processes[name]
+        at = process.send(signal.SIGKILL)
+        await (await process.leave()).stop()
+        return at
+
+    async def replace(self, name: str) -> None:
+        """Start a process in the place of one that has ended; it is registered when this returns."""
+        await self.processes[name].start()
+
+    async def restart(self, name: str) -> tuple[float, float]:
+        """SIGTERM a worker and start its successor at once.
+
+        Returns:
+            when it was asked to end, and the seconds that it took.
+
+        Raises:
+            ChildFailed: it has not ended within `DRAIN_S`, or its exit status is not 0.
+        """
+        process = self.processes[name]
+        at = process.send(signal.SIGTERM)
+        old = await process.leave()
+        ended = asyncio.ensure_future(asyncio.wait_for(old.process.wait(), DRAIN_S))
+        ended.add_done_callback(lambda _: took.append(time.monotonic() - at))
+        took: list[float] = []
+        try:
+            await process.start()
+            status = await ended
+        except TimeoutError:
+            raise ChildFailed(f"{name} had not ended {DRAIN_S:g} s after SIGTERM") from None
+        finally:
+            ended.cancel()
+            await old.stop()
+        if status != 0:
+            raise ChildFailed(f"{name} exited with status {status} after SIGTERM")
+        return at, took[0]
+
+    async def pause(self, name: str, seconds: float) -> None:
+        """Stop a process for a while."""
+        process = self.processes[name]
+        process.send(signal.SIGSTOP)
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            process.send(signal.SIGCONT)
+
+
+WORKERS, CLIENTS = ("w0", "w1", "w2"), ("c0", "c1")
+
+
+@asynccontextmanager
+async def service(settings: dict[str, str], worker: str, client: str) -> AsyncIterator[Fleet]:
+    """Three workers and two clients that are connected to each other.
+
+    Args:
+        settings: of every process.
+        worker: the part of the workers.
+        client: the part of the clients; its number is added as an argument.
+    """
+    async with Fleet(settings) as fleet:
+        for name in WORKERS:
+            await fleet.start(name, worker)
+        for number, name in enumerate(CLIENTS):
+            await fleet.start(name, f"{client}:{number}")
+        await fleet.ask(CLIENTS, "connect", ids=fleet.ids(WORKERS))
+        yield fleet

@@ -1,0 +1,1 @@
+"""The runs, a program each: `python -m harness.runs.NAME`."""

@@ -1,0 +1,90 @@
+"""What must be true of a simulation when its calls have ended, and again when everything is closed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+from harness.simulated.hosts import HostsLoop
+from harness.simulated.members import Caller, Member, Worker
+from harness.simulated.network import Registry, Switch
+from triton_distributed.runtime import Client
+from triton_distributed.testing.virtual_time import waiting
+
+
+def idle(member: Member) -> Iterator[str]:
+    """What a process holds though no call is under way, in words."""
+    runtime: Any = member.runtime
+    name = member.host.name
+    for endpoint in runtime._server.endpoints:
+        where = f"{name}, {endpoint.name.endpoint}"
+        if endpoint.gate.running or endpoint.stats.inflight or len(endpoint.gate.queue):
+            counts = (
+                f"{len(endpoint.gate.running)} run, {endpoint.stats.inflight} counted, {len(endpoint.gate.queue)} wait"
+            )
+            yield f"{where}: requests are left: {counts}"
+    pool = runtime.pool
+    for session in (*runtime._server._listener.sessions, *pool._live.values(), *pool._parted):
+        yield from (f"{name}: {each}" for each in _session(session, runtime.config.session_window_bytes))
+    for what in ("_dialling", "_greeting", "_parted"):
+        if getattr(pool, what):
+            yield f"{name}: the pool's {what} holds {len(getattr(pool, what))}"
+    if runtime._tasks:
+        yield f"{name}: {len(runtime._tasks)} tasks of calls are left"
+    if isinstance(member, Caller):
+        for client in (member.answer, member.echo):
+            yield from (f"{name}: {each}" for each in _client(client))
+
+
+def _client(client: Client) -> Iterator[str]:
+    if client.stats.inflight:
+        yield f"the client counts {client.stats.inflight} calls under way"
+    if len(client.load):
+        yield f"load is left: {client.load!r}"
+
+
+def _session(session: Any, session_window: int) -> Iterator[str]:
+    """What a session holds though it has no streams."""
+    left = {
+        "streams": session.streams,
+        "frames": session.out,
+        "streams ready to send": [each for each in session._ready if each.outbox or each._ending],
+        "unsent requests": session.unsent,
+        "waiters": session._resumed,
+        "handlers that have not begun": {**session._beginning, **session._told},
+        "bytes of messages": session._under_way,
+    }
+    for what, value in left.items():
+        if value:
+            yield f"{session!r}: {what} are left: {value if isinstance(value, int) else len(value)}"
+    if session.paused:
+        yield f"{session!r} is paused"
+    promised = session_window - session._budget._left
+    if promised:
+        yield f"{session!r}: {promised} bytes of window are promised to streams that are gone"
+
+
+def found(caller: Caller, workers: list[Worker]) -> Iterator[str]:
+    """Workers that serve and that a client does not call, in words."""
+    for client in (caller.answer, caller.echo):
+        candidates = {each.id for each in client.view.candidates}
+        for worker in workers:
+            if worker.runtime.instance_id not in candidates:
+                rotation = client.view.rotation.down.get(worker.runtime.instance_id)
+                yield f"{caller.host.name} does not call {worker.host.name} ({client.view.name.endpoint}): {rotation}"
+        if len(candidates) > len(workers):
+            yield f"{caller.host.name} knows {len(candidates)} instances where {len(workers)} are"
+
+
+def closed(loop: HostsLoop, switch: Switch, registry: Registry) -> Iterator[str]:
+    """What is left when all processes have ended, in words."""
+    own = asyncio.current_task(loop)
+    # Neither names nor addresses of objects: a run that is repeated finds the same words.
+    yield from (f"a task is left at {place}" for name, place in waiting(loop) if own is None or name != own.get_name())
+    if loop.timers():
+        yield f"{loop.timers()} timers are left"
+    if switch.links:
+        yield f"connections are left: {', '.join(str(each.number) for each in switch.links)}"
+    if registry.hub.entries or len(registry.hub.watchers):
+        yield f"the registry holds {len(registry.hub.entries)} instances and {len(registry.hub.watchers)} watches"

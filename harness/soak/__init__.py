@@ -1,0 +1,1 @@
+"""The soak: its kinds of calls, its events, its verdict and its table."""

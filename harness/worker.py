@@ -1,0 +1,48 @@
+"""What the workers of a run serve; a part of `harness.member`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from harness.journal import FileJournal
+from harness.member import Member
+from harness.requests import ENDPOINT, PLAIN, RELAY, TWO_WAY, Journal, echo, handler, plain, relay
+from triton_distributed.testing.chaos.cluster import JOURNAL
+
+# The command of a `ChaosCluster` whose workers serve `requests.handler` and `requests.echo`.
+COMMAND = (sys.executable, "-m", "harness.member", "worker", f"harness.worker:serve:{JOURNAL}")
+
+
+async def serve(member: Member, journal: str) -> None:
+    """Serve what a chaos run calls; the handlers write down in a file which requests they begin."""
+    serve_made(member, journal, handler)
+
+
+def serve_made(member: Member, journal: str, made: Callable[[Journal], Callable[..., Any]]) -> None:
+    """Serve a handler that is made from the journal, and `requests.echo`."""
+    written = FileJournal(Path(journal))
+    member.serve(ENDPOINT, made(written))
+    member.serve(TWO_WAY, echo(written))
+
+
+class NoJournal:
+    """For runs too long to write everything down."""
+
+    def began(self, request_id: int) -> None:
+        """Write nothing."""
+
+
+async def serve_all(member: Member, made: Callable[[Journal], Callable[..., Any]] = handler) -> None:
+    """Serve all handlers of `harness.requests`, without a journal.
+
+    Args:
+        member: the process.
+        made: makes the handler that streams.
+    """
+    onward = await member.runtime.endpoint(ENDPOINT).client()
+    served = {ENDPOINT: made(NoJournal()), TWO_WAY: echo(NoJournal()), PLAIN: plain(NoJournal()), RELAY: relay(onward)}
+    for path, function in served.items():
+        member.serve(path, function)
