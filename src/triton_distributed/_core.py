@@ -1,4 +1,4 @@
-"""The runtime's classes under the name that some programs import; see `triton_distributed.runtime`."""
+"""The runtime's classes under a module name that some programs import; see `triton_distributed.runtime`."""
 
 from triton_distributed.runtime import (
     Annotated,

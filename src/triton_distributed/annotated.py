@@ -1,4 +1,4 @@
-"""A stream's item with what may stand beside its data."""
+"""An item of a stream, with an event, comments and an id next to its data."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__: list[str] = []  # Programs import these names from `triton_distributed.
 class Annotated(msgspec.Struct, gc=False, repr_omit_defaults=False):
     """One item of a response: data, and optionally an event, comments and an id.
 
-    A handler may yield one to send an event beside or instead of data. `generate(…, annotated=True)`, the default,
-    returns items so; both accessor methods and `get` exist because programs of both times use them.
+    A handler may yield one to send an event with data or instead of data. `generate(…, annotated=True)`, the default,
+    returns items in this form. Accessor methods and `get` both exist, because older and newer programs use either.
 
     Args, by position (the names belong to the accessors):
-        data: the value; None where the item has none.
+        data: the value; None if the item has no value.
         event: a name, e.g. `error`.
         comment: lines of text.
-        id: an id of the item's own.
+        id: an id of the item.
     """
 
     _data: Any = None
@@ -36,7 +36,7 @@ class Annotated(msgspec.Struct, gc=False, repr_omit_defaults=False):
         return self._event
 
     def comments(self) -> list[str]:
-        """The comments; empty where there are none."""
+        """The comments; may be empty."""
         return self._comment or []
 
     def id(self) -> str | None:
@@ -48,7 +48,7 @@ class Annotated(msgspec.Struct, gc=False, repr_omit_defaults=False):
         return self._event == "error"
 
     def get(self, name: str) -> Any:
-        """A part by its name: `data`, `event`, `comment`, `comments` or `id`.
+        """Return a part by its name: `data`, `event`, `comment`, `comments` or `id`.
 
         Raises:
             ValueError: there is no such part.
@@ -68,5 +68,5 @@ class Annotated(msgspec.Struct, gc=False, repr_omit_defaults=False):
 
 
 def parts(item: Annotated) -> list[Any]:
-    """The item as it travels."""
+    """Return the item in the form that travels."""
     return [item.data(), item.event(), item.comments(), item.id()]

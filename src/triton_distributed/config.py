@@ -1,4 +1,4 @@
-"""Every setting, its default and its meaning. The only reader of the environment."""
+"""Every setting with its default and its meaning. Only this file reads the environment."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ MIB = 1024 * KIB
 DISCOVERY_BACKENDS = ("file", "etcd", "memory", "static")
 TEMPORARY = "/tmp"
 REQUEST_PLANES = ("direct", "nats")
-SHORTEST_WATCHDOG_S = 0.02  # the loop is asked four times in that: below it, watching costs more than it tells
-EVENT_PLANES = ("local", "nats", "")  # "" for what else is set to decide
-# Read by the Makefile, tools/ and the tests, and what Kubernetes sets in each container for a service named trd-….
+SHORTEST_WATCHDOG_S = 0.02  # the watchdog checks the loop four times in this period; shorter periods cost too much
+EVENT_PLANES = ("local", "nats", "")  # with "" the other settings decide
+# Variables that the Makefile, tools/ and the tests read, or that Kubernetes sets for a service named trd-….
 NOT_SETTINGS = re.compile(
     r"TRD_(BASE_PYTHON|PYTHON_VERSION|NO_UV|TEST_.*|(.*_)?SERVICE_(HOST|PORT(_.*)?)|(.*_)?PORT(_[0-9]+_(TCP|UDP|SCTP)(_.*)?)?)"
 )
@@ -39,16 +39,16 @@ def _setting(variable: str, default: Any, help: str, **bounds: Any) -> Any:
 
 
 def _default_directory() -> Path:
-    """One folder a user, whatever started the process.
+    """Return one folder for each user, regardless of what started the process.
 
-    A login session's own folder (`$XDG_RUNTIME_DIR`) would not do: cron, services and containers have none, and systemd
-    removes it with the user's last session.
+    A login session's own folder (`$XDG_RUNTIME_DIR`) is unsuitable: cron, services and containers have none, and
+    systemd removes it with the user's last session.
     """
     return usual_directories()[0]
 
 
 def usual_directories() -> tuple[Path, ...]:
-    """The folders that processes of this user use where TRD_DIR is not set, this process's own first."""
+    """Return the folders that this user's processes use without TRD_DIR; the folder of this process comes first."""
     if not hasattr(os, "geteuid"):
         return (Path(tempfile.gettempdir()) / f"triton-distributed-{os.environ.get('USERNAME', 'user')}",)
     name = f"triton-distributed-{os.geteuid()}"
@@ -59,7 +59,7 @@ def usual_directories() -> tuple[Path, ...]:
 
 
 def _usable(folder: str) -> bool:
-    """Whether a temporary folder is this user's own or the system's: `sudo` may keep another user's TMPDIR."""
+    """Return whether this user or root owns a temporary folder: `sudo` may keep another user's TMPDIR."""
     try:
         owner = os.stat(folder).st_uid
     except OSError:
@@ -71,71 +71,75 @@ def _usable(folder: str) -> bool:
 class Config:
     """The settings of one runtime. `Config()` holds the defaults, `Config.from_env()` reads `TRD_*`.
 
-    Its `repr` shows no secret, and no user and password of a URL.
+    Its `repr` hides secrets, and the user and password of a URL.
     """
 
     discovery: str = _setting(
         "TRD_DISCOVERY",
         "file",
-        "where instances are registered: `file`, `etcd` (the default where `ETCD_ENDPOINTS` is set), `memory` (one "
+        "where instances are registered: `file`, `etcd` (the default if `ETCD_ENDPOINTS` is set), `memory` (one "
         "process) or `static`",
     )
     directory: Path = _setting(
         "TRD_DIR",
         _default_directory,
         "folder of file discovery and of Unix sockets, private to the user; default: `triton-distributed-UID` under "
-        "`$TMPDIR` where that is the user's own or root's, else under `/tmp`",
+        "`$TMPDIR` if the user or root owns that, else under `/tmp`",
     )
     static: str = _setting(
-        "TRD_STATIC", "", "instances of static discovery: `ns.comp.ep=tcp://host:port[;…]`, several addresses by `,`"
+        "TRD_STATIC",
+        "",
+        "instances of static discovery: `ns.comp.ep=tcp://host:port[;…]`, with `,` between several addresses",
     )
     listen: str = _setting(
         "TRD_LISTEN",
         "",
         "addresses to listen on, separated by commas, e.g. `tcp://[::]:7000` (all interfaces, IPv6 and IPv4); default: "
-        "a private Unix socket, with etcd also a free TCP port on all interfaces",
+        "a private Unix socket, and with etcd also a free TCP port on all interfaces",
     )
     advertise: str = _setting(
         "TRD_ADVERTISE",
         "",
-        "TCP addresses to publish instead of those listened on, separated by commas; a host alone has the port that is "
-        "listened on",
+        "TCP addresses to publish instead of the addresses listened on, separated by commas; a host alone gets the "
+        "port listened on",
     )
     etcd_endpoints: str = _setting(
         "ETCD_ENDPOINTS", "http://localhost:2379", "etcd's client URLs, separated by commas; setting it chooses etcd"
     )
     etcd_lease_ttl_s: int = _setting(
-        "TRD_ETCD_LEASE_TTL_S", 10, "seconds after which etcd forgets a worker that is gone without a word", low=2
+        "TRD_ETCD_LEASE_TTL_S", 10, "seconds after which etcd forgets a worker that disappeared", low=2
     )
-    etcd_prefix: str = _setting("TRD_ETCD_PREFIX", "triton-distributed", "what every key in etcd begins with")
-    etcd_username: str = _setting("TRD_ETCD_USERNAME", "", "user at etcd")
-    etcd_password: str = _setting("TRD_ETCD_PASSWORD", "", "password at etcd", secret=True)
+    etcd_prefix: str = _setting("TRD_ETCD_PREFIX", "triton-distributed", "prefix of every key in etcd")
+    etcd_username: str = _setting("TRD_ETCD_USERNAME", "", "user for etcd")
+    etcd_password: str = _setting("TRD_ETCD_PASSWORD", "", "password for etcd", secret=True)
     etcd_cert: str = _setting("TRD_ETCD_CERT", "", "PEM file of the certificate shown to etcd")
     etcd_key: str = _setting("TRD_ETCD_KEY", "", "PEM file of its key")
     etcd_ca: str = _setting("TRD_ETCD_CA", "", "PEM file of the authority that signed etcd's certificate")
     nats_server: str = _setting(
         "NATS_SERVER",
         "",
-        "NATS URLs, separated by commas; setting it makes NATS carry events and queues. Where `TRD_EVENTS` or "
-        "`TRD_REQUEST_PLANE` say `nats` and this is not set: `nats://localhost:4222`",
+        "NATS URLs, separated by commas; setting it makes NATS carry events and queues. If it is not set and "
+        "`TRD_EVENTS` or `TRD_REQUEST_PLANE` is `nats`: `nats://localhost:4222`",
     )
-    nats_username: str = _setting("NATS_AUTH_USERNAME", "", "user at NATS")
-    nats_password: str = _setting("NATS_AUTH_PASSWORD", "", "password at NATS", secret=True)
-    nats_token: str = _setting("NATS_AUTH_TOKEN", "", "token at NATS", secret=True)
-    nats_nkey: str = _setting("NATS_AUTH_NKEY", "", "nkey seed at NATS", secret=True)
+    nats_username: str = _setting("NATS_AUTH_USERNAME", "", "user for NATS")
+    nats_password: str = _setting("NATS_AUTH_PASSWORD", "", "password for NATS", secret=True)
+    nats_token: str = _setting("NATS_AUTH_TOKEN", "", "token for NATS", secret=True)
+    nats_nkey: str = _setting("NATS_AUTH_NKEY", "", "nkey seed for NATS", secret=True)
     nats_credentials_file: str = _setting("NATS_AUTH_CREDENTIALS_FILE", "", "credentials file for NATS")
     nats_cert: str = _setting("TRD_NATS_CERT", "", "PEM file of the certificate shown to NATS")
     nats_key: str = _setting("TRD_NATS_KEY", "", "PEM file of its key")
     nats_ca: str = _setting("TRD_NATS_CA", "", "PEM file of the authority that signed the NATS server's certificate")
     request_plane: str = _setting(
-        "TRD_REQUEST_PLANE", "direct", "how requests travel: `direct` connections, or `nats` where none are possible"
+        "TRD_REQUEST_PLANE",
+        "direct",
+        "how requests travel: over `direct` connections, or over `nats` where these are impossible",
     )
     events: str = _setting(
         "TRD_EVENTS",
         "",
-        "how events travel: `local` (between processes of one user on one machine) or `nats`. Where it is not set: "
-        "`nats` if `NATS_SERVER` is set, else `local`, but with `etcd` and `static` discovery, whose members may be on "
-        "several hosts, an error when events are used",
+        "how events travel: `local` (between processes of one user on one machine) or `nats`. Default: `nats` if "
+        "`NATS_SERVER` is set, else `local`. With `etcd` or `static` discovery, whose members may be on several hosts, "
+        "`local` is never the default: without NATS, using events is then an error",
     )
     tls_cert: str = _setting("TRD_TLS_CERT", "", "PEM file of this process's certificate: sessions use mutual TLS")
     tls_key: str = _setting("TRD_TLS_KEY", "", "PEM file of its key")
@@ -143,12 +147,12 @@ class Config:
     tls_server_name: str = _setting(
         "TRD_TLS_SERVER_NAME",
         "",
-        "name that a worker's certificate must carry; default: any certificate of TRD_TLS_CA does",
+        "name that a worker's certificate must carry; by default any certificate of TRD_TLS_CA is accepted",
     )
     token: str = _setting(
         "TRD_TOKEN",
         "",
-        "secret that all members share, e.g. 32 random characters; proven to each other, never sent",
+        "secret that all members share, e.g. 32 random characters; members prove that they know it and never send it",
         secret=True,
     )
     max_message_bytes: int = _setting(
@@ -168,22 +172,22 @@ class Config:
     max_greeting: int = _setting(
         "TRD_MAX_GREETING",
         1_000,
-        "connections to a worker that may be without their hello at once; beyond it the one that has waited longest "
-        "gives way to the newest",
+        "connections to a worker that have not sent their hello yet; beyond this number the newest replaces the one "
+        "that has waited longest",
         low=1,
     )
     max_requests: int = _setting(
         "TRD_MAX_REQUESTS",
         200_000,
-        "handlers that a worker runs at once, for all sessions and endpoints together; a session has at most as many "
-        "as are left. Further requests are refused, and go elsewhere",
+        "handlers that a worker runs at once, for all sessions and endpoints together; one session may run at most as "
+        "many as are still free. Further requests are refused and go elsewhere",
         low=1,
     )
     max_held_bytes: int = _setting(
         "TRD_MAX_HELD_BYTES",
         2048 * MIB,
-        "bytes of requests that a worker holds at once, beyond 16 KiB each: bodies while they are served, and what is "
-        "streamed and not read yet; a request beyond that is refused. At least TRD_MAX_MESSAGE_BYTES",
+        "bytes of requests that a worker holds at once, not counting 16 KiB of each: bodies while they are served, and "
+        "streamed items that are not read yet; a request beyond that is refused. At least TRD_MAX_MESSAGE_BYTES",
         low=64 * KIB,
     )
     connect_timeout_s: float = _setting(
@@ -192,48 +196,49 @@ class Config:
     health_timeout_s: float = _setting(
         "TRD_HEALTH_TIMEOUT_S",
         10.0,
-        "seconds without a byte from a worker that is waited for, after which it leaves the rotation; calls that may "
-        "be sent again go to another, all other streams stay",
+        "seconds without a byte from a worker while a client waits for it; after them it leaves the rotation. Calls "
+        "that may be sent again go to another worker, all other streams stay",
         low=0.1,
     )
     host_timeout_s: float = _setting(
         "TRD_HOST_TIMEOUT_S",
         30.0,
         "seconds without an acknowledgement from another host, after which the connections to it end with their "
-        "streams; a process that is merely stopped does not count. A network that is cut for two thirds of it costs no "
-        "stream",
+        "streams. A process that is only stopped does not count. A network cut of up to two thirds of this time ends "
+        "no stream",
         low=1.0,
     )
     ejection_s: float = _setting(
         "TRD_EJECTION_S",
         5.0,
         "seconds for which clients leave out an instance that fails far more often than its peers; doubled each time, "
-        'up to 60 times as much; 0: no instance is left out for that. Slow instances: use `policy="p2c"`',
+        'up to 60 times as long; 0 disables this. For slow instances use `policy="p2c"`',
         low=0.0,
     )
     drain_timeout_s: float = _setting(
         "TRD_DRAIN_TIMEOUT_S", 30.0, "seconds that a shutdown waits for running requests", low=0.0
     )
-    retries: int = _setting("TRD_RETRIES", 3, "further instances tried for a request that no handler began", low=0)
+    retries: int = _setting("TRD_RETRIES", 3, "further instances to try for a request that no handler began", low=0)
     threads: int = _setting(
         "TRD_THREADS",
         lambda: min(32, (os.cpu_count() or 1) + 4),
-        "handlers written with plain `def` that run at once, each in a thread; those that wait for their readers do "
-        "not count. Default: the number of cores and 4, at most 32",
+        "handlers written with plain `def` that run at once, each in a thread; handlers that wait for their readers "
+        "do not count. Default: the number of cores plus 4, at most 32",
         low=1,
     )
     watchdog_s: float = _setting(
         "TRD_WATCHDOG_S",
         0.2,
-        "seconds within which an event loop that is stuck is noticed: the stack that blocks it is logged, and clients "
-        "call other instances meanwhile; 0 for no watchdog",
+        "seconds within which the watchdog notices a stuck event loop: it logs the stack that blocks the loop, and "
+        "clients call other instances meanwhile; 0 for no watchdog",
         low=0.0,
     )
     gc_freeze: bool = _setting(
         "TRD_GC_FREEZE",
         False,
-        "when the first endpoint is served: collect garbage, then never look again at what is there (`gc.freeze`), so "
-        "that full collections, which stop everything, are short; cycles among it are not freed any more",
+        "when the first endpoint is served: collect garbage, then exclude all present objects from later collections "
+        "(`gc.freeze`). Full collections, which stop the process, become short; cycles among the present objects are "
+        "never freed",
     )
     full_tracebacks: bool = _setting(
         "TRD_FULL_TRACEBACKS",
@@ -250,15 +255,15 @@ class Config:
     def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Config:
         """Read the settings from the environment.
 
-        A `TRD_` variable that is no setting is named in a warning, once a process: a slip of the pen, or the setting of
-        another version, which may share the environment.
+        A warning, once per process, names each `TRD_` variable that is not a setting. It may be a typo, or the setting
+        of another version that shares the environment.
 
         Args:
-            environ: instead of `os.environ`.
-            overrides: fields by name, stronger than the environment.
+            environ: the variables to read instead of `os.environ`.
+            overrides: fields by name; they take precedence over the environment.
 
         Raises:
-            ConfigError: a variable cannot be read as what it sets, is out of range, or names an unknown choice.
+            ConfigError: the value of a variable has the wrong type, is out of range, or is an unknown choice.
         """
         environ = os.environ if environ is None else environ
         values: dict[str, Any] = {}
@@ -297,14 +302,14 @@ class Config:
 
     @property
     def event_plane(self) -> str:
-        """How events travel: `local`, `nats`, or "" where nothing that is set can reach every member."""
+        """How events travel: `local`, `nats`, or "" if no configured way reaches every member."""
         if self.events or self.nats_server:
             return self.events or "nats"
         return "" if self.discovery in ("etcd", "static") else "local"
 
     @property
     def nats_urls(self) -> str:
-        """Where NATS is, or "" where nothing that is set asks for it."""
+        """The URLs of NATS, or "" if no setting asks for NATS."""
         wanted = "nats" in (self.events, self.request_plane)
         return self.nats_server or ("nats://localhost:4222" if wanted else "")
 
@@ -313,14 +318,14 @@ _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
 def _check_shown(variable: str, value: object, secret: bool | None) -> None:
-    """Refuse what some later error would show: a key in place of its file's name, and a secret that is no text."""
+    """Refuse values that a later error would show: a key in place of its file's name, and a secret that is not text."""
     if secret:
         try:
             str(value).encode()
         except UnicodeEncodeError:
             raise ConfigError(variable, value, "it is not valid UTF-8") from None
     elif "-----BEGIN" in str(value):
-        raise ConfigError(variable, value, "this is the content of a key file, and not the name of one")
+        raise ConfigError(variable, value, "this is the content of a key file; give the name of the file instead")
 
 
 def _parse(variable: str, kind: str, text: str) -> Any:
@@ -341,7 +346,7 @@ def _parse(variable: str, kind: str, text: str) -> Any:
 
 
 def unknown_settings(environ: Mapping[str, str]) -> list[str]:
-    """The `TRD_` variables in `environ` that have a value, and are nobody's."""
+    """Return the `TRD_` variables in `environ` that have a value and are not settings."""
     known = {each.metadata["variable"] for each in fields(Config)}
     return [
         name
@@ -350,21 +355,21 @@ def unknown_settings(environ: Mapping[str, str]) -> list[str]:
     ]
 
 
-@functools.lru_cache(maxsize=64)  # so that each is said once
+@functools.lru_cache(maxsize=64)  # warns once about the same names
 def _warn_of(names: tuple[str, ...]) -> None:
     if not names:
         return
-    import difflib  # nobody else needs it
+    import difflib  # only this warning needs it
 
     known = [each.metadata["variable"] for each in fields(Config)]
     for name in names:
         close = difflib.get_close_matches(name, known, n=1)
-        advice = f"did you mean {close[0]}?" if close else "docs/settings.md has all of them"
-        logger.warning("%s is set, and there is no such setting: %s", name, advice)
+        advice = f"did you mean {close[0]}?" if close else "docs/settings.md lists all settings"
+        logger.warning("%s is set, but there is no such setting: %s", name, advice)
 
 
 def environment_reference() -> list[tuple[str, str, str]]:
-    """Every setting as (variable, default, meaning), for the documentation and its test."""
+    """Return every setting as (variable, default, meaning), for the documentation and its test."""
     rows = []
     for each in fields(Config):
         default = "see text" if each.name in ("directory", "threads") else str(each.default)

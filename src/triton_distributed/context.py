@@ -1,4 +1,4 @@
-"""What a handler knows about the request it serves, and what a caller steers a call with."""
+"""The context of a request: a handler learns about its request from it, and a caller controls calls with it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any, Protocol
 __all__: list[str] = []  # Programs import these names from `triton_distributed.runtime`.
 
 
-# Names of what travels with a request's metadata; a user's own cannot begin with a NUL.
+# Keys that the runtime adds to a request's metadata; a user's own key cannot begin with a NUL.
 ID, PRIORITY, RESUME = "\0id", "\0p", "\0r"
 LOWEST_PRIORITY, HIGHEST_PRIORITY = -128, 127
 CLEANUP_S = 30.0
-"""Seconds that the calls of a handler's clean-up have, counted from the cancellation of the handler.
+"""Seconds from a handler's cancellation in which the calls of its clean-up may run.
 
-As long as a drain by default (`TRD_DRAIN_TIMEOUT_S`): time to give back a slot, a lock or a cache block elsewhere."""
+The default of `TRD_DRAIN_TIMEOUT_S` is the same: time to give back a slot, a lock or a cache block elsewhere."""
 
 
 class Cancellable(Protocol):
@@ -33,35 +33,35 @@ class Context:
     """The request being served, or a handle that the caller passes to `generate(…, context=)`.
 
     Args:
-        id: names the request in logs and errors; made up when not given.
+        id: names the request in logs and errors; random by default.
         metadata: plain values that travel with the request.
 
-    A handler gets one as its second parameter. Calls that a handler makes inherit what is left of its deadline and are
-    cancelled with it by themselves; passing the context on also passes its id and metadata. The calls that a handler's
-    clean-up makes after such a cancellation run: see `CLEANUP_S`.
+    A handler gets one as its second parameter. Calls that a handler makes inherit its deadline and are cancelled
+    together with it. A handler that passes its context to a call also passes on the id and the metadata. Calls that a
+    handler's clean-up makes after such a cancellation still run: see `CLEANUP_S`.
 
     Raises:
         TypeError: the id is not text, or the metadata is not a mapping.
     """
 
-    # Defaults stand on the class: one is made for every request, and few requests change any of them.
+    # The defaults are class attributes: every request makes a context, and few requests change any of them.
     metadata: Mapping[str, Any] = MappingProxyType({})
-    deadline: float | None = None  # of the request, on the event loop's clock, seconds
-    calls_deadline: float | None = None  # of the calls that the handler makes: `deadline`, or later during clean-up
-    priority: int = 0  # of the call: those with a larger one are let in first where requests wait
-    over = False  # the request was answered: what its handler has left running no longer acts for it
-    resume_token: Any = None  # where to go on behind, given by an earlier instance's `checkpoint`; None from the start
+    deadline: float | None = None  # of the request, in seconds on the event loop's clock
+    calls_deadline: float | None = None  # of the handler's own calls: `deadline`, or later during clean-up
+    priority: int = 0  # of the call; where requests wait, larger priorities go first
+    over = False  # the request was answered; work that its handler left running no longer belongs to it
+    resume_token: Any = None  # the last token of an earlier instance's `checkpoint`; None: start at the beginning
     _id: str | None = None
     _pending_token: bytes | None = None
     _stopped = False
     _killed = False
     _waiters: list[asyncio.Future[None]] | None = None
-    _calls: dict[Cancellable, None] | None = None  # in order; bounded by the calls that are open
+    _calls: dict[Cancellable, None] | None = None  # in the order of their start; bounded by the open calls
 
     def __init__(self, id: str | None = None, metadata: Mapping[str, Any] | None = None) -> None:
         if id is not None:
             if not isinstance(id, str):
-                raise TypeError(f"id={id!r}: the id of a context is a str")
+                raise TypeError(f"id={id!r}: the id of a context must be a str")
             self._id = id
         if metadata is not None:
             self.metadata = read_only(metadata)
@@ -73,39 +73,39 @@ class Context:
         return self._id
 
     def remaining_s(self) -> float | None:
-        """Seconds until the deadline, not below 0, or None where there is none."""
+        """Seconds until the deadline, never below 0; None without a deadline."""
         if self.deadline is None:
             return None
         return max(0.0, self.deadline - self.now())
 
     def now(self) -> float:
-        """Seconds on the clock of `deadline`; asked in any thread."""
+        """Return the time in seconds on the clock of `deadline`. A handler may ask in any thread."""
         return asyncio.get_running_loop().time()
 
     def checkpoint(self, token: Any) -> None:
-        """Attach a resume token to the next item: a call with `resume=True` that loses this instance behind that item
-        goes on with another, whose `resume_token` it is. Without a request being served, nothing happens.
+        """Attach a resume token to the next item. If a call with `resume=True` loses this instance after that item, it
+        continues on another instance, which finds the token in `resume_token`. Outside of a request this does nothing.
 
         Args:
-            token: any plain value that says where the stream goes on behind the next item, up to 64 KiB encoded.
+            token: any plain value that says where the stream continues after the next item, up to 64 KiB encoded.
 
         Raises:
-            TypeError: it holds something that cannot travel.
-            ValueError: it is too large.
+            TypeError: the token holds something that cannot travel.
+            ValueError: the token is too large.
         """
 
     def take_token(self) -> bytes | None:
-        """The token that `checkpoint` was given in a thread since the last item."""
+        """Take the token that the handler's thread passed to `checkpoint` since the last item."""
         token = self._pending_token
         if token is not None:
             self._pending_token = None
         return token
 
     def attach_token(self, token: bytes) -> None:
-        """On the loop's thread: the next item carries this encoded token."""
+        """Attach this encoded token to the next item. Runs in the loop's thread."""
 
     def is_stopped(self) -> bool:
-        """Whether the handler should finish by itself: the caller asked, or is gone."""
+        """Whether the handler should finish by itself: the caller asked for that, or is gone."""
         return self._stopped
 
     def is_killed(self) -> bool:
@@ -144,7 +144,7 @@ class Context:
         self._waiters = None
 
     def attach(self, call: Cancellable) -> None:
-        """`call` is made on behalf of this context."""
+        """Register a call made on behalf of this context."""
         if self._calls is None:
             self._calls = {}
         self._calls[call] = None
@@ -154,7 +154,7 @@ class Context:
             call.ask_to_stop()
 
     def detach(self, call: Cancellable) -> None:
-        """`call` is over."""
+        """Forget a call that has ended."""
         if self._calls is not None:
             self._calls.pop(call, None)
 
@@ -164,13 +164,13 @@ class Context:
 
 
 def read_only(metadata: object) -> Mapping[str, Any]:
-    """A read-only copy of a request's metadata.
+    """Return a read-only copy of a request's metadata.
 
     Raises:
-        TypeError: it is not a mapping.
+        TypeError: the metadata is not a mapping.
     """
     if not isinstance(metadata, Mapping):
-        raise TypeError(f"metadata={metadata!r}: a mapping of plain values by name")
+        raise TypeError(f"metadata={metadata!r}: must be a mapping of names to plain values")
     return MappingProxyType(dict(metadata))
 
 
@@ -178,5 +178,5 @@ current: ContextVar[Context | None] = ContextVar("triton_distributed_context", d
 
 
 def current_context() -> Context | None:
-    """The context of the request whose handler is running here, or None outside of handlers."""
+    """Return the context of the request whose handler runs here, or None outside of handlers."""
     return current.get()

@@ -2,24 +2,24 @@
 
     TritonError
     ├── ConfigError (ValueError)              a setting is wrong
-    ├── InvalidName (ValueError)              a namespace, component, endpoint or instance id is not one
+    ├── InvalidName (ValueError)              the name of a namespace, component or endpoint, or an id, is invalid
     ├── ForkError                             a runtime was used in a process forked from its own
     ├── WrongLoop (RuntimeError)              a runtime was used in another thread or event loop than its own
     ├── RuntimeClosed                         the runtime was shut down
-    ├── AlreadyServed                         this runtime serves that endpoint already
+    ├── AlreadyServed                         this runtime already serves that endpoint
     ├── NotServed (LookupError)               this runtime does not serve that endpoint
     ├── DiscoveryError                        instances cannot be registered or watched
-    ├── BrokerError (ConnectionError)         NATS cannot be reached, or refuses what was asked
-    ├── NoInstances (LookupError)             nobody serves the endpoint
-    ├── InstanceNotFound (LookupError)        `direct` named an id that nobody has
+    ├── BrokerError (ConnectionError)         NATS cannot be reached, or refuses an operation
+    ├── NoInstances (LookupError)             no instance serves the endpoint
+    ├── InstanceNotFound (LookupError)        `direct` named an id that no instance has
     ├── ConnectionFailed (ConnectionError)    no instance could be reached
     ├── Overloaded                            every instance is at capacity
     ├── Draining                              every instance is shutting down
     ├── Paused                                every instance has paused the endpoint
     ├── DeadlineExceeded (TimeoutError)       the call's time is over
     ├── StreamIncomplete (ConnectionError)    the connection was lost after the handler had begun
-    │   └── StreamClosed                      this process had closed the stream that is read
-    ├── RequestIncomplete (ConnectionError)   the caller of a two-way stream is gone before its last request
+    │   └── StreamClosed                      a stream was read after this process had closed it
+    ├── RequestIncomplete (ConnectionError)   the caller of a two-way stream left before its last request
     ├── NotUnary (ValueError)                 `call` got no item, or more than one
     ├── MessageTooLarge (ValueError)          a message is above `max_message_bytes`
     ├── SubscriptionClosed                    a subscription to events has ended
@@ -27,11 +27,11 @@
     ├── DecodeError (ValueError)              a payload that arrived cannot be read
     ├── RemoteError (ValueError)              the handler raised; also an instance of what it raised
     └── ProtocolError                         the two ends do not speak the same protocol
-        ├── LocalProtocolError                this end would break it
+        ├── LocalProtocolError                this end tried to break it
         └── RemoteProtocolError               the peer broke it
 
-Each error keeps what it knows in fields and composes its text from them: what was tried, the address or limit involved,
-and the setting or command that helps.
+Each error keeps its facts in fields and composes its text from them: what was tried, the address or limit involved, and
+the setting or command that helps.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class TritonError(Exception):
 
 
 _SECRETS = re.compile(r"PASSWORD|TOKEN|NKEY")
-_USER = re.compile(r"://(?:(?!://).)*@", re.DOTALL)  # also where the password itself has an @ or a comma
+_USER = re.compile(r"://(?:(?!://).)*@", re.DOTALL)  # a password may hold an @ or a comma
 _PEM = re.compile(r"-----BEGIN.*", re.DOTALL)
 
 
@@ -91,7 +91,7 @@ def without_secrets(text: str) -> str:
 
 
 def shown(setting: str, value: Any) -> Any:
-    """Return the value of a setting as an error, a log line or a `repr` may show it."""
+    """Return the value of a setting in a form that an error, a log line or a `repr` may show."""
     if _SECRETS.search(setting):
         return value and "***"
     if not isinstance(value, str):
@@ -105,7 +105,7 @@ def shown(setting: str, value: Any) -> Any:
 
 
 class ConfigError(TritonError, ValueError):
-    """A setting cannot be used. Fields: `setting`, `value`, `reason`. Passwords in the value are replaced by `***`."""
+    """A setting is invalid. Fields: `setting`, `value`, `reason`. Passwords in the value are replaced by `***`."""
 
     def __init__(self, setting: str, value: object, reason: str) -> None:
         value, reason = shown(setting, value), without_secrets(reason)
@@ -117,7 +117,7 @@ class ConfigError(TritonError, ValueError):
 
 
 class InvalidName(TritonError, ValueError):
-    """A name is not one. Fields: `kind` (what it should name), `name`, `reason`."""
+    """A name is invalid. Fields: `kind` (what it should name), `name`, `reason`."""
 
     def __init__(self, kind: str, name: object, reason: str) -> None:
         super().__init__(kind, name, reason)
@@ -172,18 +172,18 @@ class RuntimeClosed(TritonError):
 
 
 class AlreadyServed(TritonError):
-    """One runtime serves an endpoint once. Field: `endpoint` (its path)."""
+    """A runtime may serve an endpoint only once. Field: `endpoint` (its path)."""
 
     def __init__(self, endpoint: str) -> None:
         super().__init__(endpoint)
         self.endpoint = endpoint
 
     def __str__(self) -> str:
-        return f'this runtime serves endpoint "{self.endpoint}" already: another instance needs another runtime'
+        return f'this runtime already serves endpoint "{self.endpoint}": another instance needs another runtime'
 
 
 class NotServed(TritonError, LookupError):
-    """An endpoint is not served by this runtime. Fields: `endpoint` (its path), `operation` (what was asked)."""
+    """This runtime does not serve an endpoint. Fields: `endpoint` (its path), `operation` (what was asked)."""
 
     def __init__(self, endpoint: str, operation: str) -> None:
         super().__init__(endpoint, operation)
@@ -191,7 +191,8 @@ class NotServed(TritonError, LookupError):
 
     def __str__(self) -> str:
         return (
-            f'{self.operation}: this runtime does not serve endpoint "{self.endpoint}", or not yet: serve_endpoint does'
+            f'{self.operation}: this runtime does not serve endpoint "{self.endpoint}", or not yet: '
+            "call serve_endpoint first"
         )
 
 
@@ -208,7 +209,7 @@ class DiscoveryError(TritonError):
 
 
 class BrokerError(TritonError, ConnectionError):
-    """A message broker cannot be reached, or refuses. Fields: `broker`, `where` (its addresses), `reason`."""
+    """A message broker cannot be reached or refuses an operation. Fields: `broker`, `where` (addresses), `reason`."""
 
     def __init__(self, broker: str, where: str, reason: str) -> None:
         where, reason = without_secrets(where), without_secrets(reason)
@@ -220,10 +221,10 @@ class BrokerError(TritonError, ConnectionError):
 
 
 class NoInstances(TritonError, LookupError):
-    """Nobody serves the endpoint.
+    """No instance serves the endpoint.
 
-    Fields: `endpoint` (its path), `where` (the discovery that was asked), `elsewhere` (words on other folders of this
-    user, where it is served).
+    Fields: `endpoint` (its path), `where` (the discovery that was asked), `elsewhere` (a text that names other folders
+    of this user in which the endpoint is served).
     """
 
     def __init__(self, endpoint: str, where: str = "", elsewhere: str = "") -> None:
@@ -247,11 +248,11 @@ class InstanceNotFound(TritonError, LookupError):
 
     def __str__(self) -> str:
         known = ", ".join(map(str, self.known[:5])) + (", …" if len(self.known) > 5 else "")
-        return f'endpoint_id={self.instance_id} not found for endpoint "{self.endpoint}": known are [{known}]'
+        return f'endpoint_id={self.instance_id} not found for endpoint "{self.endpoint}": known ids are [{known}]'
 
 
 class ConnectionFailed(TritonError, ConnectionError):
-    """No instance could be reached. Fields: `target` (what was called), `attempts` ((address, reason) each)."""
+    """No instance could be reached. Fields: `target` (what was called), `attempts` (pairs of address and reason)."""
 
     def __init__(self, target: str, attempts: Sequence[tuple[str, str]]) -> None:
         super().__init__(target, tuple(attempts))
@@ -263,9 +264,9 @@ class ConnectionFailed(TritonError, ConnectionError):
 
 
 class Refusal(TritonError):
-    """What `Overloaded` and `Draining` share: a request was refused before its handler began.
+    """The base of `Overloaded`, `Draining` and `Paused`: a request was refused before its handler began.
 
-    Fields: `endpoint` (its path), `instance_id` (the last that refused), `reason` (its words), `attempts`.
+    Fields: `endpoint` (its path), `instance_id` (the last instance that refused), `reason` (its text), `attempts`.
     """
 
     word = "refused"
@@ -282,7 +283,7 @@ class Refusal(TritonError):
 class Overloaded(Refusal):
     """Every instance that was tried is at capacity; see `serve_endpoint(max_inflight=, max_queue=)`.
 
-    Further field: `retry_after_s`, seconds after which the last of them expects a free place; 0.0 if it cannot tell.
+    Further field: `retry_after_s`, seconds until the last of them expects a free place; 0.0 if it has no estimate.
     """
 
     word = "is overloaded"
@@ -314,7 +315,7 @@ class Paused(Refusal):
 class DeadlineExceeded(TritonError, TimeoutError):
     """The call's time is over. Fields: `target` (what was called), `timeout_s` (seconds given), `attempts`.
 
-    `attempts` are those instances that did not take the request before, as (address, reason).
+    `attempts` lists the instances that did not take the request before that, as (address, reason).
     """
 
     def __init__(self, target: str, timeout_s: float, attempts: Sequence[tuple[str, str]] = ()) -> None:
@@ -329,17 +330,17 @@ class DeadlineExceeded(TritonError, TimeoutError):
     def __str__(self) -> str:
         return (
             f"{self.target} did not finish within {max(0.0, self.timeout_s):g} s{self._so_far}: give the call a larger "
-            "timeout=, or none; a handler's calls inherit what is left of its own"
+            "timeout=, or none; a handler's calls inherit its remaining time"
         )
 
 
 class StreamIncomplete(TritonError, ConnectionError):
-    """The stream broke after the handler had begun, or where it may have.
+    """The stream broke after the handler had begun, or may have begun.
 
-    Fields: `target`, `instance_id`, `address`, `reason`, `items`, `began`, `instances`. `items` counts what the caller
-    had received; those items are good. `began` is False if the connection was lost in such a way that this process
-    cannot know. `instances` is how many the call was sent to, one after another; more than 1 with `idempotent=True` or
-    `resume=True`.
+    Fields: `target`, `instance_id`, `address`, `reason`, `items`, `began`, `instances`. `items` is the number of items
+    that the caller had received; these items are good. `began` is False if this process cannot know whether the handler
+    had begun. `instances` is the number of instances that the call was sent to, one after another. It can be above 1
+    only with `idempotent=True` or `resume=True`.
     """
 
     def __init__(
@@ -358,11 +359,11 @@ class StreamIncomplete(TritonError, ConnectionError):
 
     def __str__(self) -> str:
         if self.instances > 1:
-            end = f"and the call had been sent to {self.instances} instances by then"
+            end = f"and the call had already been sent to {self.instances} instances"
         elif self.began:
-            end = "so the call was not sent elsewhere by itself"
+            end = "so the call was not sent to another instance"
         else:
-            end = "so the call was not sent elsewhere by itself: idempotent=True allows that"
+            end = "so the call was not sent to another instance: idempotent=True allows that"
         return (
             f"the stream from {self.target} broke after {self.items} item(s): instance {self.instance_id} at "
             f"{self.address}: {self.reason}; the handler {'had' if self.began else 'may have'} begun, {end}"
@@ -370,9 +371,9 @@ class StreamIncomplete(TritonError, ConnectionError):
 
 
 class StreamClosed(StreamIncomplete):
-    """A stream is read that this process has closed, or that has failed before. Fields as in `StreamIncomplete`.
+    """A stream was read after this process had closed it, or after it had failed. Fields as in `StreamIncomplete`.
 
-    `reason` says what closed it. `instance_id` is 0 and `address` empty if the request was not sent.
+    `reason` names what closed it. `instance_id` is 0 and `address` is empty if the request was not sent.
     """
 
     def __str__(self) -> str:
@@ -380,7 +381,7 @@ class StreamClosed(StreamIncomplete):
 
 
 class RequestIncomplete(TritonError, ConnectionError):
-    """A handler reads a stream of requests whose caller is gone, or has left, before its last one.
+    """A handler reads a stream of requests whose caller was lost, or left, before the last request.
 
     Fields: `request_id`, `items` (requests that were received), `reason`.
     """
@@ -390,11 +391,11 @@ class RequestIncomplete(TritonError, ConnectionError):
         self.request_id, self.items, self.reason = request_id, items, reason
 
     def __str__(self) -> str:
-        return f"the requests of {self.request_id} broke off after {self.items} item(s): {self.reason}"
+        return f"the stream of requests of {self.request_id} broke after {self.items} item(s): {self.reason}"
 
 
 class NotUnary(TritonError, ValueError):
-    """`client.call` wants exactly one item. Fields: `target`, `items` (0, or 2 for "more than one")."""
+    """`client.call` got no item, or several. Fields: `target`, `items` (0, or 2 for "more than one")."""
 
     def __init__(self, target: str, items: int) -> None:
         super().__init__(target, items)
@@ -402,7 +403,7 @@ class NotUnary(TritonError, ValueError):
 
     def __str__(self) -> str:
         got = "more than one item" if self.items else "no item"
-        return f"{self.target} answered with {got}; call() wants exactly one: iterate over generate() instead"
+        return f"{self.target} answered with {got}; call() expects exactly one: iterate over generate() instead"
 
 
 class MessageTooLarge(TritonError, ValueError):
@@ -413,7 +414,7 @@ class MessageTooLarge(TritonError, ValueError):
         self.what, self.size, self.limit, self.setting = what, size, limit, setting
 
     def __str__(self) -> str:
-        where = " on both ends" if self.setting.startswith("TRD_") else ""  # a server's limit is one
+        where = " on both ends" if self.setting.startswith("TRD_") else ""  # the limit of a server has only one end
         return f"{self.what} has {self.size:,} bytes, above the limit of {self.limit:,}: raise {self.setting}{where}"
 
 
@@ -440,7 +441,7 @@ class InvalidRequest(TritonError, ValueError):
 
 
 class DecodeError(TritonError, ValueError):
-    """A payload arrived whole, but what it holds cannot be read. Field: `reason`."""
+    """A payload arrived whole, but its content is invalid. Field: `reason`."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -452,16 +453,16 @@ class DecodeError(TritonError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class RemoteCause:
-    """What the runtime knows of an error that a handler raised: `RemoteError.remote`.
+    """The facts that the runtime has about an error that a handler raised: `RemoteError.remote`.
 
     Attributes:
         type_name: the name of the type that the handler raised, e.g. `KeyError`.
-        message: its text.
-        own_traceback: the traceback where it was raised, without those of a group's parts.
-        hops: instance id and request id of each handler on the error's way; the first raised it, each further one
-            let it through, and the last one answered this call.
+        message: the text of the error.
+        own_traceback: the traceback of the place that raised it, without the tracebacks of a group's parts.
+        hops: instance id and request id of each handler that the error passed. The first handler raised it, each
+            further one let it through, and the last one answered this call.
         types: module and qualified name of the type and of its bases, as the raising process knew them.
-        parts: the same of each error of an ExceptionGroup.
+        parts: a `RemoteCause` for each error of an ExceptionGroup.
     """
 
     type_name: str = "Exception"
@@ -478,12 +479,12 @@ class RemoteCause:
 
     @property
     def request_id(self) -> str:
-        """The request that it answered."""
+        """The request that this instance answered."""
         return self.hops[-1][1] if self.hops else ""
 
     @property
     def remote_traceback(self) -> str:
-        """The traceback where it was raised, followed by those of a group's parts."""
+        """The traceback of the place that raised it, followed by the tracebacks of a group's parts."""
         text = self.own_traceback
         for number, part in enumerate(self.parts, 1):
             text += f"  +---------------- {number} ----------------\n"
@@ -492,20 +493,20 @@ class RemoteCause:
 
     @property
     def words(self) -> str:
-        """Type and message."""
+        """The type's name and the message."""
         return f"{self.type_name}: {self.message}" if self.message else self.type_name
 
 
 REMOTE = "__triton_remote__"
-"""The key of a `RemoteCause` in the `__dict__` of an error that arrived. No attribute of a user's type has it."""
+"""The key of the `RemoteCause` in the `__dict__` of an error that arrived. Types of users have no such attribute."""
 
 _NOT_REMOTE = RemoteCause()
 
 
 class _Field:
-    """A field of `RemoteCause` as an attribute of `RemoteError`, unless the error has one of that name itself.
+    """A field of `RemoteCause` as an attribute of `RemoteError`, unless the error itself has an attribute of that name.
 
-    It has no `__set__`, so an attribute of the instance comes before it.
+    This descriptor has no `__set__`, so an attribute of the instance takes precedence.
     """
 
     def __init__(self, name: str) -> None:
@@ -517,23 +518,23 @@ class _Field:
 
 
 class RemoteError(TritonError, ValueError):
-    """The handler raised. What is caught is also an instance of the type that the handler raised, where that is known.
+    """The handler raised. The caught error is also an instance of the type that the handler raised, if that is known.
 
-    A built-in type is itself here; a user's own type is where its module is already imported in this process; else the
-    nearest base of it that is known. Nothing is imported or unpickled because a peer said so. The traceback of where
-    the error was raised is attached as a note; where other handlers let the error through, a line for each says so.
+    A built-in type is always known. A user's type is known if this process has imported its module already; else the
+    error has the nearest known base of that type. Nothing is imported or unpickled because of what a peer sends. The
+    traceback from the worker is attached as a note, with one line for each handler that let the error through.
 
-    `args` and the attributes of the error arrive as they would in an answer, and what cannot be in an answer arrives as
-    text. Where the error's own type has an attribute with one of the names below, the name means that attribute:
-    `remote` holds what the runtime knows, and `RemoteError.cause_of(error)` does so whatever the type has.
+    `args` and the attributes of the error arrive as they would in an answer. A value that an answer cannot hold arrives
+    as text. If the error's own type has an attribute with one of the names below, the name means that attribute.
+    `remote` holds the runtime's facts, and `RemoteError.cause_of(error)` returns them whatever attributes the type has.
 
     Attributes:
         type_name: the name of the type that the handler raised, e.g. `KeyError`.
-        message: its text.
-        remote_traceback: the traceback in the worker where it was raised, without the runtime's own frames.
+        message: the text of the error.
+        remote_traceback: the traceback in the worker that raised it, without the runtime's own frames.
         instance_id: the instance that answered.
-        request_id: the request that it answered.
-        remote: all of these and the way of the error, as a `RemoteCause`.
+        request_id: the request that this instance answered.
+        remote: all of these, and the handlers that the error passed, as a `RemoteCause`.
     """
 
     type_name: str = cast("str", _Field("type_name"))
@@ -545,7 +546,7 @@ class RemoteError(TritonError, ValueError):
 
     @staticmethod
     def cause_of(error: BaseException) -> RemoteCause | None:
-        """What the runtime knows of an error that arrived from a handler; None for any other error."""
+        """Return the runtime's facts about an error that arrived from a handler; None for any other error."""
         found = error.__dict__.get(REMOTE) if isinstance(error, RemoteError) else None
         return found if isinstance(found, RemoteCause) else None
 
@@ -573,8 +574,8 @@ class ProtocolError(TritonError):
 
 
 class LocalProtocolError(ProtocolError):
-    """This end tried something that the protocol forbids in the present state: a defect here."""
+    """This end tried something that the protocol forbids in the present state: a defect in this process."""
 
 
 class RemoteProtocolError(ProtocolError):
-    """The peer sent something malformed, too large or out of order; the session to it is closed."""
+    """The peer sent something malformed, too large or out of order; the session with it is closed."""

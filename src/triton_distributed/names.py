@@ -1,6 +1,6 @@
 """Values that name things: endpoints, instances, services.
 
-Everything here is plain immutable data that every room may import.
+Everything here is plain immutable data. Every package of the project may import it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ __all__ = [
 ]
 
 MAX_INSTANCE_ID = 2**63 - 1
-MAX_NAME_LENGTH = 255  # one part; three of them and an id still fit a discovery record's key
+MAX_NAME_LENGTH = 255  # characters of one part; three parts and an id still fit the key of a discovery record
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_UNSAFE = re.compile(r"[^!-~]|[.*>%]")  # in a token of a NATS subject, and `%`, which marks what was replaced
-_LONGEST_TOKEN = 255  # two of them fit NATS' control line of 4,096 bytes
+_UNSAFE = re.compile(r"[^!-~]|[.*>%]")  # unsafe in a token of a NATS subject; `%` marks a replaced character
+_LONGEST_TOKEN = 255  # characters; two tokens fit NATS' control line of 4,096 bytes
 _SLUG = re.compile(r"[^a-z0-9_]")
 
 
@@ -38,26 +38,26 @@ def check_name(kind: str, text: str) -> str:
     """Return `text` if it can name a namespace, component or endpoint.
 
     Args:
-        kind: what is being named, for the error's text.
+        kind: the kind of thing that the name is for; appears in the error's text.
         text: any non-empty text of at most 255 characters without control characters; `/` and `.` are legal.
 
     Raises:
-        InvalidName: it is empty, too long, not text, or holds a control character.
+        InvalidName: the text is empty, too long, not a str, or contains a control character.
     """
     if not isinstance(text, str):
-        raise InvalidName(kind, text, f"a name is a str, not {type(text).__name__}")
+        raise InvalidName(kind, text, f"a name must be a str, not {type(text).__name__}")
     if not text:
-        raise InvalidName(kind, text, "a name is not empty")
+        raise InvalidName(kind, text, "a name must not be empty")
     if len(text) > MAX_NAME_LENGTH:
-        raise InvalidName(kind, text, f"a name has at most {MAX_NAME_LENGTH} characters, not {len(text)}")
+        raise InvalidName(kind, text, f"a name may have at most {MAX_NAME_LENGTH} characters, not {len(text)}")
     if found := _CONTROL.search(text):
-        raise InvalidName(kind, text, f"a name holds no control character, found {found.group()!r}")
+        raise InvalidName(kind, text, f"a name must not contain the control character {found.group()!r}")
     return text
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class EndpointName:
-    """The address of a service: namespace, component and endpoint."""
+    """The full name of an endpoint: namespace, component and endpoint."""
 
     namespace: str
     component: str
@@ -76,14 +76,14 @@ class EndpointName:
             InvalidName: there are not exactly three non-empty parts.
         """
         if not isinstance(text, str):
-            raise InvalidName("endpoint", text, f"a name is a str, not {type(text).__name__}")
+            raise InvalidName("endpoint", text, f"a name must be a str, not {type(text).__name__}")
         parts = text.removeprefix("dyn://").split(".")
         if len(parts) != 3:
             raise InvalidName(
                 "endpoint",
                 text,
                 "the shorthand has three parts, namespace.component.endpoint; "
-                "where a part contains a dot use namespace(…).component(…).endpoint(…)",
+                "if a part contains a dot, use namespace(…).component(…).endpoint(…)",
             )
         return cls(*parts)
 
@@ -94,7 +94,7 @@ class EndpointName:
 
     @property
     def key(self) -> int:
-        """64 bits that name the endpoint in a request: one session to a worker serves all of its endpoints."""
+        """64 bits that identify the endpoint in a request; one session to a worker serves all of its endpoints."""
         text = "\0".join((self.namespace, self.component, self.endpoint))
         return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
@@ -108,13 +108,13 @@ class Instance:
     """One served endpoint in one process.
 
     Attributes:
-        endpoint: what it serves.
+        endpoint: the endpoint that it serves.
         id: 0 < id < 2^63, the same for every endpoint of one runtime.
         addresses: where it listens, best first: `unix:///path`, `tcp://host:port`, `memory://name`,
             `nats://subject`.
-        host: names the machine and boot it runs on; Unix sockets are only tried where it equals our own.
-        metadata: what its server published about it: plain JSON values.
-        busy: its loop is stuck, as its own watchdog says: others are called while there are any.
+        host: identifies the machine and boot it runs on; clients try Unix sockets only on the same host.
+        metadata: plain JSON values that the worker published about it.
+        busy: its watchdog reported that its loop is stuck; clients call other instances as long as there are any.
     """
 
     endpoint: EndpointName
@@ -130,23 +130,23 @@ class Instance:
 
 
 def service_name(namespace: str, component: str) -> str:
-    """The slug under which a component's subjects are published, e.g. `triton_init_backend_720278f8`.
+    """Return the slug that begins the subjects of a component, e.g. `triton_init_backend_720278f8`.
 
     The readable part is the lower-cased `namespace|component` with everything outside `[a-z0-9_]` replaced by `_`; the
     suffix is the last 8 hex digits of its blake3 hash, so that two names with one slug stay apart.
     """
-    from blake3 import blake3  # here, because few programs need a service name and all pay for an import
+    from blake3 import blake3  # imported here, because few programs need a service name
 
     text = f"{namespace}|{component}"
     return f"{_SLUG.sub('_', text.lower())}_{blake3(text.encode()).hexdigest()[-8:]}".lstrip("_")
 
 
 def subject_token(text: str) -> str:
-    """Make any name one token of a NATS subject: it is never a wildcard, never several tokens, never empty.
+    """Turn any name into one token of a NATS subject: never a wildcard, never several tokens, never empty.
 
-    Printable ASCII stays as it is but for `.`, `*`, `>` and `%`; these, spaces and everything else become `%XX` for
-    each byte of their UTF-8, as in a URL. Two names never share a token. What is longer than 255 characters by then
-    keeps its first 200, followed by `%%` and 32 hex digits of the name's blake3 hash.
+    Printable ASCII stays, except for `.`, `*`, `>` and `%`. These, spaces and all other characters become `%XX` for
+    each byte of their UTF-8, as in a URL. Two names never share a token. If the result is longer than 255 characters,
+    its first 200 are kept, followed by `%%` and 32 hex digits of the name's blake3 hash.
     """
     token = _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found.group().encode()), text)
     if len(token) <= _LONGEST_TOKEN:
@@ -157,10 +157,10 @@ def subject_token(text: str) -> str:
 
 
 def stream_name(namespace: str, component: str, queue: str) -> str:
-    """What a component's work queue is called in JetStream: `queue_`, a slug of at most 150 characters, 16 hex digits.
+    """Return the JetStream name of a component's work queue: `queue_`, a slug of at most 150 characters, 16 hex digits.
 
-    The slug is made as in `service_name`, the digits are of the blake3 hash of `namespace|component|queue`; a stream's
-    name has at most 255 bytes and none of `.`, `*`, `>`, spaces and slashes.
+    The slug is made as in `service_name`. The digits come from the blake3 hash of `namespace|component|queue`. The name
+    of a JetStream stream may have at most 255 bytes, without `.`, `*`, `>`, spaces and slashes.
     """
     from blake3 import blake3  # as in `service_name`
 
@@ -169,8 +169,8 @@ def stream_name(namespace: str, component: str, queue: str) -> str:
 
 
 def request_subject(name: EndpointName, instance_id: int) -> str:
-    """The NATS subject on which an instance takes requests: `{service_name}.{endpoint}-{id:x}`.
+    """Return the NATS subject on which an instance takes requests: `{service_name}.{endpoint}-{id:x}`.
 
-    The endpoint's name is made safe as `subject_token` says. Two runtimes never share a subject, for their ids differ.
+    `subject_token` makes the endpoint's name safe. Two runtimes never share a subject, because their ids differ.
     """
     return f"{service_name(name.namespace, name.component)}.{subject_token(name.endpoint)}-{instance_id:x}"

@@ -74,7 +74,7 @@ def test_each_command_has_help(command, capsys):
         ("serve worker:echo", "the following arguments are required: --endpoint"),
         ("serve --endpoint a.b.c", "required: MODULE:OBJECT"),
         ("serve worker:echo --endpoint a.b", "'a.b' cannot name an endpoint: write namespace.component.endpoint"),
-        ("serve worker:echo --endpoint a..c", "'' cannot name a component: a name is not empty"),
+        ("serve worker:echo --endpoint a..c", "'' cannot name a component: a name must not be empty"),
         ("serve worker:echo --end a.b.c", "required: --endpoint"),
         ("serve worker:echo --endpoint a.b.c --max-inflight 0", "'0' is not a whole number of at least 1"),
         ("serve worker:echo --endpoint a.b.c --max-queue x", "'x' is not a whole number of at least 0"),

@@ -12,16 +12,18 @@ from triton_distributed.wire import frames as f
 from triton_distributed.wire.authentication import PROOF_BYTES, REFUSED, Authentication
 from triton_distributed.wire.connection import Connection
 from triton_distributed.wire.hello import Hello, hello_frame, hello_payload
+from triton_distributed.wire.stream import StreamCore
 
 TOKEN = b"a token"
 OF_CLIENT, OF_WORKER = b"c" * 32, b"w" * 32
 OPENING = hello_frame(Hello(features=["token"], challenge=OF_CLIENT))
 
 
-class _Worker(Connection):
+class _Worker(Connection[StreamCore]):
+    stream_type = StreamCore
     served = 0
 
-    def on_request(self, stream: object, *request: object) -> None:
+    def _requested(self, stream: object, *request: object) -> None:
         self.served += 1
 
     def on_goaway(self, code: int, words: str) -> None:
@@ -48,6 +50,7 @@ SEEDS = [
 
 def _end_of(pieces: list[bytes]) -> tuple[object, ...]:
     end = _Worker(Hello(window=65536, max_message=1 << 20), 65536, 1 << 20, Authentication(TOKEN, OF_WORKER, False))
+    end.on_request = end._requested
     words = None
     try:
         for piece in pieces:

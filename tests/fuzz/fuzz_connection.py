@@ -11,13 +11,16 @@ from triton_distributed.errors import RemoteProtocolError
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.connection import Connection
 from triton_distributed.wire.hello import Hello, hello_frame
+from triton_distributed.wire.stream import StreamCore
 
 HELLO = hello_frame(Hello(window=65536))
 LIMIT = 1 << 20  # bytes of a message, so that what is announced can also be sent
 
 
-class _End(Connection):
-    def on_request(self, stream: object, *request: object) -> None:
+class _End(Connection[StreamCore]):
+    stream_type = StreamCore
+
+    def _requested(self, stream: object, *request: object) -> None:
         self.requests += 1
 
     requests = 0
@@ -55,17 +58,12 @@ SEEDS = [
 
 def _taken(end: Connection, data: bytes) -> None:
     """Receive as the shell does: what belongs into a message under way is written there."""
-    while end.direct and data:
-        target = end.direct_buffer()
-        count = min(target.nbytes, len(data))
-        target[:count] = data[:count]
-        end.direct_received(count)
-        data = data[count:]
-    end.receive(data)
+    end.receive(end.copy_direct(data))
 
 
 def _end_of(pieces: list[bytes], own: bool) -> tuple[object, ...]:
     end = _End(Hello(window=65536, max_message=LIMIT, max_streams=16), 65536, 1 << 20)
+    end.on_request = end._requested
     end.receive(HELLO)
     if own:
         for ends in (True, False):

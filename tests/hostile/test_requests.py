@@ -12,7 +12,7 @@ import pytest
 from tests.runtime.cluster import Cluster, drained, patiently, until
 from tests.timing import PATIENCE_S
 from triton_distributed.errors import DecodeError, Overloaded
-from triton_distributed.serving.endpoint import ServedEndpoint
+from triton_distributed.serving.request import split
 from triton_distributed.wire.frames import MOST_ITEMS, array_length, array_of
 
 
@@ -157,7 +157,7 @@ def test_the_length_of_an_array_is_read_without_its_items() -> None:
 
 
 def test_a_batch_of_too_many_items_is_refused_before_it_is_taken_apart() -> None:
-    assert len(ServedEndpoint.split(array_of([b"\xc0"] * MOST_ITEMS))) == MOST_ITEMS
+    assert len(split(array_of([b"\xc0"] * MOST_ITEMS))) == MOST_ITEMS
     for bad in (array_of([b"\xc0"] * (MOST_ITEMS + 1)), b"\xdd\xff\xff\xff\xff", b"\x05", b""):
-        with pytest.raises(DecodeError, match="a batch"):
-            ServedEndpoint.split(bad)
+        with pytest.raises(DecodeError, match="batch"):
+            split(bad)

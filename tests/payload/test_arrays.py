@@ -378,6 +378,9 @@ def torch_dtypes(torch: Any) -> list[Any]:
     return [each for each in sorted(found, key=str) if not str(each).startswith("torch.q")]
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.*(experimental|in beta state|in prototype stage|deprecated):UserWarning"
+)  # torch says so
 def test_torch_tensors() -> None:
     torch = pytest.importorskip("torch")
     dtypes = torch_dtypes(torch)
@@ -404,6 +407,9 @@ def test_torch_tensors() -> None:
     travel(torch.ones(3))[0] = 5
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.*(experimental|in beta state|in prototype stage|deprecated):UserWarning"
+)  # torch says so
 def test_the_words_for_tensors_that_cannot_travel_say_what_to_send() -> None:
     torch = pytest.importorskip("torch")
     parts = [torch.ones(2), torch.ones(3)]

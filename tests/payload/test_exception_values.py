@@ -303,7 +303,7 @@ def test_what_is_too_much_is_named() -> None:
     assert "attribute(s) were too large to travel: a" in error.__notes__[0]
     error = travel(Failed(*range(1000)))
     assert error.args == tuple(range(MAX_ARGS))
-    assert "it has 1,000 args" in error.__notes__[0]
+    assert "the error has 1,000 args" in error.__notes__[0]
     error = travel(Failed(*["y" * 1000] * 40))
     assert len(error.args) == 40, "an arg that has no room leaves its place"
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.payload.test_codec import BIG, both_ways_in, travel
 from triton_distributed.payload.codec import decode, encode
-from triton_distributed.payload.fields import has_passed_over
+from triton_distributed.payload.fields import has_skipped_field
 from triton_distributed.payload.typed import typed_decoder
 
 __all__ = ["both_ways_in"]  # each test runs with and without memory that is looked for first
@@ -259,7 +259,7 @@ def test_the_class_of_a_program_that_makes_many() -> None:
 
 def test_nothing_is_found_where_nothing_is_passed_over() -> None:
     for value in ([1, "a", {"b": [None]}], Around(1), Holder({"a": Around([1])}), {"a": {1, 2}}, Model(held=1)):
-        assert not has_passed_over(value)
+        assert not has_skipped_field(value)
 
 
 def test_a_value_that_nests_deeply_is_sent_or_named() -> None:

@@ -86,23 +86,23 @@ Bound = TypeVar("Bound", bound=Opaque)
 UNRESOLVED = types.GenericAlias(list, ("Unresolved",))
 
 UNUSABLE: list[tuple[Any, str]] = [
-    (Opaque, r"no message holds a tests\.payload\.test_typed_refusals\.Opaque"),
-    (list[Opaque], r"no message holds a .*Opaque"),
-    (Opaque | int, r"no message holds a .*Opaque"),
-    (Dog | Opaque, r"no message holds a .*Opaque"),
-    (Holder, r"no message holds a .*Opaque"),
-    (Bound, r"no message holds a .*Opaque"),
-    (Annotated[Opaque, "a note"], r"no message holds a .*Opaque"),
-    (np.float32 | Dog, r"no message holds a numpy\.float32"),
-    (Hashable, r"no message holds a .*Hashable"),
-    (AsyncIterator[str], r"no message holds a .*AsyncIterator"),
-    (Iterable[int] | None, "a generator is no value to check"),
-    (Callable[[int], int], "a function is no value to check"),
-    (typing.Callable, "a function is no value to check"),
-    (type[int], "a class is no value to check"),
+    (Opaque, r"a message cannot hold a tests\.payload\.test_typed_refusals\.Opaque"),
+    (list[Opaque], r"a message cannot hold a .*Opaque"),
+    (Opaque | int, r"a message cannot hold a .*Opaque"),
+    (Dog | Opaque, r"a message cannot hold a .*Opaque"),
+    (Holder, r"a message cannot hold a .*Opaque"),
+    (Bound, r"a message cannot hold a .*Opaque"),
+    (Annotated[Opaque, "a note"], r"a message cannot hold a .*Opaque"),
+    (np.float32 | Dog, r"a message cannot hold a numpy\.float32"),
+    (Hashable, r"a message cannot hold a .*Hashable"),
+    (AsyncIterator[str], r"a message cannot hold a .*AsyncIterator"),
+    (Iterable[int] | None, "a generator is not a value that can be checked"),
+    (Callable[[int], int], "a function is not a value that can be checked"),
+    (typing.Callable, "a function is not a value that can be checked"),
+    (type[int], "a class is not a value that can be checked"),
     ("Unresolved", "name 'Unresolved' is not defined"),
     (UNRESOLVED, "name 'Unresolved' is not defined"),
-    (3, "it is no type"),
+    (3, "it is not a type"),
     (Box, r"only msgspec can check the Struct Box"),
     (list[Seed | Dog], r"only msgspec can check the Struct Seed"),
     (Annotated[int, msgspec.Meta(gt=3)] | Dog, r"only msgspec can check msgspec\.Meta"),
@@ -112,7 +112,7 @@ UNUSABLE: list[tuple[Any, str]] = [
     (Partial, r"class Partial cannot be resolved"),
     (Unready, r"the model Unready is not complete"),
     (dict[str, Unready], r"the model Unready is not complete"),
-    (Start | Stop, r"Stop can never arrive, because all that fits it fits Start too; give each a field"),
+    (Start | Stop, r"Stop can never arrive, because every value that fits it also fits Start; give each a field"),
     (list[Start | Stop | None], r"Stop can never arrive"),
     (StartModel | Dog | StopModel, r"StopModel can never arrive"),
 ]
@@ -195,7 +195,7 @@ def test_a_union_goes_to_the_member_of_which_most_is_there_then_to_the_first() -
 def test_an_older_pydantic_is_named(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pydantic, "VERSION", version)
     for hint in (Dog, list[Dog | None], Cat | Dog):
-        with pytest.raises(TypeError, match=rf"pydantic 2\.11 or newer is needed, and {version} is installed"):
+        with pytest.raises(TypeError, match=rf"pydantic 2\.11 or newer is needed, but {version} is installed"):
             typed_decoder(hint)
 
 

@@ -44,7 +44,7 @@ async def full(cluster: Cluster, **options: Any) -> tuple[Gate, Any]:
 
 async def waiting(cluster: Cluster, count: int) -> None:
     (stats,) = [each for runtime in cluster._runtimes for each in runtime._server.endpoints]
-    await until(lambda: len(stats.admission) == count)
+    await until(lambda: len(stats.gate.queue) == count)
 
 
 async def test_those_with_a_larger_priority_are_let_in_first(cluster: Cluster) -> None:
@@ -102,7 +102,7 @@ async def test_a_priority_that_is_none_raises_in_the_call(cluster: Cluster, prio
 async def test_work_that_cannot_be_done_in_time_is_refused_early(cluster: Cluster) -> None:
     gate, client = await full(cluster, max_queue=100)
     (served,) = [each for runtime in cluster._runtimes for each in runtime._server.endpoints]
-    served.admission.mean_s = 3600.0  # as if handlers had taken an hour each
+    served.gate.queue.mean_s = 3600.0  # as if handlers had taken an hour each
     with pytest.raises(Overloaded, match=r"deadline is in .* try again in 3\.6e\+03 s") as caught:
         await patiently(client.call("no", timeout=PATIENCE_S))
     assert caught.value.retry_after_s == 3600.0
@@ -112,7 +112,7 @@ async def test_work_that_cannot_be_done_in_time_is_refused_early(cluster: Cluste
     gate.open.release()
     assert await patiently(patient) == "patient"
     assert gate.began == ["first", "patient"]
-    assert served.admission.mean_s < 3600.0  # it learns
+    assert served.gate.queue.mean_s < 3600.0  # it learns
 
 
 async def test_expired_work_is_dropped_before_it_starts(cluster: Cluster) -> None:
@@ -166,7 +166,7 @@ async def test_who_would_be_late_when_its_turn_comes_gives_it_to_others(cluster:
     await waiting(cluster, 1)
     patient = asyncio.ensure_future(client.call("patient"))
     await waiting(cluster, 2)
-    (await served(cluster)).admission.mean_s = 3600.0  # as if handlers had begun to take an hour meanwhile
+    (await served(cluster)).gate.queue.mean_s = 3600.0  # as if handlers had begun to take an hour meanwhile
     gate.open.release()
     with pytest.raises(Overloaded, match=r"it has waited until .* s are left"):
         await patiently(late)
@@ -179,7 +179,7 @@ async def test_who_would_be_late_is_tried_where_nobody_else_waits(cluster: Clust
     gate, client = await full(cluster, max_queue=10)
     late = asyncio.ensure_future(client.call("late", timeout=PATIENCE_S))
     await waiting(cluster, 1)
-    (await served(cluster)).admission.mean_s = 3600.0
+    (await served(cluster)).gate.queue.mean_s = 3600.0
     gate.open.release()
     gate.open.release()
     assert await patiently(late) == "late"
@@ -190,7 +190,7 @@ async def test_handlers_that_outlive_every_deadline_are_learned_from(cluster: Cl
         await asyncio.Event().wait()
 
     client = await cluster.connect(never, max_inflight=1, max_queue=10)
-    admission = (await served(cluster)).admission
+    admission = (await served(cluster)).gate.queue
     assert admission.mean_s == 0.0
     async with asyncio.timeout(PATIENCE_S):
         while not admission.mean_s:  # a first request may come too late to be begun: it is still being connected
@@ -204,7 +204,7 @@ async def test_every_estimate_is_compared_with_what_came_of_it(
     ended: list[tuple[int, bool]] = []
     monkeypatch.setattr(Admission, "ended", lambda self, priority, late_s, whole=True: ended.append((priority, whole)))
     gate, client = await full(cluster, max_queue=10)
-    (await served(cluster)).admission.mean_s = 1e-6
+    (await served(cluster)).gate.queue.mean_s = 1e-6
     waited = asyncio.ensure_future(client.call("waited", priority=3))
     await waiting(cluster, 1)
     for limit_s in longer(0.02):

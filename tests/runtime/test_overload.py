@@ -114,7 +114,7 @@ async def test_where_one_is_full_and_another_drains_the_caller_may_come_back(clu
     await until(lambda: all(each.began for each in gates))
     waits = asyncio.create_task(client.call("waits"))
     (served,) = draining._server.endpoints
-    await until(lambda: len(served.admission) == 1)
+    await until(lambda: len(served.gate.queue) == 1)
     draining.shutdown()
     with pytest.raises(Overloaded, match="2 instances were tried") as caught:
         await patiently(waits)
@@ -146,11 +146,11 @@ async def test_a_request_that_leaves_the_queue_makes_room(cluster: Cluster) -> N
     first = asyncio.create_task(client.call("first"))
     await until(lambda: gate.began)
     second = asyncio.create_task(client.call("second"))
-    await until(lambda: len(served.admission))
+    await until(lambda: len(served.gate.queue))
     second.cancel()
-    await until(lambda: not len(served.admission))
+    await until(lambda: not len(served.gate.queue))
     third = asyncio.create_task(client.call("third"))
-    await until(lambda: len(served.admission))
+    await until(lambda: len(served.gate.queue))
     gate.opened.set()
     assert await patiently(third) == ["gate", "third"]
     await patiently(first)

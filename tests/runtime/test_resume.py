@@ -220,7 +220,7 @@ async def test_retries_never_multiply_an_outage(cluster: Cluster) -> None:
     for each in client.instance_ids():
         client.direct(1, each)
     served = [each for runtime in cluster._runtimes for each in runtime._server.endpoints]
-    await until(lambda: sum(len(each.running) for each in served) == 4)
+    await until(lambda: sum(len(each.gate.running) for each in served) == 4)
     calls = 1000
     for _ in range(calls):
         with pytest.raises(Exception, match="is overloaded"):

@@ -25,10 +25,10 @@ def test_a_slip_is_named_with_what_was_meant(caplog: pytest.LogCaptureFixture) -
     for _ in range(2):  # said once
         assert Config.from_env(environ).drain_timeout_s == 30.0
     assert [(each.levelno, each.getMessage()) for each in caplog.records] == [
-        (logging.WARNING, "TRD_DRAIN_TIMEOUT is set, and there is no such setting: did you mean TRD_DRAIN_TIMEOUT_S?"),
+        (logging.WARNING, "TRD_DRAIN_TIMEOUT is set, but there is no such setting: did you mean TRD_DRAIN_TIMEOUT_S?"),
         (
             logging.WARNING,
-            "TRD_QUITE_SOMETHING_ELSE is set, and there is no such setting: docs/settings.md has all of them",
+            "TRD_QUITE_SOMETHING_ELSE is set, but there is no such setting: docs/settings.md lists all settings",
         ),
     ]
 

@@ -81,9 +81,9 @@ async def test_an_option_of_another_kind_is_told_at_the_call(
 
 
 def test_a_context_says_what_it_is_made_of() -> None:
-    with pytest.raises(TypeError, match="id=5: the id of a context is a str"):
+    with pytest.raises(TypeError, match="id=5: the id of a context must be a str"):
         Context(5)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"metadata=\['a'\]: a mapping"):
+    with pytest.raises(TypeError, match=r"metadata=\['a'\]: must be a mapping"):
         Context("id", ["a"])  # type: ignore[arg-type]
 
 

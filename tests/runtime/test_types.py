@@ -220,7 +220,7 @@ def wrapped(function: Any) -> Any:
         (only_for_the_type_checker_inside, "`request` is annotated with .*Nowhere.*, which cannot be resolved"),
         (
             unsendable,
-            r"`request` is list\[.*Unsendable\], which cannot be checked: no message holds a .* Any for no check",
+            r"`request` is list\[.*Unsendable\], which cannot be checked: a message cannot hold a .* Any for no check",
         ),
         (stream_of_unsendable, "`request` is Unsendable, which cannot be checked"),
         (unresolved_answer, "its return value is annotated with 'Nowhere', which cannot be resolved"),

@@ -17,7 +17,7 @@ from triton_distributed.calling import failures
 from triton_distributed.calling.call import Call
 from triton_distributed.calling.dispatch import Dispatch
 from triton_distributed.runtime.client import Client
-from triton_distributed.serving.endpoint import ServedEndpoint
+from triton_distributed.serving.gate import Gate
 from triton_distributed.testing.chaos import FaultKind
 from triton_distributed.testing.chaos.hosts import Host, HostsLoop
 from triton_distributed.testing.chaos.many import together
@@ -116,7 +116,7 @@ def begun_twice(patch: pytest.MonkeyPatch) -> None:
 
 def untold_loss(patch: pytest.MonkeyPatch) -> None:
     """A reset that lost what was under way counts as an orderly end."""
-    patch.setattr(sessions, "read_remainder", lambda *_: True)
+    patch.setattr(sessions, "read_remainder", lambda *_: ([], True))
 
 
 def early_handler(patch: pytest.MonkeyPatch) -> None:
@@ -169,7 +169,7 @@ def no_second_try(patch: pytest.MonkeyPatch) -> None:
 
 def queue_forgotten(patch: pytest.MonkeyPatch) -> None:
     """A handler that ends lets nobody in who waits."""
-    patch.setattr(ServedEndpoint, "_let_in", lambda self: None)
+    patch.setattr(Gate, "_start_next", lambda self: None)
 
 
 def call_without_a_task(patch: pytest.MonkeyPatch) -> None:

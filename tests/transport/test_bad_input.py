@@ -53,7 +53,7 @@ BROKEN = [
         [HELLO, f.HEADER.pack(2**32 - 1, f.DATA, 0, 1)], "announces 4,294,967,295 bytes", id="oversized frame"
     ),
     pytest.param([HELLO, f.frame(f.REQUEST, 1, f.UINT64.pack(2**63), f.MORE)], "the limit is", id="oversized message"),
-    pytest.param([HELLO, f.frame(f.DATA, 9, b"\x01")], "stream 9, which nobody opened", id="out of order"),
+    pytest.param([HELLO, f.frame(f.DATA, 9, b"\x01")], "stream 9, which was never opened", id="out of order"),
     pytest.param([HELLO, request(5), request(4)], "stream 4 was opened twice or out of order", id="ids that go down"),
     pytest.param([HELLO, request(1, b"hold"), f.frame(f.DATA, 1, b"\x01")], "in state RECEIVED", id="behind the end"),
     pytest.param([HELLO, request(1, announced=2**31)], "shorter than the metadata", id="metadata that is not there"),

@@ -11,7 +11,7 @@ from triton_distributed.wire.authentication import Authentication
 from triton_distributed.wire.connection import Connection
 from triton_distributed.wire.decoder import Frame, FrameDecoder
 from triton_distributed.wire.hello import Hello, hello_frame
-from triton_distributed.wire.stream import StreamCore
+from triton_distributed.wire.stream import Link, StreamCore
 
 FOREVER = float("inf")
 WINDOW = 64 * 1024
@@ -20,7 +20,7 @@ WINDOW = 64 * 1024
 class Noted(StreamCore):
     """A stream that notes what its shell would be told."""
 
-    def __init__(self, connection: Connection, stream_id: int, credit: int, window: int) -> None:
+    def __init__(self, connection: Link, stream_id: int, credit: int, window: int) -> None:
         super().__init__(connection, stream_id, credit, window)
         self.told: list[str] = []
 
@@ -37,7 +37,7 @@ class Noted(StreamCore):
         self.told.append("closed")
 
 
-class End(Connection):
+class End(Connection[Noted]):
     """One end, with what it was told."""
 
     stream_type = Noted
@@ -57,15 +57,13 @@ class End(Connection):
         self.pongs: list[bytes] = []
         self.hellos: list[Hello] = []
         self.scheduled = 0
+        self.on_request = lambda stream, *request: self.requests.append((stream, *request))
 
     def schedule(self) -> None:
         self.scheduled += 1
 
     def on_hello(self, peer: Hello) -> None:
         self.hellos.append(peer)
-
-    def on_request(self, stream: Any, *request: Any) -> None:
-        self.requests.append((stream, *request))
 
     def on_goaway(self, code: int, words: str) -> None:
         self.goaways.append((code, words))
@@ -75,13 +73,7 @@ class End(Connection):
 
     def take(self, data: bytes) -> None:
         """Receive as the shell does: what belongs into a message under way is written there."""
-        while self.direct and data:
-            target = self.direct_buffer()
-            count = min(target.nbytes, len(data))
-            target[:count] = data[:count]
-            self.direct_received(count)
-            data = data[count:]
-        self.receive(data)
+        self.receive(self.copy_direct(data))
 
     def written(self) -> list[Frame]:
         """The frames that wait, taken."""

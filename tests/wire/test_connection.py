@@ -78,12 +78,21 @@ def test_output_is_asked_for_once_a_turn():
     assert server.scheduled == before + 1
 
 
+def test_a_request_arrives_as_it_was_sent():
+    client, server = joined()
+    mine = client.request(7, 2**63, 1.5, b"metadata", b"body")
+    assert client.scheduled == 2  # the hello was the first time
+    server.take(client.take_output())
+    stream, *request = server.requests[-1]
+    assert request == [7, 2**63, 1.5, b"metadata", b"body", None]
+    assert (stream.id, stream.credit) == (mine.id, mine.window)
+    assert (mine.state, stream.state) == (State.SENT, State.RECEIVED)
+
+
 def test_accepts_leave_in_one_frame():
     client, server = joined()
     mine = [opened(client, server)[0] for _ in range(3)]
-    assert server.announce() is False
-    server.accepting += [each.id for each in mine]
-    assert server.announce() is True
+    server.announce([each.id for each in mine])
     assert len(server.out) == 1
     client.receive(server.take_output())
     assert all(each.accepted for each in mine)
@@ -91,8 +100,7 @@ def test_accepts_leave_in_one_frame():
 
 def test_more_accepts_than_fit_one_frame():
     server = greeted()
-    server.accepting += range(1, f.MAX_FRAME // 8 + 2)
-    server.announce()
+    server.announce([*range(1, f.MAX_FRAME // 8 + 2)])
     assert [len(each[3]) for each in server.written()] == [f.MAX_FRAME, 8]
 
 
@@ -131,9 +139,9 @@ OUT_OF_ORDER = [
         f.frame(f.AUTH, 0, bytes(99)), "kind 14 came on the session itself", id="a proof that nobody asked for"
     ),
     pytest.param(f.frame(f.ACCEPT, 0, bytes(7)), "ACCEPT frame holds 8 bytes", id="half an accept"),
-    pytest.param(f.frame(f.DATA, 5, b"\x01"), "stream 5, which nobody opened", id="an item from nowhere"),
-    pytest.param(f.frame(f.CANCEL, 5), "stream 5, which nobody opened", id="a cancel from nowhere"),
-    pytest.param(f.frame(f.CREDIT, 2**64 - 1, bytes(4)), "which nobody opened", id="credit from nowhere"),
+    pytest.param(f.frame(f.DATA, 5, b"\x01"), "stream 5, which was never opened", id="an item from nowhere"),
+    pytest.param(f.frame(f.CANCEL, 5), "stream 5, which was never opened", id="a cancel from nowhere"),
+    pytest.param(f.frame(f.CREDIT, 2**64 - 1, bytes(4)), "which was never opened", id="credit from nowhere"),
     pytest.param(request(1) + request(1), "stream 1 in state|opened twice", id="opened twice"),
     pytest.param(request(7) + request(6), "stream 6 was opened twice or out of order", id="ids that go down"),
     pytest.param(request(1) + f.frame(f.DATA, 1, b"\x01"), "stream 1 in state RECEIVED", id="an item behind the end"),

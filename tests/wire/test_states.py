@@ -116,7 +116,7 @@ def test_a_connection_does_what_the_table_says(state, kind, flags):
     number = 1
     data = f.frame(kind, number, PAYLOADS.get(kind, b""), flags)
     if after == ILLEGAL:
-        with pytest.raises(RemoteProtocolError, match=rf"stream {number}\b|kind {kind}\b|opened twice|nobody opened"):
+        with pytest.raises(RemoteProtocolError, match=rf"stream {number}\b|kind {kind}\b|opened twice|never opened"):
             end.receive(data)
         return
     end.receive(data)

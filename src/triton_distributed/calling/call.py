@@ -16,18 +16,16 @@ from triton_distributed.names import Instance
 from triton_distributed.observe import Outcome
 from triton_distributed.payload.codec import Message
 from triton_distributed.routing.policies import Policy
+from triton_distributed.transport.stream import Stream
 from triton_distributed.wire import frames as f
 
 if TYPE_CHECKING:
     from triton_distributed.runtime.client import Client
-    from triton_distributed.transport.session import Session
-    from triton_distributed.transport.stream import Stream
 
 _OK = int(Outcome.OK)
 _INFINITE = float("inf")
 _NOTHING: Iterator[Any] = iter(())
 _NO_ITEM: Any = object()
-_pack = f.REQUEST_HEADER.pack
 _FIXED = f.REQUEST_PREFIX_BYTES
 
 
@@ -125,28 +123,23 @@ class Call(Receiving):
         except Exception as error:  # a user's policy, or `direct` with an id that nobody has
             self.fail(error, Outcome.UNREACHABLE)
             return
-        size = _FIXED + len(metadata) + len(body)
         session = client.pool.get(instance.addresses)
-        if session is None or session.paused or session.full or size > f.SMALL:
+        if session is None or session.paused or session.full or _FIXED + len(metadata) + len(body) > f.SMALL:
             self._dispatch(instance)
             return
-        stream = self.open_stream(session, instance, True)
         timeout = _INFINITE if self.deadline is None else self.deadline - client.loop.time()
-        key, window = client.key, stream.window
-        head = _pack(size, f.REQUEST, f.END, stream.id, instance.id, key, timeout, window, len(metadata))
-        session.send(head + metadata + body)
+        stream = session.request(instance.id, client.key, timeout, metadata, body)
+        self.own(stream, instance)
         if self.stopping:
             stream.ask_to_stop()
 
-    def open_stream(self, session: Session, instance: Instance, end: bool) -> Stream:
-        """The stream to `instance`; its REQUEST must be written before anything else is."""
+    def own(self, stream: Stream, instance: Instance) -> None:
+        """`stream` carries the call to `instance`."""
         self.instances += 1
-        stream: Stream = session.open_stream(end)
         stream.owner = self
         self.stream = stream
         self.instance = instance
         self.client.load.acquire(instance.id)
-        return stream
 
     def _dispatch(self, chosen: Instance | None = None) -> None:
         """Send the request from a task: it needs a connection first, or more than one frame, or another instance."""
@@ -169,13 +162,10 @@ class Call(Receiving):
         """When the call began, where it has a deadline."""
         return self.deadline - self.timeout_s if self.deadline is not None and self.timeout_s is not None else None
 
-    def prefix(self, stream: Stream, instance: Instance) -> bytes:
-        """The fixed part of a request and its metadata."""
-        timeout = _INFINITE if self.deadline is None else self.deadline - self.client.loop.time()
-        return (
-            f.REQUEST_PREFIX.pack(instance.id, self.client.key, timeout, stream.window, len(self.metadata))
-            + self.metadata
-        )
+    @property
+    def left_s(self) -> float:
+        """Seconds until the deadline; infinite where there is none."""
+        return _INFINITE if self.deadline is None else self.deadline - self.client.loop.time()
 
     # the owner of a stream
 

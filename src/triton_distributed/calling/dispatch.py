@@ -19,15 +19,15 @@ from triton_distributed.errors import (
 from triton_distributed.names import Instance
 from triton_distributed.observe import Outcome
 from triton_distributed.payload.codec import encode
+from triton_distributed.transport.stream import Stream
 from triton_distributed.wire import frames as f
-from triton_distributed.wire.assembly import message_bytes
+from triton_distributed.wire.assembly import request_bytes
 from triton_distributed.wire.states import State
 
 if TYPE_CHECKING:
     from triton_distributed.calling.call import Call
     from triton_distributed.runtime.client import Client
     from triton_distributed.transport.session import Session
-    from triton_distributed.transport.stream import Stream
 
 
 class Dispatch:
@@ -204,11 +204,14 @@ class Dispatch:
     async def _send_to(self, session: Session, instance: Instance) -> None:
         call = self._call
         body, buffers = (call.body, []) if isinstance(call.body, bytes) else (call.body.body, call.body.buffers)
-        size = message_bytes(f.REQUEST_PREFIX_BYTES + len(call.metadata) + len(body), buffers)
+        size = request_bytes(call.metadata, body, buffers)
         if size > session.send_limit:
             raise MessageTooLarge("the request", size, session.send_limit)
-        stream = call.open_stream(session, instance, False)
-        await stream.send(call.prefix(stream, instance) + body, buffers, 0 if call.more else f.END, f.REQUEST)
+        stream = session.open_stream(False)
+        call.own(stream, instance)
+        await stream.send_request(
+            instance.id, self._client.key, call.left_s, call.metadata, body, buffers, call.more is None
+        )
         if call.stream is not stream:
             return  # it was refused meanwhile, and is on its way elsewhere
         self.arrived()

@@ -1,3 +1,3 @@
-"""Values to bytes and back: what a message may hold, and what its types are made of. No I/O, no frames."""
+"""Values to bytes and back: which values a message may hold, and how types are checked. No I/O, no frames."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""What stands in a type hint, at every depth, and who can check it."""
+"""The contents of a type hint at every depth: the classes in it, and whether msgspec or pydantic can check them."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from triton_distributed.payload.fields import is_model
 from triton_distributed.payload.leaf_types import is_made_from_text
 
 _UNCHECKED: tuple[Any, ...] = (None, Any, object, inspect.Parameter.empty)
-_ARRIVES_FROM = ("numpy", "torch", "array", "mmap")  # modules of classes that arrive as themselves
+_ARRIVES_FROM = ("numpy", "torch", "array", "mmap")  # modules whose objects keep their class when they arrive
 _PYDANTIC = ("pydantic", "pydantic_core", "pydantic_extra_types", "annotated_types")
 
 
 def checks_nothing(hint: Any) -> bool:
-    """Whether every value fits."""
+    """Return whether every value fits a hint."""
     if isinstance(hint, typing.TypeVar):
         return not hint.__constraints__ and checks_nothing(hint.__bound__)
     return any(hint is each for each in _UNCHECKED)
 
 
 def can_arrive(kind: type) -> bool:
-    """Whether a message may hold an instance of a class that msgspec does not know, or what makes one."""
+    """Return whether a message can hold an instance of a class unknown to msgspec, or a value to make one from."""
     return (
         is_model(kind)
         or kind.__module__.partition(".")[0] in _ARRIVES_FROM
@@ -37,13 +37,13 @@ def can_arrive(kind: type) -> bool:
 
 @dataclasses.dataclass
 class Contents:
-    """What stands in a hint.
+    """The contents of a hint.
 
     Attributes:
-        models: classes of pydantic models.
-        pydantic: what only pydantic can check, for an error's text; the last that was found.
-        msgspec: what only msgspec can check, as above.
-        by_name: it holds dataclasses of pydantic, which travel by field name.
+        models: the classes of pydantic models.
+        pydantic: the last part found that only pydantic can check, for an error's text.
+        msgspec: the last part found that only msgspec can check, for an error's text.
+        by_name: whether the hint contains pydantic dataclasses, which travel by field name.
     """
 
     models: list[Any] = dataclasses.field(default_factory=list)
@@ -53,14 +53,14 @@ class Contents:
 
 
 def contents(hint: Any, *, arriving: bool) -> Contents:
-    """Look through a hint: arguments, members of unions, aliases, and the fields of classes.
+    """Search a hint: arguments, members of unions, aliases, and the fields of classes.
 
     Args:
         hint: a resolved annotation.
-        arriving: values are made from what arrives, so members of a union must differ.
+        arriving: whether values are made from messages; then the members of a union must differ.
 
     Raises:
-        TypeError: a name in it cannot be resolved, or two members of a union are the same but for their name.
+        TypeError: a name in the hint cannot be resolved, or two members of a union differ only in their name.
     """
     found = Contents()
     seen: list[Any] = []
@@ -94,7 +94,7 @@ def _note(hint: Any, found: Contents) -> None:
 
 
 def _is_of_pydantic(hint: Any) -> bool:
-    """Whether it is a class or metadata that means nothing to msgspec."""
+    """Return whether a hint is a class or metadata of pydantic, which msgspec does not know."""
     if isinstance(hint, (type, typing.TypeVar)) or typing.get_origin(hint) is not None:
         if not isinstance(hint, type):
             return False
@@ -109,9 +109,9 @@ def _is_of_pydantic(hint: Any) -> bool:
 
 def _inside(hint: Any) -> Iterator[Any]:
     if (alias := getattr(hint, "__value__", None)) is not None and not isinstance(hint, type):
-        yield alias  # of `type X = …`
+        yield alias  # the value of `type X = …`
     elif (supertype := getattr(hint, "__supertype__", None)) is not None:
-        yield supertype  # of a NewType
+        yield supertype  # the type under a NewType
     elif isinstance(hint, typing.TypeVar):
         yield from hint.__constraints__ or (hint.__bound__,)
     elif (origin := typing.get_origin(hint)) is typing.Literal:
@@ -126,7 +126,7 @@ def _inside(hint: Any) -> Iterator[Any]:
 
 
 def has_fields(kind: Any) -> bool:
-    """Whether it is a dataclass, Struct, TypedDict, NamedTuple or attrs class."""
+    """Return whether `kind` is a dataclass, Struct, TypedDict, NamedTuple or attrs class."""
     return isinstance(kind, type) and (
         dataclasses.is_dataclass(kind)
         or issubclass(kind, msgspec.Struct)
@@ -137,7 +137,7 @@ def has_fields(kind: Any) -> bool:
 
 
 def is_typed_dict(kind: Any) -> bool:
-    """Whether it is a TypedDict, of `typing` or of `typing_extensions`."""
+    """Return whether `kind` is a TypedDict of `typing` or of `typing_extensions`."""
     return isinstance(kind, type) and issubclass(kind, dict) and hasattr(kind, "__total__")
 
 
@@ -145,14 +145,14 @@ def field_hints(kind: Any) -> dict[str, Any]:
     """Return the hints of a class's fields.
 
     Raises:
-        TypeError: a name in one cannot be resolved.
+        TypeError: a name in a hint cannot be resolved.
     """
     try:
         hints = typing.get_type_hints(kind, include_extras=True)
     except Exception as error:  # a name that only a type checker knows, or a class inside a function
         raise TypeError(
             f"an annotation in class {kind.__qualname__} cannot be resolved ({error}); "
-            "define or import what it names at module level, outside `if TYPE_CHECKING`"
+            "define or import the name at module level, outside `if TYPE_CHECKING`"
         ) from None
     return {name: hint for name, hint in hints.items() if typing.get_origin(hint) is not typing.ClassVar}
 
@@ -171,14 +171,14 @@ def _must_differ(members: tuple[Any, ...]) -> None:
         for other, its in shapes:
             if its == shape:
                 raise TypeError(
-                    f"{each.__qualname__} can never arrive, because all that fits it fits {other.__qualname__} too; "
-                    "give each a field that tells them apart, e.g. kind: Literal['…']"
+                    f"{each.__qualname__} can never arrive, because every value that fits it also fits "
+                    f"{other.__qualname__}; give each a field that differs, e.g. kind: Literal['…']"
                 )
         shapes.append((each, shape))
 
 
 def _shape(kind: Any) -> Any:
-    """Return what decides whether a dict fits a class, or None where code of the user's decides too."""
+    """Return the facts that decide whether a dict fits a class, or None if the user's own code decides too."""
     if is_model(kind):
         decorators = kind.__pydantic_decorators__
         if decorators.field_validators or decorators.model_validators or kind.__pydantic_root_model__:

@@ -1,7 +1,7 @@
-"""NumPy arrays, torch tensors, and whatever else speaks DLPack.
+"""NumPy arrays, torch tensors, and other objects that support DLPack.
 
-Neither NumPy nor torch is imported here, except NumPy for an array that arrived: a value of theirs can only be sent
-by a program that imported them, and a tensor arrives as an array where torch is not in use.
+This module imports neither NumPy nor torch, except NumPy for an array that arrived. A program that sends their values
+has imported them already, and a tensor arrives as an array where torch is not imported.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from msgspec.msgpack import Decoder, Ext
 from triton_distributed.errors import DecodeError
 from triton_distributed.payload.outofband import NDARRAY, TENSOR, Arrived, Payload, encode_header, place
 
-MAX_FIELDS = 1024  # of a structured dtype, all levels together: a record type, not a table
-MAX_LEVELS = 32  # of structured dtypes inside structured dtypes, as many as NumPy's own array may have dimensions
+MAX_FIELDS = 1024  # fields of a structured dtype, on all levels together: enough for a record type
+MAX_LEVELS = 32  # nesting levels of structured dtypes; NumPy's arrays once had the same limit of dimensions
 
 _SIMPLE = re.compile(r"[<>|=](?:[biufcSUV][0-9]{1,9}|[Mm]8(?:\[[0-9]{0,9}(?:Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?)\Z")
 _ADDED = re.compile(r"(?P<module>[A-Za-z_][\w.]{0,100})\.(?P<name>[A-Za-z_]\w{0,60}):(?P<size>[1-9][0-9]{0,4})\Z", re.A)
-"""A dtype that another library has added to NumPy, e.g. `ml_dtypes.bfloat16:2`; the number is bytes an element."""
+"""The name of a dtype that another library added to NumPy, e.g. `ml_dtypes.bfloat16:2`, with bytes per element."""
 
 _TORCH = {
     "bool": "|b1",
@@ -42,25 +42,25 @@ _TORCH = {
     "complex64": "<c8",
     "complex128": "<c16",
 }
-"""The dtypes of torch that NumPy has too, for a receiver without torch."""
+"""The dtypes that torch and NumPy share, for a receiver without torch."""
 
-_TORCH_NAME = re.compile(r"[a-pr-z]\w{0,60}\Z", re.A)  # the names of quantized dtypes begin with a q
-_NUMBERS = re.compile(r"b?float|complex")  # of torch's other dtypes those of which ml_dtypes means the same
-_OF_SIZE = {1: "uint8", 2: "int16", 4: "int32", 8: "int64", 16: "complex128"}  # each can be copied by torch
+_TORCH_NAME = re.compile(r"[a-pr-z]\w{0,60}\Z", re.A)  # names of quantized dtypes begin with q; they are excluded
+_NUMBERS = re.compile(r"b?float|complex")  # dtypes that mean the same in ml_dtypes
+_OF_SIZE = {1: "uint8", 2: "int16", 4: "int32", 8: "int64", 16: "complex128"}  # by bytes per element, for copies
 
 
 class _Array(msgspec.Struct, array_like=True, frozen=True):
     payload: Payload
     dtype: Any
     shape: tuple[int, ...]
-    layout: str  # C or F as NumPy calls them, 0 for a scalar
+    layout: str  # NumPy's C or F; 0 for a scalar
 
 
 class _Tensor(msgspec.Struct, array_like=True, frozen=True):
     payload: Payload
     dtype: str
     shape: tuple[int, ...]
-    itemsize: int = 0  # bytes an element; all that a receiver has to know of a dtype
+    itemsize: int = 0  # bytes per element; a receiver needs no more to know of the dtype
 
 
 _decode_array = Decoder(_Array).decode
@@ -71,7 +71,7 @@ def ndarray_to_wire(value: Any, buffers: list[memoryview] | None) -> Ext:
     """Send a NumPy array: any dtype without Python objects, any memory layout.
 
     Raises:
-        TypeError: its dtype holds Python objects or has no size, or it is a masked array.
+        TypeError: the dtype holds Python objects or has no size, or the array is masked.
     """
     np = sys.modules["numpy"]
     if type(value) is not np.ndarray:
@@ -93,16 +93,16 @@ def ndarray_to_wire(value: Any, buffers: list[memoryview] | None) -> Ext:
 
 def _bytes_of(np: Any, array: Any) -> memoryview:
     try:
-        return memoryview(array).cast("B")  # four times as fast, for numbers in native order
+        return memoryview(array).cast("B")  # four times as fast; works for numbers in native byte order
     except (TypeError, ValueError):
         return memoryview(array.reshape(-1).view(np.uint8))
 
 
 def scalar_to_wire(value: Any) -> Any:
-    """Send a NumPy scalar: as Python's own number or text where that holds it exactly, else as a scalar of its dtype.
+    """Send a NumPy scalar: as Python's own number or text if that is exact, else as a scalar of its dtype.
 
     Raises:
-        TypeError: it holds Python objects.
+        TypeError: the scalar holds Python objects.
     """
     dtype = value.dtype
     if dtype.kind in "biufSU" and not (dtype.kind == "f" and dtype.itemsize > 8):
@@ -113,10 +113,10 @@ def scalar_to_wire(value: Any) -> Any:
 
 
 def tensor_to_wire(value: Any, buffers: list[memoryview] | None) -> Ext:
-    """Send a torch tensor that lies densely in the CPU's memory, of whatever dtype: its bits.
+    """Send the bits of a dense torch tensor of any dtype in the CPU's memory.
 
     Raises:
-        TypeError: it lies elsewhere, or is nested, quantized or sparse; the text says what to send instead.
+        TypeError: the tensor lies elsewhere, or is nested, quantized or sparse; the text says what to send instead.
     """
     torch = sys.modules["torch"]
     if words := _not_dense(torch, value):
@@ -124,9 +124,9 @@ def tensor_to_wire(value: Any, buffers: list[memoryview] | None) -> Ext:
     size = value.element_size()
     try:
         plain = value.detach().resolve_conj().resolve_neg().view(getattr(torch, _OF_SIZE[size]))
-        flat = plain.contiguous().as_strided((plain.numel(),), (1,))  # a single element may have any stride
+        flat = plain.contiguous().as_strided((plain.numel(),), (1,))  # a tensor of one element may have any stride
         view = memoryview(flat.view(torch.uint8).numpy()) if plain.numel() else memoryview(b"")
-    except (RuntimeError, TypeError, KeyError) as error:  # e.g. of a subclass that has no memory of its own
+    except (RuntimeError, TypeError, KeyError) as error:  # e.g. from a subclass without memory of its own
         kind = type(value).__qualname__
         raise TypeError(
             f"a {kind} of {value.dtype} cannot travel ({error}): send plain tensors, e.g. .view(torch.uint8)"
@@ -136,19 +136,19 @@ def tensor_to_wire(value: Any, buffers: list[memoryview] | None) -> Ext:
 
 
 def _not_dense(torch: Any, value: Any) -> str:
-    """Why a tensor is no dense one in the CPU's memory, and what to send instead; empty where it is."""
+    """Say why a tensor is not dense in the CPU's memory, and what to send instead. Return "" for a dense tensor."""
     if value.is_nested:
         return "a nested tensor cannot travel: send list(tensor.unbind()), or tensor.to_padded_tensor(…)"
     if value.is_quantized:
         return (
-            f"a tensor of {value.dtype} cannot travel, for its numbers mean nothing without their scale: send "
+            f"a tensor of {value.dtype} cannot travel, because its numbers mean nothing without their scale: send "
             "tensor.dequantize(), or tensor.int_repr() with the scales and zero points"
         )
     if value.layout != torch.strided:
         parts = _PARTS.get(str(value.layout), "")
         return f"a tensor of {value.layout} cannot travel: send tensor.to_dense(){parts}"
     if value.device.type == "meta":
-        return "a tensor on meta cannot travel, it has no values: send its shape and dtype"
+        return "a tensor on meta has no values and cannot travel: send its shape and dtype"
     if value.device.type != "cpu":
         return f"a tensor on {value.device} cannot travel: send tensor.cpu()"
     return ""
@@ -166,10 +166,10 @@ _PARTS = {
 
 
 def dlpack_to_wire(value: Any, buffers: list[memoryview] | None) -> Ext:
-    """Send what another library can show through DLPack; it arrives as a NumPy array.
+    """Send an object that another library exports through DLPack; it arrives as a NumPy array.
 
     Raises:
-        TypeError: it does not lie in the CPU's memory, or NumPy cannot read it.
+        TypeError: the object does not lie in the CPU's memory, or NumPy cannot read it.
     """
     kind = type(value).__qualname__
     if value.__dlpack_device__()[0] != 1:
@@ -179,7 +179,7 @@ def dlpack_to_wire(value: Any, buffers: list[memoryview] | None) -> Ext:
     except ImportError:
         raise TypeError(f"a {kind} travels through NumPy, which is not installed") from None
     except (RuntimeError, BufferError, TypeError, ValueError) as error:
-        # DLPack has no name for some dtypes of ml_dtypes, and a library that uses those makes arrays of them itself.
+        # DLPack cannot name some dtypes of ml_dtypes. A library that uses these can make NumPy arrays itself.
         seen = _numpy().asarray(value) if hasattr(value, "__array__") else None
         if seen is None or seen.dtype.hasobject:
             raise TypeError(
@@ -189,10 +189,10 @@ def dlpack_to_wire(value: Any, buffers: list[memoryview] | None) -> Ext:
 
 
 def ndarray_from_wire(header: memoryview, arrived: Arrived) -> Any:
-    """Read what `ndarray_to_wire` wrote: an array over the buffer itself, writable and aligned.
+    """Read an array that `ndarray_to_wire` wrote. The array uses the buffer itself, and is writable and aligned.
 
     Raises:
-        DecodeError: NumPy is missing, or header and buffer do not fit.
+        DecodeError: NumPy is missing, or the header does not fit the buffer.
     """
     array = _decode_array(header)
     np = _imported_numpy()
@@ -201,18 +201,18 @@ def ndarray_from_wire(header: memoryview, arrived: Arrived) -> Any:
 
 
 def tensor_from_wire(header: memoryview, arrived: Arrived) -> Any:
-    """Read what `tensor_to_wire` wrote: a tensor where torch is imported in this process and has the dtype.
+    """Read a tensor that `tensor_to_wire` wrote, if this process has imported torch and its torch has the dtype.
 
-    Elsewhere it is an array. Its dtype is NumPy's or that of ml_dtypes with the same meaning, else `V1`, `V2` and so
-    on: the bits, with no arithmetic that would be wrong.
+    Otherwise return an array. Its dtype is the one of NumPy or ml_dtypes with the same meaning, else `V1`, `V2` and so
+    on: the bits alone, without arithmetic that would be wrong.
 
     Raises:
-        DecodeError: torch and NumPy are missing, or header and buffer do not fit.
+        DecodeError: torch and NumPy are missing, or the header does not fit the buffer.
     """
     tensor = _decode_tensor(header)
     name, plain = tensor.dtype, _TORCH.get(tensor.dtype)
     if not _TORCH_NAME.match(name) or (plain is None and not 0 < tensor.itemsize < 100_000):
-        raise DecodeError(f"a tensor of dtype {name!r} with {tensor.itemsize} bytes an element")
+        raise DecodeError(f"a tensor of invalid dtype {name!r} with {tensor.itemsize} bytes per element")
     buffer = arrived.take(tensor.payload)
     torch = sys.modules.get("torch")
     dtype = getattr(torch, name, None)
@@ -241,23 +241,23 @@ def _check_size(buffer: Any, shape: tuple[int, ...], itemsize: int) -> None:
     wanted = itemsize
     for each in shape:
         if each < 0:
-            raise DecodeError(f"an array of shape {shape}")
+            raise DecodeError(f"an array of invalid shape {shape}")
         wanted *= each
     size = memoryview(buffer).nbytes
     if size != wanted:
-        raise DecodeError(f"an array of shape {shape} with {itemsize} bytes an element came with {size} bytes")
+        raise DecodeError(f"an array of shape {shape} with {itemsize} bytes per element came with {size} bytes")
 
 
 @lru_cache(maxsize=256)  # more than a program uses
 def _describe(dtype: Any) -> Any:
-    """Say what a dtype is in plain values that `_dtype` can check before NumPy sees them."""
+    """Describe a dtype in plain values that `_dtype` can check before NumPy sees them."""
     if dtype.hasobject:
         raise TypeError(f"an array of dtype {dtype} holds Python objects and cannot travel: use .tolist()")
     if not dtype.itemsize:
         raise TypeError(f"an array of dtype {dtype} has elements without a size and cannot travel")
     if dtype.names is not None or dtype.subdtype is not None:
         return _describe_structured(dtype, [MAX_FIELDS], 0)
-    if dtype.num in range(256) and _SIMPLE.match(dtype.str):  # the others were added by another library
+    if dtype.num in range(256) and _SIMPLE.match(dtype.str):  # other libraries added all other dtypes
         return dtype.str
     text = f"{dtype.type.__module__}.{dtype.type.__name__}:{dtype.itemsize}"
     return text if _ADDED.match(text) else f"|V{dtype.itemsize}"
@@ -305,7 +305,7 @@ def _structured(np: Any, described: Any, left: list[int], level: int) -> Any:
                     "itemsize": itemsize,
                 }
             )
-    raise DecodeError("a dtype that is none")
+    raise DecodeError("the description of a dtype is malformed")
 
 
 def _is_field(part: Any) -> bool:
@@ -324,7 +324,7 @@ def _named_dtype(text: str) -> Any:
         return _added_dtypes[text]
     elif added := _ADDED.match(text):
         return _added_dtype(text, added["module"], added["name"], int(added["size"]))
-    raise DecodeError(f"an array of dtype {text!r}")
+    raise DecodeError(f"an array of unknown dtype {text!r}")
 
 
 @lru_cache(maxsize=256)  # more than a program uses
@@ -332,13 +332,13 @@ def _simple_dtype(text: str) -> Any:
     return _imported_numpy().dtype(text)
 
 
-_added_dtypes: dict[str, Any] = {}  # those that were found, which are as many as the libraries here have added
+_added_dtypes: dict[str, Any] = {}  # dtypes found so far; bounded by what the imported libraries added
 
 
 def _added_dtype(text: str, module_name: str, name: str, size: int) -> Any:
-    """A dtype that another library has added to NumPy, where that is imported here; else the bits as `V…`.
+    """Return a dtype that another library added to NumPy; if that library is not imported, a dtype of the bits, `V…`.
 
-    ml_dtypes alone is imported for it.
+    Only ml_dtypes is imported when needed.
     """
     np, module = _imported_numpy(), sys.modules.get(module_name)
     if module is None and module_name == "ml_dtypes":
@@ -349,7 +349,7 @@ def _added_dtype(text: str, module_name: str, name: str, size: int) -> Any:
     kind = vars(module).get(name) if isinstance(module, ModuleType) else None
     try:
         dtype = np.dtype(kind) if isinstance(kind, type) and issubclass(kind, np.generic) else None
-    except TypeError:  # one that stands for many dtypes
+    except TypeError:  # the class stands for many dtypes
         dtype = None
     if dtype is None or dtype.isbuiltin != 2 or dtype.itemsize != size or dtype.hasobject:
         return np.dtype(f"V{size}")
@@ -368,4 +368,4 @@ def _imported_numpy() -> Any:
     try:
         return _numpy()
     except ImportError:
-        raise DecodeError("it holds an array, and NumPy is not installed here: pip install numpy") from None
+        raise DecodeError("it contains an array, but NumPy is not installed here: pip install numpy") from None

@@ -1,4 +1,4 @@
-"""Plain memory: bytes, bytearray, memoryview, array.array and whatever else offers the buffer protocol."""
+"""Plain memory: bytes, bytearray, memoryview, array.array and other objects with the buffer protocol."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _decode_payload = Decoder(Payload).decode
 _decode_array = Decoder(tuple[Payload, str]).decode
 _decode_view = Decoder(tuple[Payload, str, tuple[int, ...]]).decode
 
-_FORMATS = frozenset("bBhHiIlLqQnNefdc?")  # those that memoryview.cast can make again
-_TYPECODES = frozenset("bBhHiIlLqQfd")  # not `u` and `w`: text travels as str
+_FORMATS = frozenset("bBhHiIlLqQnNefdc?")  # the formats that memoryview.cast can restore
+_TYPECODES = frozenset("bBhHiIlLqQfd")  # without `u` and `w`, since text travels as str
 
 
 def bytes_to_wire(value: bytes, buffers: list[memoryview] | None) -> Ext:
-    """Send `bytes` that are too many for msgpack's own bytes, which both ends would copy."""
+    """Send large `bytes` as an extension: both ends would copy msgpack's own bytes."""
     return Ext(BYTES, encode_header(place(memoryview(value), buffers)))
 
 
 def bytearray_to_wire(value: bytearray, buffers: list[memoryview] | None) -> Ext:
-    """Send a bytearray, which arrives as one."""
+    """Send a bytearray, which arrives as a bytearray."""
     return Ext(BYTEARRAY, encode_header(place(memoryview(value), buffers)))
 
 
@@ -42,8 +42,8 @@ def memoryview_to_wire(value: memoryview, buffers: list[memoryview] | None) -> E
     """Send a memoryview with its format and shape.
 
     Raises:
-        TypeError: its format is not a plain native one.
-        ValueError: it was released.
+        TypeError: the format is not a plain native format.
+        ValueError: the memoryview was released.
     """
     form = value.format.lstrip("@=<") if memoryview(b"\1\0").cast("H")[0] == 1 else value.format.lstrip("@=")
     if form not in _FORMATS or (form != value.format and _width(form) != value.itemsize):
@@ -52,10 +52,10 @@ def memoryview_to_wire(value: memoryview, buffers: list[memoryview] | None) -> E
 
 
 def array_to_wire(value: array[Any], buffers: list[memoryview] | None) -> Ext:
-    """Send an `array.array`, which arrives as one.
+    """Send an `array.array`, which arrives as an `array.array`.
 
     Raises:
-        TypeError: it holds text.
+        TypeError: the array holds text.
     """
     if value.typecode not in _TYPECODES:
         raise TypeError(f"an array.array of typecode {value.typecode!r} cannot travel: send its text as str")
@@ -63,10 +63,10 @@ def array_to_wire(value: array[Any], buffers: list[memoryview] | None) -> Ext:
 
 
 def memory_from_wire(code: int, header: memoryview, arrived: Arrived) -> Any:
-    """Read what one of this module's functions wrote.
+    """Read an extension that a function of this module wrote.
 
     Raises:
-        DecodeError: the header or its buffer is not what such a function writes.
+        DecodeError: the header or its buffer is malformed.
     """
     if code == BYTES:
         return bytes(arrived.take(_decode_payload(header)))
@@ -77,14 +77,14 @@ def memory_from_wire(code: int, header: memoryview, arrived: Arrived) -> Any:
         form: Any
         payload, form, shape = _decode_view(header)
         if form not in _FORMATS:
-            raise DecodeError(f"a memoryview of format {form!r}")
+            raise DecodeError(f"a memoryview of unknown format {form!r}")
         view = flat(memoryview(arrived.take(payload)))
         if view.nbytes == 0:
             return view.cast(form)
         return view if (form, shape) == ("B", (view.nbytes,)) else view.cast("B").cast(form, shape)
     payload, typecode = _decode_array(header)
     if typecode not in _TYPECODES:
-        raise DecodeError(f"an array.array of typecode {typecode!r}")
+        raise DecodeError(f"an array.array of unknown typecode {typecode!r}")
     values = array(typecode)
     values.frombytes(flat(memoryview(arrived.take(payload))))
     return values

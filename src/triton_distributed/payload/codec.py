@@ -1,16 +1,21 @@
-"""Values to bytes and back: msgpack through msgspec, with large memory beside it.
+"""Values to bytes and back: msgpack through msgspec, with large memory next to the body.
 
-`encode` returns plain bytes for nearly every value. A value that holds much memory becomes a `Message`: a body and the
-buffers that travel beside it, which are views of the value's own memory and must not change until they were sent.
+`encode` returns plain bytes for nearly every value. A value that holds much memory becomes a `Message`: a body, and
+buffers that travel next to it. The buffers are views of the value's own memory and must not change until they are sent.
 
-What arrives is what was sent, with these differences, unless the handler's types say otherwise: a tuple, a set, a
-frozenset and a deque arrive as a list; a dataclass, Struct or model as a dict of all its fields; an enum as its value;
-a UUID, Decimal, date, time, timedelta or naive datetime as text, and so do a path, an IP address or network, a URL of
-pydantic's, a Fraction, a ZoneInfo and a pattern; a secret of pydantic's as what it hides; a datetime with a time zone
-in UTC; a NumPy number as Python's own. An array or a tensor whose dtype is not known where it arrives is there as a
-NumPy array of its bits, of dtype `V1`, `V2` and so on by the size of an element; so is a tensor where torch is not
-imported, unless NumPy or ml_dtypes has the dtype. Keys of a dict may be whatever msgpack can write and Python can
-hash: text, numbers, bytes, None, and tuples of those.
+A value arrives as it was sent, with these differences, unless the handler's types say otherwise:
+
+- A tuple, set, frozenset or deque arrives as a list.
+- A dataclass, Struct or model arrives as a dict of all its fields, an enum as its value.
+- A UUID, Decimal, date, time, timedelta or naive datetime arrives as text. So does a path, an IP address or network, a
+  pydantic URL, a Fraction, a ZoneInfo or a pattern. A pydantic secret arrives as the value that it hides.
+- A datetime with a time zone arrives in UTC, a NumPy number as Python's own.
+- An array or tensor of a dtype that the receiver does not know arrives as a NumPy array of its bits, of dtype `V1`,
+  `V2` and so on by the size of an element. So does a tensor if torch is not imported, unless NumPy or ml_dtypes has
+  the dtype.
+
+The keys of a dict may be anything that msgpack can write and Python can hash: text, numbers, bytes, None, and tuples
+of those.
 """
 
 from __future__ import annotations
@@ -29,24 +34,24 @@ from msgspec.msgpack import Decoder, Encoder
 
 from triton_distributed.errors import DecodeError
 from triton_distributed.payload.buffers import bytearray_to_wire, bytes_to_wire, memoryview_to_wire
-from triton_distributed.payload.fields import all_fields, can_be_passed_over, field_names, has_passed_over
+from triton_distributed.payload.fields import all_fields, field_names, has_skipped_field, skip_check
 from triton_distributed.payload.outofband import MODEL, OUT_OF_BAND, Arrived
 from triton_distributed.payload.unsendable import explain
 from triton_distributed.payload.values import from_wire, model_from_wire, to_wire
 
 Buffers = list[memoryview]
-"""C-contiguous, one-dimensional, format `B`."""
+"""The buffers of a message: each is C-contiguous, one-dimensional, of format `B`."""
 
-_MAPS = bytes([*range(0x80, 0x90), 0xDE, 0xDF])  # what a map begins with
+_MAPS = bytes([*range(0x80, 0x90), 0xDE, 0xDF])  # the first bytes of msgpack's maps
 _LEAVES = frozenset({type(None), bool, int, float, str})
 
 
 class Message:
-    """An encoded value of which a part travels out of band.
+    """An encoded value with parts that travel out of band.
 
     Attributes:
         body: the msgpack bytes.
-        buffers: the memory that they refer to by index, each at least `OUT_OF_BAND` bytes.
+        buffers: the memory that the body refers to by index, each at least `OUT_OF_BAND` bytes.
     """
 
     __slots__ = ("body", "buffers")
@@ -57,11 +62,11 @@ class Message:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in all."""
+        """The size in bytes, body and buffers together."""
         return len(self.body) + sum(buffer.nbytes for buffer in self.buffers)
 
     def owned(self) -> Message:
-        """The same message over memory of its own, so that nobody can change it; `bytes` are not copied."""
+        """Return the same message with its own memory, safe from changes by the sender; `bytes` are not copied."""
         buffers = [each if type(each.obj) is bytes else memoryview(bytes(each)) for each in self.buffers]
         return Message(self.body, buffers)
 
@@ -74,7 +79,7 @@ def _no_buffers(value: Any) -> Any:
 
 
 _encode = Encoder(enc_hook=_no_buffers).encode
-_expected = 0  # encodes to come for which memory is looked for first; a hint between like values, safe to be wrong
+_expected = 0  # how many of the next encodes search for memory first; a hint that may be wrong
 
 
 def encode(value: object, what: str = "value") -> bytes | Message:
@@ -85,7 +90,7 @@ def encode(value: object, what: str = "value") -> bytes | Message:
         what: the name of the value in an error's text, e.g. `request`.
 
     Raises:
-        TypeError: a part of it cannot travel; the text names the path to that part.
+        TypeError: a part of the value cannot travel; the text names the path to that part.
         ValueError: an int beyond 64 bits, text with a lone surrogate, or a value that contains itself.
     """
     kind = type(value)
@@ -95,18 +100,18 @@ def encode(value: object, what: str = "value") -> bytes | Message:
         body = _encode(value)
     except Exception:
         return _encode_with_buffers(value, what)
-    # Bytes inside a value begin with one of these, so without them nothing is left to do. The three searches take 40 ns
-    # on a small body. Where they hit by accident (one float in ten, one number above 127 in forty) the value is walked
-    # through: 0.2 µs for a small dict, 6 µs for 512 numbers.
+    # Encoded bytes-likes begin with one of these three bytes; a body without them is complete. The three searches take
+    # 40 ns on a small body. After an accidental hit (one float in ten, one number above 127 in forty) the value is
+    # searched: 0.2 µs for a small dict, 6 µs for 512 numbers.
     if 196 in body or 197 in body or 198 in body:
         return _encode_found(value, body, what)
-    # An object with fields can only be in what the garbage collector tracks, which is not text, numbers and dicts of
-    # those. To ask costs 30 ns, and to look into a value that is tracked 150 ns a container. A list in whose bytes no
-    # map can begin holds no object.
+    # Only values that the garbage collector tracks can contain an object with fields; text, numbers and dicts of these
+    # are not tracked. The check costs 30 ns, the search of a tracked value 150 ns per container. A list holds no object
+    # if its encoded bytes contain no first byte of a map.
     if is_tracked(value) and not (kind is list and len(body.translate(None, _MAPS)) == len(body)):
         try:
-            complete = not has_passed_over(value)
-        except Exception:  # it nests too deeply, or a property raises
+            complete = not has_skipped_field(value)
+        except Exception:  # the value nests too deeply, or a property raises
             complete = False
         if not complete:
             return _encode_found(value, body, what)
@@ -114,7 +119,7 @@ def encode(value: object, what: str = "value") -> bytes | Message:
 
 
 def _encode_found(value: object, body: bytes, what: str) -> bytes | Message:
-    global _expected  # a hint, which threads may overwrite for each other
+    global _expected  # only a hint: threads may overwrite it
     buffers: Buffers = []
     try:
         changed = _replaced(value, buffers)
@@ -125,7 +130,7 @@ def _encode_found(value: object, body: bytes, what: str) -> bytes | Message:
         raise explain(value, error, what, encode_part) from error
     if not buffers:
         return body
-    # msgspec has copied all that memory before it was found. Like follows like, so look first for a while.
+    # msgspec copied all that memory before this search found it. Similar values follow, so search first for a while.
     _expected = 16
     return Message(body, buffers)
 
@@ -147,22 +152,23 @@ def _encoder(buffers: Buffers) -> Encoder:
 
 
 def encode_part(value: object) -> bytes | Message:
-    """Encode a value that stands inside another. Raises what the encoder raises, and does not look for its cause."""
+    """Encode a part of another value. Raises the encoder's own errors, without a search for their cause."""
     buffers: Buffers = []
     body = _encoder(buffers).encode(_replaced(value, buffers))
     return Message(body, buffers) if buffers else body
 
 
 def _replaced(value: Any, buffers: Buffers) -> Any:
-    """Return the value with the memory in it replaced by extensions, or the very same value where it holds none.
+    """Return the value with extensions in place of its memory, or the same object if it holds no memory.
 
-    msgspec writes all bytes-likes alike and inline, and asks nobody; this is what keeps them apart and out of band.
+    msgspec writes all bytes-likes alike and inline, without calling a hook. This function keeps their types and sends
+    large ones out of band.
     """
     kind: Any = type(value)
     return value if kind in _LEAVES else _replacer(kind)(value, buffers)
 
 
-@lru_cache(maxsize=1024)  # more than the types of one program's messages; looking one up costs 60 ns, finding out 600
+@lru_cache(maxsize=1024)  # more than the types of one program's messages; a hit costs 60 ns, a miss 600
 def _replacer(kind: Any) -> Callable[[Any, Buffers], Any]:
     if (exact := _EXACT.get(kind)) is not None:
         return exact
@@ -174,9 +180,9 @@ def _replacer(kind: Any) -> Callable[[Any, Buffers], Any]:
         return partial(_replaced_object, kind.__struct_fields__, msgspec.structs.force_setattr)
     if names := field_names(kind):
         replace = partial(_replaced_object, names, object.__setattr__)
-        passed_over = can_be_passed_over(kind)
-        return replace if passed_over is None else partial(_replaced_fields, passed_over, replace)
-    return _left  # what msgspec does not know comes to `to_wire` by itself
+        skips_field = skip_check(kind)
+        return replace if skips_field is None else partial(_replaced_fields, skips_field, replace)
+    return _left  # msgspec passes values that it does not know to `to_wire`
 
 
 def _left(value: Any, buffers: Buffers) -> Any:
@@ -189,7 +195,7 @@ def _replaced_bytes(value: bytes, buffers: Buffers) -> Any:
 
 def _replaced_dict(value: dict[Any, Any], buffers: Buffers) -> Any:
     changed: dict[Any, Any] | None = None
-    for key, child in dict.items(value):  # as msgspec does, past a subclass's own items()
+    for key, child in dict.items(value):  # like msgspec, ignores a subclass's own items()
         if type(child) in _LEAVES:
             continue
         new = _replaced(child, buffers)
@@ -222,8 +228,8 @@ def _replaced_object(names: tuple[str, ...], assign: Any, value: Any, buffers: B
     return value if changed is None else changed
 
 
-def _replaced_fields(passed_over: Callable[[Any], bool], replace: Any, value: Any, buffers: Buffers) -> Any:
-    return _replaced_dict(all_fields(value), buffers) if passed_over(value) else replace(value, buffers)
+def _replaced_fields(skips_field: Callable[[Any], bool], replace: Any, value: Any, buffers: Buffers) -> Any:
+    return _replaced_dict(all_fields(value), buffers) if skips_field(value) else replace(value, buffers)
 
 
 _EXACT: dict[type, Callable[[Any, Buffers], Any]] = {
@@ -234,7 +240,7 @@ _EXACT: dict[type, Callable[[Any, Buffers], Any]] = {
 
 
 def read_extension(code: int, header: memoryview) -> Any:
-    """Read one extension of a message that came without buffers; msgspec's `ext_hook`."""
+    """Read one extension of a message without buffers; msgspec's `ext_hook`."""
     return from_wire(code, header, Arrived(None))
 
 
@@ -247,11 +253,11 @@ def decode(
     """Turn bytes into the value.
 
     Args:
-        body: what `encode` returned, or its `body`.
-        buffers: its `buffers`, in memory that the caller gives away: arrays lie in them afterwards.
+        body: the bytes that `encode` returned, or the `body` of its message.
+        buffers: the `buffers` of the message. The caller gives this memory away: arrays use it afterwards.
 
     Raises:
-        DecodeError: they are not what `encode` writes.
+        DecodeError: `encode` cannot have written these bytes.
     """
     try:
         if not buffers:
@@ -263,15 +269,15 @@ def decode(
 
 
 Own = dict[int, tuple[Any, Callable[[], Any]]]
-"""Models in a message: id of the plain value → that value, and a function that returns what the model's class reads."""
+"""The models in a message: id of the plain value → that value, and a function that returns the model's read form."""
 
 
 def decode_models(
     body: bytes | bytearray | memoryview, buffers: Sequence[bytearray | memoryview | mmap.mmap] | None = None
 ) -> tuple[Any, Own]:
-    """Turn bytes into the value, as `decode` does, and tell which parts of it were sent as pydantic models.
+    """Turn bytes into the value, as `decode` does, and return which of its parts were sent as pydantic models.
 
-    The body must stay as it is until the last of the functions was called.
+    The body must not change until the last of the functions was called.
     """
     own: Own = {}
     arrived = Arrived(buffers)
@@ -289,7 +295,7 @@ def decode_models(
 
 
 def unreadable(error: Exception) -> DecodeError:
-    """Return the one error that stands for whatever went wrong while bytes were read."""
+    """Return the `DecodeError` for any error that arose while bytes were read."""
     if isinstance(error, DecodeError):
         return error
     if isinstance(error, RecursionError):

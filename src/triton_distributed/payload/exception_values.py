@@ -1,4 +1,4 @@
-"""What an exception holds, as values that travel: all that an answer may hold, and the text of everything else."""
+"""The args and attributes of an exception as values that travel. Values that an answer cannot hold travel as text."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from triton_distributed.errors import REMOTE
 from triton_distributed.payload.codec import Message, decode, encode_part
 from triton_distributed.payload.fields import field_names, is_model
 
-MAX_STATE = 16 * 1024  # encoded bytes of args and attributes together; beyond it they are data, not an error
-MAX_ARGS = 64  # args that travel
-MAX_TEXT = 1024  # characters of the text that stands for a value
-MAX_MENDED = 4 * 1024  # bytes of a value in which the parts that cannot travel are replaced one by one
-MAX_LEVELS = 8  # containers in containers of which the parts that can travel are kept
-MAX_NAMED = 8  # attributes left out that are named
-MAX_OBJECT = 4 * 1024  # bytes or characters of what a UnicodeError was raised for
+MAX_STATE = 16 * 1024  # encoded bytes of args and attributes together; more would be data, not an error
+MAX_ARGS = 64  # args of an error that travel
+MAX_TEXT = 1024  # characters of a text that replaces a value
+MAX_REPAIRED = 4 * 1024  # bytes of a value whose unsendable parts are replaced one by one
+MAX_LEVELS = 8  # nested containers whose sendable parts are kept
+MAX_NAMED = 8  # omitted attributes that the note names
+MAX_OBJECT = 4 * 1024  # bytes or characters of a UnicodeError's object
 
 BUILT_IN = frozenset(each for each in vars(builtins).values() if isinstance(each, type))
 
@@ -30,16 +30,16 @@ _KEPT_APART: dict[type[BaseException], tuple[str, ...]] = {
     AttributeError: ("name",),
     NameError: ("name",),
 }
-"""What some built-in types keep outside `args` and `__dict__`."""
+"""Attributes that some built-in types keep outside `args` and `__dict__`."""
 
 
 # ---- the sending side -------------------------------------------------------------------------------------------
 
 
 def held_by(error: BaseException) -> tuple[list[msgspec.Raw], dict[str, msgspec.Raw], list[str]]:
-    """Return the args and the attributes of an error, encoded, and what to say of those that are left out.
+    """Return the encoded args and attributes of an error, and notes on omitted ones.
 
-    Never raises, whatever the methods of the error and of the values do.
+    Never raises, even if methods of the error or of the values raise.
     """
     left = MAX_STATE
     words: list[str] = []
@@ -61,8 +61,8 @@ def held_by(error: BaseException) -> tuple[list[msgspec.Raw], dict[str, msgspec.
         if unsent:
             named = ", ".join(unsent[:MAX_NAMED]) + (", …" if len(unsent) > MAX_NAMED else "")
             words.append(f"({len(unsent)} attribute(s) were too large to travel: {named})")
-    except Exception as problem:  # a user's __getattribute__, or names that are no text
-        words.append(f"(what the error holds cannot be had: {type(problem).__name__})")
+    except Exception as problem:  # a user's __getattribute__, or names that are not text
+        words.append(f"(the args and attributes of the error cannot be read: {type(problem).__name__})")
     return arguments, state, words
 
 
@@ -76,16 +76,16 @@ def _arguments(error: BaseException, words: list[str]) -> tuple[Any, ...]:
         return tuple(OSError.__reduce__(error)[1])  # with the file names, which `args` lacks
     arguments: tuple[Any, ...] = _args_of(error)
     for kind, at in ((UnicodeDecodeError, 1), (UnicodeEncodeError, 1), (UnicodeTranslateError, 0)):
-        # Its type can only be made with an object of the right type, so a large one is cut and not described.
+        # The error can only be made with an object of the right type, so a large object is cut, not replaced by text.
         if isinstance(error, kind) and len(arguments) == at + 4 and len(arguments[at]) > MAX_OBJECT:
-            words.append(f"(its object has a length of {len(arguments[at]):,}, the first {MAX_OBJECT:,} came)")
+            words.append(f"(the object's length is {len(arguments[at]):,}; only the first {MAX_OBJECT:,} travelled)")
             arguments = (*arguments[:at], arguments[at][:MAX_OBJECT], *arguments[at + 1 :])
     if len(arguments) > MAX_ARGS:
-        words.append(f"(it has {len(arguments):,} args, the first {MAX_ARGS} came)")
+        words.append(f"(the error has {len(arguments):,} args; only the first {MAX_ARGS} travelled)")
     return arguments[:MAX_ARGS]
 
 
-_args_of: Any = vars(BaseException)["args"].__get__  # a class may have an attribute of that name itself
+_args_of: Any = vars(BaseException)["args"].__get__  # a class may define its own `args`
 
 
 def _attributes(error: BaseException) -> Iterator[tuple[str, Any]]:
@@ -103,7 +103,7 @@ def _attributes(error: BaseException) -> Iterator[tuple[str, Any]]:
 
 
 def members_of(error: BaseException) -> dict[str, Any]:
-    """Return the descriptors of an error's slots, and of fields that some built-in types keep outside `__dict__`."""
+    """Return the descriptors of an error's slots, and of the fields that built-in types keep outside `__dict__`."""
     kind: Any = type(error)
     return _members_of(kind)
 
@@ -120,14 +120,14 @@ def _members_of(kind: Any) -> dict[str, Any]:
 
 
 def _packed(value: Any, left: int) -> bytes | None:
-    """Encode a value in at most `left` bytes: as it is, else with the text of those parts that cannot travel.
+    """Encode a value in at most `left` bytes: unchanged, else with texts in place of its unsendable parts.
 
-    A value that is too large is encoded as its text. Returns None where there is no room for that either.
+    A value that is too large is encoded as its text. Returns None if that is too large as well.
     """
     if (data := _encoded(value, left)) is not None:
         return data
     try:
-        if _fits(value, min(left, MAX_MENDED)):
+        if _fits(value, min(left, MAX_REPAIRED)):
             data = _encoded(_with_texts(value, MAX_LEVELS), left)
     except Exception:  # a property of the user's class
         pass
@@ -137,7 +137,7 @@ def _packed(value: Any, left: int) -> bytes | None:
 
 
 def _encoded(value: Any, left: int) -> bytes | None:
-    """Encode a value as an answer would be; None where it cannot travel, or is more than `left` bytes."""
+    """Encode a value as an answer would be. Return None if it cannot travel or has more than `left` bytes."""
     try:
         data = encode_part(value) if _fits(value, left) else None
     except Exception:
@@ -146,7 +146,7 @@ def _encoded(value: Any, left: int) -> bytes | None:
 
 
 def _fits(value: Any, left: int) -> bool:
-    """Whether a value may take as few as `left` bytes. Looks at no more than `left` parts of it."""
+    """Return whether a value may fit in `left` bytes. Looks at no more than `left` parts of it."""
     waiting = [value]
     while waiting:
         each = waiting.pop()
@@ -171,7 +171,7 @@ def _fits(value: Any, left: int) -> bool:
 
 
 def _with_texts(value: Any, levels: int) -> Any:
-    """Return a container whose parts all travel. Any other value is returned as its text."""
+    """Return a container in which every part can travel. Return the text of any other value."""
     if levels:
         if is_model(type(value)):
             value = value.model_dump(by_alias=True)
@@ -189,7 +189,7 @@ def _part(value: Any, levels: int) -> Any:
 
 
 def _fields(value: Any) -> list[tuple[str, Any]]:
-    """The fields of an object that travels as a dict, under the names that they have there."""
+    """Return the fields of an object that travels as a dict, with their keys in that dict."""
     kind: Any = type(value)
     if isinstance(value, msgspec.Struct):
         names = list(zip(value.__struct_encode_fields__, value.__struct_fields__, strict=True))
@@ -199,7 +199,7 @@ def _fields(value: Any) -> list[tuple[str, Any]]:
 
 
 class _Summary(reprlib.Repr):
-    """The `repr` of a container, with a bound on what is looked at."""
+    """The `repr` of a container, with a bound on the parts that it visits."""
 
     def repr_instance(self, value: Any, level: int) -> str:
         fields = list(vars(value).items()) if is_model(type(value)) else _fields(value)
@@ -214,11 +214,11 @@ _summary.maxother = _summary.maxstring = _summary.maxlong = MAX_TEXT
 
 
 def text_of(value: Any) -> str:
-    """Return the text that stands for a value: its path, its characters, or its `repr`; at most `MAX_TEXT` long."""
+    """Return the text that replaces a value: its path, its characters, or its `repr`; at most `MAX_TEXT` long."""
     try:
         text = _text(value)
     except Exception as problem:
-        text = f"<{type(value).__qualname__}, its text cannot be had: {type(problem).__name__}>"
+        text = f"<{type(value).__qualname__} without a text: {type(problem).__name__}>"
     return clean(text, MAX_TEXT)
 
 
@@ -230,13 +230,13 @@ def _text(value: Any) -> str:
     if hasattr(value, "__fspath__"):
         path = value.__fspath__()
         return path if isinstance(path, str) else repr(path)
-    if isinstance(value, int) and value.bit_length() > 8192:  # Python refuses to write such a number, which takes long
+    if isinstance(value, int) and value.bit_length() > 8192:  # Python refuses to format it, which would take long
         return f"an int of {value.bit_length():,} bits"
     return _summary.repr(value)
 
 
 def clean(text: str, limit: int | None = None) -> str:
-    """Return text that can be encoded, cut in the middle to `limit` characters."""
+    """Return text that UTF-8 can encode, cut in the middle to `limit` characters."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -256,12 +256,12 @@ def cut(text: str, limit: int) -> str:
 
 
 def values_of(arguments: Iterable[Any]) -> tuple[Any, ...]:
-    """Return the args that `held_by` encoded. One that cannot be read here is replaced by a text that says why."""
+    """Return the args that `held_by` encoded. A text with the reason replaces an arg that cannot be read here."""
     return tuple(map(_value, arguments))
 
 
 def fill(error: BaseException, state: dict[str, Any]) -> None:
-    """Set the attributes that `held_by` encoded. Runs no code of a user's class."""
+    """Set the attributes that `held_by` encoded, without running code of a user's class."""
     members = members_of(error)
     for name, data in state.items():
         if name.startswith("__"):
@@ -269,7 +269,7 @@ def fill(error: BaseException, state: dict[str, Any]) -> None:
         value = _value(data)
         try:
             members[name].__set__(error, value)
-        except (KeyError, AttributeError, TypeError):  # no slot, or one that only its own class writes
+        except (KeyError, AttributeError, TypeError):  # not a slot, or a slot that only its own class may write
             object.__getattribute__(error, "__dict__")[name] = value
 
 

@@ -1,11 +1,11 @@
 """A handler's exception on its way to the caller.
 
-What travels is text and plain values: the names of the types, the message, the traceback, and what the exception holds.
-The caller gets an exception of a type that it has already, or of the nearest base of it; nothing is imported or
-unpickled because a peer named it, and no `__init__` of a user's class runs with what a peer sent.
+Only text and plain values travel: the names of the types, the message, the traceback, args and attributes. The caller
+gets an exception of the same type if its process knows the type, else of the nearest known base. Nothing is imported or
+unpickled because a peer named it, and no `__init__` of a user's class runs with data from a peer.
 
-The traceback travels once, from where the error was raised. A handler that lets the error of its own call through adds
-a line to it and nothing else.
+The traceback travels once, from the place that raised the error. A handler that lets the error of its own call through
+only adds one line to it.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from triton_distributed.errors import REMOTE, RemoteCause, RemoteError
 from triton_distributed.payload.exception_values import BUILT_IN, clean, cut, fill, held_by, members_of, values_of
 from triton_distributed.payload.tracebacks import no_traceback, trace_of
 
-MAX_TRACEBACK = 64 * 1024  # characters; a page of frames, and every error of a burst holds one
-MAX_MESSAGE = 16 * 1024  # characters; a message is read by people
-MAX_TYPES = 32  # bases that are named; deeper hierarchies are caught by the nearest 32
-MAX_NOTES = 32  # notes, each cut like a message
-MAX_PARTS = 64  # errors of a group, and of the groups in it, together
-MAX_HOPS = 32  # handlers on an error's way that are named: the first, and those next to the caller
-MAX_ERROR = 192 * 1024  # bytes of the whole, so that it fits a frame; beyond it notes go first, then tracebacks
-MAX_CLASSES = 256  # combined classes kept; more than the error types of one program's peers
+MAX_TRACEBACK = 64 * 1024  # characters of a traceback: enough to read, and small enough for a burst of errors
+MAX_MESSAGE = 16 * 1024  # characters of a message; people have to read it
+MAX_TYPES = 32  # base classes that travel, nearest first
+MAX_NOTES = 32  # notes that travel, each cut like a message
+MAX_PARTS = 64  # errors in a group, counting the groups inside it
+MAX_HOPS = 32  # hops that are kept: the first one, and the last ones before the caller
+MAX_ERROR = 192 * 1024  # bytes of an encoded error, to fit a frame; notes are cut first, then tracebacks
+MAX_CLASSES = 256  # cached combined classes; more than the error types of one program's peers
 
 _ENDS_ITERATION = (StopIteration, StopAsyncIteration)
-"""Raised in the caller's loop as themselves they would end it, and the error would pass for a complete answer."""
+"""Types that would end the caller's loop silently, so that the answer would look complete."""
 
 _FIELDS = ("type_name", "message", "remote_traceback", "instance_id", "request_id", "remote")
-"""Attributes of `RemoteError` that give way to those of the same name in the type that the handler raised."""
+"""Attributes of `RemoteError` that an attribute of the same name in the raised type replaces."""
 
 
 class _Error(msgspec.Struct, array_like=True):
     type_name: str
     types: tuple[tuple[str, str], ...]
     message: str
-    traceback: str  # of a group: without those of its parts
+    traceback: str  # a group's own traceback, without those of its parts
     notes: list[str]
     args: list[msgspec.Raw] | None
     state: dict[str, msgspec.Raw]
     parts: list[_Error] = []  # of an ExceptionGroup
-    hops: list[tuple[int, str]] = []  # the handlers that it came through before this one
+    hops: list[tuple[int, str]] = []  # the handlers that the error passed before this one
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -57,10 +57,10 @@ _decode = msgspec.msgpack.Decoder(_Error).decode
 
 
 def encode_error(error: BaseException, *, full_tracebacks: bool = False) -> bytes:
-    """Turn what a handler raised into bytes, at most `MAX_ERROR`. Never raises, whatever the exception's methods do.
+    """Turn a handler's error into at most `MAX_ERROR` bytes. Never raises, even if the error's methods raise.
 
     Args:
-        error: what the handler raised.
+        error: the error that the handler raised.
         full_tracebacks: keep the frames of this package in the traceback.
     """
     trace: TracebackException | str
@@ -78,16 +78,16 @@ def encode_error(error: BaseException, *, full_tracebacks: bool = False) -> byte
             data = _encode(fields)
         if len(data) <= MAX_ERROR:
             return data
-    except Exception:  # names that were replaced by something odd
+    except Exception:  # `_encode` refuses a value that the error's class replaced
         pass
     message = clean(fields.message, MAX_MESSAGE // 4)
     return _encode(_Error(fields.type_name, fields.types[:4], message, "", [], None, {}))
 
 
 def let_through(error: BaseException) -> RemoteCause | None:
-    """What is known of an error that a handler's own call raised and the handler let through; None for any other.
+    """Return the cause of an error that the handler's own call raised and the handler let through; None for others.
 
-    An error that was raised while another was handled is not only let through: the other is told too.
+    An error with a cause or context of its own does not count: its traceback must show the other error too.
     """
     if error.__cause__ is not None or (error.__context__ is not None and not error.__suppress_context__):
         return None
@@ -95,7 +95,7 @@ def let_through(error: BaseException) -> RemoteCause | None:
 
 
 def _shorten(fields: _Error, limit: int) -> None:
-    """Leave the notes out, and of tracebacks and messages all but `limit` characters, at all levels of a group."""
+    """Drop the notes, and cut tracebacks and messages to `limit` characters, at all levels of a group."""
     fields.notes = []
     fields.traceback = cut(fields.traceback, limit) if limit else ""
     fields.message = cut(fields.message, limit or 256)
@@ -126,7 +126,7 @@ def _described(error: BaseException, trace: TracebackException | str, left: list
             if left[0] < 0:
                 break
             fields.parts.append(_described(each, traces[number] if number < len(traces) else "", left))
-    if known is not None:  # the first error stays the error
+    if known is not None:  # the original error keeps its type and message
         fields.type_name, fields.types = clean(str(known.type_name), 255), known.types
         fields.message = clean(str(known.message), MAX_MESSAGE)
     if through is not None:
@@ -137,7 +137,7 @@ def _described(error: BaseException, trace: TracebackException | str, left: list
 
 
 def _parts_of(trace: TracebackException | str) -> list[TracebackException]:
-    """Take the traces of a group's parts from the group's own: each part travels with its own."""
+    """Remove the traces of a group's parts from the group's trace and return them: each part travels with its own."""
     if isinstance(trace, str):
         return []
     parts, trace.exceptions = trace.exceptions or [], None
@@ -148,24 +148,24 @@ def _formatted(trace: TracebackException | str, note: str) -> str:
     if isinstance(trace, str):
         return trace
     try:
-        trace.__notes__ = [note] if note else []  # the others travel beside the traceback
+        trace.__notes__ = [note] if note else []  # the other notes travel outside the traceback
         return "".join(trace.format())
     except Exception as problem:
         return no_traceback(problem)
 
 
 def decode_error(data: bytes | bytearray | memoryview, *, instance_id: int, request_id: str) -> RemoteError:
-    """Turn bytes into the exception to raise. Never raises: bytes that cannot be read become an error that says so.
+    """Turn bytes into the exception to raise. Never raises: malformed bytes become an error that reports this.
 
     Args:
-        data: what `encode_error` returned.
-        instance_id: who answered.
-        request_id: which request it was.
+        data: the bytes that `encode_error` returned.
+        instance_id: the instance that answered.
+        request_id: the request that it answered.
     """
     try:
         fields = _decode(data)
     except Exception as problem:
-        message = f"the handler raised, and its error cannot be read: {problem}"
+        message = f"the handler raised an error that cannot be read: {problem}"
         fields = _Error("Exception", (), message, "", [], None, {})
     return _raised(fields, (instance_id, request_id))
 
@@ -192,12 +192,12 @@ def _raised(fields: _Error, answered: tuple[int, str]) -> RemoteError:
     if note := _note(remote):
         notes.append(note)
     if notes:
-        error.__dict__["__notes__"] = notes  # as add_note would, but past a user's __setattr__
+        error.__dict__["__notes__"] = notes  # like add_note, but without a user's __setattr__
     return error
 
 
 def _note(remote: RemoteCause) -> str:
-    """Say where an error was raised, and who let it through."""
+    """Return a note on the place that raised an error, and on the handlers that let it through."""
     if not remote.own_traceback and len(remote.hops) < 2:
         return ""
     first, *others = remote.hops or [(0, "")]
@@ -218,11 +218,11 @@ def _types(kind: type[BaseException]) -> tuple[tuple[str, str], ...]:
 
 def _text(error: BaseException) -> str:
     try:
-        # The text of one that a handler made itself would repeat the name of its type.
+        # The text of a RemoteError that a handler made itself would repeat the name of its type.
         ours = isinstance(error, RemoteError) and type(error).__str__ is RemoteError.__str__
         return clean(Exception.__str__(error) if ours else str(error), MAX_MESSAGE)
     except Exception as problem:
-        return f"(its text cannot be had: {type(problem).__name__})"
+        return f"(its text cannot be read: {type(problem).__name__})"
 
 
 def _notes(error: BaseException) -> list[Any]:
@@ -245,7 +245,7 @@ def _built(types: Iterable[tuple[str, str]], arguments: tuple[Any, ...]) -> Remo
 
 
 def _known(module_name: str, qualname: str) -> type[Exception] | None:
-    """Find an exception class that this process has already. Runs no module's or class's `__getattr__`."""
+    """Find an exception class that this process knows already, without calling any `__getattr__`."""
     module = builtins if module_name == "builtins" else sys.modules.get(module_name)
     if not isinstance(module, ModuleType):
         return None
@@ -256,7 +256,7 @@ def _known(module_name: str, qualname: str) -> type[Exception] | None:
         found = (ModuleType if found is module else type).__getattribute__(found, "__dict__").get(part)
     if not isinstance(found, type) or not issubclass(found, Exception) or issubclass(found, _ENDS_ITERATION):
         return None
-    # One that is a CancelledError too, or a SystemExit, would pass for that in the caller.
+    # A class that is also a CancelledError or a SystemExit would act as one in the caller.
     bases = [each for each in found.__mro__ if issubclass(each, BaseException) and each is not BaseException]
     return found if all(issubclass(each, (Exception, BaseExceptionGroup)) for each in bases) else None
 
@@ -265,12 +265,12 @@ def _instance(known: Any, arguments: tuple[Any, ...]) -> RemoteError | None:
     combined: type[RemoteError] | None = _combined(known)
     if combined is None:
         return None
-    # The built-in base makes the object: it fills errno, filename and the like, and no code of a user's class runs.
+    # The built-in base class makes the object. It fills errno, filename and the like, and no user code runs.
     base: Any = next(each for each in known.__mro__ if each in BUILT_IN)
     try:
         try:
             error = base.__new__(combined, *arguments)
-        except TypeError:  # MemoryError makes only its own kind, of the layout that every exception has
+        except TypeError:  # MemoryError.__new__ takes no subclass, but its layout is that of every exception
             error = BaseException.__new__(combined, *arguments)
         base.__init__(error, *arguments)
     except Exception:
@@ -280,14 +280,14 @@ def _instance(known: Any, arguments: tuple[Any, ...]) -> RemoteError | None:
 
 @lru_cache(maxsize=MAX_CLASSES)
 def _combined(known: Any) -> type[RemoteError] | None:
-    """Return a class that is both `RemoteError` and `known`, or None where the two cannot be combined."""
+    """Return a class derived from `RemoteError` and `known`, or None if the two cannot be combined."""
     if issubclass(RemoteError, known):
         return RemoteError
     if issubclass(known, RemoteError):
         return cast("type[RemoteError]", known)
     namespace = {
         "__module__": RemoteError.__module__,
-        "__doc__": f"What a handler raised as {known.__qualname__}.",
+        "__doc__": f"An error that a handler raised as {known.__qualname__}.",
         "__reduce__": _reduce,
     }
     for name in _FIELDS:
@@ -296,7 +296,7 @@ def _combined(known: Any) -> type[RemoteError] | None:
             namespace[name] = own[0]
     try:
         return cast("type[RemoteError]", type("RemoteError", (RemoteError, known), namespace))
-    except Exception:  # layouts or metaclasses that do not fit, or a class that refuses to have subclasses
+    except Exception:  # incompatible layouts or metaclasses, or a class that forbids subclasses
         return None
 
 

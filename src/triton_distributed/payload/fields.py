@@ -1,8 +1,8 @@
-"""Fields of objects that msgspec's encoder passes over.
+"""Fields that msgspec's encoder skips.
 
-It takes the fields of a dataclass from the instance. A field whose value is only the default in the class is left out:
-one with `init=False`, or one that an `__init__` of the user's own does not set. Of an attrs object it leaves out each
-field whose name begins with an underscore. Here such objects are found, and turned into dicts of all their fields.
+msgspec takes the fields of a dataclass from the instance. It skips a field whose value is only the default in the
+class: a field with `init=False`, or a field that a custom `__init__` does not set. In an attrs object it skips each
+field whose name begins with an underscore. This module finds such objects and turns each into a dict of all its fields.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 Look = Callable[[Any], Iterable[Any] | None]
-"""Returns the objects inside an object, or None where the encoder passes a field of it over."""
+"""A function that returns the objects inside an object, or None if the encoder skips a field of the object."""
 
 _unknown: Any = object()
 _looks: dict[Any, Look | None] = {}
@@ -25,16 +25,16 @@ _MOST_LOOKS = 1024  # more than the types of one program's messages
 
 
 def is_model(kind: Any) -> bool:
-    """Whether it is the class of a pydantic model, without importing pydantic."""
+    """Return whether `kind` is the class of a pydantic model, without importing pydantic."""
     base = getattr(sys.modules.get("pydantic"), "BaseModel", None)
     return base is not None and isinstance(kind, type) and issubclass(kind, base)
 
 
-def has_passed_over(value: Any) -> bool:
-    """Whether the encoder passes a field over anywhere in a value that it is able to encode.
+def has_skipped_field(value: Any) -> bool:
+    """Return whether the encoder skips a field anywhere in a value that it is able to encode.
 
-    Call it only where `gc.is_tracked(value)`. The garbage collector does not track text, numbers and dicts of nothing
-    else, and they hold no object with fields.
+    Call this only if `gc.is_tracked(value)`. The garbage collector does not track text, numbers and dicts of these, and
+    such values contain no object with fields.
 
     Raises:
         RecursionError: the value nests too deeply.
@@ -53,7 +53,7 @@ def has_passed_over(value: Any) -> bool:
             return True
         children = found
     for child in children:  # noqa: SIM110 - any() would take twice as long
-        if is_tracked(child) and has_passed_over(child):
+        if is_tracked(child) and has_skipped_field(child):
             return True
     return False
 
@@ -65,15 +65,15 @@ def all_fields(value: Any) -> dict[str, Any]:
 
 
 def field_names(kind: Any) -> tuple[str, ...]:
-    """The names of the fields of a dataclass or an attrs class; none for any other class."""
+    """Return the field names of a dataclass or an attrs class; an empty tuple for any other class."""
     if dataclasses.is_dataclass(kind):
         return tuple(each.name for each in dataclasses.fields(kind))
     return tuple(each.name for each in getattr(kind, "__attrs_attrs__", ()))
 
 
 @lru_cache(maxsize=1024)  # more than the types of one program's messages
-def can_be_passed_over(kind: Any) -> Callable[[Any], bool] | None:
-    """Return a function that says of an instance whether one of its fields is passed over; None where none ever is."""
+def skip_check(kind: Any) -> Callable[[Any], bool] | None:
+    """Return a function that checks whether an instance has a skipped field; None if no instance can have one."""
     names = field_names(kind)
     if not dataclasses.is_dataclass(kind):
         return (lambda value: True) if any(name.startswith("_") for name in names) else None
@@ -82,7 +82,7 @@ def can_be_passed_over(kind: Any) -> Callable[[Any], bool] | None:
 
 
 def _is_default(kind: Any, name: str) -> bool:
-    """Whether the class itself has a value for a field, and not a slot or a property that stands for it."""
+    """Return whether the class itself has a value for a field, instead of a slot or a property."""
     for each in kind.__mro__:
         if name in vars(each):
             return not hasattr(type(vars(each)[name]), "__set__")
@@ -107,10 +107,10 @@ def _look(kind: Any) -> Look | None:
     if not names:
         return None
     every = frozenset(names)
-    passed_over = can_be_passed_over(kind)
+    skips_field = skip_check(kind)
 
     def look(value: Any) -> Iterable[Any] | None:
-        if passed_over is not None and passed_over(value):
+        if skips_field is not None and skips_field(value):
             return None
         return [getattr(value, name, None) for name in names]
 

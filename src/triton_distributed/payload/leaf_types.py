@@ -1,6 +1,6 @@
-"""Leaf values of libraries that travel as text: paths, IP addresses, URLs, secrets, fractions, time zones, patterns.
+"""Library values that travel as text: paths, IP addresses, URLs, secrets, fractions, time zones, patterns.
 
-The classes are recognised by what they offer, so that none of these libraries has to be imported here.
+This module recognises the classes by their attributes, so that it need not import any of these libraries.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ import sys
 from functools import lru_cache
 from typing import Any
 
-# Libraries whose classes a message may name. Objects of them are cheap to make of any text that a peer may send: no
-# patterns, which are compiled, no fractions, which may have a large exponent, no time zones, which are read from files.
+# Libraries whose classes a message may name. Their objects are cheap to make from any text that a peer may send.
+# Patterns are not allowed, because they are compiled; nor fractions, which may have a large exponent; nor time zones,
+# which are read from files.
 _LIBRARIES = frozenset({"pathlib", "ipaddress", "pydantic", "pydantic_core"})
-_STANDARD = frozenset({"ipaddress", "fractions"})  # modules of which each class that has values is made from its text
+_STANDARD = frozenset({"ipaddress", "fractions"})  # each class of these modules can be made from its text
 
 
 @lru_cache(maxsize=1024)  # more than the leaf classes of one program's messages
 def is_textual(kind: type) -> bool:
-    """Whether values of this class travel as text (a secret: as what it hides)."""
+    """Return whether values of this class travel as text; a secret travels as the value that it hides."""
     return (
         hasattr(kind, "get_secret_value")  # pydantic's Secret, SecretStr, SecretBytes
         or hasattr(kind, "unicode_string")  # pydantic's URLs
@@ -27,9 +28,9 @@ def is_textual(kind: type) -> bool:
     )
 
 
-@lru_cache(maxsize=1024)  # as above
+@lru_cache(maxsize=1024)  # the same bound as above
 def is_made_from_text(kind: type) -> bool:
-    """Whether it is a class of the standard library, or a subclass, that `from_text` makes from such text."""
+    """Return whether `from_text` can make values of this class: one of the standard library's, or a subclass."""
     path = getattr(sys.modules.get("pathlib"), "PurePath", None)
     zone = getattr(sys.modules.get("zoneinfo"), "ZoneInfo", None)
     return (
@@ -41,10 +42,10 @@ def is_made_from_text(kind: type) -> bool:
 
 
 def to_text(value: Any) -> Any:
-    """Return what travels for a value of such a class: text, or what a secret hides.
+    """Return the text of a value, or the value that a secret hides.
 
     Raises:
-        TypeError: its text does not say all that it is.
+        TypeError: the text would not hold all of the value.
     """
     kind = type(value)
     if hasattr(kind, "get_secret_value"):
@@ -53,7 +54,7 @@ def to_text(value: Any) -> Any:
         return value.__fspath__()
     if kind is re.Pattern:
         if re.compile(value.pattern).flags != value.flags:
-            raise TypeError("a pattern with flags cannot travel: write them into its text, e.g. (?i)")
+            raise TypeError("a pattern with flags cannot travel: write the flags into its text, e.g. (?i)")
         return value.pattern
     if getattr(value, "key", "") is None:
         raise TypeError("a ZoneInfo without a key cannot travel")
@@ -64,7 +65,7 @@ def from_text(kind: Any, text: Any) -> Any:
     """Make a value of such a class from its text.
 
     Raises:
-        ValueError: the text is not one of that class.
+        ValueError: the text is invalid for that class.
     """
     if kind is re.Pattern:
         try:
@@ -72,20 +73,20 @@ def from_text(kind: Any, text: Any) -> Any:
         except re.error as error:
             raise ValueError(f"not a pattern: {error}") from error
     if kind.__module__ == "fractions" and "e" in text.lower():
-        raise ValueError("not a fraction: an exponent may stand for any number of digits")
+        raise ValueError("not a fraction: an exponent is not allowed, because it may stand for any number of digits")
     return kind(text)
 
 
 def named(value: Any) -> tuple[str, str]:
-    """Return module and name of a value's class, for `from_named_text`."""
+    """Return the module and the name of a value's class, for `from_named_text`."""
     kind = type(value)
     return kind.__module__, kind.__qualname__
 
 
 def from_named_text(module: str, name: str, text: Any) -> Any:
-    """Make a value of a class that a message names, or return the text where that is none of the few classes here.
+    """Make a value of a class that a message names. Return the text if the class is not one of the few allowed here.
 
-    Nothing is imported: a class counts only where its library is imported already.
+    Nothing is imported: a class counts only if its library is imported already.
     """
     if module.partition(".")[0] not in _LIBRARIES:
         return text

@@ -1,12 +1,12 @@
 """pydantic models on the wire.
 
-A model has two forms, and they differ: what its class *writes* (by alias, with computed fields) and what its class
-*reads* (by field name, without computed fields, with the Python types of its values). Whoever has no class gets what
-is written, as plain values: a caller, a handler without types. A handler that is annotated with the class gets the
-model made again from what is read.
+A model has two forms. The *written* form has aliases as keys, and computed fields. The *read* form has field names as
+keys, no computed fields, and the Python types of the values. A receiver without the class, such as a caller or a
+handler without types, gets the written form as plain values. For a handler that is annotated with the class, the model
+is made again from the read form.
 
-Most models have one form only, and travel as a plain map. All others travel as one msgpack extension, `MODEL`, which
-holds every value once and says at the places where the two forms differ what each of them is.
+In most models the two forms are equal, and these travel as a plain map. All other models travel as one msgpack
+extension, `MODEL`. It holds every value once, and both forms at the places where they differ.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ import msgspec
 from msgspec.msgpack import Ext
 
 from triton_distributed.errors import DecodeError
-from triton_distributed.payload.fields import all_fields, can_be_passed_over
+from triton_distributed.payload.fields import all_fields, skip_check
 from triton_distributed.payload.leaf_types import from_named_text, is_textual, named, to_text
 from triton_distributed.payload.outofband import MODEL
 
 Pack = Callable[[Any], bytes]
-"""Encodes a part of a message."""
+"""A function that encodes a part of a message."""
 
 ReadExtension = Callable[[int, memoryview], Any]
-"""Reads an extension of a message."""
+"""A function that reads an extension of a message."""
 
-# What one extension is: a list of an operation and its operands.
+# The content of an extension is a list of an operation and its operands.
 _ROOT = 0  # tree: a whole model
-_TABLE = 1  # keys as read, keys as written or nil where they are the same, values: a map
-_BOTH = 2  # as read, as written: a value
-_TEXT = 3  # module, name, text: a leaf of a library
+_TABLE = 1  # read keys, written keys or nil if they are the same, values: a map
+_BOTH = 2  # read form, written form: a value with two forms
+_TEXT = 3  # module, name, text: a value of a library
 _DATETIME = 4  # text: a datetime with its own offset
 _SCALAR = 5  # packed 0-d array, number: a NumPy scalar
-_ENUM = 15  # module, name, value: a member
-_TYPES: dict[type, int] = {  # what msgpack writes as something else: the operand is that
+_ENUM = 15  # module, name, value: a member of an enum
+_TYPES: dict[type, int] = {  # types that msgpack writes as another type, which is the operand
     tuple: 6,
     set: 7,
     frozenset: 8,
@@ -60,7 +60,7 @@ _RESTORE: dict[int, Callable[[Any], Any]] = {
     code: kind if kind in _CONTAINERS else partial(msgspec.convert, type=kind) for kind, code in _TYPES.items()
 }
 _LEAVES = frozenset({type(None), bool, int, float, str})
-_COMPARABLE = _LEAVES | {bytes, datetime.datetime} | _TYPES.keys()  # equal ones arrive equal
+_COMPARABLE = _LEAVES | {bytes, datetime.datetime} | _TYPES.keys()  # types whose equal values arrive equal
 
 
 # ---- the sending side -------------------------------------------------------------------------------------------
@@ -70,12 +70,12 @@ def model_to_wire(model: Any, pack: Pack, memory_to_wire: Callable[[Any], Any]) 
     """Return the extension that holds both forms of a model.
 
     Args:
-        model: a pydantic model; for one of a class that `has_one_form`, what it writes will do.
+        model: a pydantic model; for a class that `has_one_form`, the written form suffices.
         pack: encodes a part of this message.
-        memory_to_wire: turns a bytes, bytearray or memoryview into what keeps it apart from the others.
+        memory_to_wire: turns a bytes, bytearray or memoryview into a value that keeps its type.
 
     Raises:
-        TypeError: a part of it cannot travel, or its own serializer refuses.
+        TypeError: a part of the model cannot travel, or its own serializer refuses it.
     """
     written = model.model_dump(by_alias=True)
     read = model.model_dump(by_alias=False, round_trip=True, warnings=False)
@@ -85,7 +85,7 @@ def model_to_wire(model: Any, pack: Pack, memory_to_wire: Callable[[Any], Any]) 
 
 
 class _Writer:
-    """Writes two forms of one model as one tree."""
+    """Writes the two forms of one model as one tree."""
 
     __slots__ = ("_memory_to_wire", "_pack")
 
@@ -121,8 +121,8 @@ class _Writer:
             return self.extension(_TABLE, keys, None, list(map(self.both, read.values(), written.values())))
         if len(names) > len(others):
             return self.extension(_BOTH, self.both(read, read), self.both(written, written))
-        # Both forms have the fields in one order, and computed fields come last. Where a serializer of the user's does
-        # it otherwise each pair is two different values, which costs bytes and changes nothing.
+        # Both forms have the fields in the same order, with computed fields last. If a user's serializer changes the
+        # order, each pair becomes two different values, which costs bytes but gives the same result.
         values = list(map(self.both, read.values(), written.values()))
         values += [self.both(value, value) for value in list(written.values())[len(names) :]]
         return self.extension(
@@ -148,14 +148,15 @@ class _Writer:
         np = sys.modules.get("numpy")
         if np is not None and isinstance(value, np.generic):
             return self.extension(_SCALAR, self._pack(np.asarray(value)), value)
-        passed_over = can_be_passed_over(kind)
-        if passed_over is not None and passed_over(value):
+        skips_field = skip_check(kind)
+        if skips_field is not None and skips_field(value):
             return {name: self.both(each, each) for name, each in all_fields(value).items()}
         return value
 
 
-# What pydantic's schemas call types. Values of the first are written as msgpack's own types; those of the others as
-# text, lists and values of enums, from which a field that is not strict, and no union of types, makes them again.
+# Names of types in pydantic's schemas. Values of `_PLAIN` types are written as msgpack's own types. Values of
+# `_MADE_AGAIN` types are written as text, lists or values of enums; a field makes them again unless it is strict or a
+# union.
 _UNIONS = frozenset({"union", "tagged-union"})
 _PLAIN = _UNIONS | {
     *("str", "int", "float", "bool", "none", "literal", "list", "dict", "nullable", "default"),
@@ -163,25 +164,25 @@ _PLAIN = _UNIONS | {
     *("function-before", "function-after", "function-wrap"),
 }
 _MADE_AGAIN = {"uuid", "decimal", "date", "datetime", "time", "timedelta", "enum", "tuple", "set", "frozenset"}
-_BESIDE = frozenset({"metadata", "default", "default_factory", "config", "cls", "function"})  # hold no schemas
-_NAMED = frozenset({"fields", "choices"})  # hold schemas under names of the user's
+_BESIDE = frozenset({"metadata", "default", "default_factory", "config", "cls", "function"})  # keys without schemas
+_NAMED = frozenset({"fields", "choices"})  # keys that hold schemas under names of the user's
 
 
 @lru_cache(maxsize=1024)  # more than the models of one program's messages
 def has_one_form(kind: Any) -> bool:
-    """Whether each valid model of this class can be made again from what it writes, in msgpack's own types.
+    """Return whether each valid model of this class can be made again from its written form, in msgpack's own types.
 
-    False is always right, and costs time.
+    False is always safe, but costs time.
     """
     schema: Any = kind.__pydantic_core_schema__
-    if type(schema) is not dict:  # not complete yet
+    if type(schema) is not dict:  # the class is not complete yet
         return False
     traits = set(_traits(schema))
     return traits <= _PLAIN | {"strict"} or (traits <= _PLAIN | _MADE_AGAIN and not traits & _UNIONS)
 
 
 def _traits(schema: Any) -> Iterator[str]:
-    """Yield the types in a schema, and a word that is no such type for whatever makes two forms of one value."""
+    """Yield the types in a schema, and a word of our own for each trait that gives a value two forms."""
     if isinstance(schema, (list, tuple)):
         for each in schema:
             yield from _traits(each)
@@ -215,14 +216,14 @@ def _traits(schema: Any) -> Iterator[str]:
 
 
 def written_form(content: memoryview, hook: ReadExtension) -> Any:
-    """Return what the model's class writes, in plain values.
+    """Return the written form of a model, in plain values.
 
     Args:
-        content: of a `MODEL` extension.
-        hook: reads the extensions in it, those of this kind by this function.
+        content: the content of a `MODEL` extension.
+        hook: reads the extensions inside it; it must call this function for those of the kind `MODEL`.
 
     Raises:
-        DecodeError: it is not what `model_to_wire` writes.
+        DecodeError: the content is malformed.
     """
     operation, *operands = msgspec.msgpack.decode(content, ext_hook=hook)
     if operation == _TABLE:
@@ -233,20 +234,20 @@ def written_form(content: memoryview, hook: ReadExtension) -> Any:
     if operation == _DATETIME:
         (text,) = operands
         moment = datetime.datetime.fromisoformat(text)
-        return text if moment.tzinfo is None else moment.astimezone(datetime.UTC)  # as msgpack does
+        return text if moment.tzinfo is None else moment.astimezone(datetime.UTC)  # like msgpack
     if operation in _OPERANDS and len(operands) == _OPERANDS[operation]:
         return operands[-1]
-    raise DecodeError(f"a model with operation {operation!r} of {len(operands)} operands")
+    raise DecodeError(f"a model with invalid operation {operation!r} of {len(operands)} operands")
 
 
 def read_form(content: memoryview, hook: ReadExtension) -> Any:
-    """Return what the model's class reads, by field name and in Python's types. Arguments and errors: as above."""
+    """Return the read form of a model: by field name, in Python's types. Arguments and errors as in `written_form`."""
     operation, *operands = msgspec.msgpack.decode(content, ext_hook=hook)
     if operation == _TABLE:
         as_read, as_written, values = operands
         if len(values) != len(as_read if as_written is None else as_written) or len(values) < len(as_read):
-            raise DecodeError("a model with other names than values")
-        return dict(zip(as_read, values, strict=False))  # without computed fields, which come last
+            raise DecodeError("a model whose names do not match its values")
+        return dict(zip(as_read, values, strict=False))  # omits computed fields, which come last
     if operation == _BOTH:
         as_read, _ = operands
         return as_read
@@ -272,9 +273,9 @@ def _hashable(key: Any) -> Any:
 
 
 def _member(module: str, name: str, value: Any) -> Any:
-    """Return the member of an enum that this process has already, else its value.
+    """Return the member of an enum if this process knows the enum already, else the value.
 
-    It imports nothing and runs no `__getattr__`. Without the member a field of `Colour | str` would get text.
+    Imports nothing and calls no `__getattr__`. Without the member, a field of type `Colour | str` would get text.
     """
     found: Any = sys.modules.get(module)
     for part in name.split("."):
@@ -285,5 +286,5 @@ def _member(module: str, name: str, value: Any) -> Any:
         return value
     try:
         return found(value)
-    except ValueError:  # another version of the class
+    except ValueError:  # the enum is another version of the sender's
         return value

@@ -1,8 +1,8 @@
-"""Memory inside messages: how raw bytes leave a value, and how they are taken back out.
+"""Memory inside messages: how raw bytes leave a value, and how they are put back.
 
 msgpack knows one kind of bytes. All other memory (bytearray, memoryview, arrays, tensors) travels as a msgpack
-extension whose header says what it was. Few bytes stand in that header; many travel as a buffer beside the message,
-which neither end copies, and the header holds the buffer's index.
+extension whose header describes it. The header holds small memory itself. Large memory travels as a buffer next to the
+message, which neither end copies, and the header holds the buffer's index.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ import msgspec
 from triton_distributed.errors import DecodeError
 
 OUT_OF_BAND = 16 * 1024
-"""Bytes from which memory travels beside the message.
+"""Memory of at least this many bytes travels next to the message.
 
-Measured with CPython 3.11 on one core: one more copy of 16 KiB costs 0.2 µs at each end, a message with a buffer 3 µs
-more than one without, so 16 KiB is where sending beside begins to be no loss.
+Measured with CPython 3.11 on one core: one more copy of 16 KiB costs 0.2 µs at each end, and a message with a buffer
+costs 3 µs more than one without, so from 16 KiB on a buffer is no loss.
 """
 
 BYTES, BYTEARRAY, MEMORYVIEW, ARRAY_ARRAY, NDARRAY, TENSOR, MODEL = range(16, 23)
 """Extension codes. A user's own `msgspec.msgpack.Ext` may have the codes 0 to 15 and 23 to 127."""
 
 Payload = int | memoryview
-"""What a header holds: a buffer's index, or the bytes themselves."""
+"""The part of a header that refers to memory: a buffer's index, or the bytes themselves."""
 
 encode_header = msgspec.msgpack.Encoder().encode
 
 
 class BufferNeeded(Exception):
-    """The value holds memory that should travel out of band, and nobody collects buffers yet."""
+    """The value holds memory that should travel out of band, but this encode collects no buffers."""
 
 
 def place(view: memoryview, buffers: list[memoryview] | None) -> Payload:
@@ -39,16 +39,16 @@ def place(view: memoryview, buffers: list[memoryview] | None) -> Payload:
 
     Args:
         view: C-contiguous, one-dimensional, format `B`.
-        buffers: those of the message so far; None where this encode cannot take any.
+        buffers: the buffers of the message so far; None if this encode collects none.
 
     Raises:
-        BufferNeeded: they should travel out of band and `buffers` is None.
+        BufferNeeded: the bytes should travel out of band, but `buffers` is None.
     """
     if view.nbytes < OUT_OF_BAND:
         return view
     if buffers is None:
         raise BufferNeeded
-    buffers.append(view)  # as many as the value has; what a message can carry is checked where it is cut into frames
+    buffers.append(view)  # bounded by the value; the check of a message's size follows where it is cut into frames
     return len(buffers) - 1
 
 
@@ -61,15 +61,15 @@ class Arrived:
         self._left: list[Any] = list(buffers or ())
 
     def take(self, payload: Payload) -> Any:
-        """Return what `payload` stands for: the buffer itself, or a fresh bytearray of the bytes in the header.
+        """Return the memory of `payload`: the buffer itself, or a new bytearray of the bytes in the header.
 
         Raises:
-            DecodeError: no such buffer came, or it was taken before.
+            DecodeError: there is no such buffer, or it was taken before.
         """
         if not isinstance(payload, int):
             return bytearray(payload)
         if not 0 <= payload < len(self._left):
-            raise DecodeError(f"it refers to buffer {payload}, and {len(self._left)} came with it")
+            raise DecodeError(f"it refers to buffer {payload}, but only {len(self._left)} came with it")
         buffer, self._left[payload] = self._left[payload], None
         if buffer is None:
             raise DecodeError(f"it refers to buffer {payload} twice")
@@ -77,7 +77,7 @@ class Arrived:
 
 
 def flat(view: memoryview) -> memoryview:
-    """Return the same bytes as one C-contiguous view of format `B`; a copy only where they are scattered."""
+    """Return the same bytes as one C-contiguous view of format `B`. Only scattered bytes are copied."""
     if view.ndim == 1 and view.format == "B" and view.c_contiguous:
         return view
     if view.c_contiguous and view.nbytes:

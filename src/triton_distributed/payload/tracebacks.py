@@ -1,4 +1,4 @@
-"""Tracebacks of handlers' errors, without the frames of this package: those say nothing of the user's program."""
+"""Tracebacks of handlers' errors, without the frames of this package, which do not help the user."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from traceback import StackSummary, TracebackException
 
 PACKAGE = re.sub(r"payload[/\\]\w+\.pyc?\Z", "", __file__)
-"""What the file names of this package's own frames begin with."""
+"""The prefix of the file names of this package's own frames."""
 
 
 def trace_of(error: BaseException, *, full: bool = False) -> TracebackException:
@@ -14,8 +14,7 @@ def trace_of(error: BaseException, *, full: bool = False) -> TracebackException:
 
     Args:
         error: the error.
-        full: keep the frames of this package. Without it, an error that has no other frames is left with its last
-            line.
+        full: keep the frames of this package. Otherwise an error without other frames has only its last line.
     """
     trace = TracebackException(type(error), error, error.__traceback__, compact=True)
     if not full:
@@ -29,7 +28,7 @@ def trace_of(error: BaseException, *, full: bool = False) -> TracebackException:
 
 
 def traceback_text(error: BaseException, *, full: bool = False) -> str:
-    """Return an error's traceback as text. Never raises, whatever the error's own methods do."""
+    """Return an error's traceback as text. Never raises, even if the error's own methods raise."""
     try:
         return "".join(trace_of(error, full=full).format())
     except Exception as problem:
@@ -37,5 +36,5 @@ def traceback_text(error: BaseException, *, full: bool = False) -> str:
 
 
 def no_traceback(problem: Exception) -> str:
-    """Return what stands for a traceback that cannot be had."""
-    return f"(its traceback cannot be had: {type(problem).__name__})\n"
+    """Return a text that replaces a traceback that cannot be made."""
+    return f"(its traceback cannot be made: {type(problem).__name__})\n"

@@ -1,16 +1,16 @@
-"""Requests and responses against the types that a handler is annotated with.
+"""Checks of requests and responses against the types in a handler's annotations.
 
-msgspec does the work: builtins, collections, dataclasses, Structs, TypedDicts, NamedTuples, Literals, Unions. Classes
-that it does not know are checked with isinstance (arrays, tensors), are made from their text (paths, IP addresses), or
-are pydantic's models. A hint that msgspec refuses (a union of models or of dataclasses, a dataclass with an InitVar, a
-type of pydantic's) is checked by pydantic as a whole, if that is installed. A hint that neither can check is refused
-where the decoder is made, so that a handler never gets what its annotation rules out.
+msgspec checks builtins, collections, dataclasses, Structs, TypedDicts, NamedTuples, Literals and Unions. Classes that
+msgspec does not know are checked with isinstance (arrays, tensors), made from their text (paths, IP addresses), or are
+pydantic models. msgspec refuses some hints: a union of models or of dataclasses, a dataclass with an InitVar, a type of
+pydantic's. pydantic checks such a hint as a whole, if it is installed. If neither library can check a hint, the decoder
+cannot be made, so a handler never gets a value that its annotation rules out.
 
-A model that was sent as a model is checked against what its class reads, and always fits its own class; see
-`payload.models`. A plain dict is checked as the class declares. A strict field also takes from a dict what pydantic's
-strict mode takes from JSON, since text and lists stand for UUIDs, dates and tuples here too.
+A model that was sent as a model is checked in its read form and always fits its own class; see `payload.models`. A
+plain dict is checked as the class declares. From a dict a strict field also accepts what pydantic's strict mode accepts
+from JSON, because here too text and lists represent UUIDs, dates and tuples.
 
-A union of classes without a tag goes by pydantic's smart mode: the member of which most fields are set, then the first.
+A union of classes without a tag follows pydantic's smart mode: the member with most fields set, then the first member.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ from triton_distributed.payload.outofband import MODEL
 from triton_distributed.payload.validation import adapted, model_of, must_be_complete
 
 RequestDecoder = Callable[..., Any]
-"""`(body, buffers=None) -> value`."""
+"""A function `(body, buffers=None) -> value`."""
 
-_NATIVE = (bytes, bytearray, memoryview)  # as in msgpack; else msgspec would take text for bytes in base64
+_NATIVE = (bytes, bytearray, memoryview)  # types of msgpack; without this list msgspec would read text as base64
 
 _PLACE = re.compile(r"(?P<text>.*) - at `(?P<key>key` in `)?\$\[0\](?P<path>.*)`\Z", re.DOTALL)
 
 
 class _HoldsModel(Exception):
-    """A message holds a model that was sent as one."""
+    """A message holds a model that was sent as a model."""
 
 
 class _Misfit(Exception):
-    """A value does not fit; the text says where and why."""
+    """A value does not fit a hint; the text says where and why."""
 
 
 class _Converter(NamedTuple):
-    """Makes values of a hint.
+    """Makes values that fit a hint.
 
     Attributes:
         convert: (value, the models in it) → value of the hint's type; raises ValueError or TypeError.
-        decoder: reads and checks at once a message that holds no models, or None where pydantic checks the whole.
+        decoder: reads and checks a message without models in one step; None if pydantic checks the whole hint.
     """
 
     convert: Callable[[Any, Own], Any]
@@ -67,11 +67,11 @@ def typed_decoder(hint: Any, what: str = "request") -> RequestDecoder:
         hint: the resolved annotation; None, Any and `inspect.Parameter.empty` check nothing.
         what: the name of the value in an error's text.
 
-    The decoder raises `DecodeError` for bytes that cannot be read and `InvalidRequest`, naming the field, for a value
+    The decoder raises `DecodeError` for malformed bytes, and `InvalidRequest` with the name of the field for a value
     that does not fit.
 
     Raises:
-        TypeError: the hint cannot be checked, or no value that arrives can fit it; the text says why.
+        TypeError: the hint cannot be checked, or no message can hold a value that fits it; the text says why.
     """
     if checks_nothing(hint):
         return decode
@@ -83,7 +83,7 @@ def typed_decoder(hint: Any, what: str = "request") -> RequestDecoder:
             try:
                 return fast(body)
             except (msgspec.ValidationError, _HoldsModel, OverflowError):
-                pass  # it may only seem not to fit, as a bytearray does where bytes are wanted: look at the value
+                pass  # the value may fit all the same, e.g. a bytearray for bytes: look at it
             except Exception as error:
                 raise unreadable(error) from error
         value, models = decode_models(body, buffers)
@@ -96,15 +96,15 @@ def typed_decoder(hint: Any, what: str = "request") -> RequestDecoder:
 
 
 def typed_checker(hint: Any, what: str = "response") -> Callable[[Any], Any] | None:
-    """Return a function that checks what a handler yields or returns, or None where there is nothing to check.
+    """Return a function that checks the values that a handler yields or returns; None if every value fits.
 
     Args:
         hint: the resolved annotation of one item.
         what: the name of the value in an error's text.
 
-    The function returns the very value that it is given, or raises `TypeError` naming the field. A value fits if it is
-    an instance of the hint's class, or if what arrives at the caller fits. A dict fits a model by the names of its
-    fields too, and with computed fields.
+    The function returns its argument, or raises `TypeError` with the name of the field. A value fits if it is an
+    instance of the hint's class, or if it fits in the form that arrives at the caller. A dict also fits a model if it
+    has field names as keys, and may have computed fields.
 
     Raises:
         TypeError: the hint cannot be checked; the text says why.
@@ -148,7 +148,7 @@ def _fitted(convert: Callable[[Any, Own], Any], value: Any, models: Own, what: s
     except (msgspec.ValidationError, ValueError, TypeError, OverflowError) as error:
         raise _Misfit(_in_words(error, what)) from error
     except RecursionError as error:
-        raise _Misfit(f"{what}: it nests too deeply") from error
+        raise _Misfit(f"{what}: the value nests too deeply") from error
 
 
 def _in_words(error: Exception, what: str) -> str:
@@ -158,15 +158,15 @@ def _in_words(error: Exception, what: str) -> str:
     return f"{what}: {text}"
 
 
-# ---- who can check a hint ---------------------------------------------------------------------------------------
+# ---- which library checks a hint --------------------------------------------------------------------------------
 
 
 def _converter(hint: Any, *, arriving: bool) -> _Converter:
-    """Return what makes values of a hint.
+    """Return the converter for a hint.
 
     Args:
-        hint: checks something.
-        arriving: values come from a message, so classes that none holds are refused.
+        hint: a hint that not every value fits.
+        arriving: whether values come from a message; then classes that no message can hold are refused.
     """
     found = contents(hint, arriving=arriving)
     for each in found.models:
@@ -183,8 +183,8 @@ def _converter(hint: Any, *, arriving: bool) -> _Converter:
         return _Converter(adapted(hint, found, arriving), None)
     except ImportError:
         raise TypeError(f"{reason}; pydantic may be able to check it: pip install pydantic") from None
-    except Exception as error:  # pydantic has an error class for each thing that it cannot use
-        text = "it is no type" if isinstance(error, Warning) else str(error).partition("\n")[0]
+    except Exception as error:  # pydantic has many error classes for unusable hints
+        text = "it is not a type" if isinstance(error, Warning) else str(error).partition("\n")[0]
         raise TypeError(text if found.pydantic or text in reason else f"{reason}; pydantic: {text}") from None
 
 
@@ -192,8 +192,8 @@ def _by_msgspec(hint: Any, arriving: bool) -> _Converter:
     kinds = list(_custom_types(msgspec.inspect.type_info(hint)))
     for kind in kinds:
         if arriving and not can_arrive(kind):
-            raise TypeError(f"no message holds a {kind.__module__}.{kind.__qualname__}")
-    # msgspec keeps what it found out about a Struct's fields, and would find it out anew for a bare hint at each call.
+            raise TypeError(f"a message cannot hold a {kind.__module__}.{kind.__qualname__}")
+    # msgspec caches its analysis of a Struct's fields, but would analyse a bare hint again in each call.
     holder: Any = msgspec.defstruct("Holder", [("value", hint)], array_like=True)
 
     def convert(value: Any, models: Own) -> Any:
@@ -209,7 +209,7 @@ def _by_msgspec(hint: Any, arriving: bool) -> _Converter:
 
 
 def _custom_types(found: Any) -> Iterator[Any]:
-    """Yield the classes that msgspec leaves to us, in a type as msgspec describes it."""
+    """Yield the classes that msgspec leaves to its hooks, given msgspec's description of a type."""
     seen: set[int] = set()
     left = [found]
     while left:
@@ -232,7 +232,7 @@ def _read_no_model(code: int, header: memoryview) -> Any:
 
 
 def _accept(models: Own, arriving: bool, kind: Any, value: Any) -> Any:
-    """Make `value` into `kind`, a class that msgspec does not know; msgspec checks what is returned with isinstance."""
+    """Turn `value` into `kind`, a class that msgspec does not know. msgspec checks the result with isinstance."""
     kind = typing.get_origin(kind) or kind
     if isinstance(value, kind):
         return value

@@ -1,4 +1,4 @@
-"""Where in a value the part is that cannot travel. Runs only after an encode failed."""
+"""Finds the part of a value that cannot travel. Runs only after an encode failed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import msgspec
 
 from triton_distributed.payload.fields import field_names, is_model
 
-MAX_DEPTH = 200  # containers inside containers that are looked into; beyond it the error names the place reached
+MAX_DEPTH = 200  # nested containers that are searched; the error for deeper values names the place reached
 
 
 def explain(value: Any, error: Exception, what: str, try_encode: Callable[[Any], object]) -> Exception:
@@ -20,9 +20,9 @@ def explain(value: Any, error: Exception, what: str, try_encode: Callable[[Any],
 
     Args:
         value: the value.
-        error: what its encoding raised.
+        error: the error that its encoding raised.
         what: the name of the value in the error's text.
-        try_encode: encodes a part of it, raising where that cannot travel.
+        try_encode: encodes a part of the value; raises if that part cannot travel.
     """
     path, cause, part = _find(value, what, [], try_encode) or (what, error, value)
     text, kind = _words(cause, part)
@@ -34,10 +34,10 @@ class _Cycle(Exception):
 
 
 def _words(cause: Exception, value: Any) -> tuple[str, type[Exception]]:
-    """Say why a value cannot travel, and what can in its place. Each text names the type of the value."""
+    """Say why a value cannot travel, and what to send instead. Each text names the type of the value."""
     name = _article(type(value).__qualname__)
     if isinstance(cause, _Cycle):
-        return f"it contains itself, and only finite values travel ({name})", ValueError
+        return f"it contains itself, but only finite values travel ({name})", ValueError
     if isinstance(cause, RecursionError):
         return f"it nests too deeply to travel, or refers to itself ({name})", ValueError
     if isinstance(cause, UnicodeEncodeError):
@@ -48,7 +48,7 @@ def _words(cause: Exception, value: Any) -> tuple[str, type[Exception]]:
     if isinstance(cause, OverflowError):
         return _overflow(cause, value, name), ValueError
     text = str(cause)
-    if "cannot travel" not in text:  # it is not one of our own
+    if "cannot travel" not in text:  # the error is not one of this package
         text = f"{name} cannot travel: {text or type(cause).__name__}"
     return text, ValueError if isinstance(cause, ValueError) else TypeError
 
@@ -58,7 +58,7 @@ def _overflow(cause: OverflowError, value: Any, name: str) -> str:
     if isinstance(number, int):
         words = "an int beyond 64 bits"
         return f"{words if type(value) is int else f'{name} ({words})'} cannot travel: use a str or bytes"
-    if isinstance(number, datetime.date):  # a datetime is one
+    if isinstance(number, datetime.date):  # this includes a datetime
         return f"{name} that has no date in UTC cannot travel ({cause}): send its .isoformat()"
     return f"{name} out of range cannot travel ({cause}): send it as text"
 
@@ -68,7 +68,7 @@ def _article(name: str) -> str:
 
 
 Found = tuple[str, Exception, Any]
-"""A path, what is wrong there, and the value that is there."""
+"""A path, the error there, and the value there."""
 
 
 def _find(value: Any, path: str, above: list[int], try_encode: Callable[[Any], object]) -> Found | None:
@@ -83,7 +83,7 @@ def _find(value: Any, path: str, above: list[int], try_encode: Callable[[Any], o
             looked = True
             if found := _find(child, f"{path} key {_short(child)}" if key else path + part, above, try_encode):
                 return found
-    except Exception as error:  # a property of the user's
+    except Exception as error:  # from a user's property
         return path, error, value
     above.pop()
     if looked:
@@ -96,7 +96,7 @@ def _find(value: Any, path: str, above: list[int], try_encode: Callable[[Any], o
 
 
 def parts_of(value: Any) -> Iterator[tuple[str, Any, bool]]:
-    """Yield the parts of a container that msgspec looks into: (how to write it behind the path, it, is it a key)."""
+    """Yield the parts of a container that msgspec encodes: (text to append to the path, part, whether it is a key)."""
     if isinstance(value, dict):
         for key, child in dict.items(value):
             yield "", key, True

@@ -1,4 +1,4 @@
-"""What msgpack does not know: one place that turns such a value into what it does know, and one that turns it back."""
+"""Values that msgpack does not know: one function turns them into values that it knows, and one turns them back."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from triton_distributed.payload.outofband import ARRAY_ARRAY, BYTES, MODEL, NDAR
 
 
 def to_wire(value: Any, buffers: list[memoryview] | None) -> Any:
-    """Turn a value that msgspec does not know into one that it does.
+    """Turn a value that msgspec does not know into a value that it knows.
 
     Args:
-        value: anything that msgspec's encoder handed over.
-        buffers: those of the message so far; None where this encode cannot take any.
+        value: any value that msgspec's encoder passes to its hook.
+        buffers: the buffers of the message so far; None if this encode collects none.
 
     Raises:
-        BufferNeeded: `buffers` is None and it needs one.
-        TypeError: it cannot travel; the text says what to send instead.
+        BufferNeeded: the value needs a buffer, but `buffers` is None.
+        TypeError: the value cannot travel; the text says what to send instead.
     """
     modules = sys.modules
     if (np := modules.get("numpy")) is not None:
@@ -98,7 +98,7 @@ def from_wire(code: int, header: memoryview, arrived: Arrived) -> Any:
     """Read one extension.
 
     Raises:
-        DecodeError: it is not what this package writes under that code.
+        DecodeError: the extension is malformed for its code.
     """
     try:
         if code == NDARRAY:
@@ -111,7 +111,7 @@ def from_wire(code: int, header: memoryview, arrived: Arrived) -> Any:
             return written_form(header, partial(from_wire, arrived=arrived))
     except DecodeError:
         raise
-    except Exception as error:  # whatever a library says to a header that it cannot use
+    except Exception as error:  # any error of a library that cannot use the header
         raise DecodeError(f"extension {code}: {error}") from error
     return Ext(code, bytes(header))
 
@@ -120,7 +120,7 @@ def model_from_wire(header: memoryview, arrived: Arrived) -> Any:
     """Read one `MODEL` extension for a handler that has the class: by field name, in Python's types.
 
     Raises:
-        DecodeError: it is not what this package writes under that code.
+        DecodeError: the extension is malformed.
     """
 
     def hook(code: int, part: memoryview) -> Any:
@@ -161,6 +161,6 @@ _INSTEAD = {
 
 
 def refusal(value: Any) -> str:
-    """Say that a value cannot travel, and what can in its place."""
+    """Say that a value cannot travel, and what to send instead."""
     kind = type(value)
     return f"{kind!r} cannot travel: {_INSTEAD.get(kind.__name__, _SENDABLE)}"

@@ -20,7 +20,6 @@ from triton_distributed.discovery import Discovery, Marking
 from triton_distributed.errors import AlreadyServed, DiscoveryError, ForkError, RuntimeClosed, WrongLoop
 from triton_distributed.names import MAX_INSTANCE_ID, EndpointName, Instance
 from triton_distributed.observe import LoopStats, Stats, Watchdog
-from triton_distributed.routing.policies import Policy
 from triton_distributed.runtime.backends import (
     make_discovery,
     make_elsewhere,
@@ -29,7 +28,6 @@ from triton_distributed.runtime.backends import (
     make_networks,
     make_tls,
 )
-from triton_distributed.runtime.client import Client
 from triton_distributed.runtime.component import Endpoint, Namespace
 from triton_distributed.runtime.events import RuntimeEvents
 from triton_distributed.runtime.serve_task import ServeTask
@@ -41,7 +39,6 @@ from triton_distributed.serving.server import Server
 from triton_distributed.serving.threads import HandlerThreads
 from triton_distributed.system.fork import watch_forks
 from triton_distributed.system.identity import host_name
-from triton_distributed.system.inherited import give_up
 from triton_distributed.system.signals import DrainSignals
 from triton_distributed.transport.network import Networks
 from triton_distributed.transport.pool import SessionPool
@@ -269,8 +266,8 @@ class DistributedRuntime:
             name,
             handler,
             instance,
-            server.places,
-            standstill=server.standstill,
+            server.slots,
+            on_wait=server.standstill.waits,
             on_exit=self._exit_wanted,
             full_tracebacks=self.config.full_tracebacks,
             **limits,
@@ -296,7 +293,7 @@ class DistributedRuntime:
         if self.config.discovery == "static":
             raise DiscoveryError("static", self.discovery.where, f"{operation}: TRD_STATIC alone says who is there")
         if not listed:
-            served.pause()  # at once, whatever the lock waits for
+            served.gate.pause()  # at once, whatever the lock waits for
         async with self._listing:
             self.check(operation)
             served = self._server.find(name, operation)
@@ -304,11 +301,11 @@ class DistributedRuntime:
                 await self.discovery.withdraw(served.instance)
                 served.listed = ()
                 return
-            served.resume()  # before a client can see the instance
+            served.gate.resume()  # before a client can see the instance
             try:
                 await self._list(served)
             except BaseException:
-                served.pause()
+                served.gate.pause()
                 raise
 
     async def _list(self, served: ServedEndpoint) -> None:
@@ -328,7 +325,7 @@ class DistributedRuntime:
 
     def _misses(self, served: ServedEndpoint) -> bool:
         """Whether discovery lists an endpoint otherwise than it is reached."""
-        wanted = served.registered and not served.paused
+        wanted = served.registered and not served.gate.paused
         return wanted and served.listed != self._server.reached(served.instance.addresses)
 
     async def _relist(self) -> None:
@@ -345,7 +342,7 @@ class DistributedRuntime:
     async def _stop_serving(self, served: ServedEndpoint) -> None:
         """Its task was cancelled: nobody comes in any more, and what runs is cut."""
         self._server.remove(served)
-        served.drain()
+        served.gate.drain()
         async with self._listing:
             await self.discovery.withdraw(served.instance)
         await served.cut()
@@ -357,12 +354,17 @@ class DistributedRuntime:
                 self.discovery.mark(served.instance, busy)
 
     def _running(self) -> list[str]:
-        return [serving.context.id() for endpoint in self._server.endpoints for serving in endpoint.running]
+        return [request.context.id() for endpoint in self._server.endpoints for request in endpoint.gate.running]
 
     # calling
 
-    async def client(self, name: EndpointName, policy: str | Policy) -> Client:
-        """A client of an endpoint; see `Endpoint.client`."""
+    async def candidates(self, name: EndpointName) -> EndpointView:
+        """The instances of an endpoint that may be called, shared by all clients of the endpoint.
+
+        Raises:
+            DiscoveryError: the place where instances are registered cannot be read.
+            ForkError, RuntimeClosed.
+        """
         self.check("client")
         view = self._views.get(name)
         if view is None:
@@ -371,7 +373,7 @@ class DistributedRuntime:
                 task = self._opening[name] = self.spawn(self._open_view(name))
                 task.add_done_callback(lambda _: self._opening.pop(name, None))
             view = await asyncio.shield(task)
-        return Client(self, view, policy)
+        return view
 
     async def _open_view(self, name: EndpointName) -> EndpointView:
         view = EndpointView(
@@ -434,14 +436,6 @@ class DistributedRuntime:
     def forked(self) -> None:
         """This process is a child of the one that made the runtime."""
         self._forked = self.unusable = True
-        self._signals.forked()
-        self._watchdog.release_in_child()
-        self._server.release_in_child()
-        self.pool.release_in_child()
-        self.events.release_in_child()
-        for network in self._networks.values():
-            network.release_in_child()
-        give_up(self.nats.socket)
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `work` in a task that the runtime keeps and ends with itself."""

@@ -11,7 +11,7 @@ from triton_distributed.errors import ConfigError, MessageTooLarge
 from triton_distributed.events import Event, EventPlane, PulledMessages, Subscription, WorkQueue
 from triton_distributed.events.event import pack, unpack
 from triton_distributed.events.inbox import TURN
-from triton_distributed.events.queue import QueueNames
+from triton_distributed.events.jetstream import QueueNames
 from triton_distributed.external.nats import NatsConnection
 from triton_distributed.names import check_name, service_name, stream_name, subject_token
 
@@ -120,8 +120,3 @@ class RuntimeEvents:
             pull.end()
         if self._plane is not None:
             await self._plane.close()
-
-    def release_in_child(self) -> None:
-        """This process is a fork: give up its copies of the sockets."""
-        if self._plane is not None:
-            self._plane.release_in_child()

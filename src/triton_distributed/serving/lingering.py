@@ -1,16 +1,14 @@
-"""Handlers that go on after their cancellation: the log says which, and where each one stands."""
+"""Handlers that run on after their cancellation: the log says which ones, and where each one stands."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
+from triton_distributed.context import Context
 from triton_distributed.names import EndpointName
 from triton_distributed.system.current_line import standing
-
-if TYPE_CHECKING:
-    from triton_distributed.serving.request import Serving
 
 logger = logging.getLogger("triton_distributed.runtime")
 
@@ -18,7 +16,19 @@ LINGER_S = 10.0
 """Seconds after which a handler that was cancelled and still runs is reported: clean-up seldom takes that long."""
 
 MOST_REPORTED = 20
-"""Handlers reported at one look: a burst of stuck requests must not flood the log."""
+"""Handlers reported at one check: a burst of stuck requests must not flood the log."""
+
+
+class Cancelled(Protocol):
+    """A request whose handler was cancelled; see `serving.request.ServedRequest`."""
+
+    task: asyncio.Task[None] | None
+
+    @property
+    def items(self) -> Any: ...
+
+    @property
+    def context(self) -> Context: ...
 
 
 class Lingering:
@@ -30,7 +40,7 @@ class Lingering:
         handler: the name of its handler.
 
     Attributes:
-        requests: each with the time of its cancellation, on the loop's clock; bounded by the requests that run.
+        requests: each with the time of its cancellation, on the loop's clock; no more than the requests that run.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, name: EndpointName, handler: str) -> None:
@@ -38,48 +48,48 @@ class Lingering:
         self._name = name
         self._handler = handler
         self._timer: asyncio.TimerHandle | None = None
-        self._reported: set[Serving] = set()
-        self.requests: dict[Serving, float] = {}
+        self._reported: set[Cancelled] = set()
+        self.requests: dict[Cancelled, float] = {}
 
-    def watch(self, serving: Serving) -> None:
-        """The handler of `serving` was cancelled."""
-        self.requests[serving] = self._loop.time()
+    def watch(self, request: Cancelled) -> None:
+        """The handler of `request` was cancelled."""
+        self.requests[request] = self._loop.time()
         if self._timer is None:
-            self._timer = self._loop.call_later(LINGER_S, self._look)
+            self._timer = self._loop.call_later(LINGER_S, self._check)
 
-    def ended(self, serving: Serving) -> None:
-        """The handler of `serving` has ended."""
-        self.requests.pop(serving, None)
-        self._reported.discard(serving)
+    def ended(self, request: Cancelled) -> None:
+        """The handler of `request` has ended."""
+        self.requests.pop(request, None)
+        self._reported.discard(request)
         if not self.requests and self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def describe(self) -> list[str]:
         """Name each of the requests, its endpoint, and the line where its handler stands."""
-        return [self._describe(serving) for serving in self.requests]
+        return [self._describe(request) for request in self.requests]
 
     def close(self) -> None:
-        """Report nothing any more."""
+        """Stop reporting."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _describe(self, serving: Serving) -> str:
-        where = standing(serving.task, serving.items)
-        return f"request {serving.context.id()} of {self._name}: handler {self._handler} stands at {where}"
+    def _describe(self, request: Cancelled) -> str:
+        where = standing(request.task, request.items)
+        return f"request {request.context.id()} of {self._name}: handler {self._handler} stands at {where}"
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         now = self._loop.time()
         due = [each for each, since in self.requests.items() if now - since >= LINGER_S and each not in self._reported]
-        for serving in due[:MOST_REPORTED]:
+        for request in due[:MOST_REPORTED]:
             logger.warning(
                 "%s, %.0f s after its cancellation: it keeps its place until it ends",
-                self._describe(serving),
-                now - self.requests[serving],
+                self._describe(request),
+                now - self.requests[request],
             )
         if len(due) > MOST_REPORTED:
             logger.warning("%s: %d more handlers run on after their cancellation", self._name, len(due) - MOST_REPORTED)
         self._reported.update(due)
         later = [since for each, since in self.requests.items() if each not in self._reported]
-        self._timer = self._loop.call_at(min(later) + LINGER_S, self._look) if later else None
+        self._timer = self._loop.call_at(min(later) + LINGER_S, self._check) if later else None

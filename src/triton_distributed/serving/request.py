@@ -4,91 +4,116 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol
+
+import msgspec
 
 from triton_distributed.annotated import Annotated, parts
-from triton_distributed.context import current
+from triton_distributed.context import Context, current
 from triton_distributed.errors import DecodeError, InvalidRequest, MessageTooLarge
-from triton_distributed.observe import Outcome
+from triton_distributed.names import EndpointName
+from triton_distributed.observe import Outcome, Stats
 from triton_distributed.payload.codec import encode
 from triton_distributed.payload.exceptions import encode_error
+from triton_distributed.serving.gate import Gate
 from triton_distributed.serving.handler_context import ServedContext
-from triton_distributed.serving.handlers import Misfit
+from triton_distributed.serving.handlers import Handler, Misfit
+from triton_distributed.serving.lingering import Lingering
 from triton_distributed.serving.plain import Encoded, Ready
 from triton_distributed.serving.request_stream import RequestStream
+from triton_distributed.serving.state import ANNOUNCED, CLEANING, OVER, RUNNING, WAITING
 from triton_distributed.transport.stream import Stream
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import Body, Memory
 from triton_distributed.wire.states import CLOSED
 
-if TYPE_CHECKING:
-    from triton_distributed.serving.endpoint import ServedEndpoint
-
 logger = logging.getLogger("triton_distributed.runtime")
 
 SMALL = f.SMALL
-INFINITE = float("inf")
+OK = Outcome.OK
+_split = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
 
-class Serving:
+class Host(Protocol):
+    """What a request needs of its endpoint; see `serving.endpoint.ServedEndpoint`."""
+
+    loop: asyncio.AbstractEventLoop
+    name: EndpointName
+    handler: Handler
+    stats: Stats
+    lingering: Lingering
+    context: contextvars.Context
+    full_tracebacks: bool
+    on_exit: Callable[[SystemExit], None]
+
+    @property
+    def gate(self) -> Gate[ServedRequest]: ...
+
+    @property
+    def cancelled(self) -> bool: ...
+
+    def report(self, context: Context, error: BaseException) -> None: ...
+
+
+class ServedRequest:
     """A request and the task of its handler.
 
-    Attributes:
-        stream: where the request came from and the items go.
+    Args:
+        host: the endpoint that serves it.
+        stream: where the request came from and where the items go.
         context: what the handler sees.
-        admitted: it has its place among those that run; its handler begins as soon as the caller can know.
-        started: when it was admitted, on the loop's clock; 0 where nobody measures.
-        due: when it should have ended by the estimate when it came, on the same clock; 0 where there was none.
+        body: the request, encoded.
+        buffers: large memory that travelled beside the body; None where there is none.
+
+    Attributes:
+        state: one of `serving.state.RequestState`.
+        outcome: how it ended; OK until then. It is known early where something else than the handler ends it.
+        started: when it was admitted, on the loop's clock; 0 where `max_inflight` is not set.
+        due: when it should end by the estimate that was made when it came, on the same clock; 0 without an estimate.
         task: None before the handler begins.
         items: what the handler makes, while it runs.
-        outcome: how it ended, known early where something else than the handler ended it.
     """
 
     __slots__ = (
-        "_began",
         "_body",
         "_buffers",
-        "_cut",
-        "_endpoint",
+        "_host",
         "_invalid",
         "_timer",
-        "admitted",
         "context",
         "due",
         "items",
         "outcome",
         "started",
+        "state",
         "stream",
         "task",
     )
 
     def __init__(
-        self, endpoint: ServedEndpoint, stream: Stream, context: ServedContext, body: Body, buffers: list[Memory] | None
+        self, host: Host, stream: Stream, context: ServedContext, body: Body, buffers: list[Memory] | None
     ) -> None:
-        self._endpoint = endpoint
-        self._began = self._cut = self.admitted = False
-        self._invalid: Exception | None = None
+        self._host = host
+        self.state = WAITING
+        self.outcome = OK
         self.started = self.due = 0.0
+        self._invalid: Exception | None = None
         self._body = body
         self._buffers = buffers
         self._timer: asyncio.TimerHandle | None = None
         self.context = context
-        self.outcome: Outcome | None = None
         self.stream = stream
         self.task: asyncio.Task[None] | None = None
         self.items: AsyncIterator[Any] | None = None
         stream.owner = self
 
-    def watch_deadline(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
-        """End the request when its time is over, whether it runs or waits."""
-        self._timer = loop.call_at(deadline, self.expire)
-
-    def left_s(self, loop: asyncio.AbstractEventLoop) -> float:
-        """Seconds until its time is over; infinite where it has no deadline."""
-        deadline = self.context.deadline
-        return INFINITE if deadline is None else deadline - loop.time()
+    def watch_deadline(self, deadline: float) -> None:
+        """End the request at `deadline`, on the loop's clock, whether it runs or waits."""
+        self.context.deadline = self.context.calls_deadline = deadline
+        self._timer = self._host.loop.call_at(deadline, self.expire)
 
     # the owner of a stream
 
@@ -96,7 +121,7 @@ class Serving:
         """The caller has sent all of its request."""
 
     def stream_closed(self, stream: Stream) -> None:
-        """The caller cancelled, or is gone."""
+        """The caller cancelled, or its session is lost."""
         self.cancel(Outcome.LOST if stream.lost is not None else Outcome.CANCELLED)
 
     def stream_silent(self, stream: Stream, words: str) -> None:
@@ -107,30 +132,34 @@ class Serving:
         self.context.stop_generating()
 
     def cancel(self, outcome: Outcome) -> None:
-        """Raise CancelledError in the handler at its current await, and cancel the calls it has made."""
-        if self.outcome is None:
-            self.outcome = outcome
-        if self._cut:
-            return  # it is cleaning up, and a second cancellation would cut that
-        self._cut = True
+        """Raise CancelledError in the handler at its current await, and cancel the calls that it has made.
+
+        A handler that is cleaning up already is not cancelled again.
+        """
+        state = self.state
+        if state >= CLEANING:
+            return
+        self.outcome = self.outcome or outcome
+        if state == RUNNING:
+            self.state = CLEANING
+            self._host.lingering.watch(self)
         self.context.cut()
         if self.task is not None:
             self.task.cancel()
-            self._endpoint.lingering.watch(self)
-        if not self.admitted:
-            self._endpoint.left_queue(self)
+        if state == WAITING:
+            self._host.gate.left(self)
             self.over()
-        elif not self._began:  # cancelled before its first step, a task does not even enter its function
+        elif state == ANNOUNCED:  # a task that is cancelled before its first step does not even enter its function
             self.stream.abort(f.REJECT, f.RejectCode.DRAINING, b"it is shutting down")  # whose caller goes elsewhere
             self.over()
-            self._endpoint.finished(self)
+            self._host.gate.ended(self)
 
     def begin(self) -> None:
-        """The caller can know that the handler begins: start its task, unless the request was cancelled meanwhile."""
-        if self.outcome is None:
-            endpoint = self._endpoint
-            # A copy of the endpoint's context: whoever calls this may be in the context of another request.
-            self.task = asyncio.Task(self.run(), loop=endpoint.loop, context=endpoint.context.copy())
+        """Start the handler's task, now that its ACCEPT is written; not where the request was cancelled meanwhile."""
+        if self.state == ANNOUNCED:
+            host = self._host
+            # A copy of the endpoint's context: the caller of this method may run in the context of another request.
+            self.task = asyncio.Task(self.run(), loop=host.loop, context=host.context.copy())
 
     def refuse(self, code: int, detail: bytes) -> None:
         """Refuse it: its handler has not begun."""
@@ -139,8 +168,8 @@ class Serving:
         self.over()
 
     def expire(self) -> None:
-        """Its time is over."""
-        if self.outcome is None:
+        """End it, because its deadline has passed."""
+        if self.outcome is OK:
             self.stream.abort(f.ERROR, f.ErrorCode.DEADLINE)
             self.cancel(Outcome.DEADLINE)
 
@@ -148,28 +177,31 @@ class Serving:
         """Count it, and let go of what it held."""
         if self._timer is not None:
             self._timer.cancel()
+        if self.state == CLEANING:
+            self._host.lingering.ended(self)
+        self.state = OVER
         self.items = None
-        self._endpoint.stats.ended[self.outcome or 0] += 1
+        self._host.stats.ended[self.outcome] += 1
         self.context.over = True
         self._invalid = None
-        self.stream.owner = None  # they refer to each other, and nobody waits for a collector
+        self.stream.owner = None  # they refer to each other; without this only the collector would free them
 
     async def run(self) -> None:
         """Serve it: the body of its task."""
-        self._began = True
-        stream, endpoint = self.stream, self._endpoint
+        self.state = RUNNING
+        stream, host = self.stream, self._host
         current.set(self.context)
         items: AsyncIterator[Any] | None = None
         sent = 0
         try:
             body, buffers, self._body, self._buffers = self._body, self._buffers, b"", None
             request: Any
-            if endpoint.handler.takes_stream:
+            if host.handler.takes_stream:
                 request = RequestStream(stream, self.context.id, body, buffers, self._decode, self._split)
             else:
                 request = self._request(body, buffers)
-            items = self.items = endpoint.handler.open(request, self.context)
-            check, push = endpoint.handler.check, stream.push
+            items = self.items = host.handler.open(request, self.context)
+            check, push = host.handler.check, stream.push
             async for item in items:
                 kind = item.__class__
                 if kind is not Annotated and kind is not Ready:
@@ -197,7 +229,7 @@ class Serving:
                         check(item.data())
                     await self._send_annotated(item)
             else:
-                endpoint.stats.items += sent
+                host.stats.items += sent
                 stream.end()
                 return
             self.outcome = self.outcome or Outcome.CANCELLED
@@ -207,21 +239,21 @@ class Serving:
         except Exception as error:
             self._failed(error)
             await _close(items, None)
-        except SystemExit as error:  # this process is to end: like at SIGTERM, when what else runs here is done
+        except SystemExit as error:  # the process is to end as at SIGTERM: after the other requests here
             self._failed(error)
             await _close(items, None)
-            endpoint.on_exit(error)
-        except BaseException as error:  # KeyboardInterrupt and the like: tell the caller, then let it through
+            host.on_exit(error)
+        except BaseException as error:  # KeyboardInterrupt and the like: answer the caller, then let it through
             self._failed(error)
             if self.task is not None:
-                self.task.add_done_callback(asyncio.Task.exception)  # it is told by ending the loop
+                self.task.add_done_callback(asyncio.Task.exception)  # it ends the loop: nothing else needs to log it
             raise
         finally:
             self.over()
-            endpoint.finished(self)
+            host.gate.ended(self)
 
     def _request(self, body: Body, buffers: list[Memory] | None) -> Any:
-        handler = self._endpoint.handler
+        handler = self._host.handler
         if not self.stream.finished or not len(body):  # a stream that has ended by now, with its items in the inbox
             self._invalid = InvalidRequest(
                 "", f"handler {handler.name} takes one request; annotate its parameter as AsyncIterator[…] for a stream"
@@ -231,14 +263,14 @@ class Serving:
 
     def _decode(self, body: Body, buffers: list[Memory] | None) -> Any:
         try:
-            return self._endpoint.handler.decode(body, buffers)
+            return self._host.handler.decode(body, buffers)
         except (InvalidRequest, DecodeError) as error:
             self._invalid = error
             raise
 
     def _split(self, batch: Body) -> list[Any]:
         try:
-            return self._endpoint.split(batch)
+            return split(batch)
         except DecodeError as error:
             self._invalid = error
             raise
@@ -275,15 +307,16 @@ class Serving:
 
     async def _cancelled(self, items: Any, error: BaseException, sent: int) -> None:
         """The handler has ended with CancelledError: ours, its answer to a stop, or its own."""
-        if self._cut or self._endpoint.cancelled:
+        if self.state == CLEANING or self._host.cancelled:
             self.outcome = self.outcome or Outcome.CANCELLED
-            if not self._cut:
+            if self.state != CLEANING:
+                self.state = CLEANING
                 self.context.cut()
             self.stream.abort(f.ERROR, f.ErrorCode.CANCELLED, b"the handler was cancelled")
             # A generator that was parked at its `yield` has not seen the cancellation: its finally blocks run now.
             await _close(items, asyncio.CancelledError())
         elif self.context.is_stopped():  # programs obey `is_stopped()` by raising it
-            self._endpoint.stats.items += sent
+            self._host.stats.items += sent
             self.stream.end()
             await _close(items, None)
         else:
@@ -299,10 +332,24 @@ class Serving:
             return
         self.outcome = self.outcome or Outcome.ERROR
         if isinstance(error, MessageTooLarge):
-            logger.warning("%s: %s", self._endpoint.name, error)
-        self._endpoint.report(self.context, error)
-        detail = encode_error(error, full_tracebacks=self._endpoint.full_tracebacks)
+            logger.warning("%s: %s", self._host.name, error)
+        self._host.report(self.context, error)
+        detail = encode_error(error, full_tracebacks=self._host.full_tracebacks)
         self.stream.abort(f.ERROR, f.ErrorCode.HANDLER, detail)
+
+
+def split(batch: Body) -> list[Any]:
+    """The encoded items of a BATCH, to be decoded one by one against the handler's types.
+
+    Raises:
+        DecodeError: it is malformed, or has more than `MOST_ITEMS`: 262,000 of a byte each would take 25 MB.
+    """
+    if f.array_length(batch) > f.MOST_ITEMS:
+        raise DecodeError(f"a batch of {f.array_length(batch):,} items, the limit is {f.MOST_ITEMS:,}")
+    try:
+        return _split(batch)
+    except msgspec.DecodeError as error:
+        raise DecodeError(f"a malformed batch: {error}") from error
 
 
 async def _close(items: Any, error: BaseException | None) -> None:
@@ -315,6 +362,6 @@ async def _close(items: Any, error: BaseException | None) -> None:
         if hasattr(items, "aclose"):
             await items.aclose()
     except (asyncio.CancelledError, RuntimeError):
-        pass  # it is running its own cleanup, or refuses to end: nobody is left to tell
+        pass  # it is running its own clean-up, or refuses to end: no caller is left to be answered
     except Exception:
         logger.warning("a handler raised while it was closed", exc_info=True)

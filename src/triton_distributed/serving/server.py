@@ -12,8 +12,10 @@ from triton_distributed.config import Config
 from triton_distributed.errors import NotServed
 from triton_distributed.names import EndpointName
 from triton_distributed.serving.addresses import begin_to_listen
-from triton_distributed.serving.admission import Places
+from triton_distributed.serving.admission import HandlerSlots
 from triton_distributed.serving.endpoint import ServedEndpoint
+from triton_distributed.serving.handler_context import ServedContext, served_context
+from triton_distributed.serving.request import ServedRequest
 from triton_distributed.serving.standstill import Standstill
 from triton_distributed.transport.listener import Listener
 from triton_distributed.transport.network import Networks
@@ -65,7 +67,7 @@ class Server:
             config.max_greeting,
             looked=looked,
         )
-        self.places = Places(config.max_requests)
+        self.slots = HandlerSlots(config.max_requests)
         self.standstill = Standstill(loop, self._by_key.values)
         self._listening: asyncio.Task[tuple[str, ...]] | None = None
         self.draining = False
@@ -136,7 +138,8 @@ class Server:
                 words += f", not {instance_id}, and does not serve that endpoint under that id"
             stream.abort(f.REJECT, f.RejectCode.UNKNOWN, words.encode())
         else:
-            endpoint.admit(stream, timeout_s, metadata, body, buffers)
+            context = served_context(stream, metadata) if metadata else ServedContext(stream)
+            endpoint.gate.admit(ServedRequest(endpoint, stream, context, body, buffers), timeout_s)
 
     async def drain(self, timeout_s: float) -> None:
         """Let no request in any more, send clients away, and let running handlers finish.
@@ -145,7 +148,7 @@ class Server:
         """
         self.draining = True
         for endpoint in self.endpoints:
-            endpoint.drain()
+            endpoint.gate.drain()
         for session in self._listener.sessions:
             session.go_away(f.GoawayCode.DRAINING, "the worker is shutting down")
         self._listener.close_listening()
@@ -153,7 +156,7 @@ class Server:
         try:
             async with asyncio.timeout(timeout_s):
                 for endpoint in self.endpoints:
-                    await endpoint.idle()
+                    await endpoint.gate.idle()
                 await self._part()  # an answer that is made but not read is not finished
         except TimeoutError:
             if cut := await self._cut(self.endpoints):
@@ -181,10 +184,6 @@ class Server:
         finally:
             for task in parting:
                 task.cancel()
-
-    def release_in_child(self) -> None:
-        """This process is a fork: give up its copies of the sockets."""
-        self._listener.release_in_child()
 
     def close(self) -> None:
         """Close the sessions; what still runs is cancelled."""

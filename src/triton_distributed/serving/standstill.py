@@ -1,4 +1,4 @@
-"""Requests that wait for each other: full endpoints of one process whose handlers wait for these same endpoints."""
+"""Requests that wait for each other: handlers of full endpoints that wait for these same endpoints."""
 
 from __future__ import annotations
 
@@ -6,26 +6,24 @@ import asyncio
 import logging
 import weakref
 from collections.abc import Callable, Container, Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from triton_distributed.calling.call import Call
 from triton_distributed.names import EndpointName
+from triton_distributed.serving.endpoint import ServedEndpoint
+from triton_distributed.serving.request import ServedRequest
+from triton_distributed.serving.state import WAITING
 from triton_distributed.serving.threads import SAID_AGAIN_S, STUCK_S
-
-if TYPE_CHECKING:
-    from triton_distributed.serving.endpoint import ServedEndpoint
-    from triton_distributed.serving.request import Serving
 
 logger = logging.getLogger("triton_distributed.runtime")
 
-STANDS_S = 0.9 * STUCK_S  # the loop's timers are not exact
-
+STANDS_S = 0.9 * STUCK_S
+"""Seconds without a beginning handler after which an endpoint is stuck: below `STUCK_S`, as timers are not exact."""
 
 _alive: weakref.WeakSet[Standstill] = weakref.WeakSet()  # a process may have several runtimes
 
 
 class Standstill:
-    """Says so where endpoints of this process wait for each other. It costs nothing while no request waits.
+    """Warns where endpoints of this process wait for each other. It costs nothing while no request waits.
 
     Args:
         loop: the running loop.
@@ -43,18 +41,18 @@ class Standstill:
     def waits(self) -> None:
         """A request waits in front of a full endpoint."""
         if self._timer is None:
-            self._timer = self._loop.call_later(STUCK_S, self._look)
+            self._timer = self._loop.call_later(STUCK_S, self._check)
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop checking."""
         _alive.discard(self)
         if self._timer is not None:
             self._timer.cancel()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         own = list(self._endpoints())
         self._timer = None
-        if any(len(each.admission) for each in own):
+        if any(len(each.gate.queue) for each in own):
             self.waits()
         now = self._loop.time()
         stuck = Circle([each for one in _alive if one._loop is self._loop for each in one._endpoints()], now)
@@ -75,8 +73,8 @@ class Circle:
     """The requests of a process that cannot go on, because each waits for another one of them.
 
     A handler waits for the requests that it has sent and that were not answered. Such a request may be with a handler
-    that waits itself, or in front of an endpoint that is full. A handler that only takes long waits for nobody, so
-    whoever waits for that handler goes on some time.
+    that waits itself, or in the queue of an endpoint that is full. A handler that only takes long waits for no request,
+    so handlers that wait for that one go on eventually.
 
     Attributes:
         full: the endpoints in front of which requests wait that can never begin.
@@ -88,45 +86,47 @@ class Circle:
         self.full = [
             each
             for each in self._endpoints
-            if len(each.admission)
+            if len(each.gate.queue)
             and _stands_s(each, now) >= STANDS_S
-            and all(any(_calls(one, instances)) for one in each.running)
+            and all(any(_calls(one, instances)) for one in each.gate.running)
         ]
-        self._targets: dict[Serving, list[tuple[ServedEndpoint, Serving]]] = {}  # of the handlers that wait
-        if not self.full:  # as a rule: what follows looks at every request
+        self._targets: dict[ServedRequest, list[tuple[ServedEndpoint, ServedRequest]]] = {}  # of the handlers that wait
+        if not self.full:  # the usual case: the rest looks at every request
             return
         requests = {}
         for endpoint in self._endpoints:
-            for serving in (*endpoint.running, *endpoint.admission.waiting()):
-                peer = serving.stream.connection.peer
-                requests[peer.nonce if peer is not None else 0, serving.stream.id] = endpoint, serving
+            for request in (*endpoint.gate.running, *endpoint.gate.queue.waiting()):
+                peer = request.stream.connection.peer
+                requests[peer.nonce if peer is not None else 0, request.stream.id] = endpoint, request
         for endpoint in self._endpoints:
-            for serving in endpoint.running:
-                calls = (each.stream for each in _calls(serving, instances))
+            for request in endpoint.gate.running:
+                calls = (each.stream for each in _calls(request, instances))
                 sent = [(each.connection.hello.nonce, each.id) for each in calls if each is not None]
-                self._targets[serving] = [requests[each] for each in sent if each in requests]
+                self._targets[request] = [requests[each] for each in sent if each in requests]
         self._reduce()
 
     def _reduce(self) -> None:
-        """Take out whoever can go on, until nobody can."""
+        """Remove the handlers and endpoints that can go on, until none is left that can."""
         waiting, changed = self._targets, True
         while changed:
             free = [
                 one
                 for one, targets in waiting.items()
-                if not any(each in waiting if each.admitted else endpoint in self.full for endpoint, each in targets)
+                if not any(
+                    each in waiting if each.state != WAITING else endpoint in self.full for endpoint, each in targets
+                )
             ]
-            full = [each for each in self.full if all(one in waiting for one in each.running)]
+            full = [each for each in self.full if all(one in waiting for one in each.gate.running)]
             changed = bool(free) or len(full) < len(self.full)
             self.full = full
             for one in free:
                 del waiting[one]
 
     def words(self, now: float) -> str:
-        """What waits for what."""
+        """Describe what waits for what."""
         parts = []
         for endpoint in sorted(self._endpoints, key=_order):
-            targets = {str(each.name) for one in endpoint.running for each, _ in self._targets.get(one, ())}
+            targets = {str(each.name) for one in endpoint.gate.running for each, _ in self._targets.get(one, ())}
             if not targets:
                 continue
             words = (
@@ -134,8 +134,8 @@ class Circle:
             )
             if endpoint in self.full:
                 words += (
-                    f", and that endpoint is full with max_inflight={endpoint.admission.max_inflight}: "
-                    f"{len(endpoint.admission)} waiting, none begun for {_stands_s(endpoint, now):.1f} s"
+                    f", and that endpoint is full with max_inflight={endpoint.gate.queue.max_inflight}: "
+                    f"{len(endpoint.gate.queue)} waiting, none begun for {_stands_s(endpoint, now):.1f} s"
                 )
             parts.append(words)
         return "; ".join(parts)
@@ -146,14 +146,14 @@ def _order(endpoint: ServedEndpoint) -> tuple[str, int]:
 
 
 def _stands_s(endpoint: ServedEndpoint, now: float) -> float:
-    """Seconds since a handler began there: while requests wait, one begins whenever one ends."""
-    newest = next(reversed(endpoint.running), None)
+    """Seconds since a handler began there: while requests wait, a handler begins whenever another one ends."""
+    newest = next(reversed(endpoint.gate.running), None)
     return 0.0 if newest is None else now - newest.started
 
 
-def _calls(serving: Serving, instances: Container[tuple[EndpointName, int]]) -> Iterator[Call]:
+def _calls(request: ServedRequest, instances: Container[tuple[EndpointName, int]]) -> Iterator[Call]:
     """The open calls of a handler to these instances of endpoints."""
-    for call in serving.context._calls or ():
+    for call in request.context._calls or ():
         if not isinstance(call, Call) or call.towards is None:
             continue
         if (call.client.view.name, call.towards.id) in instances:

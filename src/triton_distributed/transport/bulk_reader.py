@@ -3,15 +3,50 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from triton_distributed.errors import RemoteProtocolError
 from triton_distributed.wire.frames import GoawayCode
 
-if TYPE_CHECKING:
-    from triton_distributed.transport.inbound import Intake
-
 SCRATCH = 8 * 1024  # read at once while fragments come, so that most of each is read in place
+
+
+class BulkTarget(Protocol):
+    """A session whose large messages are read.
+
+    Attributes:
+        heard: something has come.
+        holding: nothing is read for now.
+    """
+
+    heard: bool
+    holding: bool
+
+    @property
+    def direct(self) -> bool:
+        """The next bytes belong into `direct_buffer()`."""
+
+    def direct_buffer(self) -> memoryview:
+        """Where the next received bytes belong."""
+
+    def read_in_place(self, count: int) -> None:
+        """So many bytes were read into `direct_buffer()`."""
+
+    def bulk_over(self) -> None:
+        """Reads come as plain bytes again."""
+
+    def break_off(self, code: int, words: str) -> None:
+        """The peer broke the protocol."""
+
+    # as an asyncio.Protocol
+
+    def data_received(self, data: bytes) -> None: ...
+
+    def connection_lost(self, error: Exception | None) -> None: ...
+
+    def pause_writing(self) -> None: ...
+
+    def resume_writing(self) -> None: ...
 
 
 class InPlaceReader(asyncio.BufferedProtocol):
@@ -23,7 +58,7 @@ class InPlaceReader(asyncio.BufferedProtocol):
     """
 
     @classmethod
-    def begin(cls, session: Intake, transport: Any) -> InPlaceReader | None:
+    def begin(cls, session: BulkTarget, transport: Any) -> InPlaceReader | None:
         """Switch a session's transport over; None where the transport cannot."""
         if not getattr(transport, "reads_in_place", True):
             return None
@@ -31,12 +66,12 @@ class InPlaceReader(asyncio.BufferedProtocol):
         reader._switch(reader)
         return reader
 
-    def __init__(self, session: Intake, transport: Any) -> None:
+    def __init__(self, session: BulkTarget, transport: Any) -> None:
         self._session, self._transport = session, transport
         self._scratch = memoryview(bytearray(SCRATCH))
         self._idle = 0  # reads since the last fragment
 
-    def _switch(self, protocol: asyncio.BaseProtocol) -> None:
+    def _switch(self, protocol: object) -> None:
         if not self._transport.is_closing():
             self._transport.pause_reading()
             self._transport.set_protocol(protocol)

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sized
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from triton_distributed.transport.inbound import Intake
-    from triton_distributed.transport.stream import Stream
+from triton_distributed.transport.stream import Stream
 
 # What a session may do at once while nobody waits: more than a busy client brings, or little loss where it does.
 FRAMES = 128  # of one read
@@ -34,6 +33,17 @@ LEAST = 1 / 8  # of it, however much the frames set off
 ENDED = 16  # streams of clients that are gone that are ended in one: the end of a handler takes some 30 µs
 HANDLER_S = 0.000_07  # the first step of a handler, before one was measured
 UNLIMITED = 1 << 62
+
+
+class Waiter(Protocol):
+    """A session that waits for its turn."""
+
+    @property
+    def streams(self) -> Sized:
+        """The open streams."""
+
+    def take_turn(self) -> None:
+        """Serve some of what was read."""
 
 
 class Turns:
@@ -70,8 +80,8 @@ class Turns:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, limited: bool = True) -> None:
         self._loop = loop
-        self._waiting: deque[Intake] = deque()  # each session at most once, in one of these
-        self._light: deque[Intake] = deque()
+        self._waiting: deque[Waiter] = deque()  # each session at most once, in one of these
+        self._light: deque[Waiter] = deque()
         self._ending: deque[deque[Stream]] = deque()  # of each session that is gone; nothing more comes for them
         self._turning = self._ends = False  # a turn is to come
         self._marked = self._served_s = 0.0
@@ -87,7 +97,7 @@ class Turns:
         """How many handlers of one session may begin now."""
         return FEW_FRAMES if self.frames == FEW_FRAMES else self._at_once
 
-    def wait(self, session: Intake) -> None:
+    def wait(self, session: Waiter) -> None:
         """`session` has more to serve: call its `take_turn` in a later turn."""
         if not self._turning:
             self._turning = True

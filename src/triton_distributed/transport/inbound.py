@@ -23,7 +23,7 @@ MOST_WAITING = 200_000
 UNTAKEN = 128
 
 
-class Intake(Connection, asyncio.Protocol):
+class Intake(Connection[Stream], asyncio.Protocol):
     """The half of a session that listens.
 
     Args:
@@ -201,9 +201,9 @@ class Intake(Connection, asyncio.Protocol):
                 del self._beginning[stream]
         for stream in told:
             stream.accepted = True
-            self.accepting.append(stream.id)
         self._told = told
-        self.announce()
+        if told:
+            self.announce([stream.id for stream in told])
         self.flush()
 
     def withdraw(self, stream: Stream) -> None:
@@ -212,17 +212,6 @@ class Intake(Connection, asyncio.Protocol):
         self._told.pop(stream, None)
 
     # large messages
-
-    def copy_direct(self, data: bytes) -> bytes:
-        """Put bytes that were not read in place where they belong; returns those behind."""
-        at = 0
-        while self.direct and at < len(data):
-            target = self.direct_buffer()
-            count = min(target.nbytes, len(data) - at)
-            target[:count] = data[at : at + count]
-            self.direct_received(count)
-            at += count
-        return data[at:]
 
     def read_in_place(self, count: int) -> None:
         """So many bytes of a large message have come."""

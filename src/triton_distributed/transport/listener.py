@@ -8,37 +8,28 @@ client that behaves, which says hello at once, gets in however many there are.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
+import logging
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
 from triton_distributed.errors import BrokerError
-from triton_distributed.system.inherited import give_up
+from triton_distributed.quiet import Quiet
 from triton_distributed.transport import memory, tcp
 from triton_distributed.transport.acceptor import Acceptor
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.kept import KeptSockets
 from triton_distributed.transport.liveness import HEALTH_S, HOST_S, Liveness
 from triton_distributed.transport.network import Networks
-from triton_distributed.transport.refusals import Refusals
 from triton_distributed.transport.session import Session
 from triton_distributed.transport.tls import SessionTls
 from triton_distributed.wire.frames import GoawayCode
 
+logger = logging.getLogger("triton_distributed.transport")
 
-def stop_listening(loop: asyncio.AbstractEventLoop, server: asyncio.AbstractServer) -> None:
-    """Close a server in a later step of the loop.
-
-    asyncio hands a connection to its protocol in the step after that in which it accepted it; were the server closed
-    between them, the connection would be neither served nor closed, and its client would wait for ever.
-    """
-    for sock in getattr(server, "sockets", ()):
-        with contextlib.suppress(NotImplementedError):  # a loop that accepts in another way
-            loop.remove_reader(sock.fileno())
-    loop.call_soon(server.close)
-
+TURNED_AWAY_EVERY_S = 10.0
+"""Seconds between two log entries for peers that were turned away: an attack must not fill a disk."""
 
 AcceptedFactory = Callable[[Callable[[Session, str], None]], Session]
 
@@ -79,7 +70,7 @@ class Listener:
         self._max_sessions = max_sessions
         self._tls = tls
         self._networks = networks or {}
-        self._refusals = Refusals(loop.time)
+        self._turned_away = Quiet(TURNED_AWAY_EVERY_S, loop.time)
         self._max_greeting = max_greeting
         self._greeting: dict[Session, None] = {}  # in the order in which they came
         self._unix = KeptSockets(loop, lambda sock: self._take(sock, self._accept), looked)
@@ -167,7 +158,12 @@ class Listener:
         if session.lost is not None:
             self.sessions.pop(session, None)
             if session.turned_away:
-                self._refusals.note(session.address, reason)
+                self._log_turned_away(session.address, reason)
+
+    def _log_turned_away(self, peer: str, reason: str) -> None:
+        if (suppressed := self._turned_away.due()) is not None:
+            more = f" (and {suppressed:,} more since the last such line)" if suppressed else ""
+            logger.warning("turned %s away: %s%s", peer, reason, more)
 
     def close_listening(self) -> None:
         """Accept nothing more; the sessions stay. A connection that was being accepted is told so, and closed."""
@@ -179,14 +175,6 @@ class Listener:
             stop()
         self._acceptors.clear()
         self._stops.clear()
-
-    def release_in_child(self) -> None:
-        """This process is a fork: give up its copies of the sockets."""
-        self._unix.release_in_child()
-        for acceptor in self._acceptors:
-            give_up(acceptor.sock)
-        for session in self.sessions:
-            session.release_in_child()
 
     def close(self) -> None:
         """Accept nothing more and close every session; open streams fail."""

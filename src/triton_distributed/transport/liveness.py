@@ -12,11 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from triton_distributed.transport.session import Session
+from collections.abc import Callable, Iterable, Sized
+from typing import Generic, Protocol, TypeVar
 
 HEALTH_S = 10.0
 HOST_S = 30.0
@@ -27,7 +24,35 @@ LOOKS = 4
 SILENT = LOOKS - 1
 
 
-class Liveness:
+class Watched(Protocol):
+    """What is watched: a session.
+
+    Attributes:
+        heard: something has come since the last look.
+        quiet: how often a look found nothing new while something was waited for; below 0: nothing is.
+    """
+
+    heard: bool
+    quiet: int
+
+    @property
+    def streams(self) -> Sized:
+        """The open streams: something is waited for while there are any."""
+
+    def ping(self) -> object:
+        """Ask for a sign of life."""
+
+    def host_gone(self, timeout_s: float) -> bool:
+        """Whether the peer's host has acknowledged nothing for so long although it had to."""
+
+    def abandon(self, words: str) -> None:
+        """The peer's host is gone: end at once."""
+
+
+W = TypeVar("W", bound=Watched)
+
+
+class Liveness(Generic[W]):
     """Watches the sessions of one pool or listener with one timer, which runs while there are any.
 
     Args:
@@ -43,10 +68,10 @@ class Liveness:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        sessions: Callable[[], Iterable[Session]],
+        sessions: Callable[[], Iterable[W]],
         timeout_s: float,
         host_s: float,
-        on_silent: Callable[[Session], None] | None,
+        on_silent: Callable[[W], None] | None,
     ) -> None:
         self._loop = loop
         self._sessions = sessions
@@ -81,7 +106,7 @@ class Liveness:
         if sessions:
             self.start()
 
-    def _unheard(self, session: Session) -> None:
+    def _unheard(self, session: W) -> None:
         if not session.streams:  # counted downwards: its silence until now says nothing of a stream that is opened
             session.quiet = min(session.quiet, 0) - 1
             if session.quiet < -self._host_looks:
@@ -96,6 +121,6 @@ class Liveness:
         if session.quiet >= self._host_looks:
             self._end_if_gone(session)
 
-    def _end_if_gone(self, session: Session) -> None:
+    def _end_if_gone(self, session: W) -> None:
         if session.host_gone(self._host_s):
             session.abandon(f"its host acknowledged nothing for {self._host_s:g} s, see TRD_HOST_TIMEOUT_S")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from triton_distributed.errors import RemoteProtocolError
-from triton_distributed.system.inherited import give_up
+from triton_distributed.system.fork import own
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.fairness import UNLIMITED, Turns
 from triton_distributed.transport.host_loss import host_gone
@@ -87,7 +87,7 @@ class Session(Intake):
         self.ready: asyncio.Future[None] = loop.create_future()  # the hellos are exchanged
         self.send_limit = hello.max_message
         if on_request is not None:
-            self.on_request = on_request  # type: ignore[method-assign]
+            self.on_request = on_request
         self._on_lost = on_lost
         self._hello_timeout_s, self._host_timeout_s = hello_timeout_s, host_timeout_s
         self._answer: asyncio.Future[None] | None = None  # to the PING that is under way
@@ -112,6 +112,7 @@ class Session(Intake):
     # asyncio.Protocol
 
     def connection_made(self, transport: Any) -> None:
+        own(transport)
         self._transport = transport
         self._pauses = getattr(transport, "reads_in_place", True)
         if not self._pauses:
@@ -147,9 +148,23 @@ class Session(Intake):
             if self.holding:
                 self._serve(b"", UNLIMITED)
             if error is not None and self.lost is None:
-                self.torn = isinstance(error, TlsFailed) or not read_remainder(self, self._transport, error)
+                self.torn = isinstance(error, TlsFailed) or not self._take_remainder(error)
         if self.lost is None:
             self._lose(reason)
+
+    def _take_remainder(self, error: Exception) -> bool:
+        """Take what the peer said before its end. False: it may have said more."""
+        pieces, whole = read_remainder(self._transport, error)
+        decrypted = getattr(self._transport, "decrypted", None)
+        try:
+            for data in pieces:
+                if decrypted is not None:
+                    data = decrypted(data)
+                self.receive(self.copy_direct(data))
+        except (RemoteProtocolError, TlsFailed) as broken:
+            logger.info("session %s: %s", self.address, broken)
+            return False
+        return whole
 
     def pause_writing(self) -> None:
         self.paused = True
@@ -274,11 +289,6 @@ class Session(Intake):
         if ask is not None:
             ask()
 
-    def release_in_child(self) -> None:
-        """This process is a fork: give up its copy of the socket, or the peer would not see the parent die."""
-        if self._transport is not None:
-            give_up(self._transport.get_extra_info("socket"))
-
     def break_off(self, code: int, words: str) -> None:
         """Tell the peer why and close; every open stream fails with these words."""
         if self.lost is not None:
@@ -356,9 +366,6 @@ class Session(Intake):
         self.send_limit = min(self.send_limit, peer.max_message)
         if not self.ready.done():
             self.ready.set_result(None)
-
-    def on_request(self, stream: Any, *request: Any) -> None:
-        raise RemoteProtocolError("this end takes no requests")
 
     def on_goaway(self, code: int, words: str) -> None:
         if code == f.GoawayCode.DRAINING:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from triton_distributed.errors import MessageTooLarge
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import Body, fragments, message_bytes
+from triton_distributed.wire.hello import Hello
 from triton_distributed.wire.states import CLOSED, RECEIVED
-from triton_distributed.wire.stream import StreamCore, TokenOutbox
-
-if TYPE_CHECKING:
-    from triton_distributed.transport.session import Session
-    from triton_distributed.wire.connection import Connection
+from triton_distributed.wire.stream import Link, StreamCore, TokenOutbox
 
 
 class Owner(Protocol):
@@ -33,6 +30,44 @@ class Owner(Protocol):
         """The peer asks the handler to finish by itself."""
 
 
+class Shell(Link, Protocol):
+    """What a stream, its call and its served request need of their session.
+
+    Attributes:
+        loop: the session's.
+        address: where the peer is, for error texts.
+        peer: the peer's hello, or None before it came.
+        streams: the open streams by id.
+        send_limit: the largest message that both ends take, bytes.
+        unsent: ids of the streams whose request has not left this process, or not all of it.
+        paused: the kernel takes no more for now.
+        lost: why the session is gone, or None.
+        torn: it was lost, and the peer may have said more than has arrived.
+    """
+
+    loop: asyncio.AbstractEventLoop
+    address: str
+    peer: Hello | None
+    streams: dict[int, Stream]
+    send_limit: int
+    unsent: set[int]
+    paused: bool
+    lost: str | None
+    torn: bool
+
+    def accept(self, stream: Stream, begin: Callable[[], None]) -> None:
+        """Tell the peer that the handler of `stream` begins, then call `begin`."""
+
+    def withdraw(self, stream: Stream) -> None:
+        """`stream` was closed early: its handler does not begin any more."""
+
+    def write_behind(self, start: bytes, piece: memoryview) -> None:
+        """Write a fragment after the session's own frames that wait, without copying it."""
+
+    async def resumed(self) -> None:
+        """Wait until the kernel takes output again, or the session is gone or silent."""
+
+
 class Stream(StreamCore):
     """One end of a stream, with what waits for it.
 
@@ -42,9 +77,9 @@ class Stream(StreamCore):
     """
 
     __slots__ = ("_reader", "_writer", "lost", "owner")
-    connection: Session
+    connection: Shell
 
-    def __init__(self, connection: Connection, stream_id: int, credit: int, window: int) -> None:
+    def __init__(self, connection: Shell, stream_id: int, credit: int, window: int) -> None:
         StreamCore.__init__(self, connection, stream_id, credit, window)
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
@@ -126,6 +161,28 @@ class Stream(StreamCore):
         if buffers:
             while session.paused and session.lost is None:  # the transport still refers to the last of them
                 await session.resumed()
+
+    async def send_request(
+        self,
+        instance_id: int,
+        endpoint_key: int,
+        timeout_s: float,
+        metadata: bytes,
+        body: Body,
+        buffers: Sequence[memoryview],
+        end: bool,
+    ) -> None:
+        """Open the stream at the peer with a request of any size.
+
+        Args:
+            timeout_s: seconds that the call has left; infinite where it has no deadline.
+            end: the request is all that this end will send.
+
+        Raises:
+            as `send`.
+        """
+        prefix = f.request_prefix(instance_id, endpoint_key, timeout_s, self.window, metadata)
+        await self.send(prefix + body, buffers, f.END if end else 0, f.REQUEST)
 
     def on_readable(self) -> None:
         waiter = self._reader

@@ -18,7 +18,7 @@ from struct import Struct
 from typing import TypeAlias
 
 from triton_distributed.errors import RemoteProtocolError
-from triton_distributed.wire.frames import BUFFERS, MAX_FRAME, MORE, UINT64
+from triton_distributed.wire.frames import BUFFERS, MAX_FRAME, MORE, REQUEST_PREFIX_BYTES, UINT64
 
 _HEAD = Struct("<II")
 MAPPED = 4096  # a part under way above this is mapped, and touched only as its bytes come; wire.window grants as much
@@ -68,6 +68,15 @@ def message_bytes(body_bytes: int, buffers: Sequence[memoryview]) -> int:
         raise ValueError(f"a message holds at most {MAX_BUFFERS:,} large arrays and buffers, not {len(buffers):,}")
     head = _HEAD.size + UINT64.size * len(buffers) if buffers else 0
     return head + body_bytes + sum(each.nbytes for each in buffers)
+
+
+def request_bytes(metadata: bytes, body: Body, buffers: Sequence[memoryview]) -> int:
+    """What a request counts against `max_message_bytes`.
+
+    Raises:
+        as `message_bytes`.
+    """
+    return message_bytes(REQUEST_PREFIX_BYTES + len(metadata) + len(body), buffers)
 
 
 def one_frame(body: Body, buffers: Sequence[memoryview]) -> bytes:

@@ -1,12 +1,13 @@
 """One end of a session: bytes in, bytes out, streams between. No I/O, no clock.
 
-The shell (transport.session) writes what `take_output()` returns, feeds what it reads to `receive()`, and overrides the
-methods named `on_…` and `schedule`.
+The shell (`transport.session`) writes what `take_output()` returns and feeds what it reads to `receive()`. It overrides
+`schedule`, `on_hello`, `on_goaway` and `on_pong`, and sets `on_request` where the peer may open streams.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 from triton_distributed.errors import LocalProtocolError, RemoteProtocolError
 from triton_distributed.wire import frames as f
@@ -42,11 +43,20 @@ from triton_distributed.wire.window import (
 GRANTED_AT_ONCE = 4  # largest messages' worth of bytes that a peer is given credit for ahead of its windows
 MOST_WAITING_PONGS = 10_000  # frames that wait, with which a PING gets no answer any more: whoever asks reads nothing
 WHOLE_TURNS = MADE_BYTES // TURN_BYTES  # streams that may each make what a turn takes
+_pack_request = f.REQUEST_HEADER.pack
 DIRECT = 32 * 1024  # a fragment with more than this missing is read from the socket straight into its message
 
 
-class Connection:
-    """One end of a session.
+S = TypeVar("S", bound=StreamCore)
+OnRequest = Callable[[S, int, int, float, Body, Body, "list[Memory] | None"], None]
+
+
+def _refuse_requests(stream: StreamCore, *request: object) -> None:
+    raise RemoteProtocolError("this end takes no requests")
+
+
+class Connection(Generic[S]):
+    """One end of a session, whose streams are of class `S`.
 
     Args:
         hello: what this end says of itself; `max_message` and `max_streams` are enforced on the peer.
@@ -60,12 +70,13 @@ class Connection:
         peer: the peer's hello, or None before it came.
         version: the version agreed, 0 before that.
         held: what the streams that the peer opened hold here, of all sessions that share it; None for no limit.
-        accepting: ids of streams whose handlers are about to begin, until `announce`.
         going: why the peer takes no more streams, as (code, words), or None.
         turn_bytes: what one stream may make in a turn of the loop; less where the peer has opened many.
+        on_request: called with a stream that the peer has opened, and its request: instance id, endpoint key, timeout
+            in seconds, metadata, body, buffers. By default a request breaks the protocol.
     """
 
-    stream_type: type[StreamCore] = StreamCore
+    stream_type: type[S]
 
     def __init__(
         self, hello: Hello, window: int, session_window: int, authentication: Authentication | None = None
@@ -75,19 +86,19 @@ class Connection:
         self.version = 0
         self.going: tuple[int, str] | None = None
         self.out: list[bytes] = []
-        self.streams: dict[int, Any] = {}
+        self.streams: dict[int, S] = {}
         self.max_message = hello.max_message
         self._greeting = Greeting(hello, authentication)
         self._decoder = FrameDecoder(self._greeting.frames)
         self._ready: list[StreamCore] = []
         self.turn_bytes = TURN_BYTES
         self.held: Held | None = None
+        self.on_request: OnRequest[S] = _refuse_requests
         self._budget = WindowBudget(window, session_window)
         self._last_opened = 0  # by us
         self._last_accepted = 0  # by the peer
         self._under_way = 0  # bytes of messages of several frames that are not whole yet
-        self.accepting: list[int] = []
-        self._direct: tuple[StreamCore, Assembly, int, int, int] | None = None  # …, flags, bytes missing, cost
+        self._direct: tuple[S, Assembly, int, int, int] | None = None  # …, flags, bytes missing, cost
 
     # sending
 
@@ -108,7 +119,7 @@ class Connection:
             self.schedule()
         ready.append(stream)
 
-    def open_stream(self, end: bool) -> Any:
+    def open_stream(self, end: bool) -> S:
         """A new stream with its window reserved; the caller sends its REQUEST next.
 
         Args:
@@ -123,16 +134,35 @@ class Connection:
         self.streams[number] = stream
         return stream
 
-    def announce(self) -> bool:
-        """Queue one ACCEPT for the streams in `accepting`. True: it must leave before their handlers run."""
-        ids = self.accepting
-        if not ids:
-            return False
+    def request(
+        self,
+        instance_id: int,
+        endpoint_key: int,
+        timeout_s: float,
+        metadata: bytes,
+        body: bytes,
+    ) -> S:
+        """Open a stream with a request that fits one frame and is all that this end sends.
+
+        Args:
+            timeout_s: seconds that the call has left; infinite where it has no deadline.
+        """
+        stream = self.open_stream(True)
+        size = f.REQUEST_PREFIX_BYTES + len(metadata) + len(body)
+        head = _pack_request(
+            size, f.REQUEST, f.END, stream.id, instance_id, endpoint_key, timeout_s, stream.window, len(metadata)
+        )
+        out = self.out  # as `send` does: this is on the way of every call
+        if not out:
+            self.schedule()
+        out.append(head + metadata + body)
+        return stream
+
+    def announce(self, ids: list[int]) -> None:
+        """Queue ACCEPT for these streams: their handlers are about to begin."""
         payload = b"".join([f.UINT64.pack(each) for each in ids])
-        ids.clear()
         for at in range(0, len(payload), f.MAX_FRAME):
             self.send(f.frame(f.ACCEPT, 0, payload[at : at + f.MAX_FRAME]))
-        return True
 
     def take_output(self) -> bytes:
         """Everything that waits, as one piece."""
@@ -206,7 +236,10 @@ class Connection:
                 continue
             stream = streams.get(number)
             if stream is None:
-                self._stray(kind, flags, number, payload)
+                if kind == f.REQUEST and self.peer is not None:
+                    self._open_remote(flags, number, payload)
+                else:
+                    self._on_unknown_stream(kind, flags, number)
                 continue
             which = INPUTS[kind][flags & f.END] if kind != f.CANCEL else input_of(kind, flags)
             after = RECEIVING[stream.state][which] if which != ILLEGAL else ILLEGAL
@@ -228,7 +261,7 @@ class Connection:
             self._try_direct()
         return decoder.more
 
-    def _control(self, stream: Any, kind: int, flags: int, payload: bytes, after: int) -> None:
+    def _control(self, stream: S, kind: int, flags: int, payload: bytes, after: int) -> None:
         if kind == f.CREDIT:
             if len(payload) != f.UINT32.size:
                 raise RemoteProtocolError("a CREDIT frame holds 4 bytes")
@@ -245,15 +278,17 @@ class Connection:
             self.forget(stream)
             stream.on_closed()
 
-    def _stray(self, kind: int, flags: int, number: int, payload: bytes) -> None:
+    def _on_unknown_stream(self, kind: int, flags: int, number: int) -> None:
+        """A frame, not a request, of a stream that is not open here: the stream may have ended meanwhile."""
         if self.peer is None:
             raise RemoteProtocolError(self._greeting.words("the peer's first frame is not a hello"))
-        if kind != f.REQUEST:
-            if number > max(self._last_accepted, self._last_opened):
-                raise RemoteProtocolError(f"a frame of kind {kind} came on stream {number}, which nobody opened")
-            if input_of(kind, flags) == ILLEGAL:
-                raise RemoteProtocolError(f"a frame of unknown kind {kind} came")
-            return  # sent before the peer knew that the stream is over
+        if number > max(self._last_accepted, self._last_opened):
+            raise RemoteProtocolError(f"a frame of kind {kind} came on stream {number}, which was never opened")
+        if input_of(kind, flags) == ILLEGAL:
+            raise RemoteProtocolError(f"a frame of unknown kind {kind} came")
+
+    def _open_remote(self, flags: int, number: int, payload: bytes) -> None:
+        """The peer opens stream `number` with a request, or with the first fragment of one."""
         if number <= self._last_accepted:
             raise RemoteProtocolError(f"stream {number} was opened twice or out of order")
         self._last_accepted = number
@@ -269,16 +304,19 @@ class Connection:
                 f.overloaded(f"{self.hello.max_streams:,} streams are open on this session, see TRD_MAX_STREAMS"),
             )
         elif flags & (f.MORE | f.BUFFERS):
-            stream.received(kind, flags, payload)
+            stream.received(f.REQUEST, flags, payload)
         else:
-            if not flags & f.END:  # more comes behind it, and its sender was charged for this frame too
+            if not flags & f.END:  # more frames follow, and the sender was charged for this frame too
                 cost = len(payload) + FRAME_COST
                 stream.account(cost)
                 stream.read(cost)
-            self.requested(stream, payload, None)
+            self._serve_request(stream, payload, None)
 
-    def requested(self, stream: Any, payload: Body, buffers: list[Memory] | None) -> None:
-        """A request is whole: read its fixed prefix and serve it."""
+    def requested(self, number: int, payload: Body, buffers: list[Memory]) -> None:
+        """The request of stream `number` came in several parts, and is whole now."""
+        self._serve_request(self.streams[number], payload, buffers)
+
+    def _serve_request(self, stream: S, payload: Body, buffers: list[Memory] | None) -> None:
         if len(payload) < f.REQUEST_PREFIX_BYTES:
             raise RemoteProtocolError("a REQUEST is shorter than its fixed part")
         instance, endpoint, timeout, window, extra = f.REQUEST_PREFIX.unpack_from(payload)
@@ -368,6 +406,17 @@ class Connection:
         if stream.fragment_done(flags, cost) and not flags & f.MORE:
             stream.on_readable()
 
+    def copy_direct(self, data: bytes) -> bytes:
+        """Put bytes that were not read in place where they belong; returns the bytes after them."""
+        at = 0
+        while self._direct is not None and at < len(data):
+            target = self.direct_buffer()
+            count = min(target.nbytes, len(data) - at)
+            target[:count] = data[at : at + count]
+            self.direct_received(count)
+            at += count
+        return data[at:]
+
     # what the shell overrides
 
     def schedule(self) -> None:
@@ -375,18 +424,6 @@ class Connection:
 
     def on_hello(self, peer: Hello) -> None:
         """The hellos are exchanged."""
-
-    def on_request(
-        self,
-        stream: Any,
-        instance_id: int,
-        endpoint_key: int,
-        timeout_s: float,
-        metadata: Body,
-        body: Body,
-        buffers: list[Memory] | None,
-    ) -> None:
-        """The peer has opened `stream` with this request."""
 
     def on_goaway(self, code: int, words: str) -> None:
         """The peer takes no more streams."""

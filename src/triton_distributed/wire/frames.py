@@ -116,6 +116,11 @@ def read_overloaded(detail: bytes) -> tuple[str, float]:
     return detail[UINT32.size :].decode("utf-8", "replace"), UINT32.unpack_from(detail)[0] / 1000
 
 
+def request_prefix(instance_id: int, endpoint_key: int, timeout_s: float, window: int, metadata: bytes) -> bytes:
+    """What a REQUEST holds before its body."""
+    return REQUEST_PREFIX.pack(instance_id, endpoint_key, timeout_s, window, len(metadata)) + metadata
+
+
 def array_length(payload: bytes | bytearray | memoryview) -> int:
     """How many elements a msgpack array says that it has; 0 for what is none."""
     first = payload[0] if len(payload) else 0

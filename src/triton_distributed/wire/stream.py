@@ -6,16 +6,14 @@ No I/O and no waiting: the shell around it (transport.stream) overrides `on_read
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from triton_distributed.errors import LocalProtocolError, RemoteProtocolError
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import Assembly, Body, Memory
+from triton_distributed.wire.hello import Hello
 from triton_distributed.wire.states import CLOSED, IDLE, ILLEGAL, RECEIVED, SENDING, Input, State
-from triton_distributed.wire.window import FRAME_COST, FREE_BYTES, HELD_STEP, ITEM_COST, SLACK, TURN_BYTES
-
-if TYPE_CHECKING:
-    from triton_distributed.wire.connection import Connection
+from triton_distributed.wire.window import FRAME_COST, FREE_BYTES, HELD_STEP, ITEM_COST, SLACK, TURN_BYTES, Held
 
 _pack = f.HEADER.pack
 _PAIR, _NIL = b"\x92", b"\xc0"  # msgpack's array of two, and nil
@@ -41,6 +39,39 @@ class TokenOutbox(list[bytes]):
         super().append(self.pair() + item)
 
 
+class Link(Protocol):
+    """What a stream needs of its connection.
+
+    Attributes:
+        hello: what this end says of itself.
+        out: frames that wait to be written.
+        held: what the streams that the peer opened hold here; None for no limit.
+        max_message: the largest message taken, bytes.
+        turn_bytes: what one stream may make in a turn of the loop.
+    """
+
+    hello: Hello
+    out: list[bytes]
+    held: Held | None
+    max_message: int
+    turn_bytes: int
+
+    def enqueue(self, stream: StreamCore) -> None:
+        """`stream` has something to send this turn."""
+
+    def send(self, data: bytes) -> None:
+        """Queue one frame for this turn's write."""
+
+    def forget(self, stream: StreamCore) -> None:
+        """`stream` is closed."""
+
+    def announced(self, size: int) -> bool:
+        """A message of `size` bytes is under way; a negative size, no longer. True: all of it may come at once."""
+
+    def requested(self, number: int, payload: Body, buffers: list[Memory]) -> None:
+        """The request of stream `number` came in several parts, and is whole now."""
+
+
 class StreamCore:
     """One end of a stream.
 
@@ -54,6 +85,7 @@ class StreamCore:
         item_flags: of the frames that carry its items.
         inbox: received messages that nobody has read; bounded by `window`.
         failure: the frame that ended the stream early, as (kind, code, detail), or None.
+        window: bytes that the peer may have under way unread.
     """
 
     __slots__ = (
@@ -64,7 +96,6 @@ class StreamCore:
         "_queued",
         "_soft",
         "_unread",
-        "_window",
         "accepted",
         "connection",
         "counted",
@@ -76,9 +107,10 @@ class StreamCore:
         "outbox",
         "room",
         "state",
+        "window",
     )
 
-    def __init__(self, connection: Connection, stream_id: int, credit: int, window: int) -> None:
+    def __init__(self, connection: Link, stream_id: int, credit: int, window: int) -> None:
         self.connection = connection
         self.id = stream_id
         self.state: int = IDLE
@@ -89,7 +121,7 @@ class StreamCore:
         self._queued = self._ending = False
         self.accepted = False
         self.inbox: deque[Received] = deque()
-        self._window = window
+        self.window = window
         # What the peer may send before it gets credit: on a stream that we opened the window, on one that it opened
         # what our hello says.
         self._most = max(window, connection.hello.window) + SLACK
@@ -310,7 +342,7 @@ class StreamCore:
         self.connection.announced(-assembly.total)
         if assembly.kind == f.REQUEST:
             self.read(cost)
-            self.connection.requested(self, body, buffers)
+            self.connection.requested(self.id, body, buffers)
         else:
             self.inbox.append((cost, f.DATA, flags, body, buffers))
         return True
@@ -335,7 +367,7 @@ class StreamCore:
         if self.counted and not self.inbox and self._assembly is None and self.accepted:
             self.let_go()
         self._owed = owed = self._owed + cost
-        if (owed * 2 >= self._window or at_once) and not self.finished:
+        if (owed * 2 >= self.window or at_once) and not self.finished:
             self._owed = 0
             self._unread -= owed
             while owed > f.MAX_CREDIT:
@@ -347,11 +379,6 @@ class StreamCore:
     def finished(self) -> bool:
         """The peer sends nothing more."""
         return self.state >= RECEIVED
-
-    @property
-    def window(self) -> int:
-        """The bytes that the peer may have under way unread."""
-        return self._window
 
     # what the shell overrides
 

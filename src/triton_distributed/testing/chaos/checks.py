@@ -19,8 +19,10 @@ def idle(member: Member) -> Iterator[str]:
     name = member.host.name
     for endpoint in runtime._server.endpoints:
         where = f"{name}, {endpoint.name.endpoint}"
-        if endpoint.running or endpoint.stats.inflight or len(endpoint.admission):
-            counts = f"{len(endpoint.running)} run, {endpoint.stats.inflight} counted, {len(endpoint.admission)} wait"
+        if endpoint.gate.running or endpoint.stats.inflight or len(endpoint.gate.queue):
+            counts = (
+                f"{len(endpoint.gate.running)} run, {endpoint.stats.inflight} counted, {len(endpoint.gate.queue)} wait"
+            )
             yield f"{where}: requests are left: {counts}"
     pool = runtime.pool
     for session in (*runtime._server._listener.sessions, *pool._live.values(), *pool._parted):
@@ -51,7 +53,6 @@ def _session(session: Any, session_window: int) -> Iterator[str]:
         "unsent requests": session.unsent,
         "waiters": session._resumed,
         "handlers that have not begun": {**session._beginning, **session._told},
-        "announcements": session.accepting,
         "bytes of messages": session._under_way,
     }
     for what, value in left.items():

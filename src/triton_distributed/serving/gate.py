@@ -1,0 +1,219 @@
+"""Which requests of one endpoint may begin: at once, after waiting, or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+from triton_distributed.context import Context
+from triton_distributed.observe import Outcome, Stats
+from triton_distributed.serving.admission import Admission, HandlerSlots
+from triton_distributed.serving.state import ANNOUNCED
+from triton_distributed.transport.stream import Stream
+from triton_distributed.wire.frames import RejectCode, overloaded
+
+INFINITE = float("inf")
+_DRAINING = (RejectCode.DRAINING, b"it is shutting down")
+_PAUSED = (RejectCode.PAUSED, b"it was paused by its program, see Endpoint.pause")
+_CUT_SHORT = (Outcome.CANCELLED, Outcome.LOST, Outcome.DEADLINE)
+
+
+class Applicant(Protocol):
+    """What the gate needs of a request; see `serving.request.ServedRequest`."""
+
+    state: int
+    started: float
+    due: float
+    outcome: Outcome
+
+    @property
+    def stream(self) -> Stream: ...
+
+    @property
+    def context(self) -> Context: ...
+
+    def watch_deadline(self, deadline: float) -> None: ...
+
+    def expire(self) -> None: ...
+
+    def refuse(self, code: int, detail: bytes) -> None: ...
+
+    def begin(self) -> None: ...
+
+
+R = TypeVar("R", bound=Applicant)
+
+
+class Gate(Generic[R]):
+    """Admits the requests of one endpoint, within its limits and those of the worker.
+
+    Args:
+        loop: the running loop.
+        slots: handlers that the worker may run, shared by its endpoints.
+        stats: counters of the endpoint.
+        max_inflight: handlers that may run at once; None for as many as sessions may bring.
+        max_queue: requests that may wait for one of them; beyond that a request is refused at once.
+        on_wait: called when a request begins to wait.
+
+    Attributes:
+        queue: the requests that wait, and what is known about how long they wait.
+        running: the admitted requests, in the order in which they were admitted.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        slots: HandlerSlots,
+        stats: Stats,
+        max_inflight: int | None,
+        max_queue: int,
+        on_wait: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._slots = slots
+        self._stats = stats
+        self._on_wait = on_wait
+        self._refusal: tuple[RejectCode, bytes] | None = None  # of each new request, while the gate is closed
+        self._idle: asyncio.Future[None] | None = None
+        self.queue: Admission[R] = Admission(max_inflight, max_queue)
+        self.running: dict[R, None] = {}
+
+    def admit(self, request: R, timeout_s: float) -> None:
+        """Let a request begin, let it wait, or refuse it.
+
+        Args:
+            timeout_s: seconds until its deadline; infinite where it has none.
+        """
+        if self._refusal is not None:
+            request.refuse(*self._refusal)
+            return
+        slots, streams = self._slots, request.stream.connection.streams
+        if len(streams) > slots.most - slots.taken:
+            request.refuse(RejectCode.OVERLOADED, overloaded(slots.refusal(len(streams))))
+            return
+        if timeout_s != INFINITE:
+            if not timeout_s > 0:
+                request.expire()
+                return
+            request.watch_deadline(self._loop.time() + timeout_s)
+        limit = self.queue.max_inflight
+        if limit is None or len(self.running) < limit:
+            self._start(request)
+        else:
+            self._let_wait(request, timeout_s)
+
+    def _let_wait(self, request: R, timeout_s: float) -> None:
+        queue, priority = self.queue, request.context.priority
+        wait_s = queue.wait_s(priority)
+        if not queue.in_time(priority, timeout_s):
+            words = (
+                f"it would wait about {wait_s:.3g} s and take {queue.mean_s:.3g} s, "
+                f"and its deadline is in {timeout_s:.3g} s"
+            )
+            self._refuse(request, words)
+            return
+        if queue.mean_s:
+            request.due = self._loop.time() + wait_s + queue.mean_s
+        evicted = queue.enter(request, priority)
+        if evicted is not request:
+            self._on_wait()
+        if evicted is not None:
+            oldest_s = self._loop.time() - next(iter(self.running)).started
+            words = (
+                f"{len(self.running)} requests run, the oldest for {oldest_s:.3g} s, and {len(queue)} wait: the limits "
+                f"are max_inflight={queue.max_inflight}, max_queue={queue.max_queue}"
+            )
+            self._refuse(evicted, words)
+
+    def _refuse(self, request: R, words: str) -> None:
+        """Refuse a request because the endpoint is at capacity, with a hint when to try again."""
+        hint_s = self.queue.retry_after_s(request.context.priority, self.running, self._loop.time())
+        request.refuse(RejectCode.OVERLOADED, overloaded(words, hint_s))
+
+    def _start(self, request: R) -> None:
+        """Announce to the caller that the handler begins, then let it begin in a later step of the loop."""
+        self.running[request] = None
+        self._slots.taken += 1
+        self._stats.inflight += 1
+        queue = self.queue
+        if queue.max_inflight is not None:
+            request.started = self._loop.time()
+            if queue.mean_s and not request.due:
+                request.due = request.started + queue.mean_s
+        request.state = ANNOUNCED
+        request.stream.connection.accept(request.stream, request.begin)
+
+    def ended(self, request: R) -> None:
+        """Count an admitted request that is over, and let the next one begin."""
+        del self.running[request]
+        self._slots.taken -= 1
+        self._stats.inflight -= 1
+        if request.started:
+            self._learn(request)
+        if self.queue.max_inflight is not None and self._refusal is None:
+            self._start_next()
+        if not self.running and self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+
+    def _start_next(self) -> None:
+        """Start the next request of the queue. One that would be late is refused in favour of the next."""
+        queue = self.queue
+        while (request := queue.next()) is not None:
+            deadline, now = request.context.deadline, self._loop.time()
+            left_s = INFINITE if deadline is None else deadline - now
+            if left_s >= queue.mean_s or not len(queue):
+                self._start(request)
+                return
+            if request.due:  # it would have ended no sooner than that
+                queue.ended(request.context.priority, now + queue.mean_s - request.due, whole=False)
+            self._refuse(request, f"it has waited until {left_s:.3g} s are left, and would take {queue.mean_s:.3g} s")
+
+    def left(self, request: R) -> None:
+        """Remove a waiting request that was cancelled or has expired."""
+        self.queue.leave(request, request.context.priority)
+        self._learn(request)
+
+    def _learn(self, request: R) -> None:
+        """Compare how long a request has taken with its estimate."""
+        now, whole = self._loop.time(), request.outcome not in _CUT_SHORT
+        if request.started:
+            self.queue.took(now - request.started, whole)
+        if request.due:
+            self.queue.ended(request.context.priority, now - request.due, whole)
+
+    @property
+    def draining(self) -> bool:
+        """Whether it was closed for good."""
+        return self._refusal is _DRAINING
+
+    @property
+    def paused(self) -> bool:
+        """Whether it is closed until `resume`."""
+        return self._refusal is _PAUSED
+
+    def drain(self) -> None:
+        """Admit no more requests. Waiting requests are refused, so that they go elsewhere; running ones go on."""
+        self._refusal = _DRAINING
+        self._refuse_waiting(_DRAINING)
+
+    def pause(self) -> None:
+        """Admit no requests until `resume`. Waiting requests are refused, so that they go elsewhere."""
+        if self._refusal is None:
+            self._refusal = _PAUSED
+            self._refuse_waiting(_PAUSED)
+
+    def resume(self) -> None:
+        """Admit requests again, unless it drains."""
+        if self.paused:
+            self._refusal = None
+
+    def _refuse_waiting(self, refusal: tuple[RejectCode, bytes]) -> None:
+        for request in self.queue.clear():
+            request.refuse(*refusal)
+
+    async def idle(self) -> None:
+        """Wait until no request runs. One waiter at a time."""
+        while self.running:
+            self._idle = self._loop.create_future()
+            await self._idle
