@@ -1,4 +1,4 @@
-"""`make unit` runs what needs no server, no network and no event loop."""
+"""`make unit` runs what needs no server, no network and no event loop; CONTRIBUTING.md names tests that exist."""
 
 from __future__ import annotations
 
@@ -29,3 +29,10 @@ def test_it_is_there_and_has_no_loop_and_no_server(path: str) -> None:
 
 def test_it_holds_the_pure_rooms() -> None:
     assert {"tests/wire", "tests/payload", "tests/routing"} <= set(paths())
+
+
+def test_the_table_of_what_to_run_names_what_exists() -> None:
+    table = "\n".join(re.findall(r"^\|.*$", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE))
+    named = re.findall(r"\btests/[\w/.]+", table)
+    assert len(named) > 10
+    assert [each for each in named if not (ROOT / each).exists()] == []
