@@ -259,5 +259,5 @@ class TwoConnections(RuleBasedStateMachine):
         raise AssertionError("the two ends never come to rest")
 
 
-TwoConnections.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TwoConnections.TestCase.settings = settings(stateful_step_count=40)
 TestTwoConnections = TwoConnections.TestCase
