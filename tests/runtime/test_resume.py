@@ -219,7 +219,7 @@ async def test_retries_never_multiply_an_outage(cluster: Cluster) -> None:
     await until(lambda: len(client.instance_ids()) == 4)
     for each in client.instance_ids():
         client.direct(1, each)
-    served = [each for runtime in cluster._runtimes for each in runtime._server.endpoints]
+    served = [each for runtime in cluster.runtimes for each in runtime._server.endpoints]
     await until(lambda: sum(len(each.gate.running) for each in served) == 4)
     calls = 1000
     for _ in range(calls):
