@@ -52,7 +52,7 @@ def _session(session: Any, session_window: int) -> Iterator[str]:
         "streams ready to send": [each for each in session._ready if each.outbox or each._ending],
         "unsent requests": session.unsent,
         "waiters": session._resumed,
-        "handlers that have not begun": {**session._beginning, **session._told},
+        "handlers that have not begun": len(session.acceptance),
         "bytes of messages": session._under_way,
     }
     for what, value in left.items():

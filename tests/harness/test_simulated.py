@@ -27,7 +27,7 @@ from triton_distributed.observe import Outcome
 from triton_distributed.routing.policies import Policy
 from triton_distributed.serving.gate import Gate
 from triton_distributed.testing.chaos import FaultKind
-from triton_distributed.transport import session as sessions
+from triton_distributed.transport import inbound
 from triton_distributed.transport.session import Session
 from triton_distributed.transport.stream import Stream
 from triton_distributed.wire.stream import StreamCore
@@ -121,7 +121,7 @@ def begun_twice(patch: pytest.MonkeyPatch) -> None:
 
 def untold_loss(patch: pytest.MonkeyPatch) -> None:
     """A reset that lost what was under way counts as an orderly end."""
-    patch.setattr(sessions, "read_remainder", lambda *_: ([], True))
+    patch.setattr(inbound, "read_remainder", lambda *_: ([], True))
 
     def delay_s(self: Link, soon: bool) -> float:  # What matters is under way for milliseconds, and so is hit often.
         return 20 * usual(self, soon)

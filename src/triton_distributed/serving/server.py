@@ -19,7 +19,7 @@ from triton_distributed.serving.request import ServedRequest
 from triton_distributed.serving.standstill import Standstill
 from triton_distributed.transport.listener import Listener
 from triton_distributed.transport.network import Networks
-from triton_distributed.transport.session import Session
+from triton_distributed.transport.session import Session, part
 from triton_distributed.transport.tls import SessionTls
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import Body, Memory
@@ -177,7 +177,7 @@ class Server:
         return [each for cut in await asyncio.gather(*[endpoint.cut() for endpoint in endpoints]) for each in cut]
 
     async def _part(self) -> None:
-        parting = [self._loop.create_task(each.parted()) for each in self._listener.sessions]
+        parting = [self._loop.create_task(part(each)) for each in self._listener.sessions]
         try:
             if parting:
                 await asyncio.wait(parting)
