@@ -188,9 +188,7 @@ async def service(settings: dict[str, str], worker: str, client: str) -> AsyncIt
         client: the part of the clients; its number is added as an argument.
     """
     async with Fleet(settings) as fleet:
-        for name in WORKERS:
-            await fleet.start(name, worker)
-        for number, name in enumerate(CLIENTS):
-            await fleet.start(name, f"{client}:{number}")
+        await asyncio.gather(*(fleet.start(name, worker) for name in WORKERS))
+        await asyncio.gather(*(fleet.start(name, f"{client}:{number}") for number, name in enumerate(CLIENTS)))
         await fleet.ask(CLIENTS, "connect", ids=fleet.ids(WORKERS))
         yield fleet

@@ -139,11 +139,16 @@ async def staged(options: Options) -> AsyncIterator[Stage]:
             own[PROXIED] = {"TRD_LISTEN": address, "TRD_ADVERTISE": proxy.address.removeprefix("tcp://")}
         fleet = await stack.enter_async_context(Fleet(settings))
         trace = {"trace": "1"} if options.trace else {}
-        for name, loop in WORKERS.items():
-            await fleet.start(name, options.work, options={"loop": loop, **trace}, TRD_THREADS=THREADS, **own[name])
-        for number, (name, loop) in enumerate(CLIENTS.items()):
-            part = f"harness.soak.members:call:{options.seed}:{number}"
-            await fleet.start(name, part, options={"loop": loop, **trace})
+        workers = (
+            fleet.start(name, options.work, options={"loop": loop, **trace}, TRD_THREADS=THREADS, **own[name])
+            for name, loop in WORKERS.items()
+        )
+        await asyncio.gather(*workers)
+        clients = (
+            fleet.start(name, f"harness.soak.members:call:{options.seed}:{n}", options={"loop": loop, **trace})
+            for n, (name, loop) in enumerate(CLIENTS.items())
+        )
+        await asyncio.gather(*clients)
         yield Stage(fleet, proxy, {fleet.processes[PROXIED].instance_id})
 
 
@@ -187,7 +192,7 @@ class Run:
     async def go(self, stage: Stage) -> None:
         """The whole load; stops at the first quiet moment at which something is wrong."""
         seconds = self.options.seconds
-        fault_s, quiet_s = min(FAULT_S, seconds / 10), min(QUIET_S, seconds / 5)
+        fault_s, quiet_s = min(FAULT_S, seconds / 4), min(QUIET_S, seconds / 3)
         self._began = time.monotonic()
         await self._settle(stage)
         sampling = asyncio.create_task(self._sample(stage))
