@@ -73,7 +73,7 @@ class Process:
         return at
 
     async def leave(self) -> Child:
-        """Wait until no question is under way, and let nobody ask from now on; returns the process."""
+        """Wait until no question is under way, and let no question through from now on; returns the process."""
         async with self._asking:
             assert self.child is not None
             child, self.child = self.child, None

@@ -27,7 +27,7 @@ SERVICE_S, MAX_INFLIGHT, MAX_QUEUE = 0.02, 8, 64
 LIMITS = (SERVICE_S, MAX_INFLIGHT, MAX_QUEUE)
 BUSY_LIMITS = (0.005, 1, 16)  # handlers that compute: one at a time is all that a process has
 TIMEOUT_S = 0.1
-CALM = 0.5  # of the capacity: before the flood, and behind it
+CALM = 0.5  # of the capacity: before the flood, and after it
 GOOD = 0.9  # of the capacity is promised
 SATURATE_S, CALM_S, HIGH_S = 4.0, 3.0, 4.0
 HIGH = 10
@@ -235,7 +235,7 @@ async def _flood(fleet: Fleet, phases: list[tuple[float, float]], busy: bool) ->
 
 
 async def _capacity(fleet: Fleet, seconds: float, busy: bool, callers: int) -> float:
-    """Answers a second that callers get who wait for each before they call again."""
+    """Answers a second of callers that each wait for an answer before they call again."""
     each = callers // len(CLIENTS)
     return float(sum((await fleet.ask(CLIENTS, "saturate", callers=each, seconds=seconds, busy=busy)).values()))
 

@@ -160,7 +160,7 @@ PLANNED = (
 # --- what judges itself ----------------------------------------------------------------------------------------------
 
 
-class Own:
+class Unplanned:
     """Calls that no plan describes, of one client process."""
 
     def __init__(self, member: Member, clients: dict[str, Client], news: News, rng: random.Random) -> None:
