@@ -56,6 +56,7 @@ class Options:
         seed: of the mix and of the faults.
         plane: see `harness.fleet.PLANES`.
         trace: tell where memory that was gained was allocated.
+        rests: quiet moments of a run of at most five minutes; a longer one has one a minute.
         settle_s: what it may take at a quiet moment until there is no more of anything than before.
         work: the part of the workers, for tests of the soak itself.
     """
@@ -65,6 +66,7 @@ class Options:
     seed: int = 1
     plane: str = "unix"
     trace: bool = False
+    rests: int = 5
     settle_s: float = PATIENCE_S
     work: str = "harness.soak.members:work"
 
@@ -192,7 +194,7 @@ class Run:
     async def go(self, stage: Stage) -> None:
         """The whole load; stops at the first quiet moment at which something is wrong."""
         seconds = self.options.seconds
-        fault_s, quiet_s = min(FAULT_S, seconds / 4), min(QUIET_S, seconds / 3)
+        fault_s, quiet_s = min(FAULT_S, seconds / 4), min(QUIET_S, seconds / self.options.rests)
         self._began = time.monotonic()
         await self._settle(stage)
         sampling = asyncio.create_task(self._sample(stage))

@@ -18,7 +18,7 @@ from harness.soak.table import render
 from tests.runtime.cluster import patiently
 from triton_distributed.errors import NoInstances
 
-SHORT = {"seconds": 3.0, "settle_s": 1.0}
+SHORT = {"seconds": 3.0, "rests": 3, "settle_s": 1.0}
 
 
 async def run(**options: Any) -> dict[str, Any]:
