@@ -126,7 +126,7 @@ def _name(task: asyncio.Task[Any]) -> str:
 
 
 def _family(name: str) -> str:
-    """A thread's name without the number behind it: those of a pool are of one kind."""
+    """A thread's name without the number after it: those of a pool are of one kind."""
     return name.rstrip("0123456789").rstrip("-_ ") or name
 
 
