@@ -90,8 +90,7 @@ async def test_what_is_streamed_and_not_read_is_bounded_for_all_together(cluster
             pass
         yield 1
 
-    cluster._settings.update(max_requests=100, window_bytes=256 * 1024)
-    await cluster.worker(deaf)
+    await cluster.serve(cluster.runtime(max_requests=100, window_bytes=256 * 1024), deaf)
     client = await cluster.client()
 
     async def piece() -> AsyncIterator[bytes]:
@@ -123,8 +122,7 @@ async def test_what_is_streamed_and_not_read_is_bounded_for_all_together(cluster
 
 @pytest.mark.parametrize("size", [200_000, 900_000])
 async def test_bodies_count_while_they_are_served(cluster: Cluster, size: int) -> None:
-    cluster._settings.update(max_requests=100)
-    await cluster.worker(hold)
+    await cluster.serve(cluster.runtime(max_requests=100), hold)
     client = await cluster.client()
 
     async def call() -> Any:

@@ -111,28 +111,6 @@ async def test_without_descriptors_accepting_pauses_and_goes_on(monkeypatch, cap
     await closed(*made)
 
 
-class Empty(socket.socket):
-    """A listening socket with a crowd before it, of which nobody is there any more."""
-
-    asked = 0
-
-    def accept(self):
-        self.asked += 1
-        raise ConnectionAbortedError
-
-
-async def test_a_crowd_gets_in_where_turns_are_long_too(monkeypatch):
-    times = [0.0]
-    monkeypatch.setattr(acceptor, "perf_counter", lambda: times[-1])
-    accepting = Acceptor(asyncio.get_running_loop(), Empty(), lambda few: asyncio.Protocol(), lambda: None)
-    for passed_s, accepted in [(0.0, 1), (0.0005, 1), (0.0035, 4), (5.0, MOST_A_TURN)]:
-        times.append(times[-1] + passed_s)
-        accepting.sock.asked = 0
-        accepting._readable()
-        assert accepting.sock.asked == accepted
-    accepting.close()
-
-
 async def test_a_crowd_is_accepted_a_few_a_turn():
     async with serving() as service, contextlib.AsyncExitStack() as stack:
         port = int(service.address.rpartition(":")[2])

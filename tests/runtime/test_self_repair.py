@@ -222,7 +222,7 @@ async def test_a_record_is_taken_back_while_its_socket_cannot_be_there(
             assert await listed(asks) == []
         await until_listed(asks, [(f"unix://{path}",)])
     await world.all_is_well()
-    assert caplog.text.count("nobody can connect to") == 1
+    assert caplog.text.count("no client can connect to") == 1
 
 
 async def test_the_other_addresses_stay_listed(trd_dir: Path, quick: None) -> None:

@@ -197,4 +197,4 @@ async def test_nothing_is_kept_of_requests_that_are_cancelled_while_the_kernel_i
         await say(there, request(500))
         await handlers.has(500)
         assert made.paused
-        assert list(made._beginning) == [handlers.streams[500]]
+        assert list(made.acceptance.accepted) == [handlers.streams[500]]

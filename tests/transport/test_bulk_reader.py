@@ -24,7 +24,7 @@ from tests.transport.sessions import (
     serving,
 )
 from tests.wire.joined import request
-from triton_distributed.transport.bulk_reader import InPlaceReader
+from triton_distributed.transport.bulk_reader import BulkReader
 from triton_distributed.transport.stream import Stream
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.hello import Hello
@@ -36,18 +36,18 @@ SOCKETS = ["tcp", "unix"]
 
 
 @pytest.fixture
-def switches(monkeypatch) -> list[InPlaceReader]:
+def switches(monkeypatch) -> list[BulkReader]:
     """The readers that took a session's place."""
-    made: list[InPlaceReader] = []
-    begin = InPlaceReader.begin.__func__
+    made: list[BulkReader] = []
+    begin = BulkReader.begin.__func__
 
-    def noted(cls, session, transport):
-        reader = begin(cls, session, transport)
+    def noted(cls, *args):
+        reader = begin(cls, *args)
         if reader is not None:
             made.append(reader)
         return reader
 
-    monkeypatch.setattr(InPlaceReader, "begin", classmethod(noted))
+    monkeypatch.setattr(BulkReader, "begin", classmethod(noted))
     return made
 
 
@@ -76,7 +76,7 @@ async def test_arrays_arrive_intact_while_small_frames_come_between(trd_dir, sch
         # reads come as plain bytes again
         for _ in range(3):
             assert await numbers(await caller.call(service.address, b"count 10")) == [*range(10)]
-        assert caller.made[0]._bulk is service.accepted[0]._bulk is None
+        assert caller.made[0]._inbound.bulk is service.accepted[0]._inbound.bulk is None
 
 
 @pytest.mark.parametrize("scheme", [*SOCKETS, "memory"])
@@ -125,7 +125,7 @@ async def test_an_abort_in_the_middle_of_a_fragment_leaves_the_session_whole(sid
                     await asyncio.sleep(0)
             receiver, direct = service.served[1].stream, service.accepted[0]
         async with asyncio.timeout(PATIENCE_S):
-            while not (direct.direct and direct._direct[0] is receiver):
+            while not (direct.direct is not None and direct.direct[0] is receiver):
                 await asyncio.sleep(0)
         receiver.abort(f.CANCEL if side == "caller" else f.ERROR, 0, b"enough")
         if side == "service":

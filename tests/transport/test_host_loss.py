@@ -15,7 +15,7 @@ from tests.transport.sessions import HELLO, Peer, answering, calling, numbers, s
 from tests.transport.test_liveness import until
 from triton_distributed.transport import host_loss
 from triton_distributed.transport.host_loss import Account
-from triton_distributed.transport.liveness import LOOKS
+from triton_distributed.transport.liveness import CHECKS
 from triton_distributed.wire import frames as f
 
 SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27  # of asm-generic/socket.h; see socket(7)
@@ -73,7 +73,7 @@ async def test_a_worker_whose_host_is_gone_is_lost() -> None:
         vanish(service.accepted[0])
         await until(lambda: stream.lost)
         assert stream.lost == f"its host acknowledged nothing for {HOST_S:g} s, see TRD_HOST_TIMEOUT_S"
-        assert caller.made[0].torn
+        assert caller.made[0].possibly_incomplete
         assert caller.pool.get((service.address,)) is None
         # It was silent first, and stayed.
         assert [("nothing was heard" in words, "acknowledged nothing" in words) for _, words in caller.lost] == [
@@ -132,7 +132,7 @@ async def test_a_network_that_comes_back_costs_nothing() -> None:
         serving_.stream.end()
         assert await numbers(stream) == [1]
         session = caller.made[0]
-        await until(lambda: session.heard or not session.quiet)
+        await until(lambda: session.heard or not session.missed_checks)
         assert session.usable
 
 
@@ -159,10 +159,10 @@ async def test_a_stopped_worker_whose_window_is_full_keeps_its_session() -> None
         stream.credit = 1 << 30
         session.send(f.frame(f.REQUEST, 1, f.REQUEST_PREFIX.pack(1, 2, 1e9, stream.window, 0), f.END))
         for _ in range(8):  # ends its requests, and goes on writing all the same: only the bytes matter
-            session.write_behind(b"", memoryview(bytes(1_000_000)))
+            session.write_after(b"", memoryview(bytes(1_000_000)))
         await until(lambda: caller.lost)
-        looks = session.quiet + 3 * LOOKS * round(HOST_S / HEALTH_S)
-        await until(lambda: session.quiet >= looks)
+        looks = session.missed_checks + 3 * CHECKS * round(HOST_S / HEALTH_S)
+        await until(lambda: session.missed_checks >= looks)
         assert len(caller.lost) == 1
         assert session.usable
         go.set()

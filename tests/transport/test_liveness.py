@@ -11,7 +11,7 @@ import pytest
 from tests.timing import MS, PATIENCE_S
 from tests.transport.sessions import HELLO, Peer, address_of, answering, bodies, calling, numbers, serving
 from triton_distributed.errors import ConnectionFailed
-from triton_distributed.transport.liveness import LOOKS, Liveness
+from triton_distributed.transport.liveness import CHECKS, Liveness
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.frames import GoawayCode
 
@@ -59,7 +59,7 @@ class Told:
 
     def __init__(self, *, streams=True, gone=False):
         self.streams, self.gone = streams, gone
-        self.heard, self.quiet = False, -1
+        self.heard, self.missed_checks = False, -1
         self.pings = self.judged = 0
         self.abandoned = ""
 
@@ -167,7 +167,7 @@ def test_one_timer_while_there_are_sessions():
     one = Told()
     all_ = watched(one, Told(streams=False), Told())
     all_.liveness.start()
-    for _ in range(3 * LOOKS):
+    for _ in range(3 * CHECKS):
         assert len(all_.clock.timers) == 1
         all_.clock.pass_time(2.5)
     all_.sessions.clear()
@@ -192,7 +192,7 @@ def look(liveness: Liveness) -> None:
     """Let it look now."""
     assert liveness._timer is not None
     liveness._timer.cancel()
-    liveness._look()
+    liveness._check()
 
 
 async def answered(made) -> None:
@@ -205,7 +205,7 @@ async def answered(made) -> None:
 async def test_a_handler_that_takes_its_time_is_not_silent(scheme, trd_dir):
     async with serving(address_of(scheme, trd_dir)) as service, calling() as caller:
         stream = await caller.call(service.address, b"hold")
-        for _ in range(3 * LOOKS):
+        for _ in range(3 * CHECKS):
             look(caller.pool._liveness)
             await answered(caller.made[0])
         assert caller.lost == []
@@ -229,7 +229,7 @@ async def test_a_silent_worker_is_reported_and_keeps_its_streams():
 
     async with calling() as caller, answering(worker) as address:
         stream = await caller.call(address, b"x")
-        for _ in range(3 * LOOKS):
+        for _ in range(3 * CHECKS):
             look(caller.pool._liveness)
             await asyncio.sleep(0)
         ((addresses, words),) = caller.lost
@@ -307,7 +307,7 @@ async def test_a_worker_that_drains_does_not_pass_a_probe():
         service.accepted[0].go_away(GoawayCode.DRAINING, "bye")
         with pytest.raises(ConnectionFailed, match="bye"):
             await caller.pool.probe((service.address,))
-        assert made.going
+        assert made.going is not None
 
 
 @pytest.mark.any_loop

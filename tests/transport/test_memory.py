@@ -9,7 +9,7 @@ import pytest
 from tests.timing import PATIENCE_S
 from tests.transport.sessions import bodies, calling, numbers, serving
 from triton_distributed.transport import memory
-from triton_distributed.transport.memory import READ_BYTES, ROOM, MemoryTransport
+from triton_distributed.transport.memory import HIGH_WATER, READ_BYTES, MemoryTransport
 
 pytestmark = pytest.mark.any_loop
 
@@ -79,13 +79,13 @@ async def test_what_is_written_is_the_writers_no_more():
 async def test_a_writer_that_is_too_far_ahead_is_paused():
     one, other = await pair()
     for _ in range(6):
-        one.transport.write(bytes(ROOM // 2))
+        one.transport.write(bytes(HIGH_WATER // 2))
     assert one.told == ["made", "paused"]
     one.transport.close()
     await lost(one, other)
     assert one.told == ["made", "paused", "resumed", "lost"]
-    assert len(other.data) == 3 * ROOM
-    assert other.largest <= READ_BYTES + ROOM // 2
+    assert len(other.data) == 3 * HIGH_WATER
+    assert other.largest <= READ_BYTES + HIGH_WATER // 2
 
 
 async def test_closing_delivers_and_aborting_does_not():
@@ -127,7 +127,7 @@ async def test_names():
     with pytest.raises(OSError, match="memory://w is listened on already"):
         network.listen("w", Noted)
     stop()
-    with pytest.raises(ConnectionRefusedError, match="nobody listens on memory://w"):
+    with pytest.raises(ConnectionRefusedError, match="nothing listens on memory://w"):
         network.connect(loop, "w", Noted())
     network.listen("w", Noted)()
 

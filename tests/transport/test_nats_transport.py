@@ -254,7 +254,7 @@ async def test_no_subscriber_means_that_the_other_end_is_gone():
     wires = Wires()
     wires.a.ask()
     wires.a.take(GONE)
-    assert "nobody listens on its subject" in await lost(wires.noted["a"])
+    assert "nothing listens on its subject" in await lost(wires.noted["a"])
 
 
 async def test_asking_is_answered_at_once():

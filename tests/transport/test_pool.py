@@ -52,7 +52,7 @@ async def test_a_failure_names_every_address_and_why(trd_dir):
     for address, why in caught.value.attempts:
         assert why
         assert f"{address}: {why}" in text
-    assert "nobody listens on memory://none" in text
+    assert "nothing listens on memory://none" in text
     assert caller.lost == []
 
 

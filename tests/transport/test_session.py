@@ -31,6 +31,7 @@ from tests.transport.sessions import (
 from tests.wire.joined import request
 from triton_distributed.errors import RemoteProtocolError
 from triton_distributed.testing.proxy import LINGER_NOTHING
+from triton_distributed.transport.session import part
 from triton_distributed.transport.stream import Stream
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.frames import GoawayCode
@@ -240,7 +241,7 @@ async def test_a_session_that_is_not_connected_yet_has_nothing_to_wait_for():
     made.go_away(GoawayCode.DRAINING, "bye")
     assert made.out == []
     async with asyncio.timeout(PATIENCE_S):
-        await made.parted()
+        await part(made)
     made.close()
 
 
@@ -298,7 +299,7 @@ async def test_a_write_that_fails_leaves_what_the_peer_has_said(pair):
         assert answered.lost is None
         assert (begun.accepted, begun.lost) == (True, made.lost)
         assert (other.accepted, other.lost) == (False, made.lost)
-        assert not made.torn
+        assert not made.possibly_incomplete
 
 
 @PAIRS
@@ -327,7 +328,7 @@ async def test_words_behind_which_the_protocol_is_broken_are_not_the_last(caplog
         there.close()
         await written_in_vain(made)
         assert stream.accepted
-        assert made.torn
+        assert made.possibly_incomplete
         assert "Broken pipe" in made.lost
 
 
@@ -342,7 +343,7 @@ async def test_after_a_reset_nobody_knows_what_was_under_way(read_first):
             made.flush()
         async with asyncio.timeout(PATIENCE_S):
             await made.gone.wait()
-        assert made.torn
+        assert made.possibly_incomplete
         assert stream.lost == made.lost
         assert made.unsent == set()
 
@@ -364,7 +365,7 @@ async def test_after_a_reset_it_is_known_which_requests_never_left():
         async with asyncio.timeout(PATIENCE_S):
             await made.gone.wait()
             await sending
-        assert made.torn
+        assert made.possibly_incomplete
         assert [each.owner.left for each in (sent, whole, part, waiting)] == [True, True, False, False]
 
 
@@ -391,7 +392,7 @@ async def test_an_end_takes_nothing_that_was_under_way(pair):
         async with asyncio.timeout(PATIENCE_S):
             await made.gone.wait()
         assert stream.lost == "the peer closed the connection"
-        assert not made.torn
+        assert not made.possibly_incomplete
 
 
 async def test_nothing_more_is_begun_for_a_client_that_is_gone():

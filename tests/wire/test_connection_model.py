@@ -224,7 +224,7 @@ class TwoConnections(RuleBasedStateMachine):
             for sender, receiver in ((pair.client, pair.server), (pair.server, pair.client)):
                 if sender.core.state in (State.OPEN, State.RECEIVED):
                     assert sender.core.may_push, "the stream stands still though everything was read"
-                    assert sender.core.credit + receiver.core._owed == sender.granted
+                    assert sender.core.credit + receiver.core._credit_due == sender.granted
                     assert sender.core.credit > sender.granted // 2 - FRAME_COST
         for pair in self.pairs:
             for side in pair.sides():

@@ -119,7 +119,7 @@ def test_a_message_larger_than_one_credit_can_say_is_granted_by_several():
 def test_credit_beyond_what_one_frame_can_say():
     client, server = joined()
     mine, theirs = opened(client, server, end=False)
-    before = mine.credit + theirs._owed
+    before = mine.credit + theirs._credit_due
     theirs.read(3 * 2**32 + 5, at_once=True)
     frames = server.written()
     assert [each[0] for each in frames] == [f.CREDIT] * 4
@@ -254,4 +254,4 @@ def test_credit_that_is_given_back_is_what_was_charged(sizes, window):
     while mine.inbox:
         mine.read(mine.inbox.popleft()[0])
     move(client, server)
-    assert theirs.credit + mine._owed == granted
+    assert theirs.credit + mine._credit_due == granted

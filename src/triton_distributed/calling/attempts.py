@@ -118,7 +118,7 @@ def ended(stream: Stream, items_read: bool) -> Ended:
         session = stream.connection
         began = bool(stream.accepted or stream.inbox or items_read)
         # An ACCEPT may have been lost with the connection, but not one to a request that never left.
-        sure = not began and (not session.torn or stream.id in session.unsent)
+        sure = not began and (not session.possibly_incomplete or stream.id in session.unsent)
         return Ended(Ending.CUT_OFF if sure else Ending.LOST, stream.lost, began)
     if stream.failure is None:
         return Ended(Ending.CANCELLED, "the worker cancelled the stream")

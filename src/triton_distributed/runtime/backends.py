@@ -23,7 +23,7 @@ from triton_distributed.external.nats import NatsConnection, NatsOptions
 from triton_distributed.external.tls import TlsFiles
 from triton_distributed.system import unix_sockets
 from triton_distributed.system.fork import own
-from triton_distributed.transport.network import Later, Networks
+from triton_distributed.transport.network import LazyNetwork, Networks
 from triton_distributed.transport.tls import SessionTls
 
 
@@ -105,10 +105,8 @@ def make_nats(config: Config) -> NatsConnection:
 
 def make_networks(loop: asyncio.AbstractEventLoop, config: Config, nats: NatsConnection) -> Networks:
     """What serves schemes that are not sockets or memory: a client dials whatever a worker publishes."""
-    # Sooner than the pool gives the session up, whose words would not name the NATS server.
-    return {
-        "nats": Later(lambda: _load("transport.nats.network").NatsNetwork(loop, nats, 0.8 * config.connect_timeout_s))
-    }
+    timeout_s = 0.8 * config.connect_timeout_s  # sooner than the pool, whose error would not name the NATS server
+    return {"nats": LazyNetwork(lambda: _load("transport.nats.network").NatsNetwork(loop, nats, timeout_s))}
 
 
 def make_events(config: Config, nats: NatsConnection, instance_id: int) -> EventPlane:

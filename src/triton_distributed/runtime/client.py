@@ -17,7 +17,7 @@ from triton_distributed.calling.services import Services
 from triton_distributed.calling.state import OPEN
 from triton_distributed.context import HIGHEST_PRIORITY, ID, LOWEST_PRIORITY, PRIORITY, Context, current
 from triton_distributed.errors import NotUnary
-from triton_distributed.names import Instance
+from triton_distributed.names import EndpointName, Instance
 from triton_distributed.observe import OutlierStats, Stats
 from triton_distributed.payload.codec import Message, encode
 from triton_distributed.routing.load import LoadBook
@@ -340,6 +340,11 @@ class Client:
     def pool(self) -> SessionPool:
         """The runtime's sessions to workers."""
         return self._services.pool
+
+    @property
+    def name(self) -> EndpointName:
+        """The endpoint that it calls."""
+        return self.view.name
 
     @property
     def load(self) -> LoadBook:

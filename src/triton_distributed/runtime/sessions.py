@@ -11,11 +11,11 @@ from typing import Any
 
 from triton_distributed import __version__
 from triton_distributed.config import Config
-from triton_distributed.transport.fairness import Turns
+from triton_distributed.transport.fairness import FairShare
 from triton_distributed.transport.session import Session
 from triton_distributed.wire.authentication import CHALLENGE_BYTES, Authentication
 from triton_distributed.wire.hello import Hello
-from triton_distributed.wire.window import Held
+from triton_distributed.wire.window import ByteBudget
 
 AGENT = f"triton-distributed/{__version__} python/{platform.python_version()}"
 
@@ -27,12 +27,15 @@ class Sessions:
         loop: the running loop.
         config: settings.
         rng: where each session's nonce comes from.
+
+    Attributes:
+        held: what clients have sent and this process holds in memory, in all sessions together.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, config: Config, rng: random.Random) -> None:
         self._loop, self._config, self._rng = loop, config, rng
-        self._turns = Turns(loop)
-        self._held = Held(max(config.max_held_bytes, config.max_message_bytes))
+        self._share = FairShare(loop)
+        self.held = ByteBudget(max(config.max_held_bytes, config.max_message_bytes))
 
     def dialled(self, address: str, on_lost: Callable[[Session, str], None]) -> Session:
         """A session to a worker."""
@@ -68,6 +71,6 @@ class Sessions:
             on_lost=on_lost,
             address=address,
             authentication=authentication,
-            turns=self._turns,
-            held=None if on_request is None else self._held,
+            share=self._share,
+            held=None if on_request is None else self.held,
         )

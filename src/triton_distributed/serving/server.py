@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from triton_distributed.config import Config
@@ -19,7 +19,7 @@ from triton_distributed.serving.request import ServedRequest
 from triton_distributed.serving.standstill import Standstill
 from triton_distributed.transport.listener import Listener
 from triton_distributed.transport.network import Networks
-from triton_distributed.transport.session import Session
+from triton_distributed.transport.session import Session, part
 from triton_distributed.transport.tls import SessionTls
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import Body, Memory
@@ -76,6 +76,11 @@ class Server:
     def endpoints(self) -> list[ServedEndpoint]:
         """What is served now."""
         return list(self._by_key.values())
+
+    @property
+    def sessions(self) -> Collection[Session]:
+        """The sessions that clients have opened, as they are at any time."""
+        return self._listener.sessions.keys()
 
     async def listen(self, name: EndpointName, instance_id: int, where: str) -> tuple[str, ...]:
         """The addresses to publish; the runtime begins to listen with its first endpoint.
@@ -177,7 +182,7 @@ class Server:
         return [each for cut in await asyncio.gather(*[endpoint.cut() for endpoint in endpoints]) for each in cut]
 
     async def _part(self) -> None:
-        parting = [self._loop.create_task(each.parted()) for each in self._listener.sessions]
+        parting = [self._loop.create_task(part(each)) for each in self._listener.sessions]
         try:
             if parting:
                 await asyncio.wait(parting)

@@ -1,7 +1,7 @@
 """Takes connections off a listening socket, some a turn, whatever the loop is.
 
-The loops' own servers accept until the kernel has none left, up to 4,096 in one turn, so that whoever connects as fast
-as he can keeps the loop. And where descriptors run out asyncio logs a traceback for each, and uvloop may close the
+The loops' own servers accept until the kernel has no more, up to 4,096 in one turn, so peers that connect as fast as
+they can would keep the loop. And where descriptors run out, asyncio logs a traceback for each, and uvloop may close the
 listening socket for good.
 """
 
@@ -13,7 +13,6 @@ import logging
 import socket
 import sys
 from collections.abc import Callable
-from time import perf_counter
 from typing import Any
 
 from triton_distributed.quiet import Quiet
@@ -21,13 +20,13 @@ from triton_distributed.system.fork import own
 
 logger = logging.getLogger("triton_distributed.transport")
 
-# One takes some 0.1 ms in all. So a crowd has a tenth of the loop, and gets in where turns are long, too: its clients'
-# patience is a few seconds.
-EVERY_ACCEPT_S = 0.001
-MOST_A_TURN = 8
-PAUSE_S = 0.1  # where descriptors or memory ran out
-EVERY_S = 10.0  # seconds between two lines that say so
-# What the runtime itself may need while peers have taken all that they may: files of discovery, etcd, NATS.
+# A turn of the loop accepts this many connections. Each costs some 0.1 ms in all.
+MOST_A_TURN = 2
+# Accepting pauses for this many seconds where descriptors or memory ran out.
+PAUSE_S = 0.1
+# Two log lines about that are this many seconds apart.
+EVERY_S = 10.0
+# This many descriptors are kept for the runtime itself while peers have taken all others: discovery files, etcd, NATS.
 DESCRIPTORS_KEPT = 64
 _RAN_OUT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -49,7 +48,7 @@ class Acceptor:
         loop: the running loop.
         sock: bound and listening; it is closed here.
         factory: makes the protocol of a connection. Its argument says that few descriptors are left.
-        ran_out: called when there were none for a connection, to free some.
+        ran_out: called when there was no descriptor for a connection, to free some.
     """
 
     def __init__(
@@ -61,7 +60,6 @@ class Acceptor:
     ) -> None:
         self._loop, self._factory, self._ran_out = loop, factory, ran_out
         self._joining: set[asyncio.Task[Any]] = set()  # at most `MOST_A_TURN` a turn, and each lasts two
-        self._looked = perf_counter()
         self._pause: asyncio.TimerHandle | None = None
         self._ran_out_of = Quiet(EVERY_S, loop.time)
         own(sock)
@@ -70,8 +68,7 @@ class Acceptor:
         loop.add_reader(sock.fileno(), self._readable)
 
     def _readable(self) -> None:
-        before, self._looked = self._looked, perf_counter()
-        for _ in range(min(MOST_A_TURN, 1 + int((self._looked - before) / EVERY_ACCEPT_S))):
+        for _ in range(MOST_A_TURN):
             try:
                 sock, _ = self.sock.accept()
             except (BlockingIOError, InterruptedError):
@@ -106,7 +103,7 @@ class Acceptor:
         self._loop.add_reader(self.sock.fileno(), self._readable)
 
     def close(self) -> None:
-        """Accept nothing more; what was accepted is joined still."""
+        """Accept nothing more; connections that were accepted are still joined to their sessions."""
         if self._pause is not None:
             self._pause.cancel()
         if self.sock.fileno() >= 0:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from triton_distributed.errors import ConfigError
 
 SCHEMES = ("unix", "tcp", "memory", "nats")
-# Tokens without blanks and wildcards, joined by dots: what NATS lets one publish on. The length keeps the server's
+# NATS takes messages on subjects of tokens without blanks and wildcards, joined by dots. The length keeps the server's
 # control lines, which name two subjects, below their 4096 bytes.
 _SUBJECT = re.compile(r"(?=.{1,1000}\Z)[!-)+-\-/-=?-~]+(\.[!-)+-\-/-=?-~]+)*\Z")
 
@@ -35,7 +35,7 @@ class Address:
             setting: where it comes from, for the error's text.
 
         Raises:
-            ConfigError: it is not one.
+            ConfigError: it is not an address.
         """
         scheme, mark, rest = text.partition("://")
         if not mark or scheme not in SCHEMES or not rest:
@@ -76,7 +76,7 @@ def parse_list(text: str, setting: str) -> tuple[Address, ...]:
     """Read addresses that are separated by commas.
 
     Raises:
-        ConfigError: an entry is not one, or there is none. Names the entry.
+        ConfigError: an entry is not an address, or there is no entry. It names the entry.
     """
     found = tuple(Address.parse(each, setting) for each in entries_of(text, setting))
     if not found:

@@ -12,9 +12,9 @@ import struct
 import sys
 from typing import Any, NamedTuple
 
-KEPT = sys.platform == "linux" and hasattr(socket, "TCP_INFO")  # other systems' accounts have other shapes
-# Probes into a full window that nobody answered. A host that is there leaves out two at most, of the first quick ones:
-# it answers twice a second (net.ipv4.tcp_invalid_ratelimit).
+KEPT = sys.platform == "linux" and hasattr(socket, "TCP_INFO")  # other systems keep accounts of other shapes
+# A host is gone that has left this many probes into a full window unanswered. One that is there leaves out two at most,
+# of the first quick ones: it answers twice a second (net.ipv4.tcp_invalid_ratelimit).
 MOST_PROBES = 4
 # A network that comes back within two thirds of the timeout must not cost a connection, and TCP asks ever more rarely:
 # so the last question must be of the last third, and have had its time to be answered.
@@ -44,7 +44,7 @@ class Account(NamedTuple):
 
 
 def host_gone(sock: Any, timeout_s: float) -> bool:
-    """Whether the host at the other end has answered nothing for so many seconds, although it had to.
+    """Whether the host at the other end has answered nothing for `timeout_s` seconds, although it had to.
 
     Args:
         sock: a connected TCP socket.

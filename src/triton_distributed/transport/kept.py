@@ -1,6 +1,6 @@
 """The Unix sockets of a listener, kept where clients look for them.
 
-A socket whose file is deleted, moved or replaced listens on, but nobody can connect to it any more. So the files are
+A socket whose file is deleted, moved or replaced listens on, but no client can connect to it any more. So the files are
 looked at all the time, which costs some 4 µs a look, and a socket that is not in place is made again under its name.
 """
 
@@ -22,10 +22,14 @@ from triton_distributed.transport.acceptor import Acceptor
 
 logger = logging.getLogger("triton_distributed.transport")
 
-# With the next two, the socket of a worker is back before its record is: see `SETTLE_S` of `discovery.file.backend`.
+# The files are checked every this many seconds. With the next two settings the socket of a worker is back before its
+# record is: see `SETTLE_S` of `discovery.file.backend`.
 CHECK_S = 0.25
-RETRY_S = 5.0  # between two attempts where a socket cannot be made again
-SETTLE_S = 0.3  # after which whoever removes a folder with all its files has done it: a new file would make it fail
+# Where a socket cannot be made again, the next attempt is this many seconds later.
+RETRY_S = 5.0
+# A socket is made again this many seconds after it was missed: a new file would make a running `rm -r` of its folder
+# fail.
+SETTLE_S = 0.3
 
 
 @dataclass(slots=True)
@@ -34,7 +38,7 @@ class _Kept:
 
     Attributes:
         missing: the last look found no socket in its place.
-        lost: why nobody can connect to it, where it could not be made again; else empty.
+        lost: why no client can connect to it, where it could not be made again; else empty.
     """
 
     path: Path
@@ -122,7 +126,7 @@ class KeptSockets:
             kept.retry_at = self._loop.time() + RETRY_S
             if kept.lost != str(error):
                 kept.lost = str(error)
-                words = "nobody can connect to unix://%s, its file is gone and cannot be made again yet: %s"
+                words = "no client can connect to unix://%s, its file is gone and cannot be made again yet: %s"
                 logger.warning(words, kept.path, error)
             return
         self._replaced.append(kept.acceptor)

@@ -1,8 +1,8 @@
 """Where a worker is reached: the listening sockets and the sessions that came in through them.
 
-Whoever reaches a socket can connect, and a connection that says nothing costs its owner nothing. So those that have not
-said hello are counted apart: where they are too many, the one that has waited longest gives way to the newest, and a
-client that behaves, which says hello at once, gets in however many there are.
+Any process that reaches a socket can connect, and a connection that says nothing costs it nothing. So connections
+without a hello are counted apart: where they are too many, the one that has waited longest gives way to the newest. A
+client that behaves says hello at once, and gets in however many others there are.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Listener:
     Args:
         loop: the running loop.
         factory: makes the session of an accepted connection from the function to call when it is lost.
-        max_sessions: further connections are told that there are too many, and closed.
+        max_sessions: further connections are refused with the reason, and closed.
         max_greeting: connections that may be without their hello at once.
         tls: of TCP connections; None for plain ones. Unix sockets are plain: their folder is the user's alone.
         networks: what serves the schemes that are not sockets or memory.
@@ -141,7 +141,7 @@ class Listener:
         return session
 
     def _give_way(self, words: str) -> bool:
-        """End the connection that has waited longest without a hello. False: there is none."""
+        """End the connection that has waited longest without a hello. False: all have said hello."""
         for session in self._greeting:
             del self._greeting[session]
             session.break_off(GoawayCode.BUSY, words)
@@ -166,7 +166,7 @@ class Listener:
             logger.warning("turned %s away: %s%s", peer, reason, more)
 
     def close_listening(self) -> None:
-        """Accept nothing more; the sessions stay. A connection that was being accepted is told so, and closed."""
+        """Accept nothing more; the sessions stay. A connection that was being accepted is refused, and closed."""
         self._stopped = True
         self._unix.close()
         for acceptor in self._acceptors:

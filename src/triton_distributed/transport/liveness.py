@@ -5,7 +5,7 @@ even accepts new ones. Only an answered PING, or any other byte, shows that its 
 process may go on, and so do its streams then. It only counts as a sign to send calls elsewhere.
 
 A host that is gone, or that cannot be reached, acknowledges nothing. Its sessions end, after a longer time: a network
-that comes back within two thirds of it has cost nothing. `transport.host_loss` says how the two are told apart.
+that comes back within two thirds of it has cost nothing. `transport.host_loss` says how the two are distinguished.
 """
 
 from __future__ import annotations
@@ -15,25 +15,27 @@ import math
 from collections.abc import Callable, Iterable, Sized
 from typing import Generic, Protocol, TypeVar
 
+# Seconds without a byte after which a peer counts as silent, where no setting says otherwise.
 HEALTH_S = 10.0
+# Seconds without an acknowledgement after which a host counts as gone, where no setting says otherwise.
 HOST_S = 30.0
-# Looks within the timeout. The first that finds nothing new sends a PING, the third says that the session is silent:
-# by then three to four parts of the timeout have passed since the last byte. One PING is under way at a time, for a
-# connection repeats what is lost by itself.
-LOOKS = 4
-SILENT = LOOKS - 1
+# Sessions are checked so often within the timeout. The first check that finds nothing new sends a PING, the third
+# reports the session as silent: by then three to four parts of the timeout have passed since the last byte. One PING is
+# under way at a time, because a connection itself repeats what is lost.
+CHECKS = 4
+SILENT = CHECKS - 1
 
 
 class Watched(Protocol):
     """What is watched: a session.
 
     Attributes:
-        heard: something has come since the last look.
-        quiet: how often a look found nothing new while something was waited for; below 0: nothing is.
+        heard: something has come since the last check.
+        missed_checks: how many checks found nothing new while something was waited for; below 0 while nothing is.
     """
 
     heard: bool
-    quiet: int
+    missed_checks: int
 
     @property
     def streams(self) -> Sized:
@@ -61,8 +63,8 @@ class Liveness(Generic[W]):
         timeout_s: seconds without a byte from the peer.
         host_s: seconds without an acknowledgement from the peer's host, after which its sessions end; less than
             `timeout_s` counts as that.
-        on_silent: called with a session where something is waited for and the peer has said nothing for so long, once
-            until it says something; None where peers are not asked, and only their hosts are watched.
+        on_silent: called with a session where something is waited for and the peer has said nothing for the timeout,
+            once until it says something; None where peers are not asked, and only their hosts are watched.
     """
 
     def __init__(
@@ -75,16 +77,16 @@ class Liveness(Generic[W]):
     ) -> None:
         self._loop = loop
         self._sessions = sessions
-        self._every_s = timeout_s / LOOKS
+        self._every_s = timeout_s / CHECKS
         self._host_s = max(timeout_s, host_s)
-        self._host_looks = math.ceil(self._host_s / self._every_s)
+        self._host_checks = math.ceil(self._host_s / self._every_s)
         self._on_silent = on_silent
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """A session was made: see to it that they are watched."""
+        """A session was made: check the sessions from now on."""
         if self._timer is None:
-            self._timer = self._loop.call_later(self._every_s, self._look)
+            self._timer = self._loop.call_later(self._every_s, self._check)
 
     def stop(self) -> None:
         """Watch no more."""
@@ -92,33 +94,33 @@ class Liveness(Generic[W]):
             self._timer.cancel()
             self._timer = None
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         assert self._timer is not None
-        # A loop that did not turn itself may not have read yet what came meanwhile.
+        # Where this loop itself did not turn, it may not have read yet what came meanwhile.
         late = self._loop.time() - self._timer.when() > self._every_s / 2
         self._timer = None
         sessions = tuple(self._sessions())
         for session in sessions:
             if session.heard:
-                session.heard, session.quiet = False, 0 if session.streams else -1
+                session.heard, session.missed_checks = False, 0 if session.streams else -1
             elif not late:
                 self._unheard(session)
         if sessions:
             self.start()
 
     def _unheard(self, session: W) -> None:
-        if not session.streams:  # counted downwards: its silence until now says nothing of a stream that is opened
-            session.quiet = min(session.quiet, 0) - 1
-            if session.quiet < -self._host_looks:
-                session.quiet = -1
+        if not session.streams:  # counted downwards: silence until now says nothing about a stream that is opened later
+            session.missed_checks = min(session.missed_checks, 0) - 1
+            if session.missed_checks < -self._host_checks:
+                session.missed_checks = -1
                 self._end_if_gone(session)
             return
-        session.quiet = max(session.quiet, -1) + 1
-        if session.quiet > 0 and self._on_silent is not None:
+        session.missed_checks = max(session.missed_checks, -1) + 1
+        if session.missed_checks > 0 and self._on_silent is not None:
             session.ping()
-            if session.quiet == SILENT:
+            if session.missed_checks == SILENT:
                 self._on_silent(session)
-        if session.quiet >= self._host_looks:
+        if session.missed_checks >= self._host_checks:
             self._end_if_gone(session)
 
     def _end_if_gone(self, session: W) -> None:

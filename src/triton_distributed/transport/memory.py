@@ -8,8 +8,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-READ_BYTES = 256 * 1024  # delivered at once, as a socket would
-ROOM = 256 * 1024  # under way in one direction before the writer is paused, as a socket's buffer
+# At most about this many bytes are delivered at once, as by a socket.
+READ_BYTES = 256 * 1024
+# With more bytes under way in one direction than this the writer is paused, as by a socket's buffer.
+HIGH_WATER = 256 * 1024
 
 
 class MemoryTransport(asyncio.Transport):
@@ -24,14 +26,14 @@ class MemoryTransport(asyncio.Transport):
         self._peer: MemoryTransport | None = None
         self._pending: deque[bytes] = deque()  # written here, not yet received there; bounded by pausing
         self._size = 0
-        self._high = ROOM
+        self._high = HIGH_WATER
         self._paused = self._closing = self._lost = self._moving = False
 
     @classmethod
     def pair(
         cls, loop: asyncio.AbstractEventLoop, here: asyncio.Protocol, there: asyncio.Protocol
     ) -> tuple[MemoryTransport, MemoryTransport]:
-        """Join two protocols; both are told in a later turn of the loop."""
+        """Join two protocols; both are connected in a later turn of the loop."""
         one, other = cls(loop, here), cls(loop, there)
         one._peer, other._peer = other, one
         loop.call_soon(here.connection_made, one)
@@ -101,7 +103,7 @@ class MemoryTransport(asyncio.Transport):
         return self._closing or self._lost
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        self._high = max(high or 0, ROOM)
+        self._high = max(high or 0, HIGH_WATER)
 
     def get_write_buffer_size(self) -> int:
         return self._size
@@ -136,14 +138,14 @@ class MemoryNetwork:
         return lambda: self._listening.pop(name, None) and None
 
     def connect(self, loop: asyncio.AbstractEventLoop, name: str, protocol: asyncio.Protocol) -> None:
-        """Join `protocol` to whoever listens on `name`.
+        """Join `protocol` to what listens on `name`.
 
         Raises:
-            ConnectionRefusedError: nobody does.
+            ConnectionRefusedError: nothing does.
         """
         factory = self._listening.get(name)
         if factory is None:
-            raise ConnectionRefusedError(f"nobody listens on memory://{name}")
+            raise ConnectionRefusedError(f"nothing listens on memory://{name}")
         MemoryTransport.pair(loop, protocol, factory())
 
 

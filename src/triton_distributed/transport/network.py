@@ -1,4 +1,4 @@
-"""Ways to travel beside sockets: what a transport has to offer to be dialled and listened on by its scheme."""
+"""Networks beside sockets: what one must offer so that its addresses can be dialled and listened on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Network(Protocol):
         """
 
     async def listen(self, address: Address, factory: Callable[[], asyncio.Protocol]) -> Callable[[], None]:
-        """Join whoever dials `address` to a protocol from `factory`; the returned function stops that.
+        """Join each end that dials `address` to a protocol from `factory`; the returned function stops that.
 
         Raises:
             OSError: the address cannot be listened on.
@@ -30,7 +30,7 @@ class Network(Protocol):
         """End what is still joined."""
 
 
-class Later:
+class LazyNetwork:
     """A network that is made when it is first dialled or listened on.
 
     Args:

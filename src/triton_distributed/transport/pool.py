@@ -19,10 +19,11 @@ from triton_distributed.transport.tls import SessionTls
 logger = logging.getLogger("triton_distributed.transport")
 
 Addresses = tuple[str, ...]
-MOST_ADDRESSES = 8  # of one worker that are tried, so that a dial ends; more than a host has ways to it
-EARLY_PLAIN = " before its hello: if it takes TLS only, set TRD_TLS_CERT, TRD_TLS_KEY and TRD_TLS_CA"
-EARLY_TLS = (
-    " before its hello: it may not accept the certificate of TRD_TLS_CERT (TRD_TLS_CA there), or have no room "
+# This many addresses of one worker are tried, so that a dial ends. A host has fewer ways to it.
+MOST_ADDRESSES = 8
+HINT_PLAIN = " before its hello: if it takes TLS only, set TRD_TLS_CERT, TRD_TLS_KEY and TRD_TLS_CA"
+HINT_TLS = (
+    " before its hello: it may not accept the certificate of TRD_TLS_CERT (TRD_TLS_CA there), or be at capacity "
     "(TRD_MAX_SESSIONS there)"
 )
 SessionFactory = Callable[[str, Callable[[Session, str], None]], Session]
@@ -70,15 +71,20 @@ class SessionPool:
             loop, lambda: (*self._live.values(), *self._parted), health_timeout_s, host_timeout_s, self._silent
         )
 
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """All sessions: those that greet, those that are open, and those that go away with streams still open."""
+        return (*self._greeting, *self._live.values(), *self._parted)
+
     def get(self, addresses: Addresses) -> Session | None:
         """The live session to these addresses, if there is one."""
         return self._live.get(addresses)
 
     async def connect(self, addresses: Addresses) -> Session:
-        """A session to the first of `addresses` that can be reached; everybody who waits shares one attempt.
+        """A session to the first of `addresses` that can be reached; all that wait share one attempt.
 
         Raises:
-            ConnectionFailed: none can be; it names each address and why.
+            ConnectionFailed: none of them can be reached; it names each address and why.
         """
         session = self.get(addresses)
         if session is not None:
@@ -90,7 +96,7 @@ class SessionPool:
         return await asyncio.shield(task)
 
     async def probe(self, addresses: Addresses) -> None:
-        """Prove that the worker at these addresses takes calls and that its loop turns.
+        """Prove that the worker at these addresses takes calls, and that its loop turns.
 
         A new session proves it with its hello, one that is there by answering a PING: a stopped process keeps its
         connections, and the kernel takes new ones for it.
@@ -107,7 +113,7 @@ class SessionPool:
                 words = f"no answer to a PING within {self._timeout_s:g} s, see TRD_CONNECT_TIMEOUT_S"
                 raise ConnectionFailed("a worker", [(session.address, words)])
         if not session.usable:
-            words = session.lost or (session.going or (0, "it takes no calls"))[1]
+            words = session.lost or session.going or "it takes no calls"
             raise ConnectionFailed("a worker", [(session.address, words)])
 
     def _silent(self, session: Session) -> None:
@@ -123,7 +129,7 @@ class SessionPool:
     def _dialled(self, addresses: Addresses, task: asyncio.Task[Session]) -> None:
         del self._dialling[addresses]
         if not task.cancelled():
-            task.exception()  # whoever waited has it; nobody may be left
+            task.exception()  # the callers that waited have it, and perhaps none is left
 
     async def _dial(self, addresses: Addresses) -> Session:
         attempts: list[tuple[str, str]] = []
@@ -154,7 +160,7 @@ class SessionPool:
                     self._live[addresses] = session
                     self._liveness.start()
                     return session
-                attempts.append((address, session.lost or (session.going or (0, "it takes no calls"))[1]))
+                attempts.append((address, session.lost or session.going or "it takes no calls"))
             finally:
                 self._greeting.pop(session, None)
             session.close()
@@ -216,7 +222,7 @@ async def join(
     elif address.scheme == "unix":
         await unix_sockets.connect(loop, address.host, session)
     elif address.scheme == "tcp":
-        session.early = EARLY_PLAIN if tls is None else EARLY_TLS
+        session.hint_before_hello = HINT_PLAIN if tls is None else HINT_TLS
         await tcp.connect(loop, address.host, address.port, session if tls is None else tls.dialling(session))
     elif address.scheme == "memory":
         memory.network_of(loop).connect(loop, address.host, session)

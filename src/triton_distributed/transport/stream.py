@@ -15,7 +15,7 @@ from triton_distributed.wire.stream import Link, StreamCore, TokenOutbox
 
 
 class Owner(Protocol):
-    """Who a stream belongs to: the served request or the call."""
+    """What a stream belongs to: the served request or the call."""
 
     def stream_ended(self) -> None:
         """The peer has sent its last; what it sent may still be in the inbox."""
@@ -42,7 +42,7 @@ class Shell(Link, Protocol):
         unsent: ids of the streams whose request has not left this process, or not all of it.
         paused: the kernel takes no more for now.
         lost: why the session is gone, or None.
-        torn: it was lost, and the peer may have said more than has arrived.
+        possibly_incomplete: it was lost, and the peer may have said more than has arrived.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -53,7 +53,7 @@ class Shell(Link, Protocol):
     unsent: set[int]
     paused: bool
     lost: str | None
-    torn: bool
+    possibly_incomplete: bool
 
     def accept(self, stream: Stream, begin: Callable[[], None]) -> None:
         """Tell the peer that the handler of `stream` begins, then call `begin`."""
@@ -61,7 +61,7 @@ class Shell(Link, Protocol):
     def withdraw(self, stream: Stream) -> None:
         """`stream` was closed early: its handler does not begin any more."""
 
-    def write_behind(self, start: bytes, piece: memoryview) -> None:
+    def write_after(self, start: bytes, piece: memoryview) -> None:
         """Write a fragment after the session's own frames that wait, without copying it."""
 
     async def resumed(self) -> None:
@@ -72,7 +72,7 @@ class Stream(StreamCore):
     """One end of a stream, with what waits for it.
 
     Attributes:
-        owner: told when the stream ends early; set by whoever opens or accepts it.
+        owner: hears of it when the stream ends early; set when the stream is opened or accepted.
         lost: why the session is gone, where that ended the stream.
     """
 
@@ -122,7 +122,7 @@ class Stream(StreamCore):
                 self._writer = None
 
     async def send(self, body: Body, buffers: Sequence[memoryview], flags: int = 0, kind: int = f.DATA) -> None:
-        """Send one message of any size behind what was pushed, in fragments, each as credit allows.
+        """Send one message of any size after what was pushed, in fragments, each as credit allows.
 
         The buffers are written from where they are and are not referenced any more when this returns.
 
@@ -151,11 +151,11 @@ class Stream(StreamCore):
                     return
                 self.settle()
                 length = len(start) + piece.nbytes
-                session.write_behind(f.HEADER.pack(length, kind, fragment_flags, self.id) + start, piece)
+                session.write_after(f.HEADER.pack(length, kind, fragment_flags, self.id) + start, piece)
                 self.charge(length, fragment_flags)
                 kind = f.DATA
                 if fragment_flags & f.MORE and not session.paused:
-                    await asyncio.sleep(0)  # the other streams' turn, even where the kernel takes everything at once
+                    await asyncio.sleep(0)  # let other streams write, even where the kernel takes everything at once
         finally:
             session.unsent.discard(self.id)
         if buffers:
@@ -198,12 +198,12 @@ class Stream(StreamCore):
 
     def abort(self, kind: int, code: int = 0, detail: bytes = b"") -> None:
         super().abort(kind, code, detail)
-        self.room = 0  # who pushes all the same is told at once to look
+        self.quota = 0  # a writer that pushes all the same has to look at once
         self.connection.withdraw(self)
-        self.wake()  # whoever reads or writes at this end finds it closed
+        self.wake()  # a reader or writer at this end finds it closed
 
     def wake(self) -> None:
-        """Let whoever waits look again."""
+        """Let a waiting reader and writer look again."""
         for waiter in (self._reader, self._writer):
             if waiter is not None and not waiter.done():
                 waiter.set_result(None)
@@ -213,7 +213,7 @@ class Stream(StreamCore):
             self.owner.stream_stopped()
 
     def on_closed(self) -> None:
-        self.room = 0
+        self.quota = 0
         self.connection.withdraw(self)
         self.wake()
         if self.owner is not None:

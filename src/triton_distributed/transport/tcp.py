@@ -12,16 +12,17 @@ from typing import Any
 
 from triton_distributed.transport import host_loss
 
-BACKLOG = 4096  # connections waiting to be accepted; the kernel caps it at net.core.somaxconn
-# Unsent bytes that the kernel holds before the socket stops taking more: above this a token would wait behind an array
-# in a queue that nobody can reorder. Linux's TCP_NOTSENT_LOWAT, see tcp(7).
+# This many connections may wait to be accepted; the kernel caps this at net.core.somaxconn.
+BACKLOG = 4096
+# The socket takes no more while the kernel holds this many unsent bytes. Beyond this a token would wait after an array
+# in a queue that cannot be reordered. It is Linux's TCP_NOTSENT_LOWAT, see tcp(7).
 NOT_SENT_LOW_WATER = 256 * 1024
 OPTIONS = (
     (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
     (socket.IPPROTO_TCP, "TCP_NOTSENT_LOWAT", NOT_SENT_LOW_WATER),
     (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
 )
-# Options that Python has no name for: of Linux from 6.15 on, and of macOS (bsd/netinet/tcp.h).
+# Python has no name for these options of Linux from 6.15 on, and of macOS (bsd/netinet/tcp.h).
 NUMBERS = {
     "linux": {"TCP_RTO_MAX_MS": 44},
     "darwin": {"TCP_RXT_CONNDROPTIME": 0x80, "TCP_KEEPIDLE": 0x10},

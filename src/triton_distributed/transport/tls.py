@@ -2,8 +2,8 @@
 
 A layer of our own over `ssl.MemoryBIO`, the same on every loop. It keeps what a session relies on and the loops' own
 TLS does not: what the kernel did not take is known at once (an ACCEPT must have left before its handler begins), the
-bytes of large messages are decrypted straight into them, a refused certificate is told to the peer in its alert, and a
-connection counts as a session from its first moment, so that limits come before handshakes.
+bytes of large messages are decrypted straight into them, a peer learns from an alert that its certificate was refused,
+and a connection counts as a session from its first moment, so that limits come before handshakes.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from triton_distributed.external.tls import TlsFiles
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.decoder import TLS_STARTS
 
-RECORD = 16 * 1024  # the plain text of one record at most, RFC 8446 section 5.1
+# The plain text of one record has at most this many bytes (RFC 8446 section 5.1).
+RECORD = 16 * 1024
 SETTINGS = "TRD_TLS_CERT, TRD_TLS_KEY and TRD_TLS_CA"
-# What a plain peer of our protocol understands.
+# A plain peer of our protocol understands this frame.
 _SPEAK_TLS = f"this worker takes TLS only: set {SETTINGS}".encode()
 FAREWELL = f.coded(f.GOAWAY, 0, f.GoawayCode.PROTOCOL, _SPEAK_TLS)
 
@@ -150,7 +151,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._in_place = isinstance(protocol, asyncio.BufferedProtocol)
 
     def pause_reading(self) -> None:
-        """What was decrypted by now is handed over still."""
+        """Read no more; what was decrypted by now is still delivered."""
         if not self._plain.is_closing():
             self._plain.pause_reading()
 

@@ -1,8 +1,8 @@
-"""Messages that do not fit one frame, or that have buffers behind their body.
+"""Messages that do not fit one frame, or that have buffers after their body.
 
     one frame, no buffers       body
     one frame, BUFFERS          head, body, buffers
-    several frames (MORE)       u64 total, then head (with BUFFERS), body, buffers; cut anywhere behind the head
+    several frames (MORE)       u64 total, then head (with BUFFERS), body, buffers; cut anywhere after the head
 
     head: u32 number of buffers, u32 body bytes, u64 bytes of each buffer
 
@@ -21,8 +21,10 @@ from triton_distributed.errors import RemoteProtocolError
 from triton_distributed.wire.frames import BUFFERS, MAX_FRAME, MORE, REQUEST_PREFIX_BYTES, UINT64
 
 _HEAD = Struct("<II")
-MAPPED = 4096  # a part under way above this is mapped, and touched only as its bytes come; wire.window grants as much
-HUGE = 4 * 1024 * 1024  # from here on huge pages are asked for: filling 16 MiB takes 0.5 ms so, and 6 in small ones
+# A part of more bytes than this is mapped, and touched only as its bytes come; `wire.window` grants as much.
+MAPPED = 4096
+# From this size on, memory asks for huge pages: filling 16 MiB takes 0.5 ms with them, and 6 ms with small ones.
+HUGE = 4 * 1024 * 1024
 _HUGE_PAGES: int | None = getattr(mmap, "MADV_HUGEPAGE", None)
 _PRIVATE = getattr(mmap, "MAP_PRIVATE", 2) | getattr(mmap, "MAP_ANONYMOUS", 0)
 MAX_BUFFERS = (MAX_FRAME - _HEAD.size - UINT64.size) // UINT64.size
@@ -40,7 +42,7 @@ def allocate(size: int, huge: bool = False) -> Memory:
         huge: ask for huge pages where it is large: they are touched as a whole, so only where all of it will come.
 
     Raises:
-        RemoteProtocolError: there is none.
+        RemoteProtocolError: the system has no memory for it.
     """
     try:
         if size <= MAPPED:

@@ -6,12 +6,12 @@
                                                 ◀──  AUTH   proof as acceptor, real hello      when the proof is right
 
 A proof is HMAC-SHA256 (RFC 2104) with the token as its key over a label, the role, d, a, and the hello beside it. The
-roles differ, so nobody can be shown his own proof; the challenges are fresh, so none can be shown twice. The dialer
-goes first: whoever dials a worker learns nothing before he has given a proof. One that was seen can be tried against
-guesses at leisure, so a token must not be one that can be guessed: 32 random characters are enough. It says who is at
-the ends, not who is between them; against those there is TLS.
+roles differ, so an end does not accept its own proof; the challenges are fresh, so no proof is valid twice. The dialer
+goes first, so it learns nothing from a worker before it has given a proof. An observer can test guesses of the token
+against a proof at leisure, so the token must be hard to guess: 32 random characters are enough. The proofs show which
+processes are at the ends, and do not protect what travels between them; TLS does.
 
-Before both proofs are right every other frame is a protocol error, and its words say no more than `REFUSED`.
+Before both proofs are valid every other frame is a protocol error, and its text says no more than `REFUSED`.
 """
 
 from __future__ import annotations

@@ -36,15 +36,19 @@ from triton_distributed.wire.window import (
     SMALLEST_WINDOW,
     TURN_BYTES,
     WRITE_BYTES,
-    Held,
+    ByteBudget,
     WindowBudget,
 )
 
-GRANTED_AT_ONCE = 4  # largest messages' worth of bytes that a peer is given credit for ahead of its windows
-MOST_WAITING_PONGS = 10_000  # frames that wait, with which a PING gets no answer any more: whoever asks reads nothing
-WHOLE_TURNS = MADE_BYTES // TURN_BYTES  # streams that may each make what a turn takes
+# A peer gets credit ahead of its windows for this many of the largest messages.
+GRANTED_AT_ONCE = 4
+# While this many frames wait, a PING gets no answer: a peer that asks so often does not read.
+MOST_WAITING_PONGS = 10_000
+# This many streams may each make all that a turn takes; if more are open, each makes less.
+WHOLE_TURNS = MADE_BYTES // TURN_BYTES
+# A fragment of which at least this many bytes are missing is read from the socket straight into its message.
+DIRECT = 32 * 1024
 _pack_request = f.REQUEST_HEADER.pack
-DIRECT = 32 * 1024  # a fragment with more than this missing is read from the socket straight into its message
 
 
 S = TypeVar("S", bound=StreamCore)
@@ -69,9 +73,11 @@ class Connection(Generic[S]):
         streams: the open streams by id.
         peer: the peer's hello, or None before it came.
         version: the version agreed, 0 before that.
-        held: what the streams that the peer opened hold here, of all sessions that share it; None for no limit.
-        going: why the peer takes no more streams, as (code, words), or None.
+        held: what the streams that peers opened hold here, for all sessions that share it; None for no limit.
+        going: why the peer takes no more streams, in its words, or None.
         turn_bytes: what one stream may make in a turn of the loop; less where the peer has opened many.
+        direct: the message that the next bytes belong in, and what is missing of its fragment; None where they are
+            frames.
         on_request: called with a stream that the peer has opened, and its request: instance id, endpoint key, timeout
             in seconds, metadata, body, buffers. By default a request breaks the protocol.
     """
@@ -84,7 +90,7 @@ class Connection(Generic[S]):
         self.hello = hello
         self.peer: Hello | None = None
         self.version = 0
-        self.going: tuple[int, str] | None = None
+        self.going: str | None = None
         self.out: list[bytes] = []
         self.streams: dict[int, S] = {}
         self.max_message = hello.max_message
@@ -92,13 +98,18 @@ class Connection(Generic[S]):
         self._decoder = FrameDecoder(self._greeting.frames)
         self._ready: list[StreamCore] = []
         self.turn_bytes = TURN_BYTES
-        self.held: Held | None = None
+        self.held: ByteBudget | None = None
         self.on_request: OnRequest[S] = _refuse_requests
         self._budget = WindowBudget(window, session_window)
         self._last_opened = 0  # by us
         self._last_accepted = 0  # by the peer
         self._under_way = 0  # bytes of messages of several frames that are not whole yet
-        self._direct: tuple[S, Assembly, int, int, int] | None = None  # …, flags, bytes missing, cost
+        self.direct: tuple[S, Assembly, int, int, int] | None = None  # …, flags, bytes missing, cost
+
+    @property
+    def budget(self) -> WindowBudget:
+        """What the windows of its streams come out of."""
+        return self._budget
 
     # sending
 
@@ -159,10 +170,10 @@ class Connection(Generic[S]):
         return stream
 
     def announce(self, ids: list[int]) -> None:
-        """Queue ACCEPT for these streams: their handlers are about to begin."""
+        """Queue ACCEPT for these streams, whose handlers are about to begin. The caller writes at once what waits."""
         payload = b"".join([f.UINT64.pack(each) for each in ids])
         for at in range(0, len(payload), f.MAX_FRAME):
-            self.send(f.frame(f.ACCEPT, 0, payload[at : at + f.MAX_FRAME]))
+            self.out.append(f.frame(f.ACCEPT, 0, payload[at : at + f.MAX_FRAME]))
 
     def take_output(self) -> bytes:
         """Everything that waits, as one piece."""
@@ -202,8 +213,8 @@ class Connection(Generic[S]):
         """A message of `size` bytes is under way; a negative size, no longer.
 
         Returns:
-            whether all of it may come at once. Beyond `GRANTED_AT_ONCE` of the largest kind, messages come a window at
-            a time, so that what a peer announces costs no memory before it sends it.
+            whether all of it may come at once. Beyond `GRANTED_AT_ONCE` messages of the largest size, messages come a
+            window at a time, so that a message that was announced costs no memory before it comes.
         """
         self._under_way += size
         return self._under_way <= GRANTED_AT_ONCE * self.max_message
@@ -220,7 +231,7 @@ class Connection(Generic[S]):
             data = b""
 
     def receive_some(self, data: bytes, most: int) -> bool:
-        """Take received bytes, and serve at most so many frames of those that are here.
+        """Take received bytes, and serve at most `most` frames of those that are here.
 
         Returns:
             whether there may be more, for a call with no bytes.
@@ -352,8 +363,8 @@ class Connection(Generic[S]):
         elif kind == f.PONG:
             self.on_pong(payload)
         elif kind == f.GOAWAY and payload:
-            self.going = (payload[0], payload[1:].decode("utf-8", "replace"))
-            self.on_goaway(*self.going)
+            self.going = payload[1:].decode("utf-8", "replace")
+            self.on_goaway(payload[0], self.going)
         else:
             raise RemoteProtocolError(f"a frame of kind {kind} came on the session itself")
 
@@ -365,38 +376,33 @@ class Connection(Generic[S]):
         kind, flags, number, size = partial
         stream = self.streams.get(number)
         if flags & f.END and flags & f.MORE:
-            return  # the ordinary path says what is wrong with it
+            return  # the ordinary path reports what is wrong with it
         if size < DIRECT or kind != f.DATA or stream is None or stream.assembly is None:
             return
         after = RECEIVING[stream.state][INPUTS[kind][flags & f.END]]
         if after == ILLEGAL or size > stream.assembly.left:
-            return  # the ordinary path says what is wrong with it
+            return  # the ordinary path reports what is wrong with it
         piece = self._decoder.take_partial()
         stream.assembly.write(memoryview(piece))
         cost = size + FRAME_COST
         stream.account(cost)
-        self._direct = (stream, stream.assembly, flags, size - len(piece), cost)
-
-    @property
-    def direct(self) -> bool:
-        """The next bytes belong into `direct_buffer()`."""
-        return self._direct is not None
+        self.direct = (stream, stream.assembly, flags, size - len(piece), cost)
 
     def direct_buffer(self) -> memoryview:
         """Where the next received bytes belong."""
-        assert self._direct is not None
-        _, assembly, _, missing, _ = self._direct
+        assert self.direct is not None
+        _, assembly, _, missing, _ = self.direct
         return assembly.target(missing)
 
     def direct_received(self, count: int) -> None:
         """`count` bytes were read into `direct_buffer()`."""
-        assert self._direct is not None
-        stream, assembly, flags, missing, cost = self._direct
+        assert self.direct is not None
+        stream, assembly, flags, missing, cost = self.direct
         assembly.advance(count)
         if count < missing:
-            self._direct = (stream, assembly, flags, missing - count, cost)
+            self.direct = (stream, assembly, flags, missing - count, cost)
             return
-        self._direct = None
+        self.direct = None
         if stream.state == CLOSED:  # it was aborted meanwhile
             return
         if flags & f.END:
@@ -409,7 +415,7 @@ class Connection(Generic[S]):
     def copy_direct(self, data: bytes) -> bytes:
         """Put bytes that were not read in place where they belong; returns the bytes after them."""
         at = 0
-        while self._direct is not None and at < len(data):
+        while self.direct is not None and at < len(data):
             target = self.direct_buffer()
             count = min(target.nbytes, len(data) - at)
             target[:count] = data[at : at + count]

@@ -6,8 +6,9 @@ from triton_distributed.wire.frames import HEADER, HEADER_BYTES, MAX_FRAME, MAX_
 
 Frame = tuple[int, int, int, bytes]  # kind, flags, stream, payload
 
-TLS_STARTS = (0x0316, 0x0315)  # first two bytes of a TLS handshake and a TLS alert, read as a little-endian number
-
+# The first two bytes of a TLS handshake and of a TLS alert, read as a little-endian number.
+TLS_STARTS = (0x0316, 0x0315)
+# This many frames are more than one read can hold.
 UNLIMITED = 1 << 62
 
 _unpack = HEADER.unpack_from
@@ -40,7 +41,7 @@ class FrameDecoder:
         self._have = 0
 
     def feed(self, data: bytes, most: int = UNLIMITED) -> list[Frame]:
-        """The frames that `data` completes, in order, at most so many. Check `failure` and `more` after using them."""
+        """The first `most` frames that `data` completes, in order. Check `failure` and `more` after using them."""
         frames: list[Frame] = []
         if self.failure is not None:
             return frames
@@ -82,7 +83,7 @@ class FrameDecoder:
             self.more = end - at >= HEADER_BYTES
         if at < end:
             self._have = end - at
-            if self.more:  # it comes back soon, and a copy for every few frames of a large read costs more than they do
+            if self.more:  # the next call comes soon: no copy of a large read for every few frames
                 self._at = at
             elif at:
                 data = data[at:]

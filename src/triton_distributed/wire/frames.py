@@ -2,13 +2,13 @@
 
 A frame is a 14-byte little-endian header and a payload:
 
-    payload length  u32    bytes behind the header
+    payload length  u32    bytes after the header
     kind            u8     one of `Kind`
     flags           u8     `END`, `MORE`, `BUFFERS`, `ANNOTATED`, `CHECKPOINT`, `GRACEFUL`
     stream          u64    the stream it belongs to; 0 for the session itself
 
 Stream ids are given by the side that opens the stream, ascending from 1. 64 bits never run out: at 100,000 calls a
-second they last for millions of years, so no session retires for want of ids.
+second they last for millions of years, so no session ends because it is out of ids.
 """
 
 from __future__ import annotations
@@ -19,20 +19,26 @@ from struct import Struct
 
 HEADER = Struct("<IBBQ")
 HEADER_BYTES = HEADER.size
-KIND_AT = 4  # byte of a header that says its kind
-# A REQUEST's payload begins with: instance id, key of its endpoint, timeout in seconds (infinite: none), bytes that its
-# sender takes before it gives credit, bytes of metadata. The header and this are packed at once.
+KIND_AT = 4  # offset in a header of its kind
+# A REQUEST's payload begins with: instance id, key of its endpoint, timeout in seconds (infinite where it has no
+# deadline), bytes that its sender takes before it gives credit, bytes of metadata. The header and this are packed at
+# once.
 REQUEST_HEADER = Struct("<IBBQQQdII")
 REQUEST_PREFIX = Struct("<QQdII")
 REQUEST_PREFIX_BYTES = REQUEST_PREFIX.size
 UINT32 = Struct("<I")
 UINT64 = Struct("<Q")
 
-MAX_FRAME = 256 * 1024  # one frame's payload; larger messages are cut, so a token never waits behind more than this
-MAX_CREDIT = 2**32 - 1  # what one CREDIT can give; only a message above 4 GiB is granted more, by several
-MAX_HELLO = 4096  # before the hellos are exchanged nothing larger is read
-MOST_ITEMS = 4096  # of one BATCH; a sender's turn is over after 256, see `wire.window`
-SMALL = 64 * 1024  # an item up to this size is sent whole, together with its neighbours
+# The payload of one frame has at most this many bytes. Larger messages are cut, so a token waits for no more than this.
+MAX_FRAME = 256 * 1024
+# One CREDIT can give at most this many bytes. Only a message above 4 GiB is granted more, by several.
+MAX_CREDIT = 2**32 - 1
+# No larger payload is read before the hellos are exchanged.
+MAX_HELLO = 4096
+# One BATCH has at most this many items. A sender's turn is over after 256, see `wire.window`.
+MOST_ITEMS = 4096
+# An item of at most this many bytes is sent whole, together with its neighbours.
+SMALL = 64 * 1024
 
 
 class Kind(IntEnum):
@@ -60,20 +66,19 @@ HELLO, REQUEST, DATA, BATCH, END_OF_STREAM, ERROR, CANCEL, CREDIT, ACCEPT, REJEC
 
 END = 0x01  # the last frame of this side
 MORE = 0x02  # the message goes on in the next frame of this kind on this stream
-BUFFERS = 0x04  # the message has buffers behind its body
+BUFFERS = 0x04  # the message has buffers after its body
 ANNOTATED = 0x08  # the item is [data, event, comments, id]
-CHECKPOINT = 0x20  # each item is [token, item]: what to resume behind it with, or nil
+CHECKPOINT = 0x20  # each item is [token, item]: the token that resumes the stream after it, or nil
 GRACEFUL = 0x10  # of CANCEL: finish what you are at and stop
 
 
 class ErrorCode(IntEnum):
     """Why a stream failed: first byte of an ERROR."""
 
-    HANDLER = 0  # the handler raised; details by wire.remote_error
+    HANDLER = 0  # the handler raised; details by `payload.exceptions`
     INVALID = 1  # the request does not fit the handler
     DEADLINE = 2  # the call's time was over
-    TOO_LARGE = 3  # an item is above the limit of one of the ends
-    CANCELLED = 4  # the worker ended the handler, e.g. at the end of a drain
+    CANCELLED = 4  # the worker ended the handler, e.g. at the end of a drain; 3 is free
 
 
 class RejectCode(IntEnum):
@@ -122,7 +127,7 @@ def request_prefix(instance_id: int, endpoint_key: int, timeout_s: float, window
 
 
 def array_length(payload: bytes | bytearray | memoryview) -> int:
-    """How many elements a msgpack array says that it has; 0 for what is none."""
+    """How many elements a msgpack array says that it has; 0 for any other value."""
     first = payload[0] if len(payload) else 0
     if first & 0xF0 == 0x90:
         return first & 0x0F

@@ -1,4 +1,4 @@
-"""What the two ends say before anything else: who they are, and, where there is a token, that they know it."""
+"""What the two ends say before anything else: what they are, and, where there is a token, that they know it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from triton_distributed.wire import frames as f
 from triton_distributed.wire.authentication import FEATURE, REFUSED, Authentication
 from triton_distributed.wire.hello import Hello, agree, hello_frame, hello_payload, read_hello
 
-FAREWELL = 500  # bytes of the words with which a stranger leaves that are repeated
+# This many bytes are repeated of the words with which a peer refuses the greeting.
+FAREWELL = 500
 
 
 class Greeting:
@@ -35,7 +36,7 @@ class Greeting:
         return hello_frame(hello if authentication is None else authentication.opening(hello))
 
     def words(self, words: str) -> str:
-        """What a peer is told of its fault: while it has not proven that it knows the token, nothing."""
+        """How to name a fault of the peer to it: without details while it has not proven that it knows the token."""
         return words if self._authentication is None else REFUSED
 
     def hear(self, kind: int, payload: bytes, send: Callable[[bytes], None]) -> tuple[Hello, int] | None:
@@ -46,10 +47,10 @@ class Greeting:
             send: queues an answer.
 
         Returns:
-            its hello and the version that both speak, once all is said; None before that.
+            its hello and the version that both speak, once the greeting is complete; None before that.
 
         Raises:
-            RemoteProtocolError: it is none of this protocol, of these versions, or does not know the token.
+            RemoteProtocolError: the peer speaks another protocol, no common version, or does not know the token.
         """
         authentication = self._authentication
         if kind == f.GOAWAY and payload and (authentication is None or authentication.dialer):
@@ -95,7 +96,7 @@ class Greeting:
 
 
 def _read(payload: bytes) -> Hello:
-    """A hello of an end that is not to be told what is wrong with it."""
+    """A hello of a peer that must not learn what is wrong with it."""
     try:
         return read_hello(payload)
     except RemoteProtocolError as error:

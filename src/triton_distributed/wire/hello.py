@@ -4,7 +4,7 @@ The payload is the magic `TRD\\0` and a msgpack map. Its form never changes, so 
 each other why they part; keys that a side does not know are ignored.
 
 An end with a token says two of them. The first, in the clear, holds its versions, the feature `token` and a challenge,
-and nothing else; the second, with everything, stands behind its proof in AUTH (`wire.authentication`).
+and nothing else; the second, with everything, follows its proof in AUTH (`wire.authentication`).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _decode = msgspec.msgpack.Decoder(Hello).decode
 
 
 def hello_payload(hello: Hello) -> bytes:
-    """What a HELLO holds, and an AUTH behind its proof."""
+    """What a HELLO holds, and an AUTH after its proof."""
     return MAGIC + _encode(hello)
 
 
@@ -72,7 +72,7 @@ def read_hello(payload: bytes) -> Hello:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RemoteProtocolError(f"the peer's hello cannot be read: {error}") from error
     if not 0 < hello.window < 2**32 or hello.max_message < SMALL or hello.max_streams < 0:
-        raise RemoteProtocolError("the peer's hello names limits that are none")
+        raise RemoteProtocolError("the peer's hello names invalid limits")
     return hello
 
 

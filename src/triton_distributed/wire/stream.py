@@ -13,7 +13,7 @@ from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import Assembly, Body, Memory
 from triton_distributed.wire.hello import Hello
 from triton_distributed.wire.states import CLOSED, IDLE, ILLEGAL, RECEIVED, SENDING, Input, State
-from triton_distributed.wire.window import FRAME_COST, FREE_BYTES, HELD_STEP, ITEM_COST, SLACK, TURN_BYTES, Held
+from triton_distributed.wire.window import FRAME_COST, FREE_BYTES, HELD_STEP, ITEM_COST, SLACK, TURN_BYTES, ByteBudget
 
 _pack = f.HEADER.pack
 _PAIR, _NIL = b"\x92", b"\xc0"  # msgpack's array of two, and nil
@@ -31,7 +31,7 @@ class TokenOutbox(list[bytes]):
         self.token = _NIL
 
     def pair(self) -> bytes:
-        """What stands before the next item: the head of a pair, and its token."""
+        """What precedes the next item: the head of a pair, and its token."""
         token, self.token = self.token, _NIL
         return _PAIR + token
 
@@ -52,7 +52,7 @@ class Link(Protocol):
 
     hello: Hello
     out: list[bytes]
-    held: Held | None
+    held: ByteBudget | None
     max_message: int
     turn_bytes: int
 
@@ -78,23 +78,23 @@ class StreamCore:
     Attributes:
         id: its number in the session.
         state: of `wire.states.State`.
-        counted: bytes of it in the `Held` of its connection.
+        counted: bytes of it in the `ByteBudget` of its connection.
         credit: bytes that this end may still send; at or below 0 it waits.
-        room: what it may push before it lets the loop turn, a rough measure in bytes.
+        quota: what it may still push before it lets the loop turn, a rough measure in bytes.
         accepted: the peer has said that the handler is about to begin.
         item_flags: of the frames that carry its items.
-        inbox: received messages that nobody has read; bounded by `window`.
+        inbox: received messages that were not read; bounded by `window`.
         failure: the frame that ended the stream early, as (kind, code, detail), or None.
         window: bytes that the peer may have under way unread.
     """
 
     __slots__ = (
         "_assembly",
+        "_count_from",
+        "_credit_due",
         "_ending",
         "_most",
-        "_owed",
         "_queued",
-        "_soft",
         "_unread",
         "accepted",
         "connection",
@@ -105,7 +105,7 @@ class StreamCore:
         "inbox",
         "item_flags",
         "outbox",
-        "room",
+        "quota",
         "state",
         "window",
     )
@@ -115,8 +115,8 @@ class StreamCore:
         self.id = stream_id
         self.state: int = IDLE
         self.credit = credit
-        self.room = credit if credit < TURN_BYTES else TURN_BYTES
-        self.outbox: list[bytes] = []  # at most a turn's room
+        self.quota = credit if credit < TURN_BYTES else TURN_BYTES
+        self.outbox: list[bytes] = []  # at most a turn's quota
         self.item_flags = 0
         self._queued = self._ending = False
         self.accepted = False
@@ -126,8 +126,8 @@ class StreamCore:
         # what our hello says.
         self._most = max(window, connection.hello.window) + SLACK
         # Beyond this what is unread is counted, or is too much.
-        self._soft = self._most if connection.held is None else FREE_BYTES
-        self._unread = self._owed = self.counted = 0
+        self._count_from = self._most if connection.held is None else FREE_BYTES
+        self._unread = self._credit_due = self.counted = 0
         self._assembly: Assembly | None = None
         self.failure: tuple[int, int, bytes] | None = None
 
@@ -139,13 +139,13 @@ class StreamCore:
         if not self._queued:
             self._queued = True
             self.connection.enqueue(self)
-        self.room = room = self.room - len(item) - ITEM_COST
-        return room <= 0
+        self.quota = quota = self.quota - len(item) - ITEM_COST
+        return quota <= 0
 
     @property
     def may_push(self) -> bool:
-        """Credit and this turn's room are there, or the stream is over and pushing is of no use."""
-        return self.room > 0 or self.state == CLOSED
+        """There is credit, and quota for this turn; or the stream is over, and its writer has to notice."""
+        return self.quota > 0 or self.state == CLOSED
 
     def checkpoint(self, token: bytes) -> None:
         """The next item carries this encoded token, and all items are pairs from now on."""
@@ -190,9 +190,9 @@ class StreamCore:
             out.append(payload)
             self.credit = credit = self.credit - size - FRAME_COST
             items.clear()
-            waited = self.room <= 0
+            waited = self.quota <= 0
             turn = self.connection.turn_bytes
-            self.room = credit if credit < turn else turn
+            self.quota = credit if credit < turn else turn
             if waited and credit > 0:
                 self.on_writable()
         self.state = after
@@ -201,18 +201,18 @@ class StreamCore:
         return size
 
     def settle(self) -> None:
-        """Move what waits behind the session's own frames now: the shell is about to write a fragment behind it."""
+        """Queue what waits after the session's own frames now: the shell is about to write a fragment after it."""
         if self._queued:
             self.drain(self.connection.out)
             self._queued = True  # it is in the connection's list still
 
     def charge(self, size: int, flags: int) -> None:
-        """Account for a frame of `size` payload bytes that the shell writes itself behind what is drained."""
+        """Account for a frame of `size` payload bytes that the shell writes itself, after what is drained."""
         after = SENDING[self.state][Input.DATA_END if flags & f.END else Input.DATA]
         if after == ILLEGAL:
             raise LocalProtocolError(f"a fragment was sent on stream {self.id} in state {State(self.state).name}")
         self.credit -= size + FRAME_COST
-        self.room = min(self.credit, TURN_BYTES)
+        self.quota = min(self.credit, TURN_BYTES)
         self.state = after
         if after == CLOSED:
             self.connection.forget(self)
@@ -239,14 +239,14 @@ class StreamCore:
         """The peer opened the stream and said how much it takes before it gives credit."""
         self.credit = window
         turn = self.connection.turn_bytes
-        self.room = window if window < turn else turn
+        self.quota = window if window < turn else turn
 
     def credited(self, amount: int) -> None:
         """The peer has read `amount` bytes."""
         self.credit = credit = self.credit + amount
-        if self.room <= 0 and not self.outbox:
+        if self.quota <= 0 and not self.outbox:
             turn = self.connection.turn_bytes
-            self.room = credit if credit < turn else turn
+            self.quota = credit if credit < turn else turn
         if credit > 0:
             self.on_writable()
 
@@ -267,7 +267,7 @@ class StreamCore:
         if self._assembly is not None or flags & (f.MORE | f.BUFFERS):
             if not self._assemble(kind, flags, payload, cost):
                 return
-        elif unread > self._soft and not self._hold_unread(unread):
+        elif unread > self._count_from and not self._hold_unread(unread):
             return
         elif kind != f.END_OF_STREAM:
             self.inbox.append((cost, kind, flags, payload, None))
@@ -275,14 +275,14 @@ class StreamCore:
             self.on_readable()
 
     def _hold_unread(self, unread: int) -> bool:
-        more = unread - self._owed - FREE_BYTES - self.counted  # what is owed was read, and its credit is not given yet
+        more = unread - self._credit_due - FREE_BYTES - self.counted  # credit that is due was read
         if more > 0 and not self.hold(max(HELD_STEP, more)):
             return False
-        self._soft = min(self._most, self._owed + FREE_BYTES + self.counted)
+        self._count_from = min(self._most, self._credit_due + FREE_BYTES + self.counted)
         return True
 
     def hold(self, count: int) -> bool:
-        """So many more bytes of this stream are in memory. False: they are too many, and the stream was ended."""
+        """`count` more bytes of this stream are in memory. False: they are too many, and the stream was ended."""
         held = self.connection.held
         if held is None:
             return True
@@ -303,7 +303,7 @@ class StreamCore:
         if self.counted and held is not None:
             held.bytes -= self.counted
             self.counted = 0
-            self._soft = min(self._most, self._owed + FREE_BYTES)
+            self._count_from = min(self._most, self._credit_due + FREE_BYTES)
 
     def _assemble(self, kind: int, flags: int, payload: bytes, cost: int) -> bool:
         if kind == f.END_OF_STREAM or (flags & f.END and flags & f.MORE):
@@ -312,7 +312,7 @@ class StreamCore:
             self._assembly = Assembly(kind, flags, payload, self.connection.max_message)
             roomy = self.connection.announced(self._assembly.total)
             if roomy and flags & f.MORE and not self.inbox:
-                # Its memory is spoken for and nothing is before it: credit for all of it at once, so that a large
+                # It may come at once and no message is before it: give credit for all of it, so that a large
                 # message never waits for credit to come back.
                 self._assembly.granted = True
                 self.read(cost + self._assembly.left, at_once=True)
@@ -332,10 +332,10 @@ class StreamCore:
         if assembly.granted:
             cost = FRAME_COST
         if flags & f.MORE:
-            if assembly.granted or not self.inbox:  # whoever reads waits for this very message
+            if assembly.granted or not self.inbox:  # the reader waits for this very message
                 self.read(cost)
             else:
-                self._owed += cost
+                self._credit_due += cost
             return True
         body, buffers = assembly.finish()
         self._assembly = None
@@ -366,9 +366,9 @@ class StreamCore:
         """A received frame of `cost` was consumed: credit goes back in halves of the window, so it is seldom sent."""
         if self.counted and not self.inbox and self._assembly is None and self.accepted:
             self.let_go()
-        self._owed = owed = self._owed + cost
+        self._credit_due = owed = self._credit_due + cost
         if (owed * 2 >= self.window or at_once) and not self.finished:
-            self._owed = 0
+            self._credit_due = 0
             self._unread -= owed
             while owed > f.MAX_CREDIT:
                 self.connection.send(f.frame(f.CREDIT, self.id, f.UINT32.pack(f.MAX_CREDIT)))
@@ -386,7 +386,7 @@ class StreamCore:
         """A message was received, or the stream ended."""
 
     def on_writable(self) -> None:
-        """Credit or room came back."""
+        """The stream has credit and quota again."""
 
     def on_stop(self) -> None:
         """The peer asks the handler to finish by itself."""

@@ -1,8 +1,8 @@
 """Flow control: how much a stream may have unread, and how that is shared between streams.
 
-Each stream has its own credit in bytes, so a consumer that does not read stops its own producer and nobody else. The
-windows of all streams of a session come out of one budget: new streams get a smaller window the more of the budget is
-promised, so that the memory a session can be made to hold is bounded by
+Each stream has its own credit in bytes, so a consumer that does not read stops its own producer and no other one. The
+windows of all streams of a session come out of one budget: the more of the budget is promised, the smaller the window
+of a new stream. So the memory that a session can be made to hold is bounded by
 
     session_window_bytes + open streams * SMALLEST_WINDOW + one message under way a stream
 
@@ -11,23 +11,32 @@ in the direction of responses. Requests that are streamed get the window of the 
 
 from __future__ import annotations
 
-FRAME_COST = 64  # charged for each frame beside its payload: about what a received frame costs in objects
-ITEM_COST = 256  # of an item in a turn's room: ends a turn after 256 small items even if their bytes are few
-TURN_BYTES = 64 * 1024  # what one stream may write in one loop turn before the others get theirs
-MADE_BYTES = 4 * 1024 * 1024  # that all streams of a session may have made in one turn, beside one item each
-WRITE_BYTES = 256 * 1024  # gathered for one write: what the kernel then does not take is all that a transport holds
+# Each frame costs this many bytes of credit beside its payload: about what a received frame takes in objects.
+FRAME_COST = 64
+# Each item costs this many bytes of its stream's quota, so that a turn ends after 256 small items.
+ITEM_COST = 256
+# One stream may write this many bytes in a turn of the loop; then the other streams write.
+TURN_BYTES = 64 * 1024
+# All streams of a session together may make this many bytes in a turn, beside one item each.
+MADE_BYTES = 4 * 1024 * 1024
+# About this many bytes are gathered for one write, and a transport holds no more than the kernel did not take of them.
+WRITE_BYTES = 256 * 1024
+# No stream gets a smaller window, however little of the session's budget is left.
 SMALLEST_WINDOW = 4096
-FREE_BYTES = 16 * 1024  # of a stream that are not counted, so that a small request costs no count
-HELD_STEP = 64 * 1024  # what a stream counts at once, so that it seldom does
+# This many bytes of each stream are not counted in `ByteBudget`, so that a small request costs no count.
+FREE_BYTES = 16 * 1024
+# A stream counts this many bytes at once in `ByteBudget`, so that it seldom has to.
+HELD_STEP = 64 * 1024
 # A sender stops when its credit is used up, not before, so it may exceed the window by what it sends in one turn.
 SLACK = 2 * TURN_BYTES + 2 * FRAME_COST + 256 * 1024
 
 
-class Held:
+class ByteBudget:
     """What peers have sent and a process has in memory, for all streams that they opened: at most so many bytes.
 
-    Windows bound a stream and not a process, for a peer may open many. So what a stream holds beyond `FREE_BYTES` is
-    counted here: what was received and not read, messages that are not whole, the body of a request while it is served.
+    Windows bound a stream and not a process, because a peer may open many streams. So what a stream holds beyond
+    `FREE_BYTES` is counted here: what was received and not read, messages that are not whole, the body of a request
+    while it is served.
 
     Args:
         most: bytes; a stream that would hold more than is left is refused.
@@ -40,7 +49,7 @@ class Held:
         self.bytes = 0
 
     def take(self, count: int) -> bool:
-        """Count so many more. False: that would be too many, and nothing was counted."""
+        """Count more bytes. False: they would be too many, and were not counted."""
         if self.bytes + count > self.most:
             return False
         self.bytes += count
@@ -55,11 +64,16 @@ class WindowBudget:
         total: the budget of the session, bytes.
     """
 
-    __slots__ = ("_left", "_window")
+    __slots__ = ("_left", "_window", "total")
 
     def __init__(self, window: int, total: int) -> None:
         self._window = window
-        self._left = total
+        self._left = self.total = total
+
+    @property
+    def promised(self) -> int:
+        """Bytes that the windows of open streams have together."""
+        return self.total - self._left
 
     def reserve(self) -> int:
         """The window of a new stream: a sixteenth of what is left, at most `window`, at least `SMALLEST_WINDOW`."""

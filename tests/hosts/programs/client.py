@@ -114,7 +114,7 @@ class Commands:
 
     async def quiet(self, count):
         session = self.echo.pool.get(self.echo.view.table.instances[0].addresses)
-        while session.quiet < int(count):
+        while session.missed_checks < int(count):
             await asyncio.sleep(0.01)
 
     async def ticks(self, count):

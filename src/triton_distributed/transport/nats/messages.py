@@ -21,7 +21,8 @@ HEADER_BYTES = HEADER.size
 
 MAGIC = b"TRDN"
 VERSION = 1
-OPENING = Struct("<4sBI")  # payload of OPEN and OPENED: magic, version, bytes of DATA its sender takes unacknowledged
+# The payload of OPEN and OPENED: magic, version, bytes of DATA that the sender takes unacknowledged.
+OPENING = Struct("<4sBI")
 
 
 class Kind(IntEnum):
@@ -45,7 +46,7 @@ def opening(kind: int, window: int) -> bytes:
 
 
 def read_opening(data: bytes) -> tuple[int, int]:
-    """The version and window of an OPEN or OPENED; (0, 0) where it is none."""
+    """The version and window of an OPEN or OPENED; (0, 0) for any other message."""
     if len(data) < HEADER_BYTES + OPENING.size:
         return 0, 0
     magic, version, window = OPENING.unpack_from(data, HEADER_BYTES)

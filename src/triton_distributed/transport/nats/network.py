@@ -27,18 +27,21 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("triton_distributed.nats")
 
-# Bytes that one end may have sent and not acknowledged: at 0.3 ms from end to end, 3 GB/s.
+# One end may have sent this many bytes that are not acknowledged: 3 GB/s at 0.3 ms from end to end.
 WINDOW = 1024 * 1024
-# The windows of all sessions of one process. A NATS server drops a client for which it holds 64 MiB that the client
-# does not read (its `max_pending`): this is half of that. With more sessions each gets less, see `WindowBudget`.
+# The windows of all sessions of one process have this many bytes together. A NATS server drops a client for which it
+# holds 64 MiB that the client does not read (its `max_pending`): this is half of that. With more sessions each gets
+# less, see `WindowBudget`.
 ALL_WINDOWS = 32 * 1024 * 1024
 # Seconds between the signs of life of a session on which nothing else is sent. A process that ended is noticed after
 # one of them; a message a second and session costs nothing worth mentioning.
 BEAT_S = 1.0
-AT_ONCE = 256  # sessions that have their beat in one turn of the loop, which takes about a millisecond
-# Sessions that are being opened to this process at once; further ones are not answered and try again.
+# This many sessions send their sign of life in one turn of the loop, which takes about a millisecond.
+AT_ONCE = 256
+# This many sessions may be in the course of opening to this process; further dialers get no answer, and try again.
 MOST_OPENING = 10_000
-# After a reconnection the workers may be about to reconnect too: for so long, nobody on a subject is no answer yet.
+# For this many seconds after a reconnection a subject without a listener proves nothing: its worker may be about to
+# reconnect too. It is dialled again meanwhile, every `DIAL_AGAIN_S` seconds.
 FORGIVING_S = 2.0
 DIAL_AGAIN_S = 0.1
 
@@ -50,8 +53,8 @@ class NatsNetwork:
 
     Args:
         loop: the running loop.
-        connection: shared with whatever else the runtime does over NATS; used from the first session on.
-        timeout_s: seconds that a dialler waits for the connection.
+        connection: shared with all else that the runtime does over NATS; used from the first session on.
+        timeout_s: seconds that a dialer waits for the connection.
         beat_s: seconds between the signs of life of an idle session.
     """
 
@@ -87,7 +90,7 @@ class NatsNetwork:
 
         Raises:
             BrokerError: NATS cannot be reached.
-            ConnectionRefusedError: nobody listens on that subject.
+            ConnectionRefusedError: nothing listens on that subject.
         """
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -118,7 +121,7 @@ class NatsNetwork:
             raise
 
     async def listen(self, address: Address, factory: Factory) -> Callable[[], None]:
-        """Join whoever dials `address` to a protocol from `factory`; the returned function stops that.
+        """Join each end that dials `address` to a protocol from `factory`; the returned function stops that.
 
         Raises:
             BrokerError: NATS cannot be reached.
@@ -131,7 +134,7 @@ class NatsNetwork:
         subscription = await port.subscribe(subject, partial(self._open, subject))
         self._listening[subject] = factory, subscription
         try:
-            await port.flush()  # the server has it before anybody can learn the address
+            await port.flush()  # the server has it before a client can learn the address
         except Exception as error:
             self._stop_listening(subject)
             raise BrokerError("NATS", port.where, str(error) or type(error).__name__) from error
@@ -173,7 +176,7 @@ class NatsNetwork:
     async def _accept(self, subject: str, peer: str, window: int) -> None:
         try:
             port = await self._connected()
-        except BrokerError as error:  # closed meanwhile: nobody can be answered, and the dialler's time runs out
+        except BrokerError as error:  # closed meanwhile: no answer can be sent, and the dialer's time runs out
             logger.debug("a session was not opened: %s", error)
             return
         own = f"{subject}.{os.urandom(12).hex()}"
@@ -186,7 +189,7 @@ class NatsNetwork:
             transport.subscription = await port.subscribe(own, transport.take)
         except BaseException as error:
             transport.abort()
-            protocol.connection_lost(None)  # it was never made, and whoever counts sessions is to know
+            protocol.connection_lost(None)  # it was never made, and its listener counts it
             if not isinstance(error, Exception):
                 raise
             logger.debug("a session was not opened: %s", error)
@@ -210,7 +213,7 @@ class NatsNetwork:
             return False
 
     def blocked(self, transport: NatsTransport) -> None:
-        """Call `push` of `transport` when there is room; after a reconnection `reconnected` is called anyway."""
+        """Call `push` of `transport` when the connection takes more. After a reconnection `reconnected` is called."""
         self._blocked.add(transport)
         if self._pumping is None and self._port is not None and self._port.connected:
             self._pumping = self._spawn(self._pump(self._port))

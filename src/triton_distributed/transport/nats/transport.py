@@ -12,26 +12,28 @@ from triton_distributed.transport.nats import messages as m
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
 
-# Bytes of a message, at most. The client library collects a message in one buffer, 32 KiB at a time: an array of 16 MiB
-# there and back costs 60 ms of CPU in messages of 32 or 64 KiB, 80 ms in those of 128 KiB, 130 ms beyond.
+# A message has at most this many bytes. The client library collects a message in one buffer, 32 KiB at a time: an array
+# of 16 MiB there and back costs 60 ms of CPU in messages of 32 or 64 KiB, 80 ms in those of 128 KiB, 130 ms beyond.
 LARGEST_MESSAGE = 64 * 1024
-# Missing beats that end a session. A process that ends is noticed by the next beat, because its subject has no
-# subscriber any more; this is for hosts and networks that fail silently. It is as long as it is because a handler that
-# blocks its loop sends no beats either, and is alive.
+# A session ends after this many missing beats. A process that ends is noticed by the next beat, because its subject has
+# no subscriber any more; this is for hosts and networks that fail silently. It is as long as it is because a handler
+# that blocks its loop sends no beats either, and is alive.
 SILENT_BEATS = 10
-# Beats after this end's own reconnection during which the other end may be reconnecting too, and have no subscription.
+# For this many beats after this end's own reconnection the other end may be reconnecting too, and have no subscription.
 GRACE_BEATS = 4
-ASK_AGAIN_S = 0.2  # a killed process may have left discovery before the NATS server has seen its connection close
+# A question is repeated after this many seconds: a killed process may have left discovery before the NATS server has
+# seen its connection close.
+ASK_AGAIN_S = 0.2
 
 
-class Network(Protocol):
-    """What an end needs of its connection to NATS."""
+class Broker(Protocol):
+    """What an end of a session needs of the connection to NATS."""
 
     def publish(self, subject: str, data: bytes, reply: str) -> bool:
         """Send a message; False: not now, see `blocked`."""
 
     def blocked(self, transport: NatsTransport) -> None:
-        """Call `push` when there is room; after a reconnection `reconnected` is called anyway."""
+        """Call `push` when the connection takes more; after a reconnection `reconnected` is called anyway."""
 
     def left(self, transport: NatsTransport) -> None:
         """The end is gone: take its subscription away."""
@@ -64,7 +66,7 @@ class NatsTransport(asyncio.Transport):
     reads_in_place = False
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, network: Network, protocol: Any, subject: str, window: int
+        self, loop: asyncio.AbstractEventLoop, network: Broker, protocol: Any, subject: str, window: int
     ) -> None:
         super().__init__()
         self._loop, self._network, self._protocol = loop, network, protocol
@@ -76,7 +78,7 @@ class NatsTransport(asyncio.Transport):
         self._peer_window = 0
         self._next = self._expected = 0  # numbers of the DATA to send and to receive next
         self._sent = self._acknowledged = 0  # bytes sent, and those that the other end has had
-        self._received = self._told = 0  # bytes received, and those that the other end knows of
+        self._received = self._told = 0  # bytes received, and those that this end has acknowledged
         self._waiting: deque[Any] = deque()  # bounded: `pause_writing` is called as soon as something waits
         self._size = self._high = 0
         self._heard = True
@@ -188,7 +190,7 @@ class NatsTransport(asyncio.Transport):
             self.push()
 
     def _acknowledge(self) -> None:
-        # Late enough that most acknowledgements travel with answers, early enough that nobody waits for one.
+        # Late enough that most acknowledgements travel with answers, early enough that no sender waits for one.
         if (self._received - self._told) * 4 < self.window or self._lost:
             return
         if not self._send(m.ACK):
@@ -207,13 +209,13 @@ class NatsTransport(asyncio.Transport):
             self.opened.set_exception(ConnectionRefusedError(words))
 
     def _unanswered(self) -> None:
-        """The server says that nobody is subscribed to the other end's subject."""
+        """The server says that nothing is subscribed to the other end's subject."""
         if self.opened is not None and not self.opened.done():
-            self.opened.set_exception(ConnectionRefusedError("nobody listens on that subject"))
+            self.opened.set_exception(ConnectionRefusedError("nothing listens on that subject"))
         elif not self._grace:
             # Its messages come before the server's word; those of an outage of our own connection may be lost.
             self.complete = not self._holding
-            words = "the other end is gone: nobody listens on its subject any more"
+            words = "the other end is gone: nothing listens on its subject any more"
             self._lose(ConnectionResetError(words), tell=None)
 
     def _broken(self, what: str) -> None:
