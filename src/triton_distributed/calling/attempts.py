@@ -1,4 +1,4 @@
-"""A call's attempts: how one ended, who was tried, who may be tried next, and what to say when no one is left. Pure."""
+"""A call's attempts: how one ended, which instances were tried, which are next, and the error if none is left. Pure."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ class Attempts:
         rest: tuple[Instance, ...] = ()
         if not direct:
             rest = tuple(each for each in in_rotation if each.id not in self.tried)
-            if not rest:  # One that is out of rotation may be better than none.
+            if not rest:  # An instance that is out of rotation is better than none.
                 rest = tuple(each for each in listed if each.id not in self.tried)
         return rest or tuple(each for each in listed if each.id in self._redial)
 
     def chosen(self, instance_id: int) -> None:
-        """The policy has chosen this instance: it is not dialled a third time."""
+        """Record that the policy has chosen this instance, so that it is not dialled a third time."""
         self._redial.discard(instance_id)
 
     def error(self, target: str) -> Exception:

@@ -266,7 +266,7 @@ class Call:
             await send_requests(stream, requests)
 
     def _on_its_way(self) -> None:
-        """Wake what waits for the request to be sent."""
+        """Wake the tasks that wait until the request is sent."""
         if self.sent is not None and not self.sent.done():
             self.sent.set_result(None)
 
@@ -458,7 +458,7 @@ class Call:
         """Cancel the handler and drop what was received: the reader is gone.
 
         Args:
-            reason: what closed the stream, for those who read it all the same.
+            reason: why, for a reader that comes later.
         """
         stream, under_way = self.stream, self.state <= OPEN
         if under_way:
