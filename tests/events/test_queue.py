@@ -230,7 +230,7 @@ async def test_a_server_that_is_killed_and_started_again_keeps_everything(cluste
     await until(lambda: len(got) >= 9 and all(each._asked for each in consumer.pulls))  # a request stands
     nats.kill()
     putting = asyncio.gather(*(producer.put(number) for number in range(10, 30)))
-    await until(lambda: not producer.connection.connected)
+    await until(lambda: not producer.jetstream.connection.connected)
     await nats.start()
     await patiently(putting)
     await patiently(consuming)
@@ -242,10 +242,10 @@ async def test_a_server_that_is_killed_and_started_again_keeps_everything(cluste
 
 
 async def test_what_is_sent_again_is_stored_once(cluster: Cluster, nats: NatsServer, monkeypatch):
-    monkeypatch.setattr("triton_distributed.events.queue.ATTEMPT_S", 200 * MS)
+    monkeypatch.setattr("triton_distributed.events.jetstream.ATTEMPT_S", 200 * MS)
     queue = jobs(cluster.runtime())
     await queue.put(1)
-    client = await queue.connection.client()
+    client = await queue.jetstream.connection.client()
     sent = client.stats["out_msgs"]
     nats.freeze()
     putting = asyncio.ensure_future(queue.put(2))
@@ -263,7 +263,7 @@ async def test_a_server_that_came_back_empty_gets_the_queue_anew(cluster: Cluste
     taking = asyncio.ensure_future(_second(queue))
     nats.kill()
     nats.empty()
-    await until(lambda: not queue.connection.connected)
+    await until(lambda: not queue.jetstream.connection.connected)
     await nats.start()
     await patiently(queue.put("kept"))
     assert (await patiently(taking)).data == "kept"
@@ -281,7 +281,7 @@ async def test_a_server_that_is_gone_is_an_error_in_time(cluster: Cluster, nats:
     queue = jobs(cluster.runtime())
     await queue.put(1)
     nats.kill()
-    await until(lambda: not queue.connection.connected)
+    await until(lambda: not queue.jetstream.connection.connected)
     with pytest.raises(BrokerError, match='queue "jobs" of t/c: stored nothing: not connected') as caught:
         await queue.put(2, timeout=300 * MS)
     assert nats.url in str(caught.value)
@@ -300,7 +300,7 @@ async def test_a_server_without_jetstream_says_what_it_needs(monkeypatch, nats: 
 
 
 async def test_a_full_queue_refuses(cluster: Cluster, monkeypatch):
-    monkeypatch.setattr("triton_distributed.events.queue.MAX_MESSAGES", 3)
+    monkeypatch.setattr("triton_distributed.events.jetstream.MAX_MESSAGES", 3)
     queue = jobs(cluster.runtime())
     for number in range(3):
         await queue.put(number)

@@ -1,4 +1,4 @@
-"""A consumer's side of a work queue: it asks for messages, hands them out, and says what became of them."""
+"""A consumer's side of a work queue: it asks for messages, hands them out, and acknowledges them."""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ import json
 import logging
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from triton_distributed.errors import BrokerError, RuntimeClosed
 from triton_distributed.events.event import unpack
-
-if TYPE_CHECKING:
-    from triton_distributed.events.queue import WorkQueue
+from triton_distributed.events.jetstream import JetStream
 
 logger = logging.getLogger("triton_distributed.events")
 
-PULL_S = 30.0  # that one request for messages stands before it is made anew
-GRACE_S = 1.0  # for the server's word that a request is over
-PAUSE_S = 0.25  # before asking again, where the server has refused or is not there
-NO_MESSAGES, REQUEST_OVER = "404", "408"  # statuses of a request that has simply ended
+PULL_S = 30.0
+"""Seconds after which a request for messages ends and is made anew."""
+
+GRACE_S = 1.0
+"""Seconds that the server has to report the end of a request."""
+
+PAUSE_S = 0.25
+"""Seconds before the next request, where the server has refused the last one or is away."""
+
+NO_MESSAGES, REQUEST_OVER = "404", "408"  # statuses of a request that has ended without an error
 
 
 class QueuedMessage:
@@ -30,8 +34,8 @@ class QueuedMessage:
         attempt: 1, or more where it was delivered before.
     """
 
-    def __init__(self, queue: WorkQueue, body: bytes, reply: str, attempt: int) -> None:
-        self._queue, self._body, self._reply = queue, body, reply
+    def __init__(self, jetstream: JetStream, body: bytes, reply: str, attempt: int) -> None:
+        self._jetstream, self._body, self._reply = jetstream, body, reply
         self.attempt = attempt
 
     @property
@@ -39,57 +43,61 @@ class QueuedMessage:
         """The payload, decoded anew each time.
 
         Raises:
-            DecodeError: it is not what `put` writes.
+            DecodeError: the body is not what `put` writes.
         """
         return unpack(self._body)[0]
 
     @property
     def publisher(self) -> int:
-        """The instance id of the runtime that has put it."""
+        """The instance id of the runtime that put it."""
         return unpack(self._body)[1]
 
     async def ack(self) -> None:
-        """It is done: the queue forgets it. Returns when the server knows. Acknowledging twice is harmless.
+        """Confirm that its work is done: the queue deletes it. Returns when the server knows. Repeating is harmless.
 
         Raises:
-            BrokerError: the server did not confirm within 10 s: it may be delivered again.
+            BrokerError: the server did not confirm within 10 s: the message may be delivered again.
         """
-        await self._queue.confirm(self._reply, b"+ACK")
+        await self._jetstream.confirm(self._reply, b"+ACK")
 
     async def nack(self, delay: float = 0.0) -> None:
-        """It is not done: give it to somebody else, or to us again.
+        """Give it back undone: the queue delivers it again, to any consumer.
 
         Args:
             delay: seconds before it is delivered again.
 
         Raises:
-            BrokerError: the server did not confirm within 10 s; it is delivered again after `ack_wait_s`.
+            BrokerError: the server did not confirm within 10 s; the message is delivered again after `ack_wait_s`.
         """
         if delay < 0:
             raise ValueError(f"delay={delay}: at least 0")
-        await self._queue.confirm(self._reply, nack_text(delay))
+        await self._jetstream.confirm(self._reply, nack_text(delay))
 
     async def in_progress(self) -> None:
-        """It is still being worked on: `ack_wait_s` begins anew.
+        """Report that the work goes on: `ack_wait_s` begins anew.
 
         Raises:
             BrokerError: the server did not confirm within 10 s.
         """
-        await self._queue.confirm(self._reply, b"+WPI")
+        await self._jetstream.confirm(self._reply, b"+WPI")
 
     def __repr__(self) -> str:
-        return f"<QueuedMessage of {self._queue.names.title}, attempt {self.attempt}>"
+        return f"<QueuedMessage of {self._jetstream.names.title}, attempt {self.attempt}>"
 
 
 class PulledMessages:
     """Messages of a queue, one after the other. Made by `queue.pull()`; used in an `async with`."""
 
-    def __init__(self, queue: WorkQueue, ahead: int) -> None:
-        self._queue = queue
+    def __init__(
+        self, jetstream: JetStream, ahead: int, max_deliveries: int | None, pulls: set[PulledMessages]
+    ) -> None:
+        self._jetstream = jetstream
         self._ahead = ahead
+        self._max_deliveries = max_deliveries
+        self._pulls = pulls
         self._ready: deque[tuple[Any, float]] = deque()  # with the time of arrival; at most `ahead`
-        self._asked = 0  # messages that the server may still send for the standing request
-        self._until = 0.0  # when that is over for certain
+        self._asked = 0  # messages that the server may still send for the present request
+        self._until = 0.0  # when that request has certainly ended
         self._pause = False
         self._changed = asyncio.Event()
         self._ended = False
@@ -97,21 +105,21 @@ class PulledMessages:
         self._inbox = ""
 
     async def __aenter__(self) -> PulledMessages:
-        self._queue.connection.reconnected.append(self._asking_is_over)
-        self._queue.pulls.add(self)
+        self._jetstream.connection.reconnected.append(self._asking_is_over)
+        self._pulls.add(self)
         return self
 
     async def __aexit__(self, *exception: object) -> None:
-        self._queue.connection.reconnected.remove(self._asking_is_over)
-        self._queue.pulls.discard(self)
+        self._jetstream.connection.reconnected.remove(self._asking_is_over)
+        self._pulls.discard(self)
         if self._subscribed is None:
             return
         try:
-            await self._subscribed.unsubscribe()  # which also ends the standing request at the server
+            await self._subscribed.unsubscribe()  # which also ends the present request at the server
             for message, _ in self._ready:
                 await message.respond(nack_text(0.0))
         except Exception as error:  # they are delivered again after ack_wait_s
-            logger.debug("%s: giving back failed: %s", self._queue.names.title, error)
+            logger.debug("%s: giving back failed: %s", self._jetstream.names.title, error)
         self._ready.clear()
 
     def __aiter__(self) -> AsyncIterator[QueuedMessage]:
@@ -142,7 +150,7 @@ class PulledMessages:
             now = loop.time()
             left = PULL_S if end is None else end - now
             if left <= 0 and (not self._asked or now > self._until):
-                raise TimeoutError(f"{self._queue.names.title}: no message within {timeout:g} s")
+                raise TimeoutError(f"{self._jetstream.names.title}: no message within {timeout:g} s")
             if left > 0 and (not self._asked or now > self._until):
                 await self._ask(min(left, PULL_S))
             self._changed.clear()
@@ -158,36 +166,36 @@ class PulledMessages:
 
     async def _next_ready(self) -> QueuedMessage | None:
         message, arrived = self._ready.popleft()
-        if asyncio.get_running_loop().time() - arrived > self._queue.ack_wait_s:
-            return None  # by now it is somebody else's
+        if asyncio.get_running_loop().time() - arrived > self._jetstream.ack_wait_s:
+            return None  # by now the server has given it to another consumer
         attempt = message.metadata.num_delivered
-        limit = self._queue.max_deliveries
+        limit = self._max_deliveries
         if limit is not None and attempt > limit:
-            logger.error("%s: a message is dropped after %d deliveries without ack", self._queue.names.title, limit)
-            await self._queue.confirm(message.reply, b"+TERM")
+            logger.error("%s: a message is dropped after %d deliveries without ack", self._jetstream.names.title, limit)
+            await self._jetstream.confirm(message.reply, b"+TERM")
             return None
-        return QueuedMessage(self._queue, message.data, message.reply, attempt)
+        return QueuedMessage(self._jetstream, message.data, message.reply, attempt)
 
     async def _ask(self, seconds: float) -> None:
-        """Make a request for messages that stands for so long; where that fails later on, try again after a pause."""
-        queue = self._queue
+        """Request messages for `seconds`. Where that fails once the queue is in use, the next call pauses first."""
+        jetstream = self._jetstream
         loop = asyncio.get_running_loop()
         if self._pause:
             self._pause = False
             await asyncio.sleep(min(PAUSE_S, seconds))
         try:
-            client = await queue.consumer()
+            client = await jetstream.consumer()
             if self._subscribed is None:
                 self._inbox = client.new_inbox()
                 self._subscribed = await client.subscribe(self._inbox, cb=self._arrived)
             request = {"batch": self._ahead, "expires": int(seconds * 1e9)}
             await client.publish(
-                f"$JS.API.CONSUMER.MSG.NEXT.{queue.names.stream}.{queue.names.consumer}",
+                f"$JS.API.CONSUMER.MSG.NEXT.{jetstream.names.stream}.{jetstream.names.consumer}",
                 json.dumps(request).encode(),
                 reply=self._inbox,
             )
         except BrokerError:
-            if not queue.used:
+            if not jetstream.used:
                 raise
             self._pause = True
             return
@@ -201,23 +209,23 @@ class PulledMessages:
             self._ready.append((message, asyncio.get_running_loop().time()))
         else:
             if status not in (NO_MESSAGES, REQUEST_OVER):
-                self._queue.forget()  # 409, 503: the consumer is gone, or the server is not ready
+                self._jetstream.forget()  # 409, 503: the consumer is gone, or the server is not ready
                 self._pause = True
             self._asked = 0
         self._changed.set()
 
     def end(self) -> None:
-        """The runtime is shut down."""
+        """End every `next`, because the runtime is shut down."""
         self._ended = True
         self._changed.set()
 
     def _asking_is_over(self) -> None:
-        """The connection was lost and is back: the server knows nothing of what was asked before."""
+        """The connection was lost and is back: the server has forgotten the present request."""
         self._asked = 0
-        self._queue.forget()
+        self._jetstream.forget()
         self._changed.set()
 
 
 def nack_text(delay: float) -> bytes:
-    """What JetStream reads as "again, after so many seconds"."""
+    """What JetStream reads as "deliver it again after this many seconds"."""
     return b"-NAK" if not delay else b"-NAK " + json.dumps({"delay": int(delay * 1e9)}).encode()

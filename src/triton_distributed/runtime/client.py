@@ -6,7 +6,7 @@ import asyncio
 from asyncio import _get_running_loop as _running_loop
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Mapping
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from triton_distributed.calling.call import Call
 from triton_distributed.calling.candidates import EndpointView
@@ -20,10 +20,8 @@ from triton_distributed.observe import OutlierStats, Stats
 from triton_distributed.payload.codec import Message, encode
 from triton_distributed.routing.budget import RetryBudget
 from triton_distributed.routing.policies import Policy, Random, RoundRobin, policy_named
+from triton_distributed.runtime.core import Core
 from triton_distributed.wire.frames import SMALL
-
-if TYPE_CHECKING:
-    from triton_distributed.runtime.distributed import DistributedRuntime
 
 # Looked up before the abstract class is asked, which takes longer than encoding a small request.
 _NO_STREAMS = frozenset({type(None), bool, int, float, str, bytes, list, dict, tuple})
@@ -60,7 +58,7 @@ class Client:
         ForkError, RuntimeClosed, WrongLoop: the runtime cannot be used here or any more.
     """
 
-    def __init__(self, runtime: DistributedRuntime, view: EndpointView, policy: str | Policy) -> None:
+    def __init__(self, runtime: Core, view: EndpointView, policy: str | Policy) -> None:
         self._runtime = runtime
         self.view = view
         self.load = view.load

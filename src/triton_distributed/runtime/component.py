@@ -5,23 +5,21 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Callable, Coroutine, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from triton_distributed.events import Event, Subscription, WorkQueue
 from triton_distributed.events.inbox import MAX_BYTES, MAX_EVENTS
 from triton_distributed.names import EndpointName, check_name, service_name
 from triton_distributed.routing.policies import Policy
 from triton_distributed.runtime.client import Client
+from triton_distributed.runtime.core import Core
 from triton_distributed.runtime.events import component_subject, namespace_subject
-
-if TYPE_CHECKING:
-    from triton_distributed.runtime.distributed import DistributedRuntime
 
 
 class Namespace:
     """A group of components. Made by `runtime.namespace(name)`."""
 
-    def __init__(self, runtime: DistributedRuntime, name: str) -> None:
+    def __init__(self, runtime: Core, name: str) -> None:
         self._runtime = runtime
         self.name = check_name("namespace", name)
 
@@ -54,7 +52,7 @@ class Namespace:
 class Component:
     """A group of endpoints that belong together. Made by `namespace.component(name)`."""
 
-    def __init__(self, runtime: DistributedRuntime, namespace: str, name: str) -> None:
+    def __init__(self, runtime: Core, namespace: str, name: str) -> None:
         self._runtime = runtime
         self.namespace = namespace
         self.name = check_name("component", name)
@@ -136,7 +134,7 @@ class Component:
 class Endpoint:
     """Something that can be served and called. Made by `component.endpoint(name)` or `runtime.endpoint("a.b.c")`."""
 
-    def __init__(self, runtime: DistributedRuntime, name: EndpointName) -> None:
+    def __init__(self, runtime: Core, name: EndpointName) -> None:
         self._runtime = runtime
         self.name = name
 
@@ -202,7 +200,10 @@ class Endpoint:
         Raises (from the call): ForkError, RuntimeClosed.
         """
         self._runtime.check("client")
-        return self._runtime.event_loop().create_task(self._runtime.client(self.name, policy))
+        return self._runtime.event_loop().create_task(self._client(policy))
+
+    async def _client(self, policy: str | Policy) -> Client:
+        return Client(self._runtime, await self._runtime.candidates(self.name), policy)
 
     async def pause(self) -> None:
         """Take this runtime's instance out of rotation: clients call other instances, and this one begins no request.

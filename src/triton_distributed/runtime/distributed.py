@@ -20,7 +20,6 @@ from triton_distributed.discovery import Discovery, Marking
 from triton_distributed.errors import AlreadyServed, DiscoveryError, ForkError, RuntimeClosed, WrongLoop
 from triton_distributed.names import MAX_INSTANCE_ID, EndpointName, Instance
 from triton_distributed.observe import LoopStats, Stats, Watchdog
-from triton_distributed.routing.policies import Policy
 from triton_distributed.runtime.backends import (
     make_discovery,
     make_elsewhere,
@@ -29,7 +28,6 @@ from triton_distributed.runtime.backends import (
     make_networks,
     make_tls,
 )
-from triton_distributed.runtime.client import Client
 from triton_distributed.runtime.component import Endpoint, Namespace
 from triton_distributed.runtime.events import RuntimeEvents
 from triton_distributed.runtime.serve_task import ServeTask
@@ -361,8 +359,13 @@ class DistributedRuntime:
 
     # calling
 
-    async def client(self, name: EndpointName, policy: str | Policy) -> Client:
-        """A client of an endpoint; see `Endpoint.client`."""
+    async def candidates(self, name: EndpointName) -> EndpointView:
+        """The instances of an endpoint that may be called, shared by all clients of the endpoint.
+
+        Raises:
+            DiscoveryError: the place where instances are registered cannot be read.
+            ForkError, RuntimeClosed.
+        """
         self.check("client")
         view = self._views.get(name)
         if view is None:
@@ -371,7 +374,7 @@ class DistributedRuntime:
                 task = self._opening[name] = self.spawn(self._open_view(name))
                 task.add_done_callback(lambda _: self._opening.pop(name, None))
             view = await asyncio.shield(task)
-        return Client(self, view, policy)
+        return view
 
     async def _open_view(self, name: EndpointName) -> EndpointView:
         view = EndpointView(

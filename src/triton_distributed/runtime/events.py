@@ -11,7 +11,7 @@ from triton_distributed.errors import ConfigError, MessageTooLarge
 from triton_distributed.events import Event, EventPlane, PulledMessages, Subscription, WorkQueue
 from triton_distributed.events.event import pack, unpack
 from triton_distributed.events.inbox import TURN
-from triton_distributed.events.queue import QueueNames
+from triton_distributed.events.jetstream import QueueNames
 from triton_distributed.external.nats import NatsConnection
 from triton_distributed.names import check_name, service_name, stream_name, subject_token
 

@@ -1,0 +1,178 @@
+"""The JetStream side of a work queue: its stream and consumer at the NATS server, and requests that are repeated."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from triton_distributed.errors import BrokerError
+from triton_distributed.events.nats import words
+from triton_distributed.external.nats import NatsConnection
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client as NatsClient
+    from nats.js import JetStreamContext
+
+MAX_MESSAGES = 1_000_000
+"""Messages stored in one queue at a time; the next `put` raises."""
+
+MAX_UNACKNOWLEDGED = 10_000
+"""Messages of one queue that may be with its consumers at a time, all processes together."""
+
+TIMEOUT_S = 10.0
+"""Seconds for the server to store or confirm something; a restart of the server fits in."""
+
+ATTEMPT_S = 2.0
+"""Seconds until a request is sent again. The server knows a message by its id and stores it once."""
+
+SILENCES = 2
+"""Unanswered attempts to acknowledge a delivery. A server that has lost a delivery never answers: it delivers again."""
+
+PAUSE_S = 0.1
+"""Seconds between attempts while the server is down or not ready yet."""
+
+NAME_IN_USE = 10058
+"""JetStream's error code for a stream that exists with another configuration, which is its operator's decision."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueNames:
+    """What a queue is called.
+
+    Attributes:
+        title: for error texts.
+        stream: the JetStream stream: no dots, spaces, wildcards or slashes, at most 255 bytes.
+        subject: what its messages are published under.
+        consumer: the one durable consumer that all processes share.
+    """
+
+    title: str
+    stream: str
+    subject: str
+    consumer: str = "workers"
+
+
+class JetStream:
+    """One queue at the server.
+
+    Args:
+        connection: the runtime's.
+        names: what the queue is called.
+        ack_wait_s: see `WorkQueue`.
+
+    Attributes:
+        used: the server has shown that it can keep this queue, so that a later failure is worth another try.
+    """
+
+    def __init__(self, connection: NatsConnection, names: QueueNames, ack_wait_s: float) -> None:
+        self.connection = connection
+        self.names = names
+        self.ack_wait_s = ack_wait_s
+        self.used = False
+        self._have_stream = False
+        self._have_consumer = False
+
+    async def ask(
+        self, subject: str, data: bytes, end: float, failed: str, headers: dict[str, str] | None = None
+    ) -> Any:
+        """Send until the server has answered, through its restart if need be.
+
+        Args:
+            end: the loop's time at which to give up.
+            failed: what has failed then, for the error.
+            headers: of a message to store; None for an acknowledgement.
+
+        Raises:
+            BrokerError: the server did not answer in time, or cannot keep the queue.
+        """
+        loop = asyncio.get_running_loop()
+        reason = "no answer"
+        silences = 0
+        while (left := end - loop.time()) > 0:
+            try:
+                if headers is not None:
+                    await self.stream()
+                if self.connection.connected:
+                    client = await self.connection.client()
+                    return await client.request(subject, data, timeout=min(left, ATTEMPT_S), headers=headers)
+                reason = "not connected"
+            except Exception as error:  # it is starting, or stopping, or slow
+                if isinstance(error, BrokerError) and (not self.used or self.connection.closed):
+                    raise
+                reason = words(error)
+                self.forget()
+                silences += isinstance(error, TimeoutError)
+                if headers is None and silences >= SILENCES:
+                    break
+            await asyncio.sleep(PAUSE_S)
+        raise self.error(f"{failed}: {reason}")
+
+    async def confirm(self, reply: str, data: bytes) -> None:
+        """Send the server an acknowledgement of a message, and wait until it is confirmed.
+
+        Raises:
+            BrokerError: it was not confirmed in time.
+        """
+        end = asyncio.get_running_loop().time() + TIMEOUT_S
+        await self.ask(reply, data, end, "cannot acknowledge")
+
+    async def consumer(self) -> NatsClient:
+        """The client, when stream and consumer exist."""
+        jetstream = await self.stream()
+        if not self._have_consumer:
+            from nats.js.api import AckPolicy, ConsumerConfig
+
+            try:
+                await jetstream.add_consumer(
+                    self.names.stream,
+                    ConsumerConfig(
+                        durable_name=self.names.consumer,
+                        ack_policy=AckPolicy.EXPLICIT,
+                        ack_wait=self.ack_wait_s,
+                        max_ack_pending=MAX_UNACKNOWLEDGED,
+                    ),
+                )
+            except Exception as error:
+                self.forget()
+                raise self.error(f"cannot make the consumer: {words(error)}") from error
+            self._have_consumer = True
+        return await self.connection.client()
+
+    async def stream(self) -> JetStreamContext:
+        """The context, when the stream exists."""
+        client = await self.connection.client()
+        jetstream = client.jetstream(timeout=ATTEMPT_S)
+        if not self._have_stream:
+            from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
+            from nats.js.errors import APIError, ServiceUnavailableError
+
+            try:
+                await jetstream.add_stream(
+                    StreamConfig(
+                        name=self.names.stream,
+                        description=self.names.title,
+                        subjects=[self.names.subject],
+                        retention=RetentionPolicy.WORK_QUEUE,
+                        storage=StorageType.FILE,
+                        max_msgs=MAX_MESSAGES,
+                        discard=DiscardPolicy.NEW,
+                    )
+                )
+            except ServiceUnavailableError as error:
+                raise self.error("has no JetStream: start it with `nats-server -js`") from error
+            except APIError as error:
+                if error.err_code != NAME_IN_USE:
+                    raise self.error(f"cannot make the stream: {words(error)}") from error
+            except Exception as error:
+                raise self.error(f"cannot make the stream: {words(error)}") from error
+            self._have_stream = self.used = True
+        return jetstream
+
+    def forget(self) -> None:
+        """Check again whether stream and consumer exist: a server may come back empty."""
+        self._have_stream = self._have_consumer = False
+
+    def error(self, reason: str) -> BrokerError:
+        """An error about this queue."""
+        return BrokerError("NATS", self.connection.where, f"{self.names.title}: {reason}")

@@ -1,0 +1,61 @@
+"""What namespaces, components, endpoints and clients need of their runtime."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Protocol
+
+from triton_distributed.calling.candidates import EndpointView
+from triton_distributed.calling.prober import Prober
+from triton_distributed.config import Config
+from triton_distributed.discovery import Discovery
+from triton_distributed.names import EndpointName
+from triton_distributed.runtime.events import RuntimeEvents
+from triton_distributed.runtime.serve_task import ServeTask
+from triton_distributed.transport.pool import SessionPool
+
+
+class Core(Protocol):
+    """A runtime as the objects that it makes see it; see `runtime.distributed.DistributedRuntime`."""
+
+    config: Config
+    rng: random.Random
+    instance_id: int
+    discovery: Discovery
+    pool: SessionPool
+    prober: Prober
+    events: RuntimeEvents
+    unusable: bool
+
+    @property
+    def closing(self) -> bool: ...
+
+    @property
+    def looks_elsewhere(self) -> bool: ...
+
+    def event_loop(self) -> asyncio.AbstractEventLoop: ...
+
+    def check(self, operation: str) -> None: ...
+
+    def check_loop(self, operation: str) -> None: ...
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]: ...
+
+    def elsewhere(self, name: EndpointName | None) -> str: ...
+
+    async def candidates(self, name: EndpointName) -> EndpointView: ...
+
+    async def set_listed(self, name: EndpointName, listed: bool) -> None: ...
+
+    def serve(
+        self,
+        name: EndpointName,
+        function: Callable[..., Any],
+        *,
+        graceful: bool,
+        max_inflight: int | None,
+        max_queue: int,
+        metadata: Mapping[str, Any],
+    ) -> ServeTask: ...
