@@ -51,7 +51,7 @@ async def echo(request: Any) -> Any:
 @pytest.fixture
 async def over_nats(nats: NatsServer) -> AsyncIterator[Cluster]:
     """Runtimes that share a NATS server that is this test's own."""
-    made = Cluster(request_plane="nats", nats_server=network.url, connect_timeout_s=2 * SCALE)
+    made = Cluster(request_plane="nats", nats_server=nats.url, connect_timeout_s=2 * SCALE)
     yield made
     await made.close()
 
@@ -122,14 +122,14 @@ async def test_without_a_server_workers_and_callers_name_it(over_nats: Cluster, 
     await over_nats.worker(echo)
     client = await over_nats.client()
     assert await patiently(client.call(1)) == 1
-    network.kill()
+    nats.kill()
     late = over_nats.runtime(connect_timeout_s=0.3)
-    with pytest.raises(BrokerError, match=f"NATS at {network.url}: .*tried for 0.3 s"):
+    with pytest.raises(BrokerError, match=f"NATS at {nats.url}: .*tried for 0.3 s"):
         await patiently(late.endpoint("t.c.other").serve_endpoint(echo))
     lonely = await over_nats.runtime(connect_timeout_s=0.3).endpoint("t.c.e").client()
-    with pytest.raises(ConnectionFailed, match=f"NATS at {network.url}"):
+    with pytest.raises(ConnectionFailed, match=f"NATS at {nats.url}"):
         await patiently(lonely.call(1))
-    await network.start()
+    await nats.start()
     assert await patiently(client.call(2)) == 2
 
 
@@ -144,11 +144,11 @@ async def test_calls_go_on_over_a_restart_of_the_server(over_nats: Cluster, nats
     client = await over_nats.connect(handler)
     reading = aiter(client.generate(1, annotated=False))
     assert await patiently(anext(reading)) == "before"
-    network.kill()
+    nats.kill()
     await until(lambda: not over_nats.caller.nats.connected)
     go.set()
     later = client.generate(2, annotated=False)
-    await network.start()
+    await nats.start()
     assert [each async for each in reading] == ["after"]
     assert await patiently(drained(later)) == ["before", "after"]
 
@@ -170,8 +170,8 @@ async def test_a_killed_worker_is_noticed_as_soon_as_discovery_notices(
     nats: NatsServer, trd_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beats_every(3600, monkeypatch)
-    cluster = Cluster(discovery="file", directory=trd_dir, request_plane="nats", nats_server=network.url)
-    environment = {"TRD_REQUEST_PLANE": "nats", "NATS_SERVER": network.url}
+    cluster = Cluster(discovery="file", directory=trd_dir, request_plane="nats", nats_server=nats.url)
+    environment = {"TRD_REQUEST_PLANE": "nats", "NATS_SERVER": nats.url}
     async with program(tmp_path, WORKER, environment=environment) as worker:
         await killed(worker, await cluster.client())
     await cluster.close()
@@ -183,9 +183,9 @@ async def test_a_killed_worker_is_noticed_by_the_next_beat(
     """Static discovery notices nothing."""
     beats_every(0.05, monkeypatch)
     static = "t.c.e=nats://some.where"
-    cluster = Cluster(discovery="static", static=static, request_plane="nats", nats_server=network.url)
+    cluster = Cluster(discovery="static", static=static, request_plane="nats", nats_server=nats.url)
     environment = {
-        "TRD_REQUEST_PLANE": "nats", "NATS_SERVER": network.url,
+        "TRD_REQUEST_PLANE": "nats", "NATS_SERVER": nats.url,
         "TRD_DISCOVERY": "static", "TRD_STATIC": static, "TRD_LISTEN": "nats://some.where",
     }  # fmt: skip
     async with program(tmp_path, WORKER, environment=environment) as worker:
@@ -206,8 +206,8 @@ async def test_a_killed_worker_is_noticed_by_the_next_beat(
 async def test_a_forked_child_does_not_keep_the_connection_of_its_dead_parent(
     nats: NatsServer, trd_dir: Path, tmp_path: Path
 ) -> None:
-    cluster = Cluster(discovery="file", directory=trd_dir, request_plane="nats", nats_server=network.url)
-    environment = {"TRD_REQUEST_PLANE": "nats", "NATS_SERVER": network.url}
+    cluster = Cluster(discovery="file", directory=trd_dir, request_plane="nats", nats_server=nats.url)
+    environment = {"TRD_REQUEST_PLANE": "nats", "NATS_SERVER": nats.url}
     async with program(
         tmp_path, WORKER, environment=environment, options=("-W", "ignore::DeprecationWarning")
     ) as worker:
