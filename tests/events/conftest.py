@@ -8,13 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.runtime.cluster import Cluster
-from triton_distributed.events.local import LocalEvents, UnixSockets
+from triton_distributed.events.local import LocalEvents
 from triton_distributed.external.nats import NatsConnection, NatsOptions
-from triton_distributed.system import unix_sockets as sockets
-from triton_distributed.system.inherited import give_up
-from triton_distributed.system.private_folder import keep_private, private_folder
 from triton_distributed.testing import NatsServer
-from triton_distributed.transport.listener import stop_listening
 
 MIB = 1024 * 1024
 HOUR_S = 3600.0
@@ -22,17 +18,7 @@ HOUR_S = 3600.0
 
 def local(folder: Path, id: int, max_message_bytes: int = 64 * MIB, check_s: float = HOUR_S) -> LocalEvents:
     """A local plane as a runtime makes it."""
-    return LocalEvents(
-        folder,
-        private=private_folder,
-        keep_private=keep_private,
-        sockets=UnixSockets(
-            sockets.reachable, sockets.listen, sockets.in_place, stop_listening, sockets.remove, give_up
-        ),
-        id=id,
-        max_message_bytes=max_message_bytes,
-        check_s=check_s,
-    )
+    return LocalEvents(folder, id=id, max_message_bytes=max_message_bytes, check_s=check_s)
 
 
 @pytest.fixture

@@ -55,6 +55,3 @@ class EventPlane(Protocol):
 
     async def close(self) -> None:
         """Send what waits, within a second or so, and end the subscriptions. Closing twice is harmless."""
-
-    def release_in_child(self) -> None:
-        """This process is a fork: give up its copies of the sockets."""

@@ -11,6 +11,7 @@ from struct import Struct
 
 from triton_distributed.errors import DecodeError
 from triton_distributed.events.inbox import MAX_BYTES, MAX_EVENTS  # what waits here counts as what waits there
+from triton_distributed.system.fork import own
 
 logger = logging.getLogger("triton_distributed.events")
 
@@ -35,6 +36,7 @@ class Link:
     def __init__(
         self, loop: asyncio.AbstractEventLoop, sock: socket.socket, where: str, on_lost: Callable[[Link], None]
     ) -> None:
+        own(sock)
         self._loop, self.sock, self._where, self._on_lost = loop, sock, where, on_lost
         self._waiting: deque[tuple[str, bytes]] = deque()
         self._bytes = 0

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,9 @@ from triton_distributed.events.inbox import MAX_BYTES, MAX_EVENTS, Inbox
 from triton_distributed.events.link import SEND_BUFFER, FrameReader, Link
 from triton_distributed.events.subscribers import Subscribers
 from triton_distributed.events.subscription import Subscription
+from triton_distributed.system import unix_sockets
+from triton_distributed.system.fork import own
+from triton_distributed.system.private_folder import keep_private, private_folder
 
 logger = logging.getLogger("triton_distributed.events")
 
@@ -33,29 +35,11 @@ RETRY_S = 5.0  # between two attempts where they cannot be made again
 SETTLE_S = 0.3  # after which whoever removes a folder with all its files has done it: a new file would make it fail
 
 
-@dataclass(frozen=True, slots=True)
-class UnixSockets:
-    """What is needed of Unix sockets, as `system.unix_sockets`, `transport.listener` and `system.inherited` have it."""
-
-    reachable: Callable[[Path], AbstractContextManager[str]]
-    listen: Callable[
-        [asyncio.AbstractEventLoop, Path, Callable[[], asyncio.Protocol]],
-        Awaitable[tuple[asyncio.AbstractServer, int]],
-    ]
-    in_place: Callable[[Path, int], bool]
-    stop: Callable[[asyncio.AbstractEventLoop, asyncio.AbstractServer], None]
-    remove: Callable[[Path, int], None]
-    give_up: Callable[[Any], None]
-
-
 class LocalEvents:
     """Carries events between all processes that use the same folder.
 
     Args:
         directory: the private folder, in which `events` is made.
-        private: makes a folder or checks that it is nobody else's, and raises DiscoveryError.
-        keep_private: closes a folder in a private one to others again.
-        sockets: how to listen.
         id: of this process's runtime, 0 < id < 2^63.
         max_message_bytes: of an event that arrives.
         check_s: seconds between looks at the own files.
@@ -65,9 +49,6 @@ class LocalEvents:
         self,
         directory: Path,
         *,
-        private: Callable[[str, str], object],
-        keep_private: Callable[[str], None],
-        sockets: UnixSockets,
         id: int,
         max_message_bytes: int,
         check_s: float = CHECK_S,
@@ -75,8 +56,6 @@ class LocalEvents:
         self._directory = directory.absolute()
         self._folder = SubscriberFolder(self._directory / "events", self._make_folder)
         self.where = f"local events in {self._folder.path}"
-        self._private, self._keep_private = private, keep_private
-        self._sockets = sockets
         self._id = f"{id:016x}"
         self._max_message_bytes = max_message_bytes
         self._check_s = check_s
@@ -92,7 +71,7 @@ class LocalEvents:
         self._checked = False
         self._trouble = ""  # why our files could not be made again, as it was said
         self._closed = False
-        self._forked = False
+        self._pid = os.getpid()
 
     # publishing
 
@@ -125,10 +104,10 @@ class LocalEvents:
 
     def _make_folder(self) -> None:
         """Make the folder, or check that it is private still: after ours was removed another may lie there."""
-        self._private(str(self._directory), self.where)
+        private_folder(str(self._directory), self.where)
         if self._checked:
-            self._keep_private(str(self._folder.path))
-        self._private(str(self._folder.path), self.where)
+            keep_private(str(self._folder.path))
+        private_folder(str(self._folder.path), self.where)
         self._checked = True
 
     def _send(self, id: str, subject: str, data: bytes) -> None:
@@ -149,7 +128,7 @@ class LocalEvents:
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-            with self._sockets.reachable(path) as name:
+            with unix_sockets.reachable(path) as name:
                 sock.connect(name)
         except (ConnectionRefusedError, FileNotFoundError):
             sock.close()
@@ -207,7 +186,7 @@ class LocalEvents:
             raise
 
     def _forget(self, inbox: Inbox) -> None:
-        if self._own.remove(inbox) and not self._forked:  # in a forked child it is the parent's mark
+        if self._own.remove(inbox) and os.getpid() == self._pid:  # in a forked child it is the parent's mark
             self._folder.remove(self._id, inbox.subject)
 
     async def _listen(self) -> None:
@@ -232,10 +211,10 @@ class LocalEvents:
 
     async def _listen_on(self, path: Path) -> tuple[asyncio.AbstractServer, int]:
         loop = asyncio.get_running_loop()
-        server = await self._sockets.listen(loop, path, lambda: _Incoming(self))
+        server = await unix_sockets.listen(loop, path, lambda: _Incoming(self))
         if self._closed:
-            self._sockets.stop(loop, server[0])
-            self._sockets.remove(path, server[1])
+            unix_sockets.stop_listening(loop, server[0])
+            unix_sockets.remove(path, server[1])
             raise RuntimeClosed("events")
         return server
 
@@ -254,7 +233,7 @@ class LocalEvents:
                 return False
         except OSError:
             return False
-        return self._sockets.in_place(self._folder.socket(self._id), self._server[1])
+        return unix_sockets.in_place(self._folder.socket(self._id), self._server[1])
 
     async def _restore(self) -> None:
         await asyncio.sleep(SETTLE_S)
@@ -279,9 +258,11 @@ class LocalEvents:
             self._make_folder()
             path = self._folder.socket(self._id)
             assert self._server is not None
-            if not self._sockets.in_place(path, self._server[1]):
+            if not unix_sockets.in_place(path, self._server[1]):
                 before, self._server = self._server, await self._listen_on(path)
-                self._sockets.stop(asyncio.get_running_loop(), before[0])  # connections that were made are kept
+                unix_sockets.stop_listening(
+                    asyncio.get_running_loop(), before[0]
+                )  # connections that were made are kept
                 logger.info("socket %s was removed and is made again", path)
             for subject in self._folder.missing(self._id, self._own.subjects()):
                 self._folder.add(self._id, subject)
@@ -305,8 +286,8 @@ class LocalEvents:
         self._own.close()
         server, self._server = self._server, None
         if server is not None:
-            self._sockets.remove(self._folder.socket(self._id), server[1])
-            self._sockets.stop(asyncio.get_running_loop(), server[0])
+            unix_sockets.remove(self._folder.socket(self._id), server[1])
+            unix_sockets.stop_listening(asyncio.get_running_loop(), server[0])
         for incoming in list(self._incoming):
             incoming.close()
         await self._say_the_rest()
@@ -320,16 +301,6 @@ class LocalEvents:
             if asyncio.get_running_loop().time() > end:
                 return
             await asyncio.sleep(0.005)
-
-    def release_in_child(self) -> None:
-        self._closed = self._forked = True
-        if self._server is not None:
-            for sock in getattr(self._server[0], "sockets", None) or ():
-                self._sockets.give_up(sock)
-        for link in self._links.values():
-            self._sockets.give_up(link.sock)
-        for incoming in self._incoming:
-            self._sockets.give_up(incoming.sock)
 
     def arrived(self, subject: str, data: bytes, lost: int) -> None:
         """Another process has published."""
@@ -353,11 +324,10 @@ class _Incoming(asyncio.Protocol):
     def __init__(self, plane: LocalEvents) -> None:
         self._plane = plane
         self._transport: Any = None
-        self.sock: Any = None
 
     def connection_made(self, transport: Any) -> None:
+        own(transport)
         self._transport = transport
-        self.sock = transport.get_extra_info("socket")
         self._reader = self._plane.joined(self)
 
     def data_received(self, data: bytes) -> None:

@@ -57,6 +57,3 @@ class MemoryEvents:
     async def close(self) -> None:
         self._closed = True
         self._own.close()
-
-    def release_in_child(self) -> None:
-        self._closed = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ class NatsEvents:
         self._ending: dict[Inbox, asyncio.Task[None]] = {}
         self._opening: set[asyncio.Task[None]] = set()
         self._closed = False
-        self._forked = False
+        self._pid = os.getpid()
 
     async def publish(self, subject: str, data: bytes) -> None:
         if self._closed:
@@ -110,7 +111,7 @@ class NatsEvents:
     def _forget(self, inbox: Inbox) -> None:
         self._own.remove(inbox)
         subscribed = self._subscribed.pop(inbox, None)
-        if subscribed is None or self._forked or inbox.loop.is_closed():
+        if subscribed is None or os.getpid() != self._pid or inbox.loop.is_closed():
             return
         ending = self._ending[inbox] = inbox.loop.create_task(_unsubscribe(subscribed))
         ending.add_done_callback(lambda _: self._ending.pop(inbox, None))
@@ -125,9 +126,6 @@ class NatsEvents:
         self._own.close()
         if self._ending:
             await asyncio.wait(self._ending.values())
-
-    def release_in_child(self) -> None:
-        self._closed = self._forked = True
 
 
 async def _unsubscribe(subscribed: Any) -> None:

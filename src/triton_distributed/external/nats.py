@@ -170,11 +170,11 @@ class NatsConnection:
         """Whether it was closed for good."""
         return self._closed
 
-    @property
-    def socket(self) -> Any:
-        """The socket that a forked child has to give up; None where there is none, or the library hides it."""
+    def fileno(self) -> int:
+        """The descriptor of the connection, for a forked child to give up; -1 where there is none, or it is hidden."""
         writer = getattr(getattr(self._client, "_transport", None), "_io_writer", None)
-        return writer.get_extra_info("socket") if writer is not None else None
+        sock = writer.get_extra_info("socket") if writer is not None else None
+        return -1 if sock is None else int(sock.fileno())
 
     async def close(self) -> None:
         """Send what waits and close. Closing twice is harmless."""

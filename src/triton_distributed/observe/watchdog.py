@@ -133,10 +133,6 @@ class Watchdog:
         if thread is not None:
             thread.join(AGAIN_S)  # it is asleep, or telling others: a small file's time
 
-    def release_in_child(self) -> None:
-        """This process is a fork, which the thread is not in."""
-        self._stopped, self._thread = True, None
-
     # on the loop
 
     def _schedule(self, now: float) -> None:

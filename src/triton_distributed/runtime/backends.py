@@ -22,9 +22,7 @@ from triton_distributed.events import EventPlane
 from triton_distributed.external.nats import NatsConnection, NatsOptions
 from triton_distributed.external.tls import TlsFiles
 from triton_distributed.system import unix_sockets
-from triton_distributed.system.inherited import give_up
-from triton_distributed.system.private_folder import keep_private, private_folder
-from triton_distributed.transport.listener import stop_listening
+from triton_distributed.system.fork import own
 from triton_distributed.transport.network import Later, Networks
 from triton_distributed.transport.tls import SessionTls
 
@@ -89,7 +87,7 @@ def make_nats(config: Config) -> NatsConnection:
     files = TlsFiles(
         ("TRD_NATS_CERT", "TRD_NATS_KEY", "TRD_NATS_CA"), config.nats_cert, config.nats_key, config.nats_ca
     )
-    return NatsConnection(
+    connection = NatsConnection(
         NatsOptions(
             servers=config.nats_urls,
             username=config.nats_username,
@@ -101,6 +99,8 @@ def make_nats(config: Config) -> NatsConnection:
             timeout_s=config.connect_timeout_s,
         )
     )
+    own(connection)
+    return connection
 
 
 def make_networks(loop: asyncio.AbstractEventLoop, config: Config, nats: NatsConnection) -> Networks:
@@ -132,20 +132,7 @@ def make_events(config: Config, nats: NatsConnection, instance_id: int) -> Event
     elif not unix_sockets.SUPPORTED:
         raise ConfigError("TRD_EVENTS", config.events, "this system has no Unix sockets: set NATS_SERVER")
     else:
-        local = _load("events.local")
-        plane = local.LocalEvents(
-            Path(config.directory),
-            private=private_folder,
-            keep_private=keep_private,
-            sockets=local.UnixSockets(
-                unix_sockets.reachable,
-                unix_sockets.listen,
-                unix_sockets.in_place,
-                stop_listening,
-                unix_sockets.remove,
-                give_up,
-            ),
-            id=instance_id,
-            max_message_bytes=config.max_message_bytes,
+        plane = _load("events.local").LocalEvents(
+            Path(config.directory), id=instance_id, max_message_bytes=config.max_message_bytes
         )
     return plane

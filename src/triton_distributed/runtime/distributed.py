@@ -39,7 +39,6 @@ from triton_distributed.serving.server import Server
 from triton_distributed.serving.threads import HandlerThreads
 from triton_distributed.system.fork import watch_forks
 from triton_distributed.system.identity import host_name
-from triton_distributed.system.inherited import give_up
 from triton_distributed.system.signals import DrainSignals
 from triton_distributed.transport.network import Networks
 from triton_distributed.transport.pool import SessionPool
@@ -437,14 +436,6 @@ class DistributedRuntime:
     def forked(self) -> None:
         """This process is a child of the one that made the runtime."""
         self._forked = self.unusable = True
-        self._signals.forked()
-        self._watchdog.release_in_child()
-        self._server.release_in_child()
-        self.pool.release_in_child()
-        self.events.release_in_child()
-        for network in self._networks.values():
-            network.release_in_child()
-        give_up(self.nats.socket)
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `work` in a task that the runtime keeps and ends with itself."""

@@ -120,8 +120,3 @@ class RuntimeEvents:
             pull.end()
         if self._plane is not None:
             await self._plane.close()
-
-    def release_in_child(self) -> None:
-        """This process is a fork: give up its copies of the sockets."""
-        if self._plane is not None:
-            self._plane.release_in_child()

@@ -185,10 +185,6 @@ class Server:
             for task in parting:
                 task.cancel()
 
-    def release_in_child(self) -> None:
-        """This process is a fork: give up its copies of the sockets."""
-        self._listener.release_in_child()
-
     def close(self) -> None:
         """Close the sessions; what still runs is cancelled."""
         for endpoint in self.endpoints:

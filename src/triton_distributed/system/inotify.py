@@ -11,6 +11,8 @@ import os
 import struct
 import sys
 
+from triton_distributed.system.fork import no_fork, own
+
 IN_CLOSE_WRITE = 0x0008
 IN_MOVED_FROM = 0x0040
 IN_MOVED_TO = 0x0080
@@ -44,7 +46,13 @@ class Inotify:
         self.fd = -1
         if not sys.platform.startswith("linux") or not hasattr(self._libc, "inotify_init1"):
             raise OSError(errno.ENOSYS, "this system has no inotify")
-        self.fd = self._check(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        with no_fork:
+            self.fd = self._check(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+            own(self)
+
+    def fileno(self) -> int:
+        """The descriptor; -1 when it is closed."""
+        return self.fd
 
     def watch_folder(self, path: str) -> None:
         """Watch this folder, and no other any more.

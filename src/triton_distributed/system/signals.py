@@ -22,6 +22,7 @@ from typing import Any
 
 from triton_distributed.system import first_process
 from triton_distributed.system.current_line import innermost_line
+from triton_distributed.system.fork import watch_forks
 
 logger = logging.getLogger("triton_distributed.runtime")
 
@@ -79,12 +80,6 @@ class DrainSignals:
         if taken is not None:
             taken.leave(self)
 
-    def forked(self) -> None:
-        """This process is a fork: a signal to it is its own, and must not be passed to the parent's loop."""
-        taken = _taken.pop(self._loop, None)
-        if taken is not None:
-            taken.forked()
-
 
 class _Taken:
     """The signals that one loop has taken, and the runtimes that drain by them."""
@@ -96,6 +91,7 @@ class _Taken:
         self._before: dict[signal.Signals, Any] = {}  # the signals that are taken, and the handler each had
         self._first: float | None = None  # when the drain was asked for
         self._over = threading.Event()  # every runtime is closed, and nothing of it runs
+        watch_forks(self)
 
     def add(self, member: DrainSignals) -> None:
         if member in self._members:
@@ -130,6 +126,9 @@ class _Taken:
             atexit.register(signal.signal, each, signal.SIG_IGN)
 
     def forked(self) -> None:
+        """This process is a fork: a signal to it is its own, and must not be passed to the parent's loop."""
+        if (loop := self._loop()) is not None:
+            _taken.pop(loop, None)
         for each in self._before:
             signal.signal(each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL)
 

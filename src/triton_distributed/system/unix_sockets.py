@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from triton_distributed.system.fork import own
+
 # sun_path holds 108 bytes on Linux and 104 on macOS, one of them a zero; see unix(7).
 LONGEST_PATH = 107 if sys.platform == "linux" else 103
 LONGEST_NAME = LONGEST_PATH - len("/proc/self/fd/1234567890/")
@@ -60,6 +62,7 @@ def reachable(path: Path) -> Iterator[str]:
 
 def _socket() -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    own(sock)
     sock.setblocking(False)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
     return sock
@@ -108,6 +111,18 @@ async def listen(
         sock.close()
         remove(path, inode)
         raise
+
+
+def stop_listening(loop: asyncio.AbstractEventLoop, server: asyncio.AbstractServer) -> None:
+    """Close a server in a later step of the loop.
+
+    asyncio hands a connection to its protocol in the step after that in which it accepted it; were the server closed
+    between them, the connection would be neither served nor closed, and its client would wait for ever.
+    """
+    for sock in getattr(server, "sockets", ()):
+        with contextlib.suppress(NotImplementedError):  # a loop that accepts in another way
+            loop.remove_reader(sock.fileno())
+    loop.call_soon(server.close)
 
 
 def claim(path: Path, *, clean: bool = True) -> tuple[socket.socket, int]:

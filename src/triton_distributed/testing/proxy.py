@@ -12,8 +12,8 @@ from pathlib import Path
 
 from triton_distributed.errors import ConfigError
 from triton_distributed.system import unix_sockets
+from triton_distributed.system.unix_sockets import stop_listening
 from triton_distributed.transport.address import Address
-from triton_distributed.transport.listener import stop_listening
 
 # Carried at once, bytes. A direction that is held up has a few of these in the proxy and is not read any further: its
 # sender is stopped as by a peer that does not read.

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
+from triton_distributed.system.fork import own
+
 logger = logging.getLogger("triton_distributed.transport")
 
 # One takes some 0.1 ms in all. So a crowd has a tenth of the loop, and gets in where turns are long, too: its clients'
@@ -61,6 +63,7 @@ class Acceptor:
         self._looked = perf_counter()
         self._pause: asyncio.TimerHandle | None = None
         self._next_line = float("-inf")
+        own(sock)
         self.sock = sock
         sock.setblocking(False)
         loop.add_reader(sock.fileno(), self._readable)

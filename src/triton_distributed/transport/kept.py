@@ -18,7 +18,6 @@ from pathlib import Path
 
 from triton_distributed.errors import TritonError
 from triton_distributed.system import unix_sockets
-from triton_distributed.system.inherited import give_up
 from triton_distributed.transport.acceptor import Acceptor
 
 logger = logging.getLogger("triton_distributed.transport")
@@ -142,11 +141,6 @@ class KeptSockets:
             unix_sockets.remove(each.path, each.inode)
         self._replaced.clear()
         self._kept.clear()
-
-    def release_in_child(self) -> None:
-        """This process is a fork: give up its copies of the sockets."""
-        for acceptor in (*self._replaced, *(each.acceptor for each in self._kept)):
-            give_up(acceptor.sock)
 
 
 def _as_it_is(folder: Path) -> Callable[[], None]:

@@ -8,14 +8,12 @@ client that behaves, which says hello at once, gets in however many there are.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
 from triton_distributed.errors import BrokerError
-from triton_distributed.system.inherited import give_up
 from triton_distributed.transport import memory, tcp
 from triton_distributed.transport.acceptor import Acceptor
 from triton_distributed.transport.address import Address
@@ -26,19 +24,6 @@ from triton_distributed.transport.refusals import Refusals
 from triton_distributed.transport.session import Session
 from triton_distributed.transport.tls import SessionTls
 from triton_distributed.wire.frames import GoawayCode
-
-
-def stop_listening(loop: asyncio.AbstractEventLoop, server: asyncio.AbstractServer) -> None:
-    """Close a server in a later step of the loop.
-
-    asyncio hands a connection to its protocol in the step after that in which it accepted it; were the server closed
-    between them, the connection would be neither served nor closed, and its client would wait for ever.
-    """
-    for sock in getattr(server, "sockets", ()):
-        with contextlib.suppress(NotImplementedError):  # a loop that accepts in another way
-            loop.remove_reader(sock.fileno())
-    loop.call_soon(server.close)
-
 
 AcceptedFactory = Callable[[Callable[[Session, str], None]], Session]
 
@@ -179,14 +164,6 @@ class Listener:
             stop()
         self._acceptors.clear()
         self._stops.clear()
-
-    def release_in_child(self) -> None:
-        """This process is a fork: give up its copies of the sockets."""
-        self._unix.release_in_child()
-        for acceptor in self._acceptors:
-            give_up(acceptor.sock)
-        for session in self.sessions:
-            session.release_in_child()
 
     def close(self) -> None:
         """Accept nothing more and close every session; open streams fail."""

@@ -26,9 +26,6 @@ class Network(Protocol):
             OSError: the address cannot be listened on.
         """
 
-    def release_in_child(self) -> None:
-        """This process is a fork: its copy of the connection is not to be used."""
-
     async def close(self) -> None:
         """End what is still joined."""
 
@@ -54,10 +51,6 @@ class Later:
 
     async def listen(self, address: Address, factory: Callable[[], asyncio.Protocol]) -> Callable[[], None]:
         return await self._network().listen(address, factory)
-
-    def release_in_child(self) -> None:
-        if self._made is not None:
-            self._made.release_in_child()
 
     async def close(self) -> None:
         if self._made is not None:

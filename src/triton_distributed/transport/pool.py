@@ -175,11 +175,6 @@ class SessionPool:
             if session is not None and session.address in addresses:
                 session.ask()
 
-    def release_in_child(self) -> None:
-        """This process is a fork: give up its copies of the sockets."""
-        for session in (*self._greeting, *self._live.values(), *self._parted):
-            session.release_in_child()
-
     async def close(self) -> None:
         """Close every session; open streams fail."""
         self._closed = True

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from triton_distributed.errors import RemoteProtocolError
-from triton_distributed.system.inherited import give_up
+from triton_distributed.system.fork import own
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.fairness import UNLIMITED, Turns
 from triton_distributed.transport.host_loss import host_gone
@@ -112,6 +112,7 @@ class Session(Intake):
     # asyncio.Protocol
 
     def connection_made(self, transport: Any) -> None:
+        own(transport)
         self._transport = transport
         self._pauses = getattr(transport, "reads_in_place", True)
         if not self._pauses:
@@ -273,11 +274,6 @@ class Session(Intake):
         ask = getattr(self._transport, "ask", None)
         if ask is not None:
             ask()
-
-    def release_in_child(self) -> None:
-        """This process is a fork: give up its copy of the socket, or the peer would not see the parent die."""
-        if self._transport is not None:
-            give_up(self._transport.get_extra_info("socket"))
 
     def break_off(self, code: int, words: str) -> None:
         """Tell the peer why and close; every open stream fails with these words."""

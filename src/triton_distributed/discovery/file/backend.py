@@ -23,7 +23,6 @@ import errno
 import logging
 import os
 import threading
-from weakref import WeakSet
 
 from triton_distributed.discovery import record
 from triton_distributed.discovery.base import Sink, Watch
@@ -33,6 +32,7 @@ from triton_distributed.discovery.watchers import Watcher, Watchers
 from triton_distributed.errors import DiscoveryError
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.system import inotify
+from triton_distributed.system.fork import watch_forks
 from triton_distributed.system.private_folder import BACKEND, discovery_error, keep_private, private_folder
 
 _log = logging.getLogger("triton_distributed.discovery")
@@ -88,7 +88,7 @@ class FileDiscovery:
         self._held: dict[str, HeldRecord] = {}
         self._look_again: dict[str, asyncio.TimerHandle] = {}
         self._restoring: dict[str, asyncio.TimerHandle] = {}  # own records that are missing; at most all of them
-        _alive.add(self)
+        watch_forks(self)
 
     def __repr__(self) -> str:
         how = "closed" if self._closed else "inotify" if self._notifier else "polling" if self._patrol else "idle"
@@ -173,14 +173,15 @@ class FileDiscovery:
 
     # --- start, and what a fork leaves -------------------------------------------------------------------------------
 
-    def after_fork_in_child(self) -> None:
-        """Let go of what is the parent's. Called by itself in a forked child, where the discovery counts as closed.
+    def forked(self) -> None:
+        """This process is a fork: let go of what is the parent's, and count as closed.
 
-        The records close themselves. The parent's loop, whose poll set the child shares until it makes its own, is not
-        touched.
+        The parent's loop, whose poll set the child shares until it makes its own, is not touched.
         """
         self._closed = True
         self._owning = threading.Lock()  # a thread that the child does not have may have held the parent's
+        for held in self._held.values():
+            held.release()
         self._held.clear()
         self._patrol = None
         self._look_again.clear()
@@ -404,16 +405,3 @@ class FileDiscovery:
             if count % _SLICE == 0:
                 await asyncio.sleep(0)
             self._look(name)
-
-
-# The only way to reach a discovery in a process forked behind its back. Weak, and nothing else is kept.
-_alive: WeakSet[FileDiscovery] = WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for each in tuple(_alive):
-        each.after_fork_in_child()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -10,15 +10,14 @@ import errno
 import fcntl
 import os
 import stat
-import threading
 import time
 from dataclasses import dataclass
 from enum import Enum
 from io import FileIO
-from weakref import WeakSet
 
 from triton_distributed.discovery import record
 from triton_distributed.names import Instance
+from triton_distributed.system.fork import no_fork, own
 
 # After a leading dot: no watcher takes a file for a record before it is complete, locked and renamed.
 TEMPORARY = ".new"
@@ -47,11 +46,11 @@ class HeldRecord:
         self.path = os.path.join(folder, key)
         temporary = os.path.join(folder, f".{os.urandom(8).hex()}{TEMPORARY}")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with _fork_waits:
+        with no_fork:  # the lock lasts as long as any copy of the descriptor, also one in a child
             # A file object, so that one that is dropped unclosed is closed, and warns, instead of looking alive for
             # ever.
             self._file = FileIO(os.open(temporary, flags, 0o600), "wb")
-            _held_records.add(self)
+            own(self)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             view = memoryview(data)
@@ -67,6 +66,10 @@ class HeldRecord:
             except OSError:
                 pass
             raise
+
+    def fileno(self) -> int:
+        """The descriptor, for a forked child to give up: a dead parent would look alive for as long as its child."""
+        return self._file.fileno()
 
     def in_place(self) -> bool | None:
         """True while the path leads to this record, False if there is nothing, None if there is something else."""
@@ -93,24 +96,6 @@ class HeldRecord:
     def release(self) -> None:
         """Close without removing: what the path leads to is not this record any more, or not this process's."""
         self._file.close()
-
-
-# A forked child inherits the descriptor, and the lock lasts as long as any copy: a dead parent would look alive for as
-# long as its child lives. So a child closes what its parent held (the parent's lock stays), and a fork on another
-# thread waits while a record is open that is not listed yet. Reentrant: a finaliser may fork on the same thread.
-_held_records: WeakSet[HeldRecord] = WeakSet()
-_fork_waits = threading.RLock()
-
-
-def _after_fork_in_child() -> None:
-    _fork_waits.release()
-    for each in tuple(_held_records):
-        each.release()
-
-
-os.register_at_fork(
-    before=_fork_waits.acquire, after_in_parent=_fork_waits.release, after_in_child=_after_fork_in_child
-)
 
 
 class State(Enum):

@@ -116,9 +116,6 @@ class HostNetwork:
     async def listen(self, address: Address, factory: Factory) -> Callable[[], None]:
         return self._switch.listen(self._host, address.host, factory)
 
-    def release_in_child(self) -> None:
-        """There is nothing to release."""
-
     async def close(self) -> None:
         """Sessions close their own connections."""
 

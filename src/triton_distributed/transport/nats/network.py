@@ -280,10 +280,6 @@ class NatsNetwork:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def release_in_child(self) -> None:
-        """This process is a fork: send nothing over the connection, which is the parent's."""
-        self._closed = True
-
     async def close(self) -> None:
         """End every session and stop listening; the connection is its owner's to close."""
         for each in list(self._transports):

@@ -1,0 +1,87 @@
+"""A forked child keeps none of the descriptors that are owned, and its parent keeps all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import socket
+import warnings
+from pathlib import Path
+
+import pytest
+
+from triton_distributed.system.fork import own, watch_forks
+
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/fd").exists(), reason="only Linux tells what a descriptor leads to"
+)
+
+
+def in_child(numbers: list[int]) -> list[bool]:
+    """Whether each number leads to the null device in a forked child."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads: the child only answers and is gone
+        child = os.fork()
+        if child == 0:
+            answer = 0xFF
+            try:
+                null = [os.readlink(f"/proc/self/fd/{each}") == os.devnull for each in numbers]
+                answer = sum(found << bit for bit, found in enumerate(null))
+            finally:
+                os._exit(answer)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status != 0xFF
+    return [bool(status >> bit & 1) for bit in range(len(numbers))]
+
+
+def test_a_child_gives_up_what_is_owned_and_only_that() -> None:
+    ours, other = socket.socketpair()
+    with ours, other:
+        own(ours)
+        own(ours)  # as a transport and its socket do
+        assert in_child([ours.fileno(), other.fileno()]) == [True, False]
+        ours.send(b"the parent's is open")
+        assert other.recv(100)
+
+
+def test_a_number_that_has_another_owner_by_now_is_left_alone() -> None:
+    closed, _kept = socket.socketpair()
+    own(closed)
+    number = closed.fileno()
+    closed.close()
+    with _kept, socket.socket(fileno=os.dup2(_kept.fileno(), number)):
+        assert in_child([number]) == [False]
+
+
+@pytest.mark.any_loop
+async def test_a_transport_is_given_up_and_one_that_has_closed_is_not() -> None:
+    ours, other = socket.socketpair()
+    with other:
+        transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=ours)
+        own(transport)
+        number = transport.get_extra_info("socket").fileno()
+        assert in_child([number, other.fileno()]) == [True, False]
+        transport.close()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert in_child([other.fileno()]) == [False]
+
+
+def test_what_must_know_is_notified_in_the_child_alone() -> None:
+    read, write = os.pipe()
+
+    class Watching:
+        def forked(self) -> None:
+            os.write(write, b"forked")
+
+    watching = Watching()
+    watch_forks(watching)
+    in_child([])
+    assert os.read(read, 100) == b"forked"
+    del watching
+    gc.collect()
+    in_child([])
+    os.close(write)
+    assert os.read(read, 100) == b""
+    os.close(read)
