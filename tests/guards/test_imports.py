@@ -9,7 +9,7 @@ import pytest
 
 from tests.guards.tree import PACKAGE, Module, imports, modules
 
-VALUES = {"errors", "names", "config", "context", "annotated"}
+VALUES = {"errors", "names", "config", "context", "annotated", "quiet"}
 GROUND = {"wire", "payload", "system", "external"}
 SIBLINGS = {"transport", "discovery", "routing", "events", "observe"}
 HALVES = {"calling", "serving"}
@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors", "names"},
     "context": {"names"},
     "annotated": set(),
+    "quiet": set(),
     **dict.fromkeys(GROUND, VALUES),
     **dict.fromkeys(SIBLINGS, VALUES | GROUND),
     **dict.fromkeys(HALVES, VALUES | GROUND | SIBLINGS),
@@ -125,7 +126,7 @@ def test_there_is_something_to_look_at():
             direction,
             "transport/tcp.py",
             "import triton_distributed.discovery.file.backend",
-            "it may import annotated, config, context, errors, external, names, payload, system, transport, wire",
+            "it may import annotated, config, context, errors, external, names, payload, quiet, system, transport, wire",
         ),
         (direction, "transport/tcp.py", "from ..routing import policy", "imports triton_distributed.routing.policy"),
         (direction, "wire/__init__.py", "from .. import runtime", "wire imports triton_distributed.runtime"),

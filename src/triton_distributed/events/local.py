@@ -23,6 +23,7 @@ from triton_distributed.events.inbox import MAX_BYTES, MAX_EVENTS, Inbox
 from triton_distributed.events.link import SEND_BUFFER, FrameReader, Link
 from triton_distributed.events.subscribers import Subscribers
 from triton_distributed.events.subscription import Subscription
+from triton_distributed.quiet import Quiet
 from triton_distributed.system import unix_sockets
 from triton_distributed.system.fork import own
 from triton_distributed.system.private_folder import keep_private, private_folder
@@ -69,7 +70,7 @@ class LocalEvents:
         self._opening: set[asyncio.Task[None]] = set()
         self._check: asyncio.TimerHandle | None = None
         self._checked = False
-        self._trouble = ""  # why our files could not be made again, as it was said
+        self._troubles = Quiet()  # why our files could not be made again
         self._closed = False
         self._pid = os.getpid()
 
@@ -240,13 +241,12 @@ class LocalEvents:
         try:
             await self._make_again()
         except (OSError, TritonError) as error:
-            if str(error) != self._trouble:
-                self._trouble = str(error)
+            if self._troubles.due(str(error)) is not None:
                 words = "events do not reach this process: its files in %s are gone and cannot be made again yet: %s"
                 logger.warning(words, self._folder.path, error)
             await asyncio.sleep(RETRY_S)
         else:
-            self._trouble = ""
+            self._troubles.clear()
 
     async def _make_again(self) -> None:
         """Make the folder, our socket and our marks again, as far as they are missing.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from triton_distributed.errors import BrokerError, ConfigError, without_secrets
+from triton_distributed.quiet import Quiet
 
 if TYPE_CHECKING:
     from nats.aio.client import Client as NatsClient
@@ -22,7 +22,8 @@ RECONNECT_WAIT_S = 0.25  # between attempts; the client library gives up for goo
 PING_INTERVAL_S = 5.0  # a server that is frozen rather than dead is left after two pings without an answer
 PINGS_UNANSWERED = 2
 CANCELLATIONS = 10  # of the library's reconnection, at most
-QUIET_S = 5.0  # the same complaint is logged once in this time
+QUIET_S = 5.0
+"""Seconds between two log entries with the same complaint of the client library."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class NatsConnection:
         self._client: NatsClient | None = None
         self._connecting: asyncio.Task[NatsClient] | None = None
         self.last_error = ""
-        self._said: tuple[str, float] = ("", 0.0)
+        self._complaints = Quiet(QUIET_S)  # of the library, by their text
         self._closed = False
 
     async def client(self) -> NatsClient:
@@ -195,10 +196,7 @@ class NatsConnection:
     async def _on_error(self, error: Exception) -> None:
         text = without_secrets(str(error)) or type(error).__name__
         self.last_error = text
-        said, when = self._said
-        now = time.monotonic()
-        if text != said or now - when > QUIET_S:
-            self._said = (text, now)
+        if self._complaints.due(text) is not None:
             logger.warning("NATS at %s: %s", self.where, text)
 
     async def _on_disconnected(self) -> None:

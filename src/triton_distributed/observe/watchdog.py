@@ -28,14 +28,15 @@ from types import FrameType
 
 from triton_distributed.observe.stacks import Blame, Place, blame, callback, loop_place, stack
 from triton_distributed.observe.usage import Usage, usage_of_this_thread
+from triton_distributed.quiet import Quiet
 
 logger = logging.getLogger("triton_distributed.watchdog")
 
 LAG_BOUNDS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 BEATS = 4  # marks in one limit: more would tell no more than a quarter of a limit less, and cost as much again
 AGAIN_S = 1.0  # while the loop is stuck: between two looks whether it was closed, or others can be told by now
-QUIET_S = 10.0  # a handler that blocks the loop at every request must not fill a disk
-MOST_PLACES = 64  # lines of code that blocked the loop and are remembered
+QUIET_S = 10.0
+"""Seconds between two log entries for one line of code: a handler that always blocks the loop must not fill a disk."""
 ADVICE = "What blocks belongs in a handler written with plain `def`, or in asyncio.to_thread."
 
 
@@ -105,7 +106,7 @@ class Watchdog:
         self._blame: Blame | None = None  # of the present stall
         self._said = True  # of the present stall
         self._told = self._told_badly = False
-        self._quiet: dict[str, tuple[float, int]] = {}  # place → when it was logged, how many since
+        self._quiet = Quiet(QUIET_S, clock)  # by place
 
     def __repr__(self) -> str:
         state = "idle" if self._thread is None else "stuck" if self._stuck_since is not None else "watching"
@@ -199,20 +200,16 @@ class Watchdog:
         self.stats.stalls += 1
         self._blame = found
         place = str(found)
-        since, unsaid = self._quiet.get(place, (now - QUIET_S, 0))
-        self._said = now - since >= QUIET_S
+        suppressed = self._quiet.due(place)
+        self._said = suppressed is not None
         if not self._said:
-            self._quiet[place] = (since, unsaid + 1)
             return
-        if len(self._quiet) >= MOST_PLACES:
-            self._quiet.clear()
-        self._quiet[place] = (now, 0)
         logger.warning(
             "the event loop is %s %s, for %.2f s so far%s: this process answers nobody meanwhile. %s Its stack:\n%s",
             "stuck at" if found.theirs else "held up at",
             place,
             now - self._beat_at,
-            f" ({unsaid} times more since the last report)" if unsaid else "",
+            f" ({suppressed} times more since the last report)" if suppressed else "",
             ADVICE if found.theirs else self._own(now, used),
             stack(frame),
         )

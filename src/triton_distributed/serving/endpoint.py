@@ -12,6 +12,7 @@ from triton_distributed.context import Context
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.observe import Outcome, Stats
 from triton_distributed.payload.exceptions import let_through
+from triton_distributed.quiet import Quiet
 from triton_distributed.serving.admission import HandlerSlots
 from triton_distributed.serving.gate import Gate
 from triton_distributed.serving.handlers import Handler
@@ -23,9 +24,6 @@ logger = logging.getLogger("triton_distributed.runtime")
 
 QUIET_S = 10.0
 """Seconds between two log entries for errors of one type: a handler that always fails must not fill a disk."""
-
-MOST_KINDS = 64
-"""Types of errors that are remembered."""
 
 MOST_WORDS = 300
 """Characters of an error's text in a line of the log."""
@@ -87,7 +85,7 @@ class ServedEndpoint:
         self.lingering = Lingering(loop, name, handler.name)
         self.task: asyncio.Task[Any] | None = None
         self.context = contextvars.copy_context()
-        self._reported: dict[str, tuple[float, int]] = {}  # type of error → when it was logged, how many since
+        self._reported = Quiet(QUIET_S, loop.time)  # by type of error
 
     @property
     def cancelled(self) -> bool:
@@ -95,22 +93,15 @@ class ServedEndpoint:
         return self.task is not None and self.task.cancelling() > 0
 
     def report(self, context: Context, error: BaseException) -> None:
-        """Log what a handler raised: once in `QUIET_S` for each type of error, with the number of the others.
+        """Log what a handler raised: at most once in `QUIET_S` for each type of error, with the number of the others.
 
-        The traceback is logged where the error arose. A handler that lets the error of its own call through is logged
-        with one line.
+        The traceback is logged in the worker where the error arose. A handler that passes on the error of its own call
+        is logged with one line.
         """
         through = let_through(error)
-        kind, now = through.type_name if through else type(error).__qualname__, self.loop.time()
-        since, unsaid = self._reported.get(kind, (-QUIET_S, 0))
-        level, more = logging.WARNING, f" ({unsaid} more like it since the last report)" if unsaid else ""
-        if now - since < QUIET_S:
-            self._reported[kind] = (since, unsaid + 1)
-            level, more = logging.DEBUG, ""
-        else:
-            if len(self._reported) >= MOST_KINDS:
-                self._reported.clear()
-            self._reported[kind] = (now, 0)
+        suppressed = self._reported.due(through.type_name if through else type(error).__qualname__)
+        level = logging.DEBUG if suppressed is None else logging.WARNING
+        more = f" ({suppressed} more like it since the last report)" if suppressed else ""
         if not logger.isEnabledFor(level):
             return
         if through is None:

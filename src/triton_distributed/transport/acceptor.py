@@ -16,6 +16,7 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
+from triton_distributed.quiet import Quiet
 from triton_distributed.system.fork import own
 
 logger = logging.getLogger("triton_distributed.transport")
@@ -62,7 +63,7 @@ class Acceptor:
         self._joining: set[asyncio.Task[Any]] = set()  # at most `MOST_A_TURN` a turn, and each lasts two
         self._looked = perf_counter()
         self._pause: asyncio.TimerHandle | None = None
-        self._next_line = float("-inf")
+        self._ran_out_of = Quiet(EVERY_S, loop.time)
         own(sock)
         self.sock = sock
         sock.setblocking(False)
@@ -94,9 +95,7 @@ class Acceptor:
             sock.close()
 
     def _wait(self, error: OSError) -> None:
-        now = self._loop.time()
-        if now >= self._next_line:
-            self._next_line = now + EVERY_S
+        if self._ran_out_of.due() is not None:
             logger.warning("cannot accept connections: %s; see `ulimit -n` and TRD_MAX_SESSIONS", error)
         self._loop.remove_reader(self.sock.fileno())
         self._pause = self._loop.call_later(PAUSE_S, self._go_on)

@@ -9,21 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
 from triton_distributed.errors import BrokerError
+from triton_distributed.quiet import Quiet
 from triton_distributed.transport import memory, tcp
 from triton_distributed.transport.acceptor import Acceptor
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.kept import KeptSockets
 from triton_distributed.transport.liveness import HEALTH_S, HOST_S, Liveness
 from triton_distributed.transport.network import Networks
-from triton_distributed.transport.refusals import Refusals
 from triton_distributed.transport.session import Session
 from triton_distributed.transport.tls import SessionTls
 from triton_distributed.wire.frames import GoawayCode
+
+logger = logging.getLogger("triton_distributed.transport")
+
+TURNED_AWAY_EVERY_S = 10.0
+"""Seconds between two log entries for peers that were turned away: an attack must not fill a disk."""
 
 AcceptedFactory = Callable[[Callable[[Session, str], None]], Session]
 
@@ -64,7 +70,7 @@ class Listener:
         self._max_sessions = max_sessions
         self._tls = tls
         self._networks = networks or {}
-        self._refusals = Refusals(loop.time)
+        self._turned_away = Quiet(TURNED_AWAY_EVERY_S, loop.time)
         self._max_greeting = max_greeting
         self._greeting: dict[Session, None] = {}  # in the order in which they came
         self._unix = KeptSockets(loop, lambda sock: self._take(sock, self._accept), looked)
@@ -152,7 +158,12 @@ class Listener:
         if session.lost is not None:
             self.sessions.pop(session, None)
             if session.turned_away:
-                self._refusals.note(session.address, reason)
+                self._log_turned_away(session.address, reason)
+
+    def _log_turned_away(self, peer: str, reason: str) -> None:
+        if (suppressed := self._turned_away.due()) is not None:
+            more = f" (and {suppressed:,} more since the last such line)" if suppressed else ""
+            logger.warning("turned %s away: %s%s", peer, reason, more)
 
     def close_listening(self) -> None:
         """Accept nothing more; the sessions stay. A connection that was being accepted is told so, and closed."""

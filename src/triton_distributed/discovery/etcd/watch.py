@@ -24,11 +24,13 @@ from triton_distributed.external import etcd_messages as messages
 from triton_distributed.external.etcd import FIRST_WAIT_S, LAST_WAIT_S, READ_S, EtcdClient
 from triton_distributed.external.etcd_endpoint import EtcdRefused
 from triton_distributed.names import EndpointName, Instance
+from triton_distributed.quiet import Quiet
 
 _log = logging.getLogger("triton_distributed.discovery")
 
 PAGE = 512  # records listed at once: some 300 KB, decoded in 2 ms, so that other threads get their turn in between
-_MAX_WARNED = 1024  # keys that were warned about and are remembered
+_MAX_WARNED = 1024
+"""Keys that were warned about and are remembered."""
 
 #: What has changed, in order: a key and what lies there now, None for nothing.
 Changes = list[tuple[bytes, Instance | None]]
@@ -63,7 +65,7 @@ class EndpointWatch:
         self._lineage = b""
         self._next = 0  # the revision from which on nothing has been seen
         self._live = False
-        self._warned: dict[bytes, None] = {}
+        self._warned = Quiet(most=_MAX_WARNED)  # by key
 
     async def take_stock(self) -> None:
         """Take in all that is there now.
@@ -151,10 +153,7 @@ class EndpointWatch:
         try:
             return self._keys.read(kv.key, kv.value)
         except BadRecord as error:
-            if kv.key not in self._warned:
-                if len(self._warned) >= _MAX_WARNED:
-                    self._warned.pop(next(iter(self._warned)))
-                self._warned[kv.key] = None
+            if self._warned.due(kv.key) is not None:
                 _log.warning("record %s in etcd is skipped: %s", kv.key.decode(errors="replace"), error)
             return None
 
@@ -191,7 +190,7 @@ class EndpointWatch:
             return
         else:
             self._known[key] = instance
-            self._warned.pop(key, None)
+            self._warned.forget(key)
         changes.append((key, instance))
 
     # --- after a break -----------------------------------------------------------------------------------------------

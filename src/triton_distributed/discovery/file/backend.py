@@ -31,6 +31,7 @@ from triton_distributed.discovery.file.lockfile import HeldRecord, State
 from triton_distributed.discovery.watchers import Watcher, Watchers
 from triton_distributed.errors import DiscoveryError
 from triton_distributed.names import EndpointName, Instance
+from triton_distributed.quiet import Quiet
 from triton_distributed.system import inotify
 from triton_distributed.system.fork import watch_forks
 from triton_distributed.system.private_folder import BACKEND, discovery_error, keep_private, private_folder
@@ -44,7 +45,6 @@ SETTLE_S = 0.6  # after which whoever removes a folder with all its files has do
 
 _SLICE = 128  # files looked at before others on the loop get their turn: 1 to 2 ms
 _TOUCH_S = 3600.0  # the strictest cleaners in use remove what was not touched for a day
-_MAX_TROUBLES = 64  # texts that were said and are not said again: there are fewer kinds of trouble than this
 
 # Linux announces a file's last close just before it drops the lock (`__fput`): 0.12 ms at most in 60 tries, longer
 # where the dying process is preempted between the two. Looked at again this many seconds later each; then it is left
@@ -77,7 +77,7 @@ class FileDiscovery:
         self._patrol: asyncio.Task[None] | None = None
         self._patrol_now = asyncio.Event()
         self._closed = False
-        self._troubles: set[str] = set()  # what was said and still goes wrong
+        self._troubles = Quiet()  # what was logged and still goes wrong
         self._troubled = False  # whether anything went wrong since the patrol last set out
         self._looked_at_all = False
         self._watchers = Watchers()
@@ -308,12 +308,9 @@ class FileDiscovery:
             self._restoring[key] = self._loop.call_later(SETTLE_S, restore)
 
     def _complain(self, text: str) -> None:
-        """Say once what goes on going wrong, until the patrol finds nothing wrong any more."""
+        """Log a lasting problem once, until the patrol finds no problem any more."""
         self._troubled = True
-        if text not in self._troubles:
-            if len(self._troubles) >= _MAX_TROUBLES:
-                self._troubles.clear()
-            self._troubles.add(text)
+        if self._troubles.due(text) is not None:
             _log.warning("%s: %s", self.where, text)
 
     # --- own records -------------------------------------------------------------------------------------------------

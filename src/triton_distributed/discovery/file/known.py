@@ -13,10 +13,12 @@ from triton_distributed.discovery.base import Added, Removed, same
 from triton_distributed.discovery.file.lockfile import TEMPORARY, Signature, State, read_record, sweep_temporary
 from triton_distributed.discovery.watchers import Watchers
 from triton_distributed.names import EndpointName, Instance
+from triton_distributed.quiet import Quiet
 
 _log = logging.getLogger("triton_distributed.discovery")
 
-_MAX_WARNED = 1024  # files that were warned about and are remembered; beyond, the oldest may be warned about again
+_MAX_WARNED = 1024
+"""Files that were warned about and are remembered. Beyond that, the oldest may be warned about again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class Census:
         self._wanted: Counter[str | None] = Counter()
         # As many as there are locked files, and so live instances, of the wanted endpoints: the dead are removed.
         self._known: dict[str, _Known] = {}
-        self._warned: dict[str, None] = {}
+        self._warned = Quiet(most=_MAX_WARNED)  # by key
 
     def __len__(self) -> int:
         return len(self._known)
@@ -50,7 +52,7 @@ class Census:
     @property
     def keys(self) -> Iterable[str]:
         """Under which something is known, or was warned about."""
-        return (*self._known, *self._warned)
+        return (*self._known, *map(str, self._warned))
 
     @property
     def instances(self) -> list[Instance]:
@@ -93,7 +95,7 @@ class Census:
         if reading.state is State.BAD:
             self._warn(key, reading.reason)
         else:
-            self._warned.pop(key, None)
+            self._warned.forget(key)
         if reading.state is State.HELD:
             if reading.instance is not None:
                 self._known[key] = _Known(reading.instance, reading.signature)
@@ -116,16 +118,12 @@ class Census:
         elif os.path.lexists(path):
             self._warn(name, "its name is not a record's")
         else:
-            self._warned.pop(name, None)
+            self._warned.forget(name)
 
     def _warn(self, key: str, reason: str) -> None:
         """Say once that a file is skipped, however often it changes, until it is right or gone."""
-        if key in self._warned:
-            return
-        if len(self._warned) >= _MAX_WARNED:
-            self._warned.pop(next(iter(self._warned)))
-        self._warned[key] = None
-        _log.warning("record %s is skipped: %s", os.path.join(self._folder, key), reason)
+        if self._warned.due(key) is not None:
+            _log.warning("record %s is skipped: %s", os.path.join(self._folder, key), reason)
 
 
 def _prefix(endpoint: EndpointName | None) -> str | None:
