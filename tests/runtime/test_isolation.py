@@ -100,7 +100,7 @@ async def test_a_handler_that_ignores_its_cancellation_ends_at_its_next_item(clu
     stream = client.generate(1)
     await patiently(began.wait())
     stream.cancel()
-    (served,) = [each for runtime in cluster._runtimes for each in runtime._server.endpoints]
+    (served,) = [each for runtime in cluster._runtimes for each in runtime.worker.server.endpoints]
     await until(lambda: not served.gate.running)
     assert yielded == [0]
     assert served.stats.outcomes()["cancelled"] == 1

@@ -113,7 +113,7 @@ async def test_where_one_is_full_and_another_drains_the_caller_may_come_back(clu
     calls = [asyncio.create_task(client.call(n)) for n in range(2)]
     await until(lambda: all(each.began for each in gates))
     waits = asyncio.create_task(client.call("waits"))
-    (served,) = draining._server.endpoints
+    (served,) = draining.worker.server.endpoints
     await until(lambda: len(served.gate.queue) == 1)
     draining.shutdown()
     with pytest.raises(Overloaded, match="2 instances were tried") as caught:
@@ -142,7 +142,7 @@ async def test_a_request_that_leaves_the_queue_makes_room(cluster: Cluster) -> N
     gate = Gate()
     worker = await cluster.worker(gate, max_inflight=1, max_queue=1)
     client = await cluster.client()
-    (served,) = worker._server.endpoints
+    (served,) = worker.worker.server.endpoints
     first = asyncio.create_task(client.call("first"))
     await until(lambda: gate.began)
     second = asyncio.create_task(client.call("second"))

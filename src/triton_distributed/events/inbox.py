@@ -49,6 +49,11 @@ class Inbox:
         """Events that were not read."""
         return len(self._waiting)
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of those events."""
+        return self._bytes
+
     def push(self, data: bytes, lost: int = 0) -> None:
         """Take one event, and the news that `lost` before it never came."""
         if self.closed:

@@ -274,6 +274,9 @@ class LocalEvents:
 
     # life
 
+    def inboxes(self) -> list[Inbox]:
+        return self._own.inboxes()
+
     async def close(self) -> None:
         self._closed = True
         if self._check is not None:

@@ -116,6 +116,9 @@ class NatsEvents:
         ending = self._ending[inbox] = inbox.loop.create_task(_unsubscribe(subscribed))
         ending.add_done_callback(lambda _: self._ending.pop(inbox, None))
 
+    def inboxes(self) -> list[Inbox]:
+        return self._own.inboxes()
+
     async def close(self) -> None:
         self._closed = True
         opening = list(self._opening)

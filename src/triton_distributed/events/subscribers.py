@@ -35,6 +35,10 @@ class Subscribers:
         for inbox in self._inboxes.get(subject, ()):
             inbox.push(data, lost)
 
+    def inboxes(self) -> list[Inbox]:
+        """All inboxes."""
+        return [inbox for inboxes in self._inboxes.values() for inbox in inboxes]
+
     def subjects(self) -> list[str]:
         """Those that somebody has subscribed to."""
         return list(self._inboxes)

@@ -16,6 +16,7 @@ from triton_distributed.calling.response_stream import ResponseStream
 from triton_distributed.calling.resume import Resumption
 from triton_distributed.context import HIGHEST_PRIORITY, ID, LOWEST_PRIORITY, PRIORITY, Context, current
 from triton_distributed.errors import NoInstances, NotUnary
+from triton_distributed.names import EndpointName
 from triton_distributed.observe import OutlierStats, Stats
 from triton_distributed.payload.codec import Message, encode
 from triton_distributed.routing.budget import RetryBudget
@@ -342,6 +343,11 @@ class Client:
     def nobody(self) -> NoInstances:
         """The error of a call that finds no instance."""
         return NoInstances(self.view.name.path, self.where, self._elsewhere())
+
+    @property
+    def name(self) -> EndpointName:
+        """The endpoint that it calls."""
+        return self.view.name
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `work` in a task that the runtime owns."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import weakref
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from triton_distributed.events import Event, Subscription, WorkQueue
 from triton_distributed.events.inbox import MAX_BYTES, MAX_EVENTS
@@ -14,12 +15,21 @@ from triton_distributed.routing.policies import Policy
 from triton_distributed.runtime.client import Client
 from triton_distributed.runtime.core import Core
 from triton_distributed.runtime.events import component_subject, namespace_subject
+from triton_distributed.runtime.serve_task import ServeTask
+from triton_distributed.runtime.worker import ServeOptions, Worker
+
+
+class Owner(Core, Protocol):
+    """A runtime as its namespaces, components and endpoints see it."""
+
+    worker: Worker
+    clients: weakref.WeakSet[Client]
 
 
 class Namespace:
     """A group of components. Made by `runtime.namespace(name)`."""
 
-    def __init__(self, runtime: Core, name: str) -> None:
+    def __init__(self, runtime: Owner, name: str) -> None:
         self._runtime = runtime
         self.name = check_name("namespace", name)
 
@@ -52,7 +62,7 @@ class Namespace:
 class Component:
     """A group of endpoints that belong together. Made by `namespace.component(name)`."""
 
-    def __init__(self, runtime: Core, namespace: str, name: str) -> None:
+    def __init__(self, runtime: Owner, namespace: str, name: str) -> None:
         self._runtime = runtime
         self.namespace = namespace
         self.name = check_name("component", name)
@@ -134,7 +144,7 @@ class Component:
 class Endpoint:
     """Something that can be served and called. Made by `component.endpoint(name)` or `runtime.endpoint("a.b.c")`."""
 
-    def __init__(self, runtime: Core, name: EndpointName) -> None:
+    def __init__(self, runtime: Owner, name: EndpointName) -> None:
         self._runtime = runtime
         self.name = name
 
@@ -147,7 +157,7 @@ class Endpoint:
         max_inflight: int | None = None,
         max_queue: int = 0,
         metadata: Mapping[str, Any] | None = None,
-    ) -> asyncio.Task[None]:
+    ) -> ServeTask:
         """Serve the endpoint until the runtime is shut down; the task is then done with None.
 
         Args:
@@ -177,14 +187,10 @@ class Endpoint:
             raise ValueError(f"max_queue={max_queue!r}: a whole number of at least 0")
         if max_queue and max_inflight is None:
             raise ValueError(f"max_queue={max_queue}: requests only wait where max_inflight= limits those that run")
-        return self._runtime.serve(
-            self.name,
-            handler,
-            graceful=graceful_shutdown,
-            max_inflight=max_inflight,
-            max_queue=max_queue,
-            metadata=copy.deepcopy(dict(metadata or {})),  # the instance is registered later, and perhaps again
-        )
+        self._runtime.check("serve_endpoint")
+        metadata = copy.deepcopy(dict(metadata or {}))  # the instance is registered later, and perhaps again
+        options = ServeOptions(graceful_shutdown, max_inflight, max_queue, metadata)
+        return self._runtime.worker.serve(self.name, handler, options)
 
     def client(self, policy: str | Policy = "round_robin") -> asyncio.Task[Client]:
         """A task whose result is a client that knows the present instances.
@@ -203,7 +209,9 @@ class Endpoint:
         return self._runtime.event_loop().create_task(self._client(policy))
 
     async def _client(self, policy: str | Policy) -> Client:
-        return Client(self._runtime, await self._runtime.candidates(self.name), policy)
+        client = Client(self._runtime, await self._runtime.candidates(self.name), policy)
+        self._runtime.clients.add(client)
+        return client
 
     async def pause(self) -> None:
         """Take this runtime's instance out of rotation: clients call other instances, and this one begins no request.
@@ -217,7 +225,7 @@ class Endpoint:
             DiscoveryError: with static discovery, whose list is fixed.
             ForkError, RuntimeClosed.
         """
-        await self._runtime.set_listed(self.name, False)
+        await self._runtime.worker.registrations.pause(self.name)
 
     async def resume(self) -> None:
         """Put this runtime's instance back into rotation, under the id that it had. Resuming twice is harmless.
@@ -227,7 +235,7 @@ class Endpoint:
             DiscoveryError: it cannot be registered; it stays out.
             ForkError, RuntimeClosed: also while the runtime drains.
         """
-        await self._runtime.set_listed(self.name, True)
+        await self._runtime.worker.registrations.resume(self.name)
 
     def lease_id(self) -> int:
         """The instance id of this runtime, the same for all its endpoints."""

@@ -95,7 +95,7 @@ class HandlerThreads:
     """
 
     def __init__(self, most: int) -> None:
-        self._most = most
+        self.most = most
         self._lock = threading.Lock()  # guards what follows; never held while anything else is waited for
         self._running: dict[Computation, None] = {}  # those that hold a place, at most `most`
         self._parked: dict[Computation, None] = {}  # those that wait for their readers
@@ -112,6 +112,12 @@ class HandlerThreads:
         self._timer: asyncio.TimerHandle | None = None  # set while something waits
         self._said_at = float("-inf")
         self._said = False  # of the standstill that lasts
+
+    def counts(self) -> tuple[int, int, int, int]:
+        """How many computations run, are parked and wait, and how many threads there are."""
+        with self._lock:
+            waiting = len(self._waiting) + len(self._threadless)
+            return len(self._running), len(self._parked), waiting, self._threads
 
     # on the loop
 
@@ -217,12 +223,12 @@ class HandlerThreads:
             return
         self._said, self._said_at = True, loop.time()
         waited_s = loop.time() - min(each.since for each in waiting)
-        if len(running) >= self._most:
+        if len(running) >= self.most:
             logger.warning(
                 "as many plain handlers run as TRD_THREADS=%d allows, and for %g s none has ended: %s. %d more wait, "
                 "the first for %.1f s: %s. If those that run wait for those that wait, this does not end by itself: "
                 "raise TRD_THREADS, or make them async",
-                self._most,
+                self.most,
                 STUCK_S,
                 _names(running),
                 len(waiting),
@@ -271,7 +277,7 @@ class HandlerThreads:
                 self._waiting.move_to_end(first, last=False)
             self._idle.append(thread)
             fresh = self._fill()
-            if self._idle and self._idle[-1] is thread and (self._closed or len(self._idle) > self._most):
+            if self._idle and self._idle[-1] is thread and (self._closed or len(self._idle) > self.most):
                 del self._idle[-1]
                 self._threads -= 1
                 thread.turn.release()  # without work it ends
@@ -286,13 +292,13 @@ class HandlerThreads:
             threads that are to be started when it is not.
         """
         fresh: list[_Thread] = []
-        while self._waiting and len(self._running) < self._most:
+        while self._waiting and len(self._running) < self.most:
             work, _ = self._waiting.popitem(last=False)
             thread = work.thread
             if thread is None:
                 if self._idle:
                     thread = self._idle.pop()
-                elif self._threadless or self._threads >= self._most + MOST_PARKED:
+                elif self._threadless or self._threads >= self.most + MOST_PARKED:
                     self._threadless[work] = None
                     continue
                 else:

@@ -69,6 +69,11 @@ class SessionPool:
             loop, lambda: (*self._live.values(), *self._parted), health_timeout_s, host_timeout_s, self._silent
         )
 
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """All sessions: those that greet, those that are open, and those that go away with streams still open."""
+        return (*self._greeting, *self._live.values(), *self._parted)
+
     def get(self, addresses: Addresses) -> Session | None:
         """The live session to these addresses, if there is one."""
         return self._live.get(addresses)

@@ -89,6 +89,11 @@ class Connection:
         self.accepting: list[int] = []
         self._direct: tuple[StreamCore, Assembly, int, int, int] | None = None  # …, flags, bytes missing, cost
 
+    @property
+    def budget(self) -> WindowBudget:
+        """What the windows of its streams come out of."""
+        return self._budget
+
     # sending
 
     def greet(self) -> None:
