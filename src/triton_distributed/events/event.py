@@ -10,7 +10,10 @@ from triton_distributed.errors import DecodeError
 from triton_distributed.payload.codec import Message, decode, encode
 
 VERSION = 1
-_HEAD = Struct(">BQI")  # version, publisher's instance id, number of buffers; then their lengths, the body, the buffers
+
+_HEAD = Struct(">BQI")
+"""Version, the publisher's instance id, the number of buffers. Their lengths, the body and the buffers follow."""
+
 _LENGTH = Struct(">Q")
 
 

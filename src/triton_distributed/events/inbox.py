@@ -11,9 +11,14 @@ from triton_distributed.errors import SubscriptionClosed
 
 logger = logging.getLogger("triton_distributed.events")
 
-MAX_EVENTS = 65_536  # some seconds of the fastest publisher, for a subscriber that is busy with something else
-MAX_BYTES = 64 * 1024 * 1024  # as TRD_SESSION_WINDOW_BYTES: what one peer may cost a process that does not read
-TURN = 64  # events read without waiting before others get their turn on the loop
+MAX_EVENTS = 65_536
+"""Unread events, by default: some seconds of the fastest publisher, for a subscriber that is busy."""
+
+MAX_BYTES = 64 * 1024 * 1024
+"""Unread bytes, by default: as TRD_SESSION_WINDOW_BYTES, what one peer may cost a process that does not read."""
+
+TURN = 64
+"""Events read without waiting before other callbacks of the loop run."""
 
 
 class Inbox:

@@ -30,10 +30,17 @@ from triton_distributed.system.private_folder import keep_private, private_folde
 
 logger = logging.getLogger("triton_distributed.events")
 
-LAST_WORDS_S = 1.0  # what waits for a slow subscriber when a publisher closes
-CHECK_S = 1.0  # between looks whether somebody has removed our files
-RETRY_S = 5.0  # between two attempts where they cannot be made again
-SETTLE_S = 0.3  # after which whoever removes a folder with all its files has done it: a new file would make it fail
+LAST_WORDS_S = 1.0
+"""Seconds that a publisher that closes waits for slow subscribers."""
+
+CHECK_S = 1.0
+"""Seconds between checks whether our files were removed."""
+
+RETRY_S = 5.0
+"""Seconds between two attempts to make them again, where that fails."""
+
+SETTLE_S = 0.3
+"""Seconds before they are made again: a new file would make the removal of a folder fail, and by then it is over."""
 
 
 class LocalEvents:

@@ -17,7 +17,9 @@ from triton_distributed.external.nats import NatsConnection
 if TYPE_CHECKING:
     from nats.aio.client import Client as NatsClient
 
-LIVE_TIMEOUT_S = 5.0  # for the server to say that it knows a subscription, or to take what is published
+LIVE_TIMEOUT_S = 5.0
+"""Seconds for the server to confirm a subscription, or to take what is published."""
+
 # What the client library holds for a server that is away or does not read, the bound it has itself.
 BUFFER_BYTES = 2 * 1024 * 1024
 

@@ -34,12 +34,22 @@ from triton_distributed.external.http import HttpConnection
 
 logger = logging.getLogger("triton_distributed.etcd")
 
-ATTEMPT_S = 1.5  # for one small exchange; a healthy etcd answers within milliseconds, its elections take one second
-READ_S = 3.0  # for one page of a listing
-PROBE_S = 1.5  # between two looks at an endpoint on which a watch is open
+ATTEMPT_S = 1.5
+"""Seconds for one small exchange. A healthy etcd answers within milliseconds, its elections take one second."""
+
+READ_S = 3.0
+"""Seconds for one page of a listing."""
+
+PROBE_S = 1.5
+"""Seconds between checks of an endpoint on which a watch is open."""
+
 FIRST_WAIT_S, LAST_WAIT_S = 0.05, 1.0  # between rounds through all endpoints
-PARALLEL = 8  # calls under way at once beside the keeping alive of a lease, and so connections beside the watches'
-MAX_REPLY_BYTES = 128 * 1024 * 1024  # a page of 512 records at their largest is a third of it
+
+PARALLEL = 8
+"""Calls at a time besides the lease's, and so connections besides the watches'."""
+
+MAX_REPLY_BYTES = 128 * 1024 * 1024
+"""Bytes of one reply. A page of 512 records at their largest is a third of it."""
 
 T = TypeVar("T")
 

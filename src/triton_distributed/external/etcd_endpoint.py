@@ -16,7 +16,8 @@ from triton_distributed.errors import ConfigError
 from triton_distributed.external import etcd_messages as messages
 from triton_distributed.external.http import HttpConnection, HttpMissing
 
-STALL_S = 0.5  # an attempt that took so much longer than it may says that this process stood still, not the server
+STALL_S = 0.5
+"""Seconds by which an attempt may exceed its limit. Beyond that, this process stood still and not the server."""
 
 # gRPC's codes, see https://grpc.github.io/grpc/core/md_doc_statuscodes.html
 DEADLINE, NOT_FOUND, PERMISSION, UNAVAILABLE, UNAUTHENTICATED = 4, 5, 7, 14, 16

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import h11
 
-CHUNK = 64 * 1024  # bytes taken from the socket at once
+CHUNK = 64 * 1024
+"""Bytes read from the socket at a time."""
 
 
 class HttpMissing(Exception):

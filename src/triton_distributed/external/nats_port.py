@@ -21,7 +21,9 @@ logger = logging.getLogger("triton_distributed.nats")
 # Bytes that the client library may hold unsent before `publish` refuses more. From 2 MiB on its own `publish` waits for
 # the socket, which cannot be done outside of a task.
 MOST_PENDING = 1024 * 1024
-NO_RESPONDERS = "503"  # status with which the server answers a message that has a reply subject and no subscriber
+
+NO_RESPONDERS = "503"
+"""The server's status for a message that has a reply subject and no subscriber."""
 
 
 class NatsPort:

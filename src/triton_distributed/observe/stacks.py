@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from types import CodeType, FrameType
 from typing import NamedTuple
 
-DEEPEST = 40  # frames of a stack that are logged, the innermost
+DEEPEST = 40
+"""Frames of a stack that are logged, the innermost ones."""
 
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _PATHS = sysconfig.get_paths()

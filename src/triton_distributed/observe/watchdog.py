@@ -33,8 +33,13 @@ from triton_distributed.quiet import Quiet
 logger = logging.getLogger("triton_distributed.watchdog")
 
 LAG_BOUNDS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
-BEATS = 4  # marks in one limit: more would tell no more than a quarter of a limit less, and cost as much again
-AGAIN_S = 1.0  # while the loop is stuck: between two looks whether it was closed, or others can be told by now
+
+BEATS = 4
+"""Marks in one limit. More would be more exact by less than a quarter of the limit, and cost as much again."""
+
+AGAIN_S = 1.0
+"""Seconds between checks of a stuck loop: whether it was closed, or clients can be notified by now."""
+
 QUIET_S = 10.0
 """Seconds between two log entries for one line of code: a handler that always blocks the loop must not fill a disk."""
 ADVICE = "What blocks belongs in a handler written with plain `def`, or in asyncio.to_thread."

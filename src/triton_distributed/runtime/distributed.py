@@ -41,7 +41,8 @@ from triton_distributed.system.identity import host_name
 from triton_distributed.transport.network import Networks
 from triton_distributed.transport.pool import SessionPool
 
-NOT_WHILE_CLOSING = ("serve_endpoint", "resume")  # what would register again while everything leaves
+NOT_WHILE_CLOSING = ("serve_endpoint", "resume")
+"""Operations that would register an instance while all of them are withdrawn."""
 
 
 class DistributedRuntime:

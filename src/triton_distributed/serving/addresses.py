@@ -28,7 +28,9 @@ WILDCARDS = ("0.0.0.0", "::")
 # route. Connecting a UDP socket sends nothing.
 ANYWHERE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
 ETCD_PORT = 2379
-SOCKETS = "sockets"  # in the private folder
+
+SOCKETS = "sockets"
+"""The folder of Unix sockets, in the private folder."""
 
 
 async def begin_to_listen(

@@ -25,8 +25,12 @@ from triton_distributed.wire.frames import ANNOTATED, BUFFERS, MAX_FRAME, SMALL
 
 logger = logging.getLogger("triton_distributed.runtime")
 
-AHEAD = 64  # items that a generator may be ahead of its reader
-AHEAD_BYTES = 4 * MAX_FRAME  # bytes of them; with this, items of 64 KiB cost no more than they would without a bound
+AHEAD = 64
+"""Items that a generator may be ahead of its reader."""
+
+AHEAD_BYTES = 4 * MAX_FRAME
+"""Bytes of these items. With this limit, items of 64 KiB cost no more than without a limit."""
+
 # Types of what handlers return most often: neither awaitable nor iterators, so that nobody has to find that out.
 VALUES = frozenset({type(None), bool, int, float, str, bytes, dict, list, tuple})
 _MISSING = object()

@@ -19,9 +19,15 @@ logger = logging.getLogger("triton_distributed.runtime")
 # Generators that may wait for their readers at once, each with a thread of its own. Such a thread costs some 100 KB of
 # memory and no time, and containers are commonly allowed a few thousand. Beyond it new work waits for a thread.
 MOST_PARKED = 1_000
-STUCK_S = 3.0  # seconds without any progress, while work waits, after which that is logged
-SAID_AGAIN_S = 60.0  # seconds between two such lines at least
-MOST_NAMED = 5  # handlers that such a line names
+
+STUCK_S = 3.0
+"""Seconds without any progress, while work waits, after which a warning is logged."""
+
+SAID_AGAIN_S = 60.0
+"""The least number of seconds between two such warnings."""
+
+MOST_NAMED = 5
+"""Handlers that such a warning names."""
 
 
 class Computation:

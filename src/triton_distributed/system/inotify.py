@@ -30,7 +30,9 @@ FOLDER_MASK = (
 )  # fmt: skip
 
 _HEADER = struct.Struct("iIII")  # watch, mask, cookie, bytes of name
-_READ_BYTES = 16 * 1024  # some 200 events, 3 ms of looking at files; what is left wakes the loop again after others
+
+_READ_BYTES = 16 * 1024
+"""Bytes read at a time: some 200 events, 3 ms of looking at files. Other callbacks run before the rest is read."""
 
 
 class Inotify:

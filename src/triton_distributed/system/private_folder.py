@@ -10,7 +10,8 @@ from triton_distributed.errors import DiscoveryError
 
 BACKEND = "file"
 
-_NOBODY = 65534  # Linux's default of kernel.overflowuid: an owner who has no number in this user namespace
+_NOBODY = 65534
+"""Linux's default of kernel.overflowuid: the owner that has no number in this user namespace."""
 
 _HELP = {
     errno.EMFILE: "raise this process's limit of open files: ulimit -n",

@@ -21,10 +21,18 @@ from triton_distributed.system.fork import own
 LONGEST_PATH = 107 if sys.platform == "linux" else 103
 LONGEST_NAME = LONGEST_PATH - len("/proc/self/fd/1234567890/")
 SUPPORTED = hasattr(socket, "AF_UNIX")
-BACKLOG = 4096  # connections waiting to be accepted; the kernel caps it at net.core.somaxconn
-FRESH_S = 60.0  # a socket is bound and listens within microseconds; one that does not for so long has lost its worker
-SWEEP = 256  # dead sockets looked for when one starts to listen
-SOCKET_BUFFER = 512 * 1024  # asked of the kernel, which caps it: fewer wake-ups for arrays, no cost for tokens
+
+BACKLOG = 4096
+"""Connections that may wait to be accepted. The kernel caps it at net.core.somaxconn."""
+
+FRESH_S = 60.0
+"""Seconds in which a new socket begins to listen. It takes microseconds; after this time its worker is dead."""
+
+SWEEP = 256
+"""Sockets that are checked for dead ones when a process begins to listen."""
+
+SOCKET_BUFFER = 512 * 1024
+"""Bytes of the send buffer, which the kernel may cap: fewer wake-ups for arrays, no cost for tokens."""
 
 # What workers call their sockets where the user does not: their id, and before they listen their process and a number.
 _OURS = re.compile(r"[0-9a-f]{16}\.sock|\.\d+-\d+\.sock")

@@ -21,9 +21,14 @@ from triton_distributed.external.etcd_endpoint import EtcdRefused
 
 _log = logging.getLogger("triton_distributed.discovery")
 
-CHECK_BEATS = 10  # beats between two looks whether every record is there
-AGAIN_S = 1.0  # until what etcd refused is tried again: a permission may have been forgotten
-WITHDRAW_S = 2.0  # a withdrawal that takes longer is left to the background, and to the lease
+CHECK_BEATS = 10
+"""Beats between two checks whether every record exists."""
+
+AGAIN_S = 1.0
+"""Seconds until an operation that etcd refused is tried again: a permission may have been forgotten."""
+
+WITHDRAW_S = 2.0
+"""Seconds that a withdrawal is waited for. A slower one is left to the background and to the lease."""
 
 
 class _Entry:
@@ -73,7 +78,7 @@ class Registrar:
         if entry is not None:
             if entry.value is value:  # else it was withdrawn meanwhile
                 entry.value = entry.before
-            self._mark(key)
+            self._needs_repair(key)
 
     async def withdraw(self, key: bytes) -> None:
         """Delete a record unless somebody else has replaced it; what cannot be done now is done later."""
@@ -81,7 +86,7 @@ class Registrar:
         if entry is None or entry.value is None:
             return
         entry.value = None
-        self._mark(key)
+        self._needs_repair(key)
         if self._client.reachable:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WITHDRAW_S):
@@ -92,7 +97,7 @@ class Registrar:
         entry = self._entries.get(key)
         if entry is not None and entry.value is not None and entry.busy is not busy:
             entry.busy = busy
-            self._mark(key)
+            self._needs_repair(key)
 
     async def run(self) -> None:
         """Keep the lease alive and the records right; run this as a task."""
@@ -131,7 +136,7 @@ class Registrar:
             _log.warning("etcd at %s has forgotten this process: registering again", self._client.where)
             self._lease = 0
             self._granted.clear()
-            self._mark(*self._entries)
+            self._needs_repair(*self._entries)
 
     async def _beat(self) -> None:
         loop = asyncio.get_running_loop()
@@ -149,7 +154,9 @@ class Registrar:
                 beats += 1
                 if beats % CHECK_BEATS == 0 or loop.time() - began > self._ttl_s / 3:
                     there = await self._client.keys_of(lease)
-                    self._mark(*(key for key, entry in self._entries.items() if entry.value and key not in there))
+                    self._needs_repair(
+                        *(key for key, entry in self._entries.items() if entry.value and key not in there)
+                    )
             except Exception as error:  # whatever it is, the next beat must come
                 _log.warning("etcd at %s does not renew the lease: %s", self._client.where, error)
 
@@ -166,7 +173,7 @@ class Registrar:
                     raise
                 self._lost(lease)
 
-    def _mark(self, *keys: bytes) -> None:
+    def _needs_repair(self, *keys: bytes) -> None:
         self._wrong.update(keys)
         if keys:
             self._repair.set()

@@ -28,7 +28,9 @@ from triton_distributed.quiet import Quiet
 
 _log = logging.getLogger("triton_distributed.discovery")
 
-PAGE = 512  # records listed at once: some 300 KB, decoded in 2 ms, so that other threads get their turn in between
+PAGE = 512
+"""Records listed at a time: some 300 KB, decoded in 2 ms, so that other threads run in between."""
+
 _MAX_WARNED = 1024
 """Keys that were warned about and are remembered."""
 

@@ -27,7 +27,7 @@ class _Known:
     signature: Signature
 
 
-class Census:
+class KnownInstances:
     """Compares single files with what is known about them, and tells the watches what has changed.
 
     Args:

@@ -25,11 +25,14 @@ TEMPORARY = ".new"
 # A file that nobody holds and that cannot be read as a record is left for a person to look at, but not for ever: a
 # machine that loses power may leave empty ones.
 _ABANDONED_S = 3600.0
-_ABANDONED_TEMPORARY_S = 60.0  # between its creation and its name a record passes microseconds
+
+_ABANDONED_TEMPORARY_S = 60.0
+"""Seconds after which a temporary file is abandoned. A record gets its name within microseconds."""
 
 _SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ENOLCK, errno.ESTALE)
 
-_TRIES = 3  # a record replaced under our eyes is a rare accident; three in a row are somebody's game
+_TRIES = 3
+"""Readings of a record that is replaced meanwhile. That is a rare accident; three in a row are deliberate."""
 
 Signature = tuple[int, int]  # inode and time of change, which say whether the content must be read again
 
