@@ -10,7 +10,7 @@ import pytest
 
 from tests.timing import PATIENCE_S
 from triton_distributed.config import Config
-from triton_distributed.runtime import Client, DistributedRuntime
+from triton_distributed.runtime import Client, DistributedRuntime, EndpointStatistics
 
 T = TypeVar("T")
 
@@ -83,6 +83,10 @@ class Cluster:
         if self._caller is None:
             self._caller = self.runtime()
         return self._caller
+
+    def served(self) -> list[EndpointStatistics]:
+        """What all runtimes of the cluster serve at this moment."""
+        return [endpoint for runtime in self._runtimes for endpoint in runtime.statistics().endpoints]
 
     async def worker(self, handler: Any, name: str = "t.c.e", **options: Any) -> DistributedRuntime:
         """A runtime of its own that serves `handler`; registered when this returns."""
