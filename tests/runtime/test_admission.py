@@ -43,8 +43,7 @@ async def full(cluster: Cluster, **options: Any) -> tuple[Gate, Any]:
 
 
 async def waiting(cluster: Cluster, count: int) -> None:
-    (stats,) = [each for runtime in cluster.runtimes for each in runtime.worker.server.endpoints]
-    await until(lambda: len(stats.gate.queue) == count)
+    await until(lambda: cluster.served()[0].waiting == count)
 
 
 async def test_those_with_a_larger_priority_are_let_in_first(cluster: Cluster) -> None:

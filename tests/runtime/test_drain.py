@@ -243,8 +243,7 @@ async def test_what_the_kernel_still_holds_reaches_a_client_that_says_something(
     loop = asyncio.get_running_loop()
     runtime = cluster.runtime(request_plane="direct", listen="tcp://127.0.0.1:0")
     await cluster.serve(runtime, handler)
-    assert runtime.worker.server._listening is not None
-    address = Address.parse(runtime.worker.server._listening.result()[0])
+    address = Address.parse(runtime.statistics().endpoints[0].addresses[0])
     with socket.socket() as client:
         client.setblocking(False)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -276,8 +275,7 @@ async def test_a_client_that_reads_nothing_keeps_a_drained_worker_for_so_long(
     monkeypatch.setattr("triton_distributed.transport.session.PART_S", 0.05)
     runtime = cluster.runtime(request_plane="direct", listen="tcp://127.0.0.1:0")
     await cluster.serve(runtime, Slow())
-    assert runtime.worker.server._listening is not None
-    address = Address.parse(runtime.worker.server._listening.result()[0])
+    address = Address.parse(runtime.statistics().endpoints[0].addresses[0])
     with socket.create_connection((address.host, address.port)) as client:
         client.sendall(hello_frame(Hello()))
         sessions = runtime.worker.server.sessions

@@ -67,7 +67,7 @@ def _address(text: str) -> str:
     except ConfigError as error:
         raise argparse.ArgumentTypeError(f"{error.value!r}: {error.reason}") from error
     if address.scheme == "memory":
-        raise argparse.ArgumentTypeError(f"{text!r}: nobody outside this process could call it")
+        raise argparse.ArgumentTypeError(f"{text!r}: no other process could call it")
     return text
 
 
@@ -121,7 +121,7 @@ def _say_ready(instance: Instance, config: Config) -> None:
     id = instance.id
     if config.discovery == "static":
         id = static_id(instance.endpoint, instance.addresses)  # the one under which clients know the list's entry
-    with contextlib.suppress(OSError):  # whoever started it may not listen any more
+    with contextlib.suppress(OSError):  # the reader of the output may be gone
         print(f"ready: serving {instance.endpoint} as instance {id} at {','.join(instance.addresses)}", flush=True)
 
 

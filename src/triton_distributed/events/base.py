@@ -1,4 +1,4 @@
-"""What every event plane does: bytes to all who have subscribed to a subject, at most once, in a publisher's order."""
+"""What every event plane does: bytes to all subscribers of a subject, at most once, in a publisher's order."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Event:
 
 
 def pack(payload: object, publisher: int, what: str = "event") -> bytes:
-    """Encode a payload, with the memory that would travel beside a request packed behind it.
+    """Encode a payload, followed by the memory that would travel beside a request.
 
     Args:
         publisher: an instance id.

@@ -31,7 +31,7 @@ class Inbox:
 
     Attributes:
         dropped: events that came and were not kept, or that their publisher could not send.
-        on_close: called once when it closes, whoever closes it.
+        on_close: called once when it closes.
         closed: nothing is taken any more.
     """
 
@@ -122,7 +122,7 @@ class Inbox:
                 self.on_close(self)
 
     def abandoned(self) -> None:
-        """Nobody can read it any more; the finaliser that says so may run in any thread."""
+        """Close it, because it has lost its reader. Finalisers call this, in any thread."""
         if self.closed:
             return
         try:

@@ -25,13 +25,13 @@ BUFFER_BYTES = 2 * 1024 * 1024
 
 
 class NatsEvents:
-    """Carries events between everybody who uses the same NATS servers.
+    """Carries events between all processes that use the same NATS servers.
 
     While the connection is lost, what is published waits in a buffer of 2 MiB and is sent when it is back; beyond that
     `publish` raises BrokerError. Subscriptions come back with the connection; what was published meanwhile is gone.
 
     Args:
-        connection: the runtime's; closed by whoever made it.
+        connection: the runtime's, which closes it.
     """
 
     def __init__(self, connection: NatsConnection) -> None:
@@ -85,7 +85,7 @@ class NatsEvents:
     def _opened(self, task: asyncio.Task[None]) -> None:
         self._opening.discard(task)
         if not task.cancelled():
-            task.exception()  # looked at here: nobody may ever wait for the subscription
+            task.exception()  # retrieved here: the program may never wait for the subscription
 
     async def _open(self, inbox: Inbox) -> None:
         async def arrived(message: Any) -> None:

@@ -68,7 +68,7 @@ class EtcdRefused(EtcdError):
 class EtcdOptions:
     """How to reach etcd. `endpoints` is one URL or several, separated by commas; `tls` gives contexts for https."""
 
-    endpoints: str = field(default="http://localhost:2379", repr=False)  # somebody may have put a password there
+    endpoints: str = field(default="http://localhost:2379", repr=False)  # it may contain a password
     username: str = ""
     password: str = field(default="", repr=False)
     tls: Callable[[], ssl.SSLContext] | None = None
@@ -140,7 +140,7 @@ class Endpoint:
         connection.abort()
 
     def end_all(self, trouble: str) -> None:
-        """End every connection; whoever waits on one gets ConnectionAbortedError."""
+        """End every connection; a task that waits for one gets ConnectionAbortedError."""
         self.trouble = trouble
         self.idle.clear()
         while self.open:
@@ -172,7 +172,7 @@ def refusal(status: int, answer: bytes) -> EtcdRefused:
     """What an answer with a status other than 200 says."""
     try:
         reply = msgspec.json.decode(answer, type=messages.ErrorReply, strict=False)
-    except msgspec.DecodeError:  # somebody between us and etcd
+    except msgspec.DecodeError:  # a proxy between us and etcd
         return EtcdRefused(UNAVAILABLE, f"HTTP status {status}")
     return EtcdRefused(reply.code, reply.message or reply.error or f"HTTP status {status}")
 

@@ -85,7 +85,7 @@ class NatsConnection:
         self._closed = False
 
     async def client(self) -> NatsClient:
-        """The connected client, shared: nobody closes or drains it but `close`.
+        """The connected client, shared: only `close` closes or drains it.
 
         Raises:
             BrokerError: no server answers within the timeout, it refuses the credentials, the library is not

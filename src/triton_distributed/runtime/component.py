@@ -92,10 +92,10 @@ class Component:
         return component_subject(self.namespace, self.name, name)
 
     def publish(self, name: str, payload: object) -> Coroutine[Any, Any, None]:
-        """Publish an event to everybody who has subscribed: at most once, in this runtime's order.
+        """Publish an event to all its subscribers: at most once, in this runtime's order.
 
         The call itself encodes the payload, so it may be changed before what this returns is awaited. Nothing here
-        waits for those who receive it: a subscriber that does not keep up loses events, and knows how many.
+        waits for subscribers: one that does not keep up loses events, and knows how many.
 
         Args:
             name: of the event, any name that could be a component's.
@@ -115,11 +115,11 @@ class Component:
     def subscribe(self, name: str, *, max_events: int = MAX_EVENTS, max_bytes: int = MAX_BYTES) -> Subscription[Event]:
         """Subscribe to events of this name; `async for event in …`, see `Subscription`.
 
-        Awaiting what is returned waits until whatever is published afterwards, anywhere, arrives.
+        Await it to be sure that every event published afterwards, in any process, arrives.
 
         Args:
-            max_events: that may wait unread; then the oldest give way and `subscription.dropped` counts them.
-            max_bytes: of them; a single event may be larger.
+            max_events: events that may wait unread. Beyond that the oldest are dropped; see `subscription.dropped`.
+            max_bytes: bytes of these events; a single event may be larger.
 
         Raises (from the call): ConfigError, ForkError, InvalidName, RuntimeClosed, ValueError for a limit below 1.
         Raises (from awaiting or reading): BrokerError, DiscoveryError.
@@ -133,7 +133,7 @@ class Component:
         Raises:
             ConfigError: `NATS_SERVER` is not set.
             InvalidName: `name` cannot name one.
-            ValueError: a limit is not one.
+            ValueError: a limit is invalid.
         """
         self._runtime.check("queue")
         return self._runtime.events.queue(self.namespace, self.name, name, ack_wait_s, max_deliveries)
@@ -166,7 +166,7 @@ class Endpoint:
                 (request, context). A plain one runs in one thread and one context to its end. A request parameter
                 annotated as an async iterator takes a stream of requests. Annotations are enforced both ways. What was
                 yielded may change as soon as the handler goes on. Large memory that a function returns is sent from
-                where it is, so nobody may write to it before it was sent.
+                its own place, so it must not be changed before it was sent.
             graceful_shutdown: True lets running requests finish at shutdown, False cuts them.
             metrics_labels: accepted for programs of the original's successor.
             max_inflight: handlers that may run at once; None for no limit.

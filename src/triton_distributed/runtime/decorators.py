@@ -34,7 +34,7 @@ def triton_worker(function: Callable[..., Awaitable[Any]] | None = None, /) -> A
 
     Both `@triton_worker()` and `@triton_worker` work. The runtime is made before `f` begins and closed when it returns
     or raises; while an endpoint is served, SIGTERM and SIGINT drain it (`TRD_HANDLE_SIGNALS`). If `f` returns while an
-    endpoint is served that nobody has awaited, the log says that nothing was served for long.
+    endpoint is served that the program has not awaited, a warning is logged.
 
     Raises:
         TypeError: what is decorated is not a function.

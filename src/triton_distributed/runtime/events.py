@@ -125,7 +125,7 @@ class RuntimeEvents:
         return list(self._pulls)
 
     async def close(self) -> None:
-        """Send what waits, end the subscriptions and whoever waits for a queue's message."""
+        """Send what waits, end the subscriptions and the consumers of queues."""
         for pull in list(self._pulls):
             pull.end()
         if self._plane is not None:

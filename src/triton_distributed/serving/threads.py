@@ -1,4 +1,4 @@
-"""The threads of handlers written with plain `def`: how many run at once, and who runs next.
+"""The threads of handlers written with plain `def`: how many run at once, and which one runs next.
 
 A computation keeps one thread from its first step to its last. `TRD_THREADS` bounds how many run at once: a generator
 that waits for its reader keeps its thread and gives its place to others until it can go on.
@@ -68,7 +68,7 @@ class _Thread(threading.Thread):
     drained worker alive for ever; these are abandoned.
 
     Attributes:
-        turn: released by whoever wants the thread to go on.
+        turn: released to let the thread go on.
         work: what to do at the next turn; None to end.
     """
 

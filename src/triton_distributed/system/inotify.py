@@ -23,7 +23,7 @@ IN_Q_OVERFLOW = 0x4000
 IN_IGNORED = 0x8000
 IN_ONLYDIR = 0x01000000
 
-# No IN_CREATE: a file that is being written is nobody's business until it is renamed. No IN_CLOSE_NOWRITE: every
+# No IN_CREATE: a file that is being written does not count until it is renamed. No IN_CLOSE_NOWRITE: every
 # reader's close would wake every reader.
 FOLDER_MASK = (
     IN_CLOSE_WRITE | IN_MOVED_FROM | IN_MOVED_TO | IN_DELETE | IN_DELETE_SELF | IN_MOVE_SELF | IN_ONLYDIR

@@ -165,7 +165,7 @@ class EtcdDiscovery:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ORPHAN_S):
                     await stopping.wait()
-        # nothing else may use what the revocation needs, or write a record behind it
+        # nothing else may use what the revocation needs, or write a record after it
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()

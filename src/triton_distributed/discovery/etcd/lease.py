@@ -1,8 +1,8 @@
 """What one process registers in etcd: one lease, kept alive, and the records under it. Lives in etcd's thread.
 
-The lease may go: it ran out while the process was stopped, etcd came back empty, somebody revoked it. Then a new one is
-made and every record is written again under its key. Whether all are there is looked at after each trouble and now and
-then, so that what an operator deleted or an old backup lacks comes back too.
+The lease may be lost: it ran out while the process was stopped, etcd came back empty, an operator revoked it. Then a
+new one is made and every record is written again under its key. After each failure and from time to time it is checked
+that all records exist, so that what an operator deleted or an old backup lacks comes back too.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Registrar:
                 raise
 
     def undo(self, key: bytes, value: bytes) -> None:
-        """Have what `register` replaced with this value back: it failed, or succeeded when nobody waited any more."""
+        """Restore what `register` replaced with this value: it failed, or its caller did not wait any more."""
         entry = self._entries.get(key)
         if entry is not None:
             if entry.value is value:  # else it was withdrawn meanwhile
@@ -81,7 +81,7 @@ class Registrar:
             self._needs_repair(key)
 
     async def withdraw(self, key: bytes) -> None:
-        """Delete a record unless somebody else has replaced it; what cannot be done now is done later."""
+        """Delete a record unless another process has replaced it; what cannot be done now is done later."""
         entry = self._entries.get(key)
         if entry is None or entry.value is None:
             return
@@ -208,7 +208,7 @@ class Registrar:
             await self._client.txn([messages.has_lease(key, self._lease)], [messages.delete(key)])
 
     async def _restore(self, key: bytes, entry: _Entry, value: bytes, shown: bytes) -> None:
-        """Write a record again, unless somebody else has put another in its place meanwhile: the last one counts."""
+        """Write a record again, unless another process has replaced it meanwhile: the last one counts."""
         while True:
             lease = await self._get_lease()
             write = [messages.put(key, shown, lease)]

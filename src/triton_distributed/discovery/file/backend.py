@@ -5,15 +5,15 @@ locked; every discovery has one inotify instance on the folder, and looks at a f
 happens to a file ends in `_look`, which compares it with what is known, so an event that is lost, doubled or late does
 no harm: a patrol looks at everything again every few seconds, more often where there is no inotify.
 
-A dead instance's file is deleted by whoever looks at it: everybody looks at everything once, and from then on at the
+A dead instance's file is deleted by any process that looks at it: each looks at all files once, and from then on at the
 endpoints that it watches or serves.
 
 Not for network file systems: they pass on neither the events nor, all of them, the locks.
 
 Files are opened on the event loop: some 10 µs each on a local file system, which is less than a trip to a thread, and
 long scans let others run in between. Cleaners of temporary folders: own records are touched every hour, so none of
-them grows old, and one that is deleted nevertheless is written again soon. Not at once: whoever removes a folder with
-all that is in it would fail, because it is not empty any more.
+them grows old, and one that is deleted nevertheless is written again soon. Not at once: the removal of a folder with
+all its files would fail, because the folder is not empty any more.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class FileDiscovery:
     """Registers instances as files in a folder that is private to the user.
 
     Args:
-        directory: made with mode 0700 if it is not there; refused if it is anybody else's or open to others.
+        directory: made with mode 0700 if it is not there; refused if it is another user's or open to others.
         poll_s: seconds between two looks at all files where there is no inotify.
         check_s: seconds between two looks at all files where there is.
     """
@@ -89,7 +89,7 @@ class FileDiscovery:
         self._looked_at_all = False
         self._watchers = Watchers()
         self._known = KnownInstances(self._folder, self._watchers, self._complain)
-        # Around each change of `_held`, because `mark` is called from another thread. Whoever holds it writes one small
+        # Around each change of `_held`, because `mark` is called from another thread. Its holder writes one small
         # file at most, so the loop waits for that long.
         self._owning = threading.Lock()
         self._held: dict[str, HeldRecord] = {}
@@ -138,8 +138,8 @@ class FileDiscovery:
             data = record.marked(held.data, busy, os.getpid())
             if data == held.data or self._in_place(held) is None:
                 return
-            # As a registration again: the new record is locked before it takes the old one's place, so nobody ever sees
-            # a dead one. The kernel tells the watchers.
+            # As in a second registration, the new record is locked before it takes the old one's place, so no process
+            # ever sees a dead one. The kernel notifies the watchers.
             self._held[key] = self._write(key, data)
             held.release()
 
@@ -297,7 +297,7 @@ class FileDiscovery:
             return state
         if state is State.MISSING:
             self._restore_later(key)
-        elif state in (State.DEAD, State.BAD):  # somebody has written into it, or put another file in its place
+        elif state in (State.DEAD, State.BAD):  # it was overwritten, or another file put in its place
             self._restore(key, held)
             state = self._known.look(key)
         return state
@@ -326,7 +326,7 @@ class FileDiscovery:
         try:
             return HeldRecord(self._folder, key, data)
         except OSError as error:
-            # not the temporary name, which says nothing to anybody
+            # not the temporary name, which means nothing to users
             bare = OSError(error.errno, error.strerror)
             raise discovery_error(self.where, f"write a record in {self._folder}", bare) from error
 
@@ -338,7 +338,7 @@ class FileDiscovery:
             return None
 
     def _restore(self, key: str, held: HeldRecord) -> None:
-        """Write an own record again that somebody deleted or spoilt.
+        """Write an own record again that was deleted or damaged.
 
         One that a live owner has replaced is left alone: the last one counts. Where the folder is gone too it is made
         again; the patrol, which hears of that, listens to the new one.

@@ -29,7 +29,7 @@ _MOST_PROCESSES = 200
 
 _MOST_FILES = 20_000
 
-# A folder, and the process that uses it where nobody else reaches it under that path; 0 where this process does.
+# A folder, and the process that uses it where no other process reaches it under that path; 0 where this process does.
 _Place = tuple[str, int]
 
 
@@ -107,7 +107,7 @@ def _owner(line: str) -> str:
 
 
 def _record_of(pid: str, descriptor: str) -> _Place | None:
-    """An open file of a process, where it may be a record of this user and somebody finds it under its path."""
+    """An open file of a process, where it may be a record of this user and another process finds it under its path."""
     link = f"/proc/{pid}/fd/{descriptor}"
     try:
         path = os.readlink(link)
