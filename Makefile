@@ -6,6 +6,12 @@ PYTHON = $(VENV)/bin/python
 VERSIONS ?= 3.11 3.12 3.13
 PYTEST_ARGS ?=
 WORKERS ?= 4
+PROFILE ?= test
+PYTEST = $(PYTHON) -m pytest -n $(WORKERS) --dist loadfile --hypothesis-profile=$(PROFILE) $(PYTEST_ARGS)
+# Tests of what has no I/O: the rooms that decide, the values, and the guards that read source only.
+UNIT = tests/wire tests/payload tests/routing tests/discovery/test_table.py tests/discovery/test_record.py \
+  tests/events/test_event.py tests/transport/test_address.py \
+  $(addprefix tests/guards/test_,imports.py circles.py file_sizes.py exports.py words.py)
 FUZZ_SECONDS ?= 60
 CHAOS_SECONDS ?= 60
 CHAOS_SEED ?= 1
@@ -15,7 +21,7 @@ INSTALLED_BY = pyproject.toml requirements.lock tools/install tools/requirements
 BUSY_RUNS ?= 3
 export TRD_BASE_PYTHON
 
-.PHONY: help demo demo-cluster test test-all test-newest test-oldest test-busy versions lock _test-with check format bench chaos crowd fuzz soak survival hostile scaling clean
+.PHONY: help demo demo-cluster unit test test-all test-newest test-oldest test-busy versions lock _test-with check format bench chaos crowd fuzz soak survival hostile scaling clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -27,8 +33,11 @@ demo: $(VENV)/.core ## hello world: two server processes and a client; prints wh
 demo-cluster: $(VENV)/.cluster ## hello world over a real etcd and a real NATS server, started and ended by it
 	$(PYTHON) examples/hello_world/demo_cluster.py
 
+unit: $(VENV)/.dev ## the tests of what has no I/O, in one process and some seconds; needs no server and no model
+	$(PYTHON) -m pytest -q --hypothesis-profile=unit $(UNIT) $(PYTEST_ARGS)
+
 test: $(VENV)/.test ## the whole test suite (PYTEST_ARGS="-k name -x" narrows it, WORKERS=0 runs it in one process)
-	$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(PYTEST)
 
 test-all: ## the whole test suite on every supported Python (VERSIONS="3.11 3.12 3.13")
 	@missing=; failed=; passed=; \
@@ -49,15 +58,15 @@ test-oldest: ## the whole test suite with the oldest versions that pyproject.tom
 	@$(MAKE) --no-print-directory _test-with WITH=oldest VENV=$(VENV)-oldest
 
 _test-with:
-	tools/install $(VENV) dev,examples $(WITH)
+	tools/install $(VENV) dev,examples,servers $(WITH)
 	tools/get-etcd $(VENV)
 	@echo "== the $(WITH) versions:"
 	@tools/versions $(VENV)
-	$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(PYTEST)
 
 test-busy: $(VENV)/.test ## the whole test suite beside four busy processes, BUSY_RUNS (3) times in a row
 	@tools/versions $(VENV)
-	$(PYTHON) tools/busy.py $(BUSY_RUNS) $(PYTHON) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(PYTHON) tools/busy.py $(BUSY_RUNS) $(PYTEST)
 
 versions: $(VENV)/.test ## print the versions that `make test` runs with
 	@tools/versions $(VENV)
@@ -123,12 +132,12 @@ $(VENV)/.dev: $(INSTALLED_BY)
 	@touch $@ $(VENV)/.core
 
 $(VENV)/.test: $(INSTALLED_BY)
-	tools/install $(VENV) dev,examples
+	tools/install $(VENV) dev,examples,servers
 	tools/get-etcd $(VENV)
 	@touch $@ $(VENV)/.core $(VENV)/.dev
 
 $(VENV)/.bench: $(INSTALLED_BY)
-	tools/install $(VENV) dev,bench,numpy
+	tools/install $(VENV) dev,bench,numpy,servers
 	tools/get-etcd $(VENV)
 	@touch $@ $(VENV)/.core
 

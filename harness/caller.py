@@ -1,4 +1,4 @@
-"""Makes calls through ordinary clients and tells the oracle what came of each."""
+"""Makes calls through ordinary clients and has the oracle judge each."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def make_calls(
     Args:
         clients: by the endpoint.
         plans: the calls, in the order of their time.
-        oracle: is told of each.
+        oracle: judges each.
         clock: seconds; also what `Plan.at_s` is counted on, from now.
     """
     started = clock()
@@ -40,12 +40,12 @@ async def make_calls(
 async def make_call(
     client: Client, plan: Plan, oracle: Oracle, clock: Callable[[], float], due_s: float | None = None
 ) -> Ticket:
-    """Make one call and tell the oracle how it ended.
+    """Make one call and have the oracle judge it.
 
     Args:
         client: of the endpoint.
         plan: the call.
-        oracle: is told of it.
+        oracle: judges it.
         clock: seconds.
         due_s: when the call should have been made, from which its time counts; None for now.
     """
@@ -54,7 +54,7 @@ async def make_call(
     try:
         async with limit:
             whole = await _answer(client, plan, oracle, ticket, clock)
-    except Exception as error:  # the oracle says which may be
+    except Exception as error:  # the oracle knows which errors were promised
         if limit.expired() and type(error) is TimeoutError:  # the call's own is a DeadlineExceeded
             oracle.cancelled(ticket, clock())
         elif client.closing and isinstance(error, ABANDONED):

@@ -73,7 +73,7 @@ class Process:
         return at
 
     async def leave(self) -> Child:
-        """Wait until no question is under way, and let nobody ask from now on; returns the process."""
+        """Wait until no question is under way, and let no question through from now on; returns the process."""
         async with self._asking:
             assert self.child is not None
             child, self.child = self.child, None
@@ -188,9 +188,7 @@ async def service(settings: dict[str, str], worker: str, client: str) -> AsyncIt
         client: the part of the clients; its number is added as an argument.
     """
     async with Fleet(settings) as fleet:
-        for name in WORKERS:
-            await fleet.start(name, worker)
-        for number, name in enumerate(CLIENTS):
-            await fleet.start(name, f"{client}:{number}")
+        await asyncio.gather(*(fleet.start(name, worker) for name in WORKERS))
+        await asyncio.gather(*(fleet.start(name, f"{client}:{number}") for number, name in enumerate(CLIENTS)))
         await fleet.ask(CLIENTS, "connect", ids=fleet.ids(WORKERS))
         yield fleet

@@ -91,7 +91,7 @@ class Load:
         self._going.clear()
         if self._calls:
             await patiently(asyncio.wait(self._calls))
-        await until(lambda: self.open_calls == 0, "calls that nobody waits for end")
+        await until(lambda: self.open_calls == 0, "calls without a reader end")
         if self._task.done():
             self._task.result()
 

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from harness.processes import answer_questions
-from harness.vitals import Inventory, Said, sample
+from harness.vitals import Inventory, LogCounter, sample
 from harness.waiting import until
 from triton_distributed.runtime import DistributedRuntime
 from triton_distributed.testing.chaos.control import look, obey
@@ -47,7 +47,7 @@ class Member:
         self.serving: list[asyncio.Task[None]] = []
         self.closing: list[Callable[[], Awaitable[None]]] = []
         self.open_calls: list[Callable[[], int]] = []
-        self.said = Said()
+        self.logged = LogCounter()
         self._inventory = Inventory(trace)
         self.questions: dict[str, Question] = {
             "id": lambda: runtime.instance_id,
@@ -57,7 +57,7 @@ class Member:
             "quiet": self._quiet,
             "baseline": self._inventory.baseline,
             "growths": self._inventory.growths,
-            "said": lambda: {"counts": self.said.counts, "faults": self.said.faults},
+            "logged": lambda: {"counts": self.logged.counts, "faults": self.logged.faults},
         }
 
     def serve(self, path: str, handler: Any, **limits: Any) -> None:
@@ -90,7 +90,7 @@ async def main(name: str, parts: list[str], trace: bool) -> None:
         if obeys:
             logging.basicConfig(format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
         else:
-            member.said.listen()
+            member.logged.listen()
         for part in parts:
             module, function, *arguments = part.split(":")
             await getattr(importlib.import_module(module), function)(member, *arguments)
@@ -106,8 +106,8 @@ async def main(name: str, parts: list[str], trace: bool) -> None:
             await asyncio.wait({task})
         if obeys:
             await asyncio.gather(*member.serving)
-    if member.said.faults:
-        raise SystemExit("\n".join(member.said.faults))
+    if member.logged.faults:
+        raise SystemExit("\n".join(member.logged.faults))
 
 
 def place(core: str, nice: int) -> None:

@@ -123,7 +123,7 @@ class Oracle:
         self._end(ticket, "left", now)
 
     def cancelled(self, ticket: Ticket, now: float) -> None:
-        """Whoever read was cancelled, as planned."""
+        """The reading task was cancelled, as planned."""
         self._end(ticket, "cancelled", now)
 
     def abandoned(self, ticket: Ticket, now: float) -> None:
@@ -161,10 +161,10 @@ class Oracle:
         if isinstance(error, InstanceNotFound) and plan.directly:
             return f"{ticket.items} items had come" if ticket.items else ""
         if isinstance(error, NOT_BEGUN):
-            if ticket.items and not plan.resume:  # who refuses to go on with it has not begun it, another has
+            if ticket.items and not plan.resume:  # else another instance has begun it
                 return f"{ticket.items} items had come"
             return "there was an instance to take it" if self._strictly(ticket) else ""
-        return "nobody promised this error"
+        return "no promise covers this error"
 
     def _strictly(self, ticket: Ticket) -> bool:
         return self.strict and not self.limited and ticket.plan.moves and self.spared(ticket.began_s, ticket.ended_s)
@@ -182,7 +182,7 @@ class Oracle:
         for request_id, times in begun.items():
             found = known.get(request_id)
             if found is None:
-                self.violations.append(f"a handler began request {request_id}, which nobody made")
+                self.violations.append(f"a handler began request {request_id}, which no caller made")
                 self.counts["began"] += 1
             elif found.plan.once and times > 1:
                 self._accuse(found, f"{times} handlers began it, and it may be begun once", "began")

@@ -55,7 +55,7 @@ class Work(msgspec.Struct, frozen=True):
     wait_s: float = 0.0
 
     def item(self, index: int) -> list[Any]:
-        """Return item number `index`: who it is for, which it is, and filling that nothing else has."""
+        """Return item number `index`: the request's id, the index, and filling that no other item has."""
         return [self.id, index, filling(self.id, index, self.size)]
 
 

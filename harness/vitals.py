@@ -23,8 +23,8 @@ PACKAGE = "triton_distributed"
 CONTAINERS = (dict, set, list, tuple, deque, bytearray, WeakSet, WeakKeyDictionary, WeakValueDictionary)
 FRAMES = 4  # of a trace: enough to see through the codec to its caller
 WATCH_S = 0.05  # between two looks at another process
-SHOWN = 40  # growths that are told
-MOST_KINDS = 100  # log records that are told apart; there are fewer kinds of them in the package
+SHOWN = 40  # growths in a report
+MOST_KINDS = 100  # kinds of log records that are counted; the package has fewer
 
 
 def resident_bytes(pid: int | str = "self") -> int:
@@ -169,12 +169,12 @@ def _attributes(thing: object) -> Iterator[tuple[str, Any]]:
                 pass  # not set, or `__dict__` and `__weakref__` themselves
 
 
-class Said(logging.Handler):
-    """Counts what is logged and warned of, by its kind.
+class LogCounter(logging.Handler):
+    """Counts log records and warnings by kind.
 
     Attributes:
-        counts: warnings and errors by logger and text, before values are put in.
-        faults: what nothing may say: errors of asyncio's, which nobody was left to raise to, and Python's warnings.
+        counts: warnings and errors by logger and text, without the values in the text.
+        faults: records that must not be: errors that asyncio could not raise anywhere, and Python's warnings.
     """
 
     def __init__(self) -> None:

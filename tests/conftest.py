@@ -17,9 +17,13 @@ from tests.marks import allowed
 
 pytest_plugins = ["tests.leaks", "tests.limits", "tests.loops", "tests.repeats", "tests.servers", "tests.words"]
 
-# How long an example takes says more about the machine than about the code.
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("any machine")
+# The profiles of Hypothesis: how many examples a property gets in `make unit`, in `make test`, and once a week. There is no
+# limit of time for an example, since that says more about the machine than about the code.
+for profile, examples in {"unit": 20, "test": 50, "weekly": 1000}.items():
+    settings.register_profile(
+        profile, max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+settings.load_profile("test")  # `pytest --hypothesis-profile=unit` loads another one later
 
 # A Unix socket's path has at most 107 bytes on Linux and 103 on macOS, whose own temporary folder takes half of them.
 SHORT = "/tmp" if os.access("/tmp", os.W_OK) else tempfile.gettempdir()

@@ -240,8 +240,20 @@ def _end(pid: int) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
+    _freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    yield
+    if nextitem is None or nextitem.path != item.path:
+        _freeze()
+
+
+def _freeze() -> None:
+    """Keep what exists now, such as imported modules and caches, out of later collections: there is one after each test."""
     gc.collect()
-    gc.freeze()  # a collection after each test then looks at what the tests made, not at every imported module
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -185,7 +185,7 @@ def cancels(address: str, until: float) -> Counts:
 
 
 def late_cancels(address: str, until: float) -> Counts:
-    """The same, each CANCEL behind 100 requests, so that many handlers have begun."""
+    """The same, each CANCEL after 100 requests, so that many handlers have begun."""
     endpoint = key("hold")
 
     def make(ids: range) -> bytes:
@@ -340,7 +340,7 @@ def unread_pings(address: str, until: float) -> Counts:
 
 
 def chatter(address: str, until: float) -> Counts:
-    """PONGs nobody asked for, GOAWAYs that say that the peer drains, CREDIT and ACCEPT without end."""
+    """PONGs without a PING, GOAWAYs that say that the peer drains, CREDIT and ACCEPT without end."""
     lines = [
         f.frame(f.PONG, 0, b"hello"),
         f.coded(f.GOAWAY, 0, f.GoawayCode.DRAINING, b"soon"),

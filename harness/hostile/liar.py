@@ -27,7 +27,7 @@ def nobodys_items(stream: int) -> Iterator[bytes]:
 
 
 def unknown_items(stream: int) -> Iterator[bytes]:
-    """Items for streams that nobody opened."""
+    """Items for streams that were never opened."""
     while True:
         yield f.frame(f.DATA, stream + 1_000_000, b"\x01")
 
@@ -55,7 +55,7 @@ def sizes(stream: int) -> Iterator[bytes]:
 
 
 def pongs(stream: int) -> Iterator[bytes]:
-    """PONGs nobody asked for, and never an answer."""
+    """PONGs without a PING, and never an answer."""
     while True:
         yield f.frame(f.PONG, 0, b"pong") * PIECE
 

@@ -1,1 +1,1 @@
-"""The runs, a program each: `python -m harness.runs.NAME`."""
+"""The runs: `python -m harness.runs.NAME`; `survival` does kill, restart, overload and rotation."""

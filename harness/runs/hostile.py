@@ -91,7 +91,7 @@ async def phases(
         begin: begins an attack; what it returns waits for its end, and returns the attacker's counts.
         load: seconds of each phase, and the rate.
         say: takes each row.
-        more: what else the client is told of its load during attacks.
+        more: further arguments of the client's load during attacks.
     """
     await client.ask("load", seconds=1, rate=load["rate"])
     quiet = await client.ask("load", **load)
@@ -129,7 +129,7 @@ async def phases(
 
 
 async def _logged(process: Process) -> int:
-    return sum((await process.ask("said"))["counts"].values())
+    return sum((await process.ask("logged"))["counts"].values())
 
 
 async def _settled(process: Process, before: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from harness.simulated.simulation import Result, Settings, settings_of, simulate
 from triton_distributed.testing.chaos.report import Report
 
-MOST_TOLD = 5  # failing seeds that are told how to repeat; behind them there is seldom another cause
+MOST_TOLD = 5  # Failing seeds with a command to repeat them. Further ones seldom have another cause.
 # What a command line may say in place of what a seed gives, by its field of `Settings`.
 OPTIONS: dict[str, tuple[Callable[[str], object], str]] = {
     "workers": (int, "how many there are"),

@@ -32,8 +32,8 @@ RESULT = RESULTS / "soak.json"
 PROXIED, RESTARTED = "proxied", "restarted"
 WORKERS = {STEADY: "uvloop", PROXIED: "asyncio", RESTARTED: "asyncio"}  # with the loop that each begins with
 CLIENTS = {"client-asyncio": "asyncio", "client-uvloop": "uvloop"}
-EVERYBODY = (*WORKERS, *CLIENTS)
-LASTING = [name for name in EVERYBODY if name != RESTARTED]
+PROCESSES = (*WORKERS, *CLIENTS)
+LASTING = [name for name in PROCESSES if name != RESTARTED]
 FAULT_S = 5.0  # every other one is a restart
 QUIET_S = 60.0
 SAMPLE_S = 3.0
@@ -56,6 +56,7 @@ class Options:
         seed: of the mix and of the faults.
         plane: see `harness.fleet.PLANES`.
         trace: tell where memory that was gained was allocated.
+        rests: quiet moments of a run of at most five minutes; a longer one has one a minute.
         settle_s: what it may take at a quiet moment until there is no more of anything than before.
         work: the part of the workers, for tests of the soak itself.
     """
@@ -65,6 +66,7 @@ class Options:
     seed: int = 1
     plane: str = "unix"
     trace: bool = False
+    rests: int = 5
     settle_s: float = PATIENCE_S
     work: str = "harness.soak.members:work"
 
@@ -77,7 +79,7 @@ class Stage:
         broken: ids of instances whose streams may break: killed ones, and the one whose connections are cut.
         done: how often each fault was made.
         drains_s: how long each worker took that was asked to end.
-        said: what processes logged that are gone by now.
+        logged: what processes logged that are gone by now.
     """
 
     fleet: Fleet
@@ -85,11 +87,11 @@ class Stage:
     broken: set[int] = field(default_factory=set)
     done: Counter[str] = field(default_factory=Counter)
     drains_s: list[float] = field(default_factory=list)
-    said: list[dict[str, Any]] = field(default_factory=list)
+    logged: list[dict[str, Any]] = field(default_factory=list)
 
     async def ask(self, question: str, **arguments: Any) -> dict[str, Any]:
         """The answers of all, by name."""
-        return await self.fleet.ask(EVERYBODY, question, **arguments)
+        return await self.fleet.ask(PROCESSES, question, **arguments)
 
     async def make(self, fault: signal.Signals | str, rate: float) -> None:
         """Make one fault: a signal for the worker that is restarted, or a name.
@@ -114,7 +116,7 @@ class Stage:
     async def _restart(self, kill: bool) -> None:
         """End the worker that is restarted, and have a successor on the other loop."""
         worker = self.fleet.processes[RESTARTED]
-        self.said.append(await worker.ask("said"))
+        self.logged.append(await worker.ask("logged"))
         worker.options["loop"] = "uvloop" if worker.options["loop"] == "asyncio" else "asyncio"
         if kill:
             self.broken.add(worker.instance_id)
@@ -139,11 +141,16 @@ async def staged(options: Options) -> AsyncIterator[Stage]:
             own[PROXIED] = {"TRD_LISTEN": address, "TRD_ADVERTISE": proxy.address.removeprefix("tcp://")}
         fleet = await stack.enter_async_context(Fleet(settings))
         trace = {"trace": "1"} if options.trace else {}
-        for name, loop in WORKERS.items():
-            await fleet.start(name, options.work, options={"loop": loop, **trace}, TRD_THREADS=THREADS, **own[name])
-        for number, (name, loop) in enumerate(CLIENTS.items()):
-            part = f"harness.soak.members:call:{options.seed}:{number}"
-            await fleet.start(name, part, options={"loop": loop, **trace})
+        workers = (
+            fleet.start(name, options.work, options={"loop": loop, **trace}, TRD_THREADS=THREADS, **own[name])
+            for name, loop in WORKERS.items()
+        )
+        await asyncio.gather(*workers)
+        clients = (
+            fleet.start(name, f"harness.soak.members:call:{options.seed}:{n}", options={"loop": loop, **trace})
+            for n, (name, loop) in enumerate(CLIENTS.items())
+        )
+        await asyncio.gather(*clients)
         yield Stage(fleet, proxy, {fleet.processes[PROXIED].instance_id})
 
 
@@ -169,11 +176,11 @@ class Run:
     def __init__(self, options: Options, say: Callable[[str], None]) -> None:
         self.options, self._say = options, say
         self.histories: dict[str, dict[str, Any]] = {
-            name: {"samples": [], "quiet": [], "growths": {"types": {}, "kept": {}, "traced": []}} for name in EVERYBODY
+            name: {"samples": [], "quiet": [], "growths": {"types": {}, "kept": {}, "traced": []}} for name in PROCESSES
         }
         self.wrong: list[str] = []
         self.outcomes: dict[str, Counter[str]] = {}
-        self.said: Counter[str] = Counter()
+        self.logged: Counter[str] = Counter()
         self._began = 0.0  # later by every rest
         self._rests_since: float | None = None
         self._loaded = asyncio.Event()
@@ -187,7 +194,7 @@ class Run:
     async def go(self, stage: Stage) -> None:
         """The whole load; stops at the first quiet moment at which something is wrong."""
         seconds = self.options.seconds
-        fault_s, quiet_s = min(FAULT_S, seconds / 10), min(QUIET_S, seconds / 5)
+        fault_s, quiet_s = min(FAULT_S, seconds / 4), min(QUIET_S, seconds / self.options.rests)
         self._began = time.monotonic()
         await self._settle(stage)
         sampling = asyncio.create_task(self._sample(stage))
@@ -224,14 +231,14 @@ class Run:
     async def _sample(self, stage: Stage) -> None:
         while True:
             await self._loaded.wait()
-            for name in EVERYBODY:
+            for name in PROCESSES:
                 sample = (await stage.fleet.ask([name], "sample"))[name]
                 if self._loaded.is_set():
                     self.histories[name]["samples"].append({"at": round(self._at, 1), **sample})
             await asyncio.sleep(min(SAMPLE_S, self.options.seconds / 50))
 
     async def _settle(self, stage: Stage) -> dict[str, Any]:
-        """Have nothing go on; returns how everybody is then."""
+        """Have nothing go on; returns what each process holds then."""
         self._loaded.clear()
         self._rests_since = time.monotonic()
         for group in (CLIENTS, WORKERS):  # first those whose calls keep the others busy
@@ -255,7 +262,7 @@ class Run:
         return least is None or all(a <= b for name in LASTING for a, b in zip(now[name], least[name], strict=True))
 
     async def _quiet(self, stage: Stage, part: float) -> bool:
-        """Look at a quiet moment; returns whether all is well and nobody has more than before.
+        """Look at a quiet moment; returns whether all is well and no process holds more than before.
 
         Args:
             part: of the run that is over by then.
@@ -279,7 +286,7 @@ class Run:
         return well and not self.wrong
 
     async def _tell(self, stage: Stage) -> None:
-        """Take in what the clients have counted, and what anybody has logged."""
+        """Take in what the clients have counted, and what the processes have logged."""
         tallies = list((await stage.fleet.ask(CLIENTS, "tally")).values())
         self.outcomes = {kind: Counter() for kind in tallies[0]["outcomes"]}
         lost: Counter[int] = Counter()
@@ -287,14 +294,14 @@ class Run:
             for kind, counts in tally["outcomes"].items():
                 self.outcomes[kind].update(counts)
             lost.update({int(instance): count for instance, count in tally["broken"].items()})
-        said = [*stage.said, *(await stage.ask("said")).values()]
+        logged = [*stage.logged, *(await stage.ask("logged")).values()]
         found = [
             *(each for tally in tallies for each in tally["failures"]),
             *judging.lost(lost, stage.broken),
-            *(f"logged: {fault}" for each in said for fault in each["faults"]),
+            *(f"logged: {fault}" for each in logged for fault in each["faults"]),
         ]
         self.wrong += [each for each in found if each not in self.wrong]
-        self.said = sum((Counter(each["counts"]) for each in said), Counter[str]())
+        self.logged = sum((Counter(each["counts"]) for each in logged), Counter[str]())
 
 
 def _counted(looks: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -340,7 +347,7 @@ async def soak(options: Options, command: str, say: Callable[[str], None]) -> di
         "outcomes": run.outcomes,
         "faults": done,
         "drain_s": {"median": statistics.median(drains_s), "longest": max(drains_s)} if drains_s else {},
-        "said": dict(run.said.most_common()),
+        "logged": dict(run.logged.most_common()),
         "processes": {name: compact(each) for name, each in run.histories.items()},
     }
 

@@ -17,7 +17,7 @@ def idle(member: Member) -> Iterator[str]:
     """What a process holds though no call is under way, in words."""
     runtime: Any = member.runtime
     name = member.host.name
-    for endpoint in runtime._server.endpoints:
+    for endpoint in runtime.worker.server.endpoints:
         where = f"{name}, {endpoint.name.endpoint}"
         if endpoint.gate.running or endpoint.stats.inflight or len(endpoint.gate.queue):
             counts = (
@@ -25,7 +25,7 @@ def idle(member: Member) -> Iterator[str]:
             )
             yield f"{where}: requests are left: {counts}"
     pool = runtime.pool
-    for session in (*runtime._server._listener.sessions, *pool._live.values(), *pool._parted):
+    for session in (*runtime.worker.server.sessions, *pool.sessions):
         yield from (f"{name}: {each}" for each in _session(session, runtime.config.session_window_bytes))
     for what in ("_dialling", "_greeting", "_parted"):
         if getattr(pool, what):

@@ -135,10 +135,10 @@ class HostsLoop(VirtualTimeLoop):
 
 
 class Trace:
-    """What has happened, as a hash, and in words where somebody reads them.
+    """What has happened, as a hash, and in words where a function takes them.
 
     Args:
-        tell: called with each line; None for nobody.
+        tell: called with each line; None for no call.
     """
 
     def __init__(self, tell: Callable[[str], object] | None = None) -> None:

@@ -241,7 +241,7 @@ class End(asyncio.Transport):
         self.lose(None)
 
     def refuse(self) -> None:
-        """Nobody is at this end, and nobody will be."""
+        """No process is at this end, and none will be."""
         self.lose(None)
         self.peer.lose(ConnectionResetError("Connection reset by peer"))
 
@@ -257,7 +257,7 @@ class End(asyncio.Transport):
         self._left = amount
 
     def garble(self, amount: int) -> None:
-        """Let the first frame after another `amount` bytes, and all behind it, arrive as noise."""
+        """Let the first frame after another `amount` bytes, and all after it, arrive as noise."""
         self._garble_in = amount
 
     def mend(self) -> None:
@@ -293,9 +293,9 @@ class Link:
         number: for the trace.
         loop: the loop.
         rng: of everything that is left to chance.
-        dialler: who dials.
+        dialler: the host that dials.
         protocol: of the end that dials.
-        acceptor: who listens.
+        acceptor: the host that listens.
         tcp: whether a reset loses what is under way.
         forget: called when both ends are gone.
     """
@@ -358,7 +358,7 @@ class Link:
                 end.hang_up(None)
 
     def refuse(self) -> None:
-        """Nobody accepts it any more: the backlog is dropped with its socket."""
+        """No listener accepts it any more: the backlog is dropped with its socket."""
         self.accepted.refuse()
 
     def note(self, end: End, line: str) -> None:

@@ -96,7 +96,7 @@ class Worker(Member):
         self._switch.kill(self.host)
 
     async def bury(self) -> None:
-        """Let go of a killed one: what it does from now on reaches nobody."""
+        """Let go of a killed one: what it does from now on reaches no other process."""
         self.discovery.vanish()
         await self.leave()
 

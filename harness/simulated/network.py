@@ -1,4 +1,4 @@
-"""The simulated network and registry: which hosts there are, who listens, who is known."""
+"""The simulated network and registry: which hosts there are, which listen, which are registered."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ class Switch:
         return [name for name, (listener, _) in self._listening.items() if listener is host]
 
     def dial(self, host: Host, name: str, protocol: asyncio.Protocol) -> Link:
-        """Join `protocol` to whoever listens on `name`.
+        """Join `protocol` to the listener of `name`.
 
         Raises:
-            OSError: nobody does, or `host` has no descriptors.
+            OSError: there is none, or `host` has no descriptors.
         """
         if host.no_fds:
             raise OSError(errno.EMFILE, "Too many open files")
         listening = self._listening.get(name)
         if listening is None or listening[0].dead or host.dead:
-            raise ConnectionRefusedError(errno.ECONNREFUSED, f"nobody listens on {name}")
+            raise ConnectionRefusedError(errno.ECONNREFUSED, f"no host listens on {name}")
         acceptor, _ = listening
         self._numbers += 1
         link = Link(self._numbers, self.loop, self.rng, host, protocol, acceptor, tcp=self._tcp, forget=self._forget)
@@ -89,7 +89,7 @@ class Switch:
         self.links.pop(link, None)
 
     def links_of(self, host: Host) -> list[Link]:
-        """The connections of a host, whoever dialled."""
+        """The connections of a host, dialled and accepted."""
         return [each for each in self.links if host in (each.dialled.host, each.accepted.host)]
 
     def kill(self, host: Host) -> None:
@@ -124,7 +124,7 @@ class Registry:
     """Where all hosts register.
 
     Attributes:
-        full: it takes nothing more, and tells nobody of changes.
+        full: it takes nothing more, and reports no changes.
     """
 
     def __init__(self, loop: HostsLoop, rng: random.Random) -> None:
@@ -139,7 +139,7 @@ class Registry:
         self.full += 1
 
     def clean(self) -> None:
-        """There is room again; who was not told of changes is told now."""
+        """There is room again; changes that were held back are reported now."""
         self.full -= 1
         if not self.full:
             late, self._late = self._late, []

@@ -10,8 +10,8 @@ fails; `hosts` stops and resumes what belongs to one process. What is simulated 
     delay       what its connections carry comes later
     duplicate   connections that say a part of a hello, or noise, and end or stay
     truncate    its connections are reset after so many bytes in either direction
-    corrupt     from the next frame behind so many bytes on all arrives as noise, see `links`
-    disk full   nobody can register or hears of changes; the worker's instance was paused and cannot come back meanwhile
+    corrupt     after this many bytes, all from the next frame on arrives as noise, see `links`
+    disk full   no process can register or hears of changes; the paused instance of the worker cannot come back
     no fds      its connections are cut and it accepts none
     drain       the runtime is shut down under load; a successor starts
 """
@@ -152,7 +152,7 @@ def simulate(seed: int, settings: Settings | None = None, tell: Callable[[str], 
             except (TritonError, TimeoutError) as error:  # a deadlock, a livelock, a worker that does not come back
                 result.violations.append(f"{type(error).__name__}: {error}")
             del runner
-            gc.collect()  # tells of errors that nobody has retrieved
+            gc.collect()  # reports errors that were never retrieved
     finally:
         logging.disable(logged)
         if collecting:
@@ -324,7 +324,7 @@ class Simulation:
             violations += checks.found(caller, self.workers)
             for worker in self.workers:
                 await self._last_call(caller, worker)
-        await asyncio.sleep(1.0)  # the strangers' hellos are missed, what was left is told
+        await asyncio.sleep(1.0)  # the strangers' hellos time out, and losses are noticed
         for member in (*callers, *self.workers):
             violations += checks.idle(member)
 

@@ -141,7 +141,7 @@ def lost(lost: Mapping[int, int], broken: Iterable[int]) -> list[str]:
 
 
 def events(tallies: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Events that did not reach everybody, by the news of each process at a quiet moment."""
+    """Events that did not reach every process, by the news of each process at a quiet moment."""
     found = []
     for name, tally in tallies.items():
         found += [f"{name}: {each}" for each in tally["wrong"]]

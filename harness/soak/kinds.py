@@ -34,6 +34,7 @@ POLICIES = {
     TYPED: "round_robin", NARROW: "random", COMING: "round_robin",
 }  # fmt: skip
 MOST_ITEMS = 500
+PAUSED, PAUSE_S = 100, 0.01  # items of a stream that takes its time, and seconds between two of them
 CROWD = 60  # calls at once to an endpoint where three workers run 2 each and let 4 wait
 PRIORITIES = (-128, -1, 0, 1, 127)  # few: a worker remembers how well it estimates the wait of each
 # What a call may end with that cannot go elsewhere, or whose endpoint goes.
@@ -109,14 +110,14 @@ def _two_way(rng: random.Random, id: int) -> Plan:
 
 
 def _too_late(rng: random.Random, id: int) -> Plan:
-    return Plan(Work(id, Shape.STREAM, MOST_ITEMS, 40, 0.002), timeout_s=rng.uniform(0.002, 0.15))
+    return Plan(Work(id, Shape.STREAM, PAUSED, 40, PAUSE_S), timeout_s=rng.uniform(0.002, 0.15))
 
 
 def _cancelled(rng: random.Random, id: int) -> Plan:
     """Left before it leaves, unread, before its first item, within, with its task, or by its context."""
     via = rng.choice((ENDPOINT, RELAY, PLAIN))
-    pause_s = 0.0 if via == PLAIN else rng.choice((0.0, 0.002))
-    after = rng.randrange(1, MOST_ITEMS - 1)
+    items, pause_s = (MOST_ITEMS, 0.0) if via == PLAIN else rng.choice(((MOST_ITEMS, 0.0), (PAUSED, PAUSE_S)))
+    after = rng.randrange(1, items - 1)
     leaving: dict[str, Any] = rng.choice(
         (
             {"leaves_by": Leave.CANCEL},
@@ -127,11 +128,11 @@ def _cancelled(rng: random.Random, id: int) -> Plan:
             {"leaves_by": Leave.KILL, "leaves_after": after},
         )
     )
-    return Plan(Work(id, Shape.STREAM, MOST_ITEMS, 40, pause_s), via=via, **leaving)
+    return Plan(Work(id, Shape.STREAM, items, 40, pause_s), via=via, **leaving)
 
 
 def _two_way_left(rng: random.Random, id: int) -> Plan:
-    return Plan(Work(id, Shape.TWO_WAY, 1000, 20, 0.001), via=TWO_WAY, leaves_after=rng.randrange(1, 50))
+    return Plan(Work(id, Shape.TWO_WAY, PAUSED, 20, PAUSE_S), via=TWO_WAY, leaves_after=rng.randrange(1, 50))
 
 
 PLANNED = (
@@ -140,7 +141,7 @@ PLANNED = (
     Kind("threaded", 4, lambda rng, id: _stream(rng, id, 200, via=PLAIN)),
     Kind("two_way", 5, _two_way),
     Kind("relayed", 4, lambda rng, id: _stream(rng, id, 100, via=RELAY)),
-    Kind("resumed", 4, lambda rng, id: _stream(rng, id, MOST_ITEMS, 0.002, shape=Shape.CHECKPOINTED)),
+    Kind("resumed", 4, lambda rng, id: _stream(rng, id, PAUSED, PAUSE_S, shape=Shape.CHECKPOINTED)),
     Kind("idempotent", 4, lambda rng, id: _unary(rng, id, idempotent=True, wait_s=rng.choice((0.0, 0.01, 0.2)))),
     Kind(
         "hedged",
@@ -159,7 +160,7 @@ PLANNED = (
 # --- what judges itself ----------------------------------------------------------------------------------------------
 
 
-class Own:
+class Unplanned:
     """Calls that no plan describes, of one client process."""
 
     def __init__(self, member: Member, clients: dict[str, Client], news: News, rng: random.Random) -> None:

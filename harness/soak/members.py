@@ -11,7 +11,7 @@ from harness.load import Load, touch
 from harness.member import Member
 from harness.oracle import Oracle
 from harness.requests import ENDPOINT, PLAIN, Journal, Shape, Work, handler
-from harness.soak.kinds import COMING, PLANNED, POLICIES, SERVED, TYPED, Own, coming
+from harness.soak.kinds import COMING, PLANNED, POLICIES, SERVED, TYPED, Unplanned, coming
 from harness.soak.news import News
 from harness.waiting import PATIENCE_S, known, patiently
 from harness.worker import serve_all
@@ -23,7 +23,7 @@ AT_ONCE = 8  # more than a worker has threads for its handlers
 STEADY = "steady"  # the worker whose endpoints are never paused
 
 
-class Comings:
+class Churn:
     """An endpoint that comes and goes, and one that is paused and resumed, until `rest` and again from `go`."""
 
     def __init__(self, member: Member) -> None:
@@ -100,14 +100,14 @@ async def work(member: Member, made: Callable[[Journal], Callable[..., Any]] = h
     for path, (function, limits) in SERVED.items():
         member.serve(path, function, **limits)
     calls = await member.runtime.endpoint(ENDPOINT).client()
-    comings = Comings(member)
+    churn = Churn(member)
 
     async def connect(ids: list[int]) -> None:
         await known([calls], ids)
         await touch(calls, ids)
 
-    member.questions |= {"go": comings.go, "rest": comings.rest, "touch": connect}
-    member.closing.append(comings.close)
+    member.questions |= {"go": churn.go, "rest": churn.rest, "touch": connect}
+    member.closing.append(churn.close)
 
 
 async def call(member: Member, seed: str, number: str) -> None:
@@ -116,7 +116,7 @@ async def call(member: Member, seed: str, number: str) -> None:
     news = await _hears(member)
     clients = {path: await member.runtime.endpoint(path).client(policy) for path, policy in POLICIES.items()}
     oracle = Oracle(strict=True, longest_s=PATIENCE_S, keeps=False)
-    kinds = (*PLANNED, *Own(member, clients, news, rng).kinds())
+    kinds = (*PLANNED, *Unplanned(member, clients, news, rng).kinds())
     load = Load(clients, oracle, kinds, rng, (int(number) + 1) * 10**9, MOST_AT_ONCE)
     lasting = [client for path, client in clients.items() if path != COMING]
 

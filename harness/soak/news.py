@@ -1,4 +1,4 @@
-"""Events of the soak: who publishes numbers them, and everybody who hears them checks that none is missing."""
+"""Events of the soak: each publisher numbers its own, and each subscriber checks that none is missing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from triton_distributed.events import Event, Subscription
 from triton_distributed.runtime import DistributedRuntime
 
 SUBJECT = "news"
-PASSING = "passing"  # who publishes from a runtime that does not stay; its events are not numbered
+PASSING = "passing"  # the publisher in a runtime that does not stay; its events are not numbered
 SIZE = 200  # bytes of an event's filling
 
 
@@ -25,8 +25,8 @@ class News:
 
     Attributes:
         published: how many events.
-        heard: the number of the last event of each who publishes.
-        wrong: what should not have come, in words.
+        heard: the number of the last event of each publisher.
+        wrong: events that should not have come, in words.
     """
 
     def __init__(self, runtime: DistributedRuntime, name: str) -> None:
@@ -39,7 +39,7 @@ class News:
         self.wrong: list[str] = []
 
     async def open(self) -> None:
-        """Hear what is published from now on."""
+        """Subscribe: events from now on are checked."""
         component = self._runtime.namespace("soak").component("work")
         self._subscription = await component.subscribe(SUBJECT)
         self._task = asyncio.create_task(self._listen(self._subscription))

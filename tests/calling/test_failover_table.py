@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from functools import cache
+from collections.abc import Iterator
 from itertools import product
 
 import pytest
@@ -35,14 +35,13 @@ ALIVE = {Ending.STALLED, Ending.SILENT}  # The worker may wake, and the attempt 
 FINAL = {Ending.FAILED, Ending.CANCELLED}
 
 
-@cache
-def every() -> list[tuple[Combination, Verdict]]:
+def every() -> Iterator[tuple[Combination, Verdict]]:
     """All combinations, each with its verdict."""
     no_yes = (False, True)
     terms = [Terms(*each) for each in product(no_yes, repeat=len(Terms._fields))]
     delivered = [Delivered(*each) for each in product(no_yes, repeat=len(Delivered._fields))]
     means = [Means(*each) for each in product(no_yes, repeat=len(Means._fields))]
-    return [(each, decide(*each)) for each in product(Ending, terms, delivered, means)]
+    return ((each, decide(*each)) for each in product(Ending, terms, delivered, means))
 
 
 def sends(verdict: Verdict) -> bool:

@@ -79,7 +79,7 @@ def test_each_command_has_help(command, capsys):
         ("serve worker:echo --endpoint a.b.c --max-inflight 0", "'0' is not a whole number of at least 1"),
         ("serve worker:echo --endpoint a.b.c --max-queue x", "'x' is not a whole number of at least 0"),
         ("serve worker:echo --endpoint a.b.c --listen nowhere", "an address is unix:///path, tcp://host:port"),
-        ("serve worker:echo --endpoint a.b.c --listen memory://x", "nobody outside this process could call it"),
+        ("serve worker:echo --endpoint a.b.c --listen memory://x", "no other process could call it"),
         ("serve worker:echo --endpoint a.b.c --metadata model", "'model' is not KEY=VALUE"),
         ("ls --timeout nan", "'nan' is not a number of seconds"),
         ("ls one two", "unrecognized arguments: two"),

@@ -22,7 +22,7 @@ from tests.timing import MS, PATIENCE_S
 from triton_distributed.discovery.file import backend as file_module
 from triton_distributed.discovery.file import lockfile
 from triton_distributed.discovery.file.backend import FileDiscovery
-from triton_distributed.discovery.file.known import Census
+from triton_distributed.discovery.file.known import KnownInstances
 from triton_distributed.errors import DiscoveryError
 from triton_distributed.system import inotify
 from triton_distributed.testing import ChangeLog
@@ -394,13 +394,13 @@ async def test_others_on_the_loop_get_their_turn_while_thousands_are_read(
     for id in range(1, number + 1):
         places.write(id)
     turns, looks_by_turn = 0, {}
-    really = Census.look
+    really = KnownInstances.look
 
-    def look(self: Census, key: str, **options: bool) -> object:
+    def look(self: KnownInstances, key: str, **options: bool) -> object:
         looks_by_turn[turns] = looks_by_turn.get(turns, 0) + 1
         return really(self, key, **options)
 
-    monkeypatch.setattr(Census, "look", look)
+    monkeypatch.setattr(KnownInstances, "look", look)
 
     async def ticks() -> None:
         nonlocal turns

@@ -8,7 +8,7 @@ from tests.guards.tree import ROOT, modules, project_files
 
 HARD_LIMIT = 600
 MOST_METHODS = 30
-KNOWN_LARGE = {"DistributedRuntime"}  # This list only shrinks.
+KNOWN_LARGE: set[str] = set()  # This list only shrinks.
 SAY_NOTHING = {"utils", "util", "helpers", "helper", "manager", "managers", "misc", "common"}
 
 
@@ -24,7 +24,7 @@ def test_no_python_file_is_too_long():
 def test_no_class_has_too_many_methods():
     methods = {
         node.name: sum(isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef) for each in node.body)
-        for module in modules()
+        for module in [*modules(), *modules(ROOT, "harness")]
         for node in ast.walk(module.tree())
         if isinstance(node, ast.ClassDef)
     }

@@ -43,8 +43,9 @@ def commands(job: dict[str, Any]) -> list[str]:
 
 
 def made(job: dict[str, Any]) -> set[str]:
-    """The targets of `make` that a job runs."""
-    return {target for line in commands(job) if " make " in f" {line} " for target in line.split("make ")[1].split()}
+    """The targets of `make` that a job runs, without the variables that it sets."""
+    words = {word for line in commands(job) if " make " in f" {line} " for word in line.split("make ")[1].split()}
+    return {each for each in words if "=" not in each}
 
 
 def by_schema(path: Path) -> subprocess.CompletedProcess[str]:

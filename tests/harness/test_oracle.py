@@ -113,7 +113,7 @@ def test_what_was_promised_is_no_violation(plan, items, end, options):
         (ERROR, [0, 1], Other(), {}, "does not raise"),
         (STREAM, [], Raised(), {}, "does not raise"),
         (STREAM, [0, 1], lost(3), {}, "tells of 3 items and 2 came"),
-        (STREAM, [], ValueError("?"), {}, "nobody promised"),
+        (STREAM, [], ValueError("?"), {}, "no promise covers"),
         (STREAM, [0], ConnectionFailed("x", []), {}, "1 items had come"),
         (STREAM, [], ConnectionFailed("x", []), {"begun": 1}, "failed as not begun"),
         (STREAM, [0], lost(1), {"begun": 2}, "2 handlers began it"),
@@ -125,7 +125,7 @@ def test_what_was_promised_is_no_violation(plan, items, end, options):
         (IDEMPOTENT, [], lost(0), {"strict": True}, "could have moved"),
         (RESUMED, [0], lost(1), {"strict": True}, "could have moved"),
         (DIRECT, [0], InstanceNotFound("x", 1), {}, "1 items had come"),
-        (STREAM, [], InstanceNotFound("x", 1), {}, "nobody promised"),
+        (STREAM, [], InstanceNotFound("x", 1), {}, "no promise covers"),
         *((STREAM, [], error, {"strict": True}, "there was an instance") for error in NOT_BEGUN),
     ],
 )
@@ -140,7 +140,7 @@ def test_an_answer_that_no_handler_began_is_found():
     oracle.item(ticket, STREAM.work.item(0))
     oracle.left(ticket, 1.0)
     oracle.close(Counter({5: 1}))
-    assert "which nobody made" in oracle.violations[0]
+    assert "which no caller made" in oracle.violations[0]
     assert "no handler began it" in oracle.violations[1]
 
 

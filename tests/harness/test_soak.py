@@ -13,12 +13,12 @@ from harness import load as loads
 from harness.load import Kind, Load
 from harness.oracle import Oracle
 from harness.runs.soak import Options, soak
-from harness.soak.kinds import PLANNED, Own, WrongAnswer, same
+from harness.soak.kinds import PLANNED, Unplanned, WrongAnswer, same
 from harness.soak.table import render
 from tests.runtime.cluster import patiently
 from triton_distributed.errors import NoInstances
 
-SHORT = {"seconds": 3.0, "settle_s": 1.0}
+SHORT = {"seconds": 3.0, "rests": 3, "settle_s": 1.0}
 
 
 async def run(**options: Any) -> dict[str, Any]:
@@ -94,7 +94,7 @@ async def test_a_call_that_does_not_end_fails_the_run(monkeypatch: pytest.Monkey
 
 
 def test_no_two_kinds_of_calls_have_one_name() -> None:
-    own = Own(None, {}, None, random.Random(1))  # type: ignore[arg-type]
+    own = Unplanned(None, {}, None, random.Random(1))  # type: ignore[arg-type]
     own._news = type("", (), {"publish": None})()  # type: ignore[assignment]
     names = [each.name for each in (*PLANNED, *own.kinds())]
     assert len(set(names)) == len(names)

@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 import pydantic
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.payload import test_fields
@@ -199,7 +199,6 @@ def errors_with(value: Any) -> list[tuple[BaseException, Any]]:
 
 
 @given(value=values)
-@settings(deadline=None)
 def test_what_an_answer_may_hold_an_error_may_hold(value: Any) -> None:
     expected = answer(value)
     for error, find in errors_with(value):
@@ -210,7 +209,6 @@ def test_what_an_answer_may_hold_an_error_may_hold(value: Any) -> None:
 
 
 @given(value=any_values)
-@settings(deadline=None)
 def test_what_cannot_be_in_an_answer_arrives_as_text_and_takes_nothing_with_it(value: Any) -> None:
     try:
         expected = [answer(value)]
@@ -390,7 +388,6 @@ def test_a_value_that_cannot_be_read_here_says_why(monkeypatch: pytest.MonkeyPat
 
 
 @given(value=any_values, count=st.sampled_from([1, 12]))
-@settings(deadline=None, max_examples=30)
 def test_an_error_is_never_too_large(value: Any, count: int) -> None:
     error = Failed(*[value] * count)
     for number in range(count):

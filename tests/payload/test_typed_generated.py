@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pydantic
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 
 from tests.payload.generated import models, records
 from tests.payload.test_codec import received
@@ -24,7 +24,6 @@ def pydantic_makes_it_again(model: Any) -> bool:
     return False
 
 
-@settings(max_examples=300, deadline=None)
 @given(models())
 def test_models(model: Any) -> None:
     assume(pydantic_makes_it_again(model))  # not e.g. an empty text for `re.Pattern | str`, of which it makes a pattern
@@ -36,7 +35,6 @@ def test_models(model: Any) -> None:
     assert decode(*message) == decode(*received(encode(model.model_dump(by_alias=True))))
 
 
-@settings(max_examples=100, deadline=None)
 @given(records())
 def test_dataclasses_structs_and_named_tuples(record: Any) -> None:
     got = typed_decoder(type(record))(*received(encode(record)))

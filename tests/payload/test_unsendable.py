@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from triton_distributed.errors import InvalidRequest
@@ -143,7 +143,6 @@ OUT_OF_RANGE = (
 
 
 @given(value=OUT_OF_RANGE)
-@settings(deadline=None)
 def test_what_is_out_of_range_is_named_by_its_type(value: Any) -> None:
     name = type(value).__name__
     with pytest.raises(ValueError, match=rf"^value\[0\]: an? {name}\b.* cannot travel"):

@@ -10,7 +10,7 @@ import pytest
 
 from tests.timing import PATIENCE_S
 from triton_distributed.config import Config
-from triton_distributed.runtime import Client, DistributedRuntime
+from triton_distributed.runtime import Client, DistributedRuntime, EndpointStatistics
 from triton_distributed.testing import LocalCluster
 
 T = TypeVar("T")
@@ -81,6 +81,10 @@ class Cluster:
     def caller(self) -> DistributedRuntime:
         """The runtime that calls: it serves nothing."""
         return self._local.caller
+
+    def served(self) -> list[EndpointStatistics]:
+        """What all runtimes of the cluster serve at this moment."""
+        return [endpoint for runtime in self.runtimes for endpoint in runtime.statistics().endpoints]
 
     async def worker(self, handler: Any, name: str = "t.c.e", **options: Any) -> DistributedRuntime:
         """A runtime of its own that serves `handler`; registered when this returns."""

@@ -43,8 +43,7 @@ async def full(cluster: Cluster, **options: Any) -> tuple[Gate, Any]:
 
 
 async def waiting(cluster: Cluster, count: int) -> None:
-    (stats,) = [each for runtime in cluster._runtimes for each in runtime._server.endpoints]
-    await until(lambda: len(stats.gate.queue) == count)
+    await until(lambda: cluster.served()[0].waiting == count)
 
 
 async def test_those_with_a_larger_priority_are_let_in_first(cluster: Cluster) -> None:
@@ -101,7 +100,7 @@ async def test_a_priority_that_is_none_raises_in_the_call(cluster: Cluster, prio
 
 async def test_work_that_cannot_be_done_in_time_is_refused_early(cluster: Cluster) -> None:
     gate, client = await full(cluster, max_queue=100)
-    (served,) = [each for runtime in cluster._runtimes for each in runtime._server.endpoints]
+    (served,) = [each for runtime in cluster.runtimes for each in runtime.worker.server.endpoints]
     served.gate.queue.mean_s = 3600.0  # as if handlers had taken an hour each
     with pytest.raises(Overloaded, match=r"deadline is in .* try again in 3\.6e\+03 s") as caught:
         await patiently(client.call("no", timeout=PATIENCE_S))
@@ -156,7 +155,7 @@ def test_the_estimate() -> None:
 
 
 async def served(cluster: Cluster) -> Any:
-    (found,) = [each for runtime in cluster._runtimes for each in runtime._server.endpoints]
+    (found,) = [each for runtime in cluster.runtimes for each in runtime.worker.server.endpoints]
     return found
 
 

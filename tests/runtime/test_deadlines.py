@@ -175,8 +175,7 @@ async def test_work_whose_time_ends_in_the_queue_is_not_begun(cluster: Cluster) 
     await until(lambda: began)
     with pytest.raises(DeadlineExceeded):
         await patiently(client.call("late", timeout=0.05))
-    (served,) = [each for runtime in cluster._runtimes for each in runtime._server.endpoints]
-    await until(lambda: not len(served.gate.queue))  # the worker's clock for it began later than the caller's
+    await until(lambda: not cluster.served()[0].waiting)  # the worker's clock for it began later than the caller's
     release.set()
     await patiently(first)
     await patiently(client.call("last"))

@@ -226,7 +226,7 @@ async def test_a_session_that_is_just_being_made_holds_up_no_shutdown(cluster: C
 
     runtime = cluster.runtime()
     serving = await cluster.serve(runtime, echo)
-    session = runtime._server._listener._accept()  # its transport comes in a later turn of the loop
+    session = runtime.worker.server._listener._accept()  # its transport comes in a later turn of the loop
     runtime.shutdown()
     assert await patiently(serving) is None
     assert session.lost
@@ -243,8 +243,7 @@ async def test_what_the_kernel_still_holds_reaches_a_client_that_says_something(
     loop = asyncio.get_running_loop()
     runtime = cluster.runtime(request_plane="direct", listen="tcp://127.0.0.1:0")
     await cluster.serve(runtime, handler)
-    assert runtime._server._listening is not None
-    address = Address.parse(runtime._server._listening.result()[0])
+    address = Address.parse(runtime.statistics().endpoints[0].addresses[0])
     with socket.socket() as client:
         client.setblocking(False)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -276,11 +275,10 @@ async def test_a_client_that_reads_nothing_keeps_a_drained_worker_for_so_long(
     monkeypatch.setattr("triton_distributed.transport.session.PART_S", 0.05)
     runtime = cluster.runtime(request_plane="direct", listen="tcp://127.0.0.1:0")
     await cluster.serve(runtime, Slow())
-    assert runtime._server._listening is not None
-    address = Address.parse(runtime._server._listening.result()[0])
+    address = Address.parse(runtime.statistics().endpoints[0].addresses[0])
     with socket.create_connection((address.host, address.port)) as client:
         client.sendall(hello_frame(Hello()))
-        sessions = runtime._server._listener.sessions
+        sessions = runtime.worker.server.sessions
         await until(lambda: sessions)
         (session,) = sessions
         await patiently(session.ready)

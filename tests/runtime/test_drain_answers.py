@@ -144,7 +144,7 @@ async def flooding(request: Any) -> AsyncIterator[str]:
 async def stopped(worker: DistributedRuntime, one: Peer, instance: Instance, name: str) -> None:
     """Ask for a flood, as request 1, and read nothing of it until the kernel takes nothing more."""
     await one.say(HELLO, asking(instance, 1, None, name))
-    listener = worker._server._listener
+    listener = worker.worker.server._listener
     await until(lambda: any(each.paused for each in listener.sessions))
 
 

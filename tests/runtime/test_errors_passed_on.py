@@ -328,7 +328,7 @@ async def test_what_is_no_exception_is_told_like_one(cluster: Cluster, caplog: p
         raise SystemExit("enough")
 
     runtime = cluster.runtime()
-    runtime._exit_wanted = lambda error: None  # type: ignore[method-assign]
+    runtime.worker._exit_wanted = lambda error: None  # type: ignore[method-assign]
     await cluster.serve(runtime, handler)
     error = await error_of(cluster, "t.c.e")
     assert (error.type_name, error.message) == ("SystemExit", "enough")

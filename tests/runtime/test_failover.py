@@ -242,10 +242,10 @@ async def two_workers(cluster: Cluster, handler: Any) -> AsyncIterator[tuple[Fau
             request_plane="direct", discovery="static", listen="tcp://127.0.0.1:0", static=f"t.c.e={DEAD}"
         )
         serving = worker.endpoint("t.c.e").serve_endpoint(handler)
-        while (listening := worker._server._listening) is None or not listening.done():
+        while not (endpoints := worker.statistics().endpoints):
             assert not serving.done()
             await asyncio.sleep(0)
-        addresses.append(listening.result()[0])
+        addresses.append(endpoints[0].addresses[0])
     async with FaultProxy(addresses[0]) as proxy:
 
         def choose(request: Any, instances: Any, load: Any) -> Any:
@@ -337,10 +337,10 @@ async def test_static_addresses(cluster: Cluster) -> None:
         request_plane="direct", discovery="static", listen="tcp://127.0.0.1:0", static="t.c.e=tcp://127.0.0.1:1"
     )
     serving = worker.endpoint("t.c.e").serve_endpoint(echo)
-    await until(lambda: worker._server.endpoints or serving.done())
+    await until(lambda: worker.statistics().endpoints or serving.done())
     if serving.done():
         serving.result()
-    (address,) = worker._server.endpoints[0].instance.addresses
+    (address,) = worker.statistics().endpoints[0].addresses
     caller = DistributedRuntime(
         config=Config(discovery="static", static=f"t.c.e={DEAD};t.c.e={address}", handle_signals=False)
     )
@@ -465,7 +465,7 @@ async def test_a_lost_worker_is_probed_and_comes_back_into_rotation(cluster: Clu
 async def unlisted(cluster: Cluster, *workers: Any) -> None:
     """Discovery forgets the workers, as etcd does those that cannot reach it; they know nothing of it."""
     for worker in workers:
-        for endpoint in worker._server.endpoints:
+        for endpoint in worker.worker.server.endpoints:
             await worker.discovery.withdraw(endpoint.instance)
     client = await cluster.caller.endpoint("t.c.e").client()
     await until(lambda: not client.instance_ids())

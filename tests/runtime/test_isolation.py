@@ -100,10 +100,9 @@ async def test_a_handler_that_ignores_its_cancellation_ends_at_its_next_item(clu
     stream = client.generate(1)
     await patiently(began.wait())
     stream.cancel()
-    (served,) = [each for runtime in cluster.runtimes for each in runtime._server.endpoints]
-    await until(lambda: not served.gate.running)
+    await until(lambda: not cluster.served()[0].running)
     assert yielded == [0]
-    assert served.stats.outcomes()["cancelled"] == 1
+    assert cluster.served()[0].outcomes["cancelled"] == 1
 
 
 async def test_an_invalid_request_from_below_is_the_handlers_error(cluster: Cluster) -> None:

@@ -97,7 +97,7 @@ async def test_a_worker_has_one_subject_and_a_client_one_session(over_nats: Clus
         (address,) = instance.addresses
         assert address.startswith(f"nats://{service_name('t', 'c')}.")
         assert address.endswith(f"-{worker.instance_id:x}")
-    assert len(over_nats.caller.pool._live) == 1
+    assert len(over_nats.caller.statistics().sessions) == 1
 
 
 async def test_a_client_calls_whatever_a_worker_publishes(over_nats: Cluster) -> None:

@@ -113,8 +113,7 @@ async def test_where_one_is_full_and_another_drains_the_caller_may_come_back(clu
     calls = [asyncio.create_task(client.call(n)) for n in range(2)]
     await until(lambda: all(each.began for each in gates))
     waits = asyncio.create_task(client.call("waits"))
-    (served,) = draining._server.endpoints
-    await until(lambda: len(served.gate.queue) == 1)
+    await until(lambda: draining.statistics().endpoints[0].waiting == 1)
     draining.shutdown()
     with pytest.raises(Overloaded, match="2 instances were tried") as caught:
         await patiently(waits)
@@ -142,15 +141,14 @@ async def test_a_request_that_leaves_the_queue_makes_room(cluster: Cluster) -> N
     gate = Gate()
     worker = await cluster.worker(gate, max_inflight=1, max_queue=1)
     client = await cluster.client()
-    (served,) = worker._server.endpoints
     first = asyncio.create_task(client.call("first"))
     await until(lambda: gate.began)
     second = asyncio.create_task(client.call("second"))
-    await until(lambda: len(served.gate.queue))
+    await until(lambda: worker.statistics().endpoints[0].waiting)
     second.cancel()
-    await until(lambda: not len(served.gate.queue))
+    await until(lambda: not worker.statistics().endpoints[0].waiting)
     third = asyncio.create_task(client.call("third"))
-    await until(lambda: len(served.gate.queue))
+    await until(lambda: worker.statistics().endpoints[0].waiting)
     gate.opened.set()
     assert await patiently(third) == ["gate", "third"]
     await patiently(first)

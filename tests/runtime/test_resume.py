@@ -39,7 +39,7 @@ class Counter:
 
     def die(self) -> None:
         assert self.runtime is not None
-        for session in list(self.runtime._server._listener.sessions):
+        for session in list(self.runtime.worker.server.sessions):
             session._transport.abort()  # type: ignore[union-attr]
 
 
@@ -169,7 +169,7 @@ async def test_tokens_of_a_generator_in_a_thread_stay_with_their_items(cluster: 
 
     def die() -> None:
         for runtime in runtimes:
-            for session in list(runtime._server._listener.sessions):
+            for session in list(runtime.worker.server.sessions):
                 session._transport.abort()  # type: ignore[union-attr]
 
     loop = asyncio.get_running_loop()
@@ -219,13 +219,12 @@ async def test_retries_never_multiply_an_outage(cluster: Cluster) -> None:
     await until(lambda: len(client.instance_ids()) == 4)
     for each in client.instance_ids():
         client.direct(1, each)
-    served = [each for runtime in cluster._runtimes for each in runtime._server.endpoints]
-    await until(lambda: sum(len(each.gate.running) for each in served) == 4)
+    await until(lambda: sum(each.running for each in cluster.served()) == 4)
     calls = 1000
     for _ in range(calls):
         with pytest.raises(Exception, match="is overloaded"):
             await patiently(client.call(1))
-    refused = sum(each.stats.outcomes()["refused"] for each in served)
+    refused = sum(each.outcomes["refused"] for each in cluster.served())
     assert calls < refused <= 2 * calls  # and not four times: 100 saved up, a fifth of the calls, 10 a second
     hold.set()
 

@@ -115,7 +115,7 @@ async def test_busy_instances_are_called_where_all_are(cluster: Cluster) -> None
     await until(lambda: len(client.instance_ids()) == 2)
 
     async def publish(worker: Any, busy: bool) -> None:
-        (endpoint,) = worker._server.endpoints
+        (endpoint,) = worker.worker.server.endpoints
         old: Instance = endpoint.instance
         await worker.discovery.register(Instance(NAME, old.id, old.addresses, old.host, busy=busy))
         await until(lambda: client.view.table.by_id[old.id].busy is busy)

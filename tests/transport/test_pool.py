@@ -209,3 +209,18 @@ async def test_closing_ends_what_is_dialled_and_what_is_open():
             await dialling
         async with asyncio.timeout(PATIENCE_S):
             await service.served[0].ended.wait()
+
+
+async def test_the_rotation_hears_of_a_lost_worker_before_its_calls_do():
+    async with serving() as service, calling() as caller:
+        stream = await caller.call(service.address, b"")
+        known: list[bool] = []
+
+        class Owner:
+            def stream_closed(self, closed: object) -> None:
+                known.append([addresses for addresses, _ in caller.lost] == [(service.address,)])
+
+        stream.owner = Owner()  # type: ignore[assignment]
+        service.accepted[0].abandon("the worker was killed")
+        await stream.readable()
+        assert known == [True], "a call that tries again must not be offered the worker that it has lost"

@@ -49,7 +49,7 @@ class End(Connection[Noted]):
         authentication: Authentication | None = None,
     ) -> None:
         super().__init__(self, Noted, hello or Hello(window=window), window, session_window, authentication)
-        self.budget = session_window
+        self.session_window = session_window
         self.requests: list[tuple[Any, ...]] = []
         self.goaways: list[tuple[int, str]] = []
         self.pongs: list[bytes] = []

@@ -37,7 +37,7 @@ def test_the_numbers_of_kinds_and_codes_stay():
         "PONG": 13,
         "AUTH": 14,
     }
-    assert [each.name for each in ErrorCode] == ["HANDLER", "INVALID", "DEADLINE", "TOO_LARGE", "CANCELLED"]
+    assert [each.name for each in ErrorCode] == ["HANDLER", "INVALID", "DEADLINE", "CANCELLED"]
     assert [each.name for each in RejectCode] == ["OVERLOADED", "DRAINING", "UNKNOWN", "PAUSED"]
     assert [each.name for each in GoawayCode] == ["DRAINING", "PROTOCOL", "VERSION", "BUSY"]
     assert [int(each) for each in GoawayCode] == [0, 1, 2, 3]

@@ -1,4 +1,4 @@
-"""A call's attempts: how one ended, who was tried, who may be tried next, and what to say when no one is left. Pure."""
+"""A call's attempts: how one ended, which instances were tried, which are next, and the error if none is left. Pure."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Attempts:
     def __init__(self) -> None:
         self.tried: set[int] = set()
         self.failures: list[tuple[str, str]] = []
-        self.refusal: BaseException | None = None
+        self.refusal: Exception | None = None
         self._redial: set[int] = set()  # Those of `tried` that may be dialled once more.
 
     def record(
         self,
         instance_id: int,
         failures: Sequence[tuple[str, str]],
-        refusal: BaseException | None = None,
+        refusal: Exception | None = None,
         redial: bool = False,
     ) -> None:
         """Record that an instance did not take the request.
@@ -72,15 +72,15 @@ class Attempts:
         rest: tuple[Instance, ...] = ()
         if not direct:
             rest = tuple(each for each in in_rotation if each.id not in self.tried)
-            if not rest:  # One that is out of rotation may be better than none.
+            if not rest:  # An instance that is out of rotation is better than none.
                 rest = tuple(each for each in listed if each.id not in self.tried)
         return rest or tuple(each for each in listed if each.id in self._redial)
 
     def chosen(self, instance_id: int) -> None:
-        """The policy has chosen this instance: it is not dialled a third time."""
+        """Record that the policy has chosen this instance, so that it is not dialled a third time."""
         self._redial.discard(instance_id)
 
-    def error(self, target: str) -> BaseException:
+    def error(self, target: str) -> Exception:
         """What the caller gets when no instance is left to try.
 
         Args:

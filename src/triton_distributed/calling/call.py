@@ -266,7 +266,7 @@ class Call:
             await send_requests(stream, requests)
 
     def _on_its_way(self) -> None:
-        """Wake what waits for the request to be sent."""
+        """Wake the tasks that wait until the request is sent."""
         if self.sent is not None and not self.sent.done():
             self.sent.set_result(None)
 
@@ -313,30 +313,27 @@ class Call:
                 self._broken = how
                 stream.abort(f.CANCEL)
             return
-        fails = verdict if isinstance(verdict, Fail) else None
         target, address = services.target, stream.session.address
-        reason = f"{how.reason}; {fails.note}" if fails is not None and fails.note else how.reason
-        error: BaseException | None = StreamIncomplete(
-            target, instance.id, address, reason, self.received, how.began, self._instances
-        )
-        assert error is not None
-        if fails is not None and fails.error is Error.INCOMPLETE:
-            self.fail(error, Outcome.LOST)
+        kind, note = (verdict.error, verdict.note) if isinstance(verdict, Fail) else (None, "")
+        reason = f"{how.reason}; {note}" if note else how.reason
+        incomplete = StreamIncomplete(target, instance.id, address, reason, self.received, how.began, self._instances)
+        if kind is Error.INCOMPLETE:
+            self.fail(incomplete, Outcome.LOST)
             return
-        if fails is not None and fails.error is Error.REPORTED:
+        if kind is Error.REPORTED:
             found = reported(how, target, instance.id, self.request_id, self.timeout_s)
-            error, outcome = found or (error, Outcome.LOST)
-            if (outcome is Outcome.ERROR and not isinstance(error, NOT_ITS_FAULT)) or (
-                outcome is Outcome.DEADLINE and self.attempts is None
-            ):
+            error, outcome = found or (incomplete, Outcome.LOST)
+            late = outcome is Outcome.DEADLINE and self.attempts is None  # Else it had only the time that others left.
+            if late or (outcome is Outcome.ERROR and not isinstance(error, NOT_ITS_FAULT)):
                 services.ejector.failed(instance.id, began=_began(self))
             self.fail(error, outcome)
             return
+        last: Exception | None = incomplete  # What the caller gets if no instance takes the request.
         if how.ending is Ending.REFUSED or how.ending is Ending.OVERLOADED:
             tries = 1 if self.attempts is None else len(self.attempts.tried) + 1
-            error = refusal(how, services.candidates.name.path, instance.id, tries)
+            last = refusal(how, services.candidates.name.path, instance.id, tries)
         elif how.ending is Ending.CUT_OFF or (how.ending is Ending.SILENT and resumption is None):
-            error = None
+            last = None
         self._release()
         if resumption is None:
             self.received = 0
@@ -344,14 +341,14 @@ class Call:
             if resumption.advanced:
                 self.attempts = None
             self.metadata = resumption.resume(self.metadata, services.loop.time())
-        self._record_attempt(verdict, instance, [(address, how.reason)], error)
-        if fails is None:
+        self._record_attempt(verdict, instance, [(address, how.reason)], last)
+        if kind is None:
             self.start()
             if self.state == OPEN:
                 self._on_its_way()
 
     def _record_attempt(
-        self, verdict: Verdict, instance: Instance, failures: Sequence[tuple[str, str]], error: BaseException | None
+        self, verdict: Verdict, instance: Instance, failures: Sequence[tuple[str, str]], error: Exception | None
     ) -> None:
         """Record a failed attempt, and fail the call where no other follows."""
         if self.attempts is None:
@@ -461,7 +458,7 @@ class Call:
         """Cancel the handler and drop what was received: the reader is gone.
 
         Args:
-            reason: what closed the stream, for those who read it all the same.
+            reason: why, for a reader that comes later.
         """
         stream, under_way = self.stream, self.state <= OPEN
         if under_way:

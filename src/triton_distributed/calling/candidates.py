@@ -1,4 +1,4 @@
-"""What one runtime knows of one endpoint: the table of its instances, and which of them can be reached."""
+"""What one runtime knows of one endpoint: its instances, and which of them a call may be sent to."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from triton_distributed.routing.rotation import Rotation
 
 logger = logging.getLogger("triton_distributed.runtime")
 
-SILENCE_S = 1.0  # whoever waits longer wonders whether the worker looks at the same place
-ELSEWHERE_S = 5.0  # between looks whether a worker has started in another folder meanwhile
+SILENCE_S = 1.0  # Seconds of waiting for a first instance before the log says which place is watched.
+ELSEWHERE_S = 5.0  # Seconds between searches for workers that have started in another folder.
 
 
 class Candidates:
@@ -31,12 +31,12 @@ class Candidates:
         ejection_s: see `TRD_EJECTION_S`.
 
     Attributes:
-        candidates: those a call may be sent to: in rotation, or all where none is; of these, those that are not busy,
-            or all where all are; of these, those that are not ejected, at least half. Where discovery lists nobody,
-            those that it has listed and that answer on their connections still.
+        candidates: the instances that a call may be sent to. They are those in rotation, or all if none is; of these,
+            those that are not busy, or all if all are; of these, those that are not ejected, at least half. If
+            discovery lists no instance, they are those that it listed before and that still have a live connection.
         table: what discovery reports.
-        rotation: which of them are out, and until when.
-        ejector: which of them are left out as outliers.
+        rotation: which of them cannot be reached, and when to try them again.
+        ejector: which of them are left out because they fail far more often than others.
         load: streams that this runtime has open on each.
     """
 
@@ -76,7 +76,7 @@ class Candidates:
         self._watch = await discovery.watch(self.name, lambda change: self.table.apply(_dialable(change, host)))
 
     def close(self) -> None:
-        """Stop watching; whoever waits for an instance gets RuntimeClosed."""
+        """Stop watching. Tasks that wait for an instance get RuntimeClosed."""
         if self._watch is not None:
             self._watch.close()
         self.ejector.close()
@@ -88,8 +88,8 @@ class Candidates:
         self.rotation.forget(self.table.by_id.keys())
         self.ejector.outliers.forget(self.table.by_id.keys())
         known, self._known = self._known, self.table.instances
-        # Workers that have lost etcd while they and we reach each other are unlisted, not gone: a record says that a
-        # worker is there, its connection knows. One that stops says so itself.
+        # A worker that has lost etcd and that we still reach is unlisted, not gone: its connection knows better than
+        # its record. A worker that stops says so itself, with GOAWAY.
         gone = tuple(each for each in known if each.id not in self.table.by_id)
         self._unlisted = () if self._known else gone + self._unlisted
         self._refresh()
@@ -146,7 +146,7 @@ class Candidates:
         self._refresh()
 
     async def wait(self, where: str, elsewhere: Callable[[], str] | None = None) -> None:
-        """Wait until there is an instance; say so after a while.
+        """Wait until there is an instance; log the wait after a while.
 
         Args:
             where: the place of discovery, for the log.
@@ -181,13 +181,13 @@ class Candidates:
 
 
 def _free(instances: tuple[Instance, ...]) -> tuple[Instance, ...]:
-    """Those whose loops turn, or all where none does: to wait beats to refuse."""
+    """The instances whose event loops turn, or all if none does: waiting is better than refusing."""
     free = tuple(each for each in instances if not each.busy)
     return free if free and len(free) < len(instances) else instances
 
 
 def _dialable(change: Change, host: str) -> Change:
-    """The change with only those addresses that mean something on this host."""
+    """The change with only those addresses that can be dialled from this host."""
     if isinstance(change, Removed):
         return change
     if isinstance(change, Added):

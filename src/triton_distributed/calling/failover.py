@@ -182,15 +182,15 @@ def _if_possible(verdict: Verdict, means: Means) -> Verdict:
 
 
 def _after_refusal(ending: Ending, terms: Terms, means: Means) -> Verdict:
-    """No handler began. A call that was asked to stop ends here, and a stream of requests has begun to be taken."""
-    overloaded = ending is Ending.OVERLOADED  # To send it again adds load where there is too much.
+    """No handler began. A call that was asked to stop ends here, and streamed requests cannot be taken back."""
+    overloaded = ending is Ending.OVERLOADED  # Sending it again adds load to an overloaded fleet.
     if terms.streams_requests or terms.stopped or (overloaded and not means.budget):
         return Fail(Error.REFUSED)
     return _if_possible(Retry(paid=overloaded, redial=ending is Ending.CUT_OFF), means)
 
 
 def _may_begin_again(terms: Terms, delivered: Delivered) -> bool:
-    """The caller allows a second handler and has seen nothing of an answer. Nobody sees a part of a unary answer."""
+    """The caller allows a second handler and has seen no part of an answer; a unary answer is seen when complete."""
     unseen = terms.unary or not (delivered.read or delivered.unread)
     return terms.idempotent and unseen and not terms.streams_requests
 
@@ -220,7 +220,7 @@ def _resumed(terms: Terms, delivered: Delivered, means: Means) -> Verdict:
 
 
 def _during_silence(terms: Terms, delivered: Delivered, means: Means) -> Verdict:
-    """The worker may wake, so a call leaves it only for an instance that is there, and never fails."""
+    """The worker may wake, so a call leaves it only for an instance in rotation, and never fails for silence."""
     stays = terms.streams_requests or terms.stopped or means.closed
     if stays or not (means.attempts_left and means.others):
         return STAY

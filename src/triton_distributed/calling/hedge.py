@@ -1,4 +1,4 @@
-"""A second request for a call that takes long, to another instance: whichever answers first counts."""
+"""A second request for a call that takes long, to another instance: the first answer counts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from triton_distributed.routing.policies import Policy
 
 
 class AnotherInstance:
-    """Another policy, kept away from the instance that a call was sent to, where there are others."""
+    """Another policy that avoids the instance that a call was sent to, if there are others."""
 
     def __init__(self, policy: Policy, call: Call) -> None:
         self._policy = policy
@@ -33,7 +33,7 @@ async def first_answer(
     Args:
         first: the call that is under way.
         after_s: seconds before the second begins.
-        second: begins the second call; None where there is nobody else, or no budget for it.
+        second: begins the second call; returns None if there is no other instance or no budget for it.
         answer: waits for a call's single value.
     """
     one: asyncio.Future[Any] = asyncio.ensure_future(answer(first))

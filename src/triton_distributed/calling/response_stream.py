@@ -25,7 +25,7 @@ class ResponseStream:
 
     Leaving an `async for` early, by `break`, an exception or cancellation, cancels the handler. So does `cancel()`, and
     dropping a stream that was read with `anext` and not to its end. A stream is read once, and one that was left or
-    closed does not end like a whole one: whoever reads on gets `StreamClosed`.
+    closed does not end like a whole one: reading on raises `StreamClosed`.
 
     Raises, from `await` and from iteration:
         NoInstances, InstanceNotFound, ConnectionFailed: there is no instance to send the request to.
@@ -104,7 +104,7 @@ class ResponseStream:
         return under_way
 
     async def aclose(self) -> None:
-        """Cancel the handler, as leaving the loop does. Whoever reads on gets `StreamClosed`.
+        """Cancel the handler, as leaving the loop does. Reading on raises `StreamClosed`.
 
         Raises:
             RuntimeError: another task waits for the next item: `cancel()` ends that one, too.
@@ -119,7 +119,7 @@ class ResponseStream:
 
     @property
     def instance_id(self) -> int | None:
-        """Who was asked; None before the request was sent."""
+        """The id of the instance that has the request; None before the request was sent."""
         return self._call.instance.id if self._call.instance is not None else None
 
     @property
@@ -194,7 +194,7 @@ class Reading:
 
     def __init__(self, call: Call) -> None:
         self._call = call
-        self._guest = False  # another task was reading already: the call is that one's
+        self._guest = False  # Another task was reading the call before, and keeps it.
         call.reading = True
 
     def __aiter__(self) -> Reading:
@@ -255,4 +255,4 @@ async def _read_all(call: Call) -> None:
         pass
     except Exception as error:
         path = call.services.candidates.name.path
-        logger.info('a call to "%s" that nobody read failed: %s', path, error)
+        logger.info('a call to "%s" failed, and its answer was not read: %s', path, error)

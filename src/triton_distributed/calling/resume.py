@@ -1,4 +1,4 @@
-"""What a call with `resume=True` remembers, so that another instance can go on where one has died."""
+"""What a call with `resume=True` remembers, so that another instance can continue after one was lost."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Resumption:
         self.advanced = False
 
     def received(self, items: Sequence[Any], tokens: Sequence[Any] | None) -> Sequence[Any]:
-        """Take received items in, with their tokens where there are any; returns those that are new to the caller."""
+        """Count received items, with their tokens if they have any; returns those that are new to the caller."""
         passed = min(self.skip, len(items))
         self.skip -= passed
         for token in tokens[passed:] if tokens is not None else ():

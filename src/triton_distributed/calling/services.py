@@ -143,7 +143,7 @@ class Services:
             attempts: what failed so far; None for a first attempt.
 
         Raises:
-            NoInstances, InstanceNotFound, ConnectionFailed, Refusal, StreamIncomplete: there is none, and why.
+            NoInstances, InstanceNotFound, ConnectionFailed, Refusal, StreamIncomplete: no instance is left to try.
             Exception: what a user's policy raises.
         """
         candidates = self.candidates.candidates
@@ -165,14 +165,14 @@ class Services:
         return NoInstances(name.path, self.where, self.core.elsewhere(name))
 
     async def session_to(self, instance: Instance, decide: Callable[[Ending, Instance], Verdict]) -> Session:
-        """A session that takes a request to `instance` now; dials one where there is none.
+        """A session that takes a request to `instance` now; dials if none is open.
 
         Args:
             instance: the instance.
             decide: asked what to do when its worker is silent and the session takes no more bytes.
 
         Raises:
-            NotTaken: it takes none. A worker that cannot be reached leaves the rotation until a probe reaches it.
+            NotTaken: it takes no request. A worker that cannot be reached leaves the rotation until a probe succeeds.
         """
         try:
             session = await self.pool.connect(instance.addresses)

@@ -32,8 +32,8 @@ class Input(IntEnum):
     PLACE = 0  # A task is to send the request.
     SENT = 1  # A stream was opened for the request.
     END = 2  # The call is over on the wire, well or not.
-    LAST = 3  # A reader is told that nothing more comes.
-    WHOLE = 4  # An `async for` is told so.
+    LAST = 3  # A reader learns that nothing more comes.
+    WHOLE = 4  # An `async for` learns that nothing more comes.
     RAISE = 5  # A reader gets the error that ended the call.
     LEAVE = 6  # The reader leaves before the end.
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-FAILED = 1  # understood, and it did not work
-USAGE = 2  # the command line or a setting cannot be understood; argparse uses the same
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+FAILED = 1
+"""Exit status of a command that was understood and failed."""
+
+USAGE = 2
+"""Exit status where the command line or a setting is invalid, as of argparse."""
+
+INTERRUPTED = 130
+"""Exit status after SIGINT: 128 + SIGINT, as shells report it."""
 
 
 class Failure(Exception):

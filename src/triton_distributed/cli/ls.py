@@ -22,7 +22,8 @@ from triton_distributed.runtime import DistributedRuntime
 from triton_distributed.system.identity import host_name
 from triton_distributed.transport.pool import SessionPool
 
-PROBES = 64  # connections that are made at once: well below the usual 256 to 1024 open files of a process
+PROBES = 64
+"""Connections made at a time: well below the usual 256 to 1024 open files of a process."""
 
 EPILOG = """\
 PATTERN is a shell pattern (*, ?, [..]) for an endpoint's name or for a dotted

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"trd {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     parsers = {name: commands.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()}
-    # No option before the command takes a value, so the first word that is none is the command.
+    # No option before the command takes a value, so the first other word is the command.
     name = next((each for each in argv if not each.startswith("-")), None)
     if name not in parsers:
         parser.parse_args(argv)
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(name, failure, failure.status)
     except TritonError as error:
         return _fail(name, error, USAGE if isinstance(error, (ConfigError, InvalidName)) else FAILED)
-    except BrokenPipeError:  # who reads our output has what it wanted, e.g. `| head -1`
+    except BrokenPipeError:  # the reader of our output has what it wanted, e.g. `| head -1`
         _drop_output()
         return 0
     except OSError as error:  # of standard output, e.g. a full disk

@@ -17,8 +17,11 @@ import msgspec
 
 from triton_distributed.runtime import Annotated
 
-SHOWN_BYTES = 1024  # a few lines of a terminal
-SHOWN_VALUES = 16  # one line
+SHOWN_BYTES = 1024
+"""Bytes of a value that are shown: a few lines of a terminal."""
+
+SHOWN_VALUES = 16
+"""Values of an array that are shown: one line."""
 
 _encode = msgspec.json.Encoder(enc_hook=repr).encode
 

@@ -16,7 +16,6 @@ from triton_distributed.cli.failure import Failure
 from triton_distributed.cli.settings import settings
 from triton_distributed.cli.target import Target
 from triton_distributed.config import Config
-from triton_distributed.discovery import Discovery, Marking, Sink, Watch
 from triton_distributed.discovery.static import static_id
 from triton_distributed.errors import ConfigError
 from triton_distributed.names import EndpointName, Instance
@@ -68,7 +67,7 @@ def _address(text: str) -> str:
     except ConfigError as error:
         raise argparse.ArgumentTypeError(f"{error.value!r}: {error.reason}") from error
     if address.scheme == "memory":
-        raise argparse.ArgumentTypeError(f"{text!r}: nobody outside this process could call it")
+        raise argparse.ArgumentTypeError(f"{text!r}: no other process could call it")
     return text
 
 
@@ -90,8 +89,6 @@ async def _serve(arguments: argparse.Namespace, config: Config, target: Target, 
     name: EndpointName = arguments.endpoint
     handler = target.handler(module)
     async with DistributedRuntime(config=config) as runtime:
-        announced = Announced(runtime.discovery)
-        runtime.discovery = announced
         try:
             served = runtime.namespace(name.namespace).component(name.component).endpoint(name.endpoint)
             serving = served.serve_endpoint(
@@ -103,10 +100,10 @@ async def _serve(arguments: argparse.Namespace, config: Config, target: Target, 
         except TypeError as error:
             raise Failure(f"{target.text} cannot serve: {error}") from error
         draining = runtime.primary_token().cancelled()
-        first: list[asyncio.Future[Any]] = [serving, announced.registered]
+        first: list[asyncio.Future[Any]] = [serving, serving.registered]
         await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-        if announced.registered.done():
-            _say_ready(announced.registered.result(), config)
+        if serving.registered.done():
+            _say_ready(serving.registered.result(), config)
             await asyncio.wait({serving, draining}, return_when=asyncio.FIRST_COMPLETED)
             if not serving.done() and (running := runtime.stats()[name.path].inflight):
                 print(
@@ -124,7 +121,7 @@ def _say_ready(instance: Instance, config: Config) -> None:
     id = instance.id
     if config.discovery == "static":
         id = static_id(instance.endpoint, instance.addresses)  # the one under which clients know the list's entry
-    with contextlib.suppress(OSError):  # whoever started it may not listen any more
+    with contextlib.suppress(OSError):  # the reader of the output may be gone
         print(f"ready: serving {instance.endpoint} as instance {id} at {','.join(instance.addresses)}", flush=True)
 
 
@@ -132,35 +129,3 @@ def _cannot_listen(error: OSError, config: Config) -> Failure:
     if error.errno == errno.EADDRINUSE:
         return Failure(f"cannot listen on {config.listen}: the address is in use, give another with --listen")
     return Failure(error.strerror or str(error))
-
-
-class Announced:
-    """A discovery that tells when an instance was registered; all else is the inner one's.
-
-    Args:
-        inner: does the work.
-
-    Attributes:
-        registered: done with the instance as it was published.
-    """
-
-    def __init__(self, inner: Discovery) -> None:
-        self._inner = inner
-        self.where = inner.where
-        self.registered: asyncio.Future[Instance] = asyncio.get_running_loop().create_future()
-        if isinstance(inner, Marking):  # what says so by having `mark`, whose watchdog would otherwise tell nobody
-            self.mark = inner.mark
-
-    async def register(self, instance: Instance) -> None:
-        await self._inner.register(instance)
-        if not self.registered.done():
-            self.registered.set_result(instance)
-
-    async def withdraw(self, instance: Instance) -> None:
-        await self._inner.withdraw(instance)
-
-    async def watch(self, endpoint: EndpointName | None, sink: Sink) -> Watch:
-        return await self._inner.watch(endpoint, sink)
-
-    async def close(self) -> None:
-        await self._inner.close()

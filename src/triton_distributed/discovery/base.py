@@ -61,7 +61,7 @@ class Discovery(Protocol):
         """
 
     async def withdraw(self, instance: Instance) -> None:
-        """Take back what `register` published; harmless where nothing was, or somebody else has replaced it."""
+        """Take back what `register` published; harmless where nothing was, or another process has replaced it."""
 
     async def watch(self, endpoint: EndpointName | None, sink: Sink) -> Watch:
         """Give `sink` a `Snapshot` before this returns, and every change from then on.
@@ -84,8 +84,8 @@ class Marking(Protocol):
     def mark(self, instance: Instance, busy: bool) -> None:
         """Publish that an instance is busy, or no longer. From any thread, also while the event loop is stuck.
 
-        Nothing happens where the instance is not registered here, where somebody else has replaced it, or where that is
-        published already. What was registered stays registered; registering it again says that it is not busy.
+        Nothing happens where the instance is not registered here, where another process has replaced it, or where the
+        same is published already. What was registered stays registered; registering it again says that it is not busy.
 
         Raises:
             DiscoveryError: it cannot be published now; what was published before stays.

@@ -68,7 +68,7 @@ class MemoryDiscovery:
             self._hub.watchers.publish(Removed(*key))
 
     def mark(self, instance: Instance, busy: bool) -> None:
-        """Nothing: who would hear of it waits for the same loop."""
+        """Do nothing: all clients run on the same loop."""
 
     async def watch(self, endpoint: EndpointName | None, sink: Sink) -> Watch:
         hub = self._open()

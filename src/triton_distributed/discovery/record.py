@@ -13,11 +13,16 @@ import msgspec
 from triton_distributed.errors import InvalidName
 from triton_distributed.names import EndpointName, Instance
 
-MAX_RECORD_BYTES = 64 * 1024  # addresses and metadata are a few hundred bytes; a reader never takes in more than this
+MAX_RECORD_BYTES = 64 * 1024
+"""Bytes of a record, the most that a reader takes. Addresses and metadata are a few hundred bytes."""
+
 SUFFIX = ".json"
 
 _VERSION = 1
-_SLUG_CHARACTERS = 96  # with hash, id and suffix a key has at most 135 bytes; eCryptfs allows 143, others 255
+
+_SLUG_CHARACTERS = 96
+"""Characters of a slug. With hash, id and suffix a key has at most 135 bytes; eCryptfs allows 143, others 255."""
+
 _NOT_SLUG = re.compile(r"[^A-Za-z0-9_-]+")
 _KEY = re.compile(r"(?P<prefix>[A-Za-z0-9_.-]+\.[0-9a-f]{16})\.(?P<id>[0-9a-f]{16})\.json")
 

@@ -16,24 +16,22 @@ class EndpointTable:
 
     Attributes:
         endpoint: the only endpoint whose changes count here.
-        instances: sorted by id. A change replaces the tuple, so whoever holds one may go on reading it.
+        instances: sorted by id. A change replaces the tuple, so code that holds the old one may go on reading it.
         by_id: the same instances by id, replaced likewise.
-        version: grows with each effective change.
         listeners: called without arguments after each effective change. One may remove itself while called; one that
             is added meanwhile is called from the next change on.
     """
 
-    __slots__ = ("by_id", "endpoint", "instances", "listeners", "version")
+    __slots__ = ("by_id", "endpoint", "instances", "listeners")
 
     def __init__(self, endpoint: EndpointName) -> None:
         self.endpoint = endpoint
         self.instances: tuple[Instance, ...] = ()
         self.by_id: Mapping[int, Instance] = MappingProxyType({})
-        self.version = 0
         self.listeners: list[Callable[[], None]] = []
 
     def __repr__(self) -> str:
-        return f"<EndpointTable {self.endpoint} version={self.version} ids={[each.id for each in self.instances]}>"
+        return f"<EndpointTable {self.endpoint} ids={[each.id for each in self.instances]}>"
 
     def apply(self, change: Change) -> None:
         """Take a change in. One of another endpoint, or one that says what is known already, changes nothing."""
@@ -61,6 +59,5 @@ class EndpointTable:
     def _replace(self, instances: Iterable[Instance]) -> None:
         self.instances = tuple(sorted(instances, key=lambda each: each.id))
         self.by_id = MappingProxyType({each.id: each for each in self.instances})
-        self.version += 1
         for listener in tuple(self.listeners):
             listener()

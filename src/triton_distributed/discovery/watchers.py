@@ -1,4 +1,4 @@
-"""Who listens to a backend: the part of watching that every backend in this process shares."""
+"""The watches of a backend: the part of watching that every backend in this process shares."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""What every event plane does: bytes to all who have subscribed to a subject, at most once, in a publisher's order."""
+"""What every event plane does: bytes to all subscribers of a subject, at most once, in a publisher's order."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from triton_distributed.events.inbox import MAX_BYTES, MAX_EVENTS
+from triton_distributed.events.inbox import MAX_BYTES, MAX_EVENTS, Inbox
 from triton_distributed.events.subscription import Subscription
 
 
@@ -52,6 +52,9 @@ class EventPlane(Protocol):
 
         Raises (from awaiting or reading it): as `publish`.
         """
+
+    def inboxes(self) -> list[Inbox]:
+        """The inboxes of this process's subscriptions."""
 
     async def close(self) -> None:
         """Send what waits, within a second or so, and end the subscriptions. Closing twice is harmless."""

@@ -10,7 +10,10 @@ from triton_distributed.errors import DecodeError
 from triton_distributed.payload.codec import Message, decode, encode
 
 VERSION = 1
-_HEAD = Struct(">BQI")  # version, publisher's instance id, number of buffers; then their lengths, the body, the buffers
+
+_HEAD = Struct(">BQI")
+"""Version, the publisher's instance id, the number of buffers. Their lengths, the body and the buffers follow."""
+
 _LENGTH = Struct(">Q")
 
 
@@ -32,7 +35,7 @@ class Event:
 
 
 def pack(payload: object, publisher: int, what: str = "event") -> bytes:
-    """Encode a payload, with the memory that would travel beside a request packed behind it.
+    """Encode a payload, followed by the memory that would travel beside a request.
 
     Args:
         publisher: an instance id.

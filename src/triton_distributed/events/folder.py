@@ -1,4 +1,4 @@
-"""Who listens on this machine: a folder with a socket for each process and a mark for each of its subscriptions.
+"""Which processes listen on this machine: a folder with a socket for each one and a mark for each subscription.
 
     0123456789abcdef.sock                      the process listens here
     <32 hex digits>.0123456789abcdef.mark      it has subscribed to what has this hash; the file names it
@@ -131,7 +131,7 @@ class SubscriberFolder:
             self._mark(id, subject).unlink()
 
     def forget(self, id: str) -> None:
-        """Remove everything of a process that is dead, its socket last: without it nobody would ask again."""
+        """Remove all files of a dead process, its socket last: without it, no process would check the others again."""
         with contextlib.suppress(OSError):
             for name in os.listdir(self._name):
                 if (mark := _MARK.fullmatch(name)) and mark[2] == id:

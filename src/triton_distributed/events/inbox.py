@@ -11,9 +11,14 @@ from triton_distributed.errors import SubscriptionClosed
 
 logger = logging.getLogger("triton_distributed.events")
 
-MAX_EVENTS = 65_536  # some seconds of the fastest publisher, for a subscriber that is busy with something else
-MAX_BYTES = 64 * 1024 * 1024  # as TRD_SESSION_WINDOW_BYTES: what one peer may cost a process that does not read
-TURN = 64  # events read without waiting before others get their turn on the loop
+MAX_EVENTS = 65_536
+"""Unread events, by default: some seconds of the fastest publisher, for a subscriber that is busy."""
+
+MAX_BYTES = 64 * 1024 * 1024
+"""Unread bytes, by default: as TRD_SESSION_WINDOW_BYTES, what one peer may cost a process that does not read."""
+
+TURN = 64
+"""Events read without waiting before other callbacks of the loop run."""
 
 
 class Inbox:
@@ -26,7 +31,7 @@ class Inbox:
 
     Attributes:
         dropped: events that came and were not kept, or that their publisher could not send.
-        on_close: called once when it closes, whoever closes it.
+        on_close: called once when it closes.
         closed: nothing is taken any more.
     """
 
@@ -48,6 +53,11 @@ class Inbox:
     def waiting(self) -> int:
         """Events that were not read."""
         return len(self._waiting)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of those events."""
+        return self._bytes
 
     def push(self, data: bytes, lost: int = 0) -> None:
         """Take one event, and the news that `lost` before it never came."""
@@ -112,7 +122,7 @@ class Inbox:
                 self.on_close(self)
 
     def abandoned(self) -> None:
-        """Nobody can read it any more; the finaliser that says so may run in any thread."""
+        """Close it, because it has lost its reader. Finalisers call this, in any thread."""
         if self.closed:
             return
         try:

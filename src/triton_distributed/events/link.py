@@ -15,11 +15,17 @@ from triton_distributed.system.fork import own
 
 logger = logging.getLogger("triton_distributed.events")
 
-PREFACE = b"TRDE\x01\n"  # first on each connection, so that another version's process is told apart
-HEAD = Struct(">QIH")  # bytes of data, events of this subject lost before it, bytes of the subject; then subject, data
+PREFACE = b"TRDE\x01\n"
+"""The first bytes of each connection, so that another version's process is recognised."""
 
-GATHERED = 64 * 1024  # bytes written at once; what is larger alone is written from where it is
-SEND_BUFFER = 512 * 1024  # asked of the kernel, as for sessions: fewer wake-ups in a burst
+HEAD = Struct(">QIH")
+"""Bytes of data, events of this subject lost before it, bytes of the subject. Subject and data follow."""
+
+GATHERED = 64 * 1024
+"""Bytes joined for one write. A larger event is written from its own memory."""
+
+SEND_BUFFER = 512 * 1024
+"""Bytes of the send buffer, which the kernel may cap, as for sessions: fewer wake-ups in a burst."""
 
 
 class Link:

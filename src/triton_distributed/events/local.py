@@ -2,8 +2,8 @@
 
 A process with subscriptions listens on one socket in the private folder; publishers connect to it and write. What does
 not fit is dropped at the publisher, the oldest first, and the next event says how many: a subscriber that is stopped
-or busy stops nobody. Whoever finds a socket that refuses connections removes it, because its process is dead. A process
-with subscriptions looks at its own files every second, and makes those again that somebody has removed.
+or busy delays no publisher. A process that finds a socket that refuses connections removes it: its owner is dead.
+A process with subscriptions checks its own files every second, and makes removed ones again.
 """
 
 from __future__ import annotations
@@ -30,10 +30,17 @@ from triton_distributed.system.private_folder import keep_private, private_folde
 
 logger = logging.getLogger("triton_distributed.events")
 
-LAST_WORDS_S = 1.0  # what waits for a slow subscriber when a publisher closes
-CHECK_S = 1.0  # between looks whether somebody has removed our files
-RETRY_S = 5.0  # between two attempts where they cannot be made again
-SETTLE_S = 0.3  # after which whoever removes a folder with all its files has done it: a new file would make it fail
+LAST_WORDS_S = 1.0
+"""Seconds that a publisher that closes waits for slow subscribers."""
+
+CHECK_S = 1.0
+"""Seconds between checks whether our files were removed."""
+
+RETRY_S = 5.0
+"""Seconds between two attempts to make them again, where that fails."""
+
+SETTLE_S = 0.3
+"""Seconds before they are made again: a new file would make the removal of a folder fail, and by then it is over."""
 
 
 class LocalEvents:
@@ -91,7 +98,7 @@ class LocalEvents:
         try:
             ids = self._folder.interested(subject)
         except FileNotFoundError:
-            return ()  # subscribers make it again, and whoever removes it is not to find a new one
+            return ()  # subscribers make it again; a new one would disturb the process that removes it
         except OSError:
             self._make_folder()  # what is wrong with it is mended, or said
             try:
@@ -167,7 +174,7 @@ class LocalEvents:
     def _opened(self, task: asyncio.Task[None]) -> None:
         self._opening.discard(task)
         if not task.cancelled():
-            task.exception()  # looked at here: nobody may ever wait for the subscription
+            task.exception()  # retrieved here: the program may never wait for the subscription
 
     async def _open(self, inbox: Inbox) -> None:
         try:
@@ -220,7 +227,7 @@ class LocalEvents:
         return server
 
     def _look(self) -> None:
-        """Make again what somebody has removed, such as a cleaner of temporary folders."""
+        """Make removed files again, e.g. after a cleaner of temporary folders."""
         self._check = asyncio.get_running_loop().call_later(self._check_s, self._look)
         if self._restoring is None and not self._is_whole():
             self._restoring = asyncio.get_running_loop().create_task(self._restore())
@@ -273,6 +280,9 @@ class LocalEvents:
             task.exception()
 
     # life
+
+    def inboxes(self) -> list[Inbox]:
+        return self._own.inboxes()
 
     async def close(self) -> None:
         self._closed = True

@@ -54,6 +54,9 @@ class MemoryEvents:
         self._own.add(inbox)
         return Subscription(inbox, read)
 
+    def inboxes(self) -> list[Inbox]:
+        return self._own.inboxes()
+
     async def close(self) -> None:
         self._closed = True
         self._own.close()

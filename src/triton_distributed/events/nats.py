@@ -17,19 +17,21 @@ from triton_distributed.external.nats import NatsConnection
 if TYPE_CHECKING:
     from nats.aio.client import Client as NatsClient
 
-LIVE_TIMEOUT_S = 5.0  # for the server to say that it knows a subscription, or to take what is published
+LIVE_TIMEOUT_S = 5.0
+"""Seconds for the server to confirm a subscription, or to take what is published."""
+
 # What the client library holds for a server that is away or does not read, the bound it has itself.
 BUFFER_BYTES = 2 * 1024 * 1024
 
 
 class NatsEvents:
-    """Carries events between everybody who uses the same NATS servers.
+    """Carries events between all processes that use the same NATS servers.
 
     While the connection is lost, what is published waits in a buffer of 2 MiB and is sent when it is back; beyond that
     `publish` raises BrokerError. Subscriptions come back with the connection; what was published meanwhile is gone.
 
     Args:
-        connection: the runtime's; closed by whoever made it.
+        connection: the runtime's, which closes it.
     """
 
     def __init__(self, connection: NatsConnection) -> None:
@@ -83,7 +85,7 @@ class NatsEvents:
     def _opened(self, task: asyncio.Task[None]) -> None:
         self._opening.discard(task)
         if not task.cancelled():
-            task.exception()  # looked at here: nobody may ever wait for the subscription
+            task.exception()  # retrieved here: the program may never wait for the subscription
 
     async def _open(self, inbox: Inbox) -> None:
         async def arrived(message: Any) -> None:
@@ -115,6 +117,9 @@ class NatsEvents:
             return
         ending = self._ending[inbox] = inbox.loop.create_task(_unsubscribe(subscribed))
         ending.add_done_callback(lambda _: self._ending.pop(inbox, None))
+
+    def inboxes(self) -> list[Inbox]:
+        return self._own.inboxes()
 
     async def close(self) -> None:
         self._closed = True

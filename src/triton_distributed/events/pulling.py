@@ -122,6 +122,21 @@ class PulledMessages:
             logger.debug("%s: giving back failed: %s", self._jetstream.names.title, error)
         self._ready.clear()
 
+    @property
+    def title(self) -> str:
+        """The name of the queue, for error texts."""
+        return self._jetstream.names.title
+
+    @property
+    def ready(self) -> int:
+        """Messages that are here and were not taken."""
+        return len(self._ready)
+
+    @property
+    def requested(self) -> int:
+        """Messages that the server may still send for the present request."""
+        return self._asked
+
     def __aiter__(self) -> AsyncIterator[QueuedMessage]:
         return self
 

@@ -14,7 +14,7 @@ class Subscribers:
     def add(self, inbox: Inbox) -> bool:
         """Add one; True if it is the first of its subject."""
         known = self._inboxes.get(inbox.subject)
-        # A new list each time: whoever delivers walks over the old one.
+        # A new list each time: a delivery under way iterates over the old one.
         self._inboxes[inbox.subject] = [*known, inbox] if known else [inbox]
         return not known
 
@@ -35,8 +35,12 @@ class Subscribers:
         for inbox in self._inboxes.get(subject, ()):
             inbox.push(data, lost)
 
+    def inboxes(self) -> list[Inbox]:
+        """All inboxes."""
+        return [inbox for inboxes in self._inboxes.values() for inbox in inboxes]
+
     def subjects(self) -> list[str]:
-        """Those that somebody has subscribed to."""
+        """The subjects with a subscription."""
         return list(self._inboxes)
 
     def close(self) -> None:

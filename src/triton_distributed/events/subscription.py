@@ -133,7 +133,7 @@ class Subscription(Generic[T]):
         self._inbox.close()
 
     async def aclose(self) -> None:
-        """End it, and wait until whoever carries events knows."""
+        """End it, and wait until the event plane knows."""
         self._inbox.close()
         if self._closing is not None and (ending := self._closing(self._inbox)) is not None:
             await asyncio.shield(ending)

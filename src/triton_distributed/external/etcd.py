@@ -34,12 +34,22 @@ from triton_distributed.external.http import HttpConnection
 
 logger = logging.getLogger("triton_distributed.etcd")
 
-ATTEMPT_S = 1.5  # for one small exchange; a healthy etcd answers within milliseconds, its elections take one second
-READ_S = 3.0  # for one page of a listing
-PROBE_S = 1.5  # between two looks at an endpoint on which a watch is open
+ATTEMPT_S = 1.5
+"""Seconds for one small exchange. A healthy etcd answers within milliseconds, its elections take one second."""
+
+READ_S = 3.0
+"""Seconds for one page of a listing."""
+
+PROBE_S = 1.5
+"""Seconds between checks of an endpoint on which a watch is open."""
+
 FIRST_WAIT_S, LAST_WAIT_S = 0.05, 1.0  # between rounds through all endpoints
-PARALLEL = 8  # calls under way at once beside the keeping alive of a lease, and so connections beside the watches'
-MAX_REPLY_BYTES = 128 * 1024 * 1024  # a page of 512 records at their largest is a third of it
+
+PARALLEL = 8
+"""Calls at a time besides the lease's, and so connections besides the watches'."""
+
+MAX_REPLY_BYTES = 128 * 1024 * 1024
+"""Bytes of one reply. A page of 512 records at their largest is a third of it."""
 
 T = TypeVar("T")
 
@@ -129,7 +139,7 @@ class EtcdClient:
     async def call(
         self, path: str, body: object, reply: type[T], *, attempt_s: float = ATTEMPT_S, once: bool = False
     ) -> T:
-        """Ask until somebody answers.
+        """Ask until a member answers.
 
         Args:
             attempt_s: seconds for one attempt at one endpoint.
@@ -137,7 +147,7 @@ class EtcdClient:
 
         Raises:
             EtcdRefused: it answered no.
-            EtcdUnreachable: nobody answered, with `once`.
+            EtcdUnreachable: no member answered, with `once`.
             EtcdError: h11 is not installed.
         """
         async with self._room:
@@ -169,7 +179,7 @@ class EtcdClient:
                 self._failed(endpoint, error)
             failures += 1
             if failures % len(self._endpoints) == 0:
-                self._nobody_answers()
+                self._no_answer()
                 if once:
                     raise EtcdUnreachable(self.troubles())
                 await asyncio.sleep(wait_s * self._rng.uniform(0.5, 1.0))
@@ -193,7 +203,7 @@ class EtcdClient:
             answer = await self._exchange(endpoint, "/v3/auth/authenticate", body, "", READ_S)
         except EtcdRefused as error:
             if "not enabled" in error.message:
-                return ""  # whoever asks is let in; asked again next time, because that may change
+                return ""  # it needs no token; asked again next time, because that may change
             raise
         return msgspec.json.decode(answer, type=messages.TokenReply).token
 
@@ -220,7 +230,7 @@ class EtcdClient:
             raise refusal(status, answer)
         return answer
 
-    # --- who answers -------------------------------------------------------------------------------------------------
+    # --- which member -------------------------------------------------------------------------------------------------
 
     def _answers(self, endpoint: Endpoint) -> None:
         endpoint.trouble = ""
@@ -236,7 +246,7 @@ class EtcdClient:
         if self._current is endpoint:
             self._current = self._endpoints[(self._endpoints.index(endpoint) + 1) % len(self._endpoints)]
 
-    def _nobody_answers(self) -> None:
+    def _no_answer(self) -> None:
         if self.reachable and self._answered:
             logger.warning("etcd cannot be reached, what is known stays in use: %s", self.troubles())
         self.reachable = False

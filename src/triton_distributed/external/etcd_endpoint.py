@@ -16,7 +16,8 @@ from triton_distributed.errors import ConfigError
 from triton_distributed.external import etcd_messages as messages
 from triton_distributed.external.http import HttpConnection, HttpMissing
 
-STALL_S = 0.5  # an attempt that took so much longer than it may says that this process stood still, not the server
+STALL_S = 0.5
+"""Seconds by which an attempt may exceed its limit. Beyond that, this process stood still and not the server."""
 
 # gRPC's codes, see https://grpc.github.io/grpc/core/md_doc_statuscodes.html
 DEADLINE, NOT_FOUND, PERMISSION, UNAVAILABLE, UNAUTHENTICATED = 4, 5, 7, 14, 16
@@ -67,7 +68,7 @@ class EtcdRefused(EtcdError):
 class EtcdOptions:
     """How to reach etcd. `endpoints` is one URL or several, separated by commas; `tls` gives contexts for https."""
 
-    endpoints: str = field(default="http://localhost:2379", repr=False)  # somebody may have put a password there
+    endpoints: str = field(default="http://localhost:2379", repr=False)  # it may contain a password
     username: str = ""
     password: str = field(default="", repr=False)
     tls: Callable[[], ssl.SSLContext] | None = None
@@ -139,7 +140,7 @@ class Endpoint:
         connection.abort()
 
     def end_all(self, trouble: str) -> None:
-        """End every connection; whoever waits on one gets ConnectionAbortedError."""
+        """End every connection; a task that waits for one gets ConnectionAbortedError."""
         self.trouble = trouble
         self.idle.clear()
         while self.open:
@@ -171,7 +172,7 @@ def refusal(status: int, answer: bytes) -> EtcdRefused:
     """What an answer with a status other than 200 says."""
     try:
         reply = msgspec.json.decode(answer, type=messages.ErrorReply, strict=False)
-    except msgspec.DecodeError:  # somebody between us and etcd
+    except msgspec.DecodeError:  # a proxy between us and etcd
         return EtcdRefused(UNAVAILABLE, f"HTTP status {status}")
     return EtcdRefused(reply.code, reply.message or reply.error or f"HTTP status {status}")
 

@@ -1,4 +1,4 @@
-"""What etcd's JSON gateway says and is told: int64 as text, bytes in base64, zero and empty fields left out."""
+"""The messages of etcd's JSON gateway: int64 as text, bytes in base64, zero and empty fields left out."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class TxnReply(msgspec.Struct, frozen=True):
 
 
 class LeaseReply(msgspec.Struct, frozen=True):
-    """A lease; TTL in seconds, 0 or less where there is none. `keys` only where they were asked for."""
+    """A lease; TTL in seconds, 0 or less where it does not exist. `keys` only where they were asked for."""
 
     id: int = msgspec.field(name="ID", default=0)
     ttl: int = msgspec.field(name="TTL", default=0)

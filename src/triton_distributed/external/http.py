@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import h11
 
-CHUNK = 64 * 1024  # bytes taken from the socket at once
+CHUNK = 64 * 1024
+"""Bytes read from the socket at a time."""
 
 
 class HttpMissing(Exception):
@@ -20,7 +21,7 @@ class HttpMissing(Exception):
 class HttpConnection:
     """Carries requests one after the other; `await HttpConnection.open(…)` makes one.
 
-    Nothing here has a timeout: whoever calls bounds the whole of an exchange.
+    Nothing here has a timeout: the caller bounds the whole exchange.
 
     Attributes:
         reused: it has carried a request before; the server may close it at any moment.
@@ -117,6 +118,6 @@ class HttpConnection:
         return not (self._reader.at_eof() or self._writer.is_closing())
 
     def abort(self) -> None:
-        """End it now; whoever reads gets ConnectionAbortedError. Doing it twice is harmless."""
+        """End it now; its reader gets ConnectionAbortedError. Closing twice is harmless."""
         self._aborted = True
         self._writer.transport.abort()

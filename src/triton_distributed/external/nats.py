@@ -18,10 +18,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("triton_distributed.nats")
 
-RECONNECT_WAIT_S = 0.25  # between attempts; the client library gives up for good after 60 x 2 s by default
-PING_INTERVAL_S = 5.0  # a server that is frozen rather than dead is left after two pings without an answer
+RECONNECT_WAIT_S = 0.25
+"""Seconds between attempts to connect. The client library gives up after 60 x 2 s by default."""
+
+PING_INTERVAL_S = 5.0
+"""Seconds between pings. A server that is frozen rather than dead is left after two unanswered ones."""
+
 PINGS_UNANSWERED = 2
-CANCELLATIONS = 10  # of the library's reconnection, at most
+
+CANCELLATIONS = 10
+"""The most cancellations of the library's reconnection."""
+
 QUIET_S = 5.0
 """Seconds between two log entries with the same complaint of the client library."""
 
@@ -78,7 +85,7 @@ class NatsConnection:
         self._closed = False
 
     async def client(self) -> NatsClient:
-        """The connected client, shared: nobody closes or drains it but `close`.
+        """The connected client, shared: only `close` closes or drains it.
 
         Raises:
             BrokerError: no server answers within the timeout, it refuses the credentials, the library is not

@@ -21,7 +21,9 @@ logger = logging.getLogger("triton_distributed.nats")
 # Bytes that the client library may hold unsent before `publish` refuses more. From 2 MiB on its own `publish` waits for
 # the socket, which cannot be done outside of a task.
 MOST_PENDING = 1024 * 1024
-NO_RESPONDERS = "503"  # status with which the server answers a message that has a reply subject and no subscriber
+
+NO_RESPONDERS = "503"
+"""The server's status for a message that has a reply subject and no subscriber."""
 
 
 class NatsPort:
@@ -52,7 +54,7 @@ class NatsPort:
         return self._client.max_payload
 
     def inbox(self) -> str:
-        """A subject that nobody else has."""
+        """A subject that no other client has."""
         return self._client.new_inbox()
 
     def publish(self, subject: str, data: bytes, reply: str) -> bool:
@@ -93,7 +95,7 @@ class NatsPort:
             nats.errors.Error: the connection is lost, or nothing moved for 10 s.
         """
         # The library writes its PING ahead of what waits to be sent; by the time of the first answer that is sent too,
-        # and the second answer comes behind it.
+        # and the second answer comes after it.
         await self._client.flush()
         await self._client.flush()
 

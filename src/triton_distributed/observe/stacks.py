@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from types import CodeType, FrameType
 from typing import NamedTuple
 
-DEEPEST = 40  # frames of a stack that are logged, the innermost
+DEEPEST = 40
+"""Frames of a stack that are logged, the innermost ones."""
 
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _PATHS = sysconfig.get_paths()
@@ -19,7 +20,7 @@ _PACKAGES = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-
 _LOOPS = tuple(f"{os.sep}{name}{os.sep}" for name in ("asyncio", "uvloop"))
 _RUN_CALLBACK = asyncio.Handle._run.__code__
 _RUN_ONCE = asyncio.BaseEventLoop._run_once.__code__  # type: ignore[attr-defined]
-# What runs on the loop for this package, though nobody's handler has called it.
+# What runs on the loop for this package without a call by a handler.
 _SERVANTS = tuple(package + "nats" + os.sep for package in _PACKAGES)
 _RUNTIME = tuple(os.path.join(_HERE, room, "") for room in ("runtime", "serving", "calling"))
 

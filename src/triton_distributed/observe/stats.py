@@ -1,4 +1,4 @@
-"""Counters of an endpoint and of a client: plain integers that one event loop writes and anybody reads."""
+"""Counters of an endpoint and of a client: plain integers that one event loop writes and any thread may read."""
 
 from __future__ import annotations
 

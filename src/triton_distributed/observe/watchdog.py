@@ -1,6 +1,6 @@
-"""A thread that notices a stuck event loop, says what blocks it, and has others told: the loop cannot.
+"""A thread that notices a stuck event loop, logs what blocks it, and notifies clients: the loop cannot.
 
-The loop leaves a mark of the time four times in each limit; the thread sleeps until the newest mark is as old as the
+The loop records the time four times in each limit; the thread sleeps until the newest mark is as old as the
 limit. So a loop that stands still is noticed within the limit, and one that stood still for less than three quarters of
 it never is. Nothing is done for a request.
 
@@ -10,9 +10,9 @@ Not every old mark is a stuck loop, and not every stuck loop is its program's fa
   processor meanwhile: the time it overslept is not counted. One that overslept while the process worked was kept from
   running by something that held the interpreter's lock, and then the loop was too.
 - Time for which the loop's thread could have run and got no processor is not counted. Such a process is not marked
-  `busy` either: its neighbours are starved too, as a rule, and to tell all clients costs what is missing.
+  `busy` either: its neighbours are usually starved too, and notifying all clients costs CPU that is missing.
 - A loop that runs no callback is idle, however late its mark is.
-- What the loop does for itself, or this package for a program, is said without advice: e.g. it moves 200 MB.
+- What the loop does for itself, or this package for a program, is logged without advice: e.g. it moves 200 MB.
 """
 
 from __future__ import annotations
@@ -33,20 +33,25 @@ from triton_distributed.quiet import Quiet
 logger = logging.getLogger("triton_distributed.watchdog")
 
 LAG_BOUNDS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
-BEATS = 4  # marks in one limit: more would tell no more than a quarter of a limit less, and cost as much again
-AGAIN_S = 1.0  # while the loop is stuck: between two looks whether it was closed, or others can be told by now
+
+BEATS = 4
+"""Marks in one limit. More would be more exact by less than a quarter of the limit, and cost as much again."""
+
+AGAIN_S = 1.0
+"""Seconds between checks of a stuck loop: whether it was closed, or clients can be notified by now."""
+
 QUIET_S = 10.0
 """Seconds between two log entries for one line of code: a handler that always blocks the loop must not fill a disk."""
 ADVICE = "What blocks belongs in a handler written with plain `def`, or in asyncio.to_thread."
 
 
 class LoopStats:
-    """How an event loop fares. Plain numbers that one thread each writes and anybody reads.
+    """How an event loop fares. Each number has one thread that writes it, and any thread may read it.
 
     Attributes:
         stalls: how often it was stuck for as long as the watchdog waits.
-        stalled_s: seconds that those lasted together, those that have ended.
-        longest_s: the longest of them.
+        stalled_s: seconds of all stalls that have ended.
+        longest_s: seconds of the longest one.
         lag: how often the loop came to a timer how late: `lag[i]` times by at most `LAG_BOUNDS_S[i]` seconds and more
             than the bound before, and in the last place by more than the last bound.
     """
@@ -68,8 +73,8 @@ class Watchdog:
     Args:
         loop: what is watched.
         limit_s: seconds within which a stuck loop is noticed; 0 for no watchdog.
-        tell: has others know that the loop is stuck (True) or no longer (False). Called in the thread, and again after
-            a while where it raised.
+        tell: notifies clients that the loop is stuck (True) or no longer (False). Called in the thread, and again
+            after a while where it raised.
         clock: seconds that only go forward.
         usage: of the loop's thread; by default the thread that calls `start`.
 
@@ -205,7 +210,7 @@ class Watchdog:
         if not self._said:
             return
         logger.warning(
-            "the event loop is %s %s, for %.2f s so far%s: this process answers nobody meanwhile. %s Its stack:\n%s",
+            "the event loop is %s %s, for %.2f s so far%s: this process answers no calls meanwhile. %s Its stack:\n%s",
             "stuck at" if found.theirs else "held up at",
             place,
             now - self._beat_at,

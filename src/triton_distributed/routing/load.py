@@ -36,6 +36,10 @@ class LoadBook:
         """Return how many streams the instance has open for this process."""
         return self._open.get(instance_id, 0)
 
+    def open(self) -> dict[int, int]:
+        """The open streams of each instance that has any."""
+        return dict(self._open)
+
     def __getitem__(self, instance_id: int) -> int:
         return self._open.get(instance_id, 0)
 

@@ -9,18 +9,38 @@ from triton_distributed.runtime.client import Client
 from triton_distributed.runtime.component import Component, Endpoint, Namespace
 from triton_distributed.runtime.decorators import triton_endpoint, triton_worker
 from triton_distributed.runtime.distributed import DistributedRuntime
+from triton_distributed.runtime.statistics import (
+    CallStatistics,
+    DiscoveryStatistics,
+    EndpointStatistics,
+    LoopStatistics,
+    QueueStatistics,
+    RuntimeStatistics,
+    SessionStatistics,
+    SubscriptionStatistics,
+    ThreadStatistics,
+)
 from triton_distributed.runtime.token import CancellationToken
 
 __all__ = [
     "Annotated",
+    "CallStatistics",
     "CancellationToken",
     "Client",
     "Component",
     "Context",
+    "DiscoveryStatistics",
     "DistributedRuntime",
     "Endpoint",
+    "EndpointStatistics",
+    "LoopStatistics",
     "Namespace",
+    "QueueStatistics",
     "ResponseStream",
+    "RuntimeStatistics",
+    "SessionStatistics",
+    "SubscriptionStatistics",
+    "ThreadStatistics",
     "current_context",
     "triton_endpoint",
     "triton_worker",

@@ -17,7 +17,7 @@ from triton_distributed.calling.services import Services
 from triton_distributed.calling.state import OPEN
 from triton_distributed.context import HIGHEST_PRIORITY, ID, LOWEST_PRIORITY, PRIORITY, Context, current
 from triton_distributed.errors import NotUnary
-from triton_distributed.names import Instance
+from triton_distributed.names import EndpointName, Instance
 from triton_distributed.observe import OutlierStats, Stats
 from triton_distributed.payload.codec import Message, encode
 from triton_distributed.routing.load import LoadBook
@@ -47,9 +47,9 @@ class Client:
         metadata: plain values by name that the handler finds in `context.metadata`.
         idempotent: the request may be given to a second instance when the first is lost, or cuts its handler to shut
             down, before the caller has an item.
-        resume: where the instance is lost in the middle of the stream, another goes on behind the last item to which
-            the handler gave a token (`context.checkpoint`); the caller sees one sequence. Items behind the last token
-            are made again and skipped by their number: a handler that gives none is started again from the beginning.
+        resume: if the instance is lost in the middle of the stream, another continues after the last item to which the
+            handler gave a token (`context.checkpoint`); the caller sees one sequence. Items after the last token are
+            made again and skipped by their number: a handler that gives no token is started again from the beginning.
         priority: -128 to 127; where requests wait for a place, those with a larger one are let in first. A call within
             a handler has its request's, unless it says otherwise.
 
@@ -317,7 +317,7 @@ class Client:
             known.set_result(ids)
             return known
         waiting = loop.create_task(self._wait())
-        waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # quiet where nobody awaits it
+        waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # not awaited: no warning
         return waiting
 
     wait_for_instances = wait_for_endpoints
@@ -340,6 +340,11 @@ class Client:
     def pool(self) -> SessionPool:
         """The runtime's sessions to workers."""
         return self._services.pool
+
+    @property
+    def name(self) -> EndpointName:
+        """The endpoint that it calls."""
+        return self.view.name
 
     @property
     def load(self) -> LoadBook:

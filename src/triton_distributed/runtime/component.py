@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import weakref
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from triton_distributed.calling.services import Services
 from triton_distributed.events import Event, Subscription, WorkQueue
@@ -15,12 +16,21 @@ from triton_distributed.routing.policies import Policy
 from triton_distributed.runtime.client import Client
 from triton_distributed.runtime.core import Core
 from triton_distributed.runtime.events import component_subject, namespace_subject
+from triton_distributed.runtime.serve_task import ServeTask
+from triton_distributed.runtime.worker import ServeOptions, Worker
+
+
+class Owner(Core, Protocol):
+    """A runtime as its namespaces, components and endpoints see it."""
+
+    worker: Worker
+    clients: weakref.WeakSet[Client]
 
 
 class Namespace:
     """A group of components. Made by `runtime.namespace(name)`."""
 
-    def __init__(self, runtime: Core, name: str) -> None:
+    def __init__(self, runtime: Owner, name: str) -> None:
         self._runtime = runtime
         self.name = check_name("namespace", name)
 
@@ -53,7 +63,7 @@ class Namespace:
 class Component:
     """A group of endpoints that belong together. Made by `namespace.component(name)`."""
 
-    def __init__(self, runtime: Core, namespace: str, name: str) -> None:
+    def __init__(self, runtime: Owner, namespace: str, name: str) -> None:
         self._runtime = runtime
         self.namespace = namespace
         self.name = check_name("component", name)
@@ -82,10 +92,10 @@ class Component:
         return component_subject(self.namespace, self.name, name)
 
     def publish(self, name: str, payload: object) -> Coroutine[Any, Any, None]:
-        """Publish an event to everybody who has subscribed: at most once, in this runtime's order.
+        """Publish an event to all its subscribers: at most once, in this runtime's order.
 
         The call itself encodes the payload, so it may be changed before what this returns is awaited. Nothing here
-        waits for those who receive it: a subscriber that does not keep up loses events, and knows how many.
+        waits for subscribers: one that does not keep up loses events, and knows how many.
 
         Args:
             name: of the event, any name that could be a component's.
@@ -105,11 +115,11 @@ class Component:
     def subscribe(self, name: str, *, max_events: int = MAX_EVENTS, max_bytes: int = MAX_BYTES) -> Subscription[Event]:
         """Subscribe to events of this name; `async for event in …`, see `Subscription`.
 
-        Awaiting what is returned waits until whatever is published afterwards, anywhere, arrives.
+        Await it to be sure that every event published afterwards, in any process, arrives.
 
         Args:
-            max_events: that may wait unread; then the oldest give way and `subscription.dropped` counts them.
-            max_bytes: of them; a single event may be larger.
+            max_events: events that may wait unread. Beyond that the oldest are dropped; see `subscription.dropped`.
+            max_bytes: bytes of these events; a single event may be larger.
 
         Raises (from the call): ConfigError, ForkError, InvalidName, RuntimeClosed, ValueError for a limit below 1.
         Raises (from awaiting or reading): BrokerError, DiscoveryError.
@@ -123,7 +133,7 @@ class Component:
         Raises:
             ConfigError: `NATS_SERVER` is not set.
             InvalidName: `name` cannot name one.
-            ValueError: a limit is not one.
+            ValueError: a limit is invalid.
         """
         self._runtime.check("queue")
         return self._runtime.events.queue(self.namespace, self.name, name, ack_wait_s, max_deliveries)
@@ -135,7 +145,7 @@ class Component:
 class Endpoint:
     """Something that can be served and called. Made by `component.endpoint(name)` or `runtime.endpoint("a.b.c")`."""
 
-    def __init__(self, runtime: Core, name: EndpointName) -> None:
+    def __init__(self, runtime: Owner, name: EndpointName) -> None:
         self._runtime = runtime
         self.name = name
 
@@ -148,7 +158,7 @@ class Endpoint:
         max_inflight: int | None = None,
         max_queue: int = 0,
         metadata: Mapping[str, Any] | None = None,
-    ) -> asyncio.Task[None]:
+    ) -> ServeTask:
         """Serve the endpoint until the runtime is shut down; the task is then done with None.
 
         Args:
@@ -156,7 +166,7 @@ class Endpoint:
                 (request, context). A plain one runs in one thread and one context to its end. A request parameter
                 annotated as an async iterator takes a stream of requests. Annotations are enforced both ways. What was
                 yielded may change as soon as the handler goes on. Large memory that a function returns is sent from
-                where it is, so nobody may write to it before it was sent.
+                its own place, so it must not be changed before it was sent.
             graceful_shutdown: True lets running requests finish at shutdown, False cuts them.
             metrics_labels: accepted for programs of the original's successor.
             max_inflight: handlers that may run at once; None for no limit.
@@ -178,14 +188,10 @@ class Endpoint:
             raise ValueError(f"max_queue={max_queue!r}: a whole number of at least 0")
         if max_queue and max_inflight is None:
             raise ValueError(f"max_queue={max_queue}: requests only wait where max_inflight= limits those that run")
-        return self._runtime.serve(
-            self.name,
-            handler,
-            graceful=graceful_shutdown,
-            max_inflight=max_inflight,
-            max_queue=max_queue,
-            metadata=copy.deepcopy(dict(metadata or {})),  # the instance is registered later, and perhaps again
-        )
+        self._runtime.check("serve_endpoint")
+        metadata = copy.deepcopy(dict(metadata or {}))  # the instance is registered later, and perhaps again
+        options = ServeOptions(graceful_shutdown, max_inflight, max_queue, metadata)
+        return self._runtime.worker.serve(self.name, handler, options)
 
     def client(self, policy: str | Policy = "round_robin") -> asyncio.Task[Client]:
         """A task whose result is a client that knows the present instances.
@@ -208,7 +214,9 @@ class Endpoint:
         candidates = await runtime.candidates(self.name)
         where, retries = runtime.discovery.where, runtime.config.retries
         services = Services(runtime, runtime.event_loop(), candidates, runtime.pool, runtime.prober, where, retries)
-        return Client(services, policy, runtime.rng, runtime.looks_elsewhere)
+        client = Client(services, policy, runtime.rng, runtime.looks_elsewhere)
+        runtime.clients.add(client)
+        return client
 
     async def pause(self) -> None:
         """Take this runtime's instance out of rotation: clients call other instances, and this one begins no request.
@@ -222,7 +230,7 @@ class Endpoint:
             DiscoveryError: with static discovery, whose list is fixed.
             ForkError, RuntimeClosed.
         """
-        await self._runtime.set_listed(self.name, False)
+        await self._runtime.worker.registrations.pause(self.name)
 
     async def resume(self) -> None:
         """Put this runtime's instance back into rotation, under the id that it had. Resuming twice is harmless.
@@ -232,7 +240,7 @@ class Endpoint:
             DiscoveryError: it cannot be registered; it stays out.
             ForkError, RuntimeClosed: also while the runtime drains.
         """
-        await self._runtime.set_listed(self.name, True)
+        await self._runtime.worker.registrations.resume(self.name)
 
     def lease_id(self) -> int:
         """The instance id of this runtime, the same for all its endpoints."""

@@ -1,10 +1,10 @@
-"""What namespaces, components, endpoints and clients need of their runtime."""
+"""What clients need of their runtime."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from triton_distributed.calling.candidates import Candidates
@@ -13,12 +13,11 @@ from triton_distributed.config import Config
 from triton_distributed.discovery import Discovery
 from triton_distributed.names import EndpointName
 from triton_distributed.runtime.events import RuntimeEvents
-from triton_distributed.runtime.serve_task import ServeTask
 from triton_distributed.transport.pool import SessionPool
 
 
 class Core(Protocol):
-    """A runtime as the objects that it makes see it; see `runtime.distributed.DistributedRuntime`."""
+    """A runtime as its clients see it; see `runtime.distributed.DistributedRuntime`."""
 
     config: Config
     rng: random.Random
@@ -46,16 +45,3 @@ class Core(Protocol):
     def elsewhere(self, name: EndpointName | None) -> str: ...
 
     async def candidates(self, name: EndpointName) -> Candidates: ...
-
-    async def set_listed(self, name: EndpointName, listed: bool) -> None: ...
-
-    def serve(
-        self,
-        name: EndpointName,
-        function: Callable[..., Any],
-        *,
-        graceful: bool,
-        max_inflight: int | None,
-        max_queue: int,
-        metadata: Mapping[str, Any],
-    ) -> ServeTask: ...

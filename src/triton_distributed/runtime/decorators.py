@@ -14,7 +14,7 @@ from triton_distributed.errors import InvalidRequest
 from triton_distributed.payload.codec import Message, decode, encode
 from triton_distributed.payload.typed import RequestDecoder, typed_checker, typed_decoder
 from triton_distributed.runtime.distributed import DistributedRuntime
-from triton_distributed.serving.handlers import Misfit
+from triton_distributed.serving.handlers import UnfitRequest
 from triton_distributed.serving.signatures import CHECKS_ITSELF, Checks, item_hint, made
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ def triton_worker(function: Callable[..., Awaitable[Any]] | None = None, /) -> A
 
     Both `@triton_worker()` and `@triton_worker` work. The runtime is made before `f` begins and closed when it returns
     or raises; while an endpoint is served, SIGTERM and SIGINT drain it (`TRD_HANDLE_SIGNALS`). If `f` returns while an
-    endpoint is served that nobody has awaited, the log says that nothing was served for long.
+    endpoint is served that the program has not awaited, a warning is logged.
 
     Raises:
         TypeError: what is decorated is not a function.
@@ -80,11 +80,11 @@ def triton_endpoint(request_model: Any, response_model: Any) -> Callable[[Callab
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         def parsed(args: tuple[Any, ...]) -> tuple[Any, ...]:
             if not args:
-                raise Misfit("", "the handler was called without a request")
+                raise UnfitRequest("", "the handler was called without a request")
             try:
                 return (*args[:-1], parse(args[-1]))
             except InvalidRequest as error:
-                raise Misfit(error.target, error.reason) from error
+                raise UnfitRequest(error.target, error.reason) from error
 
         wrapper: Callable[..., Any]
         if inspect.isasyncgenfunction(function):
@@ -192,4 +192,5 @@ def _parser(model: Any) -> tuple[Callable[[Any], Any], RequestDecoder]:
     return parse, decode_request
 
 
-_MAPS_AND_LISTS = frozenset({*range(0x80, 0xA0), *range(0xDC, 0xE0)})  # first bytes of msgpack that begin no text
+_MAPS_AND_LISTS = frozenset({*range(0x80, 0xA0), *range(0xDC, 0xE0)})
+"""First bytes of msgpack values that are maps or lists."""

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import sys
 import threading
 from asyncio import _get_running_loop as _running_loop  # C in asyncio and uvloop alike, and public in all but its name
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import replace
+from collections.abc import Coroutine
 from threading import get_ident
 from typing import Any
+from weakref import WeakSet
 
 from triton_distributed.calling.candidates import Candidates
 from triton_distributed.calling.prober import Prober
 from triton_distributed.config import Config
-from triton_distributed.discovery import Discovery, Marking
-from triton_distributed.errors import AlreadyServed, DiscoveryError, ForkError, RuntimeClosed, WrongLoop
-from triton_distributed.names import MAX_INSTANCE_ID, EndpointName, Instance
-from triton_distributed.observe import LoopStats, Stats, Watchdog
+from triton_distributed.discovery import Discovery
+from triton_distributed.errors import DiscoveryError, ForkError, RuntimeClosed, WrongLoop
+from triton_distributed.names import MAX_INSTANCE_ID, EndpointName
+from triton_distributed.observe import LoopStats, Stats
+from triton_distributed.runtime import statistics
 from triton_distributed.runtime.backends import (
     make_discovery,
     make_elsewhere,
@@ -28,24 +28,21 @@ from triton_distributed.runtime.backends import (
     make_networks,
     make_tls,
 )
+from triton_distributed.runtime.client import Client
 from triton_distributed.runtime.component import Endpoint, Namespace
 from triton_distributed.runtime.events import RuntimeEvents
-from triton_distributed.runtime.serve_task import ServeTask
 from triton_distributed.runtime.sessions import Sessions
+from triton_distributed.runtime.statistics import DiscoveryStatistics, RuntimeStatistics
 from triton_distributed.runtime.token import CancellationToken
-from triton_distributed.serving.endpoint import CUT_S, ServedEndpoint
-from triton_distributed.serving.handlers import Handler
-from triton_distributed.serving.server import Server
-from triton_distributed.serving.threads import HandlerThreads
+from triton_distributed.runtime.worker import Worker
+from triton_distributed.serving.endpoint import CUT_S
 from triton_distributed.system.fork import watch_forks
 from triton_distributed.system.identity import host_name
-from triton_distributed.system.signals import DrainSignals
 from triton_distributed.transport.network import Networks
 from triton_distributed.transport.pool import SessionPool
 
-logger = logging.getLogger("triton_distributed.runtime")
-
-NOT_WHILE_CLOSING = ("serve_endpoint", "resume")  # what would register again while everything leaves
+NOT_WHILE_CLOSING = ("serve_endpoint", "resume")
+"""Operations that would register an instance while all of them are withdrawn."""
 
 
 class DistributedRuntime:
@@ -90,6 +87,7 @@ class DistributedRuntime:
         )
         tls = make_tls(config)
         sessions = Sessions(self._loop, config, self.rng)
+        self._held = sessions.held
         self._networks = {**make_networks(self._loop, config, self.nats), **(networks or {})}
         self._candidates: dict[EndpointName, Candidates] = {}
         self._opening: dict[EndpointName, asyncio.Task[Candidates]] = {}
@@ -105,29 +103,21 @@ class DistributedRuntime:
             self._networks,
         )
         self.prober.pool = self.pool
-        self._threads = HandlerThreads(config.threads)
-        self._server = Server(
+        self.worker = Worker(
             self._loop,
             config,
-            None if config.discovery == "static" else self.instance_id,
+            self.discovery,
+            self.instance_id,
             sessions.accepted,
             tls,
             self._networks,
-            self._looked,
+            self.check,
+            self.shutdown,
         )
-        self._listing = asyncio.Lock()  # around each change of what discovery says of the endpoints
-        self._relisting: asyncio.Task[None] | None = None
-        self._watchdog = Watchdog(self._loop, config.watchdog_s, self._mark)
-        self._signals = DrainSignals(
-            self._loop, self.shutdown, config.drain_timeout_s, self._running, self._server.stuck
-        )
+        self.clients: WeakSet[Client] = WeakSet()
         self._token = CancellationToken()
         self._tasks: dict[asyncio.Task[Any], None] = {}  # in order; bounded by calls, clients and endpoints
-        self._starting: set[asyncio.Task[ServedEndpoint]] = set()
-        self._serving: set[ServeTask] = set()
-        self._stopped: asyncio.Future[None] = self._loop.create_future()
         self._closing: asyncio.Task[None] | None = None
-        self._exit: SystemExit | None = None  # what a handler has raised
         self._forked = False
         self.unusable = False
         watch_forks(self)
@@ -164,198 +154,47 @@ class DistributedRuntime:
 
     def stats(self) -> dict[str, Stats]:
         """The counters of each served endpoint by its path."""
-        return {each.name.path: each.stats for each in self._server.endpoints}
+        return {each.name.path: each.stats for each in self.worker.server.endpoints}
 
     @property
     def loop_stats(self) -> LoopStats:
         """How the event loop fares; counted from the first endpoint that is served, where `TRD_WATCHDOG_S` is not 0."""
-        return self._watchdog.stats
+        return self.worker.watchdog.stats
 
-    # serving
+    def statistics(self) -> RuntimeStatistics:
+        """What the runtime is doing at this moment: requests, calls, sessions, events, threads, discovery and the loop.
 
-    def serve(
-        self,
-        name: EndpointName,
-        function: Callable[..., Any],
-        *,
-        graceful: bool,
-        max_inflight: int | None,
-        max_queue: int,
-        metadata: Mapping[str, Any],
-    ) -> ServeTask:
-        """Serve an endpoint; see `Endpoint.serve_endpoint`."""
-        self.check("serve_endpoint")
-        if any(each.endpoint == name for each in self._serving):
-            raise AlreadyServed(name.path)
-        handler = Handler(function, self._threads)
-        if self.config.handle_signals:
-            self._signals.install()  # before there is a socket or a record, which a process that is killed would leave
-        work = self._serve(name, handler, graceful, max_inflight, max_queue, metadata)
-        task = ServeTask(work, name, self._loop)
-        self._serving.add(task)
-        task.add_done_callback(self._served)
-        task.awaited = False  # by the program: this callback does not count
-        return task
+        It takes some microseconds a session and an open stream, and does no I/O. Call it in the runtime's thread.
+        """
+        worker, events, listed = self.worker, self.events, self.worker.server.endpoints
+        return RuntimeStatistics(
+            instance_id=self.instance_id,
+            state=self._state,
+            endpoints=tuple(map(statistics.of_endpoint, listed)),
+            calls=statistics.of_calls(self._candidates, self.clients),
+            sessions=statistics.of_sessions(self.pool.sessions, worker.server.sessions),
+            held_bytes=self._held.bytes,
+            held_limit_bytes=self._held.most,
+            subscriptions=tuple(map(statistics.of_subscription, events.inboxes)),
+            queues=tuple(map(statistics.of_queue, events.pulls)),
+            threads=statistics.of_threads(worker.threads),
+            discovery=DiscoveryStatistics(
+                backend=type(self.discovery).__name__,
+                where=self.discovery.where,
+                registered=tuple(each.name.path for each in listed if each.listed),
+                watched=tuple(name.path for name in self._candidates),
+            ),
+            loop=statistics.of_loop(worker.watchdog.stats),
+            tasks=len(self._tasks),
+        )
 
-    def _served(self, task: asyncio.Task[None]) -> None:
-        self._serving.discard(task)
-        if not self._serving and self._closing is None:
-            self._signals.remove()  # a program that goes on without an endpoint ends at a signal, as any other does
+    @property
+    def _state(self) -> str:
+        return "closed" if self.unusable else "draining" if self._closing else "open"
 
     def warn_of_unawaited(self) -> None:
-        """The program is about to end: say which endpoints it serves without having awaited them."""
-        for task in self._serving:
-            if self._closing is None and not task.awaited:
-                logger.warning(
-                    "%s: serve_endpoint() was not awaited, and the program ends: `await` it to serve until shutdown",
-                    task.endpoint,
-                )
-
-    async def _serve(
-        self,
-        name: EndpointName,
-        handler: Handler,
-        graceful: bool,
-        max_inflight: int | None,
-        max_queue: int,
-        metadata: Mapping[str, Any],
-    ) -> None:
-        if self._closing is not None:
-            return
-        limits = {"max_inflight": max_inflight, "max_queue": max_queue, "graceful": graceful}
-        task = asyncio.current_task()
-        starting = self._loop.create_task(self._start_serving(name, handler, metadata, limits, task))
-        self._starting.add(starting)
-        starting.add_done_callback(self._starting.discard)
-        try:
-            served = await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            starting.cancel()
-            await asyncio.wait({starting})  # it undoes what it has begun, so that the endpoint is free afterwards
-            if not starting.cancelled() and starting.exception() is None and not self.unusable:
-                await self._stop_serving(starting.result())  # it was through already
-            raise
-        try:
-            await asyncio.shield(self._stopped)
-        finally:
-            if not self.unusable:
-                await self._stop_serving(served)
-        if self._exit is not None:  # the program must not end by itself before the process ends as it was told
-            await self._loop.create_future()
-
-    def _exit_wanted(self, error: SystemExit) -> None:
-        """A handler has called `sys.exit`: drain, then end the process as it says."""
-        if self._exit is None:
-            self._exit = error
-            words = "a handler raised SystemExit(%r): this process drains, for at most %g s, and ends"
-            logger.warning(words, error.code, self.config.drain_timeout_s)
-            self.shutdown()
-
-    async def _start_serving(
-        self,
-        name: EndpointName,
-        handler: Handler,
-        metadata: Mapping[str, Any],
-        limits: dict[str, Any],
-        task: asyncio.Task[Any] | None,
-    ) -> ServedEndpoint:
-        addresses = await self._server.listen(name, self.instance_id, self.discovery.where)
-        instance = Instance(name, self.instance_id, addresses, host_name(), metadata)
-        server = self._server
-        served = ServedEndpoint(
-            self._loop,
-            name,
-            handler,
-            instance,
-            server.slots,
-            on_wait=server.standstill.waits,
-            on_exit=self._exit_wanted,
-            full_tracebacks=self.config.full_tracebacks,
-            **limits,
-        )
-        served.task = task
-        self._server.add(served)
-        self._watchdog.start()
-        if self._closing is not None:
-            return served  # a signal came meanwhile: nobody is to call it any more
-        try:
-            await self.discovery.register(instance)
-        except BaseException:
-            self._server.remove(served)
-            raise
-        served.registered, served.listed = True, addresses
-        return served
-
-    async def set_listed(self, name: EndpointName, listed: bool) -> None:
-        """Take a served endpoint out of rotation, or back into it; see `Endpoint.pause`."""
-        operation = "resume" if listed else "pause"
-        self.check(operation)
-        served = self._server.find(name, operation)
-        if self.config.discovery == "static":
-            raise DiscoveryError("static", self.discovery.where, f"{operation}: TRD_STATIC alone says who is there")
-        if not listed:
-            served.gate.pause()  # at once, whatever the lock waits for
-        async with self._listing:
-            self.check(operation)
-            served = self._server.find(name, operation)
-            if not listed:
-                await self.discovery.withdraw(served.instance)
-                served.listed = ()
-                return
-            served.gate.resume()  # before a client can see the instance
-            try:
-                await self._list(served)
-            except BaseException:
-                served.gate.pause()
-                raise
-
-    async def _list(self, served: ServedEndpoint) -> None:
-        """Register an endpoint under those addresses that clients reach; take it back where there is none."""
-        addresses = self._server.reached(served.instance.addresses)
-        if addresses:
-            await self.discovery.register(replace(served.instance, addresses=addresses))
-        else:
-            await self.discovery.withdraw(served.instance)
-        served.listed = addresses
-
-    def _looked(self) -> None:
-        """The Unix sockets were looked at: a record must not name one that is not there."""
-        if self._closing is None and self._relisting is None and any(map(self._misses, self._server.endpoints)):
-            self._relisting = self._loop.create_task(self._relist())
-            self._relisting.add_done_callback(self._relisted)
-
-    def _misses(self, served: ServedEndpoint) -> bool:
-        """Whether discovery lists an endpoint otherwise than it is reached."""
-        wanted = served.registered and not served.gate.paused
-        return wanted and served.listed != self._server.reached(served.instance.addresses)
-
-    async def _relist(self) -> None:
-        async with self._listing:
-            for served in self._server.endpoints:
-                if self._closing is None and self._misses(served):
-                    await self._list(served)
-
-    def _relisted(self, task: asyncio.Task[None]) -> None:
-        self._relisting = None
-        if not task.cancelled() and (error := task.exception()) is not None:  # the next look tries again
-            logger.info("the addresses in %s are not what they should be: %s", self.discovery.where, error)
-
-    async def _stop_serving(self, served: ServedEndpoint) -> None:
-        """Its task was cancelled: nobody comes in any more, and what runs is cut."""
-        self._server.remove(served)
-        served.gate.drain()
-        async with self._listing:
-            await self.discovery.withdraw(served.instance)
-        await served.cut()
-
-    def _mark(self, busy: bool) -> None:
-        """In the watchdog's thread: have clients know whether the loop is stuck."""
-        if isinstance(self.discovery, Marking):
-            for served in self._server.endpoints:
-                self.discovery.mark(served.instance, busy)
-
-    def _running(self) -> list[str]:
-        return [request.context.id() for endpoint in self._server.endpoints for request in endpoint.gate.running]
+        """The program is about to end: log which endpoints it serves without having awaited them."""
+        self.worker.warn_of_unawaited()
 
     # calling
 
@@ -437,7 +276,7 @@ class DistributedRuntime:
 
     def forked(self) -> None:
         """This process is a child of the one that made the runtime."""
-        self._forked = self.unusable = True
+        self._forked = self.unusable = self.worker.closed = True
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `work` in a task that the runtime keeps and ends with itself."""
@@ -457,6 +296,7 @@ class DistributedRuntime:
         if get_ident() != self._thread.ident:
             self._loop.call_soon_threadsafe(self.shutdown)
         else:
+            self.worker.draining = True
             self._closing = self._loop.create_task(self._close(self.config.drain_timeout_s))
 
     async def close(self) -> None:
@@ -473,32 +313,17 @@ class DistributedRuntime:
 
     async def _close(self, drain_s: float) -> None:
         try:
-            await self._drain(drain_s)
+            self._token.cancel()
+            await self.worker.drain(drain_s)
         finally:
             await self._release()
-        if self._exit is not None:
-            # In a callback of the loop, which ends it: a task would keep the error for somebody to retrieve.
-            self._loop.call_soon(sys.exit, self._exit.code)
-
-    async def _drain(self, drain_s: float) -> None:
-        self._token.cancel()
-        if self._starting:
-            await asyncio.wait(self._starting)
-        if self._relisting is not None:
-            self._relisting.cancel()
-        endpoints = self._server.endpoints
-        try:
-            async with self._listing:
-                for endpoint in endpoints:
-                    await self.discovery.withdraw(endpoint.instance)
-        except Exception as error:  # a place that is gone must not keep requests from finishing
-            logger.warning("withdrawing from %s: %s", self.discovery.where, error)
-        await self._server.drain(drain_s)
+        if (error := self.worker.exit) is not None:
+            # In a callback of the loop, which ends it: a task would keep the error until something retrieves it.
+            self._loop.call_soon(sys.exit, error.code)
 
     async def _release(self) -> None:
         self.unusable = True
-        self._watchdog.stop()
-        self._server.close()
+        self.worker.close()
         await self.prober.close()
         await self.pool.close()
         for candidates in self._candidates.values():
@@ -508,12 +333,7 @@ class DistributedRuntime:
         for network in self._networks.values():
             await network.close()
         await self.nats.close()
-        self._threads.close()
-        self._signals.remove()
-        if not self._stopped.done():
-            self._stopped.set_result(None)
-        if self._serving and self._exit is None:
-            await asyncio.wait(self._serving)
+        await self.worker.end()
         left = [each for each in self._tasks if not each.done()]
         for task in left:
             task.cancel()
@@ -527,5 +347,5 @@ class DistributedRuntime:
         await self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self.unusable else "draining" if self._closing else "open"
-        return f"<DistributedRuntime {self.instance_id} {state}, {len(self._server.endpoints)} endpoints served>"
+        served = len(self.worker.server.endpoints)
+        return f"<DistributedRuntime {self.instance_id} {self._state}, {served} endpoints served>"

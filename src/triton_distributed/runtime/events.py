@@ -10,7 +10,7 @@ from typing import Any
 from triton_distributed.errors import ConfigError, MessageTooLarge
 from triton_distributed.events import Event, EventPlane, PulledMessages, Subscription, WorkQueue
 from triton_distributed.events.event import pack, unpack
-from triton_distributed.events.inbox import TURN
+from triton_distributed.events.inbox import TURN, Inbox
 from triton_distributed.events.jetstream import QueueNames
 from triton_distributed.external.nats import NatsConnection
 from triton_distributed.names import check_name, service_name, stream_name, subject_token
@@ -114,8 +114,18 @@ class RuntimeEvents:
             max_deliveries=max_deliveries,
         )
 
+    @property
+    def inboxes(self) -> list[Inbox]:
+        """The inboxes of all subscriptions."""
+        return [] if self._plane is None else self._plane.inboxes()
+
+    @property
+    def pulls(self) -> list[PulledMessages]:
+        """The consumers of work queues that are at work."""
+        return list(self._pulls)
+
     async def close(self) -> None:
-        """Send what waits, end the subscriptions and whoever waits for a queue's message."""
+        """Send what waits, end the subscriptions and the consumers of queues."""
         for pull in list(self._pulls):
             pull.end()
         if self._plane is not None:

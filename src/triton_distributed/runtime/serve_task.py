@@ -1,4 +1,4 @@
-"""What `serve_endpoint` returns: a task that knows whether the program ever waited for it."""
+"""What `serve_endpoint` returns: a task that knows when the endpoint was registered, and whether it was awaited."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine, Generator
 from typing import Any
 
-from triton_distributed.names import EndpointName
+from triton_distributed.names import EndpointName, Instance
 
 
 class ServeTask(asyncio.Task[None]):
@@ -14,6 +14,7 @@ class ServeTask(asyncio.Task[None]):
 
     Attributes:
         endpoint: its name.
+        registered: done with the instance when discovery has accepted it; never done where that fails.
         awaited: the program has awaited it, has it awaited (`gather`, `wait`), or looks at it in another way.
     """
 
@@ -22,6 +23,7 @@ class ServeTask(asyncio.Task[None]):
     ) -> None:
         super().__init__(work, loop=loop)
         self.endpoint = endpoint
+        self.registered: asyncio.Future[Instance] = loop.create_future()
         self.awaited = False
 
     def __await__(self) -> Generator[Any, None, None]:

@@ -27,12 +27,15 @@ class Sessions:
         loop: the running loop.
         config: settings.
         rng: where each session's nonce comes from.
+
+    Attributes:
+        held: what clients have sent and this process holds in memory, in all sessions together.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, config: Config, rng: random.Random) -> None:
         self._loop, self._config, self._rng = loop, config, rng
         self._share = FairShare(loop)
-        self._held = ByteBudget(max(config.max_held_bytes, config.max_message_bytes))
+        self.held = ByteBudget(max(config.max_held_bytes, config.max_message_bytes))
 
     def dialled(self, address: str, on_lost: Callable[[Session, str], None]) -> Session:
         """A session to a worker."""
@@ -69,5 +72,5 @@ class Sessions:
             address=address,
             authentication=authentication,
             share=self._share,
-            held=None if on_request is None else self._held,
+            held=None if on_request is None else self.held,
         )

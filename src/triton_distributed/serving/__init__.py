@@ -1,3 +1,3 @@
-"""One worker: what it listens on, who is let in, how handlers run."""
+"""One worker: what it listens on, which requests begin, how handlers run."""
 
 __all__: list[str] = []

@@ -24,11 +24,13 @@ from triton_distributed.transport.tcp import dual_stack, wildcard
 logger = logging.getLogger("triton_distributed.runtime")
 
 WILDCARDS = ("0.0.0.0", "::")
-# Addresses of documentation (RFC 5737, RFC 3849): nobody has them, so the kernel names the address of the default
+# Addresses of documentation (RFC 5737, RFC 3849): they are unused, so the kernel names the address of the default
 # route. Connecting a UDP socket sends nothing.
 ANYWHERE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
 ETCD_PORT = 2379
-SOCKETS = "sockets"  # in the private folder
+
+SOCKETS = "sockets"
+"""The folder of Unix sockets, in the private folder."""
 
 
 async def begin_to_listen(
@@ -119,7 +121,7 @@ async def published(loop: asyncio.AbstractEventLoop, config: Config, listened: S
     """The addresses to publish for those that are listened on, best first: Unix sockets, then TCP.
 
     What `TRD_ADVERTISE` names replaces the addresses of its kind. A wildcard is replaced by the address with which this
-    host reaches etcd, else by its first that is not loopback: nobody can dial 0.0.0.0.
+    host reaches etcd, else by its first that is not loopback: 0.0.0.0 cannot be dialled.
 
     Raises:
         ConfigError: `TRD_ADVERTISE` cannot be read, or there are more than `MOST_ADDRESSES`.
@@ -154,13 +156,13 @@ def _advertised(text: str, listened_port: int) -> list[Address]:
             rest = f"[{rest}]:{listened_port}" if rest.count(":") > 1 and rest[0] != "[" else f"{rest}:{listened_port}"
         address = Address.parse(f"tcp://{rest}", "TRD_ADVERTISE")
         if address.host in WILDCARDS or not address.port:
-            raise ConfigError("TRD_ADVERTISE", entry, "nobody can dial that: name a host, and a port other than 0")
+            raise ConfigError("TRD_ADVERTISE", entry, "it cannot be dialled: name a host, and a port other than 0")
         found.append(address)
     return found
 
 
 def _is_host(text: str) -> bool:
-    """Whether there is no port behind it."""
+    """Whether no port follows it."""
     return ":" not in text or text.endswith("]") or _ip(text) is not None
 
 
@@ -204,7 +206,7 @@ async def own_address(
 async def _resolved(
     loop: asyncio.AbstractEventLoop, host: str, port: int, timeout_s: float
 ) -> list[tuple[socket.AddressFamily, tuple[object, ...]]]:
-    """The addresses of a host; none where it has none or nobody answers in time."""
+    """The addresses of a host; empty where it has none or the resolver does not answer in time."""
     try:
         if _ip(host) is not None:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)

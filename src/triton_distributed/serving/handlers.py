@@ -16,12 +16,12 @@ from triton_distributed.serving.signatures import read_signature
 from triton_distributed.serving.threads import HandlerThreads
 
 
-class Misfit(InvalidRequest):
-    """The request does not fit, as the handler's own decorator has found: its caller's fault, not the handler's."""
+class UnfitRequest(InvalidRequest):
+    """The handler's own decorator has found the request invalid: an error of the caller, not of the handler."""
 
 
 class Handler:
-    """What is behind an endpoint.
+    """The function that serves an endpoint, and how it is called.
 
     Args:
         function: an async generator function, a coroutine function, a generator function or a plain function, also as

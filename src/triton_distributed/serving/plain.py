@@ -25,9 +25,13 @@ from triton_distributed.wire.frames import ANNOTATED, BUFFERS, MAX_FRAME, SMALL
 
 logger = logging.getLogger("triton_distributed.runtime")
 
-AHEAD = 64  # items that a generator may be ahead of its reader
-AHEAD_BYTES = 4 * MAX_FRAME  # bytes of them; with this, items of 64 KiB cost no more than they would without a bound
-# Types of what handlers return most often: neither awaitable nor iterators, so that nobody has to find that out.
+AHEAD = 64
+"""Items that a generator may be ahead of its reader."""
+
+AHEAD_BYTES = 4 * MAX_FRAME
+"""Bytes of these items. With this limit, items of 64 KiB cost no more than without a limit."""
+
+# Types that handlers return most often: neither awaitable nor iterators, so that this need not be checked.
 VALUES = frozenset({type(None), bool, int, float, str, bytes, dict, list, tuple})
 _MISSING = object()
 
@@ -38,7 +42,7 @@ class Encoded:
     Attributes:
         body, buffers, flags: for `Stream.send`.
         token: the resume token that goes with it, encoded, or None.
-        written: set by whoever sends it when its buffers may change again.
+        written: set by its sender when its buffers may change again.
     """
 
     __slots__ = ("body", "buffers", "flags", "token", "written")
@@ -216,7 +220,7 @@ class PlainHandler(Computation):
                     break
                 try:
                     add(item)
-                except BaseException as error:  # as with an async generator: its caller is told, and then it is closed
+                except BaseException as error:  # as of an async generator: the caller gets it
                     self._error, self._ended = error, True
                     self._tell()
                     break
@@ -290,7 +294,7 @@ class PlainHandler(Computation):
         self._told = True
         try:
             self._loop.call_soon_threadsafe(self._wake)
-        except RuntimeError:  # the loop was closed under a thread that could not be stopped: nobody reads
+        except RuntimeError:  # the loop was closed under a thread that could not be stopped: it has no reader
             self._stopping = True
 
 

@@ -20,7 +20,7 @@ from triton_distributed.payload.codec import encode
 from triton_distributed.payload.exceptions import encode_error
 from triton_distributed.serving.gate import Gate
 from triton_distributed.serving.handler_context import ServedContext
-from triton_distributed.serving.handlers import Handler, Misfit
+from triton_distributed.serving.handlers import Handler, UnfitRequest
 from triton_distributed.serving.lingering import Lingering
 from triton_distributed.serving.plain import Encoded, Ready
 from triton_distributed.serving.request_stream import RequestStream
@@ -325,7 +325,7 @@ class ServedRequest:
 
     def _failed(self, error: BaseException) -> None:
         if error is self._invalid or isinstance(
-            error, Misfit
+            error, UnfitRequest
         ):  # one that the handler got from elsewhere is its own error
             self.outcome = Outcome.INVALID
             self.stream.abort(f.ERROR, f.ErrorCode.INVALID, str(error).encode("utf-8", "replace"))

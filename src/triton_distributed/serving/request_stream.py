@@ -13,7 +13,7 @@ from triton_distributed.wire.states import CLOSED
 
 
 class RequestStream:
-    """An async iterator over requests. It goes on after an error or a cancellation of whoever reads.
+    """An async iterator over requests. It goes on after an error or a cancellation of its reader.
 
     Args:
         stream: where the requests come from.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from triton_distributed.config import Config
@@ -76,6 +76,11 @@ class Server:
     def endpoints(self) -> list[ServedEndpoint]:
         """What is served now."""
         return list(self._by_key.values())
+
+    @property
+    def sessions(self) -> Collection[Session]:
+        """The sessions that clients have opened, as they are at any time."""
+        return self._listener.sessions.keys()
 
     async def listen(self, name: EndpointName, instance_id: int, where: str) -> tuple[str, ...]:
         """The addresses to publish; the runtime begins to listen with its first endpoint.

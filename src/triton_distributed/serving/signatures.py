@@ -46,7 +46,7 @@ class Signature(NamedTuple):
 
     Attributes:
         takes_context: its second parameter gets the context.
-        context_name: the keyword-only parameter that gets the context; empty if there is none.
+        context_name: the keyword-only parameter that gets the context; empty without one.
         takes_stream: its request is an async iterator, to which the caller streams requests.
         decode: bytes → request, checked against the annotation.
         check: item → None, raises where it does not fit the annotation; None where there is nothing to check.

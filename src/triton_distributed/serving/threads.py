@@ -1,4 +1,4 @@
-"""The threads of handlers written with plain `def`: how many run at once, and who runs next.
+"""The threads of handlers written with plain `def`: how many run at once, and which one runs next.
 
 A computation keeps one thread from its first step to its last. `TRD_THREADS` bounds how many run at once: a generator
 that waits for its reader keeps its thread and gives its place to others until it can go on.
@@ -19,9 +19,15 @@ logger = logging.getLogger("triton_distributed.runtime")
 # Generators that may wait for their readers at once, each with a thread of its own. Such a thread costs some 100 KB of
 # memory and no time, and containers are commonly allowed a few thousand. Beyond it new work waits for a thread.
 MOST_PARKED = 1_000
-STUCK_S = 3.0  # seconds without any progress, while work waits, after which that is logged
-SAID_AGAIN_S = 60.0  # seconds between two such lines at least
-MOST_NAMED = 5  # handlers that such a line names
+
+STUCK_S = 3.0
+"""Seconds without any progress, while work waits, after which a warning is logged."""
+
+SAID_AGAIN_S = 60.0
+"""The least number of seconds between two such warnings."""
+
+MOST_NAMED = 5
+"""Handlers that such a warning names."""
 
 
 class Computation:
@@ -62,7 +68,7 @@ class _Thread(threading.Thread):
     drained worker alive for ever; these are abandoned.
 
     Attributes:
-        turn: released by whoever wants the thread to go on.
+        turn: released to let the thread go on.
         work: what to do at the next turn; None to end.
     """
 
@@ -95,7 +101,7 @@ class HandlerThreads:
     """
 
     def __init__(self, most: int) -> None:
-        self._most = most
+        self.most = most
         self._lock = threading.Lock()  # guards what follows; never held while anything else is waited for
         self._running: dict[Computation, None] = {}  # those that hold a place, at most `most`
         self._parked: dict[Computation, None] = {}  # those that wait for their readers
@@ -112,6 +118,12 @@ class HandlerThreads:
         self._timer: asyncio.TimerHandle | None = None  # set while something waits
         self._said_at = float("-inf")
         self._said = False  # of the standstill that lasts
+
+    def counts(self) -> tuple[int, int, int, int]:
+        """How many computations run, are parked and wait, and how many threads there are."""
+        with self._lock:
+            waiting = len(self._waiting) + len(self._threadless)
+            return len(self._running), len(self._parked), waiting, self._threads
 
     # on the loop
 
@@ -217,12 +229,12 @@ class HandlerThreads:
             return
         self._said, self._said_at = True, loop.time()
         waited_s = loop.time() - min(each.since for each in waiting)
-        if len(running) >= self._most:
+        if len(running) >= self.most:
             logger.warning(
                 "as many plain handlers run as TRD_THREADS=%d allows, and for %g s none has ended: %s. %d more wait, "
                 "the first for %.1f s: %s. If those that run wait for those that wait, this does not end by itself: "
                 "raise TRD_THREADS, or make them async",
-                self._most,
+                self.most,
                 STUCK_S,
                 _names(running),
                 len(waiting),
@@ -271,7 +283,7 @@ class HandlerThreads:
                 self._waiting.move_to_end(first, last=False)
             self._idle.append(thread)
             fresh = self._fill()
-            if self._idle and self._idle[-1] is thread and (self._closed or len(self._idle) > self._most):
+            if self._idle and self._idle[-1] is thread and (self._closed or len(self._idle) > self.most):
                 del self._idle[-1]
                 self._threads -= 1
                 thread.turn.release()  # without work it ends
@@ -286,13 +298,13 @@ class HandlerThreads:
             threads that are to be started when it is not.
         """
         fresh: list[_Thread] = []
-        while self._waiting and len(self._running) < self._most:
+        while self._waiting and len(self._running) < self.most:
             work, _ = self._waiting.popitem(last=False)
             thread = work.thread
             if thread is None:
                 if self._idle:
                     thread = self._idle.pop()
-                elif self._threadless or self._threads >= self._most + MOST_PARKED:
+                elif self._threadless or self._threads >= self.most + MOST_PARKED:
                     self._threadless[work] = None
                     continue
                 else:

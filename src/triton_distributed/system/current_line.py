@@ -10,7 +10,10 @@ from types import FrameType
 from typing import Any
 
 _PACKAGE = str(Path(__file__).parent.parent)
-_STEPS = ("async_generator_asend", "async_generator_athrow")  # what is awaited while an async generator is gone over
+
+_STEPS = ("async_generator_asend", "async_generator_athrow")
+"""What a task awaits while it iterates over an async generator."""
+
 _STANDARD_LIBRARY = str(Path(asyncio.__file__).parent.parent)
 
 

@@ -15,7 +15,9 @@ import signal
 import threading
 import time
 
-ECHO_S = 0.02  # a signal that was sent to a process and to its group arrives twice
+ECHO_S = 0.02
+"""Seconds in which a signal may arrive twice, because it was sent to the process and to its group."""
+
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 _asked: float | None = None  # when the first signal came

@@ -23,14 +23,16 @@ IN_Q_OVERFLOW = 0x4000
 IN_IGNORED = 0x8000
 IN_ONLYDIR = 0x01000000
 
-# No IN_CREATE: a file that is being written is nobody's business until it is renamed. No IN_CLOSE_NOWRITE: every
+# No IN_CREATE: a file that is being written does not count until it is renamed. No IN_CLOSE_NOWRITE: every
 # reader's close would wake every reader.
 FOLDER_MASK = (
     IN_CLOSE_WRITE | IN_MOVED_FROM | IN_MOVED_TO | IN_DELETE | IN_DELETE_SELF | IN_MOVE_SELF | IN_ONLYDIR
 )  # fmt: skip
 
 _HEADER = struct.Struct("iIII")  # watch, mask, cookie, bytes of name
-_READ_BYTES = 16 * 1024  # some 200 events, 3 ms of looking at files; what is left wakes the loop again after others
+
+_READ_BYTES = 16 * 1024
+"""Bytes read at a time: some 200 events, 3 ms of looking at files. Other callbacks run before the rest is read."""
 
 
 class Inotify:

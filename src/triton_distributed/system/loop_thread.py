@@ -19,7 +19,7 @@ class LoopThread:
 
     Args:
         main: runs for as long as the thread does. It gets an event that is set when it shall return; tasks that it
-            leaves behind are cancelled.
+            leaves are cancelled.
         name: of the thread.
     """
 
@@ -85,7 +85,7 @@ class LoopThread:
                 self._waiting.pop(done, None)
 
     async def stop(self, patience_s: float) -> None:
-        """Let it end, and wait for that, at most so many seconds."""
+        """Let it end, and wait for that, at most `patience_s` seconds."""
         try:
             _, ended = self._expect()
         except ThreadEnded:

@@ -10,7 +10,8 @@ from triton_distributed.errors import DiscoveryError
 
 BACKEND = "file"
 
-_NOBODY = 65534  # Linux's default of kernel.overflowuid: an owner who has no number in this user namespace
+_NOBODY = 65534
+"""Linux's default of kernel.overflowuid: the owner that has no number in this user namespace."""
 
 _HELP = {
     errno.EMFILE: "raise this process's limit of open files: ulimit -n",
@@ -34,9 +35,9 @@ def discovery_error(where: str, action: str, error: OSError) -> DiscoveryError:
 
 
 def private_folder(path: str, where: str) -> tuple[int, int]:
-    """Make the folder, or check the one that is there: ours alone, and nobody else's link.
+    """Make the folder, or check the one that is there: it belongs to this user alone, and is no other user's link.
 
-    Whoever can write into it can send our calls anywhere, so doubt is an error and nothing is repaired silently.
+    A user who can write into it can redirect our calls, so doubt is an error and nothing is repaired silently.
 
     Args:
         path: the folder. The one above it is made private too where it is missing, others as the umask says.
@@ -46,7 +47,7 @@ def private_folder(path: str, where: str) -> tuple[int, int]:
         Device and inode, which tell it from another folder made later under the same path.
 
     Raises:
-        DiscoveryError: somebody else owns it, may use it or may put another in its place, or it cannot be made. Names
+        DiscoveryError: another user owns it, may use it or may replace it, or it cannot be made. The text names
             what was found and the fix.
     """
     user = os.geteuid()
@@ -83,7 +84,7 @@ def private_folder(path: str, where: str) -> tuple[int, int]:
 
 
 def _let_ourselves_in(path: str, user: int) -> None:
-    """Give ourselves the rights back that we lack in a folder which is closed to everybody else."""
+    """Restore our own rights to a folder that is closed to all other users."""
     found = os.stat(path)
     mode = found.st_mode & 0o777
     if stat.S_ISDIR(found.st_mode) and found.st_uid == user and not mode & 0o077 and mode != 0o700:
@@ -91,17 +92,17 @@ def _let_ourselves_in(path: str, user: int) -> None:
 
 
 def keep_private(path: str) -> None:
-    """Close a folder to others again. Only for one that is made in a private folder: nobody else could have used it."""
+    """Close a folder to others again. Only for folders in a private folder, which no other user could have used."""
     try:
         found = os.lstat(path)
         if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and found.st_mode & 0o777 != 0o700:
             os.chmod(path, 0o700)
     except OSError:
-        pass  # there is none, or `private_folder` says what is wrong
+        pass  # it does not exist, or `private_folder` reports what is wrong
 
 
 def _check_parent(parent: os.stat_result, user: int, path: str, where: str) -> None:
-    """Whoever owns a folder may rename what is in it; where others write to it, it was not made for us alone.
+    """The owner of a folder may rename what is in it; where others write to it, it was not made for us alone.
 
     Root's folders pass: it owns `/tmp`, and a container's volume often is writable for all without a sticky bit. In a
     user namespace root's `/tmp` seems to belong to "nobody".

@@ -75,7 +75,7 @@ class DrainSignals:
             _taken.setdefault(self._loop, _Taken(self._loop)).add(self)
 
     def remove(self) -> None:
-        """Have no more part: the runtime is closed. The last of a loop gives the signals back."""
+        """Leave: the runtime is closed. The last runtime of a loop gives the signals back."""
         taken = _taken.get(self._loop)
         if taken is not None:
             taken.leave(self)
@@ -160,7 +160,7 @@ class _Taken:
             member.drain()
 
     def _end_in_time(self, number: int) -> None:
-        """In a thread of its own: end the process where the drain does not, for want of a handler that ends."""
+        """In a thread of its own: end the process where handlers do not end, so that the drain does not."""
         limit_s = max(member.drain_s for member in self._members) + GRACE_S
         if self._over.wait(limit_s):
             return

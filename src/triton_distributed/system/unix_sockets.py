@@ -21,10 +21,18 @@ from triton_distributed.system.fork import own
 LONGEST_PATH = 107 if sys.platform == "linux" else 103
 LONGEST_NAME = LONGEST_PATH - len("/proc/self/fd/1234567890/")
 SUPPORTED = hasattr(socket, "AF_UNIX")
-BACKLOG = 4096  # connections waiting to be accepted; the kernel caps it at net.core.somaxconn
-FRESH_S = 60.0  # a socket is bound and listens within microseconds; one that does not for so long has lost its worker
-SWEEP = 256  # dead sockets looked for when one starts to listen
-SOCKET_BUFFER = 512 * 1024  # asked of the kernel, which caps it: fewer wake-ups for arrays, no cost for tokens
+
+BACKLOG = 4096
+"""Connections that may wait to be accepted. The kernel caps it at net.core.somaxconn."""
+
+FRESH_S = 60.0
+"""Seconds in which a new socket begins to listen. It takes microseconds; after this time its worker is dead."""
+
+SWEEP = 256
+"""Sockets that are checked for dead ones when a process begins to listen."""
+
+SOCKET_BUFFER = 512 * 1024
+"""Bytes of the send buffer, which the kernel may cap: fewer wake-ups for arrays, no cost for tokens."""
 
 # What workers call their sockets where the user does not: their id, and before they listen their process and a number.
 _OURS = re.compile(r"[0-9a-f]{16}\.sock|\.\d+-\d+\.sock")
@@ -96,10 +104,10 @@ async def listen(
     """Listen on `path`, whose folder exists and is private.
 
     The socket is bound under another name and gets its own when it listens: a socket that refuses connections is a dead
-    one, and may be removed by anybody who finds it.
+    one, and any process that finds it may remove it.
 
     Returns:
-        the server, and the inode of its socket: by then somebody else may have the path.
+        the server, and the inode of its socket: another listener may have the path by then.
 
     Raises:
         OSError: the path cannot be bound, or a living worker listens there.
@@ -139,7 +147,7 @@ def claim(path: Path, *, clean: bool = True) -> tuple[socket.socket, int]:
     if path.exists() and not _remove_if_dead(path) and path.exists():
         raise OSError(errno.EADDRINUSE, _why_taken(path), str(path))
     with reachable(path):
-        pass  # where its own name is too long, nobody would ever find it
+        pass  # a name that is too long would never be found
     sock = _socket()
     temporary = _temporary(path)
     try:
@@ -220,7 +228,7 @@ def _remove_if_dead(path: Path) -> bool:
     if not _is_dead(path):
         return False
     # Two may find it dead, and the slower one would remove the socket with which the other has replaced it. So it is
-    # taken aside, where nobody replaces it, and asked again.
+    # moved aside, where no process replaces it, and checked again.
     aside = _temporary(path)
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
@@ -250,7 +258,7 @@ def _is_dead(path: Path) -> bool:
 
 
 def _remove(path: Path) -> bool:
-    """Remove a socket that refuses connections. A plain file refuses them too, and is nobody's to remove."""
+    """Remove a socket that refuses connections. A plain file refuses them too, and stays."""
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
             return False

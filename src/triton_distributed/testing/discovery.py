@@ -73,7 +73,7 @@ class ChangeLog:
 
 
 class DiscoveryConformance:
-    """The tests. Each takes `pair`: two discoveries of one place that nobody else uses, open and empty.
+    """The tests. Each takes `pair`: two discoveries of one place that no other test uses, open and empty.
 
     Attributes:
         patience_s: seconds to wait for what must happen; only a failure takes that long.

@@ -23,7 +23,7 @@ Planes = tuple[EventPlane, EventPlane]
 
 
 class EventConformance:
-    """The tests. Each takes `pair`: two planes of one place that nobody else uses, open.
+    """The tests. Each takes `pair`: two planes of one place that no other test uses, open.
 
     Attributes:
         patience_s: seconds to wait for what must happen; only a failure takes that long.
@@ -238,7 +238,7 @@ class EventConformance:
     async def until(self, true: Any) -> None:
         """Turn the loop until something that must come true is."""
         async with asyncio.timeout(self.patience_s):
-            while not true():  # noqa: ASYNC110 - what is waited for tells nobody
+            while not true():  # noqa: ASYNC110 - no event tells
                 await asyncio.sleep(0.001)
 
 

@@ -46,7 +46,7 @@ class FaultProxy:
 
     Args:
         target: the address to carry to: `tcp://host:port` or `unix:///path`.
-        listen: where to listen; by default a free port of 127.0.0.1, or the target's path with `.proxy` behind it.
+        listen: where to listen; by default a free port of 127.0.0.1, or the target's path with `.proxy` after it.
 
     Attributes:
         address: what clients dial instead of the target; empty before the start.
@@ -100,7 +100,7 @@ class FaultProxy:
         return len(self._links)
 
     def black_hole(self) -> None:
-        """Carry nothing more; connections stay open and nobody is told."""
+        """Carry nothing more; connections stay open, and neither end notices."""
         self._open.clear()
 
     def heal(self) -> None:
@@ -200,7 +200,7 @@ class FaultProxy:
                 if ends and source.carried >= min(ends):
                     link.cut()
         except OSError:
-            await self._open.wait()  # in a black hole nobody is told
+            await self._open.wait()  # in a black hole neither end notices
             raise
         await self._open.wait()
         sink.end()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from triton_distributed.errors import ConnectionFailed, ProtocolError
 from triton_distributed.system import unix_sockets
@@ -70,6 +71,11 @@ class SessionPool:
             loop, lambda: (*self._live.values(), *self._parted), health_timeout_s, host_timeout_s, self._silent
         )
 
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """All sessions: those that greet, those that are open, and those that go away with streams still open."""
+        return (*self._greeting, *self._live.values(), *self._parted)
+
     def get(self, addresses: Addresses) -> Session | None:
         """The live session to these addresses, if there is one."""
         return self._live.get(addresses)
@@ -130,7 +136,7 @@ class SessionPool:
         if not addresses:
             attempts.append(("no address", "it listens on Unix sockets of another host only, set TRD_LISTEN there"))
         for address in addresses[:MOST_ADDRESSES]:
-            session = self._factory(address, lambda lost, reason: self._lost(addresses, lost, reason))
+            session = self._factory(address, partial(self._lost, addresses))
             self._greeting[session] = None
             try:
                 async with asyncio.timeout(self._timeout_s):

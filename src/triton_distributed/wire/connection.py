@@ -146,6 +146,11 @@ class Connection(Generic[S]):
         self._under_way = 0  # bytes of messages of several frames that are not whole yet
         self.direct: tuple[S, Assembly, int, int, int] | None = None  # …, flags, bytes missing, cost
 
+    @property
+    def budget(self) -> WindowBudget:
+        """What the windows of its streams come out of."""
+        return self._budget
+
     # sending
 
     def greet(self) -> None:

@@ -78,8 +78,7 @@ class ErrorCode(IntEnum):
     HANDLER = 0  # the handler raised; details by `payload.exceptions`
     INVALID = 1  # the request does not fit the handler
     DEADLINE = 2  # the call's time was over
-    TOO_LARGE = 3  # an item is above the limit of one of the ends
-    CANCELLED = 4  # the worker ended the handler, e.g. at the end of a drain
+    CANCELLED = 4  # the worker ended the handler, e.g. at the end of a drain; 3 is free
 
 
 class RejectCode(IntEnum):

@@ -64,11 +64,16 @@ class WindowBudget:
         total: the budget of the session, bytes.
     """
 
-    __slots__ = ("_left", "_window")
+    __slots__ = ("_left", "_window", "total")
 
     def __init__(self, window: int, total: int) -> None:
         self._window = window
-        self._left = total
+        self._left = self.total = total
+
+    @property
+    def promised(self) -> int:
+        """Bytes that the windows of open streams have together."""
+        return self.total - self._left
 
     def reserve(self) -> int:
         """The window of a new stream: a sixteenth of what is left, at most `window`, at least `SMALLEST_WINDOW`."""

@@ -36,9 +36,15 @@ from triton_distributed.system.loop_thread import LoopThread, ThreadEnded
 _log = logging.getLogger("triton_distributed.discovery")
 
 BACKEND = "etcd"
-REVOKE_S = 2.0  # at the end; a frozen etcd forgets the lease by itself
-END_S = 1.0  # for the thread to end, beyond that
-ORPHAN_S = 5.0  # between two looks whether the program's loop was closed without a word: then nobody serves here
+
+REVOKE_S = 2.0
+"""Seconds to revoke the lease at the end. A frozen etcd lets it expire by itself."""
+
+END_S = 1.0
+"""Seconds beyond that for the thread to end."""
+
+ORPHAN_S = 5.0
+"""Seconds between checks whether the program's loop was closed without notice: then nothing is served here."""
 
 T = TypeVar("T")
 
@@ -159,7 +165,7 @@ class EtcdDiscovery:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ORPHAN_S):
                     await stopping.wait()
-        # nothing else may use what the revocation needs, or write a record behind it
+        # nothing else may use what the revocation needs, or write a record after it
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()

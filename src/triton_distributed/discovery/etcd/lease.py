@@ -1,8 +1,8 @@
 """What one process registers in etcd: one lease, kept alive, and the records under it. Lives in etcd's thread.
 
-The lease may go: it ran out while the process was stopped, etcd came back empty, somebody revoked it. Then a new one is
-made and every record is written again under its key. Whether all are there is looked at after each trouble and now and
-then, so that what an operator deleted or an old backup lacks comes back too.
+The lease may be lost: it ran out while the process was stopped, etcd came back empty, an operator revoked it. Then a
+new one is made and every record is written again under its key. After each failure and from time to time it is checked
+that all records exist, so that what an operator deleted or an old backup lacks comes back too.
 """
 
 from __future__ import annotations
@@ -21,9 +21,14 @@ from triton_distributed.external.etcd_endpoint import EtcdRefused
 
 _log = logging.getLogger("triton_distributed.discovery")
 
-CHECK_BEATS = 10  # beats between two looks whether every record is there
-AGAIN_S = 1.0  # until what etcd refused is tried again: a permission may have been forgotten
-WITHDRAW_S = 2.0  # a withdrawal that takes longer is left to the background, and to the lease
+CHECK_BEATS = 10
+"""Beats between two checks whether every record exists."""
+
+AGAIN_S = 1.0
+"""Seconds until an operation that etcd refused is tried again: a permission may have been forgotten."""
+
+WITHDRAW_S = 2.0
+"""Seconds that a withdrawal is waited for. A slower one is left to the background and to the lease."""
 
 
 class _Entry:
@@ -68,20 +73,20 @@ class Registrar:
                 raise
 
     def undo(self, key: bytes, value: bytes) -> None:
-        """Have what `register` replaced with this value back: it failed, or succeeded when nobody waited any more."""
+        """Restore what `register` replaced with this value: it failed, or its caller did not wait any more."""
         entry = self._entries.get(key)
         if entry is not None:
             if entry.value is value:  # else it was withdrawn meanwhile
                 entry.value = entry.before
-            self._mark(key)
+            self._needs_repair(key)
 
     async def withdraw(self, key: bytes) -> None:
-        """Delete a record unless somebody else has replaced it; what cannot be done now is done later."""
+        """Delete a record unless another process has replaced it; what cannot be done now is done later."""
         entry = self._entries.get(key)
         if entry is None or entry.value is None:
             return
         entry.value = None
-        self._mark(key)
+        self._needs_repair(key)
         if self._client.reachable:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WITHDRAW_S):
@@ -92,7 +97,7 @@ class Registrar:
         entry = self._entries.get(key)
         if entry is not None and entry.value is not None and entry.busy is not busy:
             entry.busy = busy
-            self._mark(key)
+            self._needs_repair(key)
 
     async def run(self) -> None:
         """Keep the lease alive and the records right; run this as a task."""
@@ -131,7 +136,7 @@ class Registrar:
             _log.warning("etcd at %s has forgotten this process: registering again", self._client.where)
             self._lease = 0
             self._granted.clear()
-            self._mark(*self._entries)
+            self._needs_repair(*self._entries)
 
     async def _beat(self) -> None:
         loop = asyncio.get_running_loop()
@@ -149,7 +154,9 @@ class Registrar:
                 beats += 1
                 if beats % CHECK_BEATS == 0 or loop.time() - began > self._ttl_s / 3:
                     there = await self._client.keys_of(lease)
-                    self._mark(*(key for key, entry in self._entries.items() if entry.value and key not in there))
+                    self._needs_repair(
+                        *(key for key, entry in self._entries.items() if entry.value and key not in there)
+                    )
             except Exception as error:  # whatever it is, the next beat must come
                 _log.warning("etcd at %s does not renew the lease: %s", self._client.where, error)
 
@@ -166,7 +173,7 @@ class Registrar:
                     raise
                 self._lost(lease)
 
-    def _mark(self, *keys: bytes) -> None:
+    def _needs_repair(self, *keys: bytes) -> None:
         self._wrong.update(keys)
         if keys:
             self._repair.set()
@@ -201,7 +208,7 @@ class Registrar:
             await self._client.txn([messages.has_lease(key, self._lease)], [messages.delete(key)])
 
     async def _restore(self, key: bytes, entry: _Entry, value: bytes, shown: bytes) -> None:
-        """Write a record again, unless somebody else has put another in its place meanwhile: the last one counts."""
+        """Write a record again, unless another process has replaced it meanwhile: the last one counts."""
         while True:
             lease = await self._get_lease()
             write = [messages.put(key, shown, lease)]

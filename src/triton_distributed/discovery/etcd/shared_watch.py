@@ -11,7 +11,8 @@ from triton_distributed.discovery.watchers import Watchers
 from triton_distributed.names import Instance
 from triton_distributed.system.loop_thread import tell
 
-MANY = 64  # changes at once from which on watches get a snapshot: a table takes each change in by building itself anew
+MANY = 64
+"""Changes at once from which on watches get a snapshot: a table rebuilds itself for each change."""
 
 
 class SharedView:

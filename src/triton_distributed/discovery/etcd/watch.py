@@ -1,13 +1,13 @@
 """The instances of one endpoint as etcd has them: a list, then a watch from there on. Lives in etcd's thread.
 
-A watch that breaks goes on behind the last event that was seen, where the store still has what came after it. Else the
+A watch that breaks goes on after the last event that was seen, where the store still has what came after it. Else the
 endpoint is listed again and compared with what is known. Whether the store is still the one of before is told by its
 lineage (see `etcd_keys`): revisions alone cannot tell, since an emptied etcd soon counts as far as the old one did.
 
-After a break, what etcd does not have need not be gone: an etcd that was emptied knows nobody, one that was frozen lets
-all leases run out when it wakes, and in both cases the workers are about to register again. So for a grace after each
-break, counted while etcd answers, what is missing or deleted stays known, and only what has not come back by its end is
-dropped.
+After a break, an instance that etcd lacks may still live: an etcd that was emptied knows no instance, and one that was
+frozen lets all leases run out when it wakes. In both cases the workers are about to register again. So a missing or
+deleted instance stays known for a grace after each break, counted while etcd answers, and is dropped if it has not come
+back by then.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from triton_distributed.quiet import Quiet
 
 _log = logging.getLogger("triton_distributed.discovery")
 
-PAGE = 512  # records listed at once: some 300 KB, decoded in 2 ms, so that other threads get their turn in between
+PAGE = 512
+"""Records listed at a time: some 300 KB, decoded in 2 ms, so that other threads run in between."""
+
 _MAX_WARNED = 1024
 """Keys that were warned about and are remembered."""
 
@@ -113,7 +115,7 @@ class EndpointWatch:
             wait_s = min(2 * wait_s, LAST_WAIT_S)
 
     def close(self) -> None:
-        """Forget everything; the tasks that run this are ended by whoever started them."""
+        """Forget everything; the tasks that run this are ended by their owner."""
         if self._dropping is not None:
             self._dropping.cancel()
 
@@ -196,7 +198,7 @@ class EndpointWatch:
     # --- after a break -----------------------------------------------------------------------------------------------
 
     def _count_grace(self) -> None:
-        """Count from now on: etcd answers again, so whoever lives can register."""
+        """Count from now on: etcd answers again, so living workers can register."""
         if self._dropping is not None:
             self._dropping.cancel()
         if self._doubtful:
@@ -204,7 +206,7 @@ class EndpointWatch:
         self._dropping = asyncio.get_running_loop().call_later(self._grace_s, self._drop_doubtful)
 
     def _drop_doubtful(self) -> None:
-        if not self._live:  # nobody could register; the next watch counts again
+        if not self._live:  # no worker could register; the next watch counts again
             return
         self._dropping = None
         changes: Changes = []

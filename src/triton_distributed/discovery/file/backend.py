@@ -5,15 +5,15 @@ locked; every discovery has one inotify instance on the folder, and looks at a f
 happens to a file ends in `_look`, which compares it with what is known, so an event that is lost, doubled or late does
 no harm: a patrol looks at everything again every few seconds, more often where there is no inotify.
 
-A dead instance's file is deleted by whoever looks at it: everybody looks at everything once, and from then on at the
+A dead instance's file is deleted by any process that looks at it: each looks at all files once, and from then on at the
 endpoints that it watches or serves.
 
 Not for network file systems: they pass on neither the events nor, all of them, the locks.
 
 Files are opened on the event loop: some 10 µs each on a local file system, which is less than a trip to a thread, and
 long scans let others run in between. Cleaners of temporary folders: own records are touched every hour, so none of
-them grows old, and one that is deleted nevertheless is written again soon. Not at once: whoever removes a folder with
-all that is in it would fail, because it is not empty any more.
+them grows old, and one that is deleted nevertheless is written again soon. Not at once: the removal of a folder with
+all its files would fail, because the folder is not empty any more.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import threading
 
 from triton_distributed.discovery import record
 from triton_distributed.discovery.base import Sink, Watch
-from triton_distributed.discovery.file.known import Census
+from triton_distributed.discovery.file.known import KnownInstances
 from triton_distributed.discovery.file.lockfile import HeldRecord, State
 from triton_distributed.discovery.watchers import Watcher, Watchers
 from triton_distributed.errors import DiscoveryError
@@ -38,13 +38,20 @@ from triton_distributed.system.private_folder import BACKEND, discovery_error, k
 
 _log = logging.getLogger("triton_distributed.discovery")
 
-POLL_S = 0.5  # how long a death may go unseen where there is no inotify; 64 files cost half a millisecond a look
-CHECK_S = 5.0  # what heals whatever the kernel did not tell: seldom needed, so seldom done
+POLL_S = 0.5
+"""Seconds between looks at all files without inotify, so that a death is seen. 64 files cost half a millisecond."""
 
-SETTLE_S = 0.6  # after which whoever removes a folder with all its files has done it, and sockets are there again
+CHECK_S = 5.0
+"""Seconds between looks at all files with inotify. It repairs what the kernel did not report, which is rare."""
 
-_SLICE = 128  # files looked at before others on the loop get their turn: 1 to 2 ms
-_TOUCH_S = 3600.0  # the strictest cleaners in use remove what was not touched for a day
+SETTLE_S = 0.6
+"""Seconds before a deleted record is written again: by then the removal of its folder is over, and sockets are back."""
+
+_SLICE = 128
+"""Files looked at before other callbacks of the loop run: 1 to 2 ms."""
+
+_TOUCH_S = 3600.0
+"""Seconds between updates of the time of own records. The strictest cleaners remove what is a day old."""
 
 # Linux announces a file's last close just before it drops the lock (`__fput`): 0.12 ms at most in 60 tries, longer
 # where the dying process is preempted between the two. Looked at again this many seconds later each; then it is left
@@ -59,7 +66,7 @@ class FileDiscovery:
     """Registers instances as files in a folder that is private to the user.
 
     Args:
-        directory: made with mode 0700 if it is not there; refused if it is anybody else's or open to others.
+        directory: made with mode 0700 if it is not there; refused if it is another user's or open to others.
         poll_s: seconds between two looks at all files where there is no inotify.
         check_s: seconds between two looks at all files where there is.
     """
@@ -81,8 +88,8 @@ class FileDiscovery:
         self._troubled = False  # whether anything went wrong since the patrol last set out
         self._looked_at_all = False
         self._watchers = Watchers()
-        self._census = Census(self._folder, self._watchers, self._complain)
-        # Around each change of `_held`, because `mark` is called from another thread. Whoever holds it writes one small
+        self._known = KnownInstances(self._folder, self._watchers, self._complain)
+        # Around each change of `_held`, because `mark` is called from another thread. Its holder writes one small
         # file at most, so the loop waits for that long.
         self._owning = threading.Lock()
         self._held: dict[str, HeldRecord] = {}
@@ -92,7 +99,7 @@ class FileDiscovery:
 
     def __repr__(self) -> str:
         how = "closed" if self._closed else "inotify" if self._notifier else "polling" if self._patrol else "idle"
-        return f"<FileDiscovery {self.where} {how} held={len(self._held)} known={len(self._census)}>"
+        return f"<FileDiscovery {self.where} {how} held={len(self._held)} known={len(self._known)}>"
 
     # --- the protocol ------------------------------------------------------------------------------------------------
 
@@ -107,7 +114,7 @@ class FileDiscovery:
             held = self._write(key, data)
             replaced, self._held[key] = self._held.get(key), held
         if replaced is None:
-            self._census.want(instance.endpoint)
+            self._known.want(instance.endpoint)
         else:
             replaced.release()
         self._look(key)
@@ -120,7 +127,7 @@ class FileDiscovery:
             return
         held.withdraw()
         self._look(key)
-        self._census.unwant(instance.endpoint)
+        self._known.unwant(instance.endpoint)
 
     def mark(self, instance: Instance, busy: bool) -> None:
         key = record.key(instance.endpoint, instance.id)
@@ -131,26 +138,26 @@ class FileDiscovery:
             data = record.marked(held.data, busy, os.getpid())
             if data == held.data or self._in_place(held) is None:
                 return
-            # As a registration again: the new record is locked before it takes the old one's place, so nobody ever sees
-            # a dead one. The kernel tells the watchers.
+            # As in a second registration, the new record is locked before it takes the old one's place, so no process
+            # ever sees a dead one. The kernel notifies the watchers.
             self._held[key] = self._write(key, data)
             held.release()
 
     async def watch(self, endpoint: EndpointName | None, sink: Sink) -> Watch:
         self._start()
         # Wanted before the scan: what changes during it is seen by the one or by the other.
-        self._census.want(endpoint)
+        self._known.want(endpoint)
         try:
             await self._scan(endpoint)
             self._check_open()
         except BaseException:
-            self._census.unwant(endpoint)
+            self._known.unwant(endpoint)
             raise
 
         def closed(_: Watcher) -> None:
-            self._census.unwant(endpoint)
+            self._known.unwant(endpoint)
 
-        return self._watchers.add(endpoint, sink, self._census.instances, closed)
+        return self._watchers.add(endpoint, sink, self._known.instances, closed)
 
     async def close(self) -> None:
         if not self._closed:
@@ -160,7 +167,7 @@ class FileDiscovery:
                 for held in self._held.values():
                     held.withdraw()
                 self._held.clear()
-            self._census.clear()
+            self._known.clear()
             for handle in (*self._look_again.values(), *self._restoring.values()):
                 handle.cancel()
             self._look_again.clear()
@@ -285,14 +292,14 @@ class FileDiscovery:
         if self._closed:
             return None
         held = self._held.get(key)
-        state = self._census.look(key, clean_all=not self._looked_at_all)
+        state = self._known.look(key, clean_all=not self._looked_at_all)
         if held is None:
             return state
         if state is State.MISSING:
             self._restore_later(key)
-        elif state in (State.DEAD, State.BAD):  # somebody has written into it, or put another file in its place
+        elif state in (State.DEAD, State.BAD):  # it was overwritten, or another file put in its place
             self._restore(key, held)
-            state = self._census.look(key)
+            state = self._known.look(key)
         return state
 
     def _restore_later(self, key: str) -> None:
@@ -301,7 +308,7 @@ class FileDiscovery:
             held = self._held.get(key)
             if held is not None and self._in_place(held) is False:
                 self._restore(key, held)
-                self._census.look(key)
+                self._known.look(key)
 
         if key not in self._restoring:
             assert self._loop is not None
@@ -319,7 +326,7 @@ class FileDiscovery:
         try:
             return HeldRecord(self._folder, key, data)
         except OSError as error:
-            # not the temporary name, which says nothing to anybody
+            # not the temporary name, which means nothing to users
             bare = OSError(error.errno, error.strerror)
             raise discovery_error(self.where, f"write a record in {self._folder}", bare) from error
 
@@ -331,7 +338,7 @@ class FileDiscovery:
             return None
 
     def _restore(self, key: str, held: HeldRecord) -> None:
-        """Write an own record again that somebody deleted or spoilt.
+        """Write an own record again that was deleted or damaged.
 
         One that a live owner has replaced is left alone: the last one counts. Where the folder is gone too it is made
         again; the patrol, which hears of that, listens to the new one.
@@ -394,7 +401,7 @@ class FileDiscovery:
             names = set(os.listdir(self._folder))
         except OSError as error:
             raise discovery_error(self.where, "list", error) from error
-        names.update(self._census.keys, self._held)
+        names.update(self._known.keys, self._held)
         if endpoint is not None:
             prefix = record.prefix(endpoint)
             names = {each for each in names if record.prefix_of(each) == prefix}

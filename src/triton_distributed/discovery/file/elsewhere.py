@@ -16,14 +16,20 @@ from triton_distributed.discovery import record
 from triton_distributed.discovery.file.lockfile import State, read_record
 from triton_distributed.names import EndpointName
 
-KEEP_S = 5.0  # a program that calls in a loop where nobody serves asks as often as it calls
+KEEP_S = 5.0
+"""Seconds that an answer is kept, for a program that calls in a loop where no instance exists."""
+
 RECORDS = "instances"
 
-_MOST_FOLDERS = 3  # of an answer: more would not help
-_MOST_PROCESSES = 200  # of a look, which takes about 1 ms for each 1,000 open files of these processes
+_MOST_FOLDERS = 3
+"""Folders named in an answer: more would not help."""
+
+_MOST_PROCESSES = 200
+"""Processes looked at. It takes about 1 ms for each 1,000 open files of these processes."""
+
 _MOST_FILES = 20_000
 
-# A folder, and the process that uses it where nobody else reaches it under that path; 0 where this process does.
+# A folder, and the process that uses it where no other process reaches it under that path; 0 where this process does.
 _Place = tuple[str, int]
 
 
@@ -101,7 +107,7 @@ def _owner(line: str) -> str:
 
 
 def _record_of(pid: str, descriptor: str) -> _Place | None:
-    """An open file of a process, where it may be a record of this user and somebody finds it under its path."""
+    """An open file of a process, where it may be a record of this user and another process finds it under its path."""
     link = f"/proc/{pid}/fd/{descriptor}"
     try:
         path = os.readlink(link)

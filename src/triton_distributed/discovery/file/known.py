@@ -27,12 +27,12 @@ class _Known:
     signature: Signature
 
 
-class Census:
+class KnownInstances:
     """Compares single files with what is known about them, and tells the watches what has changed.
 
     Args:
         folder: where the records lie.
-        watchers: who is told.
+        watchers: notified of changes.
         complain: takes a text about what concerns the place and not one file.
     """
 
@@ -74,14 +74,14 @@ class Census:
         """Look at one file now.
 
         Args:
-            clean_all: also at one of an endpoint that nobody wants, only to remove it if its owner is dead.
+            clean_all: also at one of an endpoint that is not wanted, only to remove it if its owner is dead.
 
         Returns:
             What was found; None where that does not matter here.
         """
         prefix = record.prefix_of(key)
         if prefix is None:
-            self._look_at_stranger(key)
+            self._look_at_other_file(key)
             return None
         if prefix not in self._wanted and None not in self._wanted:
             if clean_all:
@@ -89,7 +89,7 @@ class Census:
             return None
         known = self._known.get(key)
         reading = read_record(self._folder, key, known.signature if known else None)
-        if reading.state is State.UNKNOWN:  # what is known stays until somebody looks again
+        if reading.state is State.UNKNOWN:  # what is known stays until the next look
             self._complain(f"a record could not be looked at: {reading.reason}")
             return reading.state
         if reading.state is State.BAD:
@@ -109,7 +109,7 @@ class Census:
     def clear(self) -> None:
         self._known.clear()
 
-    def _look_at_stranger(self, name: str) -> None:
+    def _look_at_other_file(self, name: str) -> None:
         """A file whose name is not a record's."""
         path = os.path.join(self._folder, name)
         if name.startswith("."):

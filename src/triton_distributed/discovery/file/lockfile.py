@@ -1,4 +1,4 @@
-"""A record on disk, from both ends: held open and locked by its owner, probed by everybody else.
+"""A record on disk, from both ends: held open and locked by its owner, probed by all other processes.
 
 The lock is the instance's life. The kernel drops it with the owner's last descriptor, however the owner ended, and no
 clock is asked: a stopped process keeps its lock for as long as it is stopped.
@@ -22,14 +22,17 @@ from triton_distributed.system.fork import no_fork, own
 # After a leading dot: no watcher takes a file for a record before it is complete, locked and renamed.
 TEMPORARY = ".new"
 
-# A file that nobody holds and that cannot be read as a record is left for a person to look at, but not for ever: a
+# A file without a holder that cannot be read as a record is left for a person to look at, but not for ever: a
 # machine that loses power may leave empty ones.
 _ABANDONED_S = 3600.0
-_ABANDONED_TEMPORARY_S = 60.0  # between its creation and its name a record passes microseconds
+
+_ABANDONED_TEMPORARY_S = 60.0
+"""Seconds after which a temporary file is abandoned. A record gets its name within microseconds."""
 
 _SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ENOLCK, errno.ESTALE)
 
-_TRIES = 3  # a record replaced under our eyes is a rare accident; three in a row are somebody's game
+_TRIES = 3
+"""Readings of a record that is replaced meanwhile. That is a rare accident; three in a row are deliberate."""
 
 Signature = tuple[int, int]  # inode and time of change, which say whether the content must be read again
 
@@ -38,7 +41,7 @@ class HeldRecord:
     """A record that this process owns: open for writing, which makes its close an event, and locked.
 
     Raises:
-        OSError: it cannot be written; nothing is left behind.
+        OSError: it cannot be written; nothing of it is left.
     """
 
     def __init__(self, folder: str, key: str, data: bytes) -> None:
@@ -84,12 +87,12 @@ class HeldRecord:
         os.utime(self._file.fileno())
 
     def withdraw(self) -> None:
-        """Remove the record, unless somebody has replaced it, and let it go. Harmless after `release`."""
+        """Remove the record, unless another process has replaced it, and let it go. Harmless after `release`."""
         try:
             if not self._file.closed and self.in_place():
                 os.unlink(self.path)
         except OSError:
-            pass  # unlocked, it is dead for everybody, and whoever sees it removes it
+            pass  # unlocked, it is dead, and the next process that sees it removes it
         finally:
             self._file.close()
 
@@ -132,7 +135,7 @@ def read_record(folder: str, key: str, known: Signature | None = None) -> Readin
 
 
 def _read(path: str, key: str, known: Signature | None) -> Reading | None:
-    """Look once; None where what was found was dead, and somebody else's took its place meanwhile."""
+    """Look once; None where a dead record was found and another took its place meanwhile."""
     try:
         # O_NONBLOCK: a FIFO of that name must not stop us
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)

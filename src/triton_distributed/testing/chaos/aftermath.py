@@ -55,7 +55,7 @@ async def left_in_process(place: Place, patience_s: float, kept: int) -> list[st
     """What a worker holds more than when it began to serve, once its clients are gone."""
     before = place.process.ready
     if before is None:
-        return []  # it did not start, which is told
+        return []  # it did not start: a violation already
     try:
         found = await _settled(lambda: place.process.ask("look"), before, patience_s, kept)
     except WorkerEnded as error:
@@ -86,7 +86,7 @@ async def _settled(
 
 
 def left_in_folder(folder: Path) -> list[str]:
-    """Files of discovery that are there though nobody lives: sockets, records, temporary ones."""
+    """Files of discovery that are there though no process lives: sockets, records, temporary ones."""
     found = []
     for each in sorted(folder.rglob("*")):
         mode = each.lstat().st_mode

@@ -52,7 +52,7 @@ class ChaosCluster:
         settings: further variables of workers and clients, e.g. `ETCD_ENDPOINTS`.
         recovery_s: seconds after a fault, or a successor's start, that clients may need to find a worker well.
         settle_s: seconds after which what is still held when clients are gone counts as left. What is closed is gone
-            within milliseconds, but a session that nobody answers has 5 s.
+            within milliseconds, but a session whose peer does not answer has 5 s.
 
     Attributes:
         folder: journals and logs; removed at the end.

@@ -81,13 +81,14 @@ def look(runtime: DistributedRuntime) -> dict[str, Any]:
         `streams`: requests that its handlers answer now; `sessions`: that it has accepted; how many of each kind there
         are of `fds`, `tasks` and `threads`; `children`: processes; `rss`: bytes of memory.
     """
-    endpoints = runtime._server.endpoints
+    statistics = runtime.statistics()
+    endpoints = statistics.endpoints
     return {
-        "served": [each.name.path for each in endpoints if each.registered],
-        "starting": [each.name.path for each in endpoints if not each.registered],
-        "addresses": sorted({address for each in endpoints for address in each.instance.addresses}),
-        "streams": sum(each.stats.inflight for each in endpoints),
-        "sessions": len(runtime._server._listener.sessions),
+        "served": [each.name for each in endpoints if each.state != "starting"],
+        "starting": [each.name for each in endpoints if each.state == "starting"],
+        "addresses": sorted({address for each in endpoints for address in each.addresses}),
+        "streams": sum(each.running for each in endpoints),
+        "sessions": sum(each.role == "accepted" for each in statistics.sessions),
         **held(runtime.event_loop()),
     }
 
@@ -125,7 +126,7 @@ def _name(task: asyncio.Task[Any]) -> str:
 
 
 def _family(name: str) -> str:
-    """A thread's name without the number behind it: those of a pool are of one kind."""
+    """A thread's name without the number after it: those of a pool are of one kind."""
     return name.rstrip("0123456789").rstrip("-_ ") or name
 
 

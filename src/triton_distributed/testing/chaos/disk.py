@@ -1,4 +1,4 @@
-"""A small file system that can be filled: a tmpfs in a mount namespace that nobody else sees."""
+"""A small file system that can be filled: a tmpfs in a mount namespace of its own."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class SmallDisk:
         _call("mount", b"tmpfs", os.fsencode(folder), b"tmpfs", MS_NOSUID | MS_NODEV, options)
 
     def fill(self) -> None:
-        """Leave no byte free: whoever writes gets ENOSPC."""
+        """Leave no byte free: every write gets ENOSPC."""
         with (self._folder / FILLER).open("ab", buffering=0) as filler:
             for size in (64 * 1024, 4096, 1):
                 try:

@@ -77,7 +77,9 @@ class Injector:
                 await asyncio.sleep(max(0.0, began + fault.at_s - self._loop.time()))
                 place = self._places[fault.worker]
                 others = sum(each.well for each in self._places if each is not place)
-                whole = fault.kind == FaultKind.DISK_FULL  # everybody's: who started just then could not register
+                whole = (
+                    fault.kind == FaultKind.DISK_FULL
+                )  # of all workers: one that started just then could not register
                 if not place.well or others < (len(self._places) - 1 if whole else self._spare):
                     self.left_out += 1
                     continue
@@ -88,7 +90,7 @@ class Injector:
         await asyncio.gather(*self._strangers, return_exceptions=True)
 
     async def _hurt(self, place: Place, fault: Fault) -> None:
-        with place, contextlib.suppress(WorkerEnded, ProcessLookupError):  # its end is told by its place
+        with place, contextlib.suppress(WorkerEnded, ProcessLookupError):  # its place reports its end
             await self._do[fault.kind](place, fault)
 
     async def _stop(self, place: Place, fault: Fault) -> None:

@@ -1,4 +1,4 @@
-"""Starts a program that the kernel ends with whoever started it: `python launch.py COMMAND …`.
+"""Starts a program that the kernel ends together with its parent: `python launch.py COMMAND …`.
 
 Run by its path, without the package: it starts in a few milliseconds and is gone when the command runs in its place.
 Elsewhere than on Linux nothing ends the program; there it is the end of its control channel that tells it.

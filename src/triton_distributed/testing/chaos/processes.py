@@ -1,4 +1,4 @@
-"""One worker process of a chaos run, as its harness sees it: started, asked, hurt, awaited, and never left behind."""
+"""One worker process of a chaos run, as its harness sees it: started, asked, hurt, awaited, and never left running."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from triton_distributed.config import environment_reference
 from triton_distributed.testing.chaos import launch
 
 START_S = 60.0  # an interpreter needs 0.3 s to serve; a busy machine many times that
-POLL_S = 0.005  # between two looks at what nobody tells: a start, a stop, an end
+POLL_S = 0.005  # between two looks at what no event announces: a start, an end
 
 
 class WorkerEnded(Exception):
@@ -31,7 +31,7 @@ class WorkerProcess:
     Args:
         command: the program and its arguments.
         settings: its `TRD_*`, `ETCD_*` and `NATS_*` variables; it inherits no others of these.
-        log: gets what it prints, behind what is there.
+        log: gets what it prints, after what is there.
 
     Attributes:
         pid: its process id.

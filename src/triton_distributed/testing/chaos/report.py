@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from triton_distributed.testing.chaos.schedule import FaultKind
 
-MOST_SHOWN = 20  # violations; those behind them have the same cause more often than not
+MOST_SHOWN = 20  # Violations in a table. Further ones mostly have the same causes.
 
 
 @dataclass(slots=True)
@@ -33,7 +33,7 @@ class Report:
     violations: list[str] = field(default_factory=list)
 
     def table(self) -> str:
-        """As text of a few lines, the violations behind them."""
+        """Return a text of a few lines, the violations last."""
         rows = [("faults", f"{self.faults.total()}: {_counts(self.faults)}")]
         if self.left_out:
             rows.append(("left out", f"{self.left_out}, too few workers were well"))

@@ -1,0 +1,142 @@
+"""What discovery lists of the endpoints that a runtime serves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+from triton_distributed.discovery import Discovery, Marking
+from triton_distributed.errors import DiscoveryError
+from triton_distributed.names import EndpointName
+from triton_distributed.serving.endpoint import ServedEndpoint
+from triton_distributed.serving.server import Server
+
+logger = logging.getLogger("triton_distributed.runtime")
+
+
+class Registrations:
+    """Registers, withdraws and corrects the records of one runtime's endpoints.
+
+    Args:
+        loop: the running loop.
+        discovery: where the instances are registered.
+        server: what is served, and the addresses under which it is reached.
+        check: raises where the runtime cannot be used for an operation.
+        fixed: discovery is a fixed list, which nothing here changes.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        discovery: Discovery,
+        server: Server,
+        check: Callable[[str], None],
+        *,
+        fixed: bool,
+    ) -> None:
+        self._loop = loop
+        self._discovery = discovery
+        self._server = server
+        self._check = check
+        self._fixed = fixed
+        self._lock = asyncio.Lock()  # around each change of what discovery lists
+        self._correcting: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def add(self, served: ServedEndpoint) -> None:
+        """List a new endpoint.
+
+        Raises:
+            DiscoveryError: it cannot be registered.
+        """
+        await self._discovery.register(served.instance)
+        served.registered, served.listed = True, served.instance.addresses
+
+    async def remove(self, served: ServedEndpoint) -> None:
+        """List an endpoint no more."""
+        async with self._lock:
+            await self._discovery.withdraw(served.instance)
+            served.listed = ()
+
+    async def pause(self, name: EndpointName) -> None:
+        """Take a served endpoint out of rotation; see `Endpoint.pause`."""
+        self._find(name, "pause").gate.pause()  # at once, whatever the lock waits for
+        async with self._lock:
+            served = self._find(name, "pause")
+            await self._discovery.withdraw(served.instance)
+            served.listed = ()
+
+    async def resume(self, name: EndpointName) -> None:
+        """Put a served endpoint back into rotation; see `Endpoint.resume`."""
+        self._find(name, "resume")
+        async with self._lock:
+            served = self._find(name, "resume")
+            served.gate.resume()  # before a client can see the instance
+            try:
+                await self._list(served)
+            except BaseException:
+                served.gate.pause()
+                raise
+
+    def _find(self, name: EndpointName, operation: str) -> ServedEndpoint:
+        self._check(operation)
+        served = self._server.find(name, operation)
+        if self._fixed:
+            words = f"{operation}: TRD_STATIC alone says which instances there are"
+            raise DiscoveryError("static", self._discovery.where, words)
+        return served
+
+    async def _list(self, served: ServedEndpoint) -> None:
+        """Register an endpoint under the addresses that clients reach; withdraw it where they reach none."""
+        addresses = self._server.reached(served.instance.addresses)
+        if addresses:
+            await self._discovery.register(replace(served.instance, addresses=addresses))
+        else:
+            await self._discovery.withdraw(served.instance)
+        served.listed = addresses
+
+    def correct(self) -> None:
+        """The Unix sockets were checked: correct each record that names one that is not there, or lacks one that is."""
+        if not self._closed and self._correcting is None and any(map(self._is_wrong, self._server.endpoints)):
+            self._correcting = self._loop.create_task(self._correct())
+            self._correcting.add_done_callback(self._corrected)
+
+    def _is_wrong(self, served: ServedEndpoint) -> bool:
+        """Whether discovery lists an endpoint under other addresses than those that reach it."""
+        wanted = served.registered and not served.gate.paused
+        return wanted and served.listed != self._server.reached(served.instance.addresses)
+
+    async def _correct(self) -> None:
+        async with self._lock:
+            for served in self._server.endpoints:
+                if not self._closed and self._is_wrong(served):
+                    await self._list(served)
+
+    def _corrected(self, task: asyncio.Task[None]) -> None:
+        self._correcting = None
+        if not task.cancelled() and (error := task.exception()) is not None:  # the next check tries again
+            logger.info("the addresses in %s are not what they should be: %s", self._discovery.where, error)
+
+    def mark(self, busy: bool) -> None:
+        """Publish whether the event loop is stuck. Called in the watchdog's thread."""
+        if isinstance(self._discovery, Marking):
+            for served in self._server.endpoints:
+                self._discovery.mark(served.instance, busy)
+
+    def close(self) -> None:
+        """Correct nothing any more."""
+        self._closed = True
+        if self._correcting is not None:
+            self._correcting.cancel()
+
+    async def remove_all(self) -> None:
+        """List nothing of this runtime any more. A place that cannot be reached is logged: requests must finish."""
+        try:
+            async with self._lock:
+                for served in self._server.endpoints:
+                    await self._discovery.withdraw(served.instance)
+                    served.listed = ()
+        except Exception as error:
+            logger.warning("withdrawing from %s: %s", self._discovery.where, error)

@@ -1,0 +1,330 @@
+"""What a runtime is doing at one moment: plain frozen values, made without I/O."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from triton_distributed.calling.candidates import Candidates
+from triton_distributed.events import PulledMessages
+from triton_distributed.events.inbox import Inbox
+from triton_distributed.names import EndpointName
+from triton_distributed.observe import LoopStats, Stats
+from triton_distributed.runtime.client import Client
+from triton_distributed.serving.endpoint import ServedEndpoint
+from triton_distributed.serving.state import RequestState
+from triton_distributed.serving.threads import HandlerThreads
+from triton_distributed.transport.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointStatistics:
+    """One endpoint that the runtime serves.
+
+    Attributes:
+        name: its path, `namespace/components/component/endpoint`, as in error texts.
+        state: `starting` (discovery has not accepted it yet), `serving`, `paused` or `draining`.
+        addresses: of the worker, as it publishes them.
+        listed: the addresses under which discovery lists it now; empty where it does not list it.
+        running: requests that were admitted and are not over.
+        waiting: requests in its queue.
+        requests: the number of requests in each state: `waiting`, `announced` (the handler is about to begin),
+            `running`, and `cleaning` (the handler was cancelled and has not ended).
+        max_inflight, max_queue: its limits; `max_inflight` is None where there is none.
+        mean_s: seconds that a handler takes, the mean of about the last 20; 0 without `max_inflight`.
+        items: sent so far by handlers that ended well.
+        outcomes: the number of requests that have ended, by how they ended.
+    """
+
+    name: str
+    state: str
+    addresses: tuple[str, ...]
+    listed: tuple[str, ...]
+    running: int
+    waiting: int
+    requests: Mapping[str, int]
+    max_inflight: int | None
+    max_queue: int
+    mean_s: float
+    items: int
+    outcomes: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class CallStatistics:
+    """One endpoint that the runtime calls, or has a client of.
+
+    Attributes:
+        name: its path.
+        clients: of the program that exist now.
+        open: calls under way, of all these clients.
+        outcomes: the number of calls that have ended, by how they ended, of all these clients.
+        instances: ids that discovery lists.
+        candidates: ids that a call may be sent to now.
+        out_of_rotation: ids whose worker was lost or does not answer, each with its failed attempts to reach it.
+        ejected: how many instances are left out as outliers now.
+        ejections: how often an instance was left out as an outlier.
+        load: open streams on each instance that has any, by id.
+    """
+
+    name: str
+    clients: int
+    open: int
+    outcomes: Mapping[str, int]
+    instances: tuple[int, ...]
+    candidates: tuple[int, ...]
+    out_of_rotation: Mapping[int, int]
+    ejected: int
+    ejections: int
+    load: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStatistics:
+    """One connection to another runtime.
+
+    Attributes:
+        address: of the peer.
+        role: `dialled` by this runtime, or `accepted`.
+        phase: `greeting`, `open`, `going` (no new streams) or `lost`.
+        silent: a reply is outstanding and nothing came for `TRD_HEALTH_TIMEOUT_S`.
+        paused: the kernel takes no more output for now.
+        streams: open ones.
+        blocked: streams that may not send until their reader at the other end reads.
+        queued_bytes: output that waits to be written.
+        unread_messages: received messages that were not read.
+        window_bytes: that the peer may send unread, of all open streams together.
+        window_limit_bytes: the budget of these windows, `TRD_SESSION_WINDOW_BYTES`.
+    """
+
+    address: str
+    role: str
+    phase: str
+    silent: bool
+    paused: bool
+    streams: int
+    blocked: int
+    queued_bytes: int
+    unread_messages: int
+    window_bytes: int
+    window_limit_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionStatistics:
+    """One subscription to events.
+
+    Attributes:
+        subject: what it is subscribed to.
+        waiting: events that were not read.
+        waiting_bytes: of those events.
+        dropped: events that were lost because it did not keep up.
+    """
+
+    subject: str
+    waiting: int
+    waiting_bytes: int
+    dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatistics:
+    """One `async with queue.pull()` of the program.
+
+    Attributes:
+        name: of the work queue.
+        ready: messages that are here and were not taken.
+        requested: messages that the server may send for the present request.
+    """
+
+    name: str
+    ready: int
+    requested: int
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadStatistics:
+    """The threads of plain handlers.
+
+    Attributes:
+        limit: handlers that may run at once, `TRD_THREADS`.
+        running: handlers that run.
+        parked: generators that wait for their readers.
+        waiting: handlers that wait for a place or a thread.
+        threads: that exist or are about to be started.
+    """
+
+    limit: int
+    running: int
+    parked: int
+    waiting: int
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class DiscoveryStatistics:
+    """Where instances are registered.
+
+    Attributes:
+        backend: the class of the discovery.
+        where: its place.
+        registered: paths of the served endpoints that are listed there now.
+        watched: paths of the endpoints that are watched.
+    """
+
+    backend: str
+    where: str
+    registered: tuple[str, ...]
+    watched: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoopStatistics:
+    """The event loop, counted from the first served endpoint on, where `TRD_WATCHDOG_S` is not 0.
+
+    Attributes:
+        stalls: how often it was stuck for as long as the watchdog waits.
+        stalled_s: seconds of all these stalls that have ended.
+        longest_s: seconds of the longest one.
+        lag: how late the loop was, as a histogram; see `observe.LoopStats`.
+    """
+
+    stalls: int
+    stalled_s: float
+    longest_s: float
+    lag: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeStatistics:
+    """A runtime at one moment. Made by `runtime.statistics()`.
+
+    Attributes:
+        instance_id: of the runtime.
+        state: `open`, `draining` or `closed`.
+        endpoints: that it serves.
+        calls: by the endpoint that is called.
+        sessions: to other runtimes; one serves all endpoints of a worker.
+        held_bytes: what clients have sent and this worker holds in memory beyond small requests.
+        held_limit_bytes: the most that it may hold, `TRD_MAX_HELD_BYTES`.
+        subscriptions: to events.
+        queues: work queues that it takes messages of.
+        threads: of plain handlers.
+        discovery: where its instances are registered.
+        loop: its event loop.
+        tasks: that it runs for calls and clients.
+    """
+
+    instance_id: int
+    state: str
+    endpoints: tuple[EndpointStatistics, ...]
+    calls: tuple[CallStatistics, ...]
+    sessions: tuple[SessionStatistics, ...]
+    held_bytes: int
+    held_limit_bytes: int
+    subscriptions: tuple[SubscriptionStatistics, ...]
+    queues: tuple[QueueStatistics, ...]
+    threads: ThreadStatistics
+    discovery: DiscoveryStatistics
+    loop: LoopStatistics
+    tasks: int
+
+
+def of_endpoint(endpoint: ServedEndpoint) -> EndpointStatistics:
+    """The statistics of a served endpoint."""
+    gate, queue = endpoint.gate, endpoint.gate.queue
+    states = Counter(each.state for each in gate.running)
+    states[RequestState.WAITING] = len(queue)
+    if gate.draining or gate.paused:
+        state = "draining" if gate.draining else "paused"
+    else:
+        state = "serving" if endpoint.registered else "starting"
+    return EndpointStatistics(
+        name=endpoint.name.path,
+        state=state,
+        addresses=endpoint.instance.addresses,
+        listed=endpoint.listed,
+        running=len(gate.running),
+        waiting=len(queue),
+        requests={each.name.lower(): states[each] for each in RequestState if each is not RequestState.OVER},
+        max_inflight=queue.max_inflight,
+        max_queue=queue.max_queue,
+        mean_s=queue.mean_s,
+        items=endpoint.stats.items,
+        outcomes=endpoint.stats.outcomes(),
+    )
+
+
+def of_calls(views: Mapping[EndpointName, Candidates], clients: Iterable[Client]) -> tuple[CallStatistics, ...]:
+    """The statistics of all endpoints that are called."""
+    stats: dict[EndpointName, list[Stats]] = {name: [] for name in views}
+    for client in clients:
+        if client.name in stats:
+            stats[client.name].append(client.stats)
+    return tuple(_of_calls(view, stats[name]) for name, view in views.items())
+
+
+def _of_calls(view: Candidates, stats: list[Stats]) -> CallStatistics:
+    outcomes: Counter[str] = Counter()
+    for each in stats:
+        outcomes.update(each.outcomes())
+    return CallStatistics(
+        name=view.name.path,
+        clients=len(stats),
+        open=sum(each.inflight for each in stats),
+        outcomes=dict(outcomes),
+        instances=tuple(each.id for each in view.table.instances),
+        candidates=tuple(each.id for each in view.candidates),
+        out_of_rotation={id: down.failures for id, down in view.rotation.down.items()},
+        ejected=view.ejector.stats.out,
+        ejections=view.ejector.stats.ejections,
+        load=view.load.open(),
+    )
+
+
+def of_session(session: Session, role: str) -> SessionStatistics:
+    """The statistics of a session."""
+    streams = session.streams.values()
+    queued = sum(map(len, session.connection.out)) + sum(len(item) for stream in streams for item in stream.outbox)
+    return SessionStatistics(
+        address=session.address,
+        role=role,
+        phase=session.phase.name.lower(),
+        silent=session.silent,
+        paused=session.paused,
+        streams=len(streams),
+        blocked=sum(stream.credit <= 0 for stream in streams),
+        queued_bytes=queued,
+        unread_messages=sum(len(stream.inbox) for stream in streams),
+        window_bytes=session.connection.budget.promised,
+        window_limit_bytes=session.connection.budget.total,
+    )
+
+
+def of_sessions(dialled: Iterable[Session], accepted: Iterable[Session]) -> tuple[SessionStatistics, ...]:
+    """The statistics of all sessions."""
+    return (
+        *(of_session(each, "dialled") for each in dialled),
+        *(of_session(each, "accepted") for each in accepted),
+    )
+
+
+def of_subscription(inbox: Inbox) -> SubscriptionStatistics:
+    """The statistics of a subscription."""
+    return SubscriptionStatistics(inbox.subject, inbox.waiting, inbox.waiting_bytes, inbox.dropped)
+
+
+def of_queue(pull: PulledMessages) -> QueueStatistics:
+    """The statistics of a consumer of a work queue."""
+    return QueueStatistics(pull.title, pull.ready, pull.requested)
+
+
+def of_threads(pool: HandlerThreads) -> ThreadStatistics:
+    """The statistics of the threads of plain handlers."""
+    return ThreadStatistics(pool.most, *pool.counts())
+
+
+def of_loop(stats: LoopStats) -> LoopStatistics:
+    """The statistics of the event loop."""
+    return LoopStatistics(stats.stalls, stats.stalled_s, stats.longest_s, tuple(stats.lag))
