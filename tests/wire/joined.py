@@ -51,7 +51,7 @@ class End(Connection[Noted]):
         authentication: Authentication | None = None,
     ) -> None:
         super().__init__(hello or Hello(window=window), window, session_window, authentication)
-        self.budget = session_window
+        self.session_window = session_window
         self.requests: list[tuple[Any, ...]] = []
         self.goaways: list[tuple[int, str]] = []
         self.pongs: list[bytes] = []
@@ -90,7 +90,7 @@ def frames_of(data: bytes) -> list[Frame]:
     return found
 
 
-def greeted(hello: Hello | None = None, *, peer: Hello | None = None, **options: int) -> End:
+def greeted(hello: Hello | None = None, *, peer: Hello | None = None, **options: Any) -> End:
     """An end that has exchanged hellos and has nothing to send."""
     end = End(hello, **options)
     end.receive(hello_frame(peer or Hello(window=WINDOW)))
@@ -98,7 +98,7 @@ def greeted(hello: Hello | None = None, *, peer: Hello | None = None, **options:
     return end
 
 
-def joined(**options: int) -> tuple[End, End]:
+def joined(**options: Any) -> tuple[End, End]:
     """A client and a server, greeted."""
     client, server = End(**options), End(**options)
     for each in (client, server):

@@ -223,7 +223,7 @@ def test_a_stream_above_the_limit_is_refused_alone():
     server.receive(f.frame(f.DATA, 4, bytes(1000), f.MORE) + f.frame(f.DATA, 4, b"", f.END) + f.frame(f.CANCEL, 1))
     server.receive(request(5))
     assert [stream.id for stream, *_ in server.requests] == [1, 2, 5]
-    assert server._budget._left == server.budget - sum(each.window for each in server.streams.values())
+    assert server._budget._left == server.session_window - sum(each.window for each in server.streams.values())
 
 
 def test_a_pong_a_ping():
@@ -249,7 +249,7 @@ def test_a_fragment_whose_stream_is_aborted_meanwhile(stop):
     )
     at = size + f.HEADER_BYTES * 2 + stop
     client.take(data[:at])
-    assert client.direct
+    assert client.direct_buffer()
     mine.abort(f.CANCEL)
     client.take(data[at:] + DRAINING)
     assert not client.direct

@@ -142,6 +142,7 @@ class TwoConnections(RuleBasedStateMachine):
             return
         flags, kind, payload = side.pending.pop(0)
         end = core.connection
+        assert isinstance(end, End)
         pipe = self.pipe(end)
         pipe += end.take_output()
         pipe += f.frame(kind, core.id, payload, flags)
@@ -239,7 +240,7 @@ class TwoConnections(RuleBasedStateMachine):
                 assert pair.client.got == pair.server.sent
         for end in (self.client, self.server):
             assert end.streams == {}
-            assert end._budget._left == end.budget
+            assert end._budget._left == end.session_window
             assert not end.direct
 
     def settle(self) -> None:
