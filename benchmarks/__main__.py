@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import json
 import os
 import tempfile
@@ -72,7 +73,7 @@ class Bench:
             for name in names:
                 seconds = RATES[name] * (0.2 if self.quick else 1)
                 for peer, pair in pairs.items():
-                    await self._take(name, peer, lambda p=pair, n=name, s=seconds: p.ask(n, seconds=s))
+                    await self._take(name, peer, functools.partial(pair.ask, name, seconds=seconds))
 
     async def _alone(self, name: str, peers: Iterable[str], shape: str, **sizes: Any) -> None:
         if name not in self.names:

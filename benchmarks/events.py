@@ -98,7 +98,7 @@ class Subscriber:
 
 async def child(role: str) -> None:
     runtime = DistributedRuntime()
-    side = {"publisher": Publisher, "subscriber": Subscriber}[role](runtime)
+    side = Publisher(runtime) if role == "publisher" else Subscriber(runtime)
     await side.subscription
     await answer_questions(side.answer)
     os._exit(0)

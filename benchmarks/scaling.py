@@ -20,10 +20,10 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import h11
 import msgspec
 
 from benchmarks.scaling_clients import ENDPOINT
@@ -243,7 +243,7 @@ def main() -> int:
         "versions": {
             "etcd": version_of_etcd(),
             "Python": platform.python_version(),
-            "h11": h11.__version__,
+            "h11": version("h11"),
             "msgspec": msgspec.__version__,
         },
         "options": {key: value for key, value in vars(options).items() if key != "output"},

@@ -59,5 +59,5 @@ def _raises(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 def pytest_configure(config: pytest.Config) -> None:
     original = pytest.raises
-    pytest.raises = functools.partial(_raises, original)  # type: ignore[assignment]
+    pytest.raises = functools.partial(_raises, original)
     config.add_cleanup(lambda: setattr(pytest, "raises", original))

@@ -12,7 +12,7 @@ _FLOAT32 = 1
 
 def _pack(value: Any) -> msgspec.msgpack.Ext:
     if isinstance(value, np.ndarray) and value.dtype == np.float32:
-        return msgspec.msgpack.Ext(_FLOAT32, memoryview(value).cast("B"))
+        return msgspec.msgpack.Ext(_FLOAT32, value.data.cast("B"))
     raise TypeError(f"{type(value).__name__} does not travel here")
 
 

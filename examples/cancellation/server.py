@@ -9,6 +9,8 @@ Start each in its own shell, in any order, then client.py.
 
 import asyncio
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import uvloop
 
@@ -58,10 +60,10 @@ async def worker(runtime: DistributedRuntime, name: str):
     if name in NEXT:
         following = await component.endpoint(NEXT[name]).client()
         await following.wait_for_instances()
-        handler = Relay(name, following)
+        handler: Callable[..., Any] = Relay(name, following).count
     else:
-        handler = Counter()
-    await component.endpoint(name).serve_endpoint(handler.count)
+        handler = Counter().count
+    await component.endpoint(name).serve_endpoint(handler)
 
 
 if __name__ == "__main__":

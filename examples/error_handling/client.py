@@ -25,7 +25,8 @@ async def order(client: Client, dish: str) -> None:
         print(f"{dish}: {', '.join(steps)}, then sold out; {error.tomorrow} tomorrow")
     except KeyError as error:  # a built-in type, with the traceback from the other process
         print(f"{dish}: {', '.join(steps)}, then {error}")
-        print(indent(error.remote_traceback, "    | "), end="")
+        if isinstance(error, RemoteError):
+            print(indent(error.remote_traceback, "    | "), end="")
     except RemoteError as error:  # any other error of a handler
         print(f"{dish}: {', '.join(steps)}, then {error.type_name}: {error.message}")
 

@@ -29,7 +29,7 @@ ROW = "{:<13}  {:<11}  {:<24}  {:>10}  {:>8}"
 class Server:
     """A process that runs server.py."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, instance_id: int):
+    def __init__(self, name: str, process: asyncio.subprocess.Process, instance_id: int) -> None:
         self.name, self.process, self.instance_id = name, process, instance_id
 
     async def stop(self) -> bool:
@@ -51,6 +51,7 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
 async def server(name: str, settings: Mapping[str, str]) -> AsyncIterator[Server]:
     """Run server.py with these settings until the block ends, even by an error."""
     process = await asyncio.create_subprocess_exec(sys.executable, SERVER, stdout=PIPE, env=environment(settings))
+    assert process.stdout is not None
     try:
         words = (await process.stdout.readline()).split()
         if not words:
@@ -85,6 +86,7 @@ async def ask(client: Client, request: str, names: dict[int, str]) -> None:
         first = first or time.perf_counter() - start
         answer.append(char)
     whole = time.perf_counter() - start
+    assert stream.instance_id is not None  # an item came, so an instance answered
     row = request, names[stream.instance_id], "·".join(answer), f"{first * 1000:.1f} ms", f"{whole * 1000:.1f} ms"
     print(ROW.format(*row))
 

@@ -26,7 +26,7 @@ CALLS = 10
 
 async def run_client(settings: dict[str, str]) -> bool:
     """Run client.py, and summarise its output."""
-    command = [sys.executable, CLIENT, str(CALLS)]
+    command = (sys.executable, CLIENT, str(CALLS))
     process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, env=environment(settings))
     try:
         output, _ = await process.communicate()

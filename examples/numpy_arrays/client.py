@@ -20,7 +20,8 @@ DRAWN = 32  # height of the picture that is printed
 def rings() -> np.ndarray:
     """Three rings on a dark ground, float32, 0 to 1."""
     x, y = np.meshgrid(*[np.linspace(-1, 1, SIDE, dtype=np.float32)] * 2)
-    return np.clip(np.cos(10 * np.hypot(x, y)), 0, 1)
+    shades: np.ndarray = np.clip(np.cos(10 * np.hypot(x, y)), 0, 1)
+    return shades
 
 
 def draw(image: np.ndarray) -> str:

@@ -19,12 +19,14 @@ import pytest
 from tests.discovery.conftest import NAME, Heard, Opens, Places, instance
 from tests.discovery.processes import worker
 from tests.timing import MS, PATIENCE_S
+from triton_distributed.discovery import record
 from triton_distributed.discovery.file import backend as file_module
 from triton_distributed.discovery.file import lockfile
 from triton_distributed.discovery.file.backend import FileDiscovery
 from triton_distributed.discovery.file.known import KnownInstances
 from triton_distributed.errors import DiscoveryError
 from triton_distributed.system import inotify
+from triton_distributed.system.private_folder import private_folder
 from triton_distributed.testing import ChangeLog
 
 STRANGER = 12345  # a uid that is not ours
@@ -238,7 +240,6 @@ async def test_a_new_folder_with_the_number_of_the_old_one_is_listened_to(
     opens: Opens, places: Places, monkeypatch: pytest.MonkeyPatch
 ):
     """File systems give the number of a deleted folder to the next one."""
-    private_folder = file_module.private_folder
 
     def same_number(path: str, where: str) -> tuple[int, int]:
         private_folder(path, where)
@@ -380,7 +381,7 @@ async def test_a_queue_that_overflows_has_everything_looked_at(opens: Opens, pla
     noise = [os.fsencode(places.records / name) for name in (".one", ".other")]
     for number in range(limit + 10):  # two in turn: the kernel drops what is said twice in a row
         os.close(os.open(noise[number % 2], os.O_WRONLY | os.O_CREAT))
-    lost = lockfile.HeldRecord(str(places.records), places.path(8).name, lockfile.record.encode(instance(8)))
+    lost = lockfile.HeldRecord(str(places.records), places.path(8).name, record.encode(instance(8)))
     await log.until_ids([7, 8], PATIENCE_S)
     lost.withdraw()
     await log.until_ids([7], PATIENCE_S)
@@ -393,7 +394,8 @@ async def test_others_on_the_loop_get_their_turn_while_thousands_are_read(
     number = 2000
     for id in range(1, number + 1):
         places.write(id)
-    turns, looks_by_turn = 0, {}
+    turns = 0
+    looks_by_turn: dict[int, int] = {}
     really = KnownInstances.look
 
     def look(self: KnownInstances, key: str, **options: bool) -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import os
 import threading
@@ -53,6 +54,10 @@ def in_a_thread(discovery: Marking, id: int, busy: bool) -> None:
     thread.join()
 
 
+def shows(log: ChangeLog, busy: bool) -> bool:
+    return log.present[NAME, 7].busy is busy
+
+
 async def test_others_see_it_and_see_it_clear(pair: Pair) -> None:
     one, other = pair
     log, own = ChangeLog(), ChangeLog()
@@ -64,7 +69,7 @@ async def test_others_see_it_and_see_it_clear(pair: Pair) -> None:
     for busy in (True, False, True):
         in_a_thread(one, 7, busy)
         for each in (log, own):
-            await each.until(lambda each=each, busy=busy: each.present[NAME, 7].busy is busy, PATIENCE_S)
+            await each.until(functools.partial(shows, each, busy), PATIENCE_S)
             assert each.present[NAME, 7].metadata == {"gpu": "a"}
             assert not each.present[NAME, 8].busy
     later = ChangeLog()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ async def planes(trd_dir: Path) -> AsyncIterator[Callable[..., LocalEvents]]:
     """Makes local planes of one folder, numbered from 1; closes them."""
     made: list[LocalEvents] = []
 
-    def make(**options: float) -> LocalEvents:
+    def make(**options: Any) -> LocalEvents:
         made.append(local(trd_dir, len(made) + 1, **options))
         return made[-1]
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,7 +66,11 @@ async def test_arrays_and_buffers_travel(cluster: Cluster):
     subscriptions = [
         await each.namespace("t").component("c").subscribe("e") for each in (cluster.runtime(), cluster.runtime())
     ]
-    sent = {"array": np.arange(30_000.0).reshape(3, -1), "small": np.float32(1.5), "bytes": b"x" * 20_000}
+    sent: dict[str, Any] = {
+        "array": np.arange(30_000.0).reshape(3, -1),
+        "small": np.float32(1.5),
+        "bytes": b"x" * 20_000,
+    }
     await component.publish("e", sent)
     for each in subscriptions:
         data = (await each.get(PATIENCE_S)).data
@@ -193,7 +198,7 @@ def test_an_unknown_plane_is_an_error():
 
 @pytest.mark.parametrize("discovery", ["etcd", "static"])
 async def test_where_members_may_be_on_other_hosts_nothing_is_guessed(discovery: str, trd_dir: Path):
-    settings = {
+    settings: dict[str, Any] = {
         "discovery": discovery,
         "directory": trd_dir,
         "static": "t.c.e=tcp://127.0.0.1:1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,9 +24,14 @@ def test_a_payload_arrives_with_its_publisher(payload):
 
 
 def test_arrays_arrive_writable_and_apart():
-    sent = {"small": np.arange(3), "large": np.arange(50_000.0), "list": [np.ones((200, 200)), b"y" * 20_000]}
+    sent: dict[str, Any] = {
+        "small": np.arange(3),
+        "large": np.arange(50_000.0),
+        "list": [np.ones((200, 200)), b"y" * 20_000],
+    }
     data = pack(sent, 7)
-    one, other = unpack(data)[0], unpack(data)[0]
+    one: Any = unpack(data)[0]
+    other: Any = unpack(data)[0]
     one["large"][:] = 0
     one["list"][0][:] = 0
     assert np.array_equal(other["large"], sent["large"])

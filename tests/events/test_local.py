@@ -22,7 +22,6 @@ from triton_distributed.errors import DiscoveryError
 from triton_distributed.events.folder import SubscriberFolder
 from triton_distributed.events.link import PREFACE
 from triton_distributed.events.local import LocalEvents
-from triton_distributed.system import private_folder as private
 
 Makes = Callable[..., LocalEvents]
 
@@ -167,7 +166,7 @@ async def test_a_folder_that_others_may_enter_is_refused(planes: Makes, trd_dir:
 
 async def test_another_users_folder_is_refused(planes: Makes, trd_dir: Path, monkeypatch):
     (trd_dir / "events").mkdir(mode=0o700)
-    monkeypatch.setattr(private.os, "geteuid", lambda: os.getuid() + 1)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     for attempt in (planes().publish("a", b"1"), patiently(planes().subscribe("a"))):
         with pytest.raises(DiscoveryError, match="belongs to uid"):
             await attempt

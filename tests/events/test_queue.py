@@ -163,7 +163,7 @@ async def test_pulling_ahead_and_leaving_gives_back_what_was_not_handed_out(clus
             if message.data == 4:
                 break
     assert await queue.depth() == 45
-    got = set()
+    got: set[object] = set()
     async with jobs(cluster.runtime()).pull(ahead=100) as messages:
         while len(got) < 45:
             message = await messages.next(PATIENCE_S)

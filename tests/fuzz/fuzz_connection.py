@@ -54,7 +54,7 @@ SEEDS = [
 ]
 
 
-def _taken(end: Connection, data: bytes) -> None:
+def _taken(end: _End, data: bytes) -> None:
     """Receive as the shell does: what belongs into a message under way is written there."""
     end.receive(end.copy_direct(data))
 

@@ -34,7 +34,7 @@ class Model(pydantic.BaseModel):
     price: decimal.Decimal | None
     any: Any = None
 
-    @pydantic.computed_field
+    @pydantic.computed_field  # type: ignore[prop-decorator]
     @property
     def twice(self) -> int:
         return 2

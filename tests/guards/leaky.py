@@ -93,7 +93,7 @@ def test_leaks_unclosed_socket_in_a_cycle():
 
 
 def test_leaks_coroutine():
-    forever()
+    forever()  # type: ignore[unused-coroutine]
 
 
 async def test_leaks_error():

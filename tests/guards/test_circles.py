@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.guards.tree import PACKAGE, ROOT, SRC, imports, modules
@@ -19,7 +20,7 @@ def circles(root: Path = SRC, package: str = PACKAGE) -> list[list[str]]:
     return sorted(sorted(each) for each in found)
 
 
-def _file(name: str, files: dict[str, object]) -> str:
+def _file(name: str, files: Mapping[str, object]) -> str:
     """The file that holds `name`, which may be a class or function of the file."""
     while name and name not in files:
         name = name.rpartition(".")[0]

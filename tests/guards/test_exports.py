@@ -25,9 +25,9 @@ def is_public_place(module: Module) -> bool:
 def declared(module: Module) -> list[str] | None:
     """The names of `__all__` as written, or None where there is none. It is a plain list of text, no computation."""
     for node in module.tree().body:
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
+        if not isinstance(node, ast.Assign | ast.AnnAssign):
+            continue
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         if any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets):
             assert node.value is not None, f"{module.at(node)}: __all__ has no value"
             return list(ast.literal_eval(node.value))
@@ -94,7 +94,12 @@ def test_two_homes_are_found():
     class Thing:
         pass
 
-    places = {"a": [("Thing", Thing)], "b": [("Other", Thing)], "c": [("LIMIT", 5)], "d": [("LIMIT", 5)]}
+    places: dict[str, list[tuple[str, object]]] = {
+        "a": [("Thing", Thing)],
+        "b": [("Other", Thing)],
+        "c": [("LIMIT", 5)],
+        "d": [("LIMIT", 5)],
+    }
     assert homes(places) == ["a.Thing and b.Other"]
 
 

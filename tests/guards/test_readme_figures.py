@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks.table import LATEST, MARKED, README, Target, render, summarise
+from benchmarks.table import LATEST, MARKED, README, Rounds, Target, render, summarise
 
 METHOD = {
     "machine": {"cpu": "a CPU", "cores": 2, "system": "Linux", "python": "CPython", "packages": {"uvloop": "1"}},
@@ -47,7 +47,7 @@ def test_ratio_is_the_median_of_each_rounds_own() -> None:
 
 
 def test_a_failed_round_counts_for_nothing() -> None:
-    rounds = {
+    rounds: Rounds = {
         "alone": {"ours": [{"error": "it broke"}, {"p50_us": 5.0}], "grpc.aio": [{"p50_us": 9.0}, {"p50_us": 50.0}]}
     }
     summary = summarise(rounds)

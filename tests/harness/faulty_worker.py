@@ -17,7 +17,7 @@ from harness.worker import serve_made
 
 # Of requests whose id leaves this remainder, divided by 8.
 DROPPED, DUPLICATED, TWICE, SWAPPED, INVENTED = range(1, 6)
-kept = []
+kept: list[object] = []
 
 
 def spoilt(journal):

@@ -169,6 +169,7 @@ def test_no_worker_outlives_a_harness_that_is_killed(tmp_path):
         "asyncio.run(main())\n"
     )
     with subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, text=True) as harness:
+        assert harness.stdout is not None
         folder, *pids = harness.stdout.readline().split()
         fds = [os.pidfd_open(int(pid)) for pid in pids]
         harness.send_signal(signal.SIGKILL)

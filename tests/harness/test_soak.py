@@ -95,6 +95,6 @@ async def test_a_call_that_does_not_end_fails_the_run(monkeypatch: pytest.Monkey
 
 def test_no_two_kinds_of_calls_have_one_name() -> None:
     own = Unplanned(None, {}, None, random.Random(1))  # type: ignore[arg-type]
-    own._news = type("", (), {"publish": None})()  # type: ignore[assignment]
+    own._news = type("", (), {"publish": None})()
     names = [each.name for each in (*PLANNED, *own.kinds())]
     assert len(set(names)) == len(names)

@@ -10,7 +10,19 @@ import pytest
 
 from tests.runtime.cluster import until
 from tests.timing import PATIENCE_S
-from tests.transport.sessions import HELLO, Peer, Service, Watched, answering, bodies, calling, numbers, peer, serving
+from tests.transport.sessions import (
+    HELLO,
+    Peer,
+    Service,
+    Watched,
+    answering,
+    bodies,
+    calling,
+    numbers,
+    peer,
+    serving,
+    watched,
+)
 from tests.wire.joined import request
 from triton_distributed.transport.fairness import ENDED, FRAMES, READ_BYTES, FairShare
 from triton_distributed.transport.inbound import UNTAKEN
@@ -22,6 +34,11 @@ from triton_distributed.wire.window import MADE_BYTES, SMALLEST_WINDOW, WRITE_BY
 pytestmark = pytest.mark.any_loop
 
 MANY = 100_000
+
+
+def read_up_to(peer: Peer, limit: int) -> None:
+    """Let a peer's reader hold twice this many bytes before it stops reading."""
+    peer.reader._limit = limit  # type: ignore[attr-defined]
 
 
 async def accepted(service: Service, bad: Peer) -> Watched:
@@ -88,16 +105,16 @@ async def test_no_frame_of_a_flood_is_lost_or_served_twice():
 async def test_who_takes_no_answers_is_heard_no_more_until_he_does():
     async with serving() as service, calling() as good, peer(service.address) as bad:
         session = await accepted(service, bad)
-        bad.reader._limit = 1  # stops reading
+        read_up_to(bad, 1)  # stops reading
         number = 300_000
         asking = asyncio.create_task(bad.say(f.frame(f.PING, 0, bytes(64)) * number))
-        await until(lambda: session._inbound.choked)
+        await until(lambda: session.inbound.choked)
         assert len(session.connection.out) <= UNTAKEN + FRAMES
-        assert session._transport.get_write_buffer_size() <= 2 * WRITE_BYTES
+        assert session.transport.get_write_buffer_size() <= 2 * WRITE_BYTES
         assert await numbers(await good.call(service.address, b"count 3")) == [0, 1, 2]
         assert held(session)
         assert session.lost is None
-        bad.reader._limit = 1 << 20
+        read_up_to(bad, 1 << 20)
         assert (await bad.frame())[0] == f.HELLO
         answers = number * (f.HEADER_BYTES + 64)
         async with asyncio.timeout(PATIENCE_S):
@@ -110,7 +127,7 @@ async def test_the_items_of_many_streams_that_nobody_reads_are_few():
     streams = 400
     async with serving() as service, calling() as good, peer(service.address) as bad:
         session = await accepted(service, bad)
-        bad.reader._limit = 1
+        read_up_to(bad, 1)
         endless = b"".join(request(n, b"count 1000000000", window=2**32 - 1) for n in range(1, streams + 1))
         await bad.say(endless)
         await until(lambda: session.paused)
@@ -121,7 +138,7 @@ async def test_the_items_of_many_streams_that_nobody_reads_are_few():
             or len(session.streams) < streams
         )
         assert made <= 2 * MADE_BYTES
-        assert session._transport.get_write_buffer_size() <= 2 * WRITE_BYTES
+        assert session.transport.get_write_buffer_size() <= 2 * WRITE_BYTES
 
 
 async def test_the_streams_of_a_lost_client_end_a_few_at_a_time():
@@ -135,7 +152,7 @@ async def test_the_streams_of_a_lost_client_end_a_few_at_a_time():
         session.break_off(f.GoawayCode.PROTOCOL, "enough")
         assert not session.connection.ready
         assert not any(each.outbox for each in streams_of_it)
-        assert sum(each.task.cancelling() for each in service.running) == ENDED
+        assert sum(each.task is not None and each.task.cancelling() for each in service.running) == ENDED
         assert not session.streams
         await until(lambda: not service.running)
         assert await numbers(await good.call(service.address, b"count 3")) == [0, 1, 2]
@@ -182,7 +199,7 @@ async def test_large_frames_wait_their_turn_too(size):
     count = 4 * READ_BYTES // size
     async with serving() as service, calling() as good, peer(service.address) as bad:
         session = await accepted(service, bad)
-        session._inbound.share = Counting(asyncio.get_running_loop())
+        session.inbound.share = Counting(asyncio.get_running_loop())
         await bad.say(CANCELLED, *[f.frame(f.PONG, 0, bytes(size))] * count, LAST)
         assert await numbers(await good.call(service.address, b"count 3")) == [0, 1, 2]
         await answer_to_last(bad)
@@ -199,7 +216,7 @@ async def test_a_large_message_waits_its_turn_too():
     taken: list[int] = []
     async with serving() as service, calling() as good:
         await numbers(await good.call(service.address, b"count 1"))
-        service.accepted[-1]._inbound.share = Counting(asyncio.get_running_loop())
+        service.accepted[-1].inbound.share = Counting(asyncio.get_running_loop())
         large = bytes(8 * READ_BYTES)
         assert await bodies(await good.call(service.address, b"array 1", large)) == [b"array"]
     assert len(taken) >= 4
@@ -219,7 +236,7 @@ class Ending:
 async def test_handlers_of_several_lost_clients_end_side_by_side():
     noted: list[str] = []
     share = FairShare(asyncio.get_running_loop())
-    share.end([Ending("many", noted) for _ in range(10 * ENDED)])  # type: ignore[list-item]
+    share.end([Ending("many", noted) for _ in range(10 * ENDED)])  # type: ignore[misc]
     share.end([Ending("one", noted)])  # type: ignore[list-item]
     share.end([])
     assert noted == ["many"] * ENDED
@@ -284,7 +301,7 @@ async def test_a_client_reads_a_worker_that_floods_in_turns_too():
     served = asyncio.Event()
 
     async with answering(floods) as address, serving() as service, calling() as caller:
-        bad = await caller.pool.connect((address,))
+        bad = watched(await caller.pool.connect((address,)))
         await until(lambda: held(bad))
         assert await numbers(await caller.call(service.address, b"count 3")) == [0, 1, 2]
         assert not served.is_set()
@@ -325,11 +342,11 @@ async def test_a_worker_that_pings_without_reading_costs_its_client_little():
 
     asked = asyncio.Event()
     async with answering(asks, limit=1) as address, serving() as service, calling() as caller:
-        bad = await caller.pool.connect((address,))
+        bad = watched(await caller.pool.connect((address,)))
         bad.paused = True  # as if the kernel took nothing
         await asyncio.wait_for(asked.wait(), PATIENCE_S)
         await until(lambda: len(bad.connection.out) >= MOST_WAITING_PONGS)
         assert await numbers(await caller.call(service.address, b"count 3")) == [0, 1, 2]
         assert len(bad.connection.out) <= MOST_WAITING_PONGS
         assert bad.lost is None
-        bad._transport.abort()
+        bad.transport.abort()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import itertools
 import logging
 import socket
@@ -13,7 +14,7 @@ import pytest
 
 from tests.runtime.cluster import until
 from tests.timing import PATIENCE_S
-from tests.transport.sessions import HELLO, calling, closed, numbers, peer, serving, session
+from tests.transport.sessions import HELLO, Service, calling, closed, numbers, peer, serving, session
 from triton_distributed.transport import acceptor
 from triton_distributed.transport.acceptor import DESCRIPTORS_KEPT, MOST_A_TURN, Acceptor
 from triton_distributed.transport.listener import Listener
@@ -28,13 +29,17 @@ def few_greeting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Listener.__init__, "__defaults__", (None, None, 5))
 
 
+def have_come(service: Service, number: int) -> bool:
+    return len(service.accepted) == number
+
+
 async def test_of_silent_connections_the_oldest_gives_way(few_greeting, caplog):
     with caplog.at_level(logging.WARNING, "triton_distributed.transport"):
         async with serving() as service, calling() as good, contextlib.AsyncExitStack() as stack:
             silent = []
             for number in range(20):
                 silent.append(await stack.enter_async_context(peer(service.address)))
-                await until(lambda number=number: len(service.accepted) == number + 1)
+                await until(functools.partial(have_come, service, number + 1))
             assert await numbers(await good.call(service.address, b"count 3")) == [0, 1, 2]
             words = await asyncio.gather(*[each.dismissal() for each in silent[:15]])
             assert set(words) == {"5 connections have not said hello here, see TRD_MAX_GREETING"}

@@ -21,14 +21,20 @@ PROGRAMS = Path(__file__).with_name("programs")
 
 
 class Program:
-    """A program on a host."""
+    """A program on a host.
+
+    Attributes:
+        first: what its first line said.
+    """
+
+    first: Any
 
     def __init__(self, host: Host, process: Process, errors: Path) -> None:
         self.host, self.process, self.errors = host, process, errors
 
     @classmethod
     async def start(cls, host: Host, *command: str, **settings: str) -> Program:
-        """Start it, and wait for its first line, which is returned by `first`."""
+        """Start it, and wait for its first line."""
         errors = host.folder / f"errors-{len(list(host.folder.iterdir()))}"
         with errors.open("wb") as sink:
             process = await asyncio.create_subprocess_exec(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ async def loaded(cluster: Cluster) -> tuple[Program, set[int]]:
     return client, ids
 
 
-def say(report: Callable[[str], None], what: str, done: dict) -> None:
+def say(report: Callable[[str], None], what: str, done: dict[str, Any]) -> None:
     longest = f"{done['longest_s'] * 1000:.0f} ms"
     report(f"{what}: {done['calls']} calls, {done['failed']} failed, the longest took {longest}")
 

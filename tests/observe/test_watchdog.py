@@ -251,9 +251,13 @@ def in_files(files: list[str], loop: asyncio.AbstractEventLoop) -> Callable[[thr
     """A callback of a loop whose frames are in these files, and whose innermost waits in C."""
 
     def callback(inside: threading.Event, release: threading.Event) -> None:
+        def unlock() -> None:
+            release.wait()
+            lock.release()
+
         lock = threading.Lock()
         lock.acquire()
-        waiter = threading.Thread(target=lambda: (release.wait(), lock.release()))
+        waiter = threading.Thread(target=unlock)
         waiter.start()
         call: Callable[..., object] = lock.acquire
         for file in reversed(files):
@@ -328,7 +332,8 @@ async def until_it_waits(watched: Watched, file: str) -> None:
 @pytest.mark.any_loop
 async def test_an_idle_loop_is_never_named_however_late_it_is(said: Callable[[], list[str]]) -> None:
     """It waits in its own selector, or, where it is written in C, seems to be at the line that has started it."""
-    loop, told = asyncio.get_running_loop(), []
+    loop = asyncio.get_running_loop()
+    told: list[bool] = []
     now = [1000.0]
     dog = Watchdog(loop, LIMIT_S, told.append, clock=lambda: now[0], usage=lambda: Usage(0.0))
     dog._loop_thread, dog._next_beat = threading.get_ident(), now[0]

@@ -11,6 +11,7 @@ import fractions
 import ipaddress
 import pathlib
 import re
+import types
 import uuid
 import zoneinfo
 from typing import Any, Literal
@@ -47,7 +48,7 @@ class Dog(pydantic.BaseModel):
 class WithComputed(pydantic.BaseModel):
     prefix: str
 
-    @pydantic.computed_field(alias="computedTwice")
+    @pydantic.computed_field(alias="computedTwice")  # type: ignore[prop-decorator]
     @property
     def twice(self) -> str:
         return self.prefix * 2
@@ -58,6 +59,8 @@ class Point:
     x: int
     at: datetime.date
 
+
+of = types.GenericAlias  # `of(list, hint)` is `list[hint]`; a type checker takes no variable in the brackets
 
 Typed = tuple[Any, st.SearchStrategy[Any]]
 """An annotation, and values of it."""
@@ -78,7 +81,7 @@ PLAIN: list[Typed] = [
     (datetime.date, st.dates()),
     (datetime.time, st.times(timezones=offsets)),
     (datetime.timedelta, st.timedeltas()),
-    (datetime.datetime, st.datetimes(datetime.datetime(1900, 1, 1), datetime.datetime(2200, 1, 1), timezones=offsets)),
+    (datetime.datetime, st.datetimes(datetime.datetime(1900, 1, 1), datetime.datetime(2200, 1, 1), timezones=offsets)),  # type: ignore[arg-type]
     (Colour, st.sampled_from(Colour)),
     (Level, st.sampled_from(Level)),
     (Literal["a", "b"], st.sampled_from(["a", "b"])),
@@ -134,19 +137,19 @@ def field_types(draw: Any, leaves: list[Typed], more: list[str], depth: int = 2)
     if _IS_TEXT.search(str(hint)):
         shapes = [each for each in shapes if "text" not in each]
     shapes += [] if _NOT_HASHABLE.search(str(hint)) else ["set", "frozenset", "keys"]
-    few = {"max_size": 3}
+    few: dict[str, Any] = {"max_size": 3}
     return {
-        "list": lambda: (list[hint], st.lists(values, **few)),
-        "dict": lambda: (dict[str, hint], st.dictionaries(text, values, **few)),
-        "tuple": lambda: (tuple[hint, ...], st.lists(values, **few).map(tuple)),
+        "list": lambda: (of(list, hint), st.lists(values, **few)),
+        "dict": lambda: (of(dict, (str, hint)), st.dictionaries(text, values, **few)),
+        "tuple": lambda: (of(tuple, (hint, ...)), st.lists(values, **few).map(tuple)),
         "optional": lambda: (hint | None if hint is not Any else Any, st.none() | values),
-        "pair": lambda: (tuple[hint, str], st.tuples(values, text)),
-        "deque": lambda: (collections.deque[hint], st.lists(values, **few).map(collections.deque)),
+        "pair": lambda: (of(tuple, (hint, str)), st.tuples(values, text)),
+        "deque": lambda: (of(collections.deque, hint), st.lists(values, **few).map(collections.deque)),
         "or text": lambda: (hint | str if hint is not Any else Any, values | text),
         "text or": lambda: (str | hint if hint is not Any else Any, values | text),
-        "set": lambda: (set[hint], st.sets(values, **few)),
-        "frozenset": lambda: (frozenset[hint], st.frozensets(values, **few)),
-        "keys": lambda: (dict[hint, int], st.dictionaries(values, st.integers(0, 9), **few)),
+        "set": lambda: (of(set, hint), st.sets(values, **few)),
+        "frozenset": lambda: (of(frozenset, hint), st.frozensets(values, **few)),
+        "keys": lambda: (of(dict, (hint, int)), st.dictionaries(values, st.integers(0, 9), **few)),
     }[draw(st.sampled_from(shapes))]()
 
 
@@ -208,7 +211,7 @@ def records(draw: Any) -> Any:
     if shape in ("dataclass", "slots"):
         kind: Any = dataclasses.make_dataclass("Generated", fields, slots=shape == "slots", kw_only=shape == "slots")
     elif shape == "NamedTuple":
-        kind = collections.namedtuple("Generated", typed)
+        kind = collections.namedtuple("Generated", typed)  # type: ignore[misc, no-redef]
         kind.__annotations__ = dict(fields)
     else:
         kind = msgspec.defstruct(

@@ -68,6 +68,9 @@ class Positional(msgspec.Struct, array_like=True):
     b: Any
 
 
+Two = collections.namedtuple("Two", "a b")
+
+
 class Colour(enum.Enum):
     RED = "red"
 
@@ -151,7 +154,7 @@ def test_plain_values_arrive_equal(value: Any) -> None:
         (datetime.datetime(2025, 3, 1), "2025-03-01T00:00:00"),
         (datetime.timedelta(days=1), "P1D"),
         (collections.OrderedDict(a=1), {"a": 1}),
-        (collections.namedtuple("Pair", "a b")(1, 2), [1, 2]),
+        (Two(1, 2), [1, 2]),
         (Text("t"), "t"),
         (Whole(5), 5),
         (Real(5), 5.0),

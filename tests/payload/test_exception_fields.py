@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.payload.test_exceptions import PlainError, caught, travel
-from triton_distributed.errors import RemoteError
+from triton_distributed.errors import RemoteCause, RemoteError
 from triton_distributed.payload.exceptions import decode_error, encode_error
 
 NAMES = ("type_name", "message", "remote_traceback", "instance_id", "request_id", "remote")
@@ -43,8 +43,12 @@ class OwnProperties(Exception):
     """Computes each of the names."""
 
 
+def computed(name: str) -> property:
+    return property(lambda self: f"my {name}")
+
+
 for each in NAMES:
-    setattr(OwnProperties, each, property(lambda self, name=each: f"my {name}"))
+    setattr(OwnProperties, each, computed(each))
 
 
 @pytest.mark.parametrize("kind", [OwnFields, OwnSlots, OwnDefaults, OwnProperties])
@@ -75,6 +79,7 @@ def test_a_field_of_the_type_is_not_overwritten_by_ours(
 def test_fields_are_there_for_an_error_that_has_none_of_those_names() -> None:
     error = travel(PlainError("x"))
     remote = error.remote
+    assert isinstance(remote, RemoteCause)
     assert RemoteError.cause_of(error) is remote
     assert [getattr(error, name) for name in NAMES[:-1]] == [getattr(remote, name) for name in NAMES[:-1]]
     assert remote.hops == ((7, "r-1"),)

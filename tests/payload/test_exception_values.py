@@ -39,10 +39,12 @@ class Failed(Exception):
 
 class Slotted(Exception):
     __slots__ = ("value",)
+    value: Any
 
 
 class Deeper(Slotted):
     __slots__ = ("__hidden", "other", "unset")
+    other: Any
 
     def hide(self, value: Any) -> None:
         self.__hidden = value
@@ -73,7 +75,7 @@ def alike(one: Any, other: Any) -> bool:
     if type(one) is not type(other):
         return False
     if isinstance(one, np.ndarray):
-        return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+        return bool(one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes())
     if isinstance(one, list):
         return len(one) == len(other) and all(map(alike, one, other))
     if isinstance(one, dict):
@@ -137,7 +139,7 @@ leaves = (
     | texts
     | st.binary(max_size=8)
     | st.binary(max_size=8).map(bytearray)
-    | st.binary(max_size=8).map(memoryview)
+    | st.binary(max_size=8).map(memoryview)  # type: ignore[arg-type]
     | st.sampled_from([*Colour, *Flags, Flags.A | Flags.B, *Word, http.HTTPStatus.NOT_FOUND, Colour.RED])
     | st.uuids()
     | st.dates()
@@ -218,7 +220,7 @@ def test_what_cannot_be_in_an_answer_arrives_as_text_and_takes_nothing_with_it(v
         error.before, error.after = 1, {"k": [2]}  # type: ignore[attr-defined]
         got = travel(error)
         assert isinstance(got, type(error))
-        assert (got.before, got.after) == (1, {"k": [2]})
+        assert (got.before, got.after) == (1, {"k": [2]})  # type: ignore[attr-defined]
         assert len(got.args) == len(error.args)
         if len(error.args) == 3:
             assert (got.args[0], got.args[2]) == ("before", 3)
@@ -315,9 +317,9 @@ def test_slots_of_several_classes() -> None:
     raised.free = 4  # type: ignore[attr-defined]
     error = travel(raised)
     assert isinstance(error, Deeper)
-    assert (error.value, error.other, error.hidden(), error.free) == (1, str(uuid.UUID(int=2)), 3, 4)
+    assert (error.value, error.other, error.hidden(), error.free) == (1, str(uuid.UUID(int=2)), 3, 4)  # type: ignore[attr-defined]
     assert not hasattr(error, "unset")
-    again = pickle.loads(pickle.dumps(error))
+    again: Any = pickle.loads(pickle.dumps(error))
     assert (again.value, again.other, again.hidden(), again.free) == (1, str(uuid.UUID(int=2)), 3, 4)
     assert travel(error).hidden() == 3
 

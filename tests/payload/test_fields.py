@@ -185,6 +185,9 @@ class AroundSlots:
     held: Any
 
 
+Pair = collections.namedtuple("Pair", "a b")
+
+
 def places(value: Any) -> list[tuple[Any, Any]]:
     """The value in each kind of container, and how to find it where it arrives."""
     return [
@@ -195,7 +198,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
         ({"held": value}, lambda got: got["held"]),
         ({"a": [{"b": (1, value)}]}, lambda got: got["a"][0]["b"][1]),
         (collections.OrderedDict(held=value), lambda got: got["held"]),
-        (collections.namedtuple("Pair", "a b")(1, value), lambda got: got[1]),
+        (Pair(1, value), lambda got: got[1]),
         (Holder(value), lambda got: got["held"]),
         (Around(value), lambda got: got["held"]),
         (AroundSlots(value), lambda got: got["held"]),

@@ -15,14 +15,13 @@ from typing import Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import pydantic
 import pytest
 
 from tests.payload.test_codec import BIG, received
 from triton_distributed.errors import DecodeError, InvalidRequest
 from triton_distributed.payload.codec import decode, encode
 from triton_distributed.payload.typed import typed_checker, typed_decoder
-
-pydantic = pytest.importorskip("pydantic")
 
 
 @dataclasses.dataclass

@@ -22,7 +22,7 @@ from triton_distributed.payload.codec import encode
 from triton_distributed.payload.typed import typed_checker, typed_decoder
 
 if TYPE_CHECKING:
-    from nowhere import Unknown
+    from nowhere import Unknown  # type: ignore[import-not-found]
 
 
 class Opaque:
@@ -186,6 +186,7 @@ def test_a_union_goes_to_the_member_of_which_most_is_there_then_to_the_first() -
 
     Few.__annotations__, More.__annotations__ = {"a": int}, {"a": int, "b": int}
     for hint in (Few | More, More | Few):
+        assert isinstance(hint, types.UnionType)
         decoder = typed_decoder(hint)
         assert decoder(encode(More(1, 2))) == More(1, 2)
         assert type(decoder(encode({"a": 1}))) is hint.__args__[0]

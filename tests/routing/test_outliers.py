@@ -308,7 +308,7 @@ def test_no_rate_of_failure_that_all_share_ejects_an_instance(seed: int, count: 
 
 @pytest.mark.parametrize("rate", [0.0, 0.02, 0.2])
 @pytest.mark.parametrize("per_s", [10, 100])
-def test_an_instance_that_fails_gets_few_calls(rate: float, per_s: float) -> None:
+def test_an_instance_that_fails_gets_few_calls(rate: float, per_s: int) -> None:
     traffic = Traffic(3, per_s, rate, 3, own_rate={2: 1.0})
     found = traffic.run(60 * per_s)
     assert {each.instance_id for each in found} == {2}

@@ -165,6 +165,7 @@ async def waiting(request: Any, offered: tuple[Instance, ...], load: LoadBook) -
 
 class Own:
     def __call__(self, request: Any, offered: tuple[Instance, ...], load: LoadBook) -> Instance:
+        assert isinstance(request, int)
         return offered[request]
 
 

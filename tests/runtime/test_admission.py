@@ -71,13 +71,14 @@ async def test_the_least_of_a_full_queue_makes_room(cluster: Cluster) -> None:
         await patiently(client.call("equal", priority=-1))
     for _ in range(3):
         gate.open.release()
-    assert await patiently(asyncio.gather(low, high)) == ["low", "high"]
+    assert list(await patiently(asyncio.gather(low, high))) == ["low", "high"]
     assert gate.began == ["first", "high", "low"]
 
 
 async def test_a_call_in_a_handler_has_its_requests_priority(cluster: Cluster) -> None:
     async def inner(request: Any, context: Any) -> int:
-        return context.priority
+        priority: int = context.priority
+        return priority
 
     await cluster.worker(inner, "t.c.inner")
     client = await cluster.client("t.c.inner")
@@ -140,7 +141,7 @@ async def test_what_is_refused_here_goes_elsewhere(cluster: Cluster) -> None:
 
 
 def test_the_estimate() -> None:
-    admission = Admission(max_inflight=4, max_queue=10)
+    admission: Admission[Any] = Admission(max_inflight=4, max_queue=10)
     assert admission.wait_s(0) == 0.0
     admission.took(2.0)
     assert admission.mean_s == 2.0
@@ -148,7 +149,7 @@ def test_the_estimate() -> None:
     assert admission.mean_s == pytest.approx(1.9)
     for number in range(3):
         assert admission.wait_s(0) == pytest.approx((number + 1) * 1.9 / 4)
-        assert admission.enter(object(), 0) is None  # type: ignore[arg-type]
+        assert admission.enter(object(), 0) is None
     assert admission.wait_s(1) == pytest.approx(1.9 / 4)
     assert len(admission.clear()) == 3
     assert admission.next() is None
@@ -222,7 +223,7 @@ async def test_every_estimate_is_compared_with_what_came_of_it(
 
 
 def test_estimates_that_were_wrong_widen_the_margin_up_to_a_quarter() -> None:
-    admission = Admission(max_inflight=1, max_queue=10)
+    admission: Admission[Any] = Admission(max_inflight=1, max_queue=10)
     admission.took(1.0)
     assert admission.in_time(0, 2.0)  # one second until its turn, one for itself
     admission.ended(0, -1.0, whole=False)  # its caller left early: that tells nothing
@@ -242,7 +243,7 @@ def test_estimates_that_were_wrong_widen_the_margin_up_to_a_quarter() -> None:
 
 
 def test_a_handler_that_was_cut_short_says_only_that_they_take_no_less() -> None:
-    admission = Admission(max_inflight=1, max_queue=10)
+    admission: Admission[Any] = Admission(max_inflight=1, max_queue=10)
     admission.took(1.0)
     admission.took(0.5, whole=False)
     assert admission.mean_s == 1.0
@@ -254,7 +255,7 @@ class Flooded:
     """An endpoint's queue in virtual time, with twice the requests that it has room for."""
 
     def __init__(self, spread: float) -> None:
-        self.admission = Admission(max_inflight=8, max_queue=64)
+        self.admission: Admission[Any] = Admission(max_inflight=8, max_queue=64)
         self.rng = random.Random(1)
         self.spread = spread
         self.running = 0
@@ -273,7 +274,7 @@ class Flooded:
             self.start(request)
         elif self.admission.in_time(0, 0.1):
             request.due = self.now + self.admission.wait_s(0) + self.admission.mean_s
-            self.refused += self.admission.enter(request, 0) is not None  # type: ignore[arg-type]
+            self.refused += self.admission.enter(request, 0) is not None
         else:
             self.refused += 1
 

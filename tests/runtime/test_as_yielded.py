@@ -72,6 +72,12 @@ def fill(each: Any, number: int) -> None:
     each[:] = number
 
 
+def fill_arrays(each: Any, number: int) -> None:
+    """Fill the arrays that stand beside small values."""
+    fill(each[1]["a"], number)
+    fill(each[2], number)
+
+
 def rows(size: int) -> Any:
     """A view that is not contiguous."""
     return np.zeros((size, 2), np.uint8)[:, 0]
@@ -101,7 +107,7 @@ VALUES = {
     ),
     "arrays beside small values": Value(
         lambda n: [1, {"a": np.zeros(n, np.uint8), "b": 2}, np.zeros(4, np.uint8), "text"],
-        lambda v, x: (fill(v[1]["a"], x), fill(v[2], x)),
+        fill_arrays,
         lambda v: np.concatenate([elements(v[1]["a"]), v[2]]),
     ),
     "dataclass": Value(

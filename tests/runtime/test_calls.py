@@ -221,7 +221,8 @@ async def test_one_task_reads_at_a_time_and_another_does_not_disturb_it(connecte
 
 async def test_call_returns_the_single_value(cluster: Cluster) -> None:
     client = await cluster.connect(echo)
-    for value in (None, 0, "", [], {"a": None}):
+    values: tuple[Any, ...] = (None, 0, "", [], {"a": None})
+    for value in values:
         assert await patiently(client.call(value)) == value
 
 

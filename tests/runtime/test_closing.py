@@ -14,9 +14,7 @@ from triton_distributed.errors import RuntimeClosed, StreamIncomplete
 
 @pytest.mark.parametrize("options", [{}, {"resume": True}, {"idempotent": True}], ids=str)
 @pytest.mark.parametrize("accepts", [False, True])
-async def test_a_call_under_way_ends_with_its_runtime(
-    cluster: Cluster, options: dict[str, bool], accepts: bool
-) -> None:
+async def test_a_call_under_way_ends_with_its_runtime(cluster: Cluster, options: dict[str, Any], accepts: bool) -> None:
     sent = asyncio.Event()
 
     def keeps(stream: Any) -> None:

@@ -63,7 +63,7 @@ async def begun_then_shut_down(cluster: Cluster, later: int) -> None:
     serving = runtime.endpoint("t.c.e").serve_endpoint(echo)
     await turns(later)
     runtime.shutdown()
-    assert await patiently(serving) is None
+    assert await patiently(serving) is None  # type: ignore[func-returns-value]
 
 
 @LATER
@@ -228,7 +228,7 @@ async def test_a_session_that_is_just_being_made_holds_up_no_shutdown(cluster: C
     serving = await cluster.serve(runtime, echo)
     session = runtime.worker.server._listener._accept()  # its transport comes in a later turn of the loop
     runtime.shutdown()
-    assert await patiently(serving) is None
+    assert await patiently(serving) is None  # type: ignore[func-returns-value]
     assert session.lost
 
 

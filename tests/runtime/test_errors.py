@@ -84,7 +84,7 @@ async def test_an_error_tells_all_it_knows(cluster: Cluster) -> None:
 
     await cluster.serve(worker, handler)
     client = await cluster.client()
-    items = []
+    items: list[Any] = []
     with pytest.raises(KeyError) as caught:
         await into(items, client.generate(1, annotated=False))
     error: Any = caught.value
@@ -109,7 +109,7 @@ async def test_items_before_the_error_arrive_before_it(cluster: Cluster) -> None
         raise LookupError("then this")
 
     client = await cluster.connect(handler)
-    items = []
+    items: list[Any] = []
     with pytest.raises(LookupError, match="then this"):
         await into(items, client.generate(1, annotated=False))
     assert len(items) == 102
@@ -146,6 +146,7 @@ async def test_a_users_own_type_is_its_nearest_known_base_where_it_is_not_import
     assert (caught.type_name, str(caught)) == ("Odd", "Odd: 3 were needed, two came")
     caught = await raised_by(cluster, raising(lookup))
     assert isinstance(caught, LookupError)
+    assert isinstance(caught, RemoteError)
     assert caught.type_name == "OddLookup"
     assert "tests.runtime.exceptions_apart" not in sys.modules
 
@@ -225,7 +226,7 @@ async def test_errors_of_every_kind_of_handler(cluster: Cluster) -> None:
 
     async def before_the_first(request: Any) -> AsyncIterator[int]:
         raise KeyError("b")
-        yield 1
+        yield 1  # type: ignore[unreachable]
 
     for number, handler in enumerate((coroutine, function, generator, before_the_first)):
         await cluster.worker(handler, f"t.c.e{number}")

@@ -128,6 +128,7 @@ async def test_three_hops_tell_it_once(way: Any, cluster: Cluster, caplog: pytes
     ids = await chain(cluster, way)
     error = await error_of(cluster)
     assert isinstance(error, Deep)
+    assert isinstance(error, RemoteError)
     hops = error.remote.hops
     assert [instance for instance, _ in hops] == ids
     first, *others = reports(caplog)
@@ -193,6 +194,7 @@ async def test_an_error_raised_from_one_that_arrived_tells_both_once(
     error = await error_of(cluster)
     assert isinstance(error, LookupError)
     assert not isinstance(error, Deep)
+    assert isinstance(error, RemoteError)
     assert [instance for instance, _ in error.remote.hops] == [two.instance_id, three.instance_id]
     origin, own, between = reports(caplog)
     assert "\n" not in between
@@ -220,6 +222,7 @@ async def test_an_error_that_arrives_while_another_is_handled_tells_of_it(
     await cluster.worker(handler, NAMES[1])
     error = await error_of(cluster, NAMES[1])
     assert isinstance(error, Deep)
+    assert isinstance(error, RemoteError)
     for text in (reports(caplog)[1], error.remote_traceback):
         assert text.count("raise LookupError(") == 1
         assert text.count("raise Deep(") == 1
@@ -248,12 +251,14 @@ async def test_parts_of_a_group_are_told_once_each(cluster: Cluster, caplog: pyt
     await cluster.worker(through(cluster, NAMES[1], calls), NAMES[2])
     error = await error_of(cluster)
     assert isinstance(error, ExceptionGroup)
+    assert isinstance(error, RemoteError)
     text = shown(error)
     for each in ("raise LookupError(", "group.create_task(own())"):
         assert text.count(each) <= 1, text
     assert text.count("raise LookupError(") == 1
     assert error.remote_traceback.count("raise LookupError(") == 1
     part = next(each for each in error.exceptions if isinstance(each, LookupError))
+    assert isinstance(part, RemoteError)
     assert "raise LookupError(" in part.remote_traceback
     assert PACKAGE not in error.remote_traceback
 

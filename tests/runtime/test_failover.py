@@ -119,7 +119,7 @@ async def test_an_idempotent_request_is_not_sent_again_after_its_first_item(clus
     fake = await FakeWorker(answers_then_drops).start(5)
     await cluster.worker(echo)
     client = await cluster.client(policy=lambda request, instances, load: min(instances, key=lambda each: each.id))
-    items = []
+    items: list[Any] = []
     with pytest.raises(StreamIncomplete) as caught:
         await into(items, client.generate("again", annotated=False, idempotent=True))
     assert (items, caught.value.items) == ([1], 1)
@@ -221,7 +221,7 @@ async def test_items_that_arrived_are_kept_and_counted(cluster: Cluster) -> None
     client = await cluster.client()
     stream = client.generate(1, annotated=False)
     await until(lambda: not len(client.load) and client.stats.ended[6])
-    items = []
+    items: list[Any] = []
     with pytest.raises(StreamIncomplete) as caught:  # nobody had read yet when the connection broke
         await into(items, stream)
     assert items == [1]
@@ -452,6 +452,7 @@ async def test_a_lost_worker_is_probed_and_comes_back_into_rotation(cluster: Clu
     await patiently(client.call(1))
     session = client.pool.get(client.view.candidates[0].addresses)
     assert session is not None
+    assert session._transport is not None
     session._transport.abort()
     await until(lambda: worker.instance_id in client.view.rotation.down)
     await until(lambda: not client.view.rotation.down)

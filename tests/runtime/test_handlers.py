@@ -222,7 +222,7 @@ async def test_what_cannot_be_a_handler_is_refused_by_the_call_itself(bad: Any, 
 
 
 @pytest.mark.parametrize("limits", [{"max_inflight": 0}, {"max_inflight": -1}, {"max_queue": -1}])
-async def test_limits_below_their_least_are_refused(limits: dict[str, int], cluster: Cluster) -> None:
+async def test_limits_below_their_least_are_refused(limits: dict[str, Any], cluster: Cluster) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(limits))}="):
         cluster.runtime().endpoint("t.c.e").serve_endpoint(agen, **limits)
 

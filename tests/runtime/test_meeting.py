@@ -152,7 +152,7 @@ def test_the_folder(what: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_two_users_never_share_one(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRD_DIR")
     mine = Config.from_env().directory
-    monkeypatch.setattr(config_module.os, "geteuid", lambda: STRANGER)
+    monkeypatch.setattr(os, "geteuid", lambda: STRANGER)
     assert Config.from_env().directory != mine
 
 
@@ -239,7 +239,12 @@ async def test_without_a_list_of_locks_the_usual_folders_are_looked_at(
 async def test_a_program_that_calls_in_a_loop_looks_seldom(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[int] = []
     really = Elsewhere._look
-    monkeypatch.setattr(Elsewhere, "_look", lambda self: looks.append(1) or really(self))
+
+    def look(self: Elsewhere) -> Any:
+        looks.append(1)
+        return really(self)
+
+    monkeypatch.setattr(Elsewhere, "_look", look)
     monkeypatch.setattr(elsewhere_module, "KEEP_S", 3600.0)
     calls = DistributedRuntime(config=Config(directory=place / "empty", handle_signals=False))
     client = await calls.endpoint("meeting.c.e").client()

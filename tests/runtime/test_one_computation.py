@@ -155,7 +155,7 @@ async def test_what_a_wrapper_sets_holds_for_what_it_returns(cluster: Cluster) -
     """A plain function around an async handler runs in a thread: the handler goes on in the same context, on the loop."""
     seen: list[str] = []
 
-    def wrapped(handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def wrapped(handler: Callable[[Any, Any], Any]) -> Callable[[Any], Any]:
         @functools.wraps(handler)
         def wrapper(request: Any) -> Any:
             return handler(request, variable.set(request))

@@ -287,6 +287,7 @@ async def test_one_lost_connection_is_one_failure(three: Workers) -> None:
     session = client.pool.get(client.view.table.by_id[three.ids[0]].addresses)
     assert session is not None
     await until(lambda: all(each.accepted for each in session.streams.values()))
+    assert session._transport is not None
     session._transport.abort()
     assert all(isinstance(each, StreamIncomplete) for each in await outcomes(calls))
     await until(lambda: not client.view.rotation.down)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -23,7 +24,7 @@ class Counted:
     async def raises(self, request: Any) -> AsyncIterator[int]:
         self.began += 1
         raise asyncio.CancelledError
-        yield 1
+        yield 1  # type: ignore[unreachable]
 
     async def raises_after_an_item(self, request: Any, context: Context) -> AsyncIterator[int]:
         self.began += 1
@@ -123,7 +124,7 @@ class Obeys:
         self.began += 1
         await context.stopped()
         raise asyncio.CancelledError
-        yield 1
+        yield 1  # type: ignore[unreachable]
 
     async def after_items(self, request: Any, context: Context) -> AsyncIterator[int]:
         self.began += 1
@@ -268,8 +269,12 @@ async def test_a_request_that_ends_every_worker_is_resumed_only_so_often(cluster
     stream = client.generate(1, annotated=False, resume=True)
     items: list[int] = []
     reading = asyncio.ensure_future(into(items, stream))
+
+    def got_so_far(count: int) -> bool:
+        return len(items) == count or reading.done()
+
     for count in range(1, 5):
-        await until(lambda count=count: len(items) == count or reading.done())
+        await until(functools.partial(got_so_far, count))
         [asked] = [each for each in workers if each.instance_id == stream.instance_id]
         if reading.done():
             break

@@ -199,7 +199,7 @@ async def test_a_bad_item_reaches_the_caller_and_names_the_path(cluster: Cluster
             ended.set()
 
     client = await cluster.connect(handler)
-    found = []
+    found: list[Any] = []
     with pytest.raises(TypeError, match=r'item\["b"\]\[1\]'):
         await into(found, client.generate(1, annotated=False))
     assert found == [1]
@@ -241,7 +241,8 @@ async def test_a_request_above_the_limit(kind: type, limited: Cluster) -> None:
         assert 2 * LIMIT <= caught.value.size < 2 * LIMIT + 200
         assert "100,000" in str(caught.value)
         assert isinstance(caught.value, ValueError)
-    await patiently(client.generate("small") and began.wait())
+    client.generate("small")
+    await patiently(began.wait())
     release.set()
     assert [item async for item in reading] == [2]  # nobody else is harmed
     assert client.stats.outcomes()["lost"] == 0
@@ -254,7 +255,7 @@ async def test_an_item_above_the_limit(kind: str, limited: Cluster) -> None:
         yield {"str": "x" * 2 * LIMIT, "bytes": b"x" * 2 * LIMIT, "array": np.zeros(2 * LIMIT, np.uint8)}[kind]
 
     client = await limited.connect(handler)
-    found = []
+    found: list[Any] = []
     with pytest.raises(MessageTooLarge, match="TRD_MAX_MESSAGE_BYTES"):
         await into(found, client.generate(1, annotated=False))
     assert found == [1]

@@ -43,6 +43,7 @@ class Seen:
 def serve(arrivals: Iterator[float], duration: Callable[[float], float], max_inflight: int, max_queue: int = 0) -> Seen:
     """Serve requests that come at these times, each of which takes so long where it begins."""
     seen = Seen(max_queue)
+    began = 0.0
 
     async def handler(request: Any) -> None:
         loop = asyncio.get_running_loop()
@@ -69,7 +70,6 @@ def serve(arrivals: Iterator[float], duration: Callable[[float], float], max_inf
                 calls.append(asyncio.ensure_future(call(client)))
             await asyncio.gather(*calls)
 
-    began = 0.0
     run_in_virtual_time(main())
     assert seen.refusals
     return seen

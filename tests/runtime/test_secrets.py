@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import pickle
@@ -111,8 +112,8 @@ async def exercised(make: Callable[[], Config], directory: Path) -> str:
         await asyncio.wait([served], timeout=SHORT_S)
         served.cancel()
         await asyncio.wait([served])
-        if not served.cancelled() and (error := served.exception()) is not None:
-            seen.append(told(error))
+        if not served.cancelled() and (failure := served.exception()) is not None:
+            seen.append(told(failure))
     return "\n".join(seen)
 
 
@@ -145,7 +146,7 @@ async def test_of_a_setting_of_text(setting: Field[Any], trd_dir: Path, caplog: 
     for value in values:
         if setting.name == "static":
             value = f"t.c.e={value}"
-        text = await exercised(lambda value=value: Config(**settings_for(setting, value, trd_dir)), trd_dir)
+        text = await exercised(functools.partial(Config, **settings_for(setting, value, trd_dir)), trd_dir)
         check(text, value)
         check(caplog.text, value)
         caplog.clear()

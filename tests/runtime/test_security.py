@@ -164,9 +164,9 @@ async def test_certificates_are_renewed_without_a_restart(trd_dir: Path, member:
     ],
 )
 async def test_what_is_wrong_with_the_files_is_said_at_the_start(
-    member: Member, settings: dict[str, str], names: str
+    member: Member, settings: dict[str, Any], names: str
 ) -> None:
-    files = {"cert": member.cert, "key": member.key, "ca": member.ca}
+    files: dict[str, Any] = {"cert": member.cert, "key": member.key, "ca": member.ca}
     with pytest.raises(ConfigError, match=f"^{names}"):
         DistributedRuntime(config=Config(**{name: files.get(each, each) for name, each in settings.items()}))
 

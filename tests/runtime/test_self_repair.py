@@ -378,7 +378,7 @@ class SlowDiscovery(FileDiscovery):
         self.go.set()
         self.asked = asyncio.Event()
 
-    async def register(self, instance):  # type: ignore[no-untyped-def]
+    async def register(self, instance):
         self.asked.set()
         await self.go.wait()
         await super().register(instance)

@@ -39,7 +39,8 @@ async def test_every_verb_takes_a_policy_as_client_does(policy: Any, cluster: Cl
 
 async def test_a_named_policy_of_a_call_takes_its_turns_from_call_to_call(cluster: Cluster) -> None:
     async def who(request: Any) -> int:
-        return request
+        number: int = request
+        return number
 
     for _ in range(3):
         await cluster.worker(who)
@@ -49,6 +50,7 @@ async def test_a_named_policy_of_a_call_takes_its_turns_from_call_to_call(cluste
     for n in range(6):
         stream = client.generate(n, policy="round_robin")
         await patiently(drained(stream))
+        assert stream.instance_id is not None
         asked.append(stream.instance_id)
     assert sorted(asked) == sorted(client.instance_ids() * 2)
 

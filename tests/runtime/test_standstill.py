@@ -254,7 +254,7 @@ async def pool() -> Iterator[HandlerThreads]:  # type: ignore[misc]
 async def look(pool: HandlerThreads) -> None:
     """Have it look now, instead of in some seconds."""
     assert pool._timer is not None
-    _, progress = pool._timer._args  # type: ignore[attr-defined]
+    _, progress = pool._timer._args
     pool._timer.cancel()
     pool._look(asyncio.get_running_loop(), progress)
 

@@ -36,7 +36,8 @@ async def test_a_runtime_that_does_nothing(cluster: Cluster) -> None:
     found = runtime.statistics()
     assert isinstance(found, RuntimeStatistics)
     assert (found.instance_id, found.state) == (runtime.instance_id, "open")
-    assert found.endpoints == found.calls == found.sessions == found.subscriptions == found.queues == ()
+    for each in (found.endpoints, found.calls, found.sessions, found.subscriptions, found.queues):
+        assert each == ()
     assert (found.held_bytes, found.tasks) == (0, 0)
     assert (found.discovery.backend, found.discovery.registered) == ("MemoryDiscovery", ())
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -177,7 +177,7 @@ async def test_leaving_after_the_last_item_is_no_cut(cluster: Cluster) -> None:
 
 async def test_an_empty_answer_that_was_looked_at_may_be_iterated_over(cluster: Cluster) -> None:
     async def nothing(request: Any) -> AsyncIterator[int]:
-        for n in ():
+        for n in range(0):
             yield n
 
     client = await cluster.connect(nothing)

@@ -103,7 +103,7 @@ async def test_containers_may_be_changed_as_well(cluster: Cluster) -> None:
         return request
 
     client = await cluster.connect(echo)
-    request = {"a": [1, 2], "b": {"c": "d"}}
+    request: dict[str, Any] = {"a": [1, 2], "b": {"c": "d"}}
     streams = []
     for n in range(3):
         request["a"].append(n)

@@ -32,7 +32,7 @@ async def test_every_request_is_answered(count: int, cluster: Cluster) -> None:
 
 @pytest.mark.parametrize("hint", [AsyncIterator[int], AsyncIterable[int], AsyncGenerator[int, None], AsyncIterator])
 async def test_hints_that_mean_a_stream(hint: Any, cluster: Cluster) -> None:
-    async def total(requests):  # type: ignore[no-untyped-def]
+    async def total(requests):
         return sum([each async for each in requests])
 
     total.__annotations__["requests"] = hint
@@ -170,7 +170,7 @@ async def test_an_error_of_the_handler_ends_the_requests(cluster: Cluster) -> No
     async def handler(requests: AsyncIterator[int]) -> AsyncIterator[int]:
         async for _ in requests:
             raise KeyError("theirs")
-            yield 1
+            yield 1  # type: ignore[unreachable]
 
     async def requests() -> AsyncIterator[int]:
         try:

@@ -11,6 +11,7 @@ import stat
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,7 +114,7 @@ async def test_a_living_worker_keeps_its_socket(trd_dir):
 
 async def test_of_two_workers_that_start_on_one_path_at_a_moment_one_gets_it(trd_dir, monkeypatch):
     path = trd_dir / "w.sock"
-    claimed: list = []
+    claimed: list[Any] = []
     chmod = os.chmod
 
     def another_is_faster(name, mode):
@@ -122,7 +123,7 @@ async def test_of_two_workers_that_start_on_one_path_at_a_moment_one_gets_it(trd
             claimed.append(None)
             claimed[0] = unix_sockets.claim(path)
 
-    monkeypatch.setattr(unix_sockets.os, "chmod", another_is_faster)
+    monkeypatch.setattr(os, "chmod", another_is_faster)
     with pytest.raises(OSError, match="another worker listens there") as caught:
         unix_sockets.claim(path)
     assert caught.value.errno == errno.EADDRINUSE
@@ -137,7 +138,7 @@ async def test_of_two_workers_that_start_on_one_path_at_a_moment_one_gets_it(trd
 async def test_a_dead_socket_that_another_worker_has_replaced_meanwhile_is_left(trd_dir, monkeypatch):
     path = dead_socket(trd_dir / "w.sock")
     is_dead = unix_sockets._is_dead
-    claimed: list = []
+    claimed: list[Any] = []
 
     def another_is_faster(name):
         answer = is_dead(name)
@@ -175,7 +176,7 @@ async def test_where_there_are_no_hard_links_a_socket_is_renamed(trd_dir, monkey
     def link(source, target):
         raise OSError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr(unix_sockets.os, "link", link)
+    monkeypatch.setattr(os, "link", link)
     async with serving(f"unix://{trd_dir}/w.sock") as service, calling() as caller:
         assert await numbers(await caller.call(service.address, b"count 1")) == [0]
         assert os.listdir(trd_dir) == ["w.sock"]

@@ -92,6 +92,7 @@ def test_it_runs_in_virtual_time() -> None:
     async def main() -> int:
         async with LocalCluster() as cluster:
             await cluster.worker(PATH, double)
-            return await (await cluster.client(PATH)).call(3)
+            answer: int = await (await cluster.client(PATH)).call(3)
+            return answer
 
     assert run_in_virtual_time(main()) == 6

@@ -60,7 +60,7 @@ async def test_an_end_that_is_gone_in_the_middle_is_gone_at_the_other(service):
     async with FaultProxy(service.address) as proxy:
         async with calling() as caller:
             await first(await caller.call(proxy.address, b"count 10000000"))
-            caller.made[0]._transport.abort()
+            caller.made[0].transport.abort()
         async with asyncio.timeout(PATIENCE_S):
             await service.served[0].ended.wait()
         await nothing_left(proxy)
@@ -168,8 +168,8 @@ async def test_in_a_black_hole_nobody_learns_that_the_other_end_is_gone(gone):
         client, accepted = caller.made[0], service.accepted[0]
         lost, other = (client, accepted) if gone == "client" else (accepted, client)
         proxy.black_hole()
-        lost._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOTHING)
-        lost._transport.abort()  # a reset
+        lost.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOTHING)
+        lost.transport.abort()  # a reset
         for _ in range(100):
             await asyncio.sleep(0)
         assert other.lost is None

@@ -20,7 +20,8 @@ CONFIG = Config(discovery="memory", handle_signals=False, watchdog_s=0)
 
 def test_an_hour_takes_a_moment_and_timers_keep_their_order():
     async def main():
-        loop, order = asyncio.get_running_loop(), []
+        loop = asyncio.get_running_loop()
+        order: list[int] = []
         began = loop.time()
         for seconds in (3, 1, 2):
             loop.call_later(seconds * 1000, order.append, seconds)
@@ -70,11 +71,15 @@ def test_a_circle_in_which_no_time_passes_is_told(monkeypatch):
 
 
 def test_time_stands_while_a_thread_of_the_loop_works():
+    def work() -> str:
+        time.sleep(20 * MS)
+        return "done"
+
     async def main():
         loop = asyncio.get_running_loop()
         began = loop.time()
         tick = loop.call_later(5, lambda: None)
-        answer = await asyncio.to_thread(lambda: time.sleep(20 * MS) or "done")
+        answer = await asyncio.to_thread(work)
         assert not tick.cancelled()
         return answer, loop.time() - began
 

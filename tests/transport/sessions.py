@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 
 from tests.timing import PATIENCE_S
 from triton_distributed.transport.address import Address
+from triton_distributed.transport.inbound import Inbound
 from triton_distributed.transport.listener import Listener
 from triton_distributed.transport.liveness import HEALTH_S, HOST_S
 from triton_distributed.transport.network import Networks
@@ -52,6 +53,24 @@ class Watched(Session):
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
         self.gone.set()
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """The transport of a session that is connected."""
+        assert self._transport is not None
+        return self._transport
+
+    @property
+    def inbound(self) -> Inbound:
+        """The reading part of a session that is connected."""
+        assert self._inbound is not None
+        return self._inbound
+
+
+def watched(session: Session) -> Watched:
+    """A session of a pool or listener of these tests, as the type that they make."""
+    assert isinstance(session, Watched)
+    return session
 
 
 def session(
@@ -317,7 +336,7 @@ async def calling(
         await closed(*caller.made)
 
 
-async def messages(stream: Stream) -> AsyncIterator[tuple[Any, list[Any]]]:
+async def messages(stream: Stream) -> AsyncGenerator[tuple[Any, list[Any]]]:
     """What comes on a stream: body and buffers of each item.
 
     Raises:

@@ -205,7 +205,7 @@ async def test_who_asks_without_reading_costs_little(flood, number):
         unharmed(service),
         peer(service.address) as bad,
     ):
-        bad.reader._limit = 1  # stops reading: what is answered stays where it is
+        bad.reader._limit = 1  # type: ignore[attr-defined]  # stops reading: what is answered stays where it is
         before = resident()
         await bad.say(HELLO, request(1, b"hold"))
 
@@ -219,7 +219,7 @@ async def test_who_asks_without_reading_costs_little(flood, number):
 
         flooding = asyncio.create_task(floods())
         async with asyncio.timeout(PATIENCE_S):
-            while not flooding.done() and not service.accepted[-1]._inbound.choked:  # it may not be heard to its end
+            while not flooding.done() and not service.accepted[-1].inbound.choked:  # it may not be heard to its end
                 assert resident() - before < 100 << 20
                 await asyncio.sleep(0.001)
         assert resident() - before < 100 << 20

@@ -39,7 +39,7 @@ SOCKETS = ["tcp", "unix"]
 def switches(monkeypatch) -> list[BulkReader]:
     """The readers that took a session's place."""
     made: list[BulkReader] = []
-    begin = BulkReader.begin.__func__
+    begin = vars(BulkReader)["begin"].__func__
 
     def noted(cls, *args):
         reader = begin(cls, *args)
@@ -76,7 +76,7 @@ async def test_arrays_arrive_intact_while_small_frames_come_between(trd_dir, sch
         # reads come as plain bytes again
         for _ in range(3):
             assert await numbers(await caller.call(service.address, b"count 10")) == [*range(10)]
-        assert caller.made[0]._inbound.bulk is service.accepted[0]._inbound.bulk is None
+        assert caller.made[0].inbound.bulk is service.accepted[0].inbound.bulk is None
 
 
 @pytest.mark.parametrize("scheme", [*SOCKETS, "memory"])
@@ -129,7 +129,9 @@ async def test_an_abort_in_the_middle_of_a_fragment_leaves_the_session_whole(sid
                 await asyncio.sleep(0)
         receiver.abort(f.CANCEL if side == "caller" else f.ERROR, 0, b"enough")
         if side == "service":
-            service.served[1].task.cancel()  # its handler holds on to a stream that is gone
+            handler = service.served[1].task
+            assert handler is not None
+            handler.cancel()  # its handler holds on to a stream that is gone
             with pytest.raises(Failed, match="enough"):
                 await bodies(stream)
             async with asyncio.timeout(PATIENCE_S):

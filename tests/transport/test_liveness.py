@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -76,7 +77,7 @@ class Told:
 
 
 def watched(*sessions, asks=True, health_s=10.0, host_s=30.0):
-    clock = Clock()
+    clock: Any = Clock()
     silent: list[Told] = []
     found = list(sessions)
     liveness = Liveness(clock, lambda: found, health_s, host_s, silent.append if asks else None)
@@ -188,7 +189,7 @@ async def until(true):
             await asyncio.sleep(0.001)
 
 
-def look(liveness: Liveness) -> None:
+def look(liveness: Liveness[Any]) -> None:
     """Let it look now."""
     assert liveness._timer is not None
     liveness._timer.cancel()
@@ -215,7 +216,7 @@ async def test_a_handler_that_takes_its_time_is_not_silent(scheme, trd_dir):
 @pytest.mark.any_loop
 async def test_a_silent_worker_is_reported_and_keeps_its_streams():
     go = asyncio.Event()
-    heard: list = []
+    heard: list[int] = []
 
     async def worker(peer: Peer) -> None:
         await peer.say(HELLO)
@@ -295,7 +296,7 @@ async def test_a_probe_of_a_live_session_wants_an_answer():
         assert len(caller.made) == 1
         probing = asyncio.ensure_future(caller.pool.probe((address,)))
         await asyncio.sleep(0)
-        caller.made[0]._transport.abort()
+        caller.made[0].transport.abort()
         with pytest.raises(ConnectionFailed, match="closed the connection"):
             await probing
 

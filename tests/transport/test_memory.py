@@ -19,7 +19,7 @@ class Noted(asyncio.Protocol):
         self.told: list[str] = []
         self.data = b""
         self.largest = 0
-        self.transport: MemoryTransport | None = None
+        self.transport: MemoryTransport
         self.lost = asyncio.Event()
 
     def connection_made(self, transport) -> None:

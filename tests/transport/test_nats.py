@@ -14,7 +14,7 @@ import pytest
 
 from tests.servers import missing
 from tests.timing import MS, PATIENCE_S
-from tests.transport.sessions import Caller, Lost, Service, bodies, calling, messages, numbers, serving
+from tests.transport.sessions import Caller, Lost, Service, Watched, bodies, calling, messages, numbers, serving
 from triton_distributed.errors import BrokerError, ConnectionFailed
 from triton_distributed.external.nats import NatsConnection, NatsOptions
 from triton_distributed.external.nats_port import NatsPort
@@ -22,6 +22,7 @@ from triton_distributed.testing import NatsServer, ServerMissing
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.nats import messages as m
 from triton_distributed.transport.nats.network import NatsNetwork
+from triton_distributed.transport.nats.transport import NatsTransport
 
 ADDRESS = "nats://some_service_12345678.generate-1f"
 BEAT_S = 1000 * MS  # as by default: most tests must not see a session end because of a busy machine
@@ -53,6 +54,12 @@ async def joined(server: NatsServer, beat_s: float = BEAT_S, **options: Any) -> 
         yield service, caller
 
 
+def over_nats(session: Watched) -> Any:
+    """The transport of a session, of which tests see the private parts."""
+    assert isinstance(session.transport, NatsTransport)
+    return session.transport
+
+
 async def test_sessions(nats: NatsServer):
     async with joined(nats) as (service, caller):
         assert service.address == ADDRESS
@@ -81,7 +88,7 @@ async def test_what_is_larger_than_a_message_is_cut_and_put_together(tmp_path):
         missing(error)
     array = np.arange(512 * 1024, dtype=np.float32)
     async with server, joined(server) as (_, caller):
-        stream = await caller.call(ADDRESS, b"array 2", memoryview(array).cast("B"))
+        stream = await caller.call(ADDRESS, b"array 2", array.data.cast("B"))
         assert await bodies(stream) == [b"array"] * 2
         assert await numbers(await caller.call(ADDRESS, b"count 5000")) == [*range(5000)]
 
@@ -89,12 +96,12 @@ async def test_what_is_larger_than_a_message_is_cut_and_put_together(tmp_path):
 async def test_an_array_of_32_mib(nats: NatsServer):
     array = np.arange(8 << 20, dtype=np.float32)
     async with joined(nats) as (service, caller):
-        stream = await caller.call(ADDRESS, b"array", memoryview(array).cast("B"))
+        stream = await caller.call(ADDRESS, b"array", array.data.cast("B"))
         async with asyncio.timeout(PATIENCE_S):
             ((body, buffers),) = [each async for each in messages(stream)]
         assert body == b"array"
         assert np.array_equal(np.frombuffer(buffers[0], np.float32), array)
-        assert max(each._transport._sent for each in service.accepted) > array.nbytes
+        assert max(over_nats(each)._sent for each in service.accepted) > array.nbytes
 
 
 async def test_nobody_listens(nats: NatsServer):
@@ -146,7 +153,7 @@ async def test_strangers_on_the_subject_of_a_session_are_ignored(nats: NatsServe
         port = await ours._connected()
         for each in (service.accepted[0], caller.made[0]):
             for data in (b"", b"hello", m.HEADER.pack(m.DATA, 9, 9), m.HEADER.pack(m.CLOSE, 0, 0)):
-                port.publish(each._transport.subject, data, "me")
+                port.publish(over_nats(each).subject, data, "me")
         await port.flush()
         await stream.send(b"still here", ())
         stream.end()
@@ -158,7 +165,7 @@ async def test_a_gap_ends_the_session_with_words_at_both_ends(nats: NatsServer):
         stream = await caller.call(ADDRESS, b"hold")
         async with asyncio.timeout(PATIENCE_S):
             await service.came.wait()
-        caller.made[0]._transport._next += 1  # as if one had been dropped on its way
+        over_nats(caller.made[0])._next += 1  # as if one had been dropped on its way
         with pytest.raises(Lost, match="lost on their way through NATS"):
             await bodies(stream)
         assert "lost on their way through NATS" in service.lost[0]
@@ -190,7 +197,7 @@ async def test_a_server_that_restarts_loses_no_idle_session(nats: NatsServer):
             while not stream.inbox:
                 await stream.readable()
             nats.kill()
-            while caller.made[0]._transport._network._port.connected:
+            while over_nats(caller.made[0])._network._port.connected:
                 await asyncio.sleep(0)
             await stream.send(b"meanwhile", ())
             await nats.start()
@@ -313,7 +320,7 @@ async def test_a_session_that_is_opened_while_the_connection_is_closed_is_no_err
             await theirs._connection.close()
         else:
             monkeypatch.setattr(NatsPort, "subscribe", gone)
-        opening = SimpleNamespace(data=m.opening(m.OPEN, 1000), reply="somebody.1")
+        opening: Any = SimpleNamespace(data=m.opening(m.OPEN, 1000), reply="somebody.1")
         theirs._open(Address.parse(ADDRESS).host, opening)
         assert theirs._tasks
         async with asyncio.timeout(PATIENCE_S):
@@ -330,7 +337,7 @@ async def test_a_client_that_gave_up_for_good_is_replaced(nats: NatsServer):
     async with joined(nats, SOON_S) as (_, caller):
         await caller.pool.connect((ADDRESS,))
         session = caller.made[0]
-        await session._transport._network._port._client.close()
+        await over_nats(session)._network._port._client.close()
         async with asyncio.timeout(PATIENCE_S):
             while session.lost is None:
                 await asyncio.sleep(0.01)
@@ -345,6 +352,7 @@ async def test_a_listener_whose_client_gave_up_for_good_listens_again(nats: Nats
         calling(networks={"nats": ours}) as caller,
         serving(ADDRESS, networks={"nats": theirs}),
     ):
+        assert theirs._port is not None
         await theirs._port._client.close()
         async with asyncio.timeout(PATIENCE_S):
             while True:

@@ -13,7 +13,14 @@ from triton_distributed.transport.nats import messages as m
 from triton_distributed.transport.nats.transport import GRACE_BEATS, SILENT_BEATS, NatsTransport
 
 WINDOW = 64 * 1024
-GONE = SimpleNamespace(data=b"", reply="", headers={"Status": "503"})
+
+
+def message(data: bytes, reply: str, headers: dict[str, str] | None = None) -> Any:
+    """What the client library hands over."""
+    return SimpleNamespace(data=data, reply=reply, headers=headers)
+
+
+GONE = message(b"", "", {"Status": "503"})
 
 
 class Noted(asyncio.Protocol):
@@ -69,16 +76,16 @@ class Wires:
 
     def carry(self, count: int | None = None) -> list[int]:
         """Deliver so many messages, or all and what answers them; returns their kinds."""
-        kinds = []
+        kinds: list[int] = []
         while self.under_way and (count is None or len(kinds) < count):
             subject, data, reply = self.under_way.pop(0)
             kinds.append(data[0])
-            self.ends[subject].take(SimpleNamespace(data=data, reply=reply, headers=None))
+            self.ends[subject].take(message(data, reply))
         return kinds
 
     def say(self, subject: str, data: bytes, reply: str) -> None:
         """Somebody publishes on the subject of an end."""
-        self.ends[subject].take(SimpleNamespace(data=data, reply=reply, headers=None))
+        self.ends[subject].take(message(data, reply))
 
 
 async def lost(noted: Noted) -> str:
@@ -222,7 +229,7 @@ async def test_messages_of_others_are_ignored():
     good = m.HEADER.pack(m.DATA, 0, 0) + b"x"
     for data, reply in ((b"", ""), (b"hello", "a"), (good, ""), (good, "stranger"), (bytes(17), "stranger")):
         wires.say("b", data, reply)
-    wires.ends["b"].take(SimpleNamespace(data=good, reply="a", headers={"x": "y"}))
+    wires.ends["b"].take(message(good, "a", {"x": "y"}))
     wires.a.write(b"mine")
     wires.carry()
     assert wires.noted["b"].data == b"mine"

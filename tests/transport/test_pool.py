@@ -8,7 +8,7 @@ import contextlib
 import pytest
 
 from tests.timing import MS, PATIENCE_S
-from tests.transport.sessions import HELLO, Peer, answering, calling, numbers, serving
+from tests.transport.sessions import HELLO, Peer, answering, calling, numbers, serving, watched
 from triton_distributed.errors import ConnectionFailed
 from triton_distributed.transport.pool import MOST_ADDRESSES
 from triton_distributed.wire import frames as f
@@ -153,7 +153,7 @@ async def test_a_worker_that_goes_away_at_once_is_never_handed_out(data, words):
                     raise
             else:  # its end came after it was connected
                 async with asyncio.timeout(PATIENCE_S):
-                    await found.gone.wait()
+                    await watched(found).gone.wait()
             assert caller.pool.get((address,)) is None
 
 
@@ -172,9 +172,9 @@ async def test_a_lost_session_is_told_and_replaced():
         service = await stack.enter_async_context(serving())
         key = (service.address,)
         first = await caller.pool.connect(key)
-        service.accepted[0]._transport.abort()
+        service.accepted[0].transport.abort()
         async with asyncio.timeout(PATIENCE_S):
-            await first.gone.wait()
+            await watched(first).gone.wait()
         assert caller.pool.get(key) is None
         ((addresses, words),) = caller.lost
         assert addresses == key

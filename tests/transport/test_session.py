@@ -8,6 +8,7 @@ import gc
 import os
 import socket
 import weakref
+from typing import Any
 
 import msgspec
 import pytest
@@ -51,7 +52,7 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
         return here, listening.accept()[0]
 
 
-async def served(made: Watched, there: socket.socket, requests: list) -> None:
+async def served(made: Watched, there: socket.socket, requests: list[Any]) -> None:
     """Send request 1 and wait until it is there."""
     await asyncio.get_running_loop().sock_sendall(there, request(1, window=1 << 30))
     async with asyncio.timeout(PATIENCE_S):
@@ -118,7 +119,7 @@ async def test_an_end_that_takes_no_requests_says_so():
         await peer.say(HELLO, request(1))
         heard.append((await peer.hear())[-1])
 
-    heard: list = []
+    heard: list[Any] = []
     async with calling() as caller, answering(worker) as address:
         made = None
         with contextlib.suppress(Exception):
@@ -138,7 +139,7 @@ async def test_open_streams_learn_that_the_session_is_gone(how):
         idle = await caller.call(service.address, b"hold")
         busy = await caller.call(service.address, b"count 10000000")
         await anext(messages(busy))
-        transport = service.accepted[0]._transport
+        transport = service.accepted[0].transport
         transport.abort() if how == "abort" else service.accepted[0].close()
         for stream in (idle, busy):
             with pytest.raises(Lost, match="closed the connection|connection lost"):
@@ -151,7 +152,7 @@ async def test_open_streams_learn_that_the_session_is_gone(how):
 
 
 async def test_closing_writes_what_waits_even_while_the_peer_is_slow():
-    requests: list = []
+    requests: list[Any] = []
     async with half(lambda *request: requests.append(request)) as (made, there):
         await served(made, there, requests)
         stream = requests[0][0]
@@ -170,7 +171,7 @@ async def test_closing_writes_what_waits_even_while_the_peer_is_slow():
 
 
 async def test_closing_ends_in_bounded_time_though_the_peer_reads_nothing():
-    requests: list = []
+    requests: list[Any] = []
     async with half(lambda *request: requests.append(request), hello_timeout_s=50 * MS) as (made, there):
         await served(made, there, requests)
         while not made.paused:
@@ -224,7 +225,7 @@ async def test_a_stream_ended_by_a_frame_says_which():
 
     async with calling() as caller, answering(worker) as address:
         stream = await caller.call(address, b"x")
-        got: list = []
+        got: list[Any] = []
         with pytest.raises(Failed) as caught:
             async for body, _ in messages(stream):
                 got.append(msgspec.msgpack.decode(body))
@@ -299,7 +300,7 @@ def asked(made: Watched):
 async def written_in_vain(made: Watched) -> None:
     """The peer has closed: write before the loop can read, so that the write fails, and wait for the end."""
     with contextlib.suppress(OSError):  # the first write to a TCP peer that has closed only gets a reset back
-        os.write(made._transport.get_extra_info("socket").fileno(), PING)
+        os.write(made.transport.get_extra_info("socket").fileno(), PING)
     made.connection.send(PING)
     made.flush()
     async with asyncio.timeout(PATIENCE_S):
@@ -350,6 +351,7 @@ async def test_words_behind_which_the_protocol_is_broken_are_not_the_last(caplog
         await written_in_vain(made)
         assert stream.accepted
         assert made.possibly_incomplete
+        assert made.lost is not None
         assert "Broken pipe" in made.lost
 
 
@@ -372,8 +374,9 @@ async def test_after_a_reset_nobody_knows_what_was_under_way(read_first):
 async def test_after_a_reset_it_is_known_which_requests_never_left():
     async with half(pair=tcp_pair) as (made, there):
         sent, whole, part, waiting = asked(made), *(made.connection.open_stream(end) for end in (False, False, True))
-        for each in (sent, whole, part, waiting):
-            each.owner = Asking()
+        owners = [Asking() for _ in range(4)]
+        for each, owner in zip((sent, whole, part, waiting), owners, strict=True):
+            each.owner = owner
         prefix = f.REQUEST_PREFIX.pack(1, 2, 1.0, 1, 0)
         await whole.send(prefix, [memoryview(bytes(20_000))], f.END, f.REQUEST)
         sending = asyncio.ensure_future(part.send(prefix, [memoryview(bytes(50_000_000))], f.END, f.REQUEST))
@@ -387,7 +390,7 @@ async def test_after_a_reset_it_is_known_which_requests_never_left():
             await made.gone.wait()
             await sending
         assert made.possibly_incomplete
-        assert [each.owner.left for each in (sent, whole, part, waiting)] == [True, True, False, False]
+        assert [each.left for each in owners] == [True, True, False, False]
 
 
 async def test_what_became_of_a_request_is_forgotten_with_it():
@@ -417,7 +420,7 @@ async def test_an_end_takes_nothing_that_was_under_way(pair):
 
 
 async def test_nothing_more_is_begun_for_a_client_that_is_gone():
-    requests: list = []
+    requests: list[Any] = []
     async with half(lambda *request: requests.append(request)) as (made, there):
         there.send(request(1))
         there.close()

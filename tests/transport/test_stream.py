@@ -207,6 +207,6 @@ async def test_the_budget_of_a_session_is_whole_when_its_streams_are_over():
             later.abort(f.CANCEL)
             for each in service.served:
                 await each.ended.wait()
-        for each in (caller.made[0], service.accepted[0]):
-            assert each.streams == {}
-            assert each.connection._budget._left == SESSION_WINDOW
+        for session in (caller.made[0], service.accepted[0]):
+            assert session.streams == {}
+            assert session.connection._budget._left == SESSION_WINDOW

@@ -6,6 +6,7 @@ import errno
 import socket
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ async def test_both_ends_are_tuned():
     async with serving() as service, calling() as caller:
         await caller.pool.connect((service.address,))
         for each in (caller.made[0], service.accepted[0]):
-            sock = each._transport.get_extra_info("socket")
+            sock = each.transport.get_extra_info("socket")
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             if hasattr(socket, "TCP_NOTSENT_LOWAT"):
@@ -66,11 +67,12 @@ async def test_other_systems_give_up_by_themselves(monkeypatch):
     """What is asked of them, for there are none here: macOS knows one of the two, others know the other."""
     monkeypatch.setattr(host_loss, "KEPT", False)
     monkeypatch.setattr(sys, "platform", "darwin")
-    asked = {}
+    asked: dict[tuple[int, int], object] = {}
     sock = SimpleNamespace(
         family=socket.AF_INET, setsockopt=lambda level, number, value: asked.__setitem__((level, number), value)
     )
-    tcp.tune(SimpleNamespace(get_extra_info=lambda name: sock), 30.0)
+    transport: Any = SimpleNamespace(get_extra_info=lambda name: sock)
+    tcp.tune(transport, 30.0)
     assert asked[socket.IPPROTO_TCP, 0x80] == 30  # TCP_RXT_CONNDROPTIME, seconds
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         assert asked[socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT] == 30_000
@@ -81,7 +83,7 @@ async def test_an_option_that_the_kernel_lacks_leaves_the_others(monkeypatch):
     monkeypatch.setattr(tcp, "OPTIONS", ((9999, "TCP_NODELAY", 1), (0, "NONE_OF_PYTHONS", 1), *tcp.OPTIONS[1:]))
     async with serving() as service, calling() as caller:
         await caller.pool.connect((service.address,))
-        sock = caller.made[0]._transport.get_extra_info("socket")
+        sock = caller.made[0].transport.get_extra_info("socket")
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 

@@ -28,6 +28,7 @@ from tests.transport.sessions import (
     peer,
     serving,
     session,
+    watched,
 )
 from tests.transport.test_bad_input import unharmed
 from tests.transport.test_session import asked, tcp_pair, written_in_vain
@@ -35,7 +36,7 @@ from tests.wire.joined import request
 from triton_distributed.errors import ConfigError, ConnectionFailed
 from triton_distributed.external.tls import TlsFiles
 from triton_distributed.transport.bulk_reader import BulkReader
-from triton_distributed.transport.tls import FAREWELL, SessionTls
+from triton_distributed.transport.tls import FAREWELL, SessionTls, TlsTransport
 from triton_distributed.wire import frames as f
 
 pytestmark = pytest.mark.any_loop
@@ -82,7 +83,7 @@ async def test_calls_over_tls(worker, client, version):
     async with serving(tls=worker.tls()) as service, calling(tls=context) as caller:
         assert await numbers(await caller.call(service.address, b"count 5000")) == [*range(5000)]
         for each in (caller.made[0], service.accepted[0]):
-            transport = each._transport
+            transport = each.transport
             assert transport.get_extra_info("ssl_object").version() == version.name.replace("_", ".")
             assert transport.get_extra_info("ssl_object").getpeercert()
             assert transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
@@ -184,13 +185,18 @@ async def test_what_is_left_of_a_connection_and_was_tampered_with_counts_as_noth
 
 async def test_large_arrays_are_read_into_their_place(worker, client, monkeypatch):
     begun = []
-    begin = BulkReader.begin.__func__
-    monkeypatch.setattr(BulkReader, "begin", classmethod(lambda cls, *args: begun.append(args[1]) or begin(cls, *args)))
+    begin = vars(BulkReader)["begin"].__func__
+
+    def noted(cls, *args):
+        begun.append(args[1])
+        return begin(cls, *args)
+
+    monkeypatch.setattr(BulkReader, "begin", classmethod(noted))
     arrays = [random.Random(n).randbytes(size) for n, size in enumerate((5_000_000, 16 << 20, 300_001))]
     async with serving(tls=worker.tls()) as service, calling(tls=client.tls()) as caller:
         small = await caller.call(service.address, b"count 20000")
         for _ in range(3):  # over and back again: the reader is switched in and out
-            stream = await caller.call(service.address, b"array 2", *map(memoryview, arrays))
+            stream = await caller.call(service.address, b"array 2", *(memoryview(each) for each in arrays))
             async with asyncio.timeout(PATIENCE_S):
                 got = [[bytes(each) for each in buffers] async for _, buffers in messages(stream)]
             assert got == [arrays, arrays]
@@ -251,7 +257,8 @@ async def test_a_worker_that_says_farewell_is_heard(worker, client):
         found = await caller.pool.connect((service.address,))
         service.accepted[0].break_off(f.GoawayCode.PROTOCOL, "out of tune")
         async with asyncio.timeout(PATIENCE_S):
-            await found.gone.wait()
+            await watched(found).gone.wait()
+        assert found.lost is not None
         assert "out of tune" in found.lost
 
 
@@ -394,8 +401,8 @@ async def test_a_renewed_certificate_is_used_from_the_next_handshake_on(worker, 
         client.write(foreign)
         async with calling(tls=of_client) as late:
             assert await numbers(await late.call(service.address, b"count 3")) == [0, 1, 2]
-            peer_of_late = late.made[0]._transport.get_extra_info("ssl_object").getpeercert()
-            peer_of_first = first.made[0]._transport.get_extra_info("ssl_object").getpeercert()
+            peer_of_late = late.made[0].transport.get_extra_info("ssl_object").getpeercert()
+            peer_of_first = first.made[0].transport.get_extra_info("ssl_object").getpeercert()
             assert peer_of_late["serialNumber"] != peer_of_first["serialNumber"]
         await stream.send(b"still here", ())
         stream.end()
@@ -488,8 +495,9 @@ async def test_records_that_are_forged_end_the_session(worker, client):
     """Behind a good handshake: what is no record of this connection."""
     async with serving(tls=worker.tls()) as service, calling(tls=client.tls()) as caller:
         stream = await caller.call(service.address, b"hold")
-        session = caller.made[0]
-        session._transport._plain.write(b"\x17\x03\x03\x00\x20" + bytes(32))
+        transport = caller.made[0].transport
+        assert isinstance(transport, TlsTransport)
+        transport._plain.write(b"\x17\x03\x03\x00\x20" + bytes(32))
         async with asyncio.timeout(PATIENCE_S):
             while stream.lost is None:
                 await stream.next_readable()

@@ -34,6 +34,7 @@ async def test_calls_between_members(trd_dir, scheme):
         large = bytes(3_000_000)
         stream = await caller.call(service.address, b"array", large)
         assert await bodies(stream) == [b"array"]
+        assert caller.made[0].connection.peer is not None
         assert caller.made[0].connection.peer.window == service.accepted[0].connection.hello.window
 
 

@@ -88,7 +88,7 @@ def frames_of(data: bytes) -> list[Frame]:
     return found
 
 
-def greeted(hello: Hello | None = None, *, peer: Hello | None = None, **options: int) -> End:
+def greeted(hello: Hello | None = None, *, peer: Hello | None = None, **options: Any) -> End:
     """An end that has exchanged hellos and has nothing to send."""
     end = End(hello, **options)
     end.receive(hello_frame(peer or Hello(window=WINDOW)))
@@ -96,7 +96,7 @@ def greeted(hello: Hello | None = None, *, peer: Hello | None = None, **options:
     return end
 
 
-def joined(**options: int) -> tuple[End, End]:
+def joined(**options: Any) -> tuple[End, End]:
     """A client and a server, greeted."""
     client, server = End(**options), End(**options)
     for each in (client, server):

@@ -249,7 +249,7 @@ def test_a_fragment_whose_stream_is_aborted_meanwhile(stop):
     )
     at = size + f.HEADER_BYTES * 2 + stop
     client.take(data[:at])
-    assert client.direct
+    assert client.direct_buffer()
     mine.abort(f.CANCEL)
     client.take(data[at:] + DRAINING)
     assert not client.direct

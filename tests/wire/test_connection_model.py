@@ -142,6 +142,7 @@ class TwoConnections(RuleBasedStateMachine):
             return
         flags, kind, payload = side.pending.pop(0)
         end = core.connection
+        assert isinstance(end, End)
         pipe = self.pipe(end)
         pipe += end.take_output()
         pipe += f.frame(kind, core.id, payload, flags)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -93,7 +94,7 @@ def in_state(end: End, state: State) -> Noted | None:
         return None
     if state == State.CLOSED:
         end.receive(request(1))
-        stream = end.requests.pop()[0]
+        stream: Noted = end.requests.pop()[0]
         stream.end()
         end.take_output()
         return stream
@@ -108,7 +109,7 @@ def in_state(end: End, state: State) -> Noted | None:
 @pytest.mark.parametrize("kind", [*Kind, 0, 15, 255], ids=str)
 def test_a_connection_does_what_the_table_says(state, kind, flags):
     end = greeted()
-    stream = in_state(end, state)
+    stream: Any = in_state(end, state)
     before = State(stream.state) if stream else State.IDLE
     assert before == state
     what = input_of(kind, flags)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -15,7 +17,7 @@ from triton_distributed.wire.states import State
 from triton_distributed.wire.window import FRAME_COST, SLACK, TURN_BYTES
 
 
-def served(**options: int) -> tuple[End, Noted]:
+def served(**options: Any) -> tuple[End, Noted]:
     """A server with one request of a client that has ended its side."""
     end = greeted(**options)
     end.receive(request(1))
@@ -67,8 +69,7 @@ def test_items_wait_for_credit_and_credit_wakes_the_producer():
     assert not stream.may_push
     assert stream.told == []
     end.receive(f.frame(f.CREDIT, 1, f.UINT32.pack(4096)))
-    assert stream.may_push
-    assert stream.told == ["writable"]
+    assert (stream.may_push, stream.told) == (True, ["writable"])
 
 
 def test_a_turn_that_is_over_wakes_the_producer_when_it_is_written():
@@ -78,8 +79,7 @@ def test_a_turn_that_is_over_wakes_the_producer_when_it_is_written():
         pass
     assert not stream.may_push
     end.take_output()
-    assert stream.may_push
-    assert stream.told == ["writable"]
+    assert (stream.may_push, stream.told) == (True, ["writable"])
 
 
 def test_a_peer_that_grants_nothing_gets_one_turn():

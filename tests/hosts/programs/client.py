@@ -29,8 +29,10 @@ class Commands:
     def __init__(self, echo, count):
         self.echo, self.count = echo, count
         self.calls, self.errors, self.longest_s = 0, [], 0.0
-        self.loading = self.streaming = self.pushing = None
-        self.received = []
+        self.loading: asyncio.Task[None]
+        self.streaming: asyncio.Task[dict[str, str]]
+        self.pushing: list[asyncio.Task[str]] = []
+        self.received: list[int] = []
         self.ticked = 0
         self.changed = asyncio.Condition()
 
