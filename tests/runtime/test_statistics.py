@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import threading
 from typing import Any
 
@@ -40,7 +39,7 @@ async def test_a_runtime_that_does_nothing(cluster: Cluster) -> None:
         assert each == ()
     assert (found.held_bytes, found.tasks) == (0, 0)
     assert (found.discovery.backend, found.discovery.registered) == ("MemoryDiscovery", ())
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         found.tasks = 1  # type: ignore[misc]
     await runtime.close()
     assert runtime.statistics().state == "closed"

@@ -7,9 +7,10 @@ values and applies the verdict. No other code decides whether a request is sent 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum, auto
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
+
+import msgspec
 
 from triton_distributed.calling.resume import REFILL_S
 
@@ -90,8 +91,7 @@ class Error(Enum):
     CLOSED = auto()  # RuntimeClosed.
 
 
-@dataclass(frozen=True)
-class Fail:
+class Fail(msgspec.Struct, frozen=True):
     """The call fails.
 
     Attributes:
@@ -101,11 +101,10 @@ class Fail:
 
     error: Error
     note: str = ""
-    paid = False
+    paid: ClassVar[bool] = False
 
 
-@dataclass(frozen=True)
-class Retry:
+class Retry(msgspec.Struct, frozen=True):
     """The request is sent to another instance from the start.
 
     Attributes:
@@ -117,8 +116,7 @@ class Retry:
     redial: bool = False
 
 
-@dataclass(frozen=True)
-class Resume:
+class Resume(msgspec.Struct, frozen=True):
     """Another instance continues the stream after the last resume token.
 
     Attributes:
@@ -128,8 +126,7 @@ class Resume:
     paid: bool = False
 
 
-@dataclass(frozen=True)
-class Wait:
+class Wait(msgspec.Struct, frozen=True):
     """Nothing is sent now.
 
     Attributes:
@@ -138,7 +135,7 @@ class Wait:
     """
 
     to_read: bool = False
-    paid = False
+    paid: ClassVar[bool] = False
 
 
 Verdict = Fail | Retry | Resume | Wait

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from triton_distributed.calling.candidates import Candidates
 from triton_distributed.events import PulledMessages
@@ -18,8 +19,7 @@ from triton_distributed.serving.threads import HandlerThreads
 from triton_distributed.transport.session import Session
 
 
-@dataclass(frozen=True, slots=True)
-class EndpointStatistics:
+class EndpointStatistics(msgspec.Struct, frozen=True):
     """One endpoint that the runtime serves.
 
     Attributes:
@@ -51,8 +51,7 @@ class EndpointStatistics:
     outcomes: Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class CallStatistics:
+class CallStatistics(msgspec.Struct, frozen=True):
     """One endpoint that the runtime calls, or has a client of.
 
     Attributes:
@@ -80,8 +79,7 @@ class CallStatistics:
     load: Mapping[int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class SessionStatistics:
+class SessionStatistics(msgspec.Struct, frozen=True):
     """One connection to another runtime.
 
     Attributes:
@@ -111,8 +109,7 @@ class SessionStatistics:
     window_limit_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class SubscriptionStatistics:
+class SubscriptionStatistics(msgspec.Struct, frozen=True):
     """One subscription to events.
 
     Attributes:
@@ -128,8 +125,7 @@ class SubscriptionStatistics:
     dropped: int
 
 
-@dataclass(frozen=True, slots=True)
-class QueueStatistics:
+class QueueStatistics(msgspec.Struct, frozen=True):
     """One `async with queue.pull()` of the program.
 
     Attributes:
@@ -143,8 +139,7 @@ class QueueStatistics:
     requested: int
 
 
-@dataclass(frozen=True, slots=True)
-class ThreadStatistics:
+class ThreadStatistics(msgspec.Struct, frozen=True):
     """The threads of plain handlers.
 
     Attributes:
@@ -162,8 +157,7 @@ class ThreadStatistics:
     threads: int
 
 
-@dataclass(frozen=True, slots=True)
-class DiscoveryStatistics:
+class DiscoveryStatistics(msgspec.Struct, frozen=True):
     """Where instances are registered.
 
     Attributes:
@@ -179,8 +173,7 @@ class DiscoveryStatistics:
     watched: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class LoopStatistics:
+class LoopStatistics(msgspec.Struct, frozen=True):
     """The event loop, counted from the first served endpoint on, where `TRD_WATCHDOG_S` is not 0.
 
     Attributes:
@@ -196,8 +189,7 @@ class LoopStatistics:
     lag: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class RuntimeStatistics:
+class RuntimeStatistics(msgspec.Struct, frozen=True):
     """A runtime at one moment. Made by `runtime.statistics()`.
 
     Attributes:
