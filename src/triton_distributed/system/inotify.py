@@ -5,7 +5,6 @@ Linux only; elsewhere `Inotify()` raises OSError.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import struct
@@ -43,6 +42,9 @@ class Inotify:
     """
 
     def __init__(self) -> None:
+        import ctypes  # Its import takes a millisecond, and a runtime that watches no folder needs none.
+
+        self._ctypes = ctypes
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._watch = -1
         self.fd = -1
@@ -62,7 +64,8 @@ class Inotify:
         Raises:
             OSError: it is not there, not a folder, or no watch is left (ENOSPC: `fs.inotify.max_user_watches`).
         """
-        found = self._check(self._libc.inotify_add_watch(self.fd, os.fsencode(path), ctypes.c_uint32(FOLDER_MASK)))
+        mask = self._ctypes.c_uint32(FOLDER_MASK)
+        found = self._check(self._libc.inotify_add_watch(self.fd, os.fsencode(path), mask))
         if self._watch not in (-1, found):
             self._libc.inotify_rm_watch(self.fd, self._watch)  # fails where the old folder is gone: as good
         self._watch = found
@@ -97,9 +100,8 @@ class Inotify:
         if fd >= 0:
             os.close(fd)
 
-    @staticmethod
-    def _check(result: int) -> int:
+    def _check(self, result: int) -> int:
         if result < 0:
-            number = ctypes.get_errno()
+            number = self._ctypes.get_errno()
             raise OSError(number, os.strerror(number))
         return result
