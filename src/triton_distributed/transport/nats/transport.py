@@ -78,7 +78,7 @@ class NatsTransport(asyncio.Transport):
         self._peer_window = 0
         self._next = self._expected = 0  # numbers of the next DATA to send and to receive
         self._sent = self._acknowledged = 0  # bytes sent, and bytes that the other end has acknowledged
-        self._received = self._told = 0  # bytes received, and bytes that this end has acknowledged
+        self._received = self._confirmed = 0  # bytes received, and bytes that this end has acknowledged
         self._waiting: deque[Any] = deque()  # bounded: `pause_writing` is called as soon as something waits
         self._size = self._high = 0
         self._heard = True
@@ -118,7 +118,7 @@ class NatsTransport(asyncio.Transport):
         if not self._peer or not self._network.publish(self._peer, message, self.subject):
             return False
         self._spoke = True
-        self._told = self._received
+        self._confirmed = self._received
         if kind == m.DATA:
             self._next += 1
             self._sent += len(message)
@@ -191,7 +191,7 @@ class NatsTransport(asyncio.Transport):
 
     def _acknowledge(self) -> None:
         # Late enough that most acknowledgements travel with answers, early enough that no sender waits for one.
-        if (self._received - self._told) * 4 < self.window or self._lost:
+        if (self._received - self._confirmed) * 4 < self.window or self._lost:
             return
         if not self._send(m.ACK):
             self._owes = True
