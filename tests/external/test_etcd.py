@@ -148,7 +148,7 @@ async def test_a_server_that_is_not_etcd():
     async with await asyncio.start_server(answers, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         client = EtcdClient(EtcdOptions(f"http://127.0.0.1:{port}"), b"probe")
-        for words in ("not HTTP", "malformed", "HTTP status 502", "it closed the connection"):
+        for words in ("not HTTP", "malformed", "HTTP status 502", "the server closed the connection"):
             with pytest.raises(EtcdUnreachable, match=words):
                 await client.revoke(1)
         client.close()

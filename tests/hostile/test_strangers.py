@@ -42,7 +42,7 @@ async def test_of_silent_connections_the_oldest_gives_way(few_greeting, caplog):
                 await until(functools.partial(have_come, service, number + 1))
             assert await numbers(await good.call(service.address, b"count 3")) == [0, 1, 2]
             words = await asyncio.gather(*[each.dismissal() for each in silent[:15]])
-            assert set(words) == {"5 connections have not said hello here, see TRD_MAX_GREETING"}
+            assert set(words) == {"5 connections here have not sent a hello, see TRD_MAX_GREETING"}
             await silent[-1].say(HELLO, f.frame(f.PING, 0, b"me too"))
             while (await silent[-1].frame())[3] != b"me too":
                 pass

@@ -124,7 +124,7 @@ async def test_names():
     loop = asyncio.get_running_loop()
     network = memory.network_of(loop)
     stop = network.listen("w", Noted)
-    with pytest.raises(OSError, match="memory://w is listened on already"):
+    with pytest.raises(OSError, match="memory://w has a listener already"):
         network.listen("w", Noted)
     stop()
     with pytest.raises(ConnectionRefusedError, match="nothing listens on memory://w"):

@@ -214,7 +214,7 @@ async def test_a_server_that_stays_away_ends_the_sessions(nats: NatsServer):
         async with asyncio.timeout(PATIENCE_S):
             await service.came.wait()
         nats.kill()
-        with pytest.raises(Lost, match="nothing was heard of the other end for"):
+        with pytest.raises(Lost, match="nothing was heard from the other end for"):
             await bodies(stream)
         with pytest.raises(ConnectionFailed, match=f"NATS at {nats.url}: there is no connection at the moment"):
             await caller.pool.connect((ADDRESS,))

@@ -254,7 +254,7 @@ async def test_a_silent_end_is_given_up():
         assert wires.noted["a"].told == ["made"]
         wires.a.tick()
     wires.a.tick()
-    assert f"nothing was heard of the other end for {SILENT_BEATS} beats" in await lost(wires.noted["a"])
+    assert f"nothing was heard from the other end for {SILENT_BEATS} beats" in await lost(wires.noted["a"])
 
 
 async def test_no_subscriber_means_that_the_other_end_is_gone():

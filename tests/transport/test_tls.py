@@ -282,7 +282,7 @@ async def test_a_plain_client_at_a_tls_port(worker, client, warnings):
     async with serving(tls=worker.tls()) as service, unharmed(service, tls=client.tls()):
         async with calling() as plain:
             text = await refusal(plain, service.address)
-            assert "this worker takes TLS only: set TRD_TLS_CERT, TRD_TLS_KEY and TRD_TLS_CA" in text
+            assert "this worker accepts only TLS: set TRD_TLS_CERT, TRD_TLS_KEY and TRD_TLS_CA" in text
         await gone(service, 1)
         (line,) = turned_away(warnings)
         assert "turned tcp://127.0.0.1:" in line

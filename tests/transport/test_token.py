@@ -179,5 +179,5 @@ async def test_a_token_inside_tls(tmp_path):
             with pytest.raises(ConnectionFailed, match="refused: .*TRD_TOKEN"):
                 await caller.call(service.address, b"count 1")
         async with calling(token=TOKEN) as caller:
-            with pytest.raises(ConnectionFailed, match="takes TLS only: set TRD_TLS_CERT"):
+            with pytest.raises(ConnectionFailed, match="accepts only TLS: set TRD_TLS_CERT"):
                 await caller.call(service.address, b"count 1")

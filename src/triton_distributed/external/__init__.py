@@ -1,3 +1,3 @@
-"""What is not ours: the servers of a cluster (NATS, etcd), TLS contexts, what a container asks of its first process."""
+"""Clients of the cluster's servers (NATS, etcd), and TLS contexts."""
 
 __all__: list[str] = []

@@ -1,12 +1,12 @@
 """A client of etcd's JSON gateway for one event loop: several endpoints, renewed tokens, watches that notice silence.
 
-A call goes to the endpoint that answered last and moves on to the next when it fails, for as long as its caller waits;
-`asyncio.timeout` around it is the caller's. Everything sent here may be sent twice without harm, so a call whose answer
-was lost is simply repeated.
+A call goes to the endpoint that answered last and moves on to the next if that fails, for as long as its caller waits;
+the caller may put `asyncio.timeout` around it. All requests sent here are idempotent, so a call whose answer was lost
+is simply repeated.
 
-A frozen server keeps its connections open and says nothing. So each attempt has a limit, and while a watch is open its
-endpoint is asked something every 1.5 s; one that does not answer in time loses all its connections at once, whereupon
-the watches on it end and are opened elsewhere.
+A frozen server keeps its connections open and sends nothing. So each attempt has a limit, and while a watch is open its
+endpoint is probed every 1.5 s. If an endpoint does not answer in time, all its connections are closed at once; its
+watches end and are opened at another endpoint.
 """
 
 from __future__ import annotations
@@ -35,36 +35,36 @@ from triton_distributed.external.http import HttpConnection
 logger = logging.getLogger("triton_distributed.etcd")
 
 ATTEMPT_S = 1.5
-"""Seconds for one small exchange. A healthy etcd answers within milliseconds, its elections take one second."""
+"""Seconds for one small request. A healthy etcd answers within milliseconds, an election takes one second."""
 
 READ_S = 3.0
 """Seconds for one page of a listing."""
 
 PROBE_S = 1.5
-"""Seconds between checks of an endpoint on which a watch is open."""
+"""Seconds between probes of an endpoint that has an open watch."""
 
-FIRST_WAIT_S, LAST_WAIT_S = 0.05, 1.0  # between rounds through all endpoints
+FIRST_WAIT_S, LAST_WAIT_S = 0.05, 1.0  # first and longest pause between rounds through all endpoints
 
 PARALLEL = 8
-"""Calls at a time besides the lease's, and so connections besides the watches'."""
+"""Concurrent calls, apart from the lease's; so also the number of connections, apart from the watches'."""
 
 MAX_REPLY_BYTES = 128 * 1024 * 1024
-"""Bytes of one reply. A page of 512 records at their largest is a third of it."""
+"""The largest reply in bytes. A page of 512 records of the largest size is a third of it."""
 
 T = TypeVar("T")
 
 
 class EtcdClient:
-    """Talks to the endpoints of one etcd; belongs to the loop on which it is used.
+    """A client of the endpoints of one etcd; it belongs to the loop that uses it.
 
     Args:
-        options: where, and as whom.
-        probe_key: a key that the user may read; it need not exist. Asked for to see whether an endpoint lives.
-        rng: decides where to begin and how long to pause.
+        options: the endpoints and the credentials.
+        probe_key: a key that probes of an endpoint read. The user needs access to it; it need not exist.
+        rng: chooses the first endpoint and the length of pauses.
 
     Attributes:
         where: the endpoints, for error texts.
-        reachable: False from a round through all endpoints without success to the next success.
+        reachable: False after a round through all endpoints has failed, until the next success.
 
     Raises:
         ConfigError: an endpoint is not a URL.
@@ -92,10 +92,10 @@ class EtcdClient:
     def __repr__(self) -> str:
         return f"<EtcdClient at {self._current.url}{'' if self.reachable else ' unreachable'} of {self.where}>"
 
-    # --- what can be asked -------------------------------------------------------------------------------------------
+    # --- requests ----------------------------------------------------------------------------------------------------
 
     async def range(self, key: bytes, end: bytes = b"", *, limit: int = 0, revision: int = 0) -> messages.RangeReply:
-        """Read one key, or those from `key` up to `end`."""
+        """Read one key, or all keys from `key` up to `end`."""
         body = messages.get(key, end, limit=limit, revision=revision)["request_range"]
         return await self.call("/v3/kv/range", body, messages.RangeReply, attempt_s=READ_S)
 
@@ -107,22 +107,22 @@ class EtcdClient:
         *,
         attempt_s: float = ATTEMPT_S,
     ) -> messages.TxnReply:
-        """Do `success` where all comparisons hold, else `failure`, as one step."""
+        """Do `success` if all comparisons hold, else `failure`, as one transaction."""
         body = {"compare": compare, "success": success, "failure": failure or []}
         return await self.call("/v3/kv/txn", body, messages.TxnReply, attempt_s=attempt_s)
 
     async def grant(self, ttl_s: int) -> int:
-        """Make a lease; its id."""
+        """Make a lease; returns its id."""
         return (await self.call("/v3/lease/grant", {"TTL": ttl_s}, messages.LeaseReply)).id
 
     async def keep_alive(self, lease: int, attempt_s: float = ATTEMPT_S) -> bool:
-        """Renew a lease; False where it is gone. Waits for no other call's turn."""
+        """Renew a lease; returns False if it is gone. Does not count towards `PARALLEL`."""
         body = {"ID": lease}
         reply = await self._ask("/v3/lease/keepalive", body, messages.KeepAliveReply, attempt_s, once=False)
         return reply.result.ttl > 0
 
     async def keys_of(self, lease: int) -> set[bytes]:
-        """The keys that lie under a lease."""
+        """Return the keys that are attached to a lease."""
         reply = await self.call("/v3/lease/timetolive", {"ID": lease, "keys": True}, messages.LeaseReply)
         return set(reply.keys)
 
@@ -130,7 +130,7 @@ class EtcdClient:
         """End a lease and delete its keys; tries each endpoint once.
 
         Raises:
-            EtcdUnreachable: none answered.
+            EtcdUnreachable: no endpoint answered.
         """
         await self.call("/v3/lease/revoke", {"ID": lease}, messages.Nothing, once=True)
 
@@ -139,15 +139,15 @@ class EtcdClient:
     async def call(
         self, path: str, body: object, reply: type[T], *, attempt_s: float = ATTEMPT_S, once: bool = False
     ) -> T:
-        """Ask until a member answers.
+        """Send a request until a member answers.
 
         Args:
             attempt_s: seconds for one attempt at one endpoint.
             once: give up after a round through all endpoints.
 
         Raises:
-            EtcdRefused: it answered no.
-            EtcdUnreachable: no member answered, with `once`.
+            EtcdRefused: it answered with an error.
+            EtcdUnreachable: no member answered, if `once` is set.
             EtcdError: h11 is not installed.
         """
         async with self._room:
@@ -186,13 +186,13 @@ class EtcdClient:
                 wait_s = min(2 * wait_s, LAST_WAIT_S)
 
     def troubles(self) -> str:
-        """Why each endpoint failed last, for an error's text."""
+        """Return each endpoint's last failure, for an error's text."""
         return "; ".join(f"{each.url}: {each.trouble}" for each in self._endpoints if each.trouble) or self.where
 
     async def _login(self, endpoint: Endpoint) -> str:
         if not self._options.username:
             return ""
-        async with self._logging_in:  # one does it for all: a password costs etcd a tenth of a second
+        async with self._logging_in:  # one login for all calls: a password check takes etcd 0.1 s
             if not self._token:
                 self._token = await self._authenticate(endpoint)
             return self._token
@@ -203,7 +203,7 @@ class EtcdClient:
             answer = await self._exchange(endpoint, "/v3/auth/authenticate", body, "", READ_S)
         except EtcdRefused as error:
             if "not enabled" in error.message:
-                return ""  # it needs no token; asked again next time, because that may change
+                return ""  # no token is needed; checked again next time, because that may change
             raise
         return msgspec.json.decode(answer, type=messages.TokenReply).token
 
@@ -222,7 +222,7 @@ class EtcdClient:
                     endpoint.end(connection)
                     lost = isinstance(error, ConnectionError) and not isinstance(error, ConnectionAbortedError)
                     if lost and connection.reused:
-                        continue  # it was closed while it was idle: that says nothing of the endpoint
+                        continue  # closed while it was idle: this says nothing about the endpoint
                     raise
                 endpoint.keep(connection)
                 break
@@ -230,7 +230,7 @@ class EtcdClient:
             raise refusal(status, answer)
         return answer
 
-    # --- which member -------------------------------------------------------------------------------------------------
+    # --- choice of the endpoint --------------------------------------------------------------------------------------
 
     def _answers(self, endpoint: Endpoint) -> None:
         endpoint.trouble = ""
@@ -240,7 +240,7 @@ class EtcdClient:
             logger.warning("etcd answers again at %s", endpoint.url)
 
     def _failed(self, endpoint: Endpoint, error: Exception) -> None:
-        if not isinstance(error, ConnectionAbortedError):  # then another attempt knows why
+        if not isinstance(error, ConnectionAbortedError):  # else the attempt that aborted the connection knows why
             endpoint.trouble = words(error)
         logger.debug("etcd at %s: %s", endpoint.url, endpoint.trouble)
         if self._current is endpoint:
@@ -248,11 +248,11 @@ class EtcdClient:
 
     def _no_answer(self) -> None:
         if self.reachable and self._answered:
-            logger.warning("etcd cannot be reached, what is known stays in use: %s", self.troubles())
+            logger.warning("etcd cannot be reached, known records stay in use: %s", self.troubles())
         self.reachable = False
 
     async def watch_over(self) -> None:
-        """Look, as long as watches are open, whether their endpoints live; run this as a task."""
+        """Probe the endpoints of open watches; run this as a task."""
         while True:
             await self._streaming.wait()
             await asyncio.sleep(PROBE_S * self._rng.uniform(0.8, 1.0))
@@ -266,10 +266,10 @@ class EtcdClient:
         try:
             await self._exchange(endpoint, "/v3/kv/range", body, self._token, PROBE_S)
         except EtcdRefused as error:
-            if error.passing:  # it lives, and has lost the others: its watches would not hear of anything
+            if error.passing:  # it is alive but has lost the other members: its watches would get no events
                 self._failed(endpoint, error)
                 endpoint.end_all(words(error))
-        except Exception as error:  # whatever it is, those that follow must be looked at
+        except Exception as error:  # any error: the other endpoints must still be probed
             self._failed(endpoint, error)
             endpoint.end_all(words(error))
 
@@ -281,12 +281,12 @@ class EtcdClient:
     # --- watches -----------------------------------------------------------------------------------------------------
 
     async def watch(self, key: bytes, end: bytes, start_revision: int) -> EtcdWatch:
-        """Open a watch of the keys from `key` up to `end` at one endpoint, from a revision on.
+        """Open a watch of the keys from `key` up to `end` at one endpoint, from a given revision on.
 
         Raises:
-            EtcdRefused: it was not allowed.
-            OSError, TimeoutError: it could not be opened, or broke; call something else before the next attempt, which
-                finds an endpoint that answers.
+            EtcdRefused: etcd refused the watch.
+            OSError, TimeoutError: the watch could not be opened. Make another call before the next attempt: it finds an
+                endpoint that answers.
         """
         endpoint = self._current
         create = {"key": key, "range_end": end, "start_revision": start_revision, "fragment": True}
@@ -302,7 +302,7 @@ class EtcdClient:
                         raise refusal(status, await connection.read())
                     created = await watch.read()
                     if created.canceled and "permission denied" in created.cancel_reason:
-                        self._forget(token)  # or the token had expired: etcd 3.4 says the same of both
+                        self._forget(token)  # or the token has expired: etcd 3.4 gives the same reason
                         raise EtcdRefused(PERMISSION, created.cancel_reason)
                 except BaseException:
                     watch.close()
@@ -319,23 +319,23 @@ class EtcdWatch:
 
     def __init__(self, endpoint: Endpoint, connection: HttpConnection) -> None:
         self._endpoint, self._connection = endpoint, connection
-        self._partial: list[bytes] = []  # of a line whose end has not come; etcd cuts messages at some 2 MB
+        self._partial: list[bytes] = []  # an incomplete line; etcd cuts messages at about 2 MB
         self._size = 0
-        self._lines: list[bytes] = []  # whole ones, last first
+        self._lines: list[bytes] = []  # complete lines, last first
         self._open = True
         endpoint.streams += 1
 
     async def read(self) -> messages.WatchReply:
-        """The next message.
+        """Return the next message.
 
         Raises:
-            EtcdRefused: the watch ended with an error.
-            ConnectionError: it ended.
+            EtcdRefused: the watch ended with an error from etcd.
+            ConnectionError: the connection ended, or a message was invalid.
         """
         while not self._lines:
             piece = await self._connection.read()
             if not piece:
-                raise ConnectionError("it ended the watch")
+                raise ConnectionError("the server ended the watch")
             first, *others = piece.split(b"\n")
             self._partial.append(first)
             self._size += len(first)
@@ -344,17 +344,17 @@ class EtcdWatch:
                 self._lines = [each for each in reversed(whole) if each]
                 self._partial, self._size = [others[-1]], len(others[-1])
             if self._size > MAX_REPLY_BYTES:
-                raise ConnectionError(f"a message above the limit of {MAX_REPLY_BYTES:,} bytes")
+                raise ConnectionError(f"a message exceeds the limit of {MAX_REPLY_BYTES:,} bytes")
         try:
             line = _WATCH_LINE.decode(self._lines.pop())
         except msgspec.DecodeError as error:
-            raise ConnectionError(f"not a message of a watch: {error}") from error
+            raise ConnectionError(f"invalid message of a watch: {error}") from error
         if line.error is not None:
             raise EtcdRefused(line.error.grpc_code or line.error.code, line.error.message)
         return line.result or messages.WatchReply()
 
     def close(self) -> None:
-        """End it. Closing twice is harmless."""
+        """Close the watch. Closing twice is harmless."""
         if self._open:
             self._open = False
             self._endpoint.streams -= 1
@@ -370,5 +370,5 @@ async def _whole(connection: HttpConnection) -> bytes:
         pieces.append(piece)
         size += len(piece)
         if size > MAX_REPLY_BYTES:
-            raise OSError(f"a reply above the limit of {MAX_REPLY_BYTES:,} bytes")
+            raise OSError(f"a reply exceeds the limit of {MAX_REPLY_BYTES:,} bytes")
     return b"".join(pieces)

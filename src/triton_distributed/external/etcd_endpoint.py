@@ -1,4 +1,4 @@
-"""One client URL of etcd: its connections, the limit of an attempt, and what its refusals mean."""
+"""One client URL of etcd: its connections, the limit of an attempt, the meaning of refusals."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from triton_distributed.external import etcd_messages as messages
 from triton_distributed.external.http import HttpConnection, HttpMissing
 
 STALL_S = 0.5
-"""Seconds by which an attempt may exceed its limit. Beyond that, this process stood still and not the server."""
+"""Seconds by which an attempt may exceed its limit. Beyond that, this process stalled, not the server."""
 
 # gRPC's codes, see https://grpc.github.io/grpc/core/md_doc_statuscodes.html
 DEADLINE, NOT_FOUND, PERMISSION, UNAVAILABLE, UNAUTHENTICATED = 4, 5, 7, 14, 16
 
 
 class EtcdError(Exception):
-    """etcd did not do what it was asked to."""
+    """A request to etcd failed."""
 
 
 class EtcdUnreachable(EtcdError):
-    """No endpoint answers; the text names each with its reason."""
+    """No endpoint answers; the text lists each with its reason."""
 
 
 class EtcdRefused(EtcdError):
-    """It answered no. Fields: `code` (gRPC's), `message`."""
+    """etcd answered with an error. Fields: `code` (gRPC's), `message`."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -44,12 +44,12 @@ class EtcdRefused(EtcdError):
 
     @property
     def compacted(self) -> bool:
-        """The revision that was asked for exists no more."""
+        """Whether the requested revision no longer exists."""
         return "compacted" in self.message
 
     @property
     def token_is_stale(self) -> bool:
-        """Another token would help: this one has expired, or users have changed, or there was none."""
+        """Whether a new token would help: this one has expired, users have changed, or there was none."""
         words = (
             "invalid auth token",
             "user name is empty",
@@ -60,13 +60,13 @@ class EtcdRefused(EtcdError):
 
     @property
     def passing(self) -> bool:
-        """Another endpoint, or the same one later, may well say yes."""
+        """Whether another endpoint, or the same one later, may accept the request."""
         return self.code in (DEADLINE, UNAVAILABLE) or "too many requests" in self.message
 
 
 @dataclass(frozen=True, slots=True)
 class EtcdOptions:
-    """How to reach etcd. `endpoints` is one URL or several, separated by commas; `tls` gives contexts for https."""
+    """How to reach etcd. `endpoints` is one or more URLs, separated by commas; `tls` makes contexts for https."""
 
     endpoints: str = field(default="http://localhost:2379", repr=False)  # it may contain a password
     username: str = ""
@@ -78,8 +78,8 @@ class Endpoint:
     """One client URL, and the connections to it.
 
     Attributes:
-        trouble: why the last attempt failed; empty where it did not.
-        streams: how many of the open connections carry a watch.
+        trouble: why the last attempt failed; empty if it succeeded.
+        streams: number of open connections that carry a watch.
 
     Raises:
         ConfigError: the text is not a client URL.
@@ -98,16 +98,16 @@ class Endpoint:
         self.url = f"{parts.scheme}://{self.authority}"
         self.trouble = "no answer yet"
         self.idle: list[HttpConnection] = []  # at most PARALLEL
-        self.open: set[HttpConnection] = set()  # those and the watches
+        self.open: set[HttpConnection] = set()  # all connections: idle, in use, and watches
         self.streams = 0
 
     async def connect(self, tls: Callable[[], ssl.SSLContext] | None) -> HttpConnection:
-        """An idle connection, or a new one.
+        """Return an idle connection, or a new one.
 
         Raises:
             EtcdError: h11 is not installed.
-            ConfigError: a file of certificates cannot be used.
-            OSError: no connection.
+            ConfigError: a certificate file cannot be used.
+            OSError: the endpoint cannot be reached.
         """
         while self.idle:
             connection = self.idle.pop()
@@ -123,24 +123,24 @@ class Endpoint:
         return connection
 
     def headers(self, token: str) -> list[tuple[str, str]]:
-        """Those of every request."""
+        """Return the headers of every request."""
         headers = [("Host", self.authority), ("Content-Type", "application/json")]
         return [*headers, ("Authorization", token)] if token else headers
 
     def keep(self, connection: HttpConnection) -> None:
-        """An exchange is over: use the connection again if it can be."""
+        """Keep a connection for another request after an exchange, if it can be used again."""
         if connection in self.open and connection.renew():
             self.idle.append(connection)
         else:
             self.end(connection)
 
     def end(self, connection: HttpConnection) -> None:
-        """End one connection."""
+        """Close one connection."""
         self.open.discard(connection)
         connection.abort()
 
     def end_all(self, trouble: str) -> None:
-        """End every connection; a task that waits for one gets ConnectionAbortedError."""
+        """Close every connection; tasks that wait on one get ConnectionAbortedError."""
         self.trouble = trouble
         self.idle.clear()
         while self.open:
@@ -148,7 +148,7 @@ class Endpoint:
 
 
 class Attempt:
-    """The limit of one attempt. An endpoint that does not keep to it loses its other connections too: it is frozen."""
+    """The time limit of one attempt. An endpoint that exceeds it counts as frozen and loses all its connections."""
 
     def __init__(self, endpoint: Endpoint, limit_s: float) -> None:
         self._endpoint, self._limit_s = endpoint, limit_s
@@ -169,16 +169,16 @@ class Attempt:
 
 
 def refusal(status: int, answer: bytes) -> EtcdRefused:
-    """What an answer with a status other than 200 says."""
+    """Return the error in an answer with a status other than 200."""
     try:
         reply = msgspec.json.decode(answer, type=messages.ErrorReply, strict=False)
-    except msgspec.DecodeError:  # a proxy between us and etcd
+    except msgspec.DecodeError:  # from a proxy between us and etcd
         return EtcdRefused(UNAVAILABLE, f"HTTP status {status}")
     return EtcdRefused(reply.code, reply.message or reply.error or f"HTTP status {status}")
 
 
 def words(error: Exception) -> str:
-    """A failed attempt's reason, for a person."""
+    """Return the reason of a failed attempt as text."""
     if isinstance(error, ConnectionRefusedError):
         return "connection refused"
     if isinstance(error, ssl.SSLCertVerificationError):

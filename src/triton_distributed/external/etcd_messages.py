@@ -10,7 +10,7 @@ Operation = dict[str, Any]
 
 
 class Header(msgspec.Struct, frozen=True):
-    """Of every reply: the revision of the store when it was made."""
+    """The header of every reply: the store's revision when the reply was made."""
 
     revision: int = 0
 
@@ -25,7 +25,7 @@ class KeyValue(msgspec.Struct, frozen=True):
 
 
 class RangeReply(msgspec.Struct, frozen=True):
-    """Keys in order; `more` says that the limit left some out."""
+    """Keys in order; `more` means that the limit left some out."""
 
     header: Header = Header()
     kvs: tuple[KeyValue, ...] = ()
@@ -37,7 +37,7 @@ class _Response(msgspec.Struct, frozen=True):
 
 
 class TxnReply(msgspec.Struct, frozen=True):
-    """Whether the comparisons held, and what the chosen operations answered."""
+    """The result of a transaction: whether the comparisons held, and the replies of the chosen operations."""
 
     header: Header = Header()
     succeeded: bool = False
@@ -45,7 +45,7 @@ class TxnReply(msgspec.Struct, frozen=True):
 
 
 class LeaseReply(msgspec.Struct, frozen=True):
-    """A lease; TTL in seconds, 0 or less where it does not exist. `keys` only where they were asked for."""
+    """A lease; TTL in seconds, 0 or less if it does not exist. `keys` only if they were requested."""
 
     id: int = msgspec.field(name="ID", default=0)
     ttl: int = msgspec.field(name="TTL", default=0)
@@ -61,16 +61,16 @@ class TokenReply(msgspec.Struct, frozen=True):
 
 
 class Nothing(msgspec.Struct, frozen=True):
-    """A reply of which nothing matters but that it came."""
+    """A reply whose contents do not matter."""
 
 
 class ErrorReply(msgspec.Struct, frozen=True):
-    """Why not. `code` is gRPC's."""
+    """The reason for a refusal. `code` is gRPC's."""
 
     code: int = 0
     message: str = ""
     error: str = ""
-    grpc_code: int = 0  # where a stream ends with an error
+    grpc_code: int = 0  # used instead of `code` if a stream ends with an error
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -79,7 +79,7 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class WatchReply(msgspec.Struct, frozen=True):
-    """One message of a watch. `fragment`: more of the same revision may follow."""
+    """One message of a watch. `fragment`: more events of the same revision may follow."""
 
     header: Header = Header()
     created: bool = False
@@ -96,7 +96,7 @@ class WatchLine(msgspec.Struct, frozen=True):
 
 
 def put(key: bytes, value: bytes, lease: int = 0) -> Operation:
-    """Write a key, under a lease where there is one."""
+    """Write a key, attached to a lease if one is given."""
     return {"request_put": {"key": key, "value": value, "lease": lease}}
 
 
@@ -106,20 +106,20 @@ def delete(key: bytes) -> Operation:
 
 
 def get(key: bytes, end: bytes = b"", *, limit: int = 0, revision: int = 0) -> Operation:
-    """Read one key, or those from `key` up to `end`, at a revision (0: now)."""
+    """Read one key, or all keys from `key` up to `end`, at a revision (0: now)."""
     return {"request_range": {"key": key, "range_end": end, "limit": limit, "revision": revision}}
 
 
 def is_absent(key: bytes) -> Operation:
-    """Holds where there is no such key."""
+    """Compare: the key does not exist."""
     return {"key": key, "target": "CREATE", "result": "EQUAL", "create_revision": 0}
 
 
 def has_lease(key: bytes, lease: int) -> Operation:
-    """Holds where the key exists and was last written under this lease."""
+    """Compare: the key exists and is attached to this lease."""
     return {"key": key, "target": "LEASE", "result": "EQUAL", "lease": lease}
 
 
 def past(prefix: bytes) -> bytes:
-    """The end of the range of all keys that begin with `prefix`, which does not end in 0xff."""
+    """Return the end of the range of all keys that begin with `prefix`, which must not end in 0xff."""
     return prefix[:-1] + bytes((prefix[-1] + 1,))

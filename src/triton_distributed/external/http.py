@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection as a client: h11 on asyncio's streams, for the JSON gateways of servers that are not ours."""
+"""A client's HTTP/1.1 connection: h11 on asyncio's streams, for the JSON gateways of other servers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import h11
 
 CHUNK = 64 * 1024
-"""Bytes read from the socket at a time."""
+"""The most bytes read from the socket at a time."""
 
 
 class HttpMissing(Exception):
@@ -19,12 +19,12 @@ class HttpMissing(Exception):
 
 
 class HttpConnection:
-    """Carries requests one after the other; `await HttpConnection.open(…)` makes one.
+    """A connection that carries requests one after the other; made by `await HttpConnection.open(…)`.
 
-    Nothing here has a timeout: the caller bounds the whole exchange.
+    Nothing here has a timeout: the caller limits the whole exchange.
 
     Attributes:
-        reused: it has carried a request before; the server may close it at any moment.
+        reused: it has carried a request before, so the server may close it at any moment.
     """
 
     def __init__(self, protocol: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -37,27 +37,27 @@ class HttpConnection:
         """Connect.
 
         Args:
-            tls: for https; the certificate must name `host` where the context says so.
+            tls: context for https; the certificate must name `host` if the context requires it.
 
         Raises:
             HttpMissing: h11 is not installed.
-            OSError: no connection, or no TLS.
+            OSError: the connection or its TLS handshake failed.
         """
         try:
-            import h11  # here, because few programs talk HTTP and all would pay for the import
+            import h11  # here, because few programs use HTTP, and all would pay for the import
         except ImportError as error:
             raise HttpMissing from error
         reader, writer = await asyncio.open_connection(host, port, ssl=tls, server_hostname=host if tls else None)
         return cls(h11.Connection(h11.CLIENT), reader, writer)
 
     async def post(self, target: str, headers: Iterable[tuple[str, str]], body: bytes) -> int:
-        """Send a request and wait for the head of its response, whose body `read` then gives.
+        """Send a request and wait for the head of its response; `read` then returns the body.
 
         Returns:
-            the status.
+            the status code.
 
         Raises:
-            ConnectionError: the connection ended, or what came is not HTTP.
+            ConnectionError: the connection ended, or the response is not HTTP.
         """
         import h11
 
@@ -71,10 +71,10 @@ class HttpConnection:
                 return event.status_code
 
     async def read(self) -> bytes:
-        """The next piece of the body; empty at its end, trailers passed over.
+        """Return the next piece of the body; empty at its end. Trailers are ignored.
 
         Raises:
-            ConnectionError: the connection ended before the body did, or what came is not HTTP.
+            ConnectionError: the connection ended before the body did, or the response is not HTTP.
         """
         import h11
 
@@ -100,10 +100,14 @@ class HttpConnection:
         return event
 
     def _closed(self) -> ConnectionError:
-        return ConnectionAbortedError("ended here") if self._aborted else ConnectionError("it closed the connection")
+        return (
+            ConnectionAbortedError("ended here")
+            if self._aborted
+            else ConnectionError("the server closed the connection")
+        )
 
     def renew(self) -> bool:
-        """Make ready for the next request; False where the connection cannot carry another."""
+        """Prepare for the next request; returns False if the connection cannot carry another."""
         import h11
 
         if self._protocol.states != {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}:
@@ -114,10 +118,10 @@ class HttpConnection:
 
     @property
     def usable(self) -> bool:
-        """Whether the server has not closed it, as far as is known here."""
+        """Whether the connection is still open, as far as this end knows."""
         return not (self._reader.at_eof() or self._writer.is_closing())
 
     def abort(self) -> None:
-        """End it now; its reader gets ConnectionAbortedError. Closing twice is harmless."""
+        """Close it now; its reader gets ConnectionAbortedError. Closing twice is harmless."""
         self._aborted = True
         self._writer.transport.abort()

@@ -1,4 +1,4 @@
-"""One connection to NATS, made when first needed and shared by whatever a runtime does over NATS."""
+"""One connection to NATS, made when first needed and shared by all parts of a runtime that use NATS."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ RECONNECT_WAIT_S = 0.25
 """Seconds between attempts to connect. The client library gives up after 60 x 2 s by default."""
 
 PING_INTERVAL_S = 5.0
-"""Seconds between pings. A server that is frozen rather than dead is left after two unanswered ones."""
+"""Seconds between pings. The client leaves a frozen server after two unanswered pings."""
 
 PINGS_UNANSWERED = 2
 
 CANCELLATIONS = 10
-"""The most cancellations of the library's reconnection."""
+"""The most attempts to cancel the library's reconnection."""
 
 QUIET_S = 5.0
-"""Seconds between two log entries with the same complaint of the client library."""
+"""Seconds between two log entries with the same error of the client library."""
 
 
 @dataclass(frozen=True, slots=True)
 class NatsOptions:
-    """How to reach a NATS server. `servers` is one URL or several, separated by commas."""
+    """How to reach a NATS server. `servers` is one or more URLs, separated by commas."""
 
     servers: str = field(default="nats://localhost:4222", repr=False)  # a URL may hold a password
     username: str = ""
@@ -48,15 +48,15 @@ class NatsOptions:
 
 
 class NatsConnection:
-    """Connects on the first `client()`, and again by itself for as long as it is not closed.
+    """A connection that is made by the first `client()`, and reconnects on its own until it is closed.
 
     Args:
-        options: where, and as whom.
-        name: what the server's monitoring shows.
+        options: the servers and the credentials.
+        name: the connection's name in the server's monitoring.
 
     Attributes:
         where: the servers without credentials, for error texts.
-        last_error: what the client library complained about last; empty if it never did.
+        last_error: the client library's last error; empty if there was none.
         reconnected: called without arguments after each reconnection; subscriptions are restored by then.
 
     Raises:
@@ -81,15 +81,15 @@ class NatsConnection:
         self._client: NatsClient | None = None
         self._connecting: asyncio.Task[NatsClient] | None = None
         self.last_error = ""
-        self._complaints = Quiet(QUIET_S)  # of the library, by their text
+        self._complaints = Quiet(QUIET_S)  # the library's errors by text
         self._closed = False
 
     async def client(self) -> NatsClient:
-        """The connected client, shared: only `close` closes or drains it.
+        """Return the connected client. It is shared: only `close` closes or drains it.
 
         Raises:
             BrokerError: no server answers within the timeout, it refuses the credentials, the library is not
-                installed, or this was closed.
+                installed, or this connection was closed.
         """
         if self._client is not None and not self._client.is_closed:
             return self._client
@@ -152,12 +152,12 @@ class NatsConnection:
         return client
 
     async def settle(self, timeout_s: float) -> None:
-        """Wait until the server has done everything that was asked of it on this connection so far.
+        """Wait until the server has processed everything sent on this connection so far.
 
-        By a message to ourselves, because the library's own `flush` sends its PING past commands that still wait.
+        This uses a message to ourselves, because the library's own `flush` sends its PING ahead of waiting commands.
 
         Raises:
-            TimeoutError, or an error of the library: it did not come.
+            TimeoutError, or an error of the library: the message did not arrive.
         """
         client = await self.client()
         inbox = client.new_inbox()
@@ -170,22 +170,22 @@ class NatsConnection:
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection this very moment."""
+        """Whether there is a connection at this moment."""
         return self._client is not None and self._client.is_connected
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed for good."""
+        """Whether `close` was called."""
         return self._closed
 
     def fileno(self) -> int:
-        """The descriptor of the connection, for a forked child to give up; -1 where there is none, or it is hidden."""
+        """Return the connection's descriptor, which a forked child closes; -1 if there is none, or it is hidden."""
         writer = getattr(getattr(self._client, "_transport", None), "_io_writer", None)
         sock = writer.get_extra_info("socket") if writer is not None else None
         return -1 if sock is None else int(sock.fileno())
 
     async def close(self) -> None:
-        """Send what waits and close. Closing twice is harmless."""
+        """Send the waiting messages and close. Closing twice is harmless."""
         self._closed = True
         if self._connecting is not None:
             self._connecting.cancel()
@@ -194,7 +194,7 @@ class NatsConnection:
         if client is not None and not client.is_closed:
             if client.is_connected:
                 try:
-                    async with asyncio.timeout(1.0):  # what was published is out, or the server is frozen
+                    async with asyncio.timeout(1.0):  # all messages are sent, or the server is frozen
                         await client.flush()
                 except Exception:
                     logger.debug("NATS at %s: the last flush failed", self.where)
@@ -221,8 +221,8 @@ async def _abandon(client: NatsClient) -> None:
         async with asyncio.timeout(1.0):
             await client.close()
     except asyncio.CancelledError:
-        # The library cancels its own reconnection while that waits for a lost connection to be closed, and whoever
-        # waits for the same afterwards gets that cancellation.
+        # The library cancels its own reconnection while the latter waits for a lost connection to close. A later
+        # waiter for the same, such as this one, gets that cancellation.
         if (task := asyncio.current_task()) is not None and task.cancelling():
             raise
     except Exception:
@@ -232,10 +232,10 @@ async def _abandon(client: NatsClient) -> None:
 
 
 async def _end(task: asyncio.Task[None] | None) -> None:
-    """End the library's reconnection, which would otherwise go on after the client was closed.
+    """End the library's reconnection task, which would otherwise go on after the client was closed.
 
-    The library cancels it once. `asyncio.wait_for` of Python 3.11 loses a cancellation that arrives together with its
-    result, here with the refusal of a server that is down.
+    The library cancels it once. But `asyncio.wait_for` of Python 3.11 loses a cancellation that arrives together with
+    its result, here the refused connection to a server that is down.
     """
     for _ in range(CANCELLATIONS):
         if task is None or task.done():
@@ -250,7 +250,7 @@ def _without_user(url: str) -> str:
 
 
 def _is_url(url: str) -> bool:
-    """Whether it names a host; not where a part of a password would be taken for a port, or for what follows it."""
+    """Return whether a URL names a host; False if part of a password would be read as the port, path or query."""
     try:
         parts = urlsplit(url if "://" in url else f"nats://{url}")
         return bool(parts.hostname) and parts.port != 0 and not ("@" in parts.path or parts.query or parts.fragment)

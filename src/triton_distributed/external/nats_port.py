@@ -1,4 +1,4 @@
-"""Messages over the shared NATS connection with no queue and no task in between: what the request plane needs."""
+"""Messages over the shared NATS connection without queues or tasks in between, for the request plane."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("triton_distributed.nats")
 
-# Bytes that the client library may hold unsent before `publish` refuses more. From 2 MiB on its own `publish` waits for
-# the socket, which cannot be done outside of a task.
+# Bytes that the client library may hold unsent before `publish` refuses more. From 2 MiB on, the library's `publish`
+# waits for the socket, which is impossible outside a task.
 MOST_PENDING = 1024 * 1024
 
 NO_RESPONDERS = "503"
-"""The server's status for a message that has a reply subject and no subscriber."""
+"""The server's status for a message with a reply subject but no subscriber."""
 
 
 class NatsPort:
-    """Publishes and receives within the call.
+    """Publishes and receives messages within the call.
 
     Args:
-        connection: whose client this is.
-        client: a connected client; it keeps its subscriptions over reconnections.
+        connection: the shared connection.
+        client: its connected client, which keeps its subscriptions over reconnections.
     """
 
     def __init__(self, connection: NatsConnection, client: NatsClient) -> None:
@@ -40,7 +40,7 @@ class NatsPort:
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection this moment."""
+        """Whether there is a connection at this moment."""
         return self._client.is_connected
 
     @property
@@ -50,37 +50,37 @@ class NatsPort:
 
     @property
     def max_payload(self) -> int:
-        """Bytes that the server takes in one message."""
+        """The server's largest message in bytes."""
         return self._client.max_payload
 
     def inbox(self) -> str:
-        """A subject that no other client has."""
+        """Return a subject that no other client has."""
         return self._client.new_inbox()
 
     def publish(self, subject: str, data: bytes, reply: str) -> bool:
-        """Hand a message to the client, which writes it before any task that becomes ready from now on runs.
+        """Pass a message to the client, which writes it before any task runs that becomes ready from now on.
 
         Returns:
-            False where it is taken only later: there is no connection, or too much waits; nothing was sent then.
+            False if there is no connection, or too much waits; nothing was sent then.
 
         Raises:
-            nats.errors.Error: the client refuses it.
+            nats.errors.Error: the client refuses the message.
         """
         client = self._client
         if not client.is_connected or client.pending_data_size > MOST_PENDING:
             return False
-        # `publish` is a coroutine for the sake of one case, a full buffer, which was excluded: it ends in its first
-        # step. That step wakes the library's task that writes to the socket.
+        # `publish` is a coroutine only because it may wait for a full buffer, which was excluded above. So it ends in
+        # its first step, which wakes the library's task that writes to the socket.
         step = client.publish(subject, data, reply)
         try:
             step.send(None)
         except StopIteration:
             return True
         step.close()
-        raise BrokerError("NATS", self.where, "the client library waited where it never did")
+        raise BrokerError("NATS", self.where, "the client library waited unexpectedly")
 
     async def room(self) -> None:
-        """Wait until `publish` takes messages again.
+        """Wait until `publish` accepts messages again.
 
         Raises:
             nats.errors.Error: the connection is lost, or nothing moved for 10 s.
@@ -89,26 +89,26 @@ class NatsPort:
             await self._client.flush()
 
     async def flush(self) -> None:
-        """Wait until the server has seen everything so far.
+        """Wait until the server has received everything sent so far.
 
         Raises:
             nats.errors.Error: the connection is lost, or nothing moved for 10 s.
         """
-        # The library writes its PING ahead of what waits to be sent; by the time of the first answer that is sent too,
-        # and the second answer comes after it.
+        # The library writes its PING ahead of waiting messages. By the first answer these are sent too, and the second
+        # answer comes after them.
         await self._client.flush()
         await self._client.flush()
 
     async def subscribe(self, subject: str, take: Callable[[Msg], None]) -> Subscription:
-        """Call `take` with every message on `subject`, as soon as it is read. No limit applies, for nothing waits."""
+        """Call `take` with every message on `subject` as soon as it is read. Nothing waits, so there is no limit."""
         return await self._client.subscribe(subject, future=cast("asyncio.Future[Any]", _Receiver(take)))
 
 
 class _Receiver:
-    """Stands where the client library expects a future, and is given every message of its subscription.
+    """Takes the place of a future in the client library, and receives every message of its subscription.
 
-    With a callback the library would put each into a queue, to be taken out by a task, one a subscription: a turn of
-    the loop later, and for more CPU than all the rest of a message costs.
+    With a callback, the library would put each message into a queue for the subscription's task. That takes another
+    turn of the loop, and more CPU than the rest of a message's handling.
     """
 
     __slots__ = ("_take",)
@@ -122,5 +122,5 @@ class _Receiver:
     def set_result(self, message: Msg) -> None:
         try:
             self._take(message)
-        except Exception:  # it would end the library's only reader, silently
-            logger.exception("a message from NATS was not understood")
+        except Exception:  # it would silently end the library's only reader
+            logger.exception("a message from NATS could not be processed")

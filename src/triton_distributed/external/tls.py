@@ -10,15 +10,15 @@ from triton_distributed.errors import ConfigError
 
 
 class TlsFiles:
-    """A certificate, its key and the authority that peers are held to, as files.
+    """The files of a certificate, its key and the authority for peers' certificates.
 
-    A context is made anew when one of the files has changed, so that a renewed certificate is used from the next
-    handshake on. A renewal that is half written keeps the context that there was.
+    A new context is made when one of the files has changed, so that a renewed certificate is used from the next
+    handshake on. While a renewal is half written, the former context stays in use.
 
     Args:
         settings: the names of the three settings, for error texts: certificate, key, authority.
         cert: PEM file of this end's certificate chain; empty for none.
-        key: PEM file of its private key; empty where `cert` holds it too.
+        key: PEM file of the private key; empty if `cert` contains it.
         ca: PEM file of the authorities that sign the peers' certificates; empty for those that the system trusts.
     """
 
@@ -31,10 +31,10 @@ class TlsFiles:
         return bool(self.cert or self.ca)
 
     def context(self, *, server: bool, check_hostname: bool = False) -> ssl.SSLContext:
-        """The context for the next handshake. A server asks its clients for certificates.
+        """Return the context for the next handshake. A server requires certificates from its clients.
 
         Raises:
-            ConfigError: a file cannot be read, or is not what it should be; names the setting.
+            ConfigError: a file cannot be read, or is invalid; the error names the setting.
         """
         kind = (server, check_hostname)
         known = self._made.get(kind)
@@ -45,7 +45,7 @@ class TlsFiles:
             context = self._make(server, check_hostname)
         except ConfigError:
             if known is not None:
-                return known[1]  # it is being replaced this very moment, or was replaced by something unusable
+                return known[1]  # a file is being replaced right now, or its replacement is unusable
             raise
         self._made[kind] = (stamp, context)
         return context
@@ -67,9 +67,9 @@ class TlsFiles:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.check_hostname = check_hostname and not server
         context.verify_mode = ssl.CERT_REQUIRED
-        context.options |= ssl.OP_NO_RENEGOTIATION  # a peer could ask for one after another
+        context.options |= ssl.OP_NO_RENEGOTIATION  # a peer could request one after another
         if server:
-            context.num_tickets = 0  # a resumed session would outlive the certificate that it began with
+            context.num_tickets = 0  # a resumed TLS session would outlive the certificate it began with
         try:
             if self.ca:
                 context.load_verify_locations(self.ca)

@@ -1,4 +1,4 @@
-"""Whose doing a stack is: what the loop was called for, and by whom."""
+"""Attributes a stack to the code that occupies the loop: a program, a library, the loop or this package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import CodeType, FrameType
 from typing import NamedTuple
 
 DEEPEST = 40
-"""Frames of a stack that are logged, the innermost ones."""
+"""Number of frames of a stack that are logged, the innermost ones."""
 
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _PATHS = sysconfig.get_paths()
@@ -20,33 +20,33 @@ _PACKAGES = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-
 _LOOPS = tuple(f"{os.sep}{name}{os.sep}" for name in ("asyncio", "uvloop"))
 _RUN_CALLBACK = asyncio.Handle._run.__code__
 _RUN_ONCE = asyncio.BaseEventLoop._run_once.__code__  # type: ignore[attr-defined]
-# What runs on the loop for this package without a call by a handler.
+# Libraries that run on the loop for this package without a call by a handler.
 _SERVANTS = tuple(package + "nats" + os.sep for package in _PACKAGES)
 _RUNTIME = tuple(os.path.join(_HERE, room, "") for room in ("runtime", "serving", "calling"))
 
-Place = tuple[CodeType, int]  # code, and the instruction in it that is being executed
+Place = tuple[CodeType, int]  # code, and the offset of the current instruction
 
 
 def loop_place(caller: FrameType) -> Place | None:
-    """The place from which a loop runs that is written in C; None for one that can be seen in the stack.
+    """Return the place that runs a loop written in C; None if the loop is visible in the stack.
 
     Args:
-        caller: of a callback of the loop.
+        caller: the frame that called a callback of the loop.
     """
     return None if caller.f_code is _RUN_CALLBACK else place_of(caller)
 
 
 def place_of(frame: FrameType) -> Place:
-    """Where a frame is; the same as long as it is at the same call."""
+    """Return the place of a frame; it stays the same during one call."""
     return frame.f_code, frame.f_lasti
 
 
 def callback(frame: FrameType, loop: Place | None) -> list[FrameType] | None:
-    """The frames of the callback that an event loop runs, innermost first; None where it runs none.
+    """Return the frames of the callback that an event loop runs, innermost first; None if it runs none.
 
     Args:
-        frame: the innermost of the loop's thread.
-        loop: of `loop_place`.
+        frame: the innermost frame of the loop's thread.
+        loop: the result of `loop_place`.
     """
     found: list[FrameType] = []
     each: FrameType | None = frame
@@ -56,7 +56,7 @@ def callback(frame: FrameType, loop: Place | None) -> list[FrameType] | None:
         if each.f_code is _RUN_CALLBACK:
             return found
         if each.f_code is _RUN_ONCE:
-            return None  # it looks for what is ready, or waits
+            return None  # the loop polls or waits
         found.append(each)
         each = each.f_back
     code = frame.f_code
@@ -64,12 +64,11 @@ def callback(frame: FrameType, loop: Place | None) -> list[FrameType] | None:
 
 
 class Blame(NamedTuple):
-    """What a callback is at.
+    """The code that a callback is executing.
 
     Attributes:
-        file, line, function: the innermost place in a program's own code; in a library's, in anybody's, where there is
-            none.
-        theirs: it is at work there, or in what was called from there; False: in the loop, or in this package.
+        file, line, function: the innermost place in the program's own code; without one in a library's, then in any.
+        theirs: True if that place, or code called from it, is executing; False for the loop or this package.
     """
 
     file: str
@@ -82,17 +81,18 @@ class Blame(NamedTuple):
 
 
 def blame(frames: Sequence[FrameType]) -> Blame:
-    """Find out whose doing a callback is.
+    """Find the code that is responsible for a callback.
 
     Args:
-        frames: of the callback, innermost first; at least one.
+        frames: frames of the callback, innermost first; at least one.
     """
     own: FrameType | None = None
     library: FrameType | None = None
     for each in frames:
         file = each.f_code.co_filename
         if file.startswith(_HERE):
-            # The runtime calls handlers, which may be installed like a library. All else here calls libraries itself.
+            # The runtime calls handlers, which may be installed like a library. The rest of this package calls
+            # libraries for itself.
             if own is None and library is not None and file.startswith(_RUNTIME):
                 return _blamed(library, True)
             own = own or each
@@ -112,7 +112,7 @@ def _blamed(frame: FrameType, theirs: bool) -> Blame:
 
 
 def stack(frame: FrameType) -> str:
-    """The stack as a traceback shows it."""
+    """Format a stack like a traceback."""
     summary = traceback.StackSummary.extract(traceback.walk_stack(frame), limit=DEEPEST)
     summary.reverse()
     return "".join(summary.format()).rstrip()

@@ -1,4 +1,4 @@
-"""Counters of an endpoint and of a client: plain integers that one event loop writes and any thread may read."""
+"""Counters of endpoints and clients: plain integers that one event loop writes and any thread may read."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ class Outcome(IntEnum):
     ERROR = 1  # the handler raised
     INVALID = 2  # the request did not fit the handler
     CANCELLED = 3  # the caller left
-    DEADLINE = 4  # its time was over
+    DEADLINE = 4  # its deadline passed
     REFUSED = 5  # overloaded, draining or unknown here: no handler began
     LOST = 6  # the connection broke
-    UNREACHABLE = 7  # of a call: no instance was found or reached
+    UNREACHABLE = 7  # calls only: no instance was found or reached
 
 
 class OutlierStats:
-    """What was seen of an endpoint's outliers by the clients of one runtime.
+    """Counts the ejections of an endpoint's outliers by the clients of one runtime.
 
     Attributes:
-        ejections: how often an instance was left out because it failed far more often than its peers.
-        out: how many are left out now.
+        ejections: number of ejections so far.
+        out: number of instances that are ejected now.
     """
 
     __slots__ = ("ejections", "out")
@@ -36,12 +36,12 @@ class OutlierStats:
 
 
 class Stats:
-    """Requests of one endpoint or calls of one client.
+    """Counts the requests of one endpoint or the calls of one client.
 
     Attributes:
-        inflight: those under way.
-        items: sent by an endpoint's handlers that ended well.
-        ended: how many ended how; indexed by `Outcome`.
+        inflight: requests under way.
+        items: items sent by handlers that ended well.
+        ended: number of ended requests, indexed by `Outcome`.
     """
 
     __slots__ = ("ended", "inflight", "items")
@@ -51,7 +51,7 @@ class Stats:
         self.ended = [0] * len(Outcome)
 
     def outcomes(self) -> dict[str, int]:
-        """How many ended how, by the outcome's name in lower case."""
+        """Return the number of ended requests by the outcome's name in lower case."""
         return {each.name.lower(): self.ended[each] for each in Outcome}
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""What a thread has had of the processor, and for how long it waited for one."""
+"""The processor time of a thread, and the time it waited for a processor."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 
 class Usage(NamedTuple):
-    """Seconds, each counted from some moment in the past.
+    """Processor times in seconds, each counted from some point in the past.
 
     Attributes:
-        process: of processor time that the whole process has used.
-        loop: of those, what the loop's thread has used; None where the system does not tell.
-        starved: for which the loop's thread could have run and got no processor; 0 where the system does not tell.
+        process: processor time of the whole process.
+        loop: processor time of the loop's thread; None if unknown.
+        starved: time for which the loop's thread could have run and got no processor; 0 if unknown.
     """
 
     process: float
@@ -23,9 +23,9 @@ class Usage(NamedTuple):
 
 
 def usage_of_this_thread() -> Callable[[], Usage]:
-    """A function that reads the usage of the thread that calls this one; it may be called in any thread."""
+    """Return a function that reads the usage of the present thread; it may be called in any thread."""
     clock: int | None = None
-    if hasattr(time, "pthread_getcpuclockid"):  # macOS has none
+    if hasattr(time, "pthread_getcpuclockid"):  # missing on macOS
         clock = time.pthread_getcpuclockid(threading.get_ident())
     path = f"/proc/self/task/{threading.get_native_id()}/schedstat"
 
@@ -37,7 +37,7 @@ def usage_of_this_thread() -> Callable[[], Usage]:
             with open(path, "rb") as file:
                 starved = int(file.read().split()[1]) / 1e9
         except (OSError, IndexError, ValueError):
-            pass  # the thread has ended, or the kernel counts nothing
+            pass  # the thread has ended, or the kernel does not count
         return Usage(time.process_time(), loop, starved)
 
     return usage

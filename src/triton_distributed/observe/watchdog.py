@@ -1,18 +1,18 @@
-"""A thread that notices a stuck event loop, logs what blocks it, and notifies clients: the loop cannot.
+"""A thread that notices a stuck event loop, logs what blocks it, and notifies clients, which the loop cannot do.
 
-The loop records the time four times in each limit; the thread sleeps until the newest mark is as old as the
-limit. So a loop that stands still is noticed within the limit, and one that stood still for less than three quarters of
-it never is. Nothing is done for a request.
+The loop marks the time four times per limit; the thread sleeps until the newest mark is as old as the limit. So it
+notices a loop that stands still within the limit, and never one that stood still for less than three quarters of it.
+A request costs nothing.
 
 Not every old mark is a stuck loop, and not every stuck loop is its program's fault:
 
-- A process that was stopped, or got no processor, has a watchdog that overslept as well, without having used the
-  processor meanwhile: the time it overslept is not counted. One that overslept while the process worked was kept from
-  running by something that held the interpreter's lock, and then the loop was too.
+- If the process was stopped or got no processor, the watchdog overslept as well, while the process used no processor
+  time: the time it overslept is not counted. If it overslept while the process worked, something held the
+  interpreter's lock, which blocks the loop too.
 - Time for which the loop's thread could have run and got no processor is not counted. Such a process is not marked
   `busy` either: its neighbours are usually starved too, and notifying all clients costs CPU that is missing.
 - A loop that runs no callback is idle, however late its mark is.
-- What the loop does for itself, or this package for a program, is logged without advice: e.g. it moves 200 MB.
+- Work of the loop itself, or of this package for a program, is logged without advice, e.g. moving 200 MB.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ logger = logging.getLogger("triton_distributed.watchdog")
 LAG_BOUNDS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 
 BEATS = 4
-"""Marks in one limit. More would be more exact by less than a quarter of the limit, and cost as much again."""
+"""Marks per limit. More marks would improve accuracy by less than a quarter of the limit, and cost more."""
 
 AGAIN_S = 1.0
-"""Seconds between checks of a stuck loop: whether it was closed, or clients can be notified by now."""
+"""Seconds between checks of a stuck loop: whether it was closed, or a failed notification can be repeated."""
 
 QUIET_S = 10.0
 """Seconds between two log entries for one line of code: a handler that always blocks the loop must not fill a disk."""
@@ -46,14 +46,14 @@ ADVICE = "What blocks belongs in a handler written with plain `def`, or in async
 
 
 class LoopStats:
-    """How an event loop fares. Each number has one thread that writes it, and any thread may read it.
+    """The stalls and the lag of an event loop. Each number is written by one thread; any thread may read it.
 
     Attributes:
-        stalls: how often it was stuck for as long as the watchdog waits.
-        stalled_s: seconds of all stalls that have ended.
-        longest_s: seconds of the longest one.
-        lag: how often the loop came to a timer how late: `lag[i]` times by at most `LAG_BOUNDS_S[i]` seconds and more
-            than the bound before, and in the last place by more than the last bound.
+        stalls: number of stalls that reached the watchdog's limit.
+        stalled_s: sum of all ended stalls in seconds.
+        longest_s: the longest ended stall in seconds.
+        lag: histogram of timer delays: `lag[i]` timers ran at most `LAG_BOUNDS_S[i]` seconds late and more than the
+            bound before; the last entry counts timers beyond the last bound.
     """
 
     __slots__ = ("lag", "longest_s", "stalled_s", "stalls")
@@ -71,15 +71,15 @@ class Watchdog:
     """Watches one event loop from a daemon thread.
 
     Args:
-        loop: what is watched.
+        loop: the loop to watch.
         limit_s: seconds within which a stuck loop is noticed; 0 for no watchdog.
-        tell: notifies clients that the loop is stuck (True) or no longer (False). Called in the thread, and again
-            after a while where it raised.
-        clock: seconds that only go forward.
-        usage: of the loop's thread; by default the thread that calls `start`.
+        tell: notifies clients that the loop is stuck (True) or turns again (False). It is called in the thread, and
+            again later if it raised.
+        clock: returns monotonic seconds.
+        usage: returns the usage of the loop's thread; by default of the thread that calls `start`.
 
     Attributes:
-        stats: how the loop fares; all zeros where nothing is watched.
+        stats: the loop's statistics; all zeros if it is not watched.
     """
 
     def __init__(
@@ -101,30 +101,30 @@ class Watchdog:
         self._timer: asyncio.TimerHandle | None = None
         self._wake = threading.Event()
         self._stopped = False
-        self._beat_at = 0.0  # the loop's newest mark
-        self._place: Place | None = None  # from where the loop runs, if it is written in C
-        # what follows belongs to the thread
-        self._looked_at = self._due = 0.0  # when it went to sleep, and when it was to wake
-        self._used = Usage(0.0)  # when it went to sleep
-        self._since = 0.0  # marks older than this are not held against the loop
+        self._beat_at = 0.0  # time of the loop's newest mark
+        self._place: Place | None = None  # the place that runs the loop, if the loop is written in C
+        # the attributes below belong to the thread
+        self._looked_at = self._due = 0.0  # when the thread went to sleep, and when it should wake
+        self._used = Usage(0.0)  # usage when the thread went to sleep
+        self._since = 0.0  # a stall is counted from this time at the earliest
         self._stuck_since: float | None = None
-        self._blame: Blame | None = None  # of the present stall
-        self._said = True  # of the present stall
-        self._told = self._told_badly = False
-        self._quiet = Quiet(QUIET_S, clock)  # by place
+        self._blame: Blame | None = None  # the code that causes the present stall
+        self._logged = True  # the present stall was logged
+        self._notified = self._notify_failed = False
+        self._quiet = Quiet(QUIET_S, clock)  # by place in the code
 
     def __repr__(self) -> str:
         state = "idle" if self._thread is None else "stuck" if self._stuck_since is not None else "watching"
         return f"<Watchdog {state} limit_s={self._limit_s:g} {self.stats!r}>"
 
     def start(self) -> None:
-        """Begin to watch the loop whose thread this is; once is enough."""
+        """Begin to watch the loop, on the loop's thread; further calls have no effect."""
         if self._thread is not None or not self._limit_s or self._stopped:
             return
         self._loop_thread = threading.get_ident()
         self._usage = self._usage or usage_of_this_thread()
         self._beat_at = self._since = self._next_beat = self._clock()
-        self._loop.call_soon(self._beat)  # soon, because it learns how the loop calls
+        self._loop.call_soon(self._beat)  # through the loop, to learn how it calls callbacks
         self._sleep(self._limit_s, self._beat_at, self._usage())
         self._thread = threading.Thread(target=self._run, name="triton-watchdog", daemon=True)
         self._thread.start()
@@ -137,7 +137,7 @@ class Watchdog:
         self._wake.set()
         thread, self._thread = self._thread, None
         if thread is not None:
-            thread.join(AGAIN_S)  # it is asleep, or telling others: a small file's time
+            thread.join(AGAIN_S)  # it sleeps, or writes a small file to notify clients
 
     # on the loop
 
@@ -166,12 +166,12 @@ class Watchdog:
                 return
             try:
                 wait_s = self.look()
-            except Exception:  # it must watch on
+            except Exception:  # the watchdog must go on
                 logger.exception("the watchdog of the event loop failed")
                 wait_s = AGAIN_S
 
     def look(self) -> float:
-        """Judge the loop by its newest mark; returns seconds until the next look."""
+        """Judge the loop by its newest mark; returns seconds until the next check."""
         now, used = self._clock(), self._usage() if self._usage is not None else Usage(0.0)
         if self._stuck_since is None:
             overslept_s = now - self._due
@@ -180,10 +180,10 @@ class Watchdog:
             since, shortest_s = max(self._since, self._beat_at), 0.0
             starved_s = used.starved - self._used.starved
             if starved_s > self._beat_s / 2:
-                shortest_s = self._beat_s / 2  # else it would look more and more often
+                shortest_s = self._beat_s / 2  # else checks would become ever more frequent
                 since = self._since = min(now, since + starved_s)
             if now < since + self._limit_s:
-                self._tell_others()  # what could not be told before
+                self._notify()  # repeats a failed notification
                 return self._sleep(max(shortest_s, since + self._limit_s - now), now, used)
             frame = sys._current_frames().get(self._loop_thread)
             frames = None if frame is None else callback(frame, self._place)
@@ -193,7 +193,7 @@ class Watchdog:
             self._began(blame(frames or [frame]), frame, now, used)
         elif self._beat_at > self._stuck_since:
             self._ended()
-        self._tell_others()
+        self._notify()
         return self._sleep(AGAIN_S if self._stuck_since is not None else self._limit_s, now, used)
 
     def _sleep(self, wait_s: float, now: float, used: Usage) -> float:
@@ -206,8 +206,8 @@ class Watchdog:
         self._blame = found
         place = str(found)
         suppressed = self._quiet.due(place)
-        self._said = suppressed is not None
-        if not self._said:
+        self._logged = suppressed is not None
+        if not self._logged:
             return
         logger.warning(
             "the event loop is %s %s, for %.2f s so far%s: this process answers no calls meanwhile. %s Its stack:\n%s",
@@ -220,12 +220,12 @@ class Watchdog:
         )
 
     def _own(self, now: float, used: Usage) -> str:
-        """What a loop does that is at work for itself, or for this package: by the time since the last look."""
+        """Describe the work of the loop itself or of this package, by the processor times since the last check."""
         if used.loop is None or self._used.loop is None:
             return "It is not at work in a handler."
         loop_s = used.loop - self._used.loop
         others_s = used.process - self._used.process - loop_s
-        half_s = (now - self._looked_at - (used.starved - self._used.starved)) / 2  # of the time that it had
+        half_s = (now - self._looked_at - (used.starved - self._used.starved)) / 2  # half of the time not starved
         if loop_s >= half_s:
             return "It moves, encodes or decodes much data."
         if others_s >= half_s:
@@ -234,24 +234,24 @@ class Watchdog:
 
     def _ended(self) -> None:
         assert self._stuck_since is not None
-        # Between the last mark and the one that was due next the loop did turn: what is counted is the least it can be.
+        # The loop did turn between its last mark and the next due one, so this is the least that the stall can be.
         length_s = max(0.0, self._beat_at - self._stuck_since - self._beat_s)
         self._stuck_since = None
         self.stats.stalled_s += length_s
         self.stats.longest_s = max(self.stats.longest_s, length_s)
-        level = logging.WARNING if self._said else logging.DEBUG
+        level = logging.WARNING if self._logged else logging.DEBUG
         logger.log(level, "the event loop turns again: it was stuck for %.2f s at %s", length_s, self._blame)
 
-    def _tell_others(self) -> None:
+    def _notify(self) -> None:
         stuck = self._stuck_since is not None
-        if self._told is stuck:
+        if self._notified is stuck:
             return
         try:
             self._tell(stuck)
         except Exception as error:
-            if not self._told_badly:
-                words = "that it is stuck" if stuck else "that the event loop turns again"
-                logger.warning("clients cannot be told %s: %s; trying again", words, error)
-            self._told_badly = True
+            if not self._notify_failed:
+                words = "is stuck" if stuck else "turns again"
+                logger.warning("cannot notify clients that the event loop %s: %s; trying again", words, error)
+            self._notify_failed = True
         else:
-            self._told, self._told_badly = stuck, False
+            self._notified, self._notify_failed = stuck, False

@@ -1,3 +1,3 @@
-"""Which instance gets a request: policies, the load of each instance, which instances are out of rotation."""
+"""The choice of an instance for a request: policies, the load of each instance, rotation and ejection."""
 
 __all__: list[str] = []

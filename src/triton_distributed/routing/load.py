@@ -1,10 +1,10 @@
-"""How many of our own streams each instance has open."""
+"""The load of each instance: the number of this process' streams open on it."""
 
 from __future__ import annotations
 
 
 class LoadBook:
-    """Counts the streams that this process has open on each instance, from request to last item.
+    """Counts the streams that this process has open on each instance, from the request to the last item.
 
     An instance without streams has no entry, so the book is never larger than the number of open streams.
     """
@@ -15,14 +15,14 @@ class LoadBook:
         self._open: dict[int, int] = {}
 
     def acquire(self, instance_id: int) -> None:
-        """Note one more stream on the instance; each is given back by one `release`."""
+        """Note one more stream on the instance; call `release` when it ends."""
         self._open[instance_id] = self._open.get(instance_id, 0) + 1
 
     def release(self, instance_id: int) -> None:
         """Note that a stream on the instance has ended.
 
         Raises:
-            ValueError: it has none open.
+            ValueError: the instance has no open stream.
         """
         left = self._open.get(instance_id, 0) - 1
         if left > 0:
@@ -33,11 +33,11 @@ class LoadBook:
             raise ValueError(f"instance {instance_id} has no open stream to release")
 
     def inflight(self, instance_id: int) -> int:
-        """Return how many streams the instance has open for this process."""
+        """Return the number of streams that this process has open on the instance."""
         return self._open.get(instance_id, 0)
 
     def open(self) -> dict[int, int]:
-        """The open streams of each instance that has any."""
+        """Return the number of open streams by instance id, without zeros."""
         return dict(self._open)
 
     def __getitem__(self, instance_id: int) -> int:

@@ -1,8 +1,8 @@
-"""Which instances are left out because they fail far more often than their peers, and for how long.
+"""The ejection of outliers: instances that fail far more often than their peers.
 
-A process judges by its own calls to one endpoint, and only by comparison: what fails everywhere, such as bad requests
-or a broken dependency, ejects no instance. Slow instances are not ejected; the policies `p2c` and `least_loaded` avoid
-them. No clock and no I/O: time is an argument.
+A process judges by its own calls to one endpoint, and only by comparison: failures that all instances share, such as
+bad requests or a broken dependency, eject no instance. Slow instances are not ejected; the policies `p2c` and
+`least_loaded` avoid them. No clock and no I/O: time is an argument.
 """
 
 from __future__ import annotations
@@ -14,26 +14,27 @@ from types import MappingProxyType
 
 from triton_distributed.names import Instance
 
-LEAST_FAILURES = 5  # Envoy and Finagle eject after five failures in a row; fewer say nothing
-# Answers of the peers during five failures in a row, and as many again for each failure of theirs. Where all instances
-# fail at one rate p, five failures beside 20 answers have a probability of p^5 (1 - p)^20: at most 4 in a million.
+LEAST_FAILURES = 5  # an ejection needs this many failures; Envoy and Finagle eject after five in a row
+# Five failures in a row count if the peers gave this many answers meanwhile, and as many again for each failure of
+# theirs. If all instances fail at one rate p, five failures and 20 answers have a probability of p^5 (1 - p)^20: at
+# most 4 in a million.
 PEER_ANSWERS = 20
-RATE_GAP = 0.2  # between the failure rates of an instance and its peers (Finagle asks for a success rate of 80 %)
-SURPRISE = 11.5  # ln(100,000): chance alone exceeds it at most once in so many comparisons, see `far_beyond`
-GROWTH = 60.0  # the longest ejection in steps of the first: 5 minutes for 5 s, as in Envoy and Finagle
+RATE_GAP = 0.2  # smallest gap between the failure rates of an instance and its peers (Finagle: success rate below 80 %)
+SURPRISE = 11.5  # ln(100,000): chance alone exceeds it at most once in 100,000 comparisons, see `far_beyond`
+GROWTH = 60.0  # the longest ejection as a multiple of the first: 5 minutes for 5 s, as in Envoy and Finagle
 _HIGHEST = 6  # the first level at which 2^level is above `GROWTH`
 
 
 @dataclass(frozen=True, slots=True)
 class Ejection:
-    """An instance that is left out.
+    """The ejection of one instance.
 
     Attributes:
-        instance_id: its id.
-        since: when it was ejected, on the caller's clock.
-        until: when it returns.
-        times: how often it was ejected recently, this ejection included; good behaviour reduces the number again.
-        reason: what it did, in numbers, for people.
+        instance_id: the instance's id.
+        since: time of the ejection on the caller's clock.
+        until: time of its return on the same clock.
+        times: number of recent ejections, this one included; good behaviour reduces it again.
+        reason: the failures that led to it, as text with numbers.
     """
 
     instance_id: int
@@ -44,14 +45,14 @@ class Ejection:
 
 
 class _Record:
-    """The outcomes of one instance since the record began, and since its last answer.
+    """Counts the outcomes of one instance since the record began, and since its last answer.
 
     Attributes:
         failed, answered: failures and answers of the instance.
         began: failures and answers of all instances before the record began.
-        row: failures since its last answer.
-        row_began: failures and answers of all instances before the first of these.
-        cause: of the last failure.
+        row: failures since the instance's last answer.
+        row_began: failures and answers of all instances before the first failure of the row.
+        cause: cause of the last failure.
     """
 
     __slots__ = ("answered", "began", "cause", "failed", "row", "row_began")
@@ -63,15 +64,15 @@ class _Record:
 
 
 class Outliers:
-    """The instances that are left out, and the recent outcomes of the others.
+    """The ejected instances, and the recent outcomes of the others.
 
-    The tables are at most as large as discovery's: `forget` drops the instances that discovery no longer lists.
+    The tables are bounded by discovery's: `forget` drops the instances that discovery no longer lists.
 
     Args:
         rng: spreads the ends of ejections, so that many clients do not return at once: an ejection lasts between half
             of its step and all of it.
-        first_s: seconds of the first step. Each ejection doubles it, up to `GROWTH` times the first. An instance that
-            returned and was good for as long as it had been out is forgiven one doubling.
+        first_s: the first step in seconds. Each ejection doubles the step, up to `GROWTH` times the first. If an
+            instance behaves well after its return for as long as it was out, one doubling is taken back.
     """
 
     __slots__ = ("_all_answered", "_all_failed", "_ejected", "_first_s", "_records", "_rng", "_standing", "ejected")
@@ -82,9 +83,9 @@ class Outliers:
         self._records: dict[int, _Record] = {}
         self._all_failed = self._all_answered = 0
         self._ejected: dict[int, Ejection] = {}
-        self._standing: dict[int, tuple[int, float]] = {}  # of those that returned: level, since when
+        self._standing: dict[int, tuple[int, float]] = {}  # of returned instances: level, and its start
         self.ejected: Mapping[int, Ejection] = MappingProxyType(self._ejected)
-        """Those that are left out, by instance id; a live view."""
+        """The ejected instances by id; a live view."""
 
     # outcomes
 
@@ -96,15 +97,15 @@ class Outliers:
         cause: int | None = None,
         began: float | None = None,
     ) -> Ejection | None:
-        """Note that a call failed, perhaps by the fault of its instance; eject the instance if it is an outlier.
+        """Note that a call failed, perhaps because of its instance; eject the instance if it is an outlier.
 
         Args:
-            instance_id: which instance.
-            now: seconds on any clock that only goes forward.
-            instances: those in rotation. At most half of them are ever ejected, so never the last.
-            cause: equal for failures that are one event, as all streams of a lost connection are; None: its own event.
-            began: when the call began, on the same clock, where that is known: a call from before an ejection does not
-                count after it.
+            instance_id: the instance of the call.
+            now: seconds on any monotonic clock.
+            instances: the instances in rotation. At most half of them are ever ejected, so never the last.
+            cause: equal for failures that are one event, e.g. of all streams of a lost connection; None for a separate
+                event.
+            began: start of the call on the same clock, if known: calls from before an ejection do not count after it.
         """
         if instance_id in self._ejected or (
             began is not None and began < self._standing.get(instance_id, (0, began))[1]
@@ -125,7 +126,7 @@ class Outliers:
         return self._eject(instance_id, reason, now, instances) if reason else None
 
     def answered(self, instance_id: int) -> None:
-        """Note that a call ended well; needed only after a failure, until `restart`."""
+        """Note that a call succeeded; needed only after a failure, until `restart`."""
         if instance_id not in self._ejected:
             record = self._record(instance_id)
             record.row = 0
@@ -140,19 +141,19 @@ class Outliers:
     # ejections
 
     def readmit(self, now: float) -> list[int]:
-        """Return the ids of those whose time is over; they are no longer left out, and their records begin anew."""
+        """End the ejections that are over and return their instances' ids; the records of these begin anew."""
         back = [each.instance_id for each in self._ejected.values() if each.until <= now]
         for instance_id in back:
             self._standing[instance_id] = (self._ejected.pop(instance_id).times, now)
         return back
 
     def next_return(self) -> float | None:
-        """Return when the next ejection ends, on the clock of `failed`; None where no instance is out."""
+        """Return when the next ejection ends, on the clock of `failed`; None if no instance is ejected."""
         return min((each.until for each in self._ejected.values()), default=None)
 
     def available(self, instances: tuple[Instance, ...]) -> tuple[Instance, ...]:
-        """Return those that are not ejected, with as many of the ejected as it takes to have half of all, the first to
-        return first."""
+        """Return the instances that are not ejected. If they are less than half of all, ejected ones fill up the half,
+        those with the earliest return first."""
         if not self._ejected:
             return instances
         out = sorted((self._ejected[each.id] for each in instances if each.id in self._ejected), key=lambda e: -e.until)
@@ -163,14 +164,14 @@ class Outliers:
         """Drop the instances that discovery no longer lists.
 
         Args:
-            known_ids: the ids that it does list; a set where there are many.
+            known_ids: the ids that discovery lists; a set if there are many.
         """
         tables: tuple[dict[int, object], ...] = (self._records, self._ejected, self._standing)  # type: ignore[assignment]
         for table in tables:
             for instance_id in [each for each in table if each not in known_ids]:
                 del table[instance_id]
 
-    # how
+    # bookkeeping
 
     def _record(self, instance_id: int) -> _Record:
         found = self._records.get(instance_id)
@@ -179,7 +180,7 @@ class Outliers:
         return found
 
     def _outlier(self, failed: int, answered: int, began: tuple[int, int]) -> str:
-        """Why these outcomes make an instance an outlier among its peers in the same time; empty where they do not."""
+        """Return why these outcomes make an instance an outlier among its peers in the same time; empty if not."""
         peers_failed = self._all_failed - began[0] - failed
         peers_answered = self._all_answered - began[1] - answered
         if not far_beyond(failed, answered, peers_failed, peers_answered):
@@ -194,14 +195,14 @@ class Outliers:
         wait = self._step(level) * (0.5 + 0.5 * self._rng.random())
         ejection = self._ejected[instance_id] = Ejection(instance_id, now, now + wait, level + 1, reason)
         self._standing.pop(instance_id, None)
-        self.restart()  # it is no peer any more: the others are compared among themselves from now on
+        self.restart()  # from now on the others are compared without this instance
         return ejection
 
     def _step(self, level: int) -> float:
         return self._first_s * min(2.0**level, GROWTH)
 
     def _level(self, instance_id: int, now: float) -> int:
-        """How many recent ejections of the instance are not forgiven yet."""
+        """Return the number of the instance's recent ejections, less those that good behaviour has taken back."""
         level, since = self._standing.get(instance_id, (0, now))
         while level and now - since >= self._step(level - 1):
             level -= 1
@@ -212,8 +213,8 @@ class Outliers:
 def far_beyond(failed: int, answered: int, peers_failed: int, peers_answered: int) -> bool:
     """Return whether an instance fails far more often than its peers do in the same time.
 
-    It does where it gave no answer and failed `LEAST_FAILURES` times, while its peers gave `PEER_ANSWERS` answers, and
-    as many again for each failure of theirs. It also does where the gap between both failure rates is at least
+    It does if it gave no answer and failed `LEAST_FAILURES` times, while its peers gave `PEER_ANSWERS` answers, and
+    as many again for each failure of theirs. It also does if the gap between both failure rates is at least
     `RATE_GAP` and larger than chance explains: between n and m calls that fail at one rate, a gap of g or more has a
     probability of at most exp(-2 g² / (1/n + 1/m)) (W. Hoeffding, "Probability Inequalities for Sums of Bounded Random
     Variables", 1963).

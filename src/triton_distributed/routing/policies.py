@@ -1,6 +1,6 @@
-"""The ways to choose an instance: `(request, instances, load) -> instance`.
+"""Policies, which choose an instance: `(request, instances, load) -> instance`.
 
-`instances` is never empty. A policy is called once per attempt, on the loop's thread, and must not wait.
+`instances` is never empty. A policy is called once for each attempt, on the loop's thread, and must not wait.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _by_id = attrgetter("id")
 class RoundRobin:
     """Each instance in turn, in the order of their ids.
 
-    It remembers the id that it chose last, not a position: however instances come and go between calls, those that
-    stay are chosen equally often, give or take one.
+    It remembers the last chosen id, not a position: however instances come and go between calls, those that stay are
+    chosen equally often, plus or minus one.
 
     Args:
         rng: chooses the first instance, so that many clients do not begin with the same one.
@@ -60,10 +60,10 @@ class RoundRobin:
 
 
 class Random:
-    """Any instance, each equally likely.
+    """A random instance, each equally likely.
 
     Args:
-        rng: where chance comes from.
+        rng: the random source.
     """
 
     __slots__ = ("_rng",)
@@ -76,7 +76,7 @@ class Random:
 
 
 class LeastLoaded:
-    """The instance on which this process has the fewest streams open; of several, the next in turn."""
+    """The instance on which this process has the fewest streams open; among equals, the next in turn."""
 
     __slots__ = ("_start",)
 
@@ -104,7 +104,7 @@ class PowerOfTwoChoices:
     Source: M. Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 1996.
 
     Args:
-        rng: where chance comes from.
+        rng: the random source.
     """
 
     __slots__ = ("_rng",)
@@ -125,11 +125,11 @@ class PowerOfTwoChoices:
 
 
 class Direct:
-    """The instance with one id, also while it is out of rotation: the caller wants no other.
+    """The instance with a given id, even while it is out of rotation: the caller wants no other.
 
     Args:
-        instance_id: its id.
-        path: of the endpoint, for the error.
+        instance_id: the instance's id.
+        path: the endpoint's path, for the error.
         known: returns all instances of the endpoint by id, as discovery lists them now.
     """
 
@@ -144,7 +144,7 @@ class Direct:
         """Return that instance.
 
         Raises:
-            InstanceNotFound: no instance has the id; the error names those that exist.
+            InstanceNotFound: no instance has the id; the error lists those that exist.
         """
         known = self._known()
         found = known.get(self._id)
@@ -170,11 +170,11 @@ def policy_named(choice: str | Policy, rng: random.Random) -> Policy:
     """Return the policy that a user asked for.
 
     Args:
-        choice: one of `POLICY_NAMES`, or a policy of the user's own, which is then checked at each call.
-        rng: where the built-in policies' chance comes from.
+        choice: one of `POLICY_NAMES`, or a user's own policy, whose result is then checked at each call.
+        rng: the random source of the built-in policies.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: the choice is neither.
     """
     if isinstance(choice, str):
         make = _NAMED.get(choice)
@@ -195,10 +195,10 @@ def policy_named(choice: str | Policy, rng: random.Random) -> Policy:
 
 
 def checked(policy: Policy) -> Policy:
-    """Wrap a user's policy so that what goes wrong in it names it.
+    """Wrap a user's policy so that its errors name it.
 
-    The wrapper raises `TypeError` where the policy returns something that is no instance, and `ValueError` where it
-    returns one that was not offered, or raises.
+    The wrapper raises `TypeError` if the policy returns something other than an instance, and `ValueError` if it raises
+    or returns an instance that was not offered.
     """
     name = getattr(policy, "__qualname__", None) or type(policy).__qualname__
 
@@ -208,10 +208,10 @@ def checked(policy: Policy) -> Policy:
         except Exception as error:
             raise ValueError(f"routing policy {name} raised {type(error).__name__}: {error}") from error
         if not isinstance(chosen, Instance):
-            raise TypeError(f"routing policy {name} returned {chosen!r:.100}, which is none of the instances")
+            raise TypeError(f"routing policy {name} returned {chosen!r:.100}, which is not an instance")
         if chosen not in instances:
             ids = ", ".join(str(each.id) for each in instances[:5]) + (", …" if len(instances) > 5 else "")
-            raise ValueError(f"routing policy {name} returned instance {chosen.id}, and was given [{ids}]")
+            raise ValueError(f"routing policy {name} returned instance {chosen.id}, but the candidates were [{ids}]")
         return chosen
 
     return choose

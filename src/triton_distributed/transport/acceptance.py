@@ -1,8 +1,8 @@
-"""Handlers that may begin, until the peer can know that they do: accept → announce → written → begin.
+"""Handlers that wait until the peer can know that they begin: accept → announce → written → begin.
 
-A request that was let in is accepted: its handler waits here. The ids of the waiting ones leave in one ACCEPT, and once
-the kernel has taken it, the handlers begin. So when a session is lost the peer knows, for each of its requests, whether
-a handler can have begun.
+After admission a request is accepted: its handler waits here. The ids of the waiting requests leave in one ACCEPT, and
+once the kernel has it, the handlers begin. So when a session is lost, the peer knows for each of its requests whether a
+handler can have begun.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from triton_distributed.transport.stream import Stream
 
 
 class Acceptance:
-    """The handlers of one session that have not begun: at most one an open stream.
+    """The handlers of one session that have not begun: at most one for each open stream.
 
-    The session decides when: it announces where the kernel takes output, and begins where it has taken the ACCEPT.
+    The session calls `announce` when the kernel accepts output, and `begin` when the kernel has the ACCEPT.
 
     Attributes:
-        accepted: handlers that were not announced to the peer yet, by stream.
-        announced: handlers whose ACCEPT is on its way to the kernel, by stream.
+        accepted: handlers that are not announced to the peer yet, by stream.
+        announced: handlers whose ACCEPT is not yet in the kernel, by stream.
     """
 
     __slots__ = ("accepted", "announced")
@@ -32,7 +32,7 @@ class Acceptance:
         return len(self.accepted) + len(self.announced)
 
     def announce(self) -> list[int]:
-        """The ids for the next ACCEPT."""
+        """Mark all accepted handlers as announced; returns their ids, for the next ACCEPT."""
         accepted, self.accepted = self.accepted, {}
         for stream in accepted:
             stream.accepted = True
@@ -40,12 +40,12 @@ class Acceptance:
         return [stream.id for stream in accepted]
 
     def begin(self) -> None:
-        """The kernel has the ACCEPT: begin what it announced."""
+        """Begin the announced handlers, because the kernel has their ACCEPT."""
         announced, self.announced = self.announced, {}
         for begin in announced.values():
             begin()
 
     def withdraw(self, stream: Stream) -> None:
-        """`stream` was closed early: its handler does not begin any more."""
+        """Drop a handler that has not begun: `stream` was closed early."""
         self.accepted.pop(stream, None)
         self.announced.pop(stream, None)

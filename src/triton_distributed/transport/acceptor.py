@@ -1,8 +1,8 @@
-"""Takes connections off a listening socket, some a turn, whatever the loop is.
+"""Accepts connections from a listening socket, a few in each turn, on any event loop.
 
 The loops' own servers accept until the kernel has no more, up to 4,096 in one turn, so peers that connect as fast as
-they can would keep the loop. And where descriptors run out, asyncio logs a traceback for each, and uvloop may close the
-listening socket for good.
+they can would occupy the loop. And if descriptors run out, asyncio logs a traceback for each attempt, and uvloop may
+close the listening socket for good.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from triton_distributed.system.fork import own
 
 logger = logging.getLogger("triton_distributed.transport")
 
-# A turn of the loop accepts this many connections. Each costs some 0.1 ms in all.
+# A turn of the loop accepts at most this many connections. Each costs about 0.1 ms in all.
 MOST_A_TURN = 2
-# Accepting pauses for this many seconds where descriptors or memory ran out.
+# Accepting pauses for this many seconds after descriptors or memory ran out.
 PAUSE_S = 0.1
-# Two log lines about that are this many seconds apart.
+# Two log lines about such a pause are at least this many seconds apart.
 EVERY_S = 10.0
-# This many descriptors are kept for the runtime itself while peers have taken all others: discovery files, etcd, NATS.
+# This many descriptors stay reserved for the runtime itself when peers use all others: discovery files, etcd, NATS.
 DESCRIPTORS_KEPT = 64
 _RAN_OUT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 def most_descriptors() -> int:
-    """The number below which this process' descriptors are, as it is now (`ulimit -n`)."""
+    """Return this process' current limit of descriptors (`ulimit -n`)."""
     if sys.platform == "win32":
         return sys.maxsize
     import resource
@@ -42,13 +42,13 @@ def most_descriptors() -> int:
 
 
 class Acceptor:
-    """A listening socket and what becomes of its connections.
+    """A listening socket that passes its connections to protocols.
 
     Args:
         loop: the running loop.
-        sock: bound and listening; it is closed here.
-        factory: makes the protocol of a connection. Its argument says that few descriptors are left.
-        ran_out: called when there was no descriptor for a connection, to free some.
+        sock: the socket, bound and listening; `close` closes it.
+        factory: makes the protocol of a connection. Its argument is True if few descriptors are left.
+        ran_out: called when there is no descriptor for a connection, to free some.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Acceptor:
                     return
                 continue  # that connection failed before it was accepted
             sock.setblocking(False)
-            few = sock.fileno() >= most_descriptors() - DESCRIPTORS_KEPT  # the kernel gives the lowest that is free
+            few = sock.fileno() >= most_descriptors() - DESCRIPTORS_KEPT  # the kernel gives the lowest free number
             task = self._loop.create_task(self._join(sock, few))
             self._joining.add(task)
             task.add_done_callback(self._joining.discard)
@@ -87,8 +87,8 @@ class Acceptor:
     async def _join(self, sock: socket.socket, few: bool) -> None:
         try:
             await self._loop.connect_accepted_socket(lambda: self._factory(few), sock)
-        except OSError as error:  # it is gone already
-            logger.debug("a connection was lost while it was accepted: %s", error)
+        except OSError as error:  # the connection is gone already
+            logger.debug("a connection was lost while being accepted: %s", error)
             sock.close()
 
     def _wait(self, error: OSError) -> None:
@@ -103,7 +103,7 @@ class Acceptor:
         self._loop.add_reader(self.sock.fileno(), self._readable)
 
     def close(self) -> None:
-        """Accept nothing more; connections that were accepted are still joined to their sessions."""
+        """Stop accepting; connections that were already accepted still get their sessions."""
         if self._pause is not None:
             self._pause.cancel()
         if self.sock.fileno() >= 0:

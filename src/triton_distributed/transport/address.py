@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from triton_distributed.errors import ConfigError
 
 SCHEMES = ("unix", "tcp", "memory", "nats")
-# NATS takes messages on subjects of tokens without blanks and wildcards, joined by dots. The length keeps the server's
-# control lines, which name two subjects, below their 4096 bytes.
+# A NATS subject is a list of tokens without blanks and wildcards, joined by dots. Its length keeps the server's control
+# lines, which hold two subjects, below their 4096 bytes.
 _SUBJECT = re.compile(r"(?=.{1,1000}\Z)[!-)+-\-/-=?-~]+(\.[!-)+-\-/-=?-~]+)*\Z")
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a worker listens.
+    """The address of a worker.
 
     Attributes:
         scheme: `unix`, `tcp`, `memory` or `nats`.
         host: the host, the socket's path, the name, or the subject.
-        port: 0 to 65535 for `tcp`; 0 to listen on any free one.
+        port: 0 to 65535 for `tcp`; 0 to listen on any free port.
     """
 
     scheme: str
@@ -32,10 +32,10 @@ class Address:
         """Read an address.
 
         Args:
-            setting: where it comes from, for the error's text.
+            setting: name of the setting it comes from, for the error's text.
 
         Raises:
-            ConfigError: it is not an address.
+            ConfigError: the text is not an address.
         """
         scheme, mark, rest = text.partition("://")
         if not mark or scheme not in SCHEMES or not rest:
@@ -61,14 +61,14 @@ class Address:
 
 
 def entries_of(text: str, setting: str) -> list[str]:
-    """Split a setting that lists addresses at its commas; spaces around them and empty entries are passed over.
+    """Split a setting that lists addresses at its commas; spaces around them and empty entries are ignored.
 
     Raises:
-        ConfigError: an entry holds a user, and with it perhaps a password. Addresses are published.
+        ConfigError: an entry contains a user, and perhaps a password. Addresses are published.
     """
     entries = [each for each in map(str.strip, text.split(",")) if each]
     if any("@" in each and not each.startswith("unix://") for each in entries):
-        raise ConfigError(setting, text, "addresses are published, and have no user and password")
+        raise ConfigError(setting, text, "addresses are published, and must not contain a user or password")
     return entries
 
 
@@ -76,9 +76,9 @@ def parse_list(text: str, setting: str) -> tuple[Address, ...]:
     """Read addresses that are separated by commas.
 
     Raises:
-        ConfigError: an entry is not an address, or there is no entry. It names the entry.
+        ConfigError: an entry is not an address, or there is no entry. The text names the entry.
     """
     found = tuple(Address.parse(each, setting) for each in entries_of(text, setting))
     if not found:
-        raise ConfigError(setting, text, "it names no address")
+        raise ConfigError(setting, text, "it lists no address")
     return found

@@ -1,44 +1,44 @@
-"""Large messages: their bytes go from the socket straight to where they stay."""
+"""Large messages: their bytes are read from the socket directly into the message."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any, Protocol
 
-# So much is read at once between fragments: little, so that most of each fragment is read in place.
+# At most this many bytes are read at once between fragments: few, so that most of each fragment is read in place.
 SCRATCH = 8 * 1024
 
 
 class BulkTarget(Protocol):
-    """Where large messages are read: what a session reads.
+    """Receives large messages: a session's inbound side.
 
     Attributes:
-        held: nothing is read for now.
+        held: reading is paused.
     """
 
     held: bool
 
     def place(self) -> memoryview | None:
-        """Where the next bytes belong; None where they are not of a large message."""
+        """Return the memory for the next bytes; None if they are not part of a large message."""
 
     def placed(self, count: int) -> None:
-        """`count` bytes were read into `place()`."""
+        """Note that `count` bytes were read into `place()`."""
 
     def bulk_over(self) -> None:
-        """Reads come as plain bytes again."""
+        """Note that reads arrive as plain bytes again."""
 
 
 class BulkReader(asyncio.BufferedProtocol):
-    """Takes a session's place at its transport while the fragments of large messages come.
+    """Replaces a session as its transport's protocol while fragments of large messages arrive.
 
-    The bytes of a fragment are read from the socket into the message itself; the header of the next one, and the small
-    frames between fragments, through a small buffer. `begin` switches over; the second read without a fragment switches
-    back.
+    The bytes of a fragment are read from the socket into the message itself. The header of the next fragment, and small
+    frames between fragments, go through a small buffer. `begin` switches to this protocol; the second read in a row
+    without a fragment switches back.
     """
 
     @classmethod
     def begin(cls, target: BulkTarget, session: Any, transport: Any) -> BulkReader | None:
-        """Switch a session's transport over; None where the transport cannot.
+        """Switch a session's transport to a new reader; None if the transport does not support it.
 
         Args:
             session: the transport's protocol until now.

@@ -1,4 +1,4 @@
-"""What a session reads, and when: bytes come from the transport, and their frames are served, one quantum at a time."""
+"""The reading side of a session: takes bytes from the transport and serves their frames, one quantum at a time."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from triton_distributed.wire.connection import Connection
 
 logger = logging.getLogger("triton_distributed.transport")
 
-# At most this many frames may wait while the kernel takes none. Items are bounded by credit, so beyond this only
-# answers to pings and refusals can wait, and a peer that asks for them and does not read is cut off.
+# At most this many frames may wait while the kernel accepts none. Credit bounds items, so beyond this only answers to
+# pings and refusals can wait, and a peer that causes them and does not read is disconnected.
 MOST_WAITING = 200_000
-# With this many frames and handlers waiting, an accepting end reads nothing more from a peer that takes no output. A
-# dialling end always reads: were both ends to wait until the other one reads, neither would.
+# With more than this many frames and handlers waiting, an accepting end stops reading from a peer that reads no output.
+# A dialling end always reads: if both ends waited for the other one to read, neither would.
 UNTAKEN = 128
 
 
 class Reader(Protocol):
-    """What reading needs of its session.
+    """What reading needs from its session.
 
     Attributes:
-        connection: takes the bytes.
-        heard: something has come since the last check of whether the peer lives.
-        paused: the kernel takes no output for now.
-        lost: why the session is gone, or None.
-        address: where the peer is, for the log.
+        connection: processes the bytes.
+        heard: something has arrived since the last check of `transport.liveness`.
+        paused: the kernel accepts no output for now.
+        lost: why the session was lost, or None.
+        address: the peer's address, for the log.
         acceptance: handlers that have not begun.
     """
 
@@ -48,24 +48,24 @@ class Reader(Protocol):
         """Begin the handlers that may begin."""
 
     def break_off(self, code: int, words: str) -> None:
-        """Tell the peer why, and close."""
+        """Send the peer the reason, and close."""
 
 
 class Inbound:
-    """What a session that is connected reads.
+    """The reading side of a connected session.
 
     Args:
-        session: takes the bytes; it is also the transport's protocol.
-        transport: where they come from.
+        session: the session; it is also the transport's protocol.
+        transport: the source of the bytes.
         share: the quantum, and the queue of the sessions that wait for their turn.
-        dialled: this end has opened the connection.
+        dialled: True if this end opened the connection.
 
     Attributes:
-        held: nothing is read for now: what was read waits for its turn, or the peer takes no answers.
-        serving: frames are being served; handlers begin when that is done.
-        choked: nothing is read until the peer takes output.
+        held: reading is paused: bytes that were read wait for their turn, or the peer reads no answers.
+        serving: frames are being served; handlers begin afterwards.
+        choked: reading is paused until the peer reads output.
         taken: bytes read since the last turn.
-        bulk: what reads large messages in place, while they come.
+        bulk: reads large messages in place while they arrive, else None.
     """
 
     __slots__ = (
@@ -94,7 +94,7 @@ class Inbound:
         self.bulk: BulkReader | None = None
 
     def serve(self, data: bytes) -> None:
-        """Take bytes, and serve one quantum; where there is more, wait for the next turn and read nothing meanwhile."""
+        """Process bytes, one quantum at most; if there is more, wait for the next turn and read nothing meanwhile."""
         session, connection, share = self._session, self._connection, self.share
         session.heard = True
         self.taken += len(data)
@@ -102,7 +102,7 @@ class Inbound:
         try:
             if connection.direct is not None:
                 data = connection.copy_direct(data)
-            # TLS hands over all that it has decrypted, also while this session waits for its turn.
+            # TLS delivers all that it has decrypted, even while this session waits for its turn.
             more = connection.receive_some(data, 0 if self.held else share.frames)
         except RemoteProtocolError as error:
             session.break_off(f.GoawayCode.PROTOCOL, str(error))
@@ -121,7 +121,7 @@ class Inbound:
                 self._wait()
 
     def take_turn(self) -> None:
-        """Serve a quantum of what was read, and wait again where that is not all."""
+        """Serve one quantum of the bytes read, and queue again if there is more."""
         self._waits = False
         if self._session.lost is not None:
             return
@@ -129,26 +129,26 @@ class Inbound:
         self.taken = 0
         try:
             self.serve(b"")
-        except BaseException:  # as the transport does where its protocol raises; the loop reports it
+        except BaseException:  # as a transport does if its protocol raises; the loop reports it
             self._transport.abort()
             raise
         if not self.held:
             self._read(True)
 
     def output_taken(self) -> None:
-        """The kernel takes output again: a peer that took no answers is heard again, in its turn."""
+        """Note that the kernel accepts output again: a choked session waits for its turn to read again."""
         if self.choked:
             self.choked = False
             self._wait()
 
     def take_remainder(self, error: Exception | None) -> bool:
-        """The connection was lost: serve what the peer said before, without turns.
+        """Serve all that the peer sent before the connection was lost, without turns.
 
         Args:
-            error: what the connection failed with; None where the peer has ended it.
+            error: the connection's error; None if the peer closed it.
 
         Returns:
-            whether all that the peer ever sent has arrived.
+            whether everything that the peer ever sent has arrived.
         """
         connection = self._connection
         try:
@@ -170,7 +170,7 @@ class Inbound:
         return whole
 
     def _wait(self) -> None:
-        """Read nothing and serve nothing until it is this session's turn."""
+        """Read and serve nothing until it is this session's turn."""
         self._read(False)
         if not self._waits:
             self._waits = True
@@ -182,7 +182,7 @@ class Inbound:
             (self._transport.resume_reading if wanted else self._transport.pause_reading)()
 
     def _may_choke(self) -> bool:
-        """The peer asks and takes no answers. True: read nothing more of it until it does."""
+        """Handle a peer that asks and does not read the answers. True: read nothing more until it does."""
         if not self._dialled and self._pausable:
             return True
         if len(self._connection.out) > MOST_WAITING:
@@ -192,11 +192,11 @@ class Inbound:
     # large messages, see `BulkTarget`
 
     def place(self) -> memoryview | None:
-        """Where the next bytes belong; None where they are not of a large message."""
+        """Return the memory for the next bytes; None if they are not part of a large message."""
         return self._connection.direct_buffer() if self._connection.direct is not None else None
 
     def placed(self, count: int) -> None:
-        """`count` bytes were read into `place()`."""
+        """Note that `count` bytes were read into `place()`."""
         session = self._session
         session.heard = True
         self.taken += count
@@ -208,5 +208,5 @@ class Inbound:
             self._wait()
 
     def bulk_over(self) -> None:
-        """Reads come as plain bytes again."""
+        """Note that reads arrive as plain bytes again."""
         self.bulk = None

@@ -1,7 +1,7 @@
-"""The Unix sockets of a listener, kept where clients look for them.
+"""The Unix sockets of a listener, kept at their paths.
 
-A socket whose file is deleted, moved or replaced listens on, but no client can connect to it any more. So the files are
-looked at all the time, which costs some 4 µs a look, and a socket that is not in place is made again under its name.
+A socket whose file is deleted, moved or replaced goes on listening, but no client can connect to it any more. So the
+files are checked regularly, at about 4 µs a check, and a socket that is not in place is made again at its path.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from triton_distributed.transport.acceptor import Acceptor
 
 logger = logging.getLogger("triton_distributed.transport")
 
-# The files are checked every this many seconds. With the next two settings the socket of a worker is back before its
-# record is: see `SETTLE_S` of `discovery.file.backend`.
+# Seconds between checks of the files. Together with `SETTLE_S` this restores a worker's socket before its record: see
+# `SETTLE_S` of `discovery.file.backend`.
 CHECK_S = 0.25
-# Where a socket cannot be made again, the next attempt is this many seconds later.
+# Seconds until the next attempt if a socket cannot be made again.
 RETRY_S = 5.0
-# A socket is made again this many seconds after it was missed: a new file would make a running `rm -r` of its folder
-# fail.
+# Seconds from the check that misses a socket until it is made again: a new file would make a running `rm -r` of its
+# folder fail.
 SETTLE_S = 0.3
 
 
@@ -37,8 +37,8 @@ class _Kept:
     """One address.
 
     Attributes:
-        missing: the last look found no socket in its place.
-        lost: why no client can connect to it, where it could not be made again; else empty.
+        missing: the last check found no socket at its path.
+        lost: why the socket could not be made again; empty if clients can connect.
     """
 
     path: Path
@@ -54,20 +54,20 @@ class _Kept:
 
 
 class KeptSockets:
-    """Listens on Unix sockets, and again on those whose files were removed.
+    """Listens on Unix sockets, and makes those again whose files were removed.
 
     Args:
         loop: the running loop.
         take: makes the acceptor of a listening socket.
-        looked: called after each look.
+        looked: called after each check.
     """
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, take: Callable[[socket.socket], Acceptor], looked: Callable[[], None]
     ) -> None:
         self._loop, self._take, self._looked = loop, take, looked
-        self._kept: list[_Kept] = []  # one an address
-        # Replaced at the last look. Clients that had connected by then are accepted until the next one.
+        self._kept: list[_Kept] = []  # one for each address
+        # Replaced at the last check. Clients that had connected by then are accepted until the next check.
         self._replaced: list[Acceptor] = []
         self._timer: asyncio.TimerHandle | None = None
 
@@ -75,11 +75,11 @@ class KeptSockets:
         """Listen on one more path.
 
         Args:
-            make_folder: makes the folder of the path, or checks it, whenever the socket has to be made again; None to
-                make it as it is now.
+            make_folder: makes or checks the folder of the path whenever the socket must be made again; None to make it
+                as it is now.
 
         Raises:
-            OSError: the path cannot be bound, or a living worker listens there.
+            OSError: the path cannot be bound, or a live worker listens there.
         """
         make_folder = make_folder or _as_it_is(path.parent)
         sock, inode = unix_sockets.claim(path)
@@ -88,9 +88,9 @@ class KeptSockets:
             self._timer = self._loop.call_later(CHECK_S, self._look)
 
     def reached(self, addresses: tuple[str, ...]) -> tuple[str, ...]:
-        """Those of the worker's addresses under which it can be reached now.
+        """Return those of the worker's addresses at which clients can reach it now.
 
-        A Unix address that is not listened on is another name of one that is, see `TRD_ADVERTISE`.
+        A Unix address without a socket here is another name of one that has a socket, see `TRD_ADVERTISE`.
         """
         lost = {f"unix://{each.path}" for each in self._kept if each.lost}
         if not lost:
@@ -118,7 +118,7 @@ class KeptSockets:
     def _restore(self, kept: _Kept) -> None:
         try:
             kept.make_folder()
-            if unix_sockets.in_place(kept.path, kept.inode):  # its folder could not be entered, and can be again
+            if unix_sockets.in_place(kept.path, kept.inode):  # its folder was inaccessible for a while
                 kept.found()
                 return
             sock, inode = unix_sockets.claim(kept.path, clean=False)
@@ -126,7 +126,7 @@ class KeptSockets:
             kept.retry_at = self._loop.time() + RETRY_S
             if kept.lost != str(error):
                 kept.lost = str(error)
-                words = "no client can connect to unix://%s, its file is gone and cannot be made again yet: %s"
+                words = "no client can connect to unix://%s: its file is gone and cannot be made again yet: %s"
                 logger.warning(words, kept.path, error)
             return
         self._replaced.append(kept.acceptor)
@@ -135,7 +135,7 @@ class KeptSockets:
         logger.info("socket %s was removed and is made again", kept.path)
 
     def close(self) -> None:
-        """Listen no more, and remove the files."""
+        """Stop listening, and remove the files."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -148,7 +148,7 @@ class KeptSockets:
 
 
 def _as_it_is(folder: Path) -> Callable[[], None]:
-    """Makes a folder again with the mode that it has now; one of another user in its place is refused."""
+    """Return a function that makes a folder again with its present mode; it refuses a folder of another user."""
     before = folder.stat()
 
     def make() -> None:

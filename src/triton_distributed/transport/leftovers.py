@@ -1,7 +1,7 @@
-"""What the kernel still holds of a connection that failed.
+"""Reads the bytes that the kernel still holds after a connection failed.
 
-A write that finds the peer gone ends a transport at once, on asyncio's loop as on uvloop's, while the peer's last words
-lie unread in the receive queue: what it accepted, what it answered.
+If a write finds the peer gone, asyncio's and uvloop's transports end at once, while the peer's last frames, such as
+ACCEPT and answers, are still unread in the receive queue.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ import socket
 from typing import Any
 
 READ_BYTES = 256 * 1024
-# At most this much is read: a receive queue holds 6 MiB on TCP (tcp_rmem), and on a Unix socket what the peer's
-# SO_SNDBUF allows. A peer that takes nothing and goes on sending must not keep the loop.
+# At most this many bytes are read: a receive queue holds 6 MiB on TCP (tcp_rmem), and on a Unix socket what the peer's
+# SO_SNDBUF allows. A peer that goes on sending must not occupy the loop.
 MOST_BYTES = 64 * 1024 * 1024
 
 
 def read_remainder(transport: Any, error: Exception) -> tuple[list[bytes], bool]:
-    """What the peer said before its end and was not read.
+    """Read the rest of what the peer sent before the connection failed.
 
     Args:
-        transport: of the session, which the loop has not closed yet.
-        error: what it failed with.
+        transport: the session's transport, which the loop has not closed yet.
+        error: the connection's error.
 
     Returns:
-        the pieces, as they came from the socket, and whether with them all that the peer ever sent has arrived.
+        the pieces, as read from the socket, and whether everything that the peer ever sent has now arrived.
     """
     sock = transport.get_extra_info("socket")
     if sock is None:
-        # A transport without a socket delivers what came before it tells the end. Where that may not be all that was
-        # sent, as when numbered messages are missing, it says so.
+        # A transport without a socket delivers all bytes before it reports the end. Its `complete` is False if some
+        # may be missing, e.g. numbered messages.
         return [], getattr(transport, "complete", True)
     pieces: list[bytes] = []
     ended = False
@@ -41,10 +41,10 @@ def read_remainder(transport: Any, error: Exception) -> tuple[list[bytes], bool]
                 break
             pieces.append(data)
     except ConnectionResetError:
-        # On a Unix socket nothing is ever under way: what was sent is in the queue, which is empty by now.
+        # On a Unix socket nothing is ever under way: all that was sent is in the queue, which is empty by now.
         ended = sock.family == socket.AF_UNIX
     except OSError:
-        pass  # nothing more for now: the peer is not known to have ended
-    # A TCP connection that was reset reads like one that has ended, but only where the peer's end came before the
-    # reset does a write fail with EPIPE (`tcp_reset` in Linux).
+        pass  # no more bytes for now, and the peer may not have ended
+    # A TCP connection that was reset reads like one that has ended. But a write fails with EPIPE only if the peer's FIN
+    # came before the reset (`tcp_reset` in Linux).
     return pieces, ended and (sock.family == socket.AF_UNIX or isinstance(error, BrokenPipeError))

@@ -1,8 +1,8 @@
-"""Where a worker is reached: the listening sockets and the sessions that came in through them.
+"""The listening side of a worker: its sockets and the sessions that they accept.
 
-Any process that reaches a socket can connect, and a connection that says nothing costs it nothing. So connections
-without a hello are counted apart: where they are too many, the one that has waited longest gives way to the newest. A
-client that behaves says hello at once, and gets in however many others there are.
+Any process that reaches a socket can connect, and an idle connection costs it nothing. So connections without a hello
+are counted apart: above the limit, the newest replaces the one that has waited longest. A client that behaves sends its
+hello at once, and gets in however many others there are.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from triton_distributed.wire.frames import GoawayCode
 logger = logging.getLogger("triton_distributed.transport")
 
 TURNED_AWAY_EVERY_S = 10.0
-"""Seconds between two log entries for peers that were turned away: an attack must not fill a disk."""
+"""Seconds between two log entries about rejected peers: an attack must not fill a disk."""
 
 AcceptedFactory = Callable[[Callable[[Session, str], None]], Session]
 
 
 class Listener:
-    """Accepts sessions on one address or several.
+    """Accepts sessions on one or more addresses.
 
     Args:
         loop: the running loop.
-        factory: makes the session of an accepted connection from the function to call when it is lost.
-        max_sessions: further connections are refused with the reason, and closed.
-        max_greeting: connections that may be without their hello at once.
-        tls: of TCP connections; None for plain ones. Unix sockets are plain: their folder is the user's alone.
-        networks: what serves the schemes that are not sockets or memory.
-        health_timeout_s: how often TCP sessions are looked at, see `Liveness`.
-        host_timeout_s: seconds after which a TCP session to a host that is gone ends.
-        looked: called after each look at its Unix sockets, some times a second: `reached` may have changed.
+        factory: makes the session of an accepted connection, from a function that it calls when it is lost.
+        max_sessions: number of sessions; further connections are refused with the reason, and closed.
+        max_greeting: number of connections that may be without a hello at once.
+        tls: TLS for TCP connections; None for plain TCP. Unix sockets are plain: only their user may enter the folder.
+        networks: the networks besides sockets and memory, by scheme.
+        health_timeout_s: the period of checks of TCP sessions, in seconds; see `Liveness`.
+        host_timeout_s: seconds after which a TCP session to an unreachable host ends.
+        looked: called after each check of its Unix sockets, a few times a second: `reached` may have changed.
 
     Attributes:
-        sessions: those that are open, in the order in which they came.
+        sessions: the open sessions, oldest first.
     """
 
     def __init__(
@@ -72,26 +72,26 @@ class Listener:
         self._networks = networks or {}
         self._turned_away = Quiet(TURNED_AWAY_EVERY_S, loop.time)
         self._max_greeting = max_greeting
-        self._greeting: dict[Session, None] = {}  # in the order in which they came
+        self._greeting: dict[Session, None] = {}  # without a hello, oldest first
         self._unix = KeptSockets(loop, lambda sock: self._take(sock, self._accept), looked)
         self._acceptors: list[Acceptor] = []
-        self._stops: list[Callable[[], object]] = []  # what to do when listening ends; both at most one an address
+        self._stops: list[Callable[[], object]] = []  # called when listening ends; both at most one for each address
         self._stopped = False
         self._liveness = Liveness(loop, lambda: self.sessions, health_timeout_s, host_timeout_s, None)
         self.sessions: dict[Session, None] = {}
 
     async def listen(self, address: Address, make_folder: Callable[[], object] | None = None) -> Address:
-        """Begin to listen on one more address; TCP port 0 takes any free one.
+        """Begin to listen on one more address; TCP port 0 means any free port.
 
         Args:
-            make_folder: of a Unix socket, see `KeptSockets.add`.
+            make_folder: for a Unix socket, see `KeptSockets.add`.
 
         Returns:
-            the address with the port that was found.
+            the address with the actual port.
 
         Raises:
-            BrokerError: what serves its scheme cannot be reached.
-            OSError: the address cannot be bound; its text names the address.
+            BrokerError: the scheme's server, e.g. NATS, cannot be reached.
+            OSError: the address cannot be bound; the text names the address.
         """
         self._stopped = False
         try:
@@ -105,7 +105,7 @@ class Listener:
                 socks = await tcp.listen(self._loop, address.host, address.port)
                 self._acceptors += [self._take(sock, self._accept_tcp) for sock in socks]
                 address = Address("tcp", address.host, socks[0].getsockname()[1])
-        except BrokerError:  # it names the broker, which is what cannot be reached
+        except BrokerError:  # its text names the broker that cannot be reached
             raise
         except OSError as error:
             raise OSError(error.errno or errno.EADDRNOTAVAIL, f"cannot listen on {address}: {error}") from error
@@ -115,11 +115,11 @@ class Listener:
         return Acceptor(self._loop, sock, accept, self._ran_out)
 
     def reached(self, addresses: tuple[str, ...]) -> tuple[str, ...]:
-        """Those of `addresses`, which this listener has, under which it can be reached now."""
+        """Return those of this listener's `addresses` at which clients can reach it now."""
         return self._unix.reached(addresses)
 
     def _ran_out(self) -> None:
-        self._give_way("no descriptors are left here, see `ulimit -n`")
+        self._give_way("this process has no descriptors left, see `ulimit -n`")
 
     def _accept(self, few_descriptors: bool = False) -> Session:
         session = self._factory(self.forget)
@@ -135,13 +135,13 @@ class Listener:
             if not self._give_way(words):
                 session.refused = words
         elif len(self._greeting) >= self._max_greeting:
-            self._give_way(f"{self._max_greeting:,} connections have not said hello here, see TRD_MAX_GREETING")
+            self._give_way(f"{self._max_greeting:,} connections here have not sent a hello, see TRD_MAX_GREETING")
         self._greeting[session] = None
         session.ready.add_done_callback(lambda _: self._greeting.pop(session, None))
         return session
 
     def _give_way(self, words: str) -> bool:
-        """End the connection that has waited longest without a hello. False: all have said hello."""
+        """End the connection that has waited longest without a hello. False: all have sent theirs."""
         for session in self._greeting:
             del self._greeting[session]
             session.break_off(GoawayCode.BUSY, words)
@@ -150,11 +150,11 @@ class Listener:
 
     def _accept_tcp(self, few_descriptors: bool) -> asyncio.Protocol:
         session = self._accept(few_descriptors)
-        self._liveness.start()  # elsewhere both ends are on one host, or the transport knows by itself
+        self._liveness.start()  # for the others, both ends are on one host, or the transport detects the loss
         return session if self._tls is None else self._tls.accepting(session)
 
     def forget(self, session: Session, reason: str) -> None:
-        """`session` is gone, or asks for no more streams."""
+        """Note that `session` was lost, or that its peer accepts no more streams."""
         if session.lost is not None:
             self.sessions.pop(session, None)
             if session.turned_away:
@@ -166,7 +166,7 @@ class Listener:
             logger.warning("turned %s away: %s%s", peer, reason, more)
 
     def close_listening(self) -> None:
-        """Accept nothing more; the sessions stay. A connection that was being accepted is refused, and closed."""
+        """Stop accepting; the sessions stay. A connection that is being accepted is refused and closed."""
         self._stopped = True
         self._unix.close()
         for acceptor in self._acceptors:
@@ -177,7 +177,7 @@ class Listener:
         self._stops.clear()
 
     def close(self) -> None:
-        """Accept nothing more and close every session; open streams fail."""
+        """Stop accepting and close every session; open streams fail."""
         self.close_listening()
         self._liveness.stop()
         for session in list(self.sessions):

@@ -1,11 +1,11 @@
-"""Sessions that say nothing while something is waited for.
+"""Detects silent sessions: those with open streams from which nothing arrives.
 
 A process that is stopped, or whose loop does not turn, keeps its connections: the kernel acknowledges what is sent and
-even accepts new ones. Only an answered PING, or any other byte, shows that its loop turns. Silence ends no session: the
-process may go on, and so do its streams then. It only counts as a sign to send calls elsewhere.
+even accepts new ones. Only an answered PING, or any other byte, shows that its loop turns. Silence does not end a
+session, since the process and its streams may go on. It is only a reason to send calls to other workers.
 
-A host that is gone, or that cannot be reached, acknowledges nothing. Its sessions end, after a longer time: a network
-that comes back within two thirds of it has cost nothing. `transport.host_loss` says how the two are distinguished.
+A host that is down or unreachable acknowledges nothing. Its sessions end after a longer time; a network that returns
+within two thirds of that time costs nothing. `transport.host_loss` distinguishes the two cases.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ import math
 from collections.abc import Callable, Iterable, Sized
 from typing import Generic, Protocol, TypeVar
 
-# Seconds without a byte after which a peer counts as silent, where no setting says otherwise.
+# Seconds without a byte after which a peer counts as silent, by default.
 HEALTH_S = 10.0
-# Seconds without an acknowledgement after which a host counts as gone, where no setting says otherwise.
+# Seconds without an acknowledgement after which a host counts as gone, by default.
 HOST_S = 30.0
-# Sessions are checked so often within the timeout. The first check that finds nothing new sends a PING, the third
-# reports the session as silent: by then three to four parts of the timeout have passed since the last byte. One PING is
-# under way at a time, because a connection itself repeats what is lost.
+# Sessions are checked this many times within the timeout. The first check that finds nothing new sends a PING, the
+# third reports the session as silent: by then three to four quarters of the timeout have passed since the last byte.
+# Only one PING is under way at a time, because a connection itself repeats lost data.
 CHECKS = 4
 SILENT = CHECKS - 1
 
 
 class Watched(Protocol):
-    """What is watched: a session.
+    """A session that is watched.
 
     Attributes:
-        heard: something has come since the last check.
-        missed_checks: how many checks found nothing new while something was waited for; below 0 while nothing is.
+        heard: something has arrived since the last check.
+        missed_checks: checks in a row that found nothing new while streams were open; negative without streams.
     """
 
     heard: bool
@@ -39,32 +39,32 @@ class Watched(Protocol):
 
     @property
     def streams(self) -> Sized:
-        """The open streams: something is waited for while there are any."""
+        """The open streams. A session without streams is not silent."""
 
     def ping(self) -> object:
-        """Ask for a sign of life."""
+        """Send a PING."""
 
     def host_gone(self, timeout_s: float) -> bool:
-        """Whether the peer's host has acknowledged nothing for so long although it had to."""
+        """Return whether the peer's host has acknowledged nothing for this long, although it had to."""
 
     def abandon(self, words: str) -> None:
-        """The peer's host is gone: end at once."""
+        """End the session at once, because the peer's host is gone."""
 
 
 W = TypeVar("W", bound=Watched)
 
 
 class Liveness(Generic[W]):
-    """Watches the sessions of one pool or listener with one timer, which runs while there are any.
+    """Watches the sessions of one pool or listener with one timer, which runs while there are sessions.
 
     Args:
         loop: the running loop.
-        sessions: those that are open, at any time.
-        timeout_s: seconds without a byte from the peer.
-        host_s: seconds without an acknowledgement from the peer's host, after which its sessions end; less than
-            `timeout_s` counts as that.
-        on_silent: called with a session where something is waited for and the peer has said nothing for the timeout,
-            once until it says something; None where peers are not asked, and only their hosts are watched.
+        sessions: returns the sessions that are open now.
+        timeout_s: seconds without a byte after which a session is silent.
+        host_s: seconds without an acknowledgement from the peer's host after which its sessions end, at least
+            `timeout_s`.
+        on_silent: called with a session that fell silent, once until something arrives; None to send no PINGs and
+            watch only hosts.
     """
 
     def __init__(
@@ -84,19 +84,19 @@ class Liveness(Generic[W]):
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """A session was made: check the sessions from now on."""
+        """Start to check the sessions, after one was made."""
         if self._timer is None:
             self._timer = self._loop.call_later(self._every_s, self._check)
 
     def stop(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _check(self) -> None:
         assert self._timer is not None
-        # Where this loop itself did not turn, it may not have read yet what came meanwhile.
+        # If this loop itself did not turn, it may not have read yet what arrived meanwhile.
         late = self._loop.time() - self._timer.when() > self._every_s / 2
         self._timer = None
         sessions = tuple(self._sessions())
@@ -109,7 +109,7 @@ class Liveness(Generic[W]):
             self.start()
 
     def _unheard(self, session: W) -> None:
-        if not session.streams:  # counted downwards: silence until now says nothing about a stream that is opened later
+        if not session.streams:  # counts down: silence so far says nothing about a stream that opens later
             session.missed_checks = min(session.missed_checks, 0) - 1
             if session.missed_checks < -self._host_checks:
                 session.missed_checks = -1

@@ -8,14 +8,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-# At most about this many bytes are delivered at once, as by a socket.
+# At most about this many bytes are delivered at once, as with a socket.
 READ_BYTES = 256 * 1024
-# With more bytes under way in one direction than this the writer is paused, as by a socket's buffer.
+# With more than this many bytes under way in one direction, the writer is paused, as with a socket's buffer.
 HIGH_WATER = 256 * 1024
 
 
 class MemoryTransport(asyncio.Transport):
-    """One end of a pair: what is written here is received there in a later turn of the loop."""
+    """One end of a pair: the other end receives what is written here in a later turn of the loop."""
 
     reads_in_place = False
 
@@ -24,7 +24,7 @@ class MemoryTransport(asyncio.Transport):
         self._loop = loop
         self._protocol = protocol
         self._peer: MemoryTransport | None = None
-        self._pending: deque[bytes] = deque()  # written here, not yet received there; bounded by pausing
+        self._pending: deque[bytes] = deque()  # written here, not yet received there; bounded by pausing the writer
         self._size = 0
         self._high = HIGH_WATER
         self._paused = self._closing = self._lost = self._moving = False
@@ -33,7 +33,7 @@ class MemoryTransport(asyncio.Transport):
     def pair(
         cls, loop: asyncio.AbstractEventLoop, here: asyncio.Protocol, there: asyncio.Protocol
     ) -> tuple[MemoryTransport, MemoryTransport]:
-        """Join two protocols; both are connected in a later turn of the loop."""
+        """Connect two protocols to each other; their `connection_made` is called in a later turn of the loop."""
         one, other = cls(loop, here), cls(loop, there)
         one._peer, other._peer = other, one
         loop.call_soon(here.connection_made, one)
@@ -125,23 +125,23 @@ class MemoryTransport(asyncio.Transport):
 
 
 class MemoryNetwork:
-    """Names that can be listened on and dialled, within one event loop."""
+    """Listeners by name, within one event loop."""
 
     def __init__(self) -> None:
         self._listening: dict[str, Callable[[], asyncio.Protocol]] = {}
 
     def listen(self, name: str, factory: Callable[[], asyncio.Protocol]) -> Callable[[], None]:
-        """Serve `name`; the returned function stops that."""
+        """Listen on `name`; the returned function stops that."""
         if name in self._listening:
-            raise OSError(f"memory://{name} is listened on already")
+            raise OSError(f"memory://{name} has a listener already")
         self._listening[name] = factory
         return lambda: self._listening.pop(name, None) and None
 
     def connect(self, loop: asyncio.AbstractEventLoop, name: str, protocol: asyncio.Protocol) -> None:
-        """Join `protocol` to what listens on `name`.
+        """Connect `protocol` to the listener on `name`.
 
         Raises:
-            ConnectionRefusedError: nothing does.
+            ConnectionRefusedError: nothing listens on it.
         """
         factory = self._listening.get(name)
         if factory is None:
@@ -149,10 +149,10 @@ class MemoryNetwork:
         MemoryTransport.pair(loop, protocol, factory())
 
 
-# One network a loop, so that two runtimes on one loop reach each other and loops of other threads do not interfere.
+# Each loop has one network, so that runtimes on one loop reach each other, and loops of other threads do not interfere.
 _networks: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, MemoryNetwork] = weakref.WeakKeyDictionary()
 
 
 def network_of(loop: asyncio.AbstractEventLoop) -> MemoryNetwork:
-    """The memory network of this loop."""
+    """Return the memory network of this loop."""
     return _networks.setdefault(loop, MemoryNetwork())

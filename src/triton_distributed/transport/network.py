@@ -1,4 +1,4 @@
-"""Networks beside sockets: what one must offer so that its addresses can be dialled and listened on."""
+"""Networks besides sockets: the interface for dialling and listening on their addresses."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ class Network(Protocol):
     """Serves the addresses of one scheme."""
 
     async def connect(self, address: Address, protocol: asyncio.Protocol) -> None:
-        """Join `protocol` to the worker that listens there.
+        """Connect `protocol` to the worker at `address`.
 
         Raises:
             OSError: it cannot be reached.
         """
 
     async def listen(self, address: Address, factory: Callable[[], asyncio.Protocol]) -> Callable[[], None]:
-        """Join each end that dials `address` to a protocol from `factory`; the returned function stops that.
+        """Connect each end that dials `address` to a protocol from `factory`; the returned function stops that.
 
         Raises:
             OSError: the address cannot be listened on.
         """
 
     async def close(self) -> None:
-        """End what is still joined."""
+        """End all connections."""
 
 
 class LazyNetwork:
     """A network that is made when it is first dialled or listened on.
 
     Args:
-        make: makes it.
+        make: makes the network.
     """
 
     def __init__(self, make: Callable[[], Network]) -> None:
@@ -57,5 +57,5 @@ class LazyNetwork:
             await self._made.close()
 
 
-# By scheme; `runtime.backends` says which there are.
+# Networks by scheme; `runtime.backends` makes them.
 Networks = Mapping[str, Network]

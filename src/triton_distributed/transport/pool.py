@@ -1,4 +1,4 @@
-"""Sessions to workers: dialled once, shared by every call, replaced when they are lost."""
+"""Sessions to workers: dialled once, shared by all calls, replaced when they are lost."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from triton_distributed.transport.tls import SessionTls
 logger = logging.getLogger("triton_distributed.transport")
 
 Addresses = tuple[str, ...]
-# This many addresses of one worker are tried, so that a dial ends. A host has fewer ways to it.
+# A dial tries at most this many addresses of one worker, so that it ends. A host has fewer addresses than this.
 MOST_ADDRESSES = 8
-HINT_PLAIN = " before its hello: if it takes TLS only, set TRD_TLS_CERT, TRD_TLS_KEY and TRD_TLS_CA"
+HINT_PLAIN = " before its hello: if it accepts only TLS, set TRD_TLS_CERT, TRD_TLS_KEY and TRD_TLS_CA"
 HINT_TLS = (
     " before its hello: it may not accept the certificate of TRD_TLS_CERT (TRD_TLS_CA there), or be at capacity "
     "(TRD_MAX_SESSIONS there)"
@@ -34,14 +34,14 @@ class SessionPool:
 
     Args:
         loop: the running loop.
-        factory: makes an unconnected session from its address and the function to call when it is lost.
+        factory: makes an unconnected session from its address and a function that it calls when it is lost.
         timeout_s: seconds for one address to connect and exchange hellos.
-        on_lost: called with the addresses of a session that was lost, that takes no more streams, or whose worker says
-            nothing while something is waited for. A silent session stays: the next call may find it awake.
-        health_timeout_s: seconds that it may say nothing.
-        host_timeout_s: seconds after which a session to a host that is gone ends.
-        tls: of TCP sessions; None for plain ones.
-        networks: what serves the schemes that are not sockets or memory.
+        on_lost: called with the addresses and the reason when a session is lost, accepts no more streams, or is silent
+            while it has open streams. A silent session stays open: the worker may recover.
+        health_timeout_s: seconds without a byte after which a session is silent.
+        host_timeout_s: seconds after which a session to an unreachable host ends.
+        tls: TLS for TCP sessions; None for plain TCP.
+        networks: the networks besides sockets and memory, by scheme.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class SessionPool:
         self._networks = networks or {}
         self._live: dict[Addresses, Session] = {}
         self._dialling: dict[Addresses, asyncio.Task[Session]] = {}
-        self._greeting: dict[Session, None] = {}  # connected or about to be, at most one a dial
+        self._greeting: dict[Session, None] = {}  # before their hello; at most one for each dial
         self._parted: dict[Session, None] = {}  # going away with streams still open
         self._closed = False
         self._health_timeout_s = health_timeout_s
@@ -73,18 +73,18 @@ class SessionPool:
 
     @property
     def sessions(self) -> tuple[Session, ...]:
-        """All sessions: those that greet, those that are open, and those that go away with streams still open."""
+        """All sessions: before their hello, open, and going away with streams still open."""
         return (*self._greeting, *self._live.values(), *self._parted)
 
     def get(self, addresses: Addresses) -> Session | None:
-        """The live session to these addresses, if there is one."""
+        """Return the live session to these addresses, or None."""
         return self._live.get(addresses)
 
     async def connect(self, addresses: Addresses) -> Session:
-        """A session to the first of `addresses` that can be reached; all that wait share one attempt.
+        """Return a session to the first of `addresses` that can be reached; concurrent callers share one dial.
 
         Raises:
-            ConnectionFailed: none of them can be reached; it names each address and why.
+            ConnectionFailed: none of them can be reached; the error lists each address with its reason.
         """
         session = self.get(addresses)
         if session is not None:
@@ -96,13 +96,13 @@ class SessionPool:
         return await asyncio.shield(task)
 
     async def probe(self, addresses: Addresses) -> None:
-        """Prove that the worker at these addresses takes calls, and that its loop turns.
+        """Test whether the worker at these addresses accepts calls and its loop turns.
 
-        A new session proves it with its hello, one that is there by answering a PING: a stopped process keeps its
-        connections, and the kernel takes new ones for it.
+        A new session shows it with its hello, an existing one by answering a PING. A connection alone proves nothing:
+        the kernel keeps the connections of a stopped process, and accepts new ones for it.
 
         Raises:
-            ConnectionFailed: it does not, or cannot be reached.
+            ConnectionFailed: the worker cannot be reached, or fails the test.
         """
         session = self.get(addresses)
         if session is None:
@@ -113,7 +113,7 @@ class SessionPool:
                 words = f"no answer to a PING within {self._timeout_s:g} s, see TRD_CONNECT_TIMEOUT_S"
                 raise ConnectionFailed("a worker", [(session.address, words)])
         if not session.usable:
-            words = session.lost or session.connection.going or "it takes no calls"
+            words = session.lost or session.connection.going or "it accepts no calls"
             raise ConnectionFailed("a worker", [(session.address, words)])
 
     def _silent(self, session: Session) -> None:
@@ -123,13 +123,13 @@ class SessionPool:
             if live is session:
                 self._on_lost(addresses, words)
                 break
-        # Later: all that fell silent in this look have left the rotation then.
+        # In the next turn: by then all sessions that this check found silent are out of rotation.
         self._loop.call_soon(session.fell_silent, words)
 
     def _dialled(self, addresses: Addresses, task: asyncio.Task[Session]) -> None:
         del self._dialling[addresses]
         if not task.cancelled():
-            task.exception()  # the callers that waited have it, and perhaps none is left
+            task.exception()  # the waiting callers have it, if any is left
 
     async def _dial(self, addresses: Addresses) -> Session:
         attempts: list[tuple[str, str]] = []
@@ -147,7 +147,7 @@ class SessionPool:
                 attempts.append((address, words + _advice(address)))
             except OSError as error:
                 attempts.append((address, (str(error) or type(error).__name__) + _advice(address)))
-            except (ProtocolError, ValueError) as error:  # a record may name what is no address at all
+            except (ProtocolError, ValueError) as error:  # a record may hold an invalid address
                 attempts.append((address, str(error) or type(error).__name__))
             except BaseException:
                 session.close()
@@ -160,7 +160,7 @@ class SessionPool:
                     self._live[addresses] = session
                     self._liveness.start()
                     return session
-                attempts.append((address, session.lost or session.connection.going or "it takes no calls"))
+                attempts.append((address, session.lost or session.connection.going or "it accepts no calls"))
             finally:
                 self._greeting.pop(session, None)
             session.close()
@@ -177,7 +177,7 @@ class SessionPool:
                 self._on_lost(addresses, reason)
 
     def ask(self, addresses: Addresses) -> None:
-        """Discovery says that the worker is gone, or is going: end its sessions now where it does not answer."""
+        """Check a worker that left discovery: its sessions end now if it does not answer."""
         for session in (self._live.get(addresses), *self._parted):
             if session is not None and session.address in addresses:
                 session.ask()
@@ -212,7 +212,7 @@ async def join(
     """Connect an unconnected session to an address.
 
     Args:
-        tls: of a TCP session; its handshake may go on when this returns.
+        tls: TLS for a TCP session; its handshake may still go on when this returns.
 
     Raises:
         OSError: it cannot be reached.

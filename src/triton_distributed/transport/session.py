@@ -1,6 +1,6 @@
-"""A session on an event loop: `wire.connection` joined to an asyncio transport.
+"""A session on an event loop: joins `wire.connection` to an asyncio transport.
 
-What it reads is `transport.inbound`, and how handlers begin is `transport.acceptance`.
+`transport.inbound` reads its bytes, and `transport.acceptance` holds the handlers that may begin.
 """
 
 from __future__ import annotations
@@ -32,19 +32,18 @@ from triton_distributed.wire.window import ByteBudget
 
 logger = logging.getLogger("triton_distributed.transport")
 
-# A peer has this many seconds to say that it has read everything: one that is stopped must not delay a shutdown for
-# long.
+# A peer has this many seconds to confirm that it has read everything: a stopped peer must not delay a shutdown long.
 PART_S = 5.0
-PARTING = b"the last"  # the payload of that PING
+PARTING = b"the last"  # payload of the PING that asks for this
 
 
 class Phase(IntEnum):
-    """Where a session is in its life; it only goes forward."""
+    """The phase of a session's life; it only goes forward."""
 
-    GREETING = 0  # the hellos are not exchanged, or the session is not connected
+    GREETING = 0  # not connected, or the hellos are not exchanged
     OPEN = 1
-    GOING = 2  # the peer takes no more streams; those that are open go on
-    LOST = 3  # it is gone, and no stream is open
+    GOING = 2  # the peer accepts no more streams; open streams go on
+    LOST = 3  # the connection is gone, and no stream is open
 
 
 class Session(asyncio.Protocol):
@@ -52,34 +51,34 @@ class Session(asyncio.Protocol):
 
     Args:
         loop: the running loop.
-        hello: what this end says of itself.
+        hello: this end's hello.
         window: bytes that one stream may have unread.
         session_window: bytes that all streams together may have unread.
         hello_timeout_s: seconds that the peer has for its hello.
-        host_timeout_s: seconds after which a TCP connection to a host that is gone is given up.
-        on_request: called as `wire.Connection.on_request`; None where the peer may not open streams.
-        on_lost: called with the session and the reason when it takes no more streams, and again when it is gone.
-        address: where the peer is, for error texts; by default what the transport says when it is connected.
-        authentication: this end's part in proving that both know the token, or None.
-        share: of the loop, among the sessions of one runtime.
-        held: bytes of requests, shared by the sessions that a runtime accepts.
+        host_timeout_s: seconds after which a TCP connection to an unreachable host is given up.
+        on_request: called like `wire.Connection.on_request`; None if the peer may not open streams.
+        on_lost: called with session and reason when the peer accepts no more streams, and again when it is lost.
+        address: the peer's address, for error texts; by default the address that the transport reports.
+        authentication: this end's part in the authentication, or None.
+        share: the session's share of the loop, among all sessions of one runtime.
+        held: the budget for bytes of requests, shared by the sessions that a runtime accepts.
 
     Attributes:
-        connection: the session without I/O.
+        connection: the session's protocol, without I/O.
         streams: its open streams by id.
-        phase: where it is in its life.
-        lost: why it is gone; None in every phase but `LOST`.
-        paused: the kernel takes no more for now; output waits in `out` and in the streams.
-        heard: something has come since `transport.liveness` looked last.
-        missed_checks: how many checks of `transport.liveness` found nothing new while something was waited for; below 0
-            while nothing is.
+        phase: the phase of its life.
+        lost: why it was lost; None in every phase but `LOST`.
+        paused: the kernel accepts no output for now; output waits in `out` and in the streams.
+        heard: something has arrived since the last check of `transport.liveness`.
+        missed_checks: checks of `transport.liveness` in a row that found nothing new while streams were open; negative
+            without streams.
         acceptance: handlers that have not begun.
-        unsent: ids of the streams whose request has not left this process, or not all of it.
-        hint_before_hello: what to add to the reason where the connection is lost before the hellos are exchanged.
-        turned_away: it was ended for what the peer did, or was, before the hellos were exchanged.
-        refused: why it is broken off as soon as it is connected; a listener sets it that has too many sessions.
-        possibly_incomplete: it was lost, and the peer may have said more than has arrived. Where it is False, the peer
-            has begun no request that it did not accept.
+        unsent: ids of the streams whose request has not left this process completely.
+        hint_before_hello: text to add to the reason if the connection is lost before the hellos are exchanged.
+        turned_away: it was rejected before the hellos were exchanged.
+        refused: why it is broken off as soon as it is connected; set by a listener at its limit.
+        possibly_incomplete: it was lost, and the peer may have sent more than has arrived. If False, no handler of the
+            peer has begun without an ACCEPT that arrived here.
     """
 
     def __init__(
@@ -115,29 +114,29 @@ class Session(asyncio.Protocol):
         self.hint_before_hello = ""
         self.turned_away = self.possibly_incomplete = False
         self.refused: str | None = None
-        self.ready: asyncio.Future[None] = loop.create_future()  # the hellos are exchanged
+        self.ready: asyncio.Future[None] = loop.create_future()  # done when the hellos are exchanged
         self.send_limit = hello.max_message
         self._dialled = on_request is None
         self._on_lost = on_lost
         self._hello_timeout_s, self._host_timeout_s = hello_timeout_s, host_timeout_s
         self._share = share or FairShare(loop)
         self._transport: asyncio.Transport | None = None
-        self._inbound: Inbound | None = None  # while it is connected: they refer to each other
+        self._inbound: Inbound | None = None  # only while connected: the two refer to each other
         self._timer: asyncio.TimerHandle | None = None
-        self._resumed: dict[asyncio.Future[None], None] = {}  # in order; at most one a stream or call
-        self._pongs: dict[bytes, asyncio.Future[None]] = {}  # by what the PING said: that of liveness, and `PARTING`
+        self._resumed: dict[asyncio.Future[None], None] = {}  # oldest first; at most one for each stream or call
+        self._pongs: dict[bytes, asyncio.Future[None]] = {}  # by the PING's payload: empty for liveness, or `PARTING`
 
     def __repr__(self) -> str:
         return f"<Session {self.address} {self.phase.name.lower()}, {len(self.streams)} streams>"
 
     @property
     def usable(self) -> bool:
-        """New streams may be opened."""
+        """Whether new streams may be opened."""
         return self.phase is Phase.OPEN
 
     @property
     def full(self) -> bool:
-        """The peer allows no further stream for now."""
+        """Whether the peer's limit of open streams is reached."""
         return self.connection.peer is not None and len(self.streams) >= self.connection.peer.max_streams
 
     # asyncio.Protocol
@@ -151,7 +150,7 @@ class Session(asyncio.Protocol):
         self._inbound = Inbound(self, transport, self._share, self._dialled)
         self.address = self.address or _name_of(transport)
         tune(transport, self._host_timeout_s)
-        # 0: a write goes to the kernel at once, and `paused` means that something did not fit.
+        # 0: a write goes to the kernel at once, and `paused` means that some output did not fit.
         transport.set_write_buffer_limits(high=0)
         words = f"the peer sent no hello within {self._hello_timeout_s:g} s"
         self._timer = self.loop.call_later(self._hello_timeout_s, self.break_off, f.GoawayCode.PROTOCOL, words)
@@ -175,7 +174,7 @@ class Session(asyncio.Protocol):
             self.turned_away = self.connection.peer is None
         elif self.connection.peer is None:
             reason += self.hint_before_hello
-        # An accepting end reads nothing more: it would begin handlers for a client that is gone.
+        # An accepting end reads nothing more: it would begin handlers for a client that has left.
         if self._dialled and self.connection.peer is not None and inbound is not None:
             self.paused = True  # nothing can be written any more
             if not inbound.take_remainder(error):
@@ -206,7 +205,7 @@ class Session(asyncio.Protocol):
             self.loop.call_soon(self.flush)
 
     def flush(self) -> None:
-        """Write what waits, as far as the kernel takes it."""
+        """Write the waiting output, as far as the kernel accepts it."""
         self._scheduled = False
         if self.paused or self._transport is None or self.lost is not None:
             return
@@ -217,8 +216,8 @@ class Session(asyncio.Protocol):
             self.flush()
 
     def write_after(self, start: bytes, piece: memoryview) -> None:
-        """Write a fragment after the session's own frames that wait, without copying it."""
-        # asyncio warns of each further write to a transport that has failed and has not said so yet.
+        """Write a fragment after the session's waiting frames, without copying it."""
+        # asyncio warns about each further write to a transport that has failed but not yet reported it.
         if self._transport is None or self.lost is not None or self._transport.is_closing():
             return
         self.flush()
@@ -230,7 +229,7 @@ class Session(asyncio.Protocol):
             self._transport.write(piece)
 
     async def resumed(self) -> None:
-        """Wait until the kernel takes output again, or the session is gone or silent."""
+        """Wait until the kernel accepts output again, or the session is lost or silent."""
         if self.paused and self.lost is None:
             waiter = self.loop.create_future()
             self._resumed[waiter] = None
@@ -242,18 +241,18 @@ class Session(asyncio.Protocol):
     # handlers that may begin
 
     def accept(self, stream: Stream, begin: Callable[[], None]) -> None:
-        """The handler of `stream` may begin: tell the peer so, and call `begin` once the kernel has that.
+        """Announce to the peer that the handler of `stream` begins; call `begin` once the kernel has the ACCEPT.
 
-        The handler waits while the kernel takes nothing. Where the stream is closed meanwhile, it never begins.
+        The handler waits while the kernel accepts no output. If the stream is closed meanwhile, it never begins.
         """
         self.acceptance.accepted[stream] = begin
-        if self._inbound is None or not self._inbound.serving:  # else those of one read are announced together
+        if self._inbound is None or not self._inbound.serving:  # else all handlers of one read are announced together
             self.begin_accepted()
 
     def begin_accepted(self) -> None:
-        """Announce the handlers that may begin, and begin them once the kernel has taken that."""
+        """Announce the handlers that may begin, and begin them once the kernel has the ACCEPT."""
         acceptance = self.acceptance
-        # `resume_writing` comes back to this; the handlers of a lost session do not begin.
+        # `resume_writing` calls this again; the handlers of a lost session do not begin.
         while not self.paused and self.lost is None:
             if not acceptance.accepted:
                 acceptance.begin()
@@ -262,19 +261,19 @@ class Session(asyncio.Protocol):
             self.flush()
 
     def withdraw(self, stream: Stream) -> None:
-        """`stream` was closed early: its handler does not begin any more."""
+        """Drop a handler that has not begun: `stream` was closed early."""
         self.acceptance.withdraw(stream)
 
     # whether the peer lives
 
     def ping(self, payload: bytes = b"") -> asyncio.Future[None]:
-        """Ask for a sign of life. All who ask meanwhile wait for the same answer, so it must not be cancelled.
+        """Send a PING. Callers with the same payload share one future, so it must not be cancelled.
 
         Args:
-            payload: what the PONG repeats, at most 64 bytes.
+            payload: bytes that the PONG returns, at most 64.
 
         Returns:
-            done when the answer is here or the session is gone.
+            a future that is done when the PONG has arrived or the session is lost.
         """
         answer = self._pongs.get(payload)
         if answer is None:
@@ -287,17 +286,17 @@ class Session(asyncio.Protocol):
         return answer
 
     def host_gone(self, timeout_s: float) -> bool:
-        """Whether the peer's host has acknowledged nothing for so long although it had to; False where none can say."""
+        """Return whether the peer's host acknowledged nothing for this long, although it had to; False if unknown."""
         sock = None if self._transport is None else tcp_socket(self._transport)
         return sock is not None and host_gone(sock, timeout_s)
 
     @property
     def silent(self) -> bool:
-        """The peer has said nothing for long, although it was asked."""
+        """Whether the peer has not answered a PING for long."""
         return self.missed_checks >= SILENT
 
     def fell_silent(self, words: str) -> None:
-        """The peer is silent since now: calls that wait for it may go to another worker."""
+        """Tell all streams that the peer fell silent: calls that wait for it may go to another worker."""
         for stream in tuple(self.streams.values()):
             if stream.owner is not None:
                 stream.owner.stream_silent(stream, words)
@@ -306,7 +305,7 @@ class Session(asyncio.Protocol):
                 waiter.set_result(None)
 
     def ask(self) -> None:
-        """Find out whether the peer lives, where the transport does not notice by itself as a socket does."""
+        """Check whether the peer is alive, if the transport does not detect its end as a socket does."""
         ask = getattr(self._transport, "ask", None)
         if ask is not None:
             ask()
@@ -314,17 +313,17 @@ class Session(asyncio.Protocol):
     # its end
 
     def go_away(self, code: int, words: str) -> None:
-        """Ask the peer to open no more streams; the open ones go on. One that is not connected yet hears nothing."""
-        if self._transport is not None:  # it would be written before the hello
+        """Ask the peer to open no more streams; open streams go on. No effect before the session is connected."""
+        if self._transport is not None:  # else GOAWAY would be written before the hello
             self.connection.send(f.coded(f.GOAWAY, 0, code, words.encode()))
 
     def break_off(self, code: int, words: str) -> None:
-        """Tell the peer why and close; every open stream fails with these words."""
+        """Send the peer the reason and close; every open stream fails with it."""
         if self.lost is not None:
             return
-        self.possibly_incomplete = True  # what came after the frame that broke the protocol is not read
+        self.possibly_incomplete = True  # bytes after the frame that broke the protocol are not read
         if self.connection.peer is None:
-            self.turned_away = True  # the listener's log, or the dialler's error, says so
+            self.turned_away = True  # the listener's log, or the dialer's error, reports it
         else:
             logger.info("session %s closed: %s", self.address, words)
         if self._transport is not None:
@@ -335,7 +334,7 @@ class Session(asyncio.Protocol):
         self.close()
 
     def close(self, reason: str = "the runtime at this end was shut down") -> None:
-        """Close the connection once what waits is written; open streams fail with `reason`."""
+        """Close the connection after the waiting output is written; open streams fail with `reason`."""
         if self.lost is None:
             if self._transport is not None and (data := self.connection.take_output()):
                 self._transport.write(data)
@@ -347,9 +346,9 @@ class Session(asyncio.Protocol):
             self._transport.close()
 
     def abandon(self, words: str) -> None:
-        """The peer's host is gone: end at once, without a word to it; open streams fail with these."""
+        """End at once, because the peer's host is gone; nothing is sent, and open streams fail with `words`."""
         if self.lost is None:
-            self.possibly_incomplete = True  # what the peer said last may be lost in the network
+            self.possibly_incomplete = True  # the peer's last bytes may be lost in the network
             logger.info("session %s closed: %s", self.address, words)
             self._lose(words)
         if self._transport is not None:
@@ -360,26 +359,26 @@ class Session(asyncio.Protocol):
         connection, going = self.connection, self.connection.going
         self.lost = f"{reason}, having said: {going}" if going else reason
         if self.possibly_incomplete and self._dialled:
-            # A dialled end queues whole frames, so each begins with its header.
+            # A dialled end queues whole frames, so each entry begins with a header.
             self.unsent.update(f.HEADER.unpack_from(each)[3] for each in connection.out if each[f.KIND_AT] == f.REQUEST)
         if self._timer is not None:
             self._timer.cancel()
         if not self.ready.done():
             self.ready.set_exception(RemoteProtocolError(self.lost))
-            self.ready.exception()  # perhaps nothing waits for it
+            self.ready.exception()  # marks it as retrieved, since perhaps nothing awaits it
         streams = connection.over()
         for stream in streams:
             stream.state = CLOSED
             stream.lost = self.lost
             stream.outbox.clear()
             stream.let_go()
-        self._on_lost(self, self.lost)  # Before the calls: the rotation must not offer them this worker again.
+        self._on_lost(self, self.lost)  # before the calls: the rotation must not offer them this worker again
         if self._dialled:
             for stream in streams:
                 stream.on_closed()
         else:
             self._share.end(streams)
-        for waiter in (*self._resumed, *self._pongs.values()):  # what waits sees `lost`
+        for waiter in (*self._resumed, *self._pongs.values()):  # they find `lost` set
             if not waiter.done():
                 waiter.set_result(None)
         self._pongs.clear()
@@ -409,10 +408,10 @@ class Session(asyncio.Protocol):
 
 
 async def part(session: Session) -> None:
-    """Wait until the peer of a session has read everything that was sent, or the session is gone.
+    """Wait until the peer of a session has read everything that was sent, or the session is lost.
 
-    Bytes that the kernel has are not at the peer: it loses them when it writes to a connection that was closed here. So
-    it is asked for a PONG after them, for `PART_S` seconds from when the kernel has them all.
+    Bytes in the kernel may not be at the peer yet; a peer loses them if it writes to a connection that is closed here.
+    So this sends a PING after them, and waits for the PONG for `PART_S` seconds from when the kernel has all bytes.
     """
     if session.phase is Phase.GREETING:
         return  # it has no streams, and perhaps no transport yet
@@ -430,4 +429,4 @@ def _name_of(transport: Any) -> str:
     name = transport.get_extra_info("peername")
     if not isinstance(name, tuple) or len(name) < 2:
         return "a client"
-    return str(Address("tcp", name[0].removeprefix("::ffff:"), name[1]))  # IPv4 through a socket that takes both
+    return str(Address("tcp", name[0].removeprefix("::ffff:"), name[1]))  # IPv4 through a dual-stack socket

@@ -1,4 +1,4 @@
-"""A stream on an event loop: the waiting that wire.stream leaves to its shell."""
+"""A stream on an event loop: adds waiting to `wire.stream`."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from triton_distributed.wire.stream import Link, StreamCore, TokenOutbox
 
 
 class Owner(Protocol):
-    """What a stream belongs to: the served request or the call."""
+    """The owner of a stream: a served request or a call."""
 
     def stream_ended(self) -> None:
-        """The peer has sent its last; what it sent may still be in the inbox."""
+        """Called when the peer sends nothing more; the inbox may still hold messages."""
 
     def stream_closed(self, stream: Stream) -> None:
-        """The stream ended early: see its `failure` and `lost`; neither means the peer's CANCEL."""
+        """Called when the stream ended early: see `failure` and `lost`; if both are None, the peer sent CANCEL."""
 
     def stream_silent(self, stream: Stream, words: str) -> None:
-        """The peer has said nothing for long; `stream` stays open unless its owner ends it."""
+        """Called when the peer is silent; `stream` stays open unless its owner ends it."""
 
     def stream_stopped(self) -> None:
-        """The peer asks the handler to finish by itself."""
+        """Called when the peer asks the handler to finish on its own."""
 
 
 class StreamSession(Protocol):
-    """What a stream, its call and its served request need of their session.
+    """What a stream, its call and its served request need from their session.
 
     Attributes:
-        loop: the session's.
-        connection: the session's, without I/O.
-        address: where the peer is, for error texts.
-        send_limit: the largest message that both ends take, bytes.
-        unsent: ids of the streams whose request has not left this process, or not all of it.
-        paused: the kernel takes no more for now.
-        lost: why the session is gone, or None.
-        possibly_incomplete: it was lost, and the peer may have said more than has arrived.
+        loop: the session's event loop.
+        connection: the session's protocol, without I/O.
+        address: the peer's address, for error texts.
+        send_limit: the largest message that both ends accept, bytes.
+        unsent: ids of the streams whose request has not left this process completely.
+        paused: the kernel accepts no output for now.
+        lost: why the session was lost, or None.
+        possibly_incomplete: the session was lost, and the peer may have sent more than has arrived.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -57,13 +57,13 @@ class StreamSession(Protocol):
         """Tell the peer that the handler of `stream` begins, then call `begin`."""
 
     def withdraw(self, stream: Stream) -> None:
-        """`stream` was closed early: its handler does not begin any more."""
+        """Drop a handler that has not begun: `stream` was closed early."""
 
     def write_after(self, start: bytes, piece: memoryview) -> None:
-        """Write a fragment after the session's own frames that wait, without copying it."""
+        """Write a fragment after the session's waiting frames, without copying it."""
 
     async def resumed(self) -> None:
-        """Wait until the kernel takes output again, or the session is gone or silent."""
+        """Wait until the kernel accepts output again, or the session is lost or silent."""
 
 
 class SessionConnection(Link, Protocol):
@@ -73,12 +73,12 @@ class SessionConnection(Link, Protocol):
 
 
 class Stream(StreamCore):
-    """One end of a stream, with what waits for it.
+    """One end of a stream, with its waiting reader and writer.
 
     Attributes:
-        owner: hears of it when the stream ends early; set when the stream is opened or accepted.
-        lost: why the session is gone, where that ended the stream.
-        session: that carries it.
+        owner: receives the stream's events; set when the stream is opened or accepted.
+        lost: why the session was lost, if that ended the stream; else None.
+        session: the session that carries the stream.
     """
 
     __slots__ = ("_reader", "_writer", "lost", "owner", "session")
@@ -93,23 +93,23 @@ class Stream(StreamCore):
         self.lost: str | None = None
 
     async def readable(self) -> None:
-        """Wait until there is something in `inbox` or the peer sends nothing more.
+        """Wait until `inbox` holds a message or the peer sends nothing more.
 
         Raises:
-            RuntimeError: another reader waits.
+            RuntimeError: another task is reading.
         """
         while not self.inbox and not self.finished:
             await self.next_readable()
 
     def next_readable(self) -> asyncio.Future[None]:
-        """A future that is done when something has come or ended.
+        """Return a future that is done when a message has arrived or the stream has ended.
 
         Raises:
-            RuntimeError: another reader waits for one.
+            RuntimeError: another task is reading.
         """
         waiter = self._reader
         if waiter is not None and not waiter.done():
-            raise RuntimeError("another task is reading this stream: one reads at a time, as of an async generator")
+            raise RuntimeError("another task is reading this stream: only one may, as with an async generator")
         waiter = self._reader = self.session.loop.create_future()
         return waiter
 
@@ -119,7 +119,7 @@ class Stream(StreamCore):
         return self._reader is not None and not self._reader.done()
 
     async def writable(self) -> None:
-        """Wait until the stream may send again, or is closed. One writer at a time."""
+        """Wait until the stream may send again, or is closed. Only one writer may wait at a time."""
         while not self.may_push:
             waiter = self._writer = self.session.loop.create_future()
             try:
@@ -128,17 +128,17 @@ class Stream(StreamCore):
                 self._writer = None
 
     async def send(self, body: Body, buffers: Sequence[memoryview], flags: int = 0, kind: int = f.DATA) -> None:
-        """Send one message of any size after what was pushed, in fragments, each as credit allows.
+        """Send one message of any size after the pushed items, in fragments, as credit allows.
 
-        The buffers are written from where they are and are not referenced any more when this returns.
+        The buffers are not copied, and are no longer referenced when this returns.
 
         Args:
-            flags: `END` where it is this end's last; `ANNOTATED`.
-            kind: REQUEST to open the stream with it.
+            flags: `END` if it is this end's last message; `ANNOTATED`.
+            kind: REQUEST if it opens the stream.
 
         Raises:
-            MessageTooLarge: it is above the limit of this end or of the peer; nothing was sent.
-            ValueError: it has more buffers than a message can hold; nothing was sent.
+            MessageTooLarge: the message exceeds the limit of this end or of the peer; nothing was sent.
+            ValueError: there are more buffers than a message can hold; nothing was sent.
         """
         session = self.session
         if self.item_flags and isinstance(self.outbox, TokenOutbox):
@@ -161,11 +161,11 @@ class Stream(StreamCore):
                 self.charge(length, fragment_flags)
                 kind = f.DATA
                 if fragment_flags & f.MORE and not session.paused:
-                    await asyncio.sleep(0)  # let other streams write, even where the kernel takes everything at once
+                    await asyncio.sleep(0)  # let other streams write, even if the kernel accepts everything at once
         finally:
             session.unsent.discard(self.id)
         if buffers:
-            while session.paused and session.lost is None:  # the transport still refers to the last of them
+            while session.paused and session.lost is None:  # the transport still refers to the last buffers
                 await session.resumed()
 
     async def send_request(
@@ -181,8 +181,8 @@ class Stream(StreamCore):
         """Open the stream at the peer with a request of any size.
 
         Args:
-            timeout_s: seconds that the call has left; infinite where it has no deadline.
-            end: the request is all that this end will send.
+            timeout_s: seconds until the call's deadline; infinite if it has none.
+            end: True if the request is all that this end sends.
 
         Raises:
             as `send`.
@@ -204,12 +204,12 @@ class Stream(StreamCore):
 
     def abort(self, kind: int, code: int = 0, detail: bytes = b"") -> None:
         super().abort(kind, code, detail)
-        self.quota = 0  # a writer that pushes all the same has to look at once
+        self.quota = 0  # a writer that pushes anyway must check at once
         self.session.withdraw(self)
         self.wake()  # a reader or writer at this end finds it closed
 
     def wake(self) -> None:
-        """Let a waiting reader and writer look again."""
+        """Wake a waiting reader and writer, so that they check the stream again."""
         for waiter in (self._reader, self._writer):
             if waiter is not None and not waiter.done():
                 waiter.set_result(None)

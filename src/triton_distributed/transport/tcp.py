@@ -14,15 +14,15 @@ from triton_distributed.transport import host_loss
 
 # This many connections may wait to be accepted; the kernel caps this at net.core.somaxconn.
 BACKLOG = 4096
-# The socket takes no more while the kernel holds this many unsent bytes. Beyond this a token would wait after an array
-# in a queue that cannot be reordered. It is Linux's TCP_NOTSENT_LOWAT, see tcp(7).
+# The socket accepts no more while the kernel holds this many unsent bytes (TCP_NOTSENT_LOWAT, see tcp(7)). In a longer
+# queue, which cannot be reordered, a token would wait for an array.
 NOT_SENT_LOW_WATER = 256 * 1024
 OPTIONS = (
     (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
     (socket.IPPROTO_TCP, "TCP_NOTSENT_LOWAT", NOT_SENT_LOW_WATER),
     (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
 )
-# Python has no name for these options of Linux from 6.15 on, and of macOS (bsd/netinet/tcp.h).
+# Python has no name for these options, of Linux since 6.15 and of macOS (bsd/netinet/tcp.h).
 NUMBERS = {
     "linux": {"TCP_RTO_MAX_MS": 44},
     "darwin": {"TCP_RXT_CONNDROPTIME": 0x80, "TCP_KEEPIDLE": 0x10},
@@ -31,12 +31,12 @@ NUMBERS = {
 
 @functools.cache
 def dual_stack() -> bool:
-    """Whether one socket takes both IPv6 and IPv4."""
+    """Return whether one socket can accept both IPv6 and IPv4."""
     return socket.has_dualstack_ipv6()
 
 
 def wildcard() -> str:
-    """The host that means all interfaces: IPv6 and IPv4 where one socket can have both, else IPv4."""
+    """Return the host that means all interfaces: IPv6 and IPv4 if one socket can accept both, else IPv4."""
     if dual_stack():
         with contextlib.suppress(OSError), _dual_stack_socket(0):
             return "::"
@@ -48,7 +48,7 @@ def _dual_stack_socket(port: int) -> socket.socket:
 
 
 async def connect(loop: asyncio.AbstractEventLoop, host: str, port: int, protocol: asyncio.Protocol) -> None:
-    """Join `protocol` to the worker that listens there.
+    """Connect `protocol` to the worker at `host` and `port`.
 
     Raises:
         OSError: it cannot be reached.
@@ -57,9 +57,9 @@ async def connect(loop: asyncio.AbstractEventLoop, host: str, port: int, protoco
 
 
 async def listen(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[socket.socket]:
-    """Sockets that listen on `host` and `port`, one for each address that a name stands for.
+    """Return sockets that listen on `host` and `port`, one for each address that the name resolves to.
 
-    `::` is all interfaces, of IPv4 too where one socket can have both.
+    `::` means all interfaces, including those of IPv4 if one socket can accept both.
 
     Raises:
         OSError: the address cannot be bound.
@@ -79,12 +79,12 @@ async def listen(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[
 
 
 def tune(transport: asyncio.BaseTransport, host_timeout_s: float) -> None:
-    """Options of a connected TCP socket, nothing on others: no delay, a short unsent queue, `patience`."""
+    """Set the options of a connected TCP socket: no delay, a short unsent queue, `patience`. Others are left alone."""
     sock = tcp_socket(transport)
     if sock is None:
         return
     for level, number, value in _options(host_timeout_s, OPTIONS, sys.platform):
-        with contextlib.suppress(OSError):  # an option that a kernel lacks costs speed, not correctness
+        with contextlib.suppress(OSError):  # a missing option costs speed, not correctness
             sock.setsockopt(level, number, value)
 
 
@@ -92,7 +92,7 @@ def tune(transport: asyncio.BaseTransport, host_timeout_s: float) -> None:
 def _options(
     host_timeout_s: float, others: tuple[tuple[int, str, int], ...], platform: str
 ) -> tuple[tuple[int, int, int], ...]:
-    """What `setsockopt` takes: those options that Python, or `NUMBERS`, has a number for."""
+    """Return arguments for `setsockopt`: the options that have a number in Python or in `NUMBERS`."""
     found = []
     for level, option, value in (*others, *patience(host_timeout_s)):
         number = getattr(socket, option, None) or NUMBERS.get(platform, {}).get(option)
@@ -102,25 +102,25 @@ def _options(
 
 
 def tcp_socket(transport: asyncio.BaseTransport) -> Any:
-    """The socket of a TCP transport, None of others."""
+    """Return the socket of a TCP transport; None for other transports."""
     sock = transport.get_extra_info("socket")
     return sock if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6) else None
 
 
 def patience(host_timeout_s: float) -> list[tuple[int, str, int]]:
-    """How long the kernel waits for a host that says nothing, as (level, option, value) each; see tcp(7).
+    """Return options for how long the kernel waits for a silent host, as (level, option, value); see tcp(7).
 
-    Where nothing is under way the kernel asks, and gives up by itself (its own defaults take two hours): the first
-    question after a quarter of the timeout, the last two thirds of the timeout or more after the first.
+    If nothing is under way, the kernel sends keepalive probes and gives up on its own (its defaults take two hours):
+    the first probe after a quarter of the timeout, the last at least two thirds of the timeout after the first.
 
-    Where something is under way `transport.host_loss` asks the kernel. That is Linux's account; elsewhere the kernel
-    gives up by itself. It sends again ever more rarely, on Linux up to every two minutes: before 6.15 a network that
-    comes back is noticed as much later as it was away, from then on as this says.
+    If data is under way, on Linux `transport.host_loss` reads the kernel's statistics; elsewhere the kernel gives up on
+    its own. The kernel retransmits ever more rarely, on Linux up to every two minutes. Before Linux 6.15 a network that
+    returns is noticed after as long again as it was away; since then TCP_RTO_MAX_MS bounds that.
 
     Args:
-        host_timeout_s: seconds after which a host that is gone is given up.
+        host_timeout_s: seconds after which the connection to an unreachable host is given up.
     """
-    idle_s = max(1, int(host_timeout_s / 4))  # the kernel takes whole seconds
+    idle_s = max(1, int(host_timeout_s / 4))  # the kernel accepts whole seconds
     every_s = max(1, round(host_timeout_s / 12))
     times = [
         ("TCP_KEEPIDLE", idle_s),
@@ -128,7 +128,7 @@ def patience(host_timeout_s: float) -> list[tuple[int, str, int]]:
         ("TCP_KEEPCNT", min(127, max(1, math.ceil((host_timeout_s - idle_s) / every_s)))),
     ]
     if host_loss.KEPT:
-        # Above a tenth of the timeout, for the kernel gives up by itself after 15 of them (net.ipv4.tcp_retries2).
+        # More than a tenth of the timeout: the kernel gives up after 15 retransmissions (net.ipv4.tcp_retries2).
         times.append(("TCP_RTO_MAX_MS", round(min(120.0, max(1.0, host_timeout_s / 6)) * 1000)))
     else:
         times.append(("TCP_RXT_CONNDROPTIME", math.ceil(host_timeout_s)))

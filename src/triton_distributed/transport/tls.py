@@ -1,9 +1,9 @@
 """Mutual TLS between a TCP transport and a session.
 
-A layer of our own over `ssl.MemoryBIO`, the same on every loop. It keeps what a session relies on and the loops' own
-TLS does not: what the kernel did not take is known at once (an ACCEPT must have left before its handler begins), the
-bytes of large messages are decrypted straight into them, a peer learns from an alert that its certificate was refused,
-and a connection counts as a session from its first moment, so that limits come before handshakes.
+A layer of our own over `ssl.MemoryBIO`, the same on every loop. A session relies on four things that the loops' own TLS
+does not provide. Unwritten output is known at once (an ACCEPT must have left before its handler begins). The bytes of
+large messages are decrypted directly into them. A peer learns from an alert that its certificate was refused. And a
+connection counts as a session from the start, so that limits apply before handshakes.
 """
 
 from __future__ import annotations
@@ -21,47 +21,47 @@ from triton_distributed.wire.decoder import TLS_STARTS
 RECORD = 16 * 1024
 SETTINGS = "TRD_TLS_CERT, TRD_TLS_KEY and TRD_TLS_CA"
 # A plain peer of our protocol understands this frame.
-_SPEAK_TLS = f"this worker takes TLS only: set {SETTINGS}".encode()
+_SPEAK_TLS = f"this worker accepts only TLS: set {SETTINGS}".encode()
 FAREWELL = f.coded(f.GOAWAY, 0, f.GoawayCode.PROTOCOL, _SPEAK_TLS)
 
 
 class TlsFailed(ConnectionError):
-    """TLS could not be had; the text says why, and which setting helps."""
+    """TLS failed; the text says why, and which setting helps."""
 
 
 class SessionTls:
-    """Makes the TLS of TCP sessions; both ends show a certificate that the authority has signed.
+    """Makes the TLS layer of TCP sessions; both ends present a certificate signed by the authority.
 
     Args:
-        files: certificate, key and authority; looked at again for each handshake.
-        server_name: the name that a worker's certificate must carry; empty for any that the authority has signed.
+        files: certificate, key and authority; checked again for each handshake.
+        server_name: the name that a worker's certificate must carry; empty accepts any that the authority has signed.
 
     Raises:
-        ConfigError: a file cannot be read, or is not what it should be.
+        ConfigError: a file cannot be read, or is invalid.
     """
 
     def __init__(self, files: TlsFiles, server_name: str = "") -> None:
         self._files, self._server_name = files, server_name
-        # So that what is wrong is said at the start, and a handshake has an older context where a renewal is unusable.
+        # Errors show at the start, and a handshake can use the older context if a renewed file is unusable.
         files.context(server=True)
         files.context(server=False, check_hostname=bool(server_name))
 
     def accepting(self, protocol: asyncio.Protocol) -> TlsTransport:
-        """What an accepted connection talks to in place of `protocol`."""
+        """Wrap the protocol of an accepted connection."""
         return TlsTransport(protocol, self._files.context(server=True), True, None)
 
     def dialling(self, protocol: asyncio.Protocol) -> TlsTransport:
-        """What a dialled connection talks to in place of `protocol`."""
+        """Wrap the protocol of a dialled connection."""
         name = self._server_name
         context = self._files.context(server=False, check_hostname=bool(name))
         return TlsTransport(protocol, context, False, name or None)
 
 
 class TlsTransport(asyncio.Transport, asyncio.Protocol):
-    """A protocol to the TCP transport below, and a transport to the session above.
+    """A protocol for the TCP transport below, and a transport for the session above.
 
-    The session is connected at once. What it writes before the handshake is done waits for that: its hello, nothing
-    else, since it says nothing more before it has heard one. Its timer bounds the handshake.
+    The session is connected at once. Its output before the end of the handshake waits here: only its hello, since it
+    sends nothing more before the peer's hello. The session's timer bounds the handshake.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._closing = True
-        self._protocol.connection_lost(self._failure or error)  # which may want `decrypted`
+        self._protocol.connection_lost(self._failure or error)  # the session may call `decrypted`
         self._tls = None
 
     def pause_writing(self) -> None:
@@ -130,7 +130,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         if self._closing:
             return
         if self._secure:
-            with contextlib.suppress(ssl.SSLError):  # the peer's own farewell is not waited for
+            with contextlib.suppress(ssl.SSLError):  # the peer's close_notify is not awaited
                 self._tls.unwrap()
             self._push()
         self._closing = True
@@ -151,7 +151,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._in_place = isinstance(protocol, asyncio.BufferedProtocol)
 
     def pause_reading(self) -> None:
-        """Read no more; what was decrypted by now is still delivered."""
+        """Stop reading; bytes that are already decrypted are still delivered."""
         if not self._plain.is_closing():
             self._plain.pause_reading()
 
@@ -218,10 +218,10 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self._push()  # e.g. the answer to a change of keys
 
     def decrypted(self, data: bytes) -> bytes:
-        """What the peer says in these bytes, which were read past this transport when its connection was lost.
+        """Decrypt bytes that were read from the socket directly after the connection was lost.
 
         Raises:
-            TlsFailed: they are not what the peer has encrypted.
+            TlsFailed: the bytes cannot be decrypted.
         """
         self._incoming.write(data)
         pieces: list[bytes] = []  # no more than `data` holds
@@ -229,7 +229,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             while piece := self._tls.read(RECORD):
                 pieces.append(piece)
         except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
-            pass  # half a record, or the peer's farewell
+            pass  # half a record, or the peer's close_notify
         except ssl.SSLError as error:
             raise TlsFailed(explain(error, self._server)) from error
         return b"".join(pieces)
@@ -250,13 +250,13 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._give_up(explain(error, self._server))
         self._push()  # the alert that tells the peer
         if self._secure and self._plain.get_write_buffer_size():
-            self._plain.abort()  # it takes nothing, and nothing here would end it later
+            self._plain.abort()  # the peer reads nothing, and nothing here would end it later
         else:
             self._plain.close()
 
     def _not_tls(self) -> None:
         if self._server:
-            self._give_up("the peer does not speak TLS, and this worker takes nothing else: see TRD_TLS_CERT")
+            self._give_up("the peer does not speak TLS, and this worker accepts nothing else: see TRD_TLS_CERT")
             self._plain.write(FAREWELL)
         else:
             self._give_up(f"the worker does not speak TLS, and this end does: set {SETTINGS} there, or not here")
@@ -268,10 +268,10 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
 
 def explain(error: ssl.SSLError, server: bool) -> str:
-    """Why TLS failed, and which setting helps.
+    """Return why TLS failed, and which setting helps.
 
     Args:
-        server: this end was dialled.
+        server: True if this end was dialled.
     """
     peer, own = ("client", "this worker's") if server else ("worker", "this end's")
     if isinstance(error, ssl.SSLCertVerificationError):

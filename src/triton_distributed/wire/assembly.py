@@ -1,4 +1,4 @@
-"""Messages that do not fit one frame, or that have buffers after their body.
+"""Messages that do not fit in one frame, or that have buffers after their body.
 
     one frame, no buffers       body
     one frame, BUFFERS          head, body, buffers
@@ -6,8 +6,8 @@
 
     head: u32 number of buffers, u32 body bytes, u64 bytes of each buffer
 
-Buffers are received where they stay: each gets its own memory, and the fragments are written, or read from the socket,
-straight into it.
+Buffers are received in place: each has its own memory, and its fragments are copied, or read from the socket, directly
+into it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from triton_distributed.errors import RemoteProtocolError
 from triton_distributed.wire.frames import BUFFERS, MAX_FRAME, MORE, REQUEST_PREFIX_BYTES, UINT64
 
 _HEAD = Struct("<II")
-# A part of more bytes than this is mapped, and touched only as its bytes come; `wire.window` grants as much.
+# A part larger than this, in bytes, is mapped, and its pages are touched only as bytes arrive; `wire.window` grants as
+# much.
 MAPPED = 4096
-# From this size on, memory asks for huge pages: filling 16 MiB takes 0.5 ms with them, and 6 ms with small ones.
+# Memory of at least this many bytes uses huge pages: filling 16 MiB takes 0.5 ms with them, and 6 ms without.
 HUGE = 4 * 1024 * 1024
 _HUGE_PAGES: int | None = getattr(mmap, "MADV_HUGEPAGE", None)
 _PRIVATE = getattr(mmap, "MAP_PRIVATE", 2) | getattr(mmap, "MAP_ANONYMOUS", 0)
@@ -33,16 +34,17 @@ Body: TypeAlias = bytes | bytearray | memoryview
 
 
 def allocate(size: int, huge: bool = False) -> Memory:
-    """Writable memory of `size` bytes.
+    """Allocate writable memory of `size` bytes.
 
-    Memory above a page is mapped: page-aligned, and touched only as bytes arrive, so that a peer which announces a
+    Memory larger than a page is mapped: page-aligned, and touched only as bytes arrive. So a peer that announces a
     gigabyte, or a thousand messages, and sends nothing costs nothing.
 
     Args:
-        huge: ask for huge pages where it is large: they are touched as a whole, so only where all of it will come.
+        huge: use huge pages if the size is large. A huge page is touched as a whole, so set this only if all bytes
+            will come.
 
     Raises:
-        RemoteProtocolError: the system has no memory for it.
+        RemoteProtocolError: the system has no memory left.
     """
     try:
         if size <= MAPPED:
@@ -56,15 +58,15 @@ def allocate(size: int, huge: bool = False) -> Memory:
 
 
 def head_of(body_bytes: int, buffers: Sequence[memoryview]) -> bytes:
-    """The head of a message with buffers."""
+    """Return the head of a message with buffers."""
     return _HEAD.pack(len(buffers), body_bytes) + b"".join([UINT64.pack(each.nbytes) for each in buffers])
 
 
 def message_bytes(body_bytes: int, buffers: Sequence[memoryview]) -> int:
-    """What counts against `max_message_bytes`, at both ends: head, body and buffers.
+    """Return the size that counts against `max_message_bytes`, at both ends: head, body and buffers.
 
     Raises:
-        ValueError: it has more buffers than a head can name.
+        ValueError: there are more buffers than a head can list.
     """
     if len(buffers) > MAX_BUFFERS:
         raise ValueError(f"a message holds at most {MAX_BUFFERS:,} large arrays and buffers, not {len(buffers):,}")
@@ -73,7 +75,7 @@ def message_bytes(body_bytes: int, buffers: Sequence[memoryview]) -> int:
 
 
 def request_bytes(metadata: bytes, body: Body, buffers: Sequence[memoryview]) -> int:
-    """What a request counts against `max_message_bytes`.
+    """Return the size of a request that counts against `max_message_bytes`.
 
     Raises:
         as `message_bytes`.
@@ -82,18 +84,18 @@ def request_bytes(metadata: bytes, body: Body, buffers: Sequence[memoryview]) ->
 
 
 def one_frame(body: Body, buffers: Sequence[memoryview]) -> bytes:
-    """The payload of a message that fits one frame, whose flags say `BUFFERS` where it has any."""
+    """Return the payload of a message that fits in one frame. If it has buffers, the frame carries `BUFFERS`."""
     return b"".join((head_of(len(body), buffers), body, *buffers)) if buffers else bytes(body)
 
 
 def fragments(body: Body, buffers: Sequence[memoryview], flags: int) -> Iterator[tuple[int, bytes, memoryview]]:
-    """Cut a message: (flags, bytes to begin the payload with, rest of the payload), each no larger than a frame.
+    """Cut a message into fragments: (flags, start of the payload, rest of the payload), each at most one frame.
 
     Args:
-        flags: of the last frame; the others carry `MORE`.
+        flags: flags of the last frame; the others carry `MORE`.
 
     Raises:
-        ValueError: it has more buffers than a head can name.
+        ValueError: there are more buffers than a head can list.
     """
     total = message_bytes(len(body), buffers)
     if buffers:
@@ -115,20 +117,20 @@ def fragments(body: Body, buffers: Sequence[memoryview], flags: int) -> Iterator
 
 
 class Assembly:
-    """A message being put together.
+    """A message that is being assembled.
 
     Args:
-        kind: REQUEST or DATA, of its first frame; the frames that continue it are DATA.
-        flags: of its first frame.
-        first: that frame's payload.
-        limit: the largest message taken, bytes.
+        kind: kind of its first frame, REQUEST or DATA; later frames are DATA.
+        flags: flags of its first frame.
+        first: payload of its first frame.
+        limit: the largest message accepted, bytes.
 
     Attributes:
-        granted: the sender has credit for all of it.
-        left: bytes that have not come yet.
+        granted: the sender has credit for the whole message.
+        left: bytes that have not arrived yet.
 
     Raises:
-        RemoteProtocolError: the message is above the limit, or its sizes contradict each other.
+        RemoteProtocolError: the message exceeds the limit, or its sizes contradict each other.
     """
 
     __slots__ = ("_sizes", "_view", "granted", "kind", "left", "parts", "total")
@@ -154,7 +156,7 @@ class Assembly:
         self.left = self.total - (at - start)
         if size + sum(sizes) != self.left:
             raise RemoteProtocolError("the lengths in a message's head do not add up to its total")
-        self.parts: list[Memory] = []  # body, then buffers; each made when its first byte comes
+        self.parts: list[Memory] = []  # body, then buffers; each is made when its first byte arrives
         self._sizes = iter((size, *sizes))
         self._view = memoryview(b"")
         self.write(memoryview(first)[at:])
@@ -170,7 +172,7 @@ class Assembly:
         return Struct(f"<{number}Q").unpack_from(first, at), size, at + number * UINT64.size
 
     def _part(self) -> memoryview:
-        """The rest of the part that the next byte belongs to; memory is made when its first byte comes."""
+        """Return the rest of the part that the next byte belongs to; memory is made when its first byte arrives."""
         while not self._view.nbytes and (size := next(self._sizes, None)) is not None:
             self._make(size)
         return self._view
@@ -180,25 +182,25 @@ class Assembly:
         self._view = memoryview(self.parts[-1])
 
     def target(self, most: int) -> memoryview:
-        """Where the next bytes belong, at most `most` of them; call `advance` when they are there."""
+        """Return the memory for the next bytes, at most `most` of them; call `advance` after they are written."""
         return self._part()[:most]
 
     def advance(self, count: int) -> None:
-        """`count` bytes were written to `target()`."""
+        """Note that `count` bytes were written to `target()`."""
         self._view = self._view[count:]
         self.left -= count
 
     def write(self, data: memoryview) -> None:
-        """Take the next bytes.
+        """Copy the next bytes into place.
 
         Raises:
-            RemoteProtocolError: they are more than was announced.
+            RemoteProtocolError: there are more bytes than were announced.
         """
         if data.nbytes > self.left:
             raise RemoteProtocolError("a message's fragments are longer than it announced")
         while data.nbytes:
             if not self._view.nbytes and (size := next(self._sizes, None)) is not None:
-                if size <= data.nbytes:  # it came whole: no map for it, of which the kernel allows a process 65,530
+                if size <= data.nbytes:  # it arrived whole: no map needed, the kernel allows 65,530 a process
                     self.parts.append(bytearray(data[:size]))
                     self.left -= size
                     data = data[size:]
@@ -211,14 +213,14 @@ class Assembly:
             data = data[count:]
 
     def finish(self) -> tuple[Body, list[Memory]]:
-        """The last fragment is here: the body and the buffers.
+        """Return the body and the buffers, after the last fragment.
 
         Raises:
             RemoteProtocolError: bytes are missing.
         """
         if self.left:
             raise RemoteProtocolError(f"a message's last fragment leaves {self.left:,} announced bytes missing")
-        self._part()  # parts of no bytes
+        self._part()  # makes the parts of no bytes
         self._view = memoryview(b"")
         body = self.parts[0]
         return body if isinstance(body, bytearray) else memoryview(body), self.parts[1:]

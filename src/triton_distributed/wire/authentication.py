@@ -1,17 +1,17 @@
-"""Both ends of a session prove that they know one token, and never send it.
+"""Both ends of a session prove that they know the same token, and never send it.
 
     dialer                                           acceptor
-    HELLO  versions, "token", challenge d  ──▶  ◀──  HELLO  versions, "token", challenge a     at once, both
-    AUTH   proof as dialer, real hello     ──▶                                                when a has come
-                                                ◀──  AUTH   proof as acceptor, real hello      when the proof is right
+    HELLO  versions, "token", challenge d  ──▶  ◀──  HELLO  versions, "token", challenge a     both at once
+    AUTH   proof as dialer, real hello     ──▶                                                once a has come
+                                                ◀──  AUTH   proof as acceptor, real hello      if the proof is valid
 
-A proof is HMAC-SHA256 (RFC 2104) with the token as its key over a label, the role, d, a, and the hello beside it. The
-roles differ, so an end does not accept its own proof; the challenges are fresh, so no proof is valid twice. The dialer
-goes first, so it learns nothing from a worker before it has given a proof. An observer can test guesses of the token
-against a proof at leisure, so the token must be hard to guess: 32 random characters are enough. The proofs show which
-processes are at the ends, and do not protect what travels between them; TLS does.
+A proof is HMAC-SHA256 (RFC 2104) with the token as its key, over a label, the role, d, a, and the hello in the same
+frame. The roles differ, so an end does not accept its own proof; the challenges are fresh, so no proof is valid twice.
+The dialer goes first, so it learns nothing from a worker before it has given a proof. An observer can test guesses of
+the token against a proof offline, so the token must be hard to guess: 32 random characters are enough. The proofs
+authenticate the two ends. They do not protect the traffic between them; TLS does.
 
-Before both proofs are valid every other frame is a protocol error, and its text says no more than `REFUSED`.
+Until both proofs are verified, every other frame is a protocol error, and the error's text is only `REFUSED`.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _DIALER, _ACCEPTOR = b"D", b"A"
 
 
 class Authentication:
-    """One end's part in it, for one session.
+    """One end's part in the authentication of one session.
 
     Args:
         token: the secret that both ends know, at least a byte.
-        challenge: `CHALLENGE_BYTES` random bytes, fresh for this session.
-        dialer: this end dialled; the other accepts.
+        challenge: `CHALLENGE_BYTES` random bytes, made for this session.
+        dialer: True if this end dialled.
 
     Attributes:
         dialer: as given.
-        heard: the peer's challenge has come.
+        heard: the peer's challenge has arrived.
     """
 
     def __init__(self, token: bytes, challenge: bytes, dialer: bool) -> None:
@@ -52,14 +52,14 @@ class Authentication:
         self._token, self._challenge, self._theirs = token, challenge, b""
 
     def opening(self, hello: Hello) -> Hello:
-        """The first hello of an end that says `hello` later: nothing but what the peer needs to go on."""
+        """Return the first hello, with only what the peer needs to go on; `hello` itself follows in AUTH."""
         return Hello(version=hello.version, lowest=hello.lowest, features=[FEATURE], challenge=self._challenge)
 
     def hear(self, opening: Hello) -> None:
-        """Take the peer's first hello.
+        """Read the peer's first hello.
 
         Raises:
-            RemoteProtocolError: it has no token, or sends our own challenge back.
+            RemoteProtocolError: the peer has no token, or sends our own challenge back.
         """
         theirs = opening.challenge
         if FEATURE not in opening.features or len(theirs) != CHALLENGE_BYTES or theirs == self._challenge:
@@ -67,11 +67,11 @@ class Authentication:
         self._theirs, self.heard = theirs, True
 
     def prove(self, hello: bytes) -> bytes:
-        """The payload of this end's AUTH, with its real hello."""
+        """Return the payload of this end's AUTH, with its real hello."""
         return self._proof(self.dialer, hello) + hello
 
     def verify(self, payload: bytes) -> bytes:
-        """The real hello in the peer's AUTH; not looked at before the proof is right.
+        """Return the real hello from the peer's AUTH; it is not read before the proof is verified.
 
         Raises:
             RemoteProtocolError: the proof is wrong.

@@ -1,7 +1,7 @@
-"""One end of a session: bytes in, bytes out, streams between. No I/O, no clock.
+"""One end of a session: bytes in, bytes out, streams in between. No I/O, no clock.
 
-The shell (`transport.session`) writes what `take_output()` returns and feeds what it reads to `receive()`. It hears of
-events as `Shell` says, and sets `on_request` where the peer may open streams.
+The shell (`transport.session`) writes what `take_output()` returns and passes what it reads to `receive()`. It receives
+events through `Shell`, and sets `on_request` if the peer may open streams.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from triton_distributed.wire.window import (
     WindowBudget,
 )
 
-# A peer gets credit ahead of its windows for this many of the largest messages.
+# A peer gets credit beyond its windows for this many messages of the largest size.
 GRANTED_AT_ONCE = 4
-# While this many frames wait, a PING gets no answer: a peer that asks so often does not read.
+# While this many frames wait to be sent, a PING gets no answer: a peer that pings this often does not read.
 MOST_WAITING_PONGS = 10_000
-# This many streams may each make all that a turn takes; if more are open, each makes less.
+# This many streams may each produce a full turn's bytes; if more are open, each produces less.
 WHOLE_TURNS = MADE_BYTES // TURN_BYTES
 # A fragment of which at least this many bytes are missing is read from the socket straight into its message.
 DIRECT = 32 * 1024
@@ -60,23 +60,23 @@ def _refuse_requests(stream: StreamCore, *request: object) -> None:
 
 
 class Shell(Protocol):
-    """What a connection tells the shell around it."""
+    """The events of a connection, for the shell around it."""
 
     def schedule(self) -> None:
-        """Something waits to be written: call `take_output` at the end of this turn."""
+        """Called when output waits: call `take_output` at the end of this turn."""
 
     def on_hello(self, peer: Hello) -> None:
-        """The hellos are exchanged."""
+        """Called when the hellos are exchanged."""
 
     def on_goaway(self, code: int, words: str) -> None:
-        """The peer takes no more streams."""
+        """Called when the peer accepts no more streams."""
 
     def on_pong(self, payload: bytes) -> None:
-        """The peer has returned a PING."""
+        """Called when the peer has answered a PING."""
 
 
 class _Over:
-    """The shell of a connection whose session is gone."""
+    """The shell of a connection after its session was lost."""
 
     def schedule(self) -> None: ...
 
@@ -94,26 +94,26 @@ class Connection(Generic[S]):
     """One end of a session, whose streams are of class `S`.
 
     Args:
-        shell: hears of events; `OVER` when the session is gone, so that the two refer to each other no more.
+        shell: receives the events; replaced by `OVER` when the session is lost, so that no reference cycle is left.
         stream_type: the class of its streams.
-        hello: what this end says of itself; `max_message` and `max_streams` are enforced on the peer.
+        hello: this end's hello; `max_message` and `max_streams` are enforced on the peer.
         window: bytes that one stream may have unread here.
-        session_window: bytes that all streams together may, see `wire.window`.
-        authentication: this end's part in proving that both know the token; None where there is none.
+        session_window: bytes that all streams together may have unread, see `wire.window`.
+        authentication: this end's part in the authentication; None if there is no token.
 
     Attributes:
         out: frames that wait to be written.
-        ready: streams that have something to send this turn.
+        ready: streams that have items to send this turn.
         streams: the open streams by id.
         peer: the peer's hello, or None before it came.
-        version: the version agreed, 0 before that.
-        held: what the streams that peers opened hold here, for all sessions that share it; None for no limit.
-        going: why the peer takes no more streams, in its words, or None.
-        turn_bytes: what one stream may make in a turn of the loop; less where the peer has opened many.
-        direct: the message that the next bytes belong in, and what is missing of its fragment; None where they are
-            frames.
+        version: the agreed version; 0 before that.
+        held: counts the bytes that streams opened by peers hold, for all sessions that share it; None for no limit.
+        going: the peer's reason for accepting no more streams, or None.
+        turn_bytes: bytes that one stream may produce in a turn of the loop; fewer if the peer has opened many.
+        direct: the stream and message that the next bytes belong to, with what its fragment lacks; None if the next
+            bytes are frames.
         on_request: called with a stream that the peer has opened, and its request: instance id, endpoint key, timeout
-            in seconds, metadata, body, buffers. By default a request breaks the protocol.
+            in seconds, metadata, body, buffers. By default a request is a protocol error.
     """
 
     def __init__(
@@ -141,20 +141,20 @@ class Connection(Generic[S]):
         self.held: ByteBudget | None = None
         self.on_request: OnRequest[S] = _refuse_requests
         self._budget = WindowBudget(window, session_window)
-        self._last_opened = 0  # by us
-        self._last_accepted = 0  # by the peer
-        self._under_way = 0  # bytes of messages of several frames that are not whole yet
-        self.direct: tuple[S, Assembly, int, int, int] | None = None  # …, flags, bytes missing, cost
+        self._last_opened = 0  # id of the last stream that this end opened
+        self._last_accepted = 0  # id of the last stream that the peer opened
+        self._under_way = 0  # bytes of fragmented messages that are not complete yet
+        self.direct: tuple[S, Assembly, int, int, int] | None = None  # with flags, missing bytes, cost
 
     @property
     def budget(self) -> WindowBudget:
-        """What the windows of its streams come out of."""
+        """The budget that the windows of its streams are taken from."""
         return self._budget
 
     # sending
 
     def greet(self) -> None:
-        """Say hello; the first thing on every session."""
+        """Send the hello, the first frame of every session."""
         self.send(self._greeting.opening())
 
     def send(self, data: bytes) -> None:
@@ -164,17 +164,17 @@ class Connection(Generic[S]):
         self.out.append(data)
 
     def enqueue(self, stream: StreamCore) -> None:
-        """`stream` has something to send this turn."""
+        """Note that `stream` has items to send this turn."""
         ready = self.ready
         if not ready:
             self.shell.schedule()
         ready.append(stream)
 
     def open_stream(self, end: bool) -> S:
-        """A new stream with its window reserved; the caller sends its REQUEST next.
+        """Open a stream and reserve its window; the caller sends its REQUEST next.
 
         Args:
-            end: the request is all that this end will send.
+            end: True if the request is all that this end sends.
         """
         peer = self.peer
         if peer is None:
@@ -193,30 +193,30 @@ class Connection(Generic[S]):
         metadata: bytes,
         body: bytes,
     ) -> S:
-        """Open a stream with a request that fits one frame and is all that this end sends.
+        """Open a stream with a request that fits in one frame and is all that this end sends.
 
         Args:
-            timeout_s: seconds that the call has left; infinite where it has no deadline.
+            timeout_s: seconds until the call's deadline; infinite if it has none.
         """
         stream = self.open_stream(True)
         size = f.REQUEST_PREFIX_BYTES + len(metadata) + len(body)
         head = _pack_request(
             size, f.REQUEST, f.END, stream.id, instance_id, endpoint_key, timeout_s, stream.window, len(metadata)
         )
-        out = self.out  # as `send` does: this is on the way of every call
+        out = self.out  # like `send`, inlined because every call comes here
         if not out:
             self.shell.schedule()
         out.append(head + metadata + body)
         return stream
 
     def announce(self, ids: list[int]) -> None:
-        """Queue ACCEPT for these streams, whose handlers are about to begin. The caller writes at once what waits."""
+        """Queue ACCEPT for these streams, whose handlers are about to begin. The caller writes the output at once."""
         payload = b"".join([f.UINT64.pack(each) for each in ids])
         for at in range(0, len(payload), f.MAX_FRAME):
             self.out.append(f.frame(f.ACCEPT, 0, payload[at : at + f.MAX_FRAME]))
 
     def take_output(self) -> bytes:
-        """Everything that waits, as one piece."""
+        """Return all waiting output as one piece."""
         out = self.out
         ready = self.ready
         if ready:
@@ -228,7 +228,7 @@ class Connection(Generic[S]):
         return data
 
     def take_some(self) -> bytes:
-        """What waits, as one piece of about `WRITE_BYTES` at most: of a stream all, of the session's own frames all."""
+        """Return about `WRITE_BYTES` of output: all frames of the session itself, then whole streams."""
         out, ready = self.out, self.ready
         if ready:
             size = done = 0
@@ -243,7 +243,7 @@ class Connection(Generic[S]):
         return data
 
     def over(self) -> list[S]:
-        """The session is gone: write nothing more, and tell the shell nothing more. Returns the open streams."""
+        """End the connection after the session was lost: no more output, no more events. Returns the open streams."""
         streams = list(self.streams.values())
         self.streams.clear()
         self.ready.clear()
@@ -251,18 +251,18 @@ class Connection(Generic[S]):
         return streams
 
     def forget(self, stream: StreamCore) -> None:
-        """`stream` is closed."""
+        """Drop a closed stream."""
         if stream.counted:
             stream.let_go()
         if self.streams.pop(stream.id, None) is not None:
             self._budget.release(stream.window)
 
     def announced(self, size: int) -> bool:
-        """A message of `size` bytes is under way; a negative size, no longer.
+        """Note that a message of `size` bytes is under way; a negative size takes it back.
 
         Returns:
-            whether all of it may come at once. Beyond `GRANTED_AT_ONCE` messages of the largest size, messages come a
-            window at a time, so that a message that was announced costs no memory before it comes.
+            whether the whole message may come at once. Beyond `GRANTED_AT_ONCE` messages of the largest size, messages
+            come one window at a time, so that an announced message costs no memory before it arrives.
         """
         self._under_way += size
         return self._under_way <= GRANTED_AT_ONCE * self.max_message
@@ -270,22 +270,22 @@ class Connection(Generic[S]):
     # receiving
 
     def receive(self, data: bytes) -> None:
-        """Take received bytes.
+        """Process received bytes.
 
         Raises:
-            RemoteProtocolError: the peer broke the protocol; frames before the bad one were served.
+            RemoteProtocolError: the peer broke the protocol; the frames before the faulty one were processed.
         """
         while self.receive_some(data, UNLIMITED):
             data = b""
 
     def receive_some(self, data: bytes, most: int) -> bool:
-        """Take received bytes, and serve at most `most` frames of those that are here.
+        """Process received bytes, at most `most` frames of all that are here.
 
         Returns:
-            whether there may be more, for a call with no bytes.
+            whether more frames may be here; call again with no bytes.
 
         Raises:
-            RemoteProtocolError: as `receive`.
+            RemoteProtocolError: as in `receive`.
         """
         decoder = self._decoder
         streams = self.streams
@@ -338,7 +338,7 @@ class Connection(Generic[S]):
             stream.on_closed()
 
     def _on_unknown_stream(self, kind: int, flags: int, number: int) -> None:
-        """A frame, not a request, of a stream that is not open here: the stream may have ended meanwhile."""
+        """Check a frame, not a request, of a stream that is not open here: the stream may have ended meanwhile."""
         if self.peer is None:
             raise RemoteProtocolError(self._greeting.words("the peer's first frame is not a hello"))
         if number > max(self._last_accepted, self._last_opened):
@@ -347,7 +347,7 @@ class Connection(Generic[S]):
             raise RemoteProtocolError(f"a frame of unknown kind {kind} came")
 
     def _open_remote(self, flags: int, number: int, payload: bytes) -> None:
-        """The peer opens stream `number` with a request, or with the first fragment of one."""
+        """Open stream `number` for the peer, with a request or the first fragment of one."""
         if number <= self._last_accepted:
             raise RemoteProtocolError(f"stream {number} was opened twice or out of order")
         self._last_accepted = number
@@ -372,7 +372,7 @@ class Connection(Generic[S]):
             self._serve_request(stream, payload, None)
 
     def requested(self, number: int, payload: Body, buffers: list[Memory]) -> None:
-        """The request of stream `number` came in several parts, and is whole now."""
+        """Serve the request of stream `number`, which came in several parts and is complete now."""
         self._serve_request(self.streams[number], payload, buffers)
 
     def _serve_request(self, stream: S, payload: Body, buffers: list[Memory] | None) -> None:
@@ -397,7 +397,7 @@ class Connection(Generic[S]):
                 self.shell.on_hello(self.peer)
         elif kind == f.ACCEPT:
             if len(payload) % f.UINT64.size:
-                raise RemoteProtocolError("an ACCEPT frame holds 8 bytes a stream")
+                raise RemoteProtocolError("an ACCEPT frame holds 8 bytes for each stream")
             streams = self.streams
             for (number,) in f.UINT64.iter_unpack(payload):
                 stream = streams.get(number)
@@ -424,12 +424,12 @@ class Connection(Generic[S]):
         kind, flags, number, size = partial
         stream = self.streams.get(number)
         if flags & f.END and flags & f.MORE:
-            return  # the ordinary path reports what is wrong with it
+            return  # the ordinary path reports the error
         if size < DIRECT or kind != f.DATA or stream is None or stream.assembly is None:
             return
         after = RECEIVING[stream.state][INPUTS[kind][flags & f.END]]
         if after == ILLEGAL or size > stream.assembly.left:
-            return  # the ordinary path reports what is wrong with it
+            return  # the ordinary path reports the error
         piece = self._decoder.take_partial()
         stream.assembly.write(memoryview(piece))
         cost = size + FRAME_COST
@@ -437,13 +437,13 @@ class Connection(Generic[S]):
         self.direct = (stream, stream.assembly, flags, size - len(piece), cost)
 
     def direct_buffer(self) -> memoryview:
-        """Where the next received bytes belong."""
+        """Return the memory for the next received bytes."""
         assert self.direct is not None
         _, assembly, _, missing, _ = self.direct
         return assembly.target(missing)
 
     def direct_received(self, count: int) -> None:
-        """`count` bytes were read into `direct_buffer()`."""
+        """Note that `count` bytes were read into `direct_buffer()`."""
         assert self.direct is not None
         stream, assembly, flags, missing, cost = self.direct
         assembly.advance(count)
@@ -461,7 +461,7 @@ class Connection(Generic[S]):
             stream.on_readable()
 
     def copy_direct(self, data: bytes) -> bytes:
-        """Put bytes that were not read in place where they belong; returns the bytes after them."""
+        """Copy bytes that were not read in place into their message; returns the bytes after them."""
         at = 0
         while self.direct is not None and at < len(data):
             target = self.direct_buffer()

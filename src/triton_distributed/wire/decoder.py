@@ -8,24 +8,24 @@ Frame = tuple[int, int, int, bytes]  # kind, flags, stream, payload
 
 # The first two bytes of a TLS handshake and of a TLS alert, read as a little-endian number.
 TLS_STARTS = (0x0316, 0x0315)
-# This many frames are more than one read can hold.
+# More frames than one read can hold: no limit.
 UNLIMITED = 1 << 62
 
 _unpack = HEADER.unpack_from
 
 
 class FrameDecoder:
-    """Cuts a byte stream into frames, whatever pieces it comes in.
+    """Cuts a byte stream into frames, whatever the pieces in which it comes.
 
-    A plain tuple per frame in a list per read: measured beside frames cut inside the connection's own loop it costs
-    nothing (docs/decisions/0001-wire.md), and it can be tested alone.
+    Each frame is a plain tuple in one list per read. This costs no more than cutting frames in the connection's own
+    loop (docs/decisions/0001-wire.md), and it can be tested alone.
 
     Attributes:
-        limit: the largest payload taken, bytes: a hello's for the first frames, then a frame's.
-        hellos: how many first frames that are.
-        failure: why nothing more can be read, once a header is beyond the limit.
-        more: `feed` stopped because it had cut as many frames as it was asked for: there may be another one.
-        partial: header of the frame that is under way, as (kind, flags, stream, payload length), or None.
+        limit: the largest payload accepted, bytes: `MAX_HELLO` for the first frames, then `MAX_FRAME`.
+        hellos: number of frames left that are limited to `MAX_HELLO`.
+        failure: why nothing more can be read, after a header exceeded the limit.
+        more: `feed` stopped at its maximum number of frames: there may be another one.
+        partial: header of the incomplete frame, as (kind, flags, stream, payload length), or None.
     """
 
     __slots__ = ("_at", "_have", "_parts", "failure", "hellos", "limit", "more", "partial")
@@ -36,12 +36,12 @@ class FrameDecoder:
         self.failure: str | None = None
         self.more = False
         self.partial: tuple[int, int, int, int] | None = None
-        self._parts: list[bytes] = []  # what is here of the frame under way, header included; under limit + one read
-        self._at = 0  # where what is left of the first part begins: 0 unless there is more
+        self._parts: list[bytes] = []  # bytes of the incomplete frame, header included; under limit + one read
+        self._at = 0  # offset of the unread rest in the first part; 0 unless `more`
         self._have = 0
 
     def feed(self, data: bytes, most: int = UNLIMITED) -> list[Frame]:
-        """The first `most` frames that `data` completes, in order. Check `failure` and `more` after using them."""
+        """Return the first `most` frames that `data` completes, in order. Then check `failure` and `more`."""
         frames: list[Frame] = []
         if self.failure is not None:
             return frames
@@ -51,7 +51,7 @@ class FrameDecoder:
                 self._parts.append(data)
                 self._have += len(data)
             if self.partial is not None and self._have < HEADER_BYTES + self.partial[3]:
-                return frames  # joined once when complete: linear however small the pieces are
+                return frames  # joined once, when complete: linear even for tiny pieces
             if len(self._parts) == 1:
                 data, at = self._parts[0], self._at
             else:
@@ -83,7 +83,7 @@ class FrameDecoder:
             self.more = end - at >= HEADER_BYTES
         if at < end:
             self._have = end - at
-            if self.more:  # the next call comes soon: no copy of a large read for every few frames
+            if self.more:  # the next call comes soon: do not copy a large read every few frames
                 self._at = at
             elif at:
                 data = data[at:]
@@ -91,7 +91,7 @@ class FrameDecoder:
         return frames
 
     def take_partial(self) -> bytes:
-        """Hand over what is here of the payload under way; the caller receives the rest itself."""
+        """Hand over the received part of the incomplete payload; the caller receives the rest itself."""
         data = b"".join(self._parts)
         self._parts.clear()
         self.partial = None

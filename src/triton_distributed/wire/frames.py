@@ -1,4 +1,4 @@
-"""Frames: the header, the kinds, and how each frame becomes bytes.
+"""Frames: the header, the kinds, and the encoding of each frame.
 
 A frame is a 14-byte little-endian header and a payload:
 
@@ -7,8 +7,8 @@ A frame is a 14-byte little-endian header and a payload:
     flags           u8     `END`, `MORE`, `BUFFERS`, `ANNOTATED`, `CHECKPOINT`, `GRACEFUL`
     stream          u64    the stream it belongs to; 0 for the session itself
 
-Stream ids are given by the side that opens the stream, ascending from 1. 64 bits never run out: at 100,000 calls a
-second they last for millions of years, so no session ends because it is out of ids.
+The side that opens a stream gives it its id, ascending from 1. 64 bits never run out: at 100,000 calls a second they
+last for millions of years, so no session ends for lack of ids.
 """
 
 from __future__ import annotations
@@ -19,30 +19,29 @@ from struct import Struct
 
 HEADER = Struct("<IBBQ")
 HEADER_BYTES = HEADER.size
-KIND_AT = 4  # offset in a header of its kind
-# A REQUEST's payload begins with: instance id, key of its endpoint, timeout in seconds (infinite where it has no
-# deadline), bytes that its sender takes before it gives credit, bytes of metadata. The header and this are packed at
-# once.
+KIND_AT = 4  # offset of the kind in a header
+# A REQUEST's payload begins with: instance id, key of its endpoint, timeout in seconds (infinite if the call has no
+# deadline), the window of its sender in bytes, bytes of metadata. It is packed together with the header.
 REQUEST_HEADER = Struct("<IBBQQQdII")
 REQUEST_PREFIX = Struct("<QQdII")
 REQUEST_PREFIX_BYTES = REQUEST_PREFIX.size
 UINT32 = Struct("<I")
 UINT64 = Struct("<Q")
 
-# The payload of one frame has at most this many bytes. Larger messages are cut, so a token waits for no more than this.
+# The payload of one frame has at most this many bytes. Larger messages are cut, so a token waits for at most one frame.
 MAX_FRAME = 256 * 1024
-# One CREDIT can give at most this many bytes. Only a message above 4 GiB is granted more, by several.
+# One CREDIT gives at most this many bytes. Only a message above 4 GiB needs several.
 MAX_CREDIT = 2**32 - 1
-# No larger payload is read before the hellos are exchanged.
+# Before the hellos are exchanged, a payload may have at most this many bytes.
 MAX_HELLO = 4096
-# One BATCH has at most this many items. A sender's turn is over after 256, see `wire.window`.
+# One BATCH has at most this many items. A sender's turn ends after 256, see `wire.window`.
 MOST_ITEMS = 4096
-# An item of at most this many bytes is sent whole, together with its neighbours.
+# An item of at most this many bytes is sent whole, in one BATCH with its neighbours.
 SMALL = 64 * 1024
 
 
 class Kind(IntEnum):
-    """What a frame says."""
+    """The kind of a frame."""
 
     HELLO = 1  # versions and limits; the first frame of each side
     REQUEST = 2  # opens a stream: fixed prefix, metadata, body
@@ -50,12 +49,12 @@ class Kind(IntEnum):
     BATCH = 4  # a msgpack array of items
     END = 5  # no more items from this side
     ERROR = 6  # the stream failed on this side: code, details
-    CANCEL = 7  # this side wants no more of the stream; with GRACEFUL it asks the handler to stop
+    CANCEL = 7  # this side has dropped the stream; with GRACEFUL it asks the handler to stop
     CREDIT = 8  # u32: further bytes the peer may send on the stream
-    ACCEPT = 9  # u64 each: requests whose handlers are about to begin
-    REJECT = 10  # the request was refused before its handler began: code, words
-    GOAWAY = 11  # open no more streams here: code, words
-    PING = 12  # 8 bytes to be returned
+    ACCEPT = 9  # u64 each: the streams whose handlers are about to begin
+    REJECT = 10  # the request was refused before its handler began: code, text
+    GOAWAY = 11  # open no more streams here: code, text
+    PING = 12  # up to 64 bytes, which the PONG returns
     PONG = 13
     AUTH = 14  # proof that this end knows the token, and its real hello; see wire.authentication
 
@@ -65,69 +64,69 @@ HELLO, REQUEST, DATA, BATCH, END_OF_STREAM, ERROR, CANCEL, CREDIT, ACCEPT, REJEC
 )
 
 END = 0x01  # the last frame of this side
-MORE = 0x02  # the message goes on in the next frame of this kind on this stream
+MORE = 0x02  # the message continues in the next frame of this stream
 BUFFERS = 0x04  # the message has buffers after its body
 ANNOTATED = 0x08  # the item is [data, event, comments, id]
 CHECKPOINT = 0x20  # each item is [token, item]: the token that resumes the stream after it, or nil
-GRACEFUL = 0x10  # of CANCEL: finish what you are at and stop
+GRACEFUL = 0x10  # on CANCEL: finish the current work and stop
 
 
 class ErrorCode(IntEnum):
-    """Why a stream failed: first byte of an ERROR."""
+    """Why a stream failed: the first byte of an ERROR."""
 
-    HANDLER = 0  # the handler raised; details by `payload.exceptions`
+    HANDLER = 0  # the handler raised; `payload.exceptions` encodes the details
     INVALID = 1  # the request does not fit the handler
-    DEADLINE = 2  # the call's time was over
+    DEADLINE = 2  # the call's deadline has passed
     CANCELLED = 4  # the worker ended the handler, e.g. at the end of a drain; 3 is free
 
 
 class RejectCode(IntEnum):
-    """Why a request was refused before its handler began: first byte of a REJECT."""
+    """Why a request was refused before its handler began: the first byte of a REJECT."""
 
-    OVERLOADED = 0  # its details begin with a u32, see `overloaded`
+    OVERLOADED = 0  # the details begin with a u32, see `overloaded`
     DRAINING = 1
-    UNKNOWN = 2  # no such instance here: the record that led here is stale
+    UNKNOWN = 2  # no such instance here: the client's record is stale
     PAUSED = 3  # the instance has paused the endpoint
 
 
 class GoawayCode(IntEnum):
-    """Why a session takes no more streams: first byte of a GOAWAY."""
+    """Why a session accepts no more streams: the first byte of a GOAWAY."""
 
-    DRAINING = 0  # streams that are open go on
+    DRAINING = 0  # open streams go on
     PROTOCOL = 1  # the peer broke the protocol; the session is closed
-    VERSION = 2  # no version is spoken by both ends
+    VERSION = 2  # the ends have no common version
     BUSY = 3  # too many sessions
 
 
 def frame(kind: int, stream: int, payload: bytes = b"", flags: int = 0) -> bytes:
-    """One frame as bytes."""
+    """Return one frame as bytes."""
     return HEADER.pack(len(payload), kind, flags, stream) + payload
 
 
 def coded(kind: int, stream: int, code: int, detail: bytes = b"") -> bytes:
-    """An ERROR, REJECT or GOAWAY: a code byte and what explains it, cut to what fits a frame."""
+    """Return an ERROR, REJECT or GOAWAY: a code byte and the detail, cut to the size of a frame."""
     return frame(kind, stream, bytes((code,)) + detail[: MAX_FRAME - 1])
 
 
 def overloaded(words: str, retry_after_s: float = 0.0) -> bytes:
-    """The details of a REJECT with OVERLOADED: milliseconds until it is worth another try (0: unknown), then words."""
+    """Return the details of a REJECT with OVERLOADED: u32 milliseconds until a retry makes sense (0: unknown), text."""
     return UINT32.pack(min(int(retry_after_s * 1000), 0xFFFFFFFF)) + words.encode()
 
 
 def read_overloaded(detail: bytes) -> tuple[str, float]:
-    """What `overloaded` wrote: words, and seconds until another try."""
+    """Read what `overloaded` wrote: the text, and seconds until a retry makes sense."""
     if len(detail) < UINT32.size:
         return detail.decode("utf-8", "replace"), 0.0
     return detail[UINT32.size :].decode("utf-8", "replace"), UINT32.unpack_from(detail)[0] / 1000
 
 
 def request_prefix(instance_id: int, endpoint_key: int, timeout_s: float, window: int, metadata: bytes) -> bytes:
-    """What a REQUEST holds before its body."""
+    """Return the start of a REQUEST's payload, up to its body."""
     return REQUEST_PREFIX.pack(instance_id, endpoint_key, timeout_s, window, len(metadata)) + metadata
 
 
 def array_length(payload: bytes | bytearray | memoryview) -> int:
-    """How many elements a msgpack array says that it has; 0 for any other value."""
+    """Return the number of elements that a msgpack array declares; 0 for any other value."""
     first = payload[0] if len(payload) else 0
     if first & 0xF0 == 0x90:
         return first & 0x0F
@@ -136,7 +135,7 @@ def array_length(payload: bytes | bytearray | memoryview) -> int:
 
 
 def array_of(items: Sequence[bytes]) -> bytes:
-    """A msgpack array whose elements are already encoded (msgpack specification, array format family)."""
+    """Return a msgpack array of elements that are already encoded (msgpack specification, array format family)."""
     n = len(items)
     if n < 16:
         head = bytes((0x90 | n,))

@@ -1,4 +1,4 @@
-"""What the two ends say before anything else: what they are, and, where there is a token, that they know it."""
+"""The start of a session: the two ends exchange hellos, and authenticate if there is a token."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from triton_distributed.wire import frames as f
 from triton_distributed.wire.authentication import FEATURE, REFUSED, Authentication
 from triton_distributed.wire.hello import Hello, agree, hello_frame, hello_payload, read_hello
 
-# This many bytes are repeated of the words with which a peer refuses the greeting.
+# An error repeats at most this many bytes of the text with which a peer refuses the greeting.
 FAREWELL = 500
 
 
 class Greeting:
-    """One end's part in it, for one session.
+    """One end's part in the greeting of one session.
 
     Args:
-        hello: what this end says of itself.
-        authentication: this end's part in proving that both know the token; None where there is none.
+        hello: this end's hello.
+        authentication: this end's part in the authentication; None if there is no token.
     """
 
     def __init__(self, hello: Hello, authentication: Authentication | None) -> None:
@@ -27,30 +27,30 @@ class Greeting:
 
     @property
     def frames(self) -> int:
-        """How many frames the peer needs for it."""
+        """The number of frames that the peer sends for it."""
         return 1 if self._authentication is None else 2
 
     def opening(self) -> bytes:
-        """The first frame of this end."""
+        """Return the first frame of this end."""
         hello, authentication = self._hello, self._authentication
         return hello_frame(hello if authentication is None else authentication.opening(hello))
 
     def words(self, words: str) -> str:
-        """How to name a fault of the peer to it: without details while it has not proven that it knows the token."""
+        """Return an error's text for the peer: without details until it has proven that it knows the token."""
         return words if self._authentication is None else REFUSED
 
     def hear(self, kind: int, payload: bytes, send: Callable[[bytes], None]) -> tuple[Hello, int] | None:
-        """Take a frame of the peer.
+        """Process a frame of the peer.
 
         Args:
-            kind: and payload: the frame.
+            kind, payload: the frame.
             send: queues an answer.
 
         Returns:
-            its hello and the version that both speak, once the greeting is complete; None before that.
+            the peer's hello and the common version, once the greeting is complete; None before that.
 
         Raises:
-            RemoteProtocolError: the peer speaks another protocol, no common version, or does not know the token.
+            RemoteProtocolError: the peer speaks another protocol, has no common version, or does not know the token.
         """
         authentication = self._authentication
         if kind == f.GOAWAY and payload and (authentication is None or authentication.dialer):
@@ -96,7 +96,7 @@ class Greeting:
 
 
 def _read(payload: bytes) -> Hello:
-    """A hello of a peer that must not learn what is wrong with it."""
+    """Read a hello without telling the peer, which may lack the token, what is wrong with it."""
     try:
         return read_hello(payload)
     except RemoteProtocolError as error:

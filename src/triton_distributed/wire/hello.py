@@ -1,10 +1,10 @@
-"""The first frame of each side: versions, limits and features, before anything else.
+"""The hello, the first frame of each side: versions, limits and features.
 
 The payload is the magic `TRD\\0` and a msgpack map. Its form never changes, so that peers of any two versions can tell
-each other why they part; keys that a side does not know are ignored.
+each other why they disconnect. Unknown keys are ignored.
 
-An end with a token says two of them. The first, in the clear, holds its versions, the feature `token` and a challenge,
-and nothing else; the second, with everything, follows its proof in AUTH (`wire.authentication`).
+An end with a token sends two hellos. The first, in the clear, holds only its versions, the feature `token` and a
+challenge. The second, which is complete, follows the proof in AUTH (`wire.authentication`).
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ LOWEST_VERSION = 1
 
 
 class Hello(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What one side says of itself.
+    """The contents of a hello.
 
     Attributes:
-        version: the highest protocol version that it speaks.
-        lowest: the lowest.
-        agent: its software, for logs.
-        max_message: the largest message it takes, bytes.
-        max_streams: streams it lets the peer have open at once.
-        window: bytes that the peer may send on a stream it opens before it gets credit.
-        nonce: random; with a stream's id it names a request.
-        features: optional abilities; one is used where both sides name it.
+        version: the highest protocol version that the sender speaks.
+        lowest: the lowest protocol version that the sender speaks.
+        agent: the sender's software, for logs.
+        max_message: the largest message that the sender accepts, bytes.
+        max_streams: number of streams that the peer may have open at once.
+        window: bytes that the peer may send on a stream that it opened before it gets credit.
+        nonce: a random number; together with a stream's id it identifies a request.
+        features: optional features; one is used if both sides list it.
         challenge: 32 random bytes for the peer's proof, in the first hello of an end with a token.
     """
 
@@ -50,12 +50,12 @@ _decode = msgspec.msgpack.Decoder(Hello).decode
 
 
 def hello_payload(hello: Hello) -> bytes:
-    """What a HELLO holds, and an AUTH after its proof."""
+    """Return the payload of a HELLO; an AUTH has the same after its proof."""
     return MAGIC + _encode(hello)
 
 
 def hello_frame(hello: Hello) -> bytes:
-    """A HELLO frame."""
+    """Return a HELLO frame."""
     return frame(HELLO, 0, hello_payload(hello))
 
 
@@ -63,7 +63,7 @@ def read_hello(payload: bytes) -> Hello:
     """Read the payload of a HELLO.
 
     Raises:
-        RemoteProtocolError: it is not one.
+        RemoteProtocolError: the payload is not a hello.
     """
     if not payload.startswith(MAGIC):
         raise RemoteProtocolError("the peer's first bytes are not a hello: it does not speak this protocol")
@@ -72,11 +72,11 @@ def read_hello(payload: bytes) -> Hello:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RemoteProtocolError(f"the peer's hello cannot be read: {error}") from error
     if not 0 < hello.window < 2**32 or hello.max_message < SMALL or hello.max_streams < 0:
-        raise RemoteProtocolError("the peer's hello names invalid limits")
+        raise RemoteProtocolError("the peer's hello has invalid limits")
     return hello
 
 
 def agree(ours: Hello, theirs: Hello) -> int:
-    """The version that both sides speak, or 0 where there is none."""
+    """Return the highest version that both sides speak, or 0 if there is none."""
     version = min(ours.version, theirs.version)
     return version if version >= max(ours.lowest, theirs.lowest) else 0

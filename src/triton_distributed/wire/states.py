@@ -1,14 +1,14 @@
-"""The life of a stream, in one table that knows no role.
+"""The states of a stream, in one table for both roles.
 
-A stream is two halves: what this end sends and what it receives. A half is closed by the END flag; an abort (ERROR,
-REJECT, CANCEL) closes both. The same table serves the end that opened the stream and the end that accepted it, and what
-one end may send in a state is what the other may receive in the mirrored state:
+A stream has two halves: what this end sends and what it receives. The END flag closes a half; an abort (ERROR, REJECT,
+CANCEL) closes both. The same table serves the end that opened the stream and the end that accepted it. What one end
+may send in a state is what the other may receive in the mirrored state:
 
     IDLE ──open──▶ OPEN ──we end──▶ SENT ──they end──▶ CLOSED
                      └───they end─▶ RECEIVED ──we end──▶┘            any state ──abort──▶ CLOSED
 
-A frame for a stream that is CLOSED here was sent before the peer could know; it is ignored. Every combination that the
-table does not name breaks the protocol.
+A frame for a stream that is CLOSED here was sent before the peer could know, and is ignored. Every combination that the
+table does not list is a protocol error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from triton_distributed.wire.frames import END, GRACEFUL, Kind
 
 
 class State(IntEnum):
-    """Where a stream is, seen from one end."""
+    """The state of a stream at one end."""
 
     IDLE = 0
     OPEN = 1
@@ -36,7 +36,7 @@ class Input(IntEnum):
     DATA = 2
     DATA_END = 3
     ABORT = 4
-    NOTE = 5  # CREDIT, ACCEPT, graceful CANCEL: changes no half
+    NOTE = 5  # CREDIT, ACCEPT, graceful CANCEL: neither half changes
 
 
 IDLE, OPEN, SENT, RECEIVED, CLOSED = map(int, State)
@@ -52,7 +52,7 @@ SENDING: tuple[tuple[int, ...], ...] = (
     (ILLEGAL, ILLEGAL, ILLEGAL, ILLEGAL, ILLEGAL, ILLEGAL),
 )
 MIRROR = (IDLE, OPEN, RECEIVED, SENT, CLOSED)
-# RECEIVING is the mirror of SENDING, except that a closed stream swallows what was already under way.
+# RECEIVING is the mirror of SENDING, except that a closed stream ignores frames that were already under way.
 RECEIVING: tuple[tuple[int, ...], ...] = tuple(
     (ILLEGAL, ILLEGAL, CLOSED, CLOSED, CLOSED, CLOSED)
     if state == CLOSED
@@ -62,7 +62,7 @@ RECEIVING: tuple[tuple[int, ...], ...] = tuple(
 
 
 def input_of(kind: int, flags: int) -> int:
-    """The `Input` that a frame of this kind and flags is; `ILLEGAL` where the kind belongs to no stream."""
+    """Return the `Input` for a frame of this kind and flags; `ILLEGAL` if the kind does not belong to a stream."""
     return INPUTS[kind][flags & END] if kind != Kind.CANCEL else Input.NOTE if flags & GRACEFUL else Input.ABORT
 
 

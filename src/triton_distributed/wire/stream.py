@@ -1,4 +1,4 @@
-"""One stream, seen from one end: what waits to be sent, what was received and not yet read, and the credit of both.
+"""One end of a stream: what waits to be sent, what was received and not yet read, and the credit of both ends.
 
 No I/O and no waiting: the shell around it (transport.stream) overrides `on_readable`, `on_writable` and `on_closed`.
 """
@@ -22,7 +22,7 @@ Received = tuple[int, int, int, Body, "list[Memory] | None"]  # cost, kind, flag
 
 
 class TokenOutbox(list[bytes]):
-    """The items of a stream whose handler gives resume tokens: each waits as the pair of its token and itself."""
+    """The outbox of a stream whose handler sets resume tokens: each item waits as a pair of its token and itself."""
 
     __slots__ = ("token",)
 
@@ -31,7 +31,7 @@ class TokenOutbox(list[bytes]):
         self.token = _NIL
 
     def pair(self) -> bytes:
-        """What precedes the next item: the head of a pair, and its token."""
+        """Return the bytes before the next item: the head of a pair, and the item's token."""
         token, self.token = self.token, _NIL
         return _PAIR + token
 
@@ -40,14 +40,14 @@ class TokenOutbox(list[bytes]):
 
 
 class Link(Protocol):
-    """What a stream needs of its connection.
+    """What a stream needs from its connection.
 
     Attributes:
-        hello: what this end says of itself.
+        hello: this end's hello.
         out: frames that wait to be written.
-        held: what the streams that the peer opened hold here; None for no limit.
-        max_message: the largest message taken, bytes.
-        turn_bytes: what one stream may make in a turn of the loop.
+        held: counts the bytes that streams opened by peers hold here; None for no limit.
+        max_message: the largest message accepted, bytes.
+        turn_bytes: bytes that one stream may produce in a turn of the loop.
     """
 
     hello: Hello
@@ -57,19 +57,19 @@ class Link(Protocol):
     turn_bytes: int
 
     def enqueue(self, stream: StreamCore) -> None:
-        """`stream` has something to send this turn."""
+        """Note that `stream` has items to send this turn."""
 
     def send(self, data: bytes) -> None:
         """Queue one frame for this turn's write."""
 
     def forget(self, stream: StreamCore) -> None:
-        """`stream` is closed."""
+        """Drop a closed stream."""
 
     def announced(self, size: int) -> bool:
-        """A message of `size` bytes is under way; a negative size, no longer. True: all of it may come at once."""
+        """Note a message of `size` bytes under way; a negative size takes it back. True: all may come at once."""
 
     def requested(self, number: int, payload: Body, buffers: list[Memory]) -> None:
-        """The request of stream `number` came in several parts, and is whole now."""
+        """Serve the request of stream `number`, which came in several parts and is complete now."""
 
 
 class StreamCore:
@@ -77,15 +77,15 @@ class StreamCore:
 
     Attributes:
         id: its number in the session.
-        state: of `wire.states.State`.
-        counted: bytes of it in the `ByteBudget` of its connection.
+        state: a `wire.states.State`.
+        counted: bytes of this stream in the `ByteBudget` of its connection.
         credit: bytes that this end may still send; at or below 0 it waits.
-        quota: what it may still push before it lets the loop turn, a rough measure in bytes.
-        accepted: the peer has said that the handler is about to begin.
-        item_flags: of the frames that carry its items.
-        inbox: received messages that were not read; bounded by `window`.
+        quota: bytes, roughly, that this end may still push in this turn of the loop.
+        accepted: the worker has announced that the handler is about to begin.
+        item_flags: flags of the frames that carry its items.
+        inbox: received messages that were not read yet; bounded by `window`.
         failure: the frame that ended the stream early, as (kind, code, detail), or None.
-        window: bytes that the peer may have under way unread.
+        window: bytes that the peer may have sent and this end not read.
     """
 
     __slots__ = (
@@ -122,10 +122,10 @@ class StreamCore:
         self.accepted = False
         self.inbox: deque[Received] = deque()
         self.window = window
-        # What the peer may send before it gets credit: on a stream that we opened the window, on one that it opened
-        # what our hello says.
+        # Bytes that the peer may send before it gets credit: the window if we opened the stream, else the window of
+        # our hello.
         self._most = max(window, connection.hello.window) + SLACK
-        # Beyond this what is unread is counted, or is too much.
+        # Unread bytes beyond this are counted in `held`; without `held` they are a protocol error.
         self._count_from = self._most if connection.held is None else FREE_BYTES
         self._unread = self._credit_due = self.counted = 0
         self._assembly: Assembly | None = None
@@ -134,7 +134,7 @@ class StreamCore:
     # sending
 
     def push(self, item: bytes) -> bool:
-        """Send one encoded item of at most `SMALL` bytes. True: wait until `may_push` before the next one."""
+        """Queue one encoded item of at most `SMALL` bytes. True: wait for `may_push` before the next one."""
         self.outbox.append(item)
         if not self._queued:
             self._queued = True
@@ -144,11 +144,11 @@ class StreamCore:
 
     @property
     def may_push(self) -> bool:
-        """There is credit, and quota for this turn; or the stream is over, and its writer has to notice."""
+        """There is credit, and quota for this turn; or the stream is closed, and its writer must notice that."""
         return self.quota > 0 or self.state == CLOSED
 
     def checkpoint(self, token: bytes) -> None:
-        """The next item carries this encoded token, and all items are pairs from now on."""
+        """Attach this encoded token to the next item; all items are pairs from now on."""
         if not isinstance(self.outbox, TokenOutbox):
             self.settle()
             self.outbox = TokenOutbox()
@@ -156,7 +156,7 @@ class StreamCore:
         self.outbox.token = token
 
     def end(self) -> None:
-        """No more items from this end."""
+        """Send no more items from this end."""
         if self.state == CLOSED:
             return
         self._ending = True
@@ -165,7 +165,7 @@ class StreamCore:
             self.connection.enqueue(self)
 
     def drain(self, out: list[bytes]) -> int:
-        """Move what waits into frames at the end of `out`; returns its bytes. The connection calls this once a turn."""
+        """Append the waiting items to `out` as frames; returns their bytes. The connection calls this once a turn."""
         self._queued = False
         items = self.outbox
         if self.state == CLOSED:
@@ -201,13 +201,13 @@ class StreamCore:
         return size
 
     def settle(self) -> None:
-        """Queue what waits after the session's own frames now: the shell is about to write a fragment after it."""
+        """Move the waiting items to the connection's output now: the shell is about to write a fragment after them."""
         if self._queued:
             self.drain(self.connection.out)
-            self._queued = True  # it is in the connection's list still
+            self._queued = True  # it is still in the connection's list
 
     def charge(self, size: int, flags: int) -> None:
-        """Account for a frame of `size` payload bytes that the shell writes itself, after what is drained."""
+        """Account for a frame of `size` payload bytes that the shell writes itself, after the drained items."""
         after = SENDING[self.state][Input.DATA_END if flags & f.END else Input.DATA]
         if after == ILLEGAL:
             raise LocalProtocolError(f"a fragment was sent on stream {self.id} in state {State(self.state).name}")
@@ -218,11 +218,11 @@ class StreamCore:
             self.connection.forget(self)
 
     def abort(self, kind: int, code: int = 0, detail: bytes = b"") -> None:
-        """End the stream early, both ways: ERROR or REJECT with a code, or CANCEL. Nothing happens on a closed one."""
+        """End the stream early, both ways: ERROR or REJECT with a code, or CANCEL. No effect on a closed stream."""
         if self.state in (CLOSED, IDLE):
             return
         if kind == f.ERROR and self._queued:
-            self.drain(self.connection.out)  # what was yielded before the error arrives before it
+            self.drain(self.connection.out)  # items that were yielded before the error arrive before it
         payload = f.frame(kind, self.id) if kind == f.CANCEL else f.coded(kind, self.id, code, detail)
         self.state = CLOSED
         self.outbox.clear()
@@ -231,18 +231,18 @@ class StreamCore:
         self.connection.forget(self)
 
     def ask_to_stop(self) -> None:
-        """Ask the handler to finish by itself."""
+        """Ask the handler to finish on its own."""
         if self.state != CLOSED:
             self.connection.send(f.frame(f.CANCEL, self.id, b"", f.GRACEFUL))
 
     def granted(self, window: int) -> None:
-        """The peer opened the stream and said how much it takes before it gives credit."""
+        """Set the initial credit of a stream that the peer opened: the window in its request."""
         self.credit = window
         turn = self.connection.turn_bytes
         self.quota = window if window < turn else turn
 
     def credited(self, amount: int) -> None:
-        """The peer has read `amount` bytes."""
+        """Add credit: the peer has read `amount` bytes."""
         self.credit = credit = self.credit + amount
         if self.quota <= 0 and not self.outbox:
             turn = self.connection.turn_bytes
@@ -253,17 +253,15 @@ class StreamCore:
     # receiving
 
     def received(self, kind: int, flags: int, payload: bytes) -> None:
-        """Take a frame that carries items.
+        """Process a frame that carries items.
 
         Raises:
-            RemoteProtocolError: it exceeds the credit, or does not continue the message under way.
+            RemoteProtocolError: the frame exceeds the credit, or does not continue the message under way.
         """
         cost = len(payload) + FRAME_COST
         self._unread = unread = self._unread + cost
         if unread > self._most:
-            raise RemoteProtocolError(
-                f"stream {self.id} was sent {unread:,} bytes beyond what was read, above its credit"
-            )
+            raise RemoteProtocolError(f"stream {self.id} has {unread:,} unread bytes, above its credit")
         if self._assembly is not None or flags & (f.MORE | f.BUFFERS):
             if not self._assemble(kind, flags, payload, cost):
                 return
@@ -275,21 +273,21 @@ class StreamCore:
             self.on_readable()
 
     def _hold_unread(self, unread: int) -> bool:
-        more = unread - self._credit_due - FREE_BYTES - self.counted  # credit that is due was read
+        more = unread - self._credit_due - FREE_BYTES - self.counted  # due credit is for bytes that were read
         if more > 0 and not self.hold(max(HELD_STEP, more)):
             return False
         self._count_from = min(self._most, self._credit_due + FREE_BYTES + self.counted)
         return True
 
     def hold(self, count: int) -> bool:
-        """`count` more bytes of this stream are in memory. False: they are too many, and the stream was ended."""
+        """Count more bytes of this stream in memory. False: they exceed the limit, and the stream was ended."""
         held = self.connection.held
         if held is None:
             return True
         if held.take(count):
             self.counted += count
             return True
-        words = f"{held.bytes:,} bytes of requests are held here, see TRD_MAX_HELD_BYTES"
+        words = f"this process holds {held.bytes:,} bytes of requests, see TRD_MAX_HELD_BYTES"
         if self.accepted:
             self.abort(f.ERROR, f.ErrorCode.CANCELLED, words.encode())
         else:
@@ -298,7 +296,7 @@ class StreamCore:
         return False
 
     def let_go(self) -> None:
-        """Nothing of what was counted is held any more."""
+        """Release all counted bytes."""
         held = self.connection.held
         if self.counted and held is not None:
             held.bytes -= self.counted
@@ -312,8 +310,8 @@ class StreamCore:
             self._assembly = Assembly(kind, flags, payload, self.connection.max_message)
             roomy = self.connection.announced(self._assembly.total)
             if roomy and flags & f.MORE and not self.inbox:
-                # It may come at once and no message is before it: give credit for all of it, so that a large
-                # message never waits for credit to come back.
+                # It may come at once, and no message waits before it. So give credit for the whole message: a large
+                # message never waits for credit.
                 self._assembly.granted = True
                 self.read(cost + self._assembly.left, at_once=True)
                 return self.hold(cost)
@@ -324,7 +322,7 @@ class StreamCore:
         return self.fragment_done(flags, cost)
 
     def fragment_done(self, flags: int, cost: int) -> bool:
-        """A fragment is in place: ask for more, or the message is whole. False: too much is held, the stream ended."""
+        """Give credit for a fragment in place, or finish the message. False: too much is held, the stream ended."""
         assembly = self._assembly
         assert assembly is not None
         if not self.hold(cost):
@@ -348,22 +346,22 @@ class StreamCore:
         return True
 
     def drop_message(self) -> None:
-        """The stream was aborted: what is here of a message is of no use."""
+        """Drop an incomplete message after the stream was aborted."""
         assembly, self._assembly = self._assembly, None
         if assembly is not None:
             self.connection.announced(-assembly.total)
 
     @property
     def assembly(self) -> Assembly | None:
-        """The message under way."""
+        """The message that is being assembled."""
         return self._assembly
 
     def account(self, cost: int) -> None:
-        """Bytes were received straight into a message under way."""
+        """Count bytes that were received directly into a message."""
         self._unread += cost
 
     def read(self, cost: int, at_once: bool = False) -> None:
-        """A received frame of `cost` was consumed: credit goes back in halves of the window, so it is seldom sent."""
+        """Note that a frame of `cost` was consumed; credit is sent only once half the window is due."""
         if self.counted and not self.inbox and self._assembly is None and self.accepted:
             self.let_go()
         self._credit_due = owed = self._credit_due + cost
@@ -377,19 +375,19 @@ class StreamCore:
 
     @property
     def finished(self) -> bool:
-        """The peer sends nothing more."""
+        """Whether the peer sends nothing more."""
         return self.state >= RECEIVED
 
     # what the shell overrides
 
     def on_readable(self) -> None:
-        """A message was received, or the stream ended."""
+        """Called when a message was received, or the stream ended."""
 
     def on_writable(self) -> None:
-        """The stream has credit and quota again."""
+        """Called when the stream has credit and quota again."""
 
     def on_stop(self) -> None:
-        """The peer asks the handler to finish by itself."""
+        """Called when the peer asks the handler to finish on its own."""
 
     def on_closed(self) -> None:
-        """The stream ended early: see `failure`; None is the peer's CANCEL."""
+        """Called when the stream ended early: see `failure`; None means the peer's CANCEL."""

@@ -1,45 +1,44 @@
-"""Flow control: how much a stream may have unread, and how that is shared between streams.
+"""Flow control: how many unread bytes a stream may have, and how streams share a budget.
 
-Each stream has its own credit in bytes, so a consumer that does not read stops its own producer and no other one. The
-windows of all streams of a session come out of one budget: the more of the budget is promised, the smaller the window
-of a new stream. So the memory that a session can be made to hold is bounded by
+Each stream has its own credit in bytes, so a consumer that does not read stops only its own producer. The windows of
+all streams of a session come from one budget: the more of it is promised, the smaller the window of a new stream. So
+the memory that a peer can make a session hold is bounded by
 
-    session_window_bytes + open streams * SMALLEST_WINDOW + one message under way a stream
+    session_window_bytes + open streams * SMALLEST_WINDOW + one message under way per stream
 
-in the direction of responses. Requests that are streamed get the window of the hello, `window_bytes` each.
+in the direction of responses. A two-way stream's request gets the window of the hello, `window_bytes` each.
 """
 
 from __future__ import annotations
 
-# Each frame costs this many bytes of credit beside its payload: about what a received frame takes in objects.
+# Each frame costs this many bytes of credit besides its payload: about the memory of a received frame's objects.
 FRAME_COST = 64
 # Each item costs this many bytes of its stream's quota, so that a turn ends after 256 small items.
 ITEM_COST = 256
-# One stream may write this many bytes in a turn of the loop; then the other streams write.
+# One stream may write this many bytes in a turn of the loop; then other streams write.
 TURN_BYTES = 64 * 1024
-# All streams of a session together may make this many bytes in a turn, beside one item each.
+# All streams of a session together may produce this many bytes in a turn, plus one item each.
 MADE_BYTES = 4 * 1024 * 1024
-# About this many bytes are gathered for one write, and a transport holds no more than the kernel did not take of them.
+# One write gathers about this many bytes, and a transport buffers only what the kernel did not take of them.
 WRITE_BYTES = 256 * 1024
-# No stream gets a smaller window, however little of the session's budget is left.
+# Each stream's window has at least this many bytes, however little of the session's budget is left.
 SMALLEST_WINDOW = 4096
-# This many bytes of each stream are not counted in `ByteBudget`, so that a small request costs no count.
+# The first bytes of each stream, up to this many, are not counted in `ByteBudget`, so small requests cost no count.
 FREE_BYTES = 16 * 1024
-# A stream counts this many bytes at once in `ByteBudget`, so that it seldom has to.
+# A stream counts its bytes in `ByteBudget` in steps of this size, to keep accounting rare.
 HELD_STEP = 64 * 1024
-# A sender stops when its credit is used up, not before, so it may exceed the window by what it sends in one turn.
+# A sender stops only after its credit is used up, so it may exceed the window by what it sends in one turn.
 SLACK = 2 * TURN_BYTES + 2 * FRAME_COST + 256 * 1024
 
 
 class ByteBudget:
-    """What peers have sent and a process has in memory, for all streams that they opened: at most so many bytes.
+    """Bounds the memory of a process for all streams that peers opened.
 
-    Windows bound a stream and not a process, because a peer may open many streams. So what a stream holds beyond
-    `FREE_BYTES` is counted here: what was received and not read, messages that are not whole, the body of a request
-    while it is served.
+    Windows bound a stream and not a process, because a peer may open many streams. So the bytes of a stream beyond
+    `FREE_BYTES` are counted here: received and not read, incomplete messages, the body of a request while it is served.
 
     Args:
-        most: bytes; a stream that would hold more than is left is refused.
+        most: the limit in bytes; a stream that would exceed it is refused.
     """
 
     __slots__ = ("bytes", "most")
@@ -49,7 +48,7 @@ class ByteBudget:
         self.bytes = 0
 
     def take(self, count: int) -> bool:
-        """Count more bytes. False: they would be too many, and were not counted."""
+        """Count more bytes. False: they would exceed the limit, and were not counted."""
         if self.bytes + count > self.most:
             return False
         self.bytes += count
@@ -57,11 +56,11 @@ class ByteBudget:
 
 
 class WindowBudget:
-    """Shares the bytes that a session may have unread between its streams.
+    """Divides the bytes that a session may have unread among its streams.
 
     Args:
-        window: what one stream gets while there is plenty, bytes.
-        total: the budget of the session, bytes.
+        window: bytes for one stream while most of the budget is left.
+        total: the budget of the session in bytes.
     """
 
     __slots__ = ("_left", "_window", "total")
@@ -72,11 +71,11 @@ class WindowBudget:
 
     @property
     def promised(self) -> int:
-        """Bytes that the windows of open streams have together."""
+        """Sum of the windows of open streams in bytes."""
         return self.total - self._left
 
     def reserve(self) -> int:
-        """The window of a new stream: a sixteenth of what is left, at most `window`, at least `SMALLEST_WINDOW`."""
+        """Take the window of a new stream: 1/16 of what is left, at most `window`, at least `SMALLEST_WINDOW`."""
         window = self._left >> 4
         if window > self._window:
             window = self._window
@@ -86,5 +85,5 @@ class WindowBudget:
         return window
 
     def release(self, window: int) -> None:
-        """A stream that had `window` is over."""
+        """Give back the window of a stream that ended."""
         self._left += window

@@ -1,14 +1,14 @@
-"""The messages that a session over NATS consists of.
+"""The messages of a session over NATS.
 
-Each is a 17-byte little-endian header and a payload, published on the subject of the other end, with the sender's own
-subject as the reply subject:
+Each is a 17-byte little-endian header and a payload. It is published on the subject of the other end, with the sender's
+own subject as the reply subject:
 
     kind        u8     one of `Kind`
-    sequence    u64    of a DATA its number, from 0; of the others the number that the next DATA will have
-    received    u64    bytes of DATA messages, headers included, that the sender has had from the other end
+    sequence    u64    in a DATA its number, from 0; in others the number that the next DATA will have
+    received    u64    bytes of DATA messages, headers included, that the sender has received from the other end
 
-So every message tells whether one before it was lost, and acknowledges. The reply subject has the server answer with
-"no responders" where the other end is gone.
+So every message shows whether an earlier one was lost, and acknowledges. Because of the reply subject, the server
+answers with "no responders" if the other end is gone.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ HEADER_BYTES = HEADER.size
 
 MAGIC = b"TRDN"
 VERSION = 1
-# The payload of OPEN and OPENED: magic, version, bytes of DATA that the sender takes unacknowledged.
+# The payload of OPEN and OPENED: magic, version, bytes of DATA that may be sent to the sender unacknowledged.
 OPENING = Struct("<4sBI")
 
 
 class Kind(IntEnum):
-    """What a message says."""
+    """The kind of a message."""
 
-    OPEN = 1  # to the subject that a worker listens on: begin a session with my reply subject
-    OPENED = 2  # the answer; its reply subject is the worker's end of the session
+    OPEN = 1  # to a worker's listening subject: begin a session with the reply subject
+    OPENED = 2  # the answer to OPEN; its reply subject is the worker's end of the session
     DATA = 3  # the next bytes
-    ACK = 4  # nothing but its header
+    ACK = 4  # only a header
     BEAT = 5  # this end is alive
     ASK = 6  # answer with a BEAT, now
-    CLOSE = 7  # this end is gone; why, in words, unless it closed as it should
+    CLOSE = 7  # this end is gone; the reason as text, empty if it closed normally
 
 
 OPEN, OPENED, DATA, ACK, BEAT, ASK, CLOSE = map(int, Kind)
 
 
 def opening(kind: int, window: int) -> bytes:
-    """An OPEN or OPENED."""
+    """Return an OPEN or OPENED."""
     return HEADER.pack(kind, 0, 0) + OPENING.pack(MAGIC, VERSION, window)
 
 
 def read_opening(data: bytes) -> tuple[int, int]:
-    """The version and window of an OPEN or OPENED; (0, 0) for any other message."""
+    """Return the version and window of an OPEN or OPENED; (0, 0) for any other message."""
     if len(data) < HEADER_BYTES + OPENING.size:
         return 0, 0
     magic, version, window = OPENING.unpack_from(data, HEADER_BYTES)

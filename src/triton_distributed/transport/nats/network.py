@@ -1,7 +1,8 @@
 """Sessions over NATS: `nats://SUBJECT`.
 
-Opening one: the dialer subscribes to a subject of its own and publishes OPEN on the worker's; the worker subscribes to
-a subject of this session and answers OPENED. From then on each publishes on the other's (`transport.nats.messages`).
+To open one, the dialer subscribes to a subject of its own and publishes OPEN on the worker's; the worker subscribes to
+a new subject for this session and answers OPENED. Then each end publishes on the other's subject
+(`transport.nats.messages`).
 """
 
 from __future__ import annotations
@@ -27,21 +28,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("triton_distributed.nats")
 
-# One end may have sent this many bytes that are not acknowledged: 3 GB/s at 0.3 ms from end to end.
+# One end may have this many unacknowledged bytes under way: 3 GB/s at 0.3 ms from end to end.
 WINDOW = 1024 * 1024
-# The windows of all sessions of one process have this many bytes together. A NATS server drops a client for which it
-# holds 64 MiB that the client does not read (its `max_pending`): this is half of that. With more sessions each gets
-# less, see `WindowBudget`.
+# The windows of all sessions of one process have this many bytes together. A NATS server drops a client if 64 MiB wait
+# for it unread (`max_pending`): this is half of that. With more sessions each gets less, see `WindowBudget`.
 ALL_WINDOWS = 32 * 1024 * 1024
-# Seconds between the signs of life of a session on which nothing else is sent. A process that ended is noticed after
-# one of them; a message a second and session costs nothing worth mentioning.
+# Seconds between the beats of a session on which nothing else is sent. A process that ended is noticed at the next
+# beat; one message a second for each session costs very little.
 BEAT_S = 1.0
-# This many sessions send their sign of life in one turn of the loop, which takes about a millisecond.
+# This many sessions send their beats in one turn of the loop, which takes about a millisecond.
 AT_ONCE = 256
-# This many sessions may be in the course of opening to this process; further dialers get no answer, and try again.
+# At most this many sessions may be opening to this process; further dialers get no answer, and try again.
 MOST_OPENING = 10_000
-# For this many seconds after a reconnection a subject without a listener proves nothing: its worker may be about to
-# reconnect too. It is dialled again meanwhile, every `DIAL_AGAIN_S` seconds.
+# For this many seconds after a reconnection a subject without a listener proves nothing: its worker may be reconnecting
+# too. It is dialled again meanwhile, every `DIAL_AGAIN_S` seconds.
 FORGIVING_S = 2.0
 DIAL_AGAIN_S = 0.1
 
@@ -53,9 +53,9 @@ class NatsNetwork:
 
     Args:
         loop: the running loop.
-        connection: shared with all else that the runtime does over NATS; used from the first session on.
+        connection: the runtime's shared connection to NATS; used from the first session on.
         timeout_s: seconds that a dialer waits for the connection.
-        beat_s: seconds between the signs of life of an idle session.
+        beat_s: seconds between the beats of an idle session.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class NatsNetwork:
     # dialling and listening
 
     async def connect(self, address: Address, protocol: asyncio.Protocol) -> None:
-        """Join `protocol` to the worker that listens on `address`.
+        """Connect `protocol` to the worker that listens on `address`.
 
         Raises:
             BrokerError: NATS cannot be reached.
@@ -121,7 +121,7 @@ class NatsNetwork:
             raise
 
     async def listen(self, address: Address, factory: Factory) -> Callable[[], None]:
-        """Join each end that dials `address` to a protocol from `factory`; the returned function stops that.
+        """Connect each end that dials `address` to a protocol from `factory`; the returned function stops that.
 
         Raises:
             BrokerError: NATS cannot be reached.
@@ -129,12 +129,12 @@ class NatsNetwork:
         """
         subject = address.host
         if subject in self._listening:
-            raise OSError(errno.EADDRINUSE, f"{address} is listened on already")
+            raise OSError(errno.EADDRINUSE, f"{address} has a listener already")
         port = await self._connected()
         subscription = await port.subscribe(subject, partial(self._open, subject))
         self._listening[subject] = factory, subscription
         try:
-            await port.flush()  # the server has it before a client can learn the address
+            await port.flush()  # the server has the subscription before a client can learn the address
         except Exception as error:
             self._stop_listening(subject)
             raise BrokerError("NATS", port.where, str(error) or type(error).__name__) from error
@@ -166,7 +166,7 @@ class NatsNetwork:
             return
         version, window = m.read_opening(message.data)
         if not window or not message.reply or message.data[0] != m.OPEN or len(self._tasks) > MOST_OPENING:
-            return  # not meant for us, or more than can be served: the dialer's time runs out
+            return  # not for this protocol, or too many: the dialer times out
         if version != m.VERSION:
             words = f"this worker speaks version {m.VERSION} of sessions over NATS, not {version}"
             self.publish(message.reply, m.HEADER.pack(m.CLOSE, 0, 0) + words.encode(), subject)
@@ -176,20 +176,20 @@ class NatsNetwork:
     async def _accept(self, subject: str, peer: str, window: int) -> None:
         try:
             port = await self._connected()
-        except BrokerError as error:  # closed meanwhile: no answer can be sent, and the dialer's time runs out
+        except BrokerError as error:  # closed meanwhile: no answer can be sent, and the dialer times out
             logger.debug("a session was not opened: %s", error)
             return
         own = f"{subject}.{os.urandom(12).hex()}"
         listening = self._listening.get(subject)
         if listening is None:
-            return  # it stopped meanwhile
+            return  # listening stopped meanwhile
         protocol = listening[0]()
         transport = self._transport(protocol, own)
         try:
             transport.subscription = await port.subscribe(own, transport.take)
         except BaseException as error:
             transport.abort()
-            protocol.connection_lost(None)  # it was never made, and its listener counts it
+            protocol.connection_lost(None)  # it was never connected, but its listener counts it
             if not isinstance(error, Exception):
                 raise
             logger.debug("a session was not opened: %s", error)
@@ -201,19 +201,19 @@ class NatsNetwork:
 
     @property
     def largest(self) -> int:
-        """Bytes that a message may have."""
+        """The largest message in bytes."""
         return min(LARGEST_MESSAGE, self._port.max_payload) if self._port is not None else LARGEST_MESSAGE
 
     def publish(self, subject: str, data: bytes, reply: str) -> bool:
-        """Send a message; False: not now."""
+        """Send a message; False if it cannot be sent now."""
         try:
             return not self._closed and self._port is not None and self._port.publish(subject, data, reply)
-        except Exception as error:  # the client library's; the session ends by its beats if it lasts
-            logger.warning("NATS at %s takes no message: %s", self._connection.where, error)
+        except Exception as error:  # from the client library; if it persists, missing beats end the session
+            logger.warning("NATS at %s accepts no message: %s", self._connection.where, error)
             return False
 
     def blocked(self, transport: NatsTransport) -> None:
-        """Call `push` of `transport` when the connection takes more. After a reconnection `reconnected` is called."""
+        """Call `transport.push` when the connection accepts more. After a reconnection `reconnected` is called."""
         self._blocked.add(transport)
         if self._pumping is None and self._port is not None and self._port.connected:
             self._pumping = self._spawn(self._pump(self._port))
@@ -226,13 +226,13 @@ class NatsNetwork:
                 for each in blocked:
                     each.push()
                 await asyncio.sleep(0)
-        except Exception as error:  # connection lost: `_reconnected` comes, or the beats end the sessions
+        except Exception as error:  # connection lost: `_reconnected` follows, or missing beats end the sessions
             logger.debug("NATS at %s: %s", self._connection.where, error)
         finally:
             self._pumping = None
 
     def left(self, transport: NatsTransport) -> None:
-        """An end is gone."""
+        """Drop an end that is gone."""
         self._blocked.discard(transport)
         if transport in self._transports:
             self._transports.remove(transport)
@@ -261,7 +261,7 @@ class NatsNetwork:
             self._loop.call_soon(self._beat, transports[AT_ONCE:])
 
     async def _listen_again(self) -> None:
-        """The client gave up for good, e.g. because its credentials were refused for a while: begin anew."""
+        """Subscribe again after the client gave up for good, e.g. because its credentials were refused for a while."""
         try:
             port = await self._connected()
             for subject, (factory, _) in list(self._listening.items()):
@@ -284,7 +284,7 @@ class NatsNetwork:
         return task
 
     async def close(self) -> None:
-        """End every session and stop listening; the connection is its owner's to close."""
+        """End every session and stop listening; the connection's owner closes the connection."""
         for each in list(self._transports):
             each.abort()
         self._closed = True
@@ -302,5 +302,5 @@ class NatsNetwork:
 async def _unsubscribe(subscription: Any) -> None:
     try:
         await subscription.unsubscribe()
-    except Exception as error:  # it is gone with its connection
+    except Exception as error:  # the connection was lost, and the subscription with it
         logger.debug("unsubscribing from %s: %s", subscription.subject, error)

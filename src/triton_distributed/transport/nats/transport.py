@@ -12,55 +12,55 @@ from triton_distributed.transport.nats import messages as m
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
 
-# A message has at most this many bytes. The client library collects a message in one buffer, 32 KiB at a time: an array
-# of 16 MiB there and back costs 60 ms of CPU in messages of 32 or 64 KiB, 80 ms in those of 128 KiB, 130 ms beyond.
+# A message has at most this many bytes. The client library collects a message in one buffer, 32 KiB at a time. A round
+# trip of 16 MiB costs 60 ms of CPU in messages of 32 or 64 KiB, 80 ms with 128 KiB, and 130 ms with larger ones.
 LARGEST_MESSAGE = 64 * 1024
-# A session ends after this many missing beats. A process that ends is noticed by the next beat, because its subject has
-# no subscriber any more; this is for hosts and networks that fail silently. It is as long as it is because a handler
-# that blocks its loop sends no beats either, and is alive.
+# A session ends after this many missing beats. A process that ends is noticed at the next beat, because its subject
+# then has no subscriber; this limit is for hosts and networks that fail silently. It is long because a live process
+# whose handler blocks the loop sends no beats either.
 SILENT_BEATS = 10
-# For this many beats after this end's own reconnection the other end may be reconnecting too, and have no subscription.
+# For this many beats after this end reconnected, the other end may be reconnecting too and have no subscription.
 GRACE_BEATS = 4
-# A question is repeated after this many seconds: a killed process may have left discovery before the NATS server has
-# seen its connection close.
+# An ASK is repeated after this many seconds: a killed process may have left discovery before the NATS server has seen
+# its connection close.
 ASK_AGAIN_S = 0.2
 
 
 class Broker(Protocol):
-    """What an end of a session needs of the connection to NATS."""
+    """What an end of a session needs from the connection to NATS."""
 
     def publish(self, subject: str, data: bytes, reply: str) -> bool:
-        """Send a message; False: not now, see `blocked`."""
+        """Send a message; False if it cannot be sent now, see `blocked`."""
 
     def blocked(self, transport: NatsTransport) -> None:
-        """Call `push` when the connection takes more; after a reconnection `reconnected` is called anyway."""
+        """Call `transport.push` when the connection accepts more. After a reconnection `reconnected` is called."""
 
     def left(self, transport: NatsTransport) -> None:
-        """The end is gone: take its subscription away."""
+        """Drop an end that is gone, with its subscription."""
 
     @property
     def largest(self) -> int:
-        """Bytes that a message may have."""
+        """The largest message in bytes."""
 
 
 class NatsTransport(asyncio.Transport):
-    """What a socket is to a session; flow control, liveness and the order of messages are made here.
+    """A transport for a session, with its own flow control, liveness and order of messages.
 
     It does not read in place, so it neither pauses reading nor changes its protocol.
 
     Args:
         loop: the running loop.
-        network: the connection.
+        network: the connection to NATS.
         protocol: the session.
-        subject: where this end receives.
+        subject: the subject on which this end receives.
         window: bytes that the other end may send unacknowledged.
 
     Attributes:
-        subject: where this end receives.
+        subject: the subject on which this end receives.
         window: bytes that the other end may send unacknowledged.
         opened: done when the other end has answered; None at the end that answers.
-        subscription: the client library's, of `subject`.
-        complete: see `transport.leftovers`.
+        subscription: the client library's subscription to `subject`.
+        complete: False if bytes may be missing at the end, see `transport.leftovers`.
     """
 
     reads_in_place = False
@@ -76,9 +76,9 @@ class NatsTransport(asyncio.Transport):
         self.complete = True
         self._peer = ""  # the subject of the other end; empty until it is known
         self._peer_window = 0
-        self._next = self._expected = 0  # numbers of the DATA to send and to receive next
-        self._sent = self._acknowledged = 0  # bytes sent, and those that the other end has had
-        self._received = self._told = 0  # bytes received, and those that this end has acknowledged
+        self._next = self._expected = 0  # numbers of the next DATA to send and to receive
+        self._sent = self._acknowledged = 0  # bytes sent, and bytes that the other end has acknowledged
+        self._received = self._confirmed = 0  # bytes received, and bytes that this end has acknowledged
         self._waiting: deque[Any] = deque()  # bounded: `pause_writing` is called as soon as something waits
         self._size = self._high = 0
         self._heard = True
@@ -87,7 +87,7 @@ class NatsTransport(asyncio.Transport):
         self._asking: asyncio.TimerHandle | None = None
 
     def begin(self, peer: str, peer_window: int) -> None:
-        """The other end is known: tell the session."""
+        """Connect the session, because the other end is known."""
         self._peer, self._peer_window = peer, peer_window
         self._protocol.connection_made(self)
 
@@ -110,7 +110,7 @@ class NatsTransport(asyncio.Transport):
             self._protocol.pause_writing()
 
     def _may_send(self) -> bool:
-        # A window that is not used up admits a whole message, so the smallest window moves messages of any size.
+        # While the window is not used up, a whole message may go, so the smallest window moves messages of any size.
         return self._sent - self._acknowledged < self._peer_window and not self._holding
 
     def _send(self, kind: int, payload: Any = b"") -> bool:
@@ -118,14 +118,14 @@ class NatsTransport(asyncio.Transport):
         if not self._peer or not self._network.publish(self._peer, message, self.subject):
             return False
         self._spoke = True
-        self._told = self._received
+        self._confirmed = self._received
         if kind == m.DATA:
             self._next += 1
             self._sent += len(message)
         return True
 
     def push(self) -> None:
-        """Send what waits, as far as the window and the connection allow."""
+        """Send the waiting bytes, as far as the window and the connection allow."""
         if self._lost:
             return
         if self._owes and self._send(m.ACK):
@@ -154,7 +154,7 @@ class NatsTransport(asyncio.Transport):
     # receiving
 
     def take(self, message: Msg) -> None:
-        """A message has come on this end's subject."""
+        """Process a message on this end's subject."""
         if self._lost:
             return
         data = message.data
@@ -168,7 +168,7 @@ class NatsTransport(asyncio.Transport):
         if message.reply != self._peer:
             if not self._peer:
                 self._answered(kind, message)
-            return  # not of this session
+            return  # from another session
         self._heard, self._holding, self._grace = True, False, 0
         if sequence != self._expected:
             self._broken("came twice or late" if sequence < self._expected else "were lost on their way through NATS")
@@ -191,7 +191,7 @@ class NatsTransport(asyncio.Transport):
 
     def _acknowledge(self) -> None:
         # Late enough that most acknowledgements travel with answers, early enough that no sender waits for one.
-        if (self._received - self._told) * 4 < self.window or self._lost:
+        if (self._received - self._confirmed) * 4 < self.window or self._lost:
             return
         if not self._send(m.ACK):
             self._owes = True
@@ -209,11 +209,11 @@ class NatsTransport(asyncio.Transport):
             self.opened.set_exception(ConnectionRefusedError(words))
 
     def _unanswered(self) -> None:
-        """The server says that nothing is subscribed to the other end's subject."""
+        """Handle "no responders": nothing is subscribed to the other end's subject."""
         if self.opened is not None and not self.opened.done():
             self.opened.set_exception(ConnectionRefusedError("nothing listens on that subject"))
         elif not self._grace:
-            # Its messages come before the server's word; those of an outage of our own connection may be lost.
+            # The other end's messages come before this answer; messages during an outage of our connection may be lost.
             self.complete = not self._holding
             words = "the other end is gone: nothing listens on its subject any more"
             self._lose(ConnectionResetError(words), tell=None)
@@ -226,7 +226,7 @@ class NatsTransport(asyncio.Transport):
     # liveness
 
     def tick(self) -> None:
-        """A beat is due."""
+        """Send a beat if one is due, and count missing beats of the other end."""
         if self._lost or not self._peer:
             return
         self._silent = 0 if self._heard else self._silent + 1
@@ -234,7 +234,7 @@ class NatsTransport(asyncio.Transport):
         self._grace = max(0, self._grace - 1)
         if self._silent >= SILENT_BEATS:
             self.complete = False
-            words = f"nothing was heard of the other end for {self._silent} beats"
+            words = f"nothing was heard from the other end for {self._silent} beats"
             self._lose(ConnectionResetError(words), tell=words)
             return
         if not self._spoke:
@@ -242,7 +242,7 @@ class NatsTransport(asyncio.Transport):
         self._spoke = False
 
     def ask(self) -> None:
-        """The other end may be gone: find out now rather than with the next beat."""
+        """Check now, rather than at the next beat, whether the other end is gone."""
         if self._lost or not self._peer:
             return
         self._send(m.ASK)
@@ -255,9 +255,9 @@ class NatsTransport(asyncio.Transport):
             self._send(m.ASK)
 
     def reconnected(self) -> None:
-        """The connection to NATS was lost and made again.
+        """Note that the connection to NATS was made again.
 
-        What is sent before the other end has its subscription again would be lost, so nothing is until it is heard.
+        Messages before the other end has restored its subscription would be lost, so none is sent until it is heard.
         """
         if self._lost or not self._peer:
             return
@@ -277,12 +277,12 @@ class NatsTransport(asyncio.Transport):
         self._lose(None)
 
     def fail(self, words: str) -> None:
-        """End it because the connection is of no use any more."""
+        """End the session, because the connection to NATS is lost for good."""
         self.complete = False
         self._lose(ConnectionResetError(words), tell=None)
 
     def _lose(self, error: Exception | None, tell: str | None = "") -> None:
-        """Be gone, telling the session why and the other end `tell`, unless it is None."""
+        """End this end: the session gets `error`, the other end gets `tell` unless it is None."""
         if self._lost:
             return
         if tell is not None:
