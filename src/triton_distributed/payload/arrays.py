@@ -346,7 +346,9 @@ def _added_dtype(text: str, module_name: str, name: str, size: int) -> Any:
             module = importlib.import_module(module_name)
         except ImportError:
             module = None
-    kind = vars(module).get(name) if isinstance(module, ModuleType) else None
+    # NumPy's own dtypes have shorter names. Its abstract classes would be deprecated arguments of `np.dtype`.
+    added = isinstance(module, ModuleType) and module_name.partition(".")[0] != "numpy"
+    kind = vars(module).get(name) if added else None
     try:
         dtype = np.dtype(kind) if isinstance(kind, type) and issubclass(kind, np.generic) else None
     except TypeError:  # the class stands for many dtypes
