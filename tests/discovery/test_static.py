@@ -36,7 +36,7 @@ def test_ids_depend_on_the_entry_alone():
         ("ns.comp.ep", "no `=`"),
         ("ns.comp=tcp://h:1", "three parts"),
         ("=tcp://h:1", "three parts"),
-        ("ns..ep=tcp://h:1", "not empty"),
+        ("ns..ep=tcp://h:1", "must not be empty"),
         ("ns.comp.ep=", "'' is not an address"),
         ("ns.comp.ep=tcp://h:1,", "'' is not an address"),
         ("ns.comp.ep=h:1", "is not an address"),
