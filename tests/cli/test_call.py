@@ -106,7 +106,7 @@ def test_nobody_serves_it(trd, trd_dir):
     said = trd.run("call", "a.b.c", "1")
     assert (said.status, said.out) == (1, "")
     assert said.complaint == (
-        f"trd call: error: nobody serves a.b.c (file://{trd_dir} was asked): "
+        f"trd call: error: no instance serves a.b.c (file://{trd_dir} was asked): "
         "`trd ls` shows what is served, --wait S waits for it\n"
     )
 
@@ -131,7 +131,7 @@ def test_waits_for_an_instance(trd):
     assert (said.status, said.err) == (0, "")
 
 
-@pytest.mark.parametrize(("options", "who"), [([], "nobody"), (["--instance", "5"], "no instance 5")])
+@pytest.mark.parametrize(("options", "who"), [([], "no instance"), (["--instance", "5"], "no instance 5")])
 def test_does_not_wait_for_ever(trd, trd_dir, options, who):
     said = trd.run("call", "a.b.c", "1", "--wait", "0.01", *options)
     assert (said.status, said.out) == (1, "")

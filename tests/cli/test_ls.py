@@ -18,8 +18,8 @@ def test_nothing_runs(trd, trd_dir):
         said = trd.run("ls", *options)
         assert (said.status, said.out) == (0, "")
         assert said.complaint == (
-            f"nothing is served (file://{trd_dir} was asked); "
-            "`trd serve MODULE:OBJECT --endpoint NS.COMP.EP` begins to\n"
+            f"no endpoint is served (file://{trd_dir} was asked); "
+            "`trd serve MODULE:OBJECT --endpoint NS.COMP.EP` serves one\n"
         )
 
 
@@ -80,7 +80,7 @@ def test_a_pattern(trd, pattern, found):
     static = {"TRD_DISCOVERY": "static", "TRD_STATIC": "demo.a.x=tcp://127.0.0.1:1;demo.b.y=tcp://127.0.0.1:1"}
     said = trd.run("ls", "--json", pattern, env=static)
     assert [json.loads(line)["endpoint"] for line in said.lines] == found
-    nothing = f"no endpoint matches {pattern!r}; 2 other(s) are served, see `trd ls`\n"
+    nothing = f"no endpoint matches {pattern!r}; 2 other endpoint(s) are served, see `trd ls`\n"
     assert said.err == ("" if found else nothing)
 
 

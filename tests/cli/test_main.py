@@ -106,7 +106,7 @@ def test_a_wrong_argument_is_one_line(line, says, capsys):
     ("line", "environment", "says"),
     [
         (["ls"], {"TRD_LOG": "loud"}, "trd ls: error: TRD_LOG='loud': one of debug, info, warning, error\n"),
-        (["ls"], {"TRD_DISCOVERY": "memory"}, "TRD_DISCOVERY='memory': no process sees another's memory"),
+        (["ls"], {"TRD_DISCOVERY": "memory"}, "TRD_DISCOVERY='memory': processes do not share memory"),
         (["call", "a.b.c", "1"], {"TRD_RETRIES": "x"}, "trd call: error: TRD_RETRIES='x': not a whole number\n"),
         (["call", "a.b.c", '{"a"'], {}, "trd call: error: the request is not JSON: "),
         (["call", "a.b.c", "[" * 5000], {}, "trd call: error: the request is not JSON: "),

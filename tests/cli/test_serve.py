@@ -35,7 +35,7 @@ def test_serves(trd, target, answer):
     ("target", "says"),
     [
         ("nowhere:run", "there is no module 'nowhere' in "),
-        ("worker.part:run", "there is no module 'worker.part': 'worker' is no package"),
+        ("worker.part:run", "there is no module 'worker.part': 'worker' is not a package"),
         ("worker:ecko", "worker has no 'ecko'; did you mean 'echo'?"),
         ("worker:Engine.run", "worker:Engine has no 'run'"),
         ("worker:data", "worker:data cannot be called: it is a list"),
@@ -96,7 +96,7 @@ def test_an_address_in_use_is_one_line(trd):
         said = trd.run("serve", "worker:echo", "--endpoint", "a.b.c", "--listen", address)
     assert said.status == 1
     assert said.err == (
-        f"trd serve: error: cannot listen on {address}: the address is in use, give another with --listen\n"
+        f"trd serve: error: cannot listen on {address}: the address is in use; give another with --listen\n"
     )
 
 
@@ -106,7 +106,7 @@ def test_a_unix_socket_in_use_is_one_line_and_stays_its_owners(trd, trd_dir):
     said = trd.run("serve", "worker:echo", "--endpoint", "a.b.d", "--listen", address)
     assert said.status == 1
     assert said.err == (
-        f"trd serve: error: cannot listen on {address}: the address is in use, give another with --listen\n"
+        f"trd serve: error: cannot listen on {address}: the address is in use; give another with --listen\n"
     )
     assert trd.run("call", "a.b.c", "1").status == 0
 
@@ -146,7 +146,7 @@ def test_a_signal_drains(trd, trd_dir, number):
     call = trd.start("call", "a.b.c", f'"{fifo}"')
     assert call.line() == '"begun"\n'
     worker.signal(number)
-    assert worker.err.readline() == "draining: 1 request(s) run, for at most 30 s; a second signal ends them now\n"
+    assert worker.err.readline() == "draining: 1 request(s) may run for at most 30 s; a second signal ends them now\n"
     fifo.write_text("")  # waits until the handler has come to it
     said = call.end()
     assert (said.status, said.out, said.err) == (0, '"done"\n', "")

@@ -97,7 +97,7 @@ async def test_a_revoked_lease_is_made_anew(lasting_etcd: EtcdServer, opens_etcd
     await log.until_ids([1, 2, 3, 5], PATIENCE_S)
     await heard.until(lambda line: "was replaced by another process" in line)
     assert log.present[NAME, 5].metadata == {"by": "other"}
-    assert sum("forgotten this process" in each for each in heard.warnings) == 1
+    assert sum("lost the lease of this process" in each for each in heard.warnings) == 1
 
 
 async def test_a_registration_finds_out_by_itself(lasting_etcd: EtcdServer, opens_etcd: OpensEtcd, raw: Raw):

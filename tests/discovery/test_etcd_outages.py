@@ -42,7 +42,7 @@ async def test_killed_and_started_again_with_its_data(etcd: EtcdServer, opens_et
     await log.until(lambda: (NAME, 3) in log.present, PATIENCE_S)
     assert instance(1) in log.present.values()
     assert removed(log) in ([], [Removed(NAME, 2)])
-    assert not any("forgotten this process" in each for each in heard.warnings)
+    assert not any("lost the lease of this process" in each for each in heard.warnings)
 
 
 async def test_started_again_empty(etcd: EtcdServer, opens_etcd: OpensEtcd, heard: Heard):

@@ -73,7 +73,7 @@ async def test_a_bad_record_is_skipped_alone(lasting_etcd: EtcdServer, opens_etc
     await opens_etcd(lasting_etcd.url, prefix="bad").watch(NAME, late)
     assert late.ids == [1]
     assert sum(bad.decode() in each for each in heard.warnings) == 2, "once by each of two discoveries"
-    assert any("id 7, which its key is not" in each for each in heard.warnings)
+    assert any("id 7, but its key does not" in each for each in heard.warnings)
     await writer.txn([], [messages.put(bad, record.encode(instance(5)))])
     await early.until_ids([1, 5], PATIENCE_S)
     await writer.txn([], [messages.put(bad, b"spoilt")])

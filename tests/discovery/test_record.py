@@ -192,7 +192,7 @@ def nested(depth: int) -> list[object]:
     ids=lambda each: each if isinstance(each, str) and each.isascii() else "",
 )
 def test_metadata_that_has_no_json_form_is_refused(value, says):
-    with pytest.raises(BadRecord, match=f"metadata is plain JSON values: .*{says}"):
+    with pytest.raises(BadRecord, match=f"metadata must be plain JSON values: .*{says}"):
         encode(Instance(NAME, 7, (), "", {"value": value}))
 
 

@@ -57,7 +57,7 @@ async def test_while_it_is_away_a_bounded_buffer_fills_and_then_it_says_so(nats:
     await gone(connection)
     for _ in range(BUFFER_BYTES // 100_000):
         await patiently(plane.publish("a.b", bytes(100_000)))
-    with pytest.raises(BrokerError, match=r"not connected, and the 2,097,152 bytes that can wait are full") as caught:
+    with pytest.raises(BrokerError, match=r"not connected, and the buffer of 2,097,152 bytes is full") as caught:
         await patiently(plane.publish("a.b", bytes(100_000)))
     assert nats.url in str(caught.value)
     with pytest.raises(BrokerError, match="no answer|cannot subscribe"):

@@ -61,7 +61,7 @@ async def test_an_exit_in_a_handler_drains_the_worker_and_is_its_status(unix: Cl
         assert first.endswith(": the handler raised")
         assert traceback[0] == "Traceback (most recent call last):"
         assert traceback[-1] == "SystemExit: 3"
-        assert last == "a handler raised SystemExit(3): this process drains, for at most 30 s, and ends"
+        assert last == "a handler raised SystemExit(3): this process drains for at most 30 s, then ends"
 
 
 @pytest.mark.parametrize(("code", "status", "says"), [(0, 0, ""), ("out of memory", 1, "out of memory\n")])
@@ -74,7 +74,7 @@ async def test_an_exit_in_a_plain_function_is_the_same(
             await patiently(client.call(code))
         _, errors = await worker.output()
         assert await worker.ended() == status
-        assert errors.endswith(f"and ends\n{says}")
+        assert errors.endswith(f"then ends\n{says}")
 
 
 @pytest.mark.leaves("socket files", reason="the worker ends without closing its runtime")

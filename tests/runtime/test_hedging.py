@@ -144,6 +144,6 @@ async def test_a_streamed_request_cannot_be_hedged(cluster: Cluster) -> None:
         yield 1
 
     _, _, client = await two(cluster)
-    with pytest.raises(ValueError, match="a request that is streamed cannot be sent a second time"):
+    with pytest.raises(ValueError, match="a streamed request cannot be sent a second time"):
         await client.call(requests(), idempotent=True, hedge_after_s=0.01)
     assert client.stats.inflight == 0

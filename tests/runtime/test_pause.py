@@ -167,7 +167,7 @@ async def test_a_fixed_list_cannot_be_left(cluster: Cluster) -> None:
 
     serving = worker.endpoint("t.c.e").serve_endpoint(echo)
     await until(lambda: serving.done() or serving.registered.done())
-    with pytest.raises(DiscoveryError, match="pause: TRD_STATIC"):
+    with pytest.raises(DiscoveryError, match="pause: only TRD_STATIC"):
         await worker.endpoint("t.c.e").pause()
 
 

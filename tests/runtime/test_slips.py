@@ -67,10 +67,10 @@ async def test_an_option_that_does_not_exist_names_the_public_method(verb: str, 
     ("options", "error", "words"),
     [
         ({"policy": "roundrobin"}, ConfigError, "one of round_robin, random"),
-        ({"context": "req-1"}, TypeError, r"context='req-1': a Context"),
-        ({"metadata": [1]}, TypeError, r"metadata=\[1\]: a mapping"),
-        ({"timeout": "5"}, ValueError, "timeout='5': a number of seconds"),
-        ({"priority": "high"}, TypeError, "priority='high': a whole number"),
+        ({"context": "req-1"}, TypeError, r"context='req-1': must be a Context"),
+        ({"metadata": [1]}, TypeError, r"metadata=\[1\]: must be a mapping"),
+        ({"timeout": "5"}, ValueError, "timeout='5': must be a number of seconds"),
+        ({"priority": "high"}, TypeError, "priority='high': must be a whole number"),
     ],
 )
 async def test_an_option_of_another_kind_is_told_at_the_call(

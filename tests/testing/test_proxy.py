@@ -82,7 +82,7 @@ async def test_a_target_that_is_not_there(trd_dir, target):
 
 
 async def test_there_is_no_network_in_memory_to_fail():
-    with pytest.raises(ConfigError, match="stands between sockets"):
+    with pytest.raises(ConfigError, match="a proxy needs sockets"):
         FaultProxy("memory://w")
 
 

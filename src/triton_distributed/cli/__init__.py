@@ -1,3 +1,3 @@
-"""The `trd` command: one file a subcommand, each imported only when it is the one that was asked for."""
+"""The `trd` command. Each subcommand has its own file, imported only when that subcommand runs."""
 
 __all__: list[str] = []

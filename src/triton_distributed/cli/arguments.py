@@ -1,4 +1,4 @@
-"""What the commands' arguments have in common: how endpoints, numbers and KEY=VALUE pairs are read."""
+"""The parsing that all commands share: endpoints, numbers and KEY=VALUE pairs."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _PATH = re.compile(r"(?P<namespace>.+?)/components/(?P<component>[^/]+)/(?P<endp
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser that prints each error as one line."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        # Epilogs have paragraphs; an abbreviation would break with the next option of the same beginning.
+        # Epilogs have paragraphs. Abbreviations are not allowed: a new option with the same beginning would break them.
         options = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter, **options}
         super().__init__(*args, **options)
 
@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def endpoint(text: str) -> EndpointName:
-    """`namespace.component.endpoint`, or the path that error texts and `trd ls` show where a part contains a dot."""
+    """Parse `namespace.component.endpoint`, or the path that error texts and `trd ls` show if a part contains a dot."""
     try:
         if path := _PATH.fullmatch(text):
             return EndpointName(**path.groupdict())
@@ -37,13 +37,13 @@ def endpoint(text: str) -> EndpointName:
         if error.kind == "endpoint" and error.name == text:
             raise argparse.ArgumentTypeError(
                 f"{text!r} cannot name an endpoint: write namespace.component.endpoint, "
-                "or namespace/components/component/endpoint where a part contains a dot"
+                "or namespace/components/component/endpoint if a part contains a dot"
             ) from error
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def at_least(low: int) -> Any:
-    """A reader of whole numbers that are not below `low`."""
+    """Return a parser of whole numbers that are at least `low`."""
 
     def read(text: str) -> int:
         try:
@@ -58,7 +58,7 @@ def at_least(low: int) -> Any:
 
 
 def seconds(text: str) -> float:
-    """A time of at least 10 ms: what is shorter is a slip of the pen."""
+    """Parse a number of seconds, at least 0.01. A shorter time is most likely a typo."""
     try:
         number = float(text)
     except ValueError:
@@ -69,7 +69,7 @@ def seconds(text: str) -> float:
 
 
 def pair(text: str) -> tuple[str, str]:
-    """`KEY=VALUE`, both as text."""
+    """Parse `KEY=VALUE`; both are text."""
     key, mark, value = text.partition("=")
     if not mark or not key:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
@@ -77,5 +77,5 @@ def pair(text: str) -> tuple[str, str]:
 
 
 def pairs(given: Iterable[tuple[str, str]] | None) -> dict[str, str]:
-    """The pairs of a repeated option; of one key the last counts."""
+    """Return the pairs of a repeated option. If a key is repeated, its last value counts."""
     return dict(given or ())

@@ -1,4 +1,4 @@
-"""`trd call ns.comp.ep '{"…"}'`: one call, its items as they come, one line of JSON each."""
+"""`trd call ns.comp.ep '{"…"}'`: make one call, and print each item at once as one line of JSON."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from triton_distributed.runtime import Client, DistributedRuntime, ResponseStrea
 EPILOG = """\
 Each item is one line of JSON, written at once. Bytes are shown as
 {"bytes": {"size": N, "base64": TEXT}}, arrays as {"ndarray": {"dtype": TEXT,
-"shape": [N], "values": [N]}}, with the content only where it is small.
+"shape": [N], "values": [N]}}. Large content is left out.
 
-Ctrl-C cancels the handler, and so does a reader of the output that goes away.
+Ctrl-C cancels the handler, and so does the end of the output's reader.
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.epilog = EPILOG
-    parser.add_argument("endpoint", metavar="NS.COMP.EP", type=endpoint, help="whom to call")
+    parser.add_argument("endpoint", metavar="NS.COMP.EP", type=endpoint, help="the endpoint to call")
     parser.add_argument("request", metavar="REQUEST", help="JSON; - reads it from standard input")
     parser.add_argument("--text", action="store_true", help="REQUEST is plain text, not JSON")
     parser.add_argument("--timeout", metavar="S", type=seconds, help="seconds for the call (default: no limit)")
@@ -45,12 +45,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--metadata", metavar="KEY=VALUE", type=pair, action="append", help="send this with the request; repeatable"
     )
     parser.add_argument(
-        "--traceback", action="store_true", help="where the handler raises, show its traceback in the worker too"
+        "--traceback", action="store_true", help="if the handler raises, also show its traceback in the worker"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Call, and print what comes."""
+    """Make the call and print the items."""
     config = settings()
     asyncio.run(_run(arguments, _request(arguments.request, arguments.text, config.max_message_bytes), config))
     return 0
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _request(text: str, plain: bool, limit: int) -> Any:
     data = text.encode("utf-8", "surrogateescape")
     if text == "-":
-        data = sys.stdin.buffer.read(limit + 1)  # one byte more than can be sent is enough to be refused
+        data = sys.stdin.buffer.read(limit + 1)  # One byte above the limit is enough to refuse the request.
     try:
         return data.decode() if plain else msgspec.json.decode(data)
     except UnicodeDecodeError as error:
@@ -115,7 +115,7 @@ async def _wait(
         async with asyncio.timeout(timeout_s):
             await found
     except TimeoutError:
-        who = "nobody" if instance is None else f"no instance {instance}"
+        who = "no instance" if instance is None else f"no instance {instance}"
         asked = f"{runtime.discovery.where} was asked{runtime.elsewhere(name)}"
         raise Failure(f"{who} served {name} within {timeout_s:g} s ({asked})") from None
     finally:
@@ -123,11 +123,11 @@ async def _wait(
 
 
 def _words(error: TritonError, name: EndpointName) -> str:
-    """An error in the command's own terms where its text is about the Python API."""
+    """Return an error's text. Texts about the Python API are replaced by ones about this command."""
     match error:
         case NoInstances():
             asked = f"{error.where} was asked{error.elsewhere}"
-            return f"nobody serves {name} ({asked}): `trd ls` shows what is served, --wait S waits for it"
+            return f"no instance serves {name} ({asked}): `trd ls` shows what is served, --wait S waits for it"
         case InstanceNotFound():
             known = ", ".join(map(str, error.known)) or "none"
             return f"no instance {error.instance_id} serves {name}; its instances: {known}"
@@ -140,10 +140,10 @@ def _words(error: TritonError, name: EndpointName) -> str:
 
 
 class Output:
-    """Standard output, whose reader may leave at any time: then the task that entered this is cancelled.
+    """Standard output. If its reader closes the pipe, the task that entered this context is cancelled.
 
-    Raises (from leaving it, and from `write`):
-        BrokenPipeError: the reader is gone.
+    Raises (from the end of the block, and from `write`):
+        BrokenPipeError: the reader has closed the pipe.
     """
 
     def __init__(self) -> None:
@@ -156,7 +156,7 @@ class Output:
         fd = sys.stdout.fileno()
         if stat.S_ISFIFO(os.fstat(fd).st_mode) and hasattr(select, "poll"):
             self._pipe = fd
-            self._loop.add_reader(fd, self._look)  # the write end of a pipe is reported when its read end is closed
+            self._loop.add_reader(fd, self._look)  # The write end is reported as ready when the read end is closed.
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -176,6 +176,6 @@ class Output:
             self._task.cancel()
 
     def write(self, line: bytes) -> None:
-        """Write one line and let it leave."""
+        """Write one line and flush it."""
         sys.stdout.buffer.write(line)
         sys.stdout.buffer.flush()

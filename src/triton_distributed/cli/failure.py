@@ -1,22 +1,22 @@
-"""How a command ends when it cannot do what was asked."""
+"""The failure of a command: its exit status and its error text."""
 
 from __future__ import annotations
 
 FAILED = 1
-"""Exit status of a command that was understood and failed."""
+"""Exit status of a command that failed although its command line was valid."""
 
 USAGE = 2
-"""Exit status where the command line or a setting is invalid, as of argparse."""
+"""Exit status if the command line or a setting is invalid; argparse uses the same."""
 
 INTERRUPTED = 130
-"""Exit status after SIGINT: 128 + SIGINT, as shells report it."""
+"""Exit status after SIGINT: 128 + 2, as shells report it."""
 
 
 class Failure(Exception):
     """Ends the command with one line on standard error.
 
     Args:
-        text: what went wrong and what helps; without the command's name, which `main` puts before it.
+        text: the problem and its remedy, without the command's name; `main` adds the name.
         status: the exit status.
     """
 
@@ -26,5 +26,5 @@ class Failure(Exception):
 
 
 def one_line(text: object) -> str:
-    """A text without line breaks and runs of blanks, so that one error is one line for `grep` too."""
+    """Return a text without line breaks and repeated blanks, so that each error is one line, e.g. for `grep`."""
     return " ".join(str(text).split())

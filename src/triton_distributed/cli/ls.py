@@ -1,4 +1,4 @@
-"""`trd ls`: every endpoint that is served, its instances, and whether they answer."""
+"""`trd ls`: list every served endpoint, its instances, and whether they answer."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from triton_distributed.system.identity import host_name
 from triton_distributed.transport.pool import SessionPool
 
 PROBES = 64
-"""Connections made at a time: well below the usual 256 to 1024 open files of a process."""
+"""Instances probed at a time: well below the usual limit of 256 to 1024 open files of a process."""
 
 EPILOG = """\
 PATTERN is a shell pattern (*, ?, [..]) for an endpoint's name or for a dotted
-beginning of it: `demo`, `demo.back*`, `*.generate`. STATE is `up`, `busy` where
-an instance says that its event loop is stuck, or `unreachable` where one did
-not answer in time; why is on standard error. A paused endpoint is not listed.
+beginning of it: `demo`, `demo.back*`, `*.generate`. STATE is `up`, `busy` if an
+instance reports that its event loop is stuck, or `unreachable` if it did not
+answer in time; standard error shows why. A paused endpoint is not listed.
 
 With --json each instance is one line: endpoint, instance (text: ids have 63
-bits), addresses, host, metadata, reachable, busy and, where it does not answer,
+bits), addresses, host, metadata, reachable, busy and, if it does not answer,
 reason.
 """
 
@@ -41,7 +41,7 @@ HEADER = ("ENDPOINT", "INSTANCE", "STATE", "ADDRESS", "METADATA")
 
 @dataclass(frozen=True)
 class Row:
-    """An instance and why it cannot be reached; an empty text where it can."""
+    """An instance and the reason why it cannot be reached; the reason is empty if it can."""
 
     instance: Instance
     reason: str
@@ -50,7 +50,7 @@ class Row:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.epilog = EPILOG
-    parser.add_argument("pattern", metavar="PATTERN", nargs="?", help="only endpoints of that name (default: all)")
+    parser.add_argument("pattern", metavar="PATTERN", nargs="?", help="only endpoints that match (default: all)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
     parser.add_argument(
         "--timeout", metavar="S", type=seconds, default=1.0, help="seconds to wait for each instance (default: 1)"
@@ -101,15 +101,15 @@ def _matches(name: str, pattern: str) -> bool:
 def _nothing(pattern: str | None, found: list[Instance], asked: str) -> str:
     if found:
         names = {each.endpoint for each in found}
-        return f"no endpoint matches {pattern!r}; {len(names)} other(s) are served, see `trd ls`"
-    return f"nothing is served ({asked}); `trd serve MODULE:OBJECT --endpoint NS.COMP.EP` begins to"
+        return f"no endpoint matches {pattern!r}; {len(names)} other endpoint(s) are served, see `trd ls`"
+    return f"no endpoint is served ({asked}); `trd serve MODULE:OBJECT --endpoint NS.COMP.EP` serves one"
 
 
 async def _probe(instance: Instance, pool: SessionPool, room: asyncio.Semaphore) -> str:
     here = not instance.host or instance.host == host_name()
     addresses = tuple(each for each in instance.addresses if here or not each.startswith("unix:"))
     if not addresses:
-        return f"{', '.join(instance.addresses) or 'no address'}: on another machine, or before it was started anew"
+        return f"{', '.join(instance.addresses) or 'no address'}: on another machine, or from before a reboot"
     async with room:
         try:
             await pool.connect(addresses)
@@ -122,7 +122,7 @@ def _described(row: Row) -> dict[str, Any]:
     instance = row.instance
     return {
         "endpoint": str(instance.endpoint),
-        "instance": str(instance.id),  # as protobuf's JSON does: many readers of JSON keep 53 bits of a number
+        "instance": str(instance.id),  # Text, as in protobuf's JSON: many JSON readers keep only 53 bits of a number.
         "addresses": instance.addresses,
         "host": instance.host,
         "metadata": dict(instance.metadata),

@@ -1,7 +1,7 @@
-"""`trd`: serve a handler, list what is served, call it.
+"""`trd`: serve a handler, list the served endpoints, call one.
 
-Each subcommand is a module of this package with `configure(parser)` and `run(arguments) -> exit status`. Only the one
-that was asked for is imported, so `trd --help` costs no more than argparse.
+Each subcommand is a module of this package with `configure(parser)` and `run(arguments) -> exit status`. Only the
+requested module is imported, so `trd --help` costs no more than argparse.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from triton_distributed.system import first_process
 
 COMMANDS = {
     "serve": "serve a function, method or class of a module as an endpoint",
-    "ls": "list the endpoints that are served, and their instances",
-    "call": "call an endpoint and print the items that it answers with",
+    "ls": "list the served endpoints and their instances",
+    "call": "call an endpoint and print the items of its answer",
 }
 
 EPILOG = """\
-exit status: 0 done, 1 it did not work, 2 the command line or a TRD_* setting is
-wrong, 130 interrupted. An error is one line on standard error.
+exit status: 0 success, 1 failure, 2 invalid command line or TRD_* setting,
+130 interrupted. An error is one line on standard error.
 """
 
 
@@ -33,13 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: its arguments, by default the process's own.
+        argv: the command's arguments, by default those of the process.
 
     Returns:
         the exit status.
 
     Raises:
-        SystemExit: after help, a version or an error in the arguments; as process 1 also after SIGTERM.
+        SystemExit: after help, a version or an error in the arguments; in process 1 also after SIGTERM.
     """
     first_process.take()
     argv = sys.argv[1:] if argv is None else argv
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"trd {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     parsers = {name: commands.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()}
-    # No option before the command takes a value, so the first other word is the command.
+    # No option before the command takes a value, so the first word that is not an option is the command.
     name = next((each for each in argv if not each.startswith("-")), None)
     if name not in parsers:
         parser.parse_args(argv)
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     module = importlib.import_module(f"triton_distributed.cli.{name}")
     module.configure(parsers[name])
     arguments = parser.parse_args(argv)
-    if sys.stdout is None:  # the caller closed it; what is printed goes nowhere
+    if sys.stdout is None:  # The caller closed standard output, so the output is discarded.
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
         status: int = module.run(arguments)
@@ -65,10 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(name, failure, failure.status)
     except TritonError as error:
         return _fail(name, error, USAGE if isinstance(error, (ConfigError, InvalidName)) else FAILED)
-    except BrokenPipeError:  # the reader of our output has what it wanted, e.g. `| head -1`
+    except BrokenPipeError:  # The reader of the output needs no more of it, e.g. `| head -1`.
         _drop_output()
         return 0
-    except OSError as error:  # of standard output, e.g. a full disk
+    except OSError as error:  # Writing to standard output failed, e.g. because the disk is full.
         _drop_output()
         return _fail(name, error, FAILED)
     except KeyboardInterrupt:
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _drop_output() -> None:
-    """What could not be written would fail once more when the interpreter flushes at its end."""
+    """Discard unwritten output: otherwise writing it would fail again when the interpreter flushes at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

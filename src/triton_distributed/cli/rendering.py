@@ -1,11 +1,11 @@
-"""Values as JSON for people and scripts: what JSON cannot hold is shown as an object that says what it is.
+"""Values as JSON for people and scripts. A value that JSON cannot hold is shown as an object that names its type.
 
 - bytes, bytearray, memoryview: `{"bytes": {"size": 3, "base64": "AQID"}}`; above SHOWN_BYTES without the content
 - an array: `{"ndarray": {"dtype": "float32", "shape": [2], "values": [1.0, 2.0]}}`; above SHOWN_VALUES elements without
   the values
 - NaN and infinities: null
-- a key that is no text: its text
-- anything else: as msgspec writes it (datetime: RFC 3339), or its repr
+- a key that is not text: its `str`
+- any other value: as msgspec writes it (datetime: RFC 3339), or its repr
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ import msgspec
 from triton_distributed.runtime import Annotated
 
 SHOWN_BYTES = 1024
-"""Bytes of a value that are shown: a few lines of a terminal."""
+"""Largest bytes value shown with its content, in bytes: a few lines of a terminal."""
 
 SHOWN_VALUES = 16
-"""Values of an array that are shown: one line."""
+"""Largest array shown with its values, in elements: one line of a terminal."""
 
 _encode = msgspec.json.Encoder(enc_hook=repr).encode
 
 
 def json_line(value: Any) -> bytes:
-    """One value as one line of JSON, the line break included."""
+    """Return a value as one line of JSON, including the line break."""
     return _encode(_plain(value)) + b"\n"
 
 
 def item(annotated: Annotated) -> Any:
-    """What to show of an item: its data, or, where it has an event, comments or an id, all that it has by name."""
+    """Return what to show of an item: its data, or all its parts by name if it has an event, comments or an id."""
     parts = {"event": annotated.event(), "comments": annotated.comments(), "id": annotated.id()}
     present = {name: part for name, part in parts.items() if part}
     if not present:

@@ -1,4 +1,4 @@
-"""`trd serve module:object --endpoint ns.comp.ep`: one handler as one instance, until a signal ends it."""
+"""`trd serve module:object --endpoint ns.comp.ep`: serve one handler as one instance, until a signal ends it."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ from triton_distributed.transport.address import Address
 
 try:
     from uvloop import new_event_loop
-except ImportError:  # no wheel for this platform
+except ImportError:  # uvloop has no wheel for this platform.
     from asyncio import new_event_loop  # type: ignore[assignment]
 
 EPILOG = """\
 OBJECT is a function (async or plain, generator or not), Class.method,
-instance.method, or a class that is made without arguments and whose `generate`,
-or else `__call__`, serves. MODULE is looked for in the current directory first.
+instance.method, or a class without arguments, of which `generate` serves, or
+else `__call__`. MODULE is searched in the current directory first.
 
-When it can be called it prints one line on standard output:
+When the endpoint is ready, one line is printed on standard output:
     ready: serving NS.COMP.EP as instance ID at ADDRESS
 
-SIGTERM and SIGINT drain: no new request gets in, running ones finish within
-TRD_DRAIN_TIMEOUT_S, and it exits with 0. A second signal ends it at once.
+SIGTERM and SIGINT drain: no new request begins, running ones finish within
+TRD_DRAIN_TIMEOUT_S, and the exit status is 0. A second signal ends it at once.
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.epilog = EPILOG
-    parser.add_argument("target", metavar="MODULE:OBJECT", help="what serves the requests")
+    parser.add_argument("target", metavar="MODULE:OBJECT", help="the handler of the requests")
     parser.add_argument(
         "--endpoint", metavar="NS.COMP.EP", type=endpoint, required=True, help="the name that clients call"
     )
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _serve(arguments: argparse.Namespace, config: Config, target: Target, module: ModuleType) -> None:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        # asyncio's own handler would wait for a class that loads its model; this one interrupts it.
+        # This handler interrupts a class that loads its model; asyncio's own would wait for the class.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     name: EndpointName = arguments.endpoint
     handler = target.handler(module)
@@ -107,7 +107,7 @@ async def _serve(arguments: argparse.Namespace, config: Config, target: Target, 
             await asyncio.wait({serving, draining}, return_when=asyncio.FIRST_COMPLETED)
             if not serving.done() and (running := runtime.stats()[name.path].inflight):
                 print(
-                    f"draining: {running} request(s) run, for at most {config.drain_timeout_s:g} s; "
+                    f"draining: {running} request(s) may run for at most {config.drain_timeout_s:g} s; "
                     "a second signal ends them now",
                     file=sys.stderr,
                 )
@@ -120,12 +120,12 @@ async def _serve(arguments: argparse.Namespace, config: Config, target: Target, 
 def _say_ready(instance: Instance, config: Config) -> None:
     id = instance.id
     if config.discovery == "static":
-        id = static_id(instance.endpoint, instance.addresses)  # the one under which clients know the list's entry
-    with contextlib.suppress(OSError):  # the reader of the output may be gone
+        id = static_id(instance.endpoint, instance.addresses)  # Clients know the list's entry under this id.
+    with contextlib.suppress(OSError):  # The reader of the output may be gone.
         print(f"ready: serving {instance.endpoint} as instance {id} at {','.join(instance.addresses)}", flush=True)
 
 
 def _cannot_listen(error: OSError, config: Config) -> Failure:
     if error.errno == errno.EADDRINUSE:
-        return Failure(f"cannot listen on {config.listen}: the address is in use, give another with --listen")
+        return Failure(f"cannot listen on {config.listen}: the address is in use; give another with --listen")
     return Failure(error.strerror or str(error))

@@ -1,4 +1,4 @@
-"""The settings of a command: the environment's, changed by its options; and its log."""
+"""The settings of a command, from the environment and its options, and its log."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ def settings(**overrides: Any) -> Config:
     """Read the settings and send the log to standard error.
 
     Args:
-        overrides: fields of `Config`, stronger than the environment.
+        overrides: fields of `Config`; they take precedence over the environment.
 
     Raises:
-        ConfigError: a setting cannot be used, or makes no sense for a command.
+        ConfigError: a setting is invalid, or cannot be used by a command.
     """
     config = Config.from_env(**overrides)
     if config.log_level.lower() not in LEVELS:
         raise ConfigError("TRD_LOG", config.log_level, f"one of {', '.join(LEVELS)}")
     if config.discovery == "memory":
-        raise ConfigError("TRD_DISCOVERY", "memory", "no process sees another's memory: use file or static with trd")
+        raise ConfigError("TRD_DISCOVERY", "memory", "processes do not share memory: use file or static with trd")
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     return config

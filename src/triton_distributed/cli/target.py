@@ -1,4 +1,4 @@
-"""`module:object` on the command line: from that text to the function that serves requests."""
+"""`module:object` on the command line, and how it is resolved to the function that serves requests."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from triton_distributed.system.first_process import Ended
 
 
 class Target:
-    """A handler's place: a module and the dotted way from it to an object.
+    """The location of a handler: a module, and a dotted path to an object in it.
 
     Args:
-        text: `module:object`, where `module` may be dotted and `object` too.
+        text: `module:object`; both parts may be dotted.
 
     Raises:
-        Failure: it is not of that form.
+        Failure: the text does not have that form.
     """
 
     def __init__(self, text: str) -> None:
@@ -38,10 +38,10 @@ class Target:
         self.path = path.split(".")
 
     def load(self) -> ModuleType:
-        """Import the module, from the current directory before anywhere else.
+        """Import the module. The current directory is searched first.
 
         Raises:
-            Failure: there is no such module, or importing it failed; then its traceback was printed.
+            Failure: there is no such module, or the import failed and its traceback was printed.
         """
         folder = os.getcwd()
         if sys.path[:1] != [folder]:
@@ -52,20 +52,20 @@ class Target:
             if error.name is not None and f"{self.module}.".startswith(f"{error.name}."):
                 parent = error.name.rpartition(".")[0]
                 no_package = parent in sys.modules and not hasattr(sys.modules[parent], "__path__")
-                why = f": {parent!r} is no package" if no_package else f" in {folder} or on Python's path"
+                why = f": {parent!r} is not a package" if no_package else f" in {folder} or on Python's path"
                 raise Failure(f"there is no module {error.name!r}{why}") from error
             raise _raised(f"importing {self.module!r}", error) from error
-        except Ended:  # it is this process that was told to end, not the module that wants to
+        except Ended:  # A signal ends this process; the module did not exit by itself.
             raise
         except (Exception, SystemExit) as error:
             raise _raised(f"importing {self.module!r}", error) from error
 
     def handler(self, module: ModuleType) -> Callable[..., Any]:
-        """The function to serve.
+        """Return the function to serve.
 
-        A class is called without arguments where it is the object itself or the way goes on to one of its instance
-        methods. Of an object that is no function, its `generate` serves, or else the object itself where it can be
-        called.
+        A class is instantiated without arguments if it is the object itself, or if the path continues to one of its
+        instance methods. If the object is not a function, its `generate` method serves; without one, the object itself
+        serves if it is callable.
 
         Raises:
             Failure: there is no such object, it cannot be called, or the class could not be instantiated.
@@ -99,7 +99,7 @@ def _instance(kind: type, way: str) -> Any:
     except TypeError as error:
         raise Failure(f"{way} cannot be made without arguments: {error}; serve an instance of it instead") from None
     except ValueError:
-        pass  # a builtin without a signature
+        pass  # A builtin may have no signature.
     try:
         return kind()
     except Ended:
@@ -113,7 +113,7 @@ def _what(found: object) -> str:
 
 
 def _raised(what: str, error: BaseException) -> Failure:
-    """The user's own code raised: show where, which one line cannot."""
+    """Print the traceback of the user's own code, which one line cannot show, and return the failure."""
     trace = error.__traceback__
     while trace is not None and _is_not_theirs(trace):
         trace = trace.tb_next

@@ -1,4 +1,4 @@
-"""Where instances are registered and watched. A backend is imported by its module's path, where it is chosen."""
+"""Discovery: instances are registered and watched. A backend is imported by its module's path when it is chosen."""
 
 from triton_distributed.discovery.base import Added, Change, Discovery, Marking, Removed, Sink, Snapshot, Watch
 

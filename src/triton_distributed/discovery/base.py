@@ -1,4 +1,4 @@
-"""What every discovery backend does: register, withdraw, and watch as one snapshot followed by changes."""
+"""The interface of every discovery backend: register, withdraw, and watch one snapshot followed by changes."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from triton_distributed.names import EndpointName, Instance
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All instances that exist now; replaces what was known."""
+    """All instances that exist now. It replaces all earlier knowledge."""
 
     instances: tuple[Instance, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """An instance is new, or has changed: it replaces the one with the same endpoint and id."""
+    """An instance is new or has changed. It replaces the instance with the same endpoint and id."""
 
     instance: Instance
 
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """An instance is gone: withdrawn, or its process is dead."""
+    """An instance is gone: it was withdrawn, or its process has died."""
 
     endpoint: EndpointName
     instance_id: int
@@ -33,7 +33,7 @@ class Removed:
 
 Change = Snapshot | Added | Removed
 
-#: Receives each change, in order, as a plain call on the event loop. It must not raise and must not wait.
+#: A function that receives each change in order, as a plain call on the event loop. It must not raise or wait.
 Sink = Callable[[Change], None]
 
 
@@ -41,57 +41,57 @@ class Watch(Protocol):
     """A running watch."""
 
     def close(self) -> None:
-        """Stop: the sink gets nothing more, not even what is known already. Closing twice is harmless."""
+        """Stop the watch: the sink gets no further change, not even a known one. Closing twice is harmless."""
 
 
 class Discovery(Protocol):
-    """Where instances are registered and watched."""
+    """A backend in which instances are registered and watched."""
 
     @property
     def where(self) -> str:
-        """The place, for error texts: `file:///tmp/triton-distributed-1000`."""
+        """The backend's address, for error texts, e.g. `file:///tmp/triton-distributed-1000`."""
 
     async def register(self, instance: Instance) -> None:
-        """Make an instance known until it is withdrawn, or until this process ends.
+        """Publish an instance until it is withdrawn or this process ends.
 
-        Registering the same endpoint and id again replaces what was published, metadata included.
+        Registering the same endpoint and id again replaces the published record, including its metadata.
 
         Raises:
-            DiscoveryError: it cannot be registered; nothing was.
+            DiscoveryError: the instance cannot be registered; nothing has changed.
         """
 
     async def withdraw(self, instance: Instance) -> None:
-        """Take back what `register` published; harmless where nothing was, or another process has replaced it."""
+        """Remove what `register` published. Harmless if nothing was published or another process has replaced it."""
 
     async def watch(self, endpoint: EndpointName | None, sink: Sink) -> Watch:
         """Give `sink` a `Snapshot` before this returns, and every change from then on.
 
         Args:
-            endpoint: exactly this endpoint, or None for every one.
+            endpoint: the endpoint to watch; None for all.
 
         Raises:
-            DiscoveryError: the place cannot be read.
+            DiscoveryError: the backend cannot be read.
         """
 
     async def close(self) -> None:
-        """Withdraw what was registered here, stop the watches, release everything. Closing twice is harmless."""
+        """Withdraw the instances registered here, stop the watches, release everything. Closing twice is harmless."""
 
 
 @runtime_checkable
 class Marking(Protocol):
-    """What a discovery can do beside that whose records can be changed without the event loop."""
+    """The additional interface of a discovery that can change records without the event loop."""
 
     def mark(self, instance: Instance, busy: bool) -> None:
-        """Publish that an instance is busy, or no longer. From any thread, also while the event loop is stuck.
+        """Publish whether an instance is busy. May be called from any thread, even while the event loop is stuck.
 
-        Nothing happens where the instance is not registered here, where another process has replaced it, or where the
-        same is published already. What was registered stays registered; registering it again says that it is not busy.
+        Nothing happens if the instance is not registered here, if another process has replaced it, or if the same state
+        is already published. The instance stays registered. Registering it again publishes that it is not busy.
 
         Raises:
-            DiscoveryError: it cannot be published now; what was published before stays.
+            DiscoveryError: the state cannot be published now; the former record stays.
         """
 
 
 def same(one: Instance, other: Instance) -> bool:
-    """Whether two instances are equal in everything that is published, metadata included."""
+    """Whether two instances are equal in all published values, including metadata."""
     return one == other and one.metadata == other.metadata

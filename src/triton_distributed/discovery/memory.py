@@ -1,4 +1,4 @@
-"""Discovery within one process: for tests, and for programs whose workers and clients share a loop."""
+"""Discovery within one process, for tests and for programs whose workers and clients share an event loop."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from triton_distributed.names import EndpointName, Instance
 
 
 class MemoryHub:
-    """What several `MemoryDiscovery` share. Belongs to one event loop: its watches are called where it is changed."""
+    """The state that several `MemoryDiscovery` share on one event loop. Changes call the watches directly."""
 
     def __init__(self) -> None:
-        # One entry a registered instance; its owner's close takes it out.
+        # One entry for each registered instance. Closing the owner removes the entry.
         self.entries: dict[tuple[EndpointName, int], tuple[MemoryDiscovery, Instance]] = {}
         self.watchers = Watchers()
 
 
-# Two runtimes on one loop find each other by the hub's name alone. Both levels are weak: a hub lives while a discovery
-# uses it, so nothing is left for the next loop, the next test, or another thread's loop to trip over.
+# Two runtimes on one loop find each other by the hub's name alone. Both levels are weak: a hub lives only while a
+# discovery uses it, so no state is left over for the next test or another loop.
 _hubs: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[str, MemoryHub]] = WeakKeyDictionary()
 
 
@@ -47,8 +47,8 @@ class MemoryDiscovery:
     async def register(self, instance: Instance) -> None:
         hub = self._open()
         try:
-            # The way through JSON is the other backends' too: it refuses what they refuse, and what is published does
-            # not change when the caller's metadata does.
+            # The instance passes through JSON, as in the other backends: this refuses the same values as they do, and
+            # copies the metadata, which the caller may change later.
             instance = decode(encode(instance))
         except BadRecord as error:
             raise DiscoveryError("memory", self.where, str(error)) from error

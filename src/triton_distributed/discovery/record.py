@@ -1,4 +1,4 @@
-"""An instance as it is written down: one small JSON object, and the key under which it lies."""
+"""The record of an instance: one small JSON object, stored under a key."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from triton_distributed.errors import InvalidName
 from triton_distributed.names import EndpointName, Instance
 
 MAX_RECORD_BYTES = 64 * 1024
-"""Bytes of a record, the most that a reader takes. Addresses and metadata are a few hundred bytes."""
+"""Largest record that a reader accepts, in bytes. Addresses and metadata usually need a few hundred bytes."""
 
 SUFFIX = ".json"
 
 _VERSION = 1
 
 _SLUG_CHARACTERS = 96
-"""Characters of a slug. With hash, id and suffix a key has at most 135 bytes; eCryptfs allows 143, others 255."""
+"""Most characters of a slug. With hash, id and suffix a key has at most 135 bytes; eCryptfs allows 143, others 255."""
 
 _NOT_SLUG = re.compile(r"[^A-Za-z0-9_-]+")
 _KEY = re.compile(r"(?P<prefix>[A-Za-z0-9_.-]+\.[0-9a-f]{16})\.(?P<id>[0-9a-f]{16})\.json")
 
 
 class BadRecord(ValueError):
-    """A record cannot be written, or what was read is not one."""
+    """A record cannot be written, or the data read is not a valid record."""
 
 
 class _Record(msgspec.Struct):
@@ -40,8 +40,8 @@ class _Record(msgspec.Struct):
     addresses: tuple[str, ...]
     host: str = ""
     metadata: dict[str, Any] = {}
-    busy: bool | msgspec.UnsetType = msgspec.UNSET  # written only where it is true: nearly never
-    pid: int = 0  # for a person who reads the file; nothing decides by it
+    busy: bool | msgspec.UnsetType = msgspec.UNSET  # Written only if it is true, which is rare.
+    pid: int = 0  # Only for people who read the file; no code uses it.
 
 
 _encoder = msgspec.json.Encoder()
@@ -49,10 +49,10 @@ _decoder = msgspec.json.Decoder(_Record)
 
 
 def encode(instance: Instance, pid: int = 0) -> bytes:
-    """Write an instance down.
+    """Encode an instance as a record.
 
     Raises:
-        BadRecord: its metadata is not plain JSON (a tuple becomes a list), or the whole is above `MAX_RECORD_BYTES`.
+        BadRecord: its metadata is not plain JSON (a tuple becomes a list), or the record exceeds `MAX_RECORD_BYTES`.
     """
     name = instance.endpoint
     record = _Record(
@@ -73,40 +73,40 @@ def encode(instance: Instance, pid: int = 0) -> bytes:
     except BadRecord:
         raise
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise BadRecord(f"metadata is plain JSON values: {error}") from error
+        raise BadRecord(f"metadata must be plain JSON values: {error}") from error
     if len(data) > MAX_RECORD_BYTES:
         raise BadRecord(f"the record has {len(data):,} bytes, above the limit of {MAX_RECORD_BYTES:,}: less metadata")
     return data
 
 
 def _check_plain(value: object, path: str) -> None:
-    """Refuse what the encoder would quietly turn into something else: bytes into base64 text, NaN into null."""
+    """Refuse values that the encoder would silently convert: bytes to base64 text, NaN to null."""
     if isinstance(value, dict):
         for name, each in value.items():
             if not isinstance(name, str):
-                raise BadRecord(f"metadata is plain JSON values: {path} has the key {name!r}, which is not text")
+                raise BadRecord(f"metadata must be plain JSON values: {path} has the key {name!r}, which is not text")
             _check_plain(each, f"{path}.{name}")
     elif isinstance(value, list | tuple):
         for number, each in enumerate(value):
             _check_plain(each, f"{path}[{number}]")
     elif isinstance(value, float) and not math.isfinite(value):
-        raise BadRecord(f"metadata is plain JSON values: {path} is {value!r}")
+        raise BadRecord(f"metadata must be plain JSON values: {path} is {value!r}")
     elif not isinstance(value, str | int | float | None):
-        raise BadRecord(f"metadata is plain JSON values: {path} is of type {type(value).__name__}")
+        raise BadRecord(f"metadata must be plain JSON values: {path} is of type {type(value).__name__}")
 
 
 def decode(data: bytes) -> Instance:
-    """Read what `encode` wrote; unknown fields, a later version's, are passed over.
+    """Decode a record that `encode` wrote. Unknown fields, e.g. of a later version, are ignored.
 
     Raises:
-        BadRecord: it is not a record.
+        BadRecord: the data is not a valid record.
     """
     if len(data) > MAX_RECORD_BYTES:
-        raise BadRecord(f"above the limit of {MAX_RECORD_BYTES:,} bytes")
+        raise BadRecord(f"it is above the limit of {MAX_RECORD_BYTES:,} bytes")
     try:
         record = _decoder.decode(data)
         if record.version != _VERSION:
-            raise BadRecord(f"written in version {record.version}, this program reads version {_VERSION}")
+            raise BadRecord(f"it has version {record.version}, and this program reads version {_VERSION}")
         endpoint = EndpointName(record.namespace, record.component, record.endpoint)
         return Instance(endpoint, record.id, record.addresses, record.host, record.metadata, record.busy is True)
     except (msgspec.DecodeError, InvalidName, UnicodeDecodeError, RecursionError) as error:
@@ -114,25 +114,25 @@ def decode(data: bytes) -> Instance:
 
 
 def marked(data: bytes, busy: bool, pid: int = 0) -> bytes:
-    """What `encode` wrote, with another word on whether the instance is busy."""
+    """Return a record that `encode` wrote with its busy state changed."""
     return encode(replace(decode(data), busy=busy), pid)
 
 
 def prefix(endpoint: EndpointName) -> str:
-    """What the keys of all instances of an endpoint begin with, and no other endpoint's: readable part, then a hash."""
+    """The prefix of the keys of an endpoint's instances, unique to the endpoint: a readable part, then a hash."""
     parts = (endpoint.namespace, endpoint.component, endpoint.endpoint)
     readable = ".".join(_NOT_SLUG.sub("_", part) for part in parts)[:_SLUG_CHARACTERS].strip(".") or "_"
-    # NUL is a control character, so no name holds it and no two triples give one text
+    # NUL is a control character, which names cannot contain, so two different triples never give the same text.
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
     return f"{readable}.{digest}"
 
 
 def key(endpoint: EndpointName, instance_id: int) -> str:
-    """The record's file name: safe for any endpoint's name, at most 135 bytes."""
+    """The key of a record, also its file name: valid for any endpoint's name, at most 135 bytes."""
     return f"{prefix(endpoint)}.{instance_id:016x}{SUFFIX}"
 
 
 def prefix_of(key: str) -> str | None:
-    """The endpoint's prefix in a key, or None where the text is no key."""
+    """The endpoint's prefix in a key; None if the text is not a key."""
     found = _KEY.fullmatch(key)
     return found["prefix"] if found else None

@@ -1,4 +1,4 @@
-"""Discovery by a fixed list of addresses, for deployments where something else decides where workers run."""
+"""Discovery by a fixed list of addresses, for deployments in which another system places the workers."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _FORM = (
 
 
 class StaticDiscovery:
-    """Knows the instances it was given, from the first moment to the last.
+    """Lists a fixed set of instances.
 
-    A worker may register: it listens where its own settings say, and the list says who may know. Whether anybody is
-    there is not asked: a dead address is found out by the call.
+    A worker may register, which publishes nothing: it listens on the address of its own settings, and clients find it
+    through their lists. Addresses are not checked: a call finds out that an address is dead.
 
     Args:
         instances: the instances, or text as in `TRD_STATIC`.
 
     Raises:
-        ConfigError: the text cannot be read.
+        ConfigError: the text is invalid.
     """
 
     def __init__(self, instances: str | Iterable[Instance]) -> None:
@@ -43,7 +43,7 @@ class StaticDiscovery:
         self._check_open()
 
     async def withdraw(self, instance: Instance) -> None:
-        """Nothing was published."""
+        """Do nothing: `register` has published nothing."""
 
     async def watch(self, endpoint: EndpointName | None, sink: Sink) -> Watch:
         self._check_open()
@@ -60,17 +60,18 @@ class StaticDiscovery:
 
 
 def parse_static(text: str) -> list[Instance]:
-    """Read `ns.comp.ep=tcp://host:port[,unix:///path][;…]`.
+    """Parse `ns.comp.ep=tcp://host:port[,unix:///path][;…]`.
 
-    Every process that reads the same entry gives it the same id, which depends on the endpoint and the addresses only.
+    All processes that read the same entry give it the same id, which depends only on the endpoint and the addresses.
 
     Raises:
-        ConfigError: an entry is not one, or is there twice. Names the entry.
+        ConfigError: an entry is invalid or repeated; the error names the entry.
     """
     for part in re.split("[;,]", text):
         address = part.partition("=")[2] or part
-        if "@" in address and not address.strip().startswith("unix://"):  # looked for first: it may hold a ; or a comma
-            raise ConfigError(SETTING, text, f"an address has no user and password: {_FORM}")
+        # This check comes first, because a password may contain a semicolon or a comma.
+        if "@" in address and not address.strip().startswith("unix://"):
+            raise ConfigError(SETTING, text, f"an address cannot have a user and password: {_FORM}")
     found: dict[int, Instance] = {}
     for entry in filter(None, (each.strip() for each in text.split(";"))):
         name, mark, rest = entry.partition("=")
@@ -79,7 +80,7 @@ def parse_static(text: str) -> list[Instance]:
         try:
             endpoint = EndpointName.parse(name.strip())
         except InvalidName as error:
-            raise ConfigError(SETTING, entry, f"its name is not one, {error.reason}: {_FORM}") from None
+            raise ConfigError(SETTING, entry, f"invalid endpoint name, {error.reason}: {_FORM}") from None
         addresses = tuple(_address(entry, each.strip()) for each in rest.split(","))
         instance = Instance(endpoint, static_id(endpoint, addresses), addresses)
         if instance.id in found:
@@ -89,14 +90,14 @@ def parse_static(text: str) -> list[Instance]:
 
 
 def static_id(endpoint: EndpointName, addresses: tuple[str, ...]) -> int:
-    """The id of a listed instance: 63 bits of a hash, and never 0."""
-    # NUL and newline are control characters: no name holds them, and no address that was read
+    """The id of a listed instance: 63 bits of a hash, never 0."""
+    # NUL and newline are control characters, which neither names nor parsed addresses can contain.
     text = "\0".join((endpoint.namespace, endpoint.component, endpoint.endpoint)) + "\n" + "\0".join(addresses)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1 or 1
 
 
 def _address(entry: str, text: str) -> str:
-    """One address, looked at far enough to find a slip of the pen here and not in the first call."""
+    """Return one address, checked so that a typo is found here and not by the first call."""
     scheme, _, rest = text.partition("://")
     if not text.isprintable() or " " in text:
         raise ConfigError(SETTING, entry, f"{shown(SETTING, text)!r} is not an address: {_FORM}")

@@ -1,4 +1,4 @@
-"""The current instances of one endpoint, as plain data. Knows no backend, no clock and no loop."""
+"""The current instances of one endpoint, as plain data. It is independent of backends, clocks and event loops."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from triton_distributed.names import EndpointName, Instance
 
 
 class EndpointTable:
-    """What is known about one endpoint; every client and router of it reads the same table.
+    """The instances of one endpoint. All its clients and policies read the same table.
 
-    It holds what its discovery reports and no history: as many rows as the endpoint has instances.
+    The table holds what discovery reports and no history: one row for each instance of the endpoint.
 
     Attributes:
-        endpoint: the only endpoint whose changes count here.
+        endpoint: the endpoint; changes of other endpoints are ignored.
         instances: sorted by id. A change replaces the tuple, so code that holds the old one may go on reading it.
-        by_id: the same instances by id, replaced likewise.
-        listeners: called without arguments after each effective change. One may remove itself while called; one that
-            is added meanwhile is called from the next change on.
+        by_id: the same instances by id; a change replaces the mapping.
+        listeners: called without arguments after each effective change. A listener may remove itself while it runs;
+            one that is added meanwhile is called from the next change on.
     """
 
     __slots__ = ("by_id", "endpoint", "instances", "listeners")
@@ -34,7 +34,7 @@ class EndpointTable:
         return f"<EndpointTable {self.endpoint} ids={[each.id for each in self.instances]}>"
 
     def apply(self, change: Change) -> None:
-        """Take a change in. One of another endpoint, or one that says what is known already, changes nothing."""
+        """Apply a change. A change of another endpoint, or one that is already known, has no effect."""
         if isinstance(change, Added):
             new = change.instance
             if new.endpoint != self.endpoint:

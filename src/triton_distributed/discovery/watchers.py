@@ -1,4 +1,4 @@
-"""The watches of a backend: the part of watching that every backend in this process shares."""
+"""The open watches of a backend. All backends of this process share this code."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ class Watcher:
             return
         try:
             self._sink(change)
-        except Exception:  # a sink must not raise; one that does must not cost the others their change
+        except Exception:  # A sink must not raise. If one does, the other watches must still get the change.
             _log.exception("a watch of %s raised at %r", self.endpoint or "every endpoint", change)
 
 
 class Watchers:
-    """The open watches of one place. As many as its users opened and did not close."""
+    """The open watches of one backend. Their number is bounded by the watches that its users have not closed."""
 
     __slots__ = ("_open",)
 
     def __init__(self) -> None:
-        self._open: dict[Watcher, None] = {}  # ordered: watches hear in the order in which they were opened
+        self._open: dict[Watcher, None] = {}  # Ordered: watches get changes in the order in which they were opened.
 
     def __len__(self) -> int:
         return len(self._open)
@@ -60,11 +60,11 @@ class Watchers:
         instances: Iterable[Instance],
         on_close: Callable[[Watcher], None] | None = None,
     ) -> Watcher:
-        """Open a watch whose sink gets its snapshot before anything else.
+        """Open a watch. Its sink gets a snapshot before any change.
 
         Args:
-            instances: all that exist now, other endpoints' included.
-            on_close: told when the watch is closed.
+            instances: all instances that exist now, also those of other endpoints.
+            on_close: called when the watch is closed.
         """
 
         def closed(watcher: Watcher) -> None:
@@ -79,12 +79,12 @@ class Watchers:
 
     def publish(self, change: Added | Removed) -> None:
         endpoint = change.instance.endpoint if isinstance(change, Added) else change.endpoint
-        for watcher in tuple(self._open):  # a sink may close its own watch or another
+        for watcher in tuple(self._open):  # A sink may close its own watch or another one.
             if watcher.wants(endpoint):
                 watcher.deliver(change)
 
     def replace(self, instances: Iterable[Instance]) -> None:
-        """Give every watch a new snapshot: cheaper than very many changes one by one."""
+        """Give every watch a new snapshot, which is cheaper than a large number of single changes."""
         present = tuple(instances)
         for watcher in tuple(self._open):
             watcher.deliver(Snapshot(tuple(each for each in present if watcher.wants(each.endpoint))))

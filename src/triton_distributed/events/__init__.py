@@ -1,4 +1,4 @@
-"""Publish and subscribe beside requests; work queues. A plane is imported by its module's path, where it is chosen."""
+"""Events (publish and subscribe) and work queues. An event plane is imported by its module's path when it is chosen."""
 
 from triton_distributed.events.base import EventPlane
 from triton_distributed.events.event import Event

@@ -1,4 +1,4 @@
-"""What every event plane does: bytes to all subscribers of a subject, at most once, in a publisher's order."""
+"""The interface of every event plane: bytes to all subscribers of a subject, at most once, in a publisher's order."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from triton_distributed.events.subscription import Subscription
 
 
 def unread(data: bytes) -> bytes:
-    """Hand out what came as it came."""
+    """Return the data unchanged."""
     return data
 
 
 class EventPlane(Protocol):
-    """Carries events. Belongs to one event loop; nothing is connected before it is used."""
+    """Carries events. It belongs to one event loop, and connects when it is first used."""
 
     @property
     def where(self) -> str:
-        """The place, for error texts: `nats://localhost:4222`."""
+        """The plane's address, for error texts, e.g. `nats://localhost:4222`."""
 
     async def publish(self, subject: str, data: bytes) -> None:
-        """Send `data` to every live subscription of exactly this subject, of this process and of all others.
+        """Send `data` to every live subscription of exactly this subject, in this process and all others.
 
-        It waits for no subscriber: one that does not read loses events, one that is dead is forgotten.
+        It waits for no subscriber: a subscriber that does not read loses events, and a dead one is removed.
 
         Args:
             subject: plain text without spaces or wildcards, see `names.subject_token`.
 
         Raises:
-            BrokerError: what carries events cannot be reached, and its buffer is full.
-            MessageTooLarge: what carries events takes no message of this size.
-            ConfigError, DiscoveryError: the settings name nothing that could carry them.
+            BrokerError: the carrier of events cannot be reached, and its buffer is full.
+            MessageTooLarge: the carrier of events accepts no message of this size.
+            ConfigError, DiscoveryError: the settings name no carrier that can be used.
         """
 
     def subscribe(
@@ -43,12 +43,12 @@ class EventPlane(Protocol):
         max_events: int = MAX_EVENTS,
         max_bytes: int = MAX_BYTES,
     ) -> Subscription[Any]:
-        """Begin to subscribe at once; the subscription is live when it was awaited.
+        """Begin to subscribe at once. Awaiting the subscription returns when it is live.
 
         Args:
-            subject: exactly this one.
-            read: turns the bytes of an event into what the subscriber gets; what raises DecodeError is left out.
-            max_events, max_bytes: what may wait unread; beyond that the oldest are dropped and counted.
+            subject: the exact subject.
+            read: decodes an event for the subscriber; an event for which it raises DecodeError is skipped.
+            max_events, max_bytes: the most unread events and bytes; beyond that the oldest are dropped and counted.
 
         Raises (from awaiting or reading it): as `publish`.
         """
@@ -57,4 +57,4 @@ class EventPlane(Protocol):
         """The inboxes of this process's subscriptions."""
 
     async def close(self) -> None:
-        """Send what waits, within a second or so, and end the subscriptions. Closing twice is harmless."""
+        """Send waiting events, within about a second, and end the subscriptions. Closing twice is harmless."""

@@ -1,4 +1,4 @@
-"""An event, and how it travels: the publisher's id and the payload in one piece of bytes."""
+"""An event and its encoding: the publisher's id and the payload in one bytes object."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from triton_distributed.payload.codec import Message, decode, encode
 VERSION = 1
 
 _HEAD = Struct(">BQI")
-"""Version, the publisher's instance id, the number of buffers. Their lengths, the body and the buffers follow."""
+"""Header: version, the publisher's instance id, number of buffers. The buffers' lengths, body and buffers follow."""
 
 _LENGTH = Struct(">Q")
 
 
 @dataclass(slots=True)
 class Event:
-    """Something that was published.
+    """A published event.
 
     Attributes:
-        name: as it was given to `publish`.
-        data: the payload, as a request's would arrive.
+        name: the name that was given to `publish`.
+        data: the payload, decoded like the payload of a request.
         publisher: the instance id of the runtime that published it.
-        subject: what it travelled under.
+        subject: the subject under which it was sent.
     """
 
     name: str
@@ -35,14 +35,14 @@ class Event:
 
 
 def pack(payload: object, publisher: int, what: str = "event") -> bytes:
-    """Encode a payload, followed by the memory that would travel beside a request.
+    """Encode a payload, followed by its out-of-band buffers.
 
     Args:
-        publisher: an instance id.
-        what: the payload's name in an error's text.
+        publisher: the publisher's instance id.
+        what: the payload's name in error texts.
 
     Raises:
-        TypeError, ValueError: it cannot travel; see `payload.codec.encode`.
+        TypeError, ValueError: the payload cannot be encoded; see `payload.codec.encode`.
     """
     message = encode(payload, what)
     if isinstance(message, Message):
@@ -55,13 +55,13 @@ def unpack(data: bytes) -> tuple[Any, int]:
     """Return the payload and the publisher's id.
 
     Raises:
-        DecodeError: it is not what `pack` writes.
+        DecodeError: the data was not written by `pack`.
     """
     if len(data) < _HEAD.size:
-        raise DecodeError(f"an event has at least {_HEAD.size} bytes, not {len(data)}")
+        raise DecodeError(f"an event must have at least {_HEAD.size} bytes, not {len(data)}")
     version, publisher, count = _HEAD.unpack_from(data)
     if version != VERSION:
-        raise DecodeError(f"an event of version {version}; this end reads version {VERSION}")
+        raise DecodeError(f"an event has version {version}; this end reads version {VERSION}")
     view = memoryview(data)
     if not count:
         return decode(view[_HEAD.size :]), publisher
@@ -74,7 +74,7 @@ def unpack(data: bytes) -> tuple[Any, int]:
         raise DecodeError(f"an event of {len(data)} bytes has buffers of {sum(lengths)}")
     buffers, at = [], end
     for length in lengths:
-        # A copy each: arrays lie in it and may be written to, while other subscribers read the same event.
+        # Each buffer is copied: arrays use its memory and may be changed, while other subscribers read the same event.
         buffers.append(bytearray(view[at : at + length]))
         at += length
     return decode(view[start:end], buffers), publisher

@@ -1,10 +1,11 @@
-"""Which processes listen on this machine: a folder with a socket for each one and a mark for each subscription.
+"""The processes that listen on this machine: a folder with a socket for each process and a mark for each subscription.
 
-    0123456789abcdef.sock                      the process listens here
-    <32 hex digits>.0123456789abcdef.mark      it has subscribed to what has this hash; the file names it
+    0123456789abcdef.sock                      the socket on which the process listens
+    <32 hex digits>.0123456789abcdef.mark      the process has subscribed to the subject with this hash; the file
+                                               contains the subject
 
-A publisher looks at the folder's time of change before each event and reads the folder again only if it differs, so
-it sees each subscription that was live before it published, at the cost of one system call.
+A publisher checks the folder's time of change before each event, and reads the folder again only if it differs. So it
+sees each subscription that was live before it published, at the cost of one system call.
 """
 
 from __future__ import annotations
@@ -19,41 +20,42 @@ from pathlib import Path
 
 _SOCKET = re.compile(r"([0-9a-f]{16})\.sock")
 _MARK = re.compile(r"([0-9a-f]{32})\.([0-9a-f]{16})\.mark")
-# Two changes within one tick of the kernel's clock leave the same time: 10 ms at worst on Linux, two seconds on file
-# systems that count whole seconds. A time is only trusted when it is older than that.
+# Nanoseconds after which a folder's time of change is trusted, on file systems with fine and coarse times. Two changes
+# within one tick of the kernel's clock leave the same time: 10 ms at worst on Linux, two seconds on file systems that
+# count whole seconds.
 TICK_NS = 50_000_000
 COARSE_TICK_NS = 2_500_000_000
 
 
-@functools.lru_cache(maxsize=4096)  # subjects of one program; finding a hash again costs 2 µs
+@functools.lru_cache(maxsize=4096)  # Cached because a hash costs 2 µs. A program has few subjects.
 def subject_hash(subject: str) -> str:
-    """What a subject is called in the folder, where names have at most 255 bytes."""
-    from blake3 import blake3  # as in `names`
+    """The hash of a subject, used in file names, which have at most 255 bytes."""
+    from blake3 import blake3  # Imported late, as in `names`.
 
     digest: str = blake3(subject.encode()).hexdigest()
     return digest[:32]
 
 
 class SubscriberFolder:
-    """Reads and writes the folder. No sockets, no loop.
+    """Reads and writes the folder. It uses no sockets and no event loop.
 
     Args:
-        check: called where another folder is found under the path than before; it raises where that is not to be used.
+        check: called if another folder is found under the path; it raises if that folder must not be used.
     """
 
     def __init__(self, path: Path, check: Callable[[], object] = lambda: None) -> None:
         self.path = path
         self._name = str(path)
         self._check = check
-        self._seen = -1  # the time of change that `_interested` belongs to, -1 while it cannot be trusted
-        self._number = -1  # the folder's inode
+        self._seen = -1  # The folder's time of change at the last read; -1 if it cannot be trusted.
+        self._number = -1  # The folder's inode.
         self._interested: dict[str, tuple[str, ...]] = {}
-        self._complete = (-1, -1)  # inode and time of change of the folder in which every mark of ours was found
-        self.listening: set[str] = set()  # the processes that had a socket when the folder was read last
-        self.reads = 0  # how often that was
+        self._complete = (-1, -1)  # Inode and time of change of the folder when all own marks were last found.
+        self.listening: set[str] = set()  # The processes that had a socket at the last read.
+        self.reads = 0  # Number of reads of the folder.
 
     def interested(self, subject: str) -> tuple[str, ...]:
-        """The ids of the processes that have subscribed.
+        """The ids of the processes that have subscribed to a subject.
 
         Raises:
             OSError: the folder is gone, or cannot be read.
@@ -83,17 +85,17 @@ class SubscriberFolder:
         self._seen = changed if _is_sure(changed, now) else -1
 
     def socket(self, id: str) -> Path:
-        """Where a process listens."""
+        """The path of a process's socket."""
         return self.path / f"{id}.sock"
 
     def _mark(self, id: str, subject: str) -> Path:
         return self.path / f"{subject_hash(subject)}.{id}.mark"
 
     def add(self, id: str, subject: str) -> None:
-        """Publish a subscription.
+        """Make the mark of a subscription.
 
         Raises:
-            OSError: the file cannot be made.
+            OSError: the mark cannot be made.
         """
         fd = os.open(self._mark(id, subject), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
@@ -102,7 +104,7 @@ class SubscriberFolder:
             os.close(fd)
 
     def missing(self, id: str, subjects: Iterable[str]) -> list[str]:
-        """Those subjects of a process that have no mark. Reads the folder only where it may have changed.
+        """The subjects of a process that have no mark. It reads the folder only if the folder may have changed.
 
         Raises:
             OSError: the folder is gone, or cannot be read.
@@ -118,7 +120,7 @@ class SubscriberFolder:
         return lacking
 
     def is_private(self) -> bool:
-        """Whether its mode is what it was made with: publishers refuse it otherwise.
+        """Whether the folder still has the mode with which it was made; publishers refuse any other mode.
 
         Raises:
             OSError: the folder is gone.
@@ -126,12 +128,12 @@ class SubscriberFolder:
         return os.stat(self._name).st_mode & 0o777 == 0o700
 
     def remove(self, id: str, subject: str) -> None:
-        """Take a subscription back."""
+        """Remove the mark of a subscription."""
         with contextlib.suppress(OSError):
             self._mark(id, subject).unlink()
 
     def forget(self, id: str) -> None:
-        """Remove all files of a dead process, its socket last: without it, no process would check the others again."""
+        """Remove all files of a dead process, its socket last: without it, no process would check the marks again."""
         with contextlib.suppress(OSError):
             for name in os.listdir(self._name):
                 if (mark := _MARK.fullmatch(name)) and mark[2] == id:
@@ -140,11 +142,11 @@ class SubscriberFolder:
             self.socket(id).unlink()
 
     def orphans(self) -> set[str]:
-        """Ids that have marks and no socket: their sockets were swept, so they are dead."""
+        """The ids that have marks but no socket: their processes are dead and their sockets were removed."""
         names = set(os.listdir(self._name))
         return {mark[2] for name in names if (mark := _MARK.fullmatch(name)) and f"{mark[2]}.sock" not in names}
 
 
 def _is_sure(changed_ns: int, now_ns: int) -> bool:
-    """Whether a folder that was read now and changes later gets another time of change than this one."""
+    """Whether a later change of a folder that is read now will give it another time of change."""
     return changed_ns < now_ns - (TICK_NS if changed_ns % 1_000_000_000 else COARSE_TICK_NS)

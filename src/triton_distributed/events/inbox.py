@@ -1,4 +1,4 @@
-"""What has arrived for one subscription and was not read yet. Bounded: the oldest make room for the newest."""
+"""The unread events of one subscription. The inbox is bounded: the oldest events are dropped for the newest."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from triton_distributed.errors import SubscriptionClosed
 logger = logging.getLogger("triton_distributed.events")
 
 MAX_EVENTS = 65_536
-"""Unread events, by default: some seconds of the fastest publisher, for a subscriber that is busy."""
+"""Most unread events by default: a few seconds of the fastest publisher, for a subscriber that is busy."""
 
 MAX_BYTES = 64 * 1024 * 1024
-"""Unread bytes, by default: as TRD_SESSION_WINDOW_BYTES, what one peer may cost a process that does not read."""
+"""Most unread bytes by default, as TRD_SESSION_WINDOW_BYTES: the memory that one peer may use while nothing is read."""
 
 TURN = 64
 """Events read without waiting before other callbacks of the loop run."""
 
 
 class Inbox:
-    """The plane pushes, the subscription reads.
+    """The queue between the event plane, which pushes, and the subscription, which reads.
 
     Args:
-        subject: what it is for.
-        max_events: how many may wait, at least 1.
-        max_bytes: how many bytes; a single event may be larger.
+        subject: the subject of the events.
+        max_events: the most unread events, at least 1.
+        max_bytes: the most unread bytes, at least 1; a single event may be larger.
 
     Attributes:
-        dropped: events that came and were not kept, or that their publisher could not send.
-        on_close: called once when it closes.
-        closed: nothing is taken any more.
+        dropped: events that were dropped here, or that their publisher could not send.
+        on_close: called once when the inbox closes.
+        closed: no further event is accepted.
     """
 
     def __init__(self, subject: str, max_events: int = MAX_EVENTS, max_bytes: int = MAX_BYTES) -> None:
         if max_events < 1 or max_bytes < 1:
-            raise ValueError(f"max_events={max_events}, max_bytes={max_bytes}: both are at least 1")
+            raise ValueError(f"max_events={max_events}, max_bytes={max_bytes}: both must be at least 1")
         self.subject = subject
         self.dropped = 0
         self.closed = False
@@ -46,21 +46,21 @@ class Inbox:
         self._max_events, self._max_bytes = max_events, max_bytes
         self._waiting: deque[bytes] = deque()
         self._bytes = 0
-        self._taken = 0  # without a turn of the loop
+        self._taken = 0  # Events read in a row without a turn of the loop.
         self._arrived = asyncio.Event()
 
     @property
     def waiting(self) -> int:
-        """Events that were not read."""
+        """The number of events that were not read yet."""
         return len(self._waiting)
 
     @property
     def waiting_bytes(self) -> int:
-        """Bytes of those events."""
+        """The number of bytes of those events."""
         return self._bytes
 
     def push(self, data: bytes, lost: int = 0) -> None:
-        """Take one event, and the news that `lost` before it never came."""
+        """Add one event, and count the `lost` events that were dropped before it."""
         if self.closed:
             return
         if lost:
@@ -77,8 +77,8 @@ class Inbox:
     def _drop(self, count: int) -> None:
         if not self.dropped:
             logger.warning(
-                "events of %s are dropped, because this subscriber does not keep up: it may have %d events or %d bytes "
-                "unread, and the oldest give way (said once; subscription.dropped counts)",
+                "events of %s are dropped because this subscriber does not keep up: it may have %d events or %d bytes "
+                "unread, beyond that the oldest are dropped (logged once; subscription.dropped counts them)",
                 self.subject,
                 self._max_events,
                 self._max_bytes,
@@ -86,10 +86,10 @@ class Inbox:
         self.dropped += count
 
     async def get(self) -> bytes:
-        """The oldest, or the next to come.
+        """Return the oldest unread event, or wait for the next one.
 
         Raises:
-            SubscriptionClosed: it is closed, and everything was read.
+            SubscriptionClosed: the inbox is closed, and all events were read.
         """
         waiting = self._waiting
         self._taken += 1
@@ -107,10 +107,10 @@ class Inbox:
         return data
 
     def close(self, keep: bool = False) -> None:
-        """Take nothing more.
+        """Accept no further event.
 
         Args:
-            keep: what has arrived can still be read.
+            keep: keep the events that have arrived, so that they can still be read.
         """
         if not keep:
             self._waiting.clear()
@@ -122,7 +122,7 @@ class Inbox:
                 self.on_close(self)
 
     def abandoned(self) -> None:
-        """Close it, because it has lost its reader. Finalisers call this, in any thread."""
+        """Close the inbox because its reader is gone. Finalisers call this in any thread."""
         if self.closed:
             return
         try:

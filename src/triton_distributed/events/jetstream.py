@@ -1,4 +1,4 @@
-"""The JetStream side of a work queue: its stream and consumer at the NATS server, and requests that are repeated."""
+"""The JetStream side of a work queue: its stream and consumer at the NATS server, and repeated requests."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ if TYPE_CHECKING:
     from nats.js import JetStreamContext
 
 MAX_MESSAGES = 1_000_000
-"""Messages stored in one queue at a time; the next `put` raises."""
+"""Most messages stored in one queue at a time. When they are reached, `put` raises."""
 
 MAX_UNACKNOWLEDGED = 10_000
-"""Messages of one queue that may be with its consumers at a time, all processes together."""
+"""Most unacknowledged messages of one queue at a time, over the consumers of all processes."""
 
 TIMEOUT_S = 10.0
-"""Seconds for the server to store or confirm something; a restart of the server fits in."""
+"""Seconds for the server to store a message or confirm an acknowledgement, long enough for a restart of the server."""
 
 ATTEMPT_S = 2.0
 """Seconds until a request is sent again. The server knows a message by its id and stores it once."""
 
 SILENCES = 2
-"""Unanswered attempts to acknowledge a delivery. A server that has lost a delivery never answers: it delivers again."""
+"""Unanswered attempts before an acknowledgement fails. A server that lost a delivery never answers, but repeats it."""
 
 PAUSE_S = 0.1
 """Seconds between attempts while the server is down or not ready yet."""
 
 NAME_IN_USE = 10058
-"""JetStream's error code for a stream that exists with another configuration, which is its operator's decision."""
+"""JetStream's error code for a stream that exists with another configuration. It is used as the operator made it."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueueNames:
-    """What a queue is called.
+    """The names of a queue.
 
     Attributes:
-        title: for error texts.
+        title: its name in error texts.
         stream: the JetStream stream: no dots, spaces, wildcards or slashes, at most 255 bytes.
-        subject: what its messages are published under.
+        subject: the subject of its messages.
         consumer: the one durable consumer that all processes share.
     """
 
@@ -57,12 +57,12 @@ class JetStream:
     """One queue at the server.
 
     Args:
-        connection: the runtime's.
-        names: what the queue is called.
+        connection: the runtime's connection to NATS.
+        names: the names of the queue.
         ack_wait_s: see `WorkQueue`.
 
     Attributes:
-        used: the server has shown that it can keep this queue, so that a later failure is worth another try.
+        used: the server has shown that it can keep this queue, so a failed request is worth another attempt.
     """
 
     def __init__(self, connection: NatsConnection, names: QueueNames, ack_wait_s: float) -> None:
@@ -76,12 +76,12 @@ class JetStream:
     async def ask(
         self, subject: str, data: bytes, end: float, failed: str, headers: dict[str, str] | None = None
     ) -> Any:
-        """Send until the server has answered, through its restart if need be.
+        """Send a request until the server answers, even if the server restarts meanwhile.
 
         Args:
-            end: the loop's time at which to give up.
-            failed: what has failed then, for the error.
-            headers: of a message to store; None for an acknowledgement.
+            end: the deadline, on the loop's clock.
+            failed: the text of the error if the request fails.
+            headers: the headers of a message to store; None for an acknowledgement.
 
         Raises:
             BrokerError: the server did not answer in time, or cannot keep the queue.
@@ -97,7 +97,7 @@ class JetStream:
                     client = await self.connection.client()
                     return await client.request(subject, data, timeout=min(left, ATTEMPT_S), headers=headers)
                 reason = "not connected"
-            except Exception as error:  # it is starting, or stopping, or slow
+            except Exception as error:  # The server may be starting, stopping or slow.
                 if isinstance(error, BrokerError) and (not self.used or self.connection.closed):
                     raise
                 reason = words(error)
@@ -109,16 +109,16 @@ class JetStream:
         raise self.error(f"{failed}: {reason}")
 
     async def confirm(self, reply: str, data: bytes) -> None:
-        """Send the server an acknowledgement of a message, and wait until it is confirmed.
+        """Send the server an acknowledgement of a message, and wait for the confirmation.
 
         Raises:
-            BrokerError: it was not confirmed in time.
+            BrokerError: the server did not confirm in time.
         """
         end = asyncio.get_running_loop().time() + TIMEOUT_S
         await self.ask(reply, data, end, "cannot acknowledge")
 
     async def consumer(self) -> NatsClient:
-        """The client, when stream and consumer exist."""
+        """Make sure that the stream and the consumer exist, and return the NATS client."""
         jetstream = await self.stream()
         if not self._have_consumer:
             from nats.js.api import AckPolicy, ConsumerConfig
@@ -140,7 +140,7 @@ class JetStream:
         return await self.connection.client()
 
     async def stream(self) -> JetStreamContext:
-        """The context, when the stream exists."""
+        """Make sure that the stream exists, and return the JetStream context."""
         client = await self.connection.client()
         jetstream = client.jetstream(timeout=ATTEMPT_S)
         if not self._have_stream:
@@ -170,7 +170,7 @@ class JetStream:
         return jetstream
 
     def forget(self) -> None:
-        """Check again whether stream and consumer exist: a server may come back empty."""
+        """Check again at the next use whether stream and consumer exist: a server may come back empty."""
         self._have_stream = self._have_consumer = False
 
     def error(self, reason: str) -> BrokerError:

@@ -1,4 +1,4 @@
-"""A publisher's connection to one subscribing process: it never waits for it; bounded, the oldest dropped."""
+"""A publisher's connection to one subscribing process. It never waits; its queue is bounded, and drops the oldest."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from collections.abc import Callable
 from struct import Struct
 
 from triton_distributed.errors import DecodeError
-from triton_distributed.events.inbox import MAX_BYTES, MAX_EVENTS  # what waits here counts as what waits there
+from triton_distributed.events.inbox import MAX_BYTES, MAX_EVENTS  # A link has the same bounds as an inbox.
 from triton_distributed.system.fork import own
 
 logger = logging.getLogger("triton_distributed.events")
 
 PREFACE = b"TRDE\x01\n"
-"""The first bytes of each connection, so that another version's process is recognised."""
+"""The first bytes of each connection. They identify the protocol and its version."""
 
 HEAD = Struct(">QIH")
-"""Bytes of data, events of this subject lost before it, bytes of the subject. Subject and data follow."""
+"""Header: bytes of data, events of this subject lost before it, bytes of the subject. Subject and data follow."""
 
 GATHERED = 64 * 1024
 """Bytes joined for one write. A larger event is written from its own memory."""
 
 SEND_BUFFER = 512 * 1024
-"""Bytes of the send buffer, which the kernel may cap, as for sessions: fewer wake-ups in a burst."""
+"""Bytes of the send buffer, as for sessions; the kernel may cap it. A large one saves wake-ups in a burst."""
 
 
 class Link:
-    """Events to one process.
+    """The connection for events to one process.
 
     Args:
-        sock: connected, not blocking; the link's own from now on.
+        sock: a connected, non-blocking socket; the link owns it from now on.
         where: the socket's path, for the log.
-        on_lost: called once when the connection breaks, never when it is closed here.
+        on_lost: called once when the connection breaks, but not when it is closed here.
 
-    The first event of a loop turn is written at once, those that follow it in the same turn together at its end.
+    The first event of a turn is written at once; the later events of the same turn are written together at its end.
     """
 
     def __init__(
@@ -46,15 +46,15 @@ class Link:
         self._loop, self.sock, self._where, self._on_lost = loop, sock, where, on_lost
         self._waiting: deque[tuple[str, bytes]] = deque()
         self._bytes = 0
-        self._partial: deque[memoryview] = deque([memoryview(PREFACE)])  # begun, so it is finished
-        self._lost: dict[str, int] = {}  # by subject, until the next event of it is written; no more than subjects
-        self._scheduled = False  # the end of this turn writes
-        self._blocked = False  # the kernel's buffer is full, and it will tell
+        self._partial: deque[memoryview] = deque([memoryview(PREFACE)])  # Output that must be written completely.
+        self._lost: dict[str, int] = {}  # Dropped events by subject, until the subject's next event is written.
+        self._scheduled = False  # The queue will be written at the end of this turn.
+        self._blocked = False  # The kernel's buffer is full; the loop calls when there is room.
         self._said = False
         self.closed = False
 
     def send(self, subject: str, data: bytes) -> None:
-        """Write an event, or keep it until there is room."""
+        """Write an event, or keep it until the socket accepts it."""
         waiting = self._waiting
         waiting.append((subject, data))
         self._bytes += len(data)
@@ -76,8 +76,8 @@ class Link:
             if not self._said:
                 self._said = True
                 logger.warning(
-                    "the subscriber at %s does not read: the oldest of %d events that wait for it are dropped "
-                    "(said once for this connection)",
+                    "the subscriber at %s does not read: the oldest of its %d waiting events are dropped "
+                    "(logged once for this connection)",
                     self._where,
                     len(waiting) + 1,
                 )
@@ -89,11 +89,11 @@ class Link:
 
     @property
     def idle(self) -> bool:
-        """Whether everything is in the kernel's hands."""
+        """Whether the kernel has accepted all output."""
         return not self._waiting and not self._partial
 
     def flush(self) -> None:
-        """Write as much as the kernel takes now."""
+        """Write as much as the kernel accepts now."""
         partial = self._partial
         try:
             while partial or self._waiting:
@@ -142,7 +142,7 @@ class Link:
         self.flush()
 
     def close(self) -> None:
-        """Let go of the connection; what waits is gone."""
+        """Close the connection and discard the waiting events."""
         if not self.closed:
             self.closed = True
             if self._blocked:
@@ -153,26 +153,26 @@ class Link:
 
 
 class FrameReader:
-    """Bytes of a link to events.
+    """Decodes the bytes of a link into events.
 
     Args:
-        max_bytes: of one event.
-        deliver: called with subject, data and how many of the subject were lost before it.
+        max_bytes: the largest event, in bytes.
+        deliver: called with the subject, the data, and the number of the subject's events lost before it.
     """
 
     def __init__(self, max_bytes: int, deliver: Callable[[str, bytes, int], None]) -> None:
         self._max_bytes, self._deliver = max_bytes, deliver
         self._greeted = False
-        self._rest = b""  # less than a header and a subject
-        self._chunks: list[bytes] = []  # of an event that is not whole; joined once, so that a large one is copied once
+        self._rest = b""  # Undecoded bytes: less than a header and a subject.
+        self._chunks: list[bytes] = []  # Parts of an incomplete event, joined once so that a large one is copied once.
         self._missing = 0
-        self._next = ("", 0)  # its subject and loss
+        self._next = ("", 0)  # Subject and number of lost events of the incomplete event.
 
     def feed(self, data: bytes) -> None:
-        """Deliver every event that is whole.
+        """Deliver every complete event.
 
         Raises:
-            DecodeError: it is not what a link writes.
+            DecodeError: the data was not written by a link.
         """
         if self._missing:
             missing = self._missing

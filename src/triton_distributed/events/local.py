@@ -1,9 +1,9 @@
-"""Events between the processes of one user on one machine, over Unix sockets; nothing else has to run.
+"""Events between the processes of one user on one machine, over Unix sockets, without a server.
 
-A process with subscriptions listens on one socket in the private folder; publishers connect to it and write. What does
-not fit is dropped at the publisher, the oldest first, and the next event says how many: a subscriber that is stopped
-or busy delays no publisher. A process that finds a socket that refuses connections removes it: its owner is dead.
-A process with subscriptions checks its own files every second, and makes removed ones again.
+A process with subscriptions listens on one socket in the private folder; publishers connect to it and write. If a
+subscriber is stopped or busy, its publishers do not wait: they drop its oldest events, and the next event carries their
+number. A process that finds a socket that refuses connections removes it, because its owner is dead. A process with
+subscriptions checks its own files every second, and makes removed ones again.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from triton_distributed.system.private_folder import keep_private, private_folde
 logger = logging.getLogger("triton_distributed.events")
 
 LAST_WORDS_S = 1.0
-"""Seconds that a publisher that closes waits for slow subscribers."""
+"""Seconds that a closing publisher waits for slow subscribers."""
 
 CHECK_S = 1.0
-"""Seconds between checks whether our files were removed."""
+"""Seconds between checks whether this process's files were removed."""
 
 RETRY_S = 5.0
-"""Seconds between two attempts to make them again, where that fails."""
+"""Seconds between two attempts to make removed files again, if an attempt fails."""
 
 SETTLE_S = 0.3
-"""Seconds before they are made again: a new file would make the removal of a folder fail, and by then it is over."""
+"""Seconds before removed files are made again. By then a removal of the folder is over; a new file would stop it."""
 
 
 class LocalEvents:
     """Carries events between all processes that use the same folder.
 
     Args:
-        directory: the private folder, in which `events` is made.
-        id: of this process's runtime, 0 < id < 2^63.
-        max_message_bytes: of an event that arrives.
-        check_s: seconds between looks at the own files.
+        directory: the private folder; a folder `events` is made in it.
+        id: the instance id of this process's runtime, 0 < id < 2^63.
+        max_message_bytes: the largest accepted event, in bytes.
+        check_s: seconds between checks of this process's files.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class LocalEvents:
         self._max_message_bytes = max_message_bytes
         self._check_s = check_s
         self._own = Subscribers()
-        self._links: dict[str, Link] = {}  # by process; those that are gone are closed when the folder is read
-        self._incoming: set[_Incoming] = set()  # one a publishing process
+        self._links: dict[str, Link] = {}  # By process. Reading the folder closes the links of processes that are gone.
+        self._incoming: set[_Incoming] = set()  # One for each publishing process.
         self._server: tuple[asyncio.AbstractServer, int] | None = None
         self._listening: asyncio.Task[None] | None = None
         self._restoring: asyncio.Task[None] | None = None
@@ -77,7 +77,7 @@ class LocalEvents:
         self._opening: set[asyncio.Task[None]] = set()
         self._check: asyncio.TimerHandle | None = None
         self._checked = False
-        self._troubles = Quiet()  # why our files could not be made again
+        self._troubles = Quiet()  # Logged reasons why files could not be made again.
         self._closed = False
         self._pid = os.getpid()
 
@@ -98,9 +98,9 @@ class LocalEvents:
         try:
             ids = self._folder.interested(subject)
         except FileNotFoundError:
-            return ()  # subscribers make it again; a new one would disturb the process that removes it
+            return ()  # Subscribers make the folder again. Making it here would disturb the process that removes it.
         except OSError:
-            self._make_folder()  # what is wrong with it is mended, or said
+            self._make_folder()  # It repairs the folder, or raises an error that describes the problem.
             try:
                 ids = self._folder.interested(subject)
             except OSError as error:
@@ -111,7 +111,7 @@ class LocalEvents:
         return ids
 
     def _make_folder(self) -> None:
-        """Make the folder, or check that it is private still: after ours was removed another may lie there."""
+        """Make the folder, or check that it is still private: it may have been removed and replaced by another."""
         private_folder(str(self._directory), self.where)
         if self._checked:
             keep_private(str(self._folder.path))
@@ -127,7 +127,7 @@ class LocalEvents:
             self._links[id] = link
         link.send(subject, data)
         if link.closed and (again := self._dial(id)) is not None:
-            self._links[id] = again  # it had closed the connection and lives, or a new one has taken its place
+            self._links[id] = again  # The subscriber closed the connection but lives, or a new one has its place.
             again.send(subject, data)
 
     def _dial(self, id: str) -> Link | None:
@@ -142,9 +142,9 @@ class LocalEvents:
             sock.close()
             self._folder.forget(id)
             return None
-        except OSError as error:  # its queue of connections is full, or our descriptors are used up
+        except OSError as error:  # Its queue of connections is full, or this process has no free descriptor.
             sock.close()
-            logger.warning("the subscriber at %s cannot be reached, it misses an event: %s", path, error)
+            logger.warning("the subscriber at %s cannot be reached and misses an event: %s", path, error)
             return None
         return Link(asyncio.get_running_loop(), sock, str(path), lambda link: self._lost(id, link))
 
@@ -174,7 +174,7 @@ class LocalEvents:
     def _opened(self, task: asyncio.Task[None]) -> None:
         self._opening.discard(task)
         if not task.cancelled():
-            task.exception()  # retrieved here: the program may never wait for the subscription
+            task.exception()  # Retrieve it to avoid a warning: the program may never await the subscription.
 
     async def _open(self, inbox: Inbox) -> None:
         try:
@@ -185,7 +185,7 @@ class LocalEvents:
                 try:
                     self._folder.add(self._id, inbox.subject)
                 except OSError:
-                    await self._make_again()  # with this mark; the folder was removed
+                    await self._make_again()  # The folder was removed; the new one gets this mark, too.
         except OSError as error:
             inbox.close()
             raise BrokerError("local events", str(self._folder.path), f"cannot subscribe: {error}") from error
@@ -194,7 +194,7 @@ class LocalEvents:
             raise
 
     def _forget(self, inbox: Inbox) -> None:
-        if self._own.remove(inbox) and os.getpid() == self._pid:  # in a forked child it is the parent's mark
+        if self._own.remove(inbox) and os.getpid() == self._pid:  # In a forked child the mark belongs to the parent.
             self._folder.remove(self._id, inbox.subject)
 
     async def _listen(self) -> None:
@@ -213,7 +213,7 @@ class LocalEvents:
     async def _start_listening(self) -> None:
         self._make_folder()
         self._server = await self._listen_on(self._folder.socket(self._id))
-        for dead in self._folder.orphans():  # listening has swept the sockets of dead processes
+        for dead in self._folder.orphans():  # Listening has removed the sockets of dead processes.
             self._folder.forget(dead)
         self._check = asyncio.get_running_loop().call_later(self._check_s, self._look)
 
@@ -227,14 +227,14 @@ class LocalEvents:
         return server
 
     def _look(self) -> None:
-        """Make removed files again, e.g. after a cleaner of temporary folders."""
+        """Make removed files again, e.g. after a cleaner of temporary folders has run."""
         self._check = asyncio.get_running_loop().call_later(self._check_s, self._look)
         if self._restoring is None and not self._is_whole():
             self._restoring = asyncio.get_running_loop().create_task(self._restore())
             self._restoring.add_done_callback(self._restored)
 
     def _is_whole(self) -> bool:
-        """Whether publishers find our socket and a mark for each subject."""
+        """Whether publishers find this process's socket and a mark for each of its subjects."""
         assert self._server is not None
         try:
             if self._folder.missing(self._id, self._own.subjects()) or not self._folder.is_private():
@@ -256,10 +256,10 @@ class LocalEvents:
             self._troubles.clear()
 
     async def _make_again(self) -> None:
-        """Make the folder, our socket and our marks again, as far as they are missing.
+        """Make the folder, this process's socket and its marks again if they are missing.
 
         Raises:
-            OSError, DiscoveryError: they cannot be made.
+            OSError, DiscoveryError: a file cannot be made.
         """
         async with self._making:
             self._make_folder()
@@ -267,10 +267,9 @@ class LocalEvents:
             assert self._server is not None
             if not unix_sockets.in_place(path, self._server[1]):
                 before, self._server = self._server, await self._listen_on(path)
-                unix_sockets.stop_listening(
-                    asyncio.get_running_loop(), before[0]
-                )  # connections that were made are kept
-                logger.info("socket %s was removed and is made again", path)
+                # Existing connections are kept.
+                unix_sockets.stop_listening(asyncio.get_running_loop(), before[0])
+                logger.info("socket %s was removed and has been made again", path)
             for subject in self._folder.missing(self._id, self._own.subjects()):
                 self._folder.add(self._id, subject)
 
@@ -313,23 +312,23 @@ class LocalEvents:
             await asyncio.sleep(0.005)
 
     def arrived(self, subject: str, data: bytes, lost: int) -> None:
-        """Another process has published."""
+        """Deliver an event that another process has published."""
         self._own.deliver(subject, data, lost)
 
     def joined(self, incoming: _Incoming) -> FrameReader:
-        """A publisher has connected; where that was accepted just before the end, it is closed."""
+        """Add a publisher's connection, and return its reader. If the plane is closed, close the connection."""
         self._incoming.add(incoming)
         if self._closed:
             incoming.close()
         return FrameReader(self._max_message_bytes, self.arrived)
 
     def parted(self, incoming: _Incoming) -> None:
-        """A publisher's connection is gone."""
+        """Remove a publisher's connection, which was lost."""
         self._incoming.discard(incoming)
 
 
 class _Incoming(asyncio.Protocol):
-    """A publisher's connection, read as fast as it comes: what is too much is the inboxes' to drop."""
+    """A publisher's connection. It is read without a limit; inboxes drop the events that they cannot hold."""
 
     def __init__(self, plane: LocalEvents) -> None:
         self._plane = plane

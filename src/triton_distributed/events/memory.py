@@ -13,7 +13,7 @@ from triton_distributed.events.inbox import MAX_BYTES, MAX_EVENTS, Inbox
 from triton_distributed.events.subscribers import Subscribers
 from triton_distributed.events.subscription import Subscription
 
-# A loop's hub is shared by all planes on it, and goes with the loop.
+# One hub for each loop: all planes on the loop share it, and it ends with the loop.
 _hubs: WeakKeyDictionary[asyncio.AbstractEventLoop, Subscribers] = WeakKeyDictionary()
 
 

@@ -1,4 +1,4 @@
-"""Events over NATS: one connection a runtime, shared with whatever else it does there."""
+"""Events over NATS. A runtime uses one connection for events and all other traffic over NATS."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ if TYPE_CHECKING:
     from nats.aio.client import Client as NatsClient
 
 LIVE_TIMEOUT_S = 5.0
-"""Seconds for the server to confirm a subscription, or to take what is published."""
+"""Seconds for the server to confirm a subscription, or to accept published events."""
 
-# What the client library holds for a server that is away or does not read, the bound it has itself.
+# Bytes that wait for a server that is away or does not read. The client library has the same bound.
 BUFFER_BYTES = 2 * 1024 * 1024
 
 
 class NatsEvents:
     """Carries events between all processes that use the same NATS servers.
 
-    While the connection is lost, what is published waits in a buffer of 2 MiB and is sent when it is back; beyond that
-    `publish` raises BrokerError. Subscriptions come back with the connection; what was published meanwhile is gone.
+    While the connection is lost, published events wait in a buffer of 2 MiB and are sent when it is back; if the buffer
+    is full, `publish` raises BrokerError. Subscriptions come back with the connection, but miss the events that were
+    published meanwhile.
 
     Args:
-        connection: the runtime's, which closes it.
+        connection: the runtime's connection; the runtime closes it.
     """
 
     def __init__(self, connection: NatsConnection) -> None:
@@ -52,7 +53,7 @@ class NatsEvents:
             raise MessageTooLarge("an event", len(data), client.max_payload, payload_limit(self.where))
         try:
             if client.pending_data_size + len(data) < BUFFER_BYTES:
-                await client.publish(subject, data)  # does not wait
+                await client.publish(subject, data)  # It does not wait.
             else:
                 await self._publish_when_there_is_room(client, subject, data)
         except Exception as error:
@@ -60,7 +61,7 @@ class NatsEvents:
 
     async def _publish_when_there_is_room(self, client: NatsClient, subject: str, data: bytes) -> None:
         if client.pending_data_size > 2 * BUFFER_BYTES:
-            raise BrokerError("NATS", self.where, f"it does not read: {client.pending_data_size:,} bytes wait for it")
+            raise BrokerError("NATS", self.where, f"it does not read: {client.pending_data_size:,} bytes are waiting")
         async with asyncio.timeout(LIVE_TIMEOUT_S):
             await client.publish(subject, data)
 
@@ -85,7 +86,7 @@ class NatsEvents:
     def _opened(self, task: asyncio.Task[None]) -> None:
         self._opening.discard(task)
         if not task.cancelled():
-            task.exception()  # retrieved here: the program may never wait for the subscription
+            task.exception()  # Retrieve it to avoid a warning: the program may never await the subscription.
 
     async def _open(self, inbox: Inbox) -> None:
         async def arrived(message: Any) -> None:
@@ -93,7 +94,7 @@ class NatsEvents:
 
         try:
             client = await self._connection.client()
-            # The library's own queue only holds what one read of the socket brought: `arrived` never waits.
+            # The library's own queue holds the messages of only one read of the socket, because `arrived` never waits.
             self._subscribed[inbox] = await client.subscribe(
                 inbox.subject, cb=arrived, pending_msgs_limit=MAX_EVENTS, pending_bytes_limit=MAX_BYTES
             )
@@ -136,20 +137,20 @@ class NatsEvents:
 async def _unsubscribe(subscribed: Any) -> None:
     try:
         await subscribed.unsubscribe()
-    except Exception:  # the connection is closed, and the subscription with it
+    except Exception:  # The connection is closed, and the subscription has ended with it.
         return
 
 
 def payload_limit(where: str) -> str:
-    """What to raise where a message is too large for NATS."""
+    """The name of NATS' limit in the error of a message that is too large."""
     return f"max_payload of the NATS server at {where}"
 
 
 def words(error: Exception) -> str:
-    """What the client library's error means, without its name where that says nothing."""
+    """The meaning of an error of the client library, without the error's name if that adds nothing."""
     kind = type(error).__name__
     if kind == "OutboundBufferLimitError":
-        return f"not connected, and the {BUFFER_BYTES:,} bytes that can wait are full"
+        return f"not connected, and the buffer of {BUFFER_BYTES:,} bytes is full"
     if isinstance(error, TimeoutError) or kind == "TimeoutError":
         return "no answer"
     return str(error).removeprefix("nats: ") or kind

@@ -1,4 +1,4 @@
-"""A consumer's side of a work queue: it asks for messages, hands them out, and acknowledges them."""
+"""The consumer's side of a work queue: it requests messages, hands them out, and acknowledges them."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from triton_distributed.events.jetstream import JetStream
 logger = logging.getLogger("triton_distributed.events")
 
 PULL_S = 30.0
-"""Seconds after which a request for messages ends and is made anew."""
+"""Seconds after which a request for messages ends and is repeated."""
 
 GRACE_S = 1.0
-"""Seconds that the server has to report the end of a request."""
+"""Seconds to wait for the server's report that a request has ended."""
 
 PAUSE_S = 0.25
-"""Seconds before the next request, where the server has refused the last one or is away."""
+"""Seconds before the next request if the server has refused the last one or is away."""
 
-NO_MESSAGES, REQUEST_OVER = "404", "408"  # statuses of a request that has ended without an error
+NO_MESSAGES, REQUEST_OVER = "404", "408"  # Statuses of a request that has ended without an error.
 
 
 class QueuedMessage:
-    """A message that was taken: say `ack()` when its work is done.
+    """A message that was taken from a queue. Call `ack()` when its work is done.
 
     Attributes:
-        attempt: 1, or more where it was delivered before.
+        attempt: 1 for the first delivery, more for a repeated one.
     """
 
     def __init__(self, jetstream: JetStream, body: bytes, reply: str, attempt: int) -> None:
@@ -40,41 +40,41 @@ class QueuedMessage:
 
     @property
     def data(self) -> Any:
-        """The payload, decoded anew each time.
+        """The payload; each access decodes it again.
 
         Raises:
-            DecodeError: the body is not what `put` writes.
+            DecodeError: the body was not written by `put`.
         """
         return unpack(self._body)[0]
 
     @property
     def publisher(self) -> int:
-        """The instance id of the runtime that put it."""
+        """The instance id of the runtime that put the message."""
         return unpack(self._body)[1]
 
     async def ack(self) -> None:
-        """Confirm that its work is done: the queue deletes it. Returns when the server knows. Repeating is harmless.
+        """Report that the work is done: the queue deletes the message. Wait for the server. Repeating is harmless.
 
         Raises:
-            BrokerError: the server did not confirm within 10 s: the message may be delivered again.
+            BrokerError: the server did not confirm within 10 s, so the message may be delivered again.
         """
         await self._jetstream.confirm(self._reply, b"+ACK")
 
     async def nack(self, delay: float = 0.0) -> None:
-        """Give it back undone: the queue delivers it again, to any consumer.
+        """Return the message to the queue, which delivers it again to any consumer.
 
         Args:
-            delay: seconds before it is delivered again.
+            delay: seconds before the message is delivered again.
 
         Raises:
             BrokerError: the server did not confirm within 10 s; the message is delivered again after `ack_wait_s`.
         """
         if delay < 0:
-            raise ValueError(f"delay={delay}: at least 0")
+            raise ValueError(f"delay={delay}: must be at least 0")
         await self._jetstream.confirm(self._reply, nack_text(delay))
 
     async def in_progress(self) -> None:
-        """Report that the work goes on: `ack_wait_s` begins anew.
+        """Report that the work goes on: `ack_wait_s` begins again.
 
         Raises:
             BrokerError: the server did not confirm within 10 s.
@@ -86,7 +86,7 @@ class QueuedMessage:
 
 
 class PulledMessages:
-    """Messages of a queue, one after the other. Made by `queue.pull()`; used in an `async with`."""
+    """Messages of a queue, one after another. Made by `queue.pull()`; use it in an `async with` block."""
 
     def __init__(
         self, jetstream: JetStream, ahead: int, max_deliveries: int | None, pulls: set[PulledMessages]
@@ -95,9 +95,9 @@ class PulledMessages:
         self._ahead = ahead
         self._max_deliveries = max_deliveries
         self._pulls = pulls
-        self._ready: deque[tuple[Any, float]] = deque()  # with the time of arrival; at most `ahead`
-        self._asked = 0  # messages that the server may still send for the present request
-        self._until = 0.0  # when that request has certainly ended
+        self._ready: deque[tuple[Any, float]] = deque()  # Messages with their times of arrival, at most `ahead`.
+        self._asked = 0  # Messages that the server may still send for the present request.
+        self._until = 0.0  # Time on the loop's clock at which that request has certainly ended.
         self._pause = False
         self._changed = asyncio.Event()
         self._ended = False
@@ -115,11 +115,11 @@ class PulledMessages:
         if self._subscribed is None:
             return
         try:
-            await self._subscribed.unsubscribe()  # which also ends the present request at the server
+            await self._subscribed.unsubscribe()  # This also ends the present request at the server.
             for message, _ in self._ready:
                 await message.respond(nack_text(0.0))
-        except Exception as error:  # they are delivered again after ack_wait_s
-            logger.debug("%s: giving back failed: %s", self._jetstream.names.title, error)
+        except Exception as error:  # The messages are delivered again after `ack_wait_s`.
+            logger.debug("%s: cannot return messages to the queue: %s", self._jetstream.names.title, error)
         self._ready.clear()
 
     @property
@@ -129,12 +129,12 @@ class PulledMessages:
 
     @property
     def ready(self) -> int:
-        """Messages that are here and were not taken."""
+        """The number of messages that have arrived and were not taken yet."""
         return len(self._ready)
 
     @property
     def requested(self) -> int:
-        """Messages that the server may still send for the present request."""
+        """The number of messages that the server may still send for the present request."""
         return self._asked
 
     def __aiter__(self) -> AsyncIterator[QueuedMessage]:
@@ -147,11 +147,11 @@ class PulledMessages:
         """The next message.
 
         Args:
-            timeout: seconds to wait for one, or None.
+            timeout: seconds to wait for a message; None for no limit.
 
         Raises:
-            TimeoutError: none came.
-            BrokerError: the server could not be reached, or refused, when it was asked first.
+            TimeoutError: no message came in that time.
+            BrokerError: the server could not be reached, or refused, at the first request.
             RuntimeClosed: the runtime was shut down.
         """
         loop = asyncio.get_running_loop()
@@ -182,7 +182,7 @@ class PulledMessages:
     async def _next_ready(self) -> QueuedMessage | None:
         message, arrived = self._ready.popleft()
         if asyncio.get_running_loop().time() - arrived > self._jetstream.ack_wait_s:
-            return None  # by now the server has given it to another consumer
+            return None  # The server has given the message to another consumer by now.
         attempt = message.metadata.num_delivered
         limit = self._max_deliveries
         if limit is not None and attempt > limit:
@@ -192,7 +192,7 @@ class PulledMessages:
         return QueuedMessage(self._jetstream, message.data, message.reply, attempt)
 
     async def _ask(self, seconds: float) -> None:
-        """Request messages for `seconds`. Where that fails once the queue is in use, the next call pauses first."""
+        """Request messages for `seconds`. If that fails after the queue was in use, the next call pauses first."""
         jetstream = self._jetstream
         loop = asyncio.get_running_loop()
         if self._pause:
@@ -224,23 +224,23 @@ class PulledMessages:
             self._ready.append((message, asyncio.get_running_loop().time()))
         else:
             if status not in (NO_MESSAGES, REQUEST_OVER):
-                self._jetstream.forget()  # 409, 503: the consumer is gone, or the server is not ready
+                self._jetstream.forget()  # 409 or 503: the consumer is gone, or the server is not ready.
                 self._pause = True
             self._asked = 0
         self._changed.set()
 
     def end(self) -> None:
-        """End every `next`, because the runtime is shut down."""
+        """End every `next` call because the runtime shuts down."""
         self._ended = True
         self._changed.set()
 
     def _asking_is_over(self) -> None:
-        """The connection was lost and is back: the server has forgotten the present request."""
+        """Forget the present request after a reconnection, as the server has done."""
         self._asked = 0
         self._jetstream.forget()
         self._changed.set()
 
 
 def nack_text(delay: float) -> bytes:
-    """What JetStream reads as "deliver it again after this many seconds"."""
+    """The acknowledgement with which JetStream delivers a message again after `delay` seconds."""
     return b"-NAK" if not delay else b"-NAK " + json.dumps({"delay": int(delay * 1e9)}).encode()

@@ -17,21 +17,22 @@ from triton_distributed.external.nats import NatsConnection
 
 
 class WorkQueue:
-    """Messages that each go to one consumer, again if it does not finish. Made by `component.queue(name)`.
+    """A work queue. Each message goes to one consumer, and again to one if it does not finish. See `component.queue()`.
 
-    Any number of processes put and any number take. What is stored survives its producer, its consumers and a restart
-    of the server. A message is delivered at least once: when its consumer died after the work and before `ack`, twice.
+    Any number of processes may put and take messages. A stored message survives its producer, its consumers and a
+    restart of the server. It is delivered at least once: twice, for example, if its consumer dies between the end of
+    the work and `ack`.
 
     Args:
-        connection: the runtime's.
-        names: what it is called.
+        connection: the runtime's connection to NATS.
+        names: the names of the queue at the server.
         publisher: the instance id of the runtime.
-        max_message_bytes: of a payload; the server's own limit is usually lower.
-        pulls: the consumers of the runtime that are at work, which it ends when it closes.
+        max_message_bytes: the largest payload, in bytes; the server's own limit is usually lower.
+        pulls: the runtime's open consumers, which the runtime ends when it closes.
         ack_wait_s: seconds after which a message that is neither acknowledged nor in progress goes to the next
-            consumer. It belongs to the queue: where processes differ, the one that began to consume last decides.
-        max_deliveries: a message that was delivered this many times and is not acknowledged is dropped, with an error
-            in the log of the process that would have received it next; None for no limit.
+            consumer. It is a property of the queue: if processes differ, the last one that began to consume decides.
+        max_deliveries: the most deliveries of a message. A message that is still not acknowledged is dropped, with an
+            error in the log of the process that would have received it next; None for no limit.
 
     Attributes:
         jetstream: the queue at the server.
@@ -50,9 +51,9 @@ class WorkQueue:
         max_deliveries: int | None = None,
     ) -> None:
         if ack_wait_s <= 0:
-            raise ValueError(f"ack_wait_s={ack_wait_s}: above 0")
+            raise ValueError(f"ack_wait_s={ack_wait_s}: must be above 0")
         if max_deliveries is not None and max_deliveries < 1:
-            raise ValueError(f"max_deliveries={max_deliveries}: at least 1, or None for no end")
+            raise ValueError(f"max_deliveries={max_deliveries}: must be at least 1, or None for no limit")
         self.jetstream = JetStream(connection, names, ack_wait_s)
         self._max_deliveries = max_deliveries
         self._publisher = publisher
@@ -60,17 +61,17 @@ class WorkQueue:
         self.pulls = pulls
 
     def put(self, payload: object, *, timeout: float = TIMEOUT_S) -> Coroutine[Any, Any, None]:
-        """Store a message; it is on the server's disk when what this returns was awaited.
+        """Store a message. When the returned coroutine has been awaited, the message is on the server's disk.
 
         Args:
-            payload: whatever can be sent as a request. The call itself encodes it: it may change afterwards.
-            timeout: seconds to keep trying. A server that is restarted meanwhile stores it once.
+            payload: any value that can be sent as a request. The call itself encodes it, so it may change afterwards.
+            timeout: seconds to keep trying. Even if the server restarts meanwhile, the message is stored once.
 
         Raises:
-            BrokerError: it was not confirmed in that time (it may yet be stored), the queue is full, or the server has
-                no JetStream.
-            MessageTooLarge: it is above `TRD_MAX_MESSAGE_BYTES` or the server's `max_payload`.
-            TypeError, ValueError: the payload cannot travel.
+            BrokerError: the server did not confirm in time (the message may yet be stored), the queue is full, or the
+                server has no JetStream.
+            MessageTooLarge: the message exceeds `TRD_MAX_MESSAGE_BYTES` or the server's `max_payload`.
+            TypeError, ValueError: the payload cannot be encoded.
         """
         data = pack(payload, self._publisher, "message")
         if len(data) > self._max_message_bytes:
@@ -93,28 +94,28 @@ class WorkQueue:
         """Take the next message.
 
         Args:
-            timeout: seconds to wait for one, or None.
+            timeout: seconds to wait for a message; None for no limit.
 
         Raises:
-            TimeoutError: none came.
+            TimeoutError: no message came in that time.
             BrokerError: the server cannot be reached or has no JetStream.
         """
         async with self.pull() as messages:
             return await messages.next(timeout)
 
     def pull(self, ahead: int = 1) -> PulledMessages:
-        """Take one message after the other: `async with queue.pull() as messages: async for message in messages:`.
+        """Take one message after another: `async with queue.pull() as messages: async for message in messages:`.
 
         Args:
-            ahead: messages that may be on their way or wait here, so that the next one is here when one is done. Their
-                `ack_wait_s` runs already. Those that were not taken go back when the block is left.
+            ahead: the number of messages to request in advance, so that the next one is here when one is done. Their
+                `ack_wait_s` runs already. Messages that were not taken go back to the queue at the end of the block.
         """
         if ahead < 1:
-            raise ValueError(f"ahead={ahead}: at least 1")
+            raise ValueError(f"ahead={ahead}: must be at least 1")
         return PulledMessages(self.jetstream, ahead, self._max_deliveries, self.pulls)
 
     async def depth(self) -> int:
-        """How many messages are stored: those that wait and those that are being worked on.
+        """The number of stored messages: those that wait and those that consumers are working on.
 
         Raises:
             BrokerError: the server cannot be reached or has no JetStream.
@@ -125,7 +126,7 @@ class WorkQueue:
             info = await context.stream_info(jetstream.names.stream)
         except Exception as error:
             jetstream.forget()
-            raise jetstream.error(f"cannot be asked: {words(error)}") from error
+            raise jetstream.error(f"cannot read its state: {words(error)}") from error
         return int(info.state.messages)
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""The subscriptions of one process, by subject."""
+"""The inboxes of one process's subscriptions, by subject."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from triton_distributed.events.inbox import Inbox
 
 
 class Subscribers:
-    """Hands what was published to every inbox of its subject."""
+    """Delivers each event to all inboxes of its subject."""
 
     def __init__(self) -> None:
-        self._inboxes: dict[str, list[Inbox]] = {}  # as many as the program has subscriptions
+        self._inboxes: dict[str, list[Inbox]] = {}  # One inbox for each subscription of the program.
 
     def add(self, inbox: Inbox) -> bool:
-        """Add one; True if it is the first of its subject."""
+        """Add an inbox. Return True if it is the first of its subject."""
         known = self._inboxes.get(inbox.subject)
         # A new list each time: a delivery under way iterates over the old one.
         self._inboxes[inbox.subject] = [*known, inbox] if known else [inbox]
         return not known
 
     def remove(self, inbox: Inbox) -> bool:
-        """Remove one; True if it was the last of its subject. Harmless where it is not there."""
+        """Remove an inbox, if it is there. Return True if it was the last of its subject."""
         known = self._inboxes.get(inbox.subject, ())
         left = [each for each in known if each is not inbox]
         if len(left) == len(known):
@@ -31,7 +31,7 @@ class Subscribers:
         return not left
 
     def deliver(self, subject: str, data: bytes, lost: int = 0) -> None:
-        """Push to every inbox of the subject."""
+        """Push an event to every inbox of the subject."""
         for inbox in self._inboxes.get(subject, ()):
             inbox.push(data, lost)
 
@@ -44,7 +44,7 @@ class Subscribers:
         return list(self._inboxes)
 
     def close(self) -> None:
-        """Close them all; what they hold can still be read."""
+        """Close all inboxes. The events in them can still be read."""
         for inboxes in list(self._inboxes.values()):
             for inbox in inboxes:
                 inbox.close(keep=True)

@@ -1,4 +1,4 @@
-"""A subscription as its user holds it: awaited until it is live, iterated, and ended by leaving."""
+"""A subscription for its user: await it until it is live, iterate over it, and leave the loop to end it."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ T = TypeVar("T")
 
 
 class Subscription(Generic[T]):
-    """What is published on one subject, as it comes. Four ways to use it:
+    """The events of one subject, in the order of arrival. Ways to use it:
 
         async for event in component.subscribe("loaded"):       # leaving the loop ends the subscription
             …
-        subscription = await component.subscribe("loaded")      # live: whatever is published from now on arrives
+        subscription = await component.subscribe("loaded")      # live: every event published from now on arrives
         async for event in subscription:
             …
-        async with component.subscribe("loaded") as subscription:  # live within, ended after the block
+        async with component.subscribe("loaded") as subscription:  # live in the block, ended after it
             event = await subscription.get(timeout=1.0)
 
-    It also ends with the last reference to it, and with its runtime; what has arrived by then can still be read where
-    the runtime ended it.
+    A subscription also ends with the last reference to it, and with its runtime. If the runtime ended it, events that
+    have arrived can still be read.
 
     Attributes:
-        unreadable: events that were left out because they are not what `publish` writes.
+        unreadable: events that were skipped because `publish` did not write them.
     """
 
     def __init__(
@@ -40,44 +40,44 @@ class Subscription(Generic[T]):
         opening: asyncio.Future[None] | None = None,
         closing: Callable[[Inbox], Any] | None = None,
     ) -> None:
-        """Made by a plane.
+        """Made by an event plane.
 
         Args:
-            opening: done when it is live, with the error that kept it from that; None where it is.
-            closing: returns something to wait for when the inbox has closed, or None.
+            opening: done when the subscription is live or has failed; None if it is live already.
+            closing: returns a future to wait for after the inbox has closed, or None.
         """
         self._inbox = inbox
         self._read = read
         self._opening = opening
         self._closing = closing
-        self._held = False  # by an `async with`, which ends it
+        self._held = False  # An `async with` block holds the subscription, and will end it.
         self.unreadable = 0
 
     @property
     def subject(self) -> str:
-        """The subject, as it travels."""
+        """The subject of the events."""
         return self._inbox.subject
 
     @property
     def dropped(self) -> int:
-        """Events that were lost because this subscriber, or its whole process, did not keep up."""
+        """The number of events lost because this subscriber, or its whole process, did not keep up."""
         return self._inbox.dropped
 
     @property
     def waiting(self) -> int:
-        """Events that have arrived and were not read."""
+        """The number of events that have arrived and were not read yet."""
         return self._inbox.waiting
 
     @property
     def closed(self) -> bool:
-        """Whether nothing arrives any more."""
+        """Whether the subscription has ended, so that no further event arrives."""
         return self._inbox.closed
 
     def __await__(self) -> Generator[Any, None, Subscription[T]]:
-        """Wait until it is live.
+        """Wait until the subscription is live.
 
         Raises:
-            BrokerError, ConfigError, DiscoveryError: it cannot be.
+            BrokerError, ConfigError, DiscoveryError: it cannot become live.
         """
         return self._live().__await__()
 
@@ -87,7 +87,7 @@ class Subscription(Generic[T]):
             try:
                 await asyncio.shield(opening)
             except asyncio.CancelledError:
-                if opening.cancelled():  # its plane was closed meanwhile; we were not cancelled
+                if opening.cancelled():  # The plane was closed meanwhile; the present task was not cancelled.
                     raise RuntimeClosed("subscribe") from None
                 raise
             self._opening = None
@@ -97,12 +97,12 @@ class Subscription(Generic[T]):
         """The next event.
 
         Args:
-            timeout: seconds to wait for it, or None.
+            timeout: seconds to wait for it; None for no limit.
 
         Raises:
-            TimeoutError: none came in that time.
-            SubscriptionClosed: it has ended, and what had arrived was read.
-            BrokerError, ConfigError, DiscoveryError: it never became live.
+            TimeoutError: no event came in that time.
+            SubscriptionClosed: the subscription has ended, and all events that had arrived were read.
+            BrokerError, ConfigError, DiscoveryError: the subscription never became live.
         """
         if timeout is not None:
             try:
@@ -119,7 +119,7 @@ class Subscription(Generic[T]):
             except DecodeError as error:
                 if not self.unreadable:
                     logger.warning(
-                        "an event of %s is left out: %s (said once; subscription.unreadable counts)",
+                        "an event of %s is skipped: %s (logged once; subscription.unreadable counts them)",
                         self.subject,
                         error,
                     )
@@ -129,11 +129,11 @@ class Subscription(Generic[T]):
         return _Reading(self)
 
     def close(self) -> None:
-        """End it now; what was not read is gone. Closing twice is harmless."""
+        """End the subscription now and discard its unread events. Closing twice is harmless."""
         self._inbox.close()
 
     async def aclose(self) -> None:
-        """End it, and wait until the event plane knows."""
+        """End the subscription, and wait until the event plane has unsubscribed."""
         self._inbox.close()
         if self._closing is not None and (ending := self._closing(self._inbox)) is not None:
             await asyncio.shield(ending)
@@ -150,12 +150,12 @@ class Subscription(Generic[T]):
         await self.aclose()
 
     def left(self) -> None:
-        """An `async for` over it was left."""
+        """Close the inbox after an `async for` was left, unless an `async with` block holds the subscription."""
         if not self._held:
             self._inbox.abandoned()
 
     def __del__(self) -> None:
-        inbox = getattr(self, "_inbox", None)  # None where the constructor raised
+        inbox = getattr(self, "_inbox", None)  # None if the constructor raised.
         if inbox is not None:
             inbox.abandoned()
 
@@ -164,7 +164,7 @@ class Subscription(Generic[T]):
 
 
 class _Reading(AsyncIterator[T]):
-    """The object of one `async for`. It is the loop's own, so that it goes when the loop is left, however that is."""
+    """The iterator of one `async for`. Only the loop refers to it, so leaving the loop in any way finalises it."""
 
     __slots__ = ("_subscription",)
 

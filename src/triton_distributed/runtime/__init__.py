@@ -1,6 +1,6 @@
-"""What programs import: `DistributedRuntime`, the decorators, and the types that calls return."""
+"""The names that programs import: `DistributedRuntime`, the decorators, and the types that calls return."""
 
-# First, because the import of the others takes a while: a container may be stopped meanwhile.
+# This import comes first because the others take a while, and a container may be stopped meanwhile.
 import triton_distributed.system.first_process  # noqa: F401
 from triton_distributed.annotated import Annotated
 from triton_distributed.calling.response_stream import ResponseStream

@@ -1,6 +1,6 @@
-"""The only place that names concrete backends: what a runtime is composed of, by its settings.
+"""The backends of a runtime, chosen by its settings. No other file names concrete backends.
 
-Those of a cluster are imported when they are chosen: a program on one machine starts without them.
+Backends for a cluster are imported only when they are chosen: a program on one machine starts without them.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def _load(module: str) -> Any:
 
 
 def make_discovery(config: Config) -> Discovery:
-    """Where instances are registered; no I/O yet.
+    """Make the discovery that the settings name, without I/O.
 
     Raises:
-        ConfigError: a setting cannot be used; `TRD_STATIC` also where nothing asks for it.
+        ConfigError: a setting is invalid. `TRD_STATIC` is checked even if discovery is not static.
     """
     static = StaticDiscovery(config.static)
     if config.discovery == "memory":
@@ -62,28 +62,28 @@ def make_discovery(config: Config) -> Discovery:
 
 
 def make_elsewhere(config: Config) -> Elsewhere | None:
-    """What finds the instances that file discovery cannot see because they use another folder."""
+    """Make the search for instances that file discovery cannot see because they use another folder."""
     return Elsewhere(os.path.abspath(config.directory)) if config.discovery == "file" else None
 
 
 def make_tls(config: Config) -> SessionTls | None:
-    """The TLS of TCP sessions, or None where the settings name no certificate.
+    """Make the TLS of TCP sessions; None if the settings name no certificate.
 
     Raises:
-        ConfigError: a setting is missing, or its file is not what it should be.
+        ConfigError: a setting is missing, or its file is invalid.
     """
     names = {"TRD_TLS_CERT": config.tls_cert, "TRD_TLS_KEY": config.tls_key, "TRD_TLS_CA": config.tls_ca}
     if not any(names.values()) and not config.tls_server_name:
         return None
     for name in ("TRD_TLS_CERT", "TRD_TLS_CA"):
         if not names[name]:
-            raise ConfigError(name, "", "both ends show a certificate: TLS needs TRD_TLS_CERT, _KEY and _CA")
+            raise ConfigError(name, "", "TLS needs TRD_TLS_CERT, _KEY and _CA, since both ends present a certificate")
     files = TlsFiles(("TRD_TLS_CERT", "TRD_TLS_KEY", "TRD_TLS_CA"), *names.values())
     return SessionTls(files, config.tls_server_name)
 
 
 def make_nats(config: Config) -> NatsConnection:
-    """The connection to NATS that everything in a runtime shares; made when first used."""
+    """Make the NATS connection that all parts of a runtime share. It connects when it is first used."""
     files = TlsFiles(
         ("TRD_NATS_CERT", "TRD_NATS_KEY", "TRD_NATS_CA"), config.nats_cert, config.nats_key, config.nats_ca
     )
@@ -104,16 +104,17 @@ def make_nats(config: Config) -> NatsConnection:
 
 
 def make_networks(loop: asyncio.AbstractEventLoop, config: Config, nats: NatsConnection) -> Networks:
-    """What serves schemes that are not sockets or memory: a client dials whatever a worker publishes."""
-    timeout_s = 0.8 * config.connect_timeout_s  # sooner than the pool, whose error would not name the NATS server
+    """Make the networks of all schemes but sockets and memory: a client dials any address that a worker publishes."""
+    # It ends before the pool's timeout, because the pool's error would not name the NATS server.
+    timeout_s = 0.8 * config.connect_timeout_s
     return {"nats": LazyNetwork(lambda: _load("transport.nats.network").NatsNetwork(loop, nats, timeout_s))}
 
 
 def make_events(config: Config, nats: NatsConnection, instance_id: int) -> EventPlane:
-    """What carries events; no I/O yet.
+    """Make the event plane that the settings name, without I/O.
 
     Raises:
-        ConfigError: the settings name nothing that could.
+        ConfigError: the settings name no event plane that can be used.
     """
     plane: EventPlane
     if config.event_plane == "nats":
@@ -122,7 +123,7 @@ def make_events(config: Config, nats: NatsConnection, instance_id: int) -> Event
         raise ConfigError(
             "NATS_SERVER",
             config.nats_server,
-            f"with {config.discovery} discovery events may have to reach other hosts, and that needs NATS_SERVER; "
+            f"with {config.discovery} discovery, events may have to reach other hosts, which needs NATS_SERVER; "
             "TRD_EVENTS=local keeps them on this machine",
         )
     elif config.discovery == "memory":

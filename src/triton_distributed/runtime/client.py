@@ -1,4 +1,4 @@
-"""Calls to one endpoint."""
+"""The client of one endpoint."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from triton_distributed.routing.policies import Direct, Policy, Random, RoundRob
 from triton_distributed.transport.pool import SessionPool
 from triton_distributed.wire.frames import SMALL
 
-# Looked up before the abstract class is asked, which takes longer than encoding a small request.
+# Types that are never streams of requests. Checking the abstract class takes longer than encoding a small request.
 _NO_STREAMS = frozenset({type(None), bool, int, float, str, bytes, list, dict, tuple})
 
 
@@ -35,29 +35,29 @@ class Client:
     `generate` uses the client's policy; `random`, `round_robin` and `direct` are the same call with another one.
 
     Args of every call:
-        request: whatever can travel: plain values, dataclasses, Structs, pydantic models, arrays, buffers. An async
-            iterator streams many requests to a handler that takes one. The request is taken when `generate` returns:
-            what the caller changes afterwards does not reach the handler. `call` does not copy large arrays and
-            buffers: they must stay as they are until it returns, and items of a request stream until the iterator is
-            asked for the next one.
-        annotated: True (the default) for items as `Annotated`; False or None for the values themselves, and then an
-            item that is None is skipped.
-        context: steers the call: its id and metadata travel, `stop_generating()` and `kill()` reach the handler.
-        timeout: seconds for the whole call; a call within a handler inherits what is left of its own, if less.
-        metadata: plain values by name that the handler finds in `context.metadata`.
-        idempotent: the request may be given to a second instance when the first is lost, or cuts its handler to shut
-            down, before the caller has an item.
-        resume: if the instance is lost in the middle of the stream, another continues after the last item to which the
-            handler gave a token (`context.checkpoint`); the caller sees one sequence. Items after the last token are
-            made again and skipped by their number: a handler that gives no token is started again from the beginning.
-        priority: -128 to 127; where requests wait for a place, those with a larger one are let in first. A call within
-            a handler has its request's, unless it says otherwise.
+        request: any value that can be encoded: plain values, dataclasses, Structs, pydantic models, arrays, buffers. An
+            async iterator sends a stream of requests to a handler that takes one. `generate` takes the request before
+            it returns: later changes do not reach the handler. `call` does not copy large arrays and buffers: they must
+            not change until it returns. Items of a request stream must not change until the iterator is asked for the
+            next one.
+        annotated: True (the default) yields items as `Annotated`; False or None yields the values themselves and skips
+            items that are None.
+        context: controls the call: its id and metadata are sent, `stop_generating()` and `kill()` reach the handler.
+        timeout: seconds for the whole call. A call within a handler inherits the handler's remaining time, if less.
+        metadata: plain values by name; the handler finds them in `context.metadata`.
+        idempotent: the request may be sent to a second instance if the first is lost, or shuts down and cancels its
+            handler, before the caller has an item.
+        resume: if the instance is lost in the middle of the stream, another continues after the last item for which
+            the handler gave a token (`context.checkpoint`), and the caller sees one sequence. Items after the last
+            token are made again and skipped by number; a handler that gives no token starts from the beginning.
+        priority: -128 to 127. Among waiting requests, those with a larger priority are admitted first. A call within a
+            handler has the priority of the handler's request, unless it sets its own.
 
     Raises, from the call itself:
-        ValueError: the timeout is no number of seconds, or the metadata is too large.
-        TypeError: the request holds something that cannot travel; the text names the path to it.
+        ValueError: the timeout is not a number of seconds, or the metadata is too large.
+        TypeError: the request contains a value that cannot be encoded; the text names the path to it.
         ConfigError: there is no policy of this name.
-        ForkError, RuntimeClosed, WrongLoop: the runtime cannot be used here or any more.
+        ForkError, RuntimeClosed, WrongLoop: the runtime cannot be used here, or is closed.
     """
 
     def __init__(self, services: Services, policy: str | Policy, rng: Rng, looks_elsewhere: bool) -> None:
@@ -82,7 +82,7 @@ class Client:
         priority: int | None = None,
         resume: bool = False,
     ) -> ResponseStream:
-        """Call an instance that the client's policy chooses, or `policy`: a name or a function, as for `client()`."""
+        """Call an instance chosen by the client's policy, or by `policy`: a name or a function, as for `client()`."""
         chooses = self._policy if policy is None else self._policy_of(policy)
         return ResponseStream(
             self._start(
@@ -150,7 +150,7 @@ class Client:
         priority: int | None = None,
         resume: bool = False,
     ) -> ResponseStream:
-        """Call the instance of this id."""
+        """Call the instance with this id."""
         chooses = Direct(int(instance_id), self.view.name.path, self._known)
         return ResponseStream(
             self._start(
@@ -171,23 +171,23 @@ class Client:
         priority: int | None = None,
         resume: bool = False,
     ) -> Any:
-        """Call and return the single value that the handler answers with, never as `Annotated`.
+        """Call and return the single value of the answer, never as `Annotated`.
 
         Args:
-            request: and options: as above.
-            policy: a name or a function, as for `client()`; by default the client's own.
-            hedge_after_s: seconds after which a call that has not answered is sent to a second instance too; the first
-                answer counts and the other handler is cancelled. Only with `idempotent=True`, and out of the same
-                budget as retries.
+            request: the request; it and the options not listed here are described at `Client`.
+            policy: a name or a function, as for `client()`; by default the client's own policy.
+            hedge_after_s: seconds without an answer after which the request is also sent to a second instance. The
+                first answer counts and the other handler is cancelled. It needs `idempotent=True` and shares the
+                budget of retries.
 
         Raises:
             NotUnary: the handler answered with no item, or with more than one.
             ValueError: a hedged call is not idempotent, or its request is a stream.
         """
         if hedge_after_s is not None and not idempotent:
-            raise ValueError("hedge_after_s= may run two handlers: say idempotent=True where that does no harm")
+            raise ValueError("hedge_after_s= may run two handlers: pass idempotent=True if that does no harm")
         if hedge_after_s is not None and isinstance(request, AsyncIterable):
-            raise ValueError("hedge_after_s=: a request that is streamed cannot be sent a second time")
+            raise ValueError("hedge_after_s=: a streamed request cannot be sent a second time")
         chooses = self._policy if policy is None else self._policy_of(policy)
         call = self._start(request, chooses, False, True, context, timeout, metadata, idempotent, priority, resume)
         if hedge_after_s is None:
@@ -207,13 +207,13 @@ class Client:
                 idempotent,
                 priority,
                 resume,
-                call.body,  # what the first was made of, whatever became of `request`
+                call.body,  # The encoded request of the first attempt; `request` may have changed since.
             )
 
         return await first_answer(call, hedge_after_s, second, self._answer)
 
     def _policy_of(self, policy: str | Policy) -> Policy:
-        """The policy of one call; a named one is made once, so that its turns go on from call to call."""
+        """The policy of one call. A named one is made once, so that its state lasts from call to call."""
         if not isinstance(policy, str):
             return policy_named(policy, self._rng)
         known = self._named.get(policy)
@@ -228,7 +228,8 @@ class Client:
                 await next_message(call)
                 for each in call.items:
                     answer = each
-                if call.received > 1:  # from the present instance: an idempotent call may have had another before
+                # Items of the present instance only: an idempotent call may have had another instance before.
+                if call.received > 1:
                     raise NotUnary(self._services.target, call.received)
         except StopAsyncIteration:
             if not call.received:
@@ -259,14 +260,14 @@ class Client:
         if timeout is not None:
             timeout = _seconds(timeout)
         if priority is not None and type(priority) is not int:
-            raise TypeError(f"priority={priority!r}: a whole number")
+            raise TypeError(f"priority={priority!r}: must be a whole number")
         request_stream: AsyncIterator[Any] | None = None
         body: bytes | Message
         if encoded is not None:
             body = encoded
         elif request.__class__ not in _NO_STREAMS and isinstance(request, AsyncIterable):
             if resume:
-                raise ValueError("resume=True: a request that is streamed cannot be sent a second time")
+                raise ValueError("resume=True: a streamed request cannot be sent a second time")
             request_stream, body = aiter(request), b""
         else:
             body = encode(request, "request")
@@ -303,13 +304,13 @@ class Client:
         return call
 
     def endpoint_ids(self) -> list[int]:
-        """The ids of the instances that exist now."""
+        """The ids of the present instances."""
         return [each.id for each in self.view.table.instances]
 
     instance_ids = endpoint_ids
 
     def wait_for_endpoints(self) -> asyncio.Future[list[int]]:
-        """A future that is done once there is at least one instance; its result is their ids."""
+        """A future that is done when at least one instance exists; its result is the ids of the instances."""
         self._services.core.check("wait_for_instances")
         loop = self._services.loop
         if ids := self.endpoint_ids():
@@ -317,7 +318,8 @@ class Client:
             known.set_result(ids)
             return known
         waiting = loop.create_task(self._wait())
-        waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # not awaited: no warning
+        # Reading the exception prevents asyncio's warning if the task is never awaited.
+        waiting.add_done_callback(lambda done: done.cancelled() or done.exception())
         return waiting
 
     wait_for_instances = wait_for_endpoints
@@ -343,17 +345,17 @@ class Client:
 
     @property
     def name(self) -> EndpointName:
-        """The endpoint that it calls."""
+        """The name of the endpoint that this client calls."""
         return self.view.name
 
     @property
     def load(self) -> LoadBook:
-        """Streams that this runtime has open on each instance of the endpoint."""
+        """The open streams of this runtime on each instance of the endpoint."""
         return self._services.load
 
     @property
     def closing(self) -> bool:
-        """The runtime is being shut down, or was."""
+        """Whether the runtime is shutting down or closed."""
         return self._services.core.closing
 
     @property
@@ -363,7 +365,7 @@ class Client:
 
     @property
     def outlier_stats(self) -> OutlierStats:
-        """How often instances were left out as outliers: one count for all clients of the endpoint in this runtime."""
+        """Counters of ejected instances, shared by all clients of the endpoint in this runtime."""
         return self._services.ejector.stats
 
     def __repr__(self) -> str:
@@ -373,27 +375,27 @@ class Client:
 
 def _metadata(context: Context | None, metadata: Mapping[str, Any] | None, priority: int | None) -> bytes:
     if context is not None and not isinstance(context, Context):
-        raise TypeError(f"context={context!r}: a Context, e.g. Context(id=…)")
+        raise TypeError(f"context={context!r}: must be a Context, e.g. Context(id=…)")
     if metadata and not isinstance(metadata, Mapping):
-        raise TypeError(f"metadata={metadata!r}: a mapping of plain values by name")
+        raise TypeError(f"metadata={metadata!r}: must be a mapping of plain values by name")
     values = {**(context.metadata if context is not None else {}), **(metadata or {})}
     for key in values:
         if not isinstance(key, str) or key[:1] == "\0":  # type: ignore[redundant-expr]
-            raise TypeError(f"metadata has text as keys, which does not begin with a NUL: not {key!r}")
+            raise TypeError(f"metadata has the key {key!r}: keys are text that does not begin with a NUL")
     if context is not None:
         values[ID] = context.id()
     if priority:
         if not LOWEST_PRIORITY <= priority <= HIGHEST_PRIORITY:
-            raise ValueError(f"priority={priority!r}: a whole number from {LOWEST_PRIORITY} to {HIGHEST_PRIORITY}")
+            raise ValueError(f"priority={priority!r}: must be from {LOWEST_PRIORITY} to {HIGHEST_PRIORITY}")
         values[PRIORITY] = priority
     data = encode(values, "metadata")
     if not isinstance(data, bytes) or len(data) > SMALL:
-        raise ValueError(f"metadata has at most {SMALL:,} bytes: larger values belong in the request")
+        raise ValueError(f"metadata may have at most {SMALL:,} bytes: larger values belong in the request")
     return data
 
 
 def _seconds(timeout: object) -> float:
-    """A call's timeout; one at or below 0 is over already, as remaining time may be."""
+    """A call's timeout, checked. A value at or below 0 is valid and has expired: remaining time may be such a value."""
     if not isinstance(timeout, (int, float)) or timeout != timeout:
-        raise ValueError(f"timeout={timeout!r}: a number of seconds, or None for no limit")
+        raise ValueError(f"timeout={timeout!r}: must be a number of seconds, or None for no limit")
     return timeout

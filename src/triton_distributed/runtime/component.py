@@ -1,4 +1,4 @@
-"""Namespace, component, endpoint: plain names until something is served or called."""
+"""Namespace, component and endpoint: plain names until an endpoint is served or called."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class Namespace:
         self.name = check_name("namespace", name)
 
     def component(self, name: str) -> Component:
-        """One of its components; no I/O.
+        """One component of the namespace; no I/O.
 
         Raises:
-            InvalidName: `name` cannot name one.
+            InvalidName: `name` is not a valid component name.
         """
         return Component(self._runtime, self.name, name)
 
     def event_subject(self, name: str) -> str:
-        """The subject that events of this name are published under."""
+        """The subject under which events of this name are published."""
         return namespace_subject(self.name, name)
 
     def publish(self, name: str, payload: object) -> Coroutine[Any, Any, None]:
@@ -69,57 +69,57 @@ class Component:
         self.name = check_name("component", name)
 
     def endpoint(self, name: str) -> Endpoint:
-        """One of its endpoints; no I/O.
+        """One endpoint of the component; no I/O.
 
         Raises:
-            InvalidName: `name` cannot name one.
+            InvalidName: `name` is not a valid endpoint name.
         """
         return Endpoint(self._runtime, EndpointName(self.namespace, self.name, name))
 
     def create_service(self) -> asyncio.Future[None]:
-        """Declare the component. Optional: serving an endpoint is enough. Legal any number of times."""
+        """Declare the component. It is optional, since serving an endpoint is enough, and may be called repeatedly."""
         self._runtime.check("create_service")
         done: asyncio.Future[None] = self._runtime.event_loop().create_future()
         done.set_result(None)
         return done
 
     def service_name(self) -> str:
-        """The slug that names the component's subjects, e.g. `triton_init_backend_720278f8`."""
+        """The slug with which the component's subjects begin, e.g. `triton_init_backend_720278f8`."""
         return service_name(self.namespace, self.name)
 
     def event_subject(self, name: str) -> str:
-        """The subject that events of this name are published under; see `names.subject_token` for unusual names."""
+        """The subject under which events of this name are published; see `names.subject_token` for unusual names."""
         return component_subject(self.namespace, self.name, name)
 
     def publish(self, name: str, payload: object) -> Coroutine[Any, Any, None]:
         """Publish an event to all its subscribers: at most once, in this runtime's order.
 
-        The call itself encodes the payload, so it may be changed before what this returns is awaited. Nothing here
-        waits for subscribers: one that does not keep up loses events, and knows how many.
+        The call itself encodes the payload, so the payload may be changed before the returned coroutine is awaited.
+        Publishing does not wait for subscribers: one that does not keep up loses events, and knows how many.
 
         Args:
-            name: of the event, any name that could be a component's.
-            payload: whatever can be sent as a request.
+            name: the event's name; the rules for component names apply.
+            payload: any value that can be sent as a request.
 
         Raises:
-            BrokerError: NATS is away and no more can wait for it.
-            ConfigError: the settings name nothing that carries events.
+            BrokerError: NATS cannot be reached, and the queue of waiting events is full.
+            ConfigError: the settings name no event plane that can be used.
             DiscoveryError: the private folder is not private.
-            MessageTooLarge: it is above `TRD_MAX_MESSAGE_BYTES`, or NATS' own `max_payload`.
-            TypeError, ValueError: the payload cannot travel.
+            MessageTooLarge: the event is larger than `TRD_MAX_MESSAGE_BYTES`, or than NATS' own `max_payload`.
+            TypeError, ValueError: the payload cannot be encoded.
             ForkError, InvalidName, RuntimeClosed.
         """
         self._runtime.check("publish")
         return self._runtime.events.publish(self.event_subject(name), payload)
 
     def subscribe(self, name: str, *, max_events: int = MAX_EVENTS, max_bytes: int = MAX_BYTES) -> Subscription[Event]:
-        """Subscribe to events of this name; `async for event in …`, see `Subscription`.
+        """Subscribe to events of this name; read them with `async for event in …`, see `Subscription`.
 
-        Await it to be sure that every event published afterwards, in any process, arrives.
+        Await the subscription to be sure that every event published afterwards, in any process, arrives.
 
         Args:
-            max_events: events that may wait unread. Beyond that the oldest are dropped; see `subscription.dropped`.
-            max_bytes: bytes of these events; a single event may be larger.
+            max_events: the most unread events. Beyond that the oldest are dropped; see `subscription.dropped`.
+            max_bytes: the most bytes of unread events; a single event may be larger.
 
         Raises (from the call): ConfigError, ForkError, InvalidName, RuntimeClosed, ValueError for a limit below 1.
         Raises (from awaiting or reading): BrokerError, DiscoveryError.
@@ -132,7 +132,7 @@ class Component:
 
         Raises:
             ConfigError: `NATS_SERVER` is not set.
-            InvalidName: `name` cannot name one.
+            InvalidName: `name` is not a valid queue name.
             ValueError: a limit is invalid.
         """
         self._runtime.check("queue")
@@ -143,7 +143,7 @@ class Component:
 
 
 class Endpoint:
-    """Something that can be served and called. Made by `component.endpoint(name)` or `runtime.endpoint("a.b.c")`."""
+    """An endpoint, to serve or to call. Made by `component.endpoint(name)` or `runtime.endpoint("a.b.c")`."""
 
     def __init__(self, runtime: Owner, name: EndpointName) -> None:
         self._runtime = runtime
@@ -159,49 +159,50 @@ class Endpoint:
         max_queue: int = 0,
         metadata: Mapping[str, Any] | None = None,
     ) -> ServeTask:
-        """Serve the endpoint until the runtime is shut down; the task is then done with None.
+        """Serve the endpoint until the runtime shuts down. The returned task then ends with None.
 
         Args:
-            handler: an async generator, coroutine, generator or plain function of one parameter (request) or two
-                (request, context). A plain one runs in one thread and one context to its end. A request parameter
-                annotated as an async iterator takes a stream of requests. Annotations are enforced both ways. What was
-                yielded may change as soon as the handler goes on. Large memory that a function returns is sent from
-                its own place, so it must not be changed before it was sent.
-            graceful_shutdown: True lets running requests finish at shutdown, False cuts them.
-            metrics_labels: accepted for programs of the original's successor.
-            max_inflight: handlers that may run at once; None for no limit.
-            max_queue: requests that may wait beyond that; the next is refused with Overloaded, and goes elsewhere.
-            metadata: plain JSON values published with the instance, as they are now.
+            handler: an async generator, coroutine, generator or plain function with one parameter (request) or two
+                (request, context). A plain handler runs in one thread and one context to its end. A request parameter
+                annotated as an async iterator takes a stream of requests. Annotations of requests and answers are
+                enforced. A yielded value may change as soon as the handler goes on. Large memory that a function
+                returns is sent without a copy, so it must not change before it is sent.
+            graceful_shutdown: True lets running requests finish at shutdown, False cancels them.
+            metrics_labels: not used; accepted for programs written for the original's successor.
+            max_inflight: the most handlers that run at once; None for no limit.
+            max_queue: the most requests that wait beyond that. The next is refused with Overloaded, so that the caller
+                tries another instance.
+            metadata: plain JSON values to publish with the instance; they are copied now.
 
         Raises (from the task):
             DiscoveryError: the instance cannot be registered.
             OSError: the address to listen on cannot be bound.
 
         Raises (from the call itself):
-            AlreadyServed: this runtime serves the endpoint.
+            AlreadyServed: this runtime already serves the endpoint.
             TypeError, ValueError: the handler or a limit is invalid.
             ForkError, RuntimeClosed, WrongLoop.
         """
         if max_inflight is not None and (type(max_inflight) is not int or max_inflight < 1):
-            raise ValueError(f"max_inflight={max_inflight!r}: a whole number of at least 1, or None for no limit")
+            raise ValueError(f"max_inflight={max_inflight!r}: must be a whole number of at least 1, or None")
         if type(max_queue) is not int or max_queue < 0:
-            raise ValueError(f"max_queue={max_queue!r}: a whole number of at least 0")
+            raise ValueError(f"max_queue={max_queue!r}: must be a whole number of at least 0")
         if max_queue and max_inflight is None:
-            raise ValueError(f"max_queue={max_queue}: requests only wait where max_inflight= limits those that run")
+            raise ValueError(f"max_queue={max_queue}: requests wait only if max_inflight= limits the running ones")
         self._runtime.check("serve_endpoint")
-        metadata = copy.deepcopy(dict(metadata or {}))  # the instance is registered later, and perhaps again
+        metadata = copy.deepcopy(dict(metadata or {}))  # The instance is registered later, and perhaps repeatedly.
         options = ServeOptions(graceful_shutdown, max_inflight, max_queue, metadata)
         return self._runtime.worker.serve(self.name, handler, options)
 
     def client(self, policy: str | Policy = "round_robin") -> asyncio.Task[Client]:
-        """A task whose result is a client that knows the present instances.
+        """A task whose result is a client of the endpoint. The client knows the present instances.
 
         Args:
-            policy: of `generate`: `round_robin`, `random`, `least_loaded`, `p2c`, or a function
-                `(request, instances, load) -> instance`.
+            policy: chooses the instance of each `generate`: `round_robin`, `random`, `least_loaded`, `p2c`, or a
+                function `(request, instances, load) -> instance`.
 
         Raises (from the task):
-            DiscoveryError: the place where instances are registered cannot be read; its address is in the text.
+            DiscoveryError: discovery cannot be read; its address is in the text.
             ConfigError: there is no such policy.
 
         Raises (from the call): ForkError, RuntimeClosed.
@@ -219,25 +220,25 @@ class Endpoint:
         return client
 
     async def pause(self) -> None:
-        """Take this runtime's instance out of rotation: clients call other instances, and this one begins no request.
+        """Withdraw this runtime's instance: clients call other instances, and this one begins no request.
 
-        Requests that run go on. Requests that wait for a place here, or come before clients know, are refused and go
-        to another instance by themselves; where there is none, the caller gets `Paused` or `NoInstances`. So a worker
-        may give up its memory when this has returned and its last request has ended. Pausing twice is harmless.
+        Running requests go on. Waiting requests, and those that arrive before clients notice, are refused, and their
+        calls go to another instance; if there is none, the caller gets `Paused` or `NoInstances`. So a worker may free
+        its memory when `pause` has returned and its last request has ended. Pausing twice is harmless.
 
         Raises:
-            NotServed: this runtime does not serve the endpoint, or its registration is not through yet.
-            DiscoveryError: with static discovery, whose list is fixed.
+            NotServed: this runtime does not serve the endpoint, or has not registered it yet.
+            DiscoveryError: discovery is static, so its list is fixed.
             ForkError, RuntimeClosed.
         """
         await self._runtime.worker.registrations.pause(self.name)
 
     async def resume(self) -> None:
-        """Put this runtime's instance back into rotation, under the id that it had. Resuming twice is harmless.
+        """Register this runtime's instance again, under the same id, and admit requests. Resuming twice is harmless.
 
         Raises:
-            NotServed: this runtime does not serve the endpoint, or its registration is not through yet.
-            DiscoveryError: it cannot be registered; it stays out.
+            NotServed: this runtime does not serve the endpoint, or has not registered it yet.
+            DiscoveryError: the instance cannot be registered; it stays paused.
             ForkError, RuntimeClosed: also while the runtime drains.
         """
         await self._runtime.worker.registrations.resume(self.name)

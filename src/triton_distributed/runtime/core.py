@@ -1,4 +1,4 @@
-"""What clients need of their runtime."""
+"""The part of a runtime that its clients need."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`triton_worker` and `triton_endpoint`."""
+"""The decorators `triton_worker` and `triton_endpoint`."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def triton_worker() -> Callable[[Callable[Concatenate[Any, P], Awaitable[T]]], C
 
 
 def triton_worker(function: Callable[..., Awaitable[Any]] | None = None, /) -> Any:
-    """Decorate `async def f(runtime, *args, **kwargs)`: call it without the runtime, inside a running loop.
+    """Decorate `async def f(runtime, *args, **kwargs)`. Callers omit the runtime and call it inside a running loop.
 
-    Both `@triton_worker()` and `@triton_worker` work. The runtime is made before `f` begins and closed when it returns
-    or raises; while an endpoint is served, SIGTERM and SIGINT drain it (`TRD_HANDLE_SIGNALS`). If `f` returns while an
-    endpoint is served that the program has not awaited, a warning is logged.
+    Both `@triton_worker()` and `@triton_worker` work. The runtime is made before `f` begins and closed when `f` returns
+    or raises. While an endpoint is served, SIGTERM and SIGINT drain the runtime (`TRD_HANDLE_SIGNALS`). If `f` returns
+    while it serves an endpoint that the program has not awaited, a warning is logged.
 
     Raises:
-        TypeError: what is decorated is not a function.
+        TypeError: the decorated object is not a function.
     """
     if function is None:
         return triton_worker
@@ -62,13 +62,13 @@ def triton_endpoint(request_model: Any, response_model: Any) -> Callable[[Callab
     """Decorate a handler function or method whose last positional argument is the request.
 
     Args:
-        request_model: the request, a JSON `str` or a dict, is parsed into it: a pydantic model, dataclass, Struct or
-            any other type; a request that is one already is passed on.
-        response_model: what the handler answers with is checked against it, text excepted: programs answer with JSON
-            text, or with plain text beside a model, and nobody has ever looked at it.
+        request_model: the type of the request: a pydantic model, dataclass, Struct or any other type. A request, a JSON
+            `str` or a dict, is parsed into it; one that has the type already is passed on unchanged.
+        response_model: the type of the answer's items. Each item is checked against it, except text: programs may
+            answer with JSON text, or with plain text despite a model, and this was never checked.
 
     Raises:
-        TypeError: one of the two cannot be checked; the text says why.
+        TypeError: one of the two types cannot be checked; the text gives the reason.
 
     Raises (from the handler):
         ValueError: `Invalid request: …`, naming the field.
@@ -102,13 +102,13 @@ def triton_endpoint(request_model: Any, response_model: Any) -> Callable[[Callab
                             yield item
                         except GeneratorExit:
                             raise
-                        except BaseException as error:  # e.g. the cancellation, thrown in here: it is the handler's
+                        except BaseException as error:  # E.g. the cancellation, which the handler must see.
                             thrown = error
                         item = await (anext(items) if thrown is None else items.athrow(thrown))
                 except StopAsyncIteration:
                     pass
                 finally:
-                    await items.aclose()  # here, and not by a collector in another task and context
+                    await items.aclose()  # Close it here, not in the garbage collector's task and context.
         elif inspect.iscoroutinefunction(function):
 
             @functools.wraps(function)
@@ -145,7 +145,7 @@ def triton_endpoint(request_model: Any, response_model: Any) -> Callable[[Callab
 
 
 def _but_text(check: Callable[[Any], object] | None) -> Callable[[Any], object] | None:
-    """The check, with text let through; what is no text still has to fit."""
+    """The check for all items except text, which passes unchecked."""
     return None if check is None else lambda item: None if isinstance(item, str) else check(item)
 
 
@@ -159,9 +159,9 @@ class _Parsed:
 
 
 def _parser(model: Any) -> tuple[Callable[[Any], Any], RequestDecoder]:
-    """Return what parses a request that a function was called with, and what decodes and parses one for an endpoint.
+    """Return a parser for requests of a direct call, and a decoder that also parses, for requests of an endpoint.
 
-    The endpoint's decodes and parses at once, because decoded to plain values a model may not be one for its class.
+    The decoder parses at once, because a model that was decoded to plain values may not be valid for its class.
     """
     decode_typed = typed_decoder(model)
     plain = model if isinstance(model, type) else None
@@ -186,7 +186,7 @@ def _parser(model: Any) -> tuple[Callable[[Any], Any], RequestDecoder]:
         if not len(body) or body[0] not in _MAPS_AND_LISTS:
             request = decode(body, buffers)
             if isinstance(request, (str, bytes)):
-                return request  # the function parses it, as when it is called directly
+                return request  # The function parses it, as in a direct call.
         return _Parsed(decode_typed(body, buffers))
 
     return parse, decode_request

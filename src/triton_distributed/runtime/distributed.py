@@ -1,4 +1,4 @@
-"""DistributedRuntime: one process's part, put together from what `runtime.backends` chooses."""
+"""DistributedRuntime: one process's part in the system, assembled from the backends of `runtime.backends`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import random
 import sys
 import threading
-from asyncio import _get_running_loop as _running_loop  # C in asyncio and uvloop alike, and public in all but its name
+from asyncio import _get_running_loop as _running_loop  # A C function, also under uvloop; public except in name.
 from collections.abc import Coroutine
 from threading import get_ident
 from typing import Any
@@ -42,24 +42,24 @@ from triton_distributed.transport.network import Networks
 from triton_distributed.transport.pool import SessionPool
 
 NOT_WHILE_CLOSING = ("serve_endpoint", "resume")
-"""Operations that would register an instance while all of them are withdrawn."""
+"""Operations that are refused while the runtime closes, because they would register an instance."""
 
 
 class DistributedRuntime:
     """One process's part in the distributed system: it serves endpoints, calls them, or both.
 
     Args:
-        event_loop: the running loop, the default.
+        event_loop: the loop to run on; by default the running loop.
         config: settings; by default those of the environment.
-        discovery: in place of what the settings name, e.g. a test's own; it is closed with the runtime.
-        networks: by scheme, what serves addresses beside sockets and what the settings name.
+        discovery: replaces the discovery that the settings name, e.g. in a test; it is closed with the runtime.
+        networks: further networks by scheme, besides sockets and those that the settings name.
 
     Raises:
-        ConfigError: a setting cannot be used.
+        ConfigError: a setting is invalid.
         RuntimeError: no loop is running.
 
-    Connecting is left to the first call that needs it, which then says what is wrong and where. `triton_worker` makes
-    and closes one; otherwise `await runtime.close()`.
+    The runtime connects when a call first needs it; an error then names the problem and the address. `triton_worker`
+    makes and closes a runtime; otherwise call `await runtime.close()`.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class DistributedRuntime:
         self._loop = event_loop or asyncio.get_running_loop()
         self._thread = threading.current_thread()
         self.config = config = config or Config.from_env()
-        # A loop of virtual time has its own, so that a run repeats itself: see `testing.virtual_time`.
+        # A loop of virtual time has its own source of random numbers, to make runs repeatable: `testing.virtual_time`.
         self.rng: random.Random = getattr(self._loop, "rng", None) or random.Random()
         self.instance_id = self.rng.randint(1, MAX_INSTANCE_ID)
         self.discovery = make_discovery(config) if discovery is None else discovery
@@ -116,7 +116,8 @@ class DistributedRuntime:
         )
         self.clients: WeakSet[Client] = WeakSet()
         self._token = CancellationToken()
-        self._tasks: dict[asyncio.Task[Any], None] = {}  # in order; bounded by calls, clients and endpoints
+        # In the order of their start. Calls, clients and endpoints bound the number.
+        self._tasks: dict[asyncio.Task[Any], None] = {}
         self._closing: asyncio.Task[None] | None = None
         self._forked = False
         self.unusable = False
@@ -128,20 +129,20 @@ class DistributedRuntime:
         """A namespace; no I/O.
 
         Raises:
-            InvalidName: `name` cannot name one.
+            InvalidName: `name` is not a valid namespace name.
         """
         return Namespace(self, name)
 
     def endpoint(self, path: str) -> Endpoint:
-        """An endpoint by its shorthand `namespace.component.endpoint`, with or without `dyn://`; no I/O.
+        """The endpoint with the path `namespace.component.endpoint`, with or without `dyn://`; no I/O.
 
         Raises:
-            InvalidName: it does not have exactly three parts.
+            InvalidName: the path does not have exactly three valid parts.
         """
         return Endpoint(self, EndpointName.parse(path))
 
     def event_loop(self) -> asyncio.AbstractEventLoop:
-        """The loop that everything runs on."""
+        """The event loop of the runtime."""
         return self._loop
 
     def primary_token(self) -> CancellationToken:
@@ -149,22 +150,22 @@ class DistributedRuntime:
         return self._token
 
     def child_token(self) -> CancellationToken:
-        """A token that is cancelled with the primary one, or alone."""
+        """A new token that is cancelled with the primary one, and may be cancelled alone."""
         return self._token.child_token()
 
     def stats(self) -> dict[str, Stats]:
-        """The counters of each served endpoint by its path."""
+        """The counters of each served endpoint, by path."""
         return {each.name.path: each.stats for each in self.worker.server.endpoints}
 
     @property
     def loop_stats(self) -> LoopStats:
-        """How the event loop fares; counted from the first endpoint that is served, where `TRD_WATCHDOG_S` is not 0."""
+        """Stalls and lag of the event loop, counted from the first served endpoint on, unless `TRD_WATCHDOG_S` is 0."""
         return self.worker.watchdog.stats
 
     def statistics(self) -> RuntimeStatistics:
-        """What the runtime is doing at this moment: requests, calls, sessions, events, threads, discovery and the loop.
+        """The present state of the runtime: requests, calls, sessions, events, threads, discovery and the loop.
 
-        It takes some microseconds a session and an open stream, and does no I/O. Call it in the runtime's thread.
+        It takes a few microseconds for each session and open stream, and does no I/O. Call it in the runtime's thread.
         """
         worker, events, listed = self.worker, self.events, self.worker.server.endpoints
         return RuntimeStatistics(
@@ -193,16 +194,16 @@ class DistributedRuntime:
         return "closed" if self.unusable else "draining" if self._closing else "open"
 
     def warn_of_unawaited(self) -> None:
-        """The program is about to end: log which endpoints it serves without having awaited them."""
+        """Log the served endpoints that the program has not awaited. Called when the program is about to end."""
         self.worker.warn_of_unawaited()
 
     # calling
 
     async def candidates(self, name: EndpointName) -> Candidates:
-        """The instances of an endpoint that may be called, shared by all clients of the endpoint.
+        """The candidates of an endpoint, shared by all its clients in this runtime.
 
         Raises:
-            DiscoveryError: the place where instances are registered cannot be read.
+            DiscoveryError: discovery cannot be read.
             ForkError, RuntimeClosed.
         """
         self.check("client")
@@ -236,22 +237,22 @@ class DistributedRuntime:
 
     @property
     def looks_elsewhere(self) -> bool:
-        """Whether there may be instances in folders that this runtime does not watch."""
+        """Whether instances may exist in folders that this runtime does not watch."""
         return self._elsewhere is not None
 
     def elsewhere(self, name: EndpointName | None) -> str:
-        """Words on such folders with live instances of an endpoint, None for any; see `Elsewhere.words`."""
+        """Text about such folders with live instances of an endpoint, None for any; see `Elsewhere.words`."""
         return "" if self._elsewhere is None else self._elsewhere.words(name)
 
     # life
 
     def check(self, operation: str) -> None:
-        """Raise where the runtime cannot be used.
+        """Raise if the runtime cannot be used.
 
         Raises:
-            ForkError: this process was forked from the one that made it.
-            RuntimeClosed: it was shut down.
-            WrongLoop: another thread or event loop than its own uses it.
+            ForkError: this process was forked from the one that made the runtime.
+            RuntimeClosed: the runtime was closed, or is closing and the operation would register an instance.
+            WrongLoop: the caller runs in another thread or event loop.
         """
         if self._forked:
             raise ForkError()
@@ -260,10 +261,10 @@ class DistributedRuntime:
             raise RuntimeClosed(operation)
 
     def check_loop(self, operation: str) -> None:
-        """Raise where the runtime is used outside of its event loop.
+        """Raise if the runtime is used outside its event loop.
 
         Raises:
-            WrongLoop: another thread uses it, or another event loop runs in this thread.
+            WrongLoop: the caller runs in another thread, or another event loop runs in this thread.
         """
         running = _running_loop()
         if running is not self._loop and (running is not None or get_ident() != self._thread.ident):
@@ -271,25 +272,26 @@ class DistributedRuntime:
 
     @property
     def closing(self) -> bool:
-        """Whether it is being shut down, or was."""
+        """Whether the runtime is shutting down or closed."""
         return self._closing is not None
 
     def forked(self) -> None:
-        """This process is a child of the one that made the runtime."""
+        """Mark the runtime as unusable in a forked child process."""
         self._forked = self.unusable = self.worker.closed = True
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run `work` in a task that the runtime keeps and ends with itself."""
+        """Run `work` in a task that the runtime keeps, and cancels when it closes."""
         task = self._loop.create_task(work)
         self._tasks[task] = None
         task.add_done_callback(self._tasks.pop)
         return task
 
     def shutdown(self) -> None:
-        """Begin to drain and return at once; `serve_endpoint` is done when that is over, at most `TRD_DRAIN_TIMEOUT_S`.
+        """Begin to drain and return at once. `serve_endpoint` ends after the drain, within `TRD_DRAIN_TIMEOUT_S`.
 
-        The instances leave discovery, clients are sent away, waiting requests are refused so that they go elsewhere,
-        and running handlers finish; then everything is closed. May be called in any thread.
+        The instances leave discovery, clients are asked to use other instances, waiting requests are refused so that
+        their calls go to other instances, and running handlers finish; then everything is closed. May be called in any
+        thread.
         """
         if self._forked or self._closing is not None:
             return
@@ -300,10 +302,10 @@ class DistributedRuntime:
             self._closing = self._loop.create_task(self._close(self.config.drain_timeout_s))
 
     async def close(self) -> None:
-        """Close everything and wait for it; what is served is drained first.
+        """Drain the served endpoints, close everything, and wait for the end.
 
         Raises:
-            WrongLoop: another thread or event loop than its own uses it.
+            WrongLoop: the caller runs in another thread or event loop.
         """
         if not self._forked:
             self.check_loop("close")
@@ -318,7 +320,7 @@ class DistributedRuntime:
         finally:
             await self._release()
         if (error := self.worker.exit) is not None:
-            # In a callback of the loop, which ends it: a task would keep the error until something retrieves it.
+            # A callback ends the loop by raising this. A task would keep the error until its result is retrieved.
             self._loop.call_soon(sys.exit, error.code)
 
     async def _release(self) -> None:
@@ -338,7 +340,7 @@ class DistributedRuntime:
         for task in left:
             task.cancel()
         if left:
-            await asyncio.wait(left, timeout=CUT_S)  # a caller's iterator of requests may swallow its cancellation
+            await asyncio.wait(left, timeout=CUT_S)  # A caller's iterator of requests may suppress its cancellation.
 
     async def __aenter__(self) -> DistributedRuntime:
         return self

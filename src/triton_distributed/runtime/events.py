@@ -16,34 +16,35 @@ from triton_distributed.external.nats import NatsConnection
 from triton_distributed.names import check_name, service_name, stream_name, subject_token
 
 
-@functools.lru_cache(maxsize=4096)  # the names of one program; finding a subject again costs 5 µs, half a publish
+# Cached because making a subject costs 5 µs, half of a publish. A program has few names.
+@functools.lru_cache(maxsize=4096)
 def component_subject(namespace: str, component: str, name: str) -> str:
-    """`{service_name}.events.{name}`, the name made safe by `names.subject_token`.
+    """The subject of a component's event: `{service_name}.events.{name}`, made safe by `names.subject_token`.
 
     Raises:
-        InvalidName: `name` cannot name an event.
+        InvalidName: `name` is not a valid event name.
     """
     return f"{service_name(namespace, component)}.events.{subject_token(check_name('event', name))}"
 
 
 @functools.lru_cache(maxsize=4096)
 def namespace_subject(namespace: str, name: str) -> str:
-    """`namespace.{namespace}.{name}`, both made safe by `names.subject_token`.
+    """The subject of a namespace's event: `namespace.{namespace}.{name}`, both made safe by `names.subject_token`.
 
     Raises:
-        InvalidName: `name` cannot name an event.
+        InvalidName: `name` is not a valid event name.
     """
     return f"namespace.{subject_token(namespace)}.{subject_token(check_name('event', name))}"
 
 
 class RuntimeEvents:
-    """Publishes and subscribes for one runtime, over whatever the settings choose.
+    """Publishes and subscribes for one runtime, over the event plane that the settings choose.
 
     Args:
-        make: returns the plane; called when the first event is published or subscribed to.
-        nats: the connection for work queues, or None where nothing that is set asks for NATS.
+        make: returns the event plane; called at the first publication or subscription.
+        nats: the connection for work queues; None if no setting asks for NATS.
         publisher: the runtime's instance id.
-        max_message_bytes: of an event or a queued message.
+        max_message_bytes: the largest event or queued message, in bytes.
     """
 
     def __init__(
@@ -54,14 +55,14 @@ class RuntimeEvents:
         self._publisher = publisher
         self._max_message_bytes = max_message_bytes
         self._plane: EventPlane | None = None
-        self._pulls: set[PulledMessages] = set()  # as many as the program has `async with queue.pull()`
+        self._pulls: set[PulledMessages] = set()  # One for each open `async with queue.pull()` of the program.
         self._in_a_row = 0
 
     def plane(self) -> EventPlane:
-        """The plane.
+        """The event plane, made at the first use.
 
         Raises:
-            ConfigError: the settings name nothing that could carry events.
+            ConfigError: the settings name no event plane that can be used.
         """
         if self._plane is None:
             self._plane = self._make()
@@ -77,7 +78,7 @@ class RuntimeEvents:
     async def _publish(self, subject: str, data: bytes) -> None:
         await self.plane().publish(subject, data)
         self._in_a_row += 1
-        if self._in_a_row >= TURN:  # a loop that only publishes lets its own subscribers and sockets have a turn
+        if self._in_a_row >= TURN:  # A loop that only publishes must let its own subscribers and sockets run.
             self._in_a_row = 0
             await asyncio.sleep(0)
 
@@ -97,7 +98,7 @@ class RuntimeEvents:
         check_name("queue", name)
         if self._nats is None:
             raise ConfigError(
-                "NATS_SERVER", "", "work queues are kept by NATS: set it to a server that runs with JetStream (-js)"
+                "NATS_SERVER", "", "NATS keeps the work queues: set it to a server that runs with JetStream (-js)"
             )
         names = QueueNames(
             f'queue "{name}" of {namespace}/{component}',
@@ -121,11 +122,11 @@ class RuntimeEvents:
 
     @property
     def pulls(self) -> list[PulledMessages]:
-        """The consumers of work queues that are at work."""
+        """The open consumers of work queues."""
         return list(self._pulls)
 
     async def close(self) -> None:
-        """Send what waits, end the subscriptions and the consumers of queues."""
+        """Send pending events, then end the subscriptions and the queue consumers."""
         for pull in list(self._pulls):
             pull.end()
         if self._plane is not None:

@@ -1,4 +1,4 @@
-"""What discovery lists of the endpoints that a runtime serves."""
+"""The records in discovery of the endpoints that a runtime serves."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Registrations:
 
     Args:
         loop: the running loop.
-        discovery: where the instances are registered.
-        server: what is served, and the addresses under which it is reached.
-        check: raises where the runtime cannot be used for an operation.
-        fixed: discovery is a fixed list, which nothing here changes.
+        discovery: the discovery in which the instances are registered.
+        server: the server of the endpoints; it knows which of their addresses can be reached.
+        check: raises if the runtime cannot be used for an operation.
+        fixed: discovery is a fixed list, which cannot be changed.
     """
 
     def __init__(
@@ -41,28 +41,28 @@ class Registrations:
         self._server = server
         self._check = check
         self._fixed = fixed
-        self._lock = asyncio.Lock()  # around each change of what discovery lists
+        self._lock = asyncio.Lock()  # Held during each change of the records.
         self._correcting: asyncio.Task[None] | None = None
         self._closed = False
 
     async def add(self, served: ServedEndpoint) -> None:
-        """List a new endpoint.
+        """Register a new endpoint.
 
         Raises:
-            DiscoveryError: it cannot be registered.
+            DiscoveryError: the endpoint cannot be registered.
         """
         await self._discovery.register(served.instance)
         served.registered, served.listed = True, served.instance.addresses
 
     async def remove(self, served: ServedEndpoint) -> None:
-        """List an endpoint no more."""
+        """Withdraw an endpoint."""
         async with self._lock:
             await self._discovery.withdraw(served.instance)
             served.listed = ()
 
     async def pause(self, name: EndpointName) -> None:
         """Take a served endpoint out of rotation; see `Endpoint.pause`."""
-        self._find(name, "pause").gate.pause()  # at once, whatever the lock waits for
+        self._find(name, "pause").gate.pause()  # It takes effect at once, before the lock is free.
         async with self._lock:
             served = self._find(name, "pause")
             await self._discovery.withdraw(served.instance)
@@ -73,7 +73,7 @@ class Registrations:
         self._find(name, "resume")
         async with self._lock:
             served = self._find(name, "resume")
-            served.gate.resume()  # before a client can see the instance
+            served.gate.resume()  # The gate must be open before a client can see the instance.
             try:
                 await self._list(served)
             except BaseException:
@@ -84,12 +84,12 @@ class Registrations:
         self._check(operation)
         served = self._server.find(name, operation)
         if self._fixed:
-            words = f"{operation}: TRD_STATIC alone says which instances there are"
+            words = f"{operation}: only TRD_STATIC determines which instances exist"
             raise DiscoveryError("static", self._discovery.where, words)
         return served
 
     async def _list(self, served: ServedEndpoint) -> None:
-        """Register an endpoint under the addresses that clients reach; withdraw it where they reach none."""
+        """Register an endpoint under the addresses that clients can reach; withdraw it if there are none."""
         addresses = self._server.reached(served.instance.addresses)
         if addresses:
             await self._discovery.register(replace(served.instance, addresses=addresses))
@@ -98,13 +98,13 @@ class Registrations:
         served.listed = addresses
 
     def correct(self) -> None:
-        """The Unix sockets were checked: correct each record that names one that is not there, or lacks one that is."""
+        """After a check of the Unix sockets, correct each record that lists a missing one or lacks an existing one."""
         if not self._closed and self._correcting is None and any(map(self._is_wrong, self._server.endpoints)):
             self._correcting = self._loop.create_task(self._correct())
             self._correcting.add_done_callback(self._corrected)
 
     def _is_wrong(self, served: ServedEndpoint) -> bool:
-        """Whether discovery lists an endpoint under other addresses than those that reach it."""
+        """Whether the addresses that discovery lists for an endpoint differ from those that reach it."""
         wanted = served.registered and not served.gate.paused
         return wanted and served.listed != self._server.reached(served.instance.addresses)
 
@@ -116,27 +116,27 @@ class Registrations:
 
     def _corrected(self, task: asyncio.Task[None]) -> None:
         self._correcting = None
-        if not task.cancelled() and (error := task.exception()) is not None:  # the next check tries again
-            logger.info("the addresses in %s are not what they should be: %s", self._discovery.where, error)
+        if not task.cancelled() and (error := task.exception()) is not None:  # The next check tries again.
+            logger.info("the addresses in %s could not be corrected: %s", self._discovery.where, error)
 
     def mark(self, busy: bool) -> None:
-        """Publish whether the event loop is stuck. Called in the watchdog's thread."""
+        """Publish whether the event loop is stuck. The watchdog calls this in its thread."""
         if isinstance(self._discovery, Marking):
             for served in self._server.endpoints:
                 self._discovery.mark(served.instance, busy)
 
     def close(self) -> None:
-        """Correct nothing any more."""
+        """Stop correcting records."""
         self._closed = True
         if self._correcting is not None:
             self._correcting.cancel()
 
     async def remove_all(self) -> None:
-        """List nothing of this runtime any more. A place that cannot be reached is logged: requests must finish."""
+        """Withdraw all endpoints. An error of discovery is only logged, because running requests must still finish."""
         try:
             async with self._lock:
                 for served in self._server.endpoints:
                     await self._discovery.withdraw(served.instance)
                     served.listed = ()
         except Exception as error:
-            logger.warning("withdrawing from %s: %s", self._discovery.where, error)
+            logger.warning("cannot withdraw from %s: %s", self._discovery.where, error)

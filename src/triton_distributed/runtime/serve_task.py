@@ -1,4 +1,4 @@
-"""What `serve_endpoint` returns: a task that knows when the endpoint was registered, and whether it was awaited."""
+"""The task that `serve_endpoint` returns: it knows when its endpoint was registered, and whether it was awaited."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class ServeTask(asyncio.Task[None]):
 
     Attributes:
         endpoint: its name.
-        registered: done with the instance when discovery has accepted it; never done where that fails.
-        awaited: the program has awaited it, has it awaited (`gather`, `wait`), or looks at it in another way.
+        registered: done, with the instance, when discovery has accepted it; never done if that fails.
+        awaited: whether the program has awaited the task, directly or through `gather` or `wait`, or has inspected it.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Sessions as a runtime's settings say: what it dials, and what it accepts."""
+"""The sessions of one runtime, made from its settings: those that it dials, and those that it accepts."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Sessions:
     Args:
         loop: the running loop.
         config: settings.
-        rng: where each session's nonce comes from.
+        rng: source of each session's nonce.
 
     Attributes:
-        held: what clients have sent and this process holds in memory, in all sessions together.
+        held: the bytes that clients have sent and this process holds in memory, over all sessions.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, config: Config, rng: random.Random) -> None:

@@ -1,4 +1,4 @@
-"""What a runtime is doing at one moment: plain frozen values, made without I/O."""
+"""The state of a runtime at one moment: plain frozen values, made without I/O."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class EndpointStatistics(msgspec.Struct, frozen=True):
     Attributes:
         name: its path, `namespace/components/component/endpoint`, as in error texts.
         state: `starting` (discovery has not accepted it yet), `serving`, `paused` or `draining`.
-        addresses: of the worker, as it publishes them.
-        listed: the addresses under which discovery lists it now; empty where it does not list it.
-        running: requests that were admitted and are not over.
+        addresses: the addresses that the worker publishes.
+        listed: the addresses that discovery lists for it now; empty if it is not listed.
+        running: requests that were admitted and have not ended.
         waiting: requests in its queue.
         requests: the number of requests in each state: `waiting`, `announced` (the handler is about to begin),
             `running`, and `cleaning` (the handler was cancelled and has not ended).
-        max_inflight, max_queue: its limits; `max_inflight` is None where there is none.
-        mean_s: seconds that a handler takes, the mean of about the last 20; 0 without `max_inflight`.
-        items: sent so far by handlers that ended well.
-        outcomes: the number of requests that have ended, by how they ended.
+        max_inflight, max_queue: its limits; `max_inflight` is None if there is no limit.
+        mean_s: mean duration of about the last 20 handlers, in seconds; 0 without `max_inflight`.
+        items: items sent so far by handlers that ended well.
+        outcomes: the number of requests that have ended, by outcome.
     """
 
     name: str
@@ -56,14 +56,14 @@ class CallStatistics(msgspec.Struct, frozen=True):
 
     Attributes:
         name: its path.
-        clients: of the program that exist now.
-        open: calls under way, of all these clients.
-        outcomes: the number of calls that have ended, by how they ended, of all these clients.
-        instances: ids that discovery lists.
-        candidates: ids that a call may be sent to now.
-        out_of_rotation: ids whose worker was lost or does not answer, each with its failed attempts to reach it.
-        ejected: how many instances are left out as outliers now.
-        ejections: how often an instance was left out as an outlier.
+        clients: the number of the program's clients that exist now.
+        open: calls under way, over all these clients.
+        outcomes: the number of calls that have ended, by outcome, over all these clients.
+        instances: ids of the instances that discovery lists.
+        candidates: ids of the instances to which a call may be sent now.
+        out_of_rotation: ids of the lost instances, each with the number of failed probes.
+        ejected: the number of instances that are ejected now.
+        ejections: the number of ejections so far.
         load: open streams on each instance that has any, by id.
     """
 
@@ -83,16 +83,16 @@ class SessionStatistics(msgspec.Struct, frozen=True):
     """One connection to another runtime.
 
     Attributes:
-        address: of the peer.
+        address: the peer's address.
         role: `dialled` by this runtime, or `accepted`.
         phase: `greeting`, `open`, `going` (no new streams) or `lost`.
-        silent: a reply is outstanding and nothing came for `TRD_HEALTH_TIMEOUT_S`.
-        paused: the kernel takes no more output for now.
-        streams: open ones.
+        silent: a reply is outstanding and nothing arrived for `TRD_HEALTH_TIMEOUT_S`.
+        paused: the kernel accepts no more output for now.
+        streams: the number of open streams.
         blocked: streams that may not send until their reader at the other end reads.
-        queued_bytes: output that waits to be written.
-        unread_messages: received messages that were not read.
-        window_bytes: that the peer may send unread, of all open streams together.
+        queued_bytes: output that waits to be written, in bytes.
+        unread_messages: received messages that were not read yet.
+        window_bytes: bytes that the peer may send unread, over all open streams.
         window_limit_bytes: the budget of these windows, `TRD_SESSION_WINDOW_BYTES`.
     """
 
@@ -113,10 +113,10 @@ class SubscriptionStatistics(msgspec.Struct, frozen=True):
     """One subscription to events.
 
     Attributes:
-        subject: what it is subscribed to.
-        waiting: events that were not read.
-        waiting_bytes: of those events.
-        dropped: events that were lost because it did not keep up.
+        subject: the subject of the events.
+        waiting: events that were not read yet.
+        waiting_bytes: bytes of those events.
+        dropped: events that were lost because the subscription did not keep up.
     """
 
     subject: str
@@ -129,9 +129,9 @@ class QueueStatistics(msgspec.Struct, frozen=True):
     """One `async with queue.pull()` of the program.
 
     Attributes:
-        name: of the work queue.
-        ready: messages that are here and were not taken.
-        requested: messages that the server may send for the present request.
+        name: the name of the work queue.
+        ready: messages that have arrived and were not taken yet.
+        requested: messages that the server may still send for the present request.
     """
 
     name: str
@@ -143,11 +143,11 @@ class ThreadStatistics(msgspec.Struct, frozen=True):
     """The threads of plain handlers.
 
     Attributes:
-        limit: handlers that may run at once, `TRD_THREADS`.
-        running: handlers that run.
+        limit: the most handlers that run at once, `TRD_THREADS`.
+        running: handlers that run now.
         parked: generators that wait for their readers.
         waiting: handlers that wait for a place or a thread.
-        threads: that exist or are about to be started.
+        threads: threads that exist or are about to be started.
     """
 
     limit: int
@@ -158,12 +158,12 @@ class ThreadStatistics(msgspec.Struct, frozen=True):
 
 
 class DiscoveryStatistics(msgspec.Struct, frozen=True):
-    """Where instances are registered.
+    """The discovery of a runtime.
 
     Attributes:
-        backend: the class of the discovery.
-        where: its place.
-        registered: paths of the served endpoints that are listed there now.
+        backend: the name of the discovery's class.
+        where: its address, as in error texts.
+        registered: paths of the served endpoints that it lists now.
         watched: paths of the endpoints that are watched.
     """
 
@@ -174,13 +174,13 @@ class DiscoveryStatistics(msgspec.Struct, frozen=True):
 
 
 class LoopStatistics(msgspec.Struct, frozen=True):
-    """The event loop, counted from the first served endpoint on, where `TRD_WATCHDOG_S` is not 0.
+    """Stalls and lag of the event loop, counted from the first served endpoint on, unless `TRD_WATCHDOG_S` is 0.
 
     Attributes:
-        stalls: how often it was stuck for as long as the watchdog waits.
-        stalled_s: seconds of all these stalls that have ended.
-        longest_s: seconds of the longest one.
-        lag: how late the loop was, as a histogram; see `observe.LoopStats`.
+        stalls: how often the loop was stuck for the watchdog's time or longer.
+        stalled_s: duration of all ended stalls, in seconds.
+        longest_s: duration of the longest stall, in seconds.
+        lag: histogram of the loop's lag; see `observe.LoopStats`.
     """
 
     stalls: int
@@ -193,19 +193,19 @@ class RuntimeStatistics(msgspec.Struct, frozen=True):
     """A runtime at one moment. Made by `runtime.statistics()`.
 
     Attributes:
-        instance_id: of the runtime.
+        instance_id: the runtime's instance id.
         state: `open`, `draining` or `closed`.
-        endpoints: that it serves.
-        calls: by the endpoint that is called.
-        sessions: to other runtimes; one serves all endpoints of a worker.
-        held_bytes: what clients have sent and this worker holds in memory beyond small requests.
-        held_limit_bytes: the most that it may hold, `TRD_MAX_HELD_BYTES`.
-        subscriptions: to events.
-        queues: work queues that it takes messages of.
-        threads: of plain handlers.
-        discovery: where its instances are registered.
+        endpoints: the endpoints that it serves.
+        calls: its calls, one entry for each called endpoint.
+        sessions: its sessions with other runtimes; one session serves all endpoints of a worker.
+        held_bytes: bytes of clients' data, except small requests, that this worker holds in memory.
+        held_limit_bytes: the limit of `held_bytes`, `TRD_MAX_HELD_BYTES`.
+        subscriptions: its subscriptions to events.
+        queues: its open consumers of work queues.
+        threads: the threads of plain handlers.
+        discovery: the discovery in which its instances are registered.
         loop: its event loop.
-        tasks: that it runs for calls and clients.
+        tasks: the number of tasks that it runs for calls and clients.
     """
 
     instance_id: int

@@ -1,4 +1,4 @@
-"""Cancellation tokens, as programs written for the original use them."""
+"""Cancellation tokens, as programs written for the original runtime use them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import weakref
 
 
 class CancellationToken:
-    """Something that is cancelled once, together with its children.
+    """A token that is cancelled once, together with its children.
 
     Args:
-        parent: whose cancellation is this one's too.
+        parent: a token whose cancellation also cancels this one.
     """
 
     def __init__(self, parent: CancellationToken | None = None) -> None:
         self._cancelled = False
         self._parent = parent
-        # A program may take a child a request: those that were dropped are of no concern, those awaited are held.
+        # A program may take one child per request. Dropped children are collected; awaited ones are kept alive.
         self._children: weakref.WeakSet[CancellationToken] = weakref.WeakSet()
         self._awaited: set[CancellationToken] = set()
         self._waiters: set[asyncio.Future[None]] = set()
@@ -36,7 +36,7 @@ class CancellationToken:
             child.cancel()
 
     def is_cancelled(self) -> bool:
-        """Whether it was cancelled."""
+        """Whether the token was cancelled."""
         return self._cancelled
 
     def cancelled(self) -> asyncio.Future[None]:
@@ -65,7 +65,7 @@ class CancellationToken:
             self._parent._let_go()
 
     def child_token(self) -> CancellationToken:
-        """A token that is cancelled with this one, or alone."""
+        """A new token that is cancelled with this one, and may be cancelled alone."""
         child = CancellationToken(self)
         if self._cancelled:
             child.cancel()

@@ -1,4 +1,4 @@
-"""The worker's half of a runtime: endpoints from `serve_endpoint` to the end of their tasks."""
+"""The worker's half of a runtime: it serves endpoints, from `serve_endpoint` to the end of their tasks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ logger = logging.getLogger("triton_distributed.runtime")
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """How an endpoint is served; see `Endpoint.serve_endpoint`."""
+    """The options of a served endpoint; see `Endpoint.serve_endpoint`."""
 
     graceful: bool
     max_inflight: int | None
@@ -43,20 +43,20 @@ class Worker:
     Args:
         loop: the running loop.
         config: settings.
-        discovery: where the endpoints are registered.
-        instance_id: of the runtime.
+        discovery: the discovery in which the endpoints are registered.
+        instance_id: the runtime's instance id.
         factory, tls, networks: see `Server`.
-        check: raises where the runtime cannot be used for an operation.
+        check: raises if the runtime cannot be used for an operation.
         shutdown: begins to shut the runtime down.
 
     Attributes:
         server: takes the requests of the endpoints.
-        registrations: what discovery lists of the endpoints.
-        threads: of plain handlers.
-        watchdog: of the event loop, once an endpoint is served.
+        registrations: the records of the endpoints in discovery.
+        threads: the threads of plain handlers.
+        watchdog: watches the event loop, from the first served endpoint on.
         draining: no further endpoint is served.
-        closed: nothing is served any more, or this process is a fork.
-        exit: what a handler has raised to end the process.
+        closed: no endpoint is served any more, or this process is a fork.
+        exit: the exception that a handler raised to end the process; None if none did.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Worker:
         self._discovery = discovery
         self._instance_id = instance_id
         self._shutdown = shutdown
-        fixed = config.discovery == "static"  # ids are made from addresses there
+        fixed = config.discovery == "static"  # Static discovery makes the ids from the addresses.
         self.server = server = Server(
             loop, config, None if fixed else instance_id, factory, tls, networks, self._addresses_checked
         )
@@ -85,7 +85,7 @@ class Worker:
         self.watchdog = Watchdog(loop, config.watchdog_s, self.registrations.mark)
         self._signals = DrainSignals(loop, shutdown, config.drain_timeout_s, self._running, server.stuck)
         self._starting: set[asyncio.Task[ServedEndpoint]] = set()
-        self._tasks: set[ServeTask] = set()  # one an endpoint
+        self._tasks: set[ServeTask] = set()  # One for each endpoint.
         self._stopped: asyncio.Future[None] = loop.create_future()
         self.draining = self.closed = False
         self.exit: SystemExit | None = None
@@ -102,24 +102,25 @@ class Worker:
             raise AlreadyServed(name.path)
         handler = Handler(function, self.threads)
         if self._config.handle_signals:
-            self._signals.install()  # before there is a socket or a record, which a process that is killed would leave
+            # Before a socket or a record exists, because a killed process would leave it.
+            self._signals.install()
         task = ServeTask(self._serve(name, handler, options), name, self._loop)
         self._tasks.add(task)
         task.add_done_callback(self._served)
-        task.awaited = False  # by the program: this callback does not count
+        task.awaited = False  # Only the program's own use counts, and not this callback.
         return task
 
     def _served(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not self._tasks and not self.draining:
-            self._signals.remove()  # a program that goes on without an endpoint ends at a signal, as any other does
+            self._signals.remove()  # A program that goes on without an endpoint ends at a signal, like any other.
 
     def warn_of_unawaited(self) -> None:
-        """The program is about to end: log which endpoints it serves without having awaited them."""
+        """Log the served endpoints that the program has not awaited. Called when the program is about to end."""
         for task in self._tasks:
             if not self.draining and not task.awaited:
                 logger.warning(
-                    "%s: serve_endpoint() was not awaited, and the program ends: `await` it to serve until shutdown",
+                    "%s: serve_endpoint() was not awaited and the program ends: `await` it to serve until shutdown",
                     task.endpoint,
                 )
 
@@ -133,16 +134,16 @@ class Worker:
             served = await asyncio.shield(starting)
         except asyncio.CancelledError:
             starting.cancel()
-            await asyncio.wait({starting})  # it undoes what it has begun, so that the endpoint is free afterwards
+            await asyncio.wait({starting})  # The start undoes its work, so that the endpoint can be served again.
             if not starting.cancelled() and starting.exception() is None and not self.closed:
-                await self._stop(starting.result())  # it was through already
+                await self._stop(starting.result())  # The start was complete already.
             raise
         try:
             await asyncio.shield(self._stopped)
         finally:
             if not self.closed:
                 await self._stop(served)
-        if self.exit is not None:  # the program must not end by itself before the process ends with the handler's code
+        if self.exit is not None:  # The program must not end before the process ends with the handler's exit code.
             await self._loop.create_future()
 
     async def _start(
@@ -167,7 +168,7 @@ class Worker:
         server.add(served)
         self.watchdog.start()
         if self.draining:
-            return served  # a signal came meanwhile: clients are not to call it any more
+            return served  # A signal came meanwhile, so the endpoint is not registered.
         try:
             await self.registrations.add(served)
         except BaseException:
@@ -178,22 +179,22 @@ class Worker:
         return served
 
     async def _stop(self, served: ServedEndpoint) -> None:
-        """The endpoint's task was cancelled: refuse new requests, and cancel those that run."""
+        """Stop an endpoint whose task was cancelled: refuse new requests and cancel running ones."""
         self.server.remove(served)
         served.gate.drain()
         await self.registrations.remove(served)
         await served.cut()
 
     def _exit_wanted(self, error: SystemExit) -> None:
-        """A handler has called `sys.exit`: drain, then end the process with its code."""
+        """Drain after a handler has called `sys.exit`, then end the process with its exit code."""
         if self.exit is None:
             self.exit = error
-            words = "a handler raised SystemExit(%r): this process drains, for at most %g s, and ends"
+            words = "a handler raised SystemExit(%r): this process drains for at most %g s, then ends"
             logger.warning(words, error.code, self._config.drain_timeout_s)
             self._shutdown()
 
     async def drain(self, timeout_s: float) -> None:
-        """Leave discovery, refuse new requests, and let running handlers finish, at most `timeout_s` seconds."""
+        """Leave discovery, refuse new requests, and let running handlers finish within `timeout_s` seconds."""
         if self._starting:
             await asyncio.wait(self._starting)
         self.registrations.close()
@@ -201,13 +202,13 @@ class Worker:
         await self.server.drain(timeout_s)
 
     def close(self) -> None:
-        """Close the sessions; what still runs is cancelled."""
+        """Close the sessions and cancel the requests that still run."""
         self.closed = True
         self.watchdog.stop()
         self.server.close()
 
     async def end(self) -> None:
-        """Let the threads end, give the signals back, and let the endpoints' tasks be done."""
+        """End the threads, remove the signal handlers, and wait for the endpoints' tasks to end."""
         self.threads.close()
         self._signals.remove()
         if not self._stopped.done():

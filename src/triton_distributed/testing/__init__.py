@@ -1,4 +1,4 @@
-"""For the tests of programs: local clusters, virtual time, faults of the network, real servers, conformance suites."""
+"""Tools for testing programs: local clusters, virtual time, network faults, real servers, conformance suites."""
 
 from triton_distributed.testing.discovery import ChangeLog, DiscoveryConformance
 from triton_distributed.testing.events import EventConformance

@@ -1,14 +1,14 @@
-"""What every discovery backend must do, as tests that a backend's own test suite runs.
+"""Conformance tests of discovery backends, which a backend's own test suite runs.
 
     class TestMine(DiscoveryConformance):
         @pytest.fixture
         async def pair(self):
-            one, other = MyDiscovery(…), MyDiscovery(…)  # of the same place, each as if alone in its process
+            one, other = MyDiscovery(…), MyDiscovery(…)  # two discoveries of the same system, as in two processes
             yield one, other
             await one.close()
             await other.close()
 
-Nothing here needs pytest but the names: methods that begin with `test_` and take `pair`.
+The code does not import pytest: the tests are methods with names that begin with `test_`, and they take `pair`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Pair = tuple[Discovery, Discovery]
 
 
 class ChangeLog:
-    """A sink that keeps everything it gets, and lets a test wait for what it should amount to.
+    """A sink that keeps all changes, and lets a test wait for an expected result.
 
     Attributes:
-        changes: all of them, in order; as many as the test makes.
-        present: the instances that exist after the last, by endpoint and id.
+        changes: all changes, in order.
+        present: the instances that exist after the last change, by endpoint and id.
     """
 
     def __init__(self) -> None:
@@ -44,19 +44,19 @@ class ChangeLog:
         elif isinstance(change, Added):
             self.present[change.instance.endpoint, change.instance.id] = change.instance
         else:
-            del self.present[change.endpoint, change.instance_id]  # only what was there can go
+            del self.present[change.endpoint, change.instance_id]  # Only a present instance may be removed.
         self._changed.set()
 
     @property
     def ids(self) -> list[int]:
-        """The ids that are present, sorted."""
+        """The ids of the present instances, sorted."""
         return sorted(id for _, id in self.present)
 
     async def until(self, condition: Callable[[], bool], patience_s: float = 20.0) -> None:
-        """Wait until `condition` holds; it is asked after each change.
+        """Wait until `condition` holds. It is checked after each change.
 
         Raises:
-            AssertionError: it did not come to hold within `patience_s` seconds.
+            AssertionError: the condition did not hold within `patience_s` seconds.
         """
         try:
             async with asyncio.timeout(patience_s):
@@ -64,7 +64,7 @@ class ChangeLog:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
-            raise AssertionError(f"not within {patience_s:g} s; after {self.changes[-5:]}") from None
+            raise AssertionError(f"not within {patience_s:g} s; last changes: {self.changes[-5:]}") from None
 
     async def until_ids(self, ids: Iterable[int], patience_s: float = 20.0) -> None:
         """Wait until exactly these ids are present."""
@@ -73,10 +73,10 @@ class ChangeLog:
 
 
 class DiscoveryConformance:
-    """The tests. Each takes `pair`: two discoveries of one place that no other test uses, open and empty.
+    """The tests. Each takes `pair`: two open, empty discoveries of one system that no other test uses.
 
     Attributes:
-        patience_s: seconds to wait for what must happen; only a failure takes that long.
+        patience_s: seconds to wait for an expected change; only a failure takes that long.
     """
 
     patience_s: ClassVar[float] = 20.0
@@ -84,7 +84,7 @@ class DiscoveryConformance:
     name: ClassVar[EndpointName] = EndpointName("room/é", "comp.onent", "generate")
 
     def instance(self, id: int, endpoint: EndpointName | None = None, **metadata: Any) -> Instance:
-        """An instance such as a runtime registers."""
+        """Make an instance like those that a runtime registers."""
         return Instance(endpoint or self.name, id, (f"tcp://127.0.0.1:{id % 60_000 + 1}",), "a-host", metadata)
 
     async def test_what_is_registered_is_in_a_later_snapshot(self, pair: Pair) -> None:
@@ -334,7 +334,7 @@ class DiscoveryConformance:
         await one.register(self.instance(7))
         await one.register(self.instance(7))
         await log.until_ids([7], self.patience_s)
-        await other.withdraw(self.instance(7))  # nothing of its own
+        await other.withdraw(self.instance(7))  # It has registered nothing, so this does nothing.
         await one.register(self.instance(8))
         await log.until_ids([7, 8], self.patience_s)
         await one.withdraw(self.instance(7))
@@ -384,4 +384,4 @@ async def _refusal(attempt: Awaitable[object]) -> DiscoveryError:
         await attempt
     except DiscoveryError as error:
         return error
-    raise AssertionError("it was not refused")
+    raise AssertionError("the operation was not refused")

@@ -1,14 +1,14 @@
-"""What every event plane must do, as tests that a plane's own test suite runs.
+"""Conformance tests of event planes, which a plane's own test suite runs.
 
     class TestMine(EventConformance):
         @pytest.fixture
         async def pair(self):
-            one, other = MyEvents(…), MyEvents(…)  # of the same place, each as if alone in its process
+            one, other = MyEvents(…), MyEvents(…)  # two planes of the same system, as in two processes
             yield one, other
             await one.close()
             await other.close()
 
-Nothing here needs pytest but the names: methods that begin with `test_` and take `pair`.
+The code does not import pytest: the tests are methods with names that begin with `test_`, and they take `pair`.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ Planes = tuple[EventPlane, EventPlane]
 
 
 class EventConformance:
-    """The tests. Each takes `pair`: two planes of one place that no other test uses, open.
+    """The tests. Each takes `pair`: two open planes of one system that no other test uses.
 
     Attributes:
-        patience_s: seconds to wait for what must happen; only a failure takes that long.
-        large: bytes of an event that the plane must carry.
+        patience_s: seconds to wait for an expected event; only a failure takes that long.
+        large: size in bytes of the largest event that the plane must carry.
     """
 
     patience_s: ClassVar[float] = 20.0
     large: ClassVar[int] = 900_000
 
     async def take(self, subscription: Subscription[Any], count: int) -> list[Any]:
-        """So many events."""
+        """Return the next `count` events."""
         return [await subscription.get(self.patience_s) for _ in range(count)]
 
     async def take_until(self, subscription: Subscription[Any], last: bytes) -> list[Any]:
-        """What comes before an event."""
+        """Return the events that come before `last`."""
         got: list[Any] = []
         while (event := await subscription.get(self.patience_s)) != last:
             got.append(event)
@@ -56,7 +56,7 @@ class EventConformance:
     async def test_whatever_is_published_after_it_is_live_arrives(self, pair: Planes) -> None:
         one, other = pair
         kept = []
-        for turn in range(20):  # the publisher has connections, and looks at what it knows already
+        for turn in range(20):  # The publisher has connections by then, and must not rely on old knowledge.
             kept.append(await other.subscribe(f"a.events.{turn % 3}"))
             await one.publish(f"a.events.{turn % 3}", str(turn).encode())
             assert await self.take(kept[-1], 1) == [str(turn).encode()]
@@ -121,7 +121,7 @@ class EventConformance:
         await _raises(SubscriptionClosed, subscription.get())
         again = await other.subscribe("a.events.x")
         await one.publish("a.events.x", b"3")
-        assert await self.take_until(again, b"3") in ([], [b"2"])  # which may have been on its way
+        assert await self.take_until(again, b"3") in ([], [b"2"])  # The earlier event may have been on its way.
 
     async def test_the_last_reference_ends_it(self, pair: Planes) -> None:
         one, other = pair
@@ -225,18 +225,18 @@ class EventConformance:
         await other.close()
         await other.close()
         assert await asyncio.wait_for(reader, self.patience_s) == []
-        assert [event async for event in subscription] == [b"1"]  # what has arrived is still there
+        assert [event async for event in subscription] == [b"1"]  # Events that have arrived can still be read.
         await _raises(RuntimeClosed, other.publish("a.events.x", b"2"))
         try:
             other.subscribe("a.events.x")
         except RuntimeClosed:
             pass
         else:
-            raise AssertionError("a closed plane takes subscriptions")
+            raise AssertionError("a closed plane accepts subscriptions")
         await one.publish("a.events.x", b"3")
 
     async def until(self, true: Any) -> None:
-        """Turn the loop until something that must come true is."""
+        """Wait until a condition holds."""
         async with asyncio.timeout(self.patience_s):
             while not true():  # noqa: ASYNC110 - no event tells
                 await asyncio.sleep(0.001)

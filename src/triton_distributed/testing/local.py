@@ -1,4 +1,4 @@
-"""Workers and clients in one process: several runtimes on one event loop, which find each other without a server."""
+"""Workers and clients in one process: several runtimes on one event loop that find each other without a server."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from triton_distributed.routing.policies import Policy
 from triton_distributed.runtime import Client, DistributedRuntime
 from triton_distributed.testing.virtual_time import waiting
 
-READY_S = 60.0  # an endpoint registers within milliseconds; a busy machine may need many times that
+READY_S = 60.0  # Seconds to wait for a registration. It takes milliseconds; a busy machine may need many times that.
 POLL_S = 0.001
 
 
 class LeftOver(AssertionError):
-    """Something is still there that the program under test should have ended.
+    """The program under test has left tasks or failed endpoints.
 
     Attributes:
-        found: what it is, a line each.
+        found: a description of each, one line each.
     """
 
     def __init__(self, found: list[str]) -> None:
@@ -27,17 +27,17 @@ class LeftOver(AssertionError):
 
 
 class LocalCluster:
-    """Runtimes on the running loop that find each other; `async with` closes them all.
+    """Runtimes on the running loop that find each other. `async with` closes them all.
 
-    Leaving the block fails where the program has left something: an endpoint that ended with an error, or a task that
-    was started within the block and still waits.
+    The end of the block raises if the program has left an endpoint that ended with an error, or a task that was started
+    within the block and still waits.
 
     Args:
-        settings: of every runtime, as the arguments of `Config`. By default they share memory discovery, handle no
-            signals and have no watchdog.
+        settings: the settings of every runtime, as arguments of `Config`. By default the runtimes share memory
+            discovery, handle no signals and have no watchdog.
 
     Raises:
-        LeftOver: from the end of the block; the text names each task with its line.
+        LeftOver: at the end of the block; the text names each task and its line of code.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -60,7 +60,7 @@ class LocalCluster:
         """Make one more runtime.
 
         Args:
-            settings: of this one alone, as the arguments of `Config`.
+            settings: settings of this runtime alone, as arguments of `Config`.
         """
         made = DistributedRuntime(asyncio.get_running_loop(), config=Config(**{**self._settings, **settings}))
         self.runtimes.append(made)
@@ -74,25 +74,25 @@ class LocalCluster:
         return self._caller
 
     async def worker(self, path: str, handler: Any, **options: Any) -> DistributedRuntime:
-        """Serve an endpoint on a runtime of its own; it is registered when this returns.
+        """Serve an endpoint on its own runtime. The endpoint is registered when this returns.
 
         Args:
             path: `namespace.component.endpoint`.
-            handler: as of `serve_endpoint`, and so are the options.
+            handler: the handler and the options are those of `serve_endpoint`.
 
         Returns:
             the runtime, e.g. to close it in the middle of a test.
 
         Raises:
-            TypeError: it is no handler; what else `serve_endpoint` raises.
-            TimeoutError: it is not registered within a minute.
+            TypeError: the handler is invalid; or any other error of `serve_endpoint`.
+            TimeoutError: the endpoint was not registered within a minute.
         """
         runtime = self.runtime()
         await self.serve(runtime, path, handler, **options)
         return runtime
 
     async def serve(self, runtime: DistributedRuntime, path: str, handler: Any, **options: Any) -> asyncio.Task[None]:
-        """Serve one more endpoint on a runtime; it is registered when this returns.
+        """Serve one more endpoint on a runtime. The endpoint is registered when this returns.
 
         Returns:
             the task that serves; it ends when the runtime has drained.
@@ -111,14 +111,14 @@ class LocalCluster:
         return task
 
     async def client(self, path: str, policy: str | Policy = "round_robin") -> Client:
-        """Return a client of an endpoint that is served.
+        """Return a client of a served endpoint.
 
         Args:
             path: `namespace.component.endpoint`.
-            policy: as of `Endpoint.client`.
+            policy: see `Endpoint.client`.
 
         Raises:
-            TimeoutError: no instance is found within a minute.
+            TimeoutError: no instance was found within a minute.
         """
         client = await self.caller.endpoint(path).client(policy)
         async with asyncio.timeout(READY_S):
@@ -132,7 +132,7 @@ class LocalCluster:
         await asyncio.gather(*(each.close() for each in self.runtimes))
 
     def _left(self) -> list[str]:
-        """What the program has left, in words."""
+        """Descriptions of the failed endpoints and the tasks that the program has left."""
         found = [
             f"an endpoint ended with {task.exception()!r}"
             for task in self._serving

@@ -1,4 +1,4 @@
-"""A proxy that stands between a client and one address and fails as networks do."""
+"""A proxy between a client and one address that fails as networks do."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from triton_distributed.system import unix_sockets
 from triton_distributed.system.unix_sockets import stop_listening
 from triton_distributed.transport.address import Address
 
-# Carried at once, bytes. A direction that is held up has a few of these in the proxy and is not read any further: its
-# sender is stopped as by a peer that does not read.
+# Bytes forwarded at once. A blocked direction has a few chunks in the proxy and is not read any further, so its sender
+# is blocked as by a peer that does not read.
 CHUNK = 64 * 1024
-LINGER_NOTHING = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close sends a reset, see socket(7)
+LINGER_NOTHING = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: closing sends a reset, see socket(7).
 
 
 @dataclass(slots=True)
 class Faults:
-    """What happens to the bytes of one direction, on open connections and on new ones.
+    """The faults of one direction, for open connections and new ones.
 
     Attributes:
-        delay_s: seconds by which each piece of up to 64 KiB comes later; it therefore also limits the throughput.
-        bytes_per_s: throughput of a connection, bytes a second; None or 0 for no limit.
+        delay_s: delay of each piece of up to 64 KiB, in seconds; it therefore also limits the throughput.
+        bytes_per_s: throughput of a connection, in bytes per second; None or 0 for no limit.
         truncate_at: bytes of a connection after which both its directions end, as if the sender had died; None: never.
-        corrupt_at: the byte of a connection, counted from 0, that arrives with all its bits turned; None for none.
+        corrupt_at: the byte of a connection, counted from 0, that arrives with all its bits flipped; None for none.
     """
 
     delay_s: float = 0.0
@@ -39,22 +39,22 @@ class Faults:
 
 
 class FaultProxy:
-    """Carries connections to `target`; `async with` starts and closes it.
+    """Forwards connections to `target`. `async with` starts and closes the proxy.
 
-    What happens to one end of a connection happens to the other: an end of its bytes ends that direction, a reset
-    resets the other end, and so does a target that cannot be reached.
+    An event at one end of a connection is passed to the other end: the end of its bytes ends that direction, and a
+    reset resets the other end. A target that cannot be reached also resets the client.
 
     Args:
-        target: the address to carry to: `tcp://host:port` or `unix:///path`.
-        listen: where to listen; by default a free port of 127.0.0.1, or the target's path with `.proxy` after it.
+        target: the address to forward to: `tcp://host:port` or `unix:///path`.
+        listen: the address to listen on; by default a free port of 127.0.0.1, or the target's path with `.proxy`.
 
     Attributes:
-        address: what clients dial instead of the target; empty before the start.
-        up: what happens to bytes from the client.
-        down: what happens to bytes to the client.
+        address: the address that clients dial instead of the target; empty before the start.
+        up: the faults of bytes from the client.
+        down: the faults of bytes to the client.
 
     Raises:
-        ConfigError: an address is not one, or is in memory, where there is no network to fail.
+        ConfigError: an address is invalid, or has the scheme `memory`, which uses no network.
     """
 
     def __init__(self, target: str, listen: str | None = None) -> None:
@@ -62,7 +62,7 @@ class FaultProxy:
         beside = "tcp://127.0.0.1:0" if self._target.scheme == "tcp" else f"{target}.proxy"
         self._listen = _on_a_network(listen or beside, "listen")
         self._server: asyncio.Server | None = None
-        self._links: dict[asyncio.Task[None], _Link] = {}  # one a connection
+        self._links: dict[asyncio.Task[None], _Link] = {}  # One for each connection.
         self._open = asyncio.Event()
         self._open.set()
         self.address = ""
@@ -96,60 +96,60 @@ class FaultProxy:
 
     @property
     def connections(self) -> int:
-        """How many are open."""
+        """The number of open connections."""
         return len(self._links)
 
     def black_hole(self) -> None:
-        """Carry nothing more; connections stay open, and neither end notices."""
+        """Forward no further bytes. Connections stay open, and neither end notices."""
         self._open.clear()
 
     def heal(self) -> None:
-        """Carry again, beginning with what was held."""
+        """Forward again, beginning with the bytes that were held back."""
         self._open.set()
 
     def cut(self, *, reset: bool = False) -> None:
-        """End every connection: both ends see its end, or with `reset` a reset (TCP). New ones are carried."""
+        """End every connection: both ends see its end, or with `reset` a reset (TCP). New ones are forwarded."""
         for task, link in list(self._links.items()):
             if reset:
-                task.cancel()  # its end is a reset
+                task.cancel()  # A cancelled task resets its connection.
             else:
                 link.cut()
         self.heal()
 
     def truncate_after(self, count: int) -> None:
-        """Reset each connection that is open now after another `count` bytes of either direction (TCP)."""
+        """Reset each present connection after another `count` bytes of either direction (TCP)."""
         for link in self._links.values():
             for end in (link.client, link.server):
                 end.truncate_at = end.carried + count
 
     def corrupt_after(self, count: int) -> None:
-        """Turn the bits of the byte after another `count` bytes, in both directions of each connection open now."""
+        """Flip the bits of the byte after another `count` bytes, in both directions of each present connection."""
         for link in self._links.values():
             for end in (link.client, link.server):
                 end.corrupt_at = end.carried + count
 
     @property
     def threatened(self) -> int:
-        """Connections that `truncate_after` or `corrupt_after` was for and that are still open."""
+        """The number of open connections that `truncate_after` or `corrupt_after` has affected or will affect."""
         ends = ((link.client, link.server) for link in self._links.values())
         return sum(
             any(end.corrupted or (end.truncate_at, end.corrupt_at) != (None, None) for end in both) for both in ends
         )
 
     def spare(self) -> None:
-        """Take back what `truncate_after` and `corrupt_after` have not done yet."""
+        """Cancel the faults of `truncate_after` and `corrupt_after` that have not happened yet."""
         for link in self._links.values():
             for end in (link.client, link.server):
                 end.truncate_at = end.corrupt_at = None
 
     def half_close(self) -> None:
-        """End what comes from the clients of the open connections; what goes to them is carried on."""
+        """End the direction from the clients in all open connections. Bytes to the clients are still forwarded."""
         for link in self._links.values():
             link.server.end()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         link = _Link(reader, writer)
-        if self._server is None:  # it came while the proxy was being closed
+        if self._server is None:  # The connection came while the proxy was closing.
             link.reset()
             return
         task = asyncio.get_running_loop().create_task(self._carry(link))
@@ -157,7 +157,7 @@ class FaultProxy:
         task.add_done_callback(self._carried)
 
     def _carried(self, task: asyncio.Task[None]) -> None:
-        # Not at the end of the task itself: cancelled before its first step, it does not even begin.
+        # This is not done in the task itself, because a task that is cancelled before its first step never begins.
         self._links.pop(task).reset()
 
     async def _carry(self, link: _Link) -> None:
@@ -168,7 +168,7 @@ class FaultProxy:
                 both.create_task(self._pump(link.server, link.client, link, self.down))
             await link.close()
         except* OSError:
-            pass  # one end is gone without an end of its bytes: so it is for the other
+            pass  # One end is gone without ending its bytes; the other end gets a reset.
 
     async def _dial(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if self._target.scheme == "unix":
@@ -185,7 +185,7 @@ class FaultProxy:
                     await asyncio.sleep(len(data) / faults.bytes_per_s)
                 await self._open.wait()
                 if link.over:
-                    continue  # read to the end all the same: closing on unread bytes would be a reset
+                    continue  # Read to the end nevertheless: closing with unread bytes would send a reset.
                 for place in (faults.corrupt_at, source.corrupt_at):
                     if place is not None and 0 <= (at := place - source.carried) < len(data):
                         data = data[:at] + bytes((data[at] ^ 0xFF,)) + data[at + 1 :]
@@ -200,7 +200,7 @@ class FaultProxy:
                 if ends and source.carried >= min(ends):
                     link.cut()
         except OSError:
-            await self._open.wait()  # in a black hole neither end notices
+            await self._open.wait()  # In a black hole, neither end notices.
             raise
         await self._open.wait()
         sink.end()
@@ -209,18 +209,18 @@ class FaultProxy:
 def _on_a_network(address: str, name: str) -> Address:
     parsed = Address.parse(address, name)
     if parsed.scheme == "memory":
-        raise ConfigError(name, address, "a proxy stands between sockets: unix:///path or tcp://host:port")
+        raise ConfigError(name, address, "a proxy needs sockets: unix:///path or tcp://host:port")
     return parsed
 
 
 class _End:
-    """One end of a connection: the client's, or the server's, which is joined a little later.
+    """One end of a connection: the client's, or the server's, which joins a little later.
 
     Attributes:
-        carried: bytes that came from it and went on.
-        truncate_at: bytes from it after which the connection is reset; None for none.
-        corrupt_at: the byte from it, counted from 0, whose bits are turned; None for none.
-        corrupted: it has been.
+        carried: forwarded bytes that came from this end.
+        truncate_at: bytes from this end after which the connection is reset; None for never.
+        corrupt_at: the byte from this end, counted from 0, that arrives with its bits flipped; None for none.
+        corrupted: whether a byte was corrupted.
     """
 
     def __init__(self) -> None:
@@ -230,7 +230,7 @@ class _End:
         self.corrupted = False
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
-        self._ended = False  # it gets no more bytes
+        self._ended = False  # This end gets no further bytes.
 
     def join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
@@ -238,19 +238,19 @@ class _End:
             self._write_eof()
 
     async def read(self) -> bytes:
-        """The next bytes; none at their end.
+        """Return the next bytes; no bytes at the end.
 
         Raises:
-            OSError: it is gone without an end.
+            OSError: this end is gone without ending its bytes.
         """
         assert self._reader is not None
         return await self._reader.read(CHUNK)
 
     async def write(self, data: bytes) -> None:
-        """Write, unless it was ended, and wait until there is room for more.
+        """Write data, unless this direction has ended, and wait until more can be written.
 
         Raises:
-            OSError: it is gone.
+            OSError: this end is gone.
         """
         assert self._writer is not None
         if self._ended or not data:
@@ -267,7 +267,7 @@ class _End:
 
     def _write_eof(self) -> None:
         if self._writer is not None:
-            with contextlib.suppress(OSError, RuntimeError):  # it is gone already
+            with contextlib.suppress(OSError, RuntimeError):  # This end may be gone already.
                 self._writer.write_eof()
 
     def close(self) -> None:
@@ -277,7 +277,7 @@ class _End:
     def reset(self) -> None:
         if self._writer is None:
             return
-        if not self._writer.is_closing():  # else the number may be another socket's by now
+        if not self._writer.is_closing():  # Otherwise the descriptor may belong to another socket by now.
             sock = self._writer.get_extra_info("socket")
             if sock.family in (socket.AF_INET, socket.AF_INET6):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOTHING)
@@ -292,7 +292,7 @@ class _Link:
     """One connection through the proxy.
 
     Attributes:
-        over: both ends were told that it has ended; what still comes from them is dropped.
+        over: both ends were notified of the connection's end; bytes that still come from them are dropped.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -306,14 +306,14 @@ class _Link:
         self.server.end()
 
     async def close(self) -> None:
-        """Close both ends once they have taken what was written to them."""
+        """Close both ends after they have accepted all written bytes."""
         self.client.close()
         self.server.close()
         await self.client.gone()
         await self.server.gone()
 
     def reset(self) -> None:
-        """Break both ends off now; nothing happens to one that is closed."""
+        """Reset both ends now; an end that is closed is not affected."""
         self.client.reset()
         self.server.reset()
 

@@ -1,4 +1,4 @@
-"""Real etcd and NATS servers for tests: on free ports, ended with the test; to be killed, frozen and emptied."""
+"""Real etcd and NATS servers for tests, on free ports. A test can kill, freeze and empty them; they end with it."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Self
 
-START_S = 30.0  # etcd needs about 0.5 s to lead, NATS 0.03 s; a busy machine many times that
+START_S = 30.0  # Seconds for a start. etcd needs about 0.5 s, NATS 0.03 s; a busy machine needs many times that.
 
 
 class ServerMissing(Exception):
-    """The server's program is not on this machine; the text says how to get it."""
+    """The server's program is not on this machine. The text says how to get it."""
 
 
 def program(name: str, environ: Mapping[str, str]) -> str:
-    """The path of `etcd` or `nats-server`: `ETCD_BIN` or `NATS_SERVER_BIN`, else beside this Python, else on PATH.
+    """Find `etcd` or `nats-server`: `ETCD_BIN` or `NATS_SERVER_BIN`, else in this Python's folder, else on PATH.
 
     Raises:
-        ServerMissing: it is nowhere.
+        ServerMissing: the program was not found.
     """
     named = environ.get({"etcd": "ETCD_BIN", "nats-server": "NATS_SERVER_BIN"}[name], "")
     found = named or shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if not found:
         raise ServerMissing(
-            f"{name} is not on this machine: `make test` brings it, or name it in "
+            f"{name} is not on this machine: `make test` installs it, or give its path in "
             f"{name.split('-')[0].upper()}{'_SERVER' if '-' in name else ''}_BIN"
         )
     return found
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that is free now."""
+    """Return a TCP port of 127.0.0.1 that is free now."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
@@ -47,16 +47,16 @@ def free_port() -> int:
 
 
 class Server:
-    """A server process with a folder and ports of its own. `async with` starts and ends it.
+    """A server process with its own folder and ports. `async with` starts and ends it.
 
     Args:
-        arguments: further ones of its command line.
-        environ: where `ETCD_BIN` and the like are looked up.
+        arguments: further arguments of its command line.
+        environ: the environment in which `ETCD_BIN` and the like are looked up.
 
     Attributes:
-        folder: holds its data; survives `kill` and `start`, not the end of the `async with`.
-        port: where clients connect, the same for its whole life.
-        url: the same, as clients write it.
+        folder: its data. The data survives `kill` and `start`, but not the end of the `async with` block.
+        port: the port for clients, the same for its whole life.
+        url: the address for clients.
     """
 
     name: ClassVar[str]
@@ -73,30 +73,30 @@ class Server:
         raise NotImplementedError
 
     def command(self) -> Sequence[str]:
-        """The command line that starts it."""
+        """The command line that starts the server."""
         raise NotImplementedError
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The server's process id."""
         assert self._process is not None
         return self._process.pid
 
     @property
     def log(self) -> str:
-        """What it has printed."""
+        """The server's output so far."""
         return (self.folder / "log").read_text(errors="replace")
 
     def launch(self) -> None:
-        """Start its process without waiting for it to answer."""
+        """Start the process without waiting for an answer."""
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(self.command(), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 
     async def start(self) -> None:
-        """Start it, with the data that it had, and wait until it answers.
+        """Start the server with its former data, and wait until it answers.
 
         Raises:
-            RuntimeError: it ended, or did not answer in time; the text holds the end of its log.
+            RuntimeError: the server ended, or did not answer in time; the text contains the end of its log.
         """
         self.launch()
         end = time.monotonic() + START_S
@@ -107,15 +107,15 @@ class Server:
             await asyncio.sleep(0.02)
 
     async def answers(self) -> bool:
-        """Whether it serves clients now."""
+        """Whether the server serves clients now."""
         raise NotImplementedError
 
     def kill(self) -> None:
-        """SIGKILL; its data stays."""
+        """Kill the server with SIGKILL; its data stays."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """SIGTERM, and wait."""
+        """Stop the server with SIGTERM, and wait for its end."""
         self._end(signal.SIGTERM)
 
     def _end(self, number: signal.Signals) -> None:
@@ -127,16 +127,16 @@ class Server:
             process.wait()
 
     def freeze(self) -> None:
-        """SIGSTOP: from now on it answers nothing, and its connections stay."""
+        """Pause the server with SIGSTOP: it answers nothing from now on, and its connections stay."""
         os.kill(self.pid, signal.SIGSTOP)
-        os.waitpid(self.pid, os.WUNTRACED)  # its threads run on for a moment after the signal was sent
+        os.waitpid(self.pid, os.WUNTRACED)  # Its threads run on for a moment after the signal was sent.
 
     def thaw(self) -> None:
-        """SIGCONT."""
+        """Continue the server with SIGCONT."""
         os.kill(self.pid, signal.SIGCONT)
 
     def empty(self) -> None:
-        """Remove its data; it must not run."""
+        """Remove the server's data. The server must not be running."""
         assert self._process is None, "stop it first"
         for each in self.folder.iterdir():
             if each.is_dir():
@@ -155,10 +155,10 @@ class EtcdServer(Server):
     """One etcd member.
 
     Args:
-        arguments: further ones, e.g. `--client-cert-auth`.
+        arguments: further arguments, e.g. `--client-cert-auth`.
         scheme: `http`, or `https` with arguments that name its certificate.
-        members: name to peer URL of every member, itself included; None for a member that is alone.
-        member: its own name among them.
+        members: the peer URL of every member by name, including this one; None for a single member.
+        member: the name of this member.
     """
 
     name = "etcd"
@@ -191,7 +191,7 @@ class EtcdServer(Server):
         ]  # fmt: skip
 
     async def answers(self) -> bool:
-        """Whether it has a leader and serves; over https, whose clients may need certificates, whether it accepts."""
+        """Whether etcd has a leader and serves; over https, where clients may need certificates, whether it accepts."""
         try:
             async with asyncio.timeout(2.0):
                 reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
@@ -207,13 +207,13 @@ class EtcdServer(Server):
 
 
 class EtcdCluster:
-    """Several etcd members that make up one etcd. `async with` starts and ends them.
+    """One etcd of several members. `async with` starts and ends them.
 
     Args:
-        count: how many; a majority must live for etcd to serve.
+        count: the number of members; etcd serves while a majority of them lives.
 
     Attributes:
-        members: each may be killed, frozen and started alone.
+        members: the members; each may be killed, frozen and started alone.
         urls: their client URLs, separated by commas.
     """
 
@@ -224,7 +224,7 @@ class EtcdCluster:
 
     async def __aenter__(self) -> Self:
         try:
-            await asyncio.gather(*(each.start() for each in self.members))  # none serves before most of them run
+            await asyncio.gather(*(each.start() for each in self.members))  # No member serves before most of them run.
         except BaseException:
             await self.__aexit__()
             raise
@@ -236,7 +236,7 @@ class EtcdCluster:
 
 
 class NatsServer(Server):
-    """One NATS server, with JetStream in its folder."""
+    """One NATS server, with JetStream. Its data is in its folder."""
 
     name = "nats-server"
 
@@ -251,7 +251,7 @@ class NatsServer(Server):
         ]  # fmt: skip
 
     async def answers(self) -> bool:
-        """Whether it greets."""
+        """Whether the server sends its greeting."""
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
             async with asyncio.timeout(1.0):

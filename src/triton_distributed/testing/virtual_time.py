@@ -1,9 +1,10 @@
-"""An event loop whose time is virtual: a test that waits for a minute takes a moment, and takes the same way each time.
+"""An event loop with virtual time: a test that waits for a minute ends at once, and every run is the same.
 
     assert run_in_virtual_time(program(), seed=7) == run_in_virtual_time(program(), seed=7)
 
-Nothing of the world outside takes part: no sockets, no child processes, no signals. Runtimes reach each other through
-`Config(discovery="memory")`. `time.monotonic` and `time.sleep` know nothing of it; `loop.time` and `asyncio.sleep` do.
+The loop supports nothing outside the program: no sockets, no child processes, no signals. Runtimes reach each other
+through `Config(discovery="memory")`. `loop.time` and `asyncio.sleep` use virtual time, but `time.monotonic` and
+`time.sleep` do not.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ from triton_distributed.errors import TritonError
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
 
-START_S = 1000.0  # what `loop.time()` begins with; not 0, which no real clock shows and programs take for "never"
-# Turns of the loop in which no time passes. A program that computes between awaits makes thousands; one that has not
-# come to a timer after a million is in a circle, which on a real clock a timeout would have ended.
+START_S = 1000.0  # First value of `loop.time()`. It is not 0, which no real clock shows and programs use for "never".
+# Most turns of the loop in which no time passes. A program that computes between awaits makes thousands. One that makes
+# a million turns without a timer runs in a circle, which a timeout would end on a real clock.
 MOST_TURNS = 1_000_000
-ENDS_S = 5.0  # real seconds that threads which were refused have to end while the program is ended
-MOST_NAMED = 20  # tasks whose places an error tells
+ENDS_S = 5.0  # Real seconds that refused threads have to end, while the program is ended.
+MOST_NAMED = 20  # Most tasks named in an error text.
 THREADS = (
-    "a thread that the loop does not know called it: virtual time includes the threads of run_in_executor and "
-    "asyncio.to_thread only, so a handler has to be async here, not a plain def"
+    "an unknown thread called the loop: virtual time includes only the threads of run_in_executor and "
+    "asyncio.to_thread, so a handler must be async here, not a plain def"
 )
 
 
 class Deadlock(TritonError, RuntimeError):
-    """Nothing can happen any more: no callback is ready and no timer is set. Field: `waiting`, (task, place) each."""
+    """The program cannot go on: no callback is ready and no timer is set. Field: `waiting`, (task, place) each."""
 
     def __init__(self, waiting: tuple[tuple[str, str], ...]) -> None:
         super().__init__(waiting)
@@ -47,7 +48,7 @@ class Deadlock(TritonError, RuntimeError):
 
 
 class Livelock(TritonError, RuntimeError):
-    """The loop turns and its time does not pass. Fields: `turns`, and `waiting` as of `Deadlock`."""
+    """The loop turns but its time does not pass. Fields: `turns`, and `waiting` as in `Deadlock`."""
 
     def __init__(self, turns: int, waiting: tuple[tuple[str, str], ...]) -> None:
         super().__init__(turns, waiting)
@@ -59,41 +60,41 @@ class Livelock(TritonError, RuntimeError):
 
 
 class VirtualTimeLoop(asyncio.BaseEventLoop):
-    """Runs callbacks in the order of an ordinary loop; where that would wait, its clock is set forward instead.
+    """Runs callbacks in the order of an ordinary loop, but advances its clock instead of waiting.
 
-    While `run_in_executor` has threads at work the clock stands and the loop really waits for them; what order they
-    end in is not repeatable.
+    While threads of `run_in_executor` run, the clock stands and the loop really waits for them. The order in which they
+    end is not repeatable.
 
     Args:
-        seed: of `rng`.
+        seed: the seed of `rng`.
 
     Attributes:
-        rng: what `DistributedRuntime` draws from on this loop: instance ids, choices, pauses between probes.
+        rng: the random numbers of a `DistributedRuntime` on this loop: instance ids, choices, pauses between probes.
     """
 
     def __init__(self, seed: int | str = 0) -> None:
         super().__init__()
         self.rng = random.Random(seed)
         self._now = START_S
-        self._turns = 0  # since time has passed
-        self._working = 0  # threads of executors
+        self._turns = 0  # Turns of the loop since time has passed.
+        self._working = 0  # Running calls of executors.
         self._thread = threading.get_ident()
         self._called = threading.Event()
         self._stranger: RuntimeError | None = None
         self._strangers = False
-        self._selector = self  # what BaseEventLoop asks to wait
+        self._selector = self  # BaseEventLoop waits in the selector's `select`.
 
     def time(self) -> float:
-        """Seconds, virtual."""
+        """The virtual time in seconds."""
         return self._now
 
     def select(self, timeout: float | None) -> list[Any]:
-        """In place of a selector's: there are no descriptors, and time passes at once.
+        """Advance the clock instead of waiting. This replaces a selector's `select`; there are no descriptors.
 
         Raises:
             Deadlock: there is nothing to wait for.
             Livelock: the loop turns without end.
-            RuntimeError: a thread called that should not.
+            RuntimeError: an unknown thread called the loop.
         """
         if self._stranger is not None:
             stranger, self._stranger = self._stranger, None
@@ -118,7 +119,7 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
         return []
 
     def _process_events(self, event_list: list[Any]) -> None:
-        """There are none."""
+        """Do nothing: there are no events of descriptors."""
 
     def _write_to_self(self) -> None:
         self._called.set()
@@ -129,7 +130,7 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
         *args: *Arguments,
         context: Context | None = None,
     ) -> asyncio.Handle:
-        """Call `callback` on the loop's thread; from others only while `run_in_executor` has work there.
+        """Call `callback` on the loop's thread. Only the loop's thread and those of `run_in_executor` may use it.
 
         A call from any other thread ends the program with a RuntimeError.
         """
@@ -143,7 +144,7 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
     def run_in_executor(
         self, executor: Executor | None, func: Callable[[*Arguments], T], *args: *Arguments
     ) -> asyncio.Future[T]:
-        """Run `func` in a thread; time stands until it is done."""
+        """Run `func` in a thread. Virtual time stands until it is done."""
         self._working += 1
         try:
             future: asyncio.Future[T] = super().run_in_executor(executor, func, *args)
@@ -154,7 +155,7 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
         return future
 
     async def shutdown_default_executor(self, *args: Any) -> None:
-        self._working += 1  # it is a thread that waits for the others
+        self._working += 1  # The shutdown uses one more thread, which waits for the others.
         try:
             await super().shutdown_default_executor(*args)
         finally:
@@ -165,7 +166,7 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
 
     def _refuse(self, *_: Any, **__: Any) -> Any:
         raise NotImplementedError(
-            "a loop with virtual time has no sockets, files, child processes and signals: "
+            "a loop with virtual time has no sockets, files, child processes or signals: "
             'use Config(discovery="memory", handle_signals=False), or an ordinary loop'
         )
 
@@ -182,7 +183,7 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
     def close(self) -> None:
         if not self.is_closed():
             super().close()
-            self._selector = None  # type: ignore[assignment]  # no cycle
+            self._selector = None  # type: ignore[assignment]  # Break the reference cycle.
 
 
 def waiting(loop: asyncio.AbstractEventLoop) -> tuple[tuple[str, str], ...]:
@@ -199,17 +200,17 @@ def waiting(loop: asyncio.AbstractEventLoop) -> tuple[tuple[str, str], ...]:
 
 
 def run_in_virtual_time(main: Coroutine[Any, Any, T], *, seed: int | str = 0) -> T:
-    """Run a program to its end in virtual time, as `asyncio.run` does in real time; what it leaves is cancelled.
+    """Run a program to its end in virtual time, as `asyncio.run` does in real time. Remaining tasks are cancelled.
 
     Args:
         main: the program.
-        seed: of the loop's `rng` and, meanwhile, of the module `random`: the same seed takes the same way.
+        seed: the seed of the loop's `rng` and, meanwhile, of the module `random`. The same seed gives the same run.
 
     Raises:
-        Deadlock: nothing can happen any more, and `main` is not done.
-        Livelock: it turns in a circle.
-        RuntimeError: a loop is running already; or a thread of which this one knows nothing called it.
-        Whatever `main` raises.
+        Deadlock: no callback or timer is left, and `main` is not done.
+        Livelock: the loop turns without end while no time passes.
+        RuntimeError: a loop is running already, or an unknown thread called the loop.
+        Any error that `main` raises.
     """
     state = random.getstate()
     random.seed(seed)

@@ -1,3 +1,3 @@
-"""Discovery through etcd, in a thread of its own."""
+"""Discovery through etcd, in its own thread."""
 
 __all__: list[str] = []

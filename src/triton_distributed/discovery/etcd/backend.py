@@ -1,14 +1,14 @@
 """Discovery through etcd, for any number of hosts.
 
-Everything that talks to etcd lives in one daemon thread with a loop of its own, so that a handler which blocks the
-program's loop can neither lose the lease nor keep it from being repaired: `etcd_lease` keeps one lease a discovery and
-the records under it, `etcd_watch` follows the endpoints that are watched, over one client with all endpoints of etcd.
-The thread starts with the first registration or watch. What it sees is handed to the program's loop, in order.
+All communication with etcd runs in one daemon thread with its own loop, so that a handler that blocks the program's
+loop can neither lose the lease nor prevent its repair. `etcd.lease` keeps one lease for each discovery, with its
+records; `etcd.watch` follows the watched endpoints. Both use one client that knows all endpoints of etcd. The thread
+starts with the first registration or watch, and passes changes to the program's loop in order.
 
-Several watches of one endpoint share one stream. It is a stream an endpoint and not one for all: a process hears only
-of the endpoints that it calls, however many others there are.
+Several watches of one endpoint share one stream. Each endpoint has its own stream, so a process receives changes only
+of the endpoints that it calls, however many others exist.
 
-While etcd is away everything goes on with what is known. A registration waits for the timeout and then fails.
+While etcd is away, the known instances stay in use. A registration waits for the timeout and then fails.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _log = logging.getLogger("triton_distributed.discovery")
 BACKEND = "etcd"
 
 REVOKE_S = 2.0
-"""Seconds to revoke the lease at the end. A frozen etcd lets it expire by itself."""
+"""Seconds for revoking the lease at the end. If etcd is frozen, the lease expires by itself."""
 
 END_S = 1.0
-"""Seconds beyond that for the thread to end."""
+"""Further seconds, beyond `REVOKE_S`, for the thread to end."""
 
 ORPHAN_S = 5.0
-"""Seconds between checks whether the program's loop was closed without notice: then nothing is served here."""
+"""Seconds between checks whether the program's loop was closed without notice, which ends the registrations."""
 
 T = TypeVar("T")
 
@@ -53,10 +53,10 @@ class EtcdDiscovery:
     """Registers instances under a lease in etcd.
 
     Args:
-        options: where etcd is, and as whom to talk to it.
-        prefix: what every key begins with.
-        lease_ttl_s: seconds after which etcd forgets a process that is gone without a word; also for how long instances
-            stay known that an emptied etcd does not list.
+        options: the addresses and credentials of etcd.
+        prefix: the prefix of every key.
+        lease_ttl_s: seconds after which etcd removes a process that ended without revoking its lease; also the seconds
+            for which known instances are kept if an emptied etcd does not list them.
         timeout_s: seconds for a registration, or for the first watch of an endpoint.
 
     Raises:
@@ -78,7 +78,7 @@ class EtcdDiscovery:
         self._thread: LoopThread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._registrar = Registrar(self._client, self._keys, lease_ttl_s)
-        self._views: dict[EndpointName | None, SharedView] = {}  # one an endpoint that is watched
+        self._views: dict[EndpointName | None, SharedView] = {}  # One for each watched endpoint.
         self._pid = os.getpid()
         self._closed = False
 
@@ -97,7 +97,7 @@ class EtcdDiscovery:
         try:
             await self._call(lambda: self._registrar.register(key, value))
         except asyncio.CancelledError:
-            if self._thread is not None:  # where it was done in this very moment, nobody has heard of it
+            if self._thread is not None:  # The record may be written already, although the caller never learns of it.
                 self._thread.post(self._registrar.undo, key, value)
             raise
 
@@ -165,7 +165,7 @@ class EtcdDiscovery:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ORPHAN_S):
                     await stopping.wait()
-        # nothing else may use what the revocation needs, or write a record after it
+        # No other task may use the connection that the revocation needs, or write a record after it.
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
@@ -174,11 +174,11 @@ class EtcdDiscovery:
             async with asyncio.timeout(REVOKE_S):
                 await self._registrar.revoke()
         except (EtcdError, TimeoutError) as error:
-            _log.info("etcd at %s: the lease was not revoked and runs out by itself: %s", self.where, error)
+            _log.info("etcd at %s: the lease was not revoked and will expire by itself: %s", self.where, error)
         self._client.close()
 
     async def _call(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run something in the thread; its failures become DiscoveryError."""
+        """Run a coroutine function in the thread; its failures become DiscoveryError."""
         try:
             return await self._start().call(lambda: self._bounded(function))
         except EtcdError as error:

@@ -1,10 +1,10 @@
-"""Where things lie in etcd.
+"""The keys in etcd.
 
-    PREFIX/instances/ENDPOINT/ID    a record: ENDPOINT as `discovery.record.prefix` has it, ID in 16 hex digits
-    PREFIX/lineage                  a random text, written once in the life of a store: an etcd that was emptied, or
-                                    is another one, has another or none
+    PREFIX/instances/ENDPOINT/ID    a record: ENDPOINT is `discovery.record.prefix`, ID has 16 hex digits
+    PREFIX/lineage                  a random text, written once in the life of a store: an emptied or different etcd
+                                    has another text or none
 
-ENDPOINT holds no slash and ends in a hash of the whole name, so no endpoint's keys begin as another's do.
+ENDPOINT contains no slash and ends in a hash of the whole name, so the keys of no endpoint begin with another's prefix.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from triton_distributed.names import EndpointName, Instance
 
 
 class EtcdKeys:
-    """The keys below one prefix, which need not end in a slash."""
+    """The keys below one prefix. The prefix need not end in a slash."""
 
     def __init__(self, prefix: str) -> None:
         self._instances = f"{prefix.rstrip('/')}/instances/"
@@ -26,17 +26,17 @@ class EtcdKeys:
         return f"{self._instances}{record.prefix(endpoint)}/{instance_id:016x}".encode()
 
     def range(self, endpoint: EndpointName | None) -> tuple[bytes, bytes]:
-        """First key and end of an endpoint's instances, or of all."""
+        """The first key and the end of the range of an endpoint's instances; of all instances for None."""
         first = self._instances if endpoint is None else f"{self._instances}{record.prefix(endpoint)}/"
         return first.encode(), past(first.encode())
 
     def read(self, key: bytes, value: bytes) -> Instance:
-        """The instance that lies under a key.
+        """Decode the instance under a key.
 
         Raises:
-            BadRecord: it is not a record, or not one that belongs there.
+            BadRecord: the value is not a valid record, or belongs under another key.
         """
         instance = record.decode(value)
         if self.of(instance.endpoint, instance.id) != key:
-            raise record.BadRecord(f"it is about {instance.endpoint} id {instance.id}, which its key is not")
+            raise record.BadRecord(f"it describes {instance.endpoint} id {instance.id}, but its key does not")
         return instance

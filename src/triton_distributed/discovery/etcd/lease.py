@@ -1,8 +1,8 @@
-"""What one process registers in etcd: one lease, kept alive, and the records under it. Lives in etcd's thread.
+"""The registrations of one process in etcd: one lease that is kept alive, and its records. It runs in etcd's thread.
 
-The lease may be lost: it ran out while the process was stopped, etcd came back empty, an operator revoked it. Then a
-new one is made and every record is written again under its key. After each failure and from time to time it is checked
-that all records exist, so that what an operator deleted or an old backup lacks comes back too.
+The lease may be lost: it expired while the process was stopped, etcd came back empty, or an operator revoked it. Then a
+new lease is made and every record is written again under its key. After each failure, and from time to time, all
+records are checked, so that records that an operator deleted or an old backup lacks come back too.
 """
 
 from __future__ import annotations
@@ -22,66 +22,66 @@ from triton_distributed.external.etcd_endpoint import EtcdRefused
 _log = logging.getLogger("triton_distributed.discovery")
 
 CHECK_BEATS = 10
-"""Beats between two checks whether every record exists."""
+"""Renewals of the lease between two checks whether all records exist."""
 
 AGAIN_S = 1.0
-"""Seconds until an operation that etcd refused is tried again: a permission may have been forgotten."""
+"""Seconds until an operation that etcd refused is tried again, e.g. because an operator may add a permission."""
 
 WITHDRAW_S = 2.0
-"""Seconds that a withdrawal is waited for. A slower one is left to the background and to the lease."""
+"""Seconds to wait for a withdrawal. A slower one ends in the background, or with the lease."""
 
 
 class _Entry:
-    """One record: `value` as it was registered, None for not at all. The lock keeps writes of one key in order."""
+    """One record. `value` is None if it is not registered. The lock keeps the writes of one key in order."""
 
     __slots__ = ("before", "busy", "lock", "value")
 
     def __init__(self) -> None:
         self.value: bytes | None = None
-        self.before: bytes | None = None  # what `value` has replaced
-        self.busy = False  # it is to be written down as busy
+        self.before: bytes | None = None  # The value that `value` has replaced.
+        self.busy = False  # The record must be written as busy.
         self.lock = asyncio.Lock()
 
 
 class Registrar:
-    """Keeps records in etcd as they should be.
+    """Keeps the records of this process in etcd correct.
 
     Args:
-        client: of the loop on which this is used.
-        keys: where they lie.
-        ttl_s: seconds after which etcd deletes them when it hears nothing.
+        client: a client of the loop that uses this registrar.
+        keys: the layout of the keys.
+        ttl_s: seconds without renewal after which etcd deletes the records.
     """
 
     def __init__(self, client: EtcdClient, keys: EtcdKeys, ttl_s: int) -> None:
         self._client, self._keys, self._ttl_s = client, keys, ttl_s
-        self._entries: dict[bytes, _Entry] = {}  # one an endpoint that the process ever served
+        self._entries: dict[bytes, _Entry] = {}  # One for each endpoint that the process ever served.
         self._lease = 0
         self._granting = asyncio.Lock()
         self._granted = asyncio.Event()
-        self._wrong: set[bytes] = set()  # keys whose record in etcd is not known to be as it should
+        self._wrong: set[bytes] = set()  # Keys with records in etcd that may be wrong.
         self._repair = asyncio.Event()
 
     async def register(self, key: bytes, value: bytes) -> None:
-        """Write a record; if that fails, what was there before stays."""
+        """Write a record. If that fails, the former record stays."""
         entry = self._entries.setdefault(key, _Entry())
         async with entry.lock:
             entry.before, entry.value, entry.busy = entry.value, value, False
             try:
                 await self._write(key, value)
             except BaseException:
-                self.undo(key, value)  # the write may have been done all the same
+                self.undo(key, value)  # The write may have succeeded nevertheless.
                 raise
 
     def undo(self, key: bytes, value: bytes) -> None:
-        """Restore what `register` replaced with this value: it failed, or its caller did not wait any more."""
+        """Restore the value that `register` replaced, because it failed or its caller stopped waiting."""
         entry = self._entries.get(key)
         if entry is not None:
-            if entry.value is value:  # else it was withdrawn meanwhile
+            if entry.value is value:  # Otherwise the record was withdrawn meanwhile.
                 entry.value = entry.before
             self._needs_repair(key)
 
     async def withdraw(self, key: bytes) -> None:
-        """Delete a record unless another process has replaced it; what cannot be done now is done later."""
+        """Delete a record unless another process has replaced it. If that is impossible now, it is done later."""
         entry = self._entries.get(key)
         if entry is None or entry.value is None:
             return
@@ -93,20 +93,20 @@ class Registrar:
                     await self._mend(key)
 
     def mark(self, key: bytes, busy: bool) -> None:
-        """Have the record say whether its instance is busy, as soon as etcd can be reached."""
+        """Publish in the record whether its instance is busy, as soon as etcd can be reached."""
         entry = self._entries.get(key)
         if entry is not None and entry.value is not None and entry.busy is not busy:
             entry.busy = busy
             self._needs_repair(key)
 
     async def run(self) -> None:
-        """Keep the lease alive and the records right; run this as a task."""
+        """Keep the lease alive and the records correct. Run this as a task."""
         async with asyncio.TaskGroup() as both:
             both.create_task(self._beat())
             both.create_task(self._mend_all())
 
     async def revoke(self) -> None:
-        """Delete everything at once, at the end; tries each endpoint once."""
+        """Delete all records at the end by revoking the lease; each endpoint of etcd is tried once."""
         for entry in self._entries.values():
             entry.value = None
         lease, self._lease = self._lease, 0
@@ -125,7 +125,7 @@ class Registrar:
             return self._lease
 
     async def _mark_store(self) -> None:
-        """Give a store its lineage before anything else is written; nearly always it has one."""
+        """Write the lineage of a store before any record. Nearly always the store has one already."""
         key = self._keys.lineage
         if not (await self._client.range(key)).kvs:
             lineage = random.randbytes(16).hex().encode()
@@ -133,7 +133,7 @@ class Registrar:
 
     def _lost(self, lease: int) -> None:
         if self._lease == lease:
-            _log.warning("etcd at %s has forgotten this process: registering again", self._client.where)
+            _log.warning("etcd at %s has lost the lease of this process: registering again", self._client.where)
             self._lease = 0
             self._granted.clear()
             self._needs_repair(*self._entries)
@@ -157,7 +157,7 @@ class Registrar:
                     self._needs_repair(
                         *(key for key, entry in self._entries.items() if entry.value and key not in there)
                     )
-            except Exception as error:  # whatever it is, the next beat must come
+            except Exception as error:  # After any error, the next renewal must still come.
                 _log.warning("etcd at %s does not renew the lease: %s", self._client.where, error)
 
     # --- the records -------------------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ class Registrar:
                 await asyncio.sleep(AGAIN_S)
 
     async def _mend(self, key: bytes) -> None:
-        """Make the record in etcd what it should be."""
+        """Correct the record in etcd."""
         entry = self._entries[key]
         async with entry.lock:
             if key not in self._wrong:
@@ -204,7 +204,7 @@ class Registrar:
                 self._wrong.discard(key)
 
     async def _remove(self, key: bytes) -> None:
-        if self._lease:  # else it went with the lease
+        if self._lease:  # Otherwise the record ended with the lease.
             await self._client.txn([messages.has_lease(key, self._lease)], [messages.delete(key)])
 
     async def _restore(self, key: bytes, entry: _Entry, value: bytes, shown: bytes) -> None:
@@ -217,16 +217,16 @@ class Registrar:
                 if not reply.succeeded and reply.responses[0].response_range.kvs[0].lease == lease:
                     reply = await self._client.txn([messages.has_lease(key, lease)], write)
                     if not reply.succeeded:
-                        continue  # it changed between the two
+                        continue  # The record changed between the two transactions.
             except EtcdRefused as error:
                 if not error.lease_is_gone:
                     raise
                 self._lost(lease)
                 continue
             if reply.succeeded:
-                _log.info("written again in etcd: %s", key.decode())
+                _log.info("record %s was written again in etcd", key.decode())
                 return
-            _log.warning("%s was replaced by another process while this one was forgotten", key.decode())
+            _log.warning("record %s was replaced by another process after this one lost its lease", key.decode())
             if entry.value is value:
                 entry.value = None
             return

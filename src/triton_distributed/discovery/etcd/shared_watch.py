@@ -1,4 +1,4 @@
-"""One endpoint as the watches of this process share it: followed in etcd's thread, told on the program's loop."""
+"""One endpoint, shared by the watches of this process: followed in etcd's thread, published on the program's loop."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from triton_distributed.names import Instance
 from triton_distributed.system.loop_thread import tell
 
 MANY = 64
-"""Changes at once from which on watches get a snapshot: a table rebuilds itself for each change."""
+"""Number of simultaneous changes from which watches get a snapshot, because a table is rebuilt for each change."""
 
 
 class SharedView:
-    """Carries what an `EndpointWatch` sees over to the program's loop, in order.
+    """Passes the changes that an `EndpointWatch` sees to the program's loop, in order.
 
-    While that loop is busy the changes wait here and come together; there are at most as many as instances and changes
-    of a moment, since a loop that is closed takes nothing more.
+    While the program's loop is busy, changes wait here and are passed on together. Their number is bounded by the
+    changes of that time; a closed loop takes no further changes.
 
     Args:
-        loop: the program's.
+        loop: the program's loop.
 
     Attributes:
         watchers: the watches, on the program's loop.
-        instances: by key, as they were told last.
+        instances: the published instances, by key.
         opening: done when the first list is in `instances`.
-        users: watches that are open or being opened.
+        users: the number of watches that are open or being opened.
     """
 
     opening: asyncio.Future[None]
@@ -38,22 +38,22 @@ class SharedView:
         self.instances: dict[bytes, Instance] = {}
         self.users = 0
         self._loop = loop
-        self._lock = threading.Lock()  # around what follows
+        self._lock = threading.Lock()  # Protects `_waiting`.
         self._waiting: Changes = []
-        # what follows belongs to etcd's thread
+        # The following attributes belong to etcd's thread.
         self._source: EndpointWatch | None = None
         self._following: asyncio.Task[None] | None = None
         self._closed = False
 
     async def open(self, source: EndpointWatch) -> None:
-        """In etcd's thread: list the endpoint, and follow it from then on."""
+        """List the endpoint, and follow it from then on. Runs in etcd's thread."""
         self._source = source
         await source.take_stock()
         if not self._closed:
             self._following = asyncio.create_task(source.run())
 
     def close(self) -> None:
-        """In etcd's thread: stop following."""
+        """Stop following. Runs in etcd's thread."""
         self._closed = True
         if self._following is not None:
             self._following.cancel()
@@ -61,7 +61,7 @@ class SharedView:
             self._source.close()
 
     def publish(self, changes: Changes) -> None:
-        """In etcd's thread: have the changes told."""
+        """Pass changes to the program's loop. Runs in etcd's thread."""
         with self._lock:
             first = not self._waiting
             self._waiting += changes

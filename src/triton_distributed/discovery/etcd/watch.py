@@ -1,13 +1,12 @@
-"""The instances of one endpoint as etcd has them: a list, then a watch from there on. Lives in etcd's thread.
+"""The instances of one endpoint in etcd: a list first, then a watch of its changes. It runs in etcd's thread.
 
-A watch that breaks goes on after the last event that was seen, where the store still has what came after it. Else the
-endpoint is listed again and compared with what is known. Whether the store is still the one of before is told by its
-lineage (see `etcd_keys`): revisions alone cannot tell, since an emptied etcd soon counts as far as the old one did.
+A broken watch continues after its last event if the store still has the later ones. Otherwise the endpoint is listed
+again and compared with the known instances. The lineage of a store (see `etcd.keys`) shows whether it is still the same
+store. Revisions alone cannot show it, because an emptied etcd soon reaches the revisions of the old one.
 
-After a break, an instance that etcd lacks may still live: an etcd that was emptied knows no instance, and one that was
-frozen lets all leases run out when it wakes. In both cases the workers are about to register again. So a missing or
-deleted instance stays known for a grace after each break, counted while etcd answers, and is dropped if it has not come
-back by then.
+After a break, an instance that etcd lacks may still live: an emptied etcd knows no instance, and a frozen one lets all
+leases expire when it wakes. In both cases the workers will soon register again. So a missing or deleted instance stays
+known for a grace period after each break, counted while etcd answers, and is dropped if it has not come back by then.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ from triton_distributed.quiet import Quiet
 _log = logging.getLogger("triton_distributed.discovery")
 
 PAGE = 512
-"""Records listed at a time: some 300 KB, decoded in 2 ms, so that other threads run in between."""
+"""Records listed at a time: about 300 KB, decoded in 2 ms, so that other threads can run in between."""
 
 _MAX_WARNED = 1024
-"""Keys that were warned about and are remembered."""
+"""Most keys remembered because a warning was logged."""
 
-#: What has changed, in order: a key and what lies there now, None for nothing.
+#: Changes in order: each a key and its present instance, None if it was removed.
 Changes = list[tuple[bytes, Instance | None]]
 
 
@@ -42,11 +41,11 @@ class EndpointWatch:
     """Follows the instances of one endpoint, or of all.
 
     Args:
-        client: of the loop on which this is used.
-        keys: where they lie.
-        endpoint: None for every one.
-        grace_s: seconds after a break for which what is not there stays known.
-        publish: called whenever something has changed.
+        client: a client of the loop that uses this watch.
+        keys: the layout of the keys.
+        endpoint: the endpoint to follow; None for all.
+        grace_s: seconds after a break during which missing instances stay known.
+        publish: called with each set of changes.
     """
 
     def __init__(
@@ -61,19 +60,19 @@ class EndpointWatch:
         self._name = str(endpoint or "every endpoint")
         self._first, self._end = keys.range(endpoint)
         self._grace_s = grace_s
-        self._known: dict[bytes, Instance] = {}  # the live instances
-        self._doubtful: set[bytes] = set()  # known, but not in etcd since the last break
-        self._dropping: asyncio.TimerHandle | None = None  # for as long as a break was a short while ago
+        self._known: dict[bytes, Instance] = {}  # The live instances.
+        self._doubtful: set[bytes] = set()  # Keys that are known, but missing in etcd since the last break.
+        self._dropping: asyncio.TimerHandle | None = None  # The end of the present grace period.
         self._lineage = b""
-        self._next = 0  # the revision from which on nothing has been seen
+        self._next = 0  # The first revision that was not seen yet.
         self._live = False
-        self._warned = Quiet(most=_MAX_WARNED)  # by key
+        self._warned = Quiet(most=_MAX_WARNED)  # The keys that a warning was logged for.
 
     async def take_stock(self) -> None:
-        """Take in all that is there now.
+        """Read all instances that exist now.
 
         Raises:
-            EtcdError: it cannot be read.
+            EtcdError: etcd cannot be read.
         """
         lineage, revision, listed = await self._read()
         self._lineage, self._next = lineage, revision + 1
@@ -88,7 +87,7 @@ class EndpointWatch:
             self._publish(changes)
 
     async def run(self) -> None:
-        """Follow the changes since `take_stock`, which comes first, for ever; run this as a task."""
+        """Follow the changes since `take_stock`, for ever. Call `take_stock` first, then run this as a task."""
         wait_s = FIRST_WAIT_S
         broken = False
         while True:
@@ -108,14 +107,14 @@ class EndpointWatch:
                     watch.close()
             except OSError as error:
                 _log.debug("the watch of %s broke: %s", self._name, error)
-            except Exception as error:  # refused, or worse: what is known stays, and it is tried again
-                _log.warning("etcd at %s: watching %s: %s", self._client.where, self._name, error)
+            except Exception as error:  # For any error, the known instances stay and the watch is tried again.
+                _log.warning("etcd at %s: cannot watch %s: %s", self._client.where, self._name, error)
             broken = True
             await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
             wait_s = min(2 * wait_s, LAST_WAIT_S)
 
     def close(self) -> None:
-        """Forget everything; the tasks that run this are ended by their owner."""
+        """Cancel the timer. The owner of the tasks that run this watch ends them."""
         if self._dropping is not None:
             self._dropping.cancel()
 
@@ -126,11 +125,11 @@ class EndpointWatch:
             return False
         reply = await self._client.range(self._keys.lineage)
         lineage = reply.kvs[0].value if reply.kvs else b""
-        # a store that was set back to a backup has the lineage, but not yet the revisions
+        # A store that was restored from a backup has the lineage, but not yet the revisions.
         return lineage == self._lineage and reply.header.revision >= self._next - 1
 
     async def _read(self) -> tuple[bytes, int, list[messages.KeyValue]]:
-        """Lineage, revision and all keys, as they were together at that revision."""
+        """Return the lineage, a revision, and all keys at that revision."""
         while True:
             first = await self._client.txn(
                 [],
@@ -148,7 +147,7 @@ class EndpointWatch:
             except EtcdRefused as error:
                 if not error.compacted:
                     raise
-                continue  # it took so long that the revision is gone
+                continue  # Listing took so long that the revision was compacted.
             return lineage, revision, listed
 
     def _decode(self, kv: messages.KeyValue) -> Instance | None:
@@ -159,14 +158,14 @@ class EndpointWatch:
                 _log.warning("record %s in etcd is skipped: %s", kv.key.decode(errors="replace"), error)
             return None
 
-    # --- what has changed --------------------------------------------------------------------------------------------
+    # --- changes -----------------------------------------------------------------------------------------------------
 
     def _apply(self, reply: messages.WatchReply) -> None:
         if reply.canceled:
             if reply.compact_revision:
-                _log.info("etcd has compacted what came after the last change of %s: listing again", self._name)
+                _log.info("etcd has compacted later changes of %s: listing again", self._name)
                 self._next = 0
-            raise ConnectionError(reply.cancel_reason or "it ended the watch")
+            raise ConnectionError(reply.cancel_reason or "etcd ended the watch")
         changes: Changes = []
         for event in reply.events:
             key = event.kv.key
@@ -177,7 +176,7 @@ class EndpointWatch:
             elif key in self._known:
                 self._doubtful.add(key)
         if reply.events:
-            # one revision may hold several changes, and a fragment some of them: those are then seen twice
+            # A revision may hold several changes and a fragment only some of them. They may be seen twice.
             self._next = reply.events[-1].kv.mod_revision + (0 if reply.fragment else 1)
         if changes:
             self._publish(changes)
@@ -198,7 +197,7 @@ class EndpointWatch:
     # --- after a break -----------------------------------------------------------------------------------------------
 
     def _count_grace(self) -> None:
-        """Count from now on: etcd answers again, so living workers can register."""
+        """Begin the grace period: etcd answers again, so live workers can register."""
         if self._dropping is not None:
             self._dropping.cancel()
         if self._doubtful:
@@ -206,7 +205,7 @@ class EndpointWatch:
         self._dropping = asyncio.get_running_loop().call_later(self._grace_s, self._drop_doubtful)
 
     def _drop_doubtful(self) -> None:
-        if not self._live:  # no worker could register; the next watch counts again
+        if not self._live:  # etcd is away, so no worker could register. The next watch begins a new grace period.
             return
         self._dropping = None
         changes: Changes = []

@@ -1,19 +1,19 @@
 """Discovery through one private folder: the default, for any number of processes of one user on one machine.
 
-`DIRECTORY/instances/` holds one small file an instance, named after its endpoint and id. Its owner keeps it open and
-locked; every discovery has one inotify instance on the folder, and looks at a file when the kernel names it. All that
-happens to a file ends in `_look`, which compares it with what is known, so an event that is lost, doubled or late does
-no harm: a patrol looks at everything again every few seconds, more often where there is no inotify.
+`DIRECTORY/instances/` holds one small file for each instance, named after its endpoint and id. Its owner keeps the file
+open and locked. Every discovery has one inotify instance on the folder, and looks at a file when the kernel names it.
+Each event of a file ends in `_look`, which compares the file with the known state, so a lost, repeated or late event
+does no harm: a patrol looks at all files again every few seconds, and more often without inotify.
 
-A dead instance's file is deleted by any process that looks at it: each looks at all files once, and from then on at the
-endpoints that it watches or serves.
+Any process that looks at a dead instance's file deletes it. Each process looks at all files once, and afterwards only
+at files of the endpoints that it watches or serves.
 
-Not for network file systems: they pass on neither the events nor, all of them, the locks.
+Network file systems are not supported: they report no events, and some of them no locks.
 
-Files are opened on the event loop: some 10 µs each on a local file system, which is less than a trip to a thread, and
-long scans let others run in between. Cleaners of temporary folders: own records are touched every hour, so none of
-them grows old, and one that is deleted nevertheless is written again soon. Not at once: the removal of a folder with
-all its files would fail, because the folder is not empty any more.
+Files are opened on the event loop. This takes about 10 µs each on a local file system, less than a hand-over to a
+thread, and long scans let other callbacks run in between. Own records are touched every hour, so that cleaners of
+temporary folders never find them old. A record that is deleted nevertheless is written again soon, but not at once:
+otherwise a removal of the whole folder would fail, because the folder would not be empty.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ from triton_distributed.system.private_folder import BACKEND, discovery_error, k
 _log = logging.getLogger("triton_distributed.discovery")
 
 POLL_S = 0.5
-"""Seconds between looks at all files without inotify, so that a death is seen. 64 files cost half a millisecond."""
+"""Seconds between looks at all files without inotify, to notice deaths. A look at 64 files takes 0.5 ms."""
 
 CHECK_S = 5.0
-"""Seconds between looks at all files with inotify. It repairs what the kernel did not report, which is rare."""
+"""Seconds between looks at all files with inotify. They find changes that the kernel did not report, which is rare."""
 
 SETTLE_S = 0.6
-"""Seconds before a deleted record is written again: by then the removal of its folder is over, and sockets are back."""
+"""Seconds before a deleted record is written again. By then a removal of the folder is over, and sockets are back."""
 
 _SLICE = 128
-"""Files looked at before other callbacks of the loop run: 1 to 2 ms."""
+"""Files examined before other callbacks of the loop run: 1 to 2 ms."""
 
 _TOUCH_S = 3600.0
-"""Seconds between updates of the time of own records. The strictest cleaners remove what is a day old."""
+"""Seconds between updates of own records' file times. The strictest cleaners remove files that are a day old."""
 
-# Linux announces a file's last close just before it drops the lock (`__fput`): 0.12 ms at most in 60 tries, longer
-# where the dying process is preempted between the two. Looked at again this many seconds later each; then it is left
-# to the patrol.
+# Seconds before each further look at a closed file that is still locked. Linux announces a file's last close just
+# before it drops the lock (`__fput`): 0.12 ms at most in 60 tries, longer if the dying process is preempted between the
+# two. After these looks the patrol takes over.
 _LOOK_AGAIN_S = (0.001, 0.02, 0.2, 0.7)
 
 _FOLDER_GONE = inotify.IN_DELETE_SELF | inotify.IN_IGNORED
@@ -66,9 +66,10 @@ class FileDiscovery:
     """Registers instances as files in a folder that is private to the user.
 
     Args:
-        directory: made with mode 0700 if it is not there; refused if it is another user's or open to others.
-        poll_s: seconds between two looks at all files where there is no inotify.
-        check_s: seconds between two looks at all files where there is.
+        directory: the private folder. It is made with mode 0700 if missing, and refused if another user owns it or has
+            access to it.
+        poll_s: seconds between two looks at all files without inotify.
+        check_s: seconds between two looks at all files with inotify.
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, poll_s: float = POLL_S, check_s: float = CHECK_S) -> None:
@@ -80,21 +81,21 @@ class FileDiscovery:
         self._notifier: inotify.Inotify | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._identity: tuple[int, int] | None = None
-        self._made = False  # the folder was there and private once: what is wrong with it since can be mended
+        self._made = False  # The folder existed and was private once, so later problems with it can be repaired.
         self._patrol: asyncio.Task[None] | None = None
         self._patrol_now = asyncio.Event()
         self._closed = False
-        self._troubles = Quiet()  # what was logged and still goes wrong
-        self._troubled = False  # whether anything went wrong since the patrol last set out
+        self._troubles = Quiet()  # Problems that were logged and still exist.
+        self._troubled = False  # A problem occurred since the patrol's present round began.
         self._looked_at_all = False
         self._watchers = Watchers()
         self._known = KnownInstances(self._folder, self._watchers, self._complain)
-        # Around each change of `_held`, because `mark` is called from another thread. Its holder writes one small
-        # file at most, so the loop waits for that long.
+        # Held during each change of `_held`, because `mark` is called from another thread. The holder writes at most
+        # one small file, so the loop waits no longer than that.
         self._owning = threading.Lock()
         self._held: dict[str, HeldRecord] = {}
         self._look_again: dict[str, asyncio.TimerHandle] = {}
-        self._restoring: dict[str, asyncio.TimerHandle] = {}  # own records that are missing; at most all of them
+        self._restoring: dict[str, asyncio.TimerHandle] = {}  # Own records that are missing.
         watch_forks(self)
 
     def __repr__(self) -> str:
@@ -138,14 +139,14 @@ class FileDiscovery:
             data = record.marked(held.data, busy, os.getpid())
             if data == held.data or self._in_place(held) is None:
                 return
-            # As in a second registration, the new record is locked before it takes the old one's place, so no process
-            # ever sees a dead one. The kernel notifies the watchers.
+            # As in a second registration, the new record is locked before it replaces the old one, so no process ever
+            # sees an unlocked record. The kernel notifies the watchers.
             self._held[key] = self._write(key, data)
             held.release()
 
     async def watch(self, endpoint: EndpointName | None, sink: Sink) -> Watch:
         self._start()
-        # Wanted before the scan: what changes during it is seen by the one or by the other.
+        # The endpoint is wanted before the scan, so a change during the scan is seen by an event or by the scan.
         self._known.want(endpoint)
         try:
             await self._scan(endpoint)
@@ -178,15 +179,15 @@ class FileDiscovery:
             patrol.cancel()
             await asyncio.wait([patrol])
 
-    # --- start, and what a fork leaves -------------------------------------------------------------------------------
+    # --- start and fork ----------------------------------------------------------------------------------------------
 
     def forked(self) -> None:
-        """This process is a fork: let go of what is the parent's, and count as closed.
+        """Release the parent's resources in a forked child process. The child's copy counts as closed.
 
-        The parent's loop, whose poll set the child shares until it makes its own, is not touched.
+        The parent's loop is not touched, since the child shares its poll set until it makes its own.
         """
         self._closed = True
-        self._owning = threading.Lock()  # a thread that the child does not have may have held the parent's
+        self._owning = threading.Lock()  # A thread of the parent, which the child lacks, may hold the old lock.
         for held in self._held.values():
             held.release()
         self._held.clear()
@@ -202,7 +203,7 @@ class FileDiscovery:
             raise DiscoveryError(BACKEND, self.where, "it was closed, or belongs to a process that forked this one")
 
     def _start(self) -> None:
-        """Make sure of the folder, of being told what happens in it, and of the patrol."""
+        """Make sure that the folder exists, its events are reported and the patrol runs."""
         self._check_open()
         self._loop = asyncio.get_running_loop()
         identity = self._make_folders()
@@ -213,10 +214,10 @@ class FileDiscovery:
             self._patrol = self._loop.create_task(self._patrol_forever(), name=f"patrol of {self.where}")
 
     def _make_folders(self) -> tuple[int, int]:
-        """Make the folder of the records, or check it; returns what tells it from another.
+        """Make or check the folder of the records. Return its identity: device and inode.
 
         Raises:
-            DiscoveryError: it cannot be made, or is not private.
+            DiscoveryError: the folder cannot be made, or is not private.
         """
         private_folder(self._directory, self.where)
         if self._made:
@@ -234,15 +235,15 @@ class FileDiscovery:
                 self._notifier = notifier
                 self._loop.add_reader(notifier.fd, self._on_events)
             self._notifier.watch_folder(self._folder)
-            self._patrol_now.set()  # what happened before this moment is not told
+            self._patrol_now.set()  # Earlier changes are not reported.
         except OSError as error:
             self._stop_listening()
             if listened:
-                self._patrol_now.set()  # it waits for longer than it may now
+                self._patrol_now.set()  # The patrol must use the shorter interval from now on.
             if error.errno == errno.ENOSYS:
-                self._use_inotify = False  # it will not come
+                self._use_inotify = False  # This system has no inotify.
                 _log.info("%s: %s, looking every %g s instead", self.where, error.strerror, self._poll_s)
-            else:  # the patrol tries again
+            else:  # The patrol tries again.
                 self._complain(
                     f"no inotify ({error.strerror}), looking every {self._poll_s:g} s instead: raise "
                     "fs.inotify.max_user_instances and fs.inotify.max_user_watches"
@@ -255,7 +256,7 @@ class FileDiscovery:
             self._loop.remove_reader(notifier.fd)
             notifier.close()
 
-    # --- what happens in the folder ----------------------------------------------------------------------------------
+    # --- events of the folder ----------------------------------------------------------------------------------------
 
     def _on_events(self) -> None:
         assert self._notifier is not None
@@ -274,7 +275,7 @@ class FileDiscovery:
         if folder & _FOLDER_CHANGED:
             self._patrol_now.set()
         if folder & _FOLDER_GONE:
-            self._identity = None  # a new folder may be given the number of the old one
+            self._identity = None  # A new folder may get the inode number of the old one.
 
     def _look_later(self, key: str, attempt: int) -> None:
         def again() -> None:
@@ -288,7 +289,7 @@ class FileDiscovery:
         self._look_again[key] = self._loop.call_later(_LOOK_AGAIN_S[attempt], again)
 
     def _look(self, key: str) -> State | None:
-        """Compare one file with what is known about it, and tell the watches if that has changed."""
+        """Compare one file with its known state, and notify the watches of a change."""
         if self._closed:
             return None
         held = self._held.get(key)
@@ -297,7 +298,7 @@ class FileDiscovery:
             return state
         if state is State.MISSING:
             self._restore_later(key)
-        elif state in (State.DEAD, State.BAD):  # it was overwritten, or another file put in its place
+        elif state in (State.DEAD, State.BAD):  # The record was overwritten or replaced by another file.
             self._restore(key, held)
             state = self._known.look(key)
         return state
@@ -315,7 +316,7 @@ class FileDiscovery:
             self._restoring[key] = self._loop.call_later(SETTLE_S, restore)
 
     def _complain(self, text: str) -> None:
-        """Log a lasting problem once, until the patrol finds no problem any more."""
+        """Log a lasting problem once, until the patrol finds no problem."""
         self._troubled = True
         if self._troubles.due(text) is not None:
             _log.warning("%s: %s", self.where, text)
@@ -326,7 +327,7 @@ class FileDiscovery:
         try:
             return HeldRecord(self._folder, key, data)
         except OSError as error:
-            # not the temporary name, which means nothing to users
+            # The text leaves out the temporary name, which means nothing to users.
             bare = OSError(error.errno, error.strerror)
             raise discovery_error(self.where, f"write a record in {self._folder}", bare) from error
 
@@ -334,26 +335,26 @@ class FileDiscovery:
         try:
             return held.in_place()
         except OSError as error:
-            self._complain(f"an own record could not be looked at: {error.strerror}")
+            self._complain(f"an own record cannot be read now: {error.strerror}")
             return None
 
     def _restore(self, key: str, held: HeldRecord) -> None:
-        """Write an own record again that was deleted or damaged.
+        """Write a deleted or damaged own record again.
 
-        One that a live owner has replaced is left alone: the last one counts. Where the folder is gone too it is made
-        again; the patrol, which hears of that, listens to the new one.
+        A record that another live owner has replaced is left alone: the last one counts. If the folder is gone too, it
+        is made again, and the patrol then listens to the new folder.
         """
         try:
             self._make_folders()
             with self._owning:
                 if self._held.get(key) is not held:
-                    return  # `mark` has just written it
+                    return  # `mark` has just written it.
                 self._held[key] = self._write(key, held.data)
         except DiscoveryError as error:
             self._complain(f"a record was deleted and cannot be written again yet: {error}")
             return
         held.release()
-        _log.info("record %s was deleted and is written again", held.path)
+        _log.info("record %s was deleted and has been written again", held.path)
 
     # --- the patrol --------------------------------------------------------------------------------------------------
 
@@ -371,7 +372,7 @@ class FileDiscovery:
             self._patrol_now.clear()
             self._troubled = False
             try:
-                self._start()  # the folder may have been deleted or moved, an inotify instance become free
+                self._start()  # The folder may have been deleted or moved, or an inotify instance has become free.
                 await self._scan(None)
                 self._looked_at_all = True
                 if loop.time() - touched > _TOUCH_S:
@@ -380,7 +381,7 @@ class FileDiscovery:
                         for held in self._held.values():
                             held.touch()
             except (DiscoveryError, OSError) as error:
-                self._complain(str(error))  # what is known stays, the next round tries again
+                self._complain(str(error))  # The known state stays, and the next round tries again.
             if not self._troubled and not self._restoring:
                 self._troubles.clear()
 
@@ -392,10 +393,10 @@ class FileDiscovery:
         return (found.st_dev, found.st_ino) == self._identity
 
     async def _scan(self, endpoint: EndpointName | None) -> None:
-        """Look at every file, at every own record and at everything known, there or not.
+        """Look at every file, every own record and every known instance, whether its file exists or not.
 
         Args:
-            endpoint: only at those of this endpoint.
+            endpoint: look only at this endpoint's files; None for all.
         """
         try:
             names = set(os.listdir(self._folder))

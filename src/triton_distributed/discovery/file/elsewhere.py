@@ -1,8 +1,8 @@
-"""Other folders of this user in which live instances are registered: for the words of an error, nothing else.
+"""Search for other folders of this user with live instances. The result is used only in error texts.
 
-A worker and a client that use two folders never meet, and neither can see why. Linux lists all file locks, and a record
-is locked as long as its owner lives, so all live records of the machine can be found, whatever folder they are in. On
-other systems only the folders that are used by default are looked at.
+A worker and a client that use different folders never meet, and neither can see why. Linux lists all file locks, and a
+record is locked as long as its owner lives, so all live records of the machine can be found in any folder. On other
+systems only the default folders are searched.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from triton_distributed.discovery.file.lockfile import State, read_record
 from triton_distributed.names import EndpointName
 
 KEEP_S = 5.0
-"""Seconds that an answer is kept, for a program that calls in a loop where no instance exists."""
+"""Seconds that an answer is kept, for a program that calls in a loop while no instance exists."""
 
 RECORDS = "instances"
 
 _MOST_FOLDERS = 3
-"""Folders named in an answer: more would not help."""
+"""Most folders named in an answer; more would not help."""
 
 _MOST_PROCESSES = 200
-"""Processes looked at. It takes about 1 ms for each 1,000 open files of these processes."""
+"""Most processes examined. It takes about 1 ms for each 1,000 open files of these processes."""
 
 _MOST_FILES = 20_000
 
-# A folder, and the process that uses it where no other process reaches it under that path; 0 where this process does.
+# A path, and the only process that can reach it; 0 if this process can reach it too.
 _Place = tuple[str, int]
 
 
@@ -37,18 +37,18 @@ class Elsewhere:
     """Looks for live instances outside one folder.
 
     Args:
-        directory: the folder that is asked anyway, with the records in `instances`.
+        directory: the folder of this runtime's discovery, which is excluded; its records are in `instances`.
     """
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
         self._looked = float("-inf")
-        self._found: dict[_Place, set[str | None]] = {}  # prefixes of the endpoints with live instances
+        self._found: dict[_Place, set[str | None]] = {}  # Prefixes of the endpoints with live instances.
 
     def words(self, endpoint: EndpointName | None) -> str:
-        """Where else there are live instances of this endpoint, None for any; the end of a sentence, or empty.
+        """Text that names other folders with live instances of this endpoint, None for any: the end of a sentence.
 
-        It is what was there at most `KEEP_S` ago.
+        The text is empty if there are none. It may be `KEEP_S` old.
         """
         now = time.monotonic()
         if now - self._looked >= KEEP_S:
@@ -81,11 +81,11 @@ def _same(one: str, other: str) -> bool:
 
 
 def _live_records() -> Iterator[_Place]:
-    """This user's files that are locked, records among them."""
+    """Yield the locked files of this user that may be records."""
     try:
         with open("/proc/locks", encoding="ascii") as lines:
             owners = list(dict.fromkeys(owner for line in lines if (owner := _owner(line))))
-    except OSError:  # not Linux
+    except OSError:  # The system is not Linux.
         yield from _usual_records()
         return
     left = _MOST_FILES
@@ -93,7 +93,7 @@ def _live_records() -> Iterator[_Place]:
         try:
             files = os.listdir(f"/proc/{pid}/fd")
         except OSError:
-            continue  # another user's process, or gone
+            continue  # The process belongs to another user, or has ended.
         for each in files[: max(0, left)]:
             if found := _record_of(pid, each):
                 yield found
@@ -101,13 +101,13 @@ def _live_records() -> Iterator[_Place]:
 
 
 def _owner(line: str) -> str:
-    """The process that holds the lock in a line of /proc/locks: `1: FLOCK  ADVISORY  WRITE 2190 fe:00:27363 0 EOF`."""
+    """Return the process id in a line of /proc/locks, e.g. `1: FLOCK  ADVISORY  WRITE 2190 fe:00:27363 0 EOF`."""
     words = line.split()
     return words[4] if len(words) > 4 and words[1] == "FLOCK" else ""
 
 
 def _record_of(pid: str, descriptor: str) -> _Place | None:
-    """An open file of a process, where it may be a record of this user and another process finds it under its path."""
+    """Return the place of a process's open file if it may be a record of this user and its path leads to it."""
     link = f"/proc/{pid}/fd/{descriptor}"
     try:
         path = os.readlink(link)

@@ -1,4 +1,4 @@
-"""Which instances of the wanted endpoints live in a folder, as far as it has been looked at."""
+"""The known live instances of the wanted endpoints in a folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from triton_distributed.quiet import Quiet
 _log = logging.getLogger("triton_distributed.discovery")
 
 _MAX_WARNED = 1024
-"""Files that were warned about and are remembered. Beyond that, the oldest may be warned about again."""
+"""Most files remembered because a warning was logged. Beyond that, the oldest may be warned about again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,30 +28,30 @@ class _Known:
 
 
 class KnownInstances:
-    """Compares single files with what is known about them, and tells the watches what has changed.
+    """Compares single files with the known state, and notifies the watches of changes.
 
     Args:
-        folder: where the records lie.
-        watchers: notified of changes.
-        complain: takes a text about what concerns the place and not one file.
+        folder: the folder of the records.
+        watchers: the watches to notify of changes.
+        complain: takes the text of a problem that concerns the folder and not a single file.
     """
 
     def __init__(self, folder: str, watchers: Watchers, complain: Callable[[str], None]) -> None:
         self._folder = folder
         self._watchers = watchers
         self._complain = complain
-        # Prefixes of the endpoints that are watched or registered here, None for all; how many want each.
+        # Number of users of each watched or registered endpoint, by prefix; None stands for all endpoints.
         self._wanted: Counter[str | None] = Counter()
-        # As many as there are locked files, and so live instances, of the wanted endpoints: the dead are removed.
+        # One entry for each locked file, and so each live instance, of the wanted endpoints. Dead ones are removed.
         self._known: dict[str, _Known] = {}
-        self._warned = Quiet(most=_MAX_WARNED)  # by key
+        self._warned = Quiet(most=_MAX_WARNED)  # The keys that a warning was logged for.
 
     def __len__(self) -> int:
         return len(self._known)
 
     @property
     def keys(self) -> Iterable[str]:
-        """Under which something is known, or was warned about."""
+        """The keys of known instances, and of files that a warning was logged for."""
         return (*self._known, *map(str, self._warned))
 
     @property
@@ -59,7 +59,7 @@ class KnownInstances:
         return [each.instance for each in self._known.values()]
 
     def want(self, endpoint: EndpointName | None) -> None:
-        """From now on keep this endpoint's instances, None for every one's. Each call has its `unwant`."""
+        """Keep this endpoint's instances from now on; None for all endpoints. Each call needs one `unwant`."""
         self._wanted[_prefix(endpoint)] += 1
 
     def unwant(self, endpoint: EndpointName | None) -> None:
@@ -74,10 +74,10 @@ class KnownInstances:
         """Look at one file now.
 
         Args:
-            clean_all: also at one of an endpoint that is not wanted, only to remove it if its owner is dead.
+            clean_all: also look at a file of an endpoint that is not wanted, to remove it if its owner is dead.
 
         Returns:
-            What was found; None where that does not matter here.
+            The state of the file; None if its endpoint is not wanted or its name is not a record's.
         """
         prefix = record.prefix_of(key)
         if prefix is None:
@@ -89,8 +89,8 @@ class KnownInstances:
             return None
         known = self._known.get(key)
         reading = read_record(self._folder, key, known.signature if known else None)
-        if reading.state is State.UNKNOWN:  # what is known stays until the next look
-            self._complain(f"a record could not be looked at: {reading.reason}")
+        if reading.state is State.UNKNOWN:  # Keep the known state until the next look.
+            self._complain(f"a record cannot be read now: {reading.reason}")
             return reading.state
         if reading.state is State.BAD:
             self._warn(key, reading.reason)
@@ -110,7 +110,7 @@ class KnownInstances:
         self._known.clear()
 
     def _look_at_other_file(self, name: str) -> None:
-        """A file whose name is not a record's."""
+        """Look at a file whose name is not a record's."""
         path = os.path.join(self._folder, name)
         if name.startswith("."):
             if name.endswith(TEMPORARY):
@@ -121,7 +121,7 @@ class KnownInstances:
             self._warned.forget(name)
 
     def _warn(self, key: str, reason: str) -> None:
-        """Say once that a file is skipped, however often it changes, until it is right or gone."""
+        """Log once that a file is skipped, however often it changes, until it is valid or gone."""
         if self._warned.due(key) is not None:
             _log.warning("record %s is skipped: %s", os.path.join(self._folder, key), reason)
 

@@ -1,7 +1,7 @@
-"""A record on disk, from both ends: held open and locked by its owner, probed by all other processes.
+"""A record on disk, from both ends: its owner holds it open and locked, all other processes probe it.
 
-The lock is the instance's life. The kernel drops it with the owner's last descriptor, however the owner ended, and no
-clock is asked: a stopped process keeps its lock for as long as it is stopped.
+An instance lives as long as the lock. The kernel drops the lock with the owner's last descriptor, however the owner
+ended. No clock is involved: a stopped process keeps its lock for as long as it is stopped.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from triton_distributed.discovery import record
 from triton_distributed.names import Instance
 from triton_distributed.system.fork import no_fork, own
 
-# After a leading dot: no watcher takes a file for a record before it is complete, locked and renamed.
+# Suffix of a temporary file. Its name begins with a dot, so no watcher reads a record before it is complete and locked.
 TEMPORARY = ".new"
 
-# A file without a holder that cannot be read as a record is left for a person to look at, but not for ever: a
-# machine that loses power may leave empty ones.
+# Seconds that an invalid, unlocked file is kept for a person to examine. It is not kept for ever, because a loss of
+# power may leave empty files.
 _ABANDONED_S = 3600.0
 
 _ABANDONED_TEMPORARY_S = 60.0
-"""Seconds after which a temporary file is abandoned. A record gets its name within microseconds."""
+"""Seconds after which a temporary file counts as abandoned. A record gets its final name within microseconds."""
 
 _SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ENOLCK, errno.ESTALE)
 
 _TRIES = 3
-"""Readings of a record that is replaced meanwhile. That is a rare accident; three in a row are deliberate."""
+"""Attempts to read a record that is replaced meanwhile. One replacement is rare; three in a row are deliberate."""
 
-Signature = tuple[int, int]  # inode and time of change, which say whether the content must be read again
+Signature = tuple[int, int]  # Inode and time of change. If they differ, the content must be read again.
 
 
 class HeldRecord:
-    """A record that this process owns: open for writing, which makes its close an event, and locked.
+    """A record that this process owns. It is locked, and open for writing, so that closing it causes an event.
 
     Raises:
-        OSError: it cannot be written; nothing of it is left.
+        OSError: the record cannot be written; no part of it is left.
     """
 
     def __init__(self, folder: str, key: str, data: bytes) -> None:
@@ -49,15 +49,15 @@ class HeldRecord:
         self.path = os.path.join(folder, key)
         temporary = os.path.join(folder, f".{os.urandom(8).hex()}{TEMPORARY}")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with no_fork:  # the lock lasts as long as any copy of the descriptor, also one in a child
-            # A file object, so that one that is dropped unclosed is closed, and warns, instead of looking alive for
-            # ever.
+        with no_fork:  # The lock lasts as long as any copy of the descriptor, even one in a child process.
+            # A file object is closed, with a warning, if it is dropped. A bare descriptor would keep the instance
+            # alive for ever.
             self._file = FileIO(os.open(temporary, flags, 0o600), "wb")
             own(self)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             view = memoryview(data)
-            while view:  # a full disk takes a part first and raises next
+            while view:  # A full disk may accept a part before it raises.
                 view = view[self._file.write(view) :]
             found = os.fstat(self._file.fileno())
             self._identity = (found.st_dev, found.st_ino)
@@ -71,11 +71,11 @@ class HeldRecord:
             raise
 
     def fileno(self) -> int:
-        """The descriptor, for a forked child to give up: a dead parent would look alive for as long as its child."""
+        """The descriptor. A forked child must close it: otherwise a dead parent looks alive until its child ends."""
         return self._file.fileno()
 
     def in_place(self) -> bool | None:
-        """True while the path leads to this record, False if there is nothing, None if there is something else."""
+        """True if the path leads to this record, False if no file exists there, None if another file does."""
         try:
             found = os.lstat(self.path)
         except (FileNotFoundError, NotADirectoryError):
@@ -83,35 +83,35 @@ class HeldRecord:
         return True if (found.st_dev, found.st_ino) == self._identity else None
 
     def touch(self) -> None:
-        """Make the record young, whatever the age at which something cleans temporary folders."""
+        """Update the record's file time, so that cleaners of temporary folders do not remove it."""
         os.utime(self._file.fileno())
 
     def withdraw(self) -> None:
-        """Remove the record, unless another process has replaced it, and let it go. Harmless after `release`."""
+        """Remove the record, unless another process has replaced it, and close it. Harmless after `release`."""
         try:
             if not self._file.closed and self.in_place():
                 os.unlink(self.path)
         except OSError:
-            pass  # unlocked, it is dead, and the next process that sees it removes it
+            pass  # The record is dead without its lock, and the next process that sees it removes it.
         finally:
             self._file.close()
 
     def release(self) -> None:
-        """Close without removing: what the path leads to is not this record any more, or not this process's."""
+        """Close without removing: the path leads to another record by now, or this process is not the owner."""
         self._file.close()
 
 
 class State(Enum):
-    MISSING = "there is none"
-    DEAD = "its owner is dead; it was removed"
-    HELD = "its owner lives"
-    BAD = "not a record that can be used"
-    UNKNOWN = "could not be looked at now"
+    MISSING = "the record does not exist"
+    DEAD = "the owner is dead, and the record was removed"
+    HELD = "the owner lives"
+    BAD = "the file is not a valid record"
+    UNKNOWN = "the record cannot be read now"
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What was found under a key. `instance` is None where a held record is the one that is known already."""
+    """The result of reading a key. `instance` is None if a held record is unchanged."""
 
     state: State
     instance: Instance | None = None
@@ -120,24 +120,24 @@ class Reading:
 
 
 def read_record(folder: str, key: str, known: Signature | None = None) -> Reading:
-    """Look at a record now, and remove it if its owner is dead.
+    """Read a record now, and remove it if its owner is dead.
 
-    Opens, locks and reads on the calling thread: some 10 µs on a local file system, less than handing it to another.
+    The calling thread opens, locks and reads the file: about 10 µs on a local file system, less than a hand-over.
 
     Args:
-        known: the signature of the last reading; a held record that still has it is not read again.
+        known: the signature of the last reading; a held record with the same signature is not read again.
     """
     for _ in range(_TRIES):
         reading = _read(os.path.join(folder, key), key, known)
         if reading is not None:
             return reading
-    return Reading(State.UNKNOWN, reason="it is replaced all the time")
+    return Reading(State.UNKNOWN, reason="it is replaced repeatedly")
 
 
 def _read(path: str, key: str, known: Signature | None) -> Reading | None:
-    """Look once; None where a dead record was found and another took its place meanwhile."""
+    """Read once; None if a dead record was found and another record has replaced it meanwhile."""
     try:
-        # O_NONBLOCK: a FIFO of that name must not stop us
+        # O_NONBLOCK, because opening a FIFO of that name would block.
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):
         return Reading(State.MISSING)
@@ -169,36 +169,36 @@ def _read_open(fd: int, path: str, key: str, known: Signature | None) -> Reading
             raise record.BadRecord(f"it has {found.st_size:,} bytes, above the limit of {record.MAX_RECORD_BYTES:,}")
         instance = record.decode(os.read(fd, record.MAX_RECORD_BYTES + 1))
         if record.key(instance.endpoint, instance.id) != key:
-            raise record.BadRecord(f"it is about {instance.endpoint} id {instance.id}, which its name is not")
+            raise record.BadRecord(f"it describes {instance.endpoint} id {instance.id}, but its name does not")
     except record.BadRecord as error:
         if held or time.time() - found.st_mtime < _ABANDONED_S:
             return Reading(State.BAD, None, signature, str(error))
         held = False
     if held:
         return Reading(State.HELD, instance, signature)
-    # An owner that replaces its record renames the new one into place before it lets the old one go, so a path that
-    # still leads here is dead. Should another process take the very same key between these two calls, it sees its
-    # record deleted and writes it again.
+    # An owner that replaces its record renames the new one into place before it unlocks the old one, so if the path
+    # still leads to this file, the record is dead. If another process takes the same key between these two calls, its
+    # record is deleted, and it writes the record again.
     try:
         now = os.lstat(path)
         if (now.st_dev, now.st_ino) != (found.st_dev, found.st_ino):
             return None
         os.unlink(path)
     except OSError:
-        pass  # another reader was faster, or nothing can be deleted here: dead it is all the same
+        pass  # Another reader was faster, or the file cannot be deleted. The record is dead in any case.
     return Reading(State.DEAD)
 
 
 def _held(fd: int) -> bool:
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two readers do not take each other for the owner
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # Shared, so that two readers do not look like owners.
     except BlockingIOError:
         return True
     return False
 
 
 def sweep_temporary(path: str) -> None:
-    """Remove what a process left that died while it wrote a record."""
+    """Remove the temporary file of a process that died while it wrote a record."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:

@@ -1,4 +1,4 @@
-"""Chaos runs: a seeded schedule of faults against your own worker processes, and a look at what is left afterwards."""
+"""Chaos runs: a seeded schedule of faults for your own worker processes, and a check of what they leave behind."""
 
 from triton_distributed.testing.chaos.cluster import ChaosCluster
 from triton_distributed.testing.chaos.control import obey

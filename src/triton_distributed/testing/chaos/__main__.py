@@ -17,13 +17,13 @@ PROG = "python -m triton_distributed.testing.chaos"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do a run.
+    """Run a schedule of faults from the command line.
 
     Args:
-        argv: arguments, by default the process's own.
+        argv: the arguments, by default those of the process.
 
     Returns:
-        0 after a good run, 1 with violations, 2 where it could not be done as asked.
+        0 after a good run, 1 after violations, 2 if the run was impossible as requested.
     """
     parser = argparse.ArgumentParser(prog=PROG, description="Hurt your own workers on a seeded schedule.")
     configure(parser)

@@ -1,4 +1,4 @@
-"""What a run must not leave: in its processes, their logs and the folder of discovery."""
+"""Checks for leftovers of a run: in its processes, their logs and the folder of discovery."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from triton_distributed.testing.chaos.place import Place
 from triton_distributed.testing.chaos.processes import WorkerEnded
 
 POLL_S = 0.05
-# Bytes that a process may have grown: half a megabyte messages on dozens of streams leave free lists and fragmented
-# pages, which one run fills to 40 MB at most and further runs do not.
+# Bytes by which a process may grow. Messages of half a megabyte on dozens of streams leave free lists and fragmented
+# pages: at most 40 MB in one run, and no more in further runs.
 GROWTH_BYTES = 160 * 1024 * 1024
 
-# What a loop keeps for its next use: libuv one of these files, to give it up when there is no other descriptor, and
-# asyncio the threads in which it looked up names.
+# Resources that a loop keeps for its next use. libuv keeps one of these files, to close it when no other descriptor is
+# free; asyncio keeps the threads in which it looked up names.
 RESERVED = frozenset({"/dev/null", "/", "asyncio"})
 
-# What is logged where something is wrong in the program, whatever the network does.
+# Log texts that show a defect of the program, independent of the network.
 _WRONG = re.compile(r"Traceback \(most recent call last\)|was never retrieved|was never awaited|Fatal Python error")
-HANDLER_RAISED = "the handler raised"  # as some requests ask of it
-# What a loop says that has no file descriptor to accept with.
+HANDLER_RAISED = "the handler raised"  # Some requests ask the handler to raise.
+# Log texts of a loop that has no free file descriptor for a new connection.
 _NO_FDS = re.compile(r"Too many open files|out of system resource")
 
 
 def more(now: Mapping[str, Any], before: Mapping[str, Any], kept: int = 0) -> list[str]:
-    """What there is more of, by kind.
+    """Return descriptions of the resources that have increased.
 
     Args:
-        now: see `control.held`, and `before`.
-        kept: idle connections that may be kept for their next use.
+        now: the present resources, see `control.held`.
+        before: the earlier resources.
+        kept: the most idle connections that may be kept for their next use.
     """
     found = []
     for what in ("fds", "tasks", "threads"):
@@ -52,10 +53,10 @@ def more(now: Mapping[str, Any], before: Mapping[str, Any], kept: int = 0) -> li
 
 
 async def left_in_process(place: Place, patience_s: float, kept: int) -> list[str]:
-    """What a worker holds more than when it began to serve, once its clients are gone."""
+    """Return the resources that a worker holds after its clients are gone, beyond those at its start."""
     before = place.process.ready
     if before is None:
-        return []  # it did not start: a violation already
+        return []  # The worker did not start, which is a violation already.
     try:
         found = await _settled(lambda: place.process.ask("look"), before, patience_s, kept)
     except WorkerEnded as error:
@@ -64,7 +65,7 @@ async def left_in_process(place: Place, patience_s: float, kept: int) -> list[st
 
 
 async def left_here(before: Mapping[str, Any], patience_s: float) -> list[str]:
-    """What this process and the running loop hold more than before the run."""
+    """Return the resources that this process and the running loop hold, beyond those before the run."""
     loop = asyncio.get_running_loop()
 
     async def look() -> dict[str, Any]:
@@ -86,7 +87,7 @@ async def _settled(
 
 
 def left_in_folder(folder: Path) -> list[str]:
-    """Files of discovery that are there though no process lives: sockets, records, temporary ones."""
+    """Return the remaining files of discovery after all processes have ended: sockets, records, temporary files."""
     found = []
     for each in sorted(folder.rglob("*")):
         mode = each.lstat().st_mode
@@ -97,7 +98,7 @@ def left_in_folder(folder: Path) -> list[str]:
 
 
 def logged_errors(log: Path, who: str) -> list[str]:
-    """Places of a worker's log that tell of something wrong in the program."""
+    """Return the parts of a worker's log that show a defect of the program."""
     lines = log.read_text(errors="replace").splitlines()
     found = []
     for number, line in enumerate(lines):

@@ -1,4 +1,4 @@
-"""A cluster of real worker processes that are hurt on a schedule while something calls them."""
+"""A cluster of real worker processes that suffer faults on a schedule while clients call them."""
 
 from __future__ import annotations
 
@@ -27,41 +27,42 @@ from triton_distributed.testing.chaos.schedule import Fault, FaultKind
 from triton_distributed.testing.proxy import FaultProxy
 from triton_distributed.testing.servers import free_port
 
-JOURNAL = "{journal}"  # in a command: the path of the cluster's journal
+JOURNAL = "{journal}"  # Placeholder in a command for the path of the cluster's journal.
 NETWORKS = ("unix", "tcp", "tls")
-STOP_S = 15.0  # of the thread, which has nothing left to do by then
-DRAIN_TIMEOUT_S = 10  # of the workers: below `place.DRAIN_S`
+STOP_S = 15.0  # Seconds for the thread to stop, when it has no work left.
+DRAIN_TIMEOUT_S = 10  # The workers' TRD_DRAIN_TIMEOUT_S, below `place.DRAIN_S`.
 
-# Linux takes connections on all of 127.0.0.0/8, and an outgoing one never takes a port of this address by itself.
+# Linux accepts connections on all of 127.0.0.0/8, and an outgoing connection never uses a port of this address.
 LOOPBACK = "127.0.67.1" if sys.platform == "linux" else "127.0.0.1"
 
 
 class ChaosCluster:
-    """Worker processes, a proxy in front of each, and what hurts them. `async with` starts and ends them.
+    """Worker processes, a proxy in front of each, and the faults. `async with` starts and ends them.
 
-    Supervision, proxies and faults run in a thread with a loop of its own: the caller's loop is its clients' alone.
-    No process outlives the cluster, also where the one that made it is killed (on Linux; elsewhere one that is stopped
-    just then does).
+    Supervision, proxies and faults run in a thread with its own loop, so only the clients use the caller's loop. No
+    process outlives the cluster, even if the process that made the cluster is killed. (This holds on Linux; on other
+    systems a worker that is stopped at that moment survives.)
 
     Args:
-        command: of a worker, which calls `obey(runtime)` before it serves; `JOURNAL` in it stands for `journal`.
-        workers: how many.
+        command: the command of a worker, which calls `obey(runtime)` before it serves. `JOURNAL` in the command is
+            replaced by `journal`.
+        workers: the number of workers.
         network: `unix`, `tcp`, or `tls`, which is TCP with certificates made by `openssl`.
-        proxied: a `FaultProxy` stands in front of each worker. Without, workers choose their addresses themselves.
-        small_disk: discovery's folder is a file system that can be filled, see `disk.private_mounts`.
+        proxied: put a `FaultProxy` in front of each worker. Without it, workers choose their addresses themselves.
+        small_disk: put the folder of discovery on a file system that can be filled, see `disk.private_mounts`.
         settings: further variables of workers and clients, e.g. `ETCD_ENDPOINTS`.
-        recovery_s: seconds after a fault, or a successor's start, that clients may need to find a worker well.
-        settle_s: seconds after which what is still held when clients are gone counts as left. What is closed is gone
-            within milliseconds, but a session whose peer does not answer has 5 s.
+        recovery_s: seconds after a fault, or a successor's start, until clients must find a worker well.
+        settle_s: seconds after the end of the clients after which held resources count as left over. Closed resources
+            are gone within milliseconds, but a session with a silent peer takes 5 s.
 
     Attributes:
         folder: journals and logs; removed at the end.
-        journal: a path for a file in which workers may write down what they did.
-        violations: what must not be, so far.
+        journal: the path of a file in which workers may record their work.
+        violations: descriptions of the violated promises so far.
 
     Raises:
-        ConfigError: an argument makes no sense.
-        WorkerEnded: from `async with`: a worker does not start; its log's end is in the text.
+        ConfigError: an argument is invalid.
+        WorkerEnded: from `async with`: a worker does not start; the text contains the end of its log.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class ChaosCluster:
         settle_s: float = 15.0,
     ) -> None:
         if workers < 1:
-            raise ConfigError("workers", workers, "at least 1")
+            raise ConfigError("workers", workers, "must be at least 1")
         if network not in NETWORKS:
             raise ConfigError("network", network, f"one of {', '.join(NETWORKS)}")
         self.folder = Path(tempfile.mkdtemp(prefix="trd-chaos-"))
@@ -101,16 +102,16 @@ class ChaosCluster:
 
     @property
     def config(self) -> Config:
-        """The settings of a client of this cluster."""
+        """The settings for clients of this cluster."""
         return Config.from_env(self.settings)
 
     @property
     def pids(self) -> list[int]:
-        """The processes of the workers now."""
+        """The ids of the workers' present processes."""
         return [each.process.pid for each in self._places]
 
     def spared(self, from_s: float, to_s: float) -> bool:
-        """Whether some worker was well all the time between two moments of `time.monotonic`."""
+        """Whether at least one worker was well during the whole time between two moments of `time.monotonic`."""
         return any(each.was_well(from_s, to_s) for each in self._places)
 
     async def __aenter__(self) -> Self:
@@ -139,22 +140,22 @@ class ChaosCluster:
         spare: int = 1,
         patience_s: float = 60.0,
     ) -> Report:
-        """Hurt the workers while `calls` makes its calls; then heal everything, and look at what is left.
+        """Do the faults while `calls` makes its calls; then heal everything, and check what is left over.
 
-        Once a cluster: its workers are drained at the end.
+        A cluster can run once, because its workers are drained at the end.
 
         Args:
-            faults: from `schedule`, with as many workers.
-            calls: opens its clients, makes its calls and closes its clients, on the running loop. What it raises is
-                raised here.
-            spare: workers that are well at every moment; a fault that would leave fewer is left out.
-            patience_s: seconds that the calls may take when everything is healed.
+            faults: a schedule for the same number of workers.
+            calls: opens its clients, makes its calls and closes its clients, on the running loop. Its errors are raised
+                here.
+            spare: workers that are well at every moment; a fault that would leave fewer is skipped.
+            patience_s: seconds that the calls may take after everything is healed.
 
         Returns:
-            what was done and found; `outcomes` and what follows from them is the caller's to fill in.
+            the report; the caller fills in `outcomes` and the fields that depend on them.
 
         Raises:
-            ConfigError: the cluster cannot do one of the faults; the text says what it lacks.
+            ConfigError: the cluster cannot do one of the faults; the text gives the reason.
         """
         self._check(faults)
         assert self._thread is not None, "within `async with`"
@@ -166,7 +167,7 @@ class ChaosCluster:
             await self._thread.call(self._heal)
             await asyncio.wait([calling], timeout=patience_s)
             if not calling.done():
-                self._accuse(f"{patience_s:g} s after everything was healed there are calls that have not ended")
+                self._accuse(f"{patience_s:g} s after everything was healed, some calls have not ended")
         finally:
             if not calling.done():
                 calling.cancel()
@@ -174,7 +175,7 @@ class ChaosCluster:
         if not calling.cancelled():
             calling.result()
         await self._thread.call(self._look_and_finish)
-        self.violations += await left_here(before, self._settle_s)  # the thread has closed its proxies' connections
+        self.violations += await left_here(before, self._settle_s)  # The thread has closed its proxies' connections.
         return Report(
             faults=injector.done,
             left_out=injector.left_out,
@@ -187,17 +188,17 @@ class ChaosCluster:
             if kind in PROXIED and not self._proxied:
                 raise ConfigError("faults", str(kind), "needs a cluster with proxied=True")
             if kind in ON_TCP and self._network == "unix":
-                raise ConfigError("faults", str(kind), "needs a network: a Unix socket loses nothing")
+                raise ConfigError("faults", str(kind), "needs a network: Unix sockets lose no bytes")
             if kind == FaultKind.CORRUPT and self._network != "tls":
                 raise ConfigError(
-                    "faults", str(kind), 'needs network="tls": a plain session has no checksum beside that of TCP'
+                    "faults", str(kind), 'needs network="tls": a plain session has no checksum besides that of TCP'
                 )
             if kind == FaultKind.DISK_FULL and self._disk is None:
                 raise ConfigError("faults", str(kind), "needs a cluster with small_disk=True")
             if kind in LINUX_ONLY and sys.platform != "linux":
-                raise ConfigError("faults", str(kind), "only Linux can do that to another process")
+                raise ConfigError("faults", str(kind), "only Linux can do this to another process")
         if any(each.worker >= self._workers for each in faults):
-            raise ConfigError("faults", self._workers, "the schedule is for more workers than there are")
+            raise ConfigError("faults", self._workers, "the schedule is for more workers than the cluster has")
 
     def _accuse(self, words: str) -> None:
         self.violations.append(words)
@@ -222,7 +223,7 @@ class ChaosCluster:
                 raise WorkerEnded(f"{each} did not start: {error}: {last_words(each.log)}") from error
 
     def _addresses(self, number: int) -> tuple[str, FaultProxy | None]:
-        """Where a worker listens, "" for where it likes, and the proxy in front of it."""
+        """Return the address on which a worker listens, "" for its own choice, and the proxy in front of it."""
         if self._network == "unix":
             listen = f"unix://{self._directory}/w{number}"
             return (listen, FaultProxy(listen)) if self._proxied else ("", None)
@@ -258,7 +259,7 @@ async def _until_stopped(stopping: asyncio.Event) -> None:
 
 
 def _certificates(folder: Path) -> dict[str, str]:
-    """One certificate for all members, which is its own authority.
+    """Make one self-signed certificate for all members.
 
     Raises:
         ConfigError: `openssl` is missing or fails.
@@ -270,7 +271,7 @@ def _certificates(folder: Path) -> dict[str, str]:
             [*command.split(), "-keyout", key, "-out", cert], capture_output=True, text=True, check=False
         )
     except OSError as error:
-        raise ConfigError("network", "tls", f"openssl makes the certificates: {error.strerror}") from error
+        raise ConfigError("network", "tls", f"openssl is needed for the certificates: {error.strerror}") from error
     if done.returncode != 0:
         raise ConfigError("network", "tls", f"openssl made no certificate: {done.stderr.strip()[-300:]}")
     return {"TRD_TLS_CERT": cert, "TRD_TLS_KEY": key, "TRD_TLS_CA": cert}

@@ -1,4 +1,4 @@
-"""Runs a chaos schedule from the command line: options, the servers that they need, the verdict."""
+"""Runs a chaos schedule from the command line: options, the necessary servers, the verdict."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from triton_distributed.testing.servers import EtcdServer, NatsServer
 
 try:
     from uvloop import new_event_loop
-except ImportError:  # no wheel for this platform
+except ImportError:  # uvloop has no wheel for this platform.
     from asyncio import new_event_loop  # type: ignore[assignment]
 
-# A successor needs 0.5 s to serve on an idle machine. A schedule allows this long; where a successor needs more, the
-# `Injector` leaves faults out.
+# Recovery times of a schedule. A successor needs 0.5 s to serve on an idle machine. If it needs longer than this, the
+# `Injector` skips faults.
 RECOVERY = Recovery(restart_s=1.5, other_s=0.5)
 
 # The options of a command line that repeats a run.
@@ -33,16 +33,16 @@ OPTIONS = (
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of every chaos run."""
-    parser.add_argument("--seed", type=int, default=0, help="of the schedule (default: 0)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="in which faults begin (default: 60)")
-    parser.add_argument("--workers", type=int, default=3, help="processes (default: 3)")
-    parser.add_argument("--kinds", help="of faults, separated by commas (default: all that are possible)")
-    parser.add_argument("--network", choices=NETWORKS, default="unix", help="between client and workers")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the schedule (default: 0)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="seconds in which faults begin (default: 60)")
+    parser.add_argument("--workers", type=int, default=3, help="number of worker processes (default: 3)")
+    parser.add_argument("--kinds", help="kinds of faults, separated by commas (default: all possible ones)")
+    parser.add_argument("--network", choices=NETWORKS, default="unix", help="network between client and workers")
     parser.add_argument("--direct", action="store_true", help="no proxies: workers choose their own addresses")
-    parser.add_argument("--discovery", choices=("file", "etcd"), default="file", help="an etcd is started for it")
-    parser.add_argument("--plane", choices=("direct", "nats"), default="direct", help="a NATS server is started for it")
-    parser.add_argument("--loop", choices=("uvloop", "asyncio"), default="uvloop", help="of the process that calls")
-    parser.add_argument("--faults-per-s", type=float, default=1.0, help="faults, on average (default: 1)")
+    parser.add_argument("--discovery", choices=("file", "etcd"), default="file", help="etcd: a server is started")
+    parser.add_argument("--plane", choices=("direct", "nats"), default="direct", help="nats: a server is started")
+    parser.add_argument("--loop", choices=("uvloop", "asyncio"), default="uvloop", help="event loop of the client")
+    parser.add_argument("--faults-per-s", type=float, default=1.0, help="average faults per second (default: 1)")
     parser.add_argument("--spare", type=int, default=1, help="workers that are well at every moment (default: 1)")
 
 
@@ -56,17 +56,17 @@ def run(
     """Start a cluster, run the schedule and print the table.
 
     Args:
-        arguments: of a parser that `configure` has prepared.
-        command: of a worker, see `ChaosCluster`.
-        judged: runs the started cluster through the faults and returns the report.
+        arguments: the result of a parser that `configure` has prepared.
+        command: the command of a worker, see `ChaosCluster`.
+        judged: applies the faults to the started cluster and returns the report.
         again: the beginning of a command line that repeats the run.
-        program: its end, after the options.
+        program: the end of that command line, after the options.
 
     Returns:
-        0 after a good run, 1 with violations.
+        0 after a good run, 1 after violations.
 
     Raises:
-        ConfigError: the arguments contradict each other, or the machine lacks something; the text says what.
+        ConfigError: the arguments contradict each other, or the machine lacks a feature; the text gives the reason.
     """
     proxied = not arguments.direct and arguments.plane == "direct"
     kinds = _kinds(arguments, proxied)
@@ -104,7 +104,7 @@ def run(
 
 
 def _kinds(arguments: argparse.Namespace, proxied: bool) -> tuple[FaultKind, ...]:
-    """The kinds of faults that were asked for, else all that this run and this machine allow."""
+    """Return the requested kinds of faults; by default all kinds that this run and this machine allow."""
     if arguments.kinds:
         try:
             kinds = tuple(FaultKind(each.strip().replace("-", " ")) for each in arguments.kinds.split(","))
@@ -124,7 +124,7 @@ def _kinds(arguments: argparse.Namespace, proxied: bool) -> tuple[FaultKind, ...
 
 
 def kinds_for(network: str, proxied: bool, discovery: str) -> tuple[FaultKind, ...]:
-    """Return all kinds of faults that are possible with these options, on this system."""
+    """Return all kinds of faults that are possible with these options on this system."""
     return tuple(
         kind
         for kind in FaultKind
@@ -137,7 +137,7 @@ def kinds_for(network: str, proxied: bool, discovery: str) -> tuple[FaultKind, .
 
 
 def _words(arguments: argparse.Namespace) -> list[str]:
-    """The options that repeat the run."""
+    """Return the options that repeat the run."""
     words = []
     for name in OPTIONS:
         value = getattr(arguments, name)
@@ -151,7 +151,7 @@ def _words(arguments: argparse.Namespace) -> list[str]:
 
 @contextlib.asynccontextmanager
 async def servers(discovery: str, plane: str) -> AsyncIterator[dict[str, str]]:
-    """Start the servers that a run needs; yields the settings that name them."""
+    """Start the servers that a run needs, and yield the settings that name them."""
     async with contextlib.AsyncExitStack() as stack:
         settings: dict[str, str] = {}
         if discovery == "etcd":

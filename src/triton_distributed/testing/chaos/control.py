@@ -1,4 +1,4 @@
-"""The worker's end of a chaos run's control channel: it tells what it holds, and blocks its loop when asked to."""
+"""The worker's end of a chaos run's control channel: it reports its resources, and blocks its loop on command."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from typing import Any
 
 from triton_distributed.runtime import DistributedRuntime
 
-ORPHANED = 3  # exit status of a worker whose harness is gone
-LONGEST_COMMAND = 4096  # bytes; a command has about 40
+ORPHANED = 3  # Exit status of a worker after its harness is gone.
+LONGEST_COMMAND = 4096  # Longest command in bytes; a command has about 40.
 _STDIN = 0
 
 
 def obey(runtime: DistributedRuntime) -> bool:
-    """Have the `ChaosCluster` that started this process look into it and block its loop; call it before serving.
+    """Let the `ChaosCluster` that started this process inspect it and block its loop. Call it before serving.
 
-    The channel is the socket that the process has as its standard input. Where that ends, so does the process: its
-    harness is gone. A program that was started by anything else goes on as if it had not called this.
+    The channel is the socket that is the process's standard input. If the channel ends, its harness is gone, and the
+    process ends too. In a program that was not started by a `ChaosCluster`, this has no effect.
 
     Args:
-        runtime: what serves; its loop is running.
+        runtime: the serving runtime; its loop is running.
 
     Returns:
-        whether there is such a channel.
+        whether the process has a channel.
     """
     try:
         if not stat.S_ISSOCK(os.fstat(_STDIN).st_mode):
             return False
-    except OSError:  # closed
+    except OSError:  # Standard input is closed.
         return False
     _Control(runtime, socket.socket(fileno=os.dup(_STDIN)))
     return True
 
 
 class _Control:
-    """Answers a command a line, each JSON."""
+    """Answers commands; each command and each answer is one line of JSON."""
 
     def __init__(self, runtime: DistributedRuntime, channel: socket.socket) -> None:
         self._runtime, self._channel = runtime, channel
@@ -63,7 +63,7 @@ class _Control:
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         for line in lines:
             answer = self._do(json.loads(line))
-            # A few kB into an empty socket, whose reader waits for it.
+            # The answer has a few kB and its reader waits for it, so the socket's buffer is large enough.
             self._channel.send(json.dumps(answer).encode() + b"\n")
 
     def _do(self, command: dict[str, Any]) -> dict[str, Any]:
@@ -74,12 +74,12 @@ class _Control:
 
 
 def look(runtime: DistributedRuntime) -> dict[str, Any]:
-    """What this process holds now.
+    """Inspect the endpoints and resources of this process.
 
     Returns:
-        `served`: its endpoints that are registered, `starting`: the others; `addresses`: where it is reached;
-        `streams`: requests that its handlers answer now; `sessions`: that it has accepted; how many of each kind there
-        are of `fds`, `tasks` and `threads`; `children`: processes; `rss`: bytes of memory.
+        `served`: its registered endpoints; `starting`: its other endpoints; `addresses`: its addresses; `streams`: the
+        number of running requests; `sessions`: the number of accepted sessions; `fds`, `tasks`, `threads`: the numbers
+        by kind; `children`: the number of child processes; `rss`: resident memory in bytes.
     """
     statistics = runtime.statistics()
     endpoints = statistics.endpoints
@@ -94,7 +94,7 @@ def look(runtime: DistributedRuntime) -> dict[str, Any]:
 
 
 def held(loop: asyncio.AbstractEventLoop) -> dict[str, Any]:
-    """The part of `look` that is the process's and the loop's, whatever runs there."""
+    """The resources of the process and the loop, independent of a runtime: the second part of `look`."""
     return {
         "fds": dict(Counter(_descriptors())),
         "tasks": dict(Counter(_name(task) for task in asyncio.all_tasks(loop))),
@@ -105,18 +105,18 @@ def held(loop: asyncio.AbstractEventLoop) -> dict[str, Any]:
 
 
 def _descriptors() -> list[str]:
-    """What each open descriptor is; empty where the system does not tell."""
+    """Return the kind of each open file descriptor."""
     found = []
     folder = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
     try:
         names = os.listdir(folder)
-    except OSError:  # none is free for the folder itself
+    except OSError:  # No descriptor is free for reading the folder.
         return ["unknown"]
     for name in names:
         try:
             target = os.readlink(f"{folder}/{name}") if sys.platform == "linux" else "open"
         except OSError:
-            continue  # the one through which the folder was read
+            continue  # This is the descriptor that was used to read the folder.
         found.append(target.partition(":[")[0])
     return found
 
@@ -126,7 +126,7 @@ def _name(task: asyncio.Task[Any]) -> str:
 
 
 def _family(name: str) -> str:
-    """A thread's name without the number after it: those of a pool are of one kind."""
+    """A thread's name without its final number, so that all threads of a pool have one kind."""
     return name.rstrip("0123456789").rstrip("-_ ") or name
 
 

@@ -1,4 +1,4 @@
-"""Does to real processes what a schedule says."""
+"""Applies the faults of a schedule to real processes."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from triton_distributed.testing.proxy import FaultProxy
 from triton_distributed.transport.address import Address
 from triton_distributed.wire.hello import Hello, hello_frame
 
-STRANGERS = 60  # connections of one DUPLICATE: more than a session pool would ever make, fewer than a backlog
-STRANGER_S = 1.0  # those that are left stay open for so long
-# Seconds in which a connection must carry what TRUNCATE and CORRUPT wait for; a slower one is spared.
+STRANGERS = 60  # Connections of one DUPLICATE: more than a session pool would ever make, fewer than a backlog.
+STRANGER_S = 1.0  # Seconds for which idle connections of a DUPLICATE stay open.
+# Seconds in which a connection must carry the bytes that TRUNCATE and CORRUPT wait for; a slower one is spared.
 REACHED_S = 2.0
-# Seconds in which a corrupted connection should be given up: a turned bit in the length of a TLS record is found when
-# as many bytes more have come, on a silent connection with the PINGs after TRD_HEALTH_TIMEOUT_S.
+# Seconds in which a peer should give up a corrupted connection. A flipped bit in the length of a TLS record is found
+# only after that many more bytes; on a silent connection, the PINGs after TRD_HEALTH_TIMEOUT_S bring them.
 FOUND_S = 15.0
 
 PROXIED = frozenset({FaultKind.CUT, FaultKind.DELAY, FaultKind.TRUNCATE, FaultKind.CORRUPT})
-# What loses bytes does so with a reset: an orderly end tells a peer that it has everything, and no network makes one.
-# There is no reset on a Unix socket, and no network either.
+# Faults that need TCP. They lose bytes and so must end with a reset: an orderly end would tell the peer that it has all
+# bytes, and no network does that. Unix sockets have no reset and no network.
 ON_TCP = frozenset({FaultKind.TRUNCATE, FaultKind.CORRUPT})
 LINUX_ONLY = frozenset({FaultKind.DISK_FULL, FaultKind.NO_FDS})
 
 
 class Injector:
-    """Hurts the workers of a cluster.
+    """Applies faults to the workers of a cluster.
 
     Args:
         places: the workers.
-        disk: of discovery's folder; None where there is none that can be filled.
-        spare: workers that must be well beside the one that is hurt; a fault that finds fewer is left out.
+        disk: the disk of discovery's folder; None if it cannot be filled.
+        spare: workers that must be well besides the affected one; a fault that finds fewer is skipped.
 
     Attributes:
-        done: faults by kind.
-        left_out: faults that were not done.
+        done: the number of faults that were done, by kind.
+        left_out: the number of faults that were skipped.
     """
 
     def __init__(self, places: Sequence[Place], disk: SmallDisk | None, spare: int) -> None:
@@ -54,7 +54,7 @@ class Injector:
         self._loop = asyncio.get_running_loop()
         self.done: Counter[FaultKind] = Counter()
         self.left_out = 0
-        self._strangers: set[asyncio.Task[None]] = set()  # bounded by the schedule
+        self._strangers: set[asyncio.Task[None]] = set()  # The schedule bounds their number.
         self._do: dict[FaultKind, Callable[[Place, Fault], Coroutine[Any, Any, None]]] = {
             FaultKind.KILL: lambda place, _: place.kill(),
             FaultKind.DRAIN: lambda place, _: place.drain(),
@@ -70,16 +70,15 @@ class Injector:
         }
 
     async def run(self, faults: Iterable[Fault]) -> None:
-        """Do each at its time; returns when all are over and every worker is back."""
+        """Do each fault at its time. Return when all are over and every worker is back."""
         began = self._loop.time()
         async with asyncio.TaskGroup() as under_way:
             for fault in faults:
                 await asyncio.sleep(max(0.0, began + fault.at_s - self._loop.time()))
                 place = self._places[fault.worker]
                 others = sum(each.well for each in self._places if each is not place)
-                whole = (
-                    fault.kind == FaultKind.DISK_FULL
-                )  # of all workers: one that started just then could not register
+                # A full disk needs all workers: one that started at that moment could not register.
+                whole = fault.kind == FaultKind.DISK_FULL
                 if not place.well or others < (len(self._places) - 1 if whole else self._spare):
                     self.left_out += 1
                     continue
@@ -90,7 +89,7 @@ class Injector:
         await asyncio.gather(*self._strangers, return_exceptions=True)
 
     async def _hurt(self, place: Place, fault: Fault) -> None:
-        with place, contextlib.suppress(WorkerEnded, ProcessLookupError):  # its place reports its end
+        with place, contextlib.suppress(WorkerEnded, ProcessLookupError):  # The place reports the end of its process.
             await self._do[fault.kind](place, fault)
 
     async def _stop(self, place: Place, fault: Fault) -> None:
@@ -102,7 +101,7 @@ class Injector:
         await place.process.ask("block", seconds=fault.seconds)
 
     async def _cut(self, place: Place, fault: Fault) -> None:
-        """By a reset, or as if the worker's side had ended the connection, with all that it has said before."""
+        """Cut by a reset, or as if the worker's side had ended the connection in order, after all its bytes."""
         assert place.proxy is not None
         if place.proxy.address.startswith("unix") or int(fault.at_s * 1000) % 2:
             place.proxy.half_close()
@@ -155,7 +154,7 @@ class Injector:
                 resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
 
     async def _duplicate(self, place: Place, fault: Fault) -> None:
-        """Half of the strangers stay for a while, silent or in the middle of a hello; the others leave at once."""
+        """Open many connections. Half of them stay for a while, silent or amid a hello; the others close at once."""
         found = await place.process.ask("look")
         addresses = [Address.parse(each) for each in found["addresses"]]
         if place.proxy is not None:
@@ -176,7 +175,7 @@ class Injector:
 
 
 async def _safe(proxy: FaultProxy, patience_s: float) -> None:
-    """Wait until no connection through it is threatened, or so many seconds."""
+    """Wait until no connection through the proxy is threatened, for at most `patience_s` seconds."""
     deadline = asyncio.get_running_loop().time() + patience_s
     while proxy.threatened:
         if asyncio.get_running_loop().time() > deadline:

@@ -1,7 +1,7 @@
-"""Starts a program that the kernel ends together with its parent: `python launch.py COMMAND …`.
+"""Starts a program that the kernel ends together with its parent: `python launch.py PARENT COMMAND …`.
 
-Run by its path, without the package: it starts in a few milliseconds and is gone when the command runs in its place.
-Elsewhere than on Linux nothing ends the program; there it is the end of its control channel that tells it.
+It is run by its path, without the package, so it starts in a few milliseconds; then the command replaces it. On systems
+other than Linux the kernel does not end the program; there it ends with its control channel.
 """
 
 import ctypes
@@ -9,12 +9,12 @@ import os
 import signal
 import sys
 
-PR_SET_PDEATHSIG = 1  # prctl(2); kept over execve(2)
+PR_SET_PDEATHSIG = 1  # See prctl(2). The setting survives execve(2).
 
 if __name__ == "__main__":
     parent = int(sys.argv[1])
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # it ended before it could be waited for
+        if os.getppid() != parent:  # The parent ended before the kernel began to watch it.
             sys.exit(f"the process that started this one, {parent}, is gone")
     os.execvp(sys.argv[2], sys.argv[2:])

@@ -1,4 +1,4 @@
-"""A worker's place in a cluster: the process that holds it now, its successors, and the proxy in front of them."""
+"""A worker's place in a cluster: its present process, the process's successors, and the proxy in front of them."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from pathlib import Path
 from triton_distributed.testing.chaos.processes import WorkerEnded, WorkerProcess, last_words
 from triton_distributed.testing.proxy import FaultProxy
 
-# Seconds. A drain may take TRD_DRAIN_TIMEOUT_S, which a cluster sets to 10, and five more for clients that do not read.
+# Seconds for a drain. It may take TRD_DRAIN_TIMEOUT_S, which a cluster sets to 10, plus 5 s if clients do not read.
 DRAIN_S = 30.0
 
 
 class Place:
-    """One of a cluster's workers. All on one loop.
+    """One worker of a cluster. All calls are made on one loop, unless stated otherwise.
 
     Args:
-        number: from 0.
-        command: the program.
+        number: the worker's number, from 0.
+        command: the program and its arguments.
         settings: its variables.
-        log: what all its processes print.
-        proxy: in front of it, started; None for none.
-        recovery_s: seconds after a fault that clients may need to find it well.
-        accuse: takes the words for what must not happen.
+        log: the file for the output of all its processes.
+        proxy: the started proxy in front of it; None for none.
+        recovery_s: seconds after a fault until clients must find it well.
+        accuse: takes the description of a violation.
 
     Attributes:
-        process: the present one.
-        may_start: not set while a successor could not register.
+        process: the present process.
+        may_start: cleared while a successor could not register.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Place:
         self._recovery_s, self._accuse = recovery_s, accuse
         self._loop = asyncio.get_running_loop()
         self._well_from = float("inf")
-        self._spans: list[list[float]] = []  # from when to when it was hurt; as many as the schedule has for it
+        self._spans: list[list[float]] = []  # Beginning and end of each fault; the schedule bounds their number.
         self._ending = False
         self.may_start = asyncio.Event()
         self.may_start.set()
@@ -58,21 +58,21 @@ class Place:
         return process
 
     async def start(self) -> None:
-        """Wait until it serves."""
+        """Wait until the worker serves."""
         await self.process.started()
         self._well_from = self._loop.time() + self._recovery_s
 
     @property
     def well(self) -> bool:
-        """Whether it serves, nothing is done to it, and clients had the time to see that."""
+        """Whether the worker serves without a fault, and clients had time to notice it."""
         return self._loop.time() >= self._well_from and not self.process.ended.done()
 
     def was_well(self, from_s: float, to_s: float) -> bool:
-        """Whether it was, all the time between two moments of the monotonic clock. From any thread."""
+        """Whether the worker was well between two moments of the monotonic clock. May be called from any thread."""
         return not any(began <= to_s and from_s <= ended for began, ended in self._spans)
 
     def __enter__(self) -> Place:
-        """A fault begins; there is one at a time."""
+        """Begin a fault. A worker has one fault at a time."""
         self._well_from = float("inf")
         self._spans.append([self._loop.time(), self._well_from])
         return self
@@ -81,12 +81,12 @@ class Place:
         self._spans[-1][1] = self._well_from = self._loop.time() + self._recovery_s
 
     async def kill(self) -> None:
-        """SIGKILL, and a successor."""
+        """Kill the process with SIGKILL and start a successor."""
         await self.process.end(signal.SIGKILL, DRAIN_S)
         await self._succeed()
 
     async def drain(self) -> None:
-        """SIGTERM, and a successor once it has exited as promised."""
+        """Drain the process with SIGTERM, check its exit, and start a successor."""
         await self._drain()
         await self._succeed()
 
@@ -113,7 +113,7 @@ class Place:
             self._accuse(f"{self} ended by itself with {status}: {last_words(self.log)}")
 
     def heal(self) -> None:
-        """Take back what its proxy still does, and let it run."""
+        """End the faults of the proxy, and continue the process if it is stopped."""
         if self.proxy is not None:
             self.proxy.up.delay_s = self.proxy.down.delay_s = 0.0
             if self.proxy.threatened:
@@ -122,13 +122,13 @@ class Place:
         self.process.send(signal.SIGCONT)
 
     async def finish(self) -> None:
-        """SIGTERM, without a successor; says what it did not do well."""
+        """Drain the process without a successor, and report violations."""
         if not self.process.ended.done():
             await self._drain()
         self.close()
 
     def close(self) -> None:
-        """Kill what still runs."""
+        """Kill the process if it still runs."""
         self._ending = True
         self.process.close()
 

@@ -1,4 +1,4 @@
-"""One worker process of a chaos run, as its harness sees it: started, asked, hurt, awaited, and never left running."""
+"""One worker process of a chaos run, from its harness's side. The harness never leaves it running."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from typing import Any, BinaryIO
 from triton_distributed.config import environment_reference
 from triton_distributed.testing.chaos import launch
 
-START_S = 60.0  # an interpreter needs 0.3 s to serve; a busy machine many times that
-POLL_S = 0.005  # between two looks at what no event announces: a start, an end
+START_S = 60.0  # Seconds for a start. An interpreter needs 0.3 s to serve; a busy machine needs many times that.
+POLL_S = 0.005  # Seconds between two checks for a start or an end, which no event announces.
 
 
 class WorkerEnded(Exception):
-    """The worker has ended, or does not answer."""
+    """The worker process has ended, or does not answer."""
 
 
 class WorkerProcess:
-    """A program that serves endpoints and obeys (`control.obey`). Everything happens on the running loop.
+    """A program that serves endpoints and calls `control.obey`. It is used on the running loop only.
 
     Args:
         command: the program and its arguments.
-        settings: its `TRD_*`, `ETCD_*` and `NATS_*` variables; it inherits no others of these.
-        log: gets what it prints, after what is there.
+        settings: its `TRD_*`, `ETCD_*` and `NATS_*` variables; it inherits no other variables of these kinds.
+        log: the file to which its output is appended.
 
     Attributes:
         pid: its process id.
-        asked_to_end: the harness has killed it or is draining it; else its end is a violation.
-        ready: what it held when it had registered, see `control.look`; None before.
+        asked_to_end: the harness has killed it or is draining it; otherwise its end is a violation.
+        ready: the resources that it held after its registration, see `control.look`; None before.
     """
 
     def __init__(self, command: Sequence[str], settings: Mapping[str, str], log: Path) -> None:
@@ -58,7 +58,7 @@ class WorkerProcess:
         self._channel = ours
         self._buffer = b""
         self._asking = asyncio.Lock()
-        self._answers: asyncio.Queue[dict[str, Any]] = asyncio.Queue()  # at most one, see `ask`
+        self._answers: asyncio.Queue[dict[str, Any]] = asyncio.Queue()  # At most one answer, see `ask`.
         self.ended: asyncio.Future[int] = self._loop.create_future()
         self._loop.add_reader(ours.fileno(), self._on_readable)
 
@@ -66,12 +66,12 @@ class WorkerProcess:
         """Send a command and return its answer.
 
         Args:
-            do: see `control.obey`.
+            do: the command, see `control.obey`.
             timeout_s: seconds to wait.
-            arguments: of the command.
+            arguments: the arguments of the command.
 
         Raises:
-            WorkerEnded: there is no answer.
+            WorkerEnded: the process has ended or did not answer.
         """
         async with self._asking:
             if self.ended.done():
@@ -89,10 +89,10 @@ class WorkerProcess:
                 answer.cancel()
 
     async def started(self) -> None:
-        """Wait until it serves, and note what it holds then.
+        """Wait until the process serves, and record its resources in `ready`.
 
         Raises:
-            WorkerEnded: it ended before that, or takes too long.
+            WorkerEnded: the process ended before that, or took too long.
         """
         deadline = self._loop.time() + START_S
         while self._loop.time() < deadline:
@@ -101,17 +101,17 @@ class WorkerProcess:
                 self.ready = found
                 return
             await asyncio.sleep(POLL_S)
-        raise WorkerEnded(f"{self} serves nothing after {START_S:g} s")
+        raise WorkerEnded(f"{self} serves no endpoint after {START_S:g} s")
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal, unless it has ended."""
+        """Send a signal, unless the process has ended."""
         self._process.send_signal(number)
 
     async def end(self, number: signal.Signals, timeout_s: float) -> int | None:
-        """Send a signal that ends it and wait.
+        """Send a signal that ends the process, and wait for the end.
 
         Returns:
-            its exit status, None where it is still there after so many seconds.
+            the exit status; None if the process still runs after `timeout_s` seconds.
         """
         self.asked_to_end = True
         self.send(number)
@@ -119,7 +119,7 @@ class WorkerProcess:
         return self.ended.result() if self.ended.done() else None
 
     def close(self) -> None:
-        """Kill it if it still runs, and let go of it."""
+        """Kill the process if it still runs, and release its resources."""
         if self._channel.fileno() >= 0:
             self._loop.remove_reader(self._channel.fileno())
             self._channel.close()
@@ -146,7 +146,7 @@ class WorkerProcess:
             self._answers.put_nowait(json.loads(line))
 
     def _await_end(self) -> None:
-        """Its channel has closed, which is the last but one thing that a process does."""
+        """Wait for the end of the process, which comes soon after its channel has closed."""
         if self.ended.done():
             return
         status = self._process.poll()

@@ -1,4 +1,4 @@
-"""What a chaos run found, and the table that tells it."""
+"""The result of a chaos run, and its table."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import dataclass, field
 
 from triton_distributed.testing.chaos.schedule import FaultKind
 
-MOST_SHOWN = 20  # Violations in a table. Further ones mostly have the same causes.
+MOST_SHOWN = 20  # Most violations in a table. Further ones mostly have the same causes.
 
 
 @dataclass(slots=True)
 class Report:
-    """What a run did and found.
+    """The result of a run.
 
     Attributes:
-        faults: how many were done, by kind.
-        left_out: faults that were not done, because too few workers were well.
-        outcomes: requests by how they ended; empty where the oracle was not asked.
-        worst_gap_s: the longest time without an answer, seconds.
-        worst_call_s: the longest that a call took which was answered, seconds.
-        seconds: of the whole run.
-        violations: what must not be, in words; empty after a good run.
+        faults: the number of faults that were done, by kind.
+        left_out: the number of faults that were skipped because too few workers were well.
+        outcomes: the number of requests by outcome; empty if the caller did not record them.
+        worst_gap_s: the longest time without an answer, in seconds.
+        worst_call_s: the duration of the longest answered call, in seconds.
+        seconds: the duration of the whole run, in seconds.
+        violations: descriptions of violated promises; empty after a good run.
     """
 
     faults: Counter[FaultKind] = field(default_factory=Counter)
@@ -33,7 +33,7 @@ class Report:
     violations: list[str] = field(default_factory=list)
 
     def table(self) -> str:
-        """Return a text of a few lines, the violations last."""
+        """Return the report as a few lines of text, with the violations last."""
         rows = [("faults", f"{self.faults.total()}: {_counts(self.faults)}")]
         if self.left_out:
             rows.append(("left out", f"{self.left_out}, too few workers were well"))

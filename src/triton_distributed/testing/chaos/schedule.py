@@ -1,4 +1,4 @@
-"""What goes wrong, when and to whom: drawn from a seed, so that a schedule that finds something is run again."""
+"""The schedule of faults: kind, time and worker. It is drawn from a seed, so that a run can be repeated."""
 
 from __future__ import annotations
 
@@ -11,46 +11,46 @@ from triton_distributed.errors import ConfigError
 
 
 class FaultKind(StrEnum):
-    """What can be done to a worker, its connections or the place where it is registered."""
+    """The kinds of faults of a worker, its connections or its discovery."""
 
     KILL = "kill"
-    """The process ends without a word (SIGKILL) and another is started in its place."""
+    """The process is killed (SIGKILL), and another is started in its place."""
     STOP = "stop"
-    """The process is paused (SIGSTOP) for `Fault.seconds` and goes on."""
+    """The process is paused (SIGSTOP) for `Fault.seconds` and then goes on."""
     BLOCK = "block"
-    """Its event loop is blocked for `Fault.seconds`."""
+    """The worker's event loop is blocked for `Fault.seconds`."""
     CUT = "cut"
-    """Its connections end; new ones are carried."""
+    """The worker's connections end; new ones are forwarded."""
     DELAY = "delay"
-    """What its connections carry comes `Fault.seconds / 10` later, for `Fault.seconds`."""
+    """Bytes on the worker's connections arrive `Fault.seconds / 10` later, for `Fault.seconds`."""
     DUPLICATE = "duplicate"
-    """Many connections are opened to it at once, and left or ended in the middle of a hello."""
+    """Many connections to the worker are opened at once, then left idle or ended in the middle of a hello."""
     TRUNCATE = "truncate"
-    """Its connections end after another `Fault.amount` bytes, in the middle of whatever that is."""
+    """The worker's connections end after another `Fault.amount` bytes, in the middle of any data."""
     CORRUPT = "corrupt"
-    """The byte after another `Fault.amount` bytes arrives with its bits turned, on each of its connections."""
+    """On each of the worker's connections, the byte after `Fault.amount` more bytes arrives with its bits flipped."""
     DISK_FULL = "disk full"
-    """The folder of discovery takes no more bytes for `Fault.seconds`."""
+    """The folder of discovery accepts no more bytes for `Fault.seconds`."""
     NO_FDS = "no fds"
     """The process has no free file descriptor for `Fault.seconds`."""
     DRAIN = "drain"
-    """The process is asked to end (SIGTERM) and another is started in its place."""
+    """The process is asked to end (SIGTERM), and another is started in its place."""
 
 
-# Those that last; the others are over when they have happened, though the worker may take a while to be back.
+# The faults that last. The others are over at once, though the worker may need a while to recover.
 LASTING = frozenset({FaultKind.STOP, FaultKind.BLOCK, FaultKind.DELAY, FaultKind.DISK_FULL, FaultKind.NO_FDS})
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that goes wrong.
+    """One fault of a schedule.
 
     Attributes:
-        at_s: seconds after the beginning of the schedule.
-        kind: what is done.
-        worker: to which worker, by its number from 0.
-        seconds: how long it lasts; 0.0 for what is over at once.
-        amount: bytes that a connection still carries before it is truncated or corrupted; else 0.
+        at_s: its time, in seconds after the beginning of the schedule.
+        kind: the kind of the fault.
+        worker: the number of the affected worker, from 0.
+        seconds: its duration; 0.0 for a fault that is over at once.
+        amount: bytes that a connection still carries before it is truncated or corrupted; 0 for other kinds.
     """
 
     at_s: float
@@ -62,12 +62,12 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """Seconds after a fault's end during which its worker counts as not well yet."""
+    """Seconds after a fault's end during which its worker does not yet count as well."""
 
     restart_s: float = 1.0
-    """A killed or drained worker is served by its successor by then."""
+    """Seconds until the successor of a killed or drained worker serves."""
     other_s: float = 0.3
-    """Connections are dialled again by then."""
+    """Seconds until connections are dialled again after another fault."""
 
 
 def schedule(
@@ -81,20 +81,20 @@ def schedule(
     spare: int = 1,
     recovery: Recovery = Recovery(),
 ) -> tuple[Fault, ...]:
-    """Draw a schedule: the same arguments give the same one, on every machine and Python.
+    """Draw a schedule. The same arguments give the same schedule on every machine and Python.
 
     Args:
         seed: any int.
         duration_s: seconds during which faults begin.
-        workers: how many there are.
-        kinds: those to draw from, each equally likely.
-        faults_per_s: faults that begin in a second on average; fewer where too few workers would be left well.
-        longest_s: seconds of the longest lasting fault; each is between a tenth of that and all of it.
-        spare: workers that are well at every moment, so that requests which may move can be answered.
-        recovery: how long a worker is not well after its fault.
+        workers: the number of workers.
+        kinds: the kinds to draw from, each equally likely.
+        faults_per_s: average number of faults that begin in a second; fewer if too few workers would be left well.
+        longest_s: seconds of the longest lasting fault; each takes between a tenth of this and all of it.
+        spare: workers that are well at every moment, so that requests that may move can be answered.
+        recovery: seconds after a fault during which its worker does not count as well.
 
     Raises:
-        ConfigError: a number makes no sense, e.g. no worker may be hurt.
+        ConfigError: a number is invalid, e.g. if no worker may have a fault.
     """
     chosen = _checked(kinds, duration_s, workers, faults_per_s, longest_s, spare)
     rng = random.Random(seed)
@@ -115,7 +115,7 @@ def schedule(
 
 
 def well_again_s(fault: Fault, recovery: Recovery) -> float:
-    """When the worker of a fault counts as well again, seconds after the beginning."""
+    """The time at which the worker of a fault counts as well again, in seconds after the beginning."""
     restarts = fault.kind in (FaultKind.KILL, FaultKind.DRAIN)
     return fault.at_s + fault.seconds + (recovery.restart_s if restarts else recovery.other_s)
 
@@ -125,10 +125,10 @@ def _checked(
 ) -> Sequence[FaultKind]:
     chosen = tuple(dict.fromkeys(FaultKind(each) for each in kinds))
     if not chosen:
-        raise ConfigError("kinds", "", "at least one kind of fault")
+        raise ConfigError("kinds", "", "must name at least one kind of fault")
     for name, value in (("duration_s", duration_s), ("faults_per_s", faults_per_s), ("longest_s", longest_s)):
         if not 0 < value < float("inf"):
-            raise ConfigError(name, value, "a number above 0")
+            raise ConfigError(name, value, "must be a number above 0")
     if not 0 <= spare < workers:
-        raise ConfigError("spare", spare, f"at least 0 and below the number of workers, {workers}: the others are hurt")
+        raise ConfigError("spare", spare, f"must be at least 0 and below the number of workers, {workers}")
     return chosen
