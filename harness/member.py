@@ -121,7 +121,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m harness.member", description="A process of a fleet.")
     parser.add_argument("name", help="of the process")
     parser.add_argument("parts", nargs="*", help="MODULE:FUNCTION:ARGUMENT:…")
-    parser.add_argument("--loop", choices=("uvloop", "asyncio"), default="uvloop", help="uvloop where it is installed")
+    parser.add_argument("--loop", choices=("uvloop", "asyncio"), default="uvloop", help="uvloop if it is installed")
     parser.add_argument("--trace", default="", help="keep where memory was allocated, if not empty")
     parser.add_argument("--core", default="", help="the only one that it may run on")
     parser.add_argument("--nice", type=int, default=0, help="how much lower its priority is")

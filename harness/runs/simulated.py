@@ -1,4 +1,4 @@
-"""`python -m harness.runs.simulated`: many seeds in virtual time, one table of all, how to repeat a failing one."""
+"""`python -m harness.runs.simulated`: simulates many seeds in virtual time, and tells how to repeat a failing one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.simulated.simulation import Result, Settings, settings_of, simulate
 from triton_distributed.testing.chaos.report import Report
 
 MOST_TOLD = 5  # Failing seeds with a command to repeat them. Further ones seldom have another cause.
-# What a command line may say in place of what a seed gives, by its field of `Settings`.
+# The fields of `Settings` that options may set. By default the seed sets them.
 OPTIONS: dict[str, tuple[Callable[[str], object], str]] = {
     "workers": (int, "how many there are"),
     "duration_s": (float, "virtual seconds in which calls and faults begin"),
@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Simulate, and print what was found; returns 0 after a good run, 1 with violations, 2 where it makes no sense."""
+    """Simulate and print the results; return 0 after a good run, 1 with violations, 2 if the options make no sense."""
     parser = argparse.ArgumentParser(prog="python -m harness.runs.simulated", description="Systems in virtual time.")
     configure(parser)
     arguments = parser.parse_args(argv)
@@ -76,16 +76,16 @@ def together(
     """Simulate each seed.
 
     Args:
-        seeds: which.
-        settings: of a seed.
-        tell: called with each line of what happens.
+        seeds: the seeds.
+        settings: returns the settings of a seed.
+        tell: called with each line of the trace.
 
     Returns:
-        what was found in all of them, and the seeds that broke a promise.
+        the results of all seeds together, and the seeds that broke a promise.
     """
     report = Report()
     failed: list[int] = []
-    gc.freeze()  # each simulation ends with a collection, which need not look at what was there before
+    gc.freeze()  # Each simulation ends with a collection, which can skip older objects.
     try:
         for seed in seeds:
             result = simulate(seed, settings(seed), tell)
