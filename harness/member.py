@@ -119,12 +119,12 @@ def place(core: str, nice: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m harness.member", description="A process of a fleet.")
-    parser.add_argument("name", help="of the process")
+    parser.add_argument("name", help="the name of the process")
     parser.add_argument("parts", nargs="*", help="MODULE:FUNCTION:ARGUMENT:…")
     parser.add_argument("--loop", choices=("uvloop", "asyncio"), default="uvloop", help="uvloop if it is installed")
     parser.add_argument("--trace", default="", help="keep where memory was allocated, if not empty")
-    parser.add_argument("--core", default="", help="the only one that it may run on")
-    parser.add_argument("--nice", type=int, default=0, help="how much lower its priority is")
+    parser.add_argument("--core", default="", help="the only core that it may use")
+    parser.add_argument("--nice", type=int, default=0, help="the nice value added to its own (0)")
     arguments = parser.parse_args()
     place(arguments.core, arguments.nice)
     factory = asyncio.new_event_loop if arguments.loop == "asyncio" else new_event_loop

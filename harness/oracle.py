@@ -157,7 +157,7 @@ class Oracle:
         if isinstance(error, DeadlineExceeded):
             if plan.timeout_s is None or ticket.ended_s - ticket.began_s < plan.timeout_s - CLOCK_S:
                 return "its time is not over"
-            return "its time was more than enough" if plan.timeout_s > self.longest_s else ""
+            return "its timeout was long enough" if plan.timeout_s > self.longest_s else ""
         if isinstance(error, InstanceNotFound) and plan.directly:
             return f"{ticket.items} items had come" if ticket.items else ""
         if isinstance(error, NOT_BEGUN):

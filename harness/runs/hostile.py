@@ -219,7 +219,7 @@ async def run(names: list[str], load: dict[str, float]) -> list[Row]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m harness.runs.hostile", description="Peers that mean harm")
     parser.add_argument("attacks", nargs="*", help=f"some of {', '.join([*ATTACKS, *LIES])}; default: all")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each phase (10)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of each phase (10)")
     parser.add_argument("--rate", type=float, default=200.0, help="calls a second of the client that behaves (200)")
     parser.add_argument("--json", type=Path, help=f"result file; a whole run's default: {RESULT.name}")
     arguments = parser.parse_args()

@@ -16,22 +16,22 @@ from triton_distributed.testing.chaos.report import Report
 MOST_TOLD = 5  # Failing seeds with a command to repeat them. Further ones seldom have another cause.
 # The fields of `Settings` that options may set. By default the seed sets them.
 OPTIONS: dict[str, tuple[Callable[[str], object], str]] = {
-    "workers": (int, "how many there are"),
+    "workers": (int, "number of workers"),
     "duration_s": (float, "virtual seconds in which calls and faults begin"),
     "calls_per_s": (float, "calls that begin in a virtual second"),
     "faults_per_s": (float, "faults in a virtual second, on average"),
     "longest_s": (float, "virtual seconds of the longest fault"),
     "spare": (int, "workers that are well at every moment"),
-    "max_inflight": (int, "of each endpoint"),
+    "max_inflight": (int, "max_inflight of each endpoint"),
     "window_bytes": (int, "see TRD_WINDOW_BYTES"),
 }
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("--seeds", type=int, default=1000, help="how many (default: 1000)")
-    parser.add_argument("--first", type=int, default=0, help="the first of them (default: 0)")
-    parser.add_argument("--seed", type=int, help="this one alone")
+    parser.add_argument("--seeds", type=int, default=1000, help="number of seeds (default: 1000)")
+    parser.add_argument("--first", type=int, default=0, help="first seed (default: 0)")
+    parser.add_argument("--seed", type=int, help="simulate only this seed")
     parser.add_argument("--trace", action="store_true", help="print each thing that happens; with --seed")
     for name, (kind, words) in OPTIONS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{words} (default: each seed has its own)")

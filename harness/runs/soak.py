@@ -357,9 +357,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m harness.runs.soak", description="Minutes of mixed load, and what stays"
     )
-    parser.add_argument("--minutes", type=float, default=defaults.seconds / 60, help="of load (10)")
+    parser.add_argument("--minutes", type=float, default=defaults.seconds / 60, help="length of the load (10)")
     parser.add_argument("--rate", type=float, default=defaults.rate, help="calls a second of each of two clients (60)")
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="of the mix and of the faults (1)")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="seed of the mix and of the faults (1)")
     parser.add_argument("--plane", choices=PLANES, default=defaults.plane, help="how requests and workers are carried")
     parser.add_argument("--trace", action="store_true", help="tell where memory that was gained was allocated; slow")
     parser.add_argument("--output", type=Path, help="write the result there; results/soak.json also renews the page")

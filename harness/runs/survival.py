@@ -160,7 +160,7 @@ def main() -> int:
         "--only", type=lambda text: _chosen(text, names), default=list(names), help=f"some of {','.join(names)}"
     )
     parser.add_argument(
-        "--seconds", type=_seconds, default=WHOLE_S, help="of the rolling kill; the other phases in proportion (60)"
+        "--seconds", type=_seconds, default=WHOLE_S, help="length of the rolling kill; other phases in proportion (60)"
     )
     parser.add_argument(
         "--planes",

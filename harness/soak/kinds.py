@@ -221,7 +221,7 @@ class Unplanned:
         """Send many calls to an endpoint that takes few at once: each is served, or refused with `Overloaded`."""
         outcomes = await asyncio.gather(*(self._narrow(n) for n in range(CROWD)))
         if "answered" not in outcomes:
-            raise WrongAnswer("of a crowd no call was served")
+            raise WrongAnswer("no call of a crowd was served")
         return "some refused" if "Overloaded" in outcomes else "all served"
 
     async def _narrow(self, n: int) -> str:
