@@ -1,1 +1,1 @@
-"""What the runtime costs, as ratios within one run: `python -m benchmarks --help`; README.md here has the method."""
+"""The costs of the runtime, as ratios within one run: `python -m benchmarks --help`. README.md here has the method."""

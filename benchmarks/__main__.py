@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: every workload for every peer in interleaved rounds, printed as a table, written as JSON."""
+"""`python -m benchmarks`: runs every workload for every peer in interleaved rounds; prints a table, writes JSON."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from benchmarks.table import LATEST, Rounds, render, summarise
 from harness.machine import describe
 from harness.processes import Child, ChildFailed
 
-# Workloads that share a pair of processes for a round, with the seconds of each measurement.
+# The workloads that share a pair of processes in a round, with the seconds of each measurement.
 RATES = {"alone": 1.0, "concurrent": 1.5, "streams": 1.5, "paced": 2.0, "array": 1.0}
-# Workloads in processes of their own, and what they count.
+# The workloads with their own processes, and what they count.
 IDLE_STREAMS, CANCELLATIONS, IMPORTS = 10_000, 300, 10
-MEMORY_ROUNDS = 3  # resident memory hardly varies, and opening the streams takes the slowest peer seconds
+MEMORY_ROUNDS = 3  # Resident memory hardly varies, and the slowest peer needs seconds to open the streams.
 NAMES = (*RATES, "idle", "cancel", "hello", "import")
 
 Measure = Callable[[], Awaitable[dict[str, float]]]
 
 
 class Bench:
-    """One run: which workloads, which peers, and every figure taken so far."""
+    """One run: its workloads, its peers, and all figures so far."""
 
     def __init__(self, names: Iterable[str], peers: Iterable[str], rounds: int, quick: bool, directory: Path) -> None:
         self.names, self.peers, self.rounds, self.quick = list(names), list(peers), rounds, quick
@@ -42,7 +42,7 @@ class Bench:
         self._places = 0
 
     async def run(self) -> None:
-        """All rounds; within a round each workload goes over all peers before the next, so noise hits them alike."""
+        """Run all rounds. In a round each workload runs for all peers before the next, so noise hits them alike."""
         for number in range(self.rounds):
             print(f"round {number + 1} of {self.rounds}", flush=True)
             await self._rates()
@@ -51,7 +51,7 @@ class Bench:
             for family in ("ours", "grpc.aio"):
                 peers = [peer for peer in self.peers if PEERS[peer].family == family]
                 number = 40 if self.quick else CANCELLATIONS
-                # A grpc.aio call goes on when its `async for` is left: there, the task is cancelled every time.
+                # A grpc.aio call continues when its `async for` is left. So there the task is cancelled every time.
                 await self._alone("cancel", peers, "chain", number=number, leaving=family == "ours")
             if "ours" in self.peers:
                 if "hello" in self.names:
@@ -100,7 +100,7 @@ class Bench:
             await child.stop()
 
     def _place(self) -> Path:
-        # Short: the path of a Unix socket has room for about 100 bytes.
+        # The path is short: that of a Unix socket has at most about 100 bytes.
         self._places += 1
         place = self.directory / str(self._places)
         place.mkdir(mode=0o700)

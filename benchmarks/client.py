@@ -1,4 +1,4 @@
-"""A client process: `python -m benchmarks.client PEER DIRECTORY [chain]`. It starts its worker, or chain of workers."""
+"""A client process: `python -m benchmarks.client PEER DIRECTORY [chain]`. It starts its worker or chain of workers."""
 
 from __future__ import annotations
 

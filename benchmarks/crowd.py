@@ -1,7 +1,7 @@
-"""A crowd: `python -m benchmarks.crowd`. Ends with status 1 when a call fails or memory goes over its bound.
+"""A crowd: `python -m benchmarks.crowd`. Ends with status 1 if a call fails or memory goes over its bound.
 
-First 20,000 concurrent calls in one process that is worker and client, against a handler that sleeps 0.1 s per
-character. Then 10,000 idle streams over one connection between two processes.
+First, one process that is worker and client makes 20,000 concurrent calls to a handler that sleeps 0.1 s for each
+character. Then 10,000 idle streams are opened over one connection between two processes.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from triton_distributed.runtime import Client, DistributedRuntime, triton_worker
 MIB = 1 << 20
 TEXT = "hello world"
 SLEEP_S = 0.1
-# Both ends of a call, the caller's task and the handler's, its request and up to 11 items: some 16 KiB a call.
+# Both ends of a call, the tasks of caller and handler, the request and up to 11 items: about 16 KiB for each call.
 MAX_BYTES_PER_CALL = 16 << 10
-MAX_BYTES_PER_IDLE_STREAM = 4 << 10  # a side
-# A call takes 1.1 s by itself; the rest is what 20,000 of them need of one core, with room for a slow one.
+MAX_BYTES_PER_IDLE_STREAM = 4 << 10  # On each side.
+# A call takes 1.1 s by itself. The rest is the time of one core for 20,000 calls, with room for a slow core.
 TIMEOUT_S = 120.0
 
 
@@ -48,7 +48,7 @@ async def one_call(client: Client, outcomes: Counter[str]) -> None:
 
 @triton_worker()
 async def many_calls(runtime: DistributedRuntime, number: int) -> bool:
-    """`number` calls at once, worker and client in this process; says whether all went well within the memory bound."""
+    """Make `number` calls at once in this process; return whether all went well within the memory bound."""
     endpoint = runtime.namespace("crowd").component("backend").endpoint("generate")
     serving = asyncio.ensure_future(endpoint.serve_endpoint(spell))
     client = await endpoint.client()
@@ -77,7 +77,7 @@ async def many_calls(runtime: DistributedRuntime, number: int) -> bool:
 
 
 async def idle_streams(number: int, directory: Path) -> bool:
-    """`number` idle streams between two processes; says whether one connection and the memory bound were enough."""
+    """Open `number` idle streams between two processes; return whether one connection and the bound were enough."""
     client = await Child.start("benchmarks.client", "ours", str(directory), environ={"TRD_DIR": str(directory)})
     try:
         figures = await client.ask("idle", number=number)

@@ -1,11 +1,11 @@
-"""`python -m benchmarks.events [--rounds N]`: the event planes beside each other, printed as a table.
+"""`python -m benchmarks.events [--rounds N]`: compares the event planes and prints a table.
 
-Needs what `make test` installs: the NATS client and a NATS server. One process publishes, one subscribes, both on
-uvloop. CPU is that of these two; what the NATS server uses comes on top and is shown in its own row.
+It needs the NATS client and a NATS server, which `make test` installs. One process publishes and one subscribes, both
+on uvloop. CPU is that of these two processes. The NATS server's CPU comes in addition and has its own row.
 
-- burst: events in rounds of 500, each round begun when the last has arrived, so that nothing is dropped
-- latency: one event each 2 ms, from before `publish` until the subscriber has the decoded event
-- array: a 512 KiB float32 array an event, rounds of 4
+- burst: events in rounds of 500; a round begins when the last one has arrived, so that no event is dropped
+- latency: one event every 2 ms, from before `publish` until the subscriber has the decoded event
+- array: one 512 KiB float32 array in each event, in rounds of 4
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PLANES = {"local": {"TRD_EVENTS": "local"}, "nats": {"TRD_EVENTS": "nats"}}
 BURST, ROUND = 10_000, 500
 PACED, PAUSE_S = 1_000, 0.002
 ARRAYS, ARRAY_ROUND = 200, 4
-WARM = 4  # rounds that are not counted
+WARM = 4  # Rounds that are not counted.
 SMALL = {"event_id": 17, "block_hashes": [1 << 40, 2 << 40, 3 << 40, 4 << 40], "parent": None, "kind": "stored"}
 
 
@@ -120,7 +120,7 @@ async def run(rounds: int, directory: Path) -> None:
                 stack.push_async_callback(each.stop)
         for _ in range(rounds):
             for work, count, size in (("burst", BURST, ROUND), ("latency", PACED, 0), ("array", ARRAYS, ARRAY_ROUND)):
-                every = count + WARM * size  # what the subscriber and the server have seen
+                every = count + WARM * size  # The events that the subscriber and the server have seen.
                 for plane, (subscriber, publisher) in pairs.items():
                     before, server_before = await subscriber.ask("cpu"), cpu_s(server.pid)
                     answer = await publisher.ask(work)

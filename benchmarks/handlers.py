@@ -1,4 +1,4 @@
-"""The handlers that every peer serves: the very same functions, so that only what carries them differs."""
+"""The handlers that every peer serves: the same functions, so that only the transport differs."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 Handler = Callable[[Any], AsyncIterator[Any]]
-Call = Callable[[Any], Any]  # returns something that `async for` takes
+Call = Callable[[Any], Any]  # Returns something for `async for`.
 
-INTERVAL_S = 0.010  # of the paced streams
+INTERVAL_S = 0.010  # The interval of the paced streams.
 _forever = asyncio.Event()
 
 
 async def tokens(request: Any) -> AsyncIterator[Any]:
-    """`n` small items as fast as they can be taken."""
+    """`n` small items, as fast as the peer takes them."""
     for i in range(request["n"]):
         yield {"i": i, "t": "tok"}
 
 
 async def paced(request: Any) -> AsyncIterator[Any]:
-    """`n` items, one each 10 ms after an offset of `phase` seconds; `t` is when the item was due (perf_counter)."""
+    """`n` items, one every 10 ms after an offset of `phase` seconds. `t` is when the item was due (perf_counter)."""
     due = time.perf_counter() + request["phase"]
     for i in range(request["n"]):
         due += INTERVAL_S
@@ -44,7 +44,7 @@ WORK: dict[str, Handler] = {"tokens": tokens, "paced": paced, "echo": echo, "idl
 
 
 def relay(call: Call) -> Handler:
-    """A handler that passes on what another one yields."""
+    """A handler that passes on the items of another one."""
 
     async def relay(request: Any) -> AsyncIterator[Any]:
         async for item in call(request):
@@ -54,7 +54,7 @@ def relay(call: Call) -> Handler:
 
 
 def cancelling_relay(call: Call) -> Handler:
-    """The same for grpc.aio, whose call goes on when its `async for` is left and must be cancelled by name."""
+    """As `relay`, for grpc.aio: its call continues when its `async for` is left, and must be cancelled explicitly."""
 
     async def relay(request: Any) -> AsyncIterator[Any]:
         stream = call(request)
@@ -68,7 +68,7 @@ def cancelling_relay(call: Call) -> Handler:
 
 
 def innermost(ended: asyncio.Queue[float]) -> Handler:
-    """A handler that yields once, waits, and notes in its `finally` when it was ended (perf_counter, seconds)."""
+    """A handler that yields once, waits, and notes the time of its `finally` (perf_counter, seconds)."""
 
     async def innermost(request: Any) -> AsyncIterator[Any]:
         try:

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.planes [--rounds N]`: the set-ups beside each other, printed as a table: files, etcd, NATS.
+"""`python -m benchmarks.planes [--rounds N]`: compares the set-ups with files, etcd and NATS, and prints a table.
 
-Needs what `make test` installs: NATS' client and server, and etcd. CPU is that of client and worker; what the NATS
-server uses comes on top and is shown in its own column.
+It needs NATS' client and server, and etcd, which `make test` installs. CPU is that of client and worker. The NATS
+server's CPU comes in addition and has its own row.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WORK = (  # workload, seconds, figures
 
 
 def cpu_s(pid: int) -> float:
-    """Seconds of CPU that a process has used; 0 where the system does not tell. See proc_pid_stat(5), fields 14, 15."""
+    """Seconds of CPU that a process has used; 0 if the system does not tell. See proc_pid_stat(5), fields 14 and 15."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except FileNotFoundError:

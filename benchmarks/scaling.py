@@ -1,8 +1,8 @@
 """How discovery through etcd scales: `make scaling`, or `python -m benchmarks.scaling`. Writes results/scaling.json.
 
-Simulated workers register in a real etcd that is started here, each with a lease of its own that is kept alive as a
-real worker's is; only their sockets are missing. Then: how long a client's table takes to be complete, how long one
-more change takes to reach many clients, what an instance costs a client, and what all this costs etcd.
+Simulated workers register in a real etcd that is started here. Each keeps its own lease alive, as a real worker does.
+Only their sockets are missing. The benchmark measures how long a client's table takes to be complete, how long a change
+takes to reach many clients, what an instance costs a client, and what all this costs etcd.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from triton_distributed.testing.servers import program
 RESULT = Path(__file__).parent / "results" / "scaling.json"
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 MARKS = ("<!-- figures -->", "<!-- /figures -->")
-PARTS = 20  # of the registrations, so that none of a child's answers takes too long
+PARTS = 20  # The registrations are made in this many parts, so that no answer of a child takes too long.
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def cpu_s(pid: int) -> float:
     """CPU seconds that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS  # utime and stime, see proc(5)
+    return (int(fields[11]) + int(fields[12])) / TICKS  # The fields utime and stime, see proc(5).
 
 
 def resident_mib(pid: int) -> float:
@@ -53,13 +53,13 @@ def resident_mib(pid: int) -> float:
 
 
 def database_mib(etcd: EtcdServer) -> float:
-    """Size of etcd's database file, MiB."""
+    """The size of etcd's database file, MiB."""
     return sum(each.stat().st_size for each in etcd.folder.rglob("db")) / 2**20
 
 
 @asynccontextmanager
 async def children(module: str, count: int, *arguments: str) -> AsyncIterator[list[Child]]:
-    """So many processes of a kind."""
+    """Start `count` processes of a kind."""
     found: list[Child] = []
     try:
         for number in range(count):
@@ -71,7 +71,7 @@ async def children(module: str, count: int, *arguments: str) -> AsyncIterator[li
 
 
 async def everybody(found: list[Child], question: str, **arguments: Any) -> list[Any]:
-    """The answers of all."""
+    """Return the answers of all processes."""
     return await asyncio.gather(*(each.ask(question, **arguments) for each in found))
 
 
@@ -83,12 +83,12 @@ def version_of_etcd() -> str:
 
 
 def shares(total: int, count: int) -> list[int]:
-    """`total` in `count` parts."""
+    """Divide `total` into `count` parts."""
     return [total // count + (number < total % count) for number in range(count)]
 
 
 async def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """All phases, one after the other."""
+    """Run all phases, one after the other."""
     figures: dict[str, Any] = {}
     async with EtcdServer(environ=os.environ) as etcd:
         figures["etcd_idle_mib"] = resident_mib(etcd.pid)
@@ -114,7 +114,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 async def fresh_client(etcd: EtcdServer, options: argparse.Namespace) -> dict[str, Any]:
-    """A client that comes when all are there; this process is it."""
+    """Measure a client in this process that starts when all instances are registered."""
     times, sizes = [], []
     for _ in range(options.rounds):
         gc.collect()
@@ -125,17 +125,17 @@ async def fresh_client(etcd: EtcdServer, options: argparse.Namespace) -> dict[st
             assert len(client.instance_ids()) == options.instances
             gc.collect()
             sizes.append((resident_mib(os.getpid()) - before) * 2**20 / options.instances)
-    # the first round alone grows the process; later ones find its memory already there
+    # Only the first round makes the process grow. Later rounds use the same memory again.
     return {"fresh_client_complete_s": statistics.median(times), "client_bytes_an_instance": sizes[0]}
 
 
 async def many_clients(
     etcd: EtcdServer, holders: list[Child], simulators: list[Child], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Many clients come at once, and then hear of one change after the other."""
+    """Measure many clients that start at once and then learn of one change after the other."""
     begin, cpu, used = time.monotonic(), cpu_s(etcd.pid), sum(cpu_s(each.process.pid) for each in holders)
     parts = shares(options.clients, len(holders))
-    parts[0] -= 1  # it has one already
+    parts[0] -= 1  # This process already has one client.
     await asyncio.gather(*(child.ask("open", clients=count) for child, count in zip(holders, parts, strict=True)))
     await everybody(holders, "until", count=options.instances)
     figures = {
@@ -161,7 +161,7 @@ async def many_clients(
 
 
 async def at_rest(etcd: EtcdServer, simulators: list[Child], options: argparse.Namespace) -> dict[str, Any]:
-    """Nothing happens but that leases are kept alive."""
+    """Measure a time in which only leases are kept alive."""
     begin, cpu = time.monotonic(), cpu_s(etcd.pid)
     counted = sum(answer["beats"] for answer in await everybody(simulators, "rest", seconds=options.rest))
     passed = time.monotonic() - begin
@@ -176,7 +176,7 @@ async def at_rest(etcd: EtcdServer, simulators: list[Child], options: argparse.N
 
 
 def table(result: dict[str, Any]) -> str:
-    """The figures as Markdown."""
+    """Return the figures as Markdown."""
     f, o = result["figures"], result["options"]
     rows = [
         (
@@ -215,7 +215,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def written(page: str, result: dict[str, Any]) -> str:
-    """The page with the figures in it."""
+    """Return the page with the figures."""
     start, rest = page.split(MARKS[0])
     return f"{start}{MARKS[0]}\n{table(result)}\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
 

@@ -16,7 +16,7 @@ ENDPOINT = "scaling.backend.generate"
 
 
 class Watching:
-    """One client in a runtime of its own, and when its table last had a certain size."""
+    """One client in its own runtime, and when its table last had a certain size."""
 
     def __init__(self, runtime: DistributedRuntime, client: Client) -> None:
         self.runtime, self.client = runtime, client
@@ -29,7 +29,7 @@ class Watching:
         self.changed.set()
 
     async def until(self, count: int) -> float:
-        """When the table came to have so many instances, on the clock that all processes share."""
+        """Return when the table reached `count` instances, on the clock that all processes share."""
         while len(self.client.instance_ids()) != count:
             self.changed.clear()
             await self.changed.wait()

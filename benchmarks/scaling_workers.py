@@ -1,7 +1,7 @@
 """Simulated workers: `python -m benchmarks.scaling_workers NUMBER ETCD_URL TTL_S`. See scaling.py.
 
-Each has what a worker has in etcd, a lease of its own and a record under it, and beats as often. They share a few
-clients of etcd, where real ones have one each: so etcd has fewer connections here, and as many requests.
+Each has the same as a real worker in etcd: its own lease and a record under it, kept alive as often. They share a few
+clients of etcd, while real workers have one each. So etcd has fewer connections here, but as many requests.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from triton_distributed.external.etcd_endpoint import EtcdOptions
 from triton_distributed.names import EndpointName, Instance
 
 PREFIX = "triton-distributed"
-CLIENTS = 4  # of etcd: 32 requests under way
-BEATING = 32  # keep-alives under way: what two cores that are etcd and all workers at once can bear
-BEATS_A_TTL = 3  # as discovery/etcd/lease.py
+CLIENTS = 4  # The clients of etcd, for 32 requests under way.
+BEATING = 32  # Keep-alives under way: as many as two cores can bear that run etcd and all workers.
+BEATS_A_TTL = 3  # The same as in discovery/etcd/lease.py.
 
 
 class Worker:
@@ -68,9 +68,9 @@ async def main(number: int, url: str, ttl_s: int) -> None:
         return made
 
     async def keep(member: Worker) -> None:
-        """Beat at the worker's own times until the lease is gone."""
+        """Keep a lease alive at the worker's own times until the lease is lost."""
         nonlocal beats, lost
-        pause_s = random.uniform(0.0, ttl_s / BEATS_A_TTL)  # real workers are not started at the same moment
+        pause_s = random.uniform(0.0, ttl_s / BEATS_A_TTL)  # Real workers do not start at the same moment.
         while True:
             await asyncio.sleep(pause_s)
             pause_s = ttl_s / BEATS_A_TTL
@@ -90,7 +90,7 @@ async def main(number: int, url: str, ttl_s: int) -> None:
 
     async def change(what: str) -> dict[str, Any]:
         if what == "added":
-            await asyncio.sleep(0.05)  # the clients are told to wait for it first
+            await asyncio.sleep(0.05)  # The clients begin to wait for the change first.
             worker()
         member = workers[-1]
         at = time.monotonic()

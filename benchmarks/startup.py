@@ -1,4 +1,4 @@
-"""What starting costs: hello world from process start to the first reply, and the import."""
+"""The cost of starting: hello world from process start to the first reply, and the import."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from benchmarks.workloads import Figures
 from harness.processes import ROOT, ChildFailed, environment_without_settings
 
 IMPORT = "import triton_distributed.runtime"
-LEAVE = "import os; os._exit(0)"  # ends a process without taking the interpreter down
+LEAVE = "import os; os._exit(0)"  # Ends a process without the interpreter's shutdown.
 TIMEOUT_S = 30.0
 
 
 async def hello_world(directory: Path) -> Figures:
-    """Seconds to the client's first item: both processes started at once, then a client beside the running server.
+    """Seconds to the client's first item: with both processes started at once, then with a server already running.
 
-    `perf_counter` is the machine's monotonic clock, one for all processes.
+    `perf_counter` is the machine's monotonic clock, which all processes share.
     """
     environ = {**environment_without_settings(), "TRD_DIR": str(directory)}
 
@@ -52,9 +52,9 @@ async def hello_world(directory: Path) -> Figures:
 
 
 async def import_time(times: int) -> Figures:
-    """Milliseconds that the import adds to a fresh interpreter: medians of alternating runs, bytecode cached.
+    """Milliseconds that the import adds to a fresh interpreter: medians of alternating runs, with cached bytecode.
 
-    `import_ms` ends with the import; `through_exit_ms` includes what the interpreter does with the modules at its end.
+    `import_ms` ends with the import. `through_exit_ms` includes the interpreter's work on the modules at its end.
     """
 
     async def run(code: str) -> float:

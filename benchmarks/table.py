@@ -1,8 +1,8 @@
 """The table of a result file: `python -m benchmarks.table [--json PATH] [--write]`.
 
-Printed as Markdown; `--write` puts it between the markers in README.md. Figures are medians over the rounds. A ratio is
-the median of each round's own ratio, so it need not be the quotient of the two medians beside it; the lowest and the
-highest round's follow in brackets.
+It prints Markdown; `--write` puts the table between the markers in README.md. Figures are medians over the rounds. A
+ratio is the median of the rounds' ratios, so it may differ from the quotient of the two medians next to it. The lowest
+and the highest ratio of the rounds follow in brackets.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MARKED = re.compile(r"(<!-- figures -->\n).*?(<!-- /figures -->)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Target:
-    """`ours / against`, or our figure itself where `against` is empty, is to be at most, or at least, `bound`."""
+    """A bound for `ours / against`, or for our figure itself if `against` is empty: at most, or at least, `bound`."""
 
     bound: float
     against: str = ""
@@ -68,7 +68,7 @@ ROWS = (
 FAMILIES = ("ours", "yardstick", "grpc.aio")
 HEAD = ("work", *FAMILIES, "ours ÷ yardstick", "ours ÷ grpc.aio", "target", "")
 
-Rounds = dict[str, dict[str, list[dict[str, Any]]]]  # workload, peer, one dict of figures a round
+Rounds = dict[str, dict[str, list[dict[str, Any]]]]  # Workload → peer → one dict of figures for each round.
 
 
 def _medians(rounds: Rounds) -> dict[str, dict[str, dict[str, float]]]:
@@ -97,9 +97,9 @@ def _ratios(rounds: Rounds) -> dict[str, dict[str, dict[str, list[float]]]]:
 
 
 def summarise(rounds: Rounds) -> dict[str, Any]:
-    """Medians by workload, peer and figure; ratios of ours to each other peer on the same kind of socket.
+    """Return medians by workload, peer and figure, and our ratios to each other peer on the same kind of socket.
 
-    A ratio is three numbers: the median of the rounds, the lowest and the highest of them.
+    A ratio is three numbers: the median, the lowest and the highest of the rounds.
     """
     return {"medians": _medians(rounds), "ratios": _ratios(rounds)}
 
@@ -150,7 +150,7 @@ def _table_line(cells: Iterable[str]) -> str:
 
 
 def render(result: dict[str, Any]) -> str:
-    """The table as Markdown, with the machine and the method's key words under it."""
+    """Return the table as Markdown, with the machine and the key words of the method below it."""
     lines = [HEAD, *_lines(result)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEAD))]
     text = [_table_line(map(str.ljust, line, widths)) for line in lines]

@@ -1,7 +1,7 @@
 """A worker process: `python -m benchmarks.worker PEER DIRECTORY SERVICE [NEXT]`, started by benchmarks.client.
 
-With the service `work` it serves every handler; with another name it is one hop of the cancellation chain, which
-passes on to the service NEXT, or ends there.
+With the service `work` it serves every handler. With another name it is one hop of the cancellation chain: it passes
+requests on to the service NEXT, or is the last hop.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ async def main(peer_name: str, directory: str, service: str, following: str = ""
         raise ValueError(f"unknown question {question!r}")
 
     await answer_questions(answer)
-    # The measurement is over: no peer's own way of ending is part of it.
+    # The measurement is over, and does not include a peer's shutdown.
     os._exit(0)
 
 

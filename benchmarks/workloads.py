@@ -1,7 +1,7 @@
-"""What is measured, from the client's side. Each workload takes its sizes and returns figures by name.
+"""The workloads, seen from the client's side. Each takes its sizes and returns figures by name.
 
-CPU is user and system time of all threads of the client and of the worker. Every workload first runs for a moment
-without being counted, so that connections, caches and the interpreter's specialisation are warm.
+CPU is the user and system time of all threads of client and worker. At first every workload runs for a moment without
+being counted, so that connections, caches and the interpreter's specialisation are warm.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from harness.vitals import open_descriptors, resident_bytes
 
 Figures = dict[str, float]
 WARM_UP_SHARE = 0.25
-OPENING = 256  # idle streams that are being opened at a time
+OPENING = 256  # The number of idle streams that are opened at the same time.
 
 
 @dataclass
 class Pair:
-    """This process as the client, and its worker (of a chain: the innermost)."""
+    """This process as the client, and its worker (the innermost one of a chain)."""
 
     peer: Peer
     worker: Child
 
     async def cpu_s(self) -> float:
-        """Seconds of CPU that both processes have used so far."""
+        """Return the seconds of CPU that both processes have used so far."""
         worker: float = await self.worker.ask("cpu")
         return worker + time.process_time()
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` of the values lie: nearest rank."""
+    """Return the smallest value that is at least as large as `share` of the values (nearest rank)."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 async def _callers(call: Call, concurrent: int, items: int, seconds: float) -> tuple[list[float], float]:
-    """Call again and again until the time is over: each call's seconds, and the seconds that it all took."""
+    """Call again and again until the time is over. Return each call's seconds, and the seconds of the whole."""
     latencies: list[float] = []
     request = {"n": items}
     clock = time.perf_counter
@@ -95,7 +95,7 @@ async def streams(pair: Pair, seconds: float) -> Figures:
 
 
 async def paced(pair: Pair, seconds: float) -> Figures:
-    """256 streams at once with an item each 10 ms, their phases spread evenly: how late the items arrive."""
+    """256 streams at once with an item every 10 ms and evenly spread phases: how late the items arrive."""
     call = await pair.peer.connect("work", "paced")
     number = 256
 
@@ -122,7 +122,7 @@ async def paced(pair: Pair, seconds: float) -> Figures:
 
 
 async def array(pair: Pair, seconds: float) -> Figures:
-    """A 16 MiB float32 array there and back, one at a time; the rate counts the array's bytes once a round trip."""
+    """A 16 MiB float32 array to the worker and back, one at a time. The rate counts its bytes once for a round trip."""
     call = await pair.peer.connect("work", "echo")
     sent = np.arange(4 << 20, dtype=np.float32)
 
@@ -146,7 +146,7 @@ async def array(pair: Pair, seconds: float) -> Figures:
 
 
 async def idle(pair: Pair, number: int) -> Figures:
-    """`number` streams over one connection that had their first item and wait: resident bytes a stream and side."""
+    """`number` streams over one connection that wait after their first item: resident bytes per stream and side."""
     tokens = await pair.peer.connect("work", "tokens")
     call = await pair.peer.connect("work", "idle")
     await _callers(tokens, OPENING, 1, 0.1)
@@ -177,10 +177,10 @@ async def idle(pair: Pair, number: int) -> Figures:
 
 
 async def cancel(pair: Pair, number: int, leaving: bool) -> Figures:
-    """Three hops, each in its own process: from giving up a stream to the `finally` of the innermost handler.
+    """Three hops, each in its own process: the time from leaving a stream to the `finally` of the innermost handler.
 
-    A stream is given up by cancelling the task that waits for the next item; with `leaving`, every other one by leaving
-    the `async for` instead.
+    A stream is left by cancelling the task that waits for the next item. With `leaving`, every other stream is left by
+    a `break` out of its `async for` instead.
     """
     call = await pair.peer.connect("first", "hop")
     delays: list[float] = []

@@ -1,1 +1,1 @@
-"""What only this repository runs: a workload that judges itself, a fleet of processes, and the runs of both."""
+"""Tests of survival that only this repository runs: a workload that judges itself, a fleet of processes, their runs."""

@@ -1,4 +1,4 @@
-"""Makes calls through ordinary clients and has the oracle judge each."""
+"""Makes calls through ordinary clients. The oracle judges each call."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from harness.requests import Leave, Plan, Shape, Work
 from triton_distributed.errors import ConnectionFailed, RuntimeClosed, StreamIncomplete
 from triton_distributed.runtime import Client, Context, ResponseStream
 
-# How a call may end whose own runtime is shut down.
+# The errors with which a call may end after its own runtime was shut down.
 ABANDONED = (RuntimeClosed, StreamIncomplete, ConnectionFailed)
 
 
 async def make_calls(
     clients: Mapping[str, Client], plans: Iterable[Plan], oracle: Oracle, clock: Callable[[], float]
 ) -> None:
-    """Make each call at its time, whatever became of those before; returns when all have ended.
+    """Make each call at its time, regardless of earlier calls; return when all calls have ended.
 
     Args:
-        clients: by the endpoint.
+        clients: the clients by endpoint.
         plans: the calls, in the order of their time.
-        oracle: judges each.
-        clock: seconds; also what `Plan.at_s` is counted on, from now.
+        oracle: judges each call.
+        clock: returns seconds; `Plan.at_s` counts from now on this clock.
     """
     started = clock()
     async with asyncio.TaskGroup() as calls:
@@ -40,13 +40,13 @@ async def make_calls(
 async def make_call(
     client: Client, plan: Plan, oracle: Oracle, clock: Callable[[], float], due_s: float | None = None
 ) -> Ticket:
-    """Make one call and have the oracle judge it.
+    """Make one call and let the oracle judge it.
 
     Args:
-        client: of the endpoint.
+        client: the endpoint's client.
         plan: the call.
-        oracle: judges it.
-        clock: seconds.
+        oracle: judges the call.
+        clock: returns seconds.
         due_s: when the call should have been made, from which its time counts; None for now.
     """
     ticket = oracle.begin(plan, clock() if due_s is None else due_s)
@@ -54,8 +54,8 @@ async def make_call(
     try:
         async with limit:
             whole = await _answer(client, plan, oracle, ticket, clock)
-    except Exception as error:  # the oracle knows which errors were promised
-        if limit.expired() and type(error) is TimeoutError:  # the call's own is a DeadlineExceeded
+    except Exception as error:  # The oracle knows which errors are allowed.
+        if limit.expired() and type(error) is TimeoutError:  # The call's own timeout is a DeadlineExceeded.
             oracle.cancelled(ticket, clock())
         elif client.closing and isinstance(error, ABANDONED):
             oracle.abandoned(ticket, clock())
@@ -67,7 +67,7 @@ async def make_call(
 
 
 async def _answer(client: Client, plan: Plan, oracle: Oracle, ticket: Ticket, clock: Callable[[], float]) -> bool:
-    """Make the call and read what it answers; False where the caller left it."""
+    """Make the call and read its answer. False if the caller left it."""
     if plan.hedge_after_s is not None:
         answer = await client.call(plan.work, hedge_after_s=plan.hedge_after_s, idempotent=True, timeout=plan.timeout_s)
         oracle.item(ticket, answer, clock())

@@ -1,4 +1,4 @@
-"""The processes of one run: started, asked, stopped, killed and replaced."""
+"""The processes of one run. They are started, asked, stopped, killed and replaced."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from typing import Any
 from harness.processes import Child, ChildFailed
 from triton_distributed.testing import EtcdServer, NatsServer
 
-DRAIN_S = 30.0  # a worker's time for its end: TRD_DRAIN_TIMEOUT_S
+DRAIN_S = 30.0  # A worker's time for its end: TRD_DRAIN_TIMEOUT_S.
 TCP = {"TRD_LISTEN": "tcp://127.0.0.1:0"}
-# What runs between clients and workers, by name. With `etcd` that is discovery, over TCP.
+# The settings of what runs between clients and workers, by name. `etcd` is discovery, with sessions over TCP.
 PLANES: dict[str, dict[str, str]] = {"unix": {}, "tcp": TCP, "etcd": TCP, "nats": {"TRD_REQUEST_PLANE": "nats"}}
 
 
 @asynccontextmanager
 async def plane(name: str) -> AsyncIterator[tuple[Path, dict[str, str]]]:
-    """Start the server that a plane needs; yields an empty folder with a short path, and every process's settings."""
+    """Start the server that a plane needs; yield an empty folder with a short path, and settings for all processes."""
     async with AsyncExitStack() as stack:
-        root = "/tmp" if os.path.isdir("/tmp") else None  # the path of a Unix socket is short
+        root = "/tmp" if os.path.isdir("/tmp") else None  # The path of a Unix socket must be short.
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trh", dir=root)))
         settings = {"TRD_DIR": str(folder), "TRD_EVENTS": "local", **PLANES[name]}
         if name == "nats":
@@ -38,11 +38,11 @@ async def plane(name: str) -> AsyncIterator[tuple[Path, dict[str, str]]]:
 
 
 class Process:
-    """A place in a fleet: what runs there, and the process that does so now.
+    """A place in a fleet: the command for it, and the process that runs there now.
 
     Attributes:
-        options: of `harness.member`, for the next start.
-        child: the present process; None between two.
+        options: the options of `harness.member`, for the next start.
+        child: the present process; None between two processes.
     """
 
     def __init__(self, name: str, parts: tuple[str, ...], options: dict[str, str], environ: dict[str, str]) -> None:
@@ -52,28 +52,28 @@ class Process:
         self.instance_id = 0
 
     async def start(self) -> None:
-        """Start it; it can be called when this returns."""
+        """Start the process. It can be called when this returns."""
         options = [word for name, value in self.options.items() for word in (f"--{name}", value) if word]
         self.child = await Child.start("harness.member", self.name, *self.parts, *options, environ=self._environ)
         self.instance_id = await self.child.ask("id")
         self._present.set()
 
     async def ask(self, question: str, **arguments: Any) -> Any:
-        """Return its answer, one question at a time; while no process is there, wait for the next one."""
+        """Return the process's answer, one question at a time. While there is no process, wait for the next one."""
         async with self._asking:
             await self._present.wait()
             assert self.child is not None
             return await self.child.ask(question, **arguments)
 
     def send(self, number: signal.Signals) -> float:
-        """Send a signal; returns when, on the monotonic clock that all processes share."""
+        """Send a signal; return its time on the monotonic clock that all processes share."""
         assert self.child is not None
         at = time.monotonic()
         self.child.process.send_signal(number)
         return at
 
     async def leave(self) -> Child:
-        """Wait until no question is under way, and let no question through from now on; returns the process."""
+        """Wait until no question is under way, and hold further questions back; return the process."""
         async with self._asking:
             assert self.child is not None
             child, self.child = self.child, None
@@ -85,10 +85,10 @@ class Fleet:
     """Workers and clients of one run; `async with` ends them all.
 
     Args:
-        environ: settings of every process.
+        environ: the settings of every process.
 
     Attributes:
-        processes: by name.
+        processes: the processes by name.
     """
 
     def __init__(self, environ: dict[str, str]) -> None:
@@ -99,7 +99,7 @@ class Fleet:
         return self
 
     async def __aexit__(self, *exception: object) -> None:
-        for each in reversed(self.processes.values()):  # clients first: they were started last
+        for each in reversed(self.processes.values()):  # Clients end first: they were started last.
             if each.child is not None:
                 await each.child.stop()
 
@@ -107,9 +107,9 @@ class Fleet:
         """Start a process.
 
         Args:
-            name: of the process.
-            parts: what it does, see `harness.member`.
-            options: of `harness.member`, e.g. its loop.
+            name: the name of the process.
+            parts: the parts that it runs, see `harness.member`.
+            options: the options of `harness.member`, for example the loop.
             environ: settings of this process alone.
         """
         process = Process(name, parts, options or {}, {**self._environ, **environ})
@@ -128,24 +128,24 @@ class Fleet:
         return [self.processes[name].instance_id for name in names]
 
     async def kill(self, name: str) -> float:
-        """SIGKILL a process, and wait for its end; returns when it was killed."""
+        """SIGKILL a process and wait for its end; return when it was killed."""
         process = self.processes[name]
         at = process.send(signal.SIGKILL)
         await (await process.leave()).stop()
         return at
 
     async def replace(self, name: str) -> None:
-        """Start a process in the place of one that has ended; it is registered when this returns."""
+        """Start a process in the place of one that has ended. It is registered when this returns."""
         await self.processes[name].start()
 
     async def restart(self, name: str) -> tuple[float, float]:
         """SIGTERM a worker and start its successor at once.
 
         Returns:
-            when it was asked to end, and the seconds that it took.
+            when the worker was asked to end, and the seconds that it took.
 
         Raises:
-            ChildFailed: it has not ended within `DRAIN_S`, or its exit status is not 0.
+            ChildFailed: the worker has not ended within `DRAIN_S`, or its exit status is not 0.
         """
         process = self.processes[name]
         at = process.send(signal.SIGTERM)
@@ -180,12 +180,12 @@ WORKERS, CLIENTS = ("w0", "w1", "w2"), ("c0", "c1")
 
 @asynccontextmanager
 async def service(settings: dict[str, str], worker: str, client: str) -> AsyncIterator[Fleet]:
-    """Three workers and two clients that are connected to each other.
+    """Start three workers and two clients that are connected to each other.
 
     Args:
-        settings: of every process.
+        settings: the settings of every process.
         worker: the part of the workers.
-        client: the part of the clients; its number is added as an argument.
+        client: the part of the clients; the client's number is added as an argument.
     """
     async with Fleet(settings) as fleet:
         await asyncio.gather(*(fleet.start(name, worker) for name in WORKERS))

@@ -1,4 +1,4 @@
-"""What handlers began, in a file that outlives them."""
+"""A journal of the requests that handlers began, in a file that outlives their process."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 
 class FileJournal:
-    """A journal that several processes write and that outlives them: a line a request, in one write to its end.
+    """A journal that several processes write and that outlives them. Each request is one line, in one write at the end.
 
-    What was written is the kernel's, so SIGKILL loses nothing; POSIX has writes with O_APPEND never mix.
+    The kernel holds the written data, so SIGKILL loses nothing. POSIX guarantees that writes with O_APPEND do not mix.
 
     Args:
-        path: of the file; made where it is not there.
+        path: the file; it is made if it does not exist.
     """
 
     def __init__(self, path: Path) -> None:
@@ -24,5 +24,5 @@ class FileJournal:
 
     @staticmethod
     def read(path: Path) -> Counter[int]:
-        """How often each request was begun; nothing where there is no file."""
+        """Return how often each request was begun; empty if there is no file."""
         return Counter(int(line) for line in path.read_text().split()) if path.exists() else Counter()

@@ -1,4 +1,4 @@
-"""A steady load of one process: calls of some kinds at a fixed rate, none of which waits for another."""
+"""A steady load of one process: calls of several kinds at a fixed rate. No call waits for another."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from harness.waiting import PATIENCE_S, known, patiently, until
 from triton_distributed.errors import RemoteError
 from triton_distributed.runtime import Client
 
-BEHIND_S = 0.5  # of the rate that is made up for after a stall
-MOST_FAILURES = 20  # descriptions that are kept; all are counted
+BEHIND_S = 0.5  # Seconds of missed calls that are made later, after a stall.
+MOST_FAILURES = 20  # The number of descriptions that are kept. All failures are counted.
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of call: planned, and judged by the oracle; or one that judges itself.
+    """A kind of call: either planned and judged by the oracle, or one that judges itself.
 
     Attributes:
-        name: under which its calls are counted.
-        weight: how often it is drawn, relative to the others.
+        name: the name under which its calls are counted.
+        weight: how often it is drawn, relative to the other kinds.
         plan: draws a call, given randomness and the request's id.
-        work: makes a call; returns how it ended, None for well, and raises an error that was not promised.
+        work: makes a call and returns how it ended, None for well; raises an error that is not allowed.
     """
 
     name: str
@@ -44,17 +44,17 @@ class Load:
     """Begins calls at random moments, so that faults do not hit every call at the same place.
 
     Args:
-        clients: by the endpoint.
+        clients: the clients by endpoint.
         oracle: judges the planned calls.
-        kinds: what is drawn from.
-        rng: of everything.
-        first_id: of the requests; no other process of the run has the 10⁹ ids from there on.
+        kinds: the kinds to draw from.
+        rng: the source of all randomness.
+        first_id: the id of the first request; no other process of the run uses the 10⁹ ids from it on.
         at_once: calls that may be under way; further ones wait.
 
     Attributes:
-        outcomes: by kind of call, how many ended how.
-        failures: of calls that judge themselves, in words.
-        late_s: how much too late each call began, which is the lag of the loop.
+        outcomes: the counts of ends, by kind of call.
+        failures: descriptions of failed calls that judge themselves.
+        late_s: the delay of each call's start, which is the lag of the loop.
     """
 
     def __init__(
@@ -71,22 +71,22 @@ class Load:
         self._weights = [each.weight for each in kinds]
         self._going = asyncio.Event()
         self._pause_s = 1.0
-        self._calls: set[asyncio.Task[None]] = set()  # at most `at_once`
+        self._calls: set[asyncio.Task[None]] = set()  # At most `at_once`.
         self.outcomes: dict[str, Counter[str]] = {each.name: Counter() for each in kinds}
         self.failures: list[str] = []
         self.late_s: list[float] = []
         self._task = asyncio.create_task(self._run())
 
     def go(self, rate: float) -> None:
-        """Begin this many calls a second."""
+        """Begin `rate` calls a second."""
         self._pause_s = 1 / rate
         self._going.set()
 
     async def rest(self) -> None:
-        """Begin no more, and wait until all have ended.
+        """Begin no more calls, and wait until all have ended.
 
         Raises:
-            TimeoutError: one does not.
+            TimeoutError: a call does not end.
         """
         self._going.clear()
         if self._calls:
@@ -108,7 +108,7 @@ class Load:
                 due = begin + (number + self._rng.random()) * self._pause_s
                 await asyncio.sleep(due - time.monotonic())
                 late = time.monotonic() - due
-                if self.oracle.times:  # a long run has no memory for that
+                if self.oracle.times:  # A long run has not enough memory for them.
                     self.late_s.append(late)
                 begin += max(0.0, late - BEHIND_S)
                 if len(self._calls) >= self._at_once:
@@ -121,7 +121,7 @@ class Load:
                     task.add_done_callback(self._calls.discard)
 
     async def one(self, kind: Kind, due_s: float | None = None) -> None:
-        """Make one call; how it ended is counted."""
+        """Make one call and count how it ended."""
         if kind.plan is not None:
             plan = kind.plan(self._rng, self._id)
             self._id += 1
@@ -141,12 +141,12 @@ class Load:
         self.outcomes[kind.name][outcome] += 1
 
     def tally(self) -> dict[str, Any]:
-        """What came of all calls so far."""
+        """The counts of all calls so far."""
         failures = [*self.failures, *self.oracle.violations[:MOST_FAILURES]]
         return {"outcomes": self.outcomes, "broken": self.oracle.broken, "failures": failures}
 
     async def close(self) -> None:
-        """End what is open."""
+        """End the open calls."""
         self._task.cancel()
         tasks = {self._task, *self._calls}
         for each in tasks:
@@ -155,7 +155,7 @@ class Load:
 
 
 def join(member: Member, load: Load, clients: Mapping[str, Client]) -> None:
-    """Have a member make this load when it is asked to."""
+    """Let a member make this load on request."""
 
     async def connect(ids: list[int]) -> None:
         await known(list(clients.values()), ids)
@@ -167,10 +167,10 @@ def join(member: Member, load: Load, clients: Mapping[str, Client]) -> None:
 
 
 async def touch(client: Client, ids: list[int]) -> None:
-    """Have a connection to each of these workers, which serve `requests.handler`.
+    """Connect to each of these workers, which serve `requests.handler`.
 
     Raises:
-        AssertionError: one gives a wrong answer.
+        AssertionError: a worker gives a wrong answer.
     """
     work = Work(-1, Shape.UNARY, 1)
     for each in ids:

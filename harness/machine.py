@@ -32,7 +32,7 @@ def _version(package: str) -> str | None:
 
 
 def describe() -> dict[str, object]:
-    """CPU, cores this process may use, memory, system, Python and packages."""
+    """CPU, cores that this process may use, memory, system, Python and packages."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cpu": _cpu_model(),

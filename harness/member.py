@@ -1,8 +1,8 @@
-"""A process of a fleet: `python -m harness.member NAME [--loop uvloop|asyncio] PART …`. What it does is in its parts.
+"""A process of a fleet: `python -m harness.member NAME [--loop uvloop|asyncio] PART …`. Its parts define its work.
 
-A part is `MODULE:FUNCTION` or `MODULE:FUNCTION:ARGUMENT:…`. The function gets the `Member` and the arguments; it serves
+A part is `MODULE:FUNCTION` or `MODULE:FUNCTION:ARGUMENT:…`. The function gets the `Member` and the arguments. It serves
 endpoints, makes clients and adds questions. A member answers questions over its standard input and output
-(`harness.processes`), or obeys a `ChaosCluster`, if that has started it.
+(`harness.processes`), or obeys the `ChaosCluster` that has started it.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from triton_distributed.testing.chaos.control import look, obey
 
 try:
     from uvloop import new_event_loop
-except ImportError:  # no wheel for this platform
+except ImportError:  # There is no wheel for this platform.
     from asyncio import new_event_loop  # type: ignore[assignment]
 
 Question = Callable[..., Any]
 
 
 class Member:
-    """A runtime, what it serves, and what the process answers.
+    """A runtime, its endpoints, and the questions that the process answers.
 
     Attributes:
-        name: of the process.
-        runtime: its runtime.
+        name: the name of the process.
+        runtime: the runtime of the process.
         questions: functions by name; a coroutine is awaited.
         closing: coroutine functions that end what the parts have started.
         open_calls: functions that count calls under way.
@@ -65,7 +65,7 @@ class Member:
         self.serving.append(self.runtime.endpoint(path).serve_endpoint(handler, **limits))
 
     async def registered(self) -> None:
-        """Wait until everything that is served can be found."""
+        """Wait until clients can find all endpoints."""
         found = [task for task in self.serving if task.done()]
         for task in found:
             task.result()
@@ -77,13 +77,13 @@ class Member:
         return await found if inspect.isawaitable(found) else found
 
     def _quiet(self) -> dict[str, Any]:
-        """What the process holds, after a garbage collection, and how many requests and calls are under way."""
+        """The resources of the process after a garbage collection, and the number of requests and calls under way."""
         running = sum(each.inflight for each in self.runtime.stats().values())
         return {**self._inventory.look(), "running": running + sum(count() for count in self.open_calls)}
 
 
 async def main(name: str, parts: list[str], trace: bool) -> None:
-    """Be a member until its endpoints have drained, or the end of its standard input."""
+    """Run a member until its endpoints have drained, or until the end of its standard input."""
     async with DistributedRuntime() as runtime:
         obeys = obey(runtime)
         member = Member(name, runtime, trace)
@@ -111,7 +111,7 @@ async def main(name: str, parts: list[str], trace: bool) -> None:
 
 
 def place(core: str, nice: int) -> None:
-    """Bind this process to a core, where one is named, and lower its priority."""
+    """Bind this process to a core, if one is named, and lower its priority."""
     if core:
         os.sched_setaffinity(0, {int(core)})
     os.nice(nice)
@@ -119,12 +119,12 @@ def place(core: str, nice: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m harness.member", description="A process of a fleet.")
-    parser.add_argument("name", help="of the process")
+    parser.add_argument("name", help="the name of the process")
     parser.add_argument("parts", nargs="*", help="MODULE:FUNCTION:ARGUMENT:…")
-    parser.add_argument("--loop", choices=("uvloop", "asyncio"), default="uvloop", help="uvloop where it is installed")
+    parser.add_argument("--loop", choices=("uvloop", "asyncio"), default="uvloop", help="uvloop if it is installed")
     parser.add_argument("--trace", default="", help="keep where memory was allocated, if not empty")
-    parser.add_argument("--core", default="", help="the only one that it may run on")
-    parser.add_argument("--nice", type=int, default=0, help="how much lower its priority is")
+    parser.add_argument("--core", default="", help="the only core that it may use")
+    parser.add_argument("--nice", type=int, default=0, help="the nice value added to its own (0)")
     arguments = parser.parse_args()
     place(arguments.core, arguments.nice)
     factory = asyncio.new_event_loop if arguments.loop == "asyncio" else new_event_loop

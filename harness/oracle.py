@@ -1,4 +1,4 @@
-"""Judges every request of a run: answered exactly, or failed with an error that was promised for its case."""
+"""Judges every request of a run: answered exactly, or failed with an error that is allowed in its case."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from triton_distributed.errors import (
     StreamIncomplete,
 )
 
-# A request that these end was not begun by any handler, whatever kind of call it was.
+# If a request ends with one of these errors, no handler has begun it, whatever the kind of call.
 NOT_BEGUN = (Overloaded, Draining, Paused, ConnectionFailed, NoInstances)
-# Seconds by which a deadline may be told early: the loop's clock may be as coarse as that (uvloop's is 1 ms).
+# Seconds by which a deadline may come early: the loop's clock may be that coarse (uvloop's resolution is 1 ms).
 CLOCK_S = 0.002
 
 
 @dataclass(slots=True)
 class Ticket:
-    """What became of one request.
+    """The fate of one request.
 
     Attributes:
         plan: the call.
-        items: how many arrived so far; each was looked at.
+        items: the number of items so far; each was checked.
         outcome: `answered`, `left`, `cancelled`, `abandoned`, or the name of the error; empty while it is under way.
-        began_s: when it was made, and `ended_s`, when it was over, on the run's clock.
+        began_s: when the call was made, and `ended_s`, when it was over, on the run's clock.
         pause_s: the longest time between two items.
     """
 
@@ -50,22 +50,22 @@ class Ticket:
 
 @dataclass(slots=True)
 class Oracle:
-    """Follows the requests of a run and writes down what must not be.
+    """Follows the requests of a run and records violations of promises.
 
     Attributes:
-        tickets: of all requests, in the order in which they were made.
-        violations: what broke a promise, in words; empty after a good run.
-        counts: how many of them are of each kind: `wrong` items, `truncated` streams, `failed` calls, those that a
-            handler `began` against the promise, and those that were `late` or never ended.
-        broken: streams that broke, by the instance.
-        answers_s: when each item came, where `times` is set; a long run has no memory for that.
-        keeps: hold on to the tickets of calls that have ended; needed for `close`, `outcomes` and what follows those.
+        tickets: the tickets of all requests, in the order in which the requests were made.
+        violations: descriptions of broken promises; empty after a good run.
+        counts: the number of violations of each kind: `wrong` items, `truncated` streams, `failed` calls, requests that
+            a handler `began` against the promise, and requests that were `late` or never ended.
+        broken: the number of broken streams, by instance.
+        answers_s: when each item came, if `times` is set; a long run has not enough memory for that.
+        keeps: keep the tickets of calls that have ended; needed for `close`, `outcomes` and the methods after those.
         strict: a call that may move must not fail at all: there was always a worker to move to.
-        spared: whether some worker was well from one moment to another, on the run's clock; a call is judged strictly
-            only where one was. By default one always was.
-        limited: the endpoint has `max_inflight`: a worker that is well may refuse, and nothing is judged strictly.
-        longest_s: seconds that a call may be held up by faults, beside its handler's pauses; none may take longer, and
-            one that has more time must not run out of it.
+        spared: whether some worker was well from one moment to another, on the run's clock. A call is judged strictly
+            only if one was. By default one always was.
+        limited: the endpoint has `max_inflight`: a worker that is well may refuse, and no call is judged strictly.
+        longest_s: seconds that faults may delay a call, in addition to its handler's pauses. No call may take longer,
+            and a call with a longer timeout must not time out.
     """
 
     strict: bool = False
@@ -81,7 +81,7 @@ class Oracle:
     keeps: bool = True
 
     def begin(self, plan: Plan, now: float) -> Ticket:
-        """Note that the call is made now.
+        """Note that a call is made now.
 
         Args:
             plan: the call.
@@ -93,7 +93,7 @@ class Oracle:
         return ticket
 
     def item(self, ticket: Ticket, item: Any, now: float = 0.0) -> None:
-        """Look at the next item that the caller got, at this moment of the run's clock."""
+        """Check the next item that the caller got, at time `now` on the run's clock."""
         if self.times:
             self.answers_s.append(now)
         if ticket.last_s:
@@ -108,7 +108,7 @@ class Oracle:
         ticket.items += 1
 
     def answered(self, ticket: Ticket, now: float) -> None:
-        """The stream ended well."""
+        """Note that the stream ended well."""
         self._end(ticket, "answered", now)
         work = ticket.plan.work
         if ticket.items < work.items:
@@ -119,30 +119,30 @@ class Oracle:
             self._accuse(ticket, "ended cleanly though its time was over before", "late")
 
     def left(self, ticket: Ticket, now: float) -> None:
-        """The caller stopped reading, as planned."""
+        """Note that the caller stopped reading, as planned."""
         self._end(ticket, "left", now)
 
     def cancelled(self, ticket: Ticket, now: float) -> None:
-        """The reading task was cancelled, as planned."""
+        """Note that the reading task was cancelled, as planned."""
         self._end(ticket, "cancelled", now)
 
     def abandoned(self, ticket: Ticket, now: float) -> None:
-        """Its own runtime was shut down while it was under way."""
+        """Note that the caller's runtime was shut down while the call was under way."""
         self._end(ticket, "abandoned", now)
 
     def failed(self, ticket: Ticket, error: BaseException, now: float) -> None:
-        """The call ended with an error."""
+        """Note that the call ended with an error."""
         self._end(ticket, type(error).__name__, now)
         reason = self._unpromised(ticket, error)
         if reason:
             self._accuse(ticket, f"{reason}: {type(error).__name__}: {error}", "failed")
 
     def _unpromised(self, ticket: Ticket, error: BaseException) -> str:
-        """Why this error should not have been; empty where it was promised."""
+        """Return why this error is not allowed; empty if it is allowed."""
         plan = ticket.plan
         work = plan.work
         if isinstance(error, StreamIncomplete):
-            if isinstance(error, RemoteError):  # the relay's own call broke
+            if isinstance(error, RemoteError):  # The relay's own call broke.
                 return "" if plan.via == RELAY else "an error that its handler does not raise"
             self.broken[error.instance_id] += 1
             if error.items != ticket.items:
@@ -157,11 +157,11 @@ class Oracle:
         if isinstance(error, DeadlineExceeded):
             if plan.timeout_s is None or ticket.ended_s - ticket.began_s < plan.timeout_s - CLOCK_S:
                 return "its time is not over"
-            return "its time was more than enough" if plan.timeout_s > self.longest_s else ""
+            return "its timeout was long enough" if plan.timeout_s > self.longest_s else ""
         if isinstance(error, InstanceNotFound) and plan.directly:
             return f"{ticket.items} items had come" if ticket.items else ""
         if isinstance(error, NOT_BEGUN):
-            if ticket.items and not plan.resume:  # else another instance has begun it
+            if ticket.items and not plan.resume:  # A resumed call may be refused by a later instance.
                 return f"{ticket.items} items had come"
             return "there was an instance to take it" if self._strictly(ticket) else ""
         return "no promise covers this error"
@@ -170,7 +170,7 @@ class Oracle:
         return self.strict and not self.limited and ticket.plan.moves and self.spared(ticket.began_s, ticket.ended_s)
 
     def close(self, begun: Counter[int]) -> None:
-        """Judge what can only be judged at the end.
+        """Make the checks that are possible only at the end.
 
         Args:
             begun: how often a handler began each request, by its id; from the workers' journals.
@@ -193,7 +193,7 @@ class Oracle:
                 self._accuse(ticket, "it was answered, and no handler began it", "began")
 
     def outcomes(self) -> Counter[str]:
-        """How many requests ended how."""
+        """The number of requests for each outcome."""
         return Counter(ticket.outcome or "never ended" for ticket in self.tickets)
 
     def worst_gap_s(self) -> float:

@@ -1,4 +1,4 @@
-"""Child processes that answer questions: one JSON value a line, over their own stdin and stdout."""
+"""Child processes that answer questions over their stdin and stdout, with one JSON value on each line."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-# The longest single measurement (10,000 idle streams of the slowest peer) takes some 20 s on two busy cores.
+# The longest single measurement (10,000 idle streams of the slowest peer) takes about 20 s on two busy cores.
 ANSWER_TIMEOUT_S = 90.0
-# One answer holds a handful of figures.
+# One answer holds only a few figures.
 LINE_LIMIT_BYTES = 1 << 20
-# Settings from outside would change what is measured: children start with the defaults and what the benchmark sets.
+# Settings from outside would change the measurement. Children start with the defaults and the benchmark's settings.
 SETTINGS = ("TRD_", "ETCD_", "NATS_", "GRPC_")
 
 
 def environment_without_settings() -> dict[str, str]:
-    """This process' environment without what would change a peer's defaults."""
+    """This process's environment without the variables that would change a peer's defaults."""
     return {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)}
 
 
 class ChildFailed(RuntimeError):
-    """A child failed; its own words are in the text."""
+    """A child failed. The text contains the child's error."""
 
 
 class Child:
-    """A `python -m MODULE ARGUMENTS` that was started here and answers questions."""
+    """A process `python -m MODULE ARGUMENTS` that this process started and that answers questions."""
 
     def __init__(self, module: str, process: asyncio.subprocess.Process) -> None:
         self.module, self.process = module, process
 
     @classmethod
     async def start(cls, module: str, *arguments: str, environ: Mapping[str, str] | None = None) -> Child:
-        """Start it and wait until it says that it is ready.
+        """Start a child and wait until it reports that it is ready.
 
         Args:
-            environ: added to this process' own environment, of which the settings are left out then.
+            environ: added to this process's environment, from which the settings are removed then.
         """
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -61,7 +61,7 @@ class Child:
         return child
 
     async def ask(self, question: str, **arguments: Any) -> Any:
-        """The child's answer to a question; its error is raised here as ChildFailed."""
+        """Return the child's answer to a question; raise its error here as ChildFailed."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps([question, arguments]).encode() + b"\n")
         return await self._answer()
@@ -71,7 +71,7 @@ class Child:
         try:
             line = await asyncio.wait_for(self.process.stdout.readline(), ANSWER_TIMEOUT_S)
         except TimeoutError:
-            # A later answer would be taken for that to the next question.
+            # A late answer would be taken for the answer to the next question.
             self.process.kill()
             raise ChildFailed(f"{self.module} said nothing for {ANSWER_TIMEOUT_S:g} s") from None
         if not line:
@@ -82,7 +82,7 @@ class Child:
         return answer
 
     async def stop(self) -> None:
-        """Let it end by closing its stdin; kill it where that does not help within 5 s."""
+        """Let the child end by closing its stdin. Kill it if it has not ended within 5 s."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         try:
@@ -93,7 +93,7 @@ class Child:
 
 
 async def answer_questions(answer: Callable[..., Awaitable[Any]]) -> None:
-    """The child's side: say ready, then answer until stdin ends, which also ends an answer that is under way.
+    """Run the child's side: report that it is ready, then answer until stdin ends, which also ends an open answer.
 
     Args:
         answer: called with the question and its keyword arguments.

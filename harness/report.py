@@ -1,4 +1,4 @@
-"""What runs find: figures, promises with whether they were kept, result files and the pages that show them."""
+"""The results of runs: figures, kept and broken promises, result files, and the pages that show them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Found:
     """The result of one run over one kind of connection.
 
     Attributes:
-        figures: by name.
-        promises: (what is promised, whether it was kept, what was found).
-        words: about what broke them.
+        figures: the figures by name.
+        promises: tuples of the promise, whether it was kept, and what was found.
+        words: descriptions of what broke the promises.
     """
 
     figures: dict[str, Any] = field(default_factory=dict)
@@ -31,7 +31,7 @@ class Found:
     words: list[str] = field(default_factory=list)
 
     def promise(self, text: str, kept: bool, found: str) -> None:
-        """Note a promise."""
+        """Add a promise and whether it was kept."""
         self.promises.append((text, kept, found))
 
     @property
@@ -50,14 +50,14 @@ class Found:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the value below which this share of them is, the nearest above; 0 of none."""
+    """Return the smallest value that is at least as large as `share` of the values; 0 without values."""
     if not values:
         return 0.0
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
 class Setting:
-    """When and where a run was made; create it before the run."""
+    """The time and the machine of a run. Create it before the run."""
 
     def __init__(self) -> None:
         self._load = os.getloadavg()[0]
@@ -69,7 +69,7 @@ class Setting:
 
 
 def place(result: Mapping[str, Any]) -> str:
-    """The machine of a result and how busy it was, in words."""
+    """Describe the machine of a result and how busy it was."""
     machine, (before, after) = result["machine"], result["load"]
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}, {machine['python']}. "
@@ -83,12 +83,12 @@ def save(result: dict[str, Any], path: Path) -> None:
 
 
 def written(page: str, name: str, text: str) -> str:
-    """Return the page with this text between the marks of a run."""
+    """Return the page with `text` between the marks of a run."""
     first, last = f"<!-- {name} -->", f"<!-- /{name} -->"
     start, rest = page.split(first)
     return f"{start}{first}\n{text}\n{last}{rest.split(last)[1]}"
 
 
 def renew(name: str, text: str) -> None:
-    """Write this text into the page, between the marks of a run."""
+    """Write `text` into the page, between the marks of a run."""
     PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), name, text), encoding="utf-8")

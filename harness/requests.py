@@ -1,4 +1,4 @@
-"""The requests of a chaos run and the handler that answers them: every item follows from its request alone."""
+"""The requests of a chaos run and the handlers that answer them. Every item depends only on its request."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ import msgspec
 
 from triton_distributed.runtime import Client
 
-# What workers serve: `handler`, `echo`, `plain` and `relay`.
+# The endpoints that workers serve: `handler`, `echo`, `plain` and `relay`.
 ENDPOINT, TWO_WAY = "chaos.worker.answer", "chaos.worker.echo"
 PLAIN, RELAY = "chaos.worker.plain", "chaos.worker.relay"
 
 
 class Shape(StrEnum):
-    """What a request asks of the handler."""
+    """The kind of answer that a request asks for."""
 
     UNARY = "unary"
     """One item."""
     STREAM = "stream"
     """Several items."""
     CHECKPOINTED = "checkpointed"
-    """Several items, with a resume token at each third; called with `resume=True`."""
+    """Several items, with a resume token at every third one; called with `resume=True`."""
     ERROR = "error"
     """Several items, then a `LookupError`."""
     TWO_WAY = "two-way"
-    """The caller streams as many requests as it wants items, to the handler of `echo`."""
+    """The caller streams as many requests as it wants items, to the handler `echo`."""
 
 
 class Work(msgspec.Struct, frozen=True):
-    """What travels to the handler.
+    """The request that travels to the handler.
 
     Attributes:
-        id: of the request, unique in a run.
-        shape: what to do.
-        items: how many items.
-        size: bytes of filling in each.
+        id: the request's id, unique in a run.
+        shape: the kind of answer.
+        items: the number of items.
+        size: bytes of filling in each item.
         pause_s: seconds between items.
-        part: which of the requests it is, where the caller streams them.
+        part: the index of this request, if the caller streams requests.
         wait_s: seconds before the first item.
     """
 
@@ -55,7 +55,7 @@ class Work(msgspec.Struct, frozen=True):
     wait_s: float = 0.0
 
     def item(self, index: int) -> list[Any]:
-        """Return item number `index`: the request's id, the index, and filling that no other item has."""
+        """Return item number `index`: the request's id, the index, and filling that is unique to the item."""
         return [self.id, index, filling(self.id, index, self.size)]
 
 
@@ -63,33 +63,33 @@ class Leave(StrEnum):
     """How a caller leaves a call."""
 
     BREAK = "break"
-    """It stops reading after `Plan.leaves_after` items; where that is 0, it closes the stream before the first."""
+    """It stops reading after `Plan.leaves_after` items; if that is 0, it closes the stream before the first item."""
     CANCEL = "cancel"
-    """It cancels the call before the request has left."""
+    """It cancels the call before the request is sent."""
     DROP = "drop"
-    """It drops the call and never looks at it."""
+    """It drops the call without reading."""
     KILL = "kill"
     """It kills the context after `Plan.leaves_after` items."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One call: what is asked for, and how.
+    """One call: its request and its options.
 
     Attributes:
         work: the request.
-        at_s: seconds after the beginning at which it is made.
-        idempotent: a second instance may be asked while nothing was answered.
-        timeout_s: seconds that it may take; None for as long as it takes.
-        leaves_after: items after which the caller stops reading; None where it reads to the end.
-        leaves_by: how it does so.
+        at_s: when the call is made, seconds after the beginning.
+        idempotent: another instance may get the request as long as there is no answer.
+        timeout_s: seconds that the call may take; None for no limit.
+        leaves_after: items after which the caller stops reading; None if it reads to the end.
+        leaves_by: how the caller leaves.
         reads_s: seconds that the caller takes after each item.
         via: the endpoint.
-        kind: the name under which it is counted.
-        hedge_after_s: seconds after which a second instance is asked too (unary ones only); None for not at all.
+        kind: the name under which the call is counted.
+        hedge_after_s: seconds after which a second instance gets the request too (unary calls only); None for never.
         cancel_after_s: seconds after which the reading task is cancelled; None for never.
-        directly: with `direct`, to an instance that is known then.
-        priority: as of every call.
+        directly: the call is made with `direct`, to an instance that is known at that time.
+        priority: the call's priority.
     """
 
     work: Work
@@ -113,30 +113,30 @@ class Plan:
 
     @property
     def moves(self) -> bool:
-        """Whether it goes to another instance where the first has not begun it."""
+        """Whether the call goes to another instance if the first one has not begun it."""
         return not self.directly and self.work.shape != Shape.TWO_WAY
 
     @property
     def once(self) -> bool:
-        """Whether at most one handler may ever begin it."""
+        """Whether at most one handler may begin the request."""
         return not (self.idempotent or self.resume)
 
 
 class Journal(Protocol):
-    """Where handlers write down what they did; what a killed worker has written must still be there."""
+    """Records which requests handlers began. Entries must survive when their worker is killed."""
 
     def began(self, request_id: int) -> None:
-        """A handler begins this request, or goes on with it."""
+        """Record that a handler begins or continues a request."""
 
 
 def filling(request_id: int, index: int, size: int) -> bytes:
-    """Bytes that differ between requests, items and places in an item, so that none can stand in for another."""
+    """Return bytes that differ between requests, items and positions in an item, so that any mix-up is detected."""
     word = b"%x.%x." % (request_id, index)
     return (word * (size // len(word) + 1))[:size]
 
 
 def handler(journal: Journal) -> Callable[[Work, Any], AsyncIterator[Any]]:
-    """Return the handler that workers of a run serve."""
+    """Return the handler that streams its answer."""
 
     async def answer(request: Work, context: Any) -> AsyncIterator[Any]:
         journal.began(request.id)
@@ -155,7 +155,7 @@ def handler(journal: Journal) -> Callable[[Work, Any], AsyncIterator[Any]]:
 
 
 def plain(journal: Journal) -> Callable[[Work], Iterator[Any]]:
-    """Return a handler that answers the same from a thread."""
+    """Return a plain handler that gives the same answers from a thread."""
 
     def answer(request: Work) -> Iterator[Any]:
         journal.began(request.id)
@@ -166,7 +166,7 @@ def plain(journal: Journal) -> Callable[[Work], Iterator[Any]]:
 
 
 def relay(onward: Client) -> Callable[[Work], AsyncIterator[Any]]:
-    """Return a handler that passes on what another one answers."""
+    """Return a handler that passes on the answer of another endpoint."""
 
     async def answer(request: Work) -> AsyncIterator[Any]:
         async for item in onward.generate(request, annotated=False):
@@ -191,15 +191,15 @@ def echo(journal: Journal) -> Callable[[AsyncIterator[Work], Any], AsyncIterator
 
 @dataclass(frozen=True, slots=True)
 class Variety:
-    """What calls there are beside the simplest ones.
+    """The kinds of calls in a run besides the simplest ones.
 
     Attributes:
         largest: bytes of filling in the largest items.
-        two_way: calls that stream requests are among them, for an endpoint that serves `echo`.
+        two_way: some calls stream requests, to an endpoint that serves `echo`.
         cancels: the chance that the reading task is cancelled.
         directly: the chance that a call goes to one instance by its id.
-        priorities: calls have any of a few.
-        waits: some handlers take a while before their first item.
+        priorities: calls have one of a few priorities.
+        waits: some handlers wait for a while before their first item.
     """
 
     largest: int = 2**20
@@ -217,11 +217,11 @@ def plans(
 
     Args:
         seed: any int.
-        duration_s: seconds in which they begin, evenly spaced.
-        calls_per_s: how many begin in a second.
-        patience_s: the deadline of a call that has a long one, which is half of them; the others have none, but for a
-            few whose short one is meant to be missed at times.
-        variety: what calls there are.
+        duration_s: seconds in which calls begin, evenly spaced.
+        calls_per_s: the number of calls that begin in a second.
+        patience_s: the timeout of half of the calls. The others have none, except a few with a short timeout that is
+            sometimes exceeded on purpose.
+        variety: the kinds of calls.
     """
     rng = random.Random(f"calls {seed}")
     count = int(duration_s * calls_per_s)
@@ -253,6 +253,6 @@ def _plan(rng: random.Random, number: int, at_s: float, patience_s: float, varie
 
 
 def _size(rng: random.Random, largest: int) -> int:
-    """Mostly small: evenly spread over the powers of two, one in ten above 4 KiB."""
+    """Draw a size, mostly a small one: evenly spread over the powers of two, one in ten above 4 KiB."""
     low, high = (0, 12) if rng.random() < 0.9 else (12, 20)
     return min(largest, int(2 ** (low + rng.random() * (high - low))))

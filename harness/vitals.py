@@ -1,4 +1,4 @@
-"""What a process holds: memory, descriptors, threads, tasks, objects, entries of the runtime's tables, log records."""
+"""Resources of a process: memory, descriptors, threads, tasks, objects, entries of the runtime's tables, log counts."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 PACKAGE = "triton_distributed"
 CONTAINERS = (dict, set, list, tuple, deque, bytearray, WeakSet, WeakKeyDictionary, WeakValueDictionary)
-FRAMES = 4  # of a trace: enough to see through the codec to its caller
-WATCH_S = 0.05  # between two looks at another process
-SHOWN = 40  # growths in a report
-MOST_KINDS = 100  # kinds of log records that are counted; the package has fewer
+FRAMES = 4  # The frames of a trace: enough to show the codec and its caller.
+WATCH_S = 0.05  # Seconds between two looks at another process.
+SHOWN = 40  # The largest number of growths in a report.
+MOST_KINDS = 100  # The largest number of kinds of log records that are counted. The package has fewer.
 
 
 def resident_bytes(pid: int | str = "self") -> int:
-    """Return the resident memory of a process, bytes; where there is no /proc, the peak of this one."""
+    """Return the resident memory of a process, bytes; without /proc, the peak of this process."""
     try:
         with open(f"/proc/{pid}/statm") as statm:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -44,13 +44,13 @@ def cpu_s(pid: int) -> float:
 
 
 def peak_resident_bytes() -> int:
-    """The most resident memory that this process had at any time, bytes."""
+    """Return the peak of this process's resident memory, bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def open_descriptors() -> int:
-    """How many file descriptors this process has open."""
+    """Return the number of file descriptors that this process has open."""
     return len(os.listdir("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"))
 
 
@@ -62,12 +62,12 @@ class _Mallinfo(ctypes.Structure):
 
 
 def allocated_bytes() -> int | None:
-    """Bytes that this process has from malloc and has not given back; None where the C library does not tell.
+    """Return the bytes allocated with malloc and not freed; None if the C library does not report them.
 
-    Python's own small objects are not in it: those are `sys.getallocatedblocks()`.
+    Python's own small objects are not included. `sys.getallocatedblocks()` counts those.
     """
     try:
-        mallinfo = ctypes.CDLL(None).mallinfo2  # of glibc, from 2.33 on
+        mallinfo = ctypes.CDLL(None).mallinfo2  # Glibc has this from 2.33 on.
     except AttributeError:
         return None
     mallinfo.restype = _Mallinfo
@@ -76,7 +76,7 @@ def allocated_bytes() -> int | None:
 
 
 def sample() -> dict[str, int]:
-    """The figures that cost nothing: bytes and numbers."""
+    """Return the figures that cost little: bytes and counts."""
     return {
         "rss": resident_bytes(),
         "descriptors": open_descriptors(),
@@ -86,10 +86,10 @@ def sample() -> dict[str, int]:
 
 
 class Inventory:
-    """What is there when nothing goes on, and what came to it since `baseline`.
+    """The objects of an idle process, and their growth since `baseline`.
 
     Args:
-        trace: keep where memory was allocated from the first baseline on, which makes everything several times slower.
+        trace: trace allocations from the first baseline on, which makes everything several times slower.
     """
 
     def __init__(self, trace: bool) -> None:
@@ -99,27 +99,27 @@ class Inventory:
         self._snapshot: tracemalloc.Snapshot | None = None
 
     def look(self) -> dict[str, int]:
-        """`sample`, after a garbage collection, with what is allocated: blocks of Python's, bytes of malloc's."""
+        """Return `sample` after a garbage collection, with the blocks of Python and the bytes of malloc."""
         if not self._looked:
-            count()  # what counting itself leaves, in the interpreter's caches, is there from the beginning
+            count()  # Fills the interpreter's caches, so that counting itself is no growth.
             self._looked = True
-        linecache.clearcache()  # the source that tracebacks have quoted: it comes once, whenever the first one is made
+        linecache.clearcache()  # It holds the source lines of tracebacks.
         gc.collect()
         blocks, allocated = sys.getallocatedblocks(), allocated_bytes()
         return {**sample(), "objects": len(gc.get_objects()), "blocks": blocks, "allocated": allocated or 0}
 
     def baseline(self) -> None:
-        """What is there now has not grown: later looks compare with the most of each thing at any such moment."""
+        """Take the present state as a baseline. `growths` compares with the largest count at any baseline."""
         gc.collect()
         types, kept = count()
         self._most = (types, kept) if self._most is None else (self._most[0] | types, self._most[1] | kept)
         if self._trace:
-            if not tracemalloc.is_tracing():  # not before: under a trace, importing takes many seconds
+            if not tracemalloc.is_tracing():  # Not earlier: under a trace, importing takes many seconds.
                 tracemalloc.start(FRAMES)
             self._snapshot = tracemalloc.take_snapshot()
 
     def growths(self) -> dict[str, Any]:
-        """What is more than at any `baseline`, most first: objects by type, entries of the runtime's own tables."""
+        """Return the growths since all baselines, largest first: objects by type, entries of the runtime's tables."""
         gc.collect()
         if self._most is None:
             return {"types": {}, "kept": {}, "traced": []}
@@ -143,12 +143,12 @@ class Inventory:
 
 
 def count() -> tuple[Counter[str], Counter[str]]:
-    """Objects that the collector knows by type, and by `Class.attribute` how much the package's own objects hold."""
+    """Count the collector's objects by type, and the entries that the package's objects hold by `Class.attribute`."""
     types: Counter[str] = Counter()
     kept: Counter[str] = Counter()
     for each in gc.get_objects():
         kind = type(each)
-        module: Any = kind.__module__  # of some classes it is a property
+        module: Any = kind.__module__  # It is a property of some classes.
         types[f"{module}.{kind.__qualname__}"] += 1
         if isinstance(module, str) and module.startswith(PACKAGE):
             for name, value in _attributes(each):
@@ -166,7 +166,7 @@ def _attributes(thing: object) -> Iterator[tuple[str, Any]]:
             try:
                 yield name, object.__getattribute__(thing, name)
             except AttributeError:
-                pass  # not set, or `__dict__` and `__weakref__` themselves
+                pass  # The attribute is not set, or it is `__dict__` or `__weakref__`.
 
 
 class LogCounter(logging.Handler):
@@ -174,7 +174,7 @@ class LogCounter(logging.Handler):
 
     Attributes:
         counts: warnings and errors by logger and text, without the values in the text.
-        faults: records that must not be: errors that asyncio could not raise anywhere, and Python's warnings.
+        faults: records that must not occur: errors that asyncio could not raise anywhere, and Python's warnings.
     """
 
     def __init__(self) -> None:
@@ -191,7 +191,7 @@ class LogCounter(logging.Handler):
             self.faults.append(logging.Formatter("%(name)s: %(message)s").format(record))
 
     def listen(self) -> None:
-        """Take everything that this process logs, in place of its stderr."""
+        """Take all log records of this process, in place of its stderr."""
         logging.basicConfig(handlers=[self], level=logging.WARNING)
         logging.captureWarnings(True)
         if not sys.warnoptions:
@@ -199,10 +199,10 @@ class LogCounter(logging.Handler):
 
 
 class Watch:
-    """Looks at another process for as long as the `async with` lasts.
+    """Observes another process during the `async with`.
 
     Attributes:
-        peak: its most resident memory, bytes.
+        peak: its largest resident memory, bytes.
         cpu: the share of one processor that it used.
     """
 

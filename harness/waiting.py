@@ -1,4 +1,4 @@
-"""Waiting for what must happen."""
+"""Waits for events that must happen."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import TypeVar
 
 from triton_distributed.runtime import Client
 
-# Discovery through etcd forgets a killed worker after its lease of 10 s; nothing else takes a tenth of this.
+# Discovery through etcd forgets a killed worker after its lease of 10 s. All other waits are much shorter.
 PATIENCE_S = 30.0
 
 T = TypeVar("T")
 
 
 async def patiently(awaitable: Awaitable[T]) -> T:
-    """Return what must come.
+    """Return a result that must come.
 
     Raises:
         TimeoutError: it has not come within `PATIENCE_S`.
@@ -26,10 +26,10 @@ async def patiently(awaitable: Awaitable[T]) -> T:
 
 
 async def until(true: Callable[[], object], what: str) -> None:
-    """Wait until a condition that must become true is true.
+    """Wait until a condition is true that must become true.
 
     Raises:
-        TimeoutError: it is not within `PATIENCE_S`; says `what` was waited for.
+        TimeoutError: the condition is not true within `PATIENCE_S`; the text names `what`.
     """
     end = time.monotonic() + PATIENCE_S
     while not true():

@@ -1,4 +1,4 @@
-"""What the workers of a run serve; a part of `harness.member`."""
+"""The endpoints of a run's workers. The functions are parts of `harness.member`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from harness.member import Member
 from harness.requests import ENDPOINT, PLAIN, RELAY, TWO_WAY, Journal, echo, handler, plain, relay
 from triton_distributed.testing.chaos.cluster import JOURNAL
 
-# The command of a `ChaosCluster` whose workers serve `requests.handler` and `requests.echo`.
+# The command of a `ChaosCluster` with workers that serve `requests.handler` and `requests.echo`.
 COMMAND = (sys.executable, "-m", "harness.member", "worker", f"harness.worker:serve:{JOURNAL}")
 
 
 async def serve(member: Member, journal: str) -> None:
-    """Serve what a chaos run calls; the handlers write down in a file which requests they begin."""
+    """Serve the endpoints of a chaos run. The handlers record in a file which requests they begin."""
     serve_made(member, journal, handler)
 
 
@@ -29,7 +29,7 @@ def serve_made(member: Member, journal: str, made: Callable[[Journal], Callable[
 
 
 class NoJournal:
-    """For runs too long to write everything down."""
+    """Records nothing, for runs that are too long for a journal."""
 
     def began(self, request_id: int) -> None:
         """Write nothing."""
@@ -40,7 +40,7 @@ async def serve_all(member: Member, made: Callable[[Journal], Callable[..., Any]
 
     Args:
         member: the process.
-        made: makes the handler that streams.
+        made: makes the streaming handler.
     """
     onward = await member.runtime.endpoint(ENDPOINT).client()
     served = {ENDPOINT: made(NoJournal()), TWO_WAY: echo(NoJournal()), PLAIN: plain(NoJournal()), RELAY: relay(onward)}

@@ -1,4 +1,4 @@
-"""Who is measured. A peer serves handlers in one process and calls them from another."""
+"""The peers that are measured. A peer serves handlers in one process and calls them from another."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from benchmarks.handlers import Call, Handler
 
 
 class Peer(Protocol):
-    """One process' end of a peer."""
+    """One process's end of a peer."""
 
     async def serve(self, service: str, handlers: dict[str, Handler]) -> None:
-        """Serve the handlers by their names; returns once they can be called and goes on in the background."""
+        """Serve the handlers by their names, in the background. Return when they can be called."""
 
     async def connect(self, service: str, handler: str) -> Call:
-        """What to call with a request. All handlers of a service share a connection where the peer can do that."""
+        """Return a function that makes calls. All handlers of a service share a connection if the peer can do that."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One line-up of a peer: `family` is who, `tcp` whether over TCP on the loopback instead of a Unix socket."""
+    """One variant of a peer: `family` names the peer, `tcp` means TCP on the loopback instead of a Unix socket."""
 
     family: str
     tcp: bool
@@ -31,17 +31,17 @@ class Kind:
     needs: str
 
     def available(self) -> bool:
-        """Whether what it needs can be imported here."""
+        """Whether the package that it needs can be imported here."""
         try:
             return importlib.util.find_spec(self.needs) is not None
         except ModuleNotFoundError:
             return False
 
     def make(self, directory: Path) -> Peer:
-        """The peer's end in this process.
+        """Make the peer's end in this process.
 
         Args:
-            directory: private folder that both ends know: sockets and addresses go there.
+            directory: a private folder that both ends know, for sockets and addresses.
         """
         peer: Peer = importlib.import_module(f"benchmarks.peers.{self.module}").make(directory, self.tcp)
         return peer

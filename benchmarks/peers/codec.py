@@ -1,4 +1,4 @@
-"""msgpack for the peers that bring no codec of their own; a float32 array is an extension of its raw bytes."""
+"""msgpack for the peers without a codec. A float32 array is an extension of its raw bytes."""
 
 from __future__ import annotations
 

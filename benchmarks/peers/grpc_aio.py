@@ -1,6 +1,6 @@
-"""grpc.aio: a server-streaming method a handler, through generic handlers, msgpack bodies and default channel options.
+"""grpc.aio: one server-streaming method for each handler, with generic handlers, msgpack bodies and default options.
 
-The one option that is set is the largest message: the default of 4 MiB refuses the 16 MiB array.
+Only the option of the largest message is set: the default of 4 MiB refuses the 16 MiB array.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ OPTIONS = [("grpc.max_receive_message_length", 64 << 20), ("grpc.max_send_messag
 
 
 def _method(handler: Handler) -> grpc.RpcMethodHandler:
-    # grpc.aio insists on two parameters; the extra generator costs some 0.1 µs an item, of some 50 µs.
+    # grpc.aio requires two parameters. The extra generator costs about 0.1 µs of about 50 µs for an item.
     async def behaviour(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
         async for item in handler(request):
             yield item

@@ -1,4 +1,4 @@
-"""The runtime itself with its defaults. `TRD_DIR` and, over TCP, `TRD_LISTEN` are set by whoever starts the process."""
+"""The runtime itself with its defaults. The parent process sets `TRD_DIR` and, over TCP, `TRD_LISTEN`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from triton_distributed.runtime import DistributedRuntime
 
 
 class Ours:
-    """One runtime a process."""
+    """One runtime in each process."""
 
     def __init__(self, directory: Path, tcp: bool) -> None:
         self.runtime = DistributedRuntime(asyncio.get_running_loop())

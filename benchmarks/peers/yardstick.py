@@ -1,9 +1,9 @@
 """The yardstick: a multiplexed call on one event loop without a single feature.
 
-Each call is one request and a stream of items, many at a time over one connection: a 9-byte head, a msgpack body, one
-task a request. What a loop turn produced leaves in one write, and the items of one stream in one frame. There is no
-discovery, no routing, no error, cancellation, flow control, limit, deadline or metric: the difference to this is what
-those cost.
+Each call is one request and a stream of items. Many calls share one connection. A message has a 9-byte head and a
+msgpack body, and each request has one task. The output of a loop turn is one write, and the items of one stream in it
+are one frame. There is no discovery, routing, error, cancellation, flow control, limit, deadline or metric: the
+difference to the yardstick is the cost of these.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any
 from benchmarks.handlers import Call, Handler
 from benchmarks.peers.codec import decode, encode
 
-HEAD = struct.Struct("<BII")  # what, which stream, bytes of body
+HEAD = struct.Struct("<BII")  # Fields: the kind, the stream, the bytes of the body.
 CALL, ONE, ONE_AND_END, MANY, END = range(5)
 TASK_OPTIONS: dict[str, Any] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
 
 
 def join_items(items: list[bytes]) -> bytes:
-    """A msgpack array of values that are encoded already."""
+    """Return a msgpack array of values that are already encoded."""
     count = len(items)
     if count < 16:
         start = bytes([0x90 + count])
@@ -37,7 +37,7 @@ def join_items(items: list[bytes]) -> bytes:
 
 
 class Connection(asyncio.Protocol):
-    """What both ends share: cutting bytes into frames, and one write a loop turn."""
+    """The common part of both ends: cutting bytes into frames, and one write for each loop turn."""
 
     transport: asyncio.Transport
 
@@ -66,10 +66,10 @@ class Connection(asyncio.Protocol):
         self.outgoing.clear()
 
     def collect(self) -> None:
-        """Put the frames of everything that waits to be written."""
+        """Put the frames of all data that waits to be written."""
 
     def data_received(self, data: bytes) -> None:
-        # A large body arrives in many pieces: they are joined once, when the last is here.
+        # A large body arrives in many pieces. They are joined once, when the last piece has arrived.
         if self.missing:
             self.parts.append(data)
             self.missing -= len(data)
@@ -212,7 +212,7 @@ class Calling(Connection):
 
 
 class Yardstick:
-    """One listening socket a handler, so that no frame needs to name its handler."""
+    """One listening socket for each handler, so that no frame needs to name its handler."""
 
     def __init__(self, directory: Path, tcp: bool) -> None:
         self.directory, self.tcp = directory, tcp

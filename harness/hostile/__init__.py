@@ -1,1 +1,1 @@
-"""Peers that mean harm: raw bytes of our wire, the attacks on a worker, the lies to a client."""
+"""Hostile peers: raw bytes of our wire, the attacks on a worker, the lies to a client."""

@@ -1,4 +1,4 @@
-"""The attacks on a worker. Each is a function of the worker's address and the time at which to stop."""
+"""The attacks on a worker. Each is a function that takes the worker's address and the time at which to stop."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from triton_distributed.wire.hello import Hello, hello_frame
 Counts = dict[str, int]
 Attack = Callable[[str, float], Counts]
 
-CROWD = 4000  # connections of the attacks that keep many
-PAIRS = 2000  # frames, or pairs of them, made at once
-STREAMS = 500  # a connection, where an attack opens streams on several
+CROWD = 4000  # The connections of attacks that keep many.
+PAIRS = 2000  # Frames, or pairs of frames, made at once.
+STREAMS = 500  # Streams on each connection, if an attack uses several connections.
 OPENING = hello_frame(Hello(features=["token"], challenge=b"c" * 32))
 BAD_PROOF = f.frame(f.AUTH, 0, bytes(200))
 NOISE = (
@@ -30,12 +30,12 @@ NOISE = (
 
 @dataclass(frozen=True)
 class Kind:
-    """An attack and whom it meets.
+    """An attack and the kind of worker that it attacks.
 
     Args:
         run: the attack.
         token: the worker has a token, which the attacker does not know.
-        unix: over the worker's Unix socket rather than TCP.
+        unix: the attack uses the worker's Unix socket instead of TCP.
     """
 
     run: Attack
@@ -44,7 +44,7 @@ class Kind:
 
 
 def _at_speed(address: str, until: float, *said: bytes) -> Counts:
-    """Connect, say this, connect again, without waiting; what is answered is read once there are many."""
+    """Connect, send these bytes, connect again without waiting. Read the answers when there are many connections."""
     counts = {"connections": 0, "refused": 0}
     waiting: list[socket.socket] = []
     while time.monotonic() < until:
@@ -63,7 +63,7 @@ def _at_speed(address: str, until: float, *said: bytes) -> Counts:
 
 
 def silent(address: str, until: float) -> Counts:
-    """Thousands of connections that say nothing."""
+    """Thousands of connections that send nothing."""
     with crowd(CROWD, lambda: connect(address)) as all_of_them:
         while time.monotonic() < until:
             all_of_them.fill(until)
@@ -73,7 +73,7 @@ def silent(address: str, until: float) -> Counts:
 
 
 def dribble(address: str, until: float) -> Counts:
-    """Thousands of connections whose hello comes a byte a second."""
+    """Thousands of connections that send their hello at one byte a second."""
     counts = {"bytes": 0}
     with crowd(CROWD, lambda: connect(address, OPENING[:3])) as all_of_them:
         while time.monotonic() < until:
@@ -86,17 +86,17 @@ def dribble(address: str, until: float) -> Counts:
 
 
 def wrong_token(address: str, until: float) -> Counts:
-    """Connect, a wrong proof, again."""
+    """Connect and send a wrong proof, again and again."""
     return _at_speed(address, until, OPENING + BAD_PROOF)
 
 
 def no_token(address: str, until: float) -> Counts:
-    """Connect, a plain hello and a request, again."""
+    """Connect and send a plain hello and a request, again and again."""
     return _at_speed(address, until, HELLO + request(1, key("echo")))
 
 
 def noise(address: str, until: float) -> Counts:
-    """HTTP, TLS, random bytes, a frame of 4 GiB: in turn, as fast as connections are taken."""
+    """HTTP, TLS, random bytes, a frame of 4 GiB: in turn, as fast as the worker accepts connections."""
     counts: Counts = {}
     while time.monotonic() < until:
         for each in NOISE:
@@ -106,12 +106,12 @@ def noise(address: str, until: float) -> Counts:
 
 
 def come_and_go(address: str, until: float) -> Counts:
-    """Connect and close, as fast as it goes."""
+    """Connect and close, as fast as possible."""
     return _at_speed(address, until)
 
 
 def slow_frames(address: str, until: float) -> Counts:
-    """Members whose request announces 200 KB and comes byte by byte."""
+    """Members that send a request of 200 KB byte by byte."""
     start = HELLO + f.HEADER.pack(200_000, f.REQUEST, f.END, 1)
     counts = {"bytes": 0}
     with crowd(CROWD // 2, lambda: connect(address, start)) as all_of_them:
@@ -125,7 +125,7 @@ def slow_frames(address: str, until: float) -> Counts:
 
 
 def _streams(address: str, until: float, window: int, endpoint: str, reads: bool) -> Counts:
-    """Connections with many streams each, whose answers are never credited, or never even read."""
+    """Connections with many streams each. The answers get no credit, or are not read at all."""
     opening = HELLO + b"".join(request(1 + each, key(endpoint), window=window) for each in range(STREAMS))
     small = 0 if reads else 4096
     with crowd(20, lambda: connect(address, opening, receive_bytes=small)) as all_of_them:
@@ -141,12 +141,12 @@ def _streams(address: str, until: float, window: int, endpoint: str, reads: bool
 
 
 def no_credit(address: str, until: float) -> Counts:
-    """10,000 streams of handlers that produce without end; the answers are read, and never credited."""
+    """10,000 streams of handlers that produce without end. The answers are read, but get no credit."""
     return _streams(address, until, 4096, "endless", True)
 
 
 def not_reading(address: str, until: float) -> Counts:
-    """10,000 streams of handlers that produce 32 KiB items without end, 4 GiB of credit each; nothing is read."""
+    """10,000 streams of handlers that produce 32 KiB items without end, with 4 GiB of credit each. Nothing is read."""
     return _streams(address, until, 2**32 - 1, "bulk", False)
 
 
@@ -158,7 +158,7 @@ def _ids() -> Iterator[range]:
 
 
 def _flood(address: str, until: float, make: Callable[[range], bytes], *, read: bool = True, each: int = 1) -> Counts:
-    """On one connection, and on another when that is closed: frames for ever new ids, as fast as they are taken."""
+    """Frames for ever new ids, as fast as the worker takes them. A closed connection is replaced by a new one."""
     counts = {"frames": 0, "connections": 0}
     while time.monotonic() < until:
         sock = connect(address, HELLO)
@@ -180,12 +180,12 @@ def _cancels(ids: range) -> bytes:
 
 
 def cancels(address: str, until: float) -> Counts:
-    """A million REQUEST and CANCEL pairs, as fast as they are taken."""
+    """A million pairs of REQUEST and CANCEL, as fast as the worker takes them."""
     return _flood(address, until, _cancels, each=2)
 
 
 def late_cancels(address: str, until: float) -> Counts:
-    """The same, each CANCEL after 100 requests, so that many handlers have begun."""
+    """As `cancels`, but each CANCEL comes after 100 requests, so that many handlers have begun."""
     endpoint = key("hold")
 
     def make(ids: range) -> bytes:
@@ -199,18 +199,18 @@ def late_cancels(address: str, until: float) -> Counts:
 
 
 def unread_cancels(address: str, until: float) -> Counts:
-    """The same as `cancels`, and the answers are never read."""
+    """As `cancels`, but the answers are never read."""
     return _flood(address, until, _cancels, read=False, each=2)
 
 
 def stray_cancels(address: str, until: float) -> Counts:
-    """CANCELs for a stream that is long over."""
+    """CANCEL frames for a stream that ended long ago."""
     again = request(1, key("echo")) + f.frame(f.CANCEL, 1) * PAIRS
     return _flood(address, until, lambda ids: again if ids[0] == 1 else f.frame(f.CANCEL, 1) * PAIRS)
 
 
 def never_ended(address: str, until: float) -> Counts:
-    """Requests without END, as many as 20 connections may open, and more."""
+    """Requests without END, on 20 connections, as many as these may open and more."""
     endpoint = key("upload")
     counts = {"connections": 0, "streams": 0}
     socks = [sock for _ in range(20) if (sock := connect(address, HELLO))]
@@ -231,7 +231,7 @@ def never_ended(address: str, until: float) -> Counts:
 
 
 def unread_uploads(address: str, until: float) -> Counts:
-    """Streams that are filled to their window, and that the handler does not read."""
+    """Streams that the attacker fills to their window and the handler does not read."""
     endpoint = key("deaf")
     piece = f.MAX_FRAME - 64
     counts = {"connections": 0, "streams": 0, "bytes": 0}
@@ -286,7 +286,7 @@ def _sized() -> list[bytes]:
 
 
 def sizes(address: str, until: float) -> Counts:
-    """Lengths, counts, shapes and nestings that promise more than comes: one connection each."""
+    """Lengths, counts, shapes and nestings that announce more than is sent, each on its own connection."""
     counts = {"connections": 0}
     said = _sized()
     with crowd(200, lambda: connect(address, HELLO)) as all_of_them:
@@ -303,7 +303,7 @@ def sizes(address: str, until: float) -> Counts:
 
 
 def batches(address: str, until: float) -> Counts:
-    """Batches of 260,000 items of one byte, each for a handler that takes one and waits."""
+    """Batches of 260,000 items of one byte, for a handler that takes one item and waits."""
     endpoint = key("sip")
     bomb = b"\xdd\x00\x03\xff\x00" + b"\xc0" * 0x3FF00
     counts = {"streams": 0}
@@ -321,13 +321,13 @@ def batches(address: str, until: float) -> Counts:
 
 
 def pings(address: str, until: float) -> Counts:
-    """PINGs, whose answers are read."""
+    """PING frames. Their answers are read."""
     data = f.frame(f.PING, 0, bytes(64)) * PAIRS
     return _flood(address, until, lambda ids: data)
 
 
 def unread_pings(address: str, until: float) -> Counts:
-    """PINGs, whose answers are not read, on ever new connections that are kept."""
+    """PING frames on ever more connections. Their answers are not read."""
     data = f.frame(f.PING, 0, bytes(64)) * 20_000
     counts = {"frames": 0}
     with crowd(500, lambda: connect(address, HELLO, receive_bytes=4096)) as all_of_them:
@@ -340,7 +340,7 @@ def unread_pings(address: str, until: float) -> Counts:
 
 
 def chatter(address: str, until: float) -> Counts:
-    """PONGs without a PING, GOAWAYs that say that the peer drains, CREDIT and ACCEPT without end."""
+    """PONG frames without a PING, GOAWAY frames of a draining peer, CREDIT and ACCEPT frames, without end."""
     lines = [
         f.frame(f.PONG, 0, b"hello"),
         f.coded(f.GOAWAY, 0, f.GoawayCode.DRAINING, b"soon"),

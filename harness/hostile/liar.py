@@ -1,4 +1,4 @@
-"""A worker that lies to its clients: it answers hellos, and then every request with the lie of the moment."""
+"""A worker that lies to its clients: it answers hellos correctly, and every request with the present lie."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from harness.hostile.raw import HELLO
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.decoder import FrameDecoder
 
-PIECE = 1000  # frames made at once
+PIECE = 1000  # The number of frames made at once.
 
 
 def beyond_credit(stream: int) -> Iterator[bytes]:
-    """Items without end, whatever the credit."""
+    """Items without end, without regard to credit."""
     while True:
         yield f.frame(f.DATA, stream, bytes(60_000)) * 10
 
@@ -39,7 +39,7 @@ def ends_twice(stream: int) -> Iterator[bytes]:
 
 
 def sizes(stream: int) -> Iterator[bytes]:
-    """Sizes that promise more than comes, or more than anybody takes."""
+    """Sizes that announce more than is sent, or more than a client accepts."""
     bombs = (
         f.HEADER.pack(2**32 - 1, f.DATA, 0, stream),
         f.frame(f.DATA, stream, f.UINT64.pack(2**63), f.MORE),
@@ -55,13 +55,13 @@ def sizes(stream: int) -> Iterator[bytes]:
 
 
 def pongs(stream: int) -> Iterator[bytes]:
-    """PONGs without a PING, and never an answer."""
+    """PONG frames without a PING, and no answers."""
     while True:
         yield f.frame(f.PONG, 0, b"pong") * PIECE
 
 
 def pings(stream: int) -> Iterator[bytes]:
-    """PINGs without end."""
+    """PING frames without end."""
     while True:
         yield f.frame(f.PING, 0, bytes(64)) * PIECE
 
@@ -78,11 +78,11 @@ LIES = {
 
 
 class Liar:
-    """What listens, and which lie it tells.
+    """The listener, and the lie that it tells.
 
     Attributes:
-        lie: called with the stream of a request; what it yields is said.
-        said: bytes.
+        lie: called with the stream of a request; yields the bytes to send.
+        said: the number of bytes sent.
     """
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class Liar:
         self.said = 0
 
     def tell(self, lie: str) -> dict[str, int]:
-        """Tell this lie from now on, or nothing; returns the bytes said since the one before."""
+        """Tell this lie from now on, or none; return the number of bytes sent since the previous lie began."""
         said, self.said = self.said, 0
         self.lie = LIES.get(lie, silence)
         return {"bytes": said}

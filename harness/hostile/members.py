@@ -22,7 +22,7 @@ from triton_distributed.errors import TritonError
 from triton_distributed.runtime import Client, DistributedRuntime
 
 DIAL_EVERY_S = 0.5
-BELIEVED = 8  # calls at once to a worker that lies
+BELIEVED = 8  # Calls at once to a worker that lies.
 BULK = bytes(15_000)
 
 
@@ -48,20 +48,20 @@ async def bulk(request: Any) -> AsyncIterator[bytes]:
 
 
 async def upload(requests: AsyncIterator[Any]) -> AsyncIterator[int]:
-    """Reads what comes, without end, letting others have their turn."""
+    """Read requests without end, and let other tasks run in between."""
     async for _ in requests:
         await asyncio.sleep(0)
     yield 0
 
 
 async def deaf(requests: AsyncIterator[Any]) -> AsyncIterator[int]:
-    """Never reads what comes."""
+    """Never read requests."""
     await asyncio.get_running_loop().create_future()
     yield 0
 
 
 async def sip(requests: AsyncIterator[Any]) -> AsyncIterator[int]:
-    """Takes one, and waits."""
+    """Take one request, and wait."""
     async for _ in requests:
         await asyncio.get_running_loop().create_future()
     yield 0
@@ -78,7 +78,7 @@ async def target(member: Member) -> None:
 
 
 async def attack(member: Member) -> None:
-    """The part of the attacker: a question for each attack, which returns its counts."""
+    """The part of the attacker: one question for each attack, which returns the attack's counts."""
     for name, kind in ATTACKS.items():
 
         async def answer(address: str, seconds: float, run: Any = kind.run) -> Any:
@@ -88,10 +88,10 @@ async def attack(member: Member) -> None:
 
 
 async def lie(member: Member, address: str) -> None:
-    """The part of the worker that lies: a question for each lie, which returns the bytes said since the one before.
+    """The part of the worker that lies: one question for each lie, which returns the bytes sent since the previous one.
 
     Args:
-        address: `host,port` to listen on.
+        address: the `host,port` to listen on.
     """
     liar = Liar()
     host, _, port = address.partition(",")
@@ -107,7 +107,7 @@ async def lie(member: Member, address: str) -> None:
 async def behave(member: Member) -> None:
     """The part of the client: calls at a steady pace, and new connections.
 
-    A call is due whether or not the one before has ended, and its latency counts from when it was due.
+    A call is due whether or not the previous one has ended. Its latency counts from the time when it was due.
     """
     clients = {ENDPOINT: await member.runtime.endpoint(ENDPOINT).client()}
     await touch(clients[ENDPOINT], clients[ENDPOINT].instance_ids())
@@ -127,8 +127,8 @@ class Phase:
     """One phase's calls and dials.
 
     Args:
-        clients: of the endpoint that is called.
-        lies: of the worker that lies; None where none does.
+        clients: the clients of the endpoint.
+        lies: the client of the worker that lies; None if there is none.
     """
 
     def __init__(self, clients: dict[str, Client], lies: Client | None) -> None:
@@ -140,7 +140,7 @@ class Phase:
         self._failed: Counter[str] = Counter()
 
     async def run(self, seconds: float, rate: float) -> dict[str, Any]:
-        """Call for so long; waits for the last answers."""
+        """Call for this many seconds, and wait for the last answers."""
         others = [asyncio.ensure_future(self._believe()) for _ in range(BELIEVED) if self._lies is not None]
         dialling = asyncio.ensure_future(self._dial_often(seconds))
         self._load.go(rate)
@@ -178,7 +178,7 @@ class Phase:
             await asyncio.wait(dials)
 
     async def _dial(self) -> None:
-        """A new client's first call, on a connection of its own."""
+        """Make a new client's first call, on its own connection."""
         started = time.perf_counter()
         try:
             async with DistributedRuntime() as runtime:
@@ -189,7 +189,7 @@ class Phase:
             self._failed[f"dial: {type(error).__name__}: {error}"[:300]] += 1
 
     async def _believe(self) -> None:
-        """Call the worker that lies, over and over; what it says must end as some error."""
+        """Call the worker that lies, over and over. Each lie must end as an error."""
         assert self._lies is not None
         while True:
             try:

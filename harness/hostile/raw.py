@@ -1,4 +1,4 @@
-"""Our wire as an attacker speaks it: plain sockets, bytes made beforehand, nothing of the runtime's own sessions."""
+"""Our wire as an attacker uses it: plain sockets and prepared bytes, without the runtime's sessions."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ HELLO = hello_frame(Hello(window=256 * 1024))
 WORKER = "hostile.worker"
 FOREVER = float("inf")
 READ = 1 << 18
-PATIENCE_S = 2.0  # a connection that is neither taken nor refused for so long counts as refused
+PATIENCE_S = 2.0  # Seconds after which a connection that is neither accepted nor refused counts as refused.
 
 
 def key(endpoint: str) -> int:
-    """What names one of the worker's endpoints in a request."""
+    """The key of one of the worker's endpoints in a request."""
     return EndpointName.parse(f"{WORKER}.{endpoint}").key
 
 
 def request(
     stream: int, endpoint: int, body: bytes = b"\xc0", flags: int = f.END, window: int = 65536, metadata: bytes = b""
 ) -> bytes:
-    """A REQUEST frame. The worker's discovery is static, so that any instance id will do."""
+    """A REQUEST frame. The worker's discovery is static, so any instance id is valid."""
     prefix = f.REQUEST_PREFIX.pack(1, endpoint, FOREVER, window, len(metadata))
     return f.frame(f.REQUEST, stream, prefix + metadata + body, flags)
 
 
 def connect(address: str, *said: bytes, receive_bytes: int = 0) -> socket.socket | None:
-    """A non-blocking connection on which `said` was sent, or None where the worker does not take it.
+    """Return a non-blocking connection on which `said` was sent; None if the worker does not accept it.
 
     Args:
         address: `tcp://host:port` or `unix:///path`.
-        receive_bytes: what the kernel holds for this end; 0 for its own choice.
+        receive_bytes: the size of the kernel's receive buffer; 0 for the kernel's default.
     """
     scheme, _, rest = address.partition("://")
     sock = socket.socket(socket.AF_UNIX if scheme == "unix" else socket.AF_INET)
@@ -57,7 +57,7 @@ def connect(address: str, *said: bytes, receive_bytes: int = 0) -> socket.socket
 
 
 def drop(sock: socket.socket) -> bool:
-    """Read away what has come. False: the worker has closed the connection."""
+    """Read and drop what has arrived. False if the worker has closed the connection."""
     try:
         while data := sock.recv(READ):
             if len(data) < READ:
@@ -70,7 +70,7 @@ def drop(sock: socket.socket) -> bool:
 
 
 def ended(sock: socket.socket) -> bool:
-    """Whether the worker has closed a connection of which nothing is read."""
+    """Whether the worker has closed a connection that is not read."""
     try:
         return sock.recv(1, socket.MSG_PEEK) == b""
     except BlockingIOError:
@@ -80,10 +80,10 @@ def ended(sock: socket.socket) -> bool:
 
 
 def pour(sock: socket.socket, data: bytes, until: float, read: bool = True) -> bool:
-    """Send all of `data`, reading the answers away meanwhile if `read`.
+    """Send all of `data`; if `read`, read and drop the answers meanwhile.
 
     Returns:
-        whether it went; False when the worker has closed the connection, or the time is over.
+        whether all was sent; False if the worker has closed the connection, or the time is over.
     """
     view = memoryview(data)
     while view:
@@ -104,11 +104,11 @@ class Crowd:
     """Many connections that are opened again when the worker ends them.
 
     Args:
-        number: how many are kept.
-        open: makes one, or None where it is refused.
+        number: the number of connections to keep.
+        open: makes a connection; returns None if it is refused.
 
     Attributes:
-        opened, closed, refused: how often.
+        opened, closed, refused: how often each of these happened.
     """
 
     def __init__(self, number: int, open: Callable[[], socket.socket | None]) -> None:
@@ -117,7 +117,7 @@ class Crowd:
         self.opened = self.closed = self.refused = 0
 
     def fill(self, until: float) -> None:
-        """Open what is missing."""
+        """Open the missing connections."""
         while len(self.socks) < self.number and time.monotonic() < until:
             sock = self._open()
             if sock is None:
@@ -127,7 +127,7 @@ class Crowd:
             self.opened += 1
 
     def sweep(self, gone: Callable[[socket.socket], bool] = lambda sock: not drop(sock)) -> None:
-        """Let go of those that the worker has closed."""
+        """Drop the connections that the worker has closed."""
         left = []
         for sock in self.socks:
             if gone(sock):
@@ -145,7 +145,7 @@ class Crowd:
 
 @contextlib.contextmanager
 def crowd(number: int, open: Callable[[], socket.socket | None]) -> Iterator[Crowd]:
-    """A crowd until the block is left."""
+    """Yield a crowd, and close it when the block is left."""
     made = Crowd(number, open)
     try:
         yield made

@@ -1,4 +1,4 @@
-"""`python -m harness.runs.chaos`: real workers under seeded calls and faults, every call judged. `make chaos`."""
+"""`python -m harness.runs.chaos` (`make chaos`): real workers under seeded calls and faults. Every call is judged."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from triton_distributed.testing.chaos.command import configure, run
 
 PROG = "python -m harness.runs.chaos"
 
-# Not the largest items: dozens of a megabyte on one stream take longer than any fault where the machine is busy.
+# Without the largest items: on a busy machine, dozens of items of a megabyte on one stream take longer than any fault.
 VARIETY = Variety(largest=2**18, two_way=True, cancels=0.05, directly=0.05, priorities=True)
 
-# A call may be with a worker that is stopped for a second, again after it has moved, and over a connection that delays
-# each piece by a tenth of one. A call that takes ten times as long hangs.
+# A call's worker may be stopped for a second, and again after the call has moved, and its connection may delay each
+# piece by a tenth of a second. A call that takes ten times as long hangs.
 LONGEST_S = 15.0
 
 
 async def judged(cluster: ChaosCluster, faults: Sequence[Fault], calls: Sequence[Plan], *, spare: int = 1) -> Report:
-    """Make calls while a cluster is hurt, and judge every one of them; for clusters that serve `requests.handler`.
+    """Make calls while a cluster suffers faults, and judge every call. The cluster must serve `requests.handler`.
 
     Args:
-        cluster: started, and not run before.
-        faults: from `schedule`.
-        calls: from `plans`.
-        spare: as of the schedule; with at least one, a call that may move must not fail.
+        cluster: a started cluster that was not run before.
+        faults: the faults, from `schedule`.
+        calls: the calls, from `plans`.
+        spare: the schedule's number of spare workers; with at least one, a call that may move must not fail.
     """
     oracle = Oracle(strict=spare > 0, spared=cluster.spared, longest_s=LONGEST_S)
 
@@ -54,7 +54,7 @@ async def judged(cluster: ChaosCluster, faults: Sequence[Fault], calls: Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do a run; returns 0 after a good one, 1 with violations, 2 where it could not be done as asked."""
+    """Do a run; return 0 after a good run, 1 with violations, 2 if the run is not possible as requested."""
     parser = argparse.ArgumentParser(prog=PROG, description="Real workers under faults, every request judged.")
     configure(parser)
     parser.add_argument("--calls-per-s", type=float, default=40.0, help="calls that begin in a second (default: 40)")

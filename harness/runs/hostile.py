@@ -1,10 +1,10 @@
-"""Hostile peers: `python -m harness.runs.hostile`. Ends with status 1 when a bound is broken. `make hostile`.
+"""Hostile peers: `python -m harness.runs.hostile`. Ends with status 1 if a bound is broken. `make hostile`.
 
-A worker process, a client process that calls it at a steady pace and opens a new connection twice a second, and an
-attacker process that speaks raw bytes. Quiet phases and attacks take turns: an attack's p99 stands beside the mean of
-those of the quiet phases before and after it. Where there are two cores the worker has one; the client and the
-attacker share the other, the attacker at the lowest priority, so that the figures show what the worker does and not
-which process got the processor.
+There are a worker process, a client process that calls it at a steady pace and opens a new connection twice a second,
+and an attacker process that sends raw bytes. Quiet phases and attacks alternate. An attack's p99 is compared with the
+mean p99 of the quiet phases before and after it. With two cores, the worker has one of them. The client and the
+attacker share the other one, the attacker at the lowest priority. So the figures show the work of the worker, and not
+the scheduling of the processes.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from triton_distributed.testing.servers import free_port
 
 RESULT = RESULTS / "hostile.json"
 TOKEN = "the members' own secret, which no attacker knows"
-SETTLE_S = 20.0  # what connections, handlers and timers of an attack have to be gone; a hello's timeout is 5 s
-# What a worker that strangers can reach would set, so that a few seconds are enough to get there.
+SETTLE_S = 20.0  # Seconds in which an attack's connections, handlers and timers must end. A hello's timeout is 5 s.
+# The limits of a worker that strangers can reach. They are low, so that an attack reaches them in a few seconds.
 LIMITS = {
     "TRD_MAX_HELD_BYTES": str(64 * MIB),
     "TRD_MAX_MESSAGE_BYTES": str(16 * MIB),
@@ -44,7 +44,7 @@ Row = dict[str, Any]
 
 
 def cores() -> tuple[str, str]:
-    """The worker's core and that of the others; empty where there is only one, or no way to choose."""
+    """The worker's core and the core of the others; empty if there is only one core or no way to choose."""
     if not hasattr(os, "sched_setaffinity"):
         return "", ""
     usable = sorted(os.sched_getaffinity(0))
@@ -53,10 +53,10 @@ def cores() -> tuple[str, str]:
 
 @asynccontextmanager
 async def members(token: str, more: str = "") -> AsyncIterator[tuple[Fleet, str, str]]:
-    """A fleet without processes; yields it and the worker's addresses, over TCP and over a Unix socket.
+    """Yield a fleet without processes, and the worker's addresses over TCP and over a Unix socket.
 
     Args:
-        token: of worker and client; empty for none.
+        token: the token of worker and client; empty for none.
         more: further entries of their static discovery.
     """
     with tempfile.TemporaryDirectory(prefix="trh", dir="/tmp" if os.path.isdir("/tmp") else None) as folder:
@@ -82,15 +82,15 @@ async def phases(
     say: Callable[[Row], None],
     **more: Any,
 ) -> None:
-    """Quiet phases and attacks in turn.
+    """Run quiet phases and attacks in turn.
 
     Args:
-        names: of the attacks.
-        victim: the process whose memory and CPU count.
-        client: the one whose calls do.
-        begin: begins an attack; what it returns waits for its end, and returns the attacker's counts.
-        load: seconds of each phase, and the rate.
-        say: takes each row.
+        names: the names of the attacks.
+        victim: the process whose memory and CPU time are measured.
+        client: the process whose calls are measured.
+        begin: begins an attack; its result waits for the end and returns the attacker's counts.
+        load: the seconds of each phase, and the rate.
+        say: gets each row.
         more: further arguments of the client's load during attacks.
     """
     await client.ask("load", seconds=1, rate=load["rate"])
@@ -133,7 +133,7 @@ async def _logged(process: Process) -> int:
 
 
 async def _settled(process: Process, before: dict[str, Any]) -> dict[str, Any]:
-    """What a process holds once it is as before, or when `SETTLE_S` are over."""
+    """Return the resources of a process when they are as before, or after `SETTLE_S`."""
     end = time.monotonic() + SETTLE_S
     while True:
         now: dict[str, Any] = await process.ask("quiet")
@@ -143,7 +143,7 @@ async def _settled(process: Process, before: dict[str, Any]) -> dict[str, Any]:
 
 
 async def on_a_worker(names: list[str], token: str, load: dict[str, float], say: Callable[[Row], None]) -> None:
-    """The attacks of these names, one after the other, on one worker."""
+    """Run the named attacks, one after the other, on one worker."""
     mine, theirs = cores()
     async with members(token) as (fleet, address, unix):
         worker = await fleet.start("worker", "harness.hostile.members:target", options={"core": mine})
@@ -160,7 +160,7 @@ async def on_a_worker(names: list[str], token: str, load: dict[str, float], say:
 
 
 async def on_a_client(names: list[str], load: dict[str, float], say: Callable[[Row], None]) -> None:
-    """A client that calls a good worker at a steady pace, and beside it one that lies."""
+    """Run a client that calls a good worker at a steady pace, and at the same time a worker that lies."""
     mine, theirs = cores()
     port = free_port()
     async with members("", f";{WORKER}.lies=tcp://127.0.0.1:{port}") as (fleet, _, _):
@@ -183,7 +183,7 @@ HEAD = (
 
 
 def line(row: Row) -> str:
-    """A row of the table, the broken bounds under it."""
+    """Return a row of the table, with the broken bounds below it."""
     quiet, load = row["quiet"], row["load"]
     rss = "/".join(f"{row[name] / MIB:,.0f}" for name in ("rss_before", "rss_peak", "rss_after"))
     middle = {name: sum(each[name] for each in quiet) / len(quiet) for name in ("p50_ms", "p99_ms")}
@@ -198,7 +198,7 @@ def line(row: Row) -> str:
 
 
 async def run(names: list[str], load: dict[str, float]) -> list[Row]:
-    """All rows, said as they come."""
+    """Run the attacks; print each row as it comes, and return all rows."""
     rows: list[Row] = []
 
     def say(row: Row) -> None:
@@ -219,7 +219,7 @@ async def run(names: list[str], load: dict[str, float]) -> list[Row]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m harness.runs.hostile", description="Peers that mean harm")
     parser.add_argument("attacks", nargs="*", help=f"some of {', '.join([*ATTACKS, *LIES])}; default: all")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each phase (10)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of each phase (10)")
     parser.add_argument("--rate", type=float, default=200.0, help="calls a second of the client that behaves (200)")
     parser.add_argument("--json", type=Path, help=f"result file; a whole run's default: {RESULT.name}")
     arguments = parser.parse_args()

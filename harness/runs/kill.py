@@ -1,4 +1,4 @@
-"""Workers are killed one after the other while clients call them steadily; what both kinds of rolling runs count."""
+"""Kills workers one after the other while clients call them steadily. Has the counts of both kinds of rolling runs."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from harness.oracle import Oracle
 from harness.report import Found, percentile
 from harness.requests import ENDPOINT, Plan, Shape, Work
 
-RATE = 100.0  # calls a second of each client process
-QUIET_S = 2.0  # before the first event, for what is usual
-EVERY_S = 2.0  # between two kills
-TIMEOUT_S = 20.0  # of every call: one that takes as long hangs
-IDS = 10**9  # of each client process
+RATE = 100.0  # Calls a second of each client process.
+QUIET_S = 2.0  # Seconds before the first event, which show the usual figures.
+EVERY_S = 2.0  # Seconds between two kills.
+TIMEOUT_S = 20.0  # The timeout of every call. A call that takes as long hangs.
+IDS = 10**9  # The number of request ids of each client process.
 
-# Calls of these kinds may go on with another worker, so they must not fail.
+# Calls of these kinds may continue with another worker, so they must not fail.
 MOVING: dict[str, dict[str, Any]] = {
     "idempotent": {"idempotent": True},
     "hedged": {"idempotent": True, "hedge_after_s": 0.05},
@@ -37,7 +37,7 @@ SHAPES = {"stream": Shape.STREAM, "resumed": Shape.CHECKPOINTED}
 
 
 def kind(name: str) -> Kind:
-    """Return a kind of call: 10 ms of work (15 of an idempotent one), or 20 items, one each 5 ms."""
+    """Return a kind of call: 10 ms of work (15 ms for an idempotent call), or 20 items, one every 5 ms."""
 
     def plan(_: random.Random, request_id: int) -> Plan:
         if name in SHAPES:
@@ -53,7 +53,7 @@ KINDS = [kind(name) for name in ("unary", "idempotent", "hedged", "stream", "res
 
 
 async def calls(member: Member, number: str) -> None:
-    """The part of a client: the steady load, and what came of it."""
+    """The part of a client: the steady load and its report."""
     clients = {ENDPOINT: await member.runtime.endpoint(ENDPOINT).client()}
     first = (int(number) + 1) * IDS
     oracle = Oracle(strict=True, longest_s=TIMEOUT_S, times=True)
@@ -72,13 +72,13 @@ async def calls(member: Member, number: str) -> None:
 
 
 def summary(load: Load, begun: Counter[int], events: list[float], span_s: float, ended: float) -> dict[str, Any]:
-    """What came of the calls of one client process.
+    """Summarise the calls of one client process.
 
     Args:
-        load: at rest.
-        begun: how often a handler began each of its requests.
-        events: when something was done to a worker, on the clock that all processes share.
-        span_s: seconds after an event in which a gap counts as its own.
+        load: the load, at rest.
+        begun: how often a handler began each request.
+        events: the times of the kills or restarts, on the clock that all processes share.
+        span_s: seconds after an event in which a gap counts as the event's.
         ended: when the last call had begun.
     """
     oracle = load.oracle
@@ -107,7 +107,7 @@ def longest_gap(times: Sequence[float], begin: float, end: float) -> float:
     """Return the longest time without an answer that touches [begin, end], seconds.
 
     Args:
-        times: of all answers, in order.
+        times: the times of all answers, in order.
     """
     first = max(0, bisect_left(times, begin) - 1)
     last = min(len(times), bisect_left(times, end) + 1)
@@ -116,7 +116,7 @@ def longest_gap(times: Sequence[float], begin: float, end: float) -> float:
 
 
 def merged(reports: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Return the reports of all client processes as one; of times, each the worst process's."""
+    """Merge the reports of all client processes into one. Each time is that of the worst process."""
     taken = list(reports)
     sums: dict[str, Counter[str]] = {"calls": Counter(), "whole": Counter(), "bad": Counter()}
     for each in taken:
@@ -138,10 +138,10 @@ def merged(reports: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 class Rolling:
-    """Clients that call steadily while something is done to one worker after the other.
+    """Clients that call steadily while one worker after the other is killed or restarted.
 
     Args:
-        settings: of every process.
+        settings: the settings of every process.
         rate: calls a second of each client process.
         quiet_s: seconds before the first event.
     """
@@ -162,10 +162,10 @@ class Rolling:
         await self._service.__aexit__(*exception)
 
     async def found(self, events: list[float]) -> tuple[Found, dict[str, Any]]:
-        """End the load; returns the figures and promises of every rolling run, and the merged report.
+        """End the load; return the figures and promises of every rolling run, and the merged report.
 
         Args:
-            events: when something was done to a worker.
+            events: the times of the kills or restarts.
         """
         reports = await self._fleet.ask(CLIENTS, "report", journal=self._journal, events=events, span_s=EVERY_S)
         report = merged(reports.values())
@@ -173,7 +173,7 @@ class Rolling:
 
 
 def figures(report: dict[str, Any], events: int) -> Found:
-    """What both rolling runs have in common."""
+    """Return the figures and promises that both rolling runs have in common."""
     calls, bad = (
         report["calls"],
         {name: report["bad"].get(name, 0) for name in ("failed", "truncated", "wrong", "began")},
@@ -208,10 +208,10 @@ def figures(report: dict[str, Any], events: int) -> Found:
 
 
 async def kill(rolling: Rolling, seconds: float, every_s: float = EVERY_S) -> Found:
-    """`kill -9` a worker every `every_s` seconds, and start another at once.
+    """`kill -9` a worker every `every_s` seconds, and start another one at once.
 
-    The next one is killed later than that where its predecessor's successor is not registered yet: two at a time would
-    be another test.
+    The next kill waits until the successor of the last worker is registered: two workers at a time would be another
+    test.
     """
     async with rolling as fleet:
         events: list[float] = []

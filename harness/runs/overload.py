@@ -1,4 +1,4 @@
-"""Twice, then ten times the calls that the workers can handle, and what becomes of each."""
+"""Makes twice, then ten times the calls that the workers can handle, and counts how each call ends."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from triton_distributed.routing import budget
 from triton_distributed.runtime import Client
 
 LIMITED = "chaos.worker.limited"
-IDS = 10**9  # of each client process
+IDS = 10**9  # The number of request ids of each client process.
 MOST_WORDS = 5
 
 SERVICE_S, MAX_INFLIGHT, MAX_QUEUE = 0.02, 8, 64
 LIMITS = (SERVICE_S, MAX_INFLIGHT, MAX_QUEUE)
-BUSY_LIMITS = (0.005, 1, 16)  # handlers that compute: one at a time is all that a process has
+BUSY_LIMITS = (0.005, 1, 16)  # For handlers that compute. A process runs only one of them at a time.
 TIMEOUT_S = 0.1
-CALM = 0.5  # of the capacity: before the flood, and after it
-GOOD = 0.9  # of the capacity is promised
+CALM = 0.5  # The load before and after the flood, as a part of the capacity.
+GOOD = 0.9  # The promised goodput, as a part of the capacity.
 SATURATE_S, CALM_S, HIGH_S = 4.0, 3.0, 4.0
 HIGH = 10
 
@@ -36,7 +36,7 @@ async def limited(member: Member, service_s: str, max_inflight: str, max_queue: 
     seconds = float(service_s)
 
     async def handler(request: Any) -> Any:
-        if request["busy"]:  # computes for all of its time, and nothing else of this process runs meanwhile
+        if request["busy"]:  # It computes all the time and blocks this process meanwhile.
             end = time.thread_time() + seconds
             while time.thread_time() < end:
                 pass
@@ -62,11 +62,11 @@ async def flood(member: Member, number: str) -> None:
 
 
 class Flood:
-    """Calls of one client process to the endpoint that has a limit.
+    """Calls of one client process to the endpoint with a limit.
 
     Args:
-        first_id: of its requests.
-        busy: its handlers compute; else they wait.
+        first_id: the id of the first request.
+        busy: the handlers compute; otherwise they wait.
     """
 
     def __init__(self, client: Client, first_id: int, busy: bool) -> None:
@@ -78,13 +78,13 @@ class Flood:
         return {"id": self._number, "busy": self._busy}
 
     async def saturate(self, callers: int, seconds: float) -> float:
-        """Answers a second, after a quarter of the time that is not counted."""
+        """Return the answers a second. The first quarter of the time is not counted."""
         begin = time.monotonic() + seconds / 4
         end = begin + seconds
         counted = 0
 
         async def call(place: int) -> None:
-            # Each keeps to one worker: spread at random, some would run out of work while others have too much.
+            # Each caller uses one worker. With random choice, some workers would be idle while others are overloaded.
             def policy(request: Any, instances: tuple[Instance, ...], load: Any) -> Instance:
                 return instances[place % len(instances)]
 
@@ -101,7 +101,7 @@ class Flood:
         return max(1, counted) / seconds  # On a busy machine a short run may see no answer.
 
     async def phases(self, phases: list[tuple[float, float]], timeout_s: float) -> list[dict[str, Any]]:
-        """So many calls a second for so many seconds each; no call waits for another."""
+        """Run phases, each with its calls a second and its seconds. No call waits for another."""
         taken = []
         begin = time.monotonic()
         for rate, seconds in phases:
@@ -116,14 +116,14 @@ class Phase:
     """Calls at one rate.
 
     Args:
-        begin: when it begins, on the monotonic clock.
-        seconds: that it lasts.
-        timeout_s: of each call.
+        begin: the beginning of the phase, on the monotonic clock.
+        seconds: the length of the phase.
+        timeout_s: the timeout of each call.
     """
 
     def __init__(self, begin: float, seconds: float, timeout_s: float) -> None:
         self._begin, self._end, self._timeout_s = begin, begin + seconds, timeout_s
-        self._rows: list[tuple[float, float | None]] = []  # when due, and how long it took where it was answered
+        self._rows: list[tuple[float, float | None]] = []  # When a call was due, and its time if it was answered.
         self._good = self._expired = self._refused = self._tried = 0
         self._hints: list[float] = []
         self._took: list[float] = []
@@ -138,7 +138,7 @@ class Phase:
             if (wait_s := due - time.monotonic()) > 0:
                 await asyncio.sleep(wait_s)
             elif number % 20 == 0:
-                await asyncio.sleep(0)  # late: answers must be read all the same
+                await asyncio.sleep(0)  # The phase is late, but answers must be read.
             self._late.append(time.monotonic() - due)
             task = asyncio.ensure_future(self._one(client, request(), due))
             self._running.add(task)
@@ -172,7 +172,7 @@ class Phase:
             self._words.append(words)
 
     async def report(self) -> dict[str, Any]:
-        """What became of the calls; waits for the last of them."""
+        """Wait for the last call, and return the report."""
         if self._running:
             await asyncio.wait(self._running)
         answered = len(self._took)
@@ -194,7 +194,7 @@ class Phase:
         }
 
     def _windows(self) -> list[tuple[float, int, int, float]]:
-        """Of every 50 ms: when it began, calls that were due in it, those not answered, the median of how long."""
+        """Return for every 50 ms: its beginning, the calls due in it, those not answered, and the median of times."""
         found: dict[int, list[float | None]] = {}
         for due, took in self._rows:
             found.setdefault(int((due - self._begin) / 0.05), []).append(took)
@@ -208,13 +208,13 @@ class Phase:
 
 
 async def _sent(fleet: Fleet) -> int:
-    """Requests that have reached the workers."""
+    """Return the number of requests that have reached the workers."""
     path = EndpointName.parse(LIMITED).path
     return sum(sum(each[path].values()) for each in (await fleet.ask(WORKERS, "counts")).values())
 
 
 def _sum(phases: list[dict[str, Any]]) -> dict[str, Any]:
-    """One phase's reports of all client processes; of times, the worst process's."""
+    """Merge the reports of all client processes on one phase. Each time is that of the worst process."""
     counted = ("calls", "good", "admitted", "expired", "refused", "failed", "tried", "hints")
     return {
         **{name: sum(each[name] for each in phases) for name in counted},
@@ -225,7 +225,7 @@ def _sum(phases: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 async def _flood(fleet: Fleet, phases: list[tuple[float, float]], busy: bool) -> tuple[list[dict[str, Any]], int]:
-    """Each phase's report, and how many requests were sent in all."""
+    """Return each phase's report, and the number of all requests sent."""
     before = await _sent(fleet)
     rates = [(rate / len(CLIENTS), seconds) for rate, seconds in phases]
     reports = (await fleet.ask(CLIENTS, "flood", phases=rates, timeout_s=TIMEOUT_S, busy=busy)).values()
@@ -233,18 +233,18 @@ async def _flood(fleet: Fleet, phases: list[tuple[float, float]], busy: bool) ->
 
 
 async def _capacity(fleet: Fleet, seconds: float, busy: bool, callers: int) -> float:
-    """Answers a second of callers that each wait for an answer before they call again."""
+    """Return the answers a second of callers that each wait for an answer before they call again."""
     each = callers // len(CLIENTS)
     return float(sum((await fleet.ask(CLIENTS, "saturate", callers=each, seconds=seconds, busy=busy)).values()))
 
 
 async def overload(settings: dict[str, str], seconds: float, scale: float = 1.0) -> Found:
-    """Twice the capacity, then ten times, then half of it again; then the same briefly with handlers that compute.
+    """Load with twice the capacity, ten times, and half of it; then briefly the same with handlers that compute.
 
     Args:
-        settings: of every process.
-        seconds: of twice the capacity.
-        scale: of all other times.
+        settings: the settings of every process.
+        seconds: the length of the phase with twice the capacity.
+        scale: a factor for all other times.
     """
     async with _service(settings, LIMITS) as fleet:
         found = await _overload(fleet, seconds, scale)
@@ -314,7 +314,7 @@ async def _overload(fleet: Fleet, seconds: float, scale: float) -> Found:
 
 
 async def _busy_overload(fleet: Fleet, seconds: float, scale: float) -> dict[str, float]:
-    """Twice the capacity of handlers that compute; clients and workers share the processors, so it has no promise."""
+    """Load with twice the capacity of handlers that compute. They share the cores with clients: nothing is promised."""
     measured = await _capacity(fleet, SATURATE_S * scale, True, 4 * len(WORKERS))
     (twice,), _ = await _flood(fleet, [(2 * measured, seconds)], True)
     return {
@@ -326,7 +326,7 @@ async def _busy_overload(fleet: Fleet, seconds: float, scale: float) -> dict[str
 
 
 def _recovery_s(calm: dict[str, Any], after: dict[str, Any]) -> float | None:
-    """From the load's fall until nothing fails and times are the usual ones, for two windows in a row, seconds."""
+    """Return the seconds from the load's fall until, for two windows in a row, no call fails and times are usual."""
     usual = 1.5 * calm["p50_s"]
     longest = 0.0
     for windows in after["windows"]:

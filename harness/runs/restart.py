@@ -1,4 +1,4 @@
-"""Workers are restarted one after the other while clients call them steadily."""
+"""Restarts workers one after the other while clients call them steadily."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from harness.runs.kill import Rolling
 
 
 async def restart(rolling: Rolling, rounds: int) -> Found:
-    """SIGTERM a worker, start its successor at once, wait until that is registered and the old one has ended; next.
+    """SIGTERM each worker and start its successor at once. Wait until it is registered and the old worker has ended.
 
     Raises:
         ChildFailed: a worker does not end with status 0.

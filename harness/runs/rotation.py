@@ -1,4 +1,4 @@
-"""How long clients go on calling a worker that was killed."""
+"""Measures how long clients still call a worker that was killed."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from triton_distributed.names import Instance
 from triton_distributed.runtime import Client, DistributedRuntime
 from triton_distributed.transport.address import Address
 
-WATCHING = 2  # clients in each client process, each with sessions of its own
+WATCHING = 2  # Clients in each client process, each with its own sessions.
 WORK = Work(-1, Shape.UNARY, 1)
-CALL_S = 0.002  # between two calls: how exactly the moment is known
+CALL_S = 0.002  # Seconds between two calls, which is the precision of the result.
 BEFORE_S, AFTER_S = 0.1, 0.3
 LIMIT_S = 0.05
 
 
 class Noting:
-    """A policy: the instances in turn. What it is offered is what any policy of a user is offered.
+    """A policy that takes the instances in turn. It gets the same candidates as any policy of a user.
 
     Attributes:
-        offered_at: when the instance that is watched was last among the candidates of a call.
-        without_at: when it first was not, after that.
+        offered_at: when the watched instance was last among the candidates of a call.
+        without_at: when it was first missing after that.
         sent_at: when a call was last sent to it.
     """
 
@@ -41,7 +41,7 @@ class Noting:
         self.offered_at = self.without_at = self.sent_at = 0.0
 
     def watch(self, instance_id: int) -> None:
-        """Begin to look for an instance."""
+        """Begin to watch an instance."""
         self._watched = instance_id
         self.offered_at = self.without_at = self.sent_at = 0.0
 
@@ -59,7 +59,7 @@ class Noting:
 
 
 class Watching:
-    """One such client, in a runtime of its own."""
+    """A client with a `Noting` policy, in its own runtime."""
 
     def __init__(self, runtime: DistributedRuntime, client: Client, policy: Noting) -> None:
         self._runtime, self._client, self._policy = runtime, client, policy
@@ -74,7 +74,7 @@ class Watching:
         return cls(runtime, await runtime.endpoint(ENDPOINT).client(policy=policy), policy)
 
     async def begin(self, instance_id: int, workers: int) -> None:
-        """Connect to every instance that answers, and begin to call."""
+        """Connect to every instance, and begin to call."""
         await until(lambda: len(self._client.view.candidates) == workers, "all workers are candidates")
         for each in self._client.view.candidates:
             async for _ in self._client.direct(WORK, each.id):
@@ -96,7 +96,7 @@ class Watching:
             self._failed.append(f"{type(error).__name__}: {error}")
 
     async def end(self) -> dict[str, Any]:
-        """Stop calling; what was noted."""
+        """Stop calling, and return the noted times."""
         assert self._pacing is not None
         self._pacing.cancel()
         await asyncio.wait([self._pacing, *self._running])
@@ -115,7 +115,7 @@ class Watching:
 
 
 async def watch(member: Member, _: str) -> None:
-    """The part of a client: clients that note what they are offered."""
+    """The part of a client process: clients that note their candidates."""
     watching = [await Watching.start() for _ in range(WATCHING)]
 
     async def aim(instance_id: int, workers: int) -> None:
@@ -132,7 +132,7 @@ async def watch(member: Member, _: str) -> None:
 
 
 def _connect(addresses: list[str]) -> socket.socket | None:
-    """A bare connection to a worker; None where it has no socket."""
+    """Return a bare connection to a worker; None if the worker has no socket."""
     for each in map(Address.parse, addresses):
         if each.scheme == "unix":
             found = socket.socket(socket.AF_UNIX)
@@ -144,7 +144,7 @@ def _connect(addresses: list[str]) -> socket.socket | None:
 
 
 def _reset_at(observer: socket.socket) -> float:
-    """When the kernel says that the connection is gone; blocks."""
+    """Block until the kernel reports the loss of the connection; return that time."""
     with contextlib.suppress(ConnectionError):
         while observer.recv(4096):
             pass
@@ -154,9 +154,9 @@ def _reset_at(observer: socket.socket) -> float:
 async def rotation(settings: dict[str, str], kills: int) -> Found:
     """Kill workers, each with all clients connected and calling, and replace them.
 
-    The clock starts when a bare socket that is connected to the worker sees the reset. For each client it is known when
-    its last call was made that was offered the worker, and its first that was not; it makes one each 2 ms. Over NATS
-    nothing is reset: there the clock starts with the kill, and nothing is promised.
+    The clock starts when a bare socket that is connected to the worker sees the reset. Each client makes a call every
+    2 ms. It notes its last call with the worker among the candidates, and the first call without it. Over NATS there is
+    no reset. There the clock starts with the kill, and nothing is promised.
     """
     last, first, sent = list[float](), list[float](), list[float]()
     never, sockets = 0, True

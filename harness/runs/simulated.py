@@ -1,4 +1,4 @@
-"""`python -m harness.runs.simulated`: many seeds in virtual time, one table of all, how to repeat a failing one."""
+"""`python -m harness.runs.simulated`: simulates many seeds in virtual time, and tells how to repeat a failing one."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from harness.simulated.simulation import Result, Settings, settings_of, simulate
 from triton_distributed.testing.chaos.report import Report
 
 MOST_TOLD = 5  # Failing seeds with a command to repeat them. Further ones seldom have another cause.
-# What a command line may say in place of what a seed gives, by its field of `Settings`.
+# The fields of `Settings` that options may set. By default the seed sets them.
 OPTIONS: dict[str, tuple[Callable[[str], object], str]] = {
-    "workers": (int, "how many there are"),
+    "workers": (int, "number of workers"),
     "duration_s": (float, "virtual seconds in which calls and faults begin"),
     "calls_per_s": (float, "calls that begin in a virtual second"),
     "faults_per_s": (float, "faults in a virtual second, on average"),
     "longest_s": (float, "virtual seconds of the longest fault"),
     "spare": (int, "workers that are well at every moment"),
-    "max_inflight": (int, "of each endpoint"),
+    "max_inflight": (int, "max_inflight of each endpoint"),
     "window_bytes": (int, "see TRD_WINDOW_BYTES"),
 }
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("--seeds", type=int, default=1000, help="how many (default: 1000)")
-    parser.add_argument("--first", type=int, default=0, help="the first of them (default: 0)")
-    parser.add_argument("--seed", type=int, help="this one alone")
+    parser.add_argument("--seeds", type=int, default=1000, help="number of seeds (default: 1000)")
+    parser.add_argument("--first", type=int, default=0, help="first seed (default: 0)")
+    parser.add_argument("--seed", type=int, help="simulate only this seed")
     parser.add_argument("--trace", action="store_true", help="print each thing that happens; with --seed")
     for name, (kind, words) in OPTIONS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{words} (default: each seed has its own)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Simulate, and print what was found; returns 0 after a good run, 1 with violations, 2 where it makes no sense."""
+    """Simulate and print the results; return 0 after a good run, 1 with violations, 2 if the options make no sense."""
     parser = argparse.ArgumentParser(prog="python -m harness.runs.simulated", description="Systems in virtual time.")
     configure(parser)
     arguments = parser.parse_args(argv)
@@ -76,16 +76,16 @@ def together(
     """Simulate each seed.
 
     Args:
-        seeds: which.
-        settings: of a seed.
-        tell: called with each line of what happens.
+        seeds: the seeds.
+        settings: returns the settings of a seed.
+        tell: called with each line of the trace.
 
     Returns:
-        what was found in all of them, and the seeds that broke a promise.
+        the results of all seeds together, and the seeds that broke a promise.
     """
     report = Report()
     failed: list[int] = []
-    gc.freeze()  # each simulation ends with a collection, which need not look at what was there before
+    gc.freeze()  # Each simulation ends with a collection, which can skip older objects.
     try:
         for seed in seeds:
             result = simulate(seed, settings(seed), tell)

@@ -1,4 +1,4 @@
-"""`python -m harness.runs.soak`: minutes of mixed load with faults, and what stays. `make soak`."""
+"""`python -m harness.runs.soak` (`make soak`): minutes of mixed load with faults, and a search for leaks."""
 
 from __future__ import annotations
 
@@ -30,34 +30,34 @@ from triton_distributed.testing.servers import free_port
 
 RESULT = RESULTS / "soak.json"
 PROXIED, RESTARTED = "proxied", "restarted"
-WORKERS = {STEADY: "uvloop", PROXIED: "asyncio", RESTARTED: "asyncio"}  # with the loop that each begins with
+WORKERS = {STEADY: "uvloop", PROXIED: "asyncio", RESTARTED: "asyncio"}  # With the loop that each begins with.
 CLIENTS = {"client-asyncio": "asyncio", "client-uvloop": "uvloop"}
 PROCESSES = (*WORKERS, *CLIENTS)
 LASTING = [name for name in PROCESSES if name != RESTARTED]
-FAULT_S = 5.0  # every other one is a restart
+FAULT_S = 5.0  # Seconds between two faults. Every other fault is a restart.
 QUIET_S = 60.0
 SAMPLE_S = 3.0
-LOOK_S = 0.25  # between two looks whether everything has come to rest
+LOOK_S = 0.25  # Seconds between two checks whether all processes are idle.
 STOPPED_S = 1.0
-# By default glibc moves the size from which it asks the kernel for memory of its own up to the largest block that was
-# ever given back. Arrays of up to 1 MiB then lie in its heap, whose holes make resident memory wander by 5 MiB while
-# what is allocated stays the same to 0.1 MiB: what is kept could not be told from that.
+# Glibc maps large blocks separately. By default it raises the size limit for that to the largest block ever freed. Then
+# arrays of up to 1 MiB are in its heap, and holes in the heap change resident memory by 5 MiB while allocated memory
+# changes by less than 0.1 MiB. A leak could not be distinguished from that.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(128 << 10), "MALLOC_TRIM_THRESHOLD_": str(128 << 10)}
-THREADS = "2"  # of a worker's handlers, all of which `touch` starts
+THREADS = "2"  # The threads of a worker's handlers. `touch` starts all of them.
 
 
 @dataclass
 class Options:
-    """What a soak is made of.
+    """The options of a soak.
 
     Attributes:
-        seconds: how long the load goes.
+        seconds: the length of the load.
         rate: calls a second of each client.
-        seed: of the mix and of the faults.
+        seed: the seed of the mix and of the faults.
         plane: see `harness.fleet.PLANES`.
-        trace: tell where memory that was gained was allocated.
-        rests: quiet moments of a run of at most five minutes; a longer one has one a minute.
-        settle_s: what it may take at a quiet moment until there is no more of anything than before.
+        trace: report where gained memory was allocated.
+        rests: the number of quiet moments in a run of at most five minutes; a longer run has one every minute.
+        settle_s: seconds that a quiet moment may last until no count is above its earlier values.
         work: the part of the workers, for tests of the soak itself.
     """
 
@@ -73,13 +73,13 @@ class Options:
 
 @dataclass
 class Stage:
-    """Everything that runs, and what is done to it.
+    """All processes of a soak, and the faults that they suffer.
 
     Attributes:
         broken: ids of instances whose streams may break: killed ones, and the one whose connections are cut.
         done: how often each fault was made.
-        drains_s: how long each worker took that was asked to end.
-        logged: what processes logged that are gone by now.
+        drains_s: the times that workers took to end after a request to do so.
+        logged: the log counts of processes that have ended.
     """
 
     fleet: Fleet
@@ -90,15 +90,15 @@ class Stage:
     logged: list[dict[str, Any]] = field(default_factory=list)
 
     async def ask(self, question: str, **arguments: Any) -> dict[str, Any]:
-        """The answers of all, by name."""
+        """Return the answers of all processes, by name."""
         return await self.fleet.ask(PROCESSES, question, **arguments)
 
     async def make(self, fault: signal.Signals | str, rate: float) -> None:
         """Make one fault: a signal for the worker that is restarted, or a name.
 
         Args:
-            fault: what happens.
-            rate: of the load, which goes on in a successor.
+            fault: the fault.
+            rate: the rate of the load, which continues in a successor.
 
         Raises:
             ChildFailed: a worker did not drain and exit with status 0.
@@ -114,7 +114,7 @@ class Stage:
             self.done[fault] += 1
 
     async def _restart(self, kill: bool) -> None:
-        """End the worker that is restarted, and have a successor on the other loop."""
+        """End the worker to restart, and start a successor on the other loop."""
         worker = self.fleet.processes[RESTARTED]
         self.logged.append(await worker.ask("logged"))
         worker.options["loop"] = "uvloop" if worker.options["loop"] == "asyncio" else "asyncio"
@@ -129,13 +129,13 @@ class Stage:
 
 @asynccontextmanager
 async def staged(options: Options) -> AsyncIterator[Stage]:
-    """All processes of a soak, with the servers that they need; at rest."""
+    """Start all processes of a soak, with the servers that they need. Their load has not begun."""
     async with AsyncExitStack() as stack:
         _, settings = await stack.enter_async_context(plane(options.plane))
         settings |= MALLOC
         own: dict[str, dict[str, str]] = {name: {} for name in WORKERS}
         proxy = None
-        if options.plane != "nats":  # it has no connections to cut
+        if options.plane != "nats":  # NATS has no direct connections to cut.
             address = f"tcp://127.0.0.1:{free_port()}"
             proxy = await stack.enter_async_context(FaultProxy(address))
             own[PROXIED] = {"TRD_LISTEN": address, "TRD_ADVERTISE": proxy.address.removeprefix("tcp://")}
@@ -155,7 +155,7 @@ async def staged(options: Options) -> AsyncIterator[Stage]:
 
 
 def faults(rng: random.Random) -> list[signal.Signals | str]:
-    """The order in which faults are made, over and over: a restart is every other one."""
+    """Return the repeated order of faults. Every other fault is a restart."""
     others = ["reset", "stop", "cut"]
     rng.shuffle(others)
     ends = (signal.SIGKILL, signal.SIGTERM)
@@ -166,11 +166,11 @@ class Run:
     """A soak under way.
 
     Args:
-        say: takes a line of progress.
+        say: gets each line of progress.
 
     Attributes:
-        histories: of each process, `samples` under load, `quiet` moments, and what has grown between those.
-        wrong: what must not happen, in words.
+        histories: for each process, the `samples` under load, the `quiet` moments, and the growth between these.
+        wrong: descriptions of what went wrong.
     """
 
     def __init__(self, options: Options, say: Callable[[str], None]) -> None:
@@ -181,10 +181,10 @@ class Run:
         self.wrong: list[str] = []
         self.outcomes: dict[str, Counter[str]] = {}
         self.logged: Counter[str] = Counter()
-        self._began = 0.0  # later by every rest
+        self._began = 0.0  # Every rest moves it to later.
         self._rests_since: float | None = None
         self._loaded = asyncio.Event()
-        self._least: dict[str, tuple[int, ...]] | None = None  # of what is counted, after the warm-up
+        self._least: dict[str, tuple[int, ...]] | None = None  # The smallest counts after the warm-up.
 
     @property
     def _at(self) -> float:
@@ -192,7 +192,7 @@ class Run:
         return (self._rests_since or time.monotonic()) - self._began
 
     async def go(self, stage: Stage) -> None:
-        """The whole load; stops at the first quiet moment at which something is wrong."""
+        """Run the whole load. Stop at the first quiet moment at which something is wrong."""
         seconds = self.options.seconds
         fault_s, quiet_s = min(FAULT_S, seconds / 4), min(QUIET_S, seconds / self.options.rests)
         self._began = time.monotonic()
@@ -202,7 +202,7 @@ class Run:
         try:
             await self._load(stage)
             rests = 1
-            while True:  # on a slow machine all comes later, and in the same order
+            while True:  # On a slow machine all steps are later, but in the same order.
                 next_fault, next_quiet = (made + 1) * fault_s, min(rests * quiet_s, seconds)
                 await asyncio.sleep(max(0.0, min(next_fault, next_quiet) - self._at))
                 if sampling.done():
@@ -238,10 +238,10 @@ class Run:
             await asyncio.sleep(min(SAMPLE_S, self.options.seconds / 50))
 
     async def _settle(self, stage: Stage) -> dict[str, Any]:
-        """Have nothing go on; returns what each process holds then."""
+        """Stop all activity, and return the resources of each process."""
         self._loaded.clear()
         self._rests_since = time.monotonic()
-        for group in (CLIENTS, WORKERS):  # first those whose calls keep the others busy
+        for group in (CLIENTS, WORKERS):  # Clients first, as their calls keep the workers busy.
             await stage.fleet.ask(group, "rest")
         await stage.ask("touch", ids=stage.fleet.ids(WORKERS))
         end, before = time.monotonic() + self.options.settle_s, None
@@ -257,15 +257,15 @@ class Run:
             await asyncio.sleep(LOOK_S)
 
     def _no_more(self, now: dict[str, tuple[int, ...]]) -> bool:
-        """Whether there is no more of anything than at the quiet moments so far."""
+        """Whether no count is above those of the earlier quiet moments."""
         least = self._least
         return least is None or all(a <= b for name in LASTING for a, b in zip(now[name], least[name], strict=True))
 
     async def _quiet(self, stage: Stage, part: float) -> bool:
-        """Look at a quiet moment; returns whether all is well and no process holds more than before.
+        """Check a quiet moment; return whether all is well and no process holds more than before.
 
         Args:
-            part: of the run that is over by then.
+            part: the part of the run that is over.
         """
         looks = await self._settle(stage)
         at = part * self.options.seconds
@@ -286,7 +286,7 @@ class Run:
         return well and not self.wrong
 
     async def _tell(self, stage: Stage) -> None:
-        """Take in what the clients have counted, and what the processes have logged."""
+        """Collect the clients' counts and the processes' log counts."""
         tallies = list((await stage.fleet.ask(CLIENTS, "tally")).values())
         self.outcomes = {kind: Counter() for kind in tallies[0]["outcomes"]}
         lost: Counter[int] = Counter()
@@ -313,17 +313,17 @@ def _news(looks: dict[str, Any]) -> dict[str, Any]:
 
 
 def compact(history: dict[str, Any]) -> dict[str, Any]:
-    """A history with a list for each figure of its samples, in place of a dict for each sample."""
+    """Return a history with a list for each figure of its samples, instead of a dict for each sample."""
     samples = history["samples"]
     return {**history, "samples": {what: [each[what] for each in samples] for what in samples[0]} if samples else {}}
 
 
 async def soak(options: Options, command: str, say: Callable[[str], None]) -> dict[str, Any]:
-    """Run a soak; returns its result, in which `wrong` is empty where all is well.
+    """Run a soak; return its result, in which `wrong` is empty if all is well.
 
     Args:
-        command: that repeats it.
-        say: takes a line of progress.
+        command: the command that repeats the run.
+        say: gets each line of progress.
     """
     run, setting = Run(options, say), Setting()
     begin = time.monotonic()
@@ -357,9 +357,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m harness.runs.soak", description="Minutes of mixed load, and what stays"
     )
-    parser.add_argument("--minutes", type=float, default=defaults.seconds / 60, help="of load (10)")
+    parser.add_argument("--minutes", type=float, default=defaults.seconds / 60, help="length of the load (10)")
     parser.add_argument("--rate", type=float, default=defaults.rate, help="calls a second of each of two clients (60)")
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="of the mix and of the faults (1)")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="seed of the mix and of the faults (1)")
     parser.add_argument("--plane", choices=PLANES, default=defaults.plane, help="how requests and workers are carried")
     parser.add_argument("--trace", action="store_true", help="tell where memory that was gained was allocated; slow")
     parser.add_argument("--output", type=Path, help="write the result there; results/soak.json also renews the page")

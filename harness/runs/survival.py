@@ -1,4 +1,4 @@
-"""`python -m harness.runs.survival`: kill, restart, overload, rotation; 1 for a broken promise. `make survival`."""
+"""`python -m harness.runs.survival` (`make survival`): kill, restart, overload, rotation; 1 for a broken promise."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from triton_distributed.testing import ServerMissing
 
 RESULT = RESULTS / "survival.json"
 WHOLE_S = 60.0
-MOST_FLOOD_S = 60.0  # it is one answer of a client process: see ANSWER_TIMEOUT_S
+MOST_FLOOD_S = 60.0  # The flood is one answer of a client process: see ANSWER_TIMEOUT_S.
 
 
 def _kill(settings: dict[str, str], seconds: float) -> Awaitable[Found]:
@@ -38,7 +38,7 @@ def _rotation(settings: dict[str, str], seconds: float) -> Awaitable[Found]:
     return rotation(settings, max(3, round(seconds / 3)))
 
 
-# By name, each a function of the settings and of the seconds of the rolling kill, of which it takes its share.
+# The phases by name. Each is a function of the settings and of the seconds of the rolling kill, and takes its share.
 PHASES: dict[str, Callable[[dict[str, str], float], Awaitable[Found]]] = {
     "kill": _kill,
     "restart": _restart,
@@ -49,12 +49,12 @@ PHASES: dict[str, Callable[[dict[str, str], float], Awaitable[Found]]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One line: a text, and a format for the figures of one phase."""
+    """One line of the table: a text, and a format for the figures of one phase."""
 
     phase: str
     text: str
     shown: str
-    needs: str = ""  # a figure that must be there
+    needs: str = ""  # A figure that must exist.
 
 
 ROWS = (
@@ -103,7 +103,7 @@ def _shown(row: Row, found: dict[str, Any] | None) -> str:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The figures and what was promised, as Markdown."""
+    """Return the figures and the promises as Markdown."""
     found = result["found"]
     planes = result["options"]["planes"]
     lines = [f"| | what | {' | '.join(planes)} |", f"| --- | --- |{' ---: |' * len(planes)}"]
@@ -141,7 +141,7 @@ def _seconds(text: str) -> float:
 
 
 async def run(phases: list[str], planes: list[str], seconds: float) -> dict[str, dict[str, Found]]:
-    """All phases over all planes, one after the other, each with processes of its own."""
+    """Run all phases over all planes, one after the other, each with its own processes."""
     found: dict[str, dict[str, Found]] = {}
     for phase in phases:
         for name in planes:
@@ -160,7 +160,7 @@ def main() -> int:
         "--only", type=lambda text: _chosen(text, names), default=list(names), help=f"some of {','.join(names)}"
     )
     parser.add_argument(
-        "--seconds", type=_seconds, default=WHOLE_S, help="of the rolling kill; the other phases in proportion (60)"
+        "--seconds", type=_seconds, default=WHOLE_S, help="length of the rolling kill; other phases in proportion (60)"
     )
     parser.add_argument(
         "--planes",

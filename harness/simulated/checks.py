@@ -1,4 +1,4 @@
-"""What must be true of a simulation when its calls have ended, and again when everything is closed."""
+"""The conditions that a simulation must satisfy after its calls have ended, and again after everything is closed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from triton_distributed.testing.virtual_time import waiting
 
 
 def idle(member: Member) -> Iterator[str]:
-    """What a process holds though no call is under way, in words."""
+    """Describe what a process holds although no call is under way."""
     runtime: Any = member.runtime
     name = member.host.name
     for endpoint in runtime.worker.server.endpoints:
@@ -45,7 +45,7 @@ def _client(client: Client) -> Iterator[str]:
 
 
 def _session(session: Any, session_window: int) -> Iterator[str]:
-    """What a session holds though it has no streams."""
+    """Describe what a session holds although it has no streams."""
     left = {
         "streams": session.streams,
         "frames": session.connection.out,
@@ -66,7 +66,7 @@ def _session(session: Any, session_window: int) -> Iterator[str]:
 
 
 def found(caller: Caller, workers: list[Worker]) -> Iterator[str]:
-    """Workers that serve and that a client does not call, in words."""
+    """Describe workers that serve, but that a client does not call."""
     for client in (caller.answer, caller.echo):
         candidates = {each.id for each in client.view.candidates}
         for worker in workers:
@@ -78,9 +78,9 @@ def found(caller: Caller, workers: list[Worker]) -> Iterator[str]:
 
 
 def closed(loop: HostsLoop, switch: Switch, registry: Registry) -> Iterator[str]:
-    """What is left when all processes have ended, in words."""
+    """Describe what is left after all processes have ended."""
     own = asyncio.current_task(loop)
-    # Neither names nor addresses of objects: a run that is repeated finds the same words.
+    # The texts contain no names or addresses of objects, so that a repeated run finds the same texts.
     yield from (f"a task is left at {place}" for name, place in waiting(loop) if own is None or name != own.get_name())
     if loop.timers():
         yield f"{loop.timers()} timers are left"

@@ -1,4 +1,4 @@
-"""Does to the members of a simulation what a schedule says."""
+"""Carries out the faults of a schedule on the members of a simulation."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from harness.simulated.network import Registry, Switch
 from triton_distributed.errors import TritonError
 from triton_distributed.testing.chaos.schedule import Fault, FaultKind, Recovery
 
-NOTICED_S = 0.2  # a watchdog notices a stuck loop after that, see TRD_WATCHDOG_S
-AGAIN_S = 0.1  # a supervisor starts a worker that could not register again after that
+NOTICED_S = 0.2  # Seconds after which a watchdog notices a stuck loop, see TRD_WATCHDOG_S.
+AGAIN_S = 0.1  # Seconds after which a supervisor restarts a worker that could not register.
 
 
 @dataclass(frozen=True, slots=True)
 class ClientStops:
-    """How clients are stopped.
+    """When and for how long clients are stopped.
 
     Attributes:
-        duration_s: virtual seconds in which that begins.
+        duration_s: virtual seconds in which stops begin.
         longest_s: virtual seconds of the longest stop.
     """
 
@@ -36,18 +36,18 @@ class Inflictor:
 
     Args:
         switch: the network between all hosts.
-        registry: where they register.
-        workers: those that are hurt; a successor takes its place in this list.
+        registry: the registry of all hosts.
+        workers: the workers that suffer faults; a successor takes the place of its predecessor in this list.
         make_worker: starts the process of a worker, given its number and generation.
-        hurt: takes a worker's number, and from when to when it was not well, seconds.
+        hurt: gets a worker's number and the beginning and end of the time in which it was not well, seconds.
         callers: the clients.
-        faults: what happens.
-        rng: of what the schedule leaves open.
-        recovery: how long after the end of a fault its worker counts as not well.
+        faults: the faults.
+        rng: the source of the choices that the schedule leaves open.
+        recovery: how long a worker counts as not well after the end of a fault.
 
     Attributes:
-        hurt_now: numbers of the workers that are not well.
-        done: how many faults of each kind happened; `left_out` did not, because the worker was not well yet.
+        hurt_now: the numbers of the workers that are not well.
+        done: the number of faults of each kind; `left_out` counts skipped ones, as their worker was not well yet.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class Inflictor:
         self.left_out = 0
 
     async def run(self, client_stops: ClientStops | None) -> None:
-        """Carry out all of them; returns when every worker is well again.
+        """Carry out all faults; return when every worker is well again.
 
         Args:
-            client_stops: how clients are stopped meanwhile; None where they are not.
+            client_stops: how clients are stopped meanwhile; None if they are not stopped.
         """
         loop = self._loop
         started = loop.time()
@@ -88,7 +88,7 @@ class Inflictor:
                     under_way.create_task(self._stop_client(caller, client_stops))
             for fault in self._faults:
                 await asyncio.sleep(started + fault.at_s - loop.time())
-                # It may have taken longer than the schedule allows for, as a start while the disk was full.
+                # The fault may have taken longer than the schedule allows, for example a start while the disk was full.
                 if fault.worker in self.hurt_now:
                     self.left_out += 1
                 else:
@@ -126,7 +126,7 @@ class Inflictor:
         return [end for link in self._switch.links_of(worker.host) for end in link.ends]
 
     async def _successor(self, number: int) -> None:
-        """Start another process in the place of this one, again and again until it has registered."""
+        """Start another process in the place of this one, and repeat that until it has registered."""
         await asyncio.sleep(self._rng.random() * 0.4)
         while True:
             self._generations[number] += 1
@@ -137,7 +137,7 @@ class Inflictor:
             await worker.leave()
             await asyncio.sleep(AGAIN_S)
 
-    # the kinds
+    # The kinds of faults.
 
     async def _kill(self, worker: Worker, fault: Fault) -> None:
         worker.kill()
@@ -214,7 +214,7 @@ class Inflictor:
 
 
 class _Stranger(asyncio.Protocol):
-    """Opens a connection and says nothing that makes sense, or nothing at all."""
+    """Opens a connection and sends invalid bytes, or no bytes at all."""
 
     def __init__(self, rng: random.Random) -> None:
         self._words = rng.choice([b"", b"\x00", b"GET / HTTP/1.1\r\n\r\n", bytes(14), b"\xff" * 100])

@@ -1,8 +1,7 @@
-"""Processes that share one loop of virtual time: what belongs to one can be stopped, and goes on later.
+"""Processes that share one loop of virtual time. The callbacks of one process can be stopped, and continue later.
 
-A callback belongs to the process in whose context it was set: the context variable goes the way of every task and timer
-that a program makes. While a process is stopped its callbacks are kept, and what is due meanwhile is done in its order
-when it goes on, as after SIGCONT.
+A callback belongs to the process in whose context it was set. Every task and timer inherits the context variable. While
+a process is stopped, its due callbacks are kept. They run in their order when the process continues, as after SIGCONT.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ class Host:
     """A process of the simulation.
 
     Attributes:
-        name: for the trace.
-        context: what is run in it, or scheduled with it, belongs to this process.
-        dead: it was killed: nothing of it reaches anybody any more.
-        no_fds: it cannot open or accept connections.
-        slow_s: seconds by which what its connections carry comes later.
+        name: the name in the trace.
+        context: code that runs in this context, or is scheduled with it, belongs to this process.
+        dead: the process was killed: nothing that it does reaches other processes.
+        no_fds: the process cannot open or accept connections.
+        slow_s: seconds by which its connections delay data.
     """
 
     def __init__(self, loop: HostsLoop, name: str) -> None:
@@ -38,27 +37,27 @@ class Host:
         self.slow_s = 0.0
         self.context: Context = contextvars.copy_context()
         self.context.run(_host.set, self)
-        self._stops = 0  # stopped and blocked at once is stopped until both are over
-        self._kept: list[asyncio.Handle] = []  # bounded by what is due while it is stopped
+        self._stops = 0  # A process may be stopped and blocked at the same time.
+        self._kept: list[asyncio.Handle] = []  # Bounded by the callbacks that become due during a stop.
 
     @property
     def stopped(self) -> bool:
-        """Whether nothing of it runs."""
+        """Whether the process is stopped."""
         return self._stops > 0
 
     def stop(self) -> None:
-        """Run nothing of it from now on."""
+        """Stop the process."""
         self._stops += 1
 
     def go_on(self) -> None:
-        """Undo one `stop`; after the last, what was due meanwhile is done."""
+        """Undo one `stop`. After the last one, the callbacks that are due run."""
         self._stops -= 1
         if not self._stops:
             kept, self._kept = self._kept, []
             self.loop.again(kept)
 
     def keep(self, handle: asyncio.Handle) -> None:
-        """`handle` is due and has to wait."""
+        """Keep `handle`, which is due and has to wait."""
         self._kept.append(handle)
 
 
@@ -92,7 +91,7 @@ class HostsLoop(VirtualTimeLoop):
     """A loop of virtual time whose callbacks belong to processes.
 
     Attributes:
-        trace: what has happened.
+        trace: the trace of all events.
     """
 
     _ready: Any
@@ -126,16 +125,16 @@ class HostsLoop(VirtualTimeLoop):
         return timer
 
     def again(self, handles: list[asyncio.Handle]) -> None:
-        """Do what was kept, in its order."""
+        """Run the kept callbacks in their order."""
         self._ready.extend(handles)
 
     def timers(self) -> int:
-        """How many timers are set."""
+        """The number of timers that are set."""
         return sum(not each.cancelled() for each in self._scheduled)
 
 
 class Trace:
-    """What has happened, as a hash, and in words where a function takes them.
+    """The events of a simulation as a hash, and as lines for a function.
 
     Args:
         tell: called with each line; None for no call.
@@ -147,7 +146,7 @@ class Trace:
         self._stopped = False
 
     def note(self, now: float, line: str) -> None:
-        """Add one line at this time."""
+        """Add one line at time `now`."""
         if self._stopped:
             return
         line = f"{now:.9f} {line}"
@@ -156,9 +155,9 @@ class Trace:
             self._tell(line)
 
     def stop(self) -> None:
-        """Nothing more is of interest."""
+        """Ignore further lines."""
         self._stopped = True
 
     def digest(self) -> str:
-        """The hash of all lines so far: two runs with the same have gone the same way."""
+        """The hash of all lines so far. It is the same for two runs with the same events."""
         return self._hash.hexdigest()

@@ -1,14 +1,14 @@
 """Connections of the simulated network: delayed, cut into any pieces, reset, truncated, garbled.
 
-A direction of a connection is what the sender's transport still holds, a kernel's buffer of limited size, and arrivals:
-each brings some of what the buffer holds, after a time of its own, to the receiver.
+One direction of a connection consists of the data that the sender's transport holds, a kernel buffer of limited size,
+and arrivals. Each arrival brings a part of the buffer to the receiver, after its own delay.
 
-Two kinds of connection, as there are two in the world. What a Unix socket has taken reaches the peer, whatever happens
-to the sender. On TCP a reset loses what is under way: then `complete` is False at the end that may have missed
-something.
+There are two kinds of connection, as in real systems. Data that a Unix socket has taken reaches the peer, whatever
+happens to the sender. On TCP a reset loses data under way. Then `complete` is False at the end that may have missed
+data.
 
-A real network garbles no bytes that its checksums would not find, and the wire has none of its own. So what is garbled
-here begins with the header of a frame, as after a program's own fault, and can always be told from a frame.
+In a real network, checksums detect garbled bytes, and the wire has no checksum of its own. So garbled data begins with
+the header of a frame here, as after a defect in a program, and it can always be distinguished from a frame.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from typing import Any
 from harness.simulated.hosts import Host, HostsLoop
 from triton_distributed.wire.frames import HEADER, HEADER_BYTES
 
-READ_BYTES = 256 * 1024  # delivered at once, as a socket would
+READ_BYTES = 256 * 1024  # Bytes that are delivered at once, as by a socket.
 
 
 class End(asyncio.Transport):
     """One end of a link, and the direction in which it sends.
 
     Attributes:
-        complete: all that the other end ever sent has arrived before this end was told of its loss.
+        complete: all data of the other end had arrived before this end learned of the loss of the connection.
         reads_in_place: see `transport.bulk_reader`.
     """
 
@@ -42,30 +42,30 @@ class End(asyncio.Transport):
         self.protocol = protocol
         self.peer: End
         self.complete = True
-        self._held: deque[bytes] = deque()  # what the kernel has not taken; the writer is paused meanwhile
+        self._held: deque[bytes] = deque()  # Data that the kernel has not taken. The writer is paused meanwhile.
         self._held_bytes = 0
         self._kernel = bytearray()
         self._room = room
         self._paused = self._closing = self._lost = False
-        self._arriving = False  # an arrival is under way
-        self._fin = False  # nothing is sent any more
+        self._arriving = False  # An arrival is under way.
+        self._fin = False  # Nothing more is sent.
         self._fin_error: Exception | None = None
         self._fin_told = False
-        self._left: int | None = None  # bytes until it is truncated
-        self._garble_in: int | None = None  # bytes until the next frame is garbled
-        self._frame_left = 0  # bytes until the next header
+        self._left: int | None = None  # Bytes until the direction is truncated.
+        self._garble_in: int | None = None  # Bytes after which the next frame is garbled.
+        self._frame_left = 0  # Bytes until the next header.
 
     def __repr__(self) -> str:
         return f"<End {self.link.number} of {self.host.name}>"
 
-    # asyncio.Transport
+    # The interface of asyncio.Transport.
 
     def write(self, data: Any) -> None:
         if self._closing or self._lost or not data:
             return
         if self._fin:
             if not self.link.tcp and self is self.link.accepted:
-                self.lose(BrokenPipeError("Broken pipe"))  # before a handler begins whose ACCEPT this was
+                self.lose(BrokenPipeError("Broken pipe"))  # Before a handler begins whose ACCEPT is lost.
             return
         data = self._garbled(bytes(data))
         self._held.append(data)
@@ -91,7 +91,7 @@ class End(asyncio.Transport):
         return self._closing or self._lost
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """The session asks for 0, and 0 it is."""
+        """Do nothing: the session asks for 0, which is what this transport does."""
 
     def get_write_buffer_size(self) -> int:
         return self._held_bytes
@@ -103,10 +103,10 @@ class End(asyncio.Transport):
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return default
 
-    # its way
+    # The way of the data.
 
     def start(self, protocol: asyncio.Protocol) -> None:
-        """This end is connected."""
+        """Connect this end."""
         self.protocol = protocol
         self._soon(self._made)
 
@@ -119,7 +119,7 @@ class End(asyncio.Transport):
         self.host.loop.call_soon(what, *arguments, context=self.host.context)
 
     def _fill(self) -> None:
-        """Give the kernel what it has room for."""
+        """Give the kernel as much data as it has room for."""
         held, kernel = self._held, self._kernel
         while held and len(kernel) < self._room:
             data = held.popleft()
@@ -132,7 +132,7 @@ class End(asyncio.Transport):
         self.move()
 
     def move(self, soon: bool = False) -> None:
-        """See to it that what the kernel has, or the end of it, arrives."""
+        """Schedule the arrival of the kernel's data, or of its end."""
         waiting = self._kernel or (self._fin and not self._fin_told)
         if self._arriving or not waiting or self.peer.protocol is None:
             return
@@ -141,7 +141,7 @@ class End(asyncio.Transport):
         loop.call_at(loop.time() + delay, self._arrive, context=self.peer.host.context)
 
     def _arrive(self) -> None:
-        """Some of it is at the peer. Runs as the peer's."""
+        """Deliver a part of the data. Runs in the peer's context."""
         self._arriving = False
         kernel, peer, link = self._kernel, self.peer, self.link
         size = link.piece(len(kernel))
@@ -185,13 +185,13 @@ class End(asyncio.Transport):
             self.protocol.resume_writing()
 
     def _refused(self) -> None:
-        """The peer closed before it read this, so its kernel answers with a reset, and what it had sent may be lost."""
+        """Reset the connection: the peer closed before it read the data. Data that it had sent may be lost."""
         self._kernel.clear()
         self._drop_held()
         self.peer.lose_some(ConnectionResetError("the peer reset the connection"))
 
     def lose_some(self, error: Exception) -> None:
-        """What this end has sent and is not there yet arrives in part, and then `error`."""
+        """Let a part of the data under way arrive, and then lose the connection with `error`."""
         if self._fin_told:
             return
         if self._kernel:
@@ -202,7 +202,7 @@ class End(asyncio.Transport):
         self.move()
 
     def lose(self, error: Exception | None) -> None:
-        """The connection is gone for this end."""
+        """Lose the connection at this end."""
         if self._lost:
             return
         self._lost = True
@@ -215,7 +215,7 @@ class End(asyncio.Transport):
         self.link.left(self)
 
     def _closed(self) -> None:
-        """All is written that will be."""
+        """Finish the close: all data that can be sent is written."""
         if not self._lost:
             self.lose(None)
 
@@ -225,13 +225,13 @@ class End(asyncio.Transport):
 
     @property
     def lost(self) -> bool:
-        """Its protocol was told, or will be, that the connection is gone."""
+        """Whether the protocol has learned, or will learn, of the loss of the connection."""
         return self._lost
 
-    # what goes wrong
+    # Faults.
 
     def kill(self) -> None:
-        """The process is gone; its kernel sends what it has."""
+        """End this end's process. Its kernel sends what it has."""
         if self._lost:
             return
         self._drop_held()
@@ -241,33 +241,33 @@ class End(asyncio.Transport):
         self.lose(None)
 
     def refuse(self) -> None:
-        """No process is at this end, and none will be."""
+        """Refuse the connection: this end has no process."""
         self.lose(None)
         self.peer.lose(ConnectionResetError("Connection reset by peer"))
 
     def hang_up(self, error: Exception | None) -> None:
-        """Send nothing more; what the kernel has arrives, and then the end."""
+        """Send nothing more. The kernel's data arrives, and then the end."""
         self._drop_held()
         self._fin, self._fin_error = True, error
         self.move()
 
     def truncate(self, amount: int) -> None:
-        """End the connection after another `amount` bytes in this direction; some of what was sent is lost then."""
+        """End the connection after another `amount` bytes in this direction. A part of the sent data is lost then."""
         self.link.tcp = True
         self._left = amount
 
     def garble(self, amount: int) -> None:
-        """Let the first frame after another `amount` bytes, and all after it, arrive as noise."""
+        """Let the first frame after another `amount` bytes, and all data after it, arrive as noise."""
         self._garble_in = amount
 
     def mend(self) -> None:
-        """Carry everything again, unless it is garbled already."""
+        """Carry all data again, unless the direction is garbled already."""
         self._left = None
         if self._garble_in:
             self._garble_in = None
 
     def _garbled(self, data: bytes) -> bytes:
-        """Follow the frames; what is due is overwritten from the next header on."""
+        """Follow the frames; when garbling is due, overwrite all data from the next header on."""
         if self._garble_in == 0:
             return b"\xff" * len(data)
         at = self._frame_left
@@ -276,7 +276,7 @@ class End(asyncio.Transport):
                 self._garble_in = 0
                 self.link.note(self, "garbled")
                 return data[:at] + b"\xff" * (len(data) - at)
-            if len(data) - at < HEADER_BYTES:  # not of our protocol
+            if len(data) - at < HEADER_BYTES:  # Not our protocol.
                 at = len(data)
                 break
             at += HEADER_BYTES + HEADER.unpack_from(data, at)[0]
@@ -290,13 +290,13 @@ class Link:
     """One connection.
 
     Args:
-        number: for the trace.
+        number: the link's number in the trace.
         loop: the loop.
-        rng: of everything that is left to chance.
+        rng: the source of all randomness.
         dialler: the host that dials.
-        protocol: of the end that dials.
+        protocol: the protocol of the end that dials.
         acceptor: the host that listens.
-        tcp: whether a reset loses what is under way.
+        tcp: whether a reset loses data under way.
         forget: called when both ends are gone.
     """
 
@@ -325,11 +325,11 @@ class Link:
 
     @property
     def ends(self) -> tuple[End, End]:
-        """The end that dialled, and the other."""
+        """The end that dialled, and the other end."""
         return self.dialled, self.accepted
 
     def delay_s(self, soon: bool) -> float:
-        """How long the next piece is under way, seconds: mostly short, at times much longer."""
+        """Draw the delay of the next piece, seconds: mostly short, sometimes much longer."""
         rng = self.rng
         delay = rng.random() * 0.0005
         if not soon:
@@ -340,13 +340,13 @@ class Link:
         return delay
 
     def piece(self, size: int) -> int:
-        """How many of `size` bytes arrive together: mostly all, at times any part."""
+        """Draw how many of `size` bytes arrive together: mostly all, sometimes any part."""
         if size > 1 and self.rng.random() < 0.25:
             size = 1 + int(self.rng.random() * size)
         return min(size, READ_BYTES)
 
     def reset(self, why: str) -> None:
-        """End it for both; what is under way is lost in part, on TCP, or arrives first."""
+        """End the connection for both ends. On TCP a part of the data under way is lost; otherwise it arrives first."""
         self.note(self.dialled, why)
         for end in self.ends:
             if end.protocol is None:
@@ -358,15 +358,15 @@ class Link:
                 end.hang_up(None)
 
     def refuse(self) -> None:
-        """No listener accepts it any more: the backlog is dropped with its socket."""
+        """Refuse the connection: the listener's backlog was dropped with its socket."""
         self.accepted.refuse()
 
     def note(self, end: End, line: str) -> None:
-        """Add to the trace."""
+        """Add a line to the trace."""
         way = ">" if end is self.dialled else "<"
         self._loop.trace.note(self._loop.time(), f"link {self.number} {way} {line}")
 
     def left(self, end: End) -> None:
-        """This end is gone."""
+        """Note that an end is gone."""
         if end.peer.lost or end.peer.protocol is None:
             self._forget(self)

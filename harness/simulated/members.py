@@ -1,4 +1,4 @@
-"""What runs on a simulated host: a worker's process or a client's, each with a runtime of its own."""
+"""The processes on simulated hosts: workers and clients, each with its own runtime."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Member:
     """A process with a runtime.
 
     Attributes:
-        host: where it runs.
-        runtime: its part in the system.
+        host: the host on which it runs.
+        runtime: its runtime.
     """
 
     def __init__(self, host: Host, switch: Switch, registry: Registry, config: Config) -> None:
@@ -34,7 +34,7 @@ class Member:
         return DistributedRuntime(config=config, discovery=self.discovery, networks=networks)
 
     def spawn(self, work: Any) -> asyncio.Task[Any]:
-        """Run a coroutine as this process's."""
+        """Run a coroutine in this process."""
         return self.host.loop.create_task(work, context=self.host.context.copy())
 
     async def close(self) -> None:
@@ -46,8 +46,8 @@ class Worker(Member):
     """A process that serves `requests.handler` and `requests.echo`.
 
     Args:
-        begun: how often a handler began each request; what happens after a kill is not counted.
-        max_inflight: of both endpoints, with a queue of as many.
+        begun: counts how often a handler began each request; handlers that begin after a kill are not counted.
+        max_inflight: the limit of both endpoints, which queue as many requests.
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class Worker(Member):
         return self.runtime.endpoint(path).serve_endpoint(function, max_inflight=most, max_queue=queue)
 
     def began(self, request_id: int) -> None:
-        """A handler begins this request."""
+        """Count a request that a handler begins."""
         if not self.host.dead:
             self._begun[request_id] += 1
             loop = self.host.loop
             loop.trace.note(loop.time(), f"{self.host.name} begins {request_id}")
 
     async def registered(self) -> bool:
-        """Wait until clients can know of it; False where it cannot register."""
+        """Wait until the worker is registered. False if it cannot register."""
         while not any(each.done() for each in self.serving):
             known = [key for key in self._registry.hub.entries if key[1] == self.runtime.instance_id]
             if len(known) == len(self.serving):
@@ -87,32 +87,32 @@ class Worker(Member):
         return False
 
     async def leave(self) -> None:
-        """Close it, and wait until what it served is done."""
+        """Close the worker, and wait until its endpoints have ended."""
         await self.close()
         await asyncio.gather(*self.serving, return_exceptions=True)
 
     def kill(self) -> None:
-        """End it without a word."""
+        """End the process without notice."""
         self._switch.kill(self.host)
 
     async def bury(self) -> None:
-        """Let go of a killed one: what it does from now on reaches no other process."""
+        """Close the runtime of a killed process. Its actions reach no other process."""
         self.discovery.vanish()
         await self.leave()
 
     async def pause(self) -> None:
-        """Take it out of rotation."""
+        """Take the worker out of rotation."""
         for path in (ENDPOINT, TWO_WAY):
             await self.spawn(self.runtime.endpoint(path).pause())
 
     async def resume(self) -> None:
-        """Put it back."""
+        """Put the worker back into rotation."""
         for path in (ENDPOINT, TWO_WAY):
             await self.spawn(self.runtime.endpoint(path).resume())
 
 
 class Caller(Member):
-    """A process that calls.
+    """A process that makes calls.
 
     Attributes:
         answer: its client of `requests.handler`.

@@ -1,4 +1,4 @@
-"""The simulated network and registry: which hosts there are, which listen, which are registered."""
+"""The simulated network and registry: all hosts, listeners and registrations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from triton_distributed.names import EndpointName, Instance
 from triton_distributed.transport.address import Address
 
 Factory = Callable[[], asyncio.Protocol]
-BACKLOG_S = 0.01  # how often a process without descriptors tries to accept again
+BACKLOG_S = 0.01  # Seconds after which a process without descriptors tries to accept again.
 
 
 class Switch:
@@ -27,8 +27,8 @@ class Switch:
 
     Args:
         loop: the loop.
-        rng: of everything that is left to chance.
-        tcp: whether a reset loses what is under way, see `links`.
+        rng: the source of all randomness.
+        tcp: whether a reset loses data under way, see `links`.
     """
 
     def __init__(self, loop: HostsLoop, rng: random.Random, tcp: bool) -> None:
@@ -40,21 +40,21 @@ class Switch:
         self._numbers = 0
 
     def listen(self, host: Host, name: str, factory: Factory) -> Callable[[], None]:
-        """Serve `name`; the returned function stops that."""
+        """Listen on `name`. The returned function stops listening."""
         if name in self._listening:
             raise OSError(errno.EADDRINUSE, f"{name} is listened on already")
         self._listening[name] = (host, factory)
         return lambda: self._listening.pop(name, None) and None
 
     def names_of(self, host: Host) -> list[str]:
-        """What a host listens on."""
+        """The names on which a host listens."""
         return [name for name, (listener, _) in self._listening.items() if listener is host]
 
     def dial(self, host: Host, name: str, protocol: asyncio.Protocol) -> Link:
         """Join `protocol` to the listener of `name`.
 
         Raises:
-            OSError: there is none, or `host` has no descriptors.
+            OSError: there is no listener, or `host` has no descriptors.
         """
         if host.no_fds:
             raise OSError(errno.EMFILE, "Too many open files")
@@ -74,7 +74,7 @@ class Switch:
         self.loop.call_at(self.loop.time() + wait_s, self._accept, link, name, context=context)
 
     def _accept(self, link: Link, name: str) -> None:
-        """Runs as the listener."""
+        """Accept a link. Runs in the listener's context."""
         host, factory = self._listening.get(name, (None, None))
         if link.accepted.lost:
             return
@@ -93,7 +93,7 @@ class Switch:
         return [each for each in self.links if host in (each.dialled.host, each.accepted.host)]
 
     def kill(self, host: Host) -> None:
-        """The host's process is gone: so are its connections, at once."""
+        """End all connections of a host, because its process is gone."""
         host.dead = True
         for name in self.names_of(host):
             del self._listening[name]
@@ -104,7 +104,7 @@ class Switch:
 
 
 class HostNetwork:
-    """The network as one host sees it: what a runtime of it is given for the scheme `memory`."""
+    """The network as one host sees it. The host's runtime uses it for the scheme `memory`."""
 
     def __init__(self, switch: Switch, host: Host) -> None:
         self._switch, self._host = switch, host
@@ -117,14 +117,14 @@ class HostNetwork:
         return self._switch.listen(self._host, address.host, factory)
 
     async def close(self) -> None:
-        """Sessions close their own connections."""
+        """Do nothing: sessions close their own connections."""
 
 
 class Registry:
-    """Where all hosts register.
+    """The registry of all hosts.
 
     Attributes:
-        full: it takes nothing more, and reports no changes.
+        full: the registry is full: it stores nothing and reports no changes.
     """
 
     def __init__(self, loop: HostsLoop, rng: random.Random) -> None:
@@ -135,11 +135,11 @@ class Registry:
         self._late: list[Callable[[], None]] = []
 
     def fill(self) -> None:
-        """Take nothing more from now on, until as many `clean`."""
+        """Store nothing more until as many calls of `clean`."""
         self.full += 1
 
     def clean(self) -> None:
-        """There is room again; changes that were held back are reported now."""
+        """Undo one `fill`. When there is room again, report the changes that were held back."""
         self.full -= 1
         if not self.full:
             late, self._late = self._late, []
@@ -147,14 +147,14 @@ class Registry:
                 each()
 
     def when_clean(self, what: Callable[[], None]) -> None:
-        """Do `what` now, or when there is room again."""
+        """Call `what` now, or when there is room again."""
         if self.full:
             self._late.append(what)
         else:
             what()
 
     def mark(self, instance_id: int, busy: bool) -> None:
-        """Say of an instance that its loop is stuck, as its watchdog does from a thread."""
+        """Mark an instance as busy or not, as its watchdog does from a thread."""
         for key, (owner, instance) in list(self.hub.entries.items()):
             if instance.id == instance_id and instance.busy != busy:
                 marked = replace(instance, busy=busy)
@@ -163,7 +163,7 @@ class Registry:
 
 
 class HostDiscovery:
-    """The registry as one host sees it: what it says takes a while, and may fail."""
+    """The registry as one host sees it. Its operations take a while and may fail."""
 
     def __init__(self, registry: Registry, host: Host) -> None:
         self.where = "simulated://registry"
@@ -190,7 +190,7 @@ class HostDiscovery:
         await self._inner.close()
 
     def vanish(self) -> None:
-        """The process is gone: so is what it registered."""
+        """Remove the registrations of a process that is gone."""
         for key, (owner, _) in list(self._registry.hub.entries.items()):
             if owner is self._inner:
                 del self._registry.hub.entries[key]
@@ -201,7 +201,7 @@ class HostDiscovery:
 
 
 class _Following:
-    """A watch whose changes come later, in their order, as calls in the process that watches."""
+    """A watch that delivers its changes later, in their order, in the context of the watching process."""
 
     inner: Watch
 

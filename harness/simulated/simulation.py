@@ -1,17 +1,17 @@
-"""A whole system in one thread under faults, in virtual time: thousands of schedules a minute, and each repeats itself.
+"""A whole system in one thread under faults, in virtual time: thousands of schedules a minute, each repeatable.
 
 Workers and clients are real runtimes on one loop. Between them are `links` that misbehave and a `network.Registry` that
-fails; `hosts` stops and resumes what belongs to one process. What is simulated of each `FaultKind`:
+fails; `hosts` stops and resumes single processes. The simulation of each `FaultKind`:
 
-    kill        nothing of the process reaches anybody any more; its kernel sends what it had; a successor starts
+    kill        the process has no more effect on others; its kernel sends what it had; a successor starts
     stop        its callbacks and timers wait, and its connections with them
-    block       the same; what the watchdog's thread does, which marks it busy, is done by the simulation
-    cut         its connections end: on TCP with the loss of what is under way, else as when a peer closes
-    delay       what its connections carry comes later
-    duplicate   connections that say a part of a hello, or noise, and end or stay
-    truncate    its connections are reset after so many bytes in either direction
-    corrupt     after this many bytes, all from the next frame on arrives as noise, see `links`
-    disk full   no process can register or hears of changes; the paused instance of the worker cannot come back
+    block       the same; the simulation marks the worker busy, in place of the watchdog's thread
+    cut         its connections end: on TCP with the loss of data under way, else as when a peer closes
+    delay       its connections deliver later
+    duplicate   connections that send a part of a hello, or noise, and end or stay
+    truncate    its connections are reset after some number of bytes in either direction
+    corrupt     after some number of bytes, all data from the next frame on arrives as noise, see `links`
+    disk full   no process can register or learn of changes; the paused instance of the worker cannot come back
     no fds      its connections are cut and it accepts none
     drain       the runtime is shut down under load; a successor starts
 """
@@ -40,12 +40,13 @@ from triton_distributed.errors import TritonError
 from triton_distributed.testing.chaos.report import Report
 from triton_distributed.testing.chaos.schedule import FaultKind, Recovery, schedule
 
-PATIENCE_S = 20.0  # of a call with a long deadline
-# A call may be held up by several faults of at most a second, each found by a timeout of half a second; not by this.
+PATIENCE_S = 20.0  # The timeout of a call with a long one.
+# Several faults of at most a second may delay a call, each detected by a timeout of half a second. They take less than
+# this.
 LONGEST_S = 15.0
-ENDED_S = 60.0  # virtual seconds after the last call began within which all have ended
-FOUND_S = 15.0  # by then a client has found every worker again: probes are at most 5 s apart, and dials fail in 0.5 s
-MANY = 1000  # streams of a session, more than there are calls
+ENDED_S = 60.0  # Virtual seconds after the last call began, in which all calls must end.
+FOUND_S = 15.0  # Seconds to find every worker again: probes are at most 5 s apart, and dials fail in 0.5 s.
+MANY = 1000  # Streams of a session. This is more than the number of calls.
 RECOVERY = Recovery(restart_s=1.0, other_s=0.3)
 
 
@@ -54,24 +55,24 @@ EVERYTHING = Variety(largest=2**14, two_way=True, cancels=0.1, directly=0.1, pri
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Of one simulation.
+    """The settings of one simulation.
 
     Attributes:
-        workers: how many there are, and `clients`.
+        workers: the number of workers; `clients` likewise.
         duration_s: virtual seconds in which calls and faults begin.
-        calls_per_s: all clients together.
-        faults_per_s: on average.
-        longest_s: of a lasting fault.
-        spare: workers that are well at any time.
-        kinds: of faults.
-        variety: of calls.
-        max_inflight: of each worker's endpoints.
+        calls_per_s: the calls of all clients together.
+        faults_per_s: the average number of faults.
+        longest_s: the longest duration of a fault, virtual seconds.
+        spare: the number of workers that are well at any time.
+        kinds: the kinds of faults.
+        variety: the kinds of calls.
+        max_inflight: the limit of each worker's endpoints.
         window_bytes: see TRD_WINDOW_BYTES; session_window_bytes, max_streams and drain_timeout_s likewise.
         token: see TRD_TOKEN.
-        tcp: whether a reset loses what is under way.
-        policy: of the clients.
-        client_stops: clients are stopped for a while at times, too.
-        client_leaves: the first client shuts down at some time, whatever it has under way.
+        tcp: whether a reset loses data under way.
+        policy: the policy of the clients.
+        client_stops: clients, too, are sometimes stopped for a while.
+        client_leaves: the first client shuts down at some time, even with calls under way.
     """
 
     workers: int = 3
@@ -96,7 +97,7 @@ class Settings:
 
 
 def settings_of(seed: int) -> Settings:
-    """Settings that differ from seed to seed, so that a thousand seeds see a thousand systems."""
+    """Return settings that differ from seed to seed, so that a thousand seeds test a thousand systems."""
     rng = random.Random(f"settings {seed}")
     largest = 2 ** rng.choice([8, 10, 10, 12, 14]) if rng.random() < 0.97 else 2**19
     return Settings(
@@ -119,10 +120,10 @@ def settings_of(seed: int) -> Settings:
 
 @dataclass(slots=True)
 class Result(Report):
-    """Of one simulation; its times are virtual.
+    """The result of one simulation. Its times are virtual.
 
     Attributes:
-        digest: of all that happened: the same seed gives the same.
+        digest: the hash of all events; the same seed gives the same hash.
     """
 
     digest: str = ""
@@ -132,27 +133,25 @@ def simulate(seed: int, settings: Settings | None = None, tell: Callable[[str], 
     """Run one schedule to its end and judge it.
 
     Args:
-        seed: of everything.
-        settings: by default those that the seed gives.
-        tell: called with each line of what happens.
+        seed: the seed of all randomness.
+        settings: the settings; by default the seed's.
+        tell: called with each line of the trace.
     """
     result = Result()
     trace = Trace(tell)
     collecting, logged = gc.isenabled(), logging.root.manager.disable
-    gc.disable()  # when it runs depends on what ran before
-    logging.disable(
-        logging.ERROR
-    )  # a handler that raises is reported with its traceback, which takes longer than the call
+    gc.disable()  # The time of its runs would depend on earlier code.
+    logging.disable(logging.ERROR)  # Reporting a handler's error takes longer than the call.
     simulation = Simulation(seed, settings or settings_of(seed), result)
     try:
         with asyncio.Runner(loop_factory=lambda: HostsLoop(f"runtimes {seed}", trace)) as runner:
             runner.get_loop().set_exception_handler(simulation.unhandled)
             try:
                 runner.run(simulation.run())
-            except (TritonError, TimeoutError) as error:  # a deadlock, a livelock, a worker that does not come back
+            except (TritonError, TimeoutError) as error:  # A deadlock, a livelock, or a worker that does not come back.
                 result.violations.append(f"{type(error).__name__}: {error}")
             del runner
-            gc.collect()  # reports errors that were never retrieved
+            gc.collect()  # Reports errors that were never retrieved.
     finally:
         logging.disable(logged)
         if collecting:
@@ -197,15 +196,15 @@ class Simulation:
             drain_timeout_s=settings.drain_timeout_s,
         )
         self._begun: Counter[int] = Counter()
-        self._hurt: list[tuple[int, float, float]] = []  # worker's number, from when to when
+        self._hurt: list[tuple[int, float, float]] = []  # The worker's number, from when to when.
 
     def unhandled(self, _: Any, context: dict[str, Any]) -> None:
-        """asyncio could not tell anybody else."""
+        """Record an error that asyncio could not raise anywhere."""
         error = context.get("exception")
         self.result.violations.append(f"asyncio: {context.get('message')}: {error!r}")
 
     async def run(self) -> None:
-        """The whole of it."""
+        """Run the whole simulation."""
         settings = self.settings
         self.loop = cast(HostsLoop, asyncio.get_running_loop())
         began = self.loop.time()
@@ -248,7 +247,7 @@ class Simulation:
         return len(hurt | self.inflictor.hurt_now) < self.settings.workers
 
     async def _work(self, callers: list[Caller]) -> None:
-        """Calls and faults."""
+        """Make the calls and the faults."""
         settings = self.settings
         faults = schedule(
             self._seed,
@@ -298,7 +297,7 @@ class Simulation:
         self.result.faults, self.result.left_out = self.inflictor.done, self.inflictor.left_out
         _, late = await asyncio.wait(calling, timeout=settings.duration_s + ENDED_S)
         if late:
-            self.loop.trace.stop()  # a group of tasks is cancelled in any order
+            self.loop.trace.stop()  # Tasks of a group are cancelled in any order.
             for each in late:
                 each.cancel()
             await asyncio.wait(late)
@@ -312,7 +311,7 @@ class Simulation:
         await caller.close()
 
     async def _look(self, callers: list[Caller]) -> None:
-        """All is well again: look at what is left."""
+        """Check what is left after all processes are well again."""
         violations = self.result.violations
         until = self.loop.time() + FOUND_S
         here = callers[1:] if self.settings.client_leaves else callers
@@ -324,7 +323,7 @@ class Simulation:
             violations += checks.found(caller, self.workers)
             for worker in self.workers:
                 await self._last_call(caller, worker)
-        await asyncio.sleep(1.0)  # the strangers' hellos time out, and losses are noticed
+        await asyncio.sleep(1.0)  # The strangers' hellos time out, and losses are detected.
         for member in (*callers, *self.workers):
             violations += checks.idle(member)
 
@@ -340,12 +339,12 @@ class Simulation:
         self._begun.pop(-1, None)
 
     async def _end(self, callers: list[Caller]) -> None:
-        """Close everything and see what is left."""
+        """Close everything and check what is left."""
         for caller in callers:
             await caller.close()
         for worker in self.workers:
             await worker.leave()
-        await asyncio.sleep(self._config.connect_timeout_s + 0.5)  # a peer that read nothing is given up after that
+        await asyncio.sleep(self._config.connect_timeout_s + 0.5)  # Peers that read nothing are closed by then.
         self.result.violations += checks.closed(self.loop, self.switch, self.registry)
 
 

@@ -1,4 +1,4 @@
-"""Whether figures stay where they are. Pure: figures in, words out."""
+"""Judges whether figures stay constant. Pure: figures in, descriptions out."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-WARM_UP = 0.2  # of the time: pools, caches and the allocator fill
-HALF_WAY = 0.6  # until then tables may grow: each restart of a worker shows another of them at its fullest
-PARTS = 5  # the first and the last of so many parts are compared
-# What a process may gain from the end of the warm-up on: calls of the mix take up to 3 MiB each and come at random. A
-# leak of 100 bytes a call is nearly 3 MiB of one client in the rest of the ten minutes.
+WARM_UP = 0.2  # The share of the time in which pools, caches and the allocator fill.
+HALF_WAY = 0.6  # The share in which tables may grow: each restart of a worker may show another one at its fullest.
+PARTS = 5  # The first and the last of this many parts are compared.
+# The memory that a process may gain after the warm-up: calls of the mix take up to 3 MiB each and come at random. A
+# leak of 100 bytes for each call is nearly 3 MiB in one client in the rest of the ten minutes.
 MOST_SHARE, MOST_BYTES = 0.03, 2 << 20
-SHORTEST_S = 100.0  # of runs whose memory is judged: what fills in a shorter one is no sign of anything
-# What may be more at the last quiet moment than at any of the first half: interned texts, compiled caches, one table of
-# the interpreter's that doubles. Some 14,000 calls of each client and 25 restarts lie between them.
+SHORTEST_S = 100.0  # Memory is judged only in longer runs. In shorter ones, growth proves nothing.
+# The growth allowed between the first half and the last quiet moment: interned texts, compiled caches, one table of the
+# interpreter that doubles. About 14,000 calls of each client and 25 restarts lie between them.
 MOST = {"objects": 500, "blocks": 2_000, "allocated": 1 << 20}
-# Instances of the package's own classes, a session or a call, and entries of its tables. The caches of each endpoint
-# hold up to three workers that are gone, until they are next used; these are values and not counted themselves.
+# The growth allowed for instances of the package's classes, such as sessions or calls, and for entries of its tables.
+# The caches of each endpoint hold up to three lost workers until their next use. These are values and not counted.
 MOST_OWN, MOST_ENTRIES = 16, 40
 VALUES = ("triton_distributed.names.", "Instance.", "EndpointName.")
 COUNTED = ("descriptors", "tasks", "threads", "running")
@@ -26,11 +26,11 @@ COUNTED = ("descriptors", "tasks", "threads", "running")
 
 @dataclass(frozen=True)
 class Memory:
-    """How resident memory went after the warm-up, bytes.
+    """The course of resident memory after the warm-up, bytes.
 
     Attributes:
         first, last: the medians of the first and the last fifth.
-        fitted: what the line of least squares gains from its beginning to its end.
+        fitted: the gain of the line of least squares from its beginning to its end.
     """
 
     first: int
@@ -39,17 +39,17 @@ class Memory:
 
     @property
     def allowed(self) -> int:
-        """What both may gain at most."""
+        """The largest gain that is allowed."""
         return max(int(self.first * MOST_SHARE), MOST_BYTES)
 
     @property
     def flat(self) -> bool:
-        """Whether neither the medians nor the line gain more."""
+        """Whether neither the medians nor the line gain more than is allowed."""
         return max(self.last - self.first, self.fitted) <= self.allowed
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
-    """Units of y a unit of x, by least squares; 0 for points of one x."""
+    """Return the slope of y over x, by least squares; 0 if all points have the same x."""
     if len({x for x, _ in points}) < 2:
         return 0.0
     return statistics.linear_regression([x for x, _ in points], [y for _, y in points]).slope
@@ -59,14 +59,14 @@ def warm(samples: Iterable[Mapping[str, Any]], seconds: float) -> list[Mapping[s
     """The samples after the warm-up.
 
     Args:
-        samples: with `at`, seconds from the beginning.
-        seconds: of the whole run.
+        samples: samples with `at`, seconds from the beginning.
+        seconds: the length of the whole run.
     """
     return [each for each in samples if each["at"] >= WARM_UP * seconds]
 
 
 def memory(samples: Sequence[Mapping[str, Any]], seconds: float) -> Memory | None:
-    """How memory went; None where there are too few samples to say."""
+    """Return the course of memory; None if there are too few samples."""
     points = [(each["at"], each["rss"]) for each in warm(samples, seconds)]
     if len(points) < PARTS:
         return None
@@ -77,9 +77,9 @@ def memory(samples: Sequence[Mapping[str, Any]], seconds: float) -> Memory | Non
 
 
 def more(quiet: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is more at a quiet moment than at one before, in words.
+    """Describe what is more at a quiet moment than at an earlier one.
 
-    Less is let be: the connection to a killed worker whose lease runs may still be tried at the first.
+    A decrease is fine: at the first moment, connections to a killed worker with a valid lease may still be tried.
     """
     found = []
     for what in COUNTED:
@@ -92,7 +92,7 @@ def more(quiet: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def grown(growths: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """What of the package's own is more at the last quiet moment than at any of the first half, in words.
+    """Describe which objects of the package are more at the last quiet moment than at any one of the first half.
 
     Args:
         growths: `types`, objects by class, and `kept`, entries by `Class.attribute`.
@@ -107,11 +107,11 @@ def grown(growths: Mapping[str, Mapping[str, int]]) -> list[str]:
 
 
 def process(history: Mapping[str, Any], seconds: float) -> tuple[dict[str, Any], list[str]]:
-    """The figures of a process that was there all the time, and what is wrong with them.
+    """Return the figures of a process that ran all the time, and descriptions of what is wrong with them.
 
     Args:
         history: its `samples`, its `quiet` moments and its `growths`.
-        seconds: of the whole run.
+        seconds: the length of the whole run.
     """
     quiet = warm(history["quiet"], seconds)
     wrong = more(quiet)
@@ -132,7 +132,7 @@ def process(history: Mapping[str, Any], seconds: float) -> tuple[dict[str, Any],
 
 
 def lost(lost: Mapping[int, int], broken: Iterable[int]) -> list[str]:
-    """Streams that broke on instances that were neither killed nor cut off."""
+    """Describe broken streams of instances that were neither killed nor cut off."""
     return [
         f"{count} streams of instance {instance} broke, which was neither killed nor cut off"
         for instance, count in lost.items()
@@ -141,7 +141,7 @@ def lost(lost: Mapping[int, int], broken: Iterable[int]) -> list[str]:
 
 
 def events(tallies: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Events that did not reach every process, by the news of each process at a quiet moment."""
+    """Describe events that did not reach every process, from the news of each process at a quiet moment."""
     found = []
     for name, tally in tallies.items():
         found += [f"{name}: {each}" for each in tally["wrong"]]

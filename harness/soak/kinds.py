@@ -1,4 +1,4 @@
-"""The kinds of calls of the soak: planned ones, which the oracle judges, and those that judge themselves."""
+"""The kinds of calls of the soak: planned ones, which the oracle judges, and ones that judge themselves."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ from triton_distributed.errors import (
 )
 from triton_distributed.runtime import Client, DistributedRuntime
 
-# Endpoints of the soak alone, and the policy of each endpoint's client.
+# The endpoints that only the soak has, and the policy of each endpoint's client.
 ARRAYS, TYPED, NARROW, COMING = (f"chaos.worker.{name}" for name in ("arrays", "typed", "narrow", "coming"))
 POLICIES = {
     ENDPOINT: "p2c", TWO_WAY: "round_robin", PLAIN: "random", RELAY: "least_loaded", ARRAYS: "least_loaded",
     TYPED: "round_robin", NARROW: "random", COMING: "round_robin",
 }  # fmt: skip
 MOST_ITEMS = 500
-PAUSED, PAUSE_S = 100, 0.01  # items of a stream that takes its time, and seconds between two of them
-CROWD = 60  # calls at once to an endpoint where three workers run 2 each and let 4 wait
-PRIORITIES = (-128, -1, 0, 1, 127)  # few: a worker remembers how well it estimates the wait of each
-# What a call may end with that cannot go elsewhere, or whose endpoint goes.
+PAUSED, PAUSE_S = 100, 0.01  # The items of a slow stream, and the seconds between two items.
+CROWD = 60  # Calls at once to an endpoint of which three workers run 2 each and queue 4.
+PRIORITIES = (-128, -1, 0, 1, 127)  # Only a few: a worker remembers the errors of its estimates for each one.
+# The errors of a call that cannot go elsewhere, or whose endpoint disappears.
 GONE = (StreamIncomplete, ConnectionFailed, Draining, Paused)
 
 
 class WrongAnswer(Exception):
-    """An answer is not what its request asks for."""
+    """An answer does not fit its request."""
 
 
 def same(found: object, wanted: object) -> None:
-    """Raise WrongAnswer where two values differ."""
+    """Raise WrongAnswer if two values differ."""
     if found != wanted:
         raise WrongAnswer(f"{found!r:.300} instead of {wanted!r:.300}")
 
 
-# --- what workers serve besides `requests` ---------------------------------------------------------------------------
+# --- The workers' handlers besides those of `requests` ---------------------------------------------------------------
 
 
 @dataclass
@@ -77,7 +77,7 @@ async def narrow(request: int) -> int:
 
 
 async def coming(request: Any) -> Any:
-    """Of an endpoint that comes and goes while its worker stays."""
+    """The handler of an endpoint that comes and goes while its worker stays."""
     return request
 
 
@@ -88,7 +88,7 @@ SERVED: dict[str, tuple[Callable[..., Any], dict[str, int]]] = {
 }
 
 
-# --- what is planned -------------------------------------------------------------------------------------------------
+# --- Planned calls ---------------------------------------------------------------------------------------------------
 
 
 def _size(rng: random.Random) -> int:
@@ -114,7 +114,7 @@ def _too_late(rng: random.Random, id: int) -> Plan:
 
 
 def _cancelled(rng: random.Random, id: int) -> Plan:
-    """Left before it leaves, unread, before its first item, within, with its task, or by its context."""
+    """A call that its caller leaves: unsent, unread, before or after its first item, by its task or its context."""
     via = rng.choice((ENDPOINT, RELAY, PLAIN))
     items, pause_s = (MOST_ITEMS, 0.0) if via == PLAIN else rng.choice(((MOST_ITEMS, 0.0), (PAUSED, PAUSE_S)))
     after = rng.randrange(1, items - 1)
@@ -157,11 +157,11 @@ PLANNED = (
 )
 
 
-# --- what judges itself ----------------------------------------------------------------------------------------------
+# --- Calls that judge themselves -------------------------------------------------------------------------------------
 
 
 class Unplanned:
-    """Calls that no plan describes, of one client process."""
+    """Calls of one client process that no plan describes."""
 
     def __init__(self, member: Member, clients: dict[str, Client], news: News, rng: random.Random) -> None:
         self._member, self._clients, self._news, self._rng = member, clients, news, rng
@@ -179,7 +179,7 @@ class Unplanned:
         )
 
     async def arrays(self) -> str | None:
-        """Arrays both ways, as often between 1 and 2 KiB as between 512 KiB and 1 MiB."""
+        """Send arrays both ways, half of them between 1 and 2 KiB, the others between 512 KiB and 1 MiB."""
         rng = self._rng
         array = np.resize(np.frombuffer(rng.randbytes(256), np.uint8), int(KIB * (MIB // KIB) ** rng.random()))
         turn, times = 0, rng.randint(1, 3)
@@ -195,12 +195,12 @@ class Unplanned:
         return None
 
     async def newcomer(self) -> str | None:
-        """One more client of an endpoint that has some."""
+        """Make one more client of an endpoint that already has clients."""
         client = await self._member.runtime.endpoint(TYPED).client(self._rng.choice(("p2c", "random")))
         return await self._product(client)
 
     async def typed(self) -> str | None:
-        """A request that fits its type, or one that does not."""
+        """Send a request that fits its type, or one that does not."""
         if self._rng.random() < 0.5:
             return await self._product(self._clients[TYPED])
         try:
@@ -218,10 +218,10 @@ class Unplanned:
         return None
 
     async def narrow(self) -> str:
-        """A crowd before an endpoint that takes few at once: each is served, or refused with `Overloaded`."""
+        """Send many calls to an endpoint that takes few at once: each is served, or refused with `Overloaded`."""
         outcomes = await asyncio.gather(*(self._narrow(n) for n in range(CROWD)))
         if "answered" not in outcomes:
-            raise WrongAnswer("of a crowd no call was served")
+            raise WrongAnswer("no call of a crowd was served")
         return "some refused" if "Overloaded" in outcomes else "all served"
 
     async def _narrow(self, n: int) -> str:
@@ -232,7 +232,7 @@ class Unplanned:
         return "answered"
 
     async def coming(self) -> str | None:
-        """An endpoint that comes and goes."""
+        """Call an endpoint that comes and goes."""
         n = self._rng.randrange(1 << 32)
         try:
             same(await self._clients[COMING].call(n), n)
@@ -241,7 +241,7 @@ class Unplanned:
         return None
 
     async def passing(self) -> None:
-        """Two runtimes that stay for one call: one serves an endpoint and the other calls it, and hears an event."""
+        """Make two runtimes for one call: one serves an endpoint, and the other calls it and receives an event."""
         config = Config.from_env(handle_signals=False)
         path, n = f"soak.{PASSING}.{self._member.name}", self._rng.randrange(1 << 32)
         async with DistributedRuntime(config=config) as here, DistributedRuntime(config=config) as there:

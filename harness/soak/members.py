@@ -18,13 +18,13 @@ from harness.worker import serve_all
 from triton_distributed.errors import RuntimeClosed
 from triton_distributed.runtime import Client
 
-MOST_AT_ONCE = 200  # calls of one client: some 20 are open at the default rate, and a machine that stalls adds no more
-AT_ONCE = 8  # more than a worker has threads for its handlers
-STEADY = "steady"  # the worker whose endpoints are never paused
+MOST_AT_ONCE = 200  # Calls of one client. About 20 are open at the default rate; a stall may add the others.
+AT_ONCE = 8  # More than a worker has threads for its handlers.
+STEADY = "steady"  # The worker whose endpoints are never paused.
 
 
 class Churn:
-    """An endpoint that comes and goes, and one that is paused and resumed, until `rest` and again from `go`."""
+    """An endpoint that comes and goes, and one that is paused and resumed, between `go` and `rest`."""
 
     def __init__(self, member: Member) -> None:
         self._runtime, self._pauses, self._rng = member.runtime, member.name != STEADY, random.Random(member.name)
@@ -33,10 +33,10 @@ class Churn:
         self._task = asyncio.create_task(self._run())
 
     async def rest(self) -> None:
-        """Wait until everything is as it was in the beginning.
+        """Wait until both endpoints are as they were in the beginning.
 
         Raises:
-            Exception: what went wrong on the way.
+            Exception: the error that ended the changes.
         """
         self._going.clear()
         waiting = asyncio.create_task(self._resting.wait())
@@ -55,7 +55,7 @@ class Churn:
             self._resting.clear()
             try:
                 await self._round()
-            except RuntimeClosed:  # it drains
+            except RuntimeClosed:  # The worker drains.
                 return
             finally:
                 self._resting.set()
@@ -80,7 +80,7 @@ class Churn:
 
 
 async def _hears(member: Member) -> News:
-    """Have the member hear events."""
+    """Let the member receive events."""
     news = News(member.runtime, member.name)
     await news.open()
     member.questions["news"] = news.tally
@@ -93,7 +93,7 @@ async def work(member: Member, made: Callable[[Journal], Callable[..., Any]] = h
 
     Args:
         member: the process.
-        made: makes the handler that streams.
+        made: makes the streaming handler.
     """
     await _hears(member)
     await serve_all(member, made)
@@ -121,7 +121,7 @@ async def call(member: Member, seed: str, number: str) -> None:
     lasting = [client for path, client in clients.items() if path != COMING]
 
     async def quiet(ids: list[int]) -> None:
-        """Have what a process has when nothing goes on: a connection to each worker, all of its threads."""
+        """Get everything that an idle process has: a connection to each worker, and all threads."""
         await known(lasting, ids)
         await touch(clients[ENDPOINT], ids)
         await asyncio.gather(*(_thread(clients[PLAIN], each) for each in ids * AT_ONCE))
@@ -133,7 +133,7 @@ async def call(member: Member, seed: str, number: str) -> None:
 
 
 async def _thread(client: Client, instance_id: int) -> None:
-    """One call of a handler that runs in a thread."""
+    """Call a handler that runs in a thread."""
     work = Work(-1, Shape.STREAM, 20, 40)
     found = [item async for item in client.direct(work, instance_id, annotated=False)]
     assert found == [work.item(index) for index in range(20)], found

@@ -1,4 +1,4 @@
-"""Events of the soak: each publisher numbers its own, and each subscriber checks that none is missing."""
+"""Events of the soak. Each publisher numbers its events, and each subscriber checks that no event is missing."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from triton_distributed.events import Event, Subscription
 from triton_distributed.runtime import DistributedRuntime
 
 SUBJECT = "news"
-PASSING = "passing"  # the publisher in a runtime that does not stay; its events are not numbered
-SIZE = 200  # bytes of an event's filling
+PASSING = "passing"  # The publisher in a short-lived runtime. Its events are not numbered.
+SIZE = 200  # Bytes of an event's filling.
 
 
 async def tell(runtime: DistributedRuntime, by: str, n: int) -> None:
@@ -21,12 +21,12 @@ async def tell(runtime: DistributedRuntime, by: str, n: int) -> None:
 
 
 class News:
-    """What one runtime publishes and hears.
+    """The events that one runtime publishes and receives.
 
     Attributes:
-        published: how many events.
+        published: the number of published events.
         heard: the number of the last event of each publisher.
-        wrong: events that should not have come, in words.
+        wrong: descriptions of events that should not have come.
     """
 
     def __init__(self, runtime: DistributedRuntime, name: str) -> None:
@@ -66,10 +66,10 @@ class News:
         self.heard[by] = n
 
     def tally(self) -> dict[str, Any]:
-        """What was published and heard.
+        """Return what was published and received.
 
         Raises:
-            Exception: what ended the listening.
+            Exception: the error that ended the subscription.
         """
         if self._task is not None and self._task.done():
             self._task.result()

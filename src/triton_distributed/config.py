@@ -23,8 +23,8 @@ MIB = 1024 * KIB
 DISCOVERY_BACKENDS = ("file", "etcd", "memory", "static")
 TEMPORARY = "/tmp"
 REQUEST_PLANES = ("direct", "nats")
-SHORTEST_WATCHDOG_S = 0.02  # the watchdog checks the loop four times in this period; shorter periods cost too much
-EVENT_PLANES = ("local", "nats", "")  # with "" the other settings decide
+SHORTEST_WATCHDOG_S = 0.02  # The watchdog checks the loop four times in this period; shorter periods cost too much.
+EVENT_PLANES = ("local", "nats", "")  # With "" the other settings decide.
 # Variables that the Makefile, tools/ and the tests read, or that Kubernetes sets for a service named trd-….
 NOT_SETTINGS = re.compile(
     r"TRD_(BASE_PYTHON|PYTHON_VERSION|NO_UV|TEST_.*|(.*_)?SERVICE_(HOST|PORT(_.*)?)|(.*_)?PORT(_[0-9]+_(TCP|UDP|SCTP)(_.*)?)?)"

@@ -18,18 +18,18 @@ __all__: list[str] = []  # Programs import these names from `triton_distributed.
 ID, PRIORITY, RESUME = "\0id", "\0p", "\0r"
 LOWEST_PRIORITY, HIGHEST_PRIORITY = -128, 127
 CLEANUP_S = 30.0
-"""Seconds from a handler's cancellation in which the calls of its clean-up may run.
+"""Seconds after a handler's cancellation in which the calls of its clean-up may run.
 
-The default of `TRD_DRAIN_TIMEOUT_S` is the same: time to give back a slot, a lock or a cache block elsewhere."""
+The value equals the default of `TRD_DRAIN_TIMEOUT_S`: time to release a slot, a lock or a cache block elsewhere."""
 
 
 class AwaitedRequest(NamedTuple):
     """A request whose answer is awaited.
 
     Attributes:
-        endpoint: that was called.
-        instance_id: of the worker that has the request or is about to get it.
-        sent: the nonce of its session and its stream's id, if it was sent.
+        endpoint: the endpoint that was called.
+        instance_id: the worker that has the request or is about to get it.
+        sent: the nonce of the request's session and the id of its stream, if the request was sent.
     """
 
     endpoint: EndpointName
@@ -45,7 +45,7 @@ class AttachedCall(Protocol):
     def ask_to_stop(self) -> None: ...
 
     def awaits(self) -> AwaitedRequest | None:
-        """What it waits for; None before an instance was chosen."""
+        """The request that the call waits for; None before an instance was chosen."""
 
 
 class Context:
@@ -65,17 +65,17 @@ class Context:
 
     # The defaults are class attributes: every request makes a context, and few requests change any of them.
     metadata: Mapping[str, Any] = MappingProxyType({})
-    deadline: float | None = None  # of the request, in seconds on the event loop's clock
-    calls_deadline: float | None = None  # of the handler's own calls: `deadline`, or later during clean-up
-    priority: int = 0  # of the call; where requests wait, larger priorities go first
-    over = False  # the request was answered; work that its handler left running no longer belongs to it
-    resume_token: Any = None  # the last token of an earlier instance's `checkpoint`; None: start at the beginning
+    deadline: float | None = None  # The request's, in seconds on the event loop's clock.
+    calls_deadline: float | None = None  # The handler's own calls': `deadline`, or later during clean-up.
+    priority: int = 0  # Where requests wait, those with larger priorities begin first.
+    over = False  # The request was answered. Work that its handler left running no longer belongs to it.
+    resume_token: Any = None  # The last token of an earlier instance's `checkpoint`; None: start anew.
     _id: str | None = None
     _pending_token: bytes | None = None
     _stopped = False
     _killed = False
     _waiters: list[asyncio.Future[None]] | None = None
-    _calls: dict[AttachedCall, None] | None = None  # in the order of their start; bounded by the open calls
+    _calls: dict[AttachedCall, None] | None = None  # In the order of their start; bounded by the open calls.
 
     def __init__(self, id: str | None = None, metadata: Mapping[str, Any] | None = None) -> None:
         if id is not None:
@@ -194,7 +194,7 @@ def read_only(metadata: object) -> Mapping[str, Any]:
 
 
 def awaited_requests(context: Context) -> list[AwaitedRequest]:
-    """What the open calls that were made on behalf of a context wait for."""
+    """Return the requests that the open calls of a context wait for."""
     return [awaited for call in context._calls or () if (awaited := call.awaits()) is not None]
 
 

@@ -81,7 +81,7 @@ class TritonError(Exception):
 
 
 _SECRETS = re.compile(r"PASSWORD|TOKEN|NKEY")
-_USER = re.compile(r"://(?:(?!://).)*@", re.DOTALL)  # a password may hold an @ or a comma
+_USER = re.compile(r"://(?:(?!://).)*@", re.DOTALL)  # A password may contain an @ or a comma.
 _PEM = re.compile(r"-----BEGIN.*", re.DOTALL)
 
 
@@ -98,7 +98,7 @@ def shown(setting: str, value: Any) -> Any:
         text = str(value)
         return value if without_secrets(text) == text else without_secrets(text)
     before, mark, after = without_secrets(value).partition("://")
-    if "@" in before:  # a URL without its scheme
+    if "@" in before:  # A URL without its scheme.
         before = f"***@{before.rpartition('@')[2]}"
     query = mark and after.partition("?")[1]
     return f"{before}{mark}{after.partition('?')[0]}?***" if query else f"{before}{mark}{after}"
@@ -414,7 +414,7 @@ class MessageTooLarge(TritonError, ValueError):
         self.what, self.size, self.limit, self.setting = what, size, limit, setting
 
     def __str__(self) -> str:
-        where = " on both ends" if self.setting.startswith("TRD_") else ""  # the limit of a server has only one end
+        where = " on both ends" if self.setting.startswith("TRD_") else ""  # A server's own limit is on one end only.
         return f"{self.what} has {self.size:,} bytes, above the limit of {self.limit:,}: raise {self.setting}{where}"
 
 

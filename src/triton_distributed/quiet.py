@@ -1,11 +1,11 @@
-"""Rate limits for log entries. Every room logs, also those below `observe/`, so this is next to errors and names."""
+"""Rate limits for log entries. Rooms below `observe/` log as well, so this file is next to errors and names."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Iterator
 
-__all__: list[str] = []  # the rooms use it; programs do not
+__all__: list[str] = []  # Only this package uses it.
 
 
 class Quiet:
@@ -27,10 +27,10 @@ class Quiet:
         self._every_s = every_s
         self._clock = clock
         self._most = most
-        self._logged: dict[Hashable, tuple[float, int]] = {}  # key → time of its last entry, suppressed since then
+        self._logged: dict[Hashable, tuple[float, int]] = {}  # Key → time of its last entry, number suppressed since.
 
     def due(self, key: Hashable = None) -> int | None:
-        """Whether to log this now: the number of entries suppressed since the last one, or None to suppress it."""
+        """Decide whether to log: return the number of entries suppressed since the last one, or None to suppress."""
         now = self._clock()
         at, suppressed = self._logged.get(key, (None, 0))
         if at is not None and now - at < self._every_s:
@@ -42,7 +42,7 @@ class Quiet:
         return suppressed
 
     def forget(self, key: Hashable) -> None:
-        """Log this key again the next time; harmless where it was not logged."""
+        """Log this key again the next time. Unknown keys are ignored."""
         self._logged.pop(key, None)
 
     def clear(self) -> None:

@@ -127,7 +127,7 @@ async def test_what_nobody_can_publish(advertise: str, says: str) -> None:
 
 
 async def test_a_host_alone_needs_a_port_that_is_listened_on() -> None:
-    with pytest.raises(ConfigError, match="give a port too: no TCP address is listened on"):
+    with pytest.raises(ConfigError, match="name a port too: the worker listens on no TCP address"):
         await published(asyncio.get_running_loop(), Config(advertise="a.example"), [UNIX])
 
 

@@ -198,7 +198,7 @@ async def test_a_stopped_call_whose_worker_is_lost_is_not_sent_again(options: di
     await turns()
     [asked] = [each for each in workers if each.instance_id == stream.instance_id]
     await patiently(asked.close())
-    with pytest.raises(StreamIncomplete, match="asked it to stop"):
+    with pytest.raises(StreamIncomplete, match="asked the handler to stop"):
         await patiently(reading)
     assert len(began) == 1
 

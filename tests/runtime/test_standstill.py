@@ -297,7 +297,7 @@ async def test_threads_that_only_wait_for_readers_are_said_too(
     pool.submit(Blocks("waits", read))
     await look(pool)
     (text,) = said()
-    assert "no more threads can be had for plain handlers: 2 are in use, in 2 of them generators wait" in text
+    assert "no more threads are available for plain handlers: 2 are in use, in 2 of them generators wait" in text
     assert "1 handlers wait" in text
     read.set()
     for each in parking:

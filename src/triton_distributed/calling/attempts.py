@@ -1,4 +1,4 @@
-"""A call's attempts: how one ended, which instances were tried, which are next, and the error if none is left. Pure."""
+"""The failed attempts of a call: which instances are next, and which error the caller gets if none is left. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Attempts:
     Attributes:
         tried: their ids.
         failures: (address, reason) of each, in order, for error texts.
-        refusal: the refusal to report if no instance takes the request; None where none gave one.
+        refusal: the refusal to report if no instance takes the request; None if no instance gave one.
     """
 
     __slots__ = ("_redial", "failures", "refusal", "tried")
@@ -29,7 +29,7 @@ class Attempts:
         self.tried: set[int] = set()
         self.failures: list[tuple[str, str]] = []
         self.refusal: Exception | None = None
-        self._redial: set[int] = set()  # Those of `tried` that may be dialled once more.
+        self._redial: set[int] = set()  # The tried instances that may be dialled once more.
 
     def record(
         self,
@@ -41,8 +41,8 @@ class Attempts:
         """Record that an instance did not take the request.
 
         Args:
-            instance_id: of the instance.
-            failures: (address, reason) each.
+            instance_id: the instance's id.
+            failures: pairs of address and reason.
             refusal: the error for the caller if no instance takes it.
             redial: the connection was lost before a handler began, which says little about the worker. If no other
                 instance is left, it is dialled again, once.
@@ -53,26 +53,26 @@ class Attempts:
         self.failures += failures
         known = self.refusal
         if isinstance(known, Overloaded) and isinstance(refusal, (Draining, Paused)):
-            # Not all instances are shutting down: to come back later makes sense.
+            # At least one instance is not shutting down, so the caller should try again later.
             refusal = Overloaded(known.endpoint, known.instance_id, known.reason, len(self.tried), known.retry_after_s)
         self.refusal = refusal or known
 
     def next(
         self, in_rotation: tuple[Instance, ...], listed: tuple[Instance, ...], direct: bool
     ) -> tuple[Instance, ...]:
-        """The instances among which the policy chooses next; empty where none is left.
+        """The instances from which the policy chooses next; empty if none is left.
 
         Args:
             in_rotation: the candidates of a new call.
             listed: all instances that discovery knows.
-            direct: the caller wants one instance and no other.
+            direct: the caller allows only one instance.
         """
         if not self.tried:
             return in_rotation
         rest: tuple[Instance, ...] = ()
         if not direct:
             rest = tuple(each for each in in_rotation if each.id not in self.tried)
-            if not rest:  # An instance that is out of rotation is better than none.
+            if not rest:  # An instance out of rotation is better than no instance.
                 rest = tuple(each for each in listed if each.id not in self.tried)
         return rest or tuple(each for each in listed if each.id in self._redial)
 
@@ -81,10 +81,10 @@ class Attempts:
         self._redial.discard(instance_id)
 
     def error(self, target: str) -> Exception:
-        """What the caller gets when no instance is left to try.
+        """The error for the caller when no instance is left to try.
 
         Args:
-            target: what was called, for the text.
+            target: the name of what was called, for the text.
         """
         return self.refusal or ConnectionFailed(target, self.failures)
 
@@ -93,11 +93,11 @@ class Ended(NamedTuple):
     """How an attempt ended.
 
     Attributes:
-        ending: in one word.
-        reason: why, for error texts.
+        ending: the kind of end.
+        reason: why the attempt ended, for error texts.
         began: a handler has begun or may have begun.
-        code: of the frame that ended it, if there was one.
-        detail: of that frame.
+        code: the code of the frame that ended the attempt, if there was one.
+        detail: the detail of that frame.
     """
 
     ending: Ending
@@ -108,16 +108,16 @@ class Ended(NamedTuple):
 
 
 def ended(stream: Stream, items_read: bool) -> Ended:
-    """How the attempt ended whose stream closed early.
+    """Return how an attempt ended, from its stream, which closed early.
 
     Args:
-        stream: it was lost, refused or failed, or the worker cancelled it.
+        stream: the stream, which was lost, refused or cancelled by the worker, or failed.
         items_read: the reader has items of this call.
     """
     if stream.lost is not None:
         session = stream.session
         began = bool(stream.accepted or stream.inbox or items_read)
-        # An ACCEPT may have been lost with the connection, but not one to a request that never left.
+        # The connection may have been lost with an ACCEPT on it, except for a request that was never sent.
         sure = not began and (not session.possibly_incomplete or stream.id in session.unsent)
         return Ended(Ending.CUT_OFF if sure else Ending.LOST, stream.lost, began)
     if stream.failure is None:
@@ -132,18 +132,18 @@ def ended(stream: Stream, items_read: bool) -> Ended:
 
 
 def disowned(how: Ended) -> bool:
-    """The worker says that it does not serve the instance now."""
+    """Whether the worker has answered that it does not serve the instance now."""
     return how.ending is Ending.REFUSED and how.code in (f.RejectCode.UNKNOWN, f.RejectCode.PAUSED)
 
 
 def refusal(how: Ended, path: str, instance_id: int, tries: int) -> Exception | None:
-    """The error of an attempt that was refused; None where the reason says nothing to a caller.
+    """Return the error of a refused attempt; None if the reason is of no use to a caller.
 
     Args:
-        how: the attempt ended.
-        path: of the endpoint.
-        instance_id: of the worker.
-        tries: instances that were tried, this one included.
+        how: the end of the attempt.
+        path: the endpoint's path.
+        instance_id: the worker's instance id.
+        tries: the number of instances tried, this one included.
     """
     if how.ending is Ending.OVERLOADED:
         return Overloaded(path, instance_id, how.reason, tries, f.read_overloaded(how.detail)[1])
@@ -155,13 +155,13 @@ def refusal(how: Ended, path: str, instance_id: int, tries: int) -> Exception | 
 def reported(
     how: Ended, target: str, instance_id: int, request_id: str, timeout_s: float | None
 ) -> tuple[BaseException, Outcome] | None:
-    """The error that a worker reports, and how the call has ended; None where the stream is only incomplete.
+    """Return the error that a worker reported and the outcome of the call; None if the stream is only incomplete.
 
     Args:
-        how: the attempt ended.
-        target: what was called, for error texts.
-        instance_id: of the worker.
-        request_id: of the request.
+        how: the end of the attempt.
+        target: the name of what was called, for error texts.
+        instance_id: the worker's instance id.
+        request_id: the request's id.
         timeout_s: seconds that the caller gave the call.
     """
     if how.code == f.ErrorCode.HANDLER:

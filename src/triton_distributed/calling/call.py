@@ -64,10 +64,10 @@ from triton_distributed.transport.stream import Stream
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import request_bytes
 
-LEFT = "its `async for` was left, or what read it was dropped, which cancels the handler"
-UNREADABLE = "a message of the worker could not be read, which ended the call"
+LEFT = "its `async for` was left or its reader was dropped, which cancels the handler"
+UNREADABLE = "a message from the worker could not be read, which ended the call"
 NOT_ITS_FAULT = (InvalidRequest, Refusal)
-"""Errors of a handler that are not held against its instance: it passes on what others answered to its own calls."""
+"""Errors that do not count against an instance: its handler passes them on from calls that it made itself."""
 
 _OK = int(Outcome.OK)
 _INFINITE = float("inf")
@@ -80,32 +80,32 @@ class Call:
     """A call under way.
 
     Args:
-        services: what it shares with the other calls of its client.
-        request: the caller's, for the policy.
+        services: the services that the calls of one client share.
+        request: the caller's request, for the policy.
         body: the encoded request.
         request_stream: the further requests of a caller that streams them.
         policy: chooses the instance.
         annotated: items are returned as `Annotated`.
-        context: the call is cancelled with it.
+        context: the call is cancelled with this context.
         timeout_s: seconds for the whole call.
         deadline: the end of that time, on the loop's clock.
-        metadata: what goes with the request, encoded.
-        request_id: given by the caller.
+        metadata: the request's metadata, encoded.
+        request_id: the id that the caller chose, if any.
         idempotent: a second handler may run the request.
         unary: the caller sees the answer only when it is complete.
-        resumption: where the stream stands, if another instance may continue it.
+        resumption: the position of the stream, if another instance may continue it.
 
     Attributes:
-        state: of `calling.state`.
-        stream: to the instance; None while none is open.
-        instance: the latest to which a stream was opened.
-        attempts: what failed so far; None as long as nothing has.
-        sent: done when the request is on its way or cannot be sent; None where it was sent at once.
-        stopping: the handler is to be asked to stop as soon as there is one.
-        error: what ended the call, until a reader gets it.
-        items: decoded items of the message that is being read.
-        received: items that the reader has; without `resumption`, of the present attempt.
-        reading: an `async for` reads it.
+        state: one of the states in `calling.state`.
+        stream: the stream to the instance; None while none is open.
+        instance: the latest instance to which a stream was opened.
+        attempts: the failed attempts; None while there are none.
+        sent: done when the request is on its way or cannot be sent; None if it was sent at once.
+        stopping: the handler must be asked to stop as soon as there is one.
+        error: the error that ended the call, until a reader gets it.
+        items: the decoded items of the message that is being read.
+        received: the number of items that the reader has; without `resumption`, those of the present attempt.
+        reading: an `async for` reads the call.
     """
 
     __slots__ = (
@@ -154,11 +154,11 @@ class Call:
         self.items = _NOTHING
         self.received = self._instances = 0
         self.stopping = self.reading = False
-        self._placing: asyncio.Task[None] | None = None  # Sends the request, where that needs waiting.
+        self._placing: asyncio.Task[None] | None = None  # Sends the request if sending needs waiting.
         self._chosen: Instance | None = None  # The instance that `_placing` is about to send it to.
-        self._broken: Ended | None = None  # Why the attempt is over, while the reader takes what had arrived.
+        self._broken: Ended | None = None  # How the attempt ended, while the reader takes the rest.
         self.error: BaseException | None = None
-        self._reason: str = ""  # Why readers that come later get StreamClosed.
+        self._reason: str = ""  # The reason in the StreamClosed of later readers.
         self._unsent_reader: asyncio.Future[None] | None = None  # A reader that waits for a stream to be opened.
         self._timer: asyncio.TimerHandle | None = None
         services.stats.inflight += 1
@@ -167,11 +167,11 @@ class Call:
         if context is not None:
             context.attach(self)
 
-    # sending the request
+    # Sending the request.
 
     def start(self) -> None:
-        """Send the request, or send it again: now where that needs no waiting, else from a task."""
-        if self.state > OPEN:  # Its context was cancelled before.
+        """Send the request, or send it again: now if that needs no waiting, else from a task."""
+        if self.state > OPEN:  # The context was cancelled before.
             return
         services = self.services
         candidates = services.candidates.candidates
@@ -198,7 +198,7 @@ class Call:
             stream.ask_to_stop()
 
     def _sent_on(self, stream: Stream, instance: Instance) -> None:
-        """`stream` carries the call to `instance`."""
+        """Note that `stream` carries the call to `instance`."""
         self.state = AFTER[self.state][SENT]
         self._instances += 1
         stream.owner = self
@@ -237,12 +237,12 @@ class Call:
                         await self._send_to(session, instance)
                     return
         except asyncio.CancelledError as error:
-            # Changes nothing where the call was over. Else the runtime ends, or the caller's iterator was cancelled.
+            # If the call is over, `fail` does nothing. Else the runtime ends, or the caller's iterator was cancelled.
             closing = services.core.closing
             self.fail(RuntimeClosed("a call") if closing else error, Outcome.CANCELLED)
         except MessageTooLarge as error:
             self.fail(error, Outcome.INVALID)
-        except Exception as error:  # Whatever a policy or a request's iterator raises is the caller's to see.
+        except Exception as error:  # The caller sees any error of its policy or its iterator of requests.
             self.fail(error, Outcome.UNREACHABLE if isinstance(error, TritonError) else Outcome.ERROR)
 
     async def _send_to(self, session: Session, instance: Instance) -> None:
@@ -258,7 +258,7 @@ class Call:
         whole = requests is None
         await stream.send_request(instance.id, services.key, timeout, self.metadata, body, buffers, whole)
         if self.stream is not stream:
-            return  # It was refused meanwhile, and the request is on its way to another instance.
+            return  # The stream was refused meanwhile, and the request is on its way to another instance.
         self._on_its_way()
         if self.stopping:
             stream.ask_to_stop()
@@ -271,20 +271,20 @@ class Call:
             self.sent.set_result(None)
 
     def _stop_placing(self) -> None:
-        """The call is over."""
+        """Stop sending the request, because the call is over."""
         self._on_its_way()
         if self._placing is not None and self._placing is not asyncio.current_task(self.services.loop):
             self._placing.cancel()
 
-    # failed attempts
+    # Failed attempts.
 
     def _decide(self, ending: Ending, instance: Instance) -> Verdict:
-        """The verdict of `failover.decide`; takes from the retry budget what it costs."""
+        """Return the verdict of `failover.decide`, and charge the retry budget for it."""
         services, resumption = self.services, self.resumption
         unread = self.stream is not None and bool(self.stream.inbox)
         advanced = resumption is not None and resumption.advanced
         tried = {instance.id}
-        # A stream that advances may come back to instances that failed before.
+        # A stream that advances may return to instances that failed before.
         if self.attempts is not None and not (resumption is not None and (advanced or unread)):
             tried |= self.attempts.tried
         streams = self.request_stream is not None
@@ -303,7 +303,7 @@ class Call:
         return verdict
 
     def _attempt_ended(self, how: Ended) -> None:
-        """The attempt that has the stream ended: do what `failover.decide` says."""
+        """Apply the verdict of `failover.decide` after the attempt on `self.stream` has ended."""
         stream, instance, services, resumption = self.stream, self.instance, self.services, self.resumption
         assert stream is not None
         assert instance is not None
@@ -323,12 +323,12 @@ class Call:
         if kind is Error.REPORTED:
             found = reported(how, target, instance.id, self.request_id, self.timeout_s)
             error, outcome = found or (incomplete, Outcome.LOST)
-            late = outcome is Outcome.DEADLINE and self.attempts is None  # Else it had only the time that others left.
+            late = outcome is Outcome.DEADLINE and self.attempts is None  # A later attempt had only part of the time.
             if late or (outcome is Outcome.ERROR and not isinstance(error, NOT_ITS_FAULT)):
                 services.ejector.failed(instance.id, began=_began(self))
             self.fail(error, outcome)
             return
-        last: Exception | None = incomplete  # What the caller gets if no instance takes the request.
+        last: Exception | None = incomplete  # The error if no instance takes the request.
         if how.ending is Ending.REFUSED or how.ending is Ending.OVERLOADED:
             tries = 1 if self.attempts is None else len(self.attempts.tried) + 1
             last = refusal(how, services.candidates.name.path, instance.id, tries)
@@ -350,7 +350,7 @@ class Call:
     def _record_attempt(
         self, verdict: Verdict, instance: Instance, failures: Sequence[tuple[str, str]], error: Exception | None
     ) -> None:
-        """Record a failed attempt, and fail the call where no other follows."""
+        """Record a failed attempt, and fail the call if no other attempt follows."""
         if self.attempts is None:
             self.attempts = Attempts()
         self.attempts.record(instance.id, failures, error, isinstance(verdict, Retry) and verdict.redial)
@@ -363,7 +363,7 @@ class Call:
             self.fail(self.attempts.error(self.services.target), Outcome.REFUSED if refused else Outcome.UNREACHABLE)
 
     def _release(self) -> None:
-        """Let go of the stream: another instance is tried, or none."""
+        """Release the stream: another instance is tried, or the call ends."""
         if self.stream is not None and self.instance is not None:
             self.state = AFTER[self.state][PLACE]
             self.services.load.release(self.instance.id)
@@ -371,10 +371,10 @@ class Call:
             self.stream.abort(f.CANCEL)
             self.stream = None
 
-    # the owner of a stream
+    # Methods that the stream calls on its owner.
 
     def stream_ended(self) -> None:
-        """The last item has arrived, though it may not have been read."""
+        """The last item has arrived. The reader may not have taken it yet."""
         if self.state == OPEN:
             self._settle(_OK)
             if self.request_stream is not None and self.stream is not None:
@@ -382,7 +382,7 @@ class Call:
                 self._stop_placing()
 
     def stream_closed(self, stream: Stream) -> None:
-        """The stream failed, was refused, or its session is gone."""
+        """The stream failed or was refused, or its session is lost."""
         if self.state != OPEN or stream is not self.stream or self._broken is not None or self.instance is None:
             return
         services, instance_id = self.services, self.instance.id
@@ -396,27 +396,27 @@ class Call:
         self._attempt_ended(how)
 
     def stream_silent(self, stream: Stream, words: str) -> None:
-        """The worker has said nothing for long."""
+        """The worker has sent nothing for a long time."""
         if self.state == OPEN and stream is self.stream and self._broken is None:
             self._attempt_ended(Ended(Ending.SILENT, words))
 
     def stream_stopped(self) -> None:
-        """Only handlers are asked to stop."""
+        """Do nothing: only handlers are asked to stop."""
 
-    # its end
+    # The end of the call.
 
     def fail(self, error: BaseException, outcome: Outcome) -> None:
-        """End the call with an error; nothing happens where it is over."""
+        """End the call with an error. Nothing happens if the call is over."""
         if self.state > OPEN:
             return
         self.error = error
         self._settle(outcome)
-        self._stop_placing()  # Also where it streams requests, which nothing takes any more.
+        self._stop_placing()  # Also stops streaming requests, which no handler reads any more.
         if self.stream is not None:
             self.stream.wake()
 
     def _settle(self, outcome: int) -> None:
-        """The call is over on the wire: give back what it held."""
+        """Release what the call holds, because it is over on the wire."""
         self.state = AFTER[self.state][END]
         services = self.services
         if self.stream is not None and self.instance is not None:
@@ -439,7 +439,7 @@ class Call:
         services = self.services
         if self.stream is not None:
             self.stream.abort(f.CANCEL)
-            if self.instance is not None and self.attempts is None:  # Else it had only the time that others left.
+            if self.instance is not None and self.attempts is None:  # A later attempt had only part of the time.
                 services.ejector.failed(self.instance.id, began=_began(self))
         failures = [] if self.attempts is None else [*self.attempts.failures]
         chosen = self._chosen
@@ -448,17 +448,17 @@ class Call:
         self.fail(DeadlineExceeded(services.target, self.timeout_s or 0.0, failures), Outcome.DEADLINE)
 
     def cancel(self) -> None:
-        """Cancel the handler and drop what was received; a reader, also a later one, gets CancelledError."""
+        """Cancel the handler and drop unread items. Present and later readers get CancelledError."""
         self.services.check_loop("cancel")
         if self.state <= OPEN:
             self.error = asyncio.CancelledError(f"{self.services.target} was cancelled by this process")
         self.leave("it was cancelled by this process")
 
     def leave(self, reason: str = LEFT) -> None:
-        """Cancel the handler and drop what was received: the reader is gone.
+        """Cancel the handler and drop unread items, because the reader has left.
 
         Args:
-            reason: why, for a reader that comes later.
+            reason: why it left, for the error of later readers.
         """
         stream, under_way = self.stream, self.state <= OPEN
         if under_way:
@@ -485,15 +485,15 @@ class Call:
         if self.stream is not None and self.state == OPEN:
             self.stream.ask_to_stop()
 
-    # reading
+    # Reading.
 
     def take(self) -> bool:
-        """Make the next message's items the current ones. False: wait first.
+        """Make the next message's items the current ones. False if the reader has to wait first.
 
         Raises:
-            StopAsyncIteration: there are no more.
-            WrongLoop: another thread or event loop than the call's own reads.
-            Exception: what ended the call.
+            StopAsyncIteration: there are no more items.
+            WrongLoop: the reader runs in another thread or event loop than the call's own.
+            Exception: the error that ended the call.
         """
         if _running_loop() is not self.services.loop:
             self.services.check_loop("reading a stream")
@@ -524,24 +524,24 @@ class Call:
         """The exception that tells a reader that nothing more comes."""
         error, self.error = self.error, None
         if error is not None:
-            # The error is raised once, and not kept: it refers to frames that refer to this call.
-            if isinstance(error, StreamIncomplete) and not isinstance(error, RemoteError):  # Not one of the handler's.
+            # The error is raised once and not kept: it refers to frames that refer to this call.
+            if isinstance(error, StreamIncomplete) and not isinstance(error, RemoteError):  # Not a handler's error.
                 error.items = 0 if self.unary else self.received
             self.state = AFTER[self.state][RAISE]
             if self.state == FAILED:
-                self._reason = f"it has failed before, with {_words(error)}"
+                self._reason = f"it failed before with {_words(error)}"
             return error
         self.state = AFTER[self.state][WHOLE if self.reading else LAST]
         return self.stream_closed_error() if self.state == CLOSED else StopAsyncIteration()
 
     def stream_closed_error(self) -> StreamClosed:
-        """The error of a reader that comes after the stream was closed, or has raised its error."""
+        """The error for a reader that comes after the stream was closed or has raised its error."""
         instance_id = 0 if self.instance is None else self.instance.id
         address = "" if self.stream is None else self.stream.session.address
         return StreamClosed(self.services.target, instance_id, address, self._reason, self.received)
 
     def pending(self) -> asyncio.Future[None]:
-        """What to await after `take` has returned False. A reader that is cancelled there calls `leave`.
+        """Return what to await after `take` has returned False. A reader that is cancelled there calls `leave`.
 
         Raises:
             RuntimeError: another task waits already.
@@ -558,17 +558,17 @@ class Call:
         waiter = self._unsent_reader
         return (waiter is not None and not waiter.done()) or (self.stream is not None and self.stream.awaited)
 
-    # what there is to know of it
+    # Information about the call.
 
     @property
     def request_id(self) -> str:
-        """The request's id, as the handler sees it; empty before it was sent."""
+        """The request's id, as the handler sees it; empty before the request was sent."""
         if self._request_id is not None:
             return self._request_id
         return "" if self.stream is None else f"{self.stream.connection.hello.nonce:x}-{self.stream.id:x}"
 
     def awaits(self) -> AwaitedRequest | None:
-        """The request whose answer it waits for, if an instance was chosen."""
+        """The request whose answer the call waits for; None before an instance was chosen."""
         target, stream = self._chosen or self.instance, self.stream
         if target is None:
             return None
@@ -577,12 +577,12 @@ class Call:
 
 
 def _began(call: Call) -> float | None:
-    """When the call began, on the loop's clock, where it has a deadline."""
+    """When the call began, on the loop's clock; None without a deadline."""
     return None if call.deadline is None or call.timeout_s is None else call.deadline - call.timeout_s
 
 
 def _words(error: BaseException) -> str:
     try:
         return f"{type(error).__name__}: {error}"
-    except Exception:  # The text of a user's exception is the user's code.
+    except Exception:  # The `__str__` of a user's exception may fail.
         return type(error).__name__

@@ -1,4 +1,4 @@
-"""What one runtime knows of one endpoint: its instances, and which of them a call may be sent to."""
+"""What one runtime knows about one endpoint: its instances, and which of them are candidates for a call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from triton_distributed.routing.rotation import Rotation
 
 logger = logging.getLogger("triton_distributed.runtime")
 
-SILENCE_S = 1.0  # Seconds of waiting for a first instance before the log says which place is watched.
+SILENCE_S = 1.0  # Seconds of waiting for a first instance before the wait is logged.
 ELSEWHERE_S = 5.0  # Seconds between searches for workers that have started in another folder.
 
 
@@ -31,13 +31,13 @@ class Candidates:
         ejection_s: see `TRD_EJECTION_S`.
 
     Attributes:
-        candidates: the instances that a call may be sent to. They are those in rotation, or all if none is; of these,
-            those that are not busy, or all if all are; of these, those that are not ejected, at least half. If
-            discovery lists no instance, they are those that it listed before and that still have a live connection.
-        table: what discovery reports.
-        rotation: which of them cannot be reached, and when to try them again.
-        ejector: which of them are left out because they fail far more often than others.
-        load: streams that this runtime has open on each.
+        candidates: the instances that a call may be sent to. They are the instances in rotation, or all instances if
+            none is in rotation. Busy ones are left out unless all are busy. Ejected ones are left out, at most half. If
+            discovery lists no instance, they are the formerly listed ones that still have a live connection.
+        table: the instances that discovery reports.
+        rotation: which instances cannot be reached, and when to try them again.
+        ejector: which instances are left out because they fail far more often than others.
+        load: the number of streams that this runtime has open on each instance.
     """
 
     def __init__(
@@ -59,19 +59,19 @@ class Candidates:
         self._on_removed = on_removed
         self._connected = connected
         self._known: tuple[Instance, ...] = ()
-        self._unlisted: tuple[Instance, ...] = ()  # gone from the table with a live connection
+        self._unlisted: tuple[Instance, ...] = ()  # Removed from the table, but still connected.
         self._watch: Watch | None = None
-        self._waiting: list[asyncio.Future[None]] = []  # at most one a caller of wait_for_instances
+        self._waiting: list[asyncio.Future[None]] = []  # At most one for each caller of `wait_for_instances`.
         self.table.listeners.append(self._changed)
 
     async def start(self, discovery: Discovery, host: str) -> None:
-        """Watch the endpoint; its present instances are known when this returns.
+        """Watch the endpoint. Its present instances are known when this returns.
 
         Args:
-            host: the name of this host: only instances on it are dialled by their Unix sockets.
+            host: the name of this host. Unix sockets are dialled only on the same host.
 
         Raises:
-            DiscoveryError: the place cannot be read.
+            DiscoveryError: the place of discovery cannot be read.
         """
         self._watch = await discovery.watch(self.name, lambda change: self.table.apply(_dialable(change, host)))
 
@@ -88,8 +88,8 @@ class Candidates:
         self.rotation.forget(self.table.by_id.keys())
         self.ejector.outliers.forget(self.table.by_id.keys())
         known, self._known = self._known, self.table.instances
-        # A worker that has lost etcd and that we still reach is unlisted, not gone: its connection knows better than
-        # its record. A worker that stops says so itself, with GOAWAY.
+        # A worker that has lost etcd, but that is still connected, is unlisted and not gone: the connection is better
+        # evidence than the record. A worker that stops sends GOAWAY.
         gone = tuple(each for each in known if each.id not in self.table.by_id)
         self._unlisted = () if self._known else gone + self._unlisted
         self._refresh()
@@ -113,10 +113,10 @@ class Candidates:
                     waiter.set_result(None)
 
     def mark_down(self, addresses: tuple[str, ...]) -> float | None:
-        """The connection to these addresses was lost or could not be made.
+        """Note that the connection to these addresses was lost or could not be made.
 
         Returns:
-            when to try again, on the loop's clock; None where no instance has these addresses.
+            when to try again, on the loop's clock; None if no instance has these addresses.
         """
         found = None
         for instance in self.table.instances:
@@ -128,18 +128,18 @@ class Candidates:
         return found
 
     def others(self, ids: Collection[int]) -> bool:
-        """Whether another instance than these is in rotation."""
+        """Whether an instance other than these is in rotation."""
         down = self.rotation.down
         return any(each.id not in ids and each.id not in down for each in self.candidates)
 
     def disowned(self, instance_id: int) -> None:
-        """The worker says that it has no such instance."""
+        """Note that the worker has answered that it does not have this instance."""
         if self._unlisted:
             self._unlisted = tuple(each for each in self._unlisted if each.id != instance_id)
             self._refresh()
 
     def mark_up(self, addresses: tuple[str, ...]) -> None:
-        """The worker at these addresses answers again."""
+        """Note that the worker at these addresses answers again."""
         for instance in self.table.instances:
             if instance.addresses == addresses:
                 self.rotation.mark_up(instance.id)
@@ -150,7 +150,7 @@ class Candidates:
 
         Args:
             where: the place of discovery, for the log.
-            elsewhere: gives words on other folders in which the endpoint is served; the log has them once.
+            elsewhere: returns a text about other folders in which the endpoint is served; it is logged once.
         """
         words = '"%s": no instance yet; waiting for a worker that serves it to register in %s%s'
 
@@ -181,13 +181,13 @@ class Candidates:
 
 
 def _free(instances: tuple[Instance, ...]) -> tuple[Instance, ...]:
-    """The instances whose event loops turn, or all if none does: waiting is better than refusing."""
+    """The instances whose event loops are not stuck, or all if all are stuck: waiting is better than failing."""
     free = tuple(each for each in instances if not each.busy)
     return free if free and len(free) < len(instances) else instances
 
 
 def _dialable(change: Change, host: str) -> Change:
-    """The change with only those addresses that can be dialled from this host."""
+    """The change without addresses that cannot be dialled from this host."""
     if isinstance(change, Removed):
         return change
     if isinstance(change, Added):

@@ -1,7 +1,7 @@
-"""The outliers of one endpoint on an event loop: the timers, the log, and what clients see of it.
+"""Ejection of the outliers of one endpoint: the timers, the log entries and the effects on clients.
 
-While no call fails, a call that is answered looks at one flag. A first failure opens a period in which answers are
-counted too, and after which all outcomes are forgotten.
+While no call fails, an answered call only checks one flag. A first failure opens a period. Answers are counted only
+during the period, and at its end all outcomes are forgotten.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from triton_distributed.routing.outliers import Ejection, Outliers
 
 logger = logging.getLogger("triton_distributed.runtime")
 
-PERIOD_S = 60.0  # one call in ten seconds still makes five failures; older outcomes say little about an instance
+PERIOD_S = 60.0
+"""Seconds in which calls are counted. One call in ten seconds still makes five failures; older outcomes say little."""
 
 
 class Ejector:
@@ -27,13 +28,13 @@ class Ejector:
         name: the endpoint, for the log.
         loop: the running loop.
         rng: see `Outliers`.
-        first_s: seconds of a first ejection; 0: no instance is ever ejected.
+        first_s: seconds of a first ejection; 0 if no instance may be ejected.
         on_change: called when an instance was ejected or has returned.
 
     Attributes:
-        counting: a call has failed in this period, so each call that ends well is to be passed to `answered`.
+        counting: a call has failed in this period, so each call that ends well must be passed to `answered`.
         answered: `Outliers.answered`.
-        outliers: the outcomes, and which instances are left out.
+        outliers: the outcomes, and the instances that are left out.
         stats: counters.
     """
 
@@ -70,15 +71,15 @@ class Ejector:
         self.counting = self._closed = False
         self._instances: tuple[Instance, ...] = ()
         self._period: asyncio.TimerHandle | None = None
-        self._return: asyncio.TimerHandle | None = None  # to the end of the next ejection
+        self._return: asyncio.TimerHandle | None = None  # The end of the next ejection.
 
     def changed(self, instances: tuple[Instance, ...]) -> None:
-        """Take note of the instances that are in rotation now."""
+        """Note which instances are in rotation now."""
         self._instances = instances
         self.stats.out = len(self.outliers.ejected)
 
     def close(self) -> None:
-        """Count no more, and end the timers."""
+        """Stop counting and end the timers."""
         self._closed, self.counting = True, False
         for timer in (self._period, self._return):
             if timer is not None:
@@ -86,7 +87,7 @@ class Ejector:
         self._period = self._return = None
 
     def failed(self, instance_id: int, cause: int | None = None, began: float | None = None) -> None:
-        """Note that a call failed, perhaps by the fault of its instance.
+        """Note that a call failed, perhaps because of its instance.
 
         Args:
             instance_id, cause, began: see `Outliers.failed`.
@@ -126,7 +127,7 @@ class Ejector:
     def _returned(self) -> None:
         self._return = None
         back = self.outliers.readmit(self._loop.time())
-        self._await_return()  # also where the timer was early by less than the clock's grain
+        self._await_return()  # Needed also if the timer was early by less than the clock's resolution.
         if back:
             logger.info('"%s": back in rotation: instance %s', self._name.path, ", ".join(map(str, back)))
             self._on_change()

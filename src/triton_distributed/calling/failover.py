@@ -26,7 +26,7 @@ class Ending(Enum):
     OVERLOADED = auto()  # The worker refused the request because it is at capacity.
     LOST = auto()  # The connection was lost, and a handler has begun or may have begun.
     CUT = auto()  # The worker cancelled its handler in order to shut down.
-    SILENT = auto()  # The worker has said nothing for long. Its handler may still run.
+    SILENT = auto()  # The worker has sent nothing for a long time. Its handler may still run.
     CANCELLED = auto()  # The worker cancelled the stream.
     FAILED = auto()  # The worker reported an error: of the handler, of the request, or that the deadline has passed.
 
@@ -50,12 +50,12 @@ class Terms(NamedTuple):
 
 
 class Delivered(NamedTuple):
-    """What has come from the worker.
+    """What has arrived from the worker.
 
     Attributes:
         read: the reader has items.
         unread: items have arrived that the reader has not taken.
-        advanced: for `resume`: the reader has an item that came after the latest instance was asked.
+        advanced: for `resume`: the reader has an item that came after the latest instance got the request.
     """
 
     read: bool
@@ -64,7 +64,7 @@ class Delivered(NamedTuple):
 
 
 class Means(NamedTuple):
-    """What is left to send the request again with.
+    """The means that are left to send the request again.
 
     Attributes:
         attempts_left: `TRD_RETRIES` allows another attempt.
@@ -82,7 +82,7 @@ class Means(NamedTuple):
 
 
 class Error(Enum):
-    """The error that a failed call raises."""
+    """The kind of error that a failed call raises."""
 
     REPORTED = auto()  # The error that the worker reported.
     INCOMPLETE = auto()  # StreamIncomplete.
@@ -95,8 +95,8 @@ class Fail(msgspec.Struct, frozen=True):
     """The call fails.
 
     Attributes:
-        error: what its reader gets.
-        note: added to the reason of a StreamIncomplete.
+        error: the error that the reader gets.
+        note: text added to the reason of a StreamIncomplete.
     """
 
     error: Error
@@ -108,7 +108,7 @@ class Retry(msgspec.Struct, frozen=True):
     """The request is sent to another instance from the start.
 
     Attributes:
-        paid: it is charged to the retry budget.
+        paid: the attempt is charged to the retry budget.
         redial: the same instance may be dialled again once, if no other is left.
     """
 
@@ -120,7 +120,7 @@ class Resume(msgspec.Struct, frozen=True):
     """Another instance continues the stream after the last resume token.
 
     Attributes:
-        paid: it is charged to the retry budget.
+        paid: the attempt is charged to the retry budget.
     """
 
     paid: bool = False
@@ -130,8 +130,8 @@ class Wait(msgspec.Struct, frozen=True):
     """Nothing is sent now.
 
     Attributes:
-        to_read: the attempt is over. The reader takes first what has arrived, and then `decide` is asked again with
-            `Ending.LOST`. If False, the attempt goes on.
+        to_read: the attempt is over. First the reader takes the items that have arrived, then `decide` is called again
+            with `Ending.LOST`. If False, the attempt continues.
     """
 
     to_read: bool = False
@@ -140,19 +140,19 @@ class Wait(msgspec.Struct, frozen=True):
 
 Verdict = Fail | Retry | Resume | Wait
 
-NO_BUDGET = "so many calls failed that this one is not sent again: see routing.budget"
-STOPPED = "the caller has asked it to stop, so it is not sent again"
-TOO_OFTEN = f"it was resumed as often as TRD_RETRIES allows, and once more for each {REFILL_S:g} s since"
+NO_BUDGET = "the retry budget is empty, because many calls have failed, so this call is not sent again"
+STOPPED = "the caller has asked the handler to stop, so the call is not sent again"
+TOO_OFTEN = f"the call was resumed as often as TRD_RETRIES allows, and once more for each {REFILL_S:g} s since"
 
 STAY = Wait()
 READ_FIRST = Wait(to_read=True)
 
 
 def decide(ending: Ending, terms: Terms, delivered: Delivered, means: Means) -> Verdict:
-    """Return what the call does after an attempt that ended so.
+    """Return what the call does after an attempt with this ending.
 
-    A verdict that is `paid` assumes that the budget allows it. The caller of this function takes it from the budget,
-    and asks again with `budget=False` if the budget refuses.
+    A verdict that is `paid` assumes that the budget allows it. The caller of this function charges the budget. If the
+    budget refuses, the caller calls `decide` again with `budget=False`.
     """
     match ending:
         case Ending.FAILED:
@@ -179,7 +179,7 @@ def _if_possible(verdict: Verdict, means: Means) -> Verdict:
 
 
 def _after_refusal(ending: Ending, terms: Terms, means: Means) -> Verdict:
-    """No handler began. A call that was asked to stop ends here, and streamed requests cannot be taken back."""
+    """Decide when no handler began. A call that was asked to stop ends here. Streamed requests cannot be taken back."""
     overloaded = ending is Ending.OVERLOADED  # Sending it again adds load to an overloaded fleet.
     if terms.streams_requests or terms.stopped or (overloaded and not means.budget):
         return Fail(Error.REFUSED)
@@ -187,13 +187,13 @@ def _after_refusal(ending: Ending, terms: Terms, means: Means) -> Verdict:
 
 
 def _may_begin_again(terms: Terms, delivered: Delivered) -> bool:
-    """The caller allows a second handler and has seen no part of an answer; a unary answer is seen when complete."""
+    """Whether the caller allows a second handler and has seen no part of an answer."""
     unseen = terms.unary or not (delivered.read or delivered.unread)
     return terms.idempotent and unseen and not terms.streams_requests
 
 
 def _begun(terms: Terms, delivered: Delivered, means: Means) -> Verdict:
-    """A handler has begun, or may have."""
+    """Decide when a handler has begun or may have begun."""
     if terms.stopped and terms.idempotent:
         return Fail(Error.INCOMPLETE, STOPPED)
     if not _may_begin_again(terms, delivered):
@@ -204,7 +204,7 @@ def _begun(terms: Terms, delivered: Delivered, means: Means) -> Verdict:
 
 
 def _resumed(terms: Terms, delivered: Delivered, means: Means) -> Verdict:
-    """A handler has begun, or may have, and another may continue."""
+    """Decide when a handler has begun or may have begun, and another one may continue."""
     if delivered.unread:
         return READ_FIRST
     if terms.stopped:
@@ -217,7 +217,8 @@ def _resumed(terms: Terms, delivered: Delivered, means: Means) -> Verdict:
 
 
 def _during_silence(terms: Terms, delivered: Delivered, means: Means) -> Verdict:
-    """The worker may wake, so a call leaves it only for an instance in rotation, and never fails for silence."""
+    """Decide about a silent worker. It may wake up, so a call leaves it only for an instance in rotation, and silence
+    never makes a call fail."""
     stays = terms.streams_requests or terms.stopped or means.closed
     if stays or not (means.attempts_left and means.others):
         return STAY

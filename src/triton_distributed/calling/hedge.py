@@ -1,4 +1,4 @@
-"""A second request for a call that takes long, to another instance: the first answer counts."""
+"""A second attempt, on another instance, for a call that takes long. The first answer counts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from triton_distributed.routing.policies import Policy
 
 
 class AnotherInstance:
-    """Another policy that avoids the instance that a call was sent to, if there are others."""
+    """A policy that avoids the instance of an earlier call if there are others."""
 
     def __init__(self, policy: Policy, call: Call) -> None:
         self._policy = policy
@@ -28,7 +28,7 @@ class AnotherInstance:
 async def first_answer(
     first: Call, after_s: float, second: Callable[[], Call | None], answer: Callable[[Call], Awaitable[Any]]
 ) -> Any:
-    """Return the first answer that comes; the other call is cancelled. Where both fail, raise what the first raised.
+    """Return the first answer and cancel the other call. If both fail, raise the error of the first call.
 
     Args:
         first: the call that is under way.

@@ -1,4 +1,4 @@
-"""Workers that cannot be reached leave every rotation at once, and come back when a probe finds them."""
+"""Takes workers that cannot be reached out of every rotation, and puts them back after a successful probe."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class Prober:
         loop: the running loop.
 
     Attributes:
-        pool: the runtime's sessions, set before anything can be lost.
+        pool: the runtime's sessions, set before a session can be lost.
     """
 
     pool: SessionPool
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._endpoints: list[Candidates] = []  # One an endpoint that this runtime calls.
-        self._probes: dict[Addresses, asyncio.Task[None]] = {}  # At most one a worker that is listed.
+        self._endpoints: list[Candidates] = []  # One for each endpoint that this runtime calls.
+        self._probes: dict[Addresses, asyncio.Task[None]] = {}  # At most one for each listed worker.
         self._closed = False
 
     def add(self, candidates: Candidates) -> None:
@@ -32,7 +32,7 @@ class Prober:
         self._endpoints.append(candidates)
 
     def lost(self, addresses: Addresses, reason: str = "") -> None:
-        """The worker at these addresses was lost, says nothing, or could not be reached."""
+        """Note that the worker at these addresses was lost, is silent, or could not be reached."""
         due = self._mark_down(addresses)
         if due is None or addresses in self._probes or self._closed:
             return
@@ -54,7 +54,7 @@ class Prober:
                     for endpoint in self._endpoints:
                         endpoint.mark_up(addresses)
                     return
-        finally:  # In the same step as the success: from now on a loss starts another probe.
+        finally:  # In the same turn as the success, so that a new loss starts another probe.
             self._probes.pop(addresses, None)
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The messages of a call's inbox, as the items that are new to its caller."""
+"""Decodes the messages in a call's inbox to the items that are new to the caller."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from triton_distributed.wire import frames as f
 from triton_distributed.wire.stream import Received
 
 SPECIAL = f.CHECKPOINT | f.ANNOTATED
-"""Flags of messages whose items are not plain values."""
+"""Flags of messages that `plain_items` cannot read."""
 
 
 def plain_items(message: Received) -> Sequence[Any]:
@@ -35,9 +35,9 @@ def new_items(message: Received, resumption: Resumption | None, annotated: bool)
     """The items of any message that the caller does not have yet.
 
     Args:
-        message: as it arrived.
-        resumption: counts the items of a call that can be resumed, and knows which the caller has.
-        annotated: return items that the handler annotated as `Annotated`, and not as their values.
+        message: the message as it arrived.
+        resumption: counts the items of a call that can be resumed, and knows which ones the caller has.
+        annotated: True to return the handler's `Annotated` items as they are, False to return their values.
 
     Raises:
         DecodeError: the message cannot be read.

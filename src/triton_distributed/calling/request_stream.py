@@ -12,14 +12,14 @@ from triton_distributed.wire.states import State
 
 
 async def send_requests(stream: Stream, requests: AsyncIterator[object]) -> None:
-    """Send requests until they end, or the response does.
+    """Send requests until they end or the response ends.
 
     Args:
-        stream: its first request was sent.
+        stream: the stream, on which the first request was sent.
         requests: the caller's iterator; a generator is closed at the end.
 
     Raises:
-        Exception: what the iterator raises, or what encoding a request raises. The stream is cancelled then.
+        Exception: the iterator raised it, or a request cannot be encoded. The stream is cancelled then.
     """
     try:
         async for each in requests:

@@ -1,4 +1,4 @@
-"""What a call returns: something to await, to iterate over, or to leave alone."""
+"""The result of a call, which a caller may await, iterate over, or ignore."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from triton_distributed.errors import TritonError
 
 logger = logging.getLogger("triton_distributed.runtime")
 
-CANCELLED = "its reader was cancelled, e.g. by a timeout around a single item, which cancels the handler"
+CANCELLED = "its reader was cancelled, for example by a timeout around a single item, which cancels the handler"
 
 
 class ResponseStream:
-    """The responses of one call, which has begun when this exists.
+    """The responses of one call. The call has begun when this object exists.
 
-    Iterate over it with `async for` or `anext`, or leave it alone: the request runs all the same, and its answer is
-    dropped. `await` returns the stream itself when the request was sent. It does not wait for the worker, which may
-    still refuse the request: the first item, or the error in its place, tells that a handler has begun.
+    Iterate over the stream with `async for` or `anext`. If you do neither, the request runs all the same, and its
+    answer is dropped. `await` returns the stream itself when the request was sent. It does not wait for the worker,
+    which may still refuse the request. The first item, or an error in its place, shows whether a handler has begun.
 
     Leaving an `async for` early, by `break`, an exception or cancellation, cancels the handler. So does `cancel()`, and
-    dropping a stream that was read with `anext` and not to its end. A stream is read once, and one that was left or
-    closed does not end like a whole one: reading on raises `StreamClosed`.
+    so does dropping a stream that was read with `anext`, but not to its end. A stream can be read once. After it was
+    left or closed, reading raises `StreamClosed`; the stream never looks complete.
 
     Raises, from `await` and from iteration:
-        NoInstances, InstanceNotFound, ConnectionFailed: there is no instance to send the request to.
+        NoInstances, InstanceNotFound, ConnectionFailed: no instance can take the request.
         DeadlineExceeded: the call's time is over.
         MessageTooLarge: the request is above a limit.
-        WrongLoop: it is used on another event loop than the one of its call.
+        WrongLoop: the stream is used on another event loop than that of its call.
 
     Raises, from iteration only:
         Overloaded, Draining, Paused: the workers that were tried refused the request; no handler began. (`await` raises
-            this only if the answer of the worker is here by then.)
+            this only if the worker's answer has arrived by then.)
         InvalidRequest: the request does not fit the handler.
-        RemoteError: the handler raised; it is also an instance of the type that was raised.
+        RemoteError: the handler raised; the error is also an instance of the type that was raised.
         StreamIncomplete: the connection was lost after the handler had begun.
-        StreamClosed: it was left or closed before, or an `async for` begins and the stream has raised its error before.
-        RuntimeError: another task waits for the next item of this very stream, or an `async for` has read it to its
-            end before.
+        StreamClosed: the stream was left or closed before; or an `async for` begins after the stream raised its error.
+        RuntimeError: another task waits for the next item of this stream, or an `async for` has read it to its end
+            before.
     """
 
     __slots__ = ("__weakref__", "_call", "_callbacks", "_read")
@@ -63,7 +63,7 @@ class ResponseStream:
         if (refusal := _refusal(call)) is not None:
             self._read = True
             if isinstance(refusal, TritonError):
-                call.error = type(refusal)(*refusal.args)  # Reading afterwards raises another of the same.
+                call.error = type(refusal)(*refusal.args)  # Later reads raise an equal error.
             try:
                 raise refusal
             finally:
@@ -77,8 +77,8 @@ class ResponseStream:
             raise call.stream_closed_error()
         if call.state == READ:
             raise RuntimeError(
-                f"the stream from {call.services.target} was read to its end already ({call.received} items), and a "
-                "stream can be read once: keep the items, or call again"
+                f"the stream from {call.services.target} was already read to its end ({call.received} items), and a "
+                "stream can be read only once: keep the items, or call again"
             )
         self._read = True
         return Reading(call)
@@ -88,7 +88,7 @@ class ResponseStream:
         call = self._call
         while True:
             for item in call.items:
-                if item is not None:  # None is an item without data; annotated items are never None
+                if item is not None:  # None is an item without data. Annotated items are never None.
                     return item
             await next_message(call)
 
@@ -98,22 +98,22 @@ class ResponseStream:
             call.services.from_finalizer(call.leave if self._read else lambda: _discard(call))
 
     def cancel(self) -> bool:
-        """Cancel the handler; False where the call was over already."""
+        """Cancel the handler. False if the call was already over."""
         under_way = self._call.state <= OPEN
         self._call.cancel()
         return under_way
 
     async def aclose(self) -> None:
-        """Cancel the handler, as leaving the loop does. Reading on raises `StreamClosed`.
+        """Cancel the handler, as leaving the loop does. Reading afterwards raises `StreamClosed`.
 
         Raises:
-            RuntimeError: another task waits for the next item: `cancel()` ends that one, too.
+            RuntimeError: another task waits for the next item; `cancel()` ends that task's read, too.
             WrongLoop: the stream belongs to another event loop.
         """
         self._call.services.check_loop("aclose")
         if self._call.awaited:
             raise RuntimeError(
-                "aclose(): another task is reading this stream, as with an async generator: cancel() ends both"
+                "aclose(): another task is reading this stream, and only one may read at a time: cancel() ends both"
             )
         self._call.leave("aclose() was called")
 
@@ -127,7 +127,7 @@ class ResponseStream:
         """The request's id, as the handler sees it; empty before the request was sent."""
         return self._call.request_id
 
-    # what programs expect of a future
+    # The interface of a future.
 
     def done(self) -> bool:
         """Whether awaiting returns at once: the request was sent, or cannot be."""
@@ -139,7 +139,7 @@ class ResponseStream:
         return self._call.stream is None and self._call.state > DRAINING
 
     def result(self) -> ResponseStream:
-        """The stream itself; raises what awaiting would.
+        """Return the stream itself, or raise the error that `await` would raise.
 
         Raises:
             asyncio.InvalidStateError: the request is still on its way.
@@ -151,7 +151,7 @@ class ResponseStream:
         return self
 
     def exception(self) -> BaseException | None:
-        """What prevented the request from being sent, or None.
+        """The error that prevented the request from being sent, or None.
 
         Raises:
             asyncio.InvalidStateError: the request is still on its way.
@@ -175,7 +175,7 @@ class ResponseStream:
         pending.add_done_callback(done, context=context)
 
     def remove_done_callback(self, callback: Callable[[ResponseStream], object]) -> int:
-        """Take back what `add_done_callback` was given; returns how often it was there."""
+        """Remove a callback that `add_done_callback` added. Returns how often it was registered."""
         pending = self._call.sent
         found = [done for known, done in self._callbacks or () if known == callback]
         self._callbacks = [each for each in self._callbacks or () if each[0] != callback]
@@ -188,7 +188,7 @@ class ResponseStream:
 
 
 class Reading:
-    """One `async for` over a stream: when the loop is left, this is dropped, and the handler cancelled."""
+    """One `async for` over a stream. When the loop is left, this object is dropped, and the handler is cancelled."""
 
     __slots__ = ("_call", "_guest")
 
@@ -206,7 +206,7 @@ class Reading:
             for item in call.items:
                 if item is not None:
                     return item
-            # `next_message(call)`, without a coroutine of its own for each message
+            # As `next_message(call)`, but without another coroutine for each message.
             if not call.take():
                 try:
                     await call.pending()
@@ -238,12 +238,12 @@ async def next_message(call: Call) -> None:
 
 
 def _refusal(call: Call) -> BaseException | None:
-    """Why the request could not be sent to any instance."""
+    """The error if the request could not be sent to any instance."""
     return call.error if call.state > OPEN and call.stream is None else None
 
 
 def _discard(call: Call) -> None:
-    """The stream was dropped before it was read: let the request run, and drop its answer."""
+    """Let the request run and drop its answer, because the stream was dropped before it was read."""
     call.services.core.spawn(_read_all(call))
 
 

@@ -1,4 +1,4 @@
-"""What a call with `resume=True` remembers, so that another instance can continue after one was lost."""
+"""The state of a call with `resume=True`, so that another instance can continue after one was lost."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ _decode = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 
 
 REFILL_S = 10.0
-"""Seconds after which a stream may be resumed once more than `TRD_RETRIES` allows: long streams outlive a rolling
-restart, and a request that kills every worker that serves it is not given to one worker after another at once."""
+"""Seconds after which a stream may be resumed once more than `TRD_RETRIES` allows. So long streams outlive a rolling
+restart, and a request that kills its workers does not kill many of them in a short time."""
 
 
 class Resumption:
-    """Where a stream stands.
+    """The position of a stream.
 
     Args:
-        most: resumptions that may follow each other at once.
-        now: on the event loop's clock.
+        most: the number of resumptions that may follow each other at once.
+        now: the time on the event loop's clock.
 
     Attributes:
-        since: items received after the last token, the token's own not counted.
-        skip: items of the present instance that the caller has already.
-        advanced: an item that is new to the caller has come since the latest instance was asked.
+        since: the number of items received after the last token, without the token's own item.
+        skip: the number of next items of the present instance that the caller already has.
+        advanced: an item that is new to the caller has come since the latest instance got the request.
     """
 
     __slots__ = ("_left", "_most", "_seen", "_token", "advanced", "since", "skip")
@@ -42,7 +42,7 @@ class Resumption:
         self.advanced = False
 
     def received(self, items: Sequence[Any], tokens: Sequence[Any] | None) -> Sequence[Any]:
-        """Count received items, with their tokens if they have any; returns those that are new to the caller."""
+        """Count received items and store their last token, if any; return the items that are new to the caller."""
         passed = min(self.skip, len(items))
         self.skip -= passed
         for token in tokens[passed:] if tokens is not None else ():
@@ -66,11 +66,11 @@ class Resumption:
         """Count one resumption.
 
         Args:
-            metadata: of the request, encoded.
-            now: on the event loop's clock.
+            metadata: the request's metadata, encoded.
+            now: the time on the event loop's clock.
 
         Returns:
-            the metadata for the next instance: with the last token.
+            the metadata for the next instance, with the last token.
         """
         self._left, self._seen = self._saved(now) - 1.0, now
         self.skip, self.advanced = self.since, False

@@ -1,4 +1,4 @@
-"""What all calls of one client share. A call knows this, and neither the client nor the runtime."""
+"""The services that all calls of one client share. A call refers to them, but not to the client or the runtime."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from triton_distributed.transport.session import Session
 
 
 class Core(Protocol):
-    """What calls need of the runtime.
+    """The part of the runtime that calls use.
 
     Attributes:
-        unusable: the runtime was shut down, and its sessions are closed or about to be.
+        unusable: the runtime was shut down, and its sessions are closed or about to close.
     """
 
     unusable: bool
@@ -36,24 +36,24 @@ class Core(Protocol):
         """The runtime is being shut down, or was."""
 
     def check(self, operation: str) -> None:
-        """Raise where the runtime cannot be used."""
+        """Raise an error if the runtime cannot be used."""
 
     def check_loop(self, operation: str) -> None:
-        """Raise WrongLoop outside of the runtime's event loop."""
+        """Raise WrongLoop outside the runtime's event loop."""
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `work` in a task that ends with the runtime."""
 
     def elsewhere(self, name: EndpointName | None) -> str:
-        """Words on other folders in which an endpoint is served."""
+        """A text about other folders in which an endpoint is served, or the empty text."""
 
 
 class NotTaken(Exception):
     """An instance did not take a request, which was not sent.
 
     Attributes:
-        ending: of `failover.Ending`.
-        failures: (address, reason) each.
+        ending: how the attempt ended.
+        failures: pairs of address and reason.
     """
 
     def __init__(self, ending: Ending, failures: Sequence[tuple[str, str]]) -> None:
@@ -63,23 +63,23 @@ class NotTaken(Exception):
 
 
 class Services:
-    """What the calls of one client share.
+    """The services that the calls of one client share.
 
     Args:
         core: the runtime.
         loop: its event loop, which is running in this thread.
-        candidates: of the endpoint, shared by its clients.
+        candidates: the endpoint's instances, shared by its clients.
         pool: the runtime's sessions.
-        prober: told of a worker that cannot be reached.
+        prober: takes workers that cannot be reached out of rotation.
         where: the place of discovery, for error texts.
         retries: see `TRD_RETRIES`.
 
     Attributes:
         thread: the thread of the loop.
-        load: streams that this runtime has open on each instance.
-        ejector: learns which instances fail.
+        load: the number of streams that this runtime has open on each instance.
+        ejector: counts the failures of instances.
         key: the key of the endpoint in a request.
-        target: the endpoint, for error texts.
+        target: the endpoint's name, for error texts.
         stats: counters of this client.
     """
 
@@ -126,10 +126,10 @@ class Services:
         self._budget = RetryBudget(loop.time())
 
     def check_loop(self, operation: str) -> None:
-        """Raise where another thread or event loop than the client's own runs this.
+        """Check that the client's own event loop runs this.
 
         Raises:
-            WrongLoop: it does.
+            WrongLoop: another thread or event loop runs it.
         """
         if _running_loop() is not self.loop:
             self.core.check_loop(operation)
@@ -138,13 +138,13 @@ class Services:
         """The next instance to try.
 
         Args:
-            policy: of the call.
-            request: for the policy.
-            attempts: what failed so far; None for a first attempt.
+            policy: the call's policy.
+            request: the request, for the policy.
+            attempts: the failed attempts; None for a first attempt.
 
         Raises:
             NoInstances, InstanceNotFound, ConnectionFailed, Refusal, StreamIncomplete: no instance is left to try.
-            Exception: what a user's policy raises.
+            Exception: a user's policy raised it.
         """
         candidates = self.candidates.candidates
         direct = isinstance(policy, Direct)
@@ -165,24 +165,25 @@ class Services:
         return NoInstances(name.path, self.where, self.core.elsewhere(name))
 
     async def session_to(self, instance: Instance, decide: Callable[[Ending, Instance], Verdict]) -> Session:
-        """A session that takes a request to `instance` now; dials if none is open.
+        """Return a session that can send a request to `instance` now; dial if none is open.
 
         Args:
             instance: the instance.
-            decide: asked what to do when its worker is silent and the session takes no more bytes.
+            decide: returns what to do if the worker is silent and the session takes no more bytes.
 
         Raises:
-            NotTaken: it takes no request. A worker that cannot be reached leaves the rotation until a probe succeeds.
+            NotTaken: the instance takes no request. A worker that cannot be reached is out of rotation until a probe
+                succeeds.
         """
         try:
             session = await self.pool.connect(instance.addresses)
         except ConnectionFailed as error:
             self._prober.lost(instance.addresses)
             raise NotTaken(Ending.UNREACHED, error.attempts) from None
-        # A stream's id is taken when its request is written: ids must leave in order, and a CANCEL after them.
+        # A stream gets its id when its request is written: ids must be sent in order, and a CANCEL after its request.
         while session.paused and session.lost is None:
             if session.silent and not isinstance(decide(Ending.STALLED, instance), Wait):
-                words = "it takes no more, and has said nothing for long"
+                words = "it takes no more bytes, and has sent nothing for a long time"
                 raise NotTaken(Ending.STALLED, [(session.address, words)])
             await session.resumed()
         if session.lost is not None:
@@ -195,16 +196,16 @@ class Services:
         return session
 
     def may_retry(self) -> bool:
-        """Take one retry from the budget; False where the budget has none."""
+        """Take one retry from the budget. False if the budget is empty."""
         stats = self.stats
         return self._budget.take(self.loop.time(), stats.inflight + sum(stats.ended), stats.inflight)
 
     def from_finalizer(self, work: Callable[[], None]) -> None:
-        """Run `work` on the loop's thread: the collector runs finalizers in any thread."""
+        """Run `work` on the loop's thread. The garbage collector may run finalizers in any thread."""
         if self.loop.is_closed():
             return
         if get_ident() == self.thread:
             work()
         else:
-            with contextlib.suppress(RuntimeError):  # The loop was closed this very moment.
+            with contextlib.suppress(RuntimeError):  # The loop was closed at this moment.
                 self.loop.call_soon_threadsafe(work)

@@ -3,9 +3,9 @@
     NEW ──PLACE──▶ PLACING ──SENT──▶ OPEN ──END──▶ DRAINING ──▶ OVER, READ, FAILED or CLOSED
      └─────────────SENT──────────────▲ └──PLACE──▶ PLACING                 (the reader has the end)
 
-A call that needs no waiting goes from NEW to OPEN at once. It goes back to PLACING when its attempt failed and it tries
-another instance. DRAINING means that nothing more comes from the worker, and that the reader has not had its end. The
-states after it differ in what a reader that comes later gets.
+A call that needs no waiting goes from NEW to OPEN at once. It goes back to PLACING if its attempt failed and it tries
+another instance. DRAINING means that nothing more comes from the worker, but the reader has not reached the end. The
+states after DRAINING differ in what later readers get.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from enum import IntEnum
 
 
 class State(IntEnum):
-    """Where a call is."""
+    """The state of a call."""
 
-    NEW = 0  # Nothing was sent.
+    NEW = 0  # The request was not sent yet.
     PLACING = 1  # A task looks for an instance, dials it, or waits for its session to take the request.
     OPEN = 2  # A stream is open, and its request has been sent or is being sent.
-    DRAINING = 3  # Over on the wire. Items, or the end, wait for the reader.
+    DRAINING = 3  # The call is over on the wire. Items, or the end, wait for the reader.
     OVER = 4  # The reader knows that nothing more comes.
-    READ = 5  # An `async for` has read it to its end. Another one would see an empty answer, and gets an error instead.
+    READ = 5  # An `async for` has read all items. Another one gets an error instead of an empty answer.
     FAILED = 6  # The reader got the error that ended the call.
     CLOSED = 7  # The reader left, or the call was cancelled here.
 
@@ -29,7 +29,7 @@ class State(IntEnum):
 class Input(IntEnum):
     """What happens to a call."""
 
-    PLACE = 0  # A task is to send the request.
+    PLACE = 0  # A task begins to send the request.
     SENT = 1  # A stream was opened for the request.
     END = 2  # The call is over on the wire, well or not.
     LAST = 3  # A reader learns that nothing more comes.
@@ -41,7 +41,7 @@ class Input(IntEnum):
 NEW, PLACING, OPEN, DRAINING, OVER, READ, FAILED, CLOSED = map(int, State)
 PLACE, SENT, END, LAST, WHOLE, RAISE, LEAVE = map(int, Input)
 
-# AFTER[state][input] is the next state. What is not named cannot happen: the lookup fails with KeyError.
+# AFTER[state][input] is the next state. Other inputs cannot happen: their lookup fails with KeyError.
 AFTER: tuple[dict[int, int], ...] = (
     {PLACE: PLACING, SENT: OPEN, END: DRAINING},
     {PLACE: PLACING, SENT: OPEN, END: DRAINING},
@@ -50,5 +50,5 @@ AFTER: tuple[dict[int, int], ...] = (
     {LAST: OVER, WHOLE: READ},
     {LAST: READ, WHOLE: READ},
     {LAST: FAILED, WHOLE: FAILED},
-    {LAST: CLOSED, WHOLE: CLOSED, RAISE: CLOSED},  # The reader that was cancelled gets CancelledError still.
+    {LAST: CLOSED, WHOLE: CLOSED, RAISE: CLOSED},  # A reader that was cancelled still gets CancelledError.
 )

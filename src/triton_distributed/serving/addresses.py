@@ -24,8 +24,8 @@ from triton_distributed.transport.tcp import dual_stack, wildcard
 logger = logging.getLogger("triton_distributed.runtime")
 
 WILDCARDS = ("0.0.0.0", "::")
-# Addresses of documentation (RFC 5737, RFC 3849): they are unused, so the kernel names the address of the default
-# route. Connecting a UDP socket sends nothing.
+# Unused addresses, reserved for documentation (RFC 5737, RFC 3849). The kernel routes them by the default route.
+# Connecting a UDP socket sends nothing.
 ANYWHERE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
 ETCD_PORT = 2379
 
@@ -41,17 +41,17 @@ async def begin_to_listen(
     instance_id: int,
     where: str,
 ) -> tuple[str, ...]:
-    """Listen wherever the settings say; all or nothing.
+    """Listen on all addresses that the settings name, or on none.
 
     Args:
-        name: of the endpoint that is served first.
+        name: the endpoint that is served first.
         where: the place of discovery, for error texts.
 
     Returns:
         the addresses to publish, best first.
 
     Raises:
-        ConfigError: the settings name no address that can be one.
+        ConfigError: the settings name no valid address.
         DiscoveryError: the private folder is not private.
         OSError: an address cannot be bound; its text names the address.
     """
@@ -68,7 +68,7 @@ def listen_addresses(config: Config, name: EndpointName, instance_id: int, where
     """Where a worker listens, best first.
 
     Raises:
-        ConfigError: the settings name no address that can be one.
+        ConfigError: the settings name no valid address.
         DiscoveryError: the private folder is not private.
     """
     if config.listen:
@@ -89,7 +89,7 @@ def listen_addresses(config: Config, name: EndpointName, instance_id: int, where
             return (everywhere,)
         try:
             return _private_socket(config, instance_id, where), everywhere
-        except (DiscoveryError, OSError) as error:  # e.g. a read-only file system, where TCP does
+        except (DiscoveryError, OSError) as error:  # For example, a read-only file system: TCP works without it.
             logger.warning("listening on TCP only: %s", error)
             return (everywhere,)
     if not UNIX_SOCKETS:
@@ -110,7 +110,7 @@ def _make_private(folder: Path, where: str) -> None:
 
 
 def _make_folder(config: Config, address: Address, where: str) -> Callable[[], None] | None:
-    """Makes the folder of a socket again; None for sockets that are not in the private folder."""
+    """Return what makes a socket's folder again; None for sockets outside the private folder."""
     folder = Path(config.directory).absolute() / SOCKETS
     if address.scheme != "unix" or Path(address.host).parent != folder:
         return None
@@ -118,10 +118,10 @@ def _make_folder(config: Config, address: Address, where: str) -> Callable[[], N
 
 
 async def published(loop: asyncio.AbstractEventLoop, config: Config, listened: Sequence[Address]) -> tuple[str, ...]:
-    """The addresses to publish for those that are listened on, best first: Unix sockets, then TCP.
+    """Return the addresses to publish for those that are listened on, best first: Unix sockets, then TCP.
 
-    What `TRD_ADVERTISE` names replaces the addresses of its kind. A wildcard is replaced by the address with which this
-    host reaches etcd, else by its first that is not loopback: 0.0.0.0 cannot be dialled.
+    Addresses in `TRD_ADVERTISE` replace those of their kind. A wildcard such as 0.0.0.0 cannot be dialled. It is
+    replaced by the address from which this host reaches etcd, or else by the first one that is not loopback.
 
     Raises:
         ConfigError: `TRD_ADVERTISE` cannot be read, or there are more than `MOST_ADDRESSES`.
@@ -152,7 +152,7 @@ def _advertised(text: str, listened_port: int) -> list[Address]:
         rest = entry.removeprefix("tcp://")
         if _is_host(rest):
             if not listened_port:
-                raise ConfigError("TRD_ADVERTISE", entry, "give a port too: no TCP address is listened on")
+                raise ConfigError("TRD_ADVERTISE", entry, "name a port too: the worker listens on no TCP address")
             rest = f"[{rest}]:{listened_port}" if rest.count(":") > 1 and rest[0] != "[" else f"{rest}:{listened_port}"
         address = Address.parse(f"tcp://{rest}", "TRD_ADVERTISE")
         if address.host in WILDCARDS or not address.port:
@@ -162,7 +162,7 @@ def _advertised(text: str, listened_port: int) -> list[Address]:
 
 
 def _is_host(text: str) -> bool:
-    """Whether no port follows it."""
+    """Whether the text is a host without a port."""
     return ":" not in text or text.endswith("]") or _ip(text) is not None
 
 
@@ -174,7 +174,7 @@ def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _families(wildcard_host: str) -> tuple[socket.AddressFamily, ...]:
-    """The families that a wildcard takes connections of."""
+    """The address families from which a wildcard takes connections."""
     if wildcard_host == "0.0.0.0":
         return (socket.AF_INET,)
     return (socket.AF_INET, socket.AF_INET6) if dual_stack() else (socket.AF_INET6,)
@@ -183,22 +183,22 @@ def _families(wildcard_host: str) -> tuple[socket.AddressFamily, ...]:
 async def own_address(
     loop: asyncio.AbstractEventLoop, config: Config, families: tuple[socket.AddressFamily, ...]
 ) -> str:
-    """The address of one of `families` under which others reach this host, as far as it can tell by itself.
+    """Return this host's most likely address for other hosts, in one of `families`.
 
-    Where etcd is on this very host the way to it says nothing, and the host's first address is taken.
+    If etcd runs on this host, the route to it is no evidence, and the host's first address is used.
     """
     ways: list[tuple[str, int]] = [(ANYWHERE[family], ETCD_PORT) for family in families] + [(socket.gethostname(), 0)]
     if config.discovery == "etcd":
         parts = urlsplit(config.etcd_endpoints.split(",")[0].strip())
         if parts.hostname:
-            ways.insert(0, (parts.hostname, ETCD_PORT))  # UDP: the port plays no part
+            ways.insert(0, (parts.hostname, ETCD_PORT))  # With UDP the port does not matter.
     for host, port in ways:
         for family, target in await _resolved(loop, host, port, config.connect_timeout_s):
             found = _source(family, target) if family in families else ""
             address = _ip(found)
             if address is None or address.is_loopback or address.is_unspecified:
                 continue
-            if address.version == 4 or not address.is_link_local:  # a link-local IPv6 address needs a zone beside it
+            if address.version == 4 or not address.is_link_local:  # A link-local IPv6 address needs a zone.
                 return found
     return "127.0.0.1" if socket.AF_INET in families else "::1"
 
@@ -206,20 +206,20 @@ async def own_address(
 async def _resolved(
     loop: asyncio.AbstractEventLoop, host: str, port: int, timeout_s: float
 ) -> list[tuple[socket.AddressFamily, tuple[object, ...]]]:
-    """The addresses of a host; empty where it has none or the resolver does not answer in time."""
+    """The addresses of a host; empty if it has none or the resolver does not answer in time."""
     try:
         if _ip(host) is not None:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)
         else:
             async with asyncio.timeout(timeout_s):
                 found = await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
-    except (OSError, UnicodeError):  # TimeoutError is an OSError
+    except (OSError, UnicodeError):  # TimeoutError is an OSError.
         return []
     return [(socket.AddressFamily(each[0]), each[4]) for each in found]
 
 
 def _source(family: socket.AddressFamily, target: tuple[object, ...]) -> str:
-    """The address that this host would send from; nothing is sent."""
+    """The local address from which this host would send to `target`. Nothing is sent."""
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as sock:
             sock.connect(target)

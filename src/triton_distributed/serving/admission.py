@@ -17,7 +17,7 @@ MARGIN = 4.0
 """Mean deviations added to an estimate, as TCP does for round trips (RFC 6298): 99.9 % of a normal distribution."""
 
 MOST_MARGIN = 0.25
-"""The largest margin, as a part of a request's timeout. Where estimates are worse than that, trying beats refusing."""
+"""The largest margin, as a part of a request's timeout. If estimates are worse, trying is better than refusing."""
 
 
 class Started(Protocol):
@@ -30,7 +30,7 @@ T = TypeVar("T", bound=Started)
 
 
 class EstimateError:
-    """By how many seconds estimates were wrong: a weighted mean and mean deviation. Late requests count above 0."""
+    """The error of estimates in seconds: its weighted mean and mean deviation. It is positive for late requests."""
 
     __slots__ = ("_count", "_deviation", "_mean")
 
@@ -39,7 +39,7 @@ class EstimateError:
         self._mean = self._deviation = 0.0
 
     def add(self, seconds: float) -> None:
-        """One more estimate was off by that."""
+        """Count the error of one more estimate."""
         self._count += 1
         weight = max(ERROR_WEIGHT, 1.0 / self._count)
         self._mean += (seconds - self._mean) * weight
@@ -47,20 +47,20 @@ class EstimateError:
 
     @property
     def margin_s(self) -> float:
-        """What to add to an estimate so that nearly all keep to it."""
+        """Seconds to add to an estimate so that nearly all requests end in time."""
         return max(0.0, self._mean + MARGIN * self._deviation)
 
 
 class HandlerSlots:
     """The handlers that one worker may run at once, for all its endpoints together.
 
-    A session may have no more streams than there are free slots. So a session alone takes half of the slots, and n
-    greedy sessions leave one part in n + 1 to the next one. (Choudhury and Hahne, "Dynamic queue length thresholds for
-    shared-memory packet switches", 1998, with a factor of 1.)
+    A session may have no more streams than there are free slots. So a single session takes at most half of the slots,
+    and n greedy sessions leave 1/(n + 1) of them to the next session. (Choudhury and Hahne, "Dynamic queue length
+    thresholds for shared-memory packet switches", 1998, with a factor of 1.)
 
     Attributes:
         most: the number of slots.
-        taken: handlers that run or are about to.
+        taken: handlers that run or are about to run.
     """
 
     __slots__ = ("most", "taken")
@@ -70,7 +70,7 @@ class HandlerSlots:
         self.taken = 0
 
     def refusal(self, streams: int) -> str:
-        """Why a session gets no slot for its newest stream.
+        """Return why a session gets no slot for its newest stream.
 
         Args:
             streams: open streams of the session, the newest included.
@@ -98,9 +98,9 @@ class Admission(Generic[T]):
         self.max_inflight = max_inflight
         self.max_queue = max_queue
         self.mean_s = 0.0
-        self._lines: dict[int, deque[T]] = {}  # by priority; an empty line is removed
+        self._lines: dict[int, deque[T]] = {}  # Waiting requests by priority. An empty line is removed.
         self._waiting = 0
-        self._errors: dict[int, EstimateError] = {}  # by priority, at most 256: higher ones overtake lower ones
+        self._errors: dict[int, EstimateError] = {}  # By priority, at most 256: high ones overtake low ones.
 
     def __len__(self) -> int:
         return self._waiting
@@ -109,8 +109,8 @@ class Admission(Generic[T]):
         """Count a handler that has ended.
 
         Args:
-            seconds: how long it took.
-            whole: False where it was cut short: then its time is only a lower bound.
+            seconds: how long the handler took.
+            whole: False if the handler was cut short: then its time is only a lower bound.
         """
         if whole or seconds > self.mean_s:
             self.mean_s += (seconds - self.mean_s) * (NEW_WEIGHT if self.mean_s else 1.0)
@@ -119,9 +119,9 @@ class Admission(Generic[T]):
         """Count by how much the estimate of a request was wrong.
 
         Args:
-            priority: of the request.
+            priority: the request's priority.
             late_s: seconds between the expected and the real end.
-            whole: False where it was cut short: then `late_s` is only a lower bound.
+            whole: False if the request was cut short: then `late_s` is only a lower bound.
         """
         if whole or late_s > 0:
             self._errors.setdefault(priority, EstimateError()).add(late_s)
@@ -133,9 +133,9 @@ class Admission(Generic[T]):
         return self.wait_s(priority) + self.mean_s + margin_s <= timeout_s
 
     def wait_s(self, priority: int) -> float:
-        """Seconds that a request of this priority would wait, if it came now.
+        """Seconds that a request of this priority would wait if it came now.
 
-        With n handlers at work a place comes free every mean / n seconds (Little's law, with all places taken).
+        With n running handlers, a place becomes free every mean / n seconds (Little's law, with all places taken).
         """
         if self.max_inflight is None:
             return 0.0
@@ -145,17 +145,17 @@ class Admission(Generic[T]):
         """Seconds after which a request of this priority would have a place: the hint in a refusal.
 
         `wait_s` knows only handlers that have ended. This estimate looks at running handlers as well. The next request
-        gets the place of the oldest handler, the one after it the place of the second oldest, and so on. Where even the
-        youngest handler has run for longer than the mean, handlers take longer now, by an unknown time. Then each is
-        expected to run twice as long as they have run on average: the expectation for something that is seen at a
-        random moment.
+        gets the place of the oldest handler, the request after it the place of the second oldest, and so on. If even
+        the youngest handler has run for longer than the mean, handlers take longer now, by an unknown time. Then each
+        is expected to run twice as long as they have run on average: the expectation for a process that is observed at
+        a random moment.
 
         Args:
             running: the running requests, in the order in which they began.
-            now: on the clock of `started`.
+            now: the time on the clock of `started`.
 
         Returns:
-            0 where no handler has ended and the running ones have only just begun.
+            0 if no handler has ended and the running ones have only just begun.
         """
         if not running:
             return self.wait_s(priority)
@@ -166,14 +166,14 @@ class Admission(Generic[T]):
         return max(rounds * takes_s + max(0.0, takes_s - age_s), self.wait_s(priority))
 
     def _ahead(self, priority: int) -> int:
-        """How many waiting requests are let in before a request of this priority that came now."""
+        """The number of waiting requests that are ahead of a new request of this priority."""
         return sum(len(line) for each, line in self._lines.items() if each >= priority)
 
     def enter(self, request: T, priority: int) -> T | None:
-        """Let a request wait.
+        """Add a request to the queue.
 
         Returns:
-            the request that has no place now: None; `request` itself; or the last one of the lowest priority.
+            the request that has no place in the queue: none, `request` itself, or the last one of the lowest priority.
         """
         evicted: T | None = None
         if self._waiting >= self.max_queue:
@@ -187,7 +187,7 @@ class Admission(Generic[T]):
         return evicted
 
     def leave(self, request: T, priority: int) -> bool:
-        """Remove a request that was cancelled or has expired. False where it did not wait."""
+        """Remove a request that was cancelled or has expired. False if it did not wait."""
         line = self._lines.get(priority)
         try:
             if line is None:
@@ -199,7 +199,7 @@ class Admission(Generic[T]):
         return True
 
     def next(self) -> T | None:
-        """Remove and return the request to let in now: the first of the highest priority."""
+        """Remove and return the request to admit now: the first of the highest priority."""
         if not self._waiting:
             return None
         highest = max(self._lines)
@@ -208,7 +208,7 @@ class Admission(Generic[T]):
         return request
 
     def waiting(self) -> Iterator[T]:
-        """The waiting requests, in no order."""
+        """The waiting requests, in no particular order."""
         return chain.from_iterable(self._lines.values())
 
     def clear(self) -> list[T]:

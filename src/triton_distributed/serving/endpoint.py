@@ -23,38 +23,38 @@ from triton_distributed.serving.request import ServedRequest
 logger = logging.getLogger("triton_distributed.runtime")
 
 QUIET_S = 10.0
-"""Seconds between two log entries for errors of one type: a handler that always fails must not fill a disk."""
+"""Seconds between two log entries for errors of one type. A handler that always fails must not fill a disk."""
 
 MOST_WORDS = 300
-"""Characters of an error's text in a line of the log."""
+"""The largest number of characters of an error's text in a line of the log."""
 
 CUT_S = 2.0
-"""Seconds that handlers have for their clean-up when a shutdown cancels them. Then the runtime goes on without them."""
+"""Seconds for the clean-up of handlers that a shutdown cancels. After them the runtime no longer waits for handlers."""
 
 
 class ServedEndpoint:
-    """An endpoint, its handler, and the requests that are here.
+    """An endpoint, its handler, and the requests that it has received.
 
     Args:
         loop: the running loop.
-        name: of the endpoint.
-        handler: what serves it.
-        instance: what is registered.
+        name: the endpoint's name.
+        handler: the handler that serves it.
+        instance: the instance to register.
         slots: handlers that the worker may run, shared by its endpoints.
-        max_inflight: handlers that may run at once; None for as many as sessions may bring.
-        max_queue: requests that may wait for one of them; beyond that a request is refused at once.
+        max_inflight: handlers that may run at once; None for no limit of the endpoint's own.
+        max_queue: requests that may wait for a place; further requests are refused at once.
         graceful: True lets running requests finish in a drain; False cancels them at once.
         on_wait: called when a request begins to wait.
-        on_exit: called where a handler has raised SystemExit.
+        on_exit: called when a handler has raised SystemExit.
         full_tracebacks: tracebacks of handlers' errors keep the frames of this package.
 
     Attributes:
-        gate: which requests may begin, and those that wait and run.
+        gate: decides which requests may begin; holds the waiting and the running requests.
         task: completes when the endpoint is not served any more; its cancellation cancels the handlers.
         lingering: requests whose handlers were cancelled and have not ended.
-        context: the `contextvars` context of which each handler begins in a copy.
-        registered: discovery has accepted it; it may have been paused since.
-        listed: the addresses under which discovery lists it now; empty where it does not list it.
+        context: the `contextvars` context; each handler begins in a copy of it.
+        registered: discovery has accepted the endpoint; it may have been paused since.
+        listed: the addresses under which discovery lists the endpoint now; empty if it is not listed.
     """
 
     def __init__(
@@ -85,18 +85,18 @@ class ServedEndpoint:
         self.lingering = Lingering(loop, name, handler.name)
         self.task: asyncio.Task[Any] | None = None
         self.context = contextvars.copy_context()
-        self._reported = Quiet(QUIET_S, loop.time)  # by type of error
+        self._reported = Quiet(QUIET_S, loop.time)  # The keys are types of errors.
 
     @property
     def cancelled(self) -> bool:
-        """Whether the program has cancelled the task that serves the endpoint, e.g. because its loop ends."""
+        """Whether the program has cancelled the task that serves the endpoint, for example because its loop ends."""
         return self.task is not None and self.task.cancelling() > 0
 
     def report(self, context: Context, error: BaseException) -> None:
-        """Log what a handler raised: at most once in `QUIET_S` for each type of error, with the number of the others.
+        """Log a handler's error: at most once in `QUIET_S` for each type, with the number of suppressed ones.
 
-        The traceback is logged in the worker where the error arose. A handler that passes on the error of its own call
-        is logged with one line.
+        The traceback is logged only by the worker in which the error arose. An error that a handler passes on from its
+        own call is logged as one line.
         """
         through = let_through(error)
         suppressed = self._reported.due(through.type_name if through else type(error).__qualname__)
@@ -114,10 +114,10 @@ class ServedEndpoint:
         logger.log(level, text, self.name, context.id(), place, request, words[:MOST_WORDS], more)
 
     async def cut(self) -> list[str]:
-        """Cancel what still runs and wait for it, at most `CUT_S`; returns the ids of those requests.
+        """Cancel the running requests and wait for them, at most `CUT_S`; return their ids.
 
-        Requests whose handlers have not begun are refused, so that they go elsewhere. Handlers that run on after that
-        are in `lingering`.
+        Requests whose handlers have not begun are refused, so that clients send them elsewhere. Handlers that still run
+        after the wait are in `lingering`.
         """
         running = list(self.gate.running)
         for request in running:

@@ -20,7 +20,7 @@ _CUT_SHORT = (Outcome.CANCELLED, Outcome.LOST, Outcome.DEADLINE)
 
 
 class Applicant(Protocol):
-    """What the gate needs of a request; see `serving.request.ServedRequest`."""
+    """The part of a request that the gate uses; see `serving.request.ServedRequest`."""
 
     state: int
     started: float
@@ -52,12 +52,12 @@ class Gate(Generic[R]):
         loop: the running loop.
         slots: handlers that the worker may run, shared by its endpoints.
         stats: counters of the endpoint.
-        max_inflight: handlers that may run at once; None for as many as sessions may bring.
-        max_queue: requests that may wait for one of them; beyond that a request is refused at once.
+        max_inflight: handlers that may run at once; None for no limit of the endpoint's own.
+        max_queue: requests that may wait for a place; further requests are refused at once.
         on_wait: called when a request begins to wait.
 
     Attributes:
-        queue: the requests that wait, and what is known about how long they wait.
+        queue: the waiting requests, and estimates of how long they wait.
         running: the admitted requests, in the order in which they were admitted.
     """
 
@@ -74,16 +74,16 @@ class Gate(Generic[R]):
         self._slots = slots
         self._stats = stats
         self._on_wait = on_wait
-        self._refusal: tuple[RejectCode, bytes] | None = None  # of each new request, while the gate is closed
+        self._refusal: tuple[RejectCode, bytes] | None = None  # The answer to new requests while the gate is closed.
         self._idle: asyncio.Future[None] | None = None
         self.queue: Admission[R] = Admission(max_inflight, max_queue)
         self.running: dict[R, None] = {}
 
     def admit(self, request: R, timeout_s: float) -> None:
-        """Let a request begin, let it wait, or refuse it.
+        """Start a request, queue it, or refuse it.
 
         Args:
-            timeout_s: seconds until its deadline; infinite where it has none.
+            timeout_s: seconds until its deadline; infinite if it has none.
         """
         if self._refusal is not None:
             request.refuse(*self._refusal)
@@ -127,12 +127,12 @@ class Gate(Generic[R]):
             self._refuse(evicted, words)
 
     def _refuse(self, request: R, words: str) -> None:
-        """Refuse a request because the endpoint is at capacity, with a hint when to try again."""
+        """Refuse a request because the endpoint is at capacity, with a hint of when to try again."""
         hint_s = self.queue.retry_after_s(request.context.priority, self.running, self._loop.time())
         request.refuse(RejectCode.OVERLOADED, overloaded(words, hint_s))
 
     def _start(self, request: R) -> None:
-        """Announce to the caller that the handler begins, then let it begin in a later step of the loop."""
+        """Announce to the caller that the handler begins; the handler begins in a later turn of the loop."""
         self.running[request] = None
         self._slots.taken += 1
         self._stats.inflight += 1
@@ -145,7 +145,7 @@ class Gate(Generic[R]):
         request.stream.session.accept(request.stream, request.begin)
 
     def ended(self, request: R) -> None:
-        """Count an admitted request that is over, and let the next one begin."""
+        """Count an admitted request that is over, and start the next one."""
         del self.running[request]
         self._slots.taken -= 1
         self._stats.inflight -= 1
@@ -157,7 +157,7 @@ class Gate(Generic[R]):
             self._idle.set_result(None)
 
     def _start_next(self) -> None:
-        """Start the next request of the queue. One that would be late is refused in favour of the next."""
+        """Start the next request of the queue. A request that would be late is refused in favour of the next one."""
         queue = self.queue
         while (request := queue.next()) is not None:
             deadline, now = request.context.deadline, self._loop.time()
@@ -165,7 +165,7 @@ class Gate(Generic[R]):
             if left_s >= queue.mean_s or not len(queue):
                 self._start(request)
                 return
-            if request.due:  # it would have ended no sooner than that
+            if request.due:  # The request would have ended at `now + mean_s` at the earliest.
                 queue.ended(request.context.priority, now + queue.mean_s - request.due, whole=False)
             self._refuse(request, f"it has waited until {left_s:.3g} s are left, and would take {queue.mean_s:.3g} s")
 
@@ -175,7 +175,7 @@ class Gate(Generic[R]):
         self._learn(request)
 
     def _learn(self, request: R) -> None:
-        """Compare how long a request has taken with its estimate."""
+        """Compare the time that a request has taken with its estimate."""
         now, whole = self._loop.time(), request.outcome not in _CUT_SHORT
         if request.started:
             self.queue.took(now - request.started, whole)
@@ -184,27 +184,28 @@ class Gate(Generic[R]):
 
     @property
     def draining(self) -> bool:
-        """Whether it was closed for good."""
+        """Whether the gate was closed for good."""
         return self._refusal is _DRAINING
 
     @property
     def paused(self) -> bool:
-        """Whether it is closed until `resume`."""
+        """Whether the gate is closed until `resume`."""
         return self._refusal is _PAUSED
 
     def drain(self) -> None:
-        """Admit no more requests. Waiting requests are refused, so that they go elsewhere; running ones go on."""
+        """Admit no more requests. Waiting requests are refused, so that clients send them elsewhere; running ones
+        continue."""
         self._refusal = _DRAINING
         self._refuse_waiting(_DRAINING)
 
     def pause(self) -> None:
-        """Admit no requests until `resume`. Waiting requests are refused, so that they go elsewhere."""
+        """Admit no requests until `resume`. Waiting requests are refused, so that clients send them elsewhere."""
         if self._refusal is None:
             self._refusal = _PAUSED
             self._refuse_waiting(_PAUSED)
 
     def resume(self) -> None:
-        """Admit requests again, unless it drains."""
+        """Admit requests again, unless the gate drains."""
         if self.paused:
             self._refusal = None
 
@@ -213,7 +214,7 @@ class Gate(Generic[R]):
             request.refuse(*refusal)
 
     async def idle(self) -> None:
-        """Wait until no request runs. One waiter at a time."""
+        """Wait until no request runs. Only one task may wait at a time."""
         while self.running:
             self._idle = self._loop.create_future()
             await self._idle

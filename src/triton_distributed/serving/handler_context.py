@@ -27,7 +27,7 @@ _metadata = msgspec.msgpack.Decoder(dict[str, Any]).decode
 
 
 class ServedContext(Context):
-    """A context whose id, unless the caller chose one, is composed from its session and stream when asked for."""
+    """The context of a served request. If the caller chose no id, the id is composed from session and stream on use."""
 
     _cut = False
 
@@ -46,13 +46,13 @@ class ServedContext(Context):
             raise ValueError(f"a resume token has at most {SMALL:,} bytes and holds no arrays")
         try:
             asyncio.get_running_loop()
-        except RuntimeError:  # a plain generator in a thread, ahead of what was sent: the token goes the items' way
+        except RuntimeError:  # In a thread, items may wait to be sent: the token waits with them.
             self._pending_token = data
         else:
             self._stream.checkpoint(data)
 
     def cut(self) -> None:
-        """The handler is cancelled, and so are the calls that it has under way; those it makes later are clean-up."""
+        """Cancel the open calls of the handler, because it is cancelled. Calls that it makes later are clean-up."""
         self._cut = True
         self.calls_deadline = self.now() + CLEANUP_S
         self.kill()
@@ -77,7 +77,7 @@ def served_context(stream: Stream, metadata: Body) -> ServedContext:
     try:
         values = _metadata(metadata)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return ServedContext(stream)  # metadata is advice; the request itself is judged by its own bytes
+        return ServedContext(stream)  # Metadata is optional: invalid metadata does not make the request invalid.
     name, priority = values.pop(ID, None), values.pop(PRIORITY, 0)
     context = ServedContext(stream)
     context.resume_token = values.pop(RESUME, None)

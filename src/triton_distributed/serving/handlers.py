@@ -1,4 +1,4 @@
-"""A user's function, whatever its kind, as one thing: a request in, an async iterator of items out."""
+"""One interface to handlers of every kind: a request in, an async iterator of items out."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from triton_distributed.serving.threads import HandlerThreads
 
 
 class UnfitRequest(InvalidRequest):
-    """The handler's own decorator has found the request invalid: an error of the caller, not of the handler."""
+    """The decorator of a handler has found the request invalid: an error of the caller, not of the handler."""
 
 
 class Handler:
-    """The function that serves an endpoint, and how it is called.
+    """The function that serves an endpoint, and the way to call it.
 
     Args:
         function: an async generator function, a coroutine function, a generator function or a plain function, also as
             a bound method, a partial or an object with `__call__`; its parameters are the request and, optionally, the
             context.
-        threads: where plain functions run.
+        threads: the threads in which plain functions run.
 
     Attributes:
         function, threads: as given.
-        name: for logs.
-        on_loop: it is an async function, of either kind.
+        name: its name in logs.
+        on_loop: the function is an async function, of either kind.
         takes_stream: its request parameter is annotated as an async iterator: the caller streams requests to it.
         decode: bytes → request, checked against the annotation.
-        check: item → None, raises where it does not fit the annotation; None where there is nothing to check.
+        check: item → None, raises if the item does not fit the annotation; None if there is nothing to check.
 
     Raises:
-        TypeError: it is not callable, does not take one or two positional arguments, or one of its annotations cannot
-            be checked.
+        TypeError: the function is not callable, does not take one or two positional arguments, or one of its
+            annotations cannot be checked.
     """
 
     def __init__(self, function: Callable[..., Any], threads: HandlerThreads) -> None:
@@ -59,7 +59,7 @@ class Handler:
             self.function = lambda request, context: function(request, **{keyword: context})
 
     def open(self, request: Any, context: Context) -> AsyncIterator[Any]:
-        """Begin to serve a request; nothing of the handler runs before the first item is asked for."""
+        """Begin to serve a request. The handler does not run before the first item is asked for."""
         arguments = (request, context) if self._takes_context else (request,)
         if self._is_asyncgen:
             return self.function(*arguments)  # type: ignore[no-any-return]
@@ -69,17 +69,18 @@ class Handler:
 class _Results:
     """The items of a coroutine, a plain function, or a function that returns an iterator of some kind.
 
-    Items of a plain function or iterator come as `plain.Ready`, encoded in their thread; all others as they are.
+    Items of a plain function or iterator come as `plain.Ready`, encoded in their thread. All other items come as the
+    handler made them.
     """
 
     __slots__ = ("_arguments", "_context", "_handler", "_inner", "_variables")
 
     def __init__(self, handler: Handler, arguments: tuple[Any, ...], context: Context) -> None:
         self._handler = handler
-        self._arguments: tuple[Any, ...] | None = arguments  # None once it was called
+        self._arguments: tuple[Any, ...] | None = arguments  # None after the function was called.
         self._context = context
         self._inner: Any = None
-        self._variables: contextvars.Context | None = None  # those in which `_inner` runs; None for the task's own
+        self._variables: contextvars.Context | None = None  # The variables of `_inner`; None for the task's.
 
     def __aiter__(self) -> _Results:
         return self
@@ -102,7 +103,7 @@ class _Results:
                 result = await handler.function(*arguments)
             else:
                 result = await self._call(arguments)
-        except StopAsyncIteration as error:  # let through, it would look like a clean end
+        except StopAsyncIteration as error:  # Without translation it would look like a normal end.
             raise RuntimeError("the handler raised StopAsyncIteration") from error
         if self._inner is None:
             if result.__class__ in VALUES:
@@ -110,7 +111,7 @@ class _Results:
             if isinstance(result, collections.abc.AsyncIterable):
                 self._inner = aiter(result)
             elif isinstance(result, collections.abc.Iterator):
-                # `iter` is called in the thread: the iterator runs there from its first step on.
+                # The thread calls `iter`, so the whole iterator runs there.
                 self._inner = self._in_thread(iter, (result,), self._variables or contextvars.copy_context())
                 self._variables = None
             else:
@@ -118,7 +119,7 @@ class _Results:
         return await self.__anext__()
 
     async def _call(self, arguments: tuple[Any, ...]) -> Any:
-        """Call a plain function. Its items are in `_inner`, or else it returned this."""
+        """Call a plain function. Afterwards its items are in `_inner`, or this method returns its result."""
         variables = contextvars.copy_context()
         plain = self._inner = self._in_thread(self._handler.function, arguments, variables)
         if await plain.begin():
@@ -126,7 +127,7 @@ class _Results:
         self._inner = None
         if (token := self._context.take_token()) is not None:
             self._context.attach_token(token)
-        if changed(variables):  # what the function has set holds for what it returned as well
+        if changed(variables):  # The variables that the function has set apply to the awaitable it returned, too.
             self._variables = variables
         result = plain.returned
         if inspect.isawaitable(result):
@@ -141,11 +142,11 @@ class _Results:
 
     @property
     def inner(self) -> Any:
-        """The iterator that the function has returned, or None."""
+        """The iterator that the function returned, or None."""
         return self._inner
 
     async def athrow(self, error: BaseException) -> Any:
-        """Raise `error` where the iterator that the function has returned is parked."""
+        """Raise `error` at the `yield` at which the returned iterator is suspended."""
         if self._inner is None or not hasattr(self._inner, "athrow"):
             raise error
         return await self._inner.athrow(error)

@@ -1,4 +1,4 @@
-"""Handlers that run on after their cancellation: the log says which ones, and where each one stands."""
+"""Handlers that still run after their cancellation: the log names each one and its current line."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from triton_distributed.system.current_line import standing
 logger = logging.getLogger("triton_distributed.runtime")
 
 LINGER_S = 10.0
-"""Seconds after which a handler that was cancelled and still runs is reported: clean-up seldom takes that long."""
+"""Seconds after which a cancelled handler that still runs is reported. Clean-up seldom takes that long."""
 
 MOST_REPORTED = 20
-"""Handlers reported at one check: a burst of stuck requests must not flood the log."""
+"""The largest number of handlers reported by one check. Many stuck requests must not flood the log."""
 
 
 class Cancelled(Protocol):
@@ -40,7 +40,7 @@ class Lingering:
         handler: the name of its handler.
 
     Attributes:
-        requests: each with the time of its cancellation, on the loop's clock; no more than the requests that run.
+        requests: each request with the time of its cancellation, on the loop's clock; bounded by the running requests.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, name: EndpointName, handler: str) -> None:
@@ -52,13 +52,13 @@ class Lingering:
         self.requests: dict[Cancelled, float] = {}
 
     def watch(self, request: Cancelled) -> None:
-        """The handler of `request` was cancelled."""
+        """Watch a request whose handler was cancelled."""
         self.requests[request] = self._loop.time()
         if self._timer is None:
             self._timer = self._loop.call_later(LINGER_S, self._check)
 
     def ended(self, request: Cancelled) -> None:
-        """The handler of `request` has ended."""
+        """Forget a request whose handler has ended."""
         self.requests.pop(request, None)
         self._reported.discard(request)
         if not self.requests and self._timer is not None:
@@ -66,7 +66,7 @@ class Lingering:
             self._timer = None
 
     def describe(self) -> list[str]:
-        """Name each of the requests, its endpoint, and the line where its handler stands."""
+        """Name each request, its endpoint, and the current line of its handler."""
         return [self._describe(request) for request in self.requests]
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""A handler written with plain `def`: one computation, in one thread and one context, whose items are encoded there.
+"""A handler written with plain `def`: one computation in one thread and one context.
 
-The thread encodes each item before the handler goes on, so what arrives is what was yielded, whatever the handler
-changes afterwards. Small items may wait here, up to `AHEAD` of them. An item with large memory is not copied: the
+The thread encodes each item before the handler continues. So the caller gets each item as it was yielded, even if the
+handler changes it afterwards. Up to `AHEAD` small items may wait here. An item with large memory is not copied: the
 handler waits at its `yield` until that memory was written, as an async generator does.
 """
 
@@ -26,23 +26,23 @@ from triton_distributed.wire.frames import ANNOTATED, BUFFERS, MAX_FRAME, SMALL
 logger = logging.getLogger("triton_distributed.runtime")
 
 AHEAD = 64
-"""Items that a generator may be ahead of its reader."""
+"""The number of items that a generator may be ahead of its reader."""
 
 AHEAD_BYTES = 4 * MAX_FRAME
-"""Bytes of these items. With this limit, items of 64 KiB cost no more than without a limit."""
+"""The bytes of items that a generator may be ahead. With this limit, items of 64 KiB cost no more than without one."""
 
-# Types that handlers return most often: neither awaitable nor iterators, so that this need not be checked.
+# The types that handlers return most often. They are neither awaitable nor iterators, so no check is needed.
 VALUES = frozenset({type(None), bool, int, float, str, bytes, dict, list, tuple})
 _MISSING = object()
 
 
 class Encoded:
-    """An encoded item that is more than a few bytes.
+    """An encoded item that is large, or has flags or a resume token.
 
     Attributes:
-        body, buffers, flags: for `Stream.send`.
-        token: the resume token that goes with it, encoded, or None.
-        written: set by its sender when its buffers may change again.
+        body, buffers, flags: arguments of `Stream.send`.
+        token: the item's resume token, encoded, or None.
+        written: set by the sender when the buffers may change again.
     """
 
     __slots__ = ("body", "buffers", "flags", "token", "written")
@@ -55,23 +55,23 @@ class Encoded:
 
 
 class Ready(deque[bytes | Encoded]):
-    """Items that can be sent, in order: `bytes` of at most `SMALL`, or `Encoded`. Its reader takes all of them."""
+    """Items that can be sent, in order: `bytes` of at most `SMALL`, or `Encoded`. The reader takes all of them."""
 
 
 class PlainHandler(Computation):
-    """One request at a plain handler: an async iterator that gives the same `Ready` each time something is in it.
+    """One request at a plain handler: an async iterator that returns the same `Ready` each time, when it has items.
 
     Args:
-        threads: where it runs.
-        name: of the handler, for the log.
-        function: what to call in the thread: its result is the item, or an iterator of the items.
-        arguments: of `function`.
-        context: of the request.
+        threads: the threads in which it runs.
+        name: the handler's name, for the log.
+        function: called in the thread; its result is the item, or an iterator of the items.
+        arguments: the arguments of `function`.
+        context: the request's context.
         variables: the context variables that the handler sees and sets.
-        check: raises where an item does not fit the handler's annotation; None where there is nothing to check.
+        check: raises if an item does not fit the handler's annotation; None if there is nothing to check.
 
     Attributes:
-        returned: what `function` returned where that has to run on the loop: an awaitable or an async iterable.
+        returned: the result of `function` if it has to run on the loop: an awaitable or an async iterable.
     """
 
     def __init__(
@@ -94,14 +94,14 @@ class PlainHandler(Computation):
         self._check = check
         self._loop = asyncio.get_running_loop()
         self._ready = Ready()
-        self._size = 0  # bytes added since the reader was seen to have taken everything
-        self._lent: Encoded | None = None  # the last item, where it refers to the handler's memory
-        self._tokens = False  # items have resume tokens, which are written in front of their bodies
+        self._size = 0  # Bytes added since the reader had last taken all items.
+        self._lent: Encoded | None = None  # The last item, if it refers to the handler's memory.
+        self._tokens = False  # Items have resume tokens, which are written before their bodies.
         self._begun = self._stopping = False
-        self._ended = False  # no more items come
-        self._left = False  # the thread is through
-        self._told = False  # the loop knows that there is something new
-        self._error: BaseException | None = None  # what ended the items
+        self._ended = False  # No more items come.
+        self._left = False  # The thread has finished with this work.
+        self._told = False  # The loop was woken since it last looked for items.
+        self._error: BaseException | None = None  # The error that ended the items.
         self._error_of_close: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
         self.returned: Any = None
@@ -109,10 +109,10 @@ class PlainHandler(Computation):
     def __aiter__(self) -> PlainHandler:
         return self
 
-    # on the loop
+    # Methods for the loop's thread.
 
     async def begin(self) -> bool:
-        """Call the function. True: it has items, or has failed; False: it has `returned` something for the loop.
+        """Call the function. True: there are items, or it failed. False: the loop has to run `returned`.
 
         Raises:
             RuntimeError: the pool was closed, or the system has no thread.
@@ -134,17 +134,17 @@ class PlainHandler(Computation):
         return ready
 
     def _end(self) -> None:
-        error, self._error = self._error, None  # told once: an error knows the frames that know this object
+        error, self._error = self._error, None  # Raised once, not kept: its frames refer to this object.
         try:
             raise StopAsyncIteration if error is None else error
         finally:
             del error
 
     async def aclose(self) -> None:
-        """Close the generator in its thread, after the step that it is at: a thread cannot be interrupted.
+        """Close the generator in its thread, after its current step: a thread cannot be interrupted.
 
         Raises:
-            Exception: what it raised while it was closed.
+            Exception: the generator raised it while it was closed.
         """
         self._stopping = True
         self._ready.clear()
@@ -153,7 +153,7 @@ class PlainHandler(Computation):
         self._threads.go_on(self)
         while not self._left:
             self._told = False
-            if not self._left:  # looked at again: the thread ends first, and then looks whether the loop was told
+            if not self._left:  # Checked again: the thread sets `_left` first and then looks at `_told`.
                 await self._news()
         if self._error_of_close is not None:
             error, self._error_of_close = self._error_of_close, None
@@ -163,10 +163,10 @@ class PlainHandler(Computation):
                 del error
 
     async def _items(self) -> None:
-        """Wait until there are items, or no more come."""
+        """Wait until there are items, or until no more come."""
         while not self._ready and not self._ended:
             self._told = False
-            if not self._ready and not self._ended:  # looked at again, as in `aclose`
+            if not self._ready and not self._ended:  # Checked again, as in `aclose`.
                 await self._news()
 
     async def _news(self) -> None:
@@ -181,17 +181,17 @@ class PlainHandler(Computation):
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    # in the thread
+    # Methods for the handler's thread.
 
     def run(self) -> None:
         try:
             self._variables.run(self._compute)
-        except (StopIteration, StopAsyncIteration) as error:  # let through, they would look like a clean end
+        except (StopIteration, StopAsyncIteration) as error:  # Without translation they would look like a normal end.
             self._error = RuntimeError(f"the handler raised {type(error).__name__}")
             self._error.__cause__ = error
         except BaseException as error:
             if self._stopping:
-                logger.debug("handler %s raised, and its caller had left", self.name, exc_info=True)
+                logger.debug("handler %s raised an error after its caller had left", self.name, exc_info=True)
             else:
                 self._error = error
 
@@ -220,7 +220,7 @@ class PlainHandler(Computation):
                     break
                 try:
                     add(item)
-                except BaseException as error:  # as of an async generator: the caller gets it
+                except BaseException as error:  # The caller gets it, as from an async generator.
                     self._error, self._ended = error, True
                     self._tell()
                     break
@@ -234,10 +234,10 @@ class PlainHandler(Computation):
             if isinstance(iterator, Generator):
                 self._close(iterator)
         finally:
-            del iterator, item  # an error would keep them, and the clean-up of what is in them belongs to this thread
+            del iterator, item  # An error's frames would keep them alive, and this thread has to clean them up.
 
     def _wait_for_reader(self) -> bool:
-        """Wait until all that was yielded is sent. True: end instead of going on."""
+        """Wait until all yielded items are sent. True: end instead of continuing."""
         self._threads.park(self)
         self._size, self._lent = 0, None
         return self._stopping
@@ -267,9 +267,9 @@ class PlainHandler(Computation):
             return
         size = len(data) if isinstance(data, bytes) else data.nbytes
         encoded = Encoded(data, flags, token)
-        if any(type(each.obj) is not bytes for each in encoded.buffers):  # the handler may change it
+        if any(type(each.obj) is not bytes for each in encoded.buffers):  # The handler may change them.
             if not self._tokens and message_bytes(len(encoded.body), encoded.buffers) <= MAX_FRAME:
-                # The copy that is made anyway where it is sent.
+                # Sending it would make this copy anyway.
                 encoded.body = one_frame(encoded.body, encoded.buffers)
                 encoded.buffers, encoded.flags = [], flags | BUFFERS
             else:
@@ -294,15 +294,15 @@ class PlainHandler(Computation):
         self._told = True
         try:
             self._loop.call_soon_threadsafe(self._wake)
-        except RuntimeError:  # the loop was closed under a thread that could not be stopped: it has no reader
+        except RuntimeError:  # The loop was closed while the thread could not be stopped. No reader is left.
             self._stopping = True
 
 
 class Within:
-    """An awaitable that takes each step of another one in `variables`, instead of in those of the task that awaits it.
+    """An awaitable that runs each step of another one in `variables`, instead of the variables of the awaiting task.
 
-    A context variable can be reset only in the context in which it was set. So what a plain function has returned for
-    the loop goes on in the context of that function. No thread may be in that context at the same time.
+    A context variable can be reset only in the context in which it was set. So an awaitable that a plain function has
+    returned runs in the context of that function. No thread may be in that context at the same time.
     """
 
     __slots__ = ("_awaitable", "_variables")
@@ -321,15 +321,15 @@ class Within:
             except StopIteration as end:
                 return end.value
             finally:
-                del step  # an error that it throws in knows this frame
+                del step  # An error that the caller throws in refers to this frame.
             try:
                 yield awaited
-            except BaseException as error:  # a cancellation, as a rule
+            except BaseException as error:  # Usually a cancellation.
                 step = partial(steps.throw, error)
             else:
                 step = partial(next, steps)
 
 
 def changed(variables: contextvars.Context) -> bool:
-    """Whether a variable in `variables` has another value than in the present context."""
+    """Whether a variable has another value in `variables` than in the current context."""
     return any(variable.get(_MISSING) is not value for variable, value in variables.items())

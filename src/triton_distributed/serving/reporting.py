@@ -12,12 +12,12 @@ def log_error(logger: logging.Logger, level: int, error: BaseException, full: bo
     """Log `text % values` and an error's traceback, as `exc_info=error` would.
 
     Args:
-        full: keep the frames of this package.
+        full: the traceback keeps the frames of this package.
     """
     if not logger.isEnabledFor(level):
         return
     file, line, function, _ = logger.findCaller(stacklevel=2)
     info: tuple[type[BaseException], BaseException, TracebackType | None] = (type(error), error, error.__traceback__)
     record = logger.makeRecord(logger.name, level, file, line, text, values, info, function)
-    record.exc_text = traceback_text(error, full=full).rstrip("\n")  # what formatters write for `exc_info`
+    record.exc_text = traceback_text(error, full=full).rstrip("\n")  # Formatters write this text for `exc_info`.
     logger.handle(record)

@@ -38,7 +38,7 @@ _split = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
 
 class Host(Protocol):
-    """What a request needs of its endpoint; see `serving.endpoint.ServedEndpoint`."""
+    """The part of an endpoint that a request uses; see `serving.endpoint.ServedEndpoint`."""
 
     loop: asyncio.AbstractEventLoop
     name: EndpointName
@@ -63,18 +63,18 @@ class ServedRequest:
 
     Args:
         host: the endpoint that serves it.
-        stream: where the request came from and where the items go.
-        context: what the handler sees.
+        stream: the stream on which the request came and its items leave.
+        context: the context that the handler gets.
         body: the request, encoded.
-        buffers: large memory that travelled beside the body; None where there is none.
+        buffers: the out-of-band buffers; None if there are none.
 
     Attributes:
         state: one of `serving.state.RequestState`.
-        outcome: how it ended; OK until then. It is known early where something else than the handler ends it.
-        started: when it was admitted, on the loop's clock; 0 where `max_inflight` is not set.
-        due: when it should end by the estimate that was made when it came, on the same clock; 0 without an estimate.
-        task: None before the handler begins.
-        items: what the handler makes, while it runs.
+        outcome: how the request ended; OK until then. It is set early if something other than the handler ends it.
+        started: when the request was admitted, on the loop's clock; 0 if `max_inflight` is not set.
+        due: when the request should end, estimated when it came, on the same clock; 0 without an estimate.
+        task: the handler's task; None before the handler begins.
+        items: the handler's async iterator, while it runs.
     """
 
     __slots__ = (
@@ -115,17 +115,17 @@ class ServedRequest:
         self.context.deadline = self.context.calls_deadline = deadline
         self._timer = self._host.loop.call_at(deadline, self.expire)
 
-    # the owner of a stream
+    # Methods that the stream calls on its owner.
 
     def stream_ended(self) -> None:
         """The caller has sent all of its request."""
 
     def stream_closed(self, stream: Stream) -> None:
-        """The caller cancelled, or its session is lost."""
+        """The caller cancelled the request, or its session is lost."""
         self.cancel(Outcome.LOST if stream.lost is not None else Outcome.CANCELLED)
 
     def stream_silent(self, stream: Stream, words: str) -> None:
-        """Only callers ask for a sign of life."""
+        """Do nothing: only callers check whether the peer is alive."""
 
     def stream_stopped(self) -> None:
         """The caller asks the handler to finish by itself."""
@@ -149,32 +149,32 @@ class ServedRequest:
         if state == WAITING:
             self._host.gate.left(self)
             self.over()
-        elif state == ANNOUNCED:  # a task that is cancelled before its first step does not even enter its function
-            self.stream.abort(f.REJECT, f.RejectCode.DRAINING, b"it is shutting down")  # whose caller goes elsewhere
+        elif state == ANNOUNCED:  # A task that is cancelled before its first step never enters its function.
+            self.stream.abort(f.REJECT, f.RejectCode.DRAINING, b"it is shutting down")  # The call goes elsewhere.
             self.over()
             self._host.gate.ended(self)
 
     def begin(self) -> None:
-        """Start the handler's task, now that its ACCEPT is written; not where the request was cancelled meanwhile."""
+        """Start the handler's task, as its ACCEPT is written; do nothing if the request was cancelled meanwhile."""
         if self.state == ANNOUNCED:
             host = self._host
             # A copy of the endpoint's context: the caller of this method may run in the context of another request.
             self.task = asyncio.Task(self.run(), loop=host.loop, context=host.context.copy())
 
     def refuse(self, code: int, detail: bytes) -> None:
-        """Refuse it: its handler has not begun."""
+        """Refuse the request, whose handler has not begun."""
         self.outcome = Outcome.REFUSED
         self.stream.abort(f.REJECT, code, detail)
         self.over()
 
     def expire(self) -> None:
-        """End it, because its deadline has passed."""
+        """End the request, because its deadline has passed."""
         if self.outcome is OK:
             self.stream.abort(f.ERROR, f.ErrorCode.DEADLINE)
             self.cancel(Outcome.DEADLINE)
 
     def over(self) -> None:
-        """Count it, and let go of what it held."""
+        """Count the request, and release what it held."""
         if self._timer is not None:
             self._timer.cancel()
         if self.state == CLEANING:
@@ -184,10 +184,10 @@ class ServedRequest:
         self._host.stats.ended[self.outcome] += 1
         self.context.over = True
         self._invalid = None
-        self.stream.owner = None  # they refer to each other; without this only the collector would free them
+        self.stream.owner = None  # Ends a reference cycle, which only the collector would free.
 
     async def run(self) -> None:
-        """Serve it: the body of its task."""
+        """Serve the request: the body of its task."""
         self.state = RUNNING
         stream, host = self.stream, self._host
         current.set(self.context)
@@ -213,13 +213,13 @@ class ServedRequest:
                         if push(data):
                             await stream.writable()
                             if stream.state == CLOSED:
-                                break  # the handler has ignored its cancellation
+                                break  # The handler has ignored its cancellation.
                     elif isinstance(data, bytes):
                         await stream.send(data, ())
                     else:
                         await stream.send(data.body, data.buffers)
-                        del data  # a bytearray cannot be resized while something refers to its memory
-                elif kind is Ready:  # of a plain handler
+                        del data  # A bytearray cannot be resized while something refers to its memory.
+                elif kind is Ready:  # Items of a plain handler.
                     sent += await self._send_ready(item)
                     if stream.state == CLOSED:
                         break
@@ -239,14 +239,14 @@ class ServedRequest:
         except Exception as error:
             self._failed(error)
             await _close(items, None)
-        except SystemExit as error:  # the process is to end as at SIGTERM: after the other requests here
+        except SystemExit as error:  # The process has to end as after SIGTERM, when its other requests are finished.
             self._failed(error)
             await _close(items, None)
             host.on_exit(error)
-        except BaseException as error:  # KeyboardInterrupt and the like: answer the caller, then let it through
+        except BaseException as error:  # KeyboardInterrupt and the like: answer the caller, then raise it again.
             self._failed(error)
             if self.task is not None:
-                self.task.add_done_callback(asyncio.Task.exception)  # it ends the loop: nothing else needs to log it
+                self.task.add_done_callback(asyncio.Task.exception)  # It ends the loop, so asyncio need not log it.
             raise
         finally:
             self.over()
@@ -254,7 +254,7 @@ class ServedRequest:
 
     def _request(self, body: Body, buffers: list[Memory] | None) -> Any:
         handler = self._host.handler
-        if not self.stream.finished or not len(body):  # a stream that has ended by now, with its items in the inbox
+        if not self.stream.finished or not len(body):  # A caller that streams requests, even if all have arrived.
             self._invalid = InvalidRequest(
                 "", f"handler {handler.name} takes one request; annotate its parameter as AsyncIterator[…] for a stream"
             )
@@ -295,7 +295,7 @@ class ServedRequest:
             stream.checkpoint(item.token)
         if item.buffers or item.flags or len(item.body) > SMALL:
             await stream.send(item.body, item.buffers, item.flags)
-            item.buffers = []  # an exported bytearray could not be resized
+            item.buffers = []  # The handler could not resize an exported bytearray.
             item.written = True
         elif stream.push(item.body):
             await stream.writable()
@@ -306,16 +306,16 @@ class ServedRequest:
         await self.stream.send(body, buffers, f.ANNOTATED)
 
     async def _cancelled(self, items: Any, error: BaseException, sent: int) -> None:
-        """The handler has ended with CancelledError: ours, its answer to a stop, or its own."""
+        """End a request whose handler raised CancelledError: because of our cancellation or a stop, or by itself."""
         if self.state == CLEANING or self._host.cancelled:
             self.outcome = self.outcome or Outcome.CANCELLED
             if self.state != CLEANING:
                 self.state = CLEANING
                 self.context.cut()
             self.stream.abort(f.ERROR, f.ErrorCode.CANCELLED, b"the handler was cancelled")
-            # A generator that was parked at its `yield` has not seen the cancellation: its finally blocks run now.
+            # A generator that was suspended at its `yield` has not seen the cancellation: its finally blocks run now.
             await _close(items, asyncio.CancelledError())
-        elif self.context.is_stopped():  # programs obey `is_stopped()` by raising it
+        elif self.context.is_stopped():  # Some programs answer `is_stopped()` by raising it.
             self._host.stats.items += sent
             self.stream.end()
             await _close(items, None)
@@ -326,7 +326,7 @@ class ServedRequest:
     def _failed(self, error: BaseException) -> None:
         if error is self._invalid or isinstance(
             error, UnfitRequest
-        ):  # one that the handler got from elsewhere is its own error
+        ):  # An InvalidRequest that the handler got from its own call is the handler's error.
             self.outcome = Outcome.INVALID
             self.stream.abort(f.ERROR, f.ErrorCode.INVALID, str(error).encode("utf-8", "replace"))
             return
@@ -339,10 +339,10 @@ class ServedRequest:
 
 
 def split(batch: Body) -> list[Any]:
-    """The encoded items of a BATCH, to be decoded one by one against the handler's types.
+    """Return the encoded items of a BATCH; each is decoded against the handler's types later.
 
     Raises:
-        DecodeError: it is malformed, or has more than `MOST_ITEMS`: 262,000 of a byte each would take 25 MB.
+        DecodeError: the batch is malformed, or has more than `MOST_ITEMS` items: 262,000 of one byte would take 25 MB.
     """
     if f.array_length(batch) > f.MOST_ITEMS:
         raise DecodeError(f"a batch of {f.array_length(batch):,} items, the limit is {f.MOST_ITEMS:,}")
@@ -362,6 +362,6 @@ async def _close(items: Any, error: BaseException | None) -> None:
         if hasattr(items, "aclose"):
             await items.aclose()
     except (asyncio.CancelledError, RuntimeError):
-        pass  # it is running its own clean-up, or refuses to end: no caller is left to be answered
+        pass  # The handler is in its own clean-up, or refuses to end. No caller waits for an answer.
     except Exception:
-        logger.warning("a handler raised while it was closed", exc_info=True)
+        logger.warning("a handler raised an error while it was closed", exc_info=True)

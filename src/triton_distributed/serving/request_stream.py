@@ -13,13 +13,13 @@ from triton_distributed.wire.states import CLOSED
 
 
 class RequestStream:
-    """An async iterator over requests. It goes on after an error or a cancellation of its reader.
+    """An async iterator over requests. It continues after an error or a cancellation of its reader.
 
     Args:
-        stream: where the requests come from.
-        request_id: of the call, for error texts.
-        body: the first of them, which came with the call; empty if none did.
-        buffers: what came with `body`.
+        stream: the stream on which the requests come.
+        request_id: the id of the call, for error texts.
+        body: the first request, if it came with the call; otherwise empty.
+        buffers: the out-of-band buffers of `body`.
         decode: one encoded request and its buffers → the request.
         split: a batch → its encoded requests.
     """
@@ -51,9 +51,9 @@ class RequestStream:
         """The next request.
 
         Raises:
-            StopAsyncIteration: the caller has sent its last one.
-            InvalidRequest: it does not fit the handler; the ones after it can be read.
-            RequestIncomplete: the caller is gone, or has left, before its last one.
+            StopAsyncIteration: the caller has sent its last request.
+            InvalidRequest: the request does not fit the handler; the requests after it can be read.
+            RequestIncomplete: the caller is lost, or has left, before its last request.
         """
         while not self._closed:
             for each in self._batch:
@@ -81,5 +81,5 @@ class RequestStream:
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        """Read no more, as `contextlib.aclosing` wants it."""
+        """Read no more. `contextlib.aclosing` needs this method."""
         self._closed = True

@@ -1,4 +1,4 @@
-"""The worker's half of a runtime: where it listens, what it serves, and how it stops."""
+"""The worker's half of a runtime: its listener, its endpoints, and its shutdown."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Server:
     Args:
         loop: the running loop.
         config: settings.
-        instance_id: of the runtime; None to take requests for any id, where ids are made from addresses.
-        factory: makes an accepted session from what to call for a request and when the session is lost.
-        tls: of TCP sessions, or None.
-        networks: what serves the schemes that are not sockets or memory.
+        instance_id: the runtime's id; None to take requests for any id, if ids are made from addresses.
+        factory: makes an accepted session, given the callbacks for a request and for the loss of the session.
+        tls: the TLS contexts of TCP sessions, or None.
+        networks: what serves the schemes other than sockets and memory.
         looked: see `Listener`.
     """
 
@@ -74,23 +74,23 @@ class Server:
 
     @property
     def endpoints(self) -> list[ServedEndpoint]:
-        """What is served now."""
+        """The endpoints that are served now."""
         return list(self._by_key.values())
 
     @property
     def sessions(self) -> Collection[Session]:
-        """The sessions that clients have opened, as they are at any time."""
+        """A live view of the sessions that clients have opened."""
         return self._listener.sessions.keys()
 
     async def listen(self, name: EndpointName, instance_id: int, where: str) -> tuple[str, ...]:
-        """The addresses to publish; the runtime begins to listen with its first endpoint.
+        """Return the addresses to publish. The runtime begins to listen with its first endpoint.
 
         Args:
-            name: of the endpoint that it serves first.
+            name: the endpoint that it serves first.
             where: the place of discovery, for error texts.
 
         Raises:
-            ConfigError, DiscoveryError, OSError: an address cannot be had, see `begin_to_listen`.
+            ConfigError, DiscoveryError, OSError: an address is not available, see `begin_to_listen`.
         """
         if self._listening is None and self._config.gc_freeze:
             gc.collect()
@@ -102,7 +102,7 @@ class Server:
         return await asyncio.shield(self._listening)
 
     def reached(self, addresses: tuple[str, ...]) -> tuple[str, ...]:
-        """Those of the addresses to publish under which this worker can be reached now."""
+        """The published addresses at which clients can reach this worker now."""
         return self._listener.reached(addresses)
 
     def add(self, endpoint: ServedEndpoint) -> None:
@@ -147,9 +147,10 @@ class Server:
             endpoint.gate.admit(ServedRequest(endpoint, stream, context, body, buffers), timeout_s)
 
     async def drain(self, timeout_s: float) -> None:
-        """Let no request in any more, send clients away, and let running handlers finish.
+        """Admit no more requests, send clients away, and let running handlers finish.
 
-        Those that run on after `timeout_s` are cancelled. Those that run on then are named in the log, see `stuck`.
+        Handlers that still run after `timeout_s` are cancelled. The log names those that run even after that, see
+        `stuck`.
         """
         self.draining = True
         for endpoint in self.endpoints:
@@ -162,23 +163,23 @@ class Server:
             async with asyncio.timeout(timeout_s):
                 for endpoint in self.endpoints:
                     await endpoint.gate.idle()
-                await self._part()  # an answer that is made but not read is not finished
+                await self._part()  # An answer is finished when its caller has read it.
         except TimeoutError:
             if cut := await self._cut(self.endpoints):
                 words = ", ".join(cut[:20])
                 logger.warning("drain: %d request(s) were cancelled after %g s: %s", len(cut), timeout_s, words)
             else:
-                logger.warning("drain: after %g s there were clients that had not read their answers", timeout_s)
+                logger.warning("drain: after %g s some clients had not read their answers", timeout_s)
         for words in self.stuck()[:20]:
             logger.warning("drain: %s, although it was cancelled", words)
 
     def stuck(self) -> list[str]:
-        """The requests that were cancelled and whose handlers run on, each with the line where its handler stands."""
+        """The cancelled requests whose handlers still run, each with the current line of its handler."""
         return [words for endpoint in self.endpoints for words in endpoint.lingering.describe()]
 
     @staticmethod
     async def _cut(endpoints: list[ServedEndpoint]) -> list[str]:
-        """Cancel what these endpoints run, all at once; returns the ids of the requests."""
+        """Cancel the requests of these endpoints at the same time; return their ids."""
         return [each for cut in await asyncio.gather(*[endpoint.cut() for endpoint in endpoints]) for each in cut]
 
     async def _part(self) -> None:
@@ -191,7 +192,7 @@ class Server:
                 task.cancel()
 
     def close(self) -> None:
-        """Close the sessions; what still runs is cancelled."""
+        """Close the sessions and cancel the handlers that still run."""
         for endpoint in self.endpoints:
             endpoint.lingering.close()
         self.standstill.close()

@@ -1,4 +1,4 @@
-"""What a handler's signature says: what it takes, and what is checked on the way in and out."""
+"""Reads a handler's signature: its parameters, and the checks of requests and items."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from triton_distributed.annotated import Annotated
 from triton_distributed.payload.typed import RequestDecoder, typed_checker, typed_decoder
 
-#: Set on a function whose request and response are checked by itself: its `Checks`. See `decorators.triton_endpoint`.
+#: The attribute of a function that checks its own request and response: its `Checks`. See `decorators.triton_endpoint`.
 CHECKS_ITSELF = "__triton_checks_itself__"
 
 _STREAMS = (
@@ -30,11 +30,11 @@ _REMEDY = "use another type, or Any for no check"
 
 
 class Checks(NamedTuple):
-    """What a decorated function does itself.
+    """The checks that a decorated function does itself.
 
     Attributes:
         function: the decorated function. Another decorator may have copied this mark to a function around it.
-        decode: bytes → request, as the function takes it.
+        decode: bytes → request, in the form that the function takes.
     """
 
     function: Any
@@ -42,14 +42,14 @@ class Checks(NamedTuple):
 
 
 class Signature(NamedTuple):
-    """What a handler's signature says.
+    """The facts that a handler's signature gives.
 
     Attributes:
         takes_context: its second parameter gets the context.
         context_name: the keyword-only parameter that gets the context; empty without one.
         takes_stream: its request is an async iterator, to which the caller streams requests.
         decode: bytes → request, checked against the annotation.
-        check: item → None, raises where it does not fit the annotation; None where there is nothing to check.
+        check: item → None, raises if the item does not fit the annotation; None if there is nothing to check.
     """
 
     takes_context: bool
@@ -68,15 +68,15 @@ def read_signature(function: Any, plain: Any, name: str) -> Signature:
         name: its name, for errors.
 
     Raises:
-        TypeError: it does not take one or two positional arguments; or the annotation of its request or of what it
-            returns cannot be resolved or checked.
+        TypeError: the handler does not take one or two positional arguments; or the annotation of its request or of its
+            result cannot be resolved or checked.
     """
     try:
         signature = inspect.signature(function, follow_wrapped=False)
         if any(each.kind == each.VAR_POSITIONAL for each in signature.parameters.values()):
-            signature = inspect.signature(function)  # a wrapper that passes on what it gets
+            signature = inspect.signature(function)  # Follows `__wrapped__` of decorators.
     except (TypeError, ValueError):
-        return Signature(False, False, typed_decoder(Any), None)  # a builtin: call it with the request
+        return Signature(False, False, typed_decoder(Any), None)  # A builtin function takes the request.
     positional = [
         each
         for each in signature.parameters.values()
@@ -124,7 +124,7 @@ def _keyword_only_context(signature: inspect.Signature, name: str) -> str:
     """The name of the keyword-only parameter that gets the context, or the empty text.
 
     Raises:
-        TypeError: another keyword-only parameter has no default, so that no request could be served.
+        TypeError: another keyword-only parameter has no default, so no request could be served.
     """
     keyword_only = [each for each in signature.parameters.values() if each.kind is each.KEYWORD_ONLY]
     for each in keyword_only:
@@ -137,13 +137,13 @@ def _keyword_only_context(signature: inspect.Signature, name: str) -> str:
 
 
 def _resolved(annotation: Any, function: Any, where: str) -> Any:
-    """Return what an annotation means where the function was written."""
+    """Resolve an annotation in the scope in which the function was written."""
     function = getattr(function, "__func__", function)
     holder = types.SimpleNamespace(__annotations__={"hint": annotation})
     names = getattr(function, "__globals__", {})
     try:
         return typing.get_type_hints(holder, names, _closure(function), include_extras=True)["hint"]
-    except Exception as error:  # a name that only a type checker knows, or a class inside a function
+    except Exception as error:  # For example a name that only a type checker knows, or a local class.
         raise TypeError(
             f"{where} is annotated with {annotation!r}, which cannot be resolved ({error}): define or import it at "
             "module level, outside `if TYPE_CHECKING`, or use Any for no check"
@@ -151,19 +151,19 @@ def _resolved(annotation: Any, function: Any, where: str) -> Any:
 
 
 def _closure(function: Any) -> dict[str, Any]:
-    """Return the names of functions around a function that it uses."""
+    """Return the names that a function uses from the functions around it."""
     found = {}
     names = getattr(getattr(function, "__code__", None), "co_freevars", ())
     for name, cell in zip(names, getattr(function, "__closure__", None) or (), strict=False):
         try:
             found[name] = cell.cell_contents
-        except ValueError:  # not assigned yet
+        except ValueError:  # The name is not assigned yet.
             pass
     return found
 
 
 def made(where: str, make: Callable[[Any], Any], hint: Any) -> Any:
-    """Return what `make` makes of a hint, or raise `TypeError` that says where the hint stands and what to do."""
+    """Return `make(hint)`, or raise a `TypeError` that names the hint's place and a remedy."""
     try:
         return make(hint)
     except TypeError as error:
@@ -175,11 +175,11 @@ def _written(hint: Any) -> str:
 
 
 def _bare(hint: Any) -> Any:
-    """Return a hint without metadata, past aliases."""
+    """Return a hint without metadata and aliases."""
     while True:
         if typing.get_origin(hint) is typing.Annotated:
             hint = typing.get_args(hint)[0]
-        elif type(hint).__name__ == "TypeAliasType":  # `type X = …`, of Python 3.12 or typing_extensions
+        elif type(hint).__name__ == "TypeAliasType":  # `type X = …` of Python 3.12 or typing_extensions.
             hint = hint.__value__
         else:
             return hint
@@ -196,7 +196,7 @@ def _element(hint: Any) -> Any:
 
 
 def item_hint(hint: Any) -> Any:
-    """Return what each item must fit, where `hint` is what a handler returns: a stream of items, or one."""
+    """Return the hint for each item. `hint` is a handler's return annotation: a stream of items, or one item."""
     bare = _bare(hint)
     origin = typing.get_origin(bare) or bare
     if origin in _STREAMS:
@@ -211,7 +211,7 @@ def item_hint(hint: Any) -> Any:
 
 
 def _is_whole_item(kind: Any) -> bool:
-    """Whether there is nothing to check its instances against: streams of another class, and `Annotated` items."""
+    """Whether instances are not checked: streams of another class, and `Annotated` items."""
     return isinstance(kind, type) and issubclass(
         kind, (Annotated, collections.abc.AsyncIterable, collections.abc.Generator, map, filter, zip)
     )

@@ -1,4 +1,4 @@
-"""Requests that wait for each other: handlers of full endpoints that wait for these same endpoints."""
+"""Finds requests that wait for each other: handlers of full endpoints that call these same endpoints."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from triton_distributed.serving.threads import SAID_AGAIN_S, STUCK_S
 logger = logging.getLogger("triton_distributed.runtime")
 
 STANDS_S = 0.9 * STUCK_S
-"""Seconds without a beginning handler after which an endpoint is stuck: below `STUCK_S`, as timers are not exact."""
+"""Seconds without a new handler after which an endpoint is stuck. It is below `STUCK_S`, as timers are not exact."""
 
-_alive: weakref.WeakSet[Standstill] = weakref.WeakSet()  # a process may have several runtimes
+_alive: weakref.WeakSet[Standstill] = weakref.WeakSet()  # A process may have several runtimes.
 
 
 class Standstill:
-    """Warns where endpoints of this process wait for each other. It costs nothing while no request waits.
+    """Warns if endpoints of this process wait for each other. It costs nothing while no request waits.
 
     Args:
         loop: the running loop.
-        endpoints: returns what the runtime serves.
+        endpoints: returns the endpoints that the runtime serves.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, endpoints: Callable[[], Iterable[ServedEndpoint]]) -> None:
         self._loop = loop
         self._endpoints = endpoints
-        self._timer: asyncio.TimerHandle | None = None  # set while a request waits
-        self._said = False  # of the standstill that lasts
+        self._timer: asyncio.TimerHandle | None = None  # Set while a request waits.
+        self._said = False  # The present standstill was logged.
         self._said_at = float("-inf")
         _alive.add(self)
 
     def waits(self) -> None:
-        """A request waits in front of a full endpoint."""
+        """Start checking: a request waits for a place at a full endpoint."""
         if self._timer is None:
             self._timer = self._loop.call_later(STUCK_S, self._check)
 
@@ -60,7 +60,7 @@ class Standstill:
             self._said = False
         elif not self._said and now - self._said_at >= SAID_AGAIN_S:
             self._said, self._said_at = True, now
-            # Where several runtimes wait for each other, the one with the first endpoint says it for all of them.
+            # If several runtimes wait for each other, only the one with the first endpoint logs it.
             if min(stuck.full, key=_order) in own:
                 logger.warning(
                     "requests of this process wait for each other, and only their deadlines end that: %s. Raise "
@@ -70,14 +70,14 @@ class Standstill:
 
 
 class Circle:
-    """The requests of a process that cannot go on, because each waits for another one of them.
+    """The requests of a process that cannot continue, because each waits for another one of them.
 
-    A handler waits for the requests that it has sent and that were not answered. Such a request may be with a handler
-    that waits itself, or in the queue of an endpoint that is full. A handler that only takes long waits for no request,
-    so handlers that wait for that one go on eventually.
+    A handler waits for the requests that it has sent and that are not answered. Such a request may run in a handler
+    that waits itself, or it may be in the queue of a full endpoint. A slow handler waits for no request, so handlers
+    that wait for it continue eventually.
 
     Attributes:
-        full: the endpoints in front of which requests wait that can never begin.
+        full: the full endpoints whose queued requests can never begin.
     """
 
     def __init__(self, endpoints: Iterable[ServedEndpoint], now: float) -> None:
@@ -90,8 +90,8 @@ class Circle:
             and _stands_s(each, now) >= STANDS_S
             and all(any(_calls(one, instances)) for one in each.gate.running)
         ]
-        self._targets: dict[ServedRequest, list[tuple[ServedEndpoint, ServedRequest]]] = {}  # of the handlers that wait
-        if not self.full:  # the usual case: the rest looks at every request
+        self._targets: dict[ServedRequest, list[tuple[ServedEndpoint, ServedRequest]]] = {}  # Keys: waiting handlers.
+        if not self.full:  # The usual case. The rest looks at every request.
             return
         requests = {}
         for endpoint in self._endpoints:
@@ -105,7 +105,7 @@ class Circle:
         self._reduce()
 
     def _reduce(self) -> None:
-        """Remove the handlers and endpoints that can go on, until none is left that can."""
+        """Remove the handlers and endpoints that can continue, until only those that cannot are left."""
         waiting, changed = self._targets, True
         while changed:
             free = [
@@ -122,7 +122,7 @@ class Circle:
                 del waiting[one]
 
     def words(self, now: float) -> str:
-        """Describe what waits for what."""
+        """Describe which handlers wait for which endpoints."""
         parts = []
         for endpoint in sorted(self._endpoints, key=_order):
             targets = {str(each.name) for one in endpoint.gate.running for each, _ in self._targets.get(one, ())}
@@ -145,7 +145,7 @@ def _order(endpoint: ServedEndpoint) -> tuple[str, int]:
 
 
 def _stands_s(endpoint: ServedEndpoint, now: float) -> float:
-    """Seconds since a handler began there: while requests wait, a handler begins whenever another one ends."""
+    """Seconds since a handler of the endpoint began. While requests wait, one begins whenever another one ends."""
     newest = next(reversed(endpoint.gate.running), None)
     return 0.0 if newest is None else now - newest.started
 

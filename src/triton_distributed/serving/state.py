@@ -10,14 +10,14 @@ from enum import IntEnum
 
 
 class RequestState(IntEnum):
-    """Where a served request is."""
+    """The state of a served request."""
 
-    WAITING = 0  # not admitted: it was just received, or it waits in the queue
-    ANNOUNCED = 1  # admitted: its ACCEPT is on the way, and its handler has not taken its first step
-    RUNNING = 2  # the handler runs
-    CLEANING = 3  # the handler was cancelled and has not ended
-    OVER = 4  # nothing of it is left to do
+    WAITING = 0  # The request is not admitted: it was just received, or it waits in the queue.
+    ANNOUNCED = 1  # The request is admitted and its ACCEPT is on the way. The handler has not taken its first step.
+    RUNNING = 2  # The handler runs.
+    CLEANING = 3  # The handler was cancelled and has not ended.
+    OVER = 4  # The request has ended.
 
 
-# Plain integers: one such comparison is on the way of each request, and enum members compare more slowly.
+# Plain integers, because each request compares its state, and enum members compare more slowly.
 WAITING, ANNOUNCED, RUNNING, CLEANING, OVER = map(int, RequestState)

@@ -1,7 +1,7 @@
 """The threads of handlers written with plain `def`: how many run at once, and which one runs next.
 
-A computation keeps one thread from its first step to its last. `TRD_THREADS` bounds how many run at once: a generator
-that waits for its reader keeps its thread and gives its place to others until it can go on.
+A computation keeps one thread from its first step to its last. `TRD_THREADS` bounds how many computations run at once.
+A generator that waits for its reader keeps its thread and gives its place to others until it can continue.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from itertools import count
 
 logger = logging.getLogger("triton_distributed.runtime")
 
-# Generators that may wait for their readers at once, each with a thread of its own. Such a thread costs some 100 KB of
-# memory and no time, and containers are commonly allowed a few thousand. Beyond it new work waits for a thread.
+# The number of generators that may wait for their readers at once, each with its own thread. Such a thread costs about
+# 100 KB of memory and no time, and most containers may have a few thousand. Further work waits for a thread.
 MOST_PARKED = 1_000
 
 STUCK_S = 3.0
-"""Seconds without any progress, while work waits, after which a warning is logged."""
+"""Seconds after which a warning is logged if work waits and there is no progress."""
 
 SAID_AGAIN_S = 60.0
-"""The least number of seconds between two such warnings."""
+"""The smallest number of seconds between two warnings about a standstill."""
 
 MOST_NAMED = 5
-"""Handlers that such a warning names."""
+"""The largest number of handlers that a warning about a standstill names."""
 
 
 class Computation:
-    """Something that runs in one thread of the pool from its first step to its last.
+    """Work that runs in one thread of the pool from its first step to its last.
 
     Attributes:
-        name: of the handler, for the log.
-        thread: the thread that it has; None before it begins and after it has ended.
-        since: when it began to wait for its turn, on the loop's clock.
+        name: the handler's name, for the log.
+        thread: the thread that runs the work; None before the work begins and after it has ended.
+        since: when the work began to wait for a place, on the loop's clock.
     """
 
     def __init__(self, name: str) -> None:
@@ -45,31 +45,31 @@ class Computation:
         self.since = 0.0
 
     def run(self) -> None:
-        """Do all of it, in the thread. Raises nothing."""
+        """Do all of the work, in the thread. This raises nothing."""
         raise NotImplementedError
 
     def must_wait(self) -> bool:
-        """Whether it waits for its reader where it parks. Asked with the pool's lock held, in either thread."""
+        """Whether parked work waits for its reader. Called with the pool's lock held, in either thread."""
         raise NotImplementedError
 
     def stop(self) -> None:
-        """The pool was closed while it waited: end at the next step."""
+        """End at the next step: the pool was closed while the work waited."""
         raise NotImplementedError
 
     def left(self) -> None:
-        """It has ended, and its thread is free for other work; called in the thread."""
+        """The work has ended, and its thread is free for other work. Called in the thread."""
         raise NotImplementedError
 
 
 class _Thread(threading.Thread):
-    """A thread of the pool. It is a daemon.
+    """A thread of the pool. It is a daemon, so the interpreter does not wait for it at its end.
 
-    The standard pool's threads are joined when the interpreter ends, so one handler stuck in C code would keep a
-    drained worker alive for ever; these are abandoned.
+    The interpreter joins the threads of the standard pool. One handler stuck in C code would keep a drained worker
+    alive for ever.
 
     Attributes:
-        turn: released to let the thread go on.
-        work: what to do at the next turn; None to end.
+        turn: released to let the thread continue.
+        work: the work of the next turn; None to end.
     """
 
     def __init__(self, pool: HandlerThreads, number: int) -> None:
@@ -88,50 +88,50 @@ class _Thread(threading.Thread):
             work.run()
             fresh = self._pool.ended(work)
             work.left()
-            del work  # nothing of a request stays here
+            del work  # An idle thread must not keep a request alive.
             self._pool.start(fresh)
 
 
 class HandlerThreads:
-    """The pool. Threads are made when they are needed and used again.
+    """The pool of threads. It makes threads when they are needed and uses them again.
 
     Args:
-        most: computations that run at once. Further work waits in order of arrival; its number is bounded by
+        most: computations that run at once. Further work waits in order of arrival; its amount is bounded by
             `serve_endpoint(max_inflight=)` and `TRD_MAX_REQUESTS`.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._lock = threading.Lock()  # guards what follows; never held while anything else is waited for
-        self._running: dict[Computation, None] = {}  # those that hold a place, at most `most`
-        self._parked: dict[Computation, None] = {}  # those that wait for their readers
-        self._waiting: OrderedDict[Computation, None] = OrderedDict()  # for a place, in order of arrival
-        self._threadless: OrderedDict[Computation, None] = OrderedDict()  # had a place, and no thread could be had
-        self._idle: list[_Thread] = []  # at most `most`; the last one that became free is used first
-        self._threads = 0  # that are there, or about to be started
+        self._lock = threading.Lock()  # Guards what follows. Its holder never waits for anything.
+        self._running: dict[Computation, None] = {}  # Work that has a place, at most `most`.
+        self._parked: dict[Computation, None] = {}  # Work that waits for its reader.
+        self._waiting: OrderedDict[Computation, None] = OrderedDict()  # Work that waits for a place, oldest first.
+        self._threadless: OrderedDict[Computation, None] = OrderedDict()  # Work for which no thread could be started.
+        self._idle: list[_Thread] = []  # At most `most` threads. The one that became free last is used first.
+        self._threads = 0  # The number of threads that exist or are about to be started.
         self._numbers = count()
-        self._progress = 0  # grows when a computation begins, ends, parks or goes on
+        self._progress = 0  # Grows when a computation begins, ends, parks or continues.
         self._closed = False
-        # what follows belongs to the loop
+        # Only the loop's thread uses what follows.
         self._starter: threading.Thread | None = None
-        self._fresh: queue.SimpleQueue[list[_Thread] | None] = queue.SimpleQueue()  # for the starter; None ends it
-        self._timer: asyncio.TimerHandle | None = None  # set while something waits
+        self._fresh: queue.SimpleQueue[list[_Thread] | None] = queue.SimpleQueue()  # For the starter. None ends it.
+        self._timer: asyncio.TimerHandle | None = None  # Set while work waits.
         self._said_at = float("-inf")
-        self._said = False  # of the standstill that lasts
+        self._said = False  # The present standstill was logged.
 
     def counts(self) -> tuple[int, int, int, int]:
-        """How many computations run, are parked and wait, and how many threads there are."""
+        """The numbers of running, parked and waiting computations, and of threads."""
         with self._lock:
             waiting = len(self._waiting) + len(self._threadless)
             return len(self._running), len(self._parked), waiting, self._threads
 
-    # on the loop
+    # Methods for the loop's thread.
 
     def submit(self, work: Computation) -> None:
         """Run `work` in a thread, now or when a place is free.
 
         Raises:
-            RuntimeError: the pool was closed, or the system has no thread for it and there is no other.
+            RuntimeError: the pool was closed, or it has no thread and the system has none either.
         """
         with self._lock:
             if self._closed:
@@ -151,7 +151,7 @@ class HandlerThreads:
             self._waits(work)
 
     def withdraw(self, work: Computation) -> bool:
-        """Take back work that has not begun. False: it has."""
+        """Take back work that has not begun. False if it has begun."""
         with self._lock:
             for line in (self._waiting, self._threadless):
                 if work.thread is None and work in line:
@@ -160,7 +160,7 @@ class HandlerThreads:
         return False
 
     def go_on(self, work: Computation) -> None:
-        """Let `work` go on, as soon as it has a place, where it has parked and does not have to wait any more."""
+        """Let `work` continue as soon as it has a place, if it is parked and does not have to wait any more."""
         with self._lock:
             if work not in self._parked or work.must_wait():
                 return
@@ -173,7 +173,7 @@ class HandlerThreads:
             self._waits(work)
 
     def close(self) -> None:
-        """Take no more work. What waits is done, what has parked is stopped, and then the threads end."""
+        """Take no more work. Waiting work is done, parked work is stopped, and then the threads end."""
         with self._lock:
             self._closed = True
             for work in self._parked:
@@ -181,7 +181,7 @@ class HandlerThreads:
                 self._waiting[work] = None
             self._parked.clear()
             for thread in self._idle:
-                thread.turn.release()  # without work it ends
+                thread.turn.release()  # A thread without work ends.
             self._threads -= len(self._idle)
             self._idle.clear()
             fresh = self._fill()
@@ -192,7 +192,7 @@ class HandlerThreads:
             self._timer.cancel()
 
     def _start_later(self, threads: list[_Thread]) -> None:
-        """Have another thread start these: to start one means to wait until it runs, which may take milliseconds."""
+        """Let another thread start these threads: `Thread.start` may take milliseconds."""
         if not threads:
             return
         if self._starter is None:
@@ -200,7 +200,7 @@ class HandlerThreads:
             try:
                 starter.start()
             except RuntimeError:
-                self.start(threads)  # which fails as well, and knows what to do then
+                self.start(threads)  # It fails as well, but it handles the failure.
                 return
             self._starter = starter
         self._fresh.put(threads)
@@ -216,7 +216,7 @@ class HandlerThreads:
             self._timer = loop.call_later(STUCK_S, self._look, loop, self._progress)
 
     def _look(self, loop: asyncio.AbstractEventLoop, progress: int) -> None:
-        """Work has waited for a while: say so where nothing moves."""
+        """Log a standstill: work has waited for a while, and there is no progress."""
         with self._lock:
             waiting = [*self._threadless, *self._waiting]
             stands = progress == self._progress
@@ -232,8 +232,8 @@ class HandlerThreads:
         if len(running) >= self.most:
             logger.warning(
                 "as many plain handlers run as TRD_THREADS=%d allows, and for %g s none has ended: %s. %d more wait, "
-                "the first for %.1f s: %s. If those that run wait for those that wait, this does not end by itself: "
-                "raise TRD_THREADS, or make them async",
+                "the first for %.1f s: %s. If the running handlers wait for the waiting ones, this does not end by "
+                "itself: raise TRD_THREADS, or make them async",
                 self.most,
                 STUCK_S,
                 _names(running),
@@ -243,8 +243,8 @@ class HandlerThreads:
             )
         else:
             logger.warning(
-                "no more threads can be had for plain handlers: %d are in use, in %d of them generators wait for their "
-                "readers. %d handlers wait, the first for %.1f s: %s",
+                "no more threads are available for plain handlers: %d are in use, in %d of them generators wait for "
+                "their readers. %d handlers wait, the first for %.1f s: %s",
                 len(running) + parked,
                 parked,
                 len(waiting),
@@ -252,10 +252,10 @@ class HandlerThreads:
                 _names(waiting),
             )
 
-    # in a thread
+    # Methods for the pool's threads.
 
     def park(self, work: Computation) -> None:
-        """Give the place back and wait until `go_on`, where `work.must_wait()`."""
+        """If `work.must_wait()`, give its place back and wait until `go_on`."""
         thread = work.thread
         assert thread is not None
         with self._lock:
@@ -271,13 +271,13 @@ class HandlerThreads:
         thread.turn.acquire()
 
     def ended(self, work: Computation) -> list[_Thread]:
-        """Its place and its thread are free. Returns threads that are to be started."""
+        """Free the place and the thread of `work`. Returns the threads to start."""
         with self._lock:
             thread, work.thread = work.thread, None
             assert thread is not None
             del self._running[work]
             self._progress += 1
-            if self._threadless:  # it was first in line already
+            if self._threadless:  # This work was first in line already.
                 first, _ = self._threadless.popitem(last=False)
                 self._waiting[first] = None
                 self._waiting.move_to_end(first, last=False)
@@ -286,16 +286,16 @@ class HandlerThreads:
             if self._idle and self._idle[-1] is thread and (self._closed or len(self._idle) > self.most):
                 del self._idle[-1]
                 self._threads -= 1
-                thread.turn.release()  # without work it ends
+                thread.turn.release()  # A thread without work ends.
         return fresh
 
-    # in either
+    # Methods for any thread.
 
     def _fill(self) -> list[_Thread]:
-        """Give the free places to those that are first in line; the lock is held.
+        """Give the free places to the work that has waited longest. The caller holds the lock.
 
         Returns:
-            threads that are to be started when it is not.
+            the threads to start after the lock is released.
         """
         fresh: list[_Thread] = []
         while self._waiting and len(self._running) < self.most:
@@ -318,7 +318,7 @@ class HandlerThreads:
         return fresh
 
     def start(self, threads: list[_Thread]) -> None:
-        """Start new threads. Where the system has no more, their work waits until another has ended."""
+        """Start new threads. If the system has no more threads, their work waits until another thread is free."""
         while threads:
             thread = threads.pop()
             try:
@@ -330,12 +330,12 @@ class HandlerThreads:
                     if others:
                         self._threadless[work] = None
                     threads += self._fill()
-                if not others:  # they have ended because the pool was closed
+                if not others:  # The other threads have ended because the pool was closed.
                     work.stop()
                     work.left()
 
     def _take_back(self, thread: _Thread) -> Computation:
-        """A thread could not be started. Returns its work, which has no place any more."""
+        """Forget a thread that could not be started. Returns its work, which has no place any more."""
         with self._lock:
             self._threads -= 1
             work, thread.work = thread.work, None
@@ -346,7 +346,7 @@ class HandlerThreads:
 
 
 def _names(work: Iterable[Computation]) -> str:
-    """Handlers and how often each is there, the most frequent first."""
+    """The handlers with their counts, the most frequent first."""
     counted = Counter(each.name for each in work)
     names = [f"{name} ({number})" for name, number in counted.most_common(MOST_NAMED)]
     more = len(counted) - len(names)

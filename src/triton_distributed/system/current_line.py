@@ -1,4 +1,4 @@
-"""Where a handler stands: the line of the user's code that a task is suspended at."""
+"""The current line of a handler: the line of the user's code at which its task is suspended."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 _PACKAGE = str(Path(__file__).parent.parent)
 
 _STEPS = ("async_generator_asend", "async_generator_athrow")
-"""What a task awaits while it iterates over an async generator."""
+"""Types of the objects that a task awaits while it iterates over an async generator."""
 
 _STANDARD_LIBRARY = str(Path(asyncio.__file__).parent.parent)
 
@@ -22,26 +22,26 @@ def standing(task: asyncio.Task[Any] | None, items: object) -> str:
 
     Args:
         task: the task that serves a request.
-        items: the async iterator of what its handler makes. An async generator cannot be found through the task.
+        items: the handler's async iterator of items. An async generator cannot be found through the task.
     """
     if task is None or task.done():
-        return "nowhere: it has ended"
+        return "its end"
     inner = getattr(items, "inner", None)
     thread = getattr(inner, "thread", None)
-    if isinstance(thread, threading.Thread):  # of a plain handler
+    if isinstance(thread, threading.Thread):  # A plain handler has a thread.
         return innermost_line(thread)
     frame = _innermost(items) or _innermost(inner) or _innermost(task.get_coro())
-    return "code that cannot be seen" if frame is None else _line(frame)
+    return "an unknown line" if frame is None else _line(frame)
 
 
 def innermost_line(thread: threading.Thread) -> str:
-    """Return the line that a thread stands at, the user's code if there is any, as `file:line in function`."""
+    """Return the current line of a thread, in the user's code if there is any, as `file:line in function`."""
     frame: FrameType | None = sys._current_frames().get(thread.ident or 0)
     first = frame
     while frame is not None and not _is_users(frame):
         frame = frame.f_back
     frame = frame or first
-    return "nowhere: it has ended" if frame is None else _line(frame)
+    return "its end" if frame is None else _line(frame)
 
 
 def _line(frame: FrameType) -> str:
@@ -49,21 +49,21 @@ def _line(frame: FrameType) -> str:
 
 
 def _is_users(frame: FrameType) -> bool:
-    """Whether it is a frame neither of this package nor of the standard library."""
+    """Whether the frame belongs neither to this package nor to the standard library."""
     name = frame.f_code.co_filename
     ours = name.startswith((_PACKAGE, "<frozen "))
     return not ours and ("site-packages" in name or not name.startswith(_STANDARD_LIBRARY))
 
 
 def _innermost(step: Any) -> FrameType | None:
-    """The innermost frame that is neither of this package nor of the standard library, in a chain of awaits."""
+    """Return the innermost frame of the user's code in a chain of awaits."""
     found = None
     while step is not None:
         frame = _first(step, "ag_frame", "cr_frame", "gi_frame")
         following = _first(step, "ag_await", "cr_await", "gi_yieldfrom")
         if frame is not None:
             if frame.f_code.co_filename.startswith(_PACKAGE):
-                if type(following).__name__ in _STEPS:  # they hide the user's generator, which ours call `items`
+                if type(following).__name__ in _STEPS:  # It hides the user's generator, the local `items`.
                     following = frame.f_locals.get("items")
             elif _is_users(frame):
                 found = frame

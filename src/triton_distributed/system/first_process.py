@@ -1,11 +1,11 @@
-"""The signals that end a process, in a process that is number 1: a container's first one.
+"""Handles the signals that end a process, if the process has number 1: the first process of a container.
 
-The kernel delivers a signal to process 1 only where the process has a handler for it. So SIGTERM, with which containers
-are stopped, has no effect on a Python program that has not asked for it yet: while it imports, loads a model or waits
-for a worker. The container then waits for its whole grace period and is killed.
+The kernel delivers a signal to process 1 only if the process has a handler for it. Containers are stopped with SIGTERM.
+It has no effect on a Python program that has no handler yet, for example while the program imports, loads a model or
+waits for a worker. Then the container runs for its whole grace period and is killed.
 
-Importing this module is the whole use of it. In a process that is number 1, on the main thread, each signal that still
-has its default action gets a handler which ends the process. Everywhere else nothing happens.
+To use this module, import it. In process 1, on the main thread, each signal that still has its default action gets a
+handler that ends the process. In other processes and threads, the import does nothing.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ ECHO_S = 0.02
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
-_asked: float | None = None  # when the first signal came
+_asked: float | None = None  # When the first signal came.
 _hooked = False
-_masks: list[set[int] | set[signal.Signals]] = []  # of forks under way
+_masks: list[set[int] | set[signal.Signals]] = []  # The signal masks from before the forks under way.
 
 
 class Ended(SystemExit):
-    """A signal has asked this process to end. The exit status is 128 and the signal's number."""
+    """A signal has asked this process to end. The exit status is 128 plus the signal's number."""
 
 
 def take(pid: int | None = None) -> None:
@@ -47,7 +47,7 @@ def take(pid: int | None = None) -> None:
 
 
 def end(number: int, frame: object) -> None:
-    """The handler: it raises `Ended` in the main thread, so that `finally` blocks run. A second signal ends at once.
+    """Handle a signal: raise `Ended` in the main thread, so that `finally` blocks run. A second signal ends at once.
 
     Raises:
         Ended: at the first signal.
@@ -61,8 +61,8 @@ def end(number: int, frame: object) -> None:
         os._exit(128 + number)
 
 
-# A fork is not process 1, so the default action works there. Until it is in place a signal to the fork has to wait: the
-# interpreter forgets those that come in the fork's first moments.
+# A forked child is not process 1, so the default action works there. Until it is restored, signals to the child are
+# blocked: the interpreter loses signals that arrive in the child's first moments.
 
 
 def _before_fork() -> None:

@@ -1,8 +1,8 @@
-"""Forks: a child gives up the descriptors that it inherited, and its copies of runtimes are unusable and say so.
+"""Forks: a child gives up the descriptors that it inherited, and its copies of runtimes raise ForkError.
 
 A child that kept a copy of a socket would keep the connection open after its parent has died, and the peer would not
-see the death. So each descriptor has an entry here, and one hook gives up all of them in a child. What holds more than
-descriptors, such as a runtime, is notified.
+notice the death. So each descriptor has an entry here, and one hook gives up all of them in a child. Objects that hold
+more than descriptors, such as runtimes, are notified.
 """
 
 from __future__ import annotations
@@ -16,40 +16,40 @@ from typing import Any, Protocol
 
 
 class Forkable(Protocol):
-    """Something that must know that this process is a fork of the one that made it."""
+    """An object that must be notified in a fork of the process that made it."""
 
     def forked(self) -> None: ...
 
 
-# Hooks that are registered with the interpreter cannot be removed, so there is one, and it finds what is alive.
+# The interpreter's fork hooks cannot be removed. So there is only one, and it uses the entries that are still alive.
 _owned: weakref.WeakSet[Any] = weakref.WeakSet()
 _notified: weakref.WeakSet[Forkable] = weakref.WeakSet()
 
 no_fork = threading.RLock()
-"""Held from opening a descriptor until `own`, where another thread may fork meanwhile. A finaliser may fork as well."""
+"""Held between opening a descriptor and `own` if another thread may fork. Reentrant, as a finalizer may fork, too."""
 
 
 def own(holder: Any) -> None:
     """Give up a descriptor in every child that is forked while its holder lives.
 
     Args:
-        holder: a socket, an asyncio transport, or anything else with a `fileno()`, which is -1 where there is none.
+        holder: a socket, an asyncio transport, or another object with a `fileno()`, which is -1 without a descriptor.
     """
     _owned.add(holder)
 
 
 def watch_forks(each: Forkable) -> None:
-    """Call `each.forked()` in every child that is forked while it lives, when all descriptors are given up."""
+    """Call `each.forked()` in every child that is forked while `each` lives, after all descriptors were given up."""
     _notified.add(each)
 
 
 def _give_up(holder: Any) -> None:
-    """Let go of an inherited descriptor without closing its number.
+    """Give up an inherited descriptor without closing its number.
 
-    The number still belongs to objects copied from the parent, which would close it a second time. From now on it names
-    the null device.
+    Objects copied from the parent still use the number and would close it a second time. From now on it refers to the
+    null device.
     """
-    with contextlib.suppress(OSError, ValueError):  # it was closed
+    with contextlib.suppress(OSError, ValueError):  # The descriptor was closed.
         sock = holder.get_extra_info("socket") if hasattr(holder, "get_extra_info") else holder
         number = -1 if sock is None else sock.fileno()
         if number >= 0:
@@ -58,11 +58,11 @@ def _give_up(holder: Any) -> None:
             os.close(null)
 
 
-_masked: list[set[int] | set[signal.Signals]] = []  # of forks under way: one, or one in another
+_masked: list[set[int] | set[signal.Signals]] = []  # Of the forks under way, which may be nested.
 
 
 def _before() -> None:
-    """Hold signals back: the child would take one for its parent's, before it has let go of the parent's handlers."""
+    """Block signals until the child has given up its parent's handlers, which must not handle the child's signals."""
     no_fork.acquire()
     if _notified:
         _masked.append(signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT}))

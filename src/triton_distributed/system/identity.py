@@ -1,4 +1,4 @@
-"""Which host this is: Unix sockets are only tried between processes of one."""
+"""The name of this host. Unix sockets are tried only between processes of one host."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @functools.cache
 def host_name() -> str:
-    """A name of this machine and boot: two machines never share it, two boots of one do not either."""
+    """Return a name that is unique to this machine and boot."""
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return socket.gethostname()

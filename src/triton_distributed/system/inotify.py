@@ -1,6 +1,6 @@
-"""The kernel's word about one folder: which of its names have changed.
+"""Notifications from the kernel about the names in one folder that have changed.
 
-Linux only; elsewhere `Inotify()` raises OSError.
+This works on Linux only. On other systems `Inotify()` raises OSError.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ IN_Q_OVERFLOW = 0x4000
 IN_IGNORED = 0x8000
 IN_ONLYDIR = 0x01000000
 
-# No IN_CREATE: a file that is being written does not count until it is renamed. No IN_CLOSE_NOWRITE: every
-# reader's close would wake every reader.
+# There is no IN_CREATE, because a file that is being written does not count until it is renamed. There is no
+# IN_CLOSE_NOWRITE, because every reader's close would wake every reader.
 FOLDER_MASK = (
     IN_CLOSE_WRITE | IN_MOVED_FROM | IN_MOVED_TO | IN_DELETE | IN_DELETE_SELF | IN_MOVE_SELF | IN_ONLYDIR
 )  # fmt: skip
 
-_HEADER = struct.Struct("iIII")  # watch, mask, cookie, bytes of name
+_HEADER = struct.Struct("iIII")  # Fields: watch, mask, cookie, bytes of the name.
 
 _READ_BYTES = 16 * 1024
-"""Bytes read at a time: some 200 events, 3 ms of looking at files. Other callbacks run before the rest is read."""
+"""Bytes read at a time: about 200 events, or 3 ms of looking at files. Other callbacks run before the next read."""
 
 
 class Inotify:
-    """One inotify instance that watches one folder at a time. A user has 128 of them by default.
+    """One inotify instance that watches one folder at a time. A user may have 128 instances by default.
 
     Raises:
-        OSError: there is no inotify here (ENOSYS), or none is left (EMFILE: `fs.inotify.max_user_instances`).
+        OSError: this system has no inotify (ENOSYS), or no instance is left (EMFILE: `fs.inotify.max_user_instances`).
     """
 
     def __init__(self) -> None:
@@ -59,22 +59,23 @@ class Inotify:
         return self.fd
 
     def watch_folder(self, path: str) -> None:
-        """Watch this folder, and no other any more.
+        """Watch this folder instead of the previous one.
 
         Raises:
-            OSError: it is not there, not a folder, or no watch is left (ENOSPC: `fs.inotify.max_user_watches`).
+            OSError: the path does not exist or is not a folder, or no watch is left (ENOSPC:
+                `fs.inotify.max_user_watches`).
         """
         mask = self._ctypes.c_uint32(FOLDER_MASK)
         found = self._check(self._libc.inotify_add_watch(self.fd, os.fsencode(path), mask))
         if self._watch not in (-1, found):
-            self._libc.inotify_rm_watch(self.fd, self._watch)  # fails where the old folder is gone: as good
+            self._libc.inotify_rm_watch(self.fd, self._watch)  # It fails harmlessly if the old folder is gone.
         self._watch = found
 
     def read(self) -> tuple[dict[str, int], int]:
-        """What has happened since the last read. Never waits.
+        """Return the events since the last read. This never waits.
 
         Returns:
-            The names concerned, each with its masks together, and the masks that concern the folder or the queue.
+            The changed names, each with its masks combined, and the masks of the folder or the queue.
         """
         try:
             data = os.read(self.fd, _READ_BYTES)
@@ -85,7 +86,7 @@ class Inotify:
         while offset < len(data):
             watch, mask, _, length = _HEADER.unpack_from(data, offset)
             offset += _HEADER.size + length
-            if watch not in (self._watch, -1):  # a folder watched earlier; -1 is the overflow
+            if watch not in (self._watch, -1):  # A folder watched earlier; -1 means overflow.
                 continue
             if length:
                 name = os.fsdecode(data[offset - length : offset].rstrip(b"\0"))
@@ -95,7 +96,7 @@ class Inotify:
         return names, folder
 
     def close(self) -> None:
-        """Give the instance back. Closing twice is harmless."""
+        """Close the instance. Closing twice is harmless."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)

@@ -1,4 +1,4 @@
-"""A daemon thread with an event loop of its own, for what must go on while the program's loop is busy."""
+"""A daemon thread with its own event loop, for work that must continue while the program's loop is busy."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ T = TypeVar("T")
 
 
 class ThreadEnded(Exception):
-    """The thread ended before what it was asked to do was done."""
+    """The thread ended before it had finished the work."""
 
 
 class LoopThread:
     """Runs one coroutine in a thread, and others on request. The thread starts at once.
 
     Args:
-        main: runs for as long as the thread does. It gets an event that is set when it shall return; tasks that it
-            leaves are cancelled.
-        name: of the thread.
+        main: runs as long as the thread. It gets an event that is set when it must return. Tasks that still run then
+            are cancelled.
+        name: the thread's name.
     """
 
     def __init__(self, main: Callable[[asyncio.Event], Coroutine[Any, Any, None]], name: str) -> None:
         self._loop = asyncio.SelectorEventLoop()
         self._stopping = asyncio.Event()
-        self._lock = threading.Lock()  # around what follows
+        self._lock = threading.Lock()  # Guards the two attributes below.
         self._ended = False
-        self._waiting: dict[asyncio.Future[Any], asyncio.AbstractEventLoop] = {}  # for this thread, elsewhere
+        self._waiting: dict[asyncio.Future[Any], asyncio.AbstractEventLoop] = {}  # With the loops of the waiting tasks.
         self._thread = threading.Thread(target=self._run, args=(main,), name=name, daemon=True)
         self._thread.start()
 
@@ -44,11 +44,11 @@ class LoopThread:
                 tell(loop, _fail, future, ThreadEnded())
 
     def post(self, function: Callable[..., object], *arguments: object) -> None:
-        """Have `function` called in the thread, after everything posted before; nothing where the thread has ended."""
+        """Call `function` in the thread, after everything posted before. Do nothing if the thread has ended."""
         tell(self._loop, function, *arguments)
 
     async def call(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run a coroutine in the thread and give its result. Cancelling the caller cancels it.
+        """Run a coroutine in the thread and return its result. Cancelling the caller cancels the coroutine.
 
         Raises:
             ThreadEnded: the thread ends or has ended.
@@ -85,7 +85,7 @@ class LoopThread:
                 self._waiting.pop(done, None)
 
     async def stop(self, patience_s: float) -> None:
-        """Let it end, and wait for that, at most `patience_s` seconds."""
+        """Let the thread end, and wait at most `patience_s` seconds for that."""
         try:
             _, ended = self._expect()
         except ThreadEnded:
@@ -95,12 +95,12 @@ class LoopThread:
             async with asyncio.timeout(patience_s):
                 await ended
         except ThreadEnded:
-            self._thread.join(patience_s)  # it has nothing left to do
+            self._thread.join(patience_s)  # The thread has nothing left to do.
         except TimeoutError:
-            pass  # it ends by itself, or with the process
+            pass  # The thread ends by itself or with the process.
 
     def _expect(self) -> tuple[asyncio.AbstractEventLoop, asyncio.Future[Any]]:
-        """A future of the running loop that fails with ThreadEnded when the thread ends before it is done."""
+        """Return a future of the running loop that fails with ThreadEnded if the thread ends first."""
         here = asyncio.get_running_loop()
         future: asyncio.Future[Any] = here.create_future()
         with self._lock:
@@ -111,7 +111,7 @@ class LoopThread:
 
 
 def tell(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: object) -> bool:
-    """Have `function` called on another thread's loop; False, and nothing done, where that loop is closed."""
+    """Call `function` on another thread's loop. Return False and do nothing if that loop is closed."""
     try:
         loop.call_soon_threadsafe(function, *arguments)
     except RuntimeError:

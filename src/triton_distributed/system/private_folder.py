@@ -1,4 +1,4 @@
-"""The folder of file discovery: made and checked so that only its user can put anything into it."""
+"""The folder of file discovery. It is made and checked so that only its user can put anything into it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from triton_distributed.errors import DiscoveryError
 BACKEND = "file"
 
 _NOBODY = 65534
-"""Linux's default of kernel.overflowuid: the owner that has no number in this user namespace."""
+"""Linux's default of kernel.overflowuid: the uid shown for owners without a number in this user namespace."""
 
 _HELP = {
     errno.EMFILE: "raise this process's limit of open files: ulimit -n",
@@ -28,32 +28,34 @@ _HELP = {
 
 
 def discovery_error(where: str, action: str, error: OSError) -> DiscoveryError:
-    """An operating system's error as ours: what was tried, what it said, and what helps. The caller chains it."""
+    """Return a DiscoveryError for an operating system's error: the action, the error and a remedy. The caller chains
+    it."""
     place = f" {error.filename}" if error.filename else ""
     help_text = f"; {_HELP[error.errno]}" if error.errno in _HELP else ""
     return DiscoveryError(BACKEND, where, f"cannot {action}{place}: {error.strerror or error}{help_text}")
 
 
 def private_folder(path: str, where: str) -> tuple[int, int]:
-    """Make the folder, or check the one that is there: it belongs to this user alone, and is no other user's link.
+    """Make the folder, or check that an existing one belongs to this user alone and is not another user's link.
 
-    A user who can write into it can redirect our calls, so doubt is an error and nothing is repaired silently.
+    Another user that can write into the folder can redirect our calls. So any doubt is an error, and nothing is
+    repaired silently.
 
     Args:
-        path: the folder. The one above it is made private too where it is missing, others as the umask says.
-        where: the discovery, for the error's text.
+        path: the folder. A missing parent is made private, too; missing folders above the parent follow the umask.
+        where: the place of discovery, for the error's text.
 
     Returns:
-        Device and inode, which tell it from another folder made later under the same path.
+        Device and inode, which distinguish the folder from another one made later under the same path.
 
     Raises:
-        DiscoveryError: another user owns it, may use it or may replace it, or it cannot be made. The text names
-            what was found and the fix.
+        DiscoveryError: another user owns the folder, may use it or may replace it, or it cannot be made. The text names
+            the problem and the fix.
     """
     user = os.geteuid()
     try:
         parent = os.path.dirname(path)
-        os.makedirs(parent, 0o700, exist_ok=True)  # it may be our own folder, removed since it was checked
+        os.makedirs(parent, 0o700, exist_ok=True)  # It may be our own folder, removed after its check.
         _check_parent(os.stat(parent), user, path, where)
         try:
             os.mkdir(path, 0o700)
@@ -92,20 +94,20 @@ def _let_ourselves_in(path: str, user: int) -> None:
 
 
 def keep_private(path: str) -> None:
-    """Close a folder to others again. Only for folders in a private folder, which no other user could have used."""
+    """Close a folder to other users again. Use it only inside a private folder, to which they had no access."""
     try:
         found = os.lstat(path)
         if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and found.st_mode & 0o777 != 0o700:
             os.chmod(path, 0o700)
     except OSError:
-        pass  # it does not exist, or `private_folder` reports what is wrong
+        pass  # The folder does not exist, or `private_folder` reports the problem.
 
 
 def _check_parent(parent: os.stat_result, user: int, path: str, where: str) -> None:
-    """The owner of a folder may rename what is in it; where others write to it, it was not made for us alone.
+    """Refuse a parent that belongs to another user, or to which others may write: they could replace the folder.
 
-    Root's folders pass: it owns `/tmp`, and a container's volume often is writable for all without a sticky bit. In a
-    user namespace root's `/tmp` seems to belong to "nobody".
+    Root's folders pass: root owns `/tmp`, and a container's volume is often writable for all without a sticky bit. In a
+    user namespace, root's `/tmp` seems to belong to uid `_NOBODY`.
     """
     shared = parent.st_mode & 0o022
     if parent.st_uid in (0, user) or not shared or (parent.st_mode & stat.S_ISVTX and parent.st_uid == _NOBODY):

@@ -1,6 +1,6 @@
-"""SIGTERM and SIGINT drain while an endpoint is served; a second one, or the end of the drain's time, ends the process.
+"""Drains on SIGTERM or SIGINT while an endpoint is served. A second signal, or the end of the time, ends the process.
 
-The handlers are Python's own (`signal.signal`), not those of the event loop: they run in the main thread between two
+The handlers are Python's own (`signal.signal`), not those of the event loop. They run in the main thread between two
 bytecodes, so a second signal also ends a process whose loop is stuck in a handler.
 """
 
@@ -27,32 +27,32 @@ from triton_distributed.system.fork import watch_forks
 logger = logging.getLogger("triton_distributed.runtime")
 
 ECHO_S = 0.02
-"""Seconds in which a repeated signal is the same one: `timeout` and process groups deliver it twice."""
+"""Seconds in which a repeated signal is ignored as the same one: `timeout` and process groups deliver it twice."""
 
 REPEAT_S = 1.0
-"""Seconds in which a repeat is ignored if nothing is left to cut: the program is ending by itself."""
+"""Seconds in which a repeated signal is ignored if no request runs: the program is ending by itself."""
 
 GRACE_S = 3.0
-"""Seconds after the drain's time that a process which was signalled has, if handlers do not end or the loop is stuck.
+"""Seconds that a signalled process has after the drain's time, if handlers do not end or the loop is stuck.
 
-Handlers have 2 of them for their clean-up (`served.CUT_S`). With the default drain of 30 s a process is gone after
-33 s, before an orchestrator that waits 45 s kills it without a word."""
+Handlers have 2 s of this for their clean-up (`serving.endpoint.CUT_S`). With the default drain of 30 s a process ends
+after 33 s, before an orchestrator that waits 45 s kills it without a log entry."""
 
 MOST_NAMED = 20
-"""Requests that are named when a process ends: a bound for the text, not for the requests."""
+"""The largest number of requests that the last log entry of a process names."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class DrainSignals:
-    """One runtime's part in the two signals, which all runtimes of a loop share.
+    """One runtime's part in the handling of the two signals, which all runtimes of a loop share.
 
     Args:
         loop: the running loop.
         drain: begins the drain; called once.
         drain_s: seconds that the drain may take.
-        running: the ids of the requests whose handlers run, asked when a second signal cuts them.
-        stuck: the requests whose handlers run on after their cancellation, each with the line where it stands.
+        running: returns the ids of the requests whose handlers run, when a second signal cuts them.
+        stuck: returns the requests whose handlers still run after their cancellation, each with its current line.
     """
 
     def __init__(
@@ -70,27 +70,27 @@ class DrainSignals:
         self.stuck = stuck
 
     def install(self) -> None:
-        """Take over those signals that still have their default handlers, if this is the main thread."""
+        """Handle the signals that still have their default handlers, if this is the main thread."""
         if threading.current_thread() is threading.main_thread():
             _taken.setdefault(self._loop, _Taken(self._loop)).add(self)
 
     def remove(self) -> None:
-        """Leave: the runtime is closed. The last runtime of a loop gives the signals back."""
+        """Leave, because the runtime is closed. The last runtime of a loop restores the signals' handlers."""
         taken = _taken.get(self._loop)
         if taken is not None:
             taken.leave(self)
 
 
 class _Taken:
-    """The signals that one loop has taken, and the runtimes that drain by them."""
+    """The signals that the runtimes of one loop handle, and these runtimes."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = weakref.ref(loop)
         self._members: list[DrainSignals] = []
-        self._stuck: list[DrainSignals] = []  # those that are closed, and have handlers that did not end
-        self._before: dict[signal.Signals, Any] = {}  # the signals that are taken, and the handler each had
-        self._first: float | None = None  # when the drain was asked for
-        self._over = threading.Event()  # every runtime is closed, and nothing of it runs
+        self._stuck: list[DrainSignals] = []  # Closed members whose handlers did not end.
+        self._before: dict[signal.Signals, Any] = {}  # The taken signals with their earlier handlers.
+        self._first: float | None = None  # When the first signal came.
+        self._over = threading.Event()  # Set when every runtime is closed and no handler runs.
         watch_forks(self)
 
     def add(self, member: DrainSignals) -> None:
@@ -100,12 +100,12 @@ class _Taken:
         for each in SIGNALS:
             before = signal.getsignal(each)
             if each not in self._before and _is_default(before):
-                with contextlib.suppress(ValueError):  # an interpreter of its own within this process has no signals
+                with contextlib.suppress(ValueError):  # A subinterpreter has no signals.
                     signal.signal(each, self._received)
                     self._before[each] = before
 
     def leave(self, member: DrainSignals) -> None:
-        """Where a signal began the drain, repeats of it still end nothing while the program ends."""
+        """Remove a member. If a signal began the drain, repeated signals are still ignored while the program ends."""
         if member in self._members:
             self._members.remove(member)
             if self._first is not None and member.stuck():
@@ -117,16 +117,16 @@ class _Taken:
         taken, self._before = self._before, {}
         for each, before in taken.items():
             if signal.getsignal(each) != self._received:
-                continue  # the program has put a handler of its own in place
+                continue  # The program has set its own handler.
             if self._first is None:
                 signal.signal(each, before)
                 continue
             signal.signal(each, self._late)
-            # The interpreter puts the default back when it ends, and a repeat in those milliseconds would kill it.
+            # The interpreter restores the default when it ends. A repeated signal would kill it in those milliseconds.
             atexit.register(signal.signal, each, signal.SIG_IGN)
 
     def forked(self) -> None:
-        """This process is a fork: a signal to it is its own, and must not be passed to the parent's loop."""
+        """Restore the default handlers: a signal to this forked process must not reach the parent's loop."""
         if (loop := self._loop()) is not None:
             _taken.pop(loop, None)
         for each in self._before:
@@ -136,7 +136,7 @@ class _Taken:
         return [each for member in self._members for each in member.running()]
 
     def _received(self, number: int, frame: object) -> None:
-        """The handler: in the main thread, at any point of what it does."""
+        """Handle a signal. It may interrupt the main thread at any point."""
         now = time.monotonic()
         if self._first is None:
             self._first = now
@@ -153,14 +153,14 @@ class _Taken:
         _end(number, f"again: ending now, {len(running)} request(s) cut: {names or 'none'}")
 
     def _drain(self, number: signal.Signals) -> None:
-        """On the loop: let every runtime drain."""
+        """Let every runtime drain. Runs on the loop."""
         count = len(self._running())
-        logger.info("%s: draining, %d request(s) running; a second signal ends this now", number.name, count)
+        logger.info("%s: draining, %d request(s) running; a second signal ends the process now", number.name, count)
         for member in list(self._members):
             member.drain()
 
     def _end_in_time(self, number: int) -> None:
-        """In a thread of its own: end the process where handlers do not end, so that the drain does not."""
+        """End the process if handlers do not end, and so the drain does not. Runs in its own thread."""
         limit_s = max(member.drain_s for member in self._members) + GRACE_S
         if self._over.wait(limit_s):
             return
@@ -179,7 +179,7 @@ _taken: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Taken] = weakref.W
 
 
 def _end(number: int, words: str = "") -> None:
-    with contextlib.suppress(Exception):  # a stream that is closed, or in use at this very moment
+    with contextlib.suppress(Exception):  # The stream may be closed, or in use at this moment.
         if words:
             print(f"{signal.Signals(number).name} {words}", file=sys.stderr)
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Unix sockets between processes of one host: private to the user by the mode of their folder."""
+"""Unix sockets between processes of one host. The mode of their folder keeps them private to the user."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from triton_distributed.system.fork import own
 
-# sun_path holds 108 bytes on Linux and 104 on macOS, one of them a zero; see unix(7).
+# `sun_path` holds 108 bytes on Linux and 104 on macOS, including one zero; see unix(7).
 LONGEST_PATH = 107 if sys.platform == "linux" else 103
 LONGEST_NAME = LONGEST_PATH - len("/proc/self/fd/1234567890/")
 SUPPORTED = hasattr(socket, "AF_UNIX")
@@ -26,36 +26,37 @@ BACKLOG = 4096
 """Connections that may wait to be accepted. The kernel caps it at net.core.somaxconn."""
 
 FRESH_S = 60.0
-"""Seconds in which a new socket begins to listen. It takes microseconds; after this time its worker is dead."""
+"""Seconds in which a new socket begins to listen. It takes microseconds; after this time the worker is dead."""
 
 SWEEP = 256
-"""Sockets that are checked for dead ones when a process begins to listen."""
+"""The largest number of sockets that a process checks when it begins to listen, in order to remove dead ones."""
 
 SOCKET_BUFFER = 512 * 1024
-"""Bytes of the send buffer, which the kernel may cap: fewer wake-ups for arrays, no cost for tokens."""
+"""Bytes of the send buffer, which the kernel may cap. A large one means fewer wake-ups for arrays, at no cost for
+tokens."""
 
-# What workers call their sockets where the user does not: their id, and before they listen their process and a number.
+# The default names of sockets: the worker's id; before the worker listens, its process id and a number.
 _OURS = re.compile(r"[0-9a-f]{16}\.sock|\.\d+-\d+\.sock")
 _numbers = itertools.count()
-# What file systems say that have no hard links.
+# The errors of file systems without hard links.
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 @contextlib.contextmanager
 def reachable(path: Path) -> Iterator[str]:
-    """A name of `path` that is short enough for a socket address.
+    """Yield a name for `path` that is short enough for a socket address.
 
-    Linux reaches a long path through an open descriptor of its folder; elsewhere it is an error.
+    On Linux, a long path is reached through an open descriptor of its folder. On other systems it is an error.
 
     Raises:
-        OSError: the path is too long and there is no such way.
+        OSError: the path is too long, and it cannot be reached in another way.
     """
     if len(os.fsencode(path)) <= LONGEST_PATH:
         yield str(path)
         return
     if sys.platform != "linux":
         raise OSError(
-            errno.ENAMETOOLONG, f"a Unix socket's path has at most {LONGEST_PATH} bytes; set TRD_DIR shorter", str(path)
+            errno.ENAMETOOLONG, f"a Unix socket's path has at most {LONGEST_PATH} bytes: shorten TRD_DIR", str(path)
         )
     if len(os.fsencode(path.name)) > LONGEST_NAME:
         raise OSError(
@@ -80,7 +81,7 @@ async def connect(loop: asyncio.AbstractEventLoop, path: str, protocol: asyncio.
     """Join `protocol` to the worker that listens on `path`.
 
     Raises:
-        OSError: it cannot be reached.
+        OSError: the worker cannot be reached.
     """
     sock = _socket()
     try:
@@ -90,11 +91,11 @@ async def connect(loop: asyncio.AbstractEventLoop, path: str, protocol: asyncio.
     except BaseException as error:
         sock.close()
         if isinstance(error, ConnectionRefusedError) and _OURS.fullmatch(Path(path).name):
-            _remove(Path(path))  # its worker is dead, see `listen`
+            _remove(Path(path))  # The worker is dead, see `listen`.
         raise
     if transport.is_closing() and not isinstance(loop, asyncio.BaseEventLoop):
-        # uvloop has closed the descriptor before it took the socket object over. The object would close the same number
-        # again, which another connection may have by then.
+        # uvloop has closed the descriptor, but it has not taken over the socket object. The object would close the same
+        # number again, which another connection may have by then.
         sock.detach()
 
 
@@ -103,11 +104,11 @@ async def listen(
 ) -> tuple[asyncio.AbstractServer, int]:
     """Listen on `path`, whose folder exists and is private.
 
-    The socket is bound under another name and gets its own when it listens: a socket that refuses connections is a dead
-    one, and any process that finds it may remove it.
+    The socket is bound under another name and gets its final name when it listens. A socket that refuses connections
+    counts as dead, and any process may remove it.
 
     Returns:
-        the server, and the inode of its socket: another listener may have the path by then.
+        the server and the inode of its socket. Another listener may have the path later.
 
     Raises:
         OSError: the path cannot be bound, or a living worker listens there.
@@ -122,22 +123,22 @@ async def listen(
 
 
 def stop_listening(loop: asyncio.AbstractEventLoop, server: asyncio.AbstractServer) -> None:
-    """Close a server in a later step of the loop.
+    """Close a server in a later turn of the loop.
 
-    asyncio hands a connection to its protocol in the step after that in which it accepted it; were the server closed
-    between them, the connection would be neither served nor closed, and its client would wait for ever.
+    asyncio accepts a connection in one turn and gives it to its protocol in the next one. If the server closed between
+    them, the connection would be neither served nor closed, and its client would wait for ever.
     """
     for sock in getattr(server, "sockets", ()):
-        with contextlib.suppress(NotImplementedError):  # a loop that accepts in another way
+        with contextlib.suppress(NotImplementedError):  # The loop does not accept by readers.
             loop.remove_reader(sock.fileno())
     loop.call_soon(server.close)
 
 
 def claim(path: Path, *, clean: bool = True) -> tuple[socket.socket, int]:
-    """A socket that listens on `path`, and its inode, as `listen`.
+    """Return a socket that listens on `path`, and its inode, as `listen` does.
 
     Args:
-        clean: also remove the dead sockets in its folder, for which each socket there is connected to.
+        clean: also connect to each socket in the folder and remove the dead ones.
 
     Raises:
         OSError: the path cannot be bound, or a living worker listens there.
@@ -147,7 +148,7 @@ def claim(path: Path, *, clean: bool = True) -> tuple[socket.socket, int]:
     if path.exists() and not _remove_if_dead(path) and path.exists():
         raise OSError(errno.EADDRINUSE, _why_taken(path), str(path))
     with reachable(path):
-        pass  # a name that is too long would never be found
+        pass  # Clients could not reach a name that is too long.
     sock = _socket()
     temporary = _temporary(path)
     try:
@@ -167,7 +168,7 @@ def claim(path: Path, *, clean: bool = True) -> tuple[socket.socket, int]:
 
 
 def _link(temporary: Path, path: Path) -> None:
-    """Give a socket its name, unless another has it by now: a rename would take the place of a living worker."""
+    """Give a socket its name unless the name is taken by now. A rename would replace the socket of a living worker."""
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -185,8 +186,8 @@ def _temporary(path: Path) -> Path:
 def in_place(path: Path, inode: int) -> bool:
     """Whether clients that dial `path` reach the listener with this inode.
 
-    The number is not given to another file while the socket is open. Where the file's mode does not let its owner
-    connect, it is changed.
+    The inode is not given to another file while the socket is open. If the file's mode does not let its owner connect,
+    the mode is changed.
     """
     try:
         found = path.lstat()
@@ -200,35 +201,35 @@ def in_place(path: Path, inode: int) -> bool:
 
 
 def remove(path: Path, inode: int) -> None:
-    """Remove the socket of a listener that has closed, unless it is another's by now."""
+    """Remove the socket of a closed listener, unless the path belongs to another listener by now."""
     with contextlib.suppress(OSError):
         if path.stat().st_ino == inode:
             path.unlink()
 
 
 def sweep(folder: Path) -> None:
-    """Remove the sockets of workers that were killed; whatever else is in the folder is left alone."""
+    """Remove the sockets of workers that were killed, and no other files."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for _, entry in zip(range(SWEEP), entries, strict=False):
             if not _OURS.fullmatch(entry.name):
                 continue
             if entry.name.startswith(".") and time.time() - entry.stat(follow_symlinks=False).st_mtime < FRESH_S:
-                continue  # bound a moment ago, and about to listen
+                continue  # The socket was bound a moment ago and will listen soon.
             _remove_if_dead(Path(entry.path))
 
 
 def _why_taken(path: Path) -> str:
     with contextlib.suppress(OSError):
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            return "there is something that is no socket"
+            return "there is a file that is not a socket"
     return "another worker listens there"
 
 
 def _remove_if_dead(path: Path) -> bool:
     if not _is_dead(path):
         return False
-    # Two may find it dead, and the slower one would remove the socket with which the other has replaced it. So it is
-    # moved aside, where no process replaces it, and checked again.
+    # Two processes may find a socket dead. The slower one would remove the other one's new socket. So the socket is
+    # moved to a name that no other process uses, and checked again.
     aside = _temporary(path)
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
@@ -253,12 +254,12 @@ def _is_dead(path: Path) -> bool:
         except ConnectionRefusedError:
             return True
         except OSError:
-            return False  # alive but busy, or not ours to judge
+            return False  # The listener is alive but busy, or its state is unknown.
     return False
 
 
 def _remove(path: Path) -> bool:
-    """Remove a socket that refuses connections. A plain file refuses them too, and stays."""
+    """Remove a socket that refuses connections. A plain file refuses them, too, but stays."""
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
             return False
