@@ -42,21 +42,6 @@ PERSONS = {
     r"whom": "which process",
 }
 
-# Files that are being reworded. The list is emptied when that is done.
-REWORDING = (
-    "ARCHITECTURE.md",
-    "src/triton_distributed/cli/",
-    "src/triton_distributed/discovery/",
-    "src/triton_distributed/events/",
-    "src/triton_distributed/external/",
-    "src/triton_distributed/observe/",
-    "src/triton_distributed/routing/",
-    "src/triton_distributed/runtime/",
-    "src/triton_distributed/testing/",
-    "src/triton_distributed/transport/",
-    "src/triton_distributed/wire/",
-)
-
 
 def compiled(phrases: dict[str, str]) -> list[tuple[re.Pattern[str], str]]:
     """The phrases with their better words, also where a line break or a comment sign stands between two words."""
@@ -114,8 +99,7 @@ def test_texts_are_plain_english() -> None:
     found: list[str] = []
     for path in scanned():
         name = path.relative_to(ROOT).as_posix()
-        if not name.startswith(REWORDING):
-            found += found_in(name, path.read_text(encoding="utf-8"))
+        found += found_in(name, path.read_text(encoding="utf-8"))
     assert not found, "\n" + "\n".join(found)
 
 

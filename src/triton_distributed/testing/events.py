@@ -64,7 +64,7 @@ class EventConformance:
     async def test_what_was_published_before_is_gone(self, pair: Planes) -> None:
         one, other = pair
         for _ in range(100):
-            await one.publish("a.events.x", b"nobody hears")
+            await one.publish("a.events.x", b"no subscriber")
         heard = await other.subscribe("a.events.x")
         await one.publish("a.events.x", b"on its way")
         await self.take_until(heard, b"on its way")
