@@ -44,7 +44,7 @@ class AttachedCall(Protocol):
 
     def ask_to_stop(self) -> None: ...
 
-    def awaits(self) -> AwaitedRequest | None:
+    def waits_for(self) -> AwaitedRequest | None:
         """The request that the call waits for; None before an instance was chosen."""
 
 
@@ -195,7 +195,7 @@ def read_only(metadata: object) -> Mapping[str, Any]:
 
 def awaited_requests(context: Context) -> list[AwaitedRequest]:
     """Return the requests that the open calls of a context wait for."""
-    return [awaited for call in context._calls or () if (awaited := call.awaits()) is not None]
+    return [awaited for call in context._calls or () if (awaited := call.waits_for()) is not None]
 
 
 current: ContextVar[Context | None] = ContextVar("triton_distributed_context", default=None)

@@ -18,7 +18,7 @@ from triton_distributed.calling.failover import (
     Ending,
     Error,
     Fail,
-    Means,
+    Remaining,
     Resume,
     Retry,
     Terms,
@@ -27,7 +27,7 @@ from triton_distributed.calling.failover import (
     decide,
 )
 
-Combination = tuple[Ending, Terms, Delivered, Means]
+Combination = tuple[Ending, Terms, Delivered, Remaining]
 
 ON_THE_WIRE = set(Ending) - {Ending.UNREACHED, Ending.UNSENT, Ending.STALLED}
 NO_HANDLER = {Ending.UNREACHED, Ending.UNSENT, Ending.STALLED, Ending.CUT_OFF, Ending.REFUSED, Ending.OVERLOADED}
@@ -40,7 +40,7 @@ def every() -> Iterator[tuple[Combination, Verdict]]:
     no_yes = (False, True)
     terms = [Terms(*each) for each in product(no_yes, repeat=len(Terms._fields))]
     delivered = [Delivered(*each) for each in product(no_yes, repeat=len(Delivered._fields))]
-    means = [Means(*each) for each in product(no_yes, repeat=len(Means._fields))]
+    means = [Remaining(*each) for each in product(no_yes, repeat=len(Remaining._fields))]
     return ((each, decide(*each)) for each in product(Ending, terms, delivered, means))
 
 
@@ -111,7 +111,7 @@ def test_a_verdict_that_costs_nothing_does_not_look_at_the_budget():
 # --- what is expected, for every combination -------------------------------------------------------------------------
 
 
-def expected(ending: Ending, terms: Terms, delivered: Delivered, means: Means) -> Verdict:
+def expected(ending: Ending, terms: Terms, delivered: Delivered, means: Remaining) -> Verdict:
     """The verdict of the first rule that holds."""
     sent_once = ending in ON_THE_WIRE
     open_ended = ending in {Ending.LOST, Ending.CUT, Ending.SILENT}  # A handler has begun or may have.
@@ -168,7 +168,7 @@ RESUMES = PLAIN._replace(resume=True)
 NOTHING = Delivered(read=False, unread=False, advanced=False)
 SOME = Delivered(read=True, unread=False, advanced=True)
 UNREAD = Delivered(read=False, unread=True, advanced=False)
-ALL = Means(attempts_left=True, others=True, resumptions_left=True, budget=True, closed=False)
+ALL = Remaining(attempts_left=True, others=True, resumptions_left=True, budget=True, closed=False)
 POOR = ALL._replace(budget=False)
 LAST = ALL._replace(attempts_left=False)
 ALONE = ALL._replace(others=False)
@@ -228,5 +228,5 @@ INCOMPLETE = Fail(Error.INCOMPLETE)
         (Ending.CANCELLED, UNARY, NOTHING, ALL, INCOMPLETE),
     ],
 )  # fmt: skip
-def test_a_row(ending: Ending, terms: Terms, delivered: Delivered, means: Means, verdict: Verdict):
+def test_a_row(ending: Ending, terms: Terms, delivered: Delivered, means: Remaining, verdict: Verdict):
     assert decide(ending, terms, delivered, means) == verdict

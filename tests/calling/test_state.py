@@ -7,7 +7,6 @@ import pytest
 from triton_distributed.calling.state import (
     AFTER,
     CLOSED,
-    DRAINING,
     END,
     FAILED,
     LAST,
@@ -20,6 +19,7 @@ from triton_distributed.calling.state import (
     RAISE,
     READ,
     SENT,
+    UNREAD,
     WHOLE,
     Input,
     State,
@@ -47,15 +47,15 @@ def test_every_state_can_be_reached():
     assert reached(NEW) == set(State)
 
 
-@pytest.mark.parametrize("state", [DRAINING, OVER, READ, FAILED, CLOSED])
+@pytest.mark.parametrize("state", [UNREAD, OVER, READ, FAILED, CLOSED])
 def test_a_call_that_is_over_on_the_wire_stays_so(state: int):
-    assert min(reached(state)) >= DRAINING
+    assert min(reached(state)) >= UNREAD
 
 
 @pytest.mark.parametrize("state", [NEW, PLACING, OPEN])
 def test_a_call_under_way_ends_by_draining_only(state: int):
     after = {event: then for event, then in AFTER[state].items() if then > OPEN}
-    assert after == {END: DRAINING}
+    assert after == {END: UNREAD}
 
 
 @pytest.mark.parametrize(
@@ -79,6 +79,6 @@ def test_a_life(events: list[int], state: int):
 
 
 def test_what_cannot_happen_is_an_error():
-    for state, event in [(NEW, RAISE), (OPEN, SENT), (DRAINING, PLACE), (CLOSED, LEAVE), (READ, RAISE)]:
+    for state, event in [(NEW, RAISE), (OPEN, SENT), (UNREAD, PLACE), (CLOSED, LEAVE), (READ, RAISE)]:
         with pytest.raises(KeyError):
             AFTER[state][event]

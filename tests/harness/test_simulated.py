@@ -20,7 +20,7 @@ from tests.timing import PATIENCE_S
 from triton_distributed.calling import call as calls
 from triton_distributed.calling.attempts import Attempts
 from triton_distributed.calling.call import Call
-from triton_distributed.calling.failover import Delivered, Ending, Means, Terms, Verdict, decide
+from triton_distributed.calling.failover import Delivered, Ending, Remaining, Terms, Verdict, decide
 from triton_distributed.calling.services import Services
 from triton_distributed.names import Instance
 from triton_distributed.observe import Outcome
@@ -191,7 +191,7 @@ def queue_forgotten(patch: pytest.MonkeyPatch) -> None:
 def call_without_a_task(patch: pytest.MonkeyPatch) -> None:
     """A task of a call that is cancelled before its first step tells nobody."""
 
-    def decide_as_if_open(ending: Ending, terms: Terms, delivered: Delivered, means: Means) -> Verdict:
+    def decide_as_if_open(ending: Ending, terms: Terms, delivered: Delivered, means: Remaining) -> Verdict:
         return decide(ending, terms, delivered, means._replace(closed=False))
 
     patch.setattr(calls, "decide", decide_as_if_open)

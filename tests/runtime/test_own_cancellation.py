@@ -279,7 +279,7 @@ async def test_a_request_that_ends_every_worker_is_resumed_only_so_often(cluster
         if reading.done():
             break
         await patiently(asked.close())
-    with pytest.raises(StreamIncomplete, match="resumed as often as TRD_RETRIES allows"):
+    with pytest.raises(StreamIncomplete, match="already resumed as often as allowed"):
         await patiently(reading)
     assert items == [0, 1, 2, 3]
     assert len(began) == 4  # the first and TRD_RETRIES more

@@ -14,7 +14,7 @@ from triton_distributed.calling.failover import (
     Ending,
     Error,
     Fail,
-    Means,
+    Remaining,
     Resume,
     Retry,
     Terms,
@@ -29,7 +29,6 @@ from triton_distributed.calling.services import NotTaken, Services
 from triton_distributed.calling.state import (
     AFTER,
     CLOSED,
-    DRAINING,
     END,
     FAILED,
     LAST,
@@ -40,6 +39,7 @@ from triton_distributed.calling.state import (
     PLACING,
     RAISE,
     SENT,
+    UNREAD,
     WHOLE,
 )  # fmt: skip
 from triton_distributed.context import AwaitedRequest, Context
@@ -290,15 +290,15 @@ class Call:
         streams = self.request_stream is not None
         terms = Terms(self.idempotent, self.unary, resumption is not None, streams, self.stopping)
         delivered = Delivered(self.received > 0, unread, advanced)
-        means = Means(
+        means = Remaining(
             attempts_left=len(tried) <= services.retries,
-            others=not isinstance(self.policy, Direct) and services.candidates.others(tried),
+            others=not isinstance(self.policy, Direct) and services.candidates.has_others(tried),
             resumptions_left=resumption is not None and resumption.allowed(services.loop.time()),
             budget=True,
             closed=services.core.unusable,
         )
         verdict = decide(ending, terms, delivered, means)
-        if verdict.paid and not services.may_retry():
+        if verdict.paid and not services.take_retry():
             verdict = decide(ending, terms, delivered, means._replace(budget=False))
         return verdict
 
@@ -463,7 +463,7 @@ class Call:
         stream, under_way = self.stream, self.state <= OPEN
         if under_way:
             self._settle(Outcome.CANCELLED)
-        if self.state == DRAINING:
+        if self.state == UNREAD:
             unread = self.error is not None or (stream is not None and stream.inbox)
             if not under_way and not unread and next(self.items, _NO_ITEM) is _NO_ITEM:  # Only the end was not read.
                 self.state = AFTER[self.state][WHOLE if self.reading else LAST]
@@ -567,7 +567,7 @@ class Call:
             return self._request_id
         return "" if self.stream is None else f"{self.stream.connection.hello.nonce:x}-{self.stream.id:x}"
 
-    def awaits(self) -> AwaitedRequest | None:
+    def waits_for(self) -> AwaitedRequest | None:
         """The request whose answer the call waits for; None before an instance was chosen."""
         target, stream = self._chosen or self.instance, self.stream
         if target is None:

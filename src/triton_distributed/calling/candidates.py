@@ -127,7 +127,7 @@ class Candidates:
             self._refresh()
         return found
 
-    def others(self, ids: Collection[int]) -> bool:
+    def has_others(self, ids: Collection[int]) -> bool:
         """Whether an instance other than these is in rotation."""
         down = self.rotation.down
         return any(each.id not in ids and each.id not in down for each in self.candidates)

@@ -63,7 +63,7 @@ class Delivered(NamedTuple):
     advanced: bool
 
 
-class Means(NamedTuple):
+class Remaining(NamedTuple):
     """The means that are left to send the request again.
 
     Attributes:
@@ -142,13 +142,13 @@ Verdict = Fail | Retry | Resume | Wait
 
 NO_BUDGET = "the retry budget is empty, because many calls have failed, so this call is not sent again"
 STOPPED = "the caller has asked the handler to stop, so the call is not sent again"
-TOO_OFTEN = f"the call was resumed as often as TRD_RETRIES allows, and once more for each {REFILL_S:g} s since"
+TOO_OFTEN = f"the call was already resumed as often as allowed: TRD_RETRIES times, and once every {REFILL_S:g} s"
 
 STAY = Wait()
 READ_FIRST = Wait(to_read=True)
 
 
-def decide(ending: Ending, terms: Terms, delivered: Delivered, means: Means) -> Verdict:
+def decide(ending: Ending, terms: Terms, delivered: Delivered, means: Remaining) -> Verdict:
     """Return what the call does after an attempt with this ending.
 
     A verdict that is `paid` assumes that the budget allows it. The caller of this function charges the budget. If the
@@ -172,13 +172,13 @@ def decide(ending: Ending, terms: Terms, delivered: Delivered, means: Means) -> 
             return _resumed(terms, delivered, means) if resumes else _begun(terms, delivered, means)
 
 
-def _if_possible(verdict: Verdict, means: Means) -> Verdict:
+def _if_possible(verdict: Verdict, means: Remaining) -> Verdict:
     if means.closed:
         return Fail(Error.CLOSED)
     return verdict if means.attempts_left else Fail(Error.EXHAUSTED)
 
 
-def _after_refusal(ending: Ending, terms: Terms, means: Means) -> Verdict:
+def _after_refusal(ending: Ending, terms: Terms, means: Remaining) -> Verdict:
     """Decide when no handler began. A call that was asked to stop ends here. Streamed requests cannot be taken back."""
     overloaded = ending is Ending.OVERLOADED  # Sending it again adds load to an overloaded fleet.
     if terms.streams_requests or terms.stopped or (overloaded and not means.budget):
@@ -192,7 +192,7 @@ def _may_begin_again(terms: Terms, delivered: Delivered) -> bool:
     return terms.idempotent and unseen and not terms.streams_requests
 
 
-def _begun(terms: Terms, delivered: Delivered, means: Means) -> Verdict:
+def _begun(terms: Terms, delivered: Delivered, means: Remaining) -> Verdict:
     """Decide when a handler has begun or may have begun."""
     if terms.stopped and terms.idempotent:
         return Fail(Error.INCOMPLETE, STOPPED)
@@ -203,7 +203,7 @@ def _begun(terms: Terms, delivered: Delivered, means: Means) -> Verdict:
     return _if_possible(Retry(paid=True), means)
 
 
-def _resumed(terms: Terms, delivered: Delivered, means: Means) -> Verdict:
+def _resumed(terms: Terms, delivered: Delivered, means: Remaining) -> Verdict:
     """Decide when a handler has begun or may have begun, and another one may continue."""
     if delivered.unread:
         return READ_FIRST
@@ -216,7 +216,7 @@ def _resumed(terms: Terms, delivered: Delivered, means: Means) -> Verdict:
     return _if_possible(Resume(paid=not delivered.advanced), means)
 
 
-def _during_silence(terms: Terms, delivered: Delivered, means: Means) -> Verdict:
+def _during_silence(terms: Terms, delivered: Delivered, means: Remaining) -> Verdict:
     """Decide about a silent worker. It may wake up, so a call leaves it only for an instance in rotation, and silence
     never makes a call fail."""
     stays = terms.streams_requests or terms.stopped or means.closed

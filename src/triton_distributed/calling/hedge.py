@@ -20,7 +20,7 @@ class AnotherInstance:
         self._call = call
 
     def __call__(self, request: Any, instances: tuple[Instance, ...], load: LoadBook) -> Instance:
-        used = self._call.awaits()
+        used = self._call.waits_for()
         rest = tuple(each for each in instances if used is None or each.id != used.instance_id)
         return self._policy(request, rest or instances, load)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 from triton_distributed.calling.call import Call
-from triton_distributed.calling.state import DRAINING, FAILED, OPEN, READ
+from triton_distributed.calling.state import FAILED, OPEN, READ, UNREAD
 from triton_distributed.errors import TritonError
 
 logger = logging.getLogger("triton_distributed.runtime")
@@ -136,7 +136,7 @@ class ResponseStream:
 
     def cancelled(self) -> bool:
         """Whether the call was cancelled before the request was sent."""
-        return self._call.stream is None and self._call.state > DRAINING
+        return self._call.stream is None and self._call.state > UNREAD
 
     def result(self) -> ResponseStream:
         """Return the stream itself, or raise the error that `await` would raise.
@@ -219,7 +219,7 @@ class Reading:
 
     def __del__(self) -> None:
         call = self._call
-        if call.state <= DRAINING and not self._guest:
+        if call.state <= UNREAD and not self._guest:
             call.services.from_finalizer(call.leave)
 
 

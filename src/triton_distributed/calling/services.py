@@ -195,7 +195,7 @@ class Services:
             raise NotTaken(Ending.UNREACHED, [(session.address, "it takes no more calls")])
         return session
 
-    def may_retry(self) -> bool:
+    def take_retry(self) -> bool:
         """Take one retry from the budget. False if the budget is empty."""
         stats = self.stats
         return self._budget.take(self.loop.time(), stats.inflight + sum(stats.ended), stats.inflight)

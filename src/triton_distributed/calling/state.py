@@ -1,11 +1,11 @@
 """The life of a call, in one table.
 
-    NEW ──PLACE──▶ PLACING ──SENT──▶ OPEN ──END──▶ DRAINING ──▶ OVER, READ, FAILED or CLOSED
+    NEW ──PLACE──▶ PLACING ──SENT──▶ OPEN ──END──▶ UNREAD ──▶ OVER, READ, FAILED or CLOSED
      └─────────────SENT──────────────▲ └──PLACE──▶ PLACING                 (the reader has the end)
 
 A call that needs no waiting goes from NEW to OPEN at once. It goes back to PLACING if its attempt failed and it tries
-another instance. DRAINING means that nothing more comes from the worker, but the reader has not reached the end. The
-states after DRAINING differ in what later readers get.
+another instance. UNREAD means that nothing more comes from the worker, but the reader has not reached the end. The
+states after UNREAD differ in what later readers get.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class State(IntEnum):
     NEW = 0  # The request was not sent yet.
     PLACING = 1  # A task looks for an instance, dials it, or waits for its session to take the request.
     OPEN = 2  # A stream is open, and its request has been sent or is being sent.
-    DRAINING = 3  # The call is over on the wire. Items, or the end, wait for the reader.
+    UNREAD = 3  # The call is over on the wire. Items, or the end, wait for the reader.
     OVER = 4  # The reader knows that nothing more comes.
     READ = 5  # An `async for` has read all items. Another one gets an error instead of an empty answer.
     FAILED = 6  # The reader got the error that ended the call.
@@ -38,14 +38,14 @@ class Input(IntEnum):
     LEAVE = 6  # The reader leaves before the end.
 
 
-NEW, PLACING, OPEN, DRAINING, OVER, READ, FAILED, CLOSED = map(int, State)
+NEW, PLACING, OPEN, UNREAD, OVER, READ, FAILED, CLOSED = map(int, State)
 PLACE, SENT, END, LAST, WHOLE, RAISE, LEAVE = map(int, Input)
 
 # AFTER[state][input] is the next state. Other inputs cannot happen: their lookup fails with KeyError.
 AFTER: tuple[dict[int, int], ...] = (
-    {PLACE: PLACING, SENT: OPEN, END: DRAINING},
-    {PLACE: PLACING, SENT: OPEN, END: DRAINING},
-    {PLACE: PLACING, END: DRAINING},
+    {PLACE: PLACING, SENT: OPEN, END: UNREAD},
+    {PLACE: PLACING, SENT: OPEN, END: UNREAD},
+    {PLACE: PLACING, END: UNREAD},
     {LAST: OVER, WHOLE: READ, RAISE: FAILED, LEAVE: CLOSED},
     {LAST: OVER, WHOLE: READ},
     {LAST: READ, WHOLE: READ},

@@ -58,7 +58,9 @@ def make_discovery(config: Config) -> Discovery:
             timeout_s=config.connect_timeout_s,
         )
         return etcd
-    return FileDiscovery(Path(config.directory))
+    if config.discovery == "file":
+        return FileDiscovery(Path(config.directory))
+    raise ConfigError("TRD_DISCOVERY", config.discovery, "no backend of this name is constructed here")
 
 
 def make_elsewhere(config: Config) -> Elsewhere | None:

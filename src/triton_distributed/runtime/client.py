@@ -194,7 +194,7 @@ class Client:
             return await self._answer(call)
 
         def second() -> Call | None:
-            if call.stopping or len(self.view.candidates) < 2 or not self._services.may_retry():
+            if call.stopping or len(self.view.candidates) < 2 or not self._services.take_retry():
                 return None
             return self._start(
                 request,
