@@ -129,7 +129,7 @@ async def test_what_the_calls_raise_is_raised():
 async def test_calls_that_never_end_are_told_and_cancelled():
     async with ChaosCluster(COMMAND, workers=1, proxied=False) as cluster:
         report = await cluster.run([], asyncio.Event().wait, patience_s=0.1)
-    assert report.violations == ["0.1 s after everything was healed there are calls that have not ended"]
+    assert report.violations == ["0.1 s after everything was healed, some calls have not ended"]
 
 
 async def test_a_worker_that_does_not_start_says_why():
@@ -143,7 +143,7 @@ async def test_a_worker_that_does_not_start_says_why():
     [
         ({"proxied": False}, FaultKind.CUT, "proxied=True"),
         ({"network": "tcp"}, FaultKind.CORRUPT, 'network="tls"'),
-        ({"network": "unix"}, FaultKind.TRUNCATE, "a Unix socket loses nothing"),
+        ({"network": "unix"}, FaultKind.TRUNCATE, "Unix sockets lose no bytes"),
         ({}, FaultKind.DISK_FULL, "small_disk=True"),
     ],
 )

@@ -253,7 +253,7 @@ async def test_a_client_that_reads_nothing_holds_a_drain_up_for_its_time(
         await answers.asked(one, instance)
         with caplog.at_level(logging.WARNING, "triton_distributed"):
             await patiently(worker.close())
-        assert "clients that had not read their answers" in caplog.text
+        assert "some clients had not read their answers" in caplog.text
     await cluster.close()
 
 

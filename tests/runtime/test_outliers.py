@@ -279,6 +279,19 @@ async def test_calls_that_were_cancelled_do_not_count_as_failed(three: Workers) 
     gate.set()
 
 
+async def test_of_two_workers_the_one_that_loses_its_connections_is_left_out(cluster: Cluster) -> None:
+    two = await Workers(cluster, cluster.runtime(ejection_s=FOR_EVER_S)).start(2)
+    ejector = two.client.view.ejector
+    two.behaviours[0].error = RuntimeError("counting begins")
+    await outcomes([two.client.direct(0, two.ids[0], annotated=False).__anext__()])
+    two.behaviours[0].error = None
+    await two.answer(40, 1)
+    two.client.view.mark_down(two.client.view.table.by_id[two.ids[0]].addresses)
+    for cause in range(20):  # each a lost connection, while the worker is out of rotation
+        ejector.failed(two.ids[0], cause + 1)
+    assert two.out == {0}
+
+
 async def test_one_lost_connection_is_one_failure(three: Workers) -> None:
     gate = three.behaviours[0].gate = asyncio.Event()
     client = three.client

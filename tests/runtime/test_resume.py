@@ -72,6 +72,63 @@ async def test_one_sequence_across_lost_instances(cluster: Cluster, every: int) 
     assert bool(tokens) == (every < 50)
 
 
+async def test_a_token_may_hold_a_small_array(cluster: Cluster) -> None:
+    died: list[int] = []
+
+    async def handler(request: int, context: Context) -> AsyncIterator[int]:
+        begin = 0 if context.resume_token is None else int(context.resume_token["next"][0])
+        for n in range(begin, request):
+            if n == 3 and not died:
+                died.append(n)
+                await asyncio.sleep(0)  # what was yielded leaves
+                await asyncio.sleep(0)
+                for runtime in cluster.runtimes:
+                    for session in list(runtime.worker.server.sessions):
+                        session._transport.abort()  # type: ignore[union-attr]
+            context.checkpoint({"next": np.array([n + 1])})
+            yield n
+
+    for _ in range(2):
+        await cluster.worker(handler)
+    client = await cluster.client()
+    await until(lambda: len(client.instance_ids()) == 2)
+    assert await patiently(drained(client.generate(6, annotated=False, resume=True))) == [*range(6)]
+    assert died == [3]
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize("raised", [asyncio.CancelledError("mine"), RuntimeError("mine")], ids=repr)
+async def test_what_a_policy_raises_in_a_retry_ends_that_call_only(cluster: Cluster, raised: BaseException) -> None:
+    counters = [Counter(1, (50,)), Counter(1)]
+    client = await counting(cluster, *counters)
+    assert counters[0].runtime is not None
+    first = counters[0].runtime.instance_id
+
+    def policy(request: Any, instances: Any, load: Any) -> Any:
+        chosen = [each for each in instances if each.id == first]
+        if not chosen:
+            raise raised
+        return chosen[0]
+
+    async def endless(request: Any) -> AsyncIterator[int]:
+        yield 0
+        await asyncio.Event().wait()
+
+    await cluster.serve(counters[0].runtime, endless, "t.c.endless")
+    other = await cluster.client("t.c.endless")
+    await other.wait_for_instances()
+    others = [other.generate(1, annotated=False) for _ in range(2)]
+    for each in others:
+        assert await patiently(each.__anext__()) == 0
+    with pytest.raises((asyncio.CancelledError, ValueError)):  # an error of a policy is a ValueError
+        await patiently(drained(client.generate(200, annotated=False, resume=True, policy=policy)))
+    for each in others:
+        with pytest.raises(StreamIncomplete):
+            await patiently(each.__anext__())
+    assert client.stats.inflight == 0
+    assert await patiently(drained(client.generate(5, annotated=False))) == [*range(5)]
+
+
 async def test_without_resume_tokens_are_not_seen_and_the_break_is_told(cluster: Cluster) -> None:
     client = await counting(cluster, Counter(3, (50,)), Counter(3, (50,)))
     items: list[int] = []

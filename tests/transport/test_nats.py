@@ -284,7 +284,7 @@ async def test_a_slow_socket_makes_writers_wait_and_loses_nothing(nats: NatsServ
 
 async def test_one_subject_is_listened_on_once(nats: NatsServer):
     async with network(nats) as ours, serving(ADDRESS, networks={"nats": ours}):
-        with pytest.raises(OSError, match="listened on already"):
+        with pytest.raises(OSError, match="has a listener already"):
             async with serving(ADDRESS, networks={"nats": ours}):
                 pass
     assert repr(ours) == f"<NatsNetwork {nats.url}, 0 sessions>"

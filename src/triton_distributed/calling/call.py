@@ -184,7 +184,7 @@ class Call:
                 instance = self.policy(self.request, candidates, services.load)
             else:
                 instance = services.choose(self.policy, self.request, self.attempts)
-        except Exception as error:  # A user's policy raised, or `direct` has an unknown id.
+        except (Exception, asyncio.CancelledError) as error:  # A user's policy raised, or `direct` has an unknown id.
             self.fail(error, Outcome.UNREACHABLE)
             return
         session = services.pool.get(instance.addresses)
@@ -303,7 +303,16 @@ class Call:
         return verdict
 
     def _attempt_ended(self, how: Ended) -> None:
-        """Apply the verdict of `failover.decide` after the attempt on `self.stream` has ended."""
+        """Do what `failover.decide` says after the attempt that has the stream ended.
+
+        A policy or a resume token may raise anything. Only this call fails with it: the session may have more to tell.
+        """
+        try:
+            self._follow_verdict(how)
+        except (Exception, asyncio.CancelledError) as error:
+            self.fail(error, Outcome.ERROR)
+
+    def _follow_verdict(self, how: Ended) -> None:
         stream, instance, services, resumption = self.stream, self.instance, self.services, self.resumption
         assert stream is not None
         assert instance is not None
@@ -549,6 +558,7 @@ class Call:
         if self.stream is not None:
             return self.stream.next_readable()
         assert self.sent is not None
+        assert not self.sent.done(), "a reader would wait for what has happened, for ever"
         self._unsent_reader = asyncio.shield(self.sent)
         return self._unsent_reader
 

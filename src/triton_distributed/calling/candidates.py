@@ -99,9 +99,9 @@ class Candidates:
 
     def _refresh(self) -> None:
         if self.table.instances:
-            available = self.rotation.available(self.table.instances)
-            self.ejector.changed(available)
-            self.candidates = self.ejector.outliers.available(_free(available))
+            # Also instances that are out of rotation count as peers: a lost connection is a failure of one of them.
+            self.ejector.changed(self.table.instances)
+            self.candidates = self.ejector.outliers.available(_free(self.rotation.available(self.table.instances)))
         else:
             self.ejector.changed(())
             self._unlisted = tuple(each for each in self._unlisted if self._connected(each.addresses))

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from triton_distributed.context import RESUME
+from triton_distributed.payload.codec import encode
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
@@ -77,5 +78,8 @@ class Resumption:
         if self._token is None:
             return metadata
         values = _decode(metadata) if metadata else {}
-        values[RESUME] = msgspec.Raw(_encode(self._token))
+        token = encode(self._token, "the resume token")
+        if not isinstance(token, bytes):
+            raise TypeError("a resume token cannot hold large arrays or buffers")
+        values[RESUME] = msgspec.Raw(token)
         return _encode(values)

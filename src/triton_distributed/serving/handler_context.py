@@ -18,12 +18,14 @@ from triton_distributed.context import (
     AttachedCall,
     Context,
 )
-from triton_distributed.payload.codec import encode
+from triton_distributed.errors import DecodeError
+from triton_distributed.payload.codec import decode, encode
 from triton_distributed.transport.stream import Stream
 from triton_distributed.wire.assembly import Body
 from triton_distributed.wire.frames import SMALL
 
 _metadata = msgspec.msgpack.Decoder(dict[str, Any]).decode
+_raw_metadata = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class ServedContext(Context):
@@ -72,6 +74,14 @@ class ServedContext(Context):
         return self._id
 
 
+def _resume_token(metadata: Body) -> Any:
+    """The token as the handler gave it to `checkpoint`: it may hold small arrays, which metadata otherwise does not."""
+    try:
+        return decode(bytes(_raw_metadata(metadata)[RESUME]))
+    except DecodeError:
+        return None  # As for other invalid metadata.
+
+
 def served_context(stream: Stream, metadata: Body) -> ServedContext:
     """The context of a request that came with metadata."""
     try:
@@ -80,7 +90,8 @@ def served_context(stream: Stream, metadata: Body) -> ServedContext:
         return ServedContext(stream)  # Metadata is optional: invalid metadata does not make the request invalid.
     name, priority = values.pop(ID, None), values.pop(PRIORITY, 0)
     context = ServedContext(stream)
-    context.resume_token = values.pop(RESUME, None)
+    if values.pop(RESUME, None) is not None:
+        context.resume_token = _resume_token(metadata)
     context.metadata = MappingProxyType(values)
     if isinstance(name, str):
         context._id = name

@@ -357,7 +357,12 @@ async def _close(items: Any, error: BaseException | None) -> None:
         return
     with contextlib.suppress(StopAsyncIteration, asyncio.CancelledError, GeneratorExit, RuntimeError):
         if error is not None and hasattr(items, "athrow"):
-            await items.athrow(error)
+            try:
+                await items.athrow(error)
+            finally:
+                error.__traceback__ = (
+                    None  # It refers to frames that refer to the error: both would wait for the collector.
+                )
     try:
         if hasattr(items, "aclose"):
             await items.aclose()

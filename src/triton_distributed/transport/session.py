@@ -166,8 +166,12 @@ class Session(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         inbound, self._inbound = self._inbound, None
-        if self.lost is not None:
-            return
+        if self.lost is None:
+            self._disconnected(error, inbound)
+        if inbound is not None:
+            inbound.bulk = None  # The reader refers to the inbound, and to a message that may be large.
+
+    def _disconnected(self, error: Exception | None, inbound: Inbound | None) -> None:
         reason = f"connection lost: {error}" if error else "the peer closed the connection"
         if isinstance(error, TlsFailed):
             reason = str(error)
@@ -342,8 +346,12 @@ class Session(asyncio.Protocol):
         if self._transport is not None:
             if self._transport.get_write_buffer_size():
                 # A peer that reads nothing must not keep a closed connection.
-                self.loop.call_later(self._hello_timeout_s, self._transport.abort)
+                self.loop.call_later(self._hello_timeout_s, self._abort)
             self._transport.close()
+
+    def _abort(self) -> None:
+        if self._inbound is not None and self._transport is not None:  # It is connected still.
+            self._transport.abort()
 
     def abandon(self, words: str) -> None:
         """End at once, because the peer's host is gone; nothing is sent, and open streams fail with `words`."""
@@ -375,7 +383,10 @@ class Session(asyncio.Protocol):
         self._on_lost(self, self.lost)  # before the calls: the rotation must not offer them this worker again
         if self._dialled:
             for stream in streams:
-                stream.on_closed()
+                try:
+                    stream.on_closed()
+                except Exception:  # The other streams must know, too.
+                    logger.exception("session %s: closing stream %d failed", self.address, stream.id)
         else:
             self._share.end(streams)
         for waiter in (*self._resumed, *self._pongs.values()):  # they find `lost` set
