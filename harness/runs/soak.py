@@ -232,7 +232,12 @@ class Run:
         while True:
             await self._loaded.wait()
             for name in PROCESSES:
-                sample = (await stage.fleet.ask([name], "sample"))[name]
+                try:
+                    sample = (await stage.fleet.ask([name], "sample"))[name]
+                except ChildFailed:
+                    if name != RESTARTED:
+                        raise
+                    continue  # It was killed before it answered.
                 if self._loaded.is_set():
                     self.histories[name]["samples"].append({"at": round(self._at, 1), **sample})
             await asyncio.sleep(min(SAMPLE_S, self.options.seconds / 50))
