@@ -117,7 +117,7 @@ def ended(stream: Stream, items_read: bool) -> Ended:
     if stream.lost is not None:
         session = stream.session
         began = bool(stream.accepted or stream.inbox or items_read)
-        # The connection may have been lost with an ACCEPT on it, except for a request that was never sent.
+        # If bytes may be missing, an ACCEPT may be among them, unless the request was never sent completely.
         sure = not began and (not session.possibly_incomplete or stream.id in session.unsent)
         return Ended(Ending.CUT_OFF if sure else Ending.LOST, stream.lost, began)
     if stream.failure is None:

@@ -67,7 +67,7 @@ from triton_distributed.wire.assembly import request_bytes
 LEFT = "its `async for` was left or its reader was dropped, which cancels the handler"
 UNREADABLE = "a message from the worker could not be read, which ended the call"
 NOT_ITS_FAULT = (InvalidRequest, Refusal)
-"""Errors that do not count against an instance: its handler passes them on from calls that it made itself."""
+"""Errors that do not count against an instance: they come from calls that its handler made to other workers."""
 
 _OK = int(Outcome.OK)
 _INFINITE = float("inf")
@@ -533,7 +533,7 @@ class Call:
         """The exception that tells a reader that nothing more comes."""
         error, self.error = self.error, None
         if error is not None:
-            # The error is raised once and not kept: it refers to frames that refer to this call.
+            # The error is raised once and not kept: its traceback refers to stack frames that refer to this call.
             if isinstance(error, StreamIncomplete) and not isinstance(error, RemoteError):  # Not a handler's error.
                 error.items = 0 if self.unary else self.received
             self.state = AFTER[self.state][RAISE]

@@ -18,7 +18,8 @@ from triton_distributed.routing.outliers import Ejection, Outliers
 logger = logging.getLogger("triton_distributed.runtime")
 
 PERIOD_S = 60.0
-"""Seconds in which calls are counted. One call in ten seconds still makes five failures; older outcomes say little."""
+"""Seconds in which calls are counted. A client that makes one call in ten seconds can still see five failures in this
+time, as many as an ejection needs. Older outcomes say little."""
 
 
 class Ejector:

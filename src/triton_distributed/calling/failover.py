@@ -55,7 +55,7 @@ class Delivered(NamedTuple):
     Attributes:
         read: the reader has items.
         unread: items have arrived that the reader has not taken.
-        advanced: for `resume`: the reader has an item that came after the latest instance got the request.
+        advanced: only with `resume`: the reader has at least one new item from the latest instance.
     """
 
     read: bool
@@ -179,7 +179,7 @@ def _if_possible(verdict: Verdict, means: Remaining) -> Verdict:
 
 
 def _after_refusal(ending: Ending, terms: Terms, means: Remaining) -> Verdict:
-    """Decide when no handler began. A call that was asked to stop ends here. Streamed requests cannot be taken back."""
+    """Return the verdict if no handler has begun. A stopped call ends here. Streamed requests cannot be taken back."""
     overloaded = ending is Ending.OVERLOADED  # Sending it again adds load to an overloaded fleet.
     if terms.streams_requests or terms.stopped or (overloaded and not means.budget):
         return Fail(Error.REFUSED)
@@ -193,7 +193,7 @@ def _may_begin_again(terms: Terms, delivered: Delivered) -> bool:
 
 
 def _begun(terms: Terms, delivered: Delivered, means: Remaining) -> Verdict:
-    """Decide when a handler has begun or may have begun."""
+    """Return the verdict if a handler has begun or may have begun."""
     if terms.stopped and terms.idempotent:
         return Fail(Error.INCOMPLETE, STOPPED)
     if not _may_begin_again(terms, delivered):
@@ -204,7 +204,7 @@ def _begun(terms: Terms, delivered: Delivered, means: Remaining) -> Verdict:
 
 
 def _resumed(terms: Terms, delivered: Delivered, means: Remaining) -> Verdict:
-    """Decide when a handler has begun or may have begun, and another one may continue."""
+    """Return the verdict if a handler has begun or may have begun, and another one may continue."""
     if delivered.unread:
         return READ_FIRST
     if terms.stopped:
@@ -217,8 +217,8 @@ def _resumed(terms: Terms, delivered: Delivered, means: Remaining) -> Verdict:
 
 
 def _during_silence(terms: Terms, delivered: Delivered, means: Remaining) -> Verdict:
-    """Decide about a silent worker. It may wake up, so a call leaves it only for an instance in rotation, and silence
-    never makes a call fail."""
+    """Return the verdict for a silent worker. It may wake up, so a call leaves it only for an instance in rotation,
+    and silence never makes a call fail."""
     stays = terms.streams_requests or terms.stopped or means.closed
     if stays or not (means.attempts_left and means.others):
         return STAY

@@ -54,7 +54,7 @@ class Prober:
                     for endpoint in self._endpoints:
                         endpoint.mark_up(addresses)
                     return
-        finally:  # In the same turn as the success, so that a new loss starts another probe.
+        finally:  # The probe ends in the turn of its success. Otherwise a loss in between would start no new one.
             self._probes.pop(addresses, None)
 
     async def close(self) -> None:

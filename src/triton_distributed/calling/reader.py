@@ -1,4 +1,4 @@
-"""Decodes the messages in a call's inbox to the items that are new to the caller."""
+"""Decodes the messages in a call's inbox into the items that are new to the caller."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ _decode = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 
 
 REFILL_S = 10.0
-"""Seconds after which a stream may be resumed once more than `TRD_RETRIES` allows. So long streams outlive a rolling
-restart, and a request that kills its workers does not kill many of them in a short time."""
+"""Seconds after which a stream may be resumed once more than `TRD_RETRIES` allows. This way, long streams survive a
+rolling restart. A request that kills every worker it reaches cannot kill many workers in a short time."""
 
 
 class Resumption:

@@ -180,7 +180,7 @@ class Services:
         except ConnectionFailed as error:
             self._prober.lost(instance.addresses)
             raise NotTaken(Ending.UNREACHED, error.attempts) from None
-        # A stream gets its id when its request is written: ids must be sent in order, and a CANCEL after its request.
+        # A stream gets its id when its request is written: ids are sent in ascending order, a CANCEL after its request.
         while session.paused and session.lost is None:
             if session.silent and not isinstance(decide(Ending.STALLED, instance), Wait):
                 words = "it takes no more bytes, and has sent nothing for a long time"

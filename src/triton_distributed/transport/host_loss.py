@@ -1,8 +1,8 @@
 """Detects that the host at the other end of a TCP connection is unreachable, from Linux's statistics of it.
 
-TCP_USER_TIMEOUT would end such a connection on its own. But it also ends one to a stopped process with a full window,
-although its host answers every probe (measured with Linux 6.18). The kernel's statistics distinguish the two, at the
-cost of one system call on a connection that has been silent for long.
+TCP_USER_TIMEOUT would end such a connection on its own. But it would also end a connection to a stopped process whose
+window is full, although the host of that process answers every probe (measured with Linux 6.18). The kernel's
+statistics distinguish the two, at the cost of one system call on a connection that has been silent for long.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ KEPT = sys.platform == "linux" and hasattr(socket, "TCP_INFO")  # other systems 
 # quick ones: it answers twice a second (net.ipv4.tcp_invalid_ratelimit).
 MOST_PROBES = 4
 # A network that returns within two thirds of the timeout must not cost a connection, and TCP retransmits ever more
-# rarely. So the last retransmission must be in the last third (`LATE`) of the timeout, and 1 / `ANSWER` of it ago.
+# rarely. So a host counts as gone only if the last retransmission was in the last third (1 / `LATE`) of the timeout,
+# yet at least 1 / `ANSWER` of the timeout ago, which leaves time for an answer.
 LATE, ANSWER = 3, 24
 # tcpi_retransmits, tcpi_probes; tcpi_unacked; tcpi_last_data_sent; tcpi_last_data_recv, tcpi_last_ack_recv.
 _INFO = struct.Struct("=2xBB20xI16xI4xII")

@@ -17,8 +17,8 @@ from triton_distributed.wire.connection import Connection
 
 logger = logging.getLogger("triton_distributed.transport")
 
-# At most this many frames may wait while the kernel accepts none. Credit bounds items, so beyond this only answers to
-# pings and refusals can wait, and a peer that causes them and does not read is disconnected.
+# At most this many frames may wait while the kernel accepts none. Credit bounds items, so a longer queue can only
+# hold answers to pings and refusals. A peer that causes them and does not read is disconnected.
 MOST_WAITING = 200_000
 # With more than this many frames and handlers waiting, an accepting end stops reading from a peer that reads no output.
 # A dialling end always reads: if both ends waited for the other one to read, neither would.

@@ -27,8 +27,8 @@ logger = logging.getLogger("triton_distributed.transport")
 CHECK_S = 0.25
 # Seconds until the next attempt if a socket cannot be made again.
 RETRY_S = 5.0
-# Seconds from the check that misses a socket until it is made again: a new file would make a running `rm -r` of its
-# folder fail.
+# Seconds between the check that finds that a socket is gone and its recreation. A file created during an `rm -r` of its
+# folder would make the `rm` fail.
 SETTLE_S = 0.3
 
 
@@ -54,7 +54,7 @@ class _Kept:
 
 
 class KeptSockets:
-    """Listens on Unix sockets, and makes those again whose files were removed.
+    """Listens on Unix sockets, and recreates those whose files were removed.
 
     Args:
         loop: the running loop.
@@ -90,7 +90,7 @@ class KeptSockets:
     def reached(self, addresses: tuple[str, ...]) -> tuple[str, ...]:
         """Return those of the worker's addresses at which clients can reach it now.
 
-        A Unix address without a socket here is another name of one that has a socket, see `TRD_ADVERTISE`.
+        A published Unix address without a socket here is an alias of one that has a socket, see `TRD_ADVERTISE`.
         """
         lost = {f"unix://{each.path}" for each in self._kept if each.lost}
         if not lost:

@@ -150,7 +150,7 @@ class Listener:
 
     def _accept_tcp(self, few_descriptors: bool) -> asyncio.Protocol:
         session = self._accept(few_descriptors)
-        self._liveness.start()  # for the others, both ends are on one host, or the transport detects the loss
+        self._liveness.start()  # Other schemes need none: both ends are on one host, or the transport detects the loss.
         return session if self._tls is None else self._tls.accepting(session)
 
     def forget(self, session: Session, reason: str) -> None:

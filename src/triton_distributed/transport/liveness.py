@@ -1,8 +1,9 @@
 """Detects silent sessions: those with open streams from which nothing arrives.
 
-A process that is stopped, or whose loop does not turn, keeps its connections: the kernel acknowledges what is sent and
-even accepts new ones. Only an answered PING, or any other byte, shows that its loop turns. Silence does not end a
-session, since the process and its streams may go on. It is only a reason to send calls to other workers.
+A process that is stopped, or whose loop does not turn, keeps its connections: the kernel acknowledges data that is
+sent, and even accepts new connections. Only an answered PING, or any other byte, shows that its loop turns. Silence
+does not end a session, since the process and its streams may go on. It is only a reason to send calls to other
+workers.
 
 A host that is down or unreachable acknowledges nothing. Its sessions end after a longer time; a network that returns
 within two thirds of that time costs nothing. `transport.host_loss` distinguishes the two cases.
@@ -15,9 +16,9 @@ import math
 from collections.abc import Callable, Iterable, Sized
 from typing import Generic, Protocol, TypeVar
 
-# Seconds without a byte after which a peer counts as silent, by default.
+# Seconds without a byte after which a peer counts as silent. A runtime passes `TRD_HEALTH_TIMEOUT_S`.
 HEALTH_S = 10.0
-# Seconds without an acknowledgement after which a host counts as gone, by default.
+# Seconds without an acknowledgement after which a host counts as gone. A runtime passes `TRD_HOST_TIMEOUT_S`.
 HOST_S = 30.0
 # Sessions are checked this many times within the timeout. The first check that finds nothing new sends a PING, the
 # third reports the session as silent: by then three to four quarters of the timeout have passed since the last byte.

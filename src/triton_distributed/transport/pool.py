@@ -19,7 +19,7 @@ from triton_distributed.transport.tls import SessionTls
 logger = logging.getLogger("triton_distributed.transport")
 
 Addresses = tuple[str, ...]
-# A dial tries at most this many addresses of one worker, so that it ends. A host has fewer addresses than this.
+# A dial tries at most this many addresses of one worker, so that its time is bounded. Real hosts have fewer.
 MOST_ADDRESSES = 8
 HINT_PLAIN = " before its hello: if it accepts only TLS, set TRD_TLS_CERT, TRD_TLS_KEY and TRD_TLS_CA"
 HINT_TLS = (

@@ -77,8 +77,8 @@ class Session(asyncio.Protocol):
         hint_before_hello: text to add to the reason if the connection is lost before the hellos are exchanged.
         turned_away: it was rejected before the hellos were exchanged.
         refused: why it is broken off as soon as it is connected; set by a listener at its limit.
-        possibly_incomplete: it was lost, and the peer may have sent more than has arrived. If False, no handler of the
-            peer has begun without an ACCEPT that arrived here.
+        possibly_incomplete: it was lost, and the peer may have sent more than has arrived. If False, each handler
+            that began at the peer was announced by an ACCEPT that arrived here.
     """
 
     def __init__(

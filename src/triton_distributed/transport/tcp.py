@@ -114,8 +114,8 @@ def patience(host_timeout_s: float) -> list[tuple[int, str, int]]:
     the first probe after a quarter of the timeout, the last at least two thirds of the timeout after the first.
 
     If data is under way, on Linux `transport.host_loss` reads the kernel's statistics; elsewhere the kernel gives up on
-    its own. The kernel retransmits ever more rarely, on Linux up to every two minutes. Before Linux 6.15 a network that
-    returns is noticed after as long again as it was away; since then TCP_RTO_MAX_MS bounds that.
+    its own. The kernel retransmits ever more rarely, on Linux up to every two minutes. Before Linux 6.15 it
+    may take as long as the outage lasted until a returned network is noticed; since 6.15 TCP_RTO_MAX_MS limits this.
 
     Args:
         host_timeout_s: seconds after which the connection to an unreachable host is given up.

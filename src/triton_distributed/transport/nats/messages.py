@@ -7,8 +7,8 @@ own subject as the reply subject:
     sequence    u64    in a DATA its number, from 0; in others the number that the next DATA will have
     received    u64    bytes of DATA messages, headers included, that the sender has received from the other end
 
-So every message shows whether an earlier one was lost, and acknowledges. Because of the reply subject, the server
-answers with "no responders" if the other end is gone.
+So every message shows whether an earlier one was lost, and acknowledges what has been received. Because of the reply
+subject, the server answers with "no responders" if the other end is gone.
 """
 
 from __future__ import annotations
