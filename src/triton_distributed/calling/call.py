@@ -308,53 +308,53 @@ class Call:
         A policy or a resume token may raise anything. Only this call fails with it: the session may have more to tell.
         """
         try:
-            self._follow_verdict(how)
-        except (Exception, asyncio.CancelledError) as error:
-            self.fail(error, Outcome.ERROR)
-
-    def _follow_verdict(self, how: Ended) -> None:
-        stream, instance, services, resumption = self.stream, self.instance, self.services, self.resumption
-        assert stream is not None
-        assert instance is not None
-        verdict = self._decide(how.ending, instance)
-        if isinstance(verdict, Wait):
-            if verdict.to_read:
-                self._broken = how
-                stream.abort(f.CANCEL)
-            return
-        target, address = services.target, stream.session.address
-        kind, note = (verdict.error, verdict.note) if isinstance(verdict, Fail) else (None, "")
-        reason = f"{how.reason}; {note}" if note else how.reason
-        incomplete = StreamIncomplete(target, instance.id, address, reason, self.received, how.began, self._instances)
-        if kind is Error.INCOMPLETE:
-            self.fail(incomplete, Outcome.LOST)
-            return
-        if kind is Error.REPORTED:
-            found = reported(how, target, instance.id, self.request_id, self.timeout_s)
-            error, outcome = found or (incomplete, Outcome.LOST)
-            late = outcome is Outcome.DEADLINE and self.attempts is None  # A later attempt had only part of the time.
-            if late or (outcome is Outcome.ERROR and not isinstance(error, NOT_ITS_FAULT)):
-                services.ejector.failed(instance.id, began=_began(self))
-            self.fail(error, outcome)
-            return
-        last: Exception | None = incomplete  # The error if no instance takes the request.
-        if how.ending is Ending.REFUSED or how.ending is Ending.OVERLOADED:
-            tries = 1 if self.attempts is None else len(self.attempts.tried) + 1
-            last = refusal(how, services.candidates.name.path, instance.id, tries)
-        elif how.ending is Ending.CUT_OFF or (how.ending is Ending.SILENT and resumption is None):
-            last = None
-        self._release()
-        if resumption is None:
-            self.received = 0
-        elif isinstance(verdict, Resume):
-            if resumption.advanced:
-                self.attempts = None
-            self.metadata = resumption.resume(self.metadata, services.loop.time())
-        self._record_attempt(verdict, instance, [(address, how.reason)], last)
-        if kind is None:
-            self.start()
-            if self.state == OPEN:
-                self._on_its_way()
+            stream, instance, services, resumption = self.stream, self.instance, self.services, self.resumption
+            assert stream is not None
+            assert instance is not None
+            verdict = self._decide(how.ending, instance)
+            if isinstance(verdict, Wait):
+                if verdict.to_read:
+                    self._broken = how
+                    stream.abort(f.CANCEL)
+                return
+            target, address = services.target, stream.session.address
+            kind, note = (verdict.error, verdict.note) if isinstance(verdict, Fail) else (None, "")
+            reason = f"{how.reason}; {note}" if note else how.reason
+            incomplete = StreamIncomplete(
+                target, instance.id, address, reason, self.received, how.began, self._instances
+            )
+            if kind is Error.INCOMPLETE:
+                self.fail(incomplete, Outcome.LOST)
+                return
+            if kind is Error.REPORTED:
+                found = reported(how, target, instance.id, self.request_id, self.timeout_s)
+                error, outcome = found or (incomplete, Outcome.LOST)
+                # A later attempt had only part of the time.
+                late = outcome is Outcome.DEADLINE and self.attempts is None
+                if late or (outcome is Outcome.ERROR and not isinstance(error, NOT_ITS_FAULT)):
+                    services.ejector.failed(instance.id, began=_began(self))
+                self.fail(error, outcome)
+                return
+            last: Exception | None = incomplete  # The error if no instance takes the request.
+            if how.ending is Ending.REFUSED or how.ending is Ending.OVERLOADED:
+                tries = 1 if self.attempts is None else len(self.attempts.tried) + 1
+                last = refusal(how, services.candidates.name.path, instance.id, tries)
+            elif how.ending is Ending.CUT_OFF or (how.ending is Ending.SILENT and resumption is None):
+                last = None
+            self._release()
+            if resumption is None:
+                self.received = 0
+            elif isinstance(verdict, Resume):
+                if resumption.advanced:
+                    self.attempts = None
+                self.metadata = resumption.resume(self.metadata, services.loop.time())
+            self._record_attempt(verdict, instance, [(address, how.reason)], last)
+            if kind is None:
+                self.start()
+                if self.state == OPEN:
+                    self._on_its_way()
+        except (Exception, asyncio.CancelledError) as raised:
+            self.fail(raised, Outcome.ERROR)
 
     def _record_attempt(
         self, verdict: Verdict, instance: Instance, failures: Sequence[tuple[str, str]], error: Exception | None

@@ -346,12 +346,8 @@ class Session(asyncio.Protocol):
         if self._transport is not None:
             if self._transport.get_write_buffer_size():
                 # A peer that reads nothing must not keep a closed connection.
-                self.loop.call_later(self._hello_timeout_s, self._abort)
+                self.loop.call_later(self._hello_timeout_s, _abort, self)
             self._transport.close()
-
-    def _abort(self) -> None:
-        if self._inbound is not None and self._transport is not None:  # It is connected still.
-            self._transport.abort()
 
     def abandon(self, words: str) -> None:
         """End at once, because the peer's host is gone; nothing is sent, and open streams fail with `words`."""
@@ -441,3 +437,9 @@ def _name_of(transport: Any) -> str:
     if not isinstance(name, tuple) or len(name) < 2:
         return "a client"
     return str(Address("tcp", name[0].removeprefix("::ffff:"), name[1]))  # IPv4 through a dual-stack socket
+
+
+def _abort(session: Session) -> None:
+    """Abort the transport of a closed session if it is still connected."""
+    if session._inbound is not None and session._transport is not None:
+        session._transport.abort()
