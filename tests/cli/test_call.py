@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 
 import pytest
@@ -114,14 +115,14 @@ def test_nobody_serves_it(trd, trd_dir):
 @pytest.mark.parametrize("options", [[], ["--wait", "0.01"]])
 def test_a_folder_in_which_it_is_served_is_named(trd, trd_dir, options):
     other = trd_dir / "other"
-    trd.serve("worker:echo", "demo.other.folder", env={"TRD_DIR": str(other)})
-    said = trd.run("call", "demo.other.folder", "1", *options)
+    trd.serve("worker:echo", f"demo.other{os.getpid()}.folder", env={"TRD_DIR": str(other)})
+    said = trd.run("call", f"demo.other{os.getpid()}.folder", "1", *options)
     assert said.status == 1
     assert (
         f"(file://{trd_dir} was asked; live instances are registered in {other}: TRD_DIR={other} looks there)"
         in said.err
     )
-    assert trd.run("call", "demo.other.folder", "1", env={"TRD_DIR": str(other)}).status == 0
+    assert trd.run("call", f"demo.other{os.getpid()}.folder", "1", env={"TRD_DIR": str(other)}).status == 0
 
 
 def test_waits_for_an_instance(trd):

@@ -23,6 +23,7 @@ from triton_distributed.names import EndpointName
 from triton_distributed.runtime import DistributedRuntime
 
 STRANGER = 12345  # a uid that is not ours
+SPACE = f"meeting-{os.getpid()}"  # Another run of the tests at the same time must not be found.
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists all file locks")
 
@@ -84,12 +85,12 @@ async def test_they_meet_or_are_told(
 ) -> None:
     with started_by(worker, place, monkeypatch):
         serves = DistributedRuntime(config=Config.from_env(handle_signals=False))
-        serving = serves.endpoint("meeting.c.e").serve_endpoint(echo)
-        local = await serves.endpoint("meeting.c.e").client()
+        serving = serves.endpoint(f"{SPACE}.c.e").serve_endpoint(echo)
+        local = await serves.endpoint(f"{SPACE}.c.e").client()
         await patiently(local.wait_for_instances())
     with started_by(client, place, monkeypatch):
         calls = DistributedRuntime(config=Config.from_env(handle_signals=False))
-        found = await calls.endpoint("meeting.c.e").client()
+        found = await calls.endpoint(f"{SPACE}.c.e").client()
     try:
         if not {worker, client} & APART:
             assert await patiently(found.call("hello")) == "hello"
@@ -119,11 +120,11 @@ async def test_who_waits_is_told_when_a_worker_starts_in_another_folder(
     monkeypatch.setattr(elsewhere_module, "KEEP_S", 0.0)
     calls = DistributedRuntime(config=Config(directory=place / "one", handle_signals=False))
     serves = DistributedRuntime(config=Config(directory=place / "two", handle_signals=False))
-    client = await calls.endpoint("meeting.c.late").client()
+    client = await calls.endpoint(f"{SPACE}.c.late").client()
     waiting = client.wait_for_instances()
     await until(lambda: "no instance yet" in caplog.text)
     assert "live instances" not in caplog.text
-    serves.endpoint("meeting.c.late").serve_endpoint(echo)
+    serves.endpoint(f"{SPACE}.c.late").serve_endpoint(echo)
     await until(lambda: f"TRD_DIR={place / 'two'} looks there" in caplog.text)
     waiting.cancel()
     await calls.close()
@@ -158,7 +159,7 @@ def test_two_users_never_share_one(place: Path, monkeypatch: pytest.MonkeyPatch)
 
 # --- what can be found -----------------------------------------------------------------------------------------------
 
-WORKER = """
+WORKER = f"""
 import asyncio, sys
 from triton_distributed.runtime import triton_worker
 
@@ -167,15 +168,15 @@ async def echo(request):
 
 @triton_worker()
 async def main(runtime):
-    serving = runtime.endpoint("meeting.c.e").serve_endpoint(echo)
-    client = await runtime.endpoint("meeting.c.e").client()
+    serving = runtime.endpoint("{SPACE}.c.e").serve_endpoint(echo)
+    client = await runtime.endpoint("{SPACE}.c.e").client()
     await client.wait_for_instances()
     print("ready", flush=True)
     await serving
 
 asyncio.run(main())
 """
-NAME = EndpointName("meeting", "c", "e")
+NAME = EndpointName(SPACE, "c", "e")
 
 
 @linux
@@ -186,7 +187,7 @@ async def test_a_worker_of_another_process_is_found_while_it_lives(place: Path, 
         assert await worker.line() == "ready"
         assert other in Elsewhere(str(place)).words(NAME)
         assert Elsewhere(str(place)).words(None)
-        assert other not in Elsewhere(str(place)).words(EndpointName("meeting", "c", "e2"))
+        assert other not in Elsewhere(str(place)).words(EndpointName(SPACE, "c", "e2"))
         assert other not in Elsewhere(other).words(NAME)
         (place / "link").symlink_to(other)
         assert other not in Elsewhere(str(place / "link")).words(NAME)
@@ -226,8 +227,8 @@ async def test_without_a_list_of_locks_the_usual_folders_are_looked_at(
     monkeypatch.setattr(elsewhere_module, "open", no_locks, raising=False)
     (usual,) = [each for each in usual_directories() if each.parent == place / "tmp"]
     serves = DistributedRuntime(config=Config(directory=usual, handle_signals=False))
-    serves.endpoint("meeting.c.e").serve_endpoint(echo)
-    client = await serves.endpoint("meeting.c.e").client()
+    serves.endpoint(f"{SPACE}.c.e").serve_endpoint(echo)
+    client = await serves.endpoint(f"{SPACE}.c.e").client()
     await patiently(client.wait_for_instances())
     assert str(usual) in Elsewhere(str(place)).words(NAME)
     assert Elsewhere(str(usual)).words(NAME) == ""
@@ -247,7 +248,7 @@ async def test_a_program_that_calls_in_a_loop_looks_seldom(place: Path, monkeypa
     monkeypatch.setattr(Elsewhere, "_look", look)
     monkeypatch.setattr(elsewhere_module, "KEEP_S", 3600.0)
     calls = DistributedRuntime(config=Config(directory=place / "empty", handle_signals=False))
-    client = await calls.endpoint("meeting.c.e").client()
+    client = await calls.endpoint(f"{SPACE}.c.e").client()
     for _ in range(50):
         with pytest.raises(NoInstances):
             await patiently(client.call(1))
