@@ -99,7 +99,7 @@ class Call:
         state: one of the states in `calling.state`.
         stream: the stream to the instance; None while none is open.
         instance: the latest instance to which a stream was opened.
-        attempts: the failed attempts; None while there are none.
+        attempts: the failed attempts; None before the first failure.
         sent: done when the request is on its way or cannot be sent; None if it was sent at once.
         stopping: the handler must be asked to stop as soon as there is one.
         error: the error that ended the call, until a reader gets it.
@@ -303,58 +303,50 @@ class Call:
         return verdict
 
     def _attempt_ended(self, how: Ended) -> None:
-        """Do what `failover.decide` says after the attempt that has the stream ended.
-
-        A policy or a resume token may raise anything. Only this call fails with it: the session may have more to tell.
-        """
-        try:
-            stream, instance, services, resumption = self.stream, self.instance, self.services, self.resumption
-            assert stream is not None
-            assert instance is not None
-            verdict = self._decide(how.ending, instance)
-            if isinstance(verdict, Wait):
-                if verdict.to_read:
-                    self._broken = how
-                    stream.abort(f.CANCEL)
-                return
-            target, address = services.target, stream.session.address
-            kind, note = (verdict.error, verdict.note) if isinstance(verdict, Fail) else (None, "")
-            reason = f"{how.reason}; {note}" if note else how.reason
-            incomplete = StreamIncomplete(
-                target, instance.id, address, reason, self.received, how.began, self._instances
-            )
-            if kind is Error.INCOMPLETE:
-                self.fail(incomplete, Outcome.LOST)
-                return
-            if kind is Error.REPORTED:
-                found = reported(how, target, instance.id, self.request_id, self.timeout_s)
-                error, outcome = found or (incomplete, Outcome.LOST)
-                # A later attempt had only part of the time.
-                late = outcome is Outcome.DEADLINE and self.attempts is None
-                if late or (outcome is Outcome.ERROR and not isinstance(error, NOT_ITS_FAULT)):
-                    services.ejector.failed(instance.id, began=_began(self))
-                self.fail(error, outcome)
-                return
-            last: Exception | None = incomplete  # The error if no instance takes the request.
-            if how.ending is Ending.REFUSED or how.ending is Ending.OVERLOADED:
-                tries = 1 if self.attempts is None else len(self.attempts.tried) + 1
-                last = refusal(how, services.candidates.name.path, instance.id, tries)
-            elif how.ending is Ending.CUT_OFF or (how.ending is Ending.SILENT and resumption is None):
-                last = None
-            self._release()
-            if resumption is None:
-                self.received = 0
-            elif isinstance(verdict, Resume):
-                if resumption.advanced:
-                    self.attempts = None
-                self.metadata = resumption.resume(self.metadata, services.loop.time())
-            self._record_attempt(verdict, instance, [(address, how.reason)], last)
-            if kind is None:
-                self.start()
-                if self.state == OPEN:
-                    self._on_its_way()
-        except (Exception, asyncio.CancelledError) as raised:
-            self.fail(raised, Outcome.ERROR)
+        """Do what `failover.decide` says after the attempt that has the stream ended."""
+        stream, instance, services, resumption = self.stream, self.instance, self.services, self.resumption
+        assert stream is not None
+        assert instance is not None
+        verdict = self._decide(how.ending, instance)
+        if isinstance(verdict, Wait):
+            if verdict.to_read:
+                self._broken = how
+                stream.abort(f.CANCEL)
+            return
+        target, address = services.target, stream.session.address
+        kind, note = (verdict.error, verdict.note) if isinstance(verdict, Fail) else (None, "")
+        reason = f"{how.reason}; {note}" if note else how.reason
+        incomplete = StreamIncomplete(target, instance.id, address, reason, self.received, how.began, self._instances)
+        if kind is Error.INCOMPLETE:
+            self.fail(incomplete, Outcome.LOST)
+            return
+        if kind is Error.REPORTED:
+            found = reported(how, target, instance.id, self.request_id, self.timeout_s)
+            error, outcome = found or (incomplete, Outcome.LOST)
+            # A later attempt had only part of the time.
+            late = outcome is Outcome.DEADLINE and self.attempts is None
+            if late or (outcome is Outcome.ERROR and not isinstance(error, NOT_ITS_FAULT)):
+                services.ejector.failed(instance.id, began=_began(self))
+            self.fail(error, outcome)
+            return
+        last: Exception | None = incomplete  # The error if no instance takes the request.
+        if how.ending is Ending.REFUSED or how.ending is Ending.OVERLOADED:
+            tries = 1 if self.attempts is None else len(self.attempts.tried) + 1
+            last = refusal(how, services.candidates.name.path, instance.id, tries)
+        elif how.ending is Ending.CUT_OFF or (how.ending is Ending.SILENT and resumption is None):
+            last = None
+        self._release()
+        if resumption is None:
+            self.received = 0
+        elif isinstance(verdict, Resume):
+            if resumption.advanced:
+                self.attempts = None
+            self.metadata = resumption.resume(self.metadata, services.loop.time())
+        self._record_attempt(verdict, instance, [(address, how.reason)], last)
+        if kind is None:
+            self.start()
+            if self.state == OPEN:
+                self._on_its_way()
 
     def _record_attempt(
         self, verdict: Verdict, instance: Instance, failures: Sequence[tuple[str, str]], error: Exception | None
@@ -402,12 +394,12 @@ class Call:
             services.ejector.failed(instance_id)
         elif disowned(how):
             services.candidates.disowned(instance_id)
-        self._attempt_ended(how)
+        _follow(self, how)
 
     def stream_silent(self, stream: Stream, words: str) -> None:
         """The worker has sent nothing for a long time."""
         if self.state == OPEN and stream is self.stream and self._broken is None:
-            self._attempt_ended(Ended(Ending.SILENT, words))
+            _follow(self, Ended(Ending.SILENT, words))
 
     def stream_stopped(self) -> None:
         """Do nothing: only handlers are asked to stop."""
@@ -524,7 +516,7 @@ class Call:
             return True
         if self._broken is not None and self.state == OPEN:
             how, self._broken = self._broken, None
-            self._attempt_ended(Ended(Ending.LOST, how.reason))
+            _follow(self, Ended(Ending.LOST, how.reason))
         if self.state <= OPEN:
             return False
         raise self._end()
@@ -584,6 +576,14 @@ class Call:
             return None
         sent = None if stream is None else (stream.connection.hello.nonce, stream.id)
         return AwaitedRequest(self.services.candidates.name, target.id, sent)
+
+
+def _follow(call: Call, how: Ended) -> None:
+    """Let a call go on after its attempt ended. What its policy or its resume token raises ends this call only."""
+    try:
+        call._attempt_ended(how)
+    except (Exception, asyncio.CancelledError) as error:
+        call.fail(error, Outcome.ERROR)
 
 
 def _began(call: Call) -> float | None:

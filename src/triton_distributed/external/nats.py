@@ -179,7 +179,7 @@ class NatsConnection:
         return self._closed
 
     def fileno(self) -> int:
-        """Return the connection's descriptor, which a forked child closes; -1 if there is none, or it is hidden."""
+        """Return the connection's descriptor, which a forked child closes; -1 if it is closed or hidden."""
         writer = getattr(getattr(self._client, "_transport", None), "_io_writer", None)
         sock = writer.get_extra_info("socket") if writer is not None else None
         return -1 if sock is None else int(sock.fileno())

@@ -223,8 +223,8 @@ class Endpoint:
         """Withdraw this runtime's instance: clients call other instances, and this one begins no request.
 
         Running requests go on. Waiting requests, and those that arrive before clients notice, are refused, and their
-        calls go to another instance; if there is none, the caller gets `Paused` or `NoInstances`. So a worker may free
-        its memory when `pause` has returned and its last request has ended. Pausing twice is harmless.
+        calls go to another instance. Without another instance the caller gets `Paused` or `NoInstances`. So a worker
+        may free its memory when `pause` has returned and its last request has ended. Pausing twice is harmless.
 
         Raises:
             NotServed: this runtime does not serve the endpoint, or has not registered it yet.

@@ -89,7 +89,7 @@ class Registrations:
         return served
 
     async def _list(self, served: ServedEndpoint) -> None:
-        """Register an endpoint under the addresses that clients can reach; withdraw it if there are none."""
+        """Register an endpoint under the addresses that clients can reach; withdraw it if no client can reach it."""
         addresses = self._server.reached(served.instance.addresses)
         if addresses:
             await self._discovery.register(replace(served.instance, addresses=addresses))

@@ -66,7 +66,7 @@ class ServedRequest:
         stream: the stream on which the request came and its items leave.
         context: the context that the handler gets.
         body: the request, encoded.
-        buffers: the out-of-band buffers; None if there are none.
+        buffers: the out-of-band buffers; None for a request without any.
 
     Attributes:
         state: one of `serving.state.RequestState`.

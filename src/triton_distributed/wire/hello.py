@@ -77,6 +77,6 @@ def read_hello(payload: bytes) -> Hello:
 
 
 def agree(ours: Hello, theirs: Hello) -> int:
-    """Return the highest version that both sides speak, or 0 if there is none."""
+    """Return the highest version that both sides speak, or 0 if their versions do not overlap."""
     version = min(ours.version, theirs.version)
     return version if version >= max(ours.lowest, theirs.lowest) else 0

@@ -48,7 +48,7 @@ class Elsewhere:
     def words(self, endpoint: EndpointName | None) -> str:
         """Text that names other folders with live instances of this endpoint, None for any: the end of a sentence.
 
-        The text is empty if there are none. It may be `KEEP_S` old.
+        The text is empty if no other folder has live instances. It may be `KEEP_S` old.
         """
         now = time.monotonic()
         if now - self._looked >= KEEP_S:
