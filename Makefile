@@ -58,7 +58,7 @@ test-oldest: ## the whole test suite with the oldest versions that pyproject.tom
 	@$(MAKE) --no-print-directory _test-with WITH=oldest VENV=$(VENV)-oldest
 
 _test-with:
-	tools/install $(VENV) dev,examples,servers $(WITH)
+	tools/install $(VENV) dev,examples,servers,types $(WITH)
 	tools/get-etcd $(VENV)
 	@echo "== the $(WITH) versions:"
 	@tools/versions $(VENV)
@@ -132,7 +132,7 @@ $(VENV)/.dev: $(INSTALLED_BY)
 	@touch $@ $(VENV)/.core
 
 $(VENV)/.test: $(INSTALLED_BY)
-	tools/install $(VENV) dev,examples,servers
+	tools/install $(VENV) dev,examples,servers,types
 	tools/get-etcd $(VENV)
 	@touch $@ $(VENV)/.core $(VENV)/.dev
 
