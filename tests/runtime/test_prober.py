@@ -40,9 +40,13 @@ def prober_of(view: Candidates) -> Prober:
     return made
 
 
+async def never(apply: object) -> Any:
+    raise AssertionError("nothing here watches")
+
+
 @pytest.fixture
 async def view() -> AsyncIterator[Candidates]:
-    made = Candidates(NAME, asyncio.get_running_loop(), random.Random(1))
+    made = Candidates(NAME, asyncio.get_running_loop(), random.Random(1), never)
     made.table.apply(Snapshot((Instance(NAME, 1, WORKER), Instance(NAME, 2, ("b",)))))
     yield made
     made.close()

@@ -171,3 +171,11 @@ def reported(
     if how.code == f.ErrorCode.DEADLINE:
         return DeadlineExceeded(target, timeout_s or 0.0), Outcome.DEADLINE
     return None
+
+
+def in_words(error: BaseException) -> str:
+    """An error as one text: its type and its message."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # The `__str__` of a user's exception may fail.
+        return type(error).__name__

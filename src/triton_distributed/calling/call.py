@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from triton_distributed.annotated import Annotated
-from triton_distributed.calling.attempts import Attempts, Ended, disowned, ended, refusal, reported
+from triton_distributed.calling.attempts import Attempts, Ended, disowned, ended, in_words, refusal, reported
 from triton_distributed.calling.failover import (
     Delivered,
     Ending,
@@ -22,7 +22,7 @@ from triton_distributed.calling.failover import (
     Wait,
     decide,
 )
-from triton_distributed.calling.reader import SPECIAL, new_items, plain_items
+from triton_distributed.calling.reader import SPECIAL, ItemDecoder, new_items, plain_items
 from triton_distributed.calling.request_stream import send_requests
 from triton_distributed.calling.resume import Resumption
 from triton_distributed.calling.services import NotTaken, Services
@@ -94,6 +94,8 @@ class Call:
         idempotent: a second handler may run the request.
         unary: the caller sees the answer only when it is complete.
         resumption: the position of the stream, if another instance may continue it.
+        decoder: decodes items to their declared type; None for plain values.
+        waits: the call waits for a first instance.
 
     Attributes:
         state: one of the states in `calling.state`.
@@ -110,9 +112,9 @@ class Call:
 
     __slots__ = (
         "_annotated", "_broken", "_chosen", "_context", "_instances", "_placing", "_reason", "_request_id", "_timer",
-        "_unsent_reader", "attempts", "body", "deadline", "error", "idempotent", "instance", "items", "metadata",
-        "policy", "reading", "received", "request", "request_stream", "resumption", "sent", "services", "state",
-        "stopping", "stream", "timeout_s", "unary",
+        "_unsent_reader", "_waits", "attempts", "body", "deadline", "decoder", "error", "idempotent", "instance",
+        "items", "metadata", "policy", "reading", "received", "request", "request_stream", "resumption", "sent",
+        "services", "state", "stopping", "stream", "timeout_s", "unary",
     )  # fmt: skip
 
     def __init__(
@@ -131,6 +133,8 @@ class Call:
         idempotent: bool,
         unary: bool,
         resumption: Resumption | None,
+        decoder: ItemDecoder | None = None,
+        waits: bool = False,
     ) -> None:
         self.services = services
         self.request = request
@@ -146,6 +150,8 @@ class Call:
         self.idempotent = idempotent
         self.unary = unary
         self.resumption = resumption
+        self.decoder = decoder
+        self._waits = waits
         self.state: int = NEW
         self.stream: Stream | None = None
         self.instance: Instance | None = None
@@ -173,9 +179,8 @@ class Call:
         """Send the request, or send it again: now if that needs no waiting, else from a task."""
         if self.state > OPEN:  # The context was cancelled before.
             return
-        services = self.services
+        services, body, metadata = self.services, self.body, self.metadata
         candidates = services.candidates.candidates
-        body, metadata = self.body, self.metadata
         if not candidates or self.request_stream is not None or body.__class__ is not bytes:
             self._place_later()
             return
@@ -223,6 +228,8 @@ class Call:
     async def _place(self) -> None:
         services = self.services
         try:
+            if self._waits and self.attempts is None:
+                await services.first_instance(self.deadline is None)
             while self.state == PLACING:
                 if (instance := self._chosen) is None:
                     self._chosen = instance = services.choose(self.policy, self.request, self.attempts)
@@ -443,8 +450,9 @@ class Call:
             if self.instance is not None and self.attempts is None:  # A later attempt had only part of the time.
                 services.ejector.failed(self.instance.id, began=_began(self))
         failures = [] if self.attempts is None else [*self.attempts.failures]
-        chosen = self._chosen
-        if chosen is not None and services.pool.get(chosen.addresses) is None:
+        if (chosen := self._chosen) is None and not services.candidates.table.instances:
+            failures.append((services.where, "no instance of the endpoint is registered"))
+        elif chosen is not None and services.pool.get(chosen.addresses) is None:
             failures.append((", ".join(chosen.addresses), "no connection yet"))
         self.fail(DeadlineExceeded(services.target, self.timeout_s or 0.0, failures), Outcome.DEADLINE)
 
@@ -502,12 +510,12 @@ class Call:
         if stream is not None and stream.inbox:
             message = stream.inbox.popleft()
             stream.read(message[0])
-            annotated = self._annotated
+            annotated, decoder = self._annotated, self.decoder
             try:
                 if message[2] & SPECIAL or self.resumption is not None:
-                    items = new_items(message, self.resumption, annotated)
+                    items = new_items(message, self.resumption, annotated, decoder)
                 else:
-                    items = plain_items(message)
+                    items = plain_items(message) if decoder is None else decoder.items(message)
             except DecodeError:
                 self.leave(UNREADABLE)
                 raise
@@ -530,7 +538,7 @@ class Call:
                 error.items = 0 if self.unary else self.received
             self.state = AFTER[self.state][RAISE]
             if self.state == FAILED:
-                self._reason = f"it failed before with {_words(error)}"
+                self._reason = f"it failed before with {in_words(error)}"
             return error
         self.state = AFTER[self.state][WHOLE if self.reading else LAST]
         return self.stream_closed_error() if self.state == CLOSED else StopAsyncIteration()
@@ -589,10 +597,3 @@ def _follow(call: Call, how: Ended) -> None:
 def _began(call: Call) -> float | None:
     """When the call began, on the loop's clock; None without a deadline."""
     return None if call.deadline is None or call.timeout_s is None else call.deadline - call.timeout_s
-
-
-def _words(error: BaseException) -> str:
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:  # The `__str__` of a user's exception may fail.
-        return type(error).__name__

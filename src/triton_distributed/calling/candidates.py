@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import replace
+from typing import Any
 
 from triton_distributed.calling.ejection import Ejector
-from triton_distributed.discovery import Added, Change, Discovery, Removed, Snapshot, Watch
+from triton_distributed.discovery import Added, Change, Removed, Snapshot, Watch
 from triton_distributed.discovery.table import EndpointTable
-from triton_distributed.errors import RuntimeClosed
+from triton_distributed.errors import DiscoveryError, RuntimeClosed
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.routing.load import LoadBook
 from triton_distributed.routing.rotation import Rotation
@@ -26,6 +27,7 @@ class Candidates:
     """The instances of an endpoint, shared by every client of it in this runtime.
 
     Args:
+        watch: begins to watch the endpoint; it passes each change to a function, the first one before it returns.
         on_removed: called with the addresses of an instance that discovery no longer reports.
         connected: whether there is a live connection to these addresses.
         ejection_s: see `TRD_EJECTION_S`.
@@ -45,6 +47,7 @@ class Candidates:
         name: EndpointName,
         loop: asyncio.AbstractEventLoop,
         rng: random.Random,
+        watch: Callable[[Callable[[Change], None]], Coroutine[Any, Any, Watch]],
         on_removed: Callable[[tuple[str, ...]], None] = lambda addresses: None,
         connected: Callable[[tuple[str, ...]], bool] = lambda addresses: False,
         ejection_s: float = 0.0,
@@ -60,23 +63,59 @@ class Candidates:
         self._connected = connected
         self._known: tuple[Instance, ...] = ()
         self._unlisted: tuple[Instance, ...] = ()  # Removed from the table, but still connected.
+        self._begin_watch = watch
         self._watch: Watch | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._closed = False
         self._waiting: list[asyncio.Future[None]] = []  # At most one for each caller of `wait_for_instances`.
         self.table.listeners.append(self._changed)
 
-    async def start(self, discovery: Discovery, host: str) -> None:
-        """Watch the endpoint. Its present instances are known when this returns.
+    @property
+    def is_open(self) -> bool:
+        """Whether the endpoint is watched, so its present instances are known."""
+        return self._watch is not None
 
-        Args:
-            host: the name of this host. Unix sockets are dialled only on the same host.
+    async def open(self) -> None:
+        """Watch the endpoint. Its present instances are known when this returns. It may be called repeatedly.
 
         Raises:
-            DiscoveryError: the place of discovery cannot be read.
+            DiscoveryError: the place of discovery cannot be read; the next call tries again.
+            RuntimeClosed: the runtime was closed meanwhile.
         """
-        self._watch = await discovery.watch(self.name, lambda change: self.table.apply(_dialable(change, host)))
+        if self._watch is not None:
+            return
+        if self._opening is None:
+            self._opening = self._loop.create_task(self._open())
+            self._opening.add_done_callback(self._opened)
+        try:
+            await asyncio.shield(self._opening)
+        except asyncio.CancelledError:
+            if self._closed:
+                raise RuntimeClosed("client") from None
+            raise
+
+    async def _open(self) -> None:
+        try:
+            watch = await self._begin_watch(self.table.apply)
+        except DiscoveryError:
+            if self._closed:
+                raise RuntimeClosed("client") from None
+            raise
+        if self._closed:
+            watch.close()
+            raise RuntimeClosed("client")
+        self._watch = watch
+
+    def _opened(self, task: asyncio.Task[None]) -> None:
+        self._opening = None
+        if not task.cancelled():
+            task.exception()  # Reading the exception prevents asyncio's warning if the last waiter was cancelled.
 
     def close(self) -> None:
         """Stop watching. Tasks that wait for an instance get RuntimeClosed."""
+        self._closed = True
+        if self._opening is not None:
+            self._opening.cancel()
         if self._watch is not None:
             self._watch.close()
         self.ejector.close()
@@ -186,7 +225,7 @@ def _free(instances: tuple[Instance, ...]) -> tuple[Instance, ...]:
     return free if free and len(free) < len(instances) else instances
 
 
-def _dialable(change: Change, host: str) -> Change:
+def dialable(change: Change, host: str) -> Change:
     """The change without addresses that cannot be dialled from this host."""
     if isinstance(change, Removed):
         return change

@@ -7,8 +7,9 @@ from typing import Any
 
 from triton_distributed.annotated import Annotated
 from triton_distributed.calling.resume import Resumption
-from triton_distributed.errors import DecodeError
-from triton_distributed.payload.codec import decode
+from triton_distributed.errors import DecodeError, InvalidRequest
+from triton_distributed.payload.codec import Message, decode, encode
+from triton_distributed.payload.typed import typed_decoder
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.stream import Received
 
@@ -31,19 +32,84 @@ def plain_items(message: Received) -> Sequence[Any]:
     return items
 
 
-def new_items(message: Received, resumption: Resumption | None, annotated: bool) -> Sequence[Any]:
+class ItemDecoder:
+    """Decodes items to the type that a contract declares.
+
+    Args:
+        hint: the type of one item.
+
+    Raises:
+        TypeError: values of this type cannot be decoded; the text says why.
+    """
+
+    __slots__ = ("_hint", "_many", "_one", "_pairs")
+
+    def __init__(self, hint: Any) -> None:
+        self._hint = hint
+        self._one = typed_decoder(hint, "item")
+        self._many = typed_decoder(list[hint], "items")
+        self._pairs: ItemDecoder | None = None  # Few streams have resume tokens.
+
+    @property
+    def pairs(self) -> ItemDecoder:
+        """The decoder of items that have resume tokens."""
+        if self._pairs is None:
+            self._pairs = ItemDecoder(tuple[Any, self._hint])
+        return self._pairs
+
+    def items(self, message: Received) -> Sequence[Any]:
+        """The items of a message without annotations.
+
+        Raises:
+            DecodeError: the message cannot be read, or an item does not fit the type.
+        """
+        _, kind, _, payload, buffers = message
+        try:
+            if kind != f.BATCH:
+                return (self._one(payload, buffers),)
+            return self._many(payload, buffers)  # type: ignore[no-any-return]
+        except InvalidRequest as misfit:
+            raise _misfit(misfit) from misfit.__cause__
+
+    def fitted(self, value: Any) -> Any:
+        """A plain value as an item of the type.
+
+        Raises:
+            DecodeError: the value does not fit.
+        """
+        message = encode(value, "item")
+        try:
+            if isinstance(message, Message):
+                return self._one(message.body, [bytearray(each) for each in message.buffers])
+            return self._one(message)
+        except InvalidRequest as misfit:
+            raise _misfit(misfit) from misfit.__cause__
+
+
+def _misfit(misfit: InvalidRequest) -> DecodeError:
+    return DecodeError(f"the worker sent an item that does not fit the contract: {misfit.reason}")
+
+
+def new_items(
+    message: Received, resumption: Resumption | None, annotated: bool, decoder: ItemDecoder | None = None
+) -> Sequence[Any]:
     """The items of any message that the caller does not have yet.
 
     Args:
         message: the message as it arrived.
         resumption: counts the items of a call that can be resumed, and knows which ones the caller has.
         annotated: True to return the handler's `Annotated` items as they are, False to return their values.
+        decoder: decodes the values to their declared type; None for plain values.
 
     Raises:
         DecodeError: the message cannot be read.
     """
     flags = message[2]
-    items, tokens = plain_items(message), None
+    tokens = None
+    if decoder is None or flags & f.ANNOTATED:
+        items = plain_items(message)
+    else:
+        items = (decoder.pairs if flags & f.CHECKPOINT else decoder).items(message)
     if flags & f.CHECKPOINT:
         items, tokens = _unpaired(items)
     if resumption is not None:
@@ -51,9 +117,10 @@ def new_items(message: Received, resumption: Resumption | None, annotated: bool)
     if not flags & f.ANNOTATED:
         return items
     try:
-        return [Annotated(*each) if annotated else each[0] for each in items]
+        items = [Annotated(*each) if annotated else each[0] for each in items]
     except (TypeError, LookupError) as fault:
         raise DecodeError(f"the worker sent an invalid annotated item: {fault}") from fault
+    return items if decoder is None else [decoder.fitted(each) for each in items]
 
 
 def _unpaired(pairs: Sequence[Any]) -> tuple[list[Any], list[Any]]:

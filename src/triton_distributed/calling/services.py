@@ -21,6 +21,9 @@ from triton_distributed.routing.policies import Direct, Policy
 from triton_distributed.transport.pool import SessionPool
 from triton_distributed.transport.session import Session
 
+FIRST_INSTANCE_S = 10.0
+"""Seconds that a native call without a timeout waits for a first instance of its endpoint."""
+
 
 class Core(Protocol):
     """The part of the runtime that calls use.
@@ -43,6 +46,10 @@ class Core(Protocol):
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `work` in a task that ends with the runtime."""
+
+    @property
+    def looks_elsewhere(self) -> bool:
+        """There may be instances in folders that this runtime does not watch."""
 
     def elsewhere(self, name: EndpointName | None) -> str:
         """A text about other folders in which an endpoint is served, or the empty text."""
@@ -159,6 +166,27 @@ class Services:
         instance = policy(request, offered, self.load)
         attempts.chosen(instance.id)
         return instance
+
+    async def first_instance(self, bounded: bool) -> None:
+        """Wait until the instances are known and there is at least one.
+
+        Args:
+            bounded: wait for at most `FIRST_INSTANCE_S`, because the call has no deadline.
+
+        Raises:
+            NoInstances: no worker has registered within that time.
+            DiscoveryError: discovery cannot be read.
+        """
+        candidates = self.candidates
+        await candidates.open()
+        if candidates.candidates:
+            return
+        name, core = candidates.name, self.core
+        waiting = candidates.wait(self.where, (lambda: core.elsewhere(name)) if core.looks_elsewhere else None)
+        try:
+            await asyncio.wait_for(waiting, FIRST_INSTANCE_S if bounded else None)
+        except TimeoutError:
+            raise self._no_instances() from None
 
     def _no_instances(self) -> NoInstances:
         name = self.candidates.name

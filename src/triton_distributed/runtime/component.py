@@ -212,7 +212,8 @@ class Endpoint:
 
     async def _client(self, policy: str | Policy) -> Client:
         runtime = self._runtime
-        candidates = await runtime.candidates(self.name)
+        candidates = runtime.candidates(self.name)
+        await candidates.open()
         where, retries = runtime.discovery.where, runtime.config.retries
         services = Services(runtime, runtime.event_loop(), candidates, runtime.pool, runtime.prober, where, retries)
         client = Client(services, policy, runtime.rng, runtime.looks_elsewhere)

@@ -12,11 +12,11 @@ from threading import get_ident
 from typing import Any
 from weakref import WeakSet
 
-from triton_distributed.calling.candidates import Candidates
+from triton_distributed.calling.candidates import Candidates, dialable
 from triton_distributed.calling.prober import Prober
 from triton_distributed.config import Config
 from triton_distributed.discovery import Discovery
-from triton_distributed.errors import DiscoveryError, ForkError, RuntimeClosed, WrongLoop
+from triton_distributed.errors import ForkError, RuntimeClosed, WrongLoop
 from triton_distributed.names import MAX_INSTANCE_ID, EndpointName
 from triton_distributed.observe import LoopStats, Stats
 from triton_distributed.runtime import statistics
@@ -90,7 +90,6 @@ class DistributedRuntime:
         self._held = sessions.held
         self._networks = {**make_networks(self._loop, config, self.nats), **(networks or {})}
         self._candidates: dict[EndpointName, Candidates] = {}
-        self._opening: dict[EndpointName, asyncio.Task[Candidates]] = {}
         self.prober = Prober(self._loop)
         self.pool = SessionPool(
             self._loop,
@@ -183,7 +182,7 @@ class DistributedRuntime:
                 backend=type(self.discovery).__name__,
                 where=self.discovery.where,
                 registered=tuple(each.name.path for each in listed if each.listed),
-                watched=tuple(name.path for name in self._candidates),
+                watched=tuple(name.path for name, each in self._candidates.items() if each.is_open),
             ),
             loop=statistics.of_loop(worker.watchdog.stats),
             tasks=len(self._tasks),
@@ -199,40 +198,26 @@ class DistributedRuntime:
 
     # calling
 
-    async def candidates(self, name: EndpointName) -> Candidates:
-        """The candidates of an endpoint, shared by all its clients in this runtime.
+    def candidates(self, name: EndpointName) -> Candidates:
+        """The candidates of an endpoint, shared by all its clients in this runtime. `open` them before use.
 
         Raises:
-            DiscoveryError: discovery cannot be read.
-            ForkError, RuntimeClosed.
+            ForkError, RuntimeClosed, WrongLoop.
         """
         self.check("client")
         candidates = self._candidates.get(name)
         if candidates is None:
-            task = self._opening.get(name)
-            if task is None:
-                task = self._opening[name] = self.spawn(self._watch(name))
-                task.add_done_callback(lambda _: self._opening.pop(name, None))
-            candidates = await asyncio.shield(task)
-        return candidates
-
-    async def _watch(self, name: EndpointName) -> Candidates:
-        candidates = Candidates(
-            name,
-            self._loop,
-            self.rng,
-            self.pool.ask,
-            lambda addresses: self.pool.get(addresses) is not None,
-            self.config.ejection_s,
-        )
-        try:
-            await candidates.start(self.discovery, host_name())
-        except DiscoveryError:
-            if self.unusable:
-                raise RuntimeClosed("client") from None
-            raise
-        self._candidates[name] = candidates
-        self.prober.add(candidates)
+            discovery, host = self.discovery, host_name()
+            candidates = self._candidates[name] = Candidates(
+                name,
+                self._loop,
+                self.rng,
+                lambda apply: discovery.watch(name, lambda change: apply(dialable(change, host))),
+                self.pool.ask,
+                lambda addresses: self.pool.get(addresses) is not None,
+                self.config.ejection_s,
+            )
+            self.prober.add(candidates)
         return candidates
 
     @property
