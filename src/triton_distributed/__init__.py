@@ -1,5 +1,111 @@
-"""A distributed runtime for Python machine-learning workloads."""
+"""A distributed runtime for Python machine-learning workloads: `import triton_distributed as trd`.
 
-__all__ = ["__version__"]
+The names below are imported when they are first used, so that a program which needs only a part loads only that part.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from triton_distributed.api.connection import Connection, connect, here
+    from triton_distributed.api.contracts import Bidirectional, Contract, ContractMismatch, Stream, Unary
+    from triton_distributed.api.declarations import serve
+    from triton_distributed.api.here import call, stream
+    from triton_distributed.api.items import ItemStream
+    from triton_distributed.api.options import CallOptions, ServeOptions, StreamOptions
+    from triton_distributed.api.running import run
+    from triton_distributed.api.served import Served
+    from triton_distributed.config import Config
+    from triton_distributed.context import Context, current_context
+    from triton_distributed.errors import (
+        ConnectionFailed,
+        DeadlineExceeded,
+        Draining,
+        InvalidRequest,
+        NoInstances,
+        Overloaded,
+        Paused,
+        RemoteError,
+        StreamClosed,
+        StreamIncomplete,
+        TritonError,
+    )
 
 __version__ = "0.1.0"
+
+_PLACES = {
+    "api.connection": ("Connection", "connect", "here"),
+    "api.contracts": ("Bidirectional", "Contract", "ContractMismatch", "Stream", "Unary"),
+    "api.declarations": ("serve",),
+    "api.here": ("call", "stream"),
+    "api.items": ("ItemStream",),
+    "api.options": ("CallOptions", "ServeOptions", "StreamOptions"),
+    "api.running": ("run",),
+    "api.served": ("Served",),
+    "config": ("Config",),
+    "context": ("Context", "current_context"),
+    "errors": (
+        "ConnectionFailed",
+        "DeadlineExceeded",
+        "Draining",
+        "InvalidRequest",
+        "NoInstances",
+        "Overloaded",
+        "Paused",
+        "RemoteError",
+        "StreamClosed",
+        "StreamIncomplete",
+        "TritonError",
+    ),
+}
+_PLACE = {name: f"{__name__}.{module}" for module, names in _PLACES.items() for name in names}
+
+__all__ = [
+    "Bidirectional",
+    "CallOptions",
+    "Config",
+    "Connection",
+    "ConnectionFailed",
+    "Context",
+    "Contract",
+    "ContractMismatch",
+    "DeadlineExceeded",
+    "Draining",
+    "InvalidRequest",
+    "ItemStream",
+    "NoInstances",
+    "Overloaded",
+    "Paused",
+    "RemoteError",
+    "ServeOptions",
+    "Served",
+    "Stream",
+    "StreamClosed",
+    "StreamIncomplete",
+    "StreamOptions",
+    "TritonError",
+    "Unary",
+    "__version__",
+    "call",
+    "connect",
+    "current_context",
+    "here",
+    "run",
+    "serve",
+    "stream",
+]
+
+
+def __getattr__(name: str) -> Any:
+    place = _PLACE.get(name)
+    if place is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    importlib.import_module(f"{__name__}.system.first_process")  # Signals of process 1 are handled from the start on.
+    found = globals()[name] = getattr(importlib.import_module(place), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

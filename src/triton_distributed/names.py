@@ -115,6 +115,7 @@ class Instance:
         host: identifies the machine and boot it runs on; clients try Unix sockets only on the same host.
         metadata: plain JSON values that the worker published about it.
         busy: its watchdog reported that its loop is stuck; clients call other instances as long as there are any.
+        contract: the schema of the endpoint's contract, as plain JSON values; None if the worker published none.
     """
 
     endpoint: EndpointName
@@ -123,6 +124,7 @@ class Instance:
     host: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict, compare=False)
     busy: bool = False
+    contract: Mapping[str, Any] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.id <= MAX_INSTANCE_ID:

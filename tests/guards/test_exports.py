@@ -11,8 +11,9 @@ import pytest
 
 from tests.guards.tree import PACKAGE, Module, modules
 
-# The alias under which programs written for the original import the runtime's classes.
-ALIASES = {f"{PACKAGE}._core"}
+# The alias under which programs written for the original import the runtime's classes, and the front door, which offers
+# what most programs need under one name.
+ALIASES = {PACKAGE, f"{PACKAGE}._core"}
 
 
 def is_public_place(module: Module) -> bool:

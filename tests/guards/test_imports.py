@@ -13,10 +13,11 @@ VALUES = {"errors", "names", "config", "context", "annotated", "quiet"}
 GROUND = {"wire", "payload", "system", "external"}
 SIBLINGS = {"transport", "discovery", "routing", "events", "observe"}
 HALVES = {"calling", "serving"}
+TOP = ("cli", "testing", "llm", "integrations", "compat")
 
 # What each room may import of our own, besides itself. A new room fails until it gets its place here.
 MAY_IMPORT: dict[str, set[str]] = {
-    "": VALUES,
+    "": VALUES | {"api"},
     "errors": set(),
     "names": {"errors"},
     "config": {"errors", "names"},
@@ -27,9 +28,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(SIBLINGS, VALUES | GROUND),
     **dict.fromkeys(HALVES, VALUES | GROUND | SIBLINGS),
     "runtime": VALUES | GROUND | SIBLINGS | HALVES,
+    "api": VALUES | GROUND | SIBLINGS | HALVES | {"runtime"},
     "_core": {"runtime", "llm"},
     "__main__": {"cli"},
-    **{room: VALUES | GROUND | SIBLINGS | HALVES | {"runtime"} for room in ("cli", "testing", "llm")},
+    **{room: VALUES | GROUND | SIBLINGS | HALVES | {"runtime", "api"} for room in TOP},
 }
 
 PURE_ROOMS = {"wire", "payload", "routing"}

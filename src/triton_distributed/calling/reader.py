@@ -47,14 +47,14 @@ class ItemDecoder:
     def __init__(self, hint: Any) -> None:
         self._hint = hint
         self._one = typed_decoder(hint, "item")
-        self._many = typed_decoder(list[hint], "items")
+        self._many = typed_decoder(list.__class_getitem__(hint), "items")
         self._pairs: ItemDecoder | None = None  # Few streams have resume tokens.
 
     @property
     def pairs(self) -> ItemDecoder:
         """The decoder of items that have resume tokens."""
         if self._pairs is None:
-            self._pairs = ItemDecoder(tuple[Any, self._hint])
+            self._pairs = ItemDecoder(tuple.__class_getitem__((Any, self._hint)))
         return self._pairs
 
     def items(self, message: Received) -> Sequence[Any]:

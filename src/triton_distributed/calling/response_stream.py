@@ -190,10 +190,11 @@ class ResponseStream:
 class Reading:
     """One `async for` over a stream. When the loop is left, this object is dropped, and the handler is cancelled."""
 
-    __slots__ = ("_call", "_guest")
+    __slots__ = ("_call", "_guest", "_keeps_none")
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, keeps_none: bool = False) -> None:
         self._call = call
+        self._keeps_none = keeps_none  # None is a value, and not an item without data.
         self._guest = False  # Another task was reading the call before, and keeps it.
         call.reading = True
 
@@ -204,7 +205,7 @@ class Reading:
         call = self._call
         while True:
             for item in call.items:
-                if item is not None:
+                if item is not None or self._keeps_none:
                     return item
             # As `next_message(call)`, but without another coroutine for each message.
             if not call.take():

@@ -12,15 +12,17 @@ from collections.abc import Callable
 from types import ModuleType, TracebackType
 from typing import Any
 
+from triton_distributed.api.declarations import Declaration, declaration_of, declared_in
 from triton_distributed.cli.failure import USAGE, Failure, one_line
 from triton_distributed.system.first_process import Ended
 
 
 class Target:
-    """The location of a handler: a module, and a dotted path to an object in it.
+    """The location of handlers: a module, and a dotted path to an object in it.
 
     Args:
-        text: `module:object`; both parts may be dotted.
+        text: `module:object`, or `module` for all functions in it that `@trd.serve` has declared; both parts may be
+            dotted.
 
     Raises:
         Failure: the text does not have that form.
@@ -28,14 +30,16 @@ class Target:
 
     def __init__(self, text: str) -> None:
         module, mark, path = text.partition(":")
-        well_formed = all(part.isidentifier() for part in [*module.split("."), *path.split(".")])
-        if not mark or not well_formed or module.endswith(".py"):
+        parts = [*module.split("."), *(path.split(".") if mark else ())]
+        if not all(part.isidentifier() for part in parts) or module.endswith(".py"):
             known = module.removesuffix(".py").replace(os.sep, ".").strip(".")
             guess = f"{known}:{path or 'handler'}"
-            raise Failure(f"{text!r} is not module:object, e.g. {guess if known else 'worker:generate'}", USAGE)
+            raise Failure(
+                f"{text!r} is neither module nor module:object, e.g. {guess if known else 'worker:generate'}", USAGE
+            )
         self.text = text
         self.module = module
-        self.path = path.split(".")
+        self.path = path.split(".") if mark else []
 
     def load(self) -> ModuleType:
         """Import the module. The current directory is searched first.
@@ -60,6 +64,29 @@ class Target:
         except (Exception, SystemExit) as error:
             raise _raised(f"importing {self.module!r}", error) from error
 
+    def declared(self, module: ModuleType) -> list[tuple[Callable[..., Any], Declaration]]:
+        """Return the handlers that `@trd.serve` has declared: in the module, or in the class or object that is named.
+
+        A class is instantiated without arguments. The list is empty if there is none.
+
+        Raises:
+            Failure: there is no such object, or the class could not be instantiated.
+        """
+        if not self.path:
+            found = declared_in(vars(module))
+        else:
+            target = self._find(module)
+            if declaration_of(target) is not None:
+                found = [target]
+            elif not declared_in(dict(inspect.getmembers_static(target))):
+                found = []
+            else:
+                owner = _instance(target, self.text) if isinstance(target, type) else target
+                found = [
+                    getattr(owner, name) for name, each in inspect.getmembers_static(owner) if declaration_of(each)
+                ]
+        return [(each, known) for each in found if (known := declaration_of(each)) is not None]
+
     def handler(self, module: ModuleType) -> Callable[..., Any]:
         """Return the function to serve.
 
@@ -70,6 +97,20 @@ class Target:
         Raises:
             Failure: there is no such object, it cannot be called, or the class could not be instantiated.
         """
+        found = self._find(module)
+        way = self.text
+        made = isinstance(found, type)
+        if made:
+            found = _instance(found, way)
+        if not inspect.isroutine(found) and callable(method := getattr(found, "generate", None)):
+            return method  # type: ignore[no-any-return]
+        if not callable(found):
+            what = "has neither generate nor __call__" if made else f"cannot be called: {_what(found)}"
+            raise Failure(f"{way} {what}")
+        return found  # type: ignore[no-any-return]
+
+    def _find(self, module: ModuleType) -> Any:
+        """The object that the path names."""
         found: Any = module
         way = self.module + ":"
         for name in self.path:
@@ -82,15 +123,7 @@ class Target:
                 hint = f"; did you mean {close[0]!r}?" if close else ""
                 raise Failure(f"{way.rstrip(':')} has no {name!r}{hint}") from None
             way += name if way.endswith(":") else f".{name}"
-        made = isinstance(found, type)
-        if made:
-            found = _instance(found, way)
-        if not inspect.isroutine(found) and callable(method := getattr(found, "generate", None)):
-            return method  # type: ignore[no-any-return]
-        if not callable(found):
-            what = "has neither generate nor __call__" if made else f"cannot be called: {_what(found)}"
-            raise Failure(f"{way} {what}")
-        return found  # type: ignore[no-any-return]
+        return found
 
 
 def _instance(kind: type, way: str) -> Any:

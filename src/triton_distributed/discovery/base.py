@@ -94,4 +94,4 @@ class Marking(Protocol):
 
 def same(one: Instance, other: Instance) -> bool:
     """Whether two instances are equal in all published values, including metadata."""
-    return one == other and one.metadata == other.metadata
+    return one == other and one.metadata == other.metadata and one.contract == other.contract

@@ -41,6 +41,7 @@ class _Record(msgspec.Struct):
     host: str = ""
     metadata: dict[str, Any] = {}
     busy: bool | msgspec.UnsetType = msgspec.UNSET  # Written only if it is true, which is rare.
+    contract: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET  # The schema of a native endpoint's contract.
     pid: int = 0  # Only for people who read the file; no code uses it.
 
 
@@ -65,6 +66,7 @@ def encode(instance: Instance, pid: int = 0) -> bytes:
         host=instance.host,
         metadata=dict(instance.metadata),
         busy=instance.busy or msgspec.UNSET,
+        contract=msgspec.UNSET if instance.contract is None else dict(instance.contract),
         pid=pid,
     )
     try:
@@ -108,7 +110,9 @@ def decode(data: bytes) -> Instance:
         if record.version != _VERSION:
             raise BadRecord(f"it has version {record.version}, and this program reads version {_VERSION}")
         endpoint = EndpointName(record.namespace, record.component, record.endpoint)
-        return Instance(endpoint, record.id, record.addresses, record.host, record.metadata, record.busy is True)
+        contract = None if record.contract is msgspec.UNSET else record.contract
+        busy = record.busy is True
+        return Instance(endpoint, record.id, record.addresses, record.host, record.metadata, busy, contract)
     except (msgspec.DecodeError, InvalidName, UnicodeDecodeError, RecursionError) as error:
         raise BadRecord(str(error)) from error
 

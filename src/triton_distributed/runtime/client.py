@@ -11,6 +11,7 @@ from typing import Any
 from triton_distributed.calling.call import Call
 from triton_distributed.calling.candidates import Candidates
 from triton_distributed.calling.hedge import AnotherInstance, first_answer
+from triton_distributed.calling.reader import ItemDecoder
 from triton_distributed.calling.response_stream import ResponseStream, next_message
 from triton_distributed.calling.resume import Resumption
 from triton_distributed.calling.services import Services
@@ -83,7 +84,7 @@ class Client:
         resume: bool = False,
     ) -> ResponseStream:
         """Call an instance chosen by the client's policy, or by `policy`: a name or a function, as for `client()`."""
-        chooses = self._policy if policy is None else self._policy_of(policy)
+        chooses = self.policy_of(policy)
         return ResponseStream(
             self._start(
                 request, chooses, bool(annotated), False, context, timeout, metadata, idempotent, priority, resume
@@ -188,7 +189,7 @@ class Client:
             raise ValueError("hedge_after_s= may run two handlers: pass idempotent=True if that does no harm")
         if hedge_after_s is not None and isinstance(request, AsyncIterable):
             raise ValueError("hedge_after_s=: a streamed request cannot be sent a second time")
-        chooses = self._policy if policy is None else self._policy_of(policy)
+        chooses = self.policy_of(policy)
         call = self._start(request, chooses, False, True, context, timeout, metadata, idempotent, priority, resume)
         if hedge_after_s is None:
             return await self._answer(call)
@@ -212,8 +213,10 @@ class Client:
 
         return await first_answer(call, hedge_after_s, second, self._answer)
 
-    def _policy_of(self, policy: str | Policy) -> Policy:
+    def policy_of(self, policy: str | Policy | None) -> Policy:
         """The policy of one call. A named one is made once, so that its state lasts from call to call."""
+        if policy is None:
+            return self._policy
         if not isinstance(policy, str):
             return policy_named(policy, self._rng)
         known = self._named.get(policy)
@@ -252,6 +255,8 @@ class Client:
         priority: int | None,
         resume: bool,
         encoded: bytes | Message | None = None,
+        decoder: ItemDecoder | None = None,
+        waits: bool = False,
     ) -> Call:
         services = self._services
         loop = services.loop
@@ -299,6 +304,8 @@ class Client:
             idempotent,
             unary,
             Resumption(services.retries, loop.time()) if resume else None,
+            decoder,
+            waits,
         )
         call.start()
         return call

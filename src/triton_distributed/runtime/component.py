@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import weakref
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
@@ -183,15 +182,8 @@ class Endpoint:
             TypeError, ValueError: the handler or a limit is invalid.
             ForkError, RuntimeClosed, WrongLoop.
         """
-        if max_inflight is not None and (type(max_inflight) is not int or max_inflight < 1):
-            raise ValueError(f"max_inflight={max_inflight!r}: must be a whole number of at least 1, or None")
-        if type(max_queue) is not int or max_queue < 0:
-            raise ValueError(f"max_queue={max_queue!r}: must be a whole number of at least 0")
-        if max_queue and max_inflight is None:
-            raise ValueError(f"max_queue={max_queue}: requests wait only if max_inflight= limits the running ones")
+        options = ServeOptions(graceful_shutdown, max_inflight, max_queue, metadata or {})
         self._runtime.check("serve_endpoint")
-        metadata = copy.deepcopy(dict(metadata or {}))  # The instance is registered later, and perhaps repeatedly.
-        options = ServeOptions(graceful_shutdown, max_inflight, max_queue, metadata)
         return self._runtime.worker.serve(self.name, handler, options)
 
     def client(self, policy: str | Policy = "round_robin") -> asyncio.Task[Client]:
@@ -211,9 +203,14 @@ class Endpoint:
         return self._runtime.event_loop().create_task(self._client(policy))
 
     async def _client(self, policy: str | Policy) -> Client:
+        client = self.unopened_client(policy)
+        await client.view.open()
+        return client
+
+    def unopened_client(self, policy: str | Policy = "round_robin") -> Client:
+        """A client that does not know the instances yet; `await client.view.open()` reads them."""
         runtime = self._runtime
         candidates = runtime.candidates(self.name)
-        await candidates.open()
         where, retries = runtime.discovery.where, runtime.config.retries
         services = Services(runtime, runtime.event_loop(), candidates, runtime.pool, runtime.prober, where, retries)
         client = Client(services, policy, runtime.rng, runtime.looks_elsewhere)

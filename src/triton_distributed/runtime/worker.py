@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from triton_distributed.runtime.serve_task import ServeTask
 from triton_distributed.serving.endpoint import ServedEndpoint
 from triton_distributed.serving.handlers import Handler
 from triton_distributed.serving.server import AcceptedFactory, Server
+from triton_distributed.serving.signatures import Types
 from triton_distributed.serving.threads import HandlerThreads
 from triton_distributed.system.identity import host_name
 from triton_distributed.system.signals import DrainSignals
@@ -29,12 +31,36 @@ logger = logging.getLogger("triton_distributed.runtime")
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """The options of a served endpoint; see `Endpoint.serve_endpoint`."""
+    """The options of a served endpoint; see `Endpoint.serve_endpoint`.
+
+    Attributes:
+        graceful: running requests may finish in a drain.
+        max_inflight: the most handlers that run at once; None for no limit.
+        max_queue: the most requests that wait beyond that.
+        metadata: plain JSON values to publish with the instance; they are copied.
+        contract: the schema to publish with the instance; None for none.
+        types: the types of the contract; None to read the handler's annotations.
+
+    Raises:
+        ValueError: a limit is invalid.
+    """
 
     graceful: bool
     max_inflight: int | None
     max_queue: int
     metadata: Mapping[str, Any]
+    contract: Mapping[str, Any] | None = None
+    types: Types | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_inflight is not None and (type(self.max_inflight) is not int or self.max_inflight < 1):
+            raise ValueError(f"max_inflight={self.max_inflight!r}: must be a whole number of at least 1, or None")
+        if type(self.max_queue) is not int or self.max_queue < 0:
+            raise ValueError(f"max_queue={self.max_queue!r}: must be a whole number of at least 0")
+        if self.max_queue and self.max_inflight is None:
+            raise ValueError(f"max_queue={self.max_queue}: requests wait only if max_inflight= limits the running ones")
+        # The instance is registered later, and perhaps repeatedly.
+        object.__setattr__(self, "metadata", copy.deepcopy(dict(self.metadata)))
 
 
 class Worker:
@@ -100,7 +126,7 @@ class Worker:
         """Serve an endpoint; see `Endpoint.serve_endpoint`."""
         if any(each.endpoint == name for each in self._tasks):
             raise AlreadyServed(name.path)
-        handler = Handler(function, self.threads)
+        handler = Handler(function, self.threads, options.types)
         if self._config.handle_signals:
             # Before a socket or a record exists, because a killed process would leave it.
             self._signals.install()
@@ -155,7 +181,7 @@ class Worker:
             self._loop,
             name,
             handler,
-            Instance(name, self._instance_id, addresses, host_name(), options.metadata),
+            Instance(name, self._instance_id, addresses, host_name(), options.metadata, contract=options.contract),
             server.slots,
             max_inflight=options.max_inflight,
             max_queue=options.max_queue,

@@ -12,7 +12,7 @@ from typing import Any
 from triton_distributed.context import Context
 from triton_distributed.errors import InvalidRequest
 from triton_distributed.serving.plain import VALUES, PlainHandler, Within, changed
-from triton_distributed.serving.signatures import read_signature
+from triton_distributed.serving.signatures import Types, read_signature
 from triton_distributed.serving.threads import HandlerThreads
 
 
@@ -28,6 +28,7 @@ class Handler:
             a bound method, a partial or an object with `__call__`; its parameters are the request and, optionally, the
             context.
         threads: the threads in which plain functions run.
+        declared: the types of the endpoint's contract; None to read the function's annotations.
 
     Attributes:
         function, threads: as given.
@@ -42,7 +43,7 @@ class Handler:
             annotations cannot be checked.
     """
 
-    def __init__(self, function: Callable[..., Any], threads: HandlerThreads) -> None:
+    def __init__(self, function: Callable[..., Any], threads: HandlerThreads, declared: Types | None = None) -> None:
         if not callable(function):
             raise TypeError(f"a handler is a function, not {type(function).__name__}: {function!r}")
         self.name = getattr(function, "__qualname__", None) or repr(function)
@@ -51,7 +52,7 @@ class Handler:
         plain = _plain(function)
         self.on_loop = inspect.isasyncgenfunction(plain) or inspect.iscoroutinefunction(plain)
         self._is_asyncgen = inspect.isasyncgenfunction(plain)
-        signature = read_signature(function, plain, self.name)
+        signature = read_signature(function, plain, self.name, declared)
         self._takes_context = signature.takes_context
         self.takes_stream, self.decode, self.check = signature.takes_stream, signature.decode, signature.check
         if keyword := signature.context_name:

@@ -15,7 +15,7 @@ from triton_distributed.payload.typed import RequestDecoder, typed_checker, type
 #: The attribute of a function that checks its own request and response: its `Checks`. See `decorators.triton_endpoint`.
 CHECKS_ITSELF = "__triton_checks_itself__"
 
-_STREAMS = (
+STREAMS = (
     collections.abc.AsyncIterator,
     collections.abc.AsyncIterable,
     collections.abc.AsyncGenerator,
@@ -23,9 +23,9 @@ _STREAMS = (
     collections.abc.Iterable,
     collections.abc.Generator,
 )
-_REQUEST_STREAMS = _STREAMS[:3]
+REQUEST_STREAMS = STREAMS[:3]
 _AWAITABLES = (collections.abc.Awaitable, collections.abc.Coroutine)
-_UNTYPED: tuple[Any, ...] = (Any, object, inspect.Parameter.empty)
+UNTYPED: tuple[Any, ...] = (Any, object, inspect.Parameter.empty)
 _REMEDY = "use another type, or Any for no check"
 
 
@@ -59,13 +59,28 @@ class Signature(NamedTuple):
     context_name: str = ""
 
 
-def read_signature(function: Any, plain: Any, name: str) -> Signature:
+class Types(NamedTuple):
+    """The types that a contract gives to a handler. They replace the handler's annotations.
+
+    Attributes:
+        request: the type of the request, or of each of its items.
+        answer: the type of each item of the answer.
+        streams: the caller streams requests.
+    """
+
+    request: Any
+    answer: Any
+    streams: bool = False
+
+
+def read_signature(function: Any, plain: Any, name: str, declared: Types | None = None) -> Signature:
     """Read a handler's signature.
 
     Args:
         function: the handler.
         plain: the function or method in it, without partials.
         name: its name, for errors.
+        declared: the types of the endpoint's contract; None to read the handler's annotations.
 
     Raises:
         TypeError: the handler does not take one or two positional arguments; or the annotation of its request or of its
@@ -90,6 +105,10 @@ def read_signature(function: Any, plain: Any, name: str) -> Signature:
         positional[1].default is inspect.Parameter.empty or positional[1].name in ("context", "ctx")
     )
     context_name = "" if takes_context else _keyword_only_context(signature, name)
+    if declared is not None:
+        decode = made(f"handler {name}: the contract's request", typed_decoder, declared.request)
+        check = made(f"handler {name}: the contract's answer", typed_checker, declared.answer)
+        return Signature(takes_context, declared.streams, decode, check, context_name)
     checks = getattr(plain, CHECKS_ITSELF, None)
     if checks is not None or not positional:
         decode = typed_decoder(Any)
@@ -102,22 +121,63 @@ def read_signature(function: Any, plain: Any, name: str) -> Signature:
     request = positional[0]
     of_request = f"handler {name}: its parameter `{request.name}`"
     of_response = f"handler {name}: its return value"
-    hint = _resolved(hints.get(request.name, request.annotation), inner, of_request)
-    takes_stream = _is_stream(hint, _REQUEST_STREAMS)
+    hint = resolved(hints.get(request.name, request.annotation), inner, of_request)
+    takes_stream = is_stream(hint, REQUEST_STREAMS)
     if takes_stream:
-        hint = _element(hint)
+        hint = element(hint)
     decode = made(of_request, typed_decoder, hint)
-    hint = _resolved(hints.get("return", signature.return_annotation), inner, of_response)
+    hint = resolved(hints.get("return", signature.return_annotation), inner, of_response)
     if inspect.isasyncgenfunction(plain) or inspect.isgeneratorfunction(plain):
-        if inner is plain and hint not in _UNTYPED and not _is_stream(hint, _STREAMS):
+        if inner is plain and hint not in UNTYPED and not is_stream(hint, STREAMS):
             iterator = "AsyncIterator" if inspect.isasyncgenfunction(plain) else "Iterator"
             raise TypeError(
-                f"{of_response} is {_written(hint)}, but it is a generator: "
-                f"annotate it with {iterator}[{_written(hint)}] if it yields that, or with Any for no check"
+                f"{of_response} is {written(hint)}, but it is a generator: "
+                f"annotate it with {iterator}[{written(hint)}] if it yields that, or with Any for no check"
             )
-        hint = _element(hint)
+        hint = element(hint)
     check = made(of_response, typed_checker, item_hint(hint))
     return Signature(takes_context, takes_stream, decode, check, context_name)
+
+
+class Annotations(NamedTuple):
+    """The annotations of a handler.
+
+    Attributes:
+        name: the handler's name.
+        parameter: the name of the request's parameter.
+        request: the annotation of the request.
+        result: the annotation of the return value.
+        generator: the handler is a generator function, of either kind.
+    """
+
+    name: str
+    parameter: str
+    request: Any
+    result: Any
+    generator: bool
+
+
+def annotations_of(function: Any) -> Annotations | None:
+    """The annotations of a function; None if it has no signature or they cannot be resolved yet."""
+    name = getattr(function, "__qualname__", None) or repr(function)
+    try:
+        parameters = list(inspect.signature(function, follow_wrapped=False).parameters.values())
+    except (TypeError, ValueError):
+        return None
+    if parameters and parameters[0].name == "self" and not hasattr(function, "__self__"):
+        del parameters[0]  # A function in the body of a class becomes a method.
+    if not parameters:
+        return None
+    plain = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+    inner = inspect.unwrap(plain)
+    hints = getattr(inner, "__annotations__", {})
+    try:
+        request = resolved(hints.get(parameters[0].name, parameters[0].annotation), inner, name)
+        result = resolved(hints.get("return", inspect.Parameter.empty), inner, name)
+    except TypeError:
+        return None
+    generator = inspect.isasyncgenfunction(plain) or inspect.isgeneratorfunction(plain)
+    return Annotations(name, parameters[0].name, request, result, generator)
 
 
 def _keyword_only_context(signature: inspect.Signature, name: str) -> str:
@@ -136,7 +196,7 @@ def _keyword_only_context(signature: inspect.Signature, name: str) -> str:
     return next((each.name for each in keyword_only if each.name in ("context", "ctx")), "")
 
 
-def _resolved(annotation: Any, function: Any, where: str) -> Any:
+def resolved(annotation: Any, function: Any, where: str) -> Any:
     """Resolve an annotation in the scope in which the function was written."""
     function = getattr(function, "__func__", function)
     holder = types.SimpleNamespace(__annotations__={"hint": annotation})
@@ -167,10 +227,11 @@ def made(where: str, make: Callable[[Any], Any], hint: Any) -> Any:
     try:
         return make(hint)
     except TypeError as error:
-        raise TypeError(f"{where} is {_written(hint)}, which cannot be checked: {error}; {_REMEDY}") from None
+        raise TypeError(f"{where} is {written(hint)}, which cannot be checked: {error}; {_REMEDY}") from None
 
 
-def _written(hint: Any) -> str:
+def written(hint: Any) -> str:
+    """An annotation as it appears in source."""
     return hint.__qualname__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
@@ -185,22 +246,24 @@ def _bare(hint: Any) -> Any:
             return hint
 
 
-def _is_stream(hint: Any, kinds: tuple[Any, ...]) -> bool:
+def is_stream(hint: Any, kinds: tuple[Any, ...] = STREAMS) -> bool:
+    """Whether an annotation is one of these kinds of streams."""
     hint = _bare(hint)
     return typing.get_origin(hint) in kinds or hint in kinds
 
 
-def _element(hint: Any) -> Any:
+def element(hint: Any) -> Any:
+    """The type of the items of a stream, given its annotation; Any if it is not known."""
     arguments = typing.get_args(_bare(hint))
-    return arguments[0] if arguments and _is_stream(hint, _STREAMS) else Any
+    return arguments[0] if arguments and is_stream(hint, STREAMS) else Any
 
 
 def item_hint(hint: Any) -> Any:
     """Return the hint for each item. `hint` is a handler's return annotation: a stream of items, or one item."""
     bare = _bare(hint)
     origin = typing.get_origin(bare) or bare
-    if origin in _STREAMS:
-        return _element(bare)
+    if origin in STREAMS:
+        return element(bare)
     if origin in _AWAITABLES:
         return item_hint(typing.get_args(bare)[-1]) if typing.get_args(bare) else Any
     if origin in (typing.Union, types.UnionType):

@@ -1,0 +1,298 @@
+"""`connect`: the place from which a program calls and serves endpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import AsyncIterable, Callable
+from contextvars import ContextVar
+from typing import Any, TypeVar, Unpack, overload
+
+from triton_distributed.api.contracts import Bidirectional, Contract, Stream, Unary
+from triton_distributed.api.declarations import (
+    BidirectionalHandler,
+    Declaration,
+    StreamHandler,
+    UnaryHandler,
+    declaration_of,
+)
+from triton_distributed.api.fit import check_handler
+from triton_distributed.api.items import ItemStream
+from triton_distributed.api.options import CallOptions, ServeOptions, StreamOptions
+from triton_distributed.api.served import Served
+from triton_distributed.api.targets import Target
+from triton_distributed.config import Config
+from triton_distributed.context import Context
+from triton_distributed.names import EndpointName
+from triton_distributed.routing.policies import Policy
+from triton_distributed.runtime.component import Endpoint
+from triton_distributed.runtime.distributed import DistributedRuntime
+from triton_distributed.runtime.worker import ServeOptions as Serving
+
+R = TypeVar("R")
+A = TypeVar("A")
+
+_here: ContextVar[Connection | None] = ContextVar("triton_distributed_connection", default=None)
+
+
+def connect(config: Config | None = None, *, runtime: DistributedRuntime | None = None) -> Connection:
+    """Connect this process to the others: `async with trd.connect() as here`. No I/O happens before it is needed.
+
+    Args:
+        config: the settings; by default those of the environment.
+        runtime: an existing runtime to use; the connection does not close it.
+
+    Raises:
+        ConfigError: a setting is invalid.
+        RuntimeError: no event loop is running in this thread; `trd.connect_sync()` needs none.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise RuntimeError(
+            "connect() needs a running event loop: use it inside `async def`, or use connect_sync() without a loop"
+        ) from None
+    return Connection(runtime or DistributedRuntime(config=config), runtime is None)
+
+
+class Connection:
+    """Calls and serves endpoints. Made by `connect`; belongs to the event loop in which it was made.
+
+    Attributes:
+        runtime: the runtime under it, with the API of the original.
+    """
+
+    def __init__(self, runtime: DistributedRuntime, owned: bool) -> None:
+        self.runtime = runtime
+        self._owned = owned
+        self._targets: dict[object, Target] = {}
+        self._entered: contextvars.Token[Connection | None] | None = None
+
+    # calling
+
+    @overload
+    async def call(self, endpoint: Unary[R, A], request: R, **options: Unpack[CallOptions]) -> A: ...
+    @overload
+    async def call(self, endpoint: str, request: Any, **options: Unpack[CallOptions]) -> Any: ...
+
+    async def call(
+        self,
+        endpoint: Any,
+        request: Any,
+        *,
+        timeout: float | None = None,
+        policy: str | Policy | None = None,
+        metadata: Any = None,
+        priority: int | None = None,
+        idempotent: bool = False,
+        context: Context | None = None,
+        hedge_after_s: float | None = None,
+    ) -> Any:
+        """Call an endpoint that answers with one value, and return the value.
+
+        The call waits for a first instance within its time.
+
+        Args:
+            endpoint: a `Unary` contract, or the endpoint's name.
+            request: the request. Large arrays and buffers are not copied: they must not change until this returns.
+            options: see `CallOptions`.
+
+        Raises:
+            NoInstances, ConnectionFailed: no instance can take the request.
+            ContractMismatch: the worker serves the endpoint with another contract.
+            InvalidRequest: the request does not fit the contract.
+            Overloaded, Draining, Paused: the workers that were tried refused the request.
+            DeadlineExceeded: the call's time is over.
+            RemoteError: the handler raised; the error is also an instance of the type that was raised.
+            StreamIncomplete: the worker was lost after the handler had begun.
+            NotUnary: the handler answered with no value, or with more than one.
+            TypeError: the request cannot be encoded, or the endpoint is not unary.
+        """
+        target = self._targets.get(endpoint)
+        if target is None:
+            target = self._open(endpoint, "call", "unary")
+        call = target.begin(request, policy, True, context, timeout, metadata, idempotent, priority, False)
+        return await target.client._answer(call)
+
+    @overload
+    def stream(self, endpoint: Stream[R, A], request: R, **options: Unpack[StreamOptions]) -> ItemStream[A]: ...
+    @overload
+    def stream(
+        self, endpoint: Bidirectional[R, A], request: AsyncIterable[R], **options: Unpack[StreamOptions]
+    ) -> ItemStream[A]: ...
+    @overload
+    def stream(self, endpoint: str, request: Any, **options: Unpack[StreamOptions]) -> ItemStream[Any]: ...
+
+    def stream(
+        self,
+        endpoint: Any,
+        request: Any,
+        *,
+        timeout: float | None = None,
+        policy: str | Policy | None = None,
+        metadata: Any = None,
+        priority: int | None = None,
+        idempotent: bool = False,
+        context: Context | None = None,
+        resume: bool = False,
+    ) -> ItemStream[Any]:
+        """Call an endpoint that answers with a stream. The call begins now and waits for a first instance in its time.
+
+        Args:
+            endpoint: a `Stream` or `Bidirectional` contract, or the endpoint's name.
+            request: the request; for a bidirectional endpoint, an async iterator of items. It is taken now: later
+                changes do not reach the handler.
+            options: see `StreamOptions`.
+
+        Returns:
+            The items; see `ItemStream` for what they raise.
+
+        Raises:
+            TypeError: the request cannot be encoded, or the endpoint is unary.
+            ValueError: an option is invalid.
+        """
+        target = self._targets.get(endpoint)
+        if target is None:
+            target = self._open(endpoint, "stream", "stream", "bidirectional")
+        return ItemStream(
+            target.begin(request, policy, False, context, timeout, metadata, idempotent, priority, resume)
+        )
+
+    def _open(self, endpoint: Any, verb: str, *kinds: str) -> Target:
+        """Find the target of a contract or a name that was not called here before."""
+        contract = endpoint if isinstance(endpoint, Contract) else None
+        if contract is not None and contract.kind not in kinds:
+            use = "call" if contract.kind == "unary" else "stream"
+            raise TypeError(f"{verb}(): {contract!r} is {contract.kind}: use {use}()")
+        name = EndpointName.parse(endpoint) if contract is None else contract.name
+        target = Target(Endpoint(self.runtime, name).unopened_client(), contract)
+        self._targets[endpoint] = target
+        return target
+
+    async def wait_for_instances(
+        self, endpoint: Contract[Any, Any] | str, count: int = 1, *, timeout: float | None = None
+    ) -> None:
+        """Wait until at least `count` instances of an endpoint exist.
+
+        Args:
+            endpoint: its contract or its name.
+            count: how many instances.
+            timeout: seconds; None for no limit.
+
+        Raises:
+            TimeoutError: there are fewer; the text names the endpoint and how many there are.
+            DiscoveryError: discovery cannot be read.
+        """
+        target = self._targets.get(endpoint) or self._open(endpoint, "", "unary", "stream", "bidirectional")
+        await target.client.view.open()
+        await target.client.wait_for_instances()
+
+    # serving
+
+    @overload
+    async def serve(
+        self, endpoint: Unary[R, A], handler: UnaryHandler[R, A], **options: Unpack[ServeOptions]
+    ) -> Served: ...
+    @overload
+    async def serve(
+        self, endpoint: Stream[R, A], handler: StreamHandler[R, A], **options: Unpack[ServeOptions]
+    ) -> Served: ...
+    @overload
+    async def serve(
+        self, endpoint: Bidirectional[R, A], handler: BidirectionalHandler[R, A], **options: Unpack[ServeOptions]
+    ) -> Served: ...
+    @overload
+    async def serve(self, endpoint: str, handler: Callable[..., Any], **options: Unpack[ServeOptions]) -> Served: ...
+    @overload
+    async def serve(self, endpoint: Callable[..., Any], /) -> Served: ...
+
+    async def serve(self, endpoint: Any, handler: Any = None, **options: Any) -> Served:
+        """Serve an endpoint. It can be called when this returns.
+
+        Args:
+            endpoint: a function that `@trd.serve` has declared; or a contract or a name, followed by the handler.
+            handler: the handler: a function or a bound method.
+            options: see `ServeOptions`.
+
+        Raises:
+            TypeError: the handler does not fit, or was not declared.
+            AlreadyServed: this connection already serves the endpoint.
+            DiscoveryError: the instance cannot be registered.
+            OSError: the address to listen on cannot be bound.
+        """
+        if handler is None:
+            declared = declaration_of(endpoint)
+            if declared is None:
+                raise TypeError(f"{endpoint!r} is not declared: decorate it with @trd.serve, or pass its endpoint")
+            handler = endpoint
+        else:
+            contract = endpoint if isinstance(endpoint, Contract) else None
+            name = EndpointName.parse(endpoint) if contract is None else contract.name
+            if contract is not None:
+                check_handler(handler, contract)
+            declared = Declaration(name, contract, options)  # type: ignore[arg-type]
+        return await self.serve_declared(handler, declared)
+
+    async def serve_declared(self, handler: Any, declared: Declaration) -> Served:
+        """Serve a handler as a declaration says; see `serve`."""
+        self.runtime.check("serve_endpoint")
+        name, contract, options = declared
+        serving = Serving(
+            options.get("graceful_shutdown", True),
+            options.get("max_inflight"),
+            options.get("max_queue", 0),
+            options.get("metadata") or {},
+            None if contract is None else contract.schema,
+            None if contract is None else contract.types,
+        )
+        context = contextvars.copy_context()
+        context.run(_here.set, self)  # The handlers' calls use this connection.
+        task = context.run(self.runtime.worker.serve, name, handler, serving)
+        try:
+            futures: list[asyncio.Future[Any]] = [task, task.registered]
+            await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        if not task.registered.done():
+            await task  # It raises what went wrong.
+            self.runtime.check("serve_endpoint")
+        return Served(Endpoint(self.runtime, name), task, task.registered.result())
+
+    # life
+
+    async def __aenter__(self) -> Connection:
+        self._entered = _here.set(self)
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        if self._entered is not None:
+            _reset(self._entered)
+        await self.close()
+
+    async def close(self) -> None:
+        """Drain what is served, cancel open calls, and close everything."""
+        if self._owned:
+            await self.runtime.close()
+
+    def __repr__(self) -> str:
+        return f"<Connection of {self.runtime!r}>"
+
+
+def _reset(token: contextvars.Token[Connection | None]) -> None:
+    try:
+        _here.reset(token)
+    except ValueError:  # The block was left in another context than it was entered in, for example by a fixture.
+        pass
+
+
+def here() -> Connection:
+    """The connection of the handler that runs here, or of the `async with trd.connect()` around this code.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    found = _here.get()
+    if found is None:
+        raise RuntimeError("there is no connection here: call from a handler, or in `async with trd.connect()`")
+    return found

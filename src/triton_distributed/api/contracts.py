@@ -1,0 +1,124 @@
+"""Contracts: an endpoint's name and types, as a value that workers and clients share."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Generic, TypeVar, get_args
+
+from triton_distributed.api.schema import schema_of
+from triton_distributed.errors import TritonError
+from triton_distributed.names import EndpointName
+from triton_distributed.serving.signatures import Types
+
+logger = logging.getLogger("triton_distributed.runtime")
+
+RequestT = TypeVar("RequestT")
+AnswerT = TypeVar("AnswerT")
+
+MAX_SCHEMA_BYTES = 16 * 1024
+"""The largest schema that a worker publishes, in bytes of JSON. A larger one is not compared."""
+
+
+class Contract(Generic[RequestT, AnswerT]):
+    """An endpoint's name and types. Use `Unary`, `Stream` or `Bidirectional`. Two with the same parts are equal.
+
+    Args:
+        name: the endpoint, `namespace.component.endpoint`.
+
+    Attributes:
+        name: the endpoint's name.
+        kind: `unary`, `stream` or `bidirectional`.
+
+    Raises:
+        InvalidName: the name does not have exactly three valid parts.
+    """
+
+    kind: ClassVar[str] = ""
+
+    def __init__(self, name: str) -> None:
+        if type(self) is Contract:
+            raise TypeError("a contract is a trd.Unary, a trd.Stream or a trd.Bidirectional")
+        self.name = EndpointName.parse(name)
+
+    # `Unary[A, B](…)` sets `__orig_class__` after `__init__`, so the types are read when they are first needed.
+
+    @functools.cached_property
+    def types(self) -> Types:
+        """The types of the request and of the answer, or of their items; `Any` where the contract has no types."""
+        request, answer = get_args(getattr(self, "__orig_class__", None)) or (Any, Any)
+        return Types(request, answer, self.kind == "bidirectional")
+
+    @functools.cached_property
+    def schema(self) -> Mapping[str, Any] | None:
+        """The contract's schema as plain JSON values; None if it is too large to publish.
+
+        Raises:
+            TypeError: a type cannot be described; the text says why.
+        """
+        request, answer, _ = self.types
+        found = {"kind": self.kind, "request": schema_of(request), "answer": schema_of(answer)}
+        if len(json.dumps(found)) <= MAX_SCHEMA_BYTES:
+            return found
+        logger.info("%r: its schema is above %d bytes and is not compared with that of callers", self, MAX_SCHEMA_BYTES)
+        return None
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.kind, self.name))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Contract) and type(self) is type(other) and self._parts == other._parts
+
+    @property
+    def _parts(self) -> tuple[Any, ...]:
+        return self.name, self.types
+
+    def __repr__(self) -> str:
+        request, answer, _ = self.types
+        return f'{type(self).__name__}[{_short(request)}, {_short(answer)}]("{self.name}")'
+
+
+class Unary(Contract[RequestT, AnswerT]):
+    """The contract of an endpoint that answers a request with one value: `Unary[Request, Answer]("ns.comp.ep")`."""
+
+    kind = "unary"
+
+
+class Stream(Contract[RequestT, AnswerT]):
+    """The contract of an endpoint that answers a request with a stream: `Stream[Request, Item]("ns.comp.ep")`."""
+
+    kind = "stream"
+
+
+class Bidirectional(Contract[RequestT, AnswerT]):
+    """The contract of an endpoint that takes and answers with streams: `Bidirectional[Item, Item]("ns.comp.ep")`."""
+
+    kind = "bidirectional"
+
+
+class ContractMismatch(TritonError, TypeError):
+    """The worker and the caller have contracts that do not fit.
+
+    Fields: `endpoint` (its path), `instance_id`, `differences` (a text for each).
+    """
+
+    def __init__(self, endpoint: str, instance_id: int, differences: Sequence[str]) -> None:
+        super().__init__(endpoint, instance_id, tuple(differences))
+        self.endpoint, self.instance_id, self.differences = endpoint, instance_id, tuple(differences)
+
+    def __str__(self) -> str:
+        found = "".join(f"\n  - {each}" for each in self.differences)
+        return (
+            f'endpoint "{self.endpoint}": the contract of this process does not fit that of instance '
+            f"{self.instance_id}: {found}\nBoth must import the same contract, or versions of it that fit"
+        )
+
+
+def _short(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")

@@ -1,0 +1,48 @@
+"""Calls without a connection object: in a handler, or in `async with trd.connect()`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable
+from typing import Any, TypeVar, Unpack, overload
+
+from triton_distributed.api.connection import here
+from triton_distributed.api.contracts import Bidirectional, Stream, Unary
+from triton_distributed.api.items import ItemStream
+from triton_distributed.api.options import CallOptions, StreamOptions
+
+R = TypeVar("R")
+A = TypeVar("A")
+
+
+@overload
+async def call(endpoint: Unary[R, A], request: R, **options: Unpack[CallOptions]) -> A: ...
+@overload
+async def call(endpoint: str, request: Any, **options: Unpack[CallOptions]) -> Any: ...
+
+
+async def call(endpoint: Any, request: Any, **options: Any) -> Any:
+    """Call an endpoint from a handler, or in `async with trd.connect()`; see `Connection.call`.
+
+    Raises:
+        RuntimeError: there is no connection here.
+    """
+    return await here().call(endpoint, request, **options)
+
+
+@overload
+def stream(endpoint: Stream[R, A], request: R, **options: Unpack[StreamOptions]) -> ItemStream[A]: ...
+@overload
+def stream(
+    endpoint: Bidirectional[R, A], request: AsyncIterable[R], **options: Unpack[StreamOptions]
+) -> ItemStream[A]: ...
+@overload
+def stream(endpoint: str, request: Any, **options: Unpack[StreamOptions]) -> ItemStream[Any]: ...
+
+
+def stream(endpoint: Any, request: Any, **options: Any) -> ItemStream[Any]:
+    """Call an endpoint from a handler, or in `async with trd.connect()`; see `Connection.stream`.
+
+    Raises:
+        RuntimeError: there is no connection here.
+    """
+    return here().stream(endpoint, request, **options)

@@ -1,0 +1,101 @@
+"""`run`: serve declared functions until a signal. `trd serve` does the same from the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from triton_distributed.api.connection import Connection, connect
+from triton_distributed.api.declarations import Declaration, declaration_of, declared_in
+from triton_distributed.config import Config
+from triton_distributed.discovery.static import static_id
+from triton_distributed.names import Instance
+
+try:
+    from uvloop import new_event_loop
+except ImportError:  # uvloop has no wheel for this platform.
+    from asyncio import new_event_loop  # type: ignore[assignment]
+
+
+def run(*functions: Callable[..., Any], config: Config | None = None) -> None:
+    """Serve functions that `@trd.serve` has declared, until SIGTERM or SIGINT; then drain and return.
+
+    It makes an event loop (uvloop's where it is installed), and prints a line for each endpoint that can be called.
+
+    Args:
+        functions: the functions or bound methods; by default all that the calling program has declared.
+        config: the settings; by default those of the environment, with `TRD_HANDLE_SIGNALS` on.
+
+    Raises:
+        TypeError: a function is not declared, or there is none.
+        OSError: the address to listen on cannot be bound.
+        DiscoveryError: an instance cannot be registered.
+        RuntimeError: an event loop is running already; use `here.serve` there.
+    """
+    chosen = list(functions) or declared_in(vars(sys.modules["__main__"]))
+    if not chosen:
+        raise TypeError("run() found no declared function in this program: decorate one with @trd.serve(…)")
+    declared = [(each, _declaration(each)) for each in chosen]
+    config = config or Config.from_env(handle_signals=True)
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(_run(declared, config))
+
+
+def _declaration(function: Any) -> Declaration:
+    found = declaration_of(function)
+    if found is None:
+        raise TypeError(f"run(): {function!r} is not declared: decorate it with @trd.serve(…)")
+    return found
+
+
+async def _run(handlers: Iterable[tuple[Any, Declaration]], config: Config) -> None:
+    async with connect(config) as here:
+        await serve_until_drained(here, handlers)
+
+
+async def serve_until_drained(here: Connection, handlers: Iterable[tuple[Any, Declaration]]) -> None:
+    """Serve handlers, say on standard output when each can be called, and wait for the end of the drain.
+
+    Args:
+        here: the connection that serves them.
+        handlers: handlers with the endpoints that they serve.
+
+    Raises:
+        As `Connection.serve` does.
+    """
+    served = []
+    for handler, declared in handlers:
+        served.append(one := await here.serve_declared(handler, declared))
+        _say_ready(one.instance, here.runtime.config)
+    runtime = here.runtime
+    draining = runtime.primary_token().cancelled()
+    ends = [asyncio.ensure_future(each.until_drained()) for each in served]
+    try:
+        await asyncio.wait([*ends, draining], return_when=asyncio.FIRST_COMPLETED)
+        running = sum(each.inflight for each in runtime.stats().values())
+        if running and not all(each.done() for each in ends):
+            print(
+                f"draining: {running} request(s) may run for at most {runtime.config.drain_timeout_s:g} s; "
+                "a second signal ends them now",
+                file=sys.stderr,
+            )
+        await asyncio.gather(*ends)
+    finally:
+        for each in ends:
+            each.cancel()
+
+
+def _say_ready(instance: Instance, config: Config) -> None:
+    id = instance.id
+    if config.discovery == "static":
+        id = static_id(instance.endpoint, instance.addresses)  # Clients know the list's entry under this id.
+    with contextlib.suppress(OSError):  # The reader of the output may be gone.
+        print(f"ready: serving {instance.endpoint} as instance {id} at {','.join(instance.addresses)}", flush=True)
+
+
+def with_options(declared: Declaration, options: Mapping[str, Any]) -> Declaration:
+    """A declaration with some options replaced."""
+    return declared._replace(options={**declared.options, **options})  # type: ignore[typeddict-item]

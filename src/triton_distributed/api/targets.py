@@ -1,0 +1,119 @@
+"""An endpoint as one connection calls it: its client, its decoder, and the instances whose contracts do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from triton_distributed.api.contracts import Contract, ContractMismatch
+from triton_distributed.api.schema import differences
+from triton_distributed.calling.call import Call
+from triton_distributed.calling.reader import ItemDecoder
+from triton_distributed.context import Context
+from triton_distributed.names import Instance
+from triton_distributed.routing.load import LoadBook
+from triton_distributed.routing.policies import Direct, Policy
+from triton_distributed.runtime.client import Client
+
+
+class Target:
+    """An endpoint that a connection calls.
+
+    Args:
+        client: its client.
+        contract: its contract; None if the caller gave only a name.
+
+    Attributes:
+        decoder: decodes items to the contract's type; None for plain values.
+
+    Raises:
+        TypeError: values of the contract's types cannot be checked.
+    """
+
+    __slots__ = ("_contract", "_unfit", "client", "decoder")
+
+    def __init__(self, client: Client, contract: Contract[Any, Any] | None) -> None:
+        self.client = client
+        self._contract = contract
+        self._unfit: dict[int, ContractMismatch] = {}
+        self.decoder: ItemDecoder | None = None
+        if contract is not None:
+            self.decoder = None if contract.types.answer is Any else ItemDecoder(contract.types.answer)
+            if contract.schema is not None:
+                client.view.table.listeners.append(self._compare)
+                self._compare()
+
+    def begin(
+        self,
+        request: Any,
+        policy: str | Policy | None,
+        unary: bool,
+        context: Context | None,
+        timeout: float | None,
+        metadata: Mapping[str, Any] | None,
+        idempotent: bool,
+        priority: int | None,
+        resume: bool,
+    ) -> Call:
+        """Begin a call; see `CallOptions` and `StreamOptions` for the arguments."""
+        client = self.client
+        chooses = self.fitting(client.policy_of(policy))
+        decoder = self.decoder
+        return client._start(
+            request,
+            chooses,
+            False,
+            unary,
+            context,
+            timeout,
+            metadata,
+            idempotent,
+            priority,
+            resume,
+            None,
+            decoder,
+            True,
+        )
+
+    def _compare(self) -> None:
+        """Compare the contract with those of the present instances, after each change of them."""
+        unfit: dict[int, ContractMismatch] = {}
+        contract = self._contract
+        assert contract is not None
+        assert contract.schema is not None
+        for each in self.client.view.table.instances:
+            if each.contract is not None and (found := differences(contract.schema, each.contract)):
+                unfit[each.id] = ContractMismatch(contract.name.path, each.id, found)
+        self._unfit = unfit
+
+    def fitting(self, policy: Policy) -> Policy:
+        """A policy that chooses among the instances whose contracts fit, and raises ContractMismatch if there is none.
+
+        The wrapper is needed only if an instance does not fit, or if the instances are not known yet.
+        """
+        known = self.client.view.is_open and bool(self.client.view.candidates)
+        if self._contract is None or (known and not self._unfit):
+            return policy
+        return _Fitting(policy, self) if not isinstance(policy, Direct) else policy
+
+    def choose(self, policy: Policy, request: Any, instances: tuple[Instance, ...], load: LoadBook) -> Instance:
+        """Choose among the instances that fit."""
+        unfit = self._unfit
+        fit = tuple(each for each in instances if each.id not in unfit) if unfit else instances
+        if not fit:
+            known = unfit[instances[0].id]
+            raise ContractMismatch(known.endpoint, known.instance_id, known.differences)
+        return policy(request, fit, load)
+
+
+class _Fitting:
+    """The policy of a call that may meet instances which do not fit."""
+
+    __slots__ = ("_policy", "_target")
+
+    def __init__(self, policy: Policy, target: Target) -> None:
+        self._policy = policy
+        self._target = target
+
+    def __call__(self, request: Any, instances: tuple[Instance, ...], load: LoadBook) -> Instance:
+        return self._target.choose(self._policy, request, instances, load)
