@@ -6,10 +6,12 @@ import os
 import signal
 import socket
 import stat
+import subprocess
+import sys
 
 import pytest
 
-from tests.cli.command import READY
+from tests.cli.command import PROGRAMS, READY
 
 
 @pytest.mark.parametrize(
@@ -191,3 +193,45 @@ def test_goes_on_where_nobody_reads_the_ready_line(trd):
 
 def test_the_ready_line_has_the_documented_form():
     assert READY.fullmatch("ready: serving a.b.c as instance 5 at tcp://[::1]:7000\n")
+
+
+@pytest.mark.parametrize(
+    ("target", "endpoints"),
+    [
+        (["declared"], ["demo.declared.double", "demo.declared.count"]),
+        (["declared:count"], ["demo.declared.count"]),
+        (["declared:Adder"], ["demo.declared.add"]),
+    ],
+)
+def test_serves_what_is_declared(trd, target, endpoints):
+    worker = trd.start("serve", *target)
+    ready = [READY.fullmatch(worker.line()) for _ in endpoints]
+    assert [each and each[1] for each in ready] == endpoints
+    if "demo.declared.double" in endpoints:
+        assert trd.run("call", "demo.declared.count", "3").lines == ["0", "2", "4"]
+    if "demo.declared.add" in endpoints:
+        assert [trd.run("call", "demo.declared.add", "3").lines for _ in range(2)] == [["3"], ["6"]]
+    worker.signal(signal.SIGTERM)
+    assert worker.end().status == 0
+
+
+def test_a_program_serves_what_it_declares(trd):
+    program = subprocess.Popen(
+        [sys.executable, "declared.py"],
+        cwd=PROGRAMS,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert program.stdout is not None
+        assert [(READY.fullmatch(program.stdout.readline()) or ["", ""])[1] for _ in range(2)] == [
+            "demo.declared.double",
+            "demo.declared.count",
+        ]
+        assert trd.run("call", "demo.declared.double", "4").lines == ["8"]
+        program.send_signal(signal.SIGTERM)
+        assert program.wait(60) == 0
+    finally:
+        program.kill()
+        program.communicate()

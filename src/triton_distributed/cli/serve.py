@@ -29,11 +29,12 @@ EPILOG = """\
 A MODULE alone serves all functions in it that @trd.serve has declared. So does
 an OBJECT that was declared, or a class or object with declared methods.
 
-Otherwise, with --endpoint, OBJECT is a function (async or plain, generator or not), Class.method,
-instance.method, or a class without arguments, of which `generate` serves, or
-else `__call__`. MODULE is searched in the current directory first.
+Otherwise, with --endpoint, OBJECT is a function (async or plain, generator or
+not), Class.method, instance.method, or a class without arguments, of which
+`generate` serves, or else `__call__`. MODULE is searched in the current
+directory first.
 
-When the endpoint is ready, one line is printed on standard output:
+When an endpoint is ready, one line is printed on standard output:
     ready: serving NS.COMP.EP as instance ID at ADDRESS
 
 SIGTERM and SIGINT drain: no new request begins, running ones finish within
@@ -46,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("target", metavar="MODULE[:OBJECT]", help="the handlers of the requests")
     parser.add_argument(
-        "--endpoint", metavar="NS.COMP.EP", type=endpoint, help="the name that clients call, if OBJECT is not declared"
+        "--endpoint", metavar="NS.COMP.EP", type=endpoint, help="what clients call, if OBJECT is not declared"
     )
     parser.add_argument(
         "--max-inflight", metavar="N", type=at_least(1), help="handlers that may run at once (default: no limit)"

@@ -33,10 +33,8 @@ class Target:
         parts = [*module.split("."), *(path.split(".") if mark else ())]
         if not all(part.isidentifier() for part in parts) or module.endswith(".py"):
             known = module.removesuffix(".py").replace(os.sep, ".").strip(".")
-            guess = f"{known}:{path or 'handler'}"
-            raise Failure(
-                f"{text!r} is neither module nor module:object, e.g. {guess if known else 'worker:generate'}", USAGE
-            )
+            guess = (f"{known}:{path}" if path else known) if known else "worker:generate"
+            raise Failure(f"{text!r} is neither module nor module:object, e.g. {guess}", USAGE)
         self.text = text
         self.module = module
         self.path = path.split(".") if mark else []

@@ -1,0 +1,271 @@
+"""Native calls: typed values, waiting, contracts that do not fit, calls within handlers."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pydantic
+import pytest
+
+import triton_distributed as trd
+from tests.api.contracts import EACH, MAYBE, MEASURE, TALK, Lengths, Texts, each, maybe, measure, talk
+from triton_distributed.runtime import DistributedRuntime
+
+SETTINGS = trd.Config(discovery="memory")
+
+
+@pytest.fixture
+async def here() -> AsyncIterator[trd.Connection]:
+    async with trd.connect(SETTINGS) as made:
+        yield made
+
+
+async def test_answers_have_the_declared_type(here: trd.Connection) -> None:
+    await here.serve(measure)
+    await here.serve(each)
+    assert await here.call(MEASURE, Texts(["a", "bc"])) == Lengths([1, 2])
+    assert [item async for item in here.stream(EACH, Texts(["a", "bc"]))] == [Lengths([1]), Lengths([2])]
+
+
+async def test_two_way(here: trd.Connection) -> None:
+    async def requests() -> AsyncIterator[Texts]:
+        yield Texts(["a"])
+        yield Texts(["bc", ""])
+
+    await here.serve(talk)
+    assert [item async for item in here.stream(TALK, requests())] == [Lengths([1]), Lengths([2, 0])]
+
+
+async def test_none_is_a_value(here: trd.Connection) -> None:
+    await here.serve(maybe)
+    assert [item async for item in here.stream(MAYBE, 2)] == [0, None, 1, None]
+    stream = here.stream(MAYBE, 1)
+    assert [await anext(stream), await anext(stream)] == [0, None]
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+
+
+class Model(pydantic.BaseModel):
+    text: str = pydantic.Field(alias="theText")
+
+    @pydantic.computed_field  # type: ignore[prop-decorator]
+    @property
+    def size(self) -> int:
+        return len(self.text)
+
+
+async def test_models_and_arrays_arrive_as_what_they_were(here: trd.Connection) -> None:
+    models = trd.Stream[Model, Model]("test.api.models")
+    arrays = trd.Unary[np.ndarray[Any, Any], np.ndarray[Any, Any]]("test.api.arrays")
+
+    async def twice(request: Model, context: trd.Context) -> AsyncIterator[Model]:
+        context.checkpoint(1)
+        yield request
+        yield request
+
+    async def halved(request: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return request / 2
+
+    await here.serve(models, twice)
+    await here.serve(arrays, halved)
+    sent = Model(theText="abc")
+    assert [item async for item in here.stream(models, sent)] == [sent, sent]
+    assert [item async for item in here.stream(models, sent, resume=True)] == [sent, sent]
+    answer = await here.call(arrays, np.full((64, 1024), 3.0, np.float32))
+    assert answer.dtype == np.float32
+    assert answer.shape == (64, 1024)
+    assert float(answer[5, 5]) == 1.5
+
+
+async def test_an_answer_of_another_type_is_an_error(here: trd.Connection) -> None:
+    async def wrong(request: int) -> Any:
+        yield "three"
+
+    await here.serve("test.api.maybe", wrong)
+    with pytest.raises(trd.TritonError, match=r"sent an item that does not fit the contract: .*int.*str"):
+        await anext(here.stream(MAYBE, 1))
+
+
+async def test_the_worker_checks_requests_by_the_contract(here: trd.Connection) -> None:
+    untyped = trd.Unary[Texts, Any]("test.api.untyped")
+
+    async def handler(request):
+        return type(request).__name__
+
+    await here.serve(untyped, handler)
+    assert await here.call(untyped, Texts(["a"])) == "Texts"
+    with pytest.raises(trd.InvalidRequest, match="texts"):
+        await here.call("test.api.untyped", {"texts": 5})
+
+
+async def test_a_call_waits_for_a_first_instance(here: trd.Connection) -> None:
+    call = asyncio.create_task(here.call(MEASURE, Texts(["a"])))
+    stream = here.stream(EACH, Texts(["a"]))
+    reader = asyncio.create_task(anext(stream))
+    await asyncio.sleep(0)
+    await here.serve(measure)
+    await here.serve(each)
+    assert await call == Lengths([1])
+    assert await reader == Lengths([1])
+
+
+async def test_waiting_takes_no_longer_than_the_calls_time(here: trd.Connection) -> None:
+    with pytest.raises(trd.DeadlineExceeded, match=r"no instance of the endpoint is registered"):
+        await here.call(MEASURE, Texts([]), timeout=0.01)
+
+
+async def test_a_call_without_a_timeout_gives_up(here: trd.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("triton_distributed.calling.services.FIRST_INSTANCE_S", 0.01)
+    with pytest.raises(trd.NoInstances, match="test/components/api/measure"):
+        await here.call(MEASURE, Texts([]))
+
+
+@dataclass
+class Misspelt:
+    text: list[str]
+
+
+async def test_contracts_that_do_not_fit_fail_at_the_first_call(here: trd.Connection) -> None:
+    await here.serve(measure)
+    other = trd.Unary[Misspelt, Lengths]("test.api.measure")
+    for _ in range(2):  # The first call does not know the instances yet, the second one does.
+        with pytest.raises(trd.ContractMismatch, match=r"calls a field 'text', and the worker calls it 'texts'"):
+            await here.call(other, Misspelt([]))
+    stream = trd.Stream[Texts, Lengths]("test.api.measure")
+    with pytest.raises(trd.ContractMismatch, match="calls it as stream, and the worker serves it as unary"):
+        await anext(here.stream(stream, Texts([])))
+
+
+async def test_instances_that_fit_are_called_when_others_do_not(here: trd.Connection) -> None:
+    other = trd.Unary[Misspelt, Lengths]("test.api.measure")
+
+    async def of_other(request: Misspelt) -> Lengths:
+        return Lengths([-1])
+
+    await here.serve(measure)
+    async with trd.connect(SETTINGS) as second:
+        await second.serve(other, of_other)
+        await here.wait_for_instances(MEASURE)
+        for _ in range(4):
+            assert await here.call(MEASURE, Texts(["a"])) == Lengths([1])
+            assert await here.call(other, Misspelt([])) == Lengths([-1])
+
+
+async def test_a_handler_calls_without_a_client_object(here: trd.Connection) -> None:
+    outer = trd.Stream[Texts, Lengths]("test.api.outer")
+
+    @trd.serve(outer)
+    async def relay(request: Texts) -> AsyncIterator[Lengths]:
+        yield await trd.call(MEASURE, request)
+        async for item in trd.stream(EACH, request):
+            yield item
+
+    serving = trd.connect(SETTINGS)  # It is not entered, so only the handler knows it.
+    try:
+        for handler in (measure, each, relay):
+            await serving.serve(handler)
+        items = [item async for item in here.stream(outer, Texts(["a", "bc"]))]
+        assert items == [Lengths([1, 2]), Lengths([1]), Lengths([2])]
+    finally:
+        await serving.close()
+
+
+async def test_without_a_connection_there_is_none() -> None:
+    with pytest.raises(RuntimeError, match="there is no connection here: call from a handler, or in"):
+        await trd.call(MEASURE, Texts([]))
+
+
+def test_connect_needs_a_loop() -> None:
+    with pytest.raises(RuntimeError, match=r"connect\(\) needs a running event loop"):
+        trd.connect()
+
+
+@asynccontextmanager
+async def endless(here: trd.Connection) -> AsyncIterator[tuple[trd.Stream[int, int], asyncio.Event, asyncio.Event]]:
+    began, ended = asyncio.Event(), asyncio.Event()
+    contract = trd.Stream[int, int]("test.api.endless")
+
+    async def handler(request: int) -> AsyncIterator[int]:
+        began.set()
+        try:
+            while True:
+                yield request
+        finally:
+            ended.set()
+
+    served = await here.serve(contract, handler)
+    yield contract, began, ended
+    await served.stop()
+
+
+async def test_leaving_a_stream_cancels_its_handler(here: trd.Connection) -> None:
+    async with endless(here) as (contract, _, ended):
+        async with here.stream(contract, 1) as stream:
+            assert await anext(stream) == 1
+        await ended.wait()
+        with pytest.raises(trd.StreamClosed):
+            await anext(stream)
+
+
+async def test_a_stream_that_is_dropped_unread_cancels_its_handler(here: trd.Connection) -> None:
+    async with endless(here) as (contract, began, ended):
+        stream = here.stream(contract, 1)
+        await began.wait()
+        del stream
+        gc.collect()
+        await ended.wait()
+
+
+@pytest.mark.parametrize(
+    ("use", "says"),
+    [
+        (lambda here: here.call(EACH, Texts([])), r"call\(\): .* is stream: use stream\(\)"),
+        (lambda here: here.stream(MEASURE, Texts([])), r"stream\(\): .* is unary: use call\(\)"),
+        (lambda here: here.call(MEASURE, Texts([]), timout=1), r"call\(\) got an unexpected keyword argument 'timout'"),
+        (lambda here: here.serve(lambda request: 1), "is not declared: decorate it with @trd.serve"),
+        (lambda here: here.serve(MEASURE, each), "does not fit .*: it makes a stream"),
+        (lambda here: here.call(MEASURE, object()), "cannot travel"),
+    ],
+)
+async def test_slips_are_type_errors(here: trd.Connection, use: Any, says: str) -> None:
+    with pytest.raises(TypeError, match=says):
+        found = use(here)
+        await found
+
+
+async def test_a_runtime_of_the_program_can_be_used() -> None:
+    async with DistributedRuntime(config=SETTINGS) as runtime:
+        async with trd.connect(runtime=runtime) as here:
+            await here.serve(measure)
+        client = await runtime.endpoint("test.api.measure").client()
+        assert await client.call({"texts": ["a"]}) == {"lengths": [1]}
+
+
+async def test_served_says_when_it_ended(here: trd.Connection) -> None:
+    served = await here.serve(measure)
+    assert str(served.name) == "test.api.measure"
+    await served.pause()
+    with pytest.raises((trd.NoInstances, trd.Paused)):
+        await (await here.runtime.endpoint("test.api.measure").client()).call({"texts": []})
+    await served.resume()
+    assert await here.call(MEASURE, Texts(["a"])) == Lengths([1])
+    await served.stop()
+    await served.until_drained()
+    assert "stopped" in repr(served)
+    again = await here.serve(measure)
+    ended = asyncio.create_task(again.until_drained())
+    await here.close()
+    await ended
+
+
+async def test_equal_contracts_share_a_target(here: trd.Connection) -> None:
+    await here.serve(measure)
+    for _ in range(3):
+        assert await here.call(trd.Unary[Texts, Lengths]("test.api.measure"), Texts(["a"])) == Lengths([1])
+    assert len(here.runtime.clients) == 1
