@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from triton_distributed.api.declarations import serve
     from triton_distributed.api.here import call, stream
     from triton_distributed.api.items import ItemStream
-    from triton_distributed.api.options import CallOptions, ServeOptions, StreamOptions
+    from triton_distributed.api.options import ServeOptions, StreamOptions, UnaryOptions
     from triton_distributed.api.running import run
     from triton_distributed.api.served import Served
     from triton_distributed.config import Config
@@ -41,7 +41,7 @@ _PLACES = {
     "api.declarations": ("serve",),
     "api.here": ("call", "stream"),
     "api.items": ("ItemStream",),
-    "api.options": ("CallOptions", "ServeOptions", "StreamOptions"),
+    "api.options": ("UnaryOptions", "ServeOptions", "StreamOptions"),
     "api.running": ("run",),
     "api.served": ("Served",),
     "config": ("Config",),
@@ -64,7 +64,6 @@ _PLACE = {name: f"{__name__}.{module}" for module, names in _PLACES.items() for 
 
 __all__ = [
     "Bidirectional",
-    "CallOptions",
     "Config",
     "Connection",
     "ConnectionFailed",
@@ -87,6 +86,7 @@ __all__ = [
     "StreamOptions",
     "TritonError",
     "Unary",
+    "UnaryOptions",
     "__version__",
     "call",
     "connect",

@@ -55,12 +55,39 @@ async def test_a_named_policy_of_a_call_takes_its_turns_from_call_to_call(cluste
     assert sorted(asked) == sorted(client.instance_ids() * 2)
 
 
-@pytest.mark.parametrize("verb", ["generate", "round_robin", "random", "call"])
-async def test_an_option_that_does_not_exist_names_the_public_method(verb: str, cluster: Cluster) -> None:
+@pytest.mark.parametrize(
+    ("verb", "slip", "help"),
+    [
+        ("generate", "timout", "; did you mean 'timeout'?"),
+        ("generate", "polcy", "; did you mean 'policy'?"),
+        ("round_robin", "timout", "; did you mean 'timeout'?"),
+        ("random", "idempotant", "; did you mean 'idempotent'?"),
+        ("direct", "timout", "; did you mean 'timeout'?"),
+        ("call", "timout", "; did you mean 'timeout'?"),
+        ("call", "hedge_after", "; did you mean 'hedge_after_s'?"),
+        ("call", "annotated", "; call() always returns the plain value"),
+        ("round_robin", "policy", ""),
+        ("call", "encoded", ""),
+        ("generate", "unary", ""),
+    ],
+)
+async def test_an_option_that_does_not_exist_names_the_public_method(
+    verb: str, slip: str, help: str, cluster: Cluster
+) -> None:
     client = await cluster.connect(echo)
-    with pytest.raises(TypeError, match=rf"Client\.{verb}\(\) got an unexpected keyword argument 'timout'"):
-        found = getattr(client, verb)(1, timout=3)
-        await found
+    arguments = (1, client.instance_ids()[0]) if verb == "direct" else (1,)
+    with pytest.raises(TypeError) as caught:
+        await getattr(client, verb)(*arguments, **{slip: 3})
+    assert str(caught.value) == f"Client.{verb}() got an unexpected keyword argument '{slip}'{help}"
+
+
+async def test_an_option_of_an_endpoint_that_does_not_exist_is_named(cluster: Cluster) -> None:
+    endpoint = cluster.runtime().endpoint("t.c.e")
+    with pytest.raises(TypeError) as caught:
+        endpoint.serve_endpoint(echo, max_infligth=8)  # type: ignore[call-arg]
+    words = "Endpoint.serve_endpoint() got an unexpected keyword argument 'max_infligth'; did you mean 'max_inflight'?"
+    assert str(caught.value) == words
+    endpoint.serve_endpoint(echo, True, None, max_inflight=8)  # The endpoint is free.
 
 
 @pytest.mark.parametrize(
@@ -133,7 +160,7 @@ async def test_a_parameter_that_no_request_gives_is_refused_when_it_is_served(cl
         return tenant
 
     with pytest.raises(TypeError, match="keyword-only parameter `tenant` without a default"):
-        cluster.runtime().endpoint("t.c.e").serve_endpoint(handler)
+        cluster.runtime().endpoint("t.c.e").serve_endpoint(handler)  # type: ignore[arg-type]
 
 
 # --- serving --------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import functools
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -173,7 +173,7 @@ async def test_a_checked_handler_may_catch_what_is_thrown_in_and_go_on() -> None
     """As a unit test of a handler may do."""
 
     @triton_endpoint(int, Any)
-    async def handler(request: Any) -> AsyncIterator[str]:
+    async def handler(request: Any) -> AsyncGenerator[str, None]:
         try:
             yield "first"
         except LookupError:

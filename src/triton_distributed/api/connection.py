@@ -18,16 +18,16 @@ from triton_distributed.api.declarations import (
 )
 from triton_distributed.api.fit import check_handler
 from triton_distributed.api.items import ItemStream
-from triton_distributed.api.options import CallOptions, ServeOptions, StreamOptions
+from triton_distributed.api.options import ServeOptions, StreamOptions, UnaryOptions
 from triton_distributed.api.served import Served
 from triton_distributed.api.targets import Target
+from triton_distributed.calling.unary import answer
 from triton_distributed.config import Config
-from triton_distributed.context import Context
 from triton_distributed.names import EndpointName
 from triton_distributed.routing.policies import Policy
 from triton_distributed.runtime.component import Endpoint
 from triton_distributed.runtime.distributed import DistributedRuntime
-from triton_distributed.runtime.worker import ServeOptions as Serving
+from triton_distributed.runtime.worker import Serving
 
 R = TypeVar("R")
 A = TypeVar("A")
@@ -71,22 +71,18 @@ class Connection:
     # calling
 
     @overload
-    async def call(self, endpoint: Unary[R, A], request: R, **options: Unpack[CallOptions]) -> A: ...
+    async def call(self, endpoint: Unary[R, A], request: R, **options: Unpack[UnaryOptions]) -> A: ...
     @overload
-    async def call(self, endpoint: str, request: Any, **options: Unpack[CallOptions]) -> Any: ...
+    async def call(self, endpoint: str, request: Any, **options: Unpack[UnaryOptions]) -> Any: ...
 
     async def call(
         self,
         endpoint: Any,
         request: Any,
         *,
-        timeout: float | None = None,
         policy: str | Policy | None = None,
-        metadata: Any = None,
-        priority: int | None = None,
-        idempotent: bool = False,
-        context: Context | None = None,
         hedge_after_s: float | None = None,
+        **options: Any,
     ) -> Any:
         """Call an endpoint that answers with one value, and return the value.
 
@@ -95,7 +91,7 @@ class Connection:
         Args:
             endpoint: a `Unary` contract, or the endpoint's name.
             request: the request. Large arrays and buffers are not copied: they must not change until this returns.
-            options: see `CallOptions`.
+            options: see `UnaryOptions`.
 
         Raises:
             NoInstances, ConnectionFailed: no instance can take the request.
@@ -111,8 +107,13 @@ class Connection:
         target = self._targets.get(endpoint)
         if target is None:
             target = self._open(endpoint, "call", "unary")
-        call = target.begin(request, policy, True, context, timeout, metadata, idempotent, priority, False)
-        return await target.client._answer(call)
+        client, decoder = target.client, target.decoder
+        chooses = target.fitting(client.policy_of(policy))
+        if hedge_after_s is not None:
+            return await client.hedged(request, chooses, decoder, True, hedge_after_s, **options)
+        return await answer(
+            client.start("Connection.call", request, chooses, False, True, None, decoder, True, **options)
+        )
 
     @overload
     def stream(self, endpoint: Stream[R, A], request: R, **options: Unpack[StreamOptions]) -> ItemStream[A]: ...
@@ -128,13 +129,8 @@ class Connection:
         endpoint: Any,
         request: Any,
         *,
-        timeout: float | None = None,
         policy: str | Policy | None = None,
-        metadata: Any = None,
-        priority: int | None = None,
-        idempotent: bool = False,
-        context: Context | None = None,
-        resume: bool = False,
+        **options: Any,
     ) -> ItemStream[Any]:
         """Call an endpoint that answers with a stream. The call begins now and waits for a first instance in its time.
 
@@ -154,8 +150,10 @@ class Connection:
         target = self._targets.get(endpoint)
         if target is None:
             target = self._open(endpoint, "stream", "stream", "bidirectional")
+        client = target.client
+        chooses = target.fitting(client.policy_of(policy))
         return ItemStream(
-            target.begin(request, policy, False, context, timeout, metadata, idempotent, priority, resume)
+            client.start("Connection.stream", request, chooses, False, False, None, target.decoder, True, **options)
         )
 
     def _open(self, endpoint: Any, verb: str, *kinds: str) -> Target:
@@ -241,7 +239,7 @@ class Connection:
             options.get("graceful_shutdown", True),
             options.get("max_inflight"),
             options.get("max_queue", 0),
-            options.get("metadata") or {},
+            options.get("metadata"),
             None if contract is None else contract.schema,
             None if contract is None else contract.types,
         )

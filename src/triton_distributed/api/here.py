@@ -8,16 +8,16 @@ from typing import Any, TypeVar, Unpack, overload
 from triton_distributed.api.connection import here
 from triton_distributed.api.contracts import Bidirectional, Stream, Unary
 from triton_distributed.api.items import ItemStream
-from triton_distributed.api.options import CallOptions, StreamOptions
+from triton_distributed.api.options import StreamOptions, UnaryOptions
 
 R = TypeVar("R")
 A = TypeVar("A")
 
 
 @overload
-async def call(endpoint: Unary[R, A], request: R, **options: Unpack[CallOptions]) -> A: ...
+async def call(endpoint: Unary[R, A], request: R, **options: Unpack[UnaryOptions]) -> A: ...
 @overload
-async def call(endpoint: str, request: Any, **options: Unpack[CallOptions]) -> Any: ...
+async def call(endpoint: str, request: Any, **options: Unpack[UnaryOptions]) -> Any: ...
 
 
 async def call(endpoint: Any, request: Any, **options: Any) -> Any:

@@ -2,52 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TypedDict
-
-from triton_distributed.context import Context
 from triton_distributed.routing.policies import Policy
+from triton_distributed.runtime import options
+from triton_distributed.runtime.options import RequestOptions
 
 
-class SharedOptions(TypedDict, total=False):
-    """The options of every call."""
+class UnaryOptions(RequestOptions, total=False):
+    """The options of `call`, as keyword arguments: `here.call(CONTRACT, request, timeout=2)`."""
 
-    timeout: float | None
-    """Seconds for the whole call. A call within a handler inherits the handler's remaining time, if less."""
     policy: str | Policy | None
     """Chooses the instance: `round_robin` (the default), `random`, `least_loaded`, `p2c`, or a function."""
-    metadata: Mapping[str, Any] | None
-    """Plain values by name; the handler finds them in `context.metadata`."""
-    priority: int | None
-    """-128 to 127. Among waiting requests, those with a larger priority are admitted first."""
-    idempotent: bool
-    """A second handler may run the request without harm, so it may move after a handler has begun."""
-    context: Context | None
-    """Controls the call: its id and metadata are sent, and its `stop_generating()` and `kill()` reach the handler."""
-
-
-class CallOptions(SharedOptions, total=False):
-    """The options of `call`."""
 
     hedge_after_s: float | None
-    """Seconds without an answer after which a second instance also gets the request. It needs `idempotent=True`."""
+    """Seconds without an answer after which a second instance also gets the request. The first answer counts, and the
+    other handler is cancelled. It needs `idempotent=True`."""
 
 
-class StreamOptions(SharedOptions, total=False):
-    """The options of `stream`."""
+class StreamOptions(RequestOptions, total=False):
+    """The options of `stream`, as keyword arguments: `here.stream(CONTRACT, request, resume=True)`."""
+
+    policy: str | Policy | None
+    """Chooses the instance: `round_robin` (the default), `random`, `least_loaded`, `p2c`, or a function."""
 
     resume: bool
-    """If the instance is lost, another one continues after the handler's last `context.checkpoint`."""
+    """If the instance is lost in the middle of the stream, another continues after the last item for which the handler
+    gave a token (`context.checkpoint`), and the caller sees one sequence."""
 
 
-class ServeOptions(TypedDict, total=False):
-    """The options of a served endpoint."""
+class ServeOptions(options.ServeOptions, total=False):
+    """The options of a served endpoint, as keyword arguments: `@trd.serve(CONTRACT, max_inflight=64)`."""
 
-    max_inflight: int | None
-    """The most handlers that run at once; None for no limit."""
-    max_queue: int
-    """The most requests that wait beyond that. The next is refused with Overloaded. 0 by default."""
-    metadata: Mapping[str, Any] | None
-    """Plain JSON values to publish with the instance."""
     graceful_shutdown: bool
     """True (the default) lets running requests finish at shutdown, False cancels them."""

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from triton_distributed.api.contracts import Contract, ContractMismatch
 from triton_distributed.api.schema import differences
-from triton_distributed.calling.call import Call
 from triton_distributed.calling.reader import ItemDecoder
-from triton_distributed.context import Context
 from triton_distributed.names import Instance
 from triton_distributed.routing.load import LoadBook
 from triton_distributed.routing.policies import Direct, Policy
@@ -42,38 +39,6 @@ class Target:
             if contract.schema is not None:
                 client.view.table.listeners.append(self._compare)
                 self._compare()
-
-    def begin(
-        self,
-        request: Any,
-        policy: str | Policy | None,
-        unary: bool,
-        context: Context | None,
-        timeout: float | None,
-        metadata: Mapping[str, Any] | None,
-        idempotent: bool,
-        priority: int | None,
-        resume: bool,
-    ) -> Call:
-        """Begin a call; see `CallOptions` and `StreamOptions` for the arguments."""
-        client = self.client
-        chooses = self.fitting(client.policy_of(policy))
-        decoder = self.decoder
-        return client._start(
-            request,
-            chooses,
-            False,
-            unary,
-            context,
-            timeout,
-            metadata,
-            idempotent,
-            priority,
-            resume,
-            None,
-            decoder,
-            True,
-        )
 
     def _compare(self) -> None:
         """Compare the contract with those of the present instances, after each change of them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, Self
 
 from triton_distributed.calling.call import Call
 from triton_distributed.calling.state import FAILED, OPEN, READ, UNREAD
@@ -13,10 +13,19 @@ from triton_distributed.errors import TritonError
 
 logger = logging.getLogger("triton_distributed.runtime")
 
+if TYPE_CHECKING:  # `ResponseStream` alone means `ResponseStream[Any]`, which `typing` can say from Python 3.13 on.
+    from typing_extensions import TypeVar
+
+    T_co = TypeVar("T_co", covariant=True, default=Any)
+else:
+    from typing import TypeVar
+
+    T_co = TypeVar("T_co", covariant=True)
+
 CANCELLED = "its reader was cancelled, for example by a timeout around a single item, which cancels the handler"
 
 
-class ResponseStream:
+class ResponseStream(Generic[T_co]):
     """The responses of one call. The call has begun when this object exists.
 
     Iterate over the stream with `async for` or `anext`. If you do neither, the request runs all the same, and its
@@ -49,9 +58,9 @@ class ResponseStream:
     def __init__(self, call: Call) -> None:
         self._call = call
         self._read = False
-        self._callbacks: list[tuple[Callable[[ResponseStream], object], Callable[[object], None]]] | None = None
+        self._callbacks: list[tuple[Callable[[Any], object], Callable[[object], None]]] | None = None
 
-    def __await__(self) -> Generator[Any, None, ResponseStream]:
+    def __await__(self) -> Generator[Any, None, Self]:
         call = self._call
         while (pending := call.sent) is not None and not pending.done():
             call.services.check_loop("await")
@@ -70,7 +79,7 @@ class ResponseStream:
                 del refusal
         return self
 
-    def __aiter__(self) -> Reading:
+    def __aiter__(self) -> Reading[T_co]:
         call = self._call
         # An `async for` that begins on a stream whose end is known would look like an empty answer.
         if call.state == FAILED:
@@ -83,13 +92,13 @@ class ResponseStream:
         self._read = True
         return Reading(call)
 
-    async def __anext__(self) -> Any:
+    async def __anext__(self) -> T_co:
         self._read = True
         call = self._call
         while True:
             for item in call.items:
                 if item is not None:  # None is an item without data. Annotated items are never None.
-                    return item
+                    return item  # type: ignore[no-any-return]
             await next_message(call)
 
     def __del__(self) -> None:
@@ -138,7 +147,7 @@ class ResponseStream:
         """Whether the call was cancelled before the request was sent."""
         return self._call.stream is None and self._call.state > UNREAD
 
-    def result(self) -> ResponseStream:
+    def result(self) -> Self:
         """Return the stream itself, or raise the error that `await` would raise.
 
         Raises:
@@ -160,7 +169,7 @@ class ResponseStream:
             raise asyncio.InvalidStateError("the request was not sent yet")
         return _refusal(self._call)
 
-    def add_done_callback(self, callback: Callable[[ResponseStream], object], *, context: Any = None) -> None:
+    def add_done_callback(self, callback: Callable[[Self], object], *, context: Any = None) -> None:
         """Call `callback` with this stream, in a later turn of the loop, once the request was sent or cannot be."""
         loop = asyncio.get_running_loop()
         pending = self._call.sent
@@ -174,7 +183,7 @@ class ResponseStream:
         self._callbacks = [*(self._callbacks or ()), (callback, done)]
         pending.add_done_callback(done, context=context)
 
-    def remove_done_callback(self, callback: Callable[[ResponseStream], object]) -> int:
+    def remove_done_callback(self, callback: Callable[[Self], object]) -> int:
         """Remove a callback that `add_done_callback` added. Returns how often it was registered."""
         pending = self._call.sent
         found = [done for known, done in self._callbacks or () if known == callback]
@@ -187,7 +196,7 @@ class ResponseStream:
         return f"<ResponseStream {state}, {call.received} items received>"
 
 
-class Reading:
+class Reading(Generic[T_co]):
     """One `async for` over a stream. When the loop is left, this object is dropped, and the handler is cancelled."""
 
     __slots__ = ("_call", "_guest", "_keeps_none")
@@ -198,15 +207,15 @@ class Reading:
         self._guest = False  # Another task was reading the call before, and keeps it.
         call.reading = True
 
-    def __aiter__(self) -> Reading:
+    def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Any:
+    async def __anext__(self) -> T_co:
         call = self._call
         while True:
             for item in call.items:
                 if item is not None or self._keeps_none:
-                    return item
+                    return item  # type: ignore[no-any-return]
             # As `next_message(call)`, but without another coroutine for each message.
             if not call.take():
                 try:

@@ -6,28 +6,39 @@ import asyncio
 from asyncio import _get_running_loop as _running_loop
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from random import Random as Rng
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
+from triton_distributed.annotated import Annotated
 from triton_distributed.calling.call import Call
 from triton_distributed.calling.candidates import Candidates
 from triton_distributed.calling.hedge import AnotherInstance, first_answer
 from triton_distributed.calling.reader import ItemDecoder
-from triton_distributed.calling.response_stream import ResponseStream, next_message
+from triton_distributed.calling.response_stream import ResponseStream
 from triton_distributed.calling.resume import Resumption
 from triton_distributed.calling.services import Services
-from triton_distributed.calling.state import OPEN
+from triton_distributed.calling.unary import answer
 from triton_distributed.context import HIGHEST_PRIORITY, ID, LOWEST_PRIORITY, PRIORITY, Context, current
-from triton_distributed.errors import NotUnary
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.observe import OutlierStats, Stats
 from triton_distributed.payload.codec import Message, encode
 from triton_distributed.routing.load import LoadBook
 from triton_distributed.routing.policies import Direct, Policy, Random, RoundRobin, policy_named
+from triton_distributed.runtime.options import CallOptions, unexpected
 from triton_distributed.transport.pool import SessionPool
 from triton_distributed.wire.frames import SMALL
 
 # Types that are never streams of requests. Checking the abstract class takes longer than encoding a small request.
 _NO_STREAMS = frozenset({type(None), bool, int, float, str, bytes, list, dict, tuple})
+
+
+_PARAMETERS = {
+    "Client.call": ("policy", "hedge_after_s"),
+    "Connection.call": ("policy", "hedge_after_s"),
+    "Client.random": ("annotated",),
+    "Client.round_robin": ("annotated",),
+    "Client.direct": ("annotated",),
+}
+"""The options of public methods besides `CallOptions`; of the others, they are `policy` and `annotated`."""
 
 
 class Client:
@@ -43,20 +54,12 @@ class Client:
             next one.
         annotated: True (the default) yields items as `Annotated`; False or None yields the values themselves and skips
             items that are None.
-        context: controls the call: its id and metadata are sent, `stop_generating()` and `kill()` reach the handler.
-        timeout: seconds for the whole call. A call within a handler inherits the handler's remaining time, if less.
-        metadata: plain values by name; the handler finds them in `context.metadata`.
-        idempotent: the request may be sent to a second instance if the first is lost, or shuts down and cancels its
-            handler, before the caller has an item.
-        resume: if the instance is lost in the middle of the stream, another continues after the last item for which
-            the handler gave a token (`context.checkpoint`), and the caller sees one sequence. Items after the last
-            token are made again and skipped by number; a handler that gives no token starts from the beginning.
-        priority: -128 to 127. Among waiting requests, those with a larger priority are admitted first. A call within a
-            handler has the priority of the handler's request, unless it sets its own.
+        options: see `CallOptions`.
 
     Raises, from the call itself:
         ValueError: the timeout is not a number of seconds, or the metadata is too large.
-        TypeError: the request contains a value that cannot be encoded; the text names the path to it.
+        TypeError: there is no such option; or the request contains a value that cannot be encoded, and the text names
+            the path to it.
         ConfigError: there is no policy of this name.
         ForkError, RuntimeClosed, WrongLoop: the runtime cannot be used here, or is closed.
     """
@@ -70,94 +73,86 @@ class Client:
         self._random = Random(rng)
         self._named: dict[str, Policy] = {"round_robin": self._round_robin, "random": self._random}
 
+    @overload
+    def generate(
+        self,
+        request: Any,
+        annotated: Literal[True] = True,
+        *,
+        policy: str | Policy | None = None,
+        **options: Unpack[CallOptions],
+    ) -> ResponseStream[Annotated]: ...
+
+    @overload
+    def generate(
+        self,
+        request: Any,
+        annotated: bool | None,
+        *,
+        policy: str | Policy | None = None,
+        **options: Unpack[CallOptions],
+    ) -> ResponseStream[Any]: ...
+
     def generate(
         self,
         request: Any,
         annotated: bool | None = True,
         *,
         policy: str | Policy | None = None,
-        context: Context | None = None,
-        timeout: float | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        idempotent: bool = False,
-        priority: int | None = None,
-        resume: bool = False,
-    ) -> ResponseStream:
+        **options: Unpack[CallOptions],
+    ) -> ResponseStream[Any]:
         """Call an instance chosen by the client's policy, or by `policy`: a name or a function, as for `client()`."""
         chooses = self.policy_of(policy)
-        return ResponseStream(
-            self._start(
-                request, chooses, bool(annotated), False, context, timeout, metadata, idempotent, priority, resume
-            )
-        )
+        return ResponseStream(self.start("Client.generate", request, chooses, bool(annotated), False, **options))
+
+    @overload
+    def round_robin(
+        self, request: Any, annotated: Literal[True] = True, **options: Unpack[CallOptions]
+    ) -> ResponseStream[Annotated]: ...
+
+    @overload
+    def round_robin(
+        self, request: Any, annotated: bool | None, **options: Unpack[CallOptions]
+    ) -> ResponseStream[Any]: ...
 
     def round_robin(
-        self,
-        request: Any,
-        annotated: bool | None = True,
-        *,
-        context: Context | None = None,
-        timeout: float | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        idempotent: bool = False,
-        priority: int | None = None,
-        resume: bool = False,
-    ) -> ResponseStream:
+        self, request: Any, annotated: bool | None = True, **options: Unpack[CallOptions]
+    ) -> ResponseStream[Any]:
         """Call the instances in turn."""
         return ResponseStream(
-            self._start(
-                request,
-                self._round_robin,
-                bool(annotated),
-                False,
-                context,
-                timeout,
-                metadata,
-                idempotent,
-                priority,
-                resume,
-            )
+            self.start("Client.round_robin", request, self._round_robin, bool(annotated), False, **options)
         )
+
+    @overload
+    def random(
+        self, request: Any, annotated: Literal[True] = True, **options: Unpack[CallOptions]
+    ) -> ResponseStream[Annotated]: ...
+
+    @overload
+    def random(self, request: Any, annotated: bool | None, **options: Unpack[CallOptions]) -> ResponseStream[Any]: ...
 
     def random(
-        self,
-        request: Any,
-        annotated: bool | None = True,
-        *,
-        context: Context | None = None,
-        timeout: float | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        idempotent: bool = False,
-        priority: int | None = None,
-        resume: bool = False,
-    ) -> ResponseStream:
+        self, request: Any, annotated: bool | None = True, **options: Unpack[CallOptions]
+    ) -> ResponseStream[Any]:
         """Call an instance chosen at random."""
-        return ResponseStream(
-            self._start(
-                request, self._random, bool(annotated), False, context, timeout, metadata, idempotent, priority, resume
-            )
-        )
+        return ResponseStream(self.start("Client.random", request, self._random, bool(annotated), False, **options))
+
+    @overload
+    def direct(
+        self, request: Any, instance_id: int, annotated: Literal[True] = True, **options: Unpack[CallOptions]
+    ) -> ResponseStream[Annotated]: ...
+
+    @overload
+    def direct(
+        self, request: Any, instance_id: int, annotated: bool | None, **options: Unpack[CallOptions]
+    ) -> ResponseStream[Any]: ...
 
     def direct(
-        self,
-        request: Any,
-        instance_id: int,
-        annotated: bool | None = True,
-        *,
-        context: Context | None = None,
-        timeout: float | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        idempotent: bool = False,
-        priority: int | None = None,
-        resume: bool = False,
-    ) -> ResponseStream:
+        self, request: Any, instance_id: int, annotated: bool | None = True, **options: Unpack[CallOptions]
+    ) -> ResponseStream[Any]:
         """Call the instance with this id."""
         chooses = Direct(int(instance_id), self.view.name.path, self._known)
-        return ResponseStream(
-            self._start(
-                request, chooses, bool(annotated), False, context, timeout, metadata, idempotent, priority, resume
-            )
-        )
+        return ResponseStream(self.start("Client.direct", request, chooses, bool(annotated), False, **options))
 
     async def call(
         self,
@@ -165,53 +160,51 @@ class Client:
         *,
         policy: str | Policy | None = None,
         hedge_after_s: float | None = None,
-        context: Context | None = None,
-        timeout: float | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        idempotent: bool = False,
-        priority: int | None = None,
-        resume: bool = False,
+        **options: Unpack[CallOptions],
     ) -> Any:
         """Call and return the single value of the answer, never as `Annotated`.
 
         Args:
-            request: the request; it and the options not listed here are described at `Client`.
+            request: the request; see `Client`.
             policy: a name or a function, as for `client()`; by default the client's own policy.
             hedge_after_s: seconds without an answer after which the request is also sent to a second instance. The
                 first answer counts and the other handler is cancelled. It needs `idempotent=True` and shares the
                 budget of retries.
+            options: see `CallOptions`.
 
         Raises:
             NotUnary: the handler answered with no item, or with more than one.
             ValueError: a hedged call is not idempotent, or its request is a stream.
         """
-        if hedge_after_s is not None and not idempotent:
-            raise ValueError("hedge_after_s= may run two handlers: pass idempotent=True if that does no harm")
-        if hedge_after_s is not None and isinstance(request, AsyncIterable):
-            raise ValueError("hedge_after_s=: a streamed request cannot be sent a second time")
         chooses = self.policy_of(policy)
-        call = self._start(request, chooses, False, True, context, timeout, metadata, idempotent, priority, resume)
-        if hedge_after_s is None:
-            return await self._answer(call)
+        if hedge_after_s is not None:
+            return await self.hedged(request, chooses, None, False, hedge_after_s, **options)
+        return await answer(self.start("Client.call", request, chooses, False, True, **options))
+
+    async def hedged(
+        self,
+        request: Any,
+        policy: Policy,
+        decoder: ItemDecoder | None,
+        waits: bool,
+        hedge_after_s: float,
+        **options: Unpack[CallOptions],
+    ) -> Any:
+        """Call, and call a second instance if there is no answer within `hedge_after_s` seconds; see `call`."""
+        if not options.get("idempotent"):
+            raise ValueError("hedge_after_s= may run two handlers: pass idempotent=True if that does no harm")
+        if request.__class__ not in _NO_STREAMS and isinstance(request, AsyncIterable):
+            raise ValueError("hedge_after_s=: a streamed request cannot be sent a second time")
+        call = self.start("Client.call", request, policy, False, True, None, decoder, waits, **options)
 
         def second() -> Call | None:
             if call.stopping or len(self.view.candidates) < 2 or not self._services.take_retry():
                 return None
-            return self._start(
-                request,
-                AnotherInstance(chooses, call),
-                False,
-                True,
-                context,
-                timeout,
-                metadata,
-                idempotent,
-                priority,
-                resume,
-                call.body,  # The encoded request of the first attempt; `request` may have changed since.
-            )
+            # The body is the encoded request of the first attempt; `request` may have changed since.
+            other = AnotherInstance(policy, call)
+            return self.start("Client.call", request, other, False, True, call.body, decoder, False, **options)
 
-        return await first_answer(call, hedge_after_s, second, self._answer)
+        return await first_answer(call, hedge_after_s, second, answer)
 
     def policy_of(self, policy: str | Policy | None) -> Policy:
         """The policy of one call. A named one is made once, so that its state lasts from call to call."""
@@ -224,40 +217,40 @@ class Client:
             known = self._named[policy] = policy_named(policy, self._rng)
         return known
 
-    async def _answer(self, call: Call) -> Any:
-        answer = None
-        try:
-            while True:
-                await next_message(call)
-                for each in call.items:
-                    answer = each
-                # Items of the present instance only: an idempotent call may have had another instance before.
-                if call.received > 1:
-                    raise NotUnary(self._services.target, call.received)
-        except StopAsyncIteration:
-            if not call.received:
-                raise NotUnary(self._services.target, 0) from None
-            return answer
-        finally:
-            if call.state <= OPEN:
-                call.leave()
-
-    def _start(
+    def start(
         self,
+        operation: str,
         request: Any,
         policy: Policy,
         annotated: bool,
         unary: bool,
-        context: Context | None,
-        timeout: float | None,
-        metadata: Mapping[str, Any] | None,
-        idempotent: bool,
-        priority: int | None,
-        resume: bool,
         encoded: bytes | Message | None = None,
         decoder: ItemDecoder | None = None,
         waits: bool = False,
+        /,
+        context: Context | None = None,
+        timeout: float | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotent: bool = False,
+        priority: int | None = None,
+        resume: bool = False,
+        **unknown: object,
     ) -> Call:
+        """Start a call: the one entry of all public methods, of this class and of the native API.
+
+        Args:
+            operation: the name of the public method, for the error about an unknown option.
+            request: the request.
+            policy: chooses the instance.
+            annotated, unary, decoder, waits: see `Call`.
+            encoded: the encoded request, if it was encoded before.
+            context: this and the other options are described at `CallOptions`.
+
+        Raises:
+            TypeError: there is no such option; and all errors listed at `Client`.
+        """
+        if unknown:
+            raise self._unexpected(operation, unknown)
         services = self._services
         loop = services.loop
         if services.core.unusable or _running_loop() is not loop:
@@ -309,6 +302,12 @@ class Client:
         )
         call.start()
         return call
+
+    @staticmethod
+    def _unexpected(operation: str, unknown: Mapping[str, object]) -> TypeError:
+        known = {*CallOptions.__annotations__, *_PARAMETERS.get(operation, ("policy", "annotated"))}
+        note = "call() always returns the plain value" if (operation, "annotated") == ("Client.call", *unknown) else ""
+        return unexpected(operation, unknown, known, note)
 
     def endpoint_ids(self) -> list[int]:
         """The ids of the present instances."""

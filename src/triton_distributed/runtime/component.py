@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Protocol
+from collections.abc import Coroutine
+from typing import Any, Protocol, Unpack
 
 from triton_distributed.calling.services import Services
 from triton_distributed.events import Event, Subscription, WorkQueue
@@ -15,8 +15,9 @@ from triton_distributed.routing.policies import Policy
 from triton_distributed.runtime.client import Client
 from triton_distributed.runtime.core import Core
 from triton_distributed.runtime.events import component_subject, namespace_subject
+from triton_distributed.runtime.options import HandlerFunction, ServeOptions, unexpected
 from triton_distributed.runtime.serve_task import ServeTask
-from triton_distributed.runtime.worker import ServeOptions, Worker
+from triton_distributed.runtime.worker import Serving, Worker
 
 
 class Owner(Core, Protocol):
@@ -150,13 +151,10 @@ class Endpoint:
 
     def serve_endpoint(
         self,
-        handler: Callable[..., Any],
+        handler: HandlerFunction,
         graceful_shutdown: bool = True,
         metrics_labels: object = None,
-        *,
-        max_inflight: int | None = None,
-        max_queue: int = 0,
-        metadata: Mapping[str, Any] | None = None,
+        **options: Unpack[ServeOptions],
     ) -> ServeTask:
         """Serve the endpoint until the runtime shuts down. The returned task then ends with None.
 
@@ -168,10 +166,7 @@ class Endpoint:
                 returns is sent without a copy, so it must not change before it is sent.
             graceful_shutdown: True lets running requests finish at shutdown, False cancels them.
             metrics_labels: not used; accepted for programs written for the original's successor.
-            max_inflight: the most handlers that run at once; None for no limit.
-            max_queue: the most requests that wait beyond that. The next is refused with Overloaded, so that the caller
-                tries another instance.
-            metadata: plain JSON values to publish with the instance; they are copied now.
+            options: see `ServeOptions`.
 
         Raises (from the task):
             DiscoveryError: the instance cannot be registered.
@@ -179,12 +174,15 @@ class Endpoint:
 
         Raises (from the call itself):
             AlreadyServed: this runtime already serves the endpoint.
-            TypeError, ValueError: the handler or a limit is invalid.
+            TypeError, ValueError: the handler, an option or a limit is invalid.
             ForkError, RuntimeClosed, WrongLoop.
         """
-        options = ServeOptions(graceful_shutdown, max_inflight, max_queue, metadata or {})
+        if unknown := options.keys() - ServeOptions.__annotations__.keys():
+            known = {"handler", "graceful_shutdown", *ServeOptions.__annotations__}
+            raise unexpected("Endpoint.serve_endpoint", sorted(unknown), known)
+        serving = Serving(graceful_shutdown, **options)
         self._runtime.check("serve_endpoint")
-        return self._runtime.worker.serve(self.name, handler, options)
+        return self._runtime.worker.serve(self.name, handler, serving)
 
     def client(self, policy: str | Policy = "round_robin") -> asyncio.Task[Client]:
         """A task whose result is a client of the endpoint. The client knows the present instances.

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any, Concatenate, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast, overload
 
 import msgspec
 
@@ -19,6 +19,7 @@ from triton_distributed.serving.signatures import CHECKS_ITSELF, Checks, item_hi
 
 T = TypeVar("T")
 P = ParamSpec("P")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @overload
@@ -58,7 +59,7 @@ def triton_worker(function: Callable[..., Awaitable[Any]] | None = None, /) -> A
     return worker
 
 
-def triton_endpoint(request_model: Any, response_model: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def triton_endpoint(request_model: Any, response_model: Any) -> Callable[[F], F]:
     """Decorate a handler function or method whose last positional argument is the request.
 
     Args:
@@ -77,7 +78,7 @@ def triton_endpoint(request_model: Any, response_model: Any) -> Callable[[Callab
     parse, decode_request = made("triton_endpoint: request_model", _parser, request_model)
     check = _but_text(made("triton_endpoint: response_model", typed_checker, item_hint(response_model)))
 
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(function: F) -> F:
         def parsed(args: tuple[Any, ...]) -> tuple[Any, ...]:
             if not args:
                 raise UnfitRequest("", "the handler was called without a request")
@@ -139,7 +140,7 @@ def triton_endpoint(request_model: Any, response_model: Any) -> Callable[[Callab
                 return item
 
         setattr(wrapper, CHECKS_ITSELF, Checks(wrapper, decode_request))
-        return wrapper
+        return cast("F", wrapper)  # It is of the same kind and takes the same arguments.
 
     return decorate
 

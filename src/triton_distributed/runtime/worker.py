@@ -30,8 +30,8 @@ logger = logging.getLogger("triton_distributed.runtime")
 
 
 @dataclass(frozen=True, slots=True)
-class ServeOptions:
-    """The options of a served endpoint; see `Endpoint.serve_endpoint`.
+class Serving:
+    """How an endpoint is served; see `options.ServeOptions`.
 
     Attributes:
         graceful: running requests may finish in a drain.
@@ -45,10 +45,10 @@ class ServeOptions:
         ValueError: a limit is invalid.
     """
 
-    graceful: bool
-    max_inflight: int | None
-    max_queue: int
-    metadata: Mapping[str, Any]
+    graceful: bool = True
+    max_inflight: int | None = None
+    max_queue: int = 0
+    metadata: Mapping[str, Any] | None = None
     contract: Mapping[str, Any] | None = None
     types: Types | None = None
 
@@ -60,7 +60,7 @@ class ServeOptions:
         if self.max_queue and self.max_inflight is None:
             raise ValueError(f"max_queue={self.max_queue}: requests wait only if max_inflight= limits the running ones")
         # The instance is registered later, and perhaps repeatedly.
-        object.__setattr__(self, "metadata", copy.deepcopy(dict(self.metadata)))
+        object.__setattr__(self, "metadata", copy.deepcopy(dict(self.metadata or {})))
 
 
 class Worker:
@@ -122,15 +122,15 @@ class Worker:
     def _running(self) -> list[str]:
         return [request.context.id() for endpoint in self.server.endpoints for request in endpoint.gate.running]
 
-    def serve(self, name: EndpointName, function: Callable[..., Any], options: ServeOptions) -> ServeTask:
+    def serve(self, name: EndpointName, function: Callable[..., Any], serving: Serving) -> ServeTask:
         """Serve an endpoint; see `Endpoint.serve_endpoint`."""
         if any(each.endpoint == name for each in self._tasks):
             raise AlreadyServed(name.path)
-        handler = Handler(function, self.threads, options.types)
+        handler = Handler(function, self.threads, serving.types)
         if self._config.handle_signals:
             # Before a socket or a record exists, because a killed process would leave it.
             self._signals.install()
-        task = ServeTask(self._serve(name, handler, options), name, self._loop)
+        task = ServeTask(self._serve(name, handler, serving), name, self._loop)
         self._tasks.add(task)
         task.add_done_callback(self._served)
         task.awaited = False  # Only the program's own use counts, and not this callback.
@@ -150,10 +150,10 @@ class Worker:
                     task.endpoint,
                 )
 
-    async def _serve(self, name: EndpointName, handler: Handler, options: ServeOptions) -> None:
+    async def _serve(self, name: EndpointName, handler: Handler, serving: Serving) -> None:
         if self.draining:
             return
-        starting = self._loop.create_task(self._start(name, handler, options, asyncio.current_task()))
+        starting = self._loop.create_task(self._start(name, handler, serving, asyncio.current_task()))
         self._starting.add(starting)
         starting.add_done_callback(self._starting.discard)
         try:
@@ -173,7 +173,7 @@ class Worker:
             await self._loop.create_future()
 
     async def _start(
-        self, name: EndpointName, handler: Handler, options: ServeOptions, task: asyncio.Task[Any] | None
+        self, name: EndpointName, handler: Handler, serving: Serving, task: asyncio.Task[Any] | None
     ) -> ServedEndpoint:
         server = self.server
         addresses = await server.listen(name, self._instance_id, self._discovery.where)
@@ -181,11 +181,13 @@ class Worker:
             self._loop,
             name,
             handler,
-            Instance(name, self._instance_id, addresses, host_name(), options.metadata, contract=options.contract),
+            Instance(
+                name, self._instance_id, addresses, host_name(), serving.metadata or {}, contract=serving.contract
+            ),
             server.slots,
-            max_inflight=options.max_inflight,
-            max_queue=options.max_queue,
-            graceful=options.graceful,
+            max_inflight=serving.max_inflight,
+            max_queue=serving.max_queue,
+            graceful=serving.graceful,
             on_wait=server.standstill.waits,
             on_exit=self._exit_wanted,
             full_tracebacks=self._config.full_tracebacks,
