@@ -15,7 +15,7 @@ __all__: list[str] = []  # Programs import these names from `triton_distributed.
 
 
 # Keys that the runtime adds to a request's metadata; a user's own key cannot begin with a NUL.
-ID, PRIORITY, RESUME = "\0id", "\0p", "\0r"
+ID, PRIORITY, RESUME, TRAVELLING = "\0id", "\0p", "\0r", "\0t"
 LOWEST_PRIORITY, HIGHEST_PRIORITY = -128, 127
 CLEANUP_S = 30.0
 """Seconds after a handler's cancellation in which the calls of its clean-up may run.
@@ -52,19 +52,23 @@ class Context:
     """The request being served, or a handle that the caller passes to `generate(…, context=)`.
 
     Args:
-        id: names the request in logs and errors; random by default.
-        metadata: plain values that travel with the request.
+        id: names the request in logs and errors. By default it is random, or in a handler the id of its request.
+        metadata: plain values by name, for the handler that is called.
+        travelling: plain values by name, for that handler and for all that it calls in turn, e.g. a user's id, or
+            `traceparent` and `tracestate` of W3C Trace Context.
 
-    A handler gets one as its second parameter. Calls that a handler makes inherit its deadline and are cancelled
-    together with it. A handler that passes its context to a call also passes on the id and the metadata. Calls that a
-    handler's clean-up makes after such a cancellation still run: see `CLEANUP_S`.
+    A handler gets one as its second parameter. Calls that a handler makes inherit its deadline, its priority, its id
+    and its travelling values, and are cancelled together with it. A handler that passes its context to a call also
+    passes on the metadata. Calls that a handler's clean-up makes after such a cancellation still run: see `CLEANUP_S`.
 
     Raises:
-        TypeError: the id is not text, or the metadata is not a mapping.
+        TypeError: the id is not text, or the metadata or the travelling values are not a mapping.
     """
 
     # The defaults are class attributes: every request makes a context, and few requests change any of them.
     metadata: Mapping[str, Any] = MappingProxyType({})
+    travelling: Mapping[str, Any] = MappingProxyType({})
+    carried: tuple[Mapping[str, Any], bytes] | None = None  # Metadata of its calls, see `runtime.metadata`.
     deadline: float | None = None  # The request's, in seconds on the event loop's clock.
     calls_deadline: float | None = None  # The handler's own calls': `deadline`, or later during clean-up.
     priority: int = 0  # Where requests wait, those with larger priorities begin first.
@@ -77,19 +81,37 @@ class Context:
     _waiters: list[asyncio.Future[None]] | None = None
     _calls: dict[AttachedCall, None] | None = None  # In the order of their start; bounded by the open calls.
 
-    def __init__(self, id: str | None = None, metadata: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        id: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        travelling: Mapping[str, Any] | None = None,
+    ) -> None:
         if id is not None:
             if not isinstance(id, str):
                 raise TypeError(f"id={id!r}: the id of a context must be a str")
             self._id = id
         if metadata is not None:
-            self.metadata = read_only(metadata)
+            self.metadata = read_only(metadata, "metadata")
+        if travelling is not None:
+            self.travelling = read_only(travelling, "travelling")
 
     def id(self) -> str:
         """The request's id."""
         if self._id is None:
-            self._id = os.urandom(16).hex()
+            serving = current.get()
+            self._id = os.urandom(16).hex() if serving is None or serving.over else serving.id()
         return self._id
+
+    def travel(self, /, **values: Any) -> None:
+        """Add values that travel: calls made with this context from now on carry them, and so do all calls below them.
+
+        In a handler these are the handler's own calls. A value replaces an earlier one of its name.
+
+        Args:
+            values: plain values. A call raises TypeError for one that cannot be encoded.
+        """
+        self.travelling = MappingProxyType({**self.travelling, **values})
 
     def remaining_s(self) -> float | None:
         """Seconds until the deadline, never below 0; None without a deadline."""
@@ -182,15 +204,15 @@ class Context:
         return f"<Context {self._id or 'unnamed'} {state}>"
 
 
-def read_only(metadata: object) -> Mapping[str, Any]:
-    """Return a read-only copy of a request's metadata.
+def read_only(values: object, name: str) -> Mapping[str, Any]:
+    """Return a read-only copy of the metadata or the travelling values of a request.
 
     Raises:
-        TypeError: the metadata is not a mapping.
+        TypeError: the values are not a mapping; `name` is the argument's name.
     """
-    if not isinstance(metadata, Mapping):
-        raise TypeError(f"metadata={metadata!r}: must be a mapping of names to plain values")
-    return MappingProxyType(dict(metadata))
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{name}={values!r}: must be a mapping of names to plain values")
+    return MappingProxyType(dict(values))
 
 
 def awaited_requests(context: Context) -> list[AwaitedRequest]:
@@ -199,6 +221,21 @@ def awaited_requests(context: Context) -> list[AwaitedRequest]:
 
 
 current: ContextVar[Context | None] = ContextVar("triton_distributed_context", default=None)
+
+
+class ServedBy(NamedTuple):
+    """The instance whose handler runs.
+
+    Attributes:
+        endpoint: the name of its endpoint, as text.
+        instance_id: its id.
+    """
+
+    endpoint: str
+    instance_id: int
+
+
+served_by: ContextVar[ServedBy | None] = ContextVar("triton_distributed_served_by", default=None)
 
 
 def current_context() -> Context | None:

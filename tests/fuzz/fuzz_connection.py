@@ -13,7 +13,7 @@ from triton_distributed.wire.connection import OVER, Connection
 from triton_distributed.wire.hello import Hello, hello_frame
 from triton_distributed.wire.stream import StreamCore
 
-HELLO = hello_frame(Hello(window=65536))
+HELLO = hello_frame(Hello(window=65536, features=["load"]))
 LIMIT = 1 << 20  # bytes of a message, so that what is announced can also be sent
 
 
@@ -21,7 +21,14 @@ class _End(Connection[StreamCore]):
     def _requested(self, stream: object, *request: object) -> None:
         self.requests += 1
 
-    requests = 0
+    def _asks(self, connection: object, keys: list[int]) -> None:
+        self.asked += len(keys)
+        self.report_load([(key, 1, 2) for key in keys[:1]])
+
+    def _heard(self, running: int, waiting: int) -> None:
+        self.loads += 1
+
+    requests = asked = loads = 0
 
 
 def _request(number: int, flags: int, body: bytes = b"") -> bytes:
@@ -50,6 +57,8 @@ SEEDS = [
         f.frame(f.DATA, 1, f.UINT64.pack(40_000) + b"a", f.MORE), f.HEADER.pack(39_000, 3, 0, 1) + bytes(200), own=True
     ),
     _said(f.frame(f.PING, 0, b"12345678"), f.frame(f.PONG, 0, b"1"), f.coded(f.GOAWAY, 0, 0, b"bye")),
+    _said(f.frame(f.ASK, 0, f.UINT64.pack(7) * 3), f.frame(f.ASK, 0, bytes(8))),
+    _said(f.frame(f.LOAD, 0, f.LOAD_ENTRY.pack(7, 1, 2) * 2), f.frame(f.LOAD, 0, bytes(16)), own=True),
     _said(HELLO),
 ]
 
@@ -66,6 +75,9 @@ def _end_of(pieces: list[bytes], own: bool) -> tuple[object, ...]:
     if own:
         for ends in (True, False):
             end.open_stream(ends)
+        end.ask_load(7, end._heard)
+    else:
+        end.on_ask = end._asks
     words = None
     try:
         for piece in pieces:
@@ -82,7 +94,7 @@ def _end_of(pieces: list[bytes], own: bool) -> tuple[object, ...]:
     assert sum(map(len, end.out)) <= 256 * (
         arrived // f.HEADER_BYTES + 1
     )  # an answer to a frame at most, and it is short
-    return words, end.requests, sorted(end.streams), end.going, end.take_output()
+    return words, end.requests, end.asked, end.loads, sorted(end.streams), end.going, end.take_output()
 
 
 def one_input(data: bytes) -> None:

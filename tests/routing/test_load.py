@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triton_distributed.routing.load import LoadBook
+from triton_distributed.routing.load import LoadBook, Reported
 
 
 def test_counts_and_forgets() -> None:
@@ -42,3 +42,26 @@ def test_is_as_large_as_what_is_open(steps: list[tuple[bool, int]]) -> None:
             still.remove(instance_id)
         assert len(book) == len(set(still))
         assert all(book[each] == still.count(each) for each in range(1, 6))
+
+
+def test_reports_of_workers() -> None:
+    now = [10.0]
+    book = LoadBook(lambda: now[0])
+    wanted: list[int] = []
+    book.want = wanted.append
+    used = [book.used]
+    assert book.reported(1) is None
+    assert wanted == [1]
+    assert [*used, book.used] == [False, True]
+    book.note_report(1, 3, 2)
+    now[0] = 10.5
+    assert book.reported(1) == (3, 2, 0.5)
+    assert book.reported(1) == Reported(in_flight=3, queued=2, age_s=0.5)
+    assert wanted == [1]
+    book.note_report(1, 4, 0)
+    assert book.reported(1) == (4, 0, 0.0)
+    book.forget_report(1)
+    book.forget_report(1)
+    assert book.reported(1) is None
+    assert book[1] == 0
+    assert LoadBook().reported(5) is None  # a book without workers

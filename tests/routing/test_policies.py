@@ -21,6 +21,7 @@ from triton_distributed.routing.policies import (
     PowerOfTwoChoices,
     Random,
     RoundRobin,
+    WithMetadata,
     checked,
     policy_named,
 )
@@ -205,3 +206,34 @@ def test_policy_that_goes_wrong_is_named() -> None:
     assert isinstance(raised.value.__cause__, KeyError)
     with pytest.raises(ValueError, match="policy Own raised IndexError"):
         checked(Own())(9, offered, LoadBook())
+
+
+def test_a_policy_with_metadata_is_found_by_its_signature() -> None:
+    def fourth(request: Any, offered: tuple[Instance, ...], load: LoadBook, metadata: Any) -> Any:
+        return offered[metadata["at"]]
+
+    def by_name(request: Any, offered: tuple[Instance, ...], load: LoadBook, *, metadata: Any = None) -> Any:
+        return offered[metadata["at"]]
+
+    def bare(*arguments: Any) -> Any:
+        assert len(arguments) == 3
+        return arguments[1][0]
+
+    for policy in (fourth, by_name):
+        made = policy_named(policy, random.Random(1))
+        assert isinstance(made, WithMetadata)
+        assert made.of_call({"at": 1})(None, instances(5, 6), LoadBook()).id == 6
+        with pytest.raises(ValueError, match=rf"{policy.__name__} raised KeyError: 'at'"):
+            made.of_call({})(None, instances(5, 6), LoadBook())
+        with pytest.raises(ValueError, match=rf"{policy.__name__} raised KeyError: 'at'"):
+            made(None, instances(5, 6), LoadBook())
+    assert policy_named(bare, random.Random(1))(None, instances(5, 6), LoadBook()).id == 5
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [lambda: None, lambda request, instances: None, lambda a, b, c, d: None, lambda metadata: None],
+)
+def test_a_policy_with_other_parameters_is_refused_when_it_is_set(policy: Any) -> None:
+    with pytest.raises(ConfigError, match=r"it takes \(.*\) .*; a policy is a function \(request, instances, load\)"):
+        policy_named(policy, random.Random(1))

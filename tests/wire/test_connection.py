@@ -139,6 +139,11 @@ OUT_OF_ORDER = [
         f.frame(f.AUTH, 0, bytes(99)), "kind 14 came on the session itself", id="a proof that nobody asked for"
     ),
     pytest.param(f.frame(f.ACCEPT, 0, bytes(7)), "ACCEPT frame holds 8 bytes", id="half an accept"),
+    pytest.param(f.frame(f.ASK, 0, bytes(9)), "ASK frame holds 8 bytes", id="an ask and a bit"),
+    pytest.param(f.frame(f.ASK, 0), "ASK frame holds 8 bytes", id="an ask for nothing"),
+    pytest.param(f.frame(f.ASK, 0, bytes(8)), "serves no endpoints", id="an ask to an end that serves none"),
+    pytest.param(f.frame(f.LOAD, 0, bytes(16)), "has not asked for it", id="a load that was not asked for"),
+    pytest.param(f.frame(f.ASK, 1, bytes(8)), "kind 15 came on stream 1", id="an ask on a stream"),
     pytest.param(f.frame(f.DATA, 5, b"\x01"), "stream 5, which was never opened", id="an item from nowhere"),
     pytest.param(f.frame(f.CANCEL, 5), "stream 5, which was never opened", id="a cancel from nowhere"),
     pytest.param(f.frame(f.CREDIT, 2**64 - 1, bytes(4)), "which was never opened", id="credit from nowhere"),
@@ -316,3 +321,48 @@ def test_two_connections_come_to_rest():
     move(client, server)
     assert (mine.state, theirs.state) == (State.CLOSED, State.CLOSED)
     assert client.streams == server.streams == {}
+
+
+# --- load ------------------------------------------------------------------------------------------------------------
+
+KNOWS = Hello(window=WINDOW, features=["load"])
+
+
+def test_a_load_is_asked_for_and_reported() -> None:
+    client, server = joined(hello=KNOWS)
+    asked: list[list[int]] = []
+    server.on_ask = lambda connection, keys: asked.append(keys)
+    loads: list[tuple[int, int]] = []
+    client.ask_load(7, lambda running, waiting: loads.append((running, waiting)))
+    server.receive(client.take_output())
+    assert asked == [[7]]
+    server.report_load([(7, 3, 2), (8, 1, 1)])  # of 8 it has not asked: it may have stopped meanwhile
+    server.report_load([(7, 2**32 - 1, 0)])
+    client.receive(server.take_output())
+    assert loads == [(3, 2), (2**32 - 1, 0)]
+
+
+def test_a_peer_that_does_not_know_it_is_not_asked() -> None:
+    client = greeted(KNOWS)
+    client.ask_load(7, lambda running, waiting: None)
+    assert client.written() == []
+
+
+def test_half_a_load_is_refused() -> None:
+    client = greeted(KNOWS, peer=KNOWS)
+    client.ask_load(7, lambda running, waiting: None)
+    with pytest.raises(RemoteProtocolError, match="LOAD frame holds 16 bytes"):
+        client.receive(f.frame(f.LOAD, 0, bytes(17)))
+
+
+def test_a_lost_session_refers_to_no_program() -> None:
+    client = greeted(KNOWS, peer=KNOWS)
+    client.ask_load(7, lambda running, waiting: None)
+    client.on_ask = lambda connection, keys: None
+    lost = [client.lost]
+    client.over()
+    assert [*lost, client.lost] == [False, True]
+    with pytest.raises(RemoteProtocolError, match="has not asked"):
+        client.receive(f.frame(f.LOAD, 0, bytes(16)))
+    with pytest.raises(RemoteProtocolError, match="serves no endpoints"):
+        client.receive(f.frame(f.ASK, 0, bytes(8)))

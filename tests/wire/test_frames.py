@@ -36,6 +36,8 @@ def test_the_numbers_of_kinds_and_codes_stay():
         "PING": 12,
         "PONG": 13,
         "AUTH": 14,
+        "ASK": 15,
+        "LOAD": 16,
     }
     assert [each.name for each in ErrorCode] == ["HANDLER", "INVALID", "DEADLINE", "CANCELLED"]
     assert [each.name for each in RejectCode] == ["OVERLOADED", "DRAINING", "UNKNOWN", "PAUSED"]

@@ -106,7 +106,7 @@ def in_state(end: End, state: State) -> Noted | None:
 
 @pytest.mark.parametrize("state", State, ids=lambda each: each.name)
 @pytest.mark.parametrize("flags", [0, f.END, f.GRACEFUL, f.END | f.GRACEFUL, f.ANNOTATED], ids=hex)
-@pytest.mark.parametrize("kind", [*Kind, 0, 15, 255], ids=str)
+@pytest.mark.parametrize("kind", [*Kind, 0, 17, 255], ids=str)
 def test_a_connection_does_what_the_table_says(state, kind, flags):
     end = greeted()
     stream: Any = in_state(end, state)

@@ -24,9 +24,10 @@ from triton_distributed.api.targets import Target
 from triton_distributed.calling.unary import answer
 from triton_distributed.config import Config
 from triton_distributed.names import EndpointName
-from triton_distributed.routing.policies import Policy
+from triton_distributed.routing.policies import MetadataPolicy, Policy
 from triton_distributed.runtime.component import Endpoint
 from triton_distributed.runtime.distributed import DistributedRuntime
+from triton_distributed.runtime.instances import InstanceStatus
 from triton_distributed.runtime.worker import Serving
 
 R = TypeVar("R")
@@ -80,7 +81,7 @@ class Connection:
         endpoint: Any,
         request: Any,
         *,
-        policy: str | Policy | None = None,
+        policy: str | Policy | MetadataPolicy | None = None,
         hedge_after_s: float | None = None,
         **options: Any,
     ) -> Any:
@@ -129,7 +130,7 @@ class Connection:
         endpoint: Any,
         request: Any,
         *,
-        policy: str | Policy | None = None,
+        policy: str | Policy | MetadataPolicy | None = None,
         **options: Any,
     ) -> ItemStream[Any]:
         """Call an endpoint that answers with a stream. The call begins now and waits for a first instance in its time.
@@ -156,6 +157,9 @@ class Connection:
             client.start("Connection.stream", request, chooses, False, False, None, target.decoder, True, **options)
         )
 
+    def _any(self, endpoint: Contract[Any, Any] | str) -> Target:
+        return self._targets.get(endpoint) or self._open(endpoint, "", "unary", "stream", "bidirectional")
+
     def _open(self, endpoint: Any, verb: str, *kinds: str) -> Target:
         """Find the target of a contract or a name that was not called here before."""
         contract = endpoint if isinstance(endpoint, Contract) else None
@@ -166,6 +170,19 @@ class Connection:
         target = Target(Endpoint(self.runtime, name).unopened_client(), contract)
         self._targets[endpoint] = target
         return target
+
+    async def instances(self, endpoint: Contract[Any, Any] | str) -> list[InstanceStatus]:
+        """The present instances of an endpoint, each with its state, its metadata and its load; see `InstanceStatus`.
+
+        Args:
+            endpoint: its contract or its name.
+
+        Raises:
+            DiscoveryError: discovery cannot be read.
+        """
+        client = self._any(endpoint).client
+        await client.view.open()
+        return client.instances()
 
     async def wait_for_instances(
         self, endpoint: Contract[Any, Any] | str, count: int = 1, *, timeout: float | None = None
@@ -181,9 +198,9 @@ class Connection:
             TimeoutError: there are fewer; the text names the endpoint and how many there are.
             DiscoveryError: discovery cannot be read.
         """
-        target = self._targets.get(endpoint) or self._open(endpoint, "", "unary", "stream", "bidirectional")
-        await target.client.view.open()
-        await target.client.wait_for_instances()
+        client = self._any(endpoint).client
+        await client.view.open()
+        await client.wait_for_instances()
 
     # serving
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from triton_distributed.routing.policies import Policy
+from triton_distributed.routing.policies import MetadataPolicy, Policy
 from triton_distributed.runtime import options
 from triton_distributed.runtime.options import RequestOptions
 
@@ -10,7 +10,7 @@ from triton_distributed.runtime.options import RequestOptions
 class UnaryOptions(RequestOptions, total=False):
     """The options of `call`, as keyword arguments: `here.call(CONTRACT, request, timeout=2)`."""
 
-    policy: str | Policy | None
+    policy: str | Policy | MetadataPolicy | None
     """Chooses the instance: `round_robin` (the default), `random`, `least_loaded`, `p2c`, or a function."""
 
     hedge_after_s: float | None
@@ -21,7 +21,7 @@ class UnaryOptions(RequestOptions, total=False):
 class StreamOptions(RequestOptions, total=False):
     """The options of `stream`, as keyword arguments: `here.stream(CONTRACT, request, resume=True)`."""
 
-    policy: str | Policy | None
+    policy: str | Policy | MetadataPolicy | None
     """Chooses the instance: `round_robin` (the default), `random`, `least_loaded`, `p2c`, or a function."""
 
     resume: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from triton_distributed.api.contracts import Contract, ContractMismatch
@@ -9,7 +10,7 @@ from triton_distributed.api.schema import differences
 from triton_distributed.calling.reader import ItemDecoder
 from triton_distributed.names import Instance
 from triton_distributed.routing.load import LoadBook
-from triton_distributed.routing.policies import Direct, Policy
+from triton_distributed.routing.policies import Direct, Policy, WithMetadata
 from triton_distributed.runtime.client import Client
 
 
@@ -59,7 +60,9 @@ class Target:
         known = self.client.view.is_open and bool(self.client.view.candidates)
         if self._contract is None or (known and not self._unfit):
             return policy
-        return _Fitting(policy, self) if not isinstance(policy, Direct) else policy
+        if isinstance(policy, Direct):
+            return policy
+        return _FittingWithMetadata(policy, self) if isinstance(policy, WithMetadata) else _Fitting(policy, self)
 
     def choose(self, policy: Policy, request: Any, instances: tuple[Instance, ...], load: LoadBook) -> Instance:
         """Choose among the instances that fit."""
@@ -82,3 +85,16 @@ class _Fitting:
 
     def __call__(self, request: Any, instances: tuple[Instance, ...], load: LoadBook) -> Instance:
         return self._target.choose(self._policy, request, instances, load)
+
+
+class _FittingWithMetadata(WithMetadata):
+    """The same for a policy that takes the metadata of each call."""
+
+    __slots__ = ("_inner", "_target")
+
+    def __init__(self, inner: WithMetadata, target: Target) -> None:
+        self._inner = inner
+        self._target = target
+
+    def of_call(self, metadata: Mapping[str, Any]) -> Policy:
+        return _Fitting(self._inner.of_call(metadata), self._target)

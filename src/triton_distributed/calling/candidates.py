@@ -10,12 +10,14 @@ from dataclasses import replace
 from typing import Any
 
 from triton_distributed.calling.ejection import Ejector
+from triton_distributed.calling.load_watch import LoadWatch
 from triton_distributed.discovery import Added, Change, Removed, Snapshot, Watch
 from triton_distributed.discovery.table import EndpointTable
 from triton_distributed.errors import DiscoveryError, RuntimeClosed
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.routing.load import LoadBook
 from triton_distributed.routing.rotation import Rotation
+from triton_distributed.transport.session import Session
 
 logger = logging.getLogger("triton_distributed.runtime")
 
@@ -29,7 +31,7 @@ class Candidates:
     Args:
         watch: begins to watch the endpoint; it passes each change to a function, the first one before it returns.
         on_removed: called with the addresses of an instance that discovery no longer reports.
-        connected: whether there is a live connection to these addresses.
+        session: returns the live session to these addresses, or None.
         ejection_s: see `TRD_EJECTION_S`.
 
     Attributes:
@@ -39,7 +41,7 @@ class Candidates:
         table: the instances that discovery reports.
         rotation: which instances cannot be reached, and when to try them again.
         ejector: which instances are left out because they fail far more often than others.
-        load: the number of streams that this runtime has open on each instance.
+        load: the number of streams that this runtime has open on each instance, and the workers' reports.
     """
 
     def __init__(
@@ -49,18 +51,19 @@ class Candidates:
         rng: random.Random,
         watch: Callable[[Callable[[Change], None]], Coroutine[Any, Any, Watch]],
         on_removed: Callable[[tuple[str, ...]], None] = lambda addresses: None,
-        connected: Callable[[tuple[str, ...]], bool] = lambda addresses: False,
+        session: Callable[[tuple[str, ...]], Session | None] = lambda addresses: None,
         ejection_s: float = 0.0,
     ) -> None:
         self.name = name
         self.table = EndpointTable(name)
         self.rotation = Rotation(rng)
         self.ejector = Ejector(name, loop, rng, ejection_s, self._refresh)
-        self.load = LoadBook()
+        self.load = LoadBook(loop.time)
+        self._load_watch = LoadWatch(name.key, loop, self.load, self.table, session)
         self.candidates: tuple[Instance, ...] = ()
         self._loop = loop
         self._on_removed = on_removed
-        self._connected = connected
+        self._session = session
         self._known: tuple[Instance, ...] = ()
         self._unlisted: tuple[Instance, ...] = ()  # Removed from the table, but still connected.
         self._begin_watch = watch
@@ -119,6 +122,7 @@ class Candidates:
         if self._watch is not None:
             self._watch.close()
         self.ejector.close()
+        self._load_watch.close()
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_exception(RuntimeClosed("wait_for_instances"))
@@ -134,6 +138,7 @@ class Candidates:
         self._refresh()
         for each in known:
             if each.id not in self.table.by_id:
+                self._load_watch.forget(each.id)
                 self._on_removed(each.addresses)
 
     def _refresh(self) -> None:
@@ -143,7 +148,7 @@ class Candidates:
             self.candidates = self.ejector.outliers.available(_free(self.rotation.available(self.table.instances)))
         else:
             self.ejector.changed(())
-            self._unlisted = tuple(each for each in self._unlisted if self._connected(each.addresses))
+            self._unlisted = tuple(each for each in self._unlisted if self._session(each.addresses) is not None)
             self.candidates = self._unlisted
         if self.candidates:
             waiting, self._waiting = self._waiting, []
@@ -161,6 +166,7 @@ class Candidates:
         for instance in self.table.instances:
             if instance.addresses == addresses:
                 self.rotation.mark_down(instance.id, self._loop.time())
+                self._load_watch.forget(instance.id)
                 found = self.rotation.next_probe(instance.id)
         if found is not None or self._unlisted:
             self._refresh()

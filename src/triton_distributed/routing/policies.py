@@ -1,6 +1,7 @@
 """Policies, which choose an instance: `(request, instances, load) -> instance`.
 
-`instances` is never empty. A policy is called once for each attempt, on the loop's thread, and must not wait.
+`instances` is never empty. A policy is called once for each attempt, on the loop's thread, and must not wait. A user's
+policy may have a fourth parameter, `metadata`: the call's metadata and travelling values, as a read-only mapping.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import random
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from operator import attrgetter
-from typing import Any
+from types import MappingProxyType
+from typing import Any, cast
 
 from triton_distributed.errors import ConfigError, InstanceNotFound
 from triton_distributed.names import Instance
 from triton_distributed.routing.load import LoadBook
 
 Policy = Callable[[Any, tuple[Instance, ...], LoadBook], Instance]
+MetadataPolicy = Callable[[Any, tuple[Instance, ...], LoadBook, Mapping[str, Any]], Instance]
 
 _by_id = attrgetter("id")
 
@@ -153,7 +156,30 @@ class Direct:
         return found
 
 
-_BUILT_IN = (RoundRobin, Random, LeastLoaded, PowerOfTwoChoices, Direct)
+class WithMetadata:
+    """A user's policy that takes the metadata of each call.
+
+    Args:
+        policy: `(request, instances, load, metadata) -> instance`.
+    """
+
+    __slots__ = ("_name", "_policy")
+
+    def __init__(self, policy: Callable[..., Instance]) -> None:
+        self._policy = policy
+        self._name = _name_of(policy)
+
+    def of_call(self, metadata: Mapping[str, Any]) -> Policy:
+        """The policy of one call with this metadata."""
+        policy = self._policy
+        return checked(lambda request, instances, load: policy(request, instances, load, metadata=metadata), self._name)
+
+    def __call__(self, request: Any, instances: tuple[Instance, ...], load: LoadBook) -> Instance:
+        """Choose for a call without metadata."""
+        return self.of_call(MappingProxyType({}))(request, instances, load)
+
+
+_BUILT_IN = (RoundRobin, Random, LeastLoaded, PowerOfTwoChoices, Direct, WithMetadata)
 
 _NAMED: dict[str, Callable[[random.Random], Policy]] = {
     "round_robin": RoundRobin,
@@ -166,7 +192,7 @@ _NAMED: dict[str, Callable[[random.Random], Policy]] = {
 POLICY_NAMES = tuple(_NAMED)
 
 
-def policy_named(choice: str | Policy, rng: random.Random) -> Policy:
+def policy_named(choice: str | Policy | MetadataPolicy, rng: random.Random) -> Policy:
     """Return the policy that a user asked for.
 
     Args:
@@ -174,7 +200,7 @@ def policy_named(choice: str | Policy, rng: random.Random) -> Policy:
         rng: the random source of the built-in policies.
 
     Raises:
-        ConfigError: the choice is neither.
+        ConfigError: the choice is neither, or it takes other parameters.
     """
     if isinstance(choice, str):
         make = _NAMED.get(choice)
@@ -184,23 +210,51 @@ def policy_named(choice: str | Policy, rng: random.Random) -> Policy:
     if isinstance(choice, _BUILT_IN):
         return choice
     if isinstance(choice, type) or not callable(choice):
-        raise ConfigError(
-            "policy",
-            choice,
-            f"one of {', '.join(POLICY_NAMES)}, or a function (request, instances, load) -> instance",
-        )
+        raise ConfigError("policy", choice, f"one of {', '.join(POLICY_NAMES)}, or {_FORM}")
     if inspect.iscoroutinefunction(choice) or inspect.iscoroutinefunction(getattr(choice, "__call__", None)):  # noqa: B004
         raise ConfigError("policy", choice, "a policy is a plain function, because a choice must not wait: use def")
-    return checked(choice)
+    return WithMetadata(choice) if _takes_metadata(choice) else checked(cast(Policy, choice))
 
 
-def checked(policy: Policy) -> Policy:
+_FORM = "a function (request, instances, load) -> instance, with metadata as a fourth parameter if it needs that"
+
+
+def _takes_metadata(policy: Callable[..., Instance]) -> bool:
+    """Whether a user's policy has a parameter `metadata`.
+
+    Raises:
+        ConfigError: the policy cannot be called with the parameters of a policy.
+    """
+    code = getattr(policy, "__code__", None)
+    if code is not None and code.co_argcount == 3 and not code.co_kwonlyargcount and "metadata" not in code.co_varnames:
+        return False  # The usual form. A call that brings its own policy does not wait 10 µs for its signature.
+    try:
+        signature = inspect.signature(policy)
+    except ValueError:  # Some callables that are written in C have no signature.
+        return False
+    metadata = {"metadata": None} if "metadata" in signature.parameters else {}
+    try:
+        signature.bind(None, None, None, **metadata)
+    except TypeError as error:
+        raise ConfigError("policy", policy, f"it takes {signature} ({error}); a policy is {_FORM}") from None
+    return bool(metadata)
+
+
+def _name_of(policy: Callable[..., Instance]) -> str:
+    return getattr(policy, "__qualname__", None) or type(policy).__qualname__
+
+
+def checked(policy: Policy, name: str = "") -> Policy:
     """Wrap a user's policy so that its errors name it.
+
+    Args:
+        policy: the policy.
+        name: its name; by default that of the function or class.
 
     The wrapper raises `TypeError` if the policy returns something other than an instance, and `ValueError` if it raises
     or returns an instance that was not offered.
     """
-    name = getattr(policy, "__qualname__", None) or type(policy).__qualname__
+    name = name or _name_of(policy)
 
     def choose(request: Any, instances: tuple[Instance, ...], load: LoadBook) -> Instance:
         try:

@@ -5,10 +5,13 @@ import triton_distributed.system.first_process  # noqa: F401
 from triton_distributed.annotated import Annotated
 from triton_distributed.calling.response_stream import ResponseStream
 from triton_distributed.context import Context, current_context
+from triton_distributed.observe.log_context import LogContext, log_requests
+from triton_distributed.routing.affinity import Affinity
 from triton_distributed.runtime.client import Client
 from triton_distributed.runtime.component import Component, Endpoint, Namespace
 from triton_distributed.runtime.decorators import triton_endpoint, triton_worker
 from triton_distributed.runtime.distributed import DistributedRuntime
+from triton_distributed.runtime.instances import InstanceStatus
 from triton_distributed.runtime.statistics import (
     CallStatistics,
     DiscoveryStatistics,
@@ -23,6 +26,7 @@ from triton_distributed.runtime.statistics import (
 from triton_distributed.runtime.token import CancellationToken
 
 __all__ = [
+    "Affinity",
     "Annotated",
     "CallStatistics",
     "CancellationToken",
@@ -33,6 +37,8 @@ __all__ = [
     "DistributedRuntime",
     "Endpoint",
     "EndpointStatistics",
+    "InstanceStatus",
+    "LogContext",
     "LoopStatistics",
     "Namespace",
     "QueueStatistics",
@@ -42,6 +48,7 @@ __all__ = [
     "SubscriptionStatistics",
     "ThreadStatistics",
     "current_context",
+    "log_requests",
     "triton_endpoint",
     "triton_worker",
 ]

@@ -17,15 +17,24 @@ from triton_distributed.calling.response_stream import ResponseStream
 from triton_distributed.calling.resume import Resumption
 from triton_distributed.calling.services import Services
 from triton_distributed.calling.unary import answer
-from triton_distributed.context import HIGHEST_PRIORITY, ID, LOWEST_PRIORITY, PRIORITY, Context, current
+from triton_distributed.context import Context, current
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.observe import OutlierStats, Stats
 from triton_distributed.payload.codec import Message, encode
 from triton_distributed.routing.load import LoadBook
-from triton_distributed.routing.policies import Direct, Policy, Random, RoundRobin, policy_named
+from triton_distributed.routing.policies import (
+    Direct,
+    MetadataPolicy,
+    Policy,
+    Random,
+    RoundRobin,
+    WithMetadata,
+    policy_named,
+)
+from triton_distributed.runtime.instances import InstanceStatus, of_candidates
+from triton_distributed.runtime.metadata import inherited, sent, visible
 from triton_distributed.runtime.options import CallOptions, unexpected
 from triton_distributed.transport.pool import SessionPool
-from triton_distributed.wire.frames import SMALL
 
 # Types that are never streams of requests. Checking the abstract class takes longer than encoding a small request.
 _NO_STREAMS = frozenset({type(None), bool, int, float, str, bytes, list, dict, tuple})
@@ -64,7 +73,9 @@ class Client:
         ForkError, RuntimeClosed, WrongLoop: the runtime cannot be used here, or is closed.
     """
 
-    def __init__(self, services: Services, policy: str | Policy, rng: Rng, looks_elsewhere: bool) -> None:
+    def __init__(
+        self, services: Services, policy: str | Policy | MetadataPolicy, rng: Rng, looks_elsewhere: bool
+    ) -> None:
         self._services = services
         self._rng = rng
         self._looks_elsewhere = looks_elsewhere  # There may be instances in folders that this runtime does not watch.
@@ -79,7 +90,7 @@ class Client:
         request: Any,
         annotated: Literal[True] = True,
         *,
-        policy: str | Policy | None = None,
+        policy: str | Policy | MetadataPolicy | None = None,
         **options: Unpack[CallOptions],
     ) -> ResponseStream[Annotated]: ...
 
@@ -89,7 +100,7 @@ class Client:
         request: Any,
         annotated: bool | None,
         *,
-        policy: str | Policy | None = None,
+        policy: str | Policy | MetadataPolicy | None = None,
         **options: Unpack[CallOptions],
     ) -> ResponseStream[Any]: ...
 
@@ -98,7 +109,7 @@ class Client:
         request: Any,
         annotated: bool | None = True,
         *,
-        policy: str | Policy | None = None,
+        policy: str | Policy | MetadataPolicy | None = None,
         **options: Unpack[CallOptions],
     ) -> ResponseStream[Any]:
         """Call an instance chosen by the client's policy, or by `policy`: a name or a function, as for `client()`."""
@@ -158,7 +169,7 @@ class Client:
         self,
         request: Any,
         *,
-        policy: str | Policy | None = None,
+        policy: str | Policy | MetadataPolicy | None = None,
         hedge_after_s: float | None = None,
         **options: Unpack[CallOptions],
     ) -> Any:
@@ -201,12 +212,12 @@ class Client:
             if call.stopping or len(self.view.candidates) < 2 or not self._services.take_retry():
                 return None
             # The body is the encoded request of the first attempt; `request` may have changed since.
-            other = AnotherInstance(policy, call)
+            other = AnotherInstance(call.policy, call)
             return self.start("Client.call", request, other, False, True, call.body, decoder, False, **options)
 
         return await first_answer(call, hedge_after_s, second, answer)
 
-    def policy_of(self, policy: str | Policy | None) -> Policy:
+    def policy_of(self, policy: str | Policy | MetadataPolicy | None) -> Policy:
         """The policy of one call. A named one is made once, so that its state lasts from call to call."""
         if policy is None:
             return self._policy
@@ -273,15 +284,21 @@ class Client:
                 body = body.owned()
         parent = context
         serving = current.get()
-        if serving is not None and not serving.over:
+        if serving is None or serving.over:
+            serving = None
+            extra = sent(context, metadata, priority, None) if context is not None or metadata or priority else b""
+        else:
+            if context is None and not metadata and priority is None:
+                extra = inherited(serving)
+            else:
+                extra = sent(context, metadata, serving.priority if priority is None else priority, serving)
             if context is None:
                 parent = serving
-            if priority is None:
-                priority = serving.priority
             if serving.calls_deadline is not None:
                 left = max(0.0, serving.calls_deadline - loop.time())
                 timeout = left if timeout is None or left < timeout else timeout
-        extra = _metadata(context, metadata, priority) if context is not None or metadata or priority else b""
+        if isinstance(policy, WithMetadata):
+            policy = policy.of_call(visible(context, metadata, serving))
         call = Call(
             services,
             request,
@@ -293,7 +310,7 @@ class Client:
             timeout,
             None if timeout is None else loop.time() + timeout,
             extra,
-            None if context is None else context.id(),
+            None if parent is None else parent.id(),
             idempotent,
             unary,
             Resumption(services.retries, loop.time()) if resume else None,
@@ -314,6 +331,16 @@ class Client:
         return [each.id for each in self.view.table.instances]
 
     instance_ids = endpoint_ids
+
+    def instances(self) -> list[InstanceStatus]:
+        """The present instances, ordered by id, each with its state and its load.
+
+        The first use asks the workers to which this runtime is connected for their load, so `load` is None until a
+        moment later, and for a worker without a connection. Reports then come at most every 100 ms, as long as this
+        method or a policy uses them.
+        """
+        self._services.core.check("instances")
+        return of_candidates(self.view)
 
     def wait_for_endpoints(self) -> asyncio.Future[list[int]]:
         """A future that is done when at least one instance exists; its result is the ids of the instances."""
@@ -377,27 +404,6 @@ class Client:
     def __repr__(self) -> str:
         out = f" ({self.outlier_stats.out} ejected)" if self.outlier_stats.out else ""
         return f"<Client of {self.view.name}, {len(self.view.table.instances)} instances{out}, {self.stats!r}>"
-
-
-def _metadata(context: Context | None, metadata: Mapping[str, Any] | None, priority: int | None) -> bytes:
-    if context is not None and not isinstance(context, Context):
-        raise TypeError(f"context={context!r}: must be a Context, e.g. Context(id=…)")
-    if metadata and not isinstance(metadata, Mapping):
-        raise TypeError(f"metadata={metadata!r}: must be a mapping of plain values by name")
-    values = {**(context.metadata if context is not None else {}), **(metadata or {})}
-    for key in values:
-        if not isinstance(key, str) or key[:1] == "\0":  # type: ignore[redundant-expr]
-            raise TypeError(f"metadata has the key {key!r}: keys are text that does not begin with a NUL")
-    if context is not None:
-        values[ID] = context.id()
-    if priority:
-        if not LOWEST_PRIORITY <= priority <= HIGHEST_PRIORITY:
-            raise ValueError(f"priority={priority!r}: must be from {LOWEST_PRIORITY} to {HIGHEST_PRIORITY}")
-        values[PRIORITY] = priority
-    data = encode(values, "metadata")
-    if not isinstance(data, bytes) or len(data) > SMALL:
-        raise ValueError(f"metadata may have at most {SMALL:,} bytes: larger values belong in the request")
-    return data
 
 
 def _seconds(timeout: object) -> float:

@@ -11,7 +11,7 @@ from triton_distributed.calling.services import Services
 from triton_distributed.events import Event, Subscription, WorkQueue
 from triton_distributed.events.inbox import MAX_BYTES, MAX_EVENTS
 from triton_distributed.names import EndpointName, check_name, service_name
-from triton_distributed.routing.policies import Policy
+from triton_distributed.routing.policies import MetadataPolicy, Policy
 from triton_distributed.runtime.client import Client
 from triton_distributed.runtime.core import Core
 from triton_distributed.runtime.events import component_subject, namespace_subject
@@ -184,12 +184,12 @@ class Endpoint:
         self._runtime.check("serve_endpoint")
         return self._runtime.worker.serve(self.name, handler, serving)
 
-    def client(self, policy: str | Policy = "round_robin") -> asyncio.Task[Client]:
+    def client(self, policy: str | Policy | MetadataPolicy = "round_robin") -> asyncio.Task[Client]:
         """A task whose result is a client of the endpoint. The client knows the present instances.
 
         Args:
             policy: chooses the instance of each `generate`: `round_robin`, `random`, `least_loaded`, `p2c`, or a
-                function `(request, instances, load) -> instance`.
+                function `(request, instances, load) -> instance`, which may have a fourth parameter `metadata`.
 
         Raises (from the task):
             DiscoveryError: discovery cannot be read; its address is in the text.
@@ -200,12 +200,12 @@ class Endpoint:
         self._runtime.check("client")
         return self._runtime.event_loop().create_task(self._client(policy))
 
-    async def _client(self, policy: str | Policy) -> Client:
+    async def _client(self, policy: str | Policy | MetadataPolicy) -> Client:
         client = self.unopened_client(policy)
         await client.view.open()
         return client
 
-    def unopened_client(self, policy: str | Policy = "round_robin") -> Client:
+    def unopened_client(self, policy: str | Policy | MetadataPolicy = "round_robin") -> Client:
         """A client that does not know the instances yet; `await client.view.open()` reads them."""
         runtime = self._runtime
         candidates = runtime.candidates(self.name)

@@ -214,7 +214,7 @@ class DistributedRuntime:
                 self.rng,
                 lambda apply: discovery.watch(name, lambda change: apply(dialable(change, host))),
                 self.pool.ask,
-                lambda addresses: self.pool.get(addresses) is not None,
+                self.pool.get,
                 self.config.ejection_s,
             )
             self.prober.add(candidates)

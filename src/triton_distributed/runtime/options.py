@@ -13,7 +13,8 @@ class RequestOptions(TypedDict, total=False):
     """The options of every call, of the original's face and of the native API."""
 
     context: Context | None
-    """Controls the call: its id and metadata are sent, `stop_generating()` and `kill()` reach the handler."""
+    """Controls the call: its id, its metadata and its travelling values are sent, and `stop_generating()` and `kill()`
+    reach the handler. A call within a handler inherits the id and the travelling values of the handler's request."""
 
     timeout: float | None
     """Seconds for the whole call. A call within a handler inherits the handler's remaining time, if less."""

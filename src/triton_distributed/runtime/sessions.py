@@ -14,7 +14,7 @@ from triton_distributed.config import Config
 from triton_distributed.transport.fairness import FairShare
 from triton_distributed.transport.session import Session
 from triton_distributed.wire.authentication import CHALLENGE_BYTES, Authentication
-from triton_distributed.wire.hello import Hello
+from triton_distributed.wire.hello import LOAD_REPORTS, Hello
 from triton_distributed.wire.window import ByteBudget
 
 AGENT = f"triton-distributed/{__version__} python/{platform.python_version()}"
@@ -53,6 +53,7 @@ class Sessions:
             max_streams=config.max_streams,
             window=config.window_bytes,
             nonce=self._rng.getrandbits(63),
+            features=[LOAD_REPORTS],
         )
 
     def _session(self, on_request: Callable[..., None] | None, on_lost: Any, address: str) -> Session:

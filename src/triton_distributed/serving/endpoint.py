@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from triton_distributed.context import Context
+from triton_distributed.context import Context, ServedBy, served_by
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.observe import Outcome, Stats
 from triton_distributed.payload.exceptions import let_through
@@ -85,6 +85,7 @@ class ServedEndpoint:
         self.lingering = Lingering(loop, name, handler.name)
         self.task: asyncio.Task[Any] | None = None
         self.context = contextvars.copy_context()
+        self.context.run(served_by.set, ServedBy(str(name), instance.id))
         self._reported = Quiet(QUIET_S, loop.time)  # The keys are types of errors.
 
     @property

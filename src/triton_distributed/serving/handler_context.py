@@ -15,6 +15,7 @@ from triton_distributed.context import (
     LOWEST_PRIORITY,
     PRIORITY,
     RESUME,
+    TRAVELLING,
     AttachedCall,
     Context,
 )
@@ -88,13 +89,24 @@ def served_context(stream: Stream, metadata: Body) -> ServedContext:
         values = _metadata(metadata)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ServedContext(stream)  # Metadata is optional: invalid metadata does not make the request invalid.
-    name, priority = values.pop(ID, None), values.pop(PRIORITY, 0)
     context = ServedContext(stream)
-    if values.pop(RESUME, None) is not None:
-        context.resume_token = _resume_token(metadata)
-    context.metadata = MappingProxyType(values)
+    name = values.pop(ID, None)
     if isinstance(name, str):
         context._id = name
+    if values:
+        _fill(context, values, metadata)
+    return context
+
+
+def _fill(context: ServedContext, values: dict[str, Any], metadata: Body) -> None:
+    priority, travelling = values.pop(PRIORITY, 0), values.pop(TRAVELLING, None)
     if isinstance(priority, int):
         context.priority = max(LOWEST_PRIORITY, min(priority, HIGHEST_PRIORITY))
-    return context
+    if values.pop(RESUME, None) is not None:
+        context.resume_token = _resume_token(metadata)
+    if isinstance(travelling, dict):
+        valid = {key: value for key, value in travelling.items() if isinstance(key, str) and key[:1] != "\0"}
+        context.travelling = MappingProxyType(valid)
+        context.carried = (context.travelling, b"")  # Plain values, as every peer sends them.
+    if values:
+        context.metadata = MappingProxyType(values)

@@ -15,6 +15,7 @@ from triton_distributed.serving.addresses import begin_to_listen
 from triton_distributed.serving.admission import HandlerSlots
 from triton_distributed.serving.endpoint import ServedEndpoint
 from triton_distributed.serving.handler_context import ServedContext, served_context
+from triton_distributed.serving.load_reports import LoadReports
 from triton_distributed.serving.request import ServedRequest
 from triton_distributed.serving.standstill import Standstill
 from triton_distributed.transport.listener import Listener
@@ -55,10 +56,11 @@ class Server:
         self._loop = loop
         self._config = config
         self._instance_id = instance_id
+        self._factory = factory
         self._by_key: dict[int, ServedEndpoint] = {}
         self._listener = Listener(
             loop,
-            lambda on_lost: factory(self._request, on_lost),
+            self._session,
             config.max_sessions,
             tls,
             networks,
@@ -69,6 +71,7 @@ class Server:
         )
         self.slots = HandlerSlots(config.max_requests)
         self.standstill = Standstill(loop, self._by_key.values)
+        self._reports = LoadReports(loop, self._by_key)
         self._listening: asyncio.Task[tuple[str, ...]] | None = None
         self.draining = False
 
@@ -123,6 +126,12 @@ class Server:
     def remove(self, endpoint: ServedEndpoint) -> None:
         """Take no more requests for `endpoint`."""
         self._by_key.pop(endpoint.name.key, None)
+
+    def _session(self, on_lost: Callable[[Session, str], None]) -> Session:
+        """A session for one more client."""
+        session = self._factory(self._request, on_lost)
+        session.connection.on_ask = self._reports.asked
+        return session
 
     def _request(
         self,
@@ -196,4 +205,5 @@ class Server:
         for endpoint in self.endpoints:
             endpoint.lingering.close()
         self.standstill.close()
+        self._reports.close()
         self._listener.close()

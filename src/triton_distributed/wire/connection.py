@@ -6,8 +6,8 @@ events through `Shell`, and sets `on_request` if the peer may open streams.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 from triton_distributed.errors import LocalProtocolError, RemoteProtocolError
 from triton_distributed.wire import frames as f
@@ -15,7 +15,7 @@ from triton_distributed.wire.assembly import Assembly, Body, Memory
 from triton_distributed.wire.authentication import Authentication
 from triton_distributed.wire.decoder import UNLIMITED, FrameDecoder
 from triton_distributed.wire.greeting import Greeting
-from triton_distributed.wire.hello import Hello
+from triton_distributed.wire.hello import LOAD_REPORTS, Hello
 from triton_distributed.wire.states import (
     CLOSED,
     ILLEGAL,
@@ -53,10 +53,15 @@ _pack_request = f.REQUEST_HEADER.pack
 
 S = TypeVar("S", bound=StreamCore)
 OnRequest = Callable[[S, int, int, float, Body, Body, "list[Memory] | None"], None]
+OnAsk = Callable[["Connection[Any]", list[int]], None]
 
 
 def _refuse_requests(stream: StreamCore, *request: object) -> None:
     raise RemoteProtocolError("this end takes no requests")
+
+
+def _refuse_asks(connection: Connection[Any], keys: list[int]) -> None:
+    raise RemoteProtocolError("this end serves no endpoints, so it has no load to report")
 
 
 class Shell(Protocol):
@@ -114,6 +119,8 @@ class Connection(Generic[S]):
             bytes are frames.
         on_request: called with a stream that the peer has opened, and its request: instance id, endpoint key, timeout
             in seconds, metadata, body, buffers. By default a request is a protocol error.
+        on_ask: called with this connection and the keys of the endpoints whose load the peer wants to know. By default
+            an ASK is a protocol error.
     """
 
     def __init__(
@@ -140,6 +147,8 @@ class Connection(Generic[S]):
         self.turn_bytes = TURN_BYTES
         self.held: ByteBudget | None = None
         self.on_request: OnRequest[S] = _refuse_requests
+        self.on_ask: OnAsk = _refuse_asks
+        self._on_load: dict[int, Callable[[int, int], None]] = {}  # by endpoint; bounded by those that this end calls
         self._budget = WindowBudget(window, session_window)
         self._last_opened = 0  # id of the last stream that this end opened
         self._last_accepted = 0  # id of the last stream that the peer opened
@@ -215,6 +224,26 @@ class Connection(Generic[S]):
         for at in range(0, len(payload), f.MAX_FRAME):
             self.out.append(f.frame(f.ACCEPT, 0, payload[at : at + f.MAX_FRAME]))
 
+    def ask_load(self, key: int, on_load: Callable[[int, int], None]) -> None:
+        """Ask for the load of an endpoint; nothing happens if the peer does not report it.
+
+        Args:
+            key: the endpoint's key.
+            on_load: called with each report: the numbers of running and of waiting requests.
+        """
+        if self.peer is not None and LOAD_REPORTS in self.peer.features:
+            self._on_load[key] = on_load
+            self.send(f.frame(f.ASK, 0, f.UINT64.pack(key)))
+
+    def report_load(self, loads: Sequence[tuple[int, int, int]]) -> None:
+        """Report the load of endpoints, for which the peer has asked.
+
+        Args:
+            loads: of each the key, and the numbers of running and of waiting requests.
+        """
+        payload = b"".join([f.LOAD_ENTRY.pack(*each) for each in loads])
+        self.send(f.frame(f.LOAD, 0, payload))
+
     def take_output(self) -> bytes:
         """Return all waiting output as one piece."""
         out = self.out
@@ -248,7 +277,14 @@ class Connection(Generic[S]):
         self.streams.clear()
         self.ready.clear()
         self.shell = OVER
+        self.on_ask = _refuse_asks
+        self._on_load.clear()
         return streams
+
+    @property
+    def lost(self) -> bool:
+        """Whether the session was lost."""
+        return self.shell is OVER
 
     def forget(self, stream: StreamCore) -> None:
         """Drop a closed stream."""
@@ -410,11 +446,27 @@ class Connection(Generic[S]):
                 self.send(f.frame(f.PONG, 0, payload))
         elif kind == f.PONG:
             self.shell.on_pong(payload)
+        elif kind == f.ASK:
+            if not payload or len(payload) % f.UINT64.size:
+                raise RemoteProtocolError("an ASK frame holds 8 bytes for each endpoint")
+            self.on_ask(self, [key for (key,) in f.UINT64.iter_unpack(payload)])
+        elif kind == f.LOAD:
+            self._loads(payload)
         elif kind == f.GOAWAY and payload:
             self.going = payload[1:].decode("utf-8", "replace")
             self.shell.on_goaway(payload[0], self.going)
         else:
             raise RemoteProtocolError(f"a frame of kind {kind} came on the session itself")
+
+    def _loads(self, payload: bytes) -> None:
+        if not self._on_load:
+            raise RemoteProtocolError("a LOAD frame came, and this end has not asked for it")
+        if not payload or len(payload) % f.LOAD_ENTRY.size:
+            raise RemoteProtocolError("a LOAD frame holds 16 bytes for each endpoint")
+        for key, running, waiting in f.LOAD_ENTRY.iter_unpack(payload):
+            on_load = self._on_load.get(key)
+            if on_load is not None:
+                on_load(running, waiting)
 
     # receiving in place
 

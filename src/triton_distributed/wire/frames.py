@@ -27,6 +27,7 @@ REQUEST_PREFIX = Struct("<QQdII")
 REQUEST_PREFIX_BYTES = REQUEST_PREFIX.size
 UINT32 = Struct("<I")
 UINT64 = Struct("<Q")
+LOAD_ENTRY = Struct("<QII")  # one endpoint in a LOAD
 
 # The payload of one frame has at most this many bytes. Larger messages are cut, so a token waits for at most one frame.
 MAX_FRAME = 256 * 1024
@@ -57,11 +58,14 @@ class Kind(IntEnum):
     PING = 12  # up to 64 bytes, which the PONG returns
     PONG = 13
     AUTH = 14  # proof that this end knows the token, and its real hello; see wire.authentication
+    ASK = 15  # u64 each: the endpoints whose load the sender wants to know; only to a peer with the feature `load`
+    LOAD = 16  # the load of such endpoints: u64 key, u32 running and u32 waiting requests, each
 
 
-HELLO, REQUEST, DATA, BATCH, END_OF_STREAM, ERROR, CANCEL, CREDIT, ACCEPT, REJECT, GOAWAY, PING, PONG, AUTH = map(
-    int, Kind
-)
+(
+    HELLO, REQUEST, DATA, BATCH, END_OF_STREAM, ERROR, CANCEL, CREDIT, ACCEPT, REJECT, GOAWAY, PING, PONG, AUTH, ASK,
+    LOAD,
+) = map(int, Kind)  # fmt: skip
 
 END = 0x01  # the last frame of this side
 MORE = 0x02  # the message continues in the next frame of this stream

@@ -17,6 +17,8 @@ from triton_distributed.wire.frames import HELLO, SMALL, frame
 MAGIC = b"TRD\0"
 VERSION = 1
 LOWEST_VERSION = 1
+LOAD_REPORTS = "load"
+"""The feature of an end that knows ASK and LOAD."""
 
 
 class Hello(msgspec.Struct, kw_only=True, omit_defaults=True):
