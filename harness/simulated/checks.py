@@ -11,6 +11,7 @@ from harness.simulated.members import Caller, Member, Worker
 from harness.simulated.network import Registry, Switch
 from triton_distributed.runtime import Client
 from triton_distributed.testing.virtual_time import waiting
+from triton_distributed.transport.session import Phase, Session
 
 
 def idle(member: Member) -> Iterator[str]:
@@ -26,12 +27,14 @@ def idle(member: Member) -> Iterator[str]:
             yield f"{where}: requests are left: {counts}"
     pool = runtime.pool
     for session in (*runtime.worker.server.sessions, *pool.sessions):
-        yield from (f"{name}: {each}" for each in _session(session, runtime.config.session_window_bytes))
-    for what in ("_dialling", "_greeting", "_parted"):
-        if getattr(pool, what):
-            yield f"{name}: the pool's {what} holds {len(getattr(pool, what))}"
-    if runtime._tasks:
-        yield f"{name}: {len(runtime._tasks)} tasks of calls are left"
+        yield from (f"{name}: {each}" for each in _session(session))
+    for session in pool.sessions:
+        if session.phase != Phase.OPEN:
+            yield f"{name}: {session!r} is left in the pool"
+    now = runtime.statistics()
+    for what, number in (("connections being made", now.dialling), ("tasks of calls", now.tasks)):
+        if number:
+            yield f"{name}: {number} {what} are left"
     if isinstance(member, Caller):
         for client in (member.answer, member.echo):
             yield from (f"{name}: {each}" for each in _client(client))
@@ -44,25 +47,24 @@ def _client(client: Client) -> Iterator[str]:
         yield f"load is left: {client.load!r}"
 
 
-def _session(session: Any, session_window: int) -> Iterator[str]:
+def _session(session: Session) -> Iterator[str]:
     """Describe what a session holds although it has no streams."""
+    connection = session.connection
     left = {
-        "streams": session.streams,
-        "frames": session.connection.out,
-        "streams ready to send": [each for each in session.connection.ready if each.outbox or each._ending],
-        "unsent requests": session.unsent,
-        "waiters": session._resumed,
+        "streams": len(session.streams),
+        "frames": len(connection.out),
+        "streams with unsent items": sum(1 for each in connection.ready if each.outbox),
+        "unsent requests": len(session.unsent),
+        "waiters": len(session.waiters),
         "handlers that have not begun": len(session.acceptance),
-        "bytes of messages": session.connection._under_way,
+        "bytes of messages": connection.incomplete_bytes,
+        "bytes of window, promised to streams that are gone,": connection.budget.promised,
     }
-    for what, value in left.items():
-        if value:
-            yield f"{session!r}: {what} are left: {value if isinstance(value, int) else len(value)}"
+    for what, number in left.items():
+        if number:
+            yield f"{session!r}: {what} are left: {number}"
     if session.paused:
         yield f"{session!r} is paused"
-    promised = session_window - session.connection._budget._left
-    if promised:
-        yield f"{session!r}: {promised} bytes of window are promised to streams that are gone"
 
 
 def found(caller: Caller, workers: list[Worker]) -> Iterator[str]:

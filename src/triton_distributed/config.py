@@ -6,29 +6,48 @@ import functools
 import logging
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from triton_distributed.errors import ConfigError, shown
 
-__all__ = ["DISCOVERY_BACKENDS", "KIB", "MIB", "Config", "environment_reference", "usual_directories"]
+__all__ = ["DISCOVERY_BACKENDS", "KIB", "MIB", "Backend", "Config", "environment_reference", "usual_directories"]
 
 logger = logging.getLogger("triton_distributed.config")
 
 KIB = 1024
 MIB = 1024 * KIB
-DISCOVERY_BACKENDS = ("file", "etcd", "memory", "static")
 TEMPORARY = "/tmp"
 REQUEST_PLANES = ("direct", "nats")
 SHORTEST_WATCHDOG_S = 0.02  # The watchdog checks the loop four times in this period; shorter periods cost too much.
 EVENT_PLANES = ("local", "nats", "")  # With "" the other settings decide.
 # Variables that the Makefile, tools/ and the tests read, or that Kubernetes sets for a service named trd-….
-NOT_SETTINGS = re.compile(
-    r"TRD_(BASE_PYTHON|PYTHON_VERSION|NO_UV|TEST_.*|(.*_)?SERVICE_(HOST|PORT(_.*)?)|(.*_)?PORT(_[0-9]+_(TCP|UDP|SCTP)(_.*)?)?)"
+NOT_SETTINGS = (
+    r"TRD_(BASE_PYTHON|PYTHON_VERSION|NO_UV|TEST_.*"
+    r"|(.*_)?SERVICE_(HOST|PORT(_.*)?)|(.*_)?PORT(_[0-9]+_(TCP|UDP|SCTP)(_.*)?)?)"
 )
+
+
+class Backend(NamedTuple):
+    """What other code needs to know of a discovery backend.
+
+    Attributes:
+        reach: where the members may be: in one `process`, on one `host`, or on several hosts of a `network`.
+        fixed: the settings list the instances, so workers cannot add or withdraw one.
+    """
+
+    reach: Literal["process", "host", "network"]
+    fixed: bool = False
+
+
+DISCOVERY_BACKENDS = {
+    "file": Backend("host"),
+    "etcd": Backend("network"),
+    "memory": Backend("process"),
+    "static": Backend("network", fixed=True),
+}
 
 
 def _setting(variable: str, default: Any, help: str, **bounds: Any) -> Any:
@@ -50,6 +69,8 @@ def _default_directory() -> Path:
 def usual_directories() -> tuple[Path, ...]:
     """Return the folders that this user's processes use without TRD_DIR; the folder of this process comes first."""
     if not hasattr(os, "geteuid"):
+        import tempfile  # slow to import, and only Windows needs it
+
         return (Path(tempfile.gettempdir()) / f"triton-distributed-{os.environ.get('USERNAME', 'user')}",)
     name = f"triton-distributed-{os.geteuid()}"
     places = [TEMPORARY]
@@ -301,11 +322,16 @@ class Config:
                 raise ConfigError(each.metadata["variable"], value, f"must be at least {low}")
 
     @property
+    def backend(self) -> Backend:
+        """The properties of the discovery backend."""
+        return DISCOVERY_BACKENDS[self.discovery]
+
+    @property
     def event_plane(self) -> str:
         """How events travel: `local`, `nats`, or "" if no configured way reaches every member."""
         if self.events or self.nats_server:
             return self.events or "nats"
-        return "" if self.discovery in ("etcd", "static") else "local"
+        return "" if self.backend.reach == "network" else "local"
 
     @property
     def nats_urls(self) -> str:
@@ -351,7 +377,7 @@ def unknown_settings(environ: Mapping[str, str]) -> list[str]:
     return [
         name
         for name, value in environ.items()
-        if name.startswith("TRD_") and value and name not in known and not NOT_SETTINGS.fullmatch(name)
+        if name.startswith("TRD_") and value and name not in known and not re.fullmatch(NOT_SETTINGS, name)
     ]
 
 

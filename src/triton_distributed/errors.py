@@ -39,8 +39,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 __all__ = [
     "AlreadyServed",
@@ -80,19 +79,15 @@ class TritonError(Exception):
     """The root of every error that this package defines."""
 
 
-_SECRETS = re.compile(r"PASSWORD|TOKEN|NKEY")
-_USER = re.compile(r"://(?:(?!://).)*@", re.DOTALL)  # A password may contain an @ or a comma.
-_PEM = re.compile(r"-----BEGIN.*", re.DOTALL)
-
-
 def without_secrets(text: str) -> str:
     """Return text with `***` for the user and password of each URL in it, and for the content of key files."""
-    return _PEM.sub("***", _USER.sub("://***@", text))
+    text = re.sub(r"(?s)://(?:(?!://).)*@", "://***@", text)  # A password may contain an @ or a comma.
+    return re.sub(r"(?s)-----BEGIN.*", "***", text)
 
 
 def shown(setting: str, value: Any) -> Any:
     """Return the value of a setting in a form that an error, a log line or a `repr` may show."""
-    if _SECRETS.search(setting):
+    if any(word in setting for word in ("PASSWORD", "TOKEN", "NKEY")):
         return value and "***"
     if not isinstance(value, str):
         text = str(value)
@@ -451,8 +446,7 @@ class DecodeError(TritonError, ValueError):
         return f"a payload that arrived cannot be read: {self.reason}"
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteCause:
+class RemoteCause(NamedTuple):
     """The facts that the runtime has about an error that a handler raised: `RemoteError.remote`.
 
     Attributes:

@@ -28,10 +28,7 @@ __all__ = [
 MAX_INSTANCE_ID = 2**63 - 1
 MAX_NAME_LENGTH = 255  # characters of one part; three parts and an id still fit the key of a discovery record
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_UNSAFE = re.compile(r"[^!-~]|[.*>%]")  # unsafe in a token of a NATS subject; `%` marks a replaced character
 _LONGEST_TOKEN = 255  # characters; two tokens fit NATS' control line of 4,096 bytes
-_SLUG = re.compile(r"[^a-z0-9_]")
 
 
 def check_name(kind: str, text: str) -> str:
@@ -50,7 +47,7 @@ def check_name(kind: str, text: str) -> str:
         raise InvalidName(kind, text, "a name must not be empty")
     if len(text) > MAX_NAME_LENGTH:
         raise InvalidName(kind, text, f"a name may have at most {MAX_NAME_LENGTH} characters, not {len(text)}")
-    if found := _CONTROL.search(text):
+    if not text.isprintable() and (found := re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", text)):
         raise InvalidName(kind, text, f"a name must not contain the control character {found.group()!r}")
     return text
 
@@ -131,6 +128,10 @@ class Instance:
             raise InvalidName("instance", str(self.id), "an instance id is greater than 0 and less than 2^63")
 
 
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9_]", "_", text.lower())
+
+
 def service_name(namespace: str, component: str) -> str:
     """Return the slug that begins the subjects of a component, e.g. `triton_init_backend_720278f8`.
 
@@ -140,7 +141,7 @@ def service_name(namespace: str, component: str) -> str:
     from blake3 import blake3  # imported here, because few programs need a service name
 
     text = f"{namespace}|{component}"
-    return f"{_SLUG.sub('_', text.lower())}_{blake3(text.encode()).hexdigest()[-8:]}".lstrip("_")
+    return f"{_slug(text)}_{blake3(text.encode()).hexdigest()[-8:]}".lstrip("_")
 
 
 def subject_token(text: str) -> str:
@@ -150,7 +151,7 @@ def subject_token(text: str) -> str:
     each byte of their UTF-8, as in a URL. Two names never share a token. If the result is longer than 255 characters,
     its first 200 are kept, followed by `%%` and 32 hex digits of the name's blake3 hash.
     """
-    token = _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found.group().encode()), text)
+    token = re.sub(r"[^!-~]|[.*>%]", lambda found: "".join(f"%{byte:02X}" for byte in found.group().encode()), text)
     if len(token) <= _LONGEST_TOKEN:
         return token
     from blake3 import blake3  # as in `service_name`
@@ -167,7 +168,7 @@ def stream_name(namespace: str, component: str, queue: str) -> str:
     from blake3 import blake3  # as in `service_name`
 
     text = f"{namespace}|{component}|{queue}"
-    return f"queue_{_SLUG.sub('_', text.lower())[:150]}_{blake3(text.encode()).hexdigest()[:16]}"
+    return f"queue_{_slug(text)[:150]}_{blake3(text.encode()).hexdigest()[:16]}"
 
 
 def request_subject(name: EndpointName, instance_id: int) -> str:

@@ -25,6 +25,8 @@ def is_public_place(module: Module) -> bool:
 
 def declared(module: Module) -> list[str] | None:
     """The names of `__all__` as written, or None where there is none. It is a plain list of text, no computation."""
+    if "__all__" not in module.text():
+        return None
     for node in module.tree().body:
         if not isinstance(node, ast.Assign | ast.AnnAssign):
             continue

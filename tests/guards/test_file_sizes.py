@@ -27,6 +27,7 @@ def test_no_class_has_too_many_methods():
             isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef) and not _is_overload(each) for each in node.body
         )
         for module in [*modules(), *modules(ROOT, "harness")]
+        if module.text().count("def ") > MOST_METHODS
         for node in ast.walk(module.tree())
         if isinstance(node, ast.ClassDef)
     }

@@ -67,16 +67,19 @@ def purity(module: Module) -> list[str]:
 
 def late_imports(module: Module) -> list[str]:
     """Imports of our own package inside functions, where they hide a cycle."""
-    found = []
-    for function in ast.walk(module.tree()):
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            for node in ast.walk(function):
-                own = isinstance(node, ast.Import) and any(a.name.split(".")[0] == PACKAGE for a in node.names)
-                if isinstance(node, ast.ImportFrom):
-                    own = bool(node.level) or (node.module or "").split(".")[0] == PACKAGE
-                if own:
-                    found.append(f"{module.at(node)}: imports our own package inside a function: move it to the top")
-    return sorted(set(found))
+    own = {node.lineno for node, name in imports(module) if node.col_offset and name.split(".")[0] == PACKAGE}
+    if not own:
+        return []
+    late = [
+        node
+        for function in ast.walk(module.tree())
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Import | ast.ImportFrom) and node.lineno in own
+    ]
+    return sorted(
+        {f"{module.at(node)}: imports our own package inside a function: move it to the top" for node in late}
+    )
 
 
 def environment(module: Module) -> list[str]:
@@ -84,6 +87,8 @@ def environment(module: Module) -> list[str]:
     if module.room == "config":
         return []
     names = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
+    if not any(name in module.text() for name in names):
+        return []
     found = []
     for node in ast.walk(module.tree()):
         attribute = isinstance(node, ast.Attribute) and node.attr in names

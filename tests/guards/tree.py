@@ -36,8 +36,11 @@ class Module:
         parts = self.name.split(".")
         return parts[1] if len(parts) > 1 else ""
 
+    def text(self) -> str:
+        return self.path.read_text(encoding="utf-8")
+
     def tree(self) -> ast.Module:
-        return ast.parse(self.path.read_text(encoding="utf-8"), str(self.path))
+        return ast.parse(self.text(), str(self.path))
 
     def at(self, node: ast.AST) -> str:
         """`file:line`, as an editor opens it."""
@@ -49,8 +52,13 @@ def modules(root: Path = SRC, package: str = PACKAGE) -> list[Module]:
     return [Module(path, root) for path in sorted((root / package).rglob("*.py"))]
 
 
-def imports(module: Module) -> Iterator[tuple[ast.stmt, str]]:
+@functools.cache  # Several guards read the same files.
+def imports(module: Module) -> tuple[tuple[ast.stmt, str], ...]:
     """Each import statement of a file with the full dotted name that it takes, `from x import y` as `x.y`."""
+    return tuple(_imports(module))
+
+
+def _imports(module: Module) -> Iterator[tuple[ast.stmt, str]]:
     for node in ast.walk(module.tree()):
         if isinstance(node, ast.Import):
             for alias in node.names:

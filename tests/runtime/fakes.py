@@ -24,7 +24,7 @@ class FakeWorker:
         self.requests = 0
         self._on_request = on_request
         self._discovery = MemoryDiscovery()
-        self._listener = Listener(self.loop, self._session, 100)
+        self._listener = Listener(self.loop, self._session, 100, health_timeout_s=10, host_timeout_s=30)
 
     def _session(self, on_lost: Any) -> Session:
         return Session(
@@ -33,6 +33,7 @@ class FakeWorker:
             window=2**18,
             session_window=2**26,
             hello_timeout_s=5,
+            host_timeout_s=30,
             on_request=self._request,
             on_lost=on_lost,
         )

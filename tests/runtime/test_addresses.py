@@ -76,7 +76,7 @@ def test_a_folder_that_cannot_be_had_leaves_tcp_and_says_so(trd_dir: Path, caplo
 
 async def test_all_addresses_or_none(trd_dir: Path) -> None:
     loop = asyncio.get_running_loop()
-    listener = Listener(loop, lambda on_lost: None, 10)  # type: ignore[arg-type, return-value]
+    listener = Listener(loop, lambda on_lost: None, 10, 10.0, 30.0)  # type: ignore[arg-type, return-value]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"unix://{trd_dir}/w.sock,tcp://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(OSError, match="cannot listen on tcp://"):

@@ -18,7 +18,6 @@ from tests.timing import PATIENCE_S
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.inbound import Inbound
 from triton_distributed.transport.listener import Listener
-from triton_distributed.transport.liveness import HEALTH_S, HOST_S
 from triton_distributed.transport.network import Networks
 from triton_distributed.transport.pool import SessionPool
 from triton_distributed.transport.session import Session
@@ -81,7 +80,7 @@ def session(
     window: int = WINDOW,
     session_window: int = SESSION_WINDOW,
     hello_timeout_s: float = PATIENCE_S,
-    host_timeout_s: float = HOST_S,
+    host_timeout_s: float = 30.0,
     address: str = "",
     token: bytes = b"",
 ) -> Watched:
@@ -200,8 +199,8 @@ class Service:
         max_sessions: int = 10_000,
         tls: SessionTls | None = None,
         networks: Networks | None = None,
-        health_timeout_s: float = HEALTH_S,
-        host_timeout_s: float = HOST_S,
+        health_timeout_s: float = 10.0,
+        host_timeout_s: float = 30.0,
         **options: Any,
     ) -> None:
         self.running: set[Serving] = set()
@@ -214,10 +213,10 @@ class Service:
             asyncio.get_running_loop(),
             lambda on_lost: self._session(on_lost, {"host_timeout_s": host_timeout_s, **options}),
             max_sessions,
-            tls,
-            networks,
             health_timeout_s,
             host_timeout_s,
+            tls,
+            networks,
         )
 
     def _session(self, on_lost: Any, options: dict[str, Any]) -> Watched:
@@ -322,7 +321,7 @@ class Caller:
 async def calling(
     timeout_s: float = PATIENCE_S,
     health_timeout_s: float = PATIENCE_S,
-    host_timeout_s: float = HOST_S,
+    host_timeout_s: float = 30.0,
     tls: SessionTls | None = None,
     networks: Networks | None = None,
     **options: Any,

@@ -189,7 +189,7 @@ async def test_a_session_that_is_lost_while_the_kernel_is_full_lets_its_senders_
         body = f.REQUEST_PREFIX.pack(1, 2, 1.0, 1, 0)
         sending = asyncio.ensure_future(stream.send(body, [memoryview(bytes(100_000))], f.END, f.REQUEST))
         async with asyncio.timeout(PATIENCE_S):
-            while not (made.paused and made._resumed):
+            while not (made.paused and made.waiters):
                 await asyncio.sleep(0)
         there.close()
         async with asyncio.timeout(PATIENCE_S):
@@ -211,7 +211,7 @@ async def test_nothing_is_kept_of_senders_that_gave_up_while_the_kernel_is_full(
             stream.abort(f.CANCEL)
         assert made.paused
         assert made.streams == {}
-        assert len(made._resumed) < 20
+        assert len(made.waiters) < 20
         assert len(made.connection.ready) < 20
 
 

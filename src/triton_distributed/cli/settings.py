@@ -23,7 +23,9 @@ def settings(**overrides: Any) -> Config:
     config = Config.from_env(**overrides)
     if config.log_level.lower() not in LEVELS:
         raise ConfigError("TRD_LOG", config.log_level, f"one of {', '.join(LEVELS)}")
-    if config.discovery == "memory":
-        raise ConfigError("TRD_DISCOVERY", "memory", "processes do not share memory: use file or static with trd")
+    if config.backend.reach == "process":
+        raise ConfigError(
+            "TRD_DISCOVERY", config.discovery, "processes do not share memory: use file or static with trd"
+        )
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     return config

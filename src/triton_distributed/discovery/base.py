@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
+
+import msgspec
 
 from triton_distributed.names import EndpointName, Instance
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(msgspec.Struct, frozen=True):
     """All instances that exist now. It replaces all earlier knowledge."""
 
     instances: tuple[Instance, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Added:
+class Added(msgspec.Struct, frozen=True):
     """An instance is new or has changed. It replaces the instance with the same endpoint and id."""
 
     instance: Instance
 
 
-@dataclass(frozen=True, slots=True)
-class Removed:
+class Removed(msgspec.Struct, frozen=True):
     """An instance is gone: it was withdrawn, or its process has died."""
 
     endpoint: EndpointName

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from struct import Struct
 from typing import Any
+
+import msgspec
 
 from triton_distributed.errors import DecodeError
 from triton_distributed.payload.codec import Message, decode, encode
@@ -17,8 +18,7 @@ _HEAD = Struct(">BQI")
 _LENGTH = Struct(">Q")
 
 
-@dataclass(slots=True)
-class Event:
+class Event(msgspec.Struct):
     """A published event.
 
     Attributes:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from triton_distributed.errors import BrokerError
 from triton_distributed.events.nats import words
@@ -36,8 +37,7 @@ NAME_IN_USE = 10058
 """JetStream's error code for a stream that exists with another configuration. It is used as the operator made it."""
 
 
-@dataclass(frozen=True, slots=True)
-class QueueNames:
+class QueueNames(msgspec.Struct, frozen=True):
     """The names of a queue.
 
     Attributes:

@@ -6,9 +6,10 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+
+import msgspec
 
 from triton_distributed.errors import BrokerError, ConfigError, without_secrets
 from triton_distributed.quiet import Quiet
@@ -33,18 +34,20 @@ QUIET_S = 5.0
 """Seconds between two log entries with the same error of the client library."""
 
 
-@dataclass(frozen=True, slots=True)
-class NatsOptions:
+class NatsOptions(msgspec.Struct, frozen=True):
     """How to reach a NATS server. `servers` is one or more URLs, separated by commas."""
 
-    servers: str = field(default="nats://localhost:4222", repr=False)  # a URL may hold a password
+    servers: str = "nats://localhost:4222"
     username: str = ""
-    password: str = field(default="", repr=False)
-    token: str = field(default="", repr=False)
-    nkey: str = field(default="", repr=False)
+    password: str = ""
+    token: str = ""
+    nkey: str = ""
     credentials_file: str = ""
     tls: Callable[[], ssl.SSLContext] | None = None
     timeout_s: float = 5.0
+
+    def __repr__(self) -> str:
+        return f"<NatsOptions for {without_secrets(self.servers)}>"  # All other fields may be secrets.
 
 
 class NatsConnection:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sysconfig
 import traceback
 from collections.abc import Sequence
 from types import CodeType, FrameType
@@ -14,8 +13,7 @@ DEEPEST = 40
 """Number of frames of a stack that are logged, the innermost ones."""
 
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-_PATHS = sysconfig.get_paths()
-_STDLIB = tuple(os.path.join(_PATHS[name], "") for name in ("stdlib", "platstdlib") if name in _PATHS)
+_STDLIB = os.path.join(os.path.dirname(os.__file__), "")
 _PACKAGES = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
 _LOOPS = tuple(f"{os.sep}{name}{os.sep}" for name in ("asyncio", "uvloop"))
 _RUN_CALLBACK = asyncio.Handle._run.__code__

@@ -23,7 +23,7 @@ MAX_FIELDS = 1024  # fields of a structured dtype, on all levels together: enoug
 MAX_LEVELS = 32  # nesting levels of structured dtypes; NumPy's arrays once had the same limit of dimensions
 
 _SIMPLE = re.compile(r"[<>|=](?:[biufcSUV][0-9]{1,9}|[Mm]8(?:\[[0-9]{0,9}(?:Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?)\Z")
-_ADDED = re.compile(r"(?P<module>[A-Za-z_][\w.]{0,100})\.(?P<name>[A-Za-z_]\w{0,60}):(?P<size>[1-9][0-9]{0,4})\Z", re.A)
+_ADDED = r"(?a)(?P<module>[A-Za-z_][\w.]{0,100})\.(?P<name>[A-Za-z_]\w{0,60}):(?P<size>[1-9][0-9]{0,4})\Z"
 """The name of a dtype that another library added to NumPy, e.g. `ml_dtypes.bfloat16:2`, with bytes per element."""
 
 _TORCH = {
@@ -44,8 +44,8 @@ _TORCH = {
 }
 """The dtypes that torch and NumPy share, for a receiver without torch."""
 
-_TORCH_NAME = re.compile(r"[a-pr-z]\w{0,60}\Z", re.A)  # names of quantized dtypes begin with q; they are excluded
-_NUMBERS = re.compile(r"b?float|complex")  # dtypes that mean the same in ml_dtypes
+_TORCH_NAME = r"(?a)[a-pr-z]\w{0,60}\Z"  # names of quantized dtypes begin with q; they are excluded
+_NUMBERS = ("float", "bfloat", "complex")  # beginnings of the names of dtypes that mean the same in ml_dtypes
 _OF_SIZE = {1: "uint8", 2: "int16", 4: "int32", 8: "int64", 16: "complex128"}  # by bytes per element, for copies
 
 
@@ -211,7 +211,7 @@ def tensor_from_wire(header: memoryview, arrived: Arrived) -> Any:
     """
     tensor = _decode_tensor(header)
     name, plain = tensor.dtype, _TORCH.get(tensor.dtype)
-    if not _TORCH_NAME.match(name) or (plain is None and not 0 < tensor.itemsize < 100_000):
+    if plain is None and not (re.match(_TORCH_NAME, name) and 0 < tensor.itemsize < 100_000):
         raise DecodeError(f"a tensor of invalid dtype {name!r} with {tensor.itemsize} bytes per element")
     buffer = arrived.take(tensor.payload)
     torch = sys.modules.get("torch")
@@ -224,7 +224,7 @@ def tensor_from_wire(header: memoryview, arrived: Arrived) -> Any:
             buffer = bytearray(buffer)
         return torch.frombuffer(buffer, dtype=dtype).reshape(tensor.shape)
     if plain is None:
-        plain = f"ml_dtypes.{name}:{tensor.itemsize}" if _NUMBERS.match(name) else f"|V{tensor.itemsize}"
+        plain = f"ml_dtypes.{name}:{tensor.itemsize}" if name.startswith(_NUMBERS) else f"|V{tensor.itemsize}"
     np = _imported_numpy()
     return _over(np, buffer, _dtype(np, plain), tensor.shape, "C")
 
@@ -260,7 +260,7 @@ def _describe(dtype: Any) -> Any:
     if dtype.num in range(256) and _SIMPLE.match(dtype.str):  # other libraries added all other dtypes
         return dtype.str
     text = f"{dtype.type.__module__}.{dtype.type.__name__}:{dtype.itemsize}"
-    return text if _ADDED.match(text) else f"|V{dtype.itemsize}"
+    return text if re.match(_ADDED, text) else f"|V{dtype.itemsize}"
 
 
 def _describe_structured(dtype: Any, left: list[int], level: int) -> Any:
@@ -322,7 +322,7 @@ def _named_dtype(text: str) -> Any:
             return dtype
     elif text in _added_dtypes:
         return _added_dtypes[text]
-    elif added := _ADDED.match(text):
+    elif added := re.match(_ADDED, text):
         return _added_dtype(text, added["module"], added["name"], int(added["size"]))
     raise DecodeError(f"an array of unknown dtype {text!r}")
 

@@ -37,7 +37,7 @@ RequestDecoder = Callable[..., Any]
 
 _NATIVE = (bytes, bytearray, memoryview)  # types of msgpack; without this list msgspec would read text as base64
 
-_PLACE = re.compile(r"(?P<text>.*) - at `(?P<key>key` in `)?\$\[0\](?P<path>.*)`\Z", re.DOTALL)
+_PLACE = r"(?s)(?P<text>.*) - at `(?P<key>key` in `)?\$\[0\](?P<path>.*)`\Z"
 
 
 class _HoldsModel(Exception):
@@ -153,7 +153,7 @@ def _fitted(convert: Callable[[Any, Own], Any], value: Any, models: Own, what: s
 
 def _in_words(error: Exception, what: str) -> str:
     text = str(error)
-    if place := _PLACE.match(text):
+    if place := re.match(_PLACE, text):
         return f"{what}{place['path']}{' key' if place['key'] else ''}: {place['text']}"
     return f"{what}: {text}"
 

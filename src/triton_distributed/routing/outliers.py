@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
+
+import msgspec
 
 from triton_distributed.names import Instance
 
@@ -25,8 +26,7 @@ GROWTH = 60.0  # the longest ejection as a multiple of the first: 5 minutes for 
 _HIGHEST = 6  # the first level at which 2^level is above `GROWTH`
 
 
-@dataclass(frozen=True, slots=True)
-class Ejection:
+class Ejection(msgspec.Struct, frozen=True):
     """The ejection of one instance.
 
     Attributes:

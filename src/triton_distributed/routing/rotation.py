@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
+
+import msgspec
 
 from triton_distributed.names import Instance
 
@@ -16,8 +17,7 @@ FIRST_PROBE_S = 0.05  # seconds until the first probe: about the time in which a
 LAST_PROBE_S = 5.0  # longest wait between probes: a dead worker costs each client one connection attempt in this time
 
 
-@dataclass(frozen=True, slots=True)
-class Down:
+class Down(msgspec.Struct, frozen=True):
     """Why and until when an instance is out of rotation.
 
     Attributes:

@@ -173,6 +173,7 @@ class DistributedRuntime:
             endpoints=tuple(map(statistics.of_endpoint, listed)),
             calls=statistics.of_calls(self._candidates, self.clients),
             sessions=statistics.of_sessions(self.pool.sessions, worker.server.sessions),
+            dialling=self.pool.dialling,
             held_bytes=self._held.bytes,
             held_limit_bytes=self._held.most,
             subscriptions=tuple(map(statistics.of_subscription, events.inboxes)),

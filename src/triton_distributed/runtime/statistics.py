@@ -91,7 +91,9 @@ class SessionStatistics(msgspec.Struct, frozen=True):
         streams: the number of open streams.
         blocked: streams that may not send until their reader at the other end reads.
         queued_bytes: output that waits to be written, in bytes.
+        waiting: requests and handlers that wait until the kernel accepts output.
         unread_messages: received messages that were not read yet.
+        incomplete_bytes: announced sizes of messages that have not arrived completely, in bytes.
         window_bytes: bytes that the peer may send unread, over all open streams.
         window_limit_bytes: the budget of these windows, `TRD_SESSION_WINDOW_BYTES`.
     """
@@ -104,7 +106,9 @@ class SessionStatistics(msgspec.Struct, frozen=True):
     streams: int
     blocked: int
     queued_bytes: int
+    waiting: int
     unread_messages: int
+    incomplete_bytes: int
     window_bytes: int
     window_limit_bytes: int
 
@@ -198,6 +202,7 @@ class RuntimeStatistics(msgspec.Struct, frozen=True):
         endpoints: the endpoints that it serves.
         calls: its calls, one entry for each called endpoint.
         sessions: its sessions with other runtimes; one session serves all endpoints of a worker.
+        dialling: the number of sessions that are being made.
         held_bytes: bytes of clients' data, except small requests, that this worker holds in memory.
         held_limit_bytes: the limit of `held_bytes`, `TRD_MAX_HELD_BYTES`.
         subscriptions: its subscriptions to events.
@@ -213,6 +218,7 @@ class RuntimeStatistics(msgspec.Struct, frozen=True):
     endpoints: tuple[EndpointStatistics, ...]
     calls: tuple[CallStatistics, ...]
     sessions: tuple[SessionStatistics, ...]
+    dialling: int
     held_bytes: int
     held_limit_bytes: int
     subscriptions: tuple[SubscriptionStatistics, ...]
@@ -288,7 +294,9 @@ def of_session(session: Session, role: str) -> SessionStatistics:
         streams=len(streams),
         blocked=sum(stream.credit <= 0 for stream in streams),
         queued_bytes=queued,
+        waiting=len(session.waiters),
         unread_messages=sum(len(stream.inbox) for stream in streams),
+        incomplete_bytes=session.connection.incomplete_bytes,
         window_bytes=session.connection.budget.promised,
         window_limit_bytes=session.connection.budget.total,
     )

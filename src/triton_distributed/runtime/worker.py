@@ -6,8 +6,9 @@ import asyncio
 import copy
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from triton_distributed.config import Config
 from triton_distributed.discovery import Discovery
@@ -29,8 +30,7 @@ from triton_distributed.transport.tls import SessionTls
 logger = logging.getLogger("triton_distributed.runtime")
 
 
-@dataclass(frozen=True, slots=True)
-class Serving:
+class Serving(msgspec.Struct):
     """How an endpoint is served; see `options.ServeOptions`.
 
     Attributes:
@@ -60,7 +60,7 @@ class Serving:
         if self.max_queue and self.max_inflight is None:
             raise ValueError(f"max_queue={self.max_queue}: requests wait only if max_inflight= limits the running ones")
         # The instance is registered later, and perhaps repeatedly.
-        object.__setattr__(self, "metadata", copy.deepcopy(dict(self.metadata or {})))
+        self.metadata = copy.deepcopy(dict(self.metadata or {}))
 
 
 class Worker:
@@ -102,7 +102,7 @@ class Worker:
         self._discovery = discovery
         self._instance_id = instance_id
         self._shutdown = shutdown
-        fixed = config.discovery == "static"  # Static discovery makes the ids from the addresses.
+        fixed = config.backend.fixed  # Then the addresses determine the ids.
         self.server = server = Server(
             loop, config, None if fixed else instance_id, factory, tls, networks, self._addresses_checked
         )

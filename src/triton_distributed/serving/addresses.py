@@ -77,13 +77,13 @@ def listen_addresses(config: Config, name: EndpointName, instance_id: int, where
             plane = f"TRD_REQUEST_PLANE is {config.request_plane}"
             raise ConfigError("TRD_LISTEN", config.listen, f"{plane}, which does not listen on such an address")
         return addresses
-    if config.discovery == "static":
+    if config.backend.fixed:
         raise ConfigError("TRD_LISTEN", "", "static discovery needs the address that TRD_STATIC names for this worker")
     if config.request_plane == "nats":
         return (Address("nats", request_subject(name, instance_id)),)
-    if config.discovery == "memory":
+    if config.backend.reach == "process":
         return (Address("memory", f"{instance_id:x}"),)
-    if config.discovery == "etcd":
+    if config.backend.reach == "network":
         everywhere = Address("tcp", wildcard(), 0)
         if not UNIX_SOCKETS:
             return (everywhere,)

@@ -62,10 +62,10 @@ class Server:
             loop,
             self._session,
             config.max_sessions,
-            tls,
-            networks,
             config.health_timeout_s,
             config.host_timeout_s,
+            tls,
+            networks,
             config.max_greeting,
             looked=looked,
         )

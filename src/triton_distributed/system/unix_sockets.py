@@ -36,7 +36,7 @@ SOCKET_BUFFER = 512 * 1024
 tokens."""
 
 # The default names of sockets: the worker's id; before the worker listens, its process id and a number.
-_OURS = re.compile(r"[0-9a-f]{16}\.sock|\.\d+-\d+\.sock")
+_OURS = r"[0-9a-f]{16}\.sock|\.\d+-\d+\.sock"
 _numbers = itertools.count()
 # The errors of file systems without hard links.
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
@@ -90,7 +90,7 @@ async def connect(loop: asyncio.AbstractEventLoop, path: str, protocol: asyncio.
         transport, _ = await loop.create_unix_connection(lambda: protocol, sock=sock)
     except BaseException as error:
         sock.close()
-        if isinstance(error, ConnectionRefusedError) and _OURS.fullmatch(Path(path).name):
+        if isinstance(error, ConnectionRefusedError) and re.fullmatch(_OURS, Path(path).name):
             _remove(Path(path))  # The worker is dead, see `listen`.
         raise
     if transport.is_closing() and not isinstance(loop, asyncio.BaseEventLoop):
@@ -211,7 +211,7 @@ def sweep(folder: Path) -> None:
     """Remove the sockets of workers that were killed, and no other files."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for _, entry in zip(range(SWEEP), entries, strict=False):
-            if not _OURS.fullmatch(entry.name):
+            if not re.fullmatch(_OURS, entry.name):
                 continue
             if entry.name.startswith(".") and time.time() - entry.stat(follow_symlinks=False).st_mtime < FRESH_S:
                 continue  # The socket was bound a moment ago and will listen soon.

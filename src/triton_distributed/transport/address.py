@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 from triton_distributed.errors import ConfigError
 
 SCHEMES = ("unix", "tcp", "memory", "nats")
 # A NATS subject is a list of tokens without blanks and wildcards, joined by dots. Its length keeps the server's control
 # lines, which hold two subjects, below their 4096 bytes.
-_SUBJECT = re.compile(r"(?=.{1,1000}\Z)[!-)+-\-/-=?-~]+(\.[!-)+-\-/-=?-~]+)*\Z")
+_SUBJECT = r"(?=.{1,1000}\Z)[!-)+-\-/-=?-~]+(\.[!-)+-\-/-=?-~]+)*\Z"
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(msgspec.Struct, frozen=True):
     """The address of a worker.
 
     Attributes:
@@ -45,7 +45,7 @@ class Address:
         if scheme != "tcp":
             if scheme == "unix" and not rest.startswith("/"):
                 raise ConfigError(setting, text, "the path of a Unix socket is absolute: unix:///path")
-            if scheme == "nats" and not _SUBJECT.match(rest):
+            if scheme == "nats" and not re.match(_SUBJECT, rest):
                 raise ConfigError(setting, text, "a NATS address is nats://subject, without wildcards and blanks")
             return cls(scheme, rest)
         host, mark, port = rest.rpartition(":")

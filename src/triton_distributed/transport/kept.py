@@ -13,8 +13,9 @@ import os
 import socket
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from triton_distributed.errors import TritonError
 from triton_distributed.system import unix_sockets
@@ -32,8 +33,7 @@ RETRY_S = 5.0
 SETTLE_S = 0.3
 
 
-@dataclass(slots=True)
-class _Kept:
+class _Kept(msgspec.Struct):
     """One address.
 
     Attributes:

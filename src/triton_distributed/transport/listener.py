@@ -20,7 +20,7 @@ from triton_distributed.transport import memory, tcp
 from triton_distributed.transport.acceptor import Acceptor
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.kept import KeptSockets
-from triton_distributed.transport.liveness import HEALTH_S, HOST_S, Liveness
+from triton_distributed.transport.liveness import Liveness
 from triton_distributed.transport.network import Networks
 from triton_distributed.transport.session import Session
 from triton_distributed.transport.tls import SessionTls
@@ -57,10 +57,10 @@ class Listener:
         loop: asyncio.AbstractEventLoop,
         factory: AcceptedFactory,
         max_sessions: int,
+        health_timeout_s: float,
+        host_timeout_s: float,
         tls: SessionTls | None = None,
         networks: Networks | None = None,
-        health_timeout_s: float = HEALTH_S,
-        host_timeout_s: float = HOST_S,
         max_greeting: int = 1000,
         *,
         looked: Callable[[], None] = lambda: None,

@@ -16,10 +16,6 @@ import math
 from collections.abc import Callable, Iterable, Sized
 from typing import Generic, Protocol, TypeVar
 
-# Seconds without a byte after which a peer counts as silent. A runtime passes `TRD_HEALTH_TIMEOUT_S`.
-HEALTH_S = 10.0
-# Seconds without an acknowledgement after which a host counts as gone. A runtime passes `TRD_HOST_TIMEOUT_S`.
-HOST_S = 30.0
 # Sessions are checked this many times within the timeout. The first check that finds nothing new sends a PING, the
 # third reports the session as silent: by then three to four quarters of the timeout have passed since the last byte.
 # Only one PING is under way at a time, because a connection itself repeats lost data.
@@ -61,9 +57,9 @@ class Liveness(Generic[W]):
     Args:
         loop: the running loop.
         sessions: returns the sessions that are open now.
-        timeout_s: seconds without a byte after which a session is silent.
+        timeout_s: seconds without a byte after which a session is silent: `TRD_HEALTH_TIMEOUT_S`.
         host_s: seconds without an acknowledgement from the peer's host after which its sessions end, at least
-            `timeout_s`.
+            `timeout_s`: `TRD_HOST_TIMEOUT_S`.
         on_silent: called with a session that fell silent, once until something arrives; None to send no PINGs and
             watch only hosts.
     """

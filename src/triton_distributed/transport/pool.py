@@ -11,7 +11,7 @@ from triton_distributed.errors import ConnectionFailed, ProtocolError
 from triton_distributed.system import unix_sockets
 from triton_distributed.transport import memory, tcp
 from triton_distributed.transport.address import Address
-from triton_distributed.transport.liveness import HEALTH_S, HOST_S, Liveness
+from triton_distributed.transport.liveness import Liveness
 from triton_distributed.transport.network import Networks
 from triton_distributed.transport.session import Session
 from triton_distributed.transport.tls import SessionTls
@@ -50,8 +50,8 @@ class SessionPool:
         factory: SessionFactory,
         timeout_s: float,
         on_lost: Callable[[Addresses, str], None],
-        health_timeout_s: float = HEALTH_S,
-        host_timeout_s: float = HOST_S,
+        health_timeout_s: float,
+        host_timeout_s: float,
         tls: SessionTls | None = None,
         networks: Networks | None = None,
     ) -> None:
@@ -75,6 +75,11 @@ class SessionPool:
     def sessions(self) -> tuple[Session, ...]:
         """All sessions: before their hello, open, and going away with streams still open."""
         return (*self._greeting, *self._live.values(), *self._parted)
+
+    @property
+    def dialling(self) -> int:
+        """The number of sessions that are being made."""
+        return len(self._dialling)
 
     def get(self, addresses: Addresses) -> Session | None:
         """Return the live session to these addresses, or None."""

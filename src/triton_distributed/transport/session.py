@@ -19,7 +19,7 @@ from triton_distributed.transport.address import Address
 from triton_distributed.transport.fairness import FairShare
 from triton_distributed.transport.host_loss import host_gone
 from triton_distributed.transport.inbound import Inbound
-from triton_distributed.transport.liveness import HOST_S, SILENT
+from triton_distributed.transport.liveness import SILENT
 from triton_distributed.transport.stream import Stream
 from triton_distributed.transport.tcp import tcp_socket, tune
 from triton_distributed.transport.tls import TlsFailed
@@ -69,6 +69,7 @@ class Session(asyncio.Protocol):
         phase: the phase of its life.
         lost: why it was lost; None in every phase but `LOST`.
         paused: the kernel accepts no output for now; output waits in `out` and in the streams.
+        waiters: the futures of those that wait until the kernel accepts output, oldest first.
         heard: something has arrived since the last check of `transport.liveness`.
         missed_checks: checks of `transport.liveness` in a row that found nothing new while streams were open; negative
             without streams.
@@ -89,7 +90,7 @@ class Session(asyncio.Protocol):
         window: int,
         session_window: int,
         hello_timeout_s: float,
-        host_timeout_s: float = HOST_S,
+        host_timeout_s: float,
         on_request: OnRequest[Stream] | None,
         on_lost: Callable[[Session, str], None],
         address: str = "",
@@ -123,7 +124,7 @@ class Session(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._inbound: Inbound | None = None  # only while connected: the two refer to each other
         self._timer: asyncio.TimerHandle | None = None
-        self._resumed: dict[asyncio.Future[None], None] = {}  # oldest first; at most one for each stream or call
+        self.waiters: dict[asyncio.Future[None], None] = {}  # At most one for each stream or call.
         self._pongs: dict[bytes, asyncio.Future[None]] = {}  # by the PING's payload: empty for liveness, or `PARTING`
 
     def __repr__(self) -> str:
@@ -197,7 +198,7 @@ class Session(asyncio.Protocol):
         if self._inbound is not None and not self.paused:
             self._inbound.output_taken()
         if not self.paused:
-            for waiter in list(self._resumed):
+            for waiter in list(self.waiters):
                 if not waiter.done():
                     waiter.set_result(None)
 
@@ -236,11 +237,11 @@ class Session(asyncio.Protocol):
         """Wait until the kernel accepts output again, or the session is lost or silent."""
         if self.paused and self.lost is None:
             waiter = self.loop.create_future()
-            self._resumed[waiter] = None
+            self.waiters[waiter] = None
             try:
                 await waiter
             finally:
-                self._resumed.pop(waiter, None)
+                self.waiters.pop(waiter, None)
 
     # handlers that may begin
 
@@ -304,7 +305,7 @@ class Session(asyncio.Protocol):
         for stream in tuple(self.streams.values()):
             if stream.owner is not None:
                 stream.owner.stream_silent(stream, words)
-        for waiter in self._resumed:
+        for waiter in self.waiters:
             if not waiter.done():
                 waiter.set_result(None)
 
@@ -385,7 +386,7 @@ class Session(asyncio.Protocol):
                     logger.exception("session %s: closing stream %d failed", self.address, stream.id)
         else:
             self._share.end(streams)
-        for waiter in (*self._resumed, *self._pongs.values()):  # they find `lost` set
+        for waiter in (*self.waiters, *self._pongs.values()):  # they find `lost` set
             if not waiter.done():
                 waiter.set_result(None)
         self._pongs.clear()

@@ -114,6 +114,7 @@ class Connection(Generic[S]):
         version: the agreed version; 0 before that.
         held: counts the bytes that streams opened by peers hold, for all sessions that share it; None for no limit.
         going: the peer's reason for accepting no more streams, or None.
+        incomplete_bytes: sum of the announced sizes of messages that have not arrived completely.
         turn_bytes: bytes that one stream may produce in a turn of the loop; fewer if the peer has opened many.
         direct: the stream and message that the next bytes belong to, with what its fragment lacks; None if the next
             bytes are frames.
@@ -152,7 +153,7 @@ class Connection(Generic[S]):
         self._budget = WindowBudget(window, session_window)
         self._last_opened = 0  # id of the last stream that this end opened
         self._last_accepted = 0  # id of the last stream that the peer opened
-        self._under_way = 0  # bytes of fragmented messages that are not complete yet
+        self.incomplete_bytes = 0
         self.direct: tuple[S, Assembly, int, int, int] | None = None  # with flags, missing bytes, cost
 
     @property
@@ -300,8 +301,8 @@ class Connection(Generic[S]):
             whether the whole message may come at once. Beyond `GRANTED_AT_ONCE` messages of the largest size, messages
             come one window at a time, so that an announced message costs no memory before it arrives.
         """
-        self._under_way += size
-        return self._under_way <= GRANTED_AT_ONCE * self.max_message
+        self.incomplete_bytes += size
+        return self.incomplete_bytes <= GRANTED_AT_ONCE * self.max_message
 
     # receiving
 

@@ -67,18 +67,14 @@ def input_of(kind: int, flags: int) -> int:
 
 
 # INPUTS[kind][END flag], for the kinds that belong to a stream.
-INPUTS: tuple[tuple[int, int], ...] = tuple(
-    {
-        Kind.REQUEST: (Input.OPEN, Input.OPEN_END),
-        Kind.DATA: (Input.DATA, Input.DATA_END),
-        Kind.BATCH: (Input.DATA, Input.DATA_END),
-        Kind.END: (Input.DATA_END, Input.DATA_END),
-        Kind.ERROR: (Input.ABORT, Input.ABORT),
-        Kind.REJECT: (Input.ABORT, Input.ABORT),
-        Kind.CANCEL: (Input.ABORT, Input.ABORT),
-        Kind.CREDIT: (Input.NOTE, Input.NOTE),
-    }.get(Kind(kind), (ILLEGAL, ILLEGAL))
-    if kind in Kind._value2member_map_
-    else (ILLEGAL, ILLEGAL)
-    for kind in range(256)
-)
+_INPUTS: dict[int, tuple[int, int]] = {
+    Kind.REQUEST: (Input.OPEN, Input.OPEN_END),
+    Kind.DATA: (Input.DATA, Input.DATA_END),
+    Kind.BATCH: (Input.DATA, Input.DATA_END),
+    Kind.END: (Input.DATA_END, Input.DATA_END),
+    Kind.ERROR: (Input.ABORT, Input.ABORT),
+    Kind.REJECT: (Input.ABORT, Input.ABORT),
+    Kind.CANCEL: (Input.ABORT, Input.ABORT),
+    Kind.CREDIT: (Input.NOTE, Input.NOTE),
+}
+INPUTS = tuple(_INPUTS.get(kind, (ILLEGAL, ILLEGAL)) for kind in range(256))

@@ -6,7 +6,8 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from triton_distributed.discovery import record
 from triton_distributed.discovery.base import Added, Removed, same
@@ -21,8 +22,7 @@ _MAX_WARNED = 1024
 """Most files remembered because a warning was logged. Beyond that, the oldest may be warned about again."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
+class _Known(msgspec.Struct, frozen=True):
     instance: Instance
     signature: Signature
 

@@ -11,9 +11,10 @@ import fcntl
 import os
 import stat
 import time
-from dataclasses import dataclass
 from enum import Enum
 from io import FileIO
+
+import msgspec
 
 from triton_distributed.discovery import record
 from triton_distributed.names import Instance
@@ -109,8 +110,7 @@ class State(Enum):
     UNKNOWN = "the record cannot be read now"
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(msgspec.Struct, frozen=True):
     """The result of reading a key. `instance` is None if a held record is unchanged."""
 
     state: State
