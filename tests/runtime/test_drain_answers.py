@@ -236,6 +236,9 @@ async def test_a_slow_reader_has_all_of_the_drain_to_take_its_answers(
         loop.call_later(200 * MS, later.set_result, None)
         await later
         assert not closing.done()
+        monkeypatch.setattr(
+            session, "PART_S", PATIENCE_S
+        )  # From now on the peer reads, as fast as this machine allows.
         read = Read()
         await read.all_of(one)
         assert len(read.answers) == ANSWERS
