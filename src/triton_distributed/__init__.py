@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from triton_distributed.api.batching import Batched, BatchStatistics, QueuePolicy, batched, batched_arrays
     from triton_distributed.api.connection import Connection, connect, here
     from triton_distributed.api.contracts import Bidirectional, Contract, ContractMismatch, Stream, Unary
     from triton_distributed.api.declarations import serve
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PLACES = {
+    "api.batching": ("BatchStatistics", "Batched", "QueuePolicy", "batched", "batched_arrays"),
     "api.connection": ("Connection", "connect", "here"),
     "api.contracts": ("Bidirectional", "Contract", "ContractMismatch", "Stream", "Unary"),
     "api.declarations": ("serve",),
@@ -63,6 +65,8 @@ _PLACES = {
 _PLACE = {name: f"{__name__}.{module}" for module, names in _PLACES.items() for name in names}
 
 __all__ = [
+    "BatchStatistics",
+    "Batched",
     "Bidirectional",
     "Config",
     "Connection",
@@ -77,6 +81,7 @@ __all__ = [
     "NoInstances",
     "Overloaded",
     "Paused",
+    "QueuePolicy",
     "RemoteError",
     "ServeOptions",
     "Served",
@@ -88,6 +93,8 @@ __all__ = [
     "Unary",
     "UnaryOptions",
     "__version__",
+    "batched",
+    "batched_arrays",
     "call",
     "connect",
     "current_context",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar, Unpack, overload
 
 from triton_distributed.api.contracts import Bidirectional, Contract, Stream, Unary
 from triton_distributed.api.fit import check_handler
 from triton_distributed.api.options import ServeOptions
 from triton_distributed.context import Context
 from triton_distributed.names import EndpointName
+
+if TYPE_CHECKING:
+    from triton_distributed.api.batching import Batched, BatchedMethod
 
 DECLARED = "__trd_declared__"
 """The attribute of a function that holds its `Declaration`."""
@@ -55,6 +58,12 @@ class Declaration(NamedTuple):
 class ServesUnary(Protocol[R, A]):
     """The decorator of a handler for a unary endpoint."""
 
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # The next ones would lose `function` and `statistics`.
+        self, function: Batched[R, A], /
+    ) -> Batched[R, A]: ...
+    @overload
+    def __call__(self, function: BatchedMethod[S, R, A], /) -> BatchedMethod[S, R, A]: ...
     @overload
     def __call__(self, function: Callable[[R], Coroutine[Any, Any, A]], /) -> Callable[[R], Coroutine[Any, Any, A]]: ...
     @overload
@@ -129,6 +138,7 @@ def serve(endpoint: Contract[Any, Any] | str, /, **options: Unpack[ServeOptions]
 
     Raises:
         TypeError: the function does not fit the contract (the text names the parameter), or an option is unknown.
+        ValueError: `max_inflight` is too small for the batches of a batched function.
         InvalidName: the name does not have exactly three valid parts.
     """
     if callable(endpoint):
@@ -145,6 +155,9 @@ def serve(endpoint: Contract[Any, Any] | str, /, **options: Unpack[ServeOptions]
             raise TypeError(f"serve decorates a function or a method, not {function!r}")
         if contract is not None:
             check_handler(function, contract)
+        limit, least = options.get("max_inflight"), getattr(function, "least_inflight", 0)
+        if limit is not None and limit < least:
+            raise ValueError(f"max_inflight={limit}: the batches of {function.__qualname__} take {least} requests")
         if (known := getattr(function, DECLARED, None)) is not None:
             raise TypeError(f"{function!r} already serves {known.name}: serve another function, or use here.serve()")
         setattr(function, DECLARED, Declaration(name, contract, options))

@@ -32,6 +32,12 @@ CUT_S = 2.0
 """Seconds for the clean-up of handlers that a shutdown cancels. After them the runtime no longer waits for handlers."""
 
 
+current_endpoint: contextvars.ContextVar[ServedEndpoint | None] = contextvars.ContextVar(
+    "triton_distributed_current_endpoint", default=None
+)
+"""The endpoint whose handler runs here; None outside of handlers."""
+
+
 class ServedEndpoint:
     """An endpoint, its handler, and the requests that it has received.
 
@@ -53,6 +59,7 @@ class ServedEndpoint:
         task: completes when the endpoint is not served any more; its cancellation cancels the handlers.
         lingering: requests whose handlers were cancelled and have not ended.
         context: the `contextvars` context; each handler begins in a copy of it.
+        kept: what decorators of handlers keep for this endpoint, by keys of their own.
         registered: discovery has accepted the endpoint; it may have been paused since.
         listed: the addresses under which discovery lists the endpoint now; empty if it is not listed.
     """
@@ -86,6 +93,8 @@ class ServedEndpoint:
         self.task: asyncio.Task[Any] | None = None
         self.context = contextvars.copy_context()
         self.context.run(served_by.set, ServedBy(str(name), instance.id))
+        self.context.run(current_endpoint.set, self)
+        self.kept: dict[Any, Any] = {}
         self._reported = Quiet(QUIET_S, loop.time)  # The keys are types of errors.
 
     @property

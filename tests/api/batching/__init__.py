@@ -1,0 +1,1 @@
+"""Dynamic batching, one file a matter."""
