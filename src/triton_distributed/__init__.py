@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from triton_distributed.api.connection import Connection, connect, here
     from triton_distributed.api.contracts import Bidirectional, Contract, ContractMismatch, Stream, Unary
     from triton_distributed.api.declarations import serve
-    from triton_distributed.api.here import call, stream
-    from triton_distributed.api.items import ItemStream
+    from triton_distributed.api.here import call, send, stream
     from triton_distributed.api.options import ServeOptions, StreamOptions, UnaryOptions
     from triton_distributed.api.running import run
     from triton_distributed.api.served import Served
+    from triton_distributed.calling.item_stream import ItemStream
     from triton_distributed.config import Config
     from triton_distributed.context import Context, current_context
     from triton_distributed.errors import (
@@ -41,8 +41,8 @@ _PLACES = {
     "api.connection": ("Connection", "connect", "here"),
     "api.contracts": ("Bidirectional", "Contract", "ContractMismatch", "Stream", "Unary"),
     "api.declarations": ("serve",),
-    "api.here": ("call", "stream"),
-    "api.items": ("ItemStream",),
+    "api.here": ("call", "send", "stream"),
+    "calling.item_stream": ("ItemStream",),
     "api.options": ("UnaryOptions", "ServeOptions", "StreamOptions"),
     "api.running": ("run",),
     "api.served": ("Served",),
@@ -100,6 +100,7 @@ __all__ = [
     "current_context",
     "here",
     "run",
+    "send",
     "serve",
     "stream",
 ]

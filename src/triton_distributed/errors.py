@@ -11,6 +11,7 @@
     ├── DiscoveryError                        instances cannot be registered or watched
     ├── BrokerError (ConnectionError)         NATS cannot be reached, or refuses an operation
     ├── NoInstances (LookupError)             no instance serves the endpoint
+    ├── TooFewInstances (TimeoutError)        fewer instances than awaited have registered in time
     ├── InstanceNotFound (LookupError)        `direct` named an id that no instance has
     ├── ConnectionFailed (ConnectionError)    no instance could be reached
     ├── Overloaded                            every instance is at capacity
@@ -70,6 +71,7 @@ __all__ = [
     "StreamClosed",
     "StreamIncomplete",
     "SubscriptionClosed",
+    "TooFewInstances",
     "TritonError",
     "WrongLoop",
 ]
@@ -231,6 +233,22 @@ class NoInstances(TritonError, LookupError):
         return (
             f'no endpoints found for endpoint "{self.endpoint}"{asked}: '
             "start a worker that serves it, or await client.wait_for_instances()"
+        )
+
+
+class TooFewInstances(TritonError, TimeoutError):
+    """Fewer instances than awaited have registered in time. Fields: `wanted` and `found` (numbers), `timeout_s`, and
+    those of `NoInstances`."""
+
+    def __init__(self, endpoint: str, where: str, wanted: int, found: int, timeout_s: float, elsewhere: str = ""):
+        super().__init__(endpoint, where, wanted, found, timeout_s, elsewhere)
+        self.endpoint, self.where, self.elsewhere = endpoint, where, elsewhere
+        self.wanted, self.found, self.timeout_s = wanted, found, timeout_s
+
+    def __str__(self) -> str:
+        return (
+            f'endpoint "{self.endpoint}" has {self.found} of {self.wanted} instances after {self.timeout_s:g} s '
+            f"({self.where} was asked{self.elsewhere}): start more workers that serve it, or give a larger timeout="
         )
 
 

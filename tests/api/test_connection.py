@@ -269,3 +269,52 @@ async def test_equal_contracts_share_a_target(here: trd.Connection) -> None:
     for _ in range(3):
         assert await here.call(trd.Unary[Texts, Lengths]("test.api.measure"), Texts(["a"])) == Lengths([1])
     assert len(here.runtime.clients) == 1
+
+
+async def test_what_was_sent_runs_to_its_end(here: trd.Connection) -> None:
+    ended = asyncio.Event()
+    contract = trd.Stream[int, int]("test.api.sent")
+
+    async def handler(request: int) -> AsyncIterator[int]:
+        for number in range(request):
+            yield number
+        ended.set()
+
+    await here.serve(contract, handler, max_inflight=1)
+    await here.send(contract, 1000)
+    await ended.wait()
+
+
+async def test_what_cannot_be_handed_over_raises(here: trd.Connection) -> None:
+    free = asyncio.Event()
+    contract = trd.Unary[int, int]("test.api.full")
+
+    async def handler(request: int) -> int:
+        await free.wait()
+        return request
+
+    await here.serve(contract, handler, max_inflight=1)
+    await here.send(contract, 1)
+    with pytest.raises(trd.Overloaded):
+        await here.send(contract, 2)
+    with pytest.raises(TypeError, match=r"send\(\): .* is bidirectional: use stream\(\)"):
+        await here.send(TALK, talk)
+    free.set()
+
+
+async def test_a_refusal_raises_before_the_first_item(here: trd.Connection) -> None:
+    async with endless(here) as (contract, _, _):
+        stream = here.stream(contract, 1)
+        await stream.accepted()
+        assert await anext(stream) == 1
+        with pytest.raises(trd.InvalidRequest):
+            await here.stream("test.api.endless", "one").accepted()
+
+
+async def test_waiting_for_instances_names_what_is_missing(here: trd.Connection) -> None:
+    await here.serve(measure)
+    await here.wait_for_instances(MEASURE, 1, timeout=5)
+    with pytest.raises(TimeoutError, match=r"test/components/api/measure.*1"):
+        await here.wait_for_instances(MEASURE, 2, timeout=0.01)
+    (instance,) = await here.instances(MEASURE)
+    assert instance.id == here.runtime.instance_id

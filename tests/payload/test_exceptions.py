@@ -202,6 +202,7 @@ def test_arguments_that_the_type_does_not_take_fall_back_to_the_base_that_needs_
     "raised",
     [
         errors.NoInstances("a/components/b/c", "file"),
+        errors.TooFewInstances("a/components/b/c", "file", 3, 1, 5.0),
         errors.InstanceNotFound("a/components/b/c", 5, (1, 2)),
         errors.DeadlineExceeded("a.b.c", 1.5),
         errors.Overloaded("a/components/b/c", 3, "full"),

@@ -72,7 +72,17 @@ def test_two_ends_that_talk_in_turn_agree(script):
 @given(st.integers(0, 255), st.integers(0, 255))
 def test_every_frame_has_an_input_or_none(kind, flags):
     what = input_of(kind, flags)
-    on_streams = {Kind.REQUEST, Kind.DATA, Kind.BATCH, Kind.END, Kind.ERROR, Kind.REJECT, Kind.CANCEL, Kind.CREDIT}
+    on_streams = {
+        Kind.REQUEST,
+        Kind.DATA,
+        Kind.BATCH,
+        Kind.END,
+        Kind.ERROR,
+        Kind.REJECT,
+        Kind.CANCEL,
+        Kind.CREDIT,
+        Kind.ACCEPT,
+    }
     assert (what != ILLEGAL) == (kind in on_streams)
     if kind == Kind.CANCEL:
         assert what == (Input.NOTE if flags & f.GRACEFUL else Input.ABORT)

@@ -17,10 +17,12 @@ from triton_distributed.api.declarations import (
     declaration_of,
 )
 from triton_distributed.api.fit import check_handler
-from triton_distributed.api.items import ItemStream
 from triton_distributed.api.options import ServeOptions, StreamOptions, UnaryOptions
 from triton_distributed.api.served import Served
 from triton_distributed.api.targets import Target
+from triton_distributed.calling.accepted import accepted
+from triton_distributed.calling.item_stream import ItemStream
+from triton_distributed.calling.response_stream import discard
 from triton_distributed.calling.unary import answer
 from triton_distributed.config import Config
 from triton_distributed.names import EndpointName
@@ -171,6 +173,26 @@ class Connection:
         self._targets[endpoint] = target
         return target
 
+    async def send(self, endpoint: Contract[R, Any] | str, request: R, **options: Unpack[StreamOptions]) -> None:
+        """Hand a request over. The handler runs to its end, and its items are dropped.
+
+        It returns when a handler has begun with the request.
+
+        Args:
+            endpoint: the endpoint's contract, which is not bidirectional, or its name.
+            request: the request.
+            options: see `StreamOptions`.
+
+        Raises:
+            As `ItemStream.accepted` does.
+        """
+        target = self._targets.get(endpoint) or self._open(endpoint, "send", "unary", "stream")
+        policy = options.pop("policy", None)
+        chooses = target.fitting(target.client.policy_of(policy))
+        call = target.client.start("Connection.send", request, chooses, False, False, None, None, True, **options)
+        await accepted(call)
+        discard(call)
+
     async def instances(self, endpoint: Contract[Any, Any] | str) -> list[InstanceStatus]:
         """The present instances of an endpoint, each with its state, its metadata and its load; see `InstanceStatus`.
 
@@ -195,12 +217,12 @@ class Connection:
             timeout: seconds; None for no limit.
 
         Raises:
-            TimeoutError: there are fewer; the text names the endpoint and how many there are.
+            TooFewInstances: there are fewer; a TimeoutError that names the endpoint and what was found.
             DiscoveryError: discovery cannot be read.
         """
         client = self._any(endpoint).client
         await client.view.open()
-        await client.wait_for_instances()
+        await client.wait_for_instances(count, timeout)
 
     # serving
 

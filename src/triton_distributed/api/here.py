@@ -6,9 +6,9 @@ from collections.abc import AsyncIterable
 from typing import Any, TypeVar, Unpack, overload
 
 from triton_distributed.api.connection import here
-from triton_distributed.api.contracts import Bidirectional, Stream, Unary
-from triton_distributed.api.items import ItemStream
+from triton_distributed.api.contracts import Bidirectional, Contract, Stream, Unary
 from triton_distributed.api.options import StreamOptions, UnaryOptions
+from triton_distributed.calling.item_stream import ItemStream
 
 R = TypeVar("R")
 A = TypeVar("A")
@@ -46,3 +46,12 @@ def stream(endpoint: Any, request: Any, **options: Any) -> ItemStream[Any]:
         RuntimeError: there is no connection here.
     """
     return here().stream(endpoint, request, **options)
+
+
+async def send(endpoint: Contract[R, Any] | str, request: R, **options: Unpack[StreamOptions]) -> None:
+    """Hand a request over and do not wait for its answer; see `Connection.send`.
+
+    Raises:
+        RuntimeError: there is no connection here.
+    """
+    await here().send(endpoint, request, **options)

@@ -190,32 +190,33 @@ class Candidates:
                 self.rotation.mark_up(instance.id)
         self._refresh()
 
-    async def wait(self, where: str, elsewhere: Callable[[], str] | None = None) -> None:
-        """Wait until there is an instance; log the wait after a while.
+    async def wait(self, where: str, elsewhere: Callable[[], str] | None = None, count: int = 1) -> None:
+        """Wait until there are `count` instances; log the wait after a while.
 
         Args:
             where: the place of discovery, for the log.
             elsewhere: returns a text about other folders in which the endpoint is served; it is logged once.
         """
-        words = '"%s": no instance yet; waiting for a worker that serves it to register in %s%s'
-
+        words = '"%s": %s; waiting for a worker that serves it to register in %s%s'
         timer = self._loop.call_later(SILENCE_S, lambda: say(False))
 
         def say(again: bool) -> None:
             nonlocal timer
-            others = "" if elsewhere is None else elsewhere()
+            found = len(self.table.instances)
+            others = "" if elsewhere is None or found else elsewhere()
             if others or not again:
-                logger.warning(words, self.name.path, where, others)
+                so_far = f"{found} of {count} instances yet" if found else "no instance yet"
+                logger.warning(words, self.name.path, so_far, where, others)
             if elsewhere is not None and not others:
                 timer = self._loop.call_later(ELSEWHERE_S, say, True)
 
         try:
-            await self._one()
+            await self._at_least(count)
         finally:
             timer.cancel()
 
-    async def _one(self) -> None:
-        while not self.table.instances:
+    async def _at_least(self, count: int) -> None:
+        while len(self.table.instances) < count:
             waiter: asyncio.Future[None] = self._loop.create_future()
             self._waiting.append(waiter)
             try:

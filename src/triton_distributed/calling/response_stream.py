@@ -5,36 +5,26 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, Generic, Self
+from typing import Any, Self
 
 from triton_distributed.calling.call import Call
-from triton_distributed.calling.state import FAILED, OPEN, READ, UNREAD
+from triton_distributed.calling.item_stream import ItemStream, Reading, T_co, next_message
+from triton_distributed.calling.state import OPEN, UNREAD
 from triton_distributed.errors import TritonError
 
 logger = logging.getLogger("triton_distributed.runtime")
 
-if TYPE_CHECKING:  # `ResponseStream` alone means `ResponseStream[Any]`, which `typing` can say from Python 3.13 on.
-    from typing_extensions import TypeVar
 
-    T_co = TypeVar("T_co", covariant=True, default=Any)
-else:
-    from typing import TypeVar
-
-    T_co = TypeVar("T_co", covariant=True)
-
-CANCELLED = "its reader was cancelled, for example by a timeout around a single item, which cancels the handler"
-
-
-class ResponseStream(Generic[T_co]):
+class ResponseStream(ItemStream[T_co]):
     """The responses of one call. The call has begun when this object exists.
 
     Iterate over the stream with `async for` or `anext`. If you do neither, the request runs all the same, and its
     answer is dropped. `await` returns the stream itself when the request was sent. It does not wait for the worker,
-    which may still refuse the request. The first item, or an error in its place, shows whether a handler has begun.
+    which may still refuse the request: `await stream.accepted()` does.
 
-    Leaving an `async for` early, by `break`, an exception or cancellation, cancels the handler. So does `cancel()`, and
-    so does dropping a stream that was read with `anext`, but not to its end. A stream can be read once. After it was
-    left or closed, reading raises `StreamClosed`; the stream never looks complete.
+    Leaving an `async for` or an `async with` early, by `break`, an exception or cancellation, cancels the handler. So
+    does `cancel()`, and so does dropping a stream after `accepted()` or `anext`. A stream can be read once. After it
+    was left or closed, reading raises `StreamClosed`; the stream never looks complete.
 
     Raises, from `await` and from iteration:
         NoInstances, InstanceNotFound, ConnectionFailed: no instance can take the request.
@@ -42,7 +32,7 @@ class ResponseStream(Generic[T_co]):
         MessageTooLarge: the request is above a limit.
         WrongLoop: the stream is used on another event loop than that of its call.
 
-    Raises, from iteration only:
+    Raises, from iteration, and partly from `accepted()`, see there:
         Overloaded, Draining, Paused: the workers that were tried refused the request; no handler began. (`await` raises
             this only if the worker's answer has arrived by then.)
         InvalidRequest: the request does not fit the handler.
@@ -53,10 +43,10 @@ class ResponseStream(Generic[T_co]):
             before.
     """
 
-    __slots__ = ("__weakref__", "_call", "_callbacks", "_read")
+    __slots__ = ("_callbacks", "_read")
 
     def __init__(self, call: Call) -> None:
-        self._call = call
+        super().__init__(call)
         self._read = False
         self._callbacks: list[tuple[Callable[[Any], object], Callable[[object], None]]] | None = None
 
@@ -79,18 +69,18 @@ class ResponseStream(Generic[T_co]):
                 del refusal
         return self
 
-    def __aiter__(self) -> Reading[T_co]:
-        call = self._call
-        # An `async for` that begins on a stream whose end is known would look like an empty answer.
-        if call.state == FAILED:
-            raise call.stream_closed_error()
-        if call.state == READ:
-            raise RuntimeError(
-                f"the stream from {call.services.target} was already read to its end ({call.received} items), and a "
-                "stream can be read only once: keep the items, or call again"
-            )
+    async def accepted(self) -> None:
         self._read = True
-        return Reading(call)
+        await super().accepted()
+
+    async def __aenter__(self) -> Self:
+        self._read = True
+        return self
+
+    def __aiter__(self) -> Reading[T_co]:
+        self.check_unread()
+        self._read = True
+        return Reading(self._call)
 
     async def __anext__(self) -> T_co:
         self._read = True
@@ -104,37 +94,7 @@ class ResponseStream(Generic[T_co]):
     def __del__(self) -> None:
         call = self._call
         if call.state <= OPEN and not call.reading:
-            call.services.from_finalizer(call.leave if self._read else lambda: _discard(call))
-
-    def cancel(self) -> bool:
-        """Cancel the handler. False if the call was already over."""
-        under_way = self._call.state <= OPEN
-        self._call.cancel()
-        return under_way
-
-    async def aclose(self) -> None:
-        """Cancel the handler, as leaving the loop does. Reading afterwards raises `StreamClosed`.
-
-        Raises:
-            RuntimeError: another task waits for the next item; `cancel()` ends that task's read, too.
-            WrongLoop: the stream belongs to another event loop.
-        """
-        self._call.services.check_loop("aclose")
-        if self._call.awaited:
-            raise RuntimeError(
-                "aclose(): another task is reading this stream, and only one may read at a time: cancel() ends both"
-            )
-        self._call.leave("aclose() was called")
-
-    @property
-    def instance_id(self) -> int | None:
-        """The id of the instance that has the request; None before the request was sent."""
-        return self._call.instance.id if self._call.instance is not None else None
-
-    @property
-    def request_id(self) -> str:
-        """The request's id, as the handler sees it; empty before the request was sent."""
-        return self._call.request_id
+            call.services.from_finalizer(call.leave if self._read else lambda: discard(call))
 
     # The interface of a future.
 
@@ -190,69 +150,13 @@ class ResponseStream(Generic[T_co]):
         self._callbacks = [each for each in self._callbacks or () if each[0] != callback]
         return sum(pending.remove_done_callback(each) for each in found) if pending is not None else 0
 
-    def __repr__(self) -> str:
-        call = self._call
-        state = "over" if call.state > OPEN else "open" if call.stream is not None else "being sent"
-        return f"<ResponseStream {state}, {call.received} items received>"
-
-
-class Reading(Generic[T_co]):
-    """One `async for` over a stream. When the loop is left, this object is dropped, and the handler is cancelled."""
-
-    __slots__ = ("_call", "_guest", "_keeps_none")
-
-    def __init__(self, call: Call, keeps_none: bool = False) -> None:
-        self._call = call
-        self._keeps_none = keeps_none  # None is a value, and not an item without data.
-        self._guest = False  # Another task was reading the call before, and keeps it.
-        call.reading = True
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> T_co:
-        call = self._call
-        while True:
-            for item in call.items:
-                if item is not None or self._keeps_none:
-                    return item  # type: ignore[no-any-return]
-            # As `next_message(call)`, but without another coroutine for each message.
-            if not call.take():
-                try:
-                    await call.pending()
-                except asyncio.CancelledError:
-                    call.leave(CANCELLED)
-                    raise
-                except RuntimeError:
-                    self._guest = True
-                    raise
-
-    def __del__(self) -> None:
-        call = self._call
-        if call.state <= UNREAD and not self._guest:
-            call.services.from_finalizer(call.leave)
-
-
-async def next_message(call: Call) -> None:
-    """Wait for the next message and make its items the current ones.
-
-    Raises:
-        As `Call.take` does.
-    """
-    while not call.take():
-        try:
-            await call.pending()
-        except asyncio.CancelledError:
-            call.leave(CANCELLED)
-            raise
-
 
 def _refusal(call: Call) -> BaseException | None:
     """The error if the request could not be sent to any instance."""
     return call.error if call.state > OPEN and call.stream is None else None
 
 
-def _discard(call: Call) -> None:
+def discard(call: Call) -> None:
     """Let the request run and drop its answer, because the stream was dropped before it was read."""
     call.services.core.spawn(_read_all(call))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from triton_distributed.calling.call import Call
-from triton_distributed.calling.response_stream import next_message
+from triton_distributed.calling.item_stream import next_message
 from triton_distributed.calling.state import OPEN
 from triton_distributed.errors import NotUnary
 

@@ -18,6 +18,7 @@ from triton_distributed.calling.resume import Resumption
 from triton_distributed.calling.services import Services
 from triton_distributed.calling.unary import answer
 from triton_distributed.context import Context, current
+from triton_distributed.errors import TooFewInstances
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.observe import OutlierStats, Stats
 from triton_distributed.payload.codec import Message, encode
@@ -342,25 +343,49 @@ class Client:
         self._services.core.check("instances")
         return of_candidates(self.view)
 
-    def wait_for_endpoints(self) -> asyncio.Future[list[int]]:
-        """A future that is done when at least one instance exists; its result is the ids of the instances."""
+    def wait_for_endpoints(self, count: int = 1, timeout: float | None = None) -> asyncio.Future[list[int]]:
+        """A future that is done when at least `count` instances exist; its result is the ids of the instances.
+
+        Args:
+            count: the number of instances.
+            timeout: seconds; None for no limit.
+
+        Raises (from the future):
+            TooFewInstances: there are fewer; a TimeoutError that names the endpoint and what was found.
+            RuntimeClosed: the runtime was closed meanwhile.
+
+        Raises (from the call itself):
+            ValueError: the count or the timeout is invalid.
+            ForkError, RuntimeClosed, WrongLoop.
+        """
+        if type(count) is not int or count < 1:
+            raise ValueError(f"count={count!r}: must be a whole number of at least 1")
+        if timeout is not None:
+            timeout = _seconds(timeout)
         self._services.core.check("wait_for_instances")
         loop = self._services.loop
-        if ids := self.endpoint_ids():
+        if len(ids := self.endpoint_ids()) >= count:
             known: asyncio.Future[list[int]] = loop.create_future()
             known.set_result(ids)
             return known
-        waiting = loop.create_task(self._wait())
+        waiting = loop.create_task(self._wait(count, timeout))
         # Reading the exception prevents asyncio's warning if the task is never awaited.
         waiting.add_done_callback(lambda done: done.cancelled() or done.exception())
         return waiting
 
     wait_for_instances = wait_for_endpoints
 
-    async def _wait(self) -> list[int]:
-        services = self._services
-        elsewhere = (lambda: services.core.elsewhere(self.view.name)) if self._looks_elsewhere else None
-        await self.view.wait(services.where, elsewhere)
+    async def _wait(self, count: int, timeout: float | None) -> list[int]:
+        core, where, name = self._services.core, self._services.where, self.name
+        elsewhere = (lambda: core.elsewhere(name)) if self._looks_elsewhere else None
+        try:
+            async with asyncio.timeout(timeout):
+                await self.view.open()
+                await self.view.wait(where, elsewhere, count)
+        except TimeoutError:
+            found = len(self.endpoint_ids())
+            others = "" if found or elsewhere is None else elsewhere()
+            raise TooFewInstances(name.path, where, count, found, max(0.0, timeout or 0.0), others) from None
         return self.endpoint_ids()
 
     def _known(self) -> Mapping[int, Instance]:

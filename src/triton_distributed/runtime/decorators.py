@@ -187,7 +187,7 @@ def _parser(model: Any) -> tuple[Callable[[Any], Any], RequestDecoder]:
         if not len(body) or body[0] not in _MAPS_AND_LISTS:
             request = decode(body, buffers)
             if isinstance(request, (str, bytes)):
-                return request  # The function parses it, as in a direct call.
+                return _Parsed(parse(request))
         return _Parsed(decode_typed(body, buffers))
 
     return parse, decode_request

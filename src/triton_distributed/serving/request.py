@@ -200,6 +200,9 @@ class ServedRequest:
                 request = RequestStream(stream, self.context.id, body, buffers, self._decode, self._split)
             else:
                 request = self._request(body, buffers)
+            stream.begun = True
+            if stream.asked:
+                stream.tell_begun()
             items = self.items = host.handler.open(request, self.context)
             check, push = host.handler.check, stream.push
             async for item in items:

@@ -364,6 +364,8 @@ class Connection(Generic[S]):
             stream.credited(f.UINT32.unpack(payload)[0])
         elif kind == f.CANCEL and flags & f.GRACEFUL:
             stream.on_stop()
+        elif kind == f.ACCEPT:
+            stream.accept_received(stream.id <= self._last_opened)
         else:
             stream.state = after
             if kind != f.CANCEL:

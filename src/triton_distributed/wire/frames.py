@@ -52,7 +52,7 @@ class Kind(IntEnum):
     ERROR = 6  # the stream failed on this side: code, details
     CANCEL = 7  # this side has dropped the stream; with GRACEFUL it asks the handler to stop
     CREDIT = 8  # u32: further bytes the peer may send on the stream
-    ACCEPT = 9  # u64 each: the streams whose handlers are about to begin
+    ACCEPT = 9  # u64 each: the streams whose handlers are about to begin; on a stream: see `StreamCore.ask_begun`
     REJECT = 10  # the request was refused before its handler began: code, text
     GOAWAY = 11  # open no more streams here: code, text
     PING = 12  # up to 64 bytes, which the PONG returns

@@ -76,5 +76,6 @@ _INPUTS: dict[int, tuple[int, int]] = {
     Kind.REJECT: (Input.ABORT, Input.ABORT),
     Kind.CANCEL: (Input.ABORT, Input.ABORT),
     Kind.CREDIT: (Input.NOTE, Input.NOTE),
+    Kind.ACCEPT: (Input.NOTE, Input.NOTE),
 }
 INPUTS = tuple(_INPUTS.get(kind, (ILLEGAL, ILLEGAL)) for kind in range(256))

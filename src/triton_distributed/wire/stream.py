@@ -82,6 +82,8 @@ class StreamCore:
         credit: bytes that this end may still send; at or below 0 it waits.
         quota: bytes, roughly, that this end may still push in this turn of the loop.
         accepted: the worker has announced that the handler is about to begin.
+        asked: the caller has asked whether the handler has begun.
+        begun: the request was decoded, and its handler has begun. The caller knows this only if it has asked.
         item_flags: flags of the frames that carry its items.
         inbox: received messages that were not read yet; bounded by `window`.
         failure: the frame that ended the stream early, as (kind, code, detail), or None.
@@ -97,6 +99,8 @@ class StreamCore:
         "_queued",
         "_unread",
         "accepted",
+        "asked",
+        "begun",
         "connection",
         "counted",
         "credit",
@@ -119,7 +123,7 @@ class StreamCore:
         self.outbox: list[bytes] = []  # at most a turn's quota
         self.item_flags = 0
         self._queued = self._ending = False
-        self.accepted = False
+        self.accepted = self.asked = self.begun = False
         self.inbox: deque[Received] = deque()
         self.window = window
         # Bytes that the peer may send before it gets credit: the window if we opened the stream, else the window of
@@ -234,6 +238,30 @@ class StreamCore:
         """Ask the handler to finish on its own."""
         if self.state != CLOSED:
             self.connection.send(f.frame(f.CANCEL, self.id, b"", f.GRACEFUL))
+
+    def ask_begun(self) -> None:
+        """Ask the worker whether it has begun the handler. The request must have been sent before.
+
+        The worker answers once it has decoded the request: with ACCEPT, or with ERROR if the request is invalid.
+        """
+        if not self.asked:
+            self.asked = True
+            self.tell_begun()
+
+    def tell_begun(self) -> None:
+        """Send ACCEPT on the stream: from a caller it is the question, from a worker the answer."""
+        if self.state != CLOSED:
+            self.connection.send(f.frame(f.ACCEPT, self.id))
+
+    def accept_received(self, opened_here: bool) -> None:
+        """Process ACCEPT: the worker's answer if this end opened the stream, else the caller's question."""
+        if opened_here:
+            self.begun = True
+            self.on_readable()
+        elif not self.asked:  # A repeated question gets no second answer.
+            self.asked = True
+            if self.begun:
+                self.tell_begun()
 
     def granted(self, window: int) -> None:
         """Set the initial credit of a stream that the peer opened: the window in its request."""
@@ -381,7 +409,7 @@ class StreamCore:
     # what the shell overrides
 
     def on_readable(self) -> None:
-        """Called when a message was received, or the stream ended."""
+        """Called when a message was received, the stream ended, or the worker said that the handler has begun."""
 
     def on_writable(self) -> None:
         """Called when the stream has credit and quota again."""
