@@ -14,8 +14,10 @@ from triton_distributed.discovery import Discovery
 from triton_distributed.discovery.etcd.backend import EtcdDiscovery
 from triton_distributed.discovery.file.backend import FileDiscovery
 from triton_distributed.discovery.memory import MemoryDiscovery
+from triton_distributed.discovery.static import StaticDiscovery, parse_static
 from triton_distributed.external.etcd_endpoint import EtcdOptions
-from triton_distributed.testing import DiscoveryConformance, EtcdServer
+from triton_distributed.names import EndpointName
+from triton_distributed.testing import DiscoveryConformance, EtcdServer, FixedDiscoveryConformance
 
 HOUR_S = 3600.0
 
@@ -31,6 +33,22 @@ class TestMemory(DiscoveryConformance):
     @pytest.fixture
     async def pair(self) -> AsyncIterator[Pair]:
         one, other = MemoryDiscovery(), MemoryDiscovery()
+        yield one, other
+        await one.close()
+        await other.close()
+
+
+LISTED = "a.b.c=tcp://h:1;a.b.d=tcp://h:1;a.b.c=tcp://h:2,unix:///s"
+
+
+@pytest.mark.any_loop
+class TestStatic(FixedDiscoveryConformance):
+    name = EndpointName("a", "b", "c")
+    listed = tuple(parse_static(LISTED))
+
+    @pytest.fixture
+    async def pair(self) -> AsyncIterator[Pair]:
+        one, other = StaticDiscovery(LISTED), StaticDiscovery(LISTED)
         yield one, other
         await one.close()
         await other.close()

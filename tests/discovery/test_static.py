@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from triton_distributed.discovery import Snapshot
 from triton_distributed.discovery.static import StaticDiscovery, parse_static, static_id
-from triton_distributed.errors import ConfigError, DiscoveryError
-from triton_distributed.names import EndpointName, Instance
+from triton_distributed.errors import ConfigError
+from triton_distributed.names import EndpointName
 from triton_distributed.testing import ChangeLog
 
 NAME = EndpointName("ns", "comp", "ep")
@@ -67,27 +66,3 @@ async def test_a_watch_gets_its_endpoints_snapshot():
     assert len(every.present) == 3
     assert discovery.where == "static:TRD_STATIC"
     await discovery.close()
-
-
-async def test_registering_changes_nothing():
-    mine = Instance(NAME, 7, ("tcp://h:1",))
-    discovery = StaticDiscovery([mine])
-    log = ChangeLog()
-    watch = await discovery.watch(NAME, log)
-    await discovery.register(Instance(NAME, 8, ("tcp://h:2",)))
-    await discovery.withdraw(mine)
-    watch.close()
-    watch.close()
-    await discovery.close()
-    await discovery.close()
-    assert log.changes == [Snapshot((mine,))]
-
-
-async def test_a_closed_one_says_so():
-    discovery = StaticDiscovery("")
-    await discovery.close()
-    with pytest.raises(DiscoveryError, match="closed"):
-        await discovery.watch(NAME, ChangeLog())
-    with pytest.raises(DiscoveryError, match="closed"):
-        await discovery.register(Instance(NAME, 8, ("tcp://h:2",)))
-    await discovery.withdraw(Instance(NAME, 8, ("tcp://h:2",)))

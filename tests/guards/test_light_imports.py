@@ -9,7 +9,7 @@ import pytest
 
 HEAVY = ("numpy", "nats", "h11", "rich", "starlette", "opentelemetry", "pydantic", "grpc", "prometheus_client")
 # Modules of Python itself that cost a millisecond or more each with what they import.
-SLOW = ("tempfile", "sysconfig", "fractions", "statistics", "ctypes", "email", "http", "multiprocessing")
+SLOW = ("tempfile", "sysconfig", "fractions", "statistics", "difflib", "ctypes", "email", "http", "multiprocessing")
 # Backends for a cluster, and what only tests use.
 CHOSEN = ("discovery.etcd", "external.etcd", "external.nats_port", "events.local", "transport.nats", "testing")
 
@@ -24,7 +24,11 @@ except SystemExit as end:
 """
 
 
-@pytest.mark.parametrize("program", [HELP, "import triton_distributed.runtime"], ids=["trd --help", "runtime"])
+RUNTIME = "import triton_distributed.runtime"
+NATIVE = "import triton_distributed as trd\ntrd.serve, trd.connect, trd.call"
+
+
+@pytest.mark.parametrize("program", [HELP, RUNTIME, NATIVE], ids=["trd --help", "runtime", "native"])
 def test_imports_nothing_heavy(program):
     unwanted = {*HEAVY, *SLOW, *(f"triton_distributed.{name}" for name in CHOSEN)}
     before = "import sys; before = set(sys.modules)"

@@ -302,13 +302,13 @@ async def test_finally_may_await_and_is_waited_for(cluster: Cluster) -> None:
 async def test_a_deadline_does_not_cut_the_cleanup_of_a_cancelled_handler(cluster: Cluster) -> None:
     steps: list[str] = []
 
-    async def handler(request: Any) -> AsyncIterator[int]:
+    async def handler(limit_s: float) -> AsyncIterator[int]:
         try:
             yield 1
             await asyncio.Event().wait()
         finally:
             try:
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(2 * limit_s)  # until after the deadline
                 steps.append("whole")
             except asyncio.CancelledError:
                 steps.append("cut")
@@ -319,7 +319,7 @@ async def test_a_deadline_does_not_cut_the_cleanup_of_a_cancelled_handler(cluste
     for limit_s in longer(0.1):
         steps.clear()
         try:
-            async for _ in client.generate(1, timeout=limit_s):
+            async for _ in client.generate(limit_s, timeout=limit_s):
                 break
         except TimeoutError:
             continue

@@ -201,7 +201,7 @@ async def test_plain_work_whose_time_ends_before_a_thread_is_free_is_not_begun()
     await until(lambda: client.stats.inflight == 2)
     left.cancel()
     await asyncio.wait([left])
-    await asyncio.sleep(0.01)  # the worker is told that both are over
+    await until(lambda: cluster.served()[0].running == 1)  # the worker has dropped both
     release.set()
     await patiently(first)
     await patiently(client.call("last"))

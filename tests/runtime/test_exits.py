@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime.cluster import Cluster, drained, into, patiently
+from tests.runtime.cluster import Cluster, drained, into, patiently, until
 from tests.runtime.programs import program
 from triton_distributed.errors import RemoteError
 
@@ -94,8 +94,7 @@ async def test_who_asks_an_exiting_worker_goes_elsewhere(unix: Cluster, tmp_path
     code = WORKER.format(error="SystemExit(3)")
     async with program(tmp_path, code) as one, program(tmp_path, code) as other:
         client = await unix.client()
-        while len(client.instance_ids()) < 2:
-            await asyncio.sleep(0.001)
+        await until(lambda: len(client.instance_ids()) == 2)
         id = client.instance_ids()[0]
         with pytest.raises(RemoteError, match="SystemExit"):
             await patiently(drained(client.direct("exit", id, annotated=False)))

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.runtime.cluster import until
 from tests.timing import PATIENCE_S
 from triton_distributed.config import Config
 from triton_distributed.errors import ConfigError, shown, without_secrets
@@ -196,9 +197,7 @@ async def test_a_password_in_the_url_of_a_server_that_takes_it(
         await component.publish("news", 1)
         assert (await subscription.get(PATIENCE_S)).data == 1
         nats.kill()
-        async with asyncio.timeout(PATIENCE_S):
-            while "disconnected" not in caplog.text:
-                await asyncio.sleep(0.01)
+        await until(lambda: "disconnected" in caplog.text)
         assert nats.url.partition("://")[2] in caplog.text
     check(caplog.text, url)
 

@@ -41,7 +41,8 @@ async def main():
                     await asyncio.sleep(0.01)
             elif request == "unended":
                 yield os.getpid()
-                await asyncio.sleep(0.01)  # it is on its way
+                for _ in range(10):
+                    await asyncio.sleep(0)  # an item leaves at the end of the turn
                 note("answered")
                 while os.path.exists(f"{sys.argv[1]}/hold-{os.getpid()}"):
                     await asyncio.sleep(0.01)

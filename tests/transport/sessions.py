@@ -317,6 +317,13 @@ class Caller:
         return stream
 
 
+async def until(true: Callable[[], object]) -> None:
+    """Turn the loop until something that must come true is."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not true():
+            await asyncio.sleep(0.001)
+
+
 @contextlib.asynccontextmanager
 async def calling(
     timeout_s: float = PATIENCE_S,

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from tests.timing import MS
-from tests.transport.sessions import HELLO, Peer, answering, calling, numbers, serving
-from tests.transport.test_liveness import until
+from tests.transport.sessions import HELLO, Peer, answering, calling, numbers, serving, until
 from triton_distributed.transport import host_loss
 from triton_distributed.transport.host_loss import Account
 from triton_distributed.transport.liveness import CHECKS

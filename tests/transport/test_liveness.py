@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.timing import MS, PATIENCE_S
-from tests.transport.sessions import HELLO, Peer, address_of, answering, bodies, calling, numbers, serving
+from tests.transport.sessions import HELLO, Peer, address_of, answering, bodies, calling, numbers, serving, until
 from triton_distributed.errors import ConnectionFailed
 from triton_distributed.transport.liveness import CHECKS, Liveness
 from triton_distributed.wire import frames as f
@@ -181,12 +181,6 @@ def test_one_timer_while_there_are_sessions():
 
 
 # --- with real sessions ----------------------------------------------------------------------------------------------
-
-
-async def until(true):
-    async with asyncio.timeout(PATIENCE_S):
-        while not true():
-            await asyncio.sleep(0.001)
 
 
 def look(liveness: Liveness[Any]) -> None:

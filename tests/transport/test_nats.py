@@ -14,7 +14,7 @@ import pytest
 
 from tests.servers import missing
 from tests.timing import MS, PATIENCE_S
-from tests.transport.sessions import Caller, Lost, Service, Watched, bodies, calling, messages, numbers, serving
+from tests.transport.sessions import Caller, Lost, Service, Watched, bodies, calling, messages, numbers, serving, until
 from triton_distributed.errors import BrokerError, ConnectionFailed
 from triton_distributed.external.nats import NatsConnection, NatsOptions
 from triton_distributed.external.nats_port import NatsPort
@@ -218,9 +218,7 @@ async def test_a_server_that_stays_away_ends_the_sessions(nats: NatsServer):
             await bodies(stream)
         with pytest.raises(ConnectionFailed, match=f"NATS at {nats.url}: there is no connection at the moment"):
             await caller.pool.connect((ADDRESS,))
-        async with asyncio.timeout(PATIENCE_S):
-            while not service.lost:
-                await asyncio.sleep(0.01)
+        await until(lambda: service.lost)
 
 
 async def test_closing_ends_a_reconnection_that_lost_its_cancellation(
@@ -338,10 +336,8 @@ async def test_a_client_that_gave_up_for_good_is_replaced(nats: NatsServer):
         await caller.pool.connect((ADDRESS,))
         session = caller.made[0]
         await over_nats(session)._network._port._client.close()
-        async with asyncio.timeout(PATIENCE_S):
-            while session.lost is None:
-                await asyncio.sleep(0.01)
-        assert "was closed" in session.lost
+        await until(lambda: session.lost is not None)
+        assert "was closed" in str(session.lost)
         assert await numbers(await caller.call(ADDRESS, b"count 3")) == [0, 1, 2]
 
 

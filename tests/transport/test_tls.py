@@ -28,6 +28,7 @@ from tests.transport.sessions import (
     peer,
     serving,
     session,
+    until,
     watched,
 )
 from tests.transport.test_bad_input import unharmed
@@ -212,9 +213,7 @@ async def test_who_reads_nothing_stops_its_producer_and_loses_nothing(worker, cl
         peer(service.address, ssl=client.context(), server_hostname="") as slow,
     ):
         await slow.say(HELLO, request(1, b"large 400", window=2**31))
-        async with asyncio.timeout(PATIENCE_S):
-            while not (service.accepted and service.accepted[0].paused):
-                await asyncio.sleep(0.001)
+        await until(lambda: service.accepted and service.accepted[0].paused)
         (serving_,) = service.running
         assert serving_.sent < 400
         got = bytearray()
@@ -462,8 +461,7 @@ async def test_connections_count_before_their_handshake(worker, client, warnings
         peer(service.address),
         peer(service.address),
     ):
-        while len(service.accepted) < 2:
-            await asyncio.sleep(0.001)
+        await until(lambda: len(service.accepted) == 2)
         assert await numbers(await caller.call(service.address, b"count 3")) == [0, 1, 2]
         assert len(service.listener.sessions) == 2  # the one that was silent for longest has given way
         assert "2 sessions are open here, see TRD_MAX_SESSIONS" in turned_away(warnings)[0]
@@ -486,9 +484,7 @@ async def test_noise(worker, client):
                     await bad.say(start + chance.randbytes(chance.randint(1, 300)))
                     bad.writer.write_eof()
                     await bad.reader.read()
-        async with asyncio.timeout(PATIENCE_S):
-            while len(service.listener.sessions) > 1:
-                await asyncio.sleep(0.001)
+        await until(lambda: len(service.listener.sessions) <= 1)
 
 
 async def test_records_that_are_forged_end_the_session(worker, client):

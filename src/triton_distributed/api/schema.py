@@ -7,7 +7,6 @@ spelled in two ways. A new optional field fits, so that workers and clients can 
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -125,6 +124,8 @@ def _inner(sent: Schema, taken: Schema, path: str, sender: str, receiver: str) -
         if name in has:
             yield from _misfits(has[name], inner, f"{path}.{name}", sender, receiver)
             continue
+        import difflib  # few programs come here
+
         close = difflib.get_close_matches(name, unknown, 1, _ALIKE)
         if close:
             yield f"{path}: {sender} calls a field {close[0]!r}, and {receiver} calls it {name!r}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from triton_distributed.api.contracts import Contract, ContractMismatch
 from triton_distributed.api.schema import differences
-from triton_distributed.calling.reader import ItemDecoder
+from triton_distributed.calling.items import ItemDecoder
 from triton_distributed.names import Instance
 from triton_distributed.routing.load import LoadBook
 from triton_distributed.routing.policies import Direct, Policy, WithMetadata

@@ -89,7 +89,7 @@ class Attempts:
         return self.refusal or ConnectionFailed(target, self.failures)
 
 
-class Ended(NamedTuple):
+class AttemptEnd(NamedTuple):
     """How an attempt ended.
 
     Attributes:
@@ -107,7 +107,7 @@ class Ended(NamedTuple):
     detail: bytes = b""
 
 
-def ended(stream: Stream, items_read: bool) -> Ended:
+def end_of(stream: Stream, items_read: bool) -> AttemptEnd:
     """Return how an attempt ended, from its stream, which closed early.
 
     Args:
@@ -119,24 +119,24 @@ def ended(stream: Stream, items_read: bool) -> Ended:
         began = bool(stream.accepted or stream.inbox or items_read)
         # If bytes may be missing, an ACCEPT may be among them, unless the request was never sent completely.
         sure = not began and (not session.possibly_incomplete or stream.id in session.unsent)
-        return Ended(Ending.CUT_OFF if sure else Ending.LOST, stream.lost, began)
+        return AttemptEnd(Ending.CUT_OFF if sure else Ending.LOST, stream.lost, began)
     if stream.failure is None:
-        return Ended(Ending.CANCELLED, "the worker cancelled the stream")
+        return AttemptEnd(Ending.CANCELLED, "the worker cancelled the stream")
     kind, code, detail = stream.failure
     if kind == f.REJECT and code == f.RejectCode.OVERLOADED:
-        return Ended(Ending.OVERLOADED, f.read_overloaded(detail)[0], False, code, detail)
+        return AttemptEnd(Ending.OVERLOADED, f.read_overloaded(detail)[0], False, code, detail)
     words = detail.decode("utf-8", "replace")
     if kind == f.REJECT:
-        return Ended(Ending.REFUSED, words, False, code, detail)
-    return Ended(Ending.CUT if code == f.ErrorCode.CANCELLED else Ending.FAILED, words, True, code, detail)
+        return AttemptEnd(Ending.REFUSED, words, False, code, detail)
+    return AttemptEnd(Ending.CUT if code == f.ErrorCode.CANCELLED else Ending.FAILED, words, True, code, detail)
 
 
-def disowned(how: Ended) -> bool:
+def disowned(how: AttemptEnd) -> bool:
     """Whether the worker has answered that it does not serve the instance now."""
     return how.ending is Ending.REFUSED and how.code in (f.RejectCode.UNKNOWN, f.RejectCode.PAUSED)
 
 
-def refusal(how: Ended, path: str, instance_id: int, tries: int) -> Exception | None:
+def refusal(how: AttemptEnd, path: str, instance_id: int, tries: int) -> Exception | None:
     """Return the error of a refused attempt; None if the reason is of no use to a caller.
 
     Args:
@@ -153,7 +153,7 @@ def refusal(how: Ended, path: str, instance_id: int, tries: int) -> Exception | 
 
 
 def reported(
-    how: Ended, target: str, instance_id: int, request_id: str, timeout_s: float | None
+    how: AttemptEnd, target: str, instance_id: int, request_id: str, timeout_s: float | None
 ) -> tuple[BaseException, Outcome] | None:
     """Return the error that a worker reported and the outcome of the call; None if the stream is only incomplete.
 

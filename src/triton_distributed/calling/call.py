@@ -8,21 +8,22 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from triton_distributed.annotated import Annotated
-from triton_distributed.calling.attempts import Attempts, Ended, disowned, ended, in_words, refusal, reported
+from triton_distributed.calling.attempts import AttemptEnd, Attempts, disowned, end_of, in_words, refusal, reported
 from triton_distributed.calling.failover import (
     Delivered,
     Ending,
     Error,
     Fail,
+    ReadFirst,
     Remaining,
     Resume,
     Retry,
+    Stay,
     Terms,
     Verdict,
-    Wait,
     decide,
 )
-from triton_distributed.calling.reader import SPECIAL, ItemDecoder, new_items, plain_items
+from triton_distributed.calling.items import SPECIAL, ItemDecoder, new_items, plain_items
 from triton_distributed.calling.request_stream import send_requests
 from triton_distributed.calling.resume import Resumption
 from triton_distributed.calling.services import NotTaken, Services
@@ -162,7 +163,7 @@ class Call:
         self.stopping = self.reading = False
         self._placing: asyncio.Task[None] | None = None  # Sends the request if sending needs waiting.
         self._chosen: Instance | None = None  # The instance that `_placing` is about to send it to.
-        self._broken: Ended | None = None  # How the attempt ended, while the reader takes the rest.
+        self._broken: AttemptEnd | None = None  # How the attempt ended, while the reader takes the rest.
         self.error: BaseException | None = None
         self._reason: str = ""  # The reason in the StreamClosed of later readers.
         self._unsent_reader: asyncio.Future[None] | None = None  # A reader that waits for a stream to be opened.
@@ -309,14 +310,14 @@ class Call:
             verdict = decide(ending, terms, delivered, means._replace(budget=False))
         return verdict
 
-    def _attempt_ended(self, how: Ended) -> None:
+    def _attempt_ended(self, how: AttemptEnd) -> None:
         """Do what `failover.decide` says after the attempt that has the stream ended."""
         stream, instance, services, resumption = self.stream, self.instance, self.services, self.resumption
         assert stream is not None
         assert instance is not None
         verdict = self._decide(how.ending, instance)
-        if isinstance(verdict, Wait):
-            if verdict.to_read:
+        if isinstance(verdict, Stay | ReadFirst):
+            if isinstance(verdict, ReadFirst):
                 self._broken = how
                 stream.abort(f.CANCEL)
             return
@@ -394,7 +395,7 @@ class Call:
         if self.state != OPEN or stream is not self.stream or self._broken is not None or self.instance is None:
             return
         services, instance_id = self.services, self.instance.id
-        how = ended(stream, self.received > 0)
+        how = end_of(stream, self.received > 0)
         if how.ending is Ending.LOST:  # Streams of one lost connection are one event.
             services.ejector.failed(instance_id, stream.connection.hello.nonce)
         elif how.ending is Ending.CANCELLED:
@@ -406,7 +407,7 @@ class Call:
     def stream_silent(self, stream: Stream, words: str) -> None:
         """The worker has sent nothing for a long time."""
         if self.state == OPEN and stream is self.stream and self._broken is None:
-            _follow(self, Ended(Ending.SILENT, words))
+            _follow(self, AttemptEnd(Ending.SILENT, words))
 
     def stream_stopped(self) -> None:
         """Do nothing: only handlers are asked to stop."""
@@ -524,7 +525,7 @@ class Call:
             return True
         if self._broken is not None and self.state == OPEN:
             how, self._broken = self._broken, None
-            _follow(self, Ended(Ending.LOST, how.reason))
+            _follow(self, AttemptEnd(Ending.LOST, how.reason))
         if self.state <= OPEN:
             return False
         raise self._end()
@@ -586,7 +587,7 @@ class Call:
         return AwaitedRequest(self.services.candidates.name, target.id, sent)
 
 
-def _follow(call: Call, how: Ended) -> None:
+def _follow(call: Call, how: AttemptEnd) -> None:
     """Let a call go on after its attempt ended. What its policy or its resume token raises ends this call only."""
     try:
         call._attempt_ended(how)

@@ -126,26 +126,26 @@ class Resume(msgspec.Struct, frozen=True):
     paid: bool = False
 
 
-class Wait(msgspec.Struct, frozen=True):
-    """Nothing is sent now.
+class Stay(msgspec.Struct, frozen=True):
+    """The attempt continues."""
 
-    Attributes:
-        to_read: the attempt is over. First the reader takes the items that have arrived, then `decide` is called again
-            with `Ending.LOST`. If False, the attempt continues.
-    """
-
-    to_read: bool = False
     paid: ClassVar[bool] = False
 
 
-Verdict = Fail | Retry | Resume | Wait
+class ReadFirst(msgspec.Struct, frozen=True):
+    """The attempt is over. The reader takes the items that have arrived; then `decide` is called with `Ending.LOST`."""
+
+    paid: ClassVar[bool] = False
+
+
+Verdict = Fail | Retry | Resume | Stay | ReadFirst
 
 NO_BUDGET = "the retry budget is empty, because many calls have failed, so this call is not sent again"
 STOPPED = "the caller has asked the handler to stop, so the call is not sent again"
 TOO_OFTEN = f"the call was already resumed as often as allowed: TRD_RETRIES times, and once every {REFILL_S:g} s"
 
-STAY = Wait()
-READ_FIRST = Wait(to_read=True)
+STAY = Stay()
+READ_FIRST = ReadFirst()
 
 
 def decide(ending: Ending, terms: Terms, delivered: Delivered, means: Remaining) -> Verdict:

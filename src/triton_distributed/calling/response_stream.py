@@ -167,6 +167,6 @@ async def _read_all(call: Call) -> None:
             await next_message(call)
     except (StopAsyncIteration, asyncio.CancelledError):
         pass
-    except Exception as error:
+    except Exception as error:  # A handler's error arrives with its own type.
         path = call.services.candidates.name.path
         logger.info('a call to "%s" failed, and its answer was not read: %s', path, error)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from triton_distributed.calling.attempts import Attempts
 from triton_distributed.calling.candidates import Candidates
-from triton_distributed.calling.failover import Ending, Verdict, Wait
+from triton_distributed.calling.failover import Ending, Stay, Verdict
 from triton_distributed.calling.prober import Prober
 from triton_distributed.errors import ConnectionFailed, NoInstances
 from triton_distributed.names import EndpointName, Instance
@@ -210,7 +210,7 @@ class Services:
             raise NotTaken(Ending.UNREACHED, error.attempts) from None
         # A stream gets its id when its request is written: ids are sent in ascending order, a CANCEL after its request.
         while session.paused and session.lost is None:
-            if session.silent and not isinstance(decide(Ending.STALLED, instance), Wait):
+            if session.silent and not isinstance(decide(Ending.STALLED, instance), Stay):
                 words = "it takes no more bytes, and has sent nothing for a long time"
                 raise NotTaken(Ending.STALLED, [(session.address, words)])
             await session.resumed()

@@ -133,7 +133,7 @@ class JetStream:
                         max_ack_pending=MAX_UNACKNOWLEDGED,
                     ),
                 )
-            except Exception as error:
+            except Exception as error:  # nats-py raises errors of many types.
                 self.forget()
                 raise self.error(f"cannot make the consumer: {words(error)}") from error
             self._have_consumer = True
@@ -164,7 +164,7 @@ class JetStream:
             except APIError as error:
                 if error.err_code != NAME_IN_USE:
                     raise self.error(f"cannot make the stream: {words(error)}") from error
-            except Exception as error:
+            except Exception as error:  # nats-py raises errors of many types.
                 raise self.error(f"cannot make the stream: {words(error)}") from error
             self._have_stream = self.used = True
         return jetstream

@@ -56,7 +56,7 @@ class NatsEvents:
                 await client.publish(subject, data)  # It does not wait.
             else:
                 await self._publish_when_there_is_room(client, subject, data)
-        except Exception as error:
+        except Exception as error:  # nats-py raises errors of many types.
             raise self._error("cannot publish", error) from error
 
     async def _publish_when_there_is_room(self, client: NatsClient, subject: str, data: bytes) -> None:
@@ -99,7 +99,7 @@ class NatsEvents:
                 inbox.subject, cb=arrived, pending_msgs_limit=MAX_EVENTS, pending_bytes_limit=MAX_BYTES
             )
             await self._connection.settle(LIVE_TIMEOUT_S)
-        except Exception as error:
+        except Exception as error:  # nats-py raises errors of many types.
             inbox.close()
             raise self._error(f"cannot subscribe to {inbox.subject}", error) from error
         finally:

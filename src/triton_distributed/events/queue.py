@@ -124,7 +124,7 @@ class WorkQueue:
         context = await jetstream.stream()
         try:
             info = await context.stream_info(jetstream.names.stream)
-        except Exception as error:
+        except Exception as error:  # nats-py raises errors of many types.
             jetstream.forget()
             raise jetstream.error(f"cannot read its state: {words(error)}") from error
         return int(info.state.messages)

@@ -199,7 +199,7 @@ class NatsConnection:
                 try:
                     async with asyncio.timeout(1.0):  # all messages are sent, or the server is frozen
                         await client.flush()
-                except Exception:
+                except Exception:  # Whatever it is, the connection must be closed.
                     logger.debug("NATS at %s: the last flush failed", self.where)
             await _abandon(client)
 
@@ -228,7 +228,7 @@ async def _abandon(client: NatsClient) -> None:
         # waiter for the same, such as this one, gets that cancellation.
         if (task := asyncio.current_task()) is not None and task.cancelling():
             raise
-    except Exception:
+    except Exception:  # nats-py raises errors of many types, and the connection is over anyway.
         logger.debug("closing a NATS connection failed", exc_info=True)
     finally:
         await _end(getattr(client, "_reconnection_task", None))

@@ -248,7 +248,7 @@ class Watchdog:
             return
         try:
             self._tell(stuck)
-        except Exception as error:
+        except Exception as error:  # A discovery backend may raise anything, and the watchdog must go on.
             if not self._notify_failed:
                 words = "is stuck" if stuck else "turns again"
                 logger.warning("cannot notify clients that the event loop %s: %s; trying again", words, error)

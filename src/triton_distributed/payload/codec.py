@@ -98,7 +98,7 @@ def encode(value: object, what: str = "value") -> bytes | Message:
         return _encode_with_buffers(value, what)
     try:
         body = _encode(value)
-    except Exception:
+    except Exception:  # The second attempt finds out why.
         return _encode_with_buffers(value, what)
     # Encoded bytes-likes begin with one of these three bytes; a body without them is complete. The three searches take
     # 40 ns on a small body. After an accidental hit (one float in ten, one number above 127 in forty) the value is
@@ -126,7 +126,7 @@ def _encode_found(value: object, body: bytes, what: str) -> bytes | Message:
         if changed is value:
             return body
         body = _encoder(buffers).encode(changed)
-    except Exception as error:
+    except Exception as error:  # Properties and hooks of the user's classes may raise anything.
         raise explain(value, error, what, encode_part) from error
     if not buffers:
         return body
@@ -140,7 +140,7 @@ def _encode_with_buffers(value: object, what: str) -> bytes | Message:
     buffers: Buffers = []
     try:
         body = _encoder(buffers).encode(_replaced(value, buffers))
-    except Exception as error:
+    except Exception as error:  # Properties and hooks of the user's classes may raise anything.
         raise explain(value, error, what, encode_part) from error
     if _expected:
         _expected = 16 if buffers else max(0, _expected - 1)
@@ -264,7 +264,7 @@ def decode(
             return _decode(body)
         arrived = Arrived(buffers)
         return msgspec.msgpack.decode(body, ext_hook=lambda code, header: from_wire(code, header, arrived))
-    except Exception as error:
+    except Exception as error:  # Libraries that restore extensions raise errors of many types.
         raise unreadable(error) from error
 
 
@@ -290,7 +290,7 @@ def decode_models(
 
     try:
         return msgspec.msgpack.decode(body, ext_hook=read), own
-    except Exception as error:
+    except Exception as error:  # As in `decode`.
         raise unreadable(error) from error
 
 

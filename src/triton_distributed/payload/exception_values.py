@@ -140,7 +140,7 @@ def _encoded(value: Any, left: int) -> bytes | None:
     """Encode a value as an answer would be. Return None if it cannot travel or has more than `left` bytes."""
     try:
         data = encode_part(value) if _fits(value, left) else None
-    except Exception:
+    except Exception:  # Methods of a user's class may fail.
         return None
     return None if data is None or isinstance(data, Message) or len(data) > left else data
 
@@ -217,7 +217,7 @@ def text_of(value: Any) -> str:
     """Return the text that replaces a value: its path, its characters, or its `repr`; at most `MAX_TEXT` long."""
     try:
         text = _text(value)
-    except Exception as problem:
+    except Exception as problem:  # The `__repr__` of a user's class may fail.
         text = f"<{type(value).__qualname__} without a text: {type(problem).__name__}>"
     return clean(text, MAX_TEXT)
 

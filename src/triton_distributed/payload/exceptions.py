@@ -66,7 +66,7 @@ def encode_error(error: BaseException, *, full_tracebacks: bool = False) -> byte
     trace: TracebackException | str
     try:
         trace = trace_of(error, full=full_tracebacks)
-    except Exception as problem:
+    except Exception as problem:  # Methods of a user's exception may fail.
         trace = no_traceback(problem)
     fields = _described(error, trace, [MAX_PARTS])
     try:
@@ -150,7 +150,7 @@ def _formatted(trace: TracebackException | str, note: str) -> str:
     try:
         trace.__notes__ = [note] if note else []  # the other notes travel outside the traceback
         return "".join(trace.format())
-    except Exception as problem:
+    except Exception as problem:  # As in `encode_error`.
         return no_traceback(problem)
 
 
@@ -164,7 +164,7 @@ def decode_error(data: bytes | bytearray | memoryview, *, instance_id: int, requ
     """
     try:
         fields = _decode(data)
-    except Exception as problem:
+    except Exception as problem:  # An error that arrived always becomes an error, whatever is in it.
         message = f"the handler raised an error that cannot be read: {problem}"
         fields = _Error("Exception", (), message, "", [], None, {})
     return _raised(fields, (instance_id, request_id))
@@ -221,14 +221,14 @@ def _text(error: BaseException) -> str:
         # The text of a RemoteError that a handler made itself would repeat the name of its type.
         ours = isinstance(error, RemoteError) and type(error).__str__ is RemoteError.__str__
         return clean(Exception.__str__(error) if ours else str(error), MAX_MESSAGE)
-    except Exception as problem:
+    except Exception as problem:  # The `__str__` of a user's exception may fail.
         return f"(its text cannot be read: {type(problem).__name__})"
 
 
 def _notes(error: BaseException) -> list[Any]:
     try:
         notes = getattr(error, "__notes__", ())
-    except Exception:
+    except Exception:  # The `__getattr__` of a user's exception may fail.
         notes = ()
     return notes if isinstance(notes, list) else []
 
@@ -273,7 +273,7 @@ def _instance(known: Any, arguments: tuple[Any, ...]) -> RemoteError | None:
         except TypeError:  # MemoryError.__new__ takes no subclass, but its layout is that of every exception
             error = BaseException.__new__(combined, *arguments)
         base.__init__(error, *arguments)
-    except Exception:
+    except Exception:  # The `__init__` of a user's exception may fail.
         return None
     return error if isinstance(error, RemoteError) else None
 

@@ -31,7 +31,7 @@ def traceback_text(error: BaseException, *, full: bool = False) -> str:
     """Return an error's traceback as text. Never raises, even if the error's own methods raise."""
     try:
         return "".join(trace_of(error, full=full).format())
-    except Exception as problem:
+    except Exception as problem:  # The `__str__` of a user's exception may fail.
         return no_traceback(problem)
 
 

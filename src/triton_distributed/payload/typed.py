@@ -84,7 +84,7 @@ def typed_decoder(hint: Any, what: str = "request") -> RequestDecoder:
                 return fast(body)
             except (msgspec.ValidationError, _HoldsModel, OverflowError):
                 pass  # the value may fit all the same, e.g. a bytearray for bytes: look at it
-            except Exception as error:
+            except Exception as error:  # As in `codec.decode`.
                 raise unreadable(error) from error
         value, models = decode_models(body, buffers)
         try:

@@ -90,7 +90,7 @@ def _find(value: Any, path: str, above: list[int], try_encode: Callable[[Any], o
         return None
     try:
         try_encode(value)
-    except Exception as error:
+    except Exception as error:  # This is the error that the search is for.
         return path, error, value
     return None
 

@@ -130,7 +130,7 @@ def model_from_wire(header: memoryview, arrived: Arrived) -> Any:
         return read_form(header, hook)
     except DecodeError:
         raise
-    except Exception as error:
+    except Exception as error:  # A library may raise anything for an invalid header.
         raise DecodeError(f"extension {MODEL}: {error}") from error
 
 

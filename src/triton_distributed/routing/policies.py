@@ -259,7 +259,7 @@ def checked(policy: Policy, name: str = "") -> Policy:
     def choose(request: Any, instances: tuple[Instance, ...], load: LoadBook) -> Instance:
         try:
             chosen: object = policy(request, instances, load)
-        except Exception as error:
+        except Exception as error:  # The user's policy may raise anything.
             raise ValueError(f"routing policy {name} raised {type(error).__name__}: {error}") from error
         if not isinstance(chosen, Instance):
             raise TypeError(f"routing policy {name} returned {chosen!r:.100}, which is not an instance")

@@ -12,7 +12,7 @@ from triton_distributed.annotated import Annotated
 from triton_distributed.calling.call import Call
 from triton_distributed.calling.candidates import Candidates
 from triton_distributed.calling.hedge import AnotherInstance, first_answer
-from triton_distributed.calling.reader import ItemDecoder
+from triton_distributed.calling.items import ItemDecoder
 from triton_distributed.calling.response_stream import ResponseStream
 from triton_distributed.calling.resume import Resumption
 from triton_distributed.calling.services import Services

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Protocol, TypedDict
 
@@ -75,6 +74,8 @@ def unexpected(method: str, unknown: Iterable[str], known: Collection[str], note
         known: the names that it has.
         note: what helps; by default the name that was probably meant.
     """
+    import difflib  # only this error needs it
+
     name = next(iter(unknown))
     if not note and (near := difflib.get_close_matches(name, known, 1)):
         note = f"did you mean {near[0]!r}?"

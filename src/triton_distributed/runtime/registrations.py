@@ -138,5 +138,5 @@ class Registrations:
                 for served in self._server.endpoints:
                     await self._discovery.withdraw(served.instance)
                     served.listed = ()
-        except Exception as error:
+        except Exception as error:  # A backend may raise anything, see above.
             logger.warning("cannot withdraw from %s: %s", self._discovery.where, error)

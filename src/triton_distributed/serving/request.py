@@ -239,7 +239,7 @@ class ServedRequest:
             await _close(items, None)
         except asyncio.CancelledError as error:
             await self._cancelled(items, error, sent)
-        except Exception as error:
+        except Exception as error:  # The caller gets any error of its handler.
             self._failed(error)
             await _close(items, None)
         except SystemExit as error:  # The process has to end as after SIGTERM, when its other requests are finished.
@@ -371,5 +371,5 @@ async def _close(items: Any, error: BaseException | None) -> None:
             await items.aclose()
     except (asyncio.CancelledError, RuntimeError):
         pass  # The handler is in its own clean-up, or refuses to end. No caller waits for an answer.
-    except Exception:
+    except Exception:  # The user's clean-up may raise anything.
         logger.warning("a handler raised an error while it was closed", exc_info=True)

@@ -1,6 +1,6 @@
 """Tools for testing programs: local clusters, virtual time, network faults, real servers, conformance suites."""
 
-from triton_distributed.testing.discovery import ChangeLog, DiscoveryConformance
+from triton_distributed.testing.discovery import ChangeLog, DiscoveryConformance, FixedDiscoveryConformance
 from triton_distributed.testing.events import EventConformance
 from triton_distributed.testing.local import LeftOver, LocalCluster
 from triton_distributed.testing.proxy import FaultProxy, Faults
@@ -16,6 +16,7 @@ __all__ = [
     "EventConformance",
     "FaultProxy",
     "Faults",
+    "FixedDiscoveryConformance",
     "LeftOver",
     "Livelock",
     "LocalCluster",

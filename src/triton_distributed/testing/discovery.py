@@ -72,8 +72,8 @@ class ChangeLog:
         await self.until(lambda: self.ids == wanted, patience_s)
 
 
-class DiscoveryConformance:
-    """The tests. Each takes `pair`: two open, empty discoveries of one system that no other test uses.
+class DiscoveryBasics:
+    """The tests for every backend, also one whose instances are fixed. They take `pair`, as below.
 
     Attributes:
         patience_s: seconds to wait for an expected change; only a failure takes that long.
@@ -86,6 +86,70 @@ class DiscoveryConformance:
     def instance(self, id: int, endpoint: EndpointName | None = None, **metadata: Any) -> Instance:
         """Make an instance like those that a runtime registers."""
         return Instance(endpoint or self.name, id, (f"tcp://127.0.0.1:{id % 60_000 + 1}",), "a-host", metadata)
+
+    async def test_an_endpoint_without_instances(self, pair: Pair) -> None:
+        for discovery in pair:
+            log = ChangeLog()
+            watch = await discovery.watch(EndpointName("no", "such", "endpoint"), log)
+            assert log.changes == [Snapshot(())]
+            watch.close()
+            watch.close()
+
+    async def test_a_sink_that_raises_ends_no_other_watch(self, pair: Pair) -> None:
+        one, _ = pair
+
+        def raises(change: Change) -> None:
+            raise RuntimeError("a defect in a sink")
+
+        log = ChangeLog()
+        await one.watch(None, raises)
+        await one.watch(None, log)
+        assert [type(each) for each in log.changes] == [Snapshot]
+
+    async def test_a_closed_one_says_so(self, pair: Pair) -> None:
+        one, _ = pair
+        await one.close()
+        await one.close()
+        for attempt in (one.register(self.instance(1)), one.watch(self.name, ChangeLog())):
+            error = await _refusal(attempt)
+            assert "closed" in str(error)
+            assert error.where == one.where
+        await one.withdraw(self.instance(1))
+
+
+class FixedDiscoveryConformance(DiscoveryBasics):
+    """The tests for a backend whose instances are fixed. Each takes `pair`: two open discoveries of one list.
+
+    Attributes:
+        listed: the list: at least two instances of `name`, and one of another endpoint.
+    """
+
+    listed: ClassVar[tuple[Instance, ...]]
+
+    async def test_each_watch_gets_the_listed_instances_of_its_endpoint(self, pair: Pair) -> None:
+        for discovery in pair:
+            for name in (self.name, None, *{each.endpoint for each in self.listed}):
+                log = ChangeLog()
+                await discovery.watch(name, log)
+                assert log.changes == [Snapshot(tuple(each for each in self.listed if name in (None, each.endpoint)))]
+
+    async def test_no_worker_changes_the_list(self, pair: Pair) -> None:
+        one, other = pair
+        mine = next(each for each in self.listed if each.endpoint == self.name)
+        log, later = ChangeLog(), ChangeLog()
+        await other.watch(self.name, log)
+        await one.register(mine)
+        await one.register(self.instance(7))
+        await one.withdraw(mine)
+        await other.watch(self.name, later)
+        await one.close()
+        assert log.changes == later.changes
+        assert mine in log.present.values()
+        assert (self.name, 7) not in log.present
+
+
+class DiscoveryConformance(DiscoveryBasics):
+    """The tests for a backend in which workers register. `pair` is empty, and no other test uses its system."""
 
     async def test_what_is_registered_is_in_a_later_snapshot(self, pair: Pair) -> None:
         one, _ = pair
@@ -357,14 +421,6 @@ class DiscoveryConformance:
         assert own.changes == before
         await one.close()
         await one.withdraw(self.instance(1))
-
-    async def test_a_closed_one_says_so(self, pair: Pair) -> None:
-        one, _ = pair
-        await one.close()
-        for attempt in (one.register(self.instance(1)), one.watch(self.name, ChangeLog())):
-            error = await _refusal(attempt)
-            assert "closed" in str(error)
-            assert error.where == one.where
 
     async def test_a_sink_that_raises_costs_nobody_else_a_change(self, pair: Pair) -> None:
         one, other = pair

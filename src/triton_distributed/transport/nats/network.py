@@ -135,7 +135,7 @@ class NatsNetwork:
         self._listening[subject] = factory, subscription
         try:
             await port.flush()  # the server has the subscription before a client can learn the address
-        except Exception as error:
+        except Exception as error:  # nats-py raises errors of many types.
             self._stop_listening(subject)
             raise BrokerError("NATS", port.where, str(error) or type(error).__name__) from error
         return lambda: self._stop_listening(subject)
@@ -267,7 +267,7 @@ class NatsNetwork:
             for subject, (factory, _) in list(self._listening.items()):
                 subscription = await port.subscribe(subject, partial(self._open, subject))
                 self._listening[subject] = factory, subscription
-        except Exception as error:
+        except Exception as error:  # This task has no caller that could get the error.
             logger.warning("NATS at %s: %s", self._connection.where, error)
 
     def _reconnected(self) -> None:
