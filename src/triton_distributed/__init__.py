@@ -29,10 +29,12 @@ if TYPE_CHECKING:
         Overloaded,
         Paused,
         RemoteError,
+        SenderClosed,
         StreamClosed,
         StreamIncomplete,
         TritonError,
     )
+    from triton_distributed.serving.sender import Sender
 
 __version__ = "0.1.0"
 
@@ -57,10 +59,12 @@ _PLACES = {
         "Overloaded",
         "Paused",
         "RemoteError",
+        "SenderClosed",
         "StreamClosed",
         "StreamIncomplete",
         "TritonError",
     ),
+    "serving.sender": ("Sender",),
 }
 _PLACE = {name: f"{__name__}.{module}" for module, names in _PLACES.items() for name in names}
 
@@ -83,6 +87,8 @@ __all__ = [
     "Paused",
     "QueuePolicy",
     "RemoteError",
+    "Sender",
+    "SenderClosed",
     "ServeOptions",
     "Served",
     "Stream",

@@ -6,12 +6,13 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from triton_distributed.errors import ConfigError, shown
+from triton_distributed.errors import ConfigError
+from triton_distributed.redaction import shown
 
 __all__ = ["DISCOVERY_BACKENDS", "KIB", "MIB", "Backend", "Config", "environment_reference", "usual_directories"]
 
@@ -273,7 +274,12 @@ class Config:
     log_level: str = _setting("TRD_LOG", "warning", "level of the `trd` command's log: debug, info, warning, error")
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Config:
+    def from_env(
+        cls,
+        environ: Mapping[str, str] | None = None,
+        others: Mapping[str, tuple[str, Callable[[str], Any]]] | None = None,
+        **overrides: Any,
+    ) -> Config:
         """Read the settings from the environment.
 
         A warning, once per process, names each `TRD_` variable that is not a setting. It may be a typo, or the setting
@@ -281,6 +287,8 @@ class Config:
 
         Args:
             environ: the variables to read instead of `os.environ`.
+            others: further variables by field, each with a function that turns its text into the field's value. They
+                count if the field's own variable is not set.
             overrides: fields by name; they take precedence over the environment.
 
         Raises:
@@ -293,6 +301,12 @@ class Config:
             if text is not None and text != "" and each.name not in overrides:
                 values[each.name] = _parse(each.metadata["variable"], str(each.type), text)
         _warn_of(tuple(sorted(unknown_settings(environ))))
+        for name, (variable, read) in (others or {}).items():
+            if name not in values and name not in overrides and (text := environ.get(variable)):
+                try:
+                    values[name] = read(text)
+                except ValueError as error:
+                    raise ConfigError(variable, text, str(error)) from None
         if "etcd_endpoints" in values:
             values.setdefault("discovery", "etcd")
         return cls(**{**values, **overrides})

@@ -60,6 +60,7 @@ class Context:
     A handler gets one as its second parameter. Calls that a handler makes inherit its deadline, its priority, its id
     and its travelling values, and are cancelled together with it. A handler that passes its context to a call also
     passes on the metadata. Calls that a handler's clean-up makes after such a cancellation still run: see `CLEANUP_S`.
+    For calls that outlive the request, use `detached()`.
 
     Raises:
         TypeError: the id is not text, or the metadata or the travelling values are not a mapping.
@@ -73,6 +74,7 @@ class Context:
     calls_deadline: float | None = None  # The handler's own calls': `deadline`, or later during clean-up.
     priority: int = 0  # Where requests wait, those with larger priorities begin first.
     over = False  # The request was answered. Work that its handler left running no longer belongs to it.
+    independent = False  # Calls made with it inherit nothing of the request in whose handler they are made.
     resume_token: Any = None  # The last token of an earlier instance's `checkpoint`; None: start anew.
     _id: str | None = None
     _pending_token: bytes | None = None
@@ -144,6 +146,21 @@ class Context:
 
     def attach_token(self, token: bytes) -> None:
         """Attach this encoded token to the next item. Runs in the loop's thread."""
+
+    def detached(self, id: str | None = None) -> Context:
+        """A new context with a copy of the metadata, for calls that do not belong to this request.
+
+        Calls made with it in a handler inherit neither its deadline, its priority nor its cancellation.
+
+        Args:
+            id: the new context's id; random by default.
+
+        Raises:
+            TypeError: the id is not text.
+        """
+        context = Context(id, self.metadata)
+        context.independent = True
+        return context
 
     def is_stopped(self) -> bool:
         """Whether the handler should finish by itself: the caller asked for that, or is gone."""

@@ -20,6 +20,7 @@
     ├── DeadlineExceeded (TimeoutError)       the call's time is over
     ├── StreamIncomplete (ConnectionError)    the connection was lost after the handler had begun
     │   └── StreamClosed                      a stream was read after this process had closed it
+    ├── SenderClosed (RuntimeError)           an item was sent after the request was over or the sender was closed
     ├── RequestIncomplete (ConnectionError)   the caller of a two-way stream left before its last request
     ├── NotUnary (ValueError)                 `call` got no item, or more than one
     ├── MessageTooLarge (ValueError)          a message is above `max_message_bytes`
@@ -37,10 +38,11 @@ the setting or command that helps.
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
+
+from triton_distributed.redaction import shown, without_secrets
 
 __all__ = [
     "AlreadyServed",
@@ -68,6 +70,7 @@ __all__ = [
     "RemoteProtocolError",
     "RequestIncomplete",
     "RuntimeClosed",
+    "SenderClosed",
     "StreamClosed",
     "StreamIncomplete",
     "SubscriptionClosed",
@@ -79,26 +82,6 @@ __all__ = [
 
 class TritonError(Exception):
     """The root of every error that this package defines."""
-
-
-def without_secrets(text: str) -> str:
-    """Return text with `***` for the user and password of each URL in it, and for the content of key files."""
-    text = re.sub(r"(?s)://(?:(?!://).)*@", "://***@", text)  # A password may contain an @ or a comma.
-    return re.sub(r"(?s)-----BEGIN.*", "***", text)
-
-
-def shown(setting: str, value: Any) -> Any:
-    """Return the value of a setting in a form that an error, a log line or a `repr` may show."""
-    if any(word in setting for word in ("PASSWORD", "TOKEN", "NKEY")):
-        return value and "***"
-    if not isinstance(value, str):
-        text = str(value)
-        return value if without_secrets(text) == text else without_secrets(text)
-    before, mark, after = without_secrets(value).partition("://")
-    if "@" in before:  # A URL without its scheme.
-        before = f"***@{before.rpartition('@')[2]}"
-    query = mark and after.partition("?")[1]
-    return f"{before}{mark}{after.partition('?')[0]}?***" if query else f"{before}{mark}{after}"
 
 
 class ConfigError(TritonError, ValueError):
@@ -405,6 +388,17 @@ class RequestIncomplete(TritonError, ConnectionError):
 
     def __str__(self) -> str:
         return f"the stream of requests of {self.request_id} broke after {self.items} item(s): {self.reason}"
+
+
+class SenderClosed(TritonError, RuntimeError):
+    """A `Sender` takes no more items. Field: `reason`."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the sender takes no more items: {self.reason}"
 
 
 class NotUnary(TritonError, ValueError):

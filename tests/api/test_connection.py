@@ -298,7 +298,7 @@ async def test_what_cannot_be_handed_over_raises(here: trd.Connection) -> None:
     with pytest.raises(trd.Overloaded):
         await here.send(contract, 2)
     with pytest.raises(TypeError, match=r"send\(\): .* is bidirectional: use stream\(\)"):
-        await here.send(TALK, talk)
+        await here.send(TALK, talk)  # type: ignore[arg-type]
     free.set()
 
 

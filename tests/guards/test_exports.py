@@ -41,7 +41,7 @@ def homes(places: dict[str, list[tuple[str, object]]]) -> list[str]:
     """Objects that more than one public place exports. `places`: module name to (public name, object)."""
     seen: dict[int, list[str]] = {}
     for place, objects in places.items():
-        if place in ALIASES:
+        if place in ALIASES or place.startswith(f"{PACKAGE}.compat."):  # Faces for programs written for others.
             continue
         for name, value in objects:
             if isinstance(value, type | types.FunctionType | types.ModuleType):

@@ -104,7 +104,7 @@ async def test_stop_passes_through_a_handlers_own_calls(cluster: Cluster) -> Non
         await context.stopped()
         yield "inner stopped"
 
-    async def outer(request: Any) -> AsyncIterator[Any]:
+    async def outer(request: Any, context: Context) -> AsyncIterator[Any]:
         async for item in (await cluster.client("t.c.inner")).generate(1, annotated=False):
             yield item
         yield "outer ends"

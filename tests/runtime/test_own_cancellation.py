@@ -182,7 +182,7 @@ async def test_a_stopped_call_has_no_answer(cluster: Cluster) -> None:
 async def test_a_stopped_call_whose_worker_is_lost_is_not_sent_again(options: dict[str, Any], cluster: Cluster) -> None:
     began: list[int] = []
 
-    async def ignores(request: Any) -> AsyncIterator[int]:
+    async def ignores(request: Any, context: Context) -> AsyncIterator[int]:
         began.append(1)
         await asyncio.Event().wait()
         yield 1

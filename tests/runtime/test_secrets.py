@@ -20,9 +20,10 @@ import pytest
 from tests.runtime.cluster import until
 from tests.timing import PATIENCE_S
 from triton_distributed.config import Config
-from triton_distributed.errors import ConfigError, shown, without_secrets
+from triton_distributed.errors import ConfigError
 from triton_distributed.external.etcd_endpoint import EtcdOptions
 from triton_distributed.external.nats import NatsOptions
+from triton_distributed.redaction import shown, without_secrets
 from triton_distributed.runtime import DistributedRuntime
 from triton_distributed.testing import NatsServer
 

@@ -173,7 +173,9 @@ class Connection:
         self._targets[endpoint] = target
         return target
 
-    async def send(self, endpoint: Contract[R, Any] | str, request: R, **options: Unpack[StreamOptions]) -> None:
+    async def send(
+        self, endpoint: Unary[R, Any] | Stream[R, Any] | str, request: R, **options: Unpack[StreamOptions]
+    ) -> None:
         """Hand a request over. The handler runs to its end, and its items are dropped.
 
         It returns when a handler has begun with the request.
@@ -281,6 +283,7 @@ class Connection:
             options.get("metadata"),
             None if contract is None else contract.schema,
             None if contract is None else contract.types,
+            options.get("interrupt", True),
         )
         context = contextvars.copy_context()
         context.run(_here.set, self)  # The handlers' calls use this connection.

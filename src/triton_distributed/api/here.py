@@ -6,7 +6,7 @@ from collections.abc import AsyncIterable
 from typing import Any, TypeVar, Unpack, overload
 
 from triton_distributed.api.connection import here
-from triton_distributed.api.contracts import Bidirectional, Contract, Stream, Unary
+from triton_distributed.api.contracts import Bidirectional, Stream, Unary
 from triton_distributed.api.options import StreamOptions, UnaryOptions
 from triton_distributed.calling.item_stream import ItemStream
 
@@ -48,7 +48,7 @@ def stream(endpoint: Any, request: Any, **options: Any) -> ItemStream[Any]:
     return here().stream(endpoint, request, **options)
 
 
-async def send(endpoint: Contract[R, Any] | str, request: R, **options: Unpack[StreamOptions]) -> None:
+async def send(endpoint: Unary[R, Any] | Stream[R, Any] | str, request: R, **options: Unpack[StreamOptions]) -> None:
     """Hand a request over and do not wait for its answer; see `Connection.send`.
 
     Raises:

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 
 from triton_distributed.discovery.base import Sink, Watch
 from triton_distributed.discovery.watchers import Watcher, Watchers
-from triton_distributed.errors import ConfigError, DiscoveryError, InvalidName, shown
+from triton_distributed.errors import ConfigError, DiscoveryError, InvalidName
 from triton_distributed.names import EndpointName, Instance
+from triton_distributed.redaction import shown
 
 SETTING = "TRD_STATIC"
 _FORM = (

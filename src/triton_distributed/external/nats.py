@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from triton_distributed.errors import BrokerError, ConfigError, without_secrets
+from triton_distributed.errors import BrokerError, ConfigError
 from triton_distributed.quiet import Quiet
+from triton_distributed.redaction import without_secrets
 
 if TYPE_CHECKING:
     from nats.aio.client import Client as NatsClient

@@ -24,6 +24,7 @@ from triton_distributed.runtime.statistics import (
     ThreadStatistics,
 )
 from triton_distributed.runtime.token import CancellationToken
+from triton_distributed.serving.sender import Sender
 
 __all__ = [
     "Affinity",
@@ -44,6 +45,7 @@ __all__ = [
     "QueueStatistics",
     "ResponseStream",
     "RuntimeStatistics",
+    "Sender",
     "SessionStatistics",
     "SubscriptionStatistics",
     "ThreadStatistics",

@@ -285,7 +285,7 @@ class Client:
                 body = body.owned()
         parent = context
         serving = current.get()
-        if serving is None or serving.over:
+        if serving is None or serving.over or (context is not None and context.independent):
             serving = None
             extra = sent(context, metadata, priority, None) if context is not None or metadata or priority else b""
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any, Protocol, Unpack
 
 from triton_distributed.calling.services import Services
@@ -238,6 +238,22 @@ class Endpoint:
             ForkError, RuntimeClosed: also while the runtime drains.
         """
         await self._runtime.worker.registrations.resume(self.name)
+
+    async def update_metadata(self, metadata: Mapping[str, Any]) -> None:
+        """Replace the metadata that this runtime publishes with its instance; clients see it in `instances()`.
+
+        A paused endpoint publishes the new metadata when it resumes.
+
+        Args:
+            metadata: plain JSON values; they are copied.
+
+        Raises:
+            NotServed: this runtime does not serve the endpoint, or has not registered it yet.
+            DiscoveryError: the metadata is not plain JSON or too large, or discovery cannot be written or is static.
+                The former metadata stays.
+            ForkError, RuntimeClosed.
+        """
+        await self._runtime.worker.registrations.update_metadata(self.name, metadata)
 
     def lease_id(self) -> int:
         """The instance id of this runtime, the same for all its endpoints."""

@@ -52,6 +52,10 @@ class ServeOptions(TypedDict, total=False):
     metadata: Mapping[str, Any] | None
     """Plain JSON values to publish with the instance. They are copied at once."""
 
+    interrupt: bool
+    """False does not cancel a running handler whose caller leaves or whose deadline passes: the handler learns that
+    from `context.is_stopped()`. Only the end of a drain cancels it. True by default."""
+
 
 class _TakesContext(Protocol):
     def __call__(self, request: Any, /, *, context: Context) -> Any: ...

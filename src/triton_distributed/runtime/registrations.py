@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from triton_distributed.discovery import Discovery, Marking
+from triton_distributed.discovery.record import BadRecord, encode
 from triton_distributed.errors import DiscoveryError
 from triton_distributed.names import EndpointName
 from triton_distributed.serving.endpoint import ServedEndpoint
@@ -78,6 +81,23 @@ class Registrations:
                 await self._list(served)
             except BaseException:
                 served.gate.pause()
+                raise
+
+    async def update_metadata(self, name: EndpointName, metadata: Mapping[str, Any]) -> None:
+        """Publish other metadata of a served endpoint; see `Endpoint.update_metadata`."""
+        async with self._lock:
+            served = self._find(name, "update_metadata")
+            before = served.instance
+            served.instance = replace(before, metadata=copy.deepcopy(dict(metadata)))
+            try:
+                encode(served.instance)
+                if served.listed:  # Otherwise it is published when the endpoint is listed again.
+                    await self._list(served)
+            except BadRecord as error:
+                served.instance = before
+                raise DiscoveryError("record", self._discovery.where, str(error)) from error
+            except BaseException:
+                served.instance = before
                 raise
 
     def _find(self, name: EndpointName, operation: str) -> ServedEndpoint:

@@ -40,6 +40,7 @@ class Serving(msgspec.Struct):
         metadata: plain JSON values to publish with the instance; they are copied.
         contract: the schema to publish with the instance; None for none.
         types: the types of the contract; None to read the handler's annotations.
+        interrupt: a running handler is cancelled when its caller leaves or its deadline is over.
 
     Raises:
         ValueError: a limit is invalid.
@@ -51,6 +52,7 @@ class Serving(msgspec.Struct):
     metadata: Mapping[str, Any] | None = None
     contract: Mapping[str, Any] | None = None
     types: Types | None = None
+    interrupt: bool = True
 
     def __post_init__(self) -> None:
         if self.max_inflight is not None and (type(self.max_inflight) is not int or self.max_inflight < 1):
@@ -188,6 +190,7 @@ class Worker:
             max_inflight=serving.max_inflight,
             max_queue=serving.max_queue,
             graceful=serving.graceful,
+            interrupt=serving.interrupt,
             on_wait=server.standstill.waits,
             on_exit=self._exit_wanted,
             full_tracebacks=self._config.full_tracebacks,

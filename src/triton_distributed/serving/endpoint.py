@@ -50,6 +50,7 @@ class ServedEndpoint:
         max_inflight: handlers that may run at once; None for no limit of the endpoint's own.
         max_queue: requests that may wait for a place; further requests are refused at once.
         graceful: True lets running requests finish in a drain; False cancels them at once.
+        interrupt: running handlers are cancelled when their caller leaves or their deadline is over.
         on_wait: called when a request begins to wait.
         on_exit: called when a handler has raised SystemExit.
         full_tracebacks: tracebacks of handlers' errors keep the frames of this package.
@@ -75,6 +76,7 @@ class ServedEndpoint:
         max_inflight: int | None,
         max_queue: int,
         graceful: bool,
+        interrupt: bool,
         on_wait: Callable[[], None],
         on_exit: Callable[[SystemExit], None],
         full_tracebacks: bool,
@@ -87,7 +89,7 @@ class ServedEndpoint:
         self.gate: Gate[ServedRequest] = Gate(loop, slots, self.stats, max_inflight, max_queue, on_wait)
         self.registered = False
         self.listed: tuple[str, ...] = ()
-        self.graceful, self.on_exit = graceful, on_exit
+        self.graceful, self.interrupt, self.on_exit = graceful, interrupt, on_exit
         self.full_tracebacks = full_tracebacks
         self.lingering = Lingering(loop, name, handler.name)
         self.task: asyncio.Task[Any] | None = None

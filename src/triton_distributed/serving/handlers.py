@@ -12,6 +12,7 @@ from typing import Any
 from triton_distributed.context import Context
 from triton_distributed.errors import InvalidRequest
 from triton_distributed.serving.plain import VALUES, PlainHandler, Within, changed
+from triton_distributed.serving.sender import Sender
 from triton_distributed.serving.signatures import Types, read_signature
 from triton_distributed.serving.threads import HandlerThreads
 
@@ -34,6 +35,7 @@ class Handler:
         function, threads: as given.
         name: its name in logs.
         on_loop: the function is an async function, of either kind.
+        takes_context: it gets the context.
         takes_stream: its request parameter is annotated as an async iterator: the caller streams requests to it.
         decode: bytes → request, checked against the annotation.
         check: item → None, raises if the item does not fit the annotation; None if there is nothing to check.
@@ -53,15 +55,15 @@ class Handler:
         self.on_loop = inspect.isasyncgenfunction(plain) or inspect.iscoroutinefunction(plain)
         self._is_asyncgen = inspect.isasyncgenfunction(plain)
         signature = read_signature(function, plain, self.name, declared)
-        self._takes_context = signature.takes_context
+        self.takes_context = signature.takes_context
         self.takes_stream, self.decode, self.check = signature.takes_stream, signature.decode, signature.check
         if keyword := signature.context_name:
-            self._takes_context = True
+            self.takes_context = True
             self.function = lambda request, context: function(request, **{keyword: context})
 
     def open(self, request: Any, context: Context) -> AsyncIterator[Any]:
         """Begin to serve a request. The handler does not run before the first item is asked for."""
-        arguments = (request, context) if self._takes_context else (request,)
+        arguments = (request, context) if self.takes_context else (request,)
         if self._is_asyncgen:
             return self.function(*arguments)  # type: ignore[no-any-return]
         return _Results(self, arguments, context)
@@ -109,7 +111,10 @@ class _Results:
         if self._inner is None:
             if result.__class__ in VALUES:
                 return result
-            if isinstance(result, collections.abc.AsyncIterable):
+            if isinstance(result, Sender):
+                self._inner = result.pushed
+                del result  # A sender that the program drops ends the stream.
+            elif isinstance(result, collections.abc.AsyncIterable):
                 self._inner = aiter(result)
             elif isinstance(result, collections.abc.Iterator):
                 # The thread calls `iter`, so the whole iterator runs there.

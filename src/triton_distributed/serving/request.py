@@ -47,6 +47,7 @@ class Host(Protocol):
     lingering: Lingering
     context: contextvars.Context
     full_tracebacks: bool
+    interrupt: bool
     on_exit: Callable[[SystemExit], None]
 
     @property
@@ -122,14 +123,28 @@ class ServedRequest:
 
     def stream_closed(self, stream: Stream) -> None:
         """The caller cancelled the request, or its session is lost."""
-        self.cancel(Outcome.LOST if stream.lost is not None else Outcome.CANCELLED)
+        self._caller_left(Outcome.LOST if stream.lost is not None else Outcome.CANCELLED)
 
     def stream_silent(self, stream: Stream, words: str) -> None:
         """Do nothing: only callers check whether the peer is alive."""
 
     def stream_stopped(self) -> None:
-        """The caller asks the handler to finish by itself."""
+        """The caller asks the handler to finish by itself. A handler that takes no context is cancelled instead."""
         self.context.stop_generating()
+        host = self._host
+        if self.state == RUNNING and self.task is not None and host.interrupt and not host.handler.takes_context:
+            self.task.cancel()  # As the context is stopped, this is a clean end; see `_cancelled`.
+
+    def _caller_left(self, outcome: Outcome) -> None:
+        """Cancel the handler, or only tell it if it must not be interrupted."""
+        if self.state != RUNNING or self._host.interrupt:
+            self.cancel(outcome)
+            return
+        self.outcome = self.outcome or outcome
+        if outcome is Outcome.CANCELLED:
+            self.context.stop_generating()
+        else:
+            self.context.kill()
 
     def cancel(self, outcome: Outcome) -> None:
         """Raise CancelledError in the handler at its current await, and cancel the calls that it has made.
@@ -158,8 +173,18 @@ class ServedRequest:
         """Start the handler's task, as its ACCEPT is written; do nothing if the request was cancelled meanwhile."""
         if self.state == ANNOUNCED:
             host = self._host
+            if self.context._stopped and not host.handler.takes_context and host.interrupt:
+                self._stopped_before()
+                return
             # A copy of the endpoint's context: the caller of this method may run in the context of another request.
             self.task = asyncio.Task(self.run(), loop=host.loop, context=host.context.copy())
+
+    def _stopped_before(self) -> None:
+        """End the stream of a request whose handler would be cancelled at its first step."""
+        self.outcome = Outcome.CANCELLED
+        self.stream.end()
+        self.over()
+        self._host.gate.ended(self)
 
     def refuse(self, code: int, detail: bytes) -> None:
         """Refuse the request, whose handler has not begun."""
@@ -171,7 +196,7 @@ class ServedRequest:
         """End the request, because its deadline has passed."""
         if self.outcome is OK:
             self.stream.abort(f.ERROR, f.ErrorCode.DEADLINE)
-            self.cancel(Outcome.DEADLINE)
+            self._caller_left(Outcome.DEADLINE)
 
     def over(self) -> None:
         """Count the request, and release what it held."""
@@ -318,7 +343,7 @@ class ServedRequest:
             self.stream.abort(f.ERROR, f.ErrorCode.CANCELLED, b"the handler was cancelled")
             # A generator that was suspended at its `yield` has not seen the cancellation: its finally blocks run now.
             await _close(items, asyncio.CancelledError())
-        elif self.context.is_stopped():  # Some programs answer `is_stopped()` by raising it.
+        elif self.context.is_stopped():  # It takes no context, or it has answered `is_stopped()` by raising this.
             self._host.stats.items += sent
             self.stream.end()
             await _close(items, None)

@@ -1,0 +1,208 @@
+"""The context of a request as Dynamo's programs see it: live metadata, a future for the stop, trace headers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import Iterator, Mapping, MutableMapping
+from types import MappingProxyType
+from typing import Any
+
+from triton_distributed import context as native
+from triton_distributed.context import AwaitedRequest
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class ContextMetadata(MutableMapping[str, str]):
+    """Text by name that travels with each call made with the context. It may be changed at any time."""
+
+    def __init__(self, values: Mapping[str, str] | None = None) -> None:
+        self._values: dict[str, str] = {}
+        self.update(values or {})
+
+    def __getitem__(self, key: str) -> str:
+        return self._values[key]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise TypeError(f"metadata[{key!r}] = {value!r}: names and values are text")
+        self._values[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        del self._values[key]
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def copy(self) -> dict[str, str]:
+        """The present values as a dict of their own."""
+        return dict(self._values)
+
+    def __repr__(self) -> str:
+        return json.dumps(self._values)
+
+
+class _Watch:
+    """Completes a future when a context is stopped or killed."""
+
+    def __init__(self, future: asyncio.Future[bool]) -> None:
+        self._future = future
+
+    def ask_to_stop(self) -> None:
+        if not self._future.done():
+            self._future.set_result(True)
+
+    cancel = ask_to_stop
+
+    def waits_for(self) -> AwaitedRequest | None:
+        return None
+
+
+class Context:
+    """A request that is being served, or the handle of a caller's request.
+
+    Args:
+        id: the request's id; a random UUID by default.
+        metadata: text that travels with the request.
+    """
+
+    def __init__(self, id: str | None = None, metadata: Mapping[str, str] | None = None) -> None:
+        self._set(native.Context(str(uuid.uuid4()) if id is None else id), ContextMetadata(metadata))
+
+    @classmethod
+    def of(cls, served: native.Context) -> Context:
+        """The context that a handler gets."""
+        context = cls.__new__(cls)
+        metadata = ContextMetadata()
+        metadata._values.update(served.metadata)  # A caller with the native API may have sent other values than text.
+        served.metadata = _NOTHING  # The metadata of a nested call is what is here when the call is made.
+        context._set(served, metadata)
+        return context
+
+    def _set(self, inner: native.Context, metadata: ContextMetadata) -> None:
+        self.native = inner
+        self._metadata = metadata
+        try:
+            self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:
+            self._loop = None
+        self.stopped_here = False
+
+    def id(self) -> str:
+        """The request's id."""
+        return self.native.id()
+
+    @property
+    def metadata(self) -> ContextMetadata:
+        """The metadata; it may be changed, and replaced by a dict."""
+        return self._metadata
+
+    @metadata.setter
+    def metadata(self, values: Mapping[str, str]) -> None:
+        self._metadata = ContextMetadata(values)
+
+    def is_stopped(self) -> bool:
+        """Whether the request shall end: its caller has stopped it or has left."""
+        return self.stopped_here or self.native.is_stopped()
+
+    def is_killed(self) -> bool:
+        """Whether the caller was lost or its deadline has passed."""
+        return self.native.is_killed()
+
+    def stop_generating(self) -> None:
+        """End the streams of the calls made with this context, and tell their handlers. May be called in any thread."""
+        self.stopped_here = True
+        try:
+            here: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None
+        if self._loop is None or here is self._loop:
+            self.native.stop_generating()
+        elif not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self.native.stop_generating)
+
+    def async_killed_or_stopped(self) -> asyncio.Future[bool]:
+        """A future that is done, with True, when the context is stopped or killed."""
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        if self.is_stopped():
+            future.set_result(True)
+        else:
+            watch = _Watch(future)
+            self.native.attach(watch)
+            future.add_done_callback(lambda _: self.native.detach(watch))
+        return future
+
+    def detached(self, id: str) -> Context:
+        """A context of its own, with a copy of the metadata: it is not stopped with this one."""
+        context = Context(id, self._metadata)
+        context.native.independent = True
+        return context
+
+    def notify_first_token(self) -> None:
+        """Do nothing: this runtime has no work that waits for the first token."""
+
+    # Trace context: carried in the metadata, under the names of the W3C headers.
+
+    def trace_headers(self) -> dict[str, str] | None:
+        """`traceparent` and the other headers that the caller has sent; None without a `traceparent`."""
+        names = ("traceparent", "tracestate", "x-request-id", "request-id")
+        found = {name: str(value) for name in names if (value := self._metadata.get(name))}
+        return found if "traceparent" in found else None
+
+    def _trace(self, number: int) -> str | None:
+        parts = str(self._metadata.get("traceparent", "")).split("-")
+        return parts[number] if len(parts) == 4 else None
+
+    @property
+    def trace_id(self) -> str | None:
+        """The trace id of the caller's `traceparent`, or None."""
+        return self._trace(1)
+
+    @property
+    def span_id(self) -> str | None:
+        """The span id of the caller's `traceparent`, or None."""
+        return self._trace(2)
+
+    @property
+    def parent_span_id(self) -> str | None:
+        """None: this runtime makes no spans."""
+        return None
+
+    def current_span(self) -> SpanProxy:
+        """A span that records nothing."""
+        return SpanProxy()
+
+    def start_span(self, name: str, attrs: Mapping[str, Any] | None = None) -> SpanProxy:
+        """A span that records nothing."""
+        return SpanProxy()
+
+    def __repr__(self) -> str:
+        state = "killed" if self.is_killed() else "stopped" if self.is_stopped() else "running"
+        return f"<Context {self.id()} {state}>"
+
+
+class SpanProxy:
+    """A span that records nothing: this runtime carries trace headers and makes no spans."""
+
+    def set_attribute(self, key: str, value: Any) -> None:
+        """Do nothing."""
+
+    def add_event(self, name: str, attrs: Mapping[str, Any] | None = None) -> None:
+        """Do nothing."""
+
+    def set_status(self, status: str, description: str | None = None) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def __enter__(self) -> SpanProxy:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Do nothing."""

@@ -1,0 +1,213 @@
+"""The runtime and its endpoints, as Dynamo's programs use them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+from triton_distributed.compat.dynamo.client import Client, RouterMode
+from triton_distributed.compat.dynamo.exceptions import DynamoException
+from triton_distributed.compat.dynamo.handlers import adapted
+from triton_distributed.compat.dynamo.settings import config_for
+from triton_distributed.errors import InvalidName, NotServed
+from triton_distributed.names import EndpointName
+from triton_distributed.runtime import DistributedRuntime as NativeRuntime
+from triton_distributed.runtime import Endpoint as NativeEndpoint
+
+logger = logging.getLogger("triton_distributed.compat")
+
+
+class RuntimeMetrics:
+    """Takes a program's Prometheus callbacks. This runtime has no `/metrics` yet, so none is called."""
+
+    def register_prometheus_expfmt_callback(self, callback: Callable[[], str]) -> None:
+        """Take a callback that returns Prometheus text."""
+        logger.info("there is no /metrics in this runtime yet: a Prometheus callback is not called")
+
+    register_prometheus_typed_callback = register_prometheus_expfmt_callback
+
+
+class Endpoint:
+    """An endpoint, to serve or to call. Made by `runtime.endpoint("namespace.component.endpoint")`.
+
+    Attributes:
+        native: the same endpoint with the API of this runtime, for example for `native.update_metadata({…})`.
+    """
+
+    def __init__(self, native: NativeEndpoint) -> None:
+        self.native = native
+
+    def serve_endpoint(
+        self,
+        handler: Callable[..., Any],
+        graceful_shutdown: bool = True,
+        metrics_labels: Sequence[tuple[str, str]] | None = None,
+        health_check_payload: Mapping[str, Any] | None = None,
+    ) -> Awaitable[None]:
+        """Serve the endpoint until the runtime shuts down.
+
+        Args:
+            handler: an async generator function of a request and, if it has that parameter, of a `context`. It is not
+                interrupted: `context.is_stopped()` tells it that it should end. With a parameter `response_sender` it
+                pushes its items to that instead of yielding them.
+            graceful_shutdown: True lets running requests finish at shutdown, False cancels them.
+            metrics_labels: not used: this runtime has no `/metrics` yet.
+            health_check_payload: not used: this runtime does not probe handlers.
+
+        Raises:
+            TypeError: the handler is not an async generator function of one request.
+        """
+        return self._serve(adapted(handler), graceful_shutdown)
+
+    def serve_bidirectional_endpoint(
+        self,
+        handler: Callable[..., Any],
+        graceful_shutdown: bool = True,
+        metrics_labels: Sequence[tuple[str, str]] | None = None,
+    ) -> Awaitable[None]:
+        """Serve an endpoint whose handler gets a stream of requests in place of one; see `serve_endpoint`."""
+        return self._serve(adapted(handler, bidirectional=True), graceful_shutdown)
+
+    def _serve(self, handler: Callable[..., Any], graceful_shutdown: bool) -> Awaitable[None]:
+        return self.native.serve_endpoint(handler, bool(graceful_shutdown), interrupt=False)
+
+    async def client(self, router_mode: RouterMode | None = None) -> Client:
+        """A client of the endpoint, which takes the instances in turn by default."""
+        mode = RouterMode.RoundRobin if router_mode is None else router_mode
+        if not isinstance(mode, RouterMode):
+            raise TypeError(f"router_mode={router_mode!r}: must be a RouterMode")
+        if not mode.exact:
+            logger.warning("%s: %r is not in this runtime yet: %s is used", self.native.name, mode, mode.policy)
+        return Client(await self.native.client(mode.policy))
+
+    def connection_id(self) -> int:
+        """The id of this runtime's instances."""
+        return self.native.lease_id()
+
+    async def unregister_endpoint_instance(self) -> None:
+        """Withdraw this runtime's instance: it is not called until it is registered again."""
+        try:
+            await self.native.pause()
+        except NotServed:
+            logger.debug("%s is not served yet, so there is nothing to unregister", self.native.name)
+
+    async def register_endpoint_instance(self) -> None:
+        """Register the instance again. An endpoint that is not served yet is registered when it is served."""
+        try:
+            await self.native.resume()
+        except NotServed:
+            logger.debug("%s is registered when it is served", self.native.name)
+
+    @property
+    def metrics(self) -> RuntimeMetrics:
+        """Takes Prometheus callbacks, which are not called yet."""
+        return RuntimeMetrics()
+
+    def __repr__(self) -> str:
+        return repr(self.native)
+
+
+class Component:
+    """A group of endpoints, for programs of earlier releases."""
+
+    def __init__(self, runtime: DistributedRuntime, namespace: str, name: str) -> None:
+        self._runtime, self._namespace, self._name = runtime, namespace, name
+
+    def endpoint(self, name: str) -> Endpoint:
+        """One endpoint of the component."""
+        return Endpoint(self._runtime.native.namespace(self._namespace).component(self._name).endpoint(name))
+
+    async def create_service(self) -> None:
+        """Do nothing: serving an endpoint is enough."""
+
+
+class Namespace:
+    """A group of components, for programs of earlier releases."""
+
+    def __init__(self, runtime: DistributedRuntime, name: str) -> None:
+        self._runtime, self._name = runtime, name
+
+    def component(self, name: str) -> Component:
+        """One component of the namespace."""
+        return Component(self._runtime, self._name, name)
+
+
+class DistributedRuntime:
+    """One process's part in the system.
+
+    Args:
+        event_loop: the running loop.
+        discovery_backend: `file`, `etcd` or `mem`; by default the settings decide.
+        request_plane: `tcp` (direct connections) or `nats`; by default the settings decide.
+        enable_nats: not used, as in Dynamo itself.
+        event_plane: `nats`, or `zmq` for the default of this runtime.
+        response_plane: not used: responses take the way of their requests.
+
+    Attributes:
+        native: the same runtime with the API of this package.
+
+    Raises:
+        DynamoException: a backend is not in this runtime.
+        TypeError: a backend is not text.
+    """
+
+    def __init__(
+        self,
+        event_loop: asyncio.AbstractEventLoop,
+        discovery_backend: str | None = None,
+        request_plane: str | None = None,
+        enable_nats: bool | None = None,
+        *,
+        event_plane: str | None = None,
+        response_plane: str | None = None,
+    ) -> None:
+        try:
+            config = config_for(discovery_backend, request_plane, event_plane)
+        except ValueError as error:
+            raise DynamoException(str(error)) from error
+        self.native = NativeRuntime(event_loop, config=config)
+
+    def endpoint(self, path: str) -> Endpoint:
+        """The endpoint with the path `namespace.component.endpoint`, with or without `dyn://`.
+
+        Raises:
+            ValueError: the path does not have exactly three valid parts.
+        """
+        try:
+            EndpointName.parse(path)
+        except InvalidName as error:
+            raise ValueError(
+                f"Invalid endpoint path {path!r}. Expected format: 'namespace.component.endpoint' or "
+                f"'dyn://namespace.component.endpoint': {error}"
+            ) from None
+        return Endpoint(self.native.endpoint(path))
+
+    def namespace(self, name: str) -> Namespace:
+        """A namespace, for programs of earlier releases."""
+        return Namespace(self, name)
+
+    def event_loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop of the runtime."""
+        return self.native.event_loop()
+
+    def shutdown(self) -> None:
+        """Begin to drain and return at once. `serve_endpoint` ends after the drain, within `TRD_DRAIN_TIMEOUT_S`."""
+        self.native.shutdown()
+
+    def set_health_status(self, ready: bool) -> None:
+        """Do nothing: this runtime has no system server yet. To get no requests, unregister the endpoint."""
+
+    def register_engine_route(
+        self, route_name: str, callback: Callable[[dict[str, Any]], Coroutine[Any, Any, dict[str, Any]]]
+    ) -> None:
+        """Log that this runtime has no system server yet, so `/engine/{route_name}` cannot be called."""
+        logger.warning("there is no system server in this runtime yet: /engine/%s cannot be called", route_name)
+
+    def system_status_server_url(self) -> str | None:
+        """None: this runtime has no system server yet."""
+        return None
+
+    def __repr__(self) -> str:
+        return repr(self.native)
