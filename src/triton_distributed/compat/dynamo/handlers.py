@@ -1,4 +1,4 @@
-"""Handlers of Dynamo's programs as handlers of this runtime: they learn of a stop and are not interrupted."""
+"""Handlers of Dynamo's programs as handlers of this runtime: a stop notifies them and does not interrupt them."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def _pushing(call: Call) -> Callable[[Any, native.Context], AsyncIterator[Any]]:
         finally:
             await pushed.aclose()
             try:
-                await asyncio.wait({running})  # The handler learns that the caller has left, and ends by itself.
+                await asyncio.wait({running})  # Its context says that the caller has left, and it ends by itself.
             except asyncio.CancelledError:
                 running.cancel()
                 raise

@@ -69,7 +69,7 @@ class _Stop:
 class AsyncResponseStream:
     """The responses of one call: iterate over it, also in several loops one after the other.
 
-    `stop_generating()` on the call's context ends the stream, and its handler learns of it. A stream that the program drops
+    `stop_generating()` on the call's context ends the stream and notifies its handler. A stream that the program drops
     after it has read from it cancels the call.
 
     Raises, from `await` and from iteration:
