@@ -26,10 +26,10 @@ async def accepted(call: Call) -> None:
     while call.state <= OPEN:
         if call.received:
             return
-        stream, sent = call.stream, call.sent
+        stream, sending = call.stream, call.sending
         waiter: asyncio.Future[None]
-        if sent is not None and not sent.done():
-            waiter = asyncio.shield(sent)
+        if sending is not None and not sending.done():
+            waiter = asyncio.shield(sending)
         else:
             assert stream is not None
             if stream.begun or stream.inbox:

@@ -103,7 +103,7 @@ class Call:
         stream: the stream to the instance; None while none is open.
         instance: the latest instance to which a stream was opened.
         attempts: the failed attempts; None before the first failure.
-        sent: done when the request is on its way or cannot be sent; None if it was sent at once.
+        sending: done when the request is on its way or cannot be sent; None if it was sent at once.
         stopping: the handler must be asked to stop as soon as there is one.
         error: the error that ended the call, until a reader gets it.
         items: the decoded items of the message that is being read.
@@ -114,8 +114,8 @@ class Call:
     __slots__ = (
         "_annotated", "_broken", "_chosen", "_context", "_instances", "_placing", "_reason", "_request_id", "_timer",
         "_unsent_reader", "_waits", "attempts", "body", "deadline", "decoder", "error", "idempotent", "instance",
-        "items", "metadata", "policy", "reading", "received", "request", "request_stream", "resumption", "sent",
-        "services", "state", "stopping", "stream", "timeout_s", "unary",
+        "items", "metadata", "policy", "reading", "received", "request", "request_stream", "resumption",
+        "sending", "services", "state", "stopping", "stream", "timeout_s", "unary",
     )  # fmt: skip
 
     def __init__(
@@ -157,7 +157,7 @@ class Call:
         self.stream: Stream | None = None
         self.instance: Instance | None = None
         self.attempts: Attempts | None = None
-        self.sent: asyncio.Future[None] | None = None
+        self.sending: asyncio.Future[None] | None = None
         self.items = _NOTHING
         self.received = self._instances = 0
         self.stopping = self.reading = False
@@ -217,8 +217,8 @@ class Call:
         services = self.services
         self.state = AFTER[self.state][PLACE]
         self._chosen = chosen
-        if self.sent is None or self.sent.done():
-            self.sent = services.loop.create_future()
+        if self.sending is None or self.sending.done():
+            self.sending = services.loop.create_future()
         self._placing = services.core.spawn(self._place())
         self._placing.add_done_callback(self._placed)
 
@@ -275,8 +275,8 @@ class Call:
 
     def _on_its_way(self) -> None:
         """Wake the tasks that wait until the request is sent."""
-        if self.sent is not None and not self.sent.done():
-            self.sent.set_result(None)
+        if self.sending is not None and not self.sending.done():
+            self.sending.set_result(None)
 
     def _stop_placing(self) -> None:
         """Stop sending the request, because the call is over."""
@@ -558,9 +558,9 @@ class Call:
         """
         if self.stream is not None:
             return self.stream.next_readable()
-        assert self.sent is not None
-        assert not self.sent.done(), "a reader would wait for what has happened, for ever"
-        self._unsent_reader = asyncio.shield(self.sent)
+        assert self.sending is not None
+        assert not self.sending.done(), "a reader would wait for what has happened, for ever"
+        self._unsent_reader = asyncio.shield(self.sending)
         return self._unsent_reader
 
     @property

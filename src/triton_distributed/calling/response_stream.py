@@ -52,7 +52,7 @@ class ResponseStream(ItemStream[T_co]):
 
     def __await__(self) -> Generator[Any, None, Self]:
         call = self._call
-        while (pending := call.sent) is not None and not pending.done():
+        while (pending := call.sending) is not None and not pending.done():
             call.services.check_loop("await")
             try:
                 yield from asyncio.shield(pending).__await__()
@@ -100,7 +100,7 @@ class ResponseStream(ItemStream[T_co]):
 
     def done(self) -> bool:
         """Whether awaiting returns at once: the request was sent, or cannot be."""
-        pending = self._call.sent
+        pending = self._call.sending
         return pending is None or pending.done()
 
     def cancelled(self) -> bool:
@@ -132,7 +132,7 @@ class ResponseStream(ItemStream[T_co]):
     def add_done_callback(self, callback: Callable[[Self], object], *, context: Any = None) -> None:
         """Call `callback` with this stream, in a later turn of the loop, once the request was sent or cannot be."""
         loop = asyncio.get_running_loop()
-        pending = self._call.sent
+        pending = self._call.sending
         if pending is None or pending.done():
             loop.call_soon(callback, self, context=context)
             return
@@ -145,7 +145,7 @@ class ResponseStream(ItemStream[T_co]):
 
     def remove_done_callback(self, callback: Callable[[Self], object]) -> int:
         """Remove a callback that `add_done_callback` added. Returns how often it was registered."""
-        pending = self._call.sent
+        pending = self._call.sending
         found = [done for known, done in self._callbacks or () if known == callback]
         self._callbacks = [each for each in self._callbacks or () if each[0] != callback]
         return sum(pending.remove_done_callback(each) for each in found) if pending is not None else 0
