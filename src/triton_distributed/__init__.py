@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         StreamIncomplete,
         TritonError,
     )
+    from triton_distributed.runtime import Affinity, InstanceStatus, LogContext, log_requests
     from triton_distributed.serving.sender import Sender
 
 __version__ = "0.1.0"
@@ -44,10 +45,10 @@ _PLACES = {
     "api.contracts": ("Bidirectional", "Contract", "ContractMismatch", "Stream", "Unary"),
     "api.declarations": ("serve",),
     "api.here": ("call", "send", "stream"),
-    "calling.item_stream": ("ItemStream",),
-    "api.options": ("UnaryOptions", "ServeOptions", "StreamOptions"),
+    "api.options": ("ServeOptions", "StreamOptions", "UnaryOptions"),
     "api.running": ("run",),
     "api.served": ("Served",),
+    "calling.item_stream": ("ItemStream",),
     "config": ("Config",),
     "context": ("Context", "current_context"),
     "errors": (
@@ -64,11 +65,13 @@ _PLACES = {
         "StreamIncomplete",
         "TritonError",
     ),
+    "runtime": ("Affinity", "InstanceStatus", "LogContext", "log_requests"),
     "serving.sender": ("Sender",),
 }
 _PLACE = {name: f"{__name__}.{module}" for module, names in _PLACES.items() for name in names}
 
 __all__ = [
+    "Affinity",
     "BatchStatistics",
     "Batched",
     "Bidirectional",
@@ -80,8 +83,10 @@ __all__ = [
     "ContractMismatch",
     "DeadlineExceeded",
     "Draining",
+    "InstanceStatus",
     "InvalidRequest",
     "ItemStream",
+    "LogContext",
     "NoInstances",
     "Overloaded",
     "Paused",
@@ -105,6 +110,7 @@ __all__ = [
     "connect",
     "current_context",
     "here",
+    "log_requests",
     "run",
     "send",
     "serve",
