@@ -51,7 +51,11 @@ SEEDS = [
     _said(_request(1, 0), f.frame(f.DATA, 1, _HEAD + b"abcde", f.BUFFERS)),
     _said(f.frame(f.DATA, 1, b"\x01"), f.frame(f.DATA, 2, b"\x01", f.END), own=True),
     _said(
-        f.frame(f.ACCEPT, 0, f.UINT64.pack(1)), f.coded(f.ERROR, 1, 0, b"x"), f.coded(f.REJECT, 2, 0, b"x"), own=True
+        f.frame(f.ACCEPT, 0, f.UINT64.pack(1)),
+        f.frame(f.ACCEPT, 1),
+        f.coded(f.ERROR, 1, 0, b"x"),
+        f.coded(f.REJECT, 2, 0, b"x"),
+        own=True,
     ),
     _said(
         f.frame(f.DATA, 1, f.UINT64.pack(40_000) + b"a", f.MORE), f.HEADER.pack(39_000, 3, 0, 1) + bytes(200), own=True

@@ -87,8 +87,8 @@ async def test_150_streams_on_96_places(held: Held, unix: Cluster) -> None:
     assert len(await asyncio.gather(*[patiently(drained(each)) for each in accepted])) == 96
 
 
-async def test_accepted_returns_before_the_first_item(held: Held, unix: Cluster) -> None:
-    client = await unix.connect(held.handler)
+async def test_accepted_returns_before_the_first_item(held: Held, cluster: Cluster) -> None:
+    client = await cluster.connect(held.handler)
     stream = client.generate("a", annotated=False)
     await patiently(stream.accepted())
     assert held.begun == 1
@@ -98,8 +98,8 @@ async def test_accepted_returns_before_the_first_item(held: Held, unix: Cluster)
     await patiently(stream.accepted())
 
 
-async def test_a_request_that_waits_for_a_place_is_not_accepted_yet(held: Held, unix: Cluster) -> None:
-    client = await unix.connect(held.handler, max_inflight=1, max_queue=1)
+async def test_a_request_that_waits_for_a_place_is_not_accepted_yet(held: Held, cluster: Cluster) -> None:
+    client = await cluster.connect(held.handler, max_inflight=1, max_queue=1)
     first, second = client.generate(1, annotated=False), client.generate(2, annotated=False)
     await patiently(first.accepted())
     waiting = asyncio.ensure_future(second.accepted())
@@ -131,7 +131,7 @@ async def test_an_answer_that_is_there_has_been_accepted(read: bool, unix: Clust
 
 @pytest.mark.parametrize("kind", ["async", "coroutine", "plain", "decorated"])
 @pytest.mark.parametrize("bad", [{"text": 5}, 7, "no JSON", '{"text": 5}'])
-async def test_an_invalid_request_raises_here(kind: str, bad: Any, unix: Cluster) -> None:
+async def test_an_invalid_request_raises_here(kind: str, bad: Any, cluster: Cluster) -> None:
     async def items(request: Prompt) -> AsyncIterator[str]:
         yield request.text
 
@@ -146,7 +146,7 @@ async def test_an_invalid_request_raises_here(kind: str, bad: Any, unix: Cluster
         yield request.text
 
     handlers: dict[str, Any] = {"async": items, "coroutine": coroutine, "plain": plain, "decorated": decorated}
-    client = await unix.connect(handlers[kind])
+    client = await cluster.connect(handlers[kind])
     stream = client.generate(bad)
     with pytest.raises(InvalidRequest, match="Invalid request"):
         await patiently(stream.accepted())

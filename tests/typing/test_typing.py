@@ -1,0 +1,104 @@
+"""Programs that two strict type checkers must accept, with planted slips that they must refuse.
+
+Each file in `programs/` is checked by mypy --strict and by basedpyright in its strict mode, which run once over all
+files. A line that must be refused ends with `# refused: MYPY_CODE, PYRIGHT_RULE`; `-` for a checker that accepts it.
+All other lines must be accepted. A new file needs no entry here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+PROGRAMS = sorted(HERE.joinpath("programs").glob("*.py"))
+MARK = re.compile(r"# refused: (?P<mypy>[a-z-]+), (?P<pyright>[A-Za-z-]+)$")
+Refused = dict[str, dict[int, set[str]]]
+"""The rules that refuse each line, by file."""
+
+
+def expected(program: Path, checker: str) -> dict[int, str]:
+    """The lines of a program that must be refused, with the rule."""
+    marked: dict[int, str] = {}
+    for number, line in enumerate(program.read_text().splitlines(), 1):
+        if "# refused" in line:
+            found = MARK.search(line)
+            assert found is not None, f"{program.name}:{number}: write `# refused: MYPY_CODE, PYRIGHT_RULE`"
+            if found[checker] != "-":
+                marked[number] = found[checker]
+    return marked
+
+
+async def output(*command: str) -> str:
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        cwd=ROOT,
+        env={**os.environ, "MYPYPATH": str(ROOT / "src")},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    assert process.returncode in (0, 1), f"{command[2]} failed: {out.decode()}{err.decode()}"
+    return out.decode()
+
+
+async def by_mypy() -> Refused:
+    # A cache of its own: `make check` runs with other options, and either would make the other's cache useless.
+    options = ("--strict", "--config-file=", "--output=json", "--cache-dir", str(ROOT / ".mypy_cache" / "typing"))
+    found: Refused = defaultdict(lambda: defaultdict(set))
+    for line in (await output(sys.executable, "-m", "mypy", *options, *map(str, PROGRAMS))).splitlines():
+        said = json.loads(line)
+        if said["severity"] == "error":
+            found[Path(said["file"]).name][said["line"]].add(said["code"])
+    return found
+
+
+async def by_pyright() -> Refused:
+    project = str(HERE / "pyright.json")
+    command = (sys.executable, "-m", "basedpyright", "--project", project, "--outputjson")
+    found: Refused = defaultdict(lambda: defaultdict(set))
+    said = json.loads(await output(*command, "--pythonpath", sys.executable))
+    assert said["summary"]["filesAnalyzed"] == len(PROGRAMS)
+    for each in said["generalDiagnostics"]:
+        if each["severity"] == "error":
+            found[Path(each["file"]).name][each["range"]["start"]["line"] + 1].add(each["rule"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def refused() -> dict[str, Refused]:
+    """What the checkers refuse; they run at the same time."""
+
+    async def both() -> dict[str, Refused]:
+        mypy, pyright = await asyncio.gather(by_mypy(), by_pyright())
+        return {"mypy": mypy, "pyright": pyright}
+
+    return asyncio.run(both())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checker", ["mypy", "pyright"])
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.stem)
+def test_exactly_the_planted_slips_are_refused(program: Path, checker: str, refused: dict[str, Refused]) -> None:
+    if checker == "pyright":
+        pytest.importorskip("basedpyright", reason="the extra `types` is not installed")
+    marked = expected(program, checker)
+    # A checker may refuse a line by several rules: an unknown attribute also has an unknown type.
+    found = {
+        line: marked[line] if marked.get(line) in rules else ", ".join(sorted(rules))
+        for line, rules in refused[checker][program.name].items()
+    }
+    assert found == marked
+
+
+def test_slips_are_planted() -> None:
+    assert sum(len(expected(each, "mypy")) for each in PROGRAMS) >= 20
+    assert sum(len(expected(each, "pyright")) for each in PROGRAMS) >= 20
