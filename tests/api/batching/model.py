@@ -1,4 +1,4 @@
-"""A model whose batches are recorded, and helpers for tests of batches in virtual time."""
+"""A batch function that records its batches, and what tests of batches share."""
 
 from __future__ import annotations
 
@@ -58,6 +58,3 @@ def prioritized(priority: int, **metadata: Any) -> Context:
     context = Context(metadata=metadata)
     context.priority = priority
     return context
-
-
-# ---- when a batch begins ----------------------------------------------------------------------------------------

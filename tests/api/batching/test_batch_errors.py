@@ -1,4 +1,4 @@
-"""Errors of batches: of one request, of all, and results that are no answers."""
+"""Errors of a batch: of one request, of all of them, and results that are no answers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 from tests.api.batching.model import each, virtually
 from triton_distributed.api.batching import batched
+from triton_distributed.api.batching.copies import own_copy
 
 
 def test_an_exception_in_place_of_an_answer_fails_only_that_request():
@@ -110,8 +111,6 @@ def test_an_error_does_not_wait_for_the_collector(plain):
     ids=lambda error: type(error).__name__,
 )
 def test_built_in_errors_are_copied_whole(error: BaseException):
-    from triton_distributed.api.batching.copies import own_copy
-
     made = own_copy(error)
     assert made is not error
     assert (type(made), str(made), made.args) == (type(error), str(error), error.args)
@@ -127,8 +126,6 @@ class Stubborn(Exception):
 
 
 def test_an_error_that_cannot_be_copied_arrives_as_its_text():
-    from triton_distributed.api.batching.copies import own_copy
-
     assert repr(own_copy(Stubborn("words"))) == "RuntimeError('Stubborn: words')"
 
 

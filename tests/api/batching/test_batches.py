@@ -1,17 +1,21 @@
-"""Batches of direct calls, without a worker: their times, their answers, their errors, and callers that leave."""
+"""Batches of direct calls, without a worker: their times, callers that leave, and policies."""
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.api.batching.model import Model, each, later, prioritized, virtually
 from triton_distributed.api.batching import QueuePolicy, batched
 from triton_distributed.errors import DeadlineExceeded, InvalidRequest, Overloaded
-from triton_distributed.runtime import Context, current_context
+from triton_distributed.runtime import Context
+from triton_distributed.testing import Deadlock
+
+# ---- when a batch begins ----------------------------------------------------------------------------------------
 
 
 def test_requests_of_the_delay_share_a_batch_and_get_their_own_answers():
@@ -128,6 +132,27 @@ def test_a_caller_that_leaves_before_the_batch_is_not_in_it():
     virtually(program())
 
 
+def test_nothing_is_left_when_the_only_caller_leaves():
+    ended: list[float] = []
+
+    async def program() -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        embed = batched(max_wait_s=9.0)(Model())
+        leaver = asyncio.create_task(embed(0))
+        await asyncio.sleep(0.5)
+        leaver.cancel()
+        await each(leaver)  # type: ignore[arg-type]
+        try:
+            await asyncio.Event().wait()  # A deadlock is found when no timer is left.
+        finally:
+            ended.append(loop.time() - began)
+
+    with pytest.raises(Deadlock):
+        virtually(program())
+    assert ended == [0.5]
+
+
 def test_a_caller_that_leaves_while_the_batch_is_about_to_begin_is_not_in_it():
     async def program() -> None:
         embed = batched(max_size=2)(model := Model())
@@ -189,7 +214,7 @@ def test_the_function_is_cancelled_when_all_have_left_and_the_last_one_waits_for
         @batched(max_size=2)
         async def embed(requests: list[int]) -> list[int]:
             try:
-                await asyncio.sleep(60.0)
+                await asyncio.Event().wait()
             finally:
                 await asyncio.sleep(1.0)
                 cleaned.append(len(requests))
@@ -296,115 +321,78 @@ def test_a_request_may_shorten_its_own_time():
     virtually(program())
 
 
-# ---- what a batch sees ------------------------------------------------------------------------------------------
+# ---- all of it together -----------------------------------------------------------------------------------------
 
-variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable", default=0)
-
-
-def test_the_variables_of_a_request_are_not_seen_by_the_batch():
-    async def program() -> None:
-        @batched()
-        async def embed(requests: list[int]) -> list[int]:
-            return [variable.get() for _ in requests]
-
-        async def call(value: int) -> int:
-            variable.set(value)
-            return await embed(value)
-
-        assert await each(call(1), call(2)) == [0, 0]
-
-    virtually(program())
-
-
-def test_a_batch_has_a_context_of_its_own():
-    async def program() -> None:
-        seen: list[Any] = []
-
-        @batched()
-        async def embed(requests: list[int], contexts: list[Context]) -> list[str]:
-            mine = current_context()
-            assert mine is not None
-            seen.append((mine.id(), mine.deadline, mine.priority, dict(mine.metadata)))
-            return [each.id() for each in contexts]
-
-        def context(number: int, deadline: float | None) -> Context:
-            made = Context(id=f"request-{number}", metadata={"user": number})
-            made.deadline, made.priority = deadline, number
-            return made
-
-        now = asyncio.get_running_loop().time()
-        ids = await each(*(embed(number, context(number, now + number)) for number in (7, 9, 8)))
-        assert ids == ["request-7", "request-9", "request-8"]
-        await each(embed(1, context(1, now + 5)), embed(2, context(2, None)))
-        (first, *others), (second, *more) = seen
-        assert first != second
-        assert first.startswith("batch-")
-        assert others == [now + 9, 9, {}]  # No caller's deadline cuts the others.
-        assert more == [None, 2, {}]
-
-    virtually(program())
+POLICIES = st.builds(
+    QueuePolicy,
+    max_waiting=st.none() | st.integers(1, 5),
+    timeout_s=st.none() | st.sampled_from([0.5, 2.0]),
+    on_timeout=st.sampled_from(["reject", "delay"]),
+)
+CALLS = st.lists(
+    st.tuples(
+        st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0]),  # When it is made.
+        st.integers(-1, 1),  # Its priority.
+        st.none() | st.sampled_from([0.0, 0.25, 1.0, 1.5]),  # Seconds until the caller leaves.
+        st.sampled_from(["answer", "own error", "error of all"]),
+    ),
+    min_size=1,
+    max_size=25,
+)
 
 
-def test_a_plain_function_runs_in_a_thread_with_the_context_of_its_batch():
-    async def program() -> None:
-        @batched()
-        def embed(requests: list[int]) -> list[str]:
-            with pytest.raises(RuntimeError):
-                asyncio.get_running_loop()
-            mine = current_context()
-            assert mine is not None
-            return [mine.id() for _ in requests]
-
-        first, second = await each(embed(1), embed(2))
-        assert first == second
-        assert first.startswith("batch-")
-
-    virtually(program())
-
-
-def test_objects_have_batches_of_their_own():
-    class Service:
-        def __init__(self, factor: int) -> None:
-            self.factor = factor
-            self.sizes: list[int] = []
-
-        @batched
-        async def embed(self, requests: list[int]) -> list[int]:
-            self.sizes.append(len(requests))
-            return [self.factor * each for each in requests]
+@given(
+    calls=CALLS,
+    max_size=st.integers(1, 4),
+    max_batches=st.integers(1, 2),
+    max_wait_s=st.sampled_from([0.0, 0.5]),
+    preferred=st.booleans(),
+    keep_order=st.booleans(),
+    policy=POLICIES,
+)
+def test_every_call_ends_and_every_request_is_counted_once(
+    calls, max_size, max_batches, max_wait_s, preferred, keep_order, policy
+):
+    running, most = 0, 0
 
     async def program() -> None:
-        double, triple = Service(2), Service(3)
-        answers = await each(*(service.embed(number) for number in (1, 2) for service in (double, triple)))
-        assert answers == [2, 3, 4, 6]
-        assert double.sizes == triple.sizes == [2]
-        assert Service.embed.statistics().batches == 2
+        @batched(
+            max_size=max_size,
+            max_wait_s=max_wait_s,
+            preferred_sizes=[1] if preferred else [],
+            max_batches=max_batches,
+            keep_order=keep_order and policy.on_timeout == "reject",
+            policy=policy,
+        )
+        async def model(requests: list[int]) -> list[int | Exception]:
+            nonlocal running, most
+            assert 1 <= len(requests) <= max_size
+            running += 1
+            most = max(most, running)
+            try:
+                await asyncio.sleep(1.0)
+            finally:
+                running -= 1
+            if any(calls[number][3] == "error of all" for number in requests):
+                raise KeyError("all")
+            return [number if calls[number][3] == "answer" else LookupError(number) for number in requests]
+
+        async def call(number: int) -> Any:
+            at, priority, leaves_s, _ = calls[number]
+            await asyncio.sleep(at)
+            async with asyncio.timeout(leaves_s):
+                return await model(number, prioritized(priority))
+
+        for number, answer in enumerate(await each(*map(call, range(len(calls))))):  # A call that hangs is a Deadlock.
+            if isinstance(answer, int):
+                assert answer == number
+            elif type(answer) is LookupError:
+                assert answer.args == (number,)
+            else:
+                assert isinstance(answer, KeyError | TimeoutError | Overloaded)
+        counts = model.statistics()
+        assert (counts.waiting, counts.running, running) == (0, 0, 0)
+        assert counts.requests == len(calls) == counts.batched + counts.dropped + counts.rejected
+        assert most <= max_batches
 
     virtually(program())
-
-
-def test_the_function_stays_reachable_and_the_numbers_add_up():
-    async def program() -> None:
-        @batched(max_size=3)
-        async def embed(requests: list[int]) -> list[int]:
-            """Embed."""
-            return requests
-
-        assert await embed.function([1, 2]) == [1, 2]
-        assert embed.__doc__ == "Embed."
-        assert embed.statistics().mean_size == 0.0
-        await each(*(embed(number) for number in range(4)))
-        counts = embed.statistics()
-        assert (counts.requests, counts.batches, counts.batched, counts.mean_size) == (4, 2, 4, 2.0)
-        assert (counts.waiting, counts.running, counts.dropped, counts.rejected) == (0, 0, 0, 0)
-
-    virtually(program())
-
-
-def test_a_function_serves_one_loop_after_another():
-    @batched
-    async def embed(requests: list[int]) -> list[int]:
-        return requests
-
-    for number in range(2):
-        assert virtually(embed(number)) == number

@@ -29,6 +29,8 @@ def answer(requests: list[int]) -> list[int]:
         ({"max_wait_s": "5ms"}, "max_wait_s='5ms'"),
         ({"preferred_sizes": [64]}, r"preferred_sizes=\[64\]: each must be from 1 to max_size=32"),
         ({"preferred_sizes": [0]}, r"preferred_sizes=\[0\]"),
+        ({"preferred_sizes": 5}, "preferred_sizes=5: must be a list of sizes"),
+        ({"policies": [3]}, r"policies=\[3\]: must be a mapping of priorities to QueuePolicy"),
         ({"priority": 3}, r"priority=3: must be a function \(request, context\) -> int"),
         ({"policy": 3}, "policy= must be a QueuePolicy"),
         ({"policies": {"high": trd.QueuePolicy()}}, "policies= a mapping of priorities"),

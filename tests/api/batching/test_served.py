@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import threading
 from collections.abc import AsyncIterator
@@ -30,6 +31,9 @@ class Question:
 class Answer:
     text: str
 
+
+of_endpoint: contextvars.ContextVar[str] = contextvars.ContextVar("of_endpoint", default="none")
+of_request: contextvars.ContextVar[str] = contextvars.ContextVar("of_request", default="none")
 
 ANSWER = trd.Unary[Question, Answer]("t.c.e")
 
@@ -192,6 +196,50 @@ async def test_a_caller_that_leaves_does_not_stop_the_batch_and_all_callers_do()
         await each(*both)
         await until(lambda: cancelled)
         await until(lambda: answer.statistics().running == 0)
+
+
+@pytest.mark.parametrize("max_size", [2, 32], ids=["full", "after the delay"])
+async def test_a_batch_has_the_variables_of_the_endpoint_and_not_those_of_a_request(max_size):
+    @trd.batched(max_size=max_size, max_wait_s=1 * MS)
+    async def inner(requests: list[Question]) -> list[Answer]:
+        return [Answer(f"{of_endpoint.get()} {of_request.get()}") for _ in requests]
+
+    async def answer(request: Question) -> Answer:
+        of_request.set(request.text)
+        return await inner(request)
+
+    of_endpoint.set("endpoint")
+    async with served(answer) as (_, here):
+        of_endpoint.set("later")
+        answers = await each(here.call(ANSWER, Question("a")), here.call(ANSWER, Question("b")))
+    assert answers == [Answer("endpoint none")] * 2
+
+
+async def test_the_clean_up_of_a_batch_that_all_have_left_may_call():
+    @trd.batched(max_wait_s=0)
+    async def answer(requests: list[Question]) -> list[Answer]:
+        context = trd.current_context()
+        assert context is not None
+        began.set()
+        try:
+            await context.stopped()  # It ends when all callers have left, also in a thread.
+        finally:
+            seen.append((context.is_killed(), await trd.call("t.c.inner", None)))
+        return []
+
+    async def inner(request: None) -> str:
+        return "cleaned"
+
+    began, seen = asyncio.Event(), list[tuple[bool, str]]()
+    async with served(answer) as (worker, here):
+        await worker.serve("t.c.inner", inner)
+        call = asyncio.create_task(here.call(ANSWER, Question("a")))
+        await patiently(began.wait())
+        call.cancel()
+        await each(call)
+        await until(lambda: seen)
+        await until(lambda: answer.statistics().running == 0)
+    assert seen == [(True, "cleaned")]
 
 
 async def test_a_deadline_ends_a_request_that_waits_and_the_batch_has_the_others():

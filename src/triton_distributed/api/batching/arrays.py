@@ -215,8 +215,9 @@ def _alike(arrays: list[Any]) -> list[list[int]]:
 
 def _dtype(hint: Any) -> Any:
     """The scalar type in the annotation of an array, e.g. numpy.float32; None if there is none."""
+    # `NDArray[float32]` is an alias whose argument is the type itself, or an array whose dtype has it as an argument.
     for each in typing.get_args(hint):
-        for kind in typing.get_args(each):
+        for kind in (each, *typing.get_args(each)):
             if isinstance(kind, type) and issubclass(kind, sys.modules["numpy"].generic):
                 return kind
     return None

@@ -266,7 +266,9 @@ class Batcher:
             elif len(queue) == before:
                 break
         for waiting in queue.expire(now):
-            if not waiting.answer.done():
+            if waiting.answer.done():
+                self._counts.dropped += 1
+            else:
                 words = f"it has waited for the {waiting.expires - waiting.arrived:.3g} s that its queue policy allows"
                 waiting.answer.set_exception(self._rejection(words, waiting.priority))
         if queue:
@@ -328,7 +330,7 @@ class Batcher:
         except asyncio.CancelledError as error:
             outcome = [error] * len(members)
         except BaseException as error:  # Also a SystemExit: the worker handles it as that of any handler.
-            outcome = [error, *(own_copy(error) for _ in members[1:])]
+            outcome = [error] * len(members)
             if not batch.present:
                 logger.debug("%s raised an error after all its callers had left", self._function.name, exc_info=True)
                 if not isinstance(error, Exception):
@@ -392,7 +394,7 @@ class Batcher:
 
 
 def _give(batch: _Batch) -> None:
-    seen: set[int] = set()  # Errors that a caller got already.
+    seen: set[int] = set()  # Errors that a caller got already. The next caller gets a copy.
     for each, answer in zip(batch.members, batch.outcome or (), strict=True):
         waiter = each.answer
         if waiter.done():

@@ -192,11 +192,15 @@ def checked_options(
     check_count("max_size", max_size)
     check_count("max_batches", max_batches)
     check_seconds("max_wait_s", max_wait_s, zero=True)
+    if not isinstance(preferred_sizes, Sequence):
+        raise TypeError(f"preferred_sizes={preferred_sizes!r}: must be a list of sizes")
     for each in preferred_sizes:
         if type(each) is not int or not 1 <= each <= max_size:
             raise ValueError(f"preferred_sizes={preferred_sizes!r}: each must be from 1 to max_size={max_size}")
     if priority is not None and not callable(priority):
         raise TypeError(f"priority={priority!r}: must be a function (request, context) -> int")
+    if not isinstance(policies, Mapping):
+        raise TypeError(f"policies={policies!r}: must be a mapping of priorities to QueuePolicy")
     for key, each_policy in ((None, policy), *policies.items()):
         if (key is not None and type(key) is not int) or not isinstance(each_policy, QueuePolicy):
             raise TypeError("policy= must be a QueuePolicy, and policies= a mapping of priorities to QueuePolicy")

@@ -6,7 +6,8 @@ import asyncio
 import contextvars
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from triton_distributed.context import CLEANUP_S, AttachedCall, Context
@@ -18,7 +19,7 @@ class BatchContext(Context):
 
     It has an id of its own and no metadata. Calls that the function makes inherit the latest deadline of the requests,
     and none if a request has none: no caller's deadline may cut the others. They have the highest priority of the
-    requests.
+    requests, and the travelling values that all requests have in common.
     """
 
     _cut = False
@@ -31,6 +32,12 @@ class BatchContext(Context):
         if len(known) == len(contexts):
             self.deadline = self.calls_deadline = max(known)
         self.priority = max(0 if each is None else each.priority for each in contexts)
+        travelling: list[Mapping[str, Any]] = [{} if each is None else each.travelling for each in contexts]
+        shared = dict(travelling[0])
+        for each_other in travelling[1:]:
+            shared = {key: value for key, value in shared.items() if key in each_other and each_other[key] == value}
+        if shared:
+            self.travelling = MappingProxyType(shared)
 
     def now(self) -> float:
         return self._now()
