@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from triton_distributed.api.options import ServeOptions, StreamOptions, UnaryOptions
     from triton_distributed.api.running import run
     from triton_distributed.api.served import Served
+    from triton_distributed.api.sync import SyncConnection, connect_sync
+    from triton_distributed.api.sync_items import SyncItemStream
     from triton_distributed.calling.item_stream import ItemStream
     from triton_distributed.config import Config
     from triton_distributed.context import Context, current_context
@@ -48,6 +50,8 @@ _PLACES = {
     "api.options": ("ServeOptions", "StreamOptions", "UnaryOptions"),
     "api.running": ("run",),
     "api.served": ("Served",),
+    "api.sync": ("SyncConnection", "connect_sync"),
+    "api.sync_items": ("SyncItemStream",),
     "calling.item_stream": ("ItemStream",),
     "config": ("Config",),
     "context": ("Context", "current_context"),
@@ -100,6 +104,8 @@ __all__ = [
     "StreamClosed",
     "StreamIncomplete",
     "StreamOptions",
+    "SyncConnection",
+    "SyncItemStream",
     "TritonError",
     "Unary",
     "UnaryOptions",
@@ -108,6 +114,7 @@ __all__ = [
     "batched_arrays",
     "call",
     "connect",
+    "connect_sync",
     "current_context",
     "here",
     "log_requests",

@@ -131,11 +131,12 @@ class WrongLoop(TritonError, RuntimeError):
         if self.same_thread:
             return (
                 f"{self.operation}: this DistributedRuntime belongs to an event loop that this thread ran before: "
-                "make a new one on the loop that runs now, e.g. inside the function that asyncio.run() runs"
+                "make a new one on the loop that runs now, e.g. inside the function that asyncio.run() runs, or use "
+                "triton_distributed.connect_sync(), which outlasts event loops"
             )
         return (
             f'{self.operation}: this DistributedRuntime belongs to the event loop of thread "{self.thread}", and was '
-            "used in another thread: hand the work over with "
+            "used in another thread: use triton_distributed.connect_sync() in threads, hand the work over with "
             "asyncio.run_coroutine_threadsafe(…, runtime.event_loop()), or make a runtime in this thread"
         )
 

@@ -13,11 +13,7 @@ from triton_distributed.api.declarations import Declaration, declaration_of, dec
 from triton_distributed.config import Config
 from triton_distributed.discovery.static import static_id
 from triton_distributed.names import Instance
-
-try:
-    from uvloop import new_event_loop
-except ImportError:  # uvloop has no wheel for this platform.
-    from asyncio import new_event_loop  # type: ignore[assignment]
+from triton_distributed.system.event_loop import new_event_loop
 
 
 def run(*functions: Callable[..., Any], config: Config | None = None) -> None:

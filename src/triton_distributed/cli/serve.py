@@ -18,12 +18,8 @@ from triton_distributed.cli.settings import settings
 from triton_distributed.cli.target import Target
 from triton_distributed.config import Config
 from triton_distributed.errors import ConfigError
+from triton_distributed.system.event_loop import new_event_loop
 from triton_distributed.transport.address import Address
-
-try:
-    from uvloop import new_event_loop
-except ImportError:  # uvloop has no wheel for this platform.
-    from asyncio import new_event_loop  # type: ignore[assignment]
 
 EPILOG = """\
 A MODULE alone serves all functions in it that @trd.serve has declared. So does

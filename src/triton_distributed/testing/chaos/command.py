@@ -9,17 +9,13 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from triton_distributed.errors import ConfigError
+from triton_distributed.system.event_loop import new_event_loop
 from triton_distributed.testing.chaos.cluster import NETWORKS, ChaosCluster
 from triton_distributed.testing.chaos.disk import private_mounts
 from triton_distributed.testing.chaos.injector import LINUX_ONLY, ON_TCP, PROXIED
 from triton_distributed.testing.chaos.report import Report
 from triton_distributed.testing.chaos.schedule import Fault, FaultKind, Recovery, schedule
 from triton_distributed.testing.servers import EtcdServer, NatsServer
-
-try:
-    from uvloop import new_event_loop
-except ImportError:  # uvloop has no wheel for this platform.
-    from asyncio import new_event_loop  # type: ignore[assignment]
 
 # Recovery times of a schedule. A successor needs 0.5 s to serve on an idle machine. If it needs longer than this, the
 # `Injector` skips faults.
