@@ -265,11 +265,11 @@ import asyncio, sys
 from triton_distributed.cli.main import main
 from triton_distributed.calling.candidates import Candidates
 
-begin = Candidates.start
-async def start(*arguments):
+begin = Candidates.open
+async def open_(*arguments):
     await begin(*arguments)
     asyncio.get_running_loop().call_soon(lambda: print("up", flush=True))
-Candidates.start = start
+Candidates.open = open_
 sys.exit(main(sys.argv[1:]))
 """
 
