@@ -132,8 +132,11 @@ class ServedRequest:
         """The caller asks the handler to finish by itself. A handler that takes no context is cancelled instead."""
         self.context.stop_generating()
         host = self._host
-        if self.state == RUNNING and self.task is not None and host.interrupt and not host.handler.takes_context:
-            self.task.cancel()  # As the context is stopped, this is a clean end; see `_cancelled`.
+        if host.interrupt and not host.handler.takes_context:
+            if self.state == RUNNING and self.task is not None:
+                self.task.cancel()  # As the context is stopped, this is a clean end; see `_cancelled`.
+            elif self.state < RUNNING:
+                self._body, self._buffers = b"", None  # `_request` finds no request, and the handler does not begin.
 
     def _caller_left(self, outcome: Outcome) -> None:
         """Cancel the handler, or only tell it if it must not be interrupted."""
@@ -173,18 +176,8 @@ class ServedRequest:
         """Start the handler's task, as its ACCEPT is written; do nothing if the request was cancelled meanwhile."""
         if self.state == ANNOUNCED:
             host = self._host
-            if self.context._stopped and not host.handler.takes_context and host.interrupt:
-                self._stopped_before()
-                return
             # A copy of the endpoint's context: the caller of this method may run in the context of another request.
             self.task = asyncio.Task(self.run(), loop=host.loop, context=host.context.copy())
-
-    def _stopped_before(self) -> None:
-        """End the stream of a request whose handler would be cancelled at its first step."""
-        self.outcome = Outcome.CANCELLED
-        self.stream.end()
-        self.over()
-        self._host.gate.ended(self)
 
     def refuse(self, code: int, detail: bytes) -> None:
         """Refuse the request, whose handler has not begun."""
@@ -222,6 +215,7 @@ class ServedRequest:
             body, buffers, self._body, self._buffers = self._body, self._buffers, b"", None
             request: Any
             if host.handler.takes_stream:
+                self._check_not_stopped()
                 request = RequestStream(stream, self.context.id, body, buffers, self._decode, self._split)
             else:
                 request = self._request(body, buffers)
@@ -283,11 +277,17 @@ class ServedRequest:
     def _request(self, body: Body, buffers: list[Memory] | None) -> Any:
         handler = self._host.handler
         if not self.stream.finished or not len(body):  # A caller that streams requests, even if all have arrived.
+            self._check_not_stopped()
             self._invalid = InvalidRequest(
                 "", f"handler {handler.name} takes one request; annotate its parameter as AsyncIterator[…] for a stream"
             )
             raise self._invalid
         return self._decode(body, buffers)
+
+    def _check_not_stopped(self) -> None:
+        """Raise CancelledError if the caller has stopped the request of a handler that could not notice it."""
+        if self.context.is_stopped() and self._host.interrupt and not self._host.handler.takes_context:
+            raise asyncio.CancelledError
 
     def _decode(self, body: Body, buffers: list[Memory] | None) -> Any:
         try:
