@@ -33,6 +33,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_core": {"runtime", "llm"},
     "__main__": {"cli"},
     **{room: VALUES | GROUND | SIBLINGS | HALVES | {"runtime", "api"} for room in TOP},
+    "starlette": {"integrations"},
+    "fastapi": {"api", "starlette"},
 }
 
 PURE_ROOMS = {"wire", "payload", "routing"}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable, Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar, Unpack, overload
 
@@ -309,6 +310,15 @@ class Connection:
         if self._entered is not None:
             _reset(self._entered)
         await self.close()
+
+    @contextmanager
+    def as_here(self) -> Iterator[None]:
+        """Let `trd.call`, `trd.stream` and `trd.here` use this connection inside a `with` block. It stays open."""
+        token = _here.set(self)
+        try:
+            yield
+        finally:
+            _reset(token)
 
     async def close(self) -> None:
         """Drain what is served, cancel open calls, and close everything."""

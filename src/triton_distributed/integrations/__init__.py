@@ -1,0 +1,3 @@
+"""What connects this package with others: web frameworks."""
+
+__all__: list[str] = []
