@@ -21,7 +21,7 @@ INSTALLED_BY = pyproject.toml requirements.lock tools/install tools/requirements
 BUSY_RUNS ?= 3
 export TRD_BASE_PYTHON
 
-.PHONY: help demo demo-cluster unit test test-all test-newest test-oldest test-busy versions lock _test-with check format bench chaos crowd fuzz soak survival hostile scaling clean
+.PHONY: help demo demo-cluster unit test test-all test-newest test-oldest test-busy versions lock _test-with check format docs bench chaos crowd fuzz soak survival hostile scaling clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -83,6 +83,9 @@ format: $(VENV)/.dev ## lay the code out and repair what ruff can
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 
+docs: $(VENV)/.docs ## the documentation as a site, in site/: open site/index.html, no server is needed
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
+
 bench: $(VENV)/.bench ## benchmarks against the yardstick and grpc.aio, as a table and as JSON; then files, etcd and NATS
 	$(PYTHON) -m benchmarks $(BENCH_ARGS)
 	$(PYTHON) -m benchmarks.planes
@@ -113,7 +116,7 @@ scaling: $(VENV)/.cluster ## 10,000 simulated workers in a real etcd; writes doc
 	$(PYTHON) -m benchmarks.scaling $(SCALING_ARGS)
 
 clean: ## remove what the other targets made
-	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist
+	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist site
 	rm -rf src/*.egg-info
 	find src tests examples harness benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
@@ -134,6 +137,10 @@ $(VENV)/.dev: $(INSTALLED_BY)
 $(VENV)/.test: $(INSTALLED_BY)
 	tools/install $(VENV) dev,examples,servers,types
 	tools/get-etcd $(VENV)
+	@touch $@ $(VENV)/.core $(VENV)/.dev
+
+$(VENV)/.docs: $(INSTALLED_BY)
+	tools/install $(VENV) dev,docs
 	@touch $@ $(VENV)/.core $(VENV)/.dev
 
 $(VENV)/.bench: $(INSTALLED_BY)

@@ -9,7 +9,8 @@ The blocks of one document are taken in order, in one new folder:
     ```text, json, …    not programs; see INERT. Any other language is an error, so that nothing is left out unseen
 
 A command that ends in `&` goes on in the background until the end of the document; lines expected below it are waited
-for, so that what comes next finds it ready. At the end it gets SIGTERM and must exit with status 0.
+for, so that what comes next finds it ready. At the end it gets SIGTERM and must exit with status 0. `kill %N`, `kill -9
+%N` and `fg %N` mean the Nth of these commands, as in a shell.
 
 Expected lines must appear in that order; others may stand between them. `…` in a line stands for anything, and blanks
 for any blanks. A command must exit with status 0, unless its expected lines end with `exit status N`.
@@ -39,13 +40,15 @@ SERVERS = {"etcd", "nats-server"}  # that `make test` brings, beside Python or o
 
 # What a block marked `no-run` may hold: a test cannot install a machine, and `make test` is what runs this.
 NOT_RUN = re.compile(
-    r"^(?:pip|python3? -m (?:pip|venv)|uv|pipx|(?:sudo )?apt-get|brew|git clone|cd|make|source|\.)(?: |$)"
+    r"^(?:pip|python3? -m (?:pip|venv)|uv|pipx|(?:sudo )?apt-get|brew|git clone|mkdir|cd|make|source|\.)(?: |$)"
 )
 
 
 class DocumentError(AssertionError):
     """A document says what is not so. The text begins with file:line."""
 
+
+JOBS = re.compile(r"(kill(?: -9)?|fg)((?: %\d+)+)")
 
 ENDS_WELL = """#!/bin/sh
 trap 'kill $!; wait; exit 0' TERM
@@ -200,6 +203,10 @@ class Run:
             self.command(Command(block.where, f"python {path.name}"))
 
     def command(self, command: Command) -> None:
+        if jobs := JOBS.fullmatch(command.text):
+            for number in re.findall(r"\d+", jobs[2]):
+                self._job(command, jobs[1], int(number))
+            return
         text = f"exec {command.text.rstrip('& ')}" if command.background else command.text
         process = subprocess.Popen(
             ["bash", "-c", text],
@@ -215,6 +222,23 @@ class Run:
             output = self._until_seen(process, command.expected)
         else:
             output = self._until_ended(process, command)
+        self._compare(command, output)
+
+    def _job(self, command: Command, verb: str, number: int) -> None:
+        """Do what `kill` or `fg` does with a background command."""
+        if not 0 < number <= len(self.background):
+            raise DocumentError(f"{command.where}: $ {command.text}: there is no background command {number}")
+        started, process = self.background[number - 1]
+        if verb == "fg":
+            self._compare(command, self._until_ended(process, started))
+        elif verb == "kill":
+            process.terminate()
+        else:
+            process.kill()
+            started.status = -signal.SIGKILL
+
+    @staticmethod
+    def _compare(command: Command, output: str) -> None:
         if (line := missing_line(command.expected, output)) is not None:
             raise DocumentError(
                 f"{command.where}: $ {command.text}\nthe document shows this line:\n    {line}\nthe output was:\n"
@@ -263,6 +287,8 @@ class Run:
         bad = []
         while self.background:
             command, process = self.background.pop()
+            if process.stdout is None or process.stdout.closed:
+                continue  # `fg` has waited for it.
             process.terminate()
             try:
                 self._until_ended(process, command)
@@ -274,7 +300,9 @@ class Run:
     def abandon(self) -> None:
         """End everything at once, after something went wrong."""
         while self.background:
-            kill(self.background.pop()[1])
+            process = self.background.pop()[1]
+            if process.stdout is not None and not process.stdout.closed:
+                kill(process)
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:

@@ -53,6 +53,16 @@ def test_runs_python_files_commands_and_servers(run):
     )
 
 
+def test_background_commands_are_killed_and_waited_for_by_number(run):
+    kept = "import time; print('up', flush=True); time.sleep(60)"
+    ends = "import sys, time; print('begins', flush=True); time.sleep(0.2); print('ends')"
+    run(
+        ("console", f"""$ python -c "{kept}" &\nup\n$ python -c "{ends}" &\nbegins\n$ kill -9 %1\n$ fg %2\nends"""),
+        ("python", SERVER),
+        ("console", "$ python server.py &\nlistening as …\n$ kill %3"),
+    )
+
+
 @pytest.mark.parametrize(
     ("parts", "says"),
     [
@@ -79,6 +89,8 @@ def test_runs_python_files_commands_and_servers(run):
             [("console", "$ python -c 'import time; time.sleep(100)' &")],
             r"page.md:6: exit status -15, not 0[\s\S]*SIGTERM",
         ),
+        ([("console", "$ kill -9 %1")], r"page.md:6: \$ kill -9 %1: there is no background command 1"),
+        ([("console", "$ python -c 'print(1)' &\n1\n$ fg %1\n2")], r"page.md:8: \$ fg %1[\s\S]*    2\nthe output"),
         ([("console", "$ python -c 'print(1)' &\n2")], r"page.md:6: \$ python[\s\S]*    2\nthe output was:\n1"),
     ],
 )

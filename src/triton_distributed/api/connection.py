@@ -187,7 +187,7 @@ class Connection:
             options: see `StreamOptions`.
 
         Raises:
-            As `ItemStream.accepted` does.
+            TritonError: as `ItemStream.accepted` raises it.
         """
         target = self._targets.get(endpoint) or self._open(endpoint, "send", "unary", "stream")
         policy = options.pop("policy", None)

@@ -107,7 +107,8 @@ class Component:
             DiscoveryError: the private folder is not private.
             MessageTooLarge: the event is larger than `TRD_MAX_MESSAGE_BYTES`, or than NATS' own `max_payload`.
             TypeError, ValueError: the payload cannot be encoded.
-            ForkError, InvalidName, RuntimeClosed.
+            InvalidName: the event name is invalid.
+            ForkError, RuntimeClosed: the runtime cannot be used here, or no more.
         """
         self._runtime.check("publish")
         return self._runtime.events.publish(self.event_subject(name), payload)
@@ -225,7 +226,7 @@ class Endpoint:
         Raises:
             NotServed: this runtime does not serve the endpoint, or has not registered it yet.
             DiscoveryError: discovery is static, so its list is fixed.
-            ForkError, RuntimeClosed.
+            ForkError, RuntimeClosed: the runtime cannot be used here, or no more.
         """
         await self._runtime.worker.registrations.pause(self.name)
 
@@ -251,7 +252,7 @@ class Endpoint:
             NotServed: this runtime does not serve the endpoint, or has not registered it yet.
             DiscoveryError: the metadata is not plain JSON or too large, or discovery cannot be written or is static.
                 The former metadata stays.
-            ForkError, RuntimeClosed.
+            ForkError, RuntimeClosed: the runtime cannot be used here, or no more.
         """
         await self._runtime.worker.registrations.update_metadata(self.name, metadata)
 

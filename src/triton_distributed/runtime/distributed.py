@@ -203,7 +203,7 @@ class DistributedRuntime:
         """The candidates of an endpoint, shared by all its clients in this runtime. `open` them before use.
 
         Raises:
-            ForkError, RuntimeClosed, WrongLoop.
+            ForkError, RuntimeClosed, WrongLoop: the runtime cannot be used here, or no more.
         """
         self.check("client")
         candidates = self._candidates.get(name)

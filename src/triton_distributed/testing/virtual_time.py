@@ -210,7 +210,7 @@ def run_in_virtual_time(main: Coroutine[Any, Any, T], *, seed: int | str = 0) ->
         Deadlock: no callback or timer is left, and `main` is not done.
         Livelock: the loop turns without end while no time passes.
         RuntimeError: a loop is running already, or an unknown thread called the loop.
-        Any error that `main` raises.
+        BaseException: any error that `main` raises.
     """
     state = random.getstate()
     random.seed(seed)
