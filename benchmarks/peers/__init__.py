@@ -51,6 +51,7 @@ PEERS = {
     "yardstick": Kind("yardstick", False, "yardstick", "msgspec"),
     "grpc.aio": Kind("grpc.aio", False, "grpc_aio", "grpc"),
     "ours": Kind("ours", False, "ours", "triton_distributed.runtime"),
+    "native": Kind("native", False, "native", "triton_distributed.api"),
     "yardstick tcp": Kind("yardstick", True, "yardstick", "msgspec"),
     "grpc.aio tcp": Kind("grpc.aio", True, "grpc_aio", "grpc"),
     "ours tcp": Kind("ours", True, "ours", "triton_distributed.runtime"),

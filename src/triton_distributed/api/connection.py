@@ -112,7 +112,9 @@ class Connection:
         if target is None:
             target = self._open(endpoint, "call", "unary")
         client, decoder = target.client, target.decoder
-        chooses = target.fitting(client.policy_of(policy))
+        chooses = client.policy_of(policy)
+        if not target.fits:
+            chooses = target.fitting(chooses)
         if hedge_after_s is not None:
             return await client.hedged(request, chooses, decoder, True, hedge_after_s, **options)
         return await answer(
@@ -155,7 +157,9 @@ class Connection:
         if target is None:
             target = self._open(endpoint, "stream", "stream", "bidirectional")
         client = target.client
-        chooses = target.fitting(client.policy_of(policy))
+        chooses = client.policy_of(policy)
+        if not target.fits:
+            chooses = target.fitting(chooses)
         return ItemStream(
             client.start("Connection.stream", request, chooses, False, False, None, target.decoder, True, **options)
         )
@@ -191,7 +195,9 @@ class Connection:
         """
         target = self._targets.get(endpoint) or self._open(endpoint, "send", "unary", "stream")
         policy = options.pop("policy", None)
-        chooses = target.fitting(target.client.policy_of(policy))
+        chooses = target.client.policy_of(policy)
+        if not target.fits:
+            chooses = target.fitting(chooses)
         call = target.client.start("Connection.send", request, chooses, False, False, None, None, True, **options)
         await accepted(call)
         discard(call)

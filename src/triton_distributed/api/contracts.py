@@ -42,6 +42,7 @@ class Contract(Generic[RequestT, AnswerT]):
         if type(self) is Contract:
             raise TypeError("a contract is a trd.Unary, a trd.Stream or a trd.Bidirectional")
         self.name = EndpointName.parse(name)
+        self._hash = hash((self.kind, self.name))
 
     # `Unary[A, B](…)` sets `__orig_class__` after `__init__`, so the types are read when they are first needed.
 
@@ -64,10 +65,6 @@ class Contract(Generic[RequestT, AnswerT]):
             return found
         logger.info("%r: its schema is above %d bytes and is not compared with that of callers", self, MAX_SCHEMA_BYTES)
         return None
-
-    @functools.cached_property
-    def _hash(self) -> int:
-        return hash((self.kind, self.name))
 
     def __hash__(self) -> int:
         return self._hash

@@ -23,17 +23,19 @@ class Target:
 
     Attributes:
         decoder: decodes items to the contract's type; None for plain values.
+        fits: all present instances are known to fit the contract.
 
     Raises:
         TypeError: values of the contract's types cannot be checked.
     """
 
-    __slots__ = ("_contract", "_unfit", "client", "decoder")
+    __slots__ = ("_contract", "_unfit", "client", "decoder", "fits")
 
     def __init__(self, client: Client, contract: Contract[Any, Any] | None) -> None:
         self.client = client
         self._contract = contract
         self._unfit: dict[int, ContractMismatch] = {}
+        self.fits = True
         self.decoder: ItemDecoder | None = None
         if contract is not None:
             self.decoder = None if contract.types.answer is Any else ItemDecoder(contract.types.answer)
@@ -51,15 +53,13 @@ class Target:
             if each.contract is not None and (found := differences(contract.schema, each.contract)):
                 unfit[each.id] = ContractMismatch(contract.name.path, each.id, found)
         self._unfit = unfit
+        self.fits = bool(self.client.view.table.instances) and not unfit
 
     def fitting(self, policy: Policy) -> Policy:
         """A policy that chooses among the instances whose contracts fit, and raises ContractMismatch if there is none.
 
-        The wrapper is needed only if an instance does not fit, or if the instances are not known yet.
+        Needed unless all instances are known to fit: see `fits`.
         """
-        known = self.client.view.is_open and bool(self.client.view.candidates)
-        if self._contract is None or (known and not self._unfit):
-            return policy
         if isinstance(policy, Direct):
             return policy
         return _FittingWithMetadata(policy, self) if isinstance(policy, WithMetadata) else _Fitting(policy, self)
