@@ -22,7 +22,7 @@ class Watching:
         self.runtime, self.client = runtime, client
         self.changed = asyncio.Event()
         self.at = 0.0
-        client.view.table.listeners.append(self._change)
+        client.candidates.table.listeners.append(self._change)
 
     def _change(self) -> None:
         self.at = time.monotonic()

@@ -75,8 +75,8 @@ class Watching:
 
     async def begin(self, instance_id: int, workers: int) -> None:
         """Connect to every instance, and begin to call."""
-        await until(lambda: len(self._client.view.candidates) == workers, "all workers are candidates")
-        for each in self._client.view.candidates:
+        await until(lambda: len(self._client.candidates.instances) == workers, "all workers are candidates")
+        for each in self._client.candidates.instances:
             async for _ in self._client.direct(WORK, each.id):
                 pass
         self._policy.watch(instance_id)

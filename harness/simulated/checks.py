@@ -70,13 +70,13 @@ def _session(session: Session) -> Iterator[str]:
 def found(caller: Caller, workers: list[Worker]) -> Iterator[str]:
     """Describe workers that serve, but that a client does not call."""
     for client in (caller.answer, caller.echo):
-        candidates = {each.id for each in client.view.candidates}
+        ids = {each.id for each in client.candidates.instances}
         for worker in workers:
-            if worker.runtime.instance_id not in candidates:
-                rotation = client.view.rotation.down.get(worker.runtime.instance_id)
-                yield f"{caller.host.name} does not call {worker.host.name} ({client.view.name.endpoint}): {rotation}"
-        if len(candidates) > len(workers):
-            yield f"{caller.host.name} knows {len(candidates)} instances where {len(workers)} are"
+            if worker.runtime.instance_id not in ids:
+                down = client.candidates.rotation.down.get(worker.runtime.instance_id)
+                yield f"{caller.host.name} does not call {worker.host.name} ({client.name.endpoint}): {down}"
+        if len(ids) > len(workers):
+            yield f"{caller.host.name} knows {len(ids)} instances where {len(workers)} are"
 
 
 def closed(loop: HostsLoop, switch: Switch, registry: Registry) -> Iterator[str]:

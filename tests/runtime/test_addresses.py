@@ -183,7 +183,7 @@ async def test_a_worker_on_every_interface_is_called_from_here_by_its_unix_socke
     try:
         await cluster.worker(echo)
         client = await cluster.client()
-        (instance,) = client.view.table.instances
+        (instance,) = client.candidates.table.instances
         unix, tcp = instance.addresses
         assert unix == f"unix://{trd_dir}/w.sock"
         assert tcp.startswith("tcp://")
@@ -262,14 +262,14 @@ async def test_with_etcd_one_host_meets_on_its_socket_and_two_on_tcp(
         await cluster.worker(echo)
         here = await cluster.client()
         assert await patiently(here.call(1)) == 1
-        (instance,) = here.view.table.instances
+        (instance,) = here.candidates.table.instances
         unix, tcp = instance.addresses
         assert unix.startswith("unix://")
         assert not ipaddress.ip_address(Address.parse(tcp).host).is_unspecified
         monkeypatch.setattr("triton_distributed.runtime.distributed.host_name", lambda: "another host")
         elsewhere = await cluster.runtime().endpoint("t.c.e").client()
         await patiently(elsewhere.wait_for_instances())
-        assert [each.addresses for each in elsewhere.view.table.instances] == [(tcp,)]
+        assert [each.addresses for each in elsewhere.candidates.table.instances] == [(tcp,)]
         assert await patiently(elsewhere.call(2)) == 2
     finally:
         await cluster.close()
@@ -282,7 +282,7 @@ async def test_both_endpoints_of_a_worker_have_one_session(trd_dir: Path) -> Non
         await cluster.serve(worker, echo, "t.c.f")
         one, other = await cluster.client(), await cluster.client("t.c.f")
         assert await patiently(one.call(1)) == await patiently(other.call(1)) == 1
-        (of_one,), (of_other,) = one.view.table.instances, other.view.table.instances
+        (of_one,), (of_other,) = one.candidates.table.instances, other.candidates.table.instances
         assert replace(of_one, endpoint=of_other.endpoint) == of_other
         assert len(of_one.addresses) == 2
         assert "0.0.0.0" not in str(of_one.addresses)

@@ -265,4 +265,4 @@ async def test_what_an_instance_publishes_about_itself(cluster: Cluster) -> None
     worker.endpoint("t.c.e").serve_endpoint(generator, metadata=metadata)
     metadata["model"].append("two")
     client = await cluster.client()
-    assert client.view.candidates[0].metadata == {"model": ["one"]}
+    assert client.candidates.instances[0].metadata == {"model": ["one"]}

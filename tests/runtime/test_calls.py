@@ -532,7 +532,7 @@ async def test_many_calls_leave_nothing_behind(cluster: Cluster) -> None:
     assert asyncio.all_tasks() == tasks
     assert len(client.load) == 0
     assert len(gc.get_objects()) - objects < 200
-    session = client.pool.get(client.view.candidates[0].addresses)
+    session = client.pool.get(client.candidates.instances[0].addresses)
     assert session is not None
     assert not session.streams
     assert sum(client.stats.ended) == 2100

@@ -30,7 +30,7 @@ ANSWERS, SIZE = 5000, 3500
 
 
 def instance_of(client: Client) -> Instance:
-    (instance,) = client.view.table.instances
+    (instance,) = client.candidates.table.instances
     return instance
 
 

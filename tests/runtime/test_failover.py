@@ -204,7 +204,7 @@ async def test_direct_goes_nowhere_else(cluster: Cluster) -> None:
 async def test_an_endpoint_that_left_the_worker_is_tried_elsewhere(cluster: Cluster) -> None:
     """The record is stale: the worker is there and does not serve that endpoint any more."""
     stale = await cluster.worker(echo, "t.c.other")
-    address = (await cluster.client("t.c.other")).view.candidates[0].addresses
+    address = (await cluster.client("t.c.other")).candidates.instances[0].addresses
     await stale.discovery.register(Instance(NAME, stale.instance_id, address))
     alone = await cluster.caller.endpoint("t.c.e").client()
     with pytest.raises(ConnectionFailed, match="does not serve that endpoint"):
@@ -433,15 +433,15 @@ async def test_a_stopped_worker_leaves_the_rotation_and_comes_back_with_its_stre
         one.signal(signal.SIGSTOP)
         try:
             calls = [asyncio.ensure_future(client.call(1)) for _ in range(10)]
-            await until(lambda: client.view.rotation.down)
+            await until(lambda: client.candidates.rotation.down)
             assert {await patiently(client.call(1)) for _ in range(20)} == {other.pid}
             held = [each for each in calls if not each.done()]
             assert len(held) == 5
-            await until(lambda: next(iter(client.view.rotation.down.values())).failures > 2)  # probes find it out
+            await until(lambda: next(iter(client.candidates.rotation.down.values())).failures > 2)  # probes find it out
         finally:
             one.signal(signal.SIGCONT)
         assert {await patiently(each) for each in held} == {one.pid}
-        await until(lambda: not client.view.rotation.down)
+        await until(lambda: not client.candidates.rotation.down)
         assert {await patiently(client.call(1)) for _ in range(4)} == {one.pid, other.pid}
         await unix.close()
 
@@ -450,12 +450,12 @@ async def test_a_lost_worker_is_probed_and_comes_back_into_rotation(cluster: Clu
     worker = await cluster.worker(echo)
     client = await cluster.client()
     await patiently(client.call(1))
-    session = client.pool.get(client.view.candidates[0].addresses)
+    session = client.pool.get(client.candidates.instances[0].addresses)
     assert session is not None
     assert session._transport is not None
     session._transport.abort()
-    await until(lambda: worker.instance_id in client.view.rotation.down)
-    await until(lambda: not client.view.rotation.down)
+    await until(lambda: worker.instance_id in client.candidates.rotation.down)
+    await until(lambda: not client.candidates.rotation.down)
     assert await patiently(client.call(1)) == 1
     await turns()
 

@@ -169,7 +169,7 @@ async def test_the_death_of_a_worker_is_seen_though_its_child_lives(
     environment = {"TRD_LISTEN": listen} if listen else None
     async with program(tmp_path, SURVIVED, loop, environment=environment, options=FORKS_AWAY) as worker:
         client, forks = await unix.client(), await unix.client("t.c.forks")
-        (address,) = client.view.table.instances[0].addresses
+        (address,) = client.candidates.table.instances[0].addresses
         reading = aiter(client.generate(1, annotated=False))
         assert await patiently(anext(reading)) == 1
         idle = asyncio.create_task(client.call(2))  # accepted by the time that the fork is answered

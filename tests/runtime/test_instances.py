@@ -142,14 +142,14 @@ async def test_states_metadata_and_order(cluster: Cluster) -> None:
 async def test_a_busy_and_an_ejected_instance(cluster: Cluster) -> None:
     workers = [await cluster.worker(echo) for _ in range(4)]
     client = await cluster.client()
-    table = client.view.table
+    table = client.candidates.table
     table._replace(dataclasses.replace(each, busy=each.id == workers[0].instance_id) for each in table.instances)
     assert _states(client)[workers[0].instance_id] == "busy"
     for _ in range(5):
-        client.view.ejector.failed(workers[1].instance_id)
+        client.candidates.ejector.failed(workers[1].instance_id)
         for peer in workers[2:]:
             for _ in range(20):
-                client.view.ejector.answered(peer.instance_id)
+                client.candidates.ejector.answered(peer.instance_id)
     assert _states(client)[workers[1].instance_id] == "ejected"
 
 
@@ -185,7 +185,7 @@ def test_reports_stop_when_nothing_uses_them() -> None:
         await asyncio.sleep(60)
         assert reports._timer is None
         assert not reports._clients
-        assert client.view._load_watch._timer is None
+        assert client.candidates._load_watch._timer is None
         assert _status(client).load is None  # an old report is not kept
         await asyncio.sleep(0.2)
         load = _status(client).load

@@ -93,7 +93,7 @@ async def test_a_worker_has_one_subject_and_a_client_one_session(over_nats: Clus
         client = await over_nats.caller.namespace("t").component("c").endpoint(name.endpoint).client()
         await patiently(client.wait_for_instances())
         assert await patiently(client.call(1)) == f"{name.endpoint}: 1"
-        (instance,) = client.view.candidates
+        (instance,) = client.candidates.instances
         (address,) = instance.addresses
         assert address.startswith(f"nats://{service_name('t', 'c')}.")
         assert address.endswith(f"-{worker.instance_id:x}")
@@ -106,7 +106,7 @@ async def test_a_client_calls_whatever_a_worker_publishes(over_nats: Cluster) ->
     await over_nats.serve(direct, echo)
     client = await over_nats.client()
     await until(lambda: len(client.instance_ids()) == 2)
-    assert {each.addresses[0].split(":")[0] for each in client.view.candidates} == {"nats", "memory"}
+    assert {each.addresses[0].split(":")[0] for each in client.candidates.instances} == {"nats", "memory"}
     assert [await patiently(client.call(n)) for n in range(10)] == [*range(10)]
 
 

@@ -71,7 +71,7 @@ class Workers:
     @property
     def out(self) -> set[int]:
         """The places of those that are ejected."""
-        return {self.ids.index(each) for each in self.client.view.ejector.outliers.ejected}
+        return {self.ids.index(each) for each in self.client.candidates.ejector.outliers.ejected}
 
 
 async def outcomes(calls: list[Any]) -> list[Any]:
@@ -96,7 +96,9 @@ async def test_a_worker_that_always_fails_is_left_out_soon(three: Workers, caplo
         assert calls <= 30
         assert not [each for each in await outcomes([client.call(n) for n in range(90)]) if isinstance(each, Exception)]
     assert bad.calls == calls
-    assert [each.id for each in client.view.candidates] == [each for each in sorted(three.ids) if each != three.ids[1]]
+    assert [each.id for each in client.candidates.instances] == [
+        each for each in sorted(three.ids) if each != three.ids[1]
+    ]
     assert (client.outlier_stats.ejections, client.outlier_stats.out) == (1, 1)
     assert "3 instances (1 ejected)" in repr(client)
     (record,) = [each for each in caplog.records if "left out" in each.getMessage()]
@@ -141,7 +143,7 @@ async def test_it_comes_back_and_stays_while_it_is_good(cluster: Cluster, caplog
     assert (client.outlier_stats.ejections, client.outlier_stats.out) == (1, 0)
     bad.error = RuntimeError()
     await workers.calls_until_out(1)
-    (again,) = client.view.ejector.outliers.ejected.values()
+    (again,) = client.candidates.ejector.outliers.ejected.values()
     assert again.until - again.since >= 100 * MS
 
 
@@ -157,7 +159,7 @@ async def test_one_that_is_gone_is_forgotten(cluster: Cluster) -> None:
     await worker.close()
     await until(lambda: len(client.instance_ids()) == 2)
     assert client.outlier_stats.out == 0
-    assert not client.view.ejector.outliers.ejected
+    assert not client.candidates.ejector.outliers.ejected
 
 
 async def test_where_all_fail_no_instance_is_left_out(three: Workers) -> None:
@@ -195,13 +197,13 @@ async def test_when_the_others_are_gone_it_is_called(cluster: Cluster) -> None:
     await workers.calls_until_out(1)
     bad.error = None
     await other.close()
-    for endpoint in list(client.view.table.by_id.values()):
+    for endpoint in list(client.candidates.table.by_id.values()):
         if endpoint.id not in (ejected.instance_id, other.instance_id):
-            client.view.mark_down(endpoint.addresses)
+            client.candidates.mark_down(endpoint.addresses)
     await until(lambda: len(client.instance_ids()) == 2)
     calls = bad.calls
-    client.view.ejector.outliers.forget({ejected.instance_id})  # nothing else is known of the others
-    assert [each.id for each in client.view.candidates] == [ejected.instance_id]
+    client.candidates.ejector.outliers.forget({ejected.instance_id})  # nothing else is known of the others
+    assert [each.id for each in client.candidates.instances] == [ejected.instance_id]
     await patiently(client.call(1))
     assert bad.calls == calls + 1
 
@@ -281,12 +283,12 @@ async def test_calls_that_were_cancelled_do_not_count_as_failed(three: Workers) 
 
 async def test_of_two_workers_the_one_that_loses_its_connections_is_left_out(cluster: Cluster) -> None:
     two = await Workers(cluster, cluster.runtime(ejection_s=FOR_EVER_S)).start(2)
-    ejector = two.client.view.ejector
+    ejector = two.client.candidates.ejector
     two.behaviours[0].error = RuntimeError("counting begins")
     await outcomes([two.client.direct(0, two.ids[0], annotated=False).__anext__()])
     two.behaviours[0].error = None
     await two.answer(40, 1)
-    two.client.view.mark_down(two.client.view.table.by_id[two.ids[0]].addresses)
+    two.client.candidates.mark_down(two.client.candidates.table.by_id[two.ids[0]].addresses)
     for cause in range(20):  # each a lost connection, while the worker is out of rotation
         ejector.failed(two.ids[0], cause + 1)
     assert two.out == {0}
@@ -297,13 +299,13 @@ async def test_one_lost_connection_is_one_failure(three: Workers) -> None:
     client = three.client
     calls = [asyncio.ensure_future(client.direct(n, three.ids[0]).__anext__()) for n in range(64)]
     await until(lambda: three.behaviours[0].calls == 64)
-    session = client.pool.get(client.view.table.by_id[three.ids[0]].addresses)
+    session = client.pool.get(client.candidates.table.by_id[three.ids[0]].addresses)
     assert session is not None
     await until(lambda: all(each.accepted for each in session.streams.values()))
     assert session._transport is not None
     session._transport.abort()
     assert all(isinstance(each, StreamIncomplete) for each in await outcomes(calls))
-    await until(lambda: not client.view.rotation.down)
+    await until(lambda: not client.candidates.rotation.down)
     await three.answer(10, 1, 2)
     gate.set()
     three.behaviours[0].error = RuntimeError()
@@ -323,11 +325,11 @@ async def test_a_worker_that_loses_its_calls_is_left_out_though_others_answer_th
     await until(lambda: len(client.instance_ids()) == 3)
 
     async def calls() -> None:
-        while not client.view.ejector.outliers.ejected:
+        while not client.candidates.ejector.outliers.ejected:
             assert await client.call(1, idempotent=True) > 0
 
     await patiently(calls())
-    assert set(client.view.ejector.outliers.ejected) == {5}
+    assert set(client.candidates.ejector.outliers.ejected) == {5}
     assert not client.stats.ended[6], "no call was lost"
     assert client.outlier_stats.ejections == 1
     await fake.close()
@@ -390,7 +392,7 @@ async def test_a_closed_runtime_leaves_no_timer(cluster: Cluster) -> None:
     workers = await Workers(cluster, caller).start(3)
     workers.behaviours[0].error = RuntimeError()
     await workers.calls_until_out(0)
-    ejector = workers.client.view.ejector
+    ejector = workers.client.candidates.ejector
     timers = ejector._period, ejector._return
     await caller.close()
     assert all(each is not None and each.cancelled() for each in timers)
@@ -400,5 +402,5 @@ async def test_a_closed_runtime_leaves_no_timer(cluster: Cluster) -> None:
 
 def nothing_failed(client: Client) -> bool:
     """Whether no failure counts at present."""
-    ejector = client.view.ejector
+    ejector = client.candidates.ejector
     return not ejector.counting and ejector._period is None

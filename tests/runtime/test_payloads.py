@@ -172,7 +172,7 @@ async def test_a_bad_request_raises_in_the_call_and_names_the_path(cluster: Clus
 async def test_a_request_with_too_many_buffers_leaves_nothing_behind(cluster: Cluster) -> None:
     client = await cluster.connect(echo)
     assert await patiently(client.call(0)) == 0
-    session = client.pool.get(client.view.candidates[0].addresses)
+    session = client.pool.get(client.candidates.instances[0].addresses)
     assert session is not None
     left = session.connection._budget._left
     written = session.connection._last_opened

@@ -104,7 +104,7 @@ async def exercised(make: Callable[[], Config], directory: Path) -> str:
             seen.append(str(path) + (path.read_text(errors="replace") if path.is_file() else ""))
         if not served.done() and (client := await attempt(endpoint.client)) is not None:
             await attempt(client.wait_for_instances)
-            seen.append(repr(client) + repr(client.view.table.instances))
+            seen.append(repr(client) + repr(client.candidates.table.instances))
             await attempt(lambda: client.call(1))
         if config.nats_server:
             component = runtime.namespace("t").component("c")

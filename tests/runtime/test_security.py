@@ -128,7 +128,7 @@ async def test_certificates_are_renewed_without_a_restart(trd_dir: Path, member:
         await cluster.worker(echo)
         client = await cluster.client()
         assert await patiently(client.call(1)) == 1
-        (instance,) = client.view.table.instances
+        (instance,) = client.candidates.table.instances
 
         def serial() -> object:
             session = cluster.caller.pool.get(instance.addresses)

@@ -167,7 +167,7 @@ async def test_removing_everything_does_not_fail_because_it_is_mended(trd_dir: P
 async def listed(runtime: DistributedRuntime) -> list[tuple[str, ...]]:
     """Under which addresses the worker is known to somebody who asks now."""
     client = await runtime.endpoint(ENDPOINT).client()
-    return [each.addresses for each in client.view.table.instances]
+    return [each.addresses for each in client.candidates.table.instances]
 
 
 async def until_listed(asks: DistributedRuntime, wanted: list[tuple[str, ...]]) -> None:

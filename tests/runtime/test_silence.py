@@ -158,8 +158,8 @@ async def test_where_nobody_else_is_even_an_idempotent_call_waits(pair: Pair) ->
             each.signal(signal.SIGSTOP)
         try:
             other = asyncio.ensure_future(client.direct("who", pair.ids[pair.other.pid], annotated=False).__anext__())
-            await until(lambda: len(client.view.rotation.down) == 2)
-            await until(lambda: all(each.failures > 2 for each in client.view.rotation.down.values()))
+            await until(lambda: len(client.candidates.rotation.down) == 2)
+            await until(lambda: all(each.failures > 2 for each in client.candidates.rotation.down.values()))
             assert not call.done()
         finally:
             for each in (pair.other, pair.one):
@@ -177,7 +177,7 @@ async def test_who_asked_for_this_worker_waits_for_it(pair: Pair) -> None:
         await begun(pair, "again")
         pair.one.signal(signal.SIGSTOP)
         try:
-            await until(lambda: client.view.rotation.down)
+            await until(lambda: client.candidates.rotation.down)
             assert await patiently(client.call("who")) == pair.other.pid
             assert not call.done()
         finally:
@@ -192,7 +192,7 @@ async def test_requests_that_a_stopped_worker_does_not_take_go_elsewhere(pair: P
     try:
         # Each sends as much as its stream's window allows, all of them together more than the socket takes.
         large = [asyncio.ensure_future(client.call(bytes(1_000_000))) for _ in range(8)]
-        session = client.pool.get(client.view.table.by_id[pair.ids[pair.one.pid]].addresses)
+        session = client.pool.get(client.candidates.table.by_id[pair.ids[pair.one.pid]].addresses)
         assert session is not None
         await until(lambda: session.paused)
         waiting = [asyncio.ensure_future(client.call("who")) for _ in range(5)]

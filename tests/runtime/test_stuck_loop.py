@@ -64,15 +64,15 @@ async def test_calls_go_elsewhere_while_it_is_stuck_and_come_back(unix: Cluster,
         stuck, free = pids[one.pid], pids[other.pid]
         began = asyncio.get_running_loop().time()
         blocking = client.direct("block", stuck, annotated=False)
-        await until(lambda: client.view.table.by_id[stuck].busy)
+        await until(lambda: client.candidates.table.by_id[stuck].busy)
         noticed_s = asyncio.get_running_loop().time() - began
         print(f"busy after {noticed_s:.3f} s")
         assert noticed_s < STUCK_S  # else it was no longer stuck
-        assert {each.id for each in client.view.candidates} == {free}
+        assert {each.id for each in client.candidates.instances} == {free}
         assert {await patiently(client.call(n)) for n in range(20)} == {other.pid}
         assert asyncio.get_running_loop().time() - began < STUCK_S, "the calls waited for the stuck loop"
         assert [item async for item in blocking] == [one.pid]
-        await until(lambda: not client.view.table.by_id[stuck].busy)
+        await until(lambda: not client.candidates.table.by_id[stuck].busy)
         assert {await patiently(client.call(n)) for n in range(4)} == {one.pid, other.pid}
         assert await patiently(anext(client.direct("stats", stuck, annotated=False))) == 1
         assert await patiently(anext(client.direct("stats", free, annotated=False))) == 0
@@ -100,7 +100,7 @@ async def test_a_process_that_was_stopped_says_nothing_for_ever(unix: Cluster, t
         assert not waiting.done()
         worker.signal(signal.SIGCONT)
         assert await patiently(waiting) == worker.pid
-        await until(lambda: not client.view.table.by_id[id].busy)
+        await until(lambda: not client.candidates.table.by_id[id].busy)
         stalls = await patiently(anext(client.direct("stats", id, annotated=False)))
         assert stalls <= 1
         assert (await stderr_of(worker)).count("is stuck at") == stalls
@@ -118,17 +118,17 @@ async def test_busy_instances_are_called_where_all_are(cluster: Cluster) -> None
         (endpoint,) = worker.worker.server.endpoints
         old: Instance = endpoint.instance
         await worker.discovery.register(Instance(NAME, old.id, old.addresses, old.host, busy=busy))
-        await until(lambda: client.view.table.by_id[old.id].busy is busy)
+        await until(lambda: client.candidates.table.by_id[old.id].busy is busy)
 
     ids = {each.instance_id for each in workers}
     await publish(workers[0], True)
-    assert {each.id for each in client.view.candidates} == {workers[1].instance_id}
-    client.view.mark_down(client.view.candidates[0].addresses)  # stuck beats dead
-    assert {each.id for each in client.view.candidates} == {workers[0].instance_id}
-    client.view.mark_up(client.view.table.by_id[workers[1].instance_id].addresses)
+    assert {each.id for each in client.candidates.instances} == {workers[1].instance_id}
+    client.candidates.mark_down(client.candidates.instances[0].addresses)  # stuck beats dead
+    assert {each.id for each in client.candidates.instances} == {workers[0].instance_id}
+    client.candidates.mark_up(client.candidates.table.by_id[workers[1].instance_id].addresses)
     await publish(workers[1], True)
-    assert {each.id for each in client.view.candidates} == ids
+    assert {each.id for each in client.candidates.instances} == ids
     assert [await patiently(client.call(n)) for n in range(4)] == [*range(4)]
     await publish(workers[0], False)
     await publish(workers[1], False)
-    assert {each.id for each in client.view.candidates} == ids
+    assert {each.id for each in client.candidates.instances} == ids

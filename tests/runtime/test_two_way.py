@@ -104,7 +104,7 @@ async def test_a_handler_may_end_before_its_requests_do_and_no_answer_is_lost(cl
         await asyncio.sleep(0.001)
     assert found == [0, 1, 2, 3, 4]
     await patiently(closed.wait())
-    session = client.pool.get(client.view.candidates[0].addresses)
+    session = client.pool.get(client.candidates.instances[0].addresses)
     assert session is not None
     await until(lambda: not session.streams)
 

@@ -36,7 +36,7 @@ async def in_etcd(lasting_etcd: EtcdServer, trd_dir: Path) -> AsyncIterator[Clus
 async def check_the_change(cluster: Cluster) -> None:
     worker = await cluster.worker(handler, metadata={"state": "loading"})
     client = await cluster.client()
-    table = client.view.table
+    table = client.candidates.table
     assert [dict(each.metadata) for each in table.instances] == [{"state": "loading"}]
     metadata: dict[str, Any] = {"state": "ready", "models": ["a"]}
     await patiently(worker.endpoint("t.c.e").update_metadata(metadata))
@@ -63,7 +63,7 @@ async def test_a_paused_endpoint_publishes_it_when_it_resumes(anywhere: Cluster)
     assert not client.instance_ids()
     await patiently(endpoint.resume())
     await until(client.instance_ids)
-    assert [dict(each.metadata) for each in client.view.table.instances] == [{"awake": True}]
+    assert [dict(each.metadata) for each in client.candidates.table.instances] == [{"awake": True}]
 
 
 async def test_what_cannot_be_published_is_refused_and_the_former_stays(anywhere: Cluster) -> None:
@@ -77,4 +77,4 @@ async def test_what_cannot_be_published_is_refused_and_the_former_stays(anywhere
     await patiently(endpoint.pause())
     await patiently(endpoint.resume())
     await until(client.instance_ids)
-    assert [dict(each.metadata) for each in client.view.table.instances] == [{"state": "ready"}]
+    assert [dict(each.metadata) for each in client.candidates.table.instances] == [{"state": "ready"}]

@@ -212,7 +212,7 @@ class Connection:
             DiscoveryError: discovery cannot be read.
         """
         client = self._any(endpoint).client
-        await client.view.open()
+        await client.candidates.open()
         return client.instances()
 
     async def wait_for_instances(
@@ -230,7 +230,7 @@ class Connection:
             DiscoveryError: discovery cannot be read.
         """
         client = self._any(endpoint).client
-        await client.view.open()
+        await client.candidates.open()
         await client.wait_for_instances(count, timeout)
 
     # serving

@@ -40,7 +40,7 @@ class Target:
         if contract is not None:
             self.decoder = None if contract.types.answer is Any else ItemDecoder(contract.types.answer)
             if contract.schema is not None:
-                client.view.table.listeners.append(self._compare)
+                client.candidates.table.listeners.append(self._compare)
                 self._compare()
 
     def _compare(self) -> None:
@@ -49,11 +49,11 @@ class Target:
         contract = self._contract
         assert contract is not None
         assert contract.schema is not None
-        for each in self.client.view.table.instances:
+        for each in self.client.candidates.table.instances:
             if each.contract is not None and (found := differences(contract.schema, each.contract)):
                 unfit[each.id] = ContractMismatch(contract.name.path, each.id, found)
         self._unfit = unfit
-        self.fits = bool(self.client.view.table.instances) and not unfit
+        self.fits = bool(self.client.candidates.table.instances) and not unfit
 
     def fitting(self, policy: Policy) -> Policy:
         """A policy that chooses among the instances whose contracts fit, and raises ContractMismatch if there is none.

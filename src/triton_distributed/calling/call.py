@@ -181,7 +181,7 @@ class Call:
         if self.state > OPEN:  # The context was cancelled before.
             return
         services, body, metadata = self.services, self.body, self.metadata
-        candidates = services.candidates.candidates
+        candidates = services.candidates.instances
         if not candidates or self.request_stream is not None or body.__class__ is not bytes:
             self._place_later()
             return

@@ -35,9 +35,9 @@ class Candidates:
         ejection_s: see `TRD_EJECTION_S`.
 
     Attributes:
-        candidates: the instances that a call may be sent to. They are the instances in rotation, or all instances if
-            none is in rotation. Busy ones are left out unless all are busy. Ejected ones are left out, at most half. If
-            discovery lists no instance, they are the formerly listed ones that still have a live connection.
+        instances: those that a call may be sent to. They are the instances in rotation, or all instances if none is in
+            rotation. Busy ones are left out unless all are busy. Ejected ones are left out, at most half. If discovery
+            lists no instance, they are the formerly listed ones that still have a live connection.
         table: the instances that discovery reports.
         rotation: which instances cannot be reached, and when to try them again.
         ejector: which instances are left out because they fail far more often than others.
@@ -60,7 +60,7 @@ class Candidates:
         self.ejector = Ejector(name, loop, rng, ejection_s, self._refresh)
         self.load = LoadBook(loop.time)
         self._load_watch = LoadWatch(name.key, loop, self.load, self.table, session)
-        self.candidates: tuple[Instance, ...] = ()
+        self.instances: tuple[Instance, ...] = ()
         self._loop = loop
         self._on_removed = on_removed
         self._session = session
@@ -145,12 +145,12 @@ class Candidates:
         if self.table.instances:
             # Also instances that are out of rotation count as peers: a lost connection is a failure of one of them.
             self.ejector.changed(self.table.instances)
-            self.candidates = self.ejector.outliers.available(_free(self.rotation.available(self.table.instances)))
+            self.instances = self.ejector.outliers.available(_free(self.rotation.available(self.table.instances)))
         else:
             self.ejector.changed(())
             self._unlisted = tuple(each for each in self._unlisted if self._session(each.addresses) is not None)
-            self.candidates = self._unlisted
-        if self.candidates:
+            self.instances = self._unlisted
+        if self.instances:
             waiting, self._waiting = self._waiting, []
             for waiter in waiting:
                 if not waiter.done():
@@ -175,7 +175,7 @@ class Candidates:
     def has_others(self, ids: Collection[int]) -> bool:
         """Whether an instance other than these is in rotation."""
         down = self.rotation.down
-        return any(each.id not in ids and each.id not in down for each in self.candidates)
+        return any(each.id not in ids and each.id not in down for each in self.instances)
 
     def disowned(self, instance_id: int) -> None:
         """Note that the worker has answered that it does not have this instance."""

@@ -153,7 +153,7 @@ class Services:
             NoInstances, InstanceNotFound, ConnectionFailed, Refusal, StreamIncomplete: no instance is left to try.
             Exception: a user's policy raised it.
         """
-        candidates = self.candidates.candidates
+        candidates = self.candidates.instances
         direct = isinstance(policy, Direct)
         if attempts is None:
             if not candidates and not direct:
@@ -179,7 +179,7 @@ class Services:
         """
         candidates = self.candidates
         await candidates.open()
-        if candidates.candidates:
+        if candidates.instances:
             return
         name, core = candidates.name, self.core
         waiting = candidates.wait(self.where, (lambda: core.elsewhere(name)) if core.looks_elsewhere else None)

@@ -102,7 +102,7 @@ def _start(client: Client, request: Any, arguments: argparse.Namespace) -> Respo
 async def _wait(
     client: Client, name: EndpointName, timeout_s: float, instance: int | None, runtime: DistributedRuntime
 ) -> None:
-    table = client.view.table
+    table = client.candidates.table
     found: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def look() -> None:

@@ -163,7 +163,7 @@ class Client:
         self, request: Any, instance_id: int, annotated: bool | None = True, **options: Unpack[CallOptions]
     ) -> ResponseStream[Any]:
         """Call the instance with this id."""
-        chooses = Direct(int(instance_id), self.view.name.path, self._known)
+        chooses = Direct(int(instance_id), self.candidates.name.path, self._known)
         return ResponseStream(self.start("Client.direct", request, chooses, bool(annotated), False, **options))
 
     async def call(
@@ -210,7 +210,7 @@ class Client:
         call = self.start("Client.call", request, policy, False, True, None, decoder, waits, **options)
 
         def second() -> Call | None:
-            if call.stopping or len(self.view.candidates) < 2 or not self._services.take_retry():
+            if call.stopping or len(self.candidates.instances) < 2 or not self._services.take_retry():
                 return None
             # The body is the encoded request of the first attempt; `request` may have changed since.
             other = AnotherInstance(call.policy, call)
@@ -329,7 +329,7 @@ class Client:
 
     def endpoint_ids(self) -> list[int]:
         """The ids of the present instances."""
-        return [each.id for each in self.view.table.instances]
+        return [each.id for each in self.candidates.table.instances]
 
     instance_ids = endpoint_ids
 
@@ -341,7 +341,7 @@ class Client:
         method or a policy uses them.
         """
         self._services.core.check("instances")
-        return of_candidates(self.view)
+        return of_candidates(self.candidates)
 
     def wait_for_endpoints(self, count: int = 1, timeout: float | None = None) -> asyncio.Future[list[int]]:
         """A future that is done when at least `count` instances exist; its result is the ids of the instances.
@@ -380,8 +380,8 @@ class Client:
         elsewhere = (lambda: core.elsewhere(name)) if self._looks_elsewhere else None
         try:
             async with asyncio.timeout(timeout):
-                await self.view.open()
-                await self.view.wait(where, elsewhere, count)
+                await self.candidates.open()
+                await self.candidates.wait(where, elsewhere, count)
         except TimeoutError:
             found = len(self.endpoint_ids())
             others = "" if found or elsewhere is None else elsewhere()
@@ -389,10 +389,10 @@ class Client:
         return self.endpoint_ids()
 
     def _known(self) -> Mapping[int, Instance]:
-        return self.view.table.by_id
+        return self.candidates.table.by_id
 
     @property
-    def view(self) -> Candidates:
+    def candidates(self) -> Candidates:
         """The instances of the endpoint, shared by all clients of it in this runtime."""
         return self._services.candidates
 
@@ -404,7 +404,7 @@ class Client:
     @property
     def name(self) -> EndpointName:
         """The name of the endpoint that this client calls."""
-        return self.view.name
+        return self.candidates.name
 
     @property
     def load(self) -> LoadBook:
@@ -428,7 +428,9 @@ class Client:
 
     def __repr__(self) -> str:
         out = f" ({self.outlier_stats.out} ejected)" if self.outlier_stats.out else ""
-        return f"<Client of {self.view.name}, {len(self.view.table.instances)} instances{out}, {self.stats!r}>"
+        return (
+            f"<Client of {self.candidates.name}, {len(self.candidates.table.instances)} instances{out}, {self.stats!r}>"
+        )
 
 
 def _seconds(timeout: object) -> float:

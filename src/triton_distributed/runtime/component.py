@@ -203,11 +203,11 @@ class Endpoint:
 
     async def _client(self, policy: str | Policy | MetadataPolicy) -> Client:
         client = self.unopened_client(policy)
-        await client.view.open()
+        await client.candidates.open()
         return client
 
     def unopened_client(self, policy: str | Policy | MetadataPolicy = "round_robin") -> Client:
-        """A client that does not know the instances yet; `await client.view.open()` reads them."""
+        """A client that does not know the instances yet; `await client.candidates.open()` reads them."""
         runtime = self._runtime
         candidates = runtime.candidates(self.name)
         where, retries = runtime.discovery.where, runtime.config.retries

@@ -42,7 +42,7 @@ class InstanceStatus(msgspec.Struct, frozen=True):
 def of_candidates(candidates: Candidates) -> list[InstanceStatus]:
     """The instances of an endpoint, ordered by id."""
     # If discovery lists no instance, calls go to those that are still connected.
-    known = candidates.table.instances or candidates.candidates
+    known = candidates.table.instances or candidates.instances
     return [_of_instance(each, candidates) for each in sorted(known, key=lambda each: each.id)]
 
 

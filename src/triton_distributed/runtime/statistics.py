@@ -254,30 +254,30 @@ def of_endpoint(endpoint: ServedEndpoint) -> EndpointStatistics:
     )
 
 
-def of_calls(views: Mapping[EndpointName, Candidates], clients: Iterable[Client]) -> tuple[CallStatistics, ...]:
+def of_calls(called: Mapping[EndpointName, Candidates], clients: Iterable[Client]) -> tuple[CallStatistics, ...]:
     """The statistics of all endpoints that are called."""
-    stats: dict[EndpointName, list[Stats]] = {name: [] for name in views}
+    stats: dict[EndpointName, list[Stats]] = {name: [] for name in called}
     for client in clients:
         if client.name in stats:
             stats[client.name].append(client.stats)
-    return tuple(_of_calls(view, stats[name]) for name, view in views.items())
+    return tuple(_of_calls(candidates, stats[name]) for name, candidates in called.items())
 
 
-def _of_calls(view: Candidates, stats: list[Stats]) -> CallStatistics:
+def _of_calls(candidates: Candidates, stats: list[Stats]) -> CallStatistics:
     outcomes: Counter[str] = Counter()
     for each in stats:
         outcomes.update(each.outcomes())
     return CallStatistics(
-        name=view.name.path,
+        name=candidates.name.path,
         clients=len(stats),
         open=sum(each.inflight for each in stats),
         outcomes=dict(outcomes),
-        instances=tuple(each.id for each in view.table.instances),
-        candidates=tuple(each.id for each in view.candidates),
-        out_of_rotation={id: down.failures for id, down in view.rotation.down.items()},
-        ejected=view.ejector.stats.out,
-        ejections=view.ejector.stats.ejections,
-        load=view.load.open(),
+        instances=tuple(each.id for each in candidates.table.instances),
+        candidates=tuple(each.id for each in candidates.instances),
+        out_of_rotation={id: down.failures for id, down in candidates.rotation.down.items()},
+        ejected=candidates.ejector.stats.out,
+        ejections=candidates.ejector.stats.ejections,
+        load=candidates.load.open(),
     )
 
 

@@ -115,7 +115,7 @@ class Commands:
         return sum(each.endswith("x") for each in await asyncio.gather(*self.pushing))
 
     async def quiet(self, count):
-        session = self.echo.pool.get(self.echo.view.table.instances[0].addresses)
+        session = self.echo.pool.get(self.echo.candidates.table.instances[0].addresses)
         while session.missed_checks < int(count):
             await asyncio.sleep(0.01)
 

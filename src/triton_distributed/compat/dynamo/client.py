@@ -161,7 +161,7 @@ class Client:
 
     def instances(self) -> list[Instance]:
         """The present instances."""
-        return [Instance(each) for each in self._native.view.table.instances]
+        return [Instance(each) for each in self._native.candidates.table.instances]
 
     async def wait_for_instances(self) -> list[int]:
         """Wait for a first instance. Returns the ids of the present instances."""
