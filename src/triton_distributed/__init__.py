@@ -36,7 +36,15 @@ if TYPE_CHECKING:
         StreamIncomplete,
         TritonError,
     )
-    from triton_distributed.runtime import Affinity, InstanceStatus, LogContext, log_requests
+    from triton_distributed.names import Instance
+    from triton_distributed.runtime import (
+        Affinity,
+        InstanceStatus,
+        LoadBook,
+        LogContext,
+        ReportedLoad,
+        log_requests,
+    )
     from triton_distributed.serving.sender import Sender
 
 __version__ = "0.1.0"
@@ -69,7 +77,8 @@ _PLACES = {
         "StreamIncomplete",
         "TritonError",
     ),
-    "runtime": ("Affinity", "InstanceStatus", "LogContext", "log_requests"),
+    "names": ("Instance",),
+    "runtime": ("Affinity", "InstanceStatus", "LoadBook", "LogContext", "ReportedLoad", "log_requests"),
     "serving.sender": ("Sender",),
 }
 _PLACE = {name: f"{__name__}.{module}" for module, names in _PLACES.items() for name in names}
@@ -87,15 +96,18 @@ __all__ = [
     "ContractMismatch",
     "DeadlineExceeded",
     "Draining",
+    "Instance",
     "InstanceStatus",
     "InvalidRequest",
     "ItemStream",
+    "LoadBook",
     "LogContext",
     "NoInstances",
     "Overloaded",
     "Paused",
     "QueuePolicy",
     "RemoteError",
+    "ReportedLoad",
     "Sender",
     "SenderClosed",
     "ServeOptions",

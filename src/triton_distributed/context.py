@@ -101,7 +101,7 @@ class Context:
     def id(self) -> str:
         """The request's id."""
         if self._id is None:
-            serving = current.get()
+            serving = None if self.independent else current.get()
             self._id = os.urandom(16).hex() if serving is None or serving.over else serving.id()
         return self._id
 
@@ -148,7 +148,7 @@ class Context:
         """Attach this encoded token to the next item. Runs in the loop's thread."""
 
     def detached(self, id: str | None = None) -> Context:
-        """A new context with a copy of the metadata, for calls that do not belong to this request.
+        """A new context with this one's metadata and travelling values, for calls that do not belong to its request.
 
         Calls made with it in a handler inherit neither its deadline, its priority nor its cancellation.
 
@@ -158,7 +158,7 @@ class Context:
         Raises:
             TypeError: the id is not text.
         """
-        context = Context(id, self.metadata)
+        context = Context(id, self.metadata, self.travelling)
         context.independent = True
         return context
 

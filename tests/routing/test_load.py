@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triton_distributed.routing.load import LoadBook, Reported
+from triton_distributed.routing.load import LoadBook, ReportedLoad
 
 
 def test_counts_and_forgets() -> None:
@@ -56,7 +56,7 @@ def test_reports_of_workers() -> None:
     book.note_report(1, 3, 2)
     now[0] = 10.5
     assert book.reported(1) == (3, 2, 0.5)
-    assert book.reported(1) == Reported(in_flight=3, queued=2, age_s=0.5)
+    assert book.reported(1) == ReportedLoad(in_flight=3, queued=2, age_s=0.5)
     assert wanted == [1]
     book.note_report(1, 4, 0)
     assert book.reported(1) == (4, 0, 0.0)

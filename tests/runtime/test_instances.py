@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from tests.runtime.cluster import Cluster, patiently, until
 from triton_distributed.errors import RuntimeClosed
 from triton_distributed.names import Instance
-from triton_distributed.routing.load import LoadBook, Reported
+from triton_distributed.routing.load import LoadBook, ReportedLoad
 from triton_distributed.runtime import Client, Context, InstanceStatus
 from triton_distributed.testing import run_in_virtual_time
 
@@ -68,7 +69,7 @@ async def test_a_policy_uses_the_reported_load(cluster: Cluster) -> None:
         figures.append(known)
         return min(instances, key=lambda each: found.in_flight if (found := known[each.id]) else 0)
 
-    figures: list[dict[int, Reported | None]] = []
+    figures: list[dict[int, ReportedLoad | None]] = []
     other = cluster.runtime()
     theirs = await other.endpoint("t.c.e").client()
     calls = [asyncio.ensure_future(_of(theirs.direct(n, workers[0].instance_id))) for n in range(3)]
@@ -97,6 +98,15 @@ async def test_nothing_is_asked_before_the_first_use(cluster: Cluster) -> None:
     assert not session.connection._on_load
     client.instances()
     assert list(session.connection._on_load) == [client.name.key]
+
+
+async def test_loads_come_on_sessions_with_a_token_too(trd_dir: Path) -> None:
+    cluster = Cluster(discovery="file", directory=trd_dir, token="a token of thirty-two characters")
+    worker = await cluster.worker(echo)
+    client = await cluster.client()
+    await patiently(client.call(1))
+    await until(lambda: loads(client) == {worker.instance_id: (0, 0)})
+    await cluster.close()
 
 
 async def test_one_session_reports_each_endpoint_alone(cluster: Cluster) -> None:

@@ -145,6 +145,26 @@ async def test_work_that_outlives_its_request_inherits_nothing(cluster: Cluster)
     assert travelling == {}
 
 
+async def test_a_detached_context_has_its_own_id_and_the_values(cluster: Cluster) -> None:
+    found: list[Any] = []
+
+    async def inner(request: Any, context: Context) -> None:
+        found.append(seen(context))
+
+    async def outer(request: Any, context: Context) -> None:
+        context.travel(step="outer")
+        detached = context.detached()
+        context.travel(step="later")
+        await (await cluster.client("t.c.inner")).call(1, context=detached)
+
+    await cluster.worker(inner, "t.c.inner")
+    context = Context("REQ-7", {"m": 1}, {"user": "u"})
+    await patiently((await cluster.connect(outer)).call(1, context=context))
+    [(name, metadata, travelling)] = found
+    assert name != "REQ-7"
+    assert (metadata, travelling) == ({"m": 1}, {"user": "u", "step": "outer"})
+
+
 async def test_a_plain_handler_in_its_thread_sees_and_adds_them(cluster: Cluster) -> None:
     def handler(request: Any, context: Context) -> list[Any]:
         context.travel(**{"in-thread": True})

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 
-class Reported(NamedTuple):
+class ReportedLoad(NamedTuple):
     """The load of an instance, as its worker reported it: the requests of all clients.
 
     Attributes:
@@ -69,7 +69,7 @@ class LoadBook:
         """Return the number of streams that this process has open on the instance."""
         return self._open.get(instance_id, 0)
 
-    def reported(self, instance_id: int) -> Reported | None:
+    def reported(self, instance_id: int) -> ReportedLoad | None:
         """Return the load of the instance as its worker reports it; None if there is no report.
 
         The first use asks the worker, so reports come from then on, at most every 100 ms, and stop some seconds after
@@ -81,7 +81,7 @@ class LoadBook:
             self.want(instance_id)
             return None
         in_flight, queued, at = found
-        return Reported(in_flight, queued, max(0.0, self._now() - at))
+        return ReportedLoad(in_flight, queued, max(0.0, self._now() - at))
 
     def note_report(self, instance_id: int, in_flight: int, queued: int) -> None:
         """Note what a worker has reported."""

@@ -7,6 +7,7 @@ from triton_distributed.calling.response_stream import ResponseStream
 from triton_distributed.context import Context, current_context
 from triton_distributed.observe.log_context import LogContext, log_requests
 from triton_distributed.routing.affinity import Affinity
+from triton_distributed.routing.load import LoadBook, ReportedLoad
 from triton_distributed.runtime.client import Client
 from triton_distributed.runtime.component import Component, Endpoint, Namespace
 from triton_distributed.runtime.decorators import triton_endpoint, triton_worker
@@ -39,10 +40,12 @@ __all__ = [
     "Endpoint",
     "EndpointStatistics",
     "InstanceStatus",
+    "LoadBook",
     "LogContext",
     "LoopStatistics",
     "Namespace",
     "QueueStatistics",
+    "ReportedLoad",
     "ResponseStream",
     "RuntimeStatistics",
     "Sender",

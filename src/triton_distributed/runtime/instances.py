@@ -10,7 +10,7 @@ import msgspec
 
 from triton_distributed.calling.candidates import Candidates
 from triton_distributed.names import Instance
-from triton_distributed.routing.load import Reported
+from triton_distributed.routing.load import ReportedLoad
 
 InstanceState = Literal["available", "busy", "ejected", "unreachable"]
 
@@ -36,7 +36,7 @@ class InstanceStatus(msgspec.Struct, frozen=True):
     metadata: Mapping[str, Any]
     state: InstanceState
     streams: int
-    load: Reported | None
+    load: ReportedLoad | None
 
 
 def of_candidates(candidates: Candidates) -> list[InstanceStatus]:
