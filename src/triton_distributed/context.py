@@ -148,7 +148,7 @@ class Context:
         """Attach this encoded token to the next item. Runs in the loop's thread."""
 
     def detached(self, id: str | None = None) -> Context:
-        """A new context with this one's metadata and travelling values, for calls that do not belong to its request.
+        """A new context with the same metadata and travelling values, for calls that do not belong to this request.
 
         Calls made with it in a handler inherit neither its deadline, its priority nor its cancellation.
 
@@ -158,7 +158,7 @@ class Context:
         Raises:
             TypeError: the id is not text.
         """
-        context = Context(id, self.metadata, self.travelling)
+        context = Context(os.urandom(16).hex() if id is None else id, self.metadata, self.travelling)
         context.independent = True
         return context
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import triton_distributed
 from tests.runtime.cluster import patiently, until
 from tests.timing import PATIENCE_S
 from triton_distributed.compat import dynamo
@@ -250,6 +251,26 @@ async def test_metadata_is_live_and_travels(runtime: DistributedRuntime) -> None
     assert first == ["mine", sent, {"traceparent": parent}, "a" * 32]
     assert second[:2] == ["child", sent]
     assert context.metadata.copy() == {"tenant": "a", "drop": "me", "traceparent": parent}
+
+
+async def test_trace_headers_travel_by_themselves(runtime: DistributedRuntime) -> None:
+    async def inner(request: Any, context: Context) -> AsyncIterator[Any]:
+        yield [context.id() == request, context.trace_id, context.metadata.copy()]
+
+    inner_client = await connect(runtime, inner, "t.c.inner")
+
+    async def outer(request: Any, context: Context) -> AsyncIterator[Any]:
+        async for item in inner_client_call(context.id()):
+            yield item
+
+    async def inner_client_call(id: str) -> AsyncIterator[Any]:
+        async for item in await inner_client.generate(id, annotated=False):
+            yield item
+
+    await connect(runtime, outer)
+    native = await runtime.native.endpoint("t.c.e").client()
+    context = triton_distributed.Context(travelling={"traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01"})
+    assert await patiently(native.call(1, context=context)) == [False, "a" * 32, {}]
 
 
 def test_metadata_is_a_mapping_of_text() -> None:

@@ -7,16 +7,23 @@ import contextlib
 import gc
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
+import triton_distributed as trd
 from tests.runtime.cluster import Cluster, drained, into, patiently, until
 from tests.timing import PATIENCE_S
 from triton_distributed.annotated import Annotated
 from triton_distributed.errors import RemoteError, SenderClosed
 from triton_distributed.runtime import Context, Sender
 from triton_distributed.serving.plain import AHEAD
+
+
+@dataclass
+class Token:
+    id: int
 
 
 class Engine:
@@ -317,6 +324,31 @@ async def test_a_handler_is_tested_without_a_runtime(engine: Engine) -> None:
         return sender
 
     assert await patiently(drained(await handler(300))) == [*range(300), "x" * 100_000]
+
+
+GENERATE = trd.Stream[int, Token]("t.c.typed")
+
+
+async def test_a_contract_takes_a_handler_that_returns_one(engine: Engine) -> None:
+    @trd.serve(GENERATE)
+    async def generate(count: int) -> trd.Sender[Token]:
+        sender = trd.Sender[Token]()
+        engine.pushes((Token(each) for each in range(count)), sender)
+        return sender
+
+    async with trd.connect(trd.Config(discovery="memory")) as here:
+        await here.serve(generate)
+        assert [item async for item in here.stream(GENERATE, 3)] == [Token(0), Token(1), Token(2)]
+
+
+def test_a_contract_refuses_a_sender_of_other_items() -> None:
+    async def generate(count: int) -> trd.Sender[str]:
+        return trd.Sender[str]()
+
+    with pytest.raises(TypeError, match="it answers with str, not Token"):
+        trd.serve(GENERATE)(generate)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="it makes a stream"):
+        trd.serve(trd.Unary[int, str]("t.c.unary"))(generate)  # type: ignore[arg-type]
 
 
 def test_a_sender_is_made_on_a_loop() -> None:

@@ -187,11 +187,12 @@ async def test_a_call_with_a_detached_context_outlives_its_request(cluster: Clus
 
 
 def test_a_detached_context_is_not_stopped_with_the_first_one() -> None:
-    context = Context("a", {"tenant": "x"})
+    context = Context("a", {"tenant": "x"}, {"user": "u"})
     detached = context.detached()
     context.kill()
     assert not detached.is_stopped()
     assert detached.id() != "a"
     assert detached.metadata == {"tenant": "x"}
+    assert detached.travelling == {"user": "u"}
     with pytest.raises(TypeError, match="id"):
         context.detached(5)  # type: ignore[arg-type]

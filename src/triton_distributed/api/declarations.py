@@ -11,6 +11,7 @@ from triton_distributed.api.fit import check_handler
 from triton_distributed.api.options import ServeOptions
 from triton_distributed.context import Context
 from triton_distributed.names import EndpointName
+from triton_distributed.serving.sender import Sender
 
 if TYPE_CHECKING:
     from triton_distributed.api.batching import Batched, BatchedMethod
@@ -23,6 +24,9 @@ A = TypeVar("A")
 S = TypeVar("S")
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
+PushesItems: TypeAlias = Coroutine[Any, Any, Sender[A]]
+"""What an async handler gives that returns a `Sender`."""
+
 UnaryHandler: TypeAlias = (
     Callable[[R], Awaitable[A]] | Callable[[R, Context], Awaitable[A]] | Callable[[R], A] | Callable[[R, Context], A]
 )
@@ -31,9 +35,14 @@ StreamHandler: TypeAlias = (
     | Callable[[R, Context], AsyncIterator[A]]
     | Callable[[R], Iterator[A]]
     | Callable[[R, Context], Iterator[A]]
+    | Callable[[R], Awaitable[Sender[A]]]
+    | Callable[[R, Context], Awaitable[Sender[A]]]
 )
 BidirectionalHandler: TypeAlias = (
-    Callable[[AsyncIterator[R]], AsyncIterator[A]] | Callable[[AsyncIterator[R], Context], AsyncIterator[A]]
+    Callable[[AsyncIterator[R]], AsyncIterator[A]]
+    | Callable[[AsyncIterator[R], Context], AsyncIterator[A]]
+    | Callable[[AsyncIterator[R]], Awaitable[Sender[A]]]
+    | Callable[[AsyncIterator[R], Context], Awaitable[Sender[A]]]
 )
 
 
@@ -113,6 +122,18 @@ class ServesStream(Protocol[R, A]):
     def __call__(
         self, function: Callable[[S, R, Context], Iterator[A]], /
     ) -> Callable[[S, R, Context], Iterator[A]]: ...
+    @overload
+    def __call__(self, function: Callable[[R], PushesItems[A]], /) -> Callable[[R], PushesItems[A]]: ...
+    @overload
+    def __call__(
+        self, function: Callable[[R, Context], PushesItems[A]], /
+    ) -> Callable[[R, Context], PushesItems[A]]: ...
+    @overload
+    def __call__(self, function: Callable[[S, R], PushesItems[A]], /) -> Callable[[S, R], PushesItems[A]]: ...
+    @overload
+    def __call__(
+        self, function: Callable[[S, R, Context], PushesItems[A]], /
+    ) -> Callable[[S, R, Context], PushesItems[A]]: ...
 
 
 @overload

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from triton_distributed.annotated import Annotated
 from triton_distributed.payload.typed import RequestDecoder, typed_checker, typed_decoder
+from triton_distributed.serving.sender import Sender
 
 #: The attribute of a function that checks its own request and response: its `Checks`. See `decorators.triton_endpoint`.
 CHECKS_ITSELF = "__triton_checks_itself__"
@@ -22,6 +23,7 @@ STREAMS = (
     collections.abc.Iterator,
     collections.abc.Iterable,
     collections.abc.Generator,
+    Sender,
 )
 REQUEST_STREAMS = STREAMS[:3]
 _AWAITABLES = (collections.abc.Awaitable, collections.abc.Coroutine)

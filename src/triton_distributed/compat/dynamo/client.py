@@ -6,7 +6,6 @@ import enum
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from triton_distributed import context as native_context
 from triton_distributed import names
 from triton_distributed.compat.dynamo.contexts import Context
 from triton_distributed.compat.dynamo.exceptions import translated
@@ -115,9 +114,8 @@ class Client:
             if not isinstance(context, Context):
                 raise TypeError(f"context={context!r}: must be a Context of this module")
             options = {"context": context.native, "metadata": context.metadata.copy()}
-        elif current_context() is not None:
-            options["context"] = independent = native_context.Context()
-            independent.independent = True
+        elif (serving := current_context()) is not None:
+            options["context"] = serving.detached()
         call: ResponseStream = start(request, *instance, annotated=True, **options)
         return AsyncResponseStream(call, bool(annotated), context)
 

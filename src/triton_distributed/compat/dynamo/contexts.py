@@ -140,22 +140,24 @@ class Context:
     def detached(self, id: str) -> Context:
         """A context of its own, with a copy of the metadata: it is not stopped with this one."""
         context = Context(id, self._metadata)
-        context.native.independent = True
+        context.native = self.native.detached(id)
+        context.native.metadata = _NOTHING
         return context
 
     def notify_first_token(self) -> None:
         """Do nothing: this runtime has no work that waits for the first token."""
 
-    # Trace context: carried in the metadata, under the names of the W3C headers.
+    # Trace context: the W3C headers among the values that travel, or in the metadata.
 
     def trace_headers(self) -> dict[str, str] | None:
         """`traceparent` and the other headers that the caller has sent; None without a `traceparent`."""
+        known = {**self.native.travelling, **self._metadata}
         names = ("traceparent", "tracestate", "x-request-id", "request-id")
-        found = {name: str(value) for name in names if (value := self._metadata.get(name))}
+        found = {name: str(value) for name in names if (value := known.get(name))}
         return found if "traceparent" in found else None
 
     def _trace(self, number: int) -> str | None:
-        parts = str(self._metadata.get("traceparent", "")).split("-")
+        parts = (self.trace_headers() or {"traceparent": ""})["traceparent"].split("-")
         return parts[number] if len(parts) == 4 else None
 
     @property
