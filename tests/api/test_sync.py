@@ -516,6 +516,12 @@ def test_many_threads_open_and_close(worker: OtherThread) -> None:
         assert list(threads.map(use, range(40))) == list(range(40))
 
 
+def test_replaced_threads_are_refused(trd_dir: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("_thread.start_new_thread", lambda *_: None)  # As gevent and eventlet do.
+    with trd.connect_sync() as here, pytest.raises(RuntimeError, match="gevent or eventlet"):
+        here.call("t.sync.echo", 1)
+
+
 # requests that stream
 
 

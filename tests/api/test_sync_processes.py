@@ -95,7 +95,7 @@ assert next(items) == 0
 
 def child():
     try:
-        next(items)
+        list(items)
     except ForkError:
         pass
     else:
@@ -211,6 +211,40 @@ def test_ctrl_c_interrupts_a_waiting_call_and_cancels_its_handler(handlers: Hand
         assert handlers.cancelled.wait(PATIENCE_S)  # The process still runs.
         out, err = process.communicate("\n", timeout=PATIENCE_S)
         assert (process.returncode, out, err) == (0, "and goes on\n", "")
+
+
+OFTEN = """
+import random, signal
+import triton_distributed as trd
+
+class Interrupt(BaseException):
+    pass
+
+def interrupt(*_):
+    raise Interrupt
+
+signal.signal(signal.SIGALRM, interrupt)
+interrupted = 0
+with trd.connect_sync() as here:
+    for number in range(500):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 1e-3))
+            for _ in range(20):
+                assert here.call("t.sync.echo", number) == number
+                assert list(here.stream("t.sync.count", 3)) == [0, 1, 2]
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except Interrupt:
+            interrupted += 1
+        assert here.call("t.sync.echo", number) == number
+print(interrupted > 0)
+"""
+
+
+def test_interrupts_at_any_moment_do_no_harm(handlers: Handlers) -> None:
+    with running("-c", OFTEN) as process:  # Python reports an interrupt of a finalizer, so its complaints do not count.
+        out, err = process.communicate(timeout=PATIENCE_S)
+        assert (process.returncode, out) == (0, "True\n"), err
+        assert "never awaited" not in err
 
 
 NOT_CLOSED = """

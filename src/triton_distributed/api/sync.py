@@ -184,7 +184,7 @@ class SyncConnection:
 
     def _open(self, operation: str) -> _Shared:
         shared = self._shared
-        if shared is None or shared.loop.forked:
+        if shared is None or shared.loop.inherited:
             if self._closed:
                 raise RuntimeClosed(operation)
             shared = self._shared = _process.join(self, operation)
@@ -200,7 +200,7 @@ class SyncConnection:
         """Close the connection. The last one with these settings in this process cancels open calls and waits."""
         self._closed = True
         shared, self._shared = self._shared, None
-        if shared is not None and not shared.loop.forked:
+        if shared is not None and not shared.loop.inherited:
             _process.leave(self, shared)
 
     def __repr__(self) -> str:
@@ -237,7 +237,6 @@ class _Process:
     """The loop and the connections of this process."""
 
     def __init__(self) -> None:
-        self._parents: list[SyncLoop] = []  # Kept: a loop that is dropped changes the epoll that its process uses.
         self._exits = False
         self._reset()
         watch_forks(self)
@@ -249,10 +248,7 @@ class _Process:
         self._closing = 0
 
     def forked(self) -> None:
-        """Leave the loop to the parent process."""
-        if self._loop is not None:
-            self._loop.forked = True
-            self._parents.append(self._loop)
+        """Begin anew in a forked child."""
         self._reset()
 
     def join(self, user: SyncConnection, operation: str) -> _Shared:

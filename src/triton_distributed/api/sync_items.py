@@ -50,7 +50,7 @@ class SyncItemStream(Generic[ItemT]):
         loop, ready = self._loop, self._ready
         try:
             while True:
-                while ready and not loop.forked:
+                while ready and not loop.inherited:
                     yield ready.popleft()
                 self._fetch()
         except StopAsyncIteration:
@@ -59,7 +59,7 @@ class SyncItemStream(Generic[ItemT]):
             self._over()
 
     def __next__(self) -> ItemT:
-        while not self._ready or self._loop.forked:
+        while not self._ready or self._loop.inherited:
             try:
                 self._fetch()
             except StopAsyncIteration:
@@ -129,9 +129,9 @@ class SyncItemStream(Generic[ItemT]):
 
     def _over(self) -> None:
         self._ready.clear()
-        if self._relay is not None:
-            self._relay.detach()
-            self._relay = None
+        relay, self._relay = self._relay, None
+        if relay is not None:
+            relay.detach()
 
     def __enter__(self) -> SyncItemStream[ItemT]:
         return self

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import builtins
 import contextlib
+import inspect
 import threading
 from asyncio import _get_running_loop as _running_loop  # A C function, also under uvloop; public except in name.
 from collections import deque
@@ -17,25 +19,43 @@ from typing import Any
 
 from triton_distributed.errors import ForkError, RuntimeClosed
 from triton_distributed.system.event_loop import new_event_loop
+from triton_distributed.system.fork import watch_forks
+
+_inherited: list[SyncLoop] = []
+"""Loops of parent processes. They are kept, because a loop that is dropped changes the epoll object of its process."""
 
 
 class SyncLoop:
     """An event loop in a daemon thread. Other threads run work on it and wait. The thread starts at once.
 
     Attributes:
-        forked: this process was forked from the one that made the loop. The thread does not exist here.
+        inherited: this process was forked from the one that made the loop. The thread does not exist here.
     """
 
     def __init__(self) -> None:
-        self.forked = False
+        if not inspect.isbuiltin(_thread.start_new_thread):
+            raise RuntimeError(
+                "connect_sync() needs threads of the operating system, and gevent or eventlet has replaced them: use "
+                "workers with threads, for example gunicorn's `gthread`"
+            )
+        self.inherited = False
         self._loop = new_event_loop()
         self._posted: deque[Callable[[], object]] = deque()
-        self._woken = False  # `_take` will run.
         self._ended = False  # No further work begins.
         self._stopping = asyncio.Event()
         self._empty = copy_context()  # Posted functions do not see the variables of the thread that posts.
         self._thread = threading.Thread(target=self._run, name="triton-distributed-sync", daemon=True)
-        self._thread.start()
+        watch_forks(self)
+        try:
+            self._thread.start()
+        except BaseException:  # An interrupt while the thread began.
+            self.post(self._stopping.set)
+            raise
+
+    def forked(self) -> None:
+        """Leave the loop to the parent process."""
+        self.inherited = True
+        _inherited.append(self)
 
     # Methods for other threads.
 
@@ -53,7 +73,7 @@ class SyncLoop:
             RuntimeClosed: the loop was stopped.
             BaseException: `work` raised it.
         """
-        if self.forked:
+        if self.inherited:
             raise ForkError()
         if _running_loop() is not None:
             check_thread(operation, self.thread)
@@ -80,13 +100,13 @@ class SyncLoop:
 
     def post(self, function: Callable[[], object]) -> None:
         """Call `function` on the loop soon, and do not wait. After the loop's end nothing is called."""
-        if self.forked:
+        if self.inherited:
             return
         self._posted.append(function)
         if self._ended:
             self._refuse_posted()
-        elif not self._woken:
-            self._woken = True
+        else:
+            # An interrupt may come between any two lines. So nothing here notes that the loop was woken.
             with contextlib.suppress(RuntimeError):  # The loop was closed at this moment, and its thread refuses.
                 self._loop.call_soon_threadsafe(self._take, context=self._empty)
 
@@ -101,17 +121,21 @@ class SyncLoop:
         Args:
             patience_s: the most seconds to wait; None for no limit.
         """
-        if not self.forked:
+        if not self.inherited:
             self.post(self._stopping.set)
             self._thread.join(patience_s)
 
     # Methods for the loop's thread.
 
     def _take(self) -> None:
-        self._woken = False
         posted = self._posted
         while posted:
-            posted.popleft()()
+            function = posted.popleft()
+            try:
+                function()
+            except Exception as error:  # The other functions run all the same.
+                words = f"{function!r} failed on the loop of synchronous calls"
+                self._loop.call_exception_handler({"message": words, "exception": error})
 
     def _refuse_posted(self) -> None:
         """Fail the jobs that were posted after the loop's end. Runs in any thread, and in several at once."""
@@ -203,7 +227,7 @@ class _Job:
     def cancel(self) -> None:
         self._work = None
         if self._task is not None:
-            self._task.cancel()
+            self._loop.call_soon(self._task.cancel)  # After its first step, without which it could not tell its end.
 
     def outcome(self) -> Any:
         """The result; the error is raised."""
