@@ -1,8 +1,10 @@
 """An HTTP gateway in front of the workers: a JSON answer, and a stream of server-sent events.
 
-python examples/gateway/app.py 8000                  (or: uvicorn app:app)
-curl localhost:8000/count -d '{"text": "to be or not"}' -H 'content-type: application/json'
-curl -N localhost:8000/generate -d '{"text": "hi"}' -H 'content-type: application/json'
+    python examples/gateway/app.py 8000                  (or: uvicorn app:app)
+    curl localhost:8000/count -d '{"text": "to be or not"}' -H 'content-type: application/json'
+    curl -N localhost:8000/generate -d '{"text": "hi"}' -H 'content-type: application/json'
+
+Start workers in other shells, before or after this.
 """
 
 import sys

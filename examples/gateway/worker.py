@@ -1,6 +1,8 @@
-"""A worker for the gateway, to be started any number of times.
+"""A worker behind the gateway. It counts words, and streams tokens.
 
-python examples/gateway/worker.py
+    python examples/gateway/worker.py
+
+Start it in one shell or in several. Each takes at most 32 streams at a time.
 """
 
 import asyncio

@@ -88,11 +88,11 @@ class RawClient:
 
 @asynccontextmanager
 async def asking(
-    server: Server, path: str, body: bytes = b'{"text":"a"}', limit: int = 2**16
+    server: Server, path: str, body: bytes = b'{"text":"a"}', limit: int = 2**16, headers: str = ""
 ) -> AsyncIterator[RawClient]:
     """Post a body and leave at the end of the block."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=limit)
-    head = f"POST {path} HTTP/1.1\r\nhost: t\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\n{headers}host: t\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     writer.write(head.encode() + body)
     try:
         yield RawClient(reader, writer)

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -252,6 +253,7 @@ async def outer(request: Request, call_next: Any) -> Any:
     return await call_next(request)
 
 
+@pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning")  # Of the oldest Starlette's middleware.
 @pytest.mark.parametrize("wrapped", [False, True], ids=["", "within BaseHTTPMiddleware"])
 async def test_the_handler_of_a_unary_call_is_cancelled(
     here: trd.Connection, caplog: pytest.LogCaptureFixture, wrapped: bool
@@ -312,6 +314,39 @@ async def test_calls_in_parallel_and_later_ones_are_cancelled(
         client.leave()
         await patiently(over.wait())
     assert sorted(ended) == ["a", "b"]
+    without_complaint(caplog)
+
+
+async def test_a_plain_endpoint_uses_the_synchronous_client(trd_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    began, cancelled = asyncio.Event(), asyncio.Event()
+    ids: list[str] = []
+
+    async def wait(ask: Ask, context: trd.Context) -> Token:
+        ids.append(context.id())
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+        return Token("")
+
+    settings = trd.Config(discovery="file", directory=trd_dir)
+    app = FastAPI(lifespan=trd_fastapi.lifespan(config=settings))
+    trd_fastapi.install(app)
+    with trd.connect_sync(settings) as plain:
+
+        @app.post("/plain")
+        def call(body: Ask) -> Token:
+            return plain.call(ECHO, body)
+
+        async with trd.connect(settings) as worker:
+            await worker.serve(ECHO, wait)
+            sent = "x-request-id: R1\r\n"
+            async with serving(app) as server, asking(server, "/plain", headers=sent) as client:
+                await patiently(began.wait())
+                client.leave()
+                await patiently(cancelled.wait())
+    assert ids == ["R1"]
     without_complaint(caplog)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -44,13 +45,18 @@ class HttpContext(Context):
         super().__init__(id, travelling=travelling)
         self.show_errors = show_errors
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
 
     def attach(self, call: AttachedCall) -> None:
-        if asyncio.get_running_loop() is not self._loop:
-            return  # A call of the synchronous client, made in a thread: it may only be cancelled on its own loop.
+        if threading.get_ident() == self._thread:
+            self._begin_call()
+        else:  # The synchronous client, in a thread.
+            self._loop.call_soon_threadsafe(self._begin_call)
+        super().attach(call)
+
+    def _begin_call(self) -> None:
         if self.before_call is not None:
             self.before_call()
-        super().attach(call)
 
 
 class HttpRequest:
@@ -71,7 +77,7 @@ class HttpRequest:
 
     def watch(self) -> None:
         """Notice from now on when the client leaves."""
-        self._watching = not self._answered
+        self._watching = not (self._answered or self.context.over)
         if self._watching and self._ahead is None and not self._reading:
             self._ahead = asyncio.ensure_future(self._receive())
             self._ahead.add_done_callback(self._received)
@@ -96,11 +102,11 @@ class HttpRequest:
         self._reading = True
         try:
             message = await self._receive()
+            self._look_at(message)
         finally:
             self._reading = False
-        self._look_at(message)
-        if self._watching and not self.left:
-            self.watch()
+            if self._watching and not self.left:  # A call was made meanwhile.
+                self.watch()
         return message
 
     async def send(self, message: Message) -> None:
@@ -110,7 +116,7 @@ class HttpRequest:
             self.started = True
             others = [pair for pair in message.get("headers", ()) if pair[0].lower() != REQUEST_ID]
             message = {**message, "headers": [*others, (REQUEST_ID, self.context.id().encode())]}
-        elif kind == "http.response.body" and not message.get("more_body", False):
+        elif kind == "http.response.pathsend" or (kind == "http.response.body" and not message.get("more_body", False)):
             self._answered = True
         await self._send(message)
 
