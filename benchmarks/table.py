@@ -1,6 +1,7 @@
 """The table of a result file: `python -m benchmarks.table [--json PATH] [--write]`.
 
-It prints Markdown; `--write` puts the table between the markers in README.md. Figures are medians over the rounds. A
+It prints Markdown; `--write` puts the table between the markers in docs/benchmarks.md, and six of its rows between those
+in README.md. Figures are medians over the rounds. A
 ratio is the median of the rounds' ratios, so it may differ from the quotient of the two medians next to it. The lowest
 and the highest ratio of the rounds follow in brackets.
 """
@@ -19,6 +20,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 LATEST = HERE / "results" / "latest.json"
 README = HERE.parent / "README.md"
+PAGE = HERE.parent / "docs" / "benchmarks.md"
 MARKED = re.compile(r"(<!-- figures -->\n).*?(<!-- /figures -->)", re.DOTALL)
 
 
@@ -66,6 +68,15 @@ ROWS = (
     Row("import triton_distributed.runtime, ms", "import", "import_ms", Target(120)),
 )
 FAMILIES = ("ours", "yardstick", "grpc.aio")
+SHORT = (
+    Row("one call at a time: median, µs", "alone", "p50_us"),
+    Row("64 calls at a time: calls/s", "concurrent", "per_s"),
+    Row("16 streams of 500 items: items/s", "streams", "per_s"),
+    Row("16 MiB array there and back: GB/s", "array", "gb_per_s"),
+    Row("cancellation through three workers: median, ms", "cancel", "p50_ms"),
+    Row("two processes' start to the first reply, s", "hello", "both_s"),
+)
+"""The rows of README.md."""
 HEAD = ("work", *FAMILIES, "ours ÷ yardstick", "ours ÷ grpc.aio", "target", "")
 
 Rounds = dict[str, dict[str, list[dict[str, Any]]]]  # Workload → peer → one dict of figures for each round.
@@ -149,14 +160,30 @@ def _table_line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def _table(lines: list[tuple[str, ...]], words: tuple[int, ...]) -> list[str]:
+    """The lines of a Markdown table; the columns `words` are left-aligned, the others right-aligned."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    text = [_table_line(map(str.ljust, line, widths)) for line in lines]
+    rule = ("-" if column in words else "-:" for column in range(len(lines[0])))
+    text.insert(1, _table_line(end.rjust(width, "-") for end, width in zip(rule, widths, strict=True)))
+    return text
+
+
+def render_short(result: dict[str, Any]) -> str:
+    """Return six rows as Markdown: our figure, that of grpc.aio, and the ratio."""
+    lines: list[tuple[str, ...]] = [("work", "this runtime", "grpc.aio", "ratio")]
+    for row in SHORT:
+        ours, theirs = (
+            result["medians"].get(row.workload, {}).get(family, {}).get(row.figure) for family in ("ours", "grpc.aio")
+        )
+        spread = result["ratios"].get(row.workload, {}).get("grpc.aio", {}).get(row.figure)
+        lines.append((row.text, _number(ours), _number(theirs), _ratio(spread)))
+    return "\n".join(_table(lines, words=(0,))) + "\n"
+
+
 def render(result: dict[str, Any]) -> str:
     """Return the table as Markdown, with the machine and the key words of the method below it."""
-    lines = [HEAD, *_lines(result)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEAD))]
-    text = [_table_line(map(str.ljust, line, widths)) for line in lines]
-    words = (0, len(HEAD) - 2, len(HEAD) - 1)
-    rule = ("-" if column in words else "-:" for column in range(len(HEAD)))
-    text.insert(1, _table_line(end.rjust(width, "-") for end, width in zip(rule, widths, strict=True)))
+    text = _table([HEAD, *_lines(result)], words=(0, len(HEAD) - 2, len(HEAD) - 1))
     machine = result["machine"]
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if version)
     if result["method"]["quick"]:
@@ -173,16 +200,17 @@ def render(result: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description="The table of a result file.")
     parser.add_argument("--json", type=Path, default=LATEST, help="the result file")
-    parser.add_argument("--write", action="store_true", help="put the table between the markers in README.md")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md and README.md")
     arguments = parser.parse_args()
-    table = render(json.loads(arguments.json.read_text(encoding="utf-8")))
+    result = json.loads(arguments.json.read_text(encoding="utf-8"))
     if not arguments.write:
-        print(table, end="")
+        print(render(result), end="")
         return
-    text, places = MARKED.subn(lambda found: found[1] + table + found[2], README.read_text(encoding="utf-8"))
-    if places != 1:
-        raise SystemExit(f"{README.name} needs one <!-- figures --> … <!-- /figures -->, it has {places}")
-    README.write_text(text, encoding="utf-8")
+    for path, table in ((PAGE, render(result)), (README, render_short(result))):
+        text, places = MARKED.subn(lambda found, table=table: found[1] + table + found[2], path.read_text("utf-8"))
+        if places != 1:
+            raise SystemExit(f"{path.name} needs one <!-- figures --> … <!-- /figures -->, it has {places}")
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

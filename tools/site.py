@@ -24,7 +24,7 @@ PAGES = (
     "examples/README.md",
     "harness/README.md",
 )
-PROGRAMS = ("examples", "docs/compared")
+PROGRAMS = ("examples/*", "docs/compared/*/*")
 LANGUAGES = {".py": "python", ".proto": "protobuf"}
 LINK = re.compile(r"\]\(([\w./-]+)\)")
 FENCE = re.compile(r"^( *```\w+) [^\n]+$", re.MULTILINE)
@@ -38,9 +38,8 @@ def programs(folder: Path) -> list[Path]:
 
 def folders() -> Iterator[Path]:
     """The folders of programs that have a page."""
-    for place in PROGRAMS:
-        if (ROOT / place).is_dir():
-            yield from sorted(each for each in (ROOT / place).iterdir() if each.is_dir() and programs(each))
+    for pattern in PROGRAMS:
+        yield from sorted(each for each in ROOT.glob(pattern) if each.is_dir() and programs(each))
 
 
 def source_page(folder: Path) -> str:
@@ -68,7 +67,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     here = (ROOT / page.file.src_uri).parent
 
     def to_page(link: re.Match[str]) -> str:
-        return f"]({link[1].rstrip('/')}/index.md)" if (here / link[1]) in set(folders()) else link[0]
+        return f"]({link[1].rstrip('/')}/index.md)" if (here / link[1]).resolve() in set(folders()) else link[0]
 
     markdown = FENCE.sub(r"\1", markdown)
     markdown = NAMED.sub(r'\1```python title="\2"\n', markdown)

@@ -1,6 +1,6 @@
 """Calls the tokenizer and then the model. Deadline, cancellation and request id reach both by themselves.
 
-trd serve frontend                                (in this folder; or: python examples/typed_pipeline/frontend.py)
+trd serve frontend                                  (in this folder)
 """
 
 from collections.abc import AsyncIterator
@@ -16,7 +16,3 @@ async def ask(question: Question, context: trd.Context) -> AsyncIterator[Piece]:
     prompt = await trd.call(TOKENIZE, question)
     async for token in trd.stream(GENERATE, prompt):
         yield Piece(chr(token.id))
-
-
-if __name__ == "__main__":
-    trd.run()

@@ -1,6 +1,6 @@
 """Answers with a token for each token: the next letter.
 
-trd serve model                                   (in this folder; or: python examples/typed_pipeline/model.py)
+trd serve model                                  (in this folder)
 """
 
 import asyncio
@@ -17,7 +17,3 @@ async def generate(prompt: Prompt, context: trd.Context) -> AsyncIterator[Token]
     for token_id in prompt.token_ids:
         await asyncio.sleep(0.01)
         yield Token(token_id + 1)
-
-
-if __name__ == "__main__":
-    trd.run()

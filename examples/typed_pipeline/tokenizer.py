@@ -1,6 +1,6 @@
 """Turns a text into ids.
 
-trd serve tokenizer                               (in this folder; or: python examples/typed_pipeline/tokenizer.py)
+trd serve tokenizer                                  (in this folder)
 """
 
 from contracts import TOKENIZE, Prompt, Question
@@ -12,7 +12,3 @@ import triton_distributed as trd
 def tokenize(question: Question, context: trd.Context) -> Prompt:
     print(f"{context.id()} tokenize", flush=True)
     return Prompt([ord(letter) for letter in question.text])
-
-
-if __name__ == "__main__":
-    trd.run()

@@ -38,13 +38,21 @@ class Program:
         arguments: of its command line.
         prelude: a statement that is executed before it, in its process.
         environment: added to this process' own.
+        served: run `trd serve` in the program's folder, instead of the program.
 
     Attributes:
         output: what it has printed and was read so far.
         handlers_raise: it is meant to say so.
     """
 
-    def __init__(self, path: str, *arguments: str, prelude: str = "", environment: dict[str, str] | None = None):
+    def __init__(
+        self,
+        path: str,
+        *arguments: str,
+        prelude: str = "",
+        environment: dict[str, str] | None = None,
+        served: bool = False,
+    ):
         self.path = path
         self.output = ""
         self.handlers_raise = False
@@ -53,10 +61,13 @@ class Program:
         if prelude:
             run = f"import runpy, sys; sys.path.insert(0, {str(script.parent)!r}); {prelude}; "
             command = ["-c", f"{run}runpy.run_path({str(script)!r}, run_name='__main__')"]
+        if served:
+            command = ["-m", "triton_distributed.cli.main", "serve", script.stem]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in kill()
         self._deadline = time.monotonic() + PATIENCE_S
         self._process = subprocess.Popen(
             [sys.executable, "-W", "error", *command, *arguments],
+            cwd=script.parent if served else None,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -118,9 +129,11 @@ class Program:
 
 
 @contextmanager
-def serving(path: str, *arguments: str, prelude: str = "", handlers_raise: bool = False) -> Iterator[Program]:
+def serving(
+    path: str, *arguments: str, prelude: str = "", handlers_raise: bool = False, served: bool = False
+) -> Iterator[Program]:
     """Run a server in the background; when the block is left it is stopped with SIGTERM and must take that well."""
-    program = Program(path, *arguments, prelude=prelude)
+    program = Program(path, *arguments, prelude=prelude, served=served)
     program.handlers_raise = handlers_raise
     try:
         yield program

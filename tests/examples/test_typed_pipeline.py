@@ -15,9 +15,9 @@ ASK, TOKENIZE, GENERATE = (f"examples.pipeline.{name}" for name in ("ask", "toke
 
 def test_the_id_of_the_caller_reaches_each_worker():
     with (
-        serving("typed_pipeline/frontend.py") as frontend,
-        serving("typed_pipeline/tokenizer.py") as tokenizer,
-        serving("typed_pipeline/model.py") as model,
+        serving("typed_pipeline/frontend.py", served=True) as frontend,
+        serving("typed_pipeline/tokenizer.py", served=True) as tokenizer,
+        serving("typed_pipeline/model.py", served=True) as model,
     ):
         assert run("typed_pipeline/client.py", "HAL", "9000")[0] == "IBM!:111"
     for worker, verb in (frontend, "ask"), (tokenizer, "tokenize"), (model, "generate"):
@@ -26,12 +26,12 @@ def test_the_id_of_the_caller_reaches_each_worker():
 
 @pytest.mark.leaves("socket files", reason="a killed worker cannot remove its socket")
 def test_a_killed_model_under_load_cuts_at_most_what_it_had():
-    victim = Program("typed_pipeline/model.py")
+    victim = Program("typed_pipeline/model.py", served=True)
     try:
         with (
-            serving("typed_pipeline/frontend.py") as frontend,
-            serving("typed_pipeline/tokenizer.py"),
-            serving("typed_pipeline/model.py"),
+            serving("typed_pipeline/frontend.py", served=True) as frontend,
+            serving("typed_pipeline/tokenizer.py", served=True),
+            serving("typed_pipeline/model.py", served=True),
         ):
             frontend.handlers_raise = True
             pieces = [{"text": letter} for letter in "IBM" * 5]

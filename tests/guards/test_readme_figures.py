@@ -1,12 +1,15 @@
-"""The figures in README.md are those of the committed result file, rendered by the command that its reader has."""
+"""The figures in README.md and docs/benchmarks.md are those of the committed result file, rendered by a command."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks.table import LATEST, MARKED, README, Rounds, Target, render, summarise
+from benchmarks.table import LATEST, MARKED, PAGE, README, Rounds, Target, render, render_short, summarise
 
 METHOD = {
     "machine": {"cpu": "a CPU", "cores": 2, "system": "Linux", "python": "CPython", "packages": {"uvloop": "1"}},
@@ -14,13 +17,14 @@ METHOD = {
 }
 
 
-def test_readme_shows_the_committed_result() -> None:
+@pytest.mark.parametrize(("path", "rendered"), [(README, render_short), (PAGE, render)], ids=["README", "page"])
+def test_page_shows_the_committed_result(path: Path, rendered: Callable[[dict[str, Any]], str]) -> None:
     result = json.loads(LATEST.read_text(encoding="utf-8"))
-    shown = MARKED.findall(README.read_text(encoding="utf-8"))
-    assert len(shown) == 1, "README.md needs one <!-- figures --> … <!-- /figures -->"
-    found = MARKED.search(README.read_text(encoding="utf-8"))
+    shown = MARKED.findall(path.read_text(encoding="utf-8"))
+    assert len(shown) == 1, f"{path.name} needs one <!-- figures --> … <!-- /figures -->"
+    found = MARKED.search(path.read_text(encoding="utf-8"))
     assert found is not None
-    assert found[0] == f"{found[1]}{render(result)}{found[2]}", "run `python -m benchmarks.table --write`"
+    assert found[0] == f"{found[1]}{rendered(result)}{found[2]}", "run `python -m benchmarks.table --write`"
 
 
 def test_committed_result_is_a_whole_run_without_failures() -> None:
