@@ -36,6 +36,7 @@ async def ended_well(*workers: Program) -> None:
 
 
 async def test_hello_world_with_dynamos_own_variables(tmp_path: Path) -> None:
+    (tmp_path / "kv").mkdir(mode=0o755)
     environment = {"DYN_DISCOVERY_BACKEND": "file", "DYN_FILE_KV": str(tmp_path / "kv"), "DYN_REQUEST_PLANE": "tcp"}
     async with program(tmp_path, programs.HELLO_SERVER, environment=environment, options=OPTIONS) as server:
         lines = await run(tmp_path, programs.HELLO_CLIENT, environment=environment)

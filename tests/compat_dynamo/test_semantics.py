@@ -146,6 +146,17 @@ async def test_a_loop_that_is_left_may_be_continued_and_a_dropped_stream_is_canc
     await patiently(handlers.ended.wait())
 
 
+async def test_a_context_forgets_the_streams_of_its_calls(runtime: DistributedRuntime) -> None:
+    handlers = Counting()
+    client = await connect(runtime, handlers.looks)
+    context = Context()
+    stream = await client.generate(1, context=context)
+    await patiently(anext(stream))
+    del stream
+    await patiently(handlers.ended.wait())
+    assert not context.native._calls
+
+
 async def test_a_stream_leaves_nothing_for_the_collector(runtime: DistributedRuntime) -> None:
     async def handler(request: Any, context: Context) -> AsyncIterator[int]:
         yield 1

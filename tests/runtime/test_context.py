@@ -28,6 +28,19 @@ async def test_metadata_and_id_travel(cluster: Cluster) -> None:
     assert found["metadata"] == {"alone": True}
 
 
+async def test_a_handler_cannot_change_the_metadata_whether_the_caller_sent_some_or_not(cluster: Cluster) -> None:
+    async def handler(request: Any, context: Context) -> str:
+        try:
+            context.metadata["new"] = 1  # type: ignore[index]
+        except TypeError:
+            return "refused"
+        return "changed"
+
+    client = await cluster.connect(handler)
+    assert await patiently(client.call(1)) == "refused"
+    assert await patiently(client.call(1, metadata={"user": "u"})) == "refused"
+
+
 async def test_without_any_there_is_an_id_and_no_metadata(cluster: Cluster) -> None:
     client = await cluster.connect(about)
     found = [await patiently(client.call(1)) for _ in range(3)]

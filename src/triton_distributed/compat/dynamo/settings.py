@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from triton_distributed.config import Config
+from triton_distributed.config import Config, usual_directories
 
 _BACKENDS = {"file": "file", "etcd": "etcd", "mem": "memory", "memory": "memory"}
 _PLANES = {"tcp": "direct", "nats": "nats"}
@@ -24,6 +24,11 @@ def _one_of(what: str, known: dict[str, str]) -> Callable[[str], str]:
     return read
 
 
+def _private_folder(text: str) -> Path:
+    """The folder of this user below one that others may be able to enter."""
+    return Path(text) / usual_directories()[0].name
+
+
 backend = _one_of("discovery_backend", _BACKENDS)
 plane = _one_of("request_plane", _PLANES)
 event_plane = _one_of("event_plane", _EVENT_PLANES)
@@ -31,7 +36,7 @@ event_plane = _one_of("event_plane", _EVENT_PLANES)
 OTHERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "discovery": ("DYN_DISCOVERY_BACKEND", backend),
     "request_plane": ("DYN_REQUEST_PLANE", plane),
-    "directory": ("DYN_FILE_KV", Path),
+    "directory": ("DYN_FILE_KV", _private_folder),
     "etcd_lease_ttl_s": ("ETCD_LEASE_TTL", int),
     "max_message_bytes": ("DYN_TCP_MAX_MESSAGE_SIZE", int),
     "drain_timeout_s": ("DYN_RUNTIME_GRACEFUL_SHUTDOWN_TIMEOUT_SECS", float),

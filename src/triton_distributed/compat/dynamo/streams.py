@@ -163,6 +163,8 @@ class AsyncResponseStream:
 
     def __del__(self) -> None:
         call = self._call
+        if not self._ended and self._context is not None:
+            self._context.native.detach(self._stop)
         if self._read and not self._ended and call.state <= OPEN:
             call.services.from_finalizer(call.leave)
 
