@@ -392,6 +392,13 @@ def leave_the_block(here: trd.SyncConnection) -> None:
         next(items)
 
 
+def close(here: trd.SyncConnection) -> None:
+    with contextlib.closing(here.stream("t.sync.endless", 1)) as items:
+        next(items)
+    with pytest.raises(trd.StreamClosed, match=r"close\(\) was called"):
+        next(items)
+
+
 def drop_after_next(here: trd.SyncConnection) -> None:
     next(here.stream("t.sync.endless", 1))
 
@@ -424,7 +431,16 @@ def held_and_left(here: trd.SyncConnection) -> None:
 
 @pytest.mark.parametrize(
     "leave",
-    [leave_by_break, leave_by_exception, leave_the_block, drop_after_next, drop_in_a_cycle, cancel, held_and_left],
+    [
+        leave_by_break,
+        leave_by_exception,
+        leave_the_block,
+        close,
+        drop_after_next,
+        drop_in_a_cycle,
+        cancel,
+        held_and_left,
+    ],
     ids=lambda each: each.__name__,
 )
 def test_leaving_a_stream_cancels_its_handler(

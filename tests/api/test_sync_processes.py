@@ -59,6 +59,7 @@ class Handlers:
     def __init__(self, worker: OtherThread) -> None:
         self.begun = threading.Event()
         self.cancelled = threading.Event()
+        self.counted = threading.Event()
         worker.serve("t.sync.echo", self.echo)
         worker.serve("t.sync.wait", self.wait)
         worker.serve("t.sync.count", self.count)
@@ -67,8 +68,11 @@ class Handlers:
         return request
 
     async def count(self, request: Any) -> Any:
-        for each in range(request):
-            yield each
+        try:
+            for each in range(request):
+                yield each
+        finally:
+            self.counted.set()
 
     async def wait(self, request: Any) -> None:
         self.begun.set()
@@ -292,6 +296,12 @@ app = flask.Flask(__name__)
 @app.get("/<text>")
 def echo(text):
     return {"answer": here.call("t.sync.echo", text, timeout=60), "pid": os.getpid()}
+
+@app.get("/count/<int:number>")
+def count(number):
+    items = here.stream("t.sync.count", number)
+    items.accepted()
+    return (f"{each}\\n" for each in items)
 """
 
 
@@ -321,23 +331,28 @@ def server(request: pytest.FixtureRequest, handlers: Handlers, tmp_path: Path) -
         process.communicate()
 
 
+@contextlib.contextmanager
+def asked(path: Path, text: str) -> Iterator[http.client.HTTPResponse]:
+    connection = http.client.HTTPConnection("server", timeout=PATIENCE_S)
+    with contextlib.closing(connection):
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.connect(str(path))
+        connection.request("GET", f"/{text}")
+        with connection.getresponse() as answer:
+            yield answer
+
+
 def get(path: Path, text: str) -> tuple[str, int]:
     """Ask the server, and wait for it where it does not listen yet or loses the process that answers."""
     until = time.monotonic() + PATIENCE_S
     while True:
-        connection = http.client.HTTPConnection("server", timeout=PATIENCE_S)
-        connection.sock = socket.socket(socket.AF_UNIX)
         try:
-            connection.sock.connect(str(path))
-            connection.request("GET", f"/{text}")
-            answer = connection.getresponse()
-            body = json.loads(answer.read())
-            assert answer.status == 200, body
-            return body["answer"], body["pid"]
+            with asked(path, text) as answer:
+                assert answer.status == 200, answer.read()
+                body = json.loads(answer.read())
+                return body["answer"], body["pid"]
         except (OSError, http.client.HTTPException):
             assert time.monotonic() < until, "the server does not answer"
-        finally:
-            connection.close()
 
 
 @pytest.mark.slow
@@ -358,3 +373,14 @@ def test_each_process_of_a_prefork_server_calls_and_is_replaced(server: Path) ->
     later = processes(2, killed)
     assert len(later) == 2
     assert len(later - first) == 1, "the killed process is replaced"
+
+
+@pytest.mark.slow
+def test_a_client_that_leaves_a_streamed_response_cancels_the_handler(server: Path, handlers: Handlers) -> None:
+    get(server, "listens")
+    with asked(server, "count/3") as answer:
+        assert answer.read() == b"0\n1\n2\n"
+    handlers.counted.clear()
+    with asked(server, f"count/{10**9}") as answer:
+        assert answer.readline() == b"0\n"
+    assert handlers.counted.wait(PATIENCE_S)

@@ -137,7 +137,14 @@ class SyncItemStream(Generic[ItemT]):
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._loop.post(partial(self._stream._call.leave, "its `with` was left"))
+        self._leave("its `with` was left, which cancels the handler")
+
+    def close(self) -> None:
+        """Cancel the handler, in any thread, as leaving the loop does. WSGI servers call it when the client is gone."""
+        self._leave("close() was called")
+
+    def _leave(self, reason: str) -> None:
+        self._loop.post(partial(self._stream._call.leave, reason))
         self._over()
 
     def __del__(self) -> None:
