@@ -1,9 +1,8 @@
 """The table of a result file: `python -m benchmarks.table [--json PATH] [--write]`.
 
-It prints Markdown; `--write` puts the table between the markers in docs/benchmarks.md, and six of its rows between those
-in README.md. Figures are medians over the rounds. A
-ratio is the median of the rounds' ratios, so it may differ from the quotient of the two medians next to it. The lowest
-and the highest ratio of the rounds follow in brackets.
+It prints Markdown; `--write` puts the table between the markers in docs/benchmarks.md, and six of its rows between
+those in README.md. Figures are medians over the rounds. A ratio is the median of the rounds' ratios, so it may differ
+from the quotient of the two medians next to it. The lowest and the highest ratio of the rounds follow in brackets.
 """
 
 from __future__ import annotations
@@ -207,10 +206,11 @@ def main() -> None:
         print(render(result), end="")
         return
     for path, table in ((PAGE, render(result)), (README, render_short(result))):
-        text, places = MARKED.subn(lambda found, table=table: found[1] + table + found[2], path.read_text("utf-8"))
-        if places != 1:
-            raise SystemExit(f"{path.name} needs one <!-- figures --> … <!-- /figures -->, it has {places}")
-        path.write_text(text, encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
+        places = list(MARKED.finditer(text))
+        if len(places) != 1:
+            raise SystemExit(f"{path.name} needs one <!-- figures --> … <!-- /figures -->, it has {len(places)}")
+        path.write_text(text[: places[0].end(1)] + table + text[places[0].start(2) :], encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,17 +3,10 @@
 python examples/hello_native/client.py
 """
 
-import asyncio
-
 from worker import HELLO
 
 import triton_distributed as trd
 
-
-async def main() -> None:
-    async with trd.connect() as here:
-        async for word in here.stream(HELLO, "remote feels local"):
-            print(word)
-
-
-asyncio.run(main())
+with trd.connect_sync() as here:
+    for word in here.stream(HELLO, "remote feels local"):
+        print(word)

@@ -50,9 +50,10 @@ class DocumentError(AssertionError):
 
 JOBS = re.compile(r"(kill(?: -9)?|fg)((?: %\d+)+)")
 
+# For a program that ends itself by the very signal, which is as good as status 0.
 ENDS_WELL = """#!/bin/sh
 trap 'kill $!; wait; exit 0' TERM
-"{program}" "$@" &
+{program} "$@" &
 wait
 """
 
@@ -168,9 +169,12 @@ class Run:
             program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
             program.chmod(0o755)
         for name in sorted(SERVERS & set(running)):
-            program = programs / name  # etcd ends itself by the very signal, which is as good as status 0
-            program.write_text(ENDS_WELL.format(program=server_program(name, os.environ)))
+            program = programs / name
+            program.write_text(ENDS_WELL.format(program=f'"{server_program(name, os.environ)}"'))
             program.chmod(0o755)
+        uvicorn = programs / "uvicorn"
+        uvicorn.write_text(ENDS_WELL.format(program=f'"{sys.executable}" -m uvicorn'))
+        uvicorn.chmod(0o755)
         self.environment = {
             **os.environ,
             "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
@@ -347,6 +351,6 @@ def broken_links(path: Path) -> list[str]:
     )
     return [
         f"{path.name}: {target}"
-        for target in re.findall(r"\]\(([^)\s]+)\)", outside_code)
+        for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", outside_code))
         if not re.match(r"[a-z]+:|#", target) and not (path.parent / target.partition("#")[0]).exists()
     ]

@@ -1,4 +1,4 @@
-"""`python -m tests.guards.settings` prints the table of docs/settings.md; the guard compares the two."""
+"""`python -m tests.guards.settings` prints the rows of docs/settings.md, which has them in three tables."""
 
 from __future__ import annotations
 

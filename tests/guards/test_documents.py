@@ -136,5 +136,7 @@ def test_output_is_compared_loosely(expected, output, missing):
 def test_links(tmp_path: Path):
     (tmp_path / "there.md").touch()
     page = tmp_path / "page.md"
-    page.write_text("[a](there.md#part) [b](https://example.org) [c](#x) [d](gone.md)\n```text\n[e](code.md)\n```\n")
+    page.write_text(
+        "[a](there.md#part) [b](https://example.org) [c](#x) [d](gone.md) `A[b](none.md)`\n```text\n[e](code.md)\n```\n"
+    )
     assert documents.broken_links(page) == ["page.md: gone.md"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import yaml
 
 import triton_distributed
-from tests.guards.tree import ROOT
+from tests.guards.tree import ROOT, modules
 
 SETTINGS = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
 OUTSIDE = re.compile(
@@ -50,6 +51,20 @@ def test_every_public_name_is_in_the_reference():
         found = getattr(triton_distributed, name)
         module = found.__module__
         assert f"{module}.{name}" in shown or module in shown, f"docs/reference/ does not show {module}.{name}"
+
+
+def test_each_error_of_a_docstring_has_a_description():
+    """Else the site drops the line, and `mkdocs build --strict` fails."""
+    found = []
+    for module in modules():
+        for node in ast.walk(module.tree()):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                section = (ast.get_docstring(node) or "").partition("\nRaises:\n")[2].partition("\n\n")[0]
+                lines = re.findall(r"^    \S.*", section, re.MULTILINE)
+                found += [
+                    f"{module.at(node)}: {line.strip()}" for line in lines if not re.match(r"    [\w., ]+: ", line)
+                ]
+    assert not found, "\n" + "\n".join(found)
 
 
 @pytest.mark.slow

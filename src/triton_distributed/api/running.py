@@ -60,7 +60,7 @@ async def serve_until_drained(here: Connection, handlers: Iterable[tuple[Any, De
         handlers: handlers with the endpoints that they serve.
 
     Raises:
-        As `Connection.serve` does.
+        TritonError: as `Connection.serve` raises it.
     """
     served = []
     for handler, declared in handlers:

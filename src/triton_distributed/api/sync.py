@@ -78,7 +78,7 @@ class SyncConnection:
             options: see `UnaryOptions`.
 
         Raises:
-            As `Connection.call` does.
+            TritonError: as `Connection.call` raises it.
         """
         return self._wait("call", endpoint, request, options)
 
@@ -114,7 +114,7 @@ class SyncConnection:
             The items; see `SyncItemStream` for what they raise.
 
         Raises:
-            As `Connection.stream` does.
+            TritonError: as `Connection.stream` raises it.
         """
         shared = self._open("stream")
         if isinstance(request, AsyncIterable) or (
@@ -148,7 +148,7 @@ class SyncConnection:
             options: see `StreamOptions`.
 
         Raises:
-            As `Connection.send` does.
+            TritonError: as `Connection.send` raises it.
         """
         self._wait("send", endpoint, request, options)
 
@@ -176,7 +176,7 @@ class SyncConnection:
             timeout: seconds; None for no limit.
 
         Raises:
-            As `Connection.wait_for_instances` does.
+            TritonError: as `Connection.wait_for_instances` raises it.
         """
         shared = self._open("wait_for_instances")
         work = partial(shared.connection.wait_for_instances, endpoint, count, timeout=timeout)

@@ -116,7 +116,7 @@ class SyncItemStream(Generic[ItemT]):
         """Wait until a handler has begun with the request, e.g. before an HTTP response gets its status.
 
         Raises:
-            As `ItemStream.accepted` does.
+            TritonError: as `ItemStream.accepted` raises it.
         """
         self._loop.run("accepted", self._stream.accepted)
 

@@ -179,7 +179,7 @@ async def next_message(call: Call) -> None:
     """Wait for the next message and make its items the current ones.
 
     Raises:
-        As `Call.take` does.
+        TritonError: as `Call.take` raises it.
     """
     while not call.take():
         try:

@@ -185,7 +185,7 @@ class Stream(StreamCore):
             end: True if the request is all that this end sends.
 
         Raises:
-            as `send`.
+            Exception: as `send` raises it.
         """
         prefix = f.request_prefix(instance_id, endpoint_key, timeout_s, self.window, metadata)
         await self.send(prefix + body, buffers, f.END if end else 0, f.REQUEST)

@@ -78,7 +78,7 @@ def request_bytes(metadata: bytes, body: Body, buffers: Sequence[memoryview]) ->
     """Return the size of a request that counts against `max_message_bytes`.
 
     Raises:
-        as `message_bytes`.
+        Exception: as `message_bytes` raises it.
     """
     return message_bytes(REQUEST_PREFIX_BYTES + len(metadata) + len(body), buffers)
 
