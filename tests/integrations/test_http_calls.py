@@ -113,6 +113,7 @@ async def test_an_invalid_id_or_trace_is_replaced(here: trd.Connection, invalid:
         (errors.Draining("a/b/c", 1, "bye"), 503, "draining", 1),
         (errors.Paused("a/b/c", 1, "later"), 503, "paused", 1),
         (errors.NoInstances("a/b/c", "file:///secret"), 503, "no_instances", 1),
+        (errors.TooFewInstances("a/b/c", "file:///secret", 3, 1, 2.0), 503, "too_few_instances", 1),
         (errors.ConnectionFailed("a/b/c", [("tcp://secret:1", "refused")]), 503, "connection_failed", 1),
         (errors.DiscoveryError("etcd", "http://secret", "down"), 503, "discovery_error", 1),
         (errors.RuntimeClosed("a call"), 503, "runtime_closed", 1),

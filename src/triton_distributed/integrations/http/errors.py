@@ -34,6 +34,7 @@ from triton_distributed.errors import (
     RuntimeClosed,
     StreamClosed,
     StreamIncomplete,
+    TooFewInstances,
     TritonError,
 )
 from triton_distributed.integrations.http.request import HttpContext
@@ -51,6 +52,7 @@ _ROWS: tuple[tuple[type[TritonError], int, str], ...] = (
     (Draining, 503, _AGAIN),
     (Paused, 503, _AGAIN),
     (NoInstances, 503, _AGAIN),
+    (TooFewInstances, 503, _AGAIN),
     (InstanceNotFound, 503, _AGAIN),
     (ConnectionFailed, 503, _AGAIN),
     (DiscoveryError, 503, _AGAIN),
