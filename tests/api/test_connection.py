@@ -285,6 +285,32 @@ async def test_what_was_sent_runs_to_its_end(here: trd.Connection) -> None:
     await ended.wait()
 
 
+async def test_what_a_cancelled_handler_has_handed_over_runs_on(here: trd.Connection) -> None:
+    free, ended, handed_over = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    inner, outer = trd.Unary[int, int]("test.api.inner"), trd.Unary[int, int]("test.api.outer")
+
+    async def work(request: int) -> int:
+        await free.wait()
+        ended.set()
+        return request
+
+    async def sender(request: int) -> int:
+        await trd.send(inner, request)
+        handed_over.set()
+        await asyncio.Event().wait()
+        return request
+
+    await here.serve(inner, work)
+    await here.serve(outer, sender)
+    call = asyncio.create_task(here.call(outer, 1))
+    await handed_over.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    free.set()
+    await ended.wait()
+
+
 async def test_what_cannot_be_handed_over_raises(here: trd.Connection) -> None:
     free = asyncio.Event()
     contract = trd.Unary[int, int]("test.api.full")

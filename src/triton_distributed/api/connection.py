@@ -23,7 +23,7 @@ from triton_distributed.api.served import Served
 from triton_distributed.api.targets import Target
 from triton_distributed.calling.accepted import accepted
 from triton_distributed.calling.item_stream import ItemStream
-from triton_distributed.calling.response_stream import discard
+from triton_distributed.calling.response_stream import hand_over
 from triton_distributed.calling.unary import answer
 from triton_distributed.config import Config
 from triton_distributed.names import EndpointName
@@ -183,7 +183,8 @@ class Connection:
     ) -> None:
         """Hand a request over. The handler runs to its end, and its items are dropped.
 
-        It returns when a handler has begun with the request.
+        It returns when a handler has begun with the request. From then on, the request does not depend on its caller
+        any more, except for the deadline that it has inherited.
 
         Args:
             endpoint: the endpoint's contract, which is not bidirectional, or its name.
@@ -200,7 +201,7 @@ class Connection:
             chooses = target.fitting(chooses)
         call = target.client.start("Connection.send", request, chooses, False, False, None, None, True, **options)
         await accepted(call)
-        discard(call)
+        hand_over(call)
 
     async def instances(self, endpoint: Contract[Any, Any] | str) -> list[InstanceStatus]:
         """The present instances of an endpoint, each with its state, its metadata and its load; see `InstanceStatus`.

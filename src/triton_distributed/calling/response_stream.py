@@ -161,6 +161,14 @@ def discard(call: Call) -> None:
     call.services.core.spawn(_read_all(call))
 
 
+def hand_over(call: Call) -> None:
+    """Let the request run and drop its answer. The context of its caller cancels it no longer."""
+    context, call._context = call._context, None
+    if context is not None:
+        context.detach(call)
+    discard(call)
+
+
 async def _read_all(call: Call) -> None:
     try:
         while True:
