@@ -452,6 +452,23 @@ async def test_a_test_may_give_the_app_a_connection(here: trd.Connection) -> Non
         assert (await browser.post("/echo", json={"text": "a"})).json()["text"] == "a"
 
 
+async def test_a_mounted_app_uses_the_connection_of_its_parent(here: trd.Connection) -> None:
+    await ordering(here, KeyError("secret"))
+    below = FastAPI()
+    trd_fastapi.install(below)
+
+    @below.get("/fails")
+    async def fails(here: trd_fastapi.Here) -> Token:
+        return await here.call(ECHO, Ask("a"))
+
+    app = fastapi_app()
+    app.mount("/below", below)
+    async with browsing(app) as browser:
+        answer = await browser.get("/below/fails", headers={"x-request-id": "R1"})
+    assert (answer.status_code, answer.json()["code"], answer.json()["request_id"]) == (500, "remote_error", "R1")
+    assert answer.headers.get_list("x-request-id") == ["R1"]
+
+
 async def test_plain_starlette(here: trd.Connection) -> None:
     await here.serve(ECHO, lambda ask: Token(ask.text))
 
