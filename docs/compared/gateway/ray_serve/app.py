@@ -1,7 +1,6 @@
 # Run it: serve run app:gateway
 import asyncio
 import json
-import uuid
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 
@@ -55,13 +54,6 @@ async def unavailable(request: Request, error: Exception) -> Response:
 @app.exception_handler(TimeoutError)
 async def too_late(request: Request, error: Exception) -> Response:
     return Response("deadline exceeded", 504)
-
-
-@app.middleware("http")
-async def request_ids(request: Request, call_next):
-    response = await call_next(request)
-    response.headers["x-request-id"] = request.headers.get("x-request-id") or uuid.uuid4().hex
-    return response
 
 
 @serve.deployment
