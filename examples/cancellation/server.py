@@ -21,12 +21,15 @@ COUNTING_S = 0.02
 
 
 class Relay:
-    """Passes on the items of the next hop. Cancellation and deadlines pass by themselves."""
+    """Passes on the items of the next hop. Cancellation and deadlines pass by themselves.
+
+    So does a graceful stop, because the handler takes a context. Without one, a graceful stop cancels it.
+    """
 
     def __init__(self, name: str, following: Client):
         self.name, self.following = name, following
 
-    async def count(self, request):
+    async def count(self, request, context: Context):
         try:
             async for number in self.following.generate(request, annotated=False):
                 yield number
