@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Annotated, Any, Generic, Protocol, TypedDict, TypeVar
 
+import msgspec
+import pydantic
 import pytest
 
 import triton_distributed as trd
@@ -69,6 +71,51 @@ def float_of_int(request: float) -> int:
     raise NotImplementedError
 
 
+Positive = Annotated[int, msgspec.Meta(gt=0)]
+Item = TypeVar("Item")
+
+
+class HasTexts(Protocol):
+    texts: list[str]
+
+
+class Some(TypedDict):
+    text: str
+
+
+class More(TypedDict):
+    text: str
+    size: int
+
+
+class Box(pydantic.BaseModel, Generic[Item]):
+    item: Item
+
+
+def fits_protocol(request: HasTexts) -> Lengths:
+    raise NotImplementedError
+
+
+def fits_bound(request: Positive) -> int:
+    raise NotImplementedError
+
+
+def fits_unbound(request: int) -> Positive:
+    raise NotImplementedError
+
+
+def fits_fewer_keys(request: Some) -> More:
+    raise NotImplementedError
+
+
+def fits_box(request: Box[int]) -> Box[int]:
+    raise NotImplementedError
+
+
+def fits_passed_on(request: Texts) -> trd.ItemStream[Lengths]:
+    raise NotImplementedError
+
+
 @pytest.mark.parametrize(
     ("contract", "handler"),
     [
@@ -81,6 +128,12 @@ def float_of_int(request: float) -> int:
         (EACH, fits_generator),
         (TALK, fits_talk),
         (FLOATS, float_of_int),
+        (MEASURE, fits_protocol),
+        (trd.Unary[int, int]("a.b.c"), fits_bound),
+        (trd.Unary[Positive, Positive]("a.b.c"), fits_unbound),
+        (trd.Unary[More, Some]("a.b.c"), fits_fewer_keys),
+        (trd.Unary[Box[Any], Box[Any]]("a.b.c"), fits_box),
+        (EACH, fits_passed_on),
     ],
 )
 def test_fits(contract: Any, handler: Any) -> None:
@@ -93,6 +146,10 @@ def wrong_request(request: Lengths) -> Lengths:
 
 
 def wrong_answer(request: Texts) -> Texts:
+    raise NotImplementedError
+
+
+def wrong_box(request: Box[int]) -> int:
     raise NotImplementedError
 
 
@@ -114,6 +171,7 @@ async def not_a_stream(request: Texts) -> AsyncIterator[Lengths]:
         (MEASURE, wrong_request, "its parameter `request` is Lengths, not Texts"),
         (MEASURE, wrong_answer, "it answers with Texts, not Lengths"),
         (trd.Unary[list[str], int]("a.b.c"), wrong_item, r"its parameter `request` is list\[int\], not list\[str\]"),
+        (trd.Unary[Box[str], int]("a.b.c"), wrong_box, r"its parameter `request` is Box\[int\], not Box\[str\]"),
         (MEASURE, fits_stream, "it makes a stream, and a unary endpoint answers with one value; use trd.Stream"),
         (MEASURE, fits_generator, "it makes a stream"),
         (EACH, one_of_many, "its return value is Lengths, not a stream of items; use trd.Unary"),
@@ -140,6 +198,7 @@ serve: Any = trd.serve  # For slips that type checkers also find.
         (lambda: trd.serve("a.b"), "the shorthand has three parts"),
         (lambda: trd.serve(MEASURE)(measure), "already serves test.api.measure"),
         (lambda: trd.serve("a.b.c")(Texts), "serve decorates a function or a method"),
+        (lambda: trd.serve("a.b.c")([].append), "serve cannot mark .*, which takes no attributes.* use here.serve"),
         (lambda: trd.Contract("a.b.c"), r"a contract is a trd.Unary"),
     ],
 )

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar, get_args
 
-from triton_distributed.api.schema import schema_of
+from triton_distributed.api.schema import described
 from triton_distributed.errors import TritonError
 from triton_distributed.names import EndpointName
 from triton_distributed.serving.signatures import Types
@@ -54,13 +54,9 @@ class Contract(Generic[RequestT, AnswerT]):
 
     @functools.cached_property
     def schema(self) -> Mapping[str, Any] | None:
-        """The contract's schema as plain JSON values; None if it is too large to publish.
-
-        Raises:
-            TypeError: a type cannot be described; the text says why.
-        """
+        """The contract's schema as plain JSON values; None if it is too large to publish."""
         request, answer, _ = self.types
-        found = {"kind": self.kind, "request": schema_of(request), "answer": schema_of(answer)}
+        found = {"kind": self.kind, **described(request, answer)}
         if len(json.dumps(found)) <= MAX_SCHEMA_BYTES:
             return found
         logger.info("%r: its schema is above %d bytes and is not compared with that of callers", self, MAX_SCHEMA_BYTES)

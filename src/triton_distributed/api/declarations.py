@@ -181,7 +181,13 @@ def serve(endpoint: Contract[Any, Any] | str, /, **options: Unpack[ServeOptions]
             raise ValueError(f"max_inflight={limit}: the batches of {function.__qualname__} take {least} requests")
         if (known := getattr(function, DECLARED, None)) is not None:
             raise TypeError(f"{function!r} already serves {known.name}: serve another function, or use here.serve()")
-        setattr(function, DECLARED, Declaration(name, contract, options))
+        try:
+            setattr(function, DECLARED, Declaration(name, contract, options))
+        except AttributeError:
+            raise TypeError(
+                f"serve cannot mark {function!r}, which takes no attributes, as bound methods and builtins: decorate "
+                "the function in its class, or use here.serve(endpoint, handler)"
+            ) from None
         return function
 
     return declare

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections.abc
 import inspect
 import types
 from typing import Any, get_args, get_origin
@@ -11,6 +12,7 @@ from triton_distributed.serving.signatures import (
     REQUEST_STREAMS,
     UNTYPED,
     annotations_of,
+    bare,
     element,
     is_stream,
     item_hint,
@@ -36,7 +38,7 @@ def check_handler(function: Any, contract: Contract[Any, Any]) -> None:
     wanted, answer, streams = contract.types
     if contract.kind == "unary" and (generator or is_stream(result)):
         raise TypeError(f"{where}: it makes a stream, and a unary endpoint answers with one value; use trd.Stream")
-    if contract.kind != "unary" and not generator and result not in UNTYPED and not is_stream(result):
+    if contract.kind != "unary" and not generator and result not in UNTYPED and not _makes_stream(result):
         raise TypeError(f"{where}: its return value is {written(result)}, not a stream of items; use trd.Unary")
     taken = is_stream(request, REQUEST_STREAMS)
     if request not in UNTYPED and taken != streams:
@@ -51,20 +53,39 @@ def check_handler(function: Any, contract: Contract[Any, Any]) -> None:
         raise TypeError(f"{where}: it answers with {written(item)}, not {written(answer)}")
 
 
+def _makes_stream(result: Any) -> bool:
+    """Whether a return annotation is a stream of items, also one of a class of its own, such as `ItemStream`."""
+    kind = get_origin(bare(result)) or bare(result)
+    iterators = (collections.abc.AsyncIterable, collections.abc.Iterator)
+    return is_stream(result) or (inspect.isclass(kind) and issubclass(kind, iterators))
+
+
 def _takes(wide: Any, narrow: Any) -> bool:
     """Whether a place for values of the type `wide` takes values of the type `narrow`.
 
-    Unions and other forms are not compared here: values are checked when they travel.
+    Unions, protocols, TypedDicts and other forms are not compared here: values are checked when they travel.
     """
+    wide, narrow = bare(wide), bare(narrow)
     if wide in UNTYPED or narrow in UNTYPED or wide == narrow:
         return True
-    wide_class, narrow_class = get_origin(wide) or wide, get_origin(narrow) or narrow
+    wide_class, narrow_class = _class_of(wide), _class_of(narrow)
     if not inspect.isclass(wide_class) or not inspect.isclass(narrow_class) or wide_class is types.UnionType:
         return True
     try:
         if not issubclass(narrow_class, wide_class):
             return (wide_class is float and narrow_class is int) or narrow_class is types.UnionType
-    except TypeError:  # A TypedDict, for example.
-        return False
-    inner, others = get_args(wide), get_args(narrow)
+    except TypeError:  # A TypedDict or a protocol.
+        return True
+    inner, others = _arguments(wide), _arguments(narrow)
     return wide_class is not narrow_class or len(inner) != len(others) or all(map(_takes, inner, others))
+
+
+def _arguments(hint: Any) -> tuple[Any, ...]:
+    generic = getattr(hint, "__pydantic_generic_metadata__", None)
+    return generic["args"] if generic else get_args(hint)
+
+
+def _class_of(hint: Any) -> Any:
+    """The class of a hint, without type arguments."""
+    generic = getattr(hint, "__pydantic_generic_metadata__", None)
+    return (generic and generic["origin"]) or get_origin(hint) or hint

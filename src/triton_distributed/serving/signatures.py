@@ -237,7 +237,7 @@ def written(hint: Any) -> str:
     return hint.__qualname__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
-def _bare(hint: Any) -> Any:
+def bare(hint: Any) -> Any:
     """Return a hint without metadata and aliases."""
     while True:
         if typing.get_origin(hint) is typing.Annotated:
@@ -250,26 +250,26 @@ def _bare(hint: Any) -> Any:
 
 def is_stream(hint: Any, kinds: tuple[Any, ...] = STREAMS) -> bool:
     """Whether an annotation is one of these kinds of streams."""
-    hint = _bare(hint)
+    hint = bare(hint)
     return typing.get_origin(hint) in kinds or hint in kinds
 
 
 def element(hint: Any) -> Any:
     """The type of the items of a stream, given its annotation; Any if it is not known."""
-    arguments = typing.get_args(_bare(hint))
+    arguments = typing.get_args(bare(hint))
     return arguments[0] if arguments and is_stream(hint, STREAMS) else Any
 
 
 def item_hint(hint: Any) -> Any:
     """Return the hint for each item. `hint` is a handler's return annotation: a stream of items, or one item."""
-    bare = _bare(hint)
-    origin = typing.get_origin(bare) or bare
+    plain = bare(hint)
+    origin, arguments = typing.get_origin(plain) or plain, typing.get_args(plain)
     if origin in STREAMS:
-        return element(bare)
+        return element(plain)
     if origin in _AWAITABLES:
-        return item_hint(typing.get_args(bare)[-1]) if typing.get_args(bare) else Any
+        return item_hint(arguments[-1]) if arguments else Any
     if origin in (typing.Union, types.UnionType):
-        return typing.Union[tuple(item_hint(each) for each in typing.get_args(bare))]  # noqa: UP007
+        return typing.Union[tuple(item_hint(each) for each in arguments)]  # noqa: UP007
     if origin in (typing.NoReturn, typing.Never) or _is_whole_item(origin):
         return Any
     return hint
