@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import random
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
+import triton_distributed as trd
 from tests.timing import MS, PATIENCE_S
 from triton_distributed.config import Config
 from triton_distributed.errors import DeadlineExceeded
@@ -95,20 +98,129 @@ def test_a_thread_that_the_loop_does_not_know_is_refused():
         while True:
             await asyncio.sleep(1)
 
-    with pytest.raises(RuntimeError, match="not a plain def"):
+    with pytest.raises(RuntimeError, match="an unknown thread called the loop"):
         run_in_virtual_time(main())
 
 
-def test_a_plain_def_handler_is_refused_with_the_reason():
-    async def main():
-        async with DistributedRuntime(config=CONFIG) as worker, DistributedRuntime(config=CONFIG) as caller:
-            worker.endpoint("a.b.c").serve_endpoint(lambda request: time.sleep(50 * MS))
-            client = await caller.endpoint("a.b.c").client()
-            await client.wait_for_instances()
-            await client.call(1)
+async def served(handler, use, **options):
+    """Serve a handler in virtual time and let `use` call it."""
+    async with trd.connect(CONFIG) as worker, trd.connect(CONFIG) as caller:
+        await worker.serve("a.b.c", handler, **options)
+        return await use(caller)
 
-    with pytest.raises((RuntimeError, ExceptionGroup), match="not a plain def"):
-        run_in_virtual_time(main())
+
+def test_a_plain_handler_runs_on_the_loop():
+    def double(request: int, context: trd.Context) -> int:
+        assert threading.current_thread() is threading.main_thread()
+        assert context.remaining_s() == pytest.approx(600)
+        return 2 * request
+
+    assert run_in_virtual_time(served(double, lambda here: here.call("a.b.c", 21, timeout=600))) == 42
+
+
+def test_a_plain_generator_makes_an_item_when_the_caller_takes_it():
+    made = []
+
+    def count(request: int) -> Iterator[int]:
+        for number in range(request):
+            made.append((number, asyncio.get_running_loop().time()))
+            yield number
+
+    async def use(here):
+        items = []
+        async for item in here.stream("a.b.c", 4):
+            items.append(item)
+        return items
+
+    assert run_in_virtual_time(served(count, use)) == [0, 1, 2, 3]
+    assert [number for number, _ in made] == [0, 1, 2, 3]
+
+
+def test_a_plain_generator_is_closed_when_its_caller_leaves():
+    steps = []
+
+    def endless(request):
+        try:
+            while True:
+                steps.append("item")
+                yield b"x" * 1_000_000
+        finally:
+            steps.append("closed")
+
+    async def use(here):
+        async with here.stream("a.b.c", None) as items:
+            async for _ in items:
+                await asyncio.sleep(60)
+                break
+        await asyncio.sleep(60)
+        return steps[-1]
+
+    assert run_in_virtual_time(served(endless, use)) == "closed"
+    assert len(steps) < 100
+
+
+@pytest.mark.parametrize("kind", ["function", "generator"])
+def test_an_error_of_a_plain_handler_reaches_its_caller(kind):
+    def function(request):
+        raise KeyError("missing")
+
+    def generator(request):
+        yield 1
+        raise KeyError("missing")
+
+    async def use(here):
+        items = []
+        with pytest.raises(KeyError):
+            async for item in here.stream("a.b.c", None):
+                items.append(item)
+        return items
+
+    assert run_in_virtual_time(served(locals()[kind], use)) == ([1] if kind == "generator" else [])
+
+
+def test_an_item_that_does_not_fit_ends_a_plain_generator():
+    ended = []
+
+    def wrong(request: None) -> Iterator[int]:
+        try:
+            yield 1
+            yield "two"  # type: ignore[misc]
+        finally:
+            ended.append(True)
+
+    async def use(here):
+        with pytest.raises(trd.RemoteError, match="int"):
+            async for _ in here.stream("a.b.c", None):
+                pass
+
+    run_in_virtual_time(served(wrong, use))
+    assert ended
+
+
+def test_a_plain_function_may_return_an_awaitable_and_its_variables_last():
+    variable = contextvars.ContextVar("variable", default="outside")
+
+    def later(request):
+        variable.set("inside")
+
+        async def answer():
+            await asyncio.sleep(300)
+            return variable.get()
+
+        return answer()
+
+    assert run_in_virtual_time(served(later, lambda here: here.call("a.b.c", None))) == "inside"
+
+
+def test_a_plain_batched_handler_runs_on_the_loop():
+    @trd.batched(max_size=4, max_wait_s=60)
+    def double(requests: list[int]) -> list[int]:
+        return [2 * each for each in requests]
+
+    async def use(here):
+        return await asyncio.gather(*(here.call("a.b.c", each) for each in range(6)))
+
+    assert run_in_virtual_time(served(double, use)) == [0, 2, 4, 6, 8, 10]
 
 
 @pytest.mark.parametrize(

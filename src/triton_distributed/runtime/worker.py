@@ -109,7 +109,8 @@ class Worker:
             loop, config, None if fixed else instance_id, factory, tls, networks, self._addresses_checked
         )
         self.registrations = Registrations(loop, discovery, server, check, fixed=fixed)
-        self.threads = HandlerThreads(config.threads)
+        # A loop of virtual time runs plain handlers itself: `testing.virtual_time`.
+        self.threads = HandlerThreads(config.threads, getattr(loop, "inline", False))
         self.watchdog = Watchdog(loop, config.watchdog_s, self.registrations.mark)
         self._signals = DrainSignals(loop, shutdown, config.drain_timeout_s, self._running, server.stuck)
         self._starting: set[asyncio.Task[ServedEndpoint]] = set()

@@ -11,6 +11,7 @@ from typing import Any
 
 from triton_distributed.context import Context
 from triton_distributed.errors import InvalidRequest
+from triton_distributed.serving.inline import InlineHandler
 from triton_distributed.serving.plain import VALUES, PlainHandler, Within, changed
 from triton_distributed.serving.sender import Sender
 from triton_distributed.serving.signatures import Types, read_signature
@@ -35,6 +36,7 @@ class Handler:
         function, threads: as given.
         name: its name in logs.
         on_loop: the function is an async function, of either kind.
+        plain: runs it if it is not on the loop.
         takes_context: it gets the context.
         takes_stream: its request parameter is annotated as an async iterator: the caller streams requests to it.
         decode: bytes → request, checked against the annotation.
@@ -51,6 +53,7 @@ class Handler:
         self.name = getattr(function, "__qualname__", None) or repr(function)
         self.function = function
         self.threads = threads
+        self.plain = InlineHandler if threads.inline else PlainHandler
         plain = _plain(function)
         self.on_loop = inspect.isasyncgenfunction(plain) or inspect.iscoroutinefunction(plain)
         self._is_asyncgen = inspect.isasyncgenfunction(plain)
@@ -144,7 +147,9 @@ class _Results:
         self, function: Callable[..., Any], arguments: tuple[Any, ...], variables: contextvars.Context
     ) -> PlainHandler:
         handler = self._handler
-        return PlainHandler(handler.threads, handler.name, function, arguments, self._context, variables, handler.check)
+        return handler.plain(
+            handler.threads, handler.name, function, arguments, self._context, variables, handler.check
+        )
 
     @property
     def inner(self) -> Any:

@@ -155,6 +155,9 @@ class PlainHandler(Computation):
             self._told = False
             if not self._left:  # Checked again: the thread sets `_left` first and then looks at `_told`.
                 await self._news()
+        self._raise_error_of_close()
+
+    def _raise_error_of_close(self) -> None:
         if self._error_of_close is not None:
             error, self._error_of_close = self._error_of_close, None
             try:

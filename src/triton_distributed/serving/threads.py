@@ -98,10 +98,12 @@ class HandlerThreads:
     Args:
         most: computations that run at once. Further work waits in order of arrival; its amount is bounded by
             `serve_endpoint(max_inflight=)` and `TRD_MAX_REQUESTS`.
+        inline: there are no threads, because the loop's time is virtual: all work runs on the loop.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, inline: bool = False) -> None:
         self.most = most
+        self.inline = inline
         self._lock = threading.Lock()  # Guards what follows. Its holder never waits for anything.
         self._running: dict[Computation, None] = {}  # Work that has a place, at most `most`.
         self._parked: dict[Computation, None] = {}  # Work that waits for its reader.

@@ -143,7 +143,9 @@ async def run(
     """
     if on_loop:
         return await function(*arguments)
-    if threads is None:
+    if threads is not None and threads.inline:
+        result = contextvars.copy_context().run(function, *arguments)
+    elif threads is None:
         result = await _in_any_thread(function, arguments)
     else:
         variables = contextvars.copy_context()
