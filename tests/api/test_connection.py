@@ -16,6 +16,7 @@ import pytest
 import triton_distributed as trd
 from tests.api.contracts import EACH, MAYBE, MEASURE, TALK, Lengths, Texts, each, maybe, measure, talk
 from triton_distributed.runtime import DistributedRuntime
+from triton_distributed.runtime.worker import Serving
 
 SETTINGS = trd.Config(discovery="memory")
 
@@ -229,6 +230,16 @@ async def test_a_stream_that_is_dropped_unread_cancels_its_handler(here: trd.Con
         (lambda here: here.stream(MEASURE, Texts([])), r"stream\(\): .* is unary: use call\(\)"),
         (lambda here: here.call(MEASURE, Texts([]), timout=1), r"call\(\) got an unexpected keyword argument 'timout'"),
         (lambda here: here.serve(lambda request: 1), "is not declared: decorate it with @trd.serve"),
+        (
+            lambda here: here.serve(measure, max_inflight=1),
+            r"@trd.serve has the options of .*: pass max_inflight= there",
+        ),
+        (lambda here: here.serve(MEASURE, measure, max_inflght=1), r"serve\(\) got an unexpected .*'max_inflght'"),
+        (
+            lambda here: here.call(MEASURE, Texts([]), hedge_after_s=1, idempotent=True, timout=1),
+            r"Connection.call\(\) got an unexpected keyword argument 'timout'",
+        ),
+        (lambda here: here.send(MEASURE, Texts([]), annotated=False), r"unexpected keyword argument 'annotated'$"),
         (lambda here: here.serve(MEASURE, each), "does not fit .*: it makes a stream"),
         (lambda here: here.call(MEASURE, object()), "cannot travel"),
     ],
@@ -237,6 +248,47 @@ async def test_slips_are_type_errors(here: trd.Connection, use: Any, says: str) 
     with pytest.raises(TypeError, match=says):
         found = use(here)
         await found
+
+
+async def test_the_kind_of_a_contract_is_checked_at_each_use(here: trd.Connection) -> None:
+    use: Any = here
+    with pytest.raises(TimeoutError):
+        await here.wait_for_instances(EACH, timeout=0)
+    here.stream(EACH, Texts([])).cancel()
+    here.stream(TALK, nothing()).cancel()
+    for verb in (use.call(EACH, Texts([])), use.send(TALK, nothing())):
+        with pytest.raises(TypeError, match=r"use stream\(\)"):
+            await verb
+
+
+async def nothing() -> AsyncIterator[Texts]:
+    return
+    yield
+
+
+async def test_a_connection_that_is_closed_leaves_nothing_in_its_runtime() -> None:
+    async with DistributedRuntime(config=SETTINGS) as runtime:
+        for _ in range(3):
+            async with trd.connect(runtime=runtime) as here:
+                here.stream(EACH, Texts([])).cancel()
+        listeners = runtime.candidates(EACH.name).table.listeners
+        assert [each for each in listeners if "Target" in repr(each)] == []
+
+
+async def test_a_contract_in_an_unknown_form_is_not_compared(here: trd.Connection) -> None:
+    async with DistributedRuntime(config=SETTINGS) as runtime:
+        serving = Serving(True, None, 0, None, {"form": 2, "request": 5}, None, True)
+        runtime.worker.serve(MEASURE.name, measure, serving)
+        assert await here.call(MEASURE, Texts(["a"])) == Lengths([1])
+
+
+async def test_an_endpoint_can_be_served_again_after_a_cancelled_serve(here: trd.Connection) -> None:
+    serving = asyncio.create_task(here.serve(measure))
+    await asyncio.sleep(0)
+    serving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serving
+    await here.serve(measure)
 
 
 async def test_a_runtime_of_the_program_can_be_used() -> None:
@@ -309,6 +361,72 @@ async def test_what_a_cancelled_handler_has_handed_over_runs_on(here: trd.Connec
         await call
     free.set()
     await ended.wait()
+
+
+@asynccontextmanager
+async def job_of_another_worker() -> AsyncIterator[tuple[trd.Unary[int, int], asyncio.Event, list[str]]]:
+    contract = trd.Unary[int, int]("test.api.job")
+    free, ends = asyncio.Event(), list[str]()
+
+    async def job(request: int, context: trd.Context) -> int:
+        try:
+            await free.wait()
+            ends.append(f"done, {context.id()}, {dict(context.travelling)}, {context.remaining_s()}")
+            return request
+        except asyncio.CancelledError:
+            ends.append("cancelled")
+            raise
+
+    async with trd.connect(SETTINGS) as worker:
+        await worker.serve(contract, job)
+        yield contract, free, ends
+
+
+async def test_closing_waits_for_what_was_sent() -> None:
+    async with job_of_another_worker() as (contract, free, ends):
+        async with trd.connect(SETTINGS) as here:
+            await here.send(contract, 1)
+            closing = asyncio.create_task(here.close())
+            for _ in range(100):  # Otherwise it would close in a few turns.
+                await asyncio.sleep(0)
+            assert not closing.done()
+            free.set()
+        await closing
+        assert ends[0].startswith("done")
+
+
+async def test_what_was_sent_is_cut_after_the_time_of_the_drain(caplog: pytest.LogCaptureFixture) -> None:
+    async with job_of_another_worker() as (contract, _, ends):
+        async with trd.connect(trd.Config(discovery="memory", drain_timeout_s=0.01)) as here:
+            await here.send(contract, 1)
+        assert "1 request(s) of send() still run" in caplog.text
+        while not ends:
+            await asyncio.sleep(0)
+        assert ends == ["cancelled"]
+
+
+async def test_what_a_handler_sent_outlives_its_request(here: trd.Connection) -> None:
+    sent = asyncio.Event()
+
+    async def outer(request: int, context: trd.Context) -> int:
+        context.travel(user="u")
+        await trd.send(contract, request)
+        sent.set()
+        await asyncio.Event().wait()
+        return request
+
+    async with job_of_another_worker() as (contract, free, ends):
+        await here.serve("test.api.outer", outer)
+        call = asyncio.create_task(here.call("test.api.outer", 1, timeout=60, context=trd.Context("abc")))
+        await sent.wait()
+        call.cancel()
+        await asyncio.wait([call])
+        while any(each.inflight for each in here.runtime.stats().values()):
+            await asyncio.sleep(0)
+        free.set()
+        while not ends:
+            await asyncio.sleep(0)
+        assert ends == ["done, abc, {'user': 'u'}, None"]
 
 
 async def test_what_cannot_be_handed_over_raises(here: trd.Connection) -> None:

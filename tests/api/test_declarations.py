@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import pickle
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any, Generic, Protocol, TypedDict, TypeVar
 
@@ -184,6 +188,21 @@ def test_a_handler_that_does_not_fit_is_refused(contract: Any, handler: Any, say
         trd.serve(contract)(handler)
 
 
+class Embed(trd.Unary[Texts, Lengths]):  # type: ignore[misc]  # pyright: ignore[reportGeneralTypeIssues]
+    """Not how a contract is made."""
+
+
+def test_a_contract_is_found_in_a_dict_of_another_process() -> None:
+    program = (
+        "import pickle, sys; from tests.api.contracts import MEASURE; "
+        "print(pickle.loads(sys.stdin.buffer.read()) in {MEASURE: 1})"
+    )
+    sent = pickle.dumps(MEASURE)
+    other = {**os.environ, "PYTHONHASHSEED": "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"}
+    ended = subprocess.run([sys.executable, "-c", program], input=sent, env=other, capture_output=True, check=True)
+    assert ended.stdout.split() == [b"True"]
+
+
 serve: Any = trd.serve  # For slips that type checkers also find.
 
 
@@ -200,6 +219,9 @@ serve: Any = trd.serve  # For slips that type checkers also find.
         (lambda: trd.serve("a.b.c")(Texts), "serve decorates a function or a method"),
         (lambda: trd.serve("a.b.c")([].append), "serve cannot mark .*, which takes no attributes.* use here.serve"),
         (lambda: trd.Contract("a.b.c"), r"a contract is a trd.Unary"),
+        (lambda: Embed("a.b.c"), r"not of a subclass: write EMBED = trd.Unary\[Request, Answer\]\(\"a.b.c\"\)"),
+        (lambda: serve(trd.Unary("a.b.c"))(fits_nothing), r"has no types: write trd.Unary\[Request, Answer\]\(\"a.b.c"),
+        (lambda: trd.Stream["Texts", int]("a.b.c").types, r"has the type \"Texts\" as text: write Texts without"),
     ],
 )
 def test_slips_are_named(slip: Any, says: str) -> None:

@@ -32,6 +32,7 @@ from pathlib import Path
 
 from tests.guards.tree import ROOT, SRC
 from tests.timing import PATIENCE_S
+from triton_distributed.testing.servers import free_port
 from triton_distributed.testing.servers import program as server_program
 
 INERT = {"text", "json", "toml", "yaml", "ini", "mermaid", "markdown", "diff"}
@@ -318,6 +319,15 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.communicate()
 
 
+PORT = re.compile(r"(?<=127\.0\.0\.1:)\d{4,5}|(?<=localhost:)\d{4,5}|(?<=--port )\d{4,5}")
+
+
+def with_free_ports(text: str) -> str:
+    """Replace each port of this machine by a free one, because another run may check the same page at the same time."""
+    free = {port: str(free_port()) for port in set(PORT.findall(text))}
+    return PORT.sub(lambda found: free[found[0]], text)
+
+
 def run(path: Path, folder: Path) -> int:
     """Run a document in a new folder.
 
@@ -328,7 +338,7 @@ def run(path: Path, folder: Path) -> int:
         DocumentError: something in it is not so; the text names file and line.
         ServerMissing: it starts etcd or NATS, and this machine does not have it.
     """
-    text = path.read_text(encoding="utf-8")
+    text = with_free_ports(path.read_text(encoding="utf-8"))
     name = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
     work = folder / path.stem
     shutil.rmtree(work, ignore_errors=True)

@@ -139,7 +139,9 @@ async def test_a_handler_that_must_not_be_interrupted_is_told(how: str, cluster:
     assert worker.statistics().endpoints[0].running == 1  # It keeps its place, and a drain waits for it.
     told.go_on.set()
     await patiently(told.ended.wait())
-    assert told.seen == [(True, how == "deadline"), GeneratorExit]
+    (stopped, killed), left = told.seen
+    assert (stopped, left) == (True, GeneratorExit)
+    assert how == "deadline" or not killed  # The caller's own deadline may cancel the request before the worker's does.
     await until(lambda: not endpoint.gate.running)
 
 

@@ -38,6 +38,8 @@ async def check_the_change(cluster: Cluster) -> None:
     client = await cluster.client()
     table = client.candidates.table
     assert [dict(each.metadata) for each in table.instances] == [{"state": "loading"}]
+    # A client may see the instance in etcd before the worker has etcd's answer.
+    await until(lambda: worker.worker.server.endpoints[0].registered)
     metadata: dict[str, Any] = {"state": "ready", "models": ["a"]}
     await patiently(worker.endpoint("t.c.e").update_metadata(metadata))
     metadata["models"].append("b")  # It was copied.

@@ -15,6 +15,7 @@ from triton_distributed.api.declarations import (
     Declaration,
     StreamHandler,
     UnaryHandler,
+    check_known,
     declaration_of,
 )
 from triton_distributed.api.fit import check_handler
@@ -23,9 +24,10 @@ from triton_distributed.api.served import Served
 from triton_distributed.api.targets import Target
 from triton_distributed.calling.accepted import accepted
 from triton_distributed.calling.item_stream import ItemStream
-from triton_distributed.calling.response_stream import hand_over
+from triton_distributed.calling.response_stream import discard
 from triton_distributed.calling.unary import answer
 from triton_distributed.config import Config
+from triton_distributed.context import Context, current
 from triton_distributed.names import EndpointName
 from triton_distributed.routing.policies import MetadataPolicy, Policy
 from triton_distributed.runtime.component import Endpoint
@@ -70,6 +72,8 @@ class Connection:
         self.runtime = runtime
         self._owned = owned
         self._targets: dict[object, Target] = {}
+        self._called: dict[object, Target] = {}  # Those of them that `call` has used, so the kind is checked once.
+        self._streamed: dict[object, Target] = {}  # The same for `stream`.
         self._entered: contextvars.Token[Connection | None] | None = None
 
     # calling
@@ -108,15 +112,15 @@ class Connection:
             NotUnary: the handler answered with no value, or with more than one.
             TypeError: the request cannot be encoded, or the endpoint is not unary.
         """
-        target = self._targets.get(endpoint)
+        target = self._called.get(endpoint)
         if target is None:
-            target = self._open(endpoint, "call", "unary")
+            target = self._called[endpoint] = self._open(endpoint, "call", "unary")
         client, decoder = target.client, target.decoder
         chooses = client.policy_of(policy)
         if not target.fits:
             chooses = target.fitting(chooses)
         if hedge_after_s is not None:
-            return await client.hedged(request, chooses, decoder, True, hedge_after_s, **options)
+            return await client.hedged("Connection.call", request, chooses, decoder, True, hedge_after_s, **options)
         return await answer(
             client.start("Connection.call", request, chooses, False, True, None, decoder, True, **options)
         )
@@ -153,9 +157,9 @@ class Connection:
             TypeError: the request cannot be encoded, or the endpoint is unary.
             ValueError: an option is invalid.
         """
-        target = self._targets.get(endpoint)
+        target = self._streamed.get(endpoint)
         if target is None:
-            target = self._open(endpoint, "stream", "stream", "bidirectional")
+            target = self._streamed[endpoint] = self._open(endpoint, "stream", "stream", "bidirectional")
         client = target.client
         chooses = client.policy_of(policy)
         if not target.fits:
@@ -165,14 +169,16 @@ class Connection:
         )
 
     def _any(self, endpoint: Contract[Any, Any] | str) -> Target:
-        return self._targets.get(endpoint) or self._open(endpoint, "", "unary", "stream", "bidirectional")
+        return self._open(endpoint, "", "unary", "stream", "bidirectional")
 
     def _open(self, endpoint: Any, verb: str, *kinds: str) -> Target:
-        """Find the target of a contract or a name that was not called here before."""
+        """Find the target of a contract or a name, whose kind must be one of these."""
         contract = endpoint if isinstance(endpoint, Contract) else None
         if contract is not None and contract.kind not in kinds:
             use = "call" if contract.kind == "unary" else "stream"
             raise TypeError(f"{verb}(): {contract!r} is {contract.kind}: use {use}()")
+        if (known := self._targets.get(endpoint)) is not None:
+            return known
         name = EndpointName.parse(endpoint) if contract is None else contract.name
         target = Target(Endpoint(self.runtime, name).unopened_client(), contract)
         self._targets[endpoint] = target
@@ -183,25 +189,31 @@ class Connection:
     ) -> None:
         """Hand a request over. The handler runs to its end, and its items are dropped.
 
-        It returns when a handler has begun with the request. From then on, the request does not depend on its caller
-        any more, except for the deadline that it has inherited.
+        It returns when a handler has begun with the request. In a handler, the request then no longer depends on the
+        handler's own: neither its deadline nor its cancellation counts. `close` waits for requests that still run, as
+        for served ones.
 
         Args:
             endpoint: the endpoint's contract, which is not bidirectional, or its name.
             request: the request.
-            options: see `StreamOptions`.
+            options: see `StreamOptions`. A `timeout` also ends the handler.
 
         Raises:
             TritonError: as `ItemStream.accepted` raises it.
         """
-        target = self._targets.get(endpoint) or self._open(endpoint, "send", "unary", "stream")
+        target = self._open(endpoint, "send", "unary", "stream")
+        serving = current.get()
+        if options.get("context") is None and serving is not None and not serving.over:
+            options["context"] = context = Context(serving.id(), None, serving.travelling)
+            context.independent = True
+            options["priority"] = options.get("priority", serving.priority)
         policy = options.pop("policy", None)
         chooses = target.client.policy_of(policy)
         if not target.fits:
             chooses = target.fitting(chooses)
         call = target.client.start("Connection.send", request, chooses, False, False, None, None, True, **options)
         await accepted(call)
-        hand_over(call)
+        self.runtime.finish_first(discard(call))
 
     async def instances(self, endpoint: Contract[Any, Any] | str) -> list[InstanceStatus]:
         """The present instances of an endpoint, each with its state, its metadata and its load; see `InstanceStatus`.
@@ -262,7 +274,7 @@ class Connection:
             options: see `ServeOptions`.
 
         Raises:
-            TypeError: the handler does not fit, or was not declared.
+            TypeError: the handler does not fit, or was not declared; or an option is unknown.
             AlreadyServed: this connection already serves the endpoint.
             DiscoveryError: the instance cannot be registered.
             OSError: the address to listen on cannot be bound.
@@ -271,8 +283,13 @@ class Connection:
             declared = declaration_of(endpoint)
             if declared is None:
                 raise TypeError(f"{endpoint!r} is not declared: decorate it with @trd.serve, or pass its endpoint")
+            if options:
+                raise TypeError(
+                    f"serve(): @trd.serve has the options of {endpoint!r}: pass {next(iter(options))}= there"
+                )
             handler = endpoint
         else:
+            check_known(options)
             contract = endpoint if isinstance(endpoint, Contract) else None
             name = EndpointName.parse(endpoint) if contract is None else contract.name
             if contract is not None:
@@ -301,6 +318,7 @@ class Connection:
             await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             task.cancel()
+            await asyncio.wait([task])  # Then the endpoint can be served again.
             raise
         if not task.registered.done():
             await task  # It raises what went wrong.
@@ -328,9 +346,13 @@ class Connection:
             _reset(token)
 
     async def close(self) -> None:
-        """Drain what is served, cancel open calls, and close everything."""
-        if self._owned:
-            await self.runtime.close()
+        """Drain what is served, wait for the requests of `send` as long, cancel open calls, and close everything."""
+        try:
+            if self._owned:
+                await self.runtime.close()
+        finally:
+            for target in self._targets.values():
+                target.close()
 
     def __repr__(self) -> str:
         return f"<Connection of {self.runtime!r}>"

@@ -6,7 +6,7 @@ import functools
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Generic, TypeVar, get_args
+from typing import Any, ClassVar, ForwardRef, Generic, TypeVar, final, get_args
 
 from triton_distributed.api.schema import described
 from triton_distributed.errors import TritonError
@@ -39,8 +39,11 @@ class Contract(Generic[RequestT, AnswerT]):
     kind: ClassVar[str] = ""
 
     def __init__(self, name: str) -> None:
-        if type(self) is Contract:
-            raise TypeError("a contract is a trd.Unary, a trd.Stream or a trd.Bidirectional")
+        if type(self) not in (Unary, Stream, Bidirectional):
+            raise TypeError(
+                "a contract is a trd.Unary, a trd.Stream or a trd.Bidirectional, and not of a subclass: write "
+                f'{type(self).__name__.upper()} = trd.Unary[Request, Answer]("{name}")'
+            )
         self.name = EndpointName.parse(name)
         self._hash = hash((self.kind, self.name))
 
@@ -48,8 +51,26 @@ class Contract(Generic[RequestT, AnswerT]):
 
     @functools.cached_property
     def types(self) -> Types:
-        """The types of the request and of the answer, or of their items; `Any` where the contract has no types."""
-        request, answer = get_args(getattr(self, "__orig_class__", None)) or (Any, Any)
+        """The types of the request and of the answer, or of their items.
+
+        Raises:
+            TypeError: the contract was made without types, or a type is only a text.
+        """
+        kind = type(self).__name__
+        given = get_args(getattr(self, "__orig_class__", None))
+        if not given:
+            raise TypeError(
+                f'trd.{kind}("{self.name}") has no types: write trd.{kind}[Request, Answer]("{self.name}"). An '
+                "annotation of the variable does not give them. For values of any type use the name alone"
+            )
+        request, answer = given
+        for each in given:
+            if isinstance(each, ForwardRef):
+                text = each.__forward_arg__
+                raise TypeError(
+                    f'trd.{kind}[…]("{self.name}") has the type "{text}" as text: write {text} without quotes, after '
+                    "the definition of the class"
+                )
         return Types(request, answer, self.kind == "bidirectional")
 
     @functools.cached_property
@@ -68,27 +89,33 @@ class Contract(Generic[RequestT, AnswerT]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Contract) and type(self) is type(other) and self._parts == other._parts
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr(self, "__orig_class__", type(self)), (str(self.name),)  # Hashes differ between processes.
+
     @property
     def _parts(self) -> tuple[Any, ...]:
         return self.name, self.types
 
     def __repr__(self) -> str:
-        request, answer, _ = self.types
-        return f'{type(self).__name__}[{_short(request)}, {_short(answer)}]("{self.name}")'
+        types = ", ".join(map(_short, get_args(getattr(self, "__orig_class__", None))))
+        return f'{type(self).__name__}[{types or "…"}]("{self.name}")'
 
 
+@final
 class Unary(Contract[RequestT, AnswerT]):
     """The contract of an endpoint that answers a request with one value: `Unary[Request, Answer]("ns.comp.ep")`."""
 
     kind = "unary"
 
 
+@final
 class Stream(Contract[RequestT, AnswerT]):
     """The contract of an endpoint that answers a request with a stream: `Stream[Request, Item]("ns.comp.ep")`."""
 
     kind = "stream"
 
 
+@final
 class Bidirectional(Contract[RequestT, AnswerT]):
     """The contract of an endpoint that takes and answers with streams: `Bidirectional[Item, Item]("ns.comp.ep")`."""
 

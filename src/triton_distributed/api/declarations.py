@@ -164,10 +164,7 @@ def serve(endpoint: Contract[Any, Any] | str, /, **options: Unpack[ServeOptions]
     """
     if callable(endpoint):
         raise TypeError("serve needs the endpoint: @trd.serve(CONTRACT) or @trd.serve('namespace.component.endpoint')")
-    for each in options:
-        if each not in ServeOptions.__annotations__:
-            known = ", ".join(ServeOptions.__annotations__)
-            raise TypeError(f"serve() got an unexpected keyword argument {each!r}: the options are {known}")
+    check_known(options)
     contract = endpoint if isinstance(endpoint, Contract) else None
     name = contract.name if contract is not None else EndpointName.parse(endpoint)  # type: ignore[arg-type]
 
@@ -191,6 +188,18 @@ def serve(endpoint: Contract[Any, Any] | str, /, **options: Unpack[ServeOptions]
         return function
 
     return declare
+
+
+def check_known(options: Mapping[str, object]) -> None:
+    """Check the names of the options for serving an endpoint.
+
+    Raises:
+        TypeError: there is no such option.
+    """
+    for each in options:
+        if each not in ServeOptions.__annotations__:
+            known = ", ".join(ServeOptions.__annotations__)
+            raise TypeError(f"serve() got an unexpected keyword argument {each!r}: the options are {known}")
 
 
 def declaration_of(function: object) -> Declaration | None:

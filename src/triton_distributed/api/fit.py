@@ -28,14 +28,14 @@ def check_handler(function: Any, contract: Contract[Any, Any]) -> None:
     handler is served.
 
     Raises:
-        TypeError: the handler does not fit; the text names the parameter.
+        TypeError: the handler does not fit; the text names the parameter. Or the contract has no types.
     """
+    wanted, answer, streams = contract.types
     found = annotations_of(function)
     if found is None:
         return
     name, parameter, request, result, generator = found
     where = f"handler {name} does not fit {contract!r}"
-    wanted, answer, streams = contract.types
     if contract.kind == "unary" and (generator or is_stream(result)):
         raise TypeError(f"{where}: it makes a stream, and a unary endpoint answers with one value; use trd.Stream")
     if contract.kind != "unary" and not generator and result not in UNTYPED and not _makes_stream(result):

@@ -133,19 +133,20 @@ class SyncConnection:
             raise
 
     @overload
-    def send(self, endpoint: Contract[R, Any], request: R, **options: Unpack[StreamOptions]) -> None: ...
+    def send(self, endpoint: Unary[R, Any] | Stream[R, Any], request: R, **options: Unpack[StreamOptions]) -> None: ...
     @overload
     def send(self, endpoint: str, request: Any, **options: Unpack[StreamOptions]) -> None: ...
 
     def send(self, endpoint: Any, request: Any, **options: Any) -> None:
         """Hand a request over. The handler runs to its end, and its items are dropped.
 
-        It returns when a handler has begun with the request.
+        It returns when a handler has begun with the request; see `Connection.send`. `close` waits for requests that
+        still run; the end of a process without `close` does not.
 
         Args:
             endpoint: the endpoint's contract, which is not bidirectional, or its name.
             request: the request.
-            options: see `StreamOptions`.
+            options: see `StreamOptions`. A `timeout` also ends the handler.
 
         Raises:
             TritonError: as `Connection.send` raises it.

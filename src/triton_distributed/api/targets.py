@@ -12,6 +12,7 @@ from triton_distributed.names import Instance
 from triton_distributed.routing.load import LoadBook
 from triton_distributed.routing.policies import Direct, Policy, WithMetadata
 from triton_distributed.runtime.client import Client
+from triton_distributed.serving.signatures import made
 
 
 class Target:
@@ -38,7 +39,8 @@ class Target:
         self.fits = True
         self.decoder: ItemDecoder | None = None
         if contract is not None:
-            self.decoder = None if contract.types.answer is Any else ItemDecoder(contract.types.answer)
+            if contract.types.answer is not Any:
+                self.decoder = made(f"{contract!r}: its answer", ItemDecoder, contract.types.answer)
             if contract.schema is not None:
                 client.candidates.table.listeners.append(self._compare)
                 self._compare()
@@ -50,10 +52,16 @@ class Target:
         assert contract is not None
         assert contract.schema is not None
         for each in self.client.candidates.table.instances:
-            if each.contract is not None and (found := differences(contract.schema, each.contract)):
+            if each.contract is not None and (found := _differences(contract.schema, each.contract)):
                 unfit[each.id] = ContractMismatch(contract.name.path, each.id, found)
         self._unfit = unfit
         self.fits = bool(self.client.candidates.table.instances) and not unfit
+
+    def close(self) -> None:
+        """Compare no more."""
+        listeners = self.client.candidates.table.listeners
+        if self._compare in listeners:
+            listeners.remove(self._compare)
 
     def fitting(self, policy: Policy) -> Policy:
         """A policy that chooses among the instances whose contracts fit, and raises ContractMismatch if there is none.
@@ -72,6 +80,13 @@ class Target:
             known = unfit[instances[0].id]
             raise ContractMismatch(known.endpoint, known.instance_id, known.differences)
         return policy(request, fit, load)
+
+
+def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    try:
+        return differences(ours, theirs)
+    except Exception:  # A later version describes contracts in another way. Values are checked when they arrive.
+        return []
 
 
 class _Fitting:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any, Self
 
 from triton_distributed.calling.call import Call
@@ -94,7 +95,7 @@ class ResponseStream(ItemStream[T_co]):
     def __del__(self) -> None:
         call = self._call
         if call.state <= OPEN and not call.reading:
-            call.services.from_finalizer(call.leave if self._read else lambda: discard(call))
+            call.services.from_finalizer(call.leave if self._read else partial(_dropped, call))
 
     # The interface of a future.
 
@@ -156,17 +157,17 @@ def _refusal(call: Call) -> BaseException | None:
     return call.error if call.state > OPEN and call.stream is None else None
 
 
-def discard(call: Call) -> None:
-    """Let the request run and drop its answer, because the stream was dropped before it was read."""
-    call.services.core.spawn(_read_all(call))
-
-
-def hand_over(call: Call) -> None:
-    """Let the request run and drop its answer. The context of its caller cancels it no longer."""
-    context, call._context = call._context, None
-    if context is not None:
-        context.detach(call)
+def _dropped(call: Call) -> None:
     discard(call)
+
+
+def discard(call: Call) -> asyncio.Task[None]:
+    """Let the request run and drop its answer, because the stream was dropped before it was read.
+
+    Returns:
+        a task that ends with the request.
+    """
+    return call.services.core.spawn(_read_all(call))
 
 
 async def _read_all(call: Call) -> None:

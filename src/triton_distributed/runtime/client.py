@@ -44,6 +44,8 @@ _NO_STREAMS = frozenset({type(None), bool, int, float, str, bytes, list, dict, t
 _PARAMETERS = {
     "Client.call": ("policy", "hedge_after_s"),
     "Connection.call": ("policy", "hedge_after_s"),
+    "Connection.stream": ("policy",),
+    "Connection.send": ("policy",),
     "Client.random": ("annotated",),
     "Client.round_robin": ("annotated",),
     "Client.direct": ("annotated",),
@@ -190,11 +192,12 @@ class Client:
         """
         chooses = self.policy_of(policy)
         if hedge_after_s is not None:
-            return await self.hedged(request, chooses, None, False, hedge_after_s, **options)
+            return await self.hedged("Client.call", request, chooses, None, False, hedge_after_s, **options)
         return await answer(self.start("Client.call", request, chooses, False, True, **options))
 
     async def hedged(
         self,
+        operation: str,
         request: Any,
         policy: Policy,
         decoder: ItemDecoder | None,
@@ -207,14 +210,14 @@ class Client:
             raise ValueError("hedge_after_s= may run two handlers: pass idempotent=True if that does no harm")
         if request.__class__ not in _NO_STREAMS and isinstance(request, AsyncIterable):
             raise ValueError("hedge_after_s=: a streamed request cannot be sent a second time")
-        call = self.start("Client.call", request, policy, False, True, None, decoder, waits, **options)
+        call = self.start(operation, request, policy, False, True, None, decoder, waits, **options)
 
         def second() -> Call | None:
             if call.stopping or len(self.candidates.instances) < 2 or not self._services.take_retry():
                 return None
             # The body is the encoded request of the first attempt; `request` may have changed since.
             other = AnotherInstance(call.policy, call)
-            return self.start("Client.call", request, other, False, True, call.body, decoder, False, **options)
+            return self.start(operation, request, other, False, True, call.body, decoder, False, **options)
 
         return await first_answer(call, hedge_after_s, second, answer)
 

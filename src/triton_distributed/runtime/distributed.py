@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import sys
 import threading
@@ -40,6 +41,8 @@ from triton_distributed.system.fork import watch_forks
 from triton_distributed.system.identity import host_name
 from triton_distributed.transport.network import Networks
 from triton_distributed.transport.pool import SessionPool
+
+logger = logging.getLogger("triton_distributed.runtime")
 
 NOT_WHILE_CLOSING = ("serve_endpoint", "resume")
 """Operations that are refused while the runtime closes, because they would register an instance."""
@@ -117,6 +120,7 @@ class DistributedRuntime:
         self._token = CancellationToken()
         # In the order of their start. Calls, clients and endpoints bound the number.
         self._tasks: dict[asyncio.Task[Any], None] = {}
+        self._handed_over: set[asyncio.Task[None]] = set()
         self._closing: asyncio.Task[None] | None = None
         self._forked = False
         self.unusable = False
@@ -302,12 +306,26 @@ class DistributedRuntime:
     async def _close(self, drain_s: float) -> None:
         try:
             self._token.cancel()
+            end = self._loop.time() + drain_s
             await self.worker.drain(drain_s)
+            await self._wait_for_handed_over(end - self._loop.time())
         finally:
             await self._release()
         if (error := self.worker.exit) is not None:
             # A callback ends the loop by raising this. A task would keep the error until its result is retrieved.
             self._loop.call_soon(sys.exit, error.code)
+
+    def finish_first(self, task: asyncio.Task[None]) -> None:
+        """Let the drain of this runtime also wait for a task: a request that was handed over to another worker."""
+        self._handed_over.add(task)
+        task.add_done_callback(self._handed_over.discard)
+
+    async def _wait_for_handed_over(self, seconds: float) -> None:
+        left = set(self._handed_over)
+        if left and seconds > 0:
+            _, left = await asyncio.wait(left, timeout=seconds)
+        if left:
+            logger.warning("%d request(s) of send() still run, and are cancelled now", len(left))
 
     async def _release(self) -> None:
         self.unusable = True
