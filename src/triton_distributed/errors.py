@@ -130,14 +130,14 @@ class WrongLoop(TritonError, RuntimeError):
     def __str__(self) -> str:
         if self.same_thread:
             return (
-                f"{self.operation}: this DistributedRuntime belongs to an event loop that this thread ran before: "
+                f"{self.operation}: this runtime or connection belongs to an event loop that this thread ran before: "
                 "make a new one on the loop that runs now, e.g. inside the function that asyncio.run() runs, or use "
                 "triton_distributed.connect_sync(), which outlasts event loops"
             )
         return (
-            f'{self.operation}: this DistributedRuntime belongs to the event loop of thread "{self.thread}", and was '
-            "used in another thread: use triton_distributed.connect_sync() in threads, hand the work over with "
-            "asyncio.run_coroutine_threadsafe(…, runtime.event_loop()), or make a runtime in this thread"
+            f'{self.operation}: this runtime or connection belongs to the event loop of thread "{self.thread}", '
+            "and was used in another thread: use triton_distributed.connect_sync() in threads, hand the work over with "
+            "asyncio.run_coroutine_threadsafe(…, loop), or make another one in this thread"
         )
 
 
@@ -149,7 +149,7 @@ class RuntimeClosed(TritonError):
         self.operation = operation
 
     def __str__(self) -> str:
-        return f"{self.operation}: this DistributedRuntime was shut down"
+        return f"{self.operation}: this runtime or connection was closed"
 
 
 class AlreadyServed(TritonError):
@@ -205,15 +205,20 @@ class NoInstances(TritonError, LookupError):
     """No instance serves the endpoint.
 
     Fields: `endpoint` (its path), `where` (the discovery that was asked), `elsewhere` (a text that names other folders
-    of this user in which the endpoint is served).
+    of this user in which the endpoint is served), `waited_s` (seconds for which the call has waited for an instance).
     """
 
-    def __init__(self, endpoint: str, where: str = "", elsewhere: str = "") -> None:
-        super().__init__(endpoint, where, elsewhere)
-        self.endpoint, self.where, self.elsewhere = endpoint, where, elsewhere
+    def __init__(self, endpoint: str, where: str = "", elsewhere: str = "", waited_s: float = 0.0) -> None:
+        super().__init__(endpoint, where, elsewhere, waited_s)
+        self.endpoint, self.where, self.elsewhere, self.waited_s = endpoint, where, elsewhere, waited_s
 
     def __str__(self) -> str:
         asked = f" ({self.where} was asked{self.elsewhere})" if self.where else ""
+        if self.waited_s:
+            return (
+                f'no instance of endpoint "{self.endpoint}" within {self.waited_s:g} s{asked}: start a worker that '
+                "serves it; `trd ls` lists the endpoints that are served"
+            )
         return (
             f'no endpoints found for endpoint "{self.endpoint}"{asked}: '
             "start a worker that serves it, or await client.wait_for_instances()"

@@ -117,7 +117,9 @@ async def test_a_call_waits_for_a_first_instance(here: trd.Connection) -> None:
 
 
 async def test_waiting_takes_no_longer_than_the_calls_time(here: trd.Connection) -> None:
-    with pytest.raises(trd.DeadlineExceeded, match=r"no instance of the endpoint is registered"):
+    with pytest.raises(
+        trd.NoInstances, match=r"no instance of endpoint .*/measure\" within 0.01 s .*start a worker that"
+    ):
         await here.call(MEASURE, Texts([]), timeout=0.01)
 
 
@@ -462,3 +464,29 @@ async def test_waiting_for_instances_names_what_is_missing(here: trd.Connection)
         await here.wait_for_instances(MEASURE, 2, timeout=0.01)
     (instance,) = await here.instances(MEASURE)
     assert instance.id == here.runtime.instance_id
+
+
+@dataclass
+class English:
+    texts: list[str]
+    language: str = "en"
+
+
+async def test_a_field_that_the_other_side_ignores_is_logged_once(
+    here: trd.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    await here.serve(measure)
+    newer = trd.Unary[English, Lengths]("test.api.measure")
+    for _ in range(3):
+        assert await here.call(newer, English(["a"])) == Lengths([1])
+    words = "test.api.measure: request.language: this process sends it, and the worker ignores it"
+    assert [each.getMessage() for each in caplog.records].count(words) == 1
+
+
+async def test_an_answer_of_another_type_names_the_handler(here: trd.Connection) -> None:
+    async def wrong(request: Texts) -> Any:
+        return 1.5
+
+    await here.serve(MEASURE, wrong)
+    with pytest.raises(TypeError, match=r"handler .*wrong answered with float, and its contract has Lengths"):
+        await here.call(MEASURE, Texts([]))

@@ -114,6 +114,7 @@ def test_a_wrong_argument_is_one_line(line, says, capsys):
         (["serve", "w.py:run"], {}, "'w.py:run' is neither module nor module:object, e.g. w:run\n"),
         (["serve", "./w:run"], {}, "'./w:run' is neither module nor module:object, e.g. w:run\n"),
         (["serve", "worker"], {}, "worker has no handler that @trd.serve has declared: decorate one, or pass --endp"),
+        (["serve", "methods"], {}, "the declared handlers of methods are methods: trd serve methods:Adder\n"),
         (["serve", "worker:echo"], {}, "worker:echo is not a handler that @trd.serve has declared: decorate one, or"),
         (["serve", "worker:echo", "--endpoint", "a.b.c"], {"TRD_LISTEN": "x"}, "TRD_LISTEN='x': an address is"),
     ],

@@ -136,7 +136,7 @@ class ContractMismatch(TritonError, TypeError):
         found = "".join(f"\n  - {each}" for each in self.differences)
         return (
             f'endpoint "{self.endpoint}": the contract of this process does not fit that of instance '
-            f"{self.instance_id}: {found}\nBoth must import the same contract, or versions of it that fit"
+            f"{self.instance_id}:{found}\nBoth must import the same contract, or versions of it that fit"
         )
 
 

@@ -47,7 +47,8 @@ def check_handler(function: Any, contract: Contract[Any, Any]) -> None:
     if taken:
         request = element(request)
     if not _takes(request, wanted):
-        raise TypeError(f"{where}: its parameter `{parameter}` is {written(request)}, not {written(wanted)}")
+        hint = "; put @trd.serve above @trd.batched" if request == list.__class_getitem__(wanted) else ""
+        raise TypeError(f"{where}: its parameter `{parameter}` is {written(request)}, not {written(wanted)}{hint}")
     item = item_hint(result)
     if not _takes(answer, item):
         raise TypeError(f"{where}: it answers with {written(item)}, not {written(answer)}")

@@ -218,6 +218,24 @@ def differences(ours: Schema, theirs: Schema) -> list[str]:
     return request + _between(theirs, ours, "answer", "the worker", "this process")
 
 
+def ignored(ours: Schema, theirs: Schema) -> list[str]:
+    """The fields of a request that this process sends and the worker does not know, and those of an answer likewise."""
+    found = []
+    for place, sender, receiver, words in (
+        ("request", ours, theirs, "this process sends it, and the worker ignores it"),
+        ("answer", theirs, ours, "the worker sends it, and this process ignores it"),
+    ):
+        for (_, sent), (_, taken) in zip(
+            _variants(sender[place], sender[place]), _variants(receiver[place], receiver[place]), strict=False
+        ):
+            known = {**taken.get("properties", {}), **taken.get("names", {})}
+            if known:
+                others = set(sent.get("names", {}).values())
+                unknown = [each for each in sent.get("properties", {}) if each not in known and each not in others]
+                found += [f"{place}.{each}: {words}" for each in unknown]
+    return found
+
+
 def _between(sender: Schema, receiver: Schema, place: str, sends: str, takes: str) -> list[str]:
     found = _Comparison(sender[place], receiver[place], sends, takes).result(place)
     if found and f"{place}_sent" in sender:

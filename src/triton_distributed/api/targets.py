@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from triton_distributed.api.contracts import Contract, ContractMismatch
-from triton_distributed.api.schema import differences
+from triton_distributed.api.schema import differences, ignored
 from triton_distributed.calling.items import ItemDecoder
 from triton_distributed.names import Instance
 from triton_distributed.routing.load import LoadBook
 from triton_distributed.routing.policies import Direct, Policy, WithMetadata
 from triton_distributed.runtime.client import Client
 from triton_distributed.serving.signatures import made
+
+logger = logging.getLogger("triton_distributed.runtime")
 
 
 class Target:
@@ -30,12 +33,13 @@ class Target:
         TypeError: values of the contract's types cannot be checked.
     """
 
-    __slots__ = ("_contract", "_unfit", "client", "decoder", "fits")
+    __slots__ = ("_contract", "_ignored", "_unfit", "client", "decoder", "fits")
 
     def __init__(self, client: Client, contract: Contract[Any, Any] | None) -> None:
         self.client = client
         self._contract = contract
         self._unfit: dict[int, ContractMismatch] = {}
+        self._ignored: set[str] = set()
         self.fits = True
         self.decoder: ItemDecoder | None = None
         if contract is not None:
@@ -52,10 +56,20 @@ class Target:
         assert contract is not None
         assert contract.schema is not None
         for each in self.client.candidates.table.instances:
-            if each.contract is not None and (found := _differences(contract.schema, each.contract)):
+            if each.contract is not None and (found := _compared(differences, contract.schema, each.contract)):
                 unfit[each.id] = ContractMismatch(contract.name.path, each.id, found)
+            elif each.contract is not None:
+                self._warn_of_ignored(contract, each.contract)
         self._unfit = unfit
         self.fits = bool(self.client.candidates.table.instances) and not unfit
+
+    def _warn_of_ignored(self, contract: Contract[Any, Any], theirs: Mapping[str, Any]) -> None:
+        """Log once each field that one side sends and the other does not know: it may be misspelt."""
+        assert contract.schema is not None
+        for each in _compared(ignored, contract.schema, theirs):
+            if each not in self._ignored:
+                self._ignored.add(each)
+                logger.warning("%s: %s", contract.name, each)
 
     def close(self) -> None:
         """Compare no more."""
@@ -82,9 +96,13 @@ class Target:
         return policy(request, fit, load)
 
 
-def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+def _compared(
+    compare: Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]],
+    ours: Mapping[str, Any],
+    theirs: Mapping[str, Any],
+) -> list[str]:
     try:
-        return differences(ours, theirs)
+        return compare(ours, theirs)
     except Exception:  # A later version describes contracts in another way. Values are checked when they arrive.
         return []
 

@@ -445,17 +445,18 @@ class Call:
     def _expire(self) -> None:
         if self.state > OPEN:
             return
-        services = self.services
+        services, chosen, after_s = self.services, self._chosen, self.timeout_s or 0.0
         if self.stream is not None:
             self.stream.abort(f.CANCEL)
             if self.instance is not None and self.attempts is None:  # A later attempt had only part of the time.
                 services.ejector.failed(self.instance.id, began=_began(self))
         failures = [] if self.attempts is None else [*self.attempts.failures]
-        if (chosen := self._chosen) is None and not services.candidates.table.instances:
-            failures.append((services.where, "no instance of the endpoint is registered"))
-        elif chosen is not None and services.pool.get(chosen.addresses) is None:
+        if chosen is not None and services.pool.get(chosen.addresses) is None:
             failures.append((", ".join(chosen.addresses), "no connection yet"))
-        self.fail(DeadlineExceeded(services.target, self.timeout_s or 0.0, failures), Outcome.DEADLINE)
+        if self._waits and chosen is None and not failures and not services.candidates.table.instances:
+            self.fail(services.no_instances(after_s), Outcome.UNREACHABLE)
+        else:
+            self.fail(DeadlineExceeded(services.target, after_s, failures), Outcome.DEADLINE)
 
     def cancel(self) -> None:
         """Cancel the handler and drop unread items. Present and later readers get CancelledError."""
@@ -568,8 +569,6 @@ class Call:
         """Whether a task waits for the next item now."""
         waiter = self._unsent_reader
         return (waiter is not None and not waiter.done()) or (self.stream is not None and self.stream.awaited)
-
-    # Information about the call.
 
     @property
     def request_id(self) -> str:

@@ -157,12 +157,12 @@ class Services:
         direct = isinstance(policy, Direct)
         if attempts is None:
             if not candidates and not direct:
-                raise self._no_instances()
+                raise self.no_instances()
             return policy(request, candidates, self.load)
         offered = attempts.next(candidates, self.candidates.table.instances, direct)
         if not offered:
             known = candidates or direct or attempts.refusal is not None
-            raise attempts.error(self.target) if known else self._no_instances()
+            raise attempts.error(self.target) if known else self.no_instances()
         instance = policy(request, offered, self.load)
         attempts.chosen(instance.id)
         return instance
@@ -186,11 +186,12 @@ class Services:
         try:
             await asyncio.wait_for(waiting, FIRST_INSTANCE_S if bounded else None)
         except TimeoutError:
-            raise self._no_instances() from None
+            raise self.no_instances(FIRST_INSTANCE_S) from None
 
-    def _no_instances(self) -> NoInstances:
+    def no_instances(self, waited_s: float = 0.0) -> NoInstances:
+        """The error of a call to an endpoint that has no instance."""
         name = self.candidates.name
-        return NoInstances(name.path, self.where, self.core.elsewhere(name))
+        return NoInstances(name.path, self.where, self.core.elsewhere(name), waited_s)
 
     async def session_to(self, instance: Instance, decide: Callable[[Ending, Instance], Verdict]) -> Session:
         """Return a session that can send a request to `instance` now; dial if none is open.

@@ -109,6 +109,10 @@ def _handlers(arguments: argparse.Namespace, target: Target, module: ModuleType)
     else:
         handlers = target.declared(module)
         if not handlers:
+            if not target.path and (owners := target.owners(module)):
+                raise Failure(
+                    f"the declared handlers of {target.text} are methods: trd serve {' or '.join(owners)}", USAGE
+                )
             where = f"{target.text} has no handler" if not target.path else f"{target.text} is not a handler"
             raise Failure(f"{where} that @trd.serve has declared: decorate one, or pass --endpoint", USAGE)
     return [(handler, with_options(declared, given)) for handler, declared in handlers]

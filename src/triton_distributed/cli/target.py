@@ -85,6 +85,14 @@ class Target:
                 ]
         return [(each, known) for each in found if (known := declaration_of(each)) is not None]
 
+    def owners(self, module: ModuleType) -> list[str]:
+        """The classes of the module that have declared methods, each as a target of the command line."""
+        return [
+            f"{self.module}:{name}"
+            for name, each in vars(module).items()
+            if isinstance(each, type) and declared_in(dict(inspect.getmembers_static(each)))
+        ]
+
     def handler(self, module: ModuleType) -> Callable[..., Any]:
         """Return the function to serve.
 

@@ -110,6 +110,8 @@ def read_signature(function: Any, plain: Any, name: str, declared: Types | None 
     if declared is not None:
         decode = made(f"handler {name}: the contract's request", typed_decoder, declared.request)
         check = made(f"handler {name}: the contract's answer", typed_checker, declared.answer)
+        if check is not None:
+            check = _naming(check, name, declared.answer)
         return Signature(takes_context, declared.streams, decode, check, context_name)
     checks = getattr(plain, CHECKS_ITSELF, None)
     if checks is not None or not positional:
@@ -139,6 +141,19 @@ def read_signature(function: Any, plain: Any, name: str, declared: Types | None 
         hint = element(hint)
     check = made(of_response, typed_checker, item_hint(hint))
     return Signature(takes_context, takes_stream, decode, check, context_name)
+
+
+def _naming(check: Callable[[Any], Any], name: str, hint: Any) -> Callable[[Any], Any]:
+    """A check whose error names the handler and the type in its contract."""
+
+    def checked(value: Any) -> Any:
+        try:
+            return check(value)
+        except TypeError as error:
+            words = f"handler {name} answered with {written(type(value))}, and its contract has {written(hint)}"
+            raise TypeError(f"{words}: {error}") from None
+
+    return checked
 
 
 class Annotations(NamedTuple):
