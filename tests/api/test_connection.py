@@ -116,6 +116,30 @@ async def test_a_call_waits_for_a_first_instance(here: trd.Connection) -> None:
     assert await reader == Lengths([1])
 
 
+async def test_a_call_waits_again_if_its_only_instance_is_gone(here: trd.Connection) -> None:
+    served = await here.serve(measure)
+    async with trd.connect(SETTINGS) as caller:
+        assert await caller.call(MEASURE, Texts(["a"])) == Lengths([1])  # Now it has a connection to the worker.
+        await served.stop()
+        with pytest.raises(trd.DeadlineExceeded):
+            await caller.call(MEASURE, Texts(["a"]), timeout=0.05)
+        call = asyncio.create_task(caller.call(MEASURE, Texts(["ab"])))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not call.done()
+        await here.serve(measure)  # The same runtime, so the instance has the same id.
+        assert await call == Lengths([2])
+
+
+async def test_a_waiting_call_names_itself_when_its_connection_is_closed() -> None:
+    here = trd.connect(SETTINGS)
+    call = asyncio.create_task(here.call(MEASURE, Texts([])))
+    await asyncio.sleep(0)
+    await here.close()
+    with pytest.raises(trd.TritonError, match="^a call: "):
+        await call
+
+
 async def test_waiting_takes_no_longer_than_the_calls_time(here: trd.Connection) -> None:
     with pytest.raises(
         trd.NoInstances, match=r"no instance of endpoint .*/measure\" within 0.01 s .*start a worker that"
@@ -158,6 +182,34 @@ async def test_instances_that_fit_are_called_when_others_do_not(here: trd.Connec
         for _ in range(4):
             assert await here.call(MEASURE, Texts(["a"])) == Lengths([1])
             assert await here.call(other, Misspelt([])) == Lengths([-1])
+
+
+async def test_a_retry_goes_only_to_instances_that_fit(here: trd.Connection) -> None:
+    other = trd.Unary[Misspelt, Lengths]("test.api.measure")
+    began = asyncio.Event()
+
+    async def of_other(request: Misspelt) -> Lengths:
+        return Lengths([-1])
+
+    async def stays(request: Texts) -> Lengths:
+        began.set()
+        await asyncio.Event().wait()
+        raise NotImplementedError
+
+    def prefers_other(request: Any, instances: tuple[trd.Instance, ...], load: Any) -> trd.Instance:
+        return next((each for each in instances if each.id == wrong.runtime.instance_id), instances[-1])
+
+    async with trd.connect(SETTINGS) as first, trd.connect(SETTINGS) as wrong, trd.connect(SETTINGS) as right:
+        served = await first.serve(MEASURE, stays)
+        await here.wait_for_instances(MEASURE)
+        # When the call begins, all instances fit.
+        call = asyncio.create_task(here.call(MEASURE, Texts(["a"]), policy=prefers_other, idempotent=True))
+        await began.wait()
+        await wrong.serve(other, of_other)
+        await right.serve(measure)
+        await here.wait_for_instances(MEASURE, 3)
+        await served.stop()
+        assert await call == Lengths([1])
 
 
 async def test_a_handler_calls_without_a_client_object(here: trd.Connection) -> None:

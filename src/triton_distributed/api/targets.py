@@ -47,6 +47,7 @@ class Target:
                 self.decoder = made(f"{contract!r}: its answer", ItemDecoder, contract.types.answer)
             if contract.schema is not None:
                 client.candidates.table.listeners.append(self._compare)
+                client.limit(self.fitting)
                 self._compare()
 
     def _compare(self) -> None:
@@ -73,6 +74,7 @@ class Target:
 
     def close(self) -> None:
         """Compare no more."""
+        self.client.limit(None)
         listeners = self.client.candidates.table.listeners
         if self._compare in listeners:
             listeners.remove(self._compare)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from triton_distributed.calling.failover import Ending
@@ -79,6 +79,10 @@ class Attempts:
     def chosen(self, instance_id: int) -> None:
         """Record that the policy has chosen this instance, so that it is not dialled a third time."""
         self._redial.discard(instance_id)
+
+    def returned(self, ids: Collection[int]) -> None:
+        """Let these instances be tried once more: they were gone and are registered again."""
+        self._redial |= self.tried.intersection(ids)
 
     def error(self, target: str) -> Exception:
         """The error for the caller when no instance is left to try.

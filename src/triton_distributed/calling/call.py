@@ -45,7 +45,6 @@ from triton_distributed.calling.state import (
 )  # fmt: skip
 from triton_distributed.context import AwaitedRequest, Context
 from triton_distributed.errors import (
-    DeadlineExceeded,
     DecodeError,
     InvalidRequest,
     MessageTooLarge,
@@ -229,10 +228,10 @@ class Call:
     async def _place(self) -> None:
         services = self.services
         try:
-            if self._waits and self.attempts is None:
-                await services.first_instance(self.deadline is None)
             while self.state == PLACING:
                 if (instance := self._chosen) is None:
+                    if self._waits:
+                        await services.first_instance(self.deadline is None, self.attempts)
                     self._chosen = instance = services.choose(self.policy, self.request, self.attempts)
                 try:
                     session = await services.session_to(instance, self._decide)
@@ -445,18 +444,12 @@ class Call:
     def _expire(self) -> None:
         if self.state > OPEN:
             return
-        services, chosen, after_s = self.services, self._chosen, self.timeout_s or 0.0
+        services = self.services
         if self.stream is not None:
             self.stream.abort(f.CANCEL)
             if self.instance is not None and self.attempts is None:  # A later attempt had only part of the time.
                 services.ejector.failed(self.instance.id, began=_began(self))
-        failures = [] if self.attempts is None else [*self.attempts.failures]
-        if chosen is not None and services.pool.get(chosen.addresses) is None:
-            failures.append((", ".join(chosen.addresses), "no connection yet"))
-        if self._waits and chosen is None and not failures and not services.candidates.table.instances:
-            self.fail(services.no_instances(after_s), Outcome.UNREACHABLE)
-        else:
-            self.fail(DeadlineExceeded(services.target, after_s, failures), Outcome.DEADLINE)
+        self.fail(*services.expired(self.attempts, self._chosen, self._waits, self.timeout_s or 0.0))
 
     def cancel(self) -> None:
         """Cancel the handler and drop unread items. Present and later readers get CancelledError."""

@@ -78,6 +78,11 @@ class Candidates:
         """Whether the endpoint is watched, so its present instances are known."""
         return self._watch is not None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no instance of the endpoint is registered, as far as is known."""
+        return self._watch is not None and not self.table.instances
+
     async def open(self) -> None:
         """Watch the endpoint. Its present instances are known when this returns. It may be called repeatedly.
 

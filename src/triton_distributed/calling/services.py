@@ -13,9 +13,9 @@ from triton_distributed.calling.attempts import Attempts
 from triton_distributed.calling.candidates import Candidates
 from triton_distributed.calling.failover import Ending, Stay, Verdict
 from triton_distributed.calling.prober import Prober
-from triton_distributed.errors import ConnectionFailed, NoInstances
+from triton_distributed.errors import ConnectionFailed, DeadlineExceeded, NoInstances, RuntimeClosed, TritonError
 from triton_distributed.names import EndpointName, Instance
-from triton_distributed.observe import Stats
+from triton_distributed.observe import Outcome, Stats
 from triton_distributed.routing.budget import RetryBudget
 from triton_distributed.routing.policies import Direct, Policy
 from triton_distributed.transport.pool import SessionPool
@@ -87,6 +87,8 @@ class Services:
         ejector: counts the failures of instances.
         key: the key of the endpoint in a request.
         target: the endpoint's name, for error texts.
+        fitting: limits a policy to the instances whose contracts fit. It is used again for each later attempt, because
+            a call may be older than some of the instances. None if the client has no contract.
         stats: counters of this client.
     """
 
@@ -96,6 +98,7 @@ class Services:
         "candidates",
         "core",
         "ejector",
+        "fitting",
         "key",
         "load",
         "loop",
@@ -129,6 +132,7 @@ class Services:
         self._prober = prober
         self.where = where
         self.retries = retries
+        self.fitting: Callable[[Policy], Policy] | None = None
         self.stats = Stats()
         self._budget = RetryBudget(loop.time())
 
@@ -155,6 +159,8 @@ class Services:
         """
         candidates = self.candidates.instances
         direct = isinstance(policy, Direct)
+        if self.fitting is not None:
+            policy = self.fitting(policy)
         if attempts is None:
             if not candidates and not direct:
                 raise self.no_instances()
@@ -167,26 +173,60 @@ class Services:
         attempts.chosen(instance.id)
         return instance
 
-    async def first_instance(self, bounded: bool) -> None:
+    async def first_instance(self, bounded: bool, attempts: Attempts | None) -> None:
         """Wait until the instances are known and there is at least one.
 
         Args:
             bounded: wait for at most `FIRST_INSTANCE_S`, because the call has no deadline.
+            attempts: the failed attempts of the call. It waits again if none of their instances is left and none has
+                refused the request for a reason that the caller should know.
 
         Raises:
             NoInstances: no worker has registered within that time.
             DiscoveryError: discovery cannot be read.
+            RuntimeClosed: the runtime was closed meanwhile.
         """
         candidates = self.candidates
-        await candidates.open()
-        if candidates.instances:
+        if attempts is not None and (candidates.instances or attempts.refusal is not None):
             return
+        try:
+            await candidates.open()
+            if not candidates.instances:
+                await self._wait_for_one(bounded)
+        except RuntimeClosed:
+            raise RuntimeClosed("a call") from None
+        if attempts is not None:
+            attempts.returned(candidates.table.by_id.keys())
+
+    async def _wait_for_one(self, bounded: bool) -> None:
+        candidates = self.candidates
         name, core = candidates.name, self.core
         waiting = candidates.wait(self.where, (lambda: core.elsewhere(name)) if core.looks_elsewhere else None)
         try:
             await asyncio.wait_for(waiting, FIRST_INSTANCE_S if bounded else None)
         except TimeoutError:
             raise self.no_instances(FIRST_INSTANCE_S) from None
+
+    def expired(
+        self, attempts: Attempts | None, chosen: Instance | None, waits: bool, timeout_s: float
+    ) -> tuple[TritonError, Outcome]:
+        """The error of a call whose time is over, and its outcome.
+
+        Args:
+            attempts: the failed attempts; None without any.
+            chosen: the instance to which the request was about to be sent.
+            waits: the call waits for a first instance.
+            timeout_s: the time of the call in seconds.
+        """
+        candidates = self.candidates
+        if waits and attempts is None and chosen is None and candidates.is_empty:
+            return self.no_instances(timeout_s), Outcome.UNREACHABLE
+        failures = [] if attempts is None else [*attempts.failures]
+        if chosen is not None and self.pool.get(chosen.addresses) is None:
+            failures.append((", ".join(chosen.addresses), "no connection yet"))
+        elif not candidates.is_open:
+            failures.append((self.where, "it has not answered yet"))
+        return DeadlineExceeded(self.target, timeout_s, failures), Outcome.DEADLINE
 
     def no_instances(self, waited_s: float = 0.0) -> NoInstances:
         """The error of a call to an endpoint that has no instance."""
