@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -136,7 +137,7 @@ async def test_a_waiting_call_names_itself_when_its_connection_is_closed() -> No
     call = asyncio.create_task(here.call(MEASURE, Texts([])))
     await asyncio.sleep(0)
     await here.close()
-    with pytest.raises(trd.TritonError, match="^a call: "):
+    with pytest.raises(trd.RuntimeClosed, match="^a call: "):
         await call
 
 
@@ -145,6 +146,14 @@ async def test_waiting_takes_no_longer_than_the_calls_time(here: trd.Connection)
         trd.NoInstances, match=r"no instance of endpoint .*/measure\" within 0.01 s .*start a worker that"
     ):
         await here.call(MEASURE, Texts([]), timeout=0.01)
+
+
+async def test_a_call_says_if_discovery_has_not_answered() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        place = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        async with trd.connect(trd.Config(discovery="etcd", etcd_endpoints=place)) as here:
+            with pytest.raises(trd.DeadlineExceeded, match=rf"\({place}: it has not answered yet\)"):
+                await here.call(MEASURE, Texts([]), timeout=0.01)
 
 
 async def test_a_call_without_a_timeout_gives_up(here: trd.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,6 +313,26 @@ async def test_slips_are_type_errors(here: trd.Connection, use: Any, says: str) 
         await found
 
 
+class Measures:
+    @trd.serve(MEASURE)
+    async def declared(self, request: Texts) -> Lengths:
+        return Lengths([len(request.texts)])
+
+    async def bare(self, request: Texts) -> Lengths:
+        return Lengths([])
+
+
+async def test_a_method_is_served_with_its_object(here: trd.Connection) -> None:
+    serve: Any = here.serve
+    for slip, name in (serve(Measures.declared), "declared"), (serve(MEASURE, Measures.bare), "bare"):
+        with pytest.raises(
+            TypeError, match=rf"Measures.{name} is a method without its object: .* `Measures\(…\).{name}`"
+        ):
+            await slip
+    await here.serve(Measures().declared)
+    assert await here.call(MEASURE, Texts(["a"])) == Lengths([1])
+
+
 async def test_the_kind_of_a_contract_is_checked_at_each_use(here: trd.Connection) -> None:
     use: Any = here
     with pytest.raises(TimeoutError):
@@ -327,6 +356,26 @@ async def test_a_connection_that_is_closed_leaves_nothing_in_its_runtime() -> No
                 here.stream(EACH, Texts([])).cancel()
         listeners = runtime.candidates(EACH.name).table.listeners
         assert [each for each in listeners if "Target" in repr(each)] == []
+
+
+async def test_handlers_of_a_runtime_outlive_the_connection_that_served_them() -> None:
+    other = trd.Unary[Misspelt, Lengths]("test.api.measure")
+
+    async def relay(request: Texts) -> Lengths:
+        return await trd.call(MEASURE, request)
+
+    async def of_other(request: Misspelt) -> Lengths:
+        return Lengths([-1])
+
+    async with DistributedRuntime(config=SETTINGS) as runtime, trd.connect(SETTINGS) as here:
+        async with trd.connect(runtime=runtime) as first:
+            await first.serve("test.api.relay", relay)
+            served = await here.serve(measure)
+            assert await here.call("test.api.relay", Texts(["a"])) == {"lengths": [1]}
+        await served.stop()
+        await here.serve(other, of_other)  # A contract that came later is compared, too.
+        with pytest.raises(trd.ContractMismatch):
+            await here.call("test.api.relay", Texts(["a"]))
 
 
 async def test_a_contract_in_an_unknown_form_is_not_compared(here: trd.Connection) -> None:

@@ -234,3 +234,8 @@ def test_run_needs_a_declared_function() -> None:
         trd.run(fits_plain)
     with pytest.raises(TypeError, match="found no declared function"):
         trd.run()
+
+
+async def test_run_makes_its_own_loop() -> None:
+    with pytest.raises(RuntimeError, match=r"run\(\) makes an event loop of its own, .*: use `await here.serve"):
+        trd.run(measure)

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triton_distributed.api.schema import described, differences, schema_of
+from triton_distributed.api.schema import described, differences, ignored, schema_of
 
 
 @dataclasses.dataclass
@@ -164,6 +164,14 @@ class TopP(TypedDict):
     top_p: NotRequired[int]
 
 
+class Image(TypedDict):
+    image: NotRequired[str]
+
+
+class Images(TypedDict):
+    images: NotRequired[list[str]]
+
+
 class NeedsLanguage(TypedDict):
     text: int
     language: str
@@ -190,6 +198,7 @@ class NeedsLanguage(TypedDict):
         (Strict, Tagged),
         (Pair, Pair),
         (TopK, TopP),
+        (Images, Image),
         (int, decimal.Decimal),
         (float, decimal.Decimal),
         (np.float32, float),
@@ -204,6 +213,27 @@ class NeedsLanguage(TypedDict):
 )
 def test_what_can_be_read_fits(ours: Any, theirs: Any) -> None:
     assert compared(ours, theirs) == []
+
+
+class TaggedSize(msgspec.Struct, tag=True):
+    size: int
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "says"),
+    [
+        (New, Old, ["request.temperature: this process sends it, and the worker ignores it"]),
+        (Tagged | TaggedSize, TaggedSize | Tagged, []),
+        (New, Old | None, ["request.temperature: this process sends it, and the worker ignores it"]),
+        (New, dict[str, Any], []),
+        (New, Old | dict[str, Any], []),
+        (New, Any, []),
+        (ByAlias, ByAlias, []),
+    ],
+)
+def test_fields_that_are_ignored(ours: Any, theirs: Any, says: list[str]) -> None:
+    sides: list[dict[str, Any]] = [{"kind": "unary", **described(each, Any)} for each in (ours, theirs)]
+    assert ignored(*sides) == says
 
 
 def test_a_field_that_cannot_be_described_hides_no_other() -> None:

@@ -116,6 +116,15 @@ async def test_only_what_is_idempotent_is_hedged(cluster: Cluster) -> None:
         await patiently(client.call(1, hedge_after_s=0.01))
 
 
+@pytest.mark.parametrize("seconds", ["1", float("nan")])
+async def test_the_time_before_the_second_is_a_number(cluster: Cluster, seconds: Any) -> None:
+    _, _, client = await two(cluster)
+    with pytest.raises(
+        ValueError, match=r"hedge_after_s=.*: must be a number of seconds, or None for no second attempt"
+    ):
+        await client.call(1, idempotent=True, hedge_after_s=seconds)
+
+
 async def test_the_second_instance_gets_what_was_passed_whatever_became_of_it(cluster: Cluster) -> None:
     seen: list[Any] = []
     go = asyncio.Event()

@@ -18,7 +18,7 @@ from triton_distributed.api.declarations import (
     check_known,
     declaration_of,
 )
-from triton_distributed.api.fit import check_handler
+from triton_distributed.api.fit import check_bound, check_handler
 from triton_distributed.api.options import ServeOptions, StreamOptions, UnaryOptions
 from triton_distributed.api.served import Served
 from triton_distributed.api.targets import Target
@@ -300,6 +300,7 @@ class Connection:
     async def serve_declared(self, handler: Any, declared: Declaration) -> Served:
         """Serve a handler as a declaration says; see `serve`."""
         self.runtime.check("serve_endpoint")
+        check_bound(handler)
         name, contract, options = declared
         serving = Serving(
             options.get("graceful_shutdown", True),
@@ -353,6 +354,8 @@ class Connection:
         finally:
             for target in self._targets.values():
                 target.close()
+            for known in (self._targets, self._called, self._streamed):
+                known.clear()  # Handlers that the program's own runtime still serves make new ones.
 
     def __repr__(self) -> str:
         return f"<Connection of {self.runtime!r}>"

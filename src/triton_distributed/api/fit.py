@@ -54,6 +54,20 @@ def check_handler(function: Any, contract: Contract[Any, Any]) -> None:
         raise TypeError(f"{where}: it answers with {written(item)}, not {written(answer)}")
 
 
+def check_bound(function: Any) -> None:
+    """Check that a handler is not the function of a method, which would take the request for its object.
+
+    Raises:
+        TypeError: it is; the text says what to pass.
+    """
+    if inspect.isfunction(function) and next(iter(inspect.signature(function).parameters), "") == "self":
+        kind, _, name = function.__qualname__.rpartition(".")
+        kind = kind.rpartition(".")[2] or "Class"
+        raise TypeError(
+            f"{function.__qualname__} is a method without its object: serve that of one, `{kind}(…).{name}`"
+        )
+
+
 def _makes_stream(result: Any) -> bool:
     """Whether a return annotation is a stream of items, also one of a class of its own, such as `ItemStream`."""
     kind = get_origin(bare(result)) or bare(result)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+from asyncio import _get_running_loop as _running_loop
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -31,6 +32,8 @@ def run(*functions: Callable[..., Any], config: Config | None = None) -> None:
         DiscoveryError: an instance cannot be registered.
         RuntimeError: an event loop is running already; use `here.serve` there.
     """
+    if _running_loop() is not None:
+        raise RuntimeError("run() makes an event loop of its own, and one runs here: use `await here.serve(function)`")
     chosen = list(functions) or declared_in(vars(sys.modules["__main__"]))
     if not chosen:
         raise TypeError("run() found no declared function in this program: decorate one with @trd.serve(…)")

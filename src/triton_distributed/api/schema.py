@@ -225,14 +225,14 @@ def ignored(ours: Schema, theirs: Schema) -> list[str]:
         ("request", ours, theirs, "this process sends it, and the worker ignores it"),
         ("answer", theirs, ours, "the worker sends it, and this process ignores it"),
     ):
-        for (_, sent), (_, taken) in zip(
-            _variants(sender[place], sender[place]), _variants(receiver[place], receiver[place]), strict=False
-        ):
-            known = {**taken.get("properties", {}), **taken.get("names", {})}
-            if known:
-                others = set(sent.get("names", {}).values())
-                unknown = [each for each in sent.get("properties", {}) if each not in known and each not in others]
-                found += [f"{place}.{each}: {words}" for each in unknown]
+        takes = [each for _, each in _variants(receiver[place], receiver[place])]
+        objects = [each for each in takes if not _types(each).isdisjoint(("object",))]
+        if not all(map(_types, takes)) or not objects or not all(each.get("properties") for each in objects):
+            continue  # It takes any fields, or none.
+        known = {name for each in objects for name in (*each["properties"], *each.get("names", ()))}
+        for _, sent in _variants(sender[place], sender[place]):
+            others = {*known, *sent.get("names", {}).values()}
+            found += [f"{place}.{each}: {words}" for each in sent.get("properties", ()) if each not in others]
     return found
 
 
@@ -301,10 +301,14 @@ class _Comparison:
         pairs = {taken_as[each]: sent_as[each] for each in taken_as if each in sent_as}
         unknown = [each for each in has if each not in pairs.values()]
         found: list[str] = []
+
+        def fits(name: str, inner: Schema) -> bool:
+            return not self._misfits(has[name], inner, "")
+
         for name, inner in wants.items():
             if name in pairs:
                 found += self._misfits(has[pairs[name]], inner, f"{path}.{name}")
-            elif close := next((each for each in unknown if _alike(each, name)), ""):
+            elif close := next((each for each in unknown if _alike(each, name) and fits(each, inner)), ""):
                 found.append(f"{path}: {self._sender} calls a field {close!r}, and {self._receiver} calls it {name!r}")
             elif name in taken.get("required", ()) and len(inner.get("enum", ())) != 1:  # A tag may be left out.
                 found.append(

@@ -206,6 +206,7 @@ class Client:
         **options: Unpack[CallOptions],
     ) -> Any:
         """Call, and call a second instance if there is no answer within `hedge_after_s` seconds; see `call`."""
+        hedge_after_s = _seconds(hedge_after_s, "hedge_after_s", "no second attempt")
         if not options.get("idempotent"):
             raise ValueError("hedge_after_s= may run two handlers: pass idempotent=True if that does no harm")
         if request.__class__ not in _NO_STREAMS and isinstance(request, AsyncIterable):
@@ -442,8 +443,8 @@ class Client:
         )
 
 
-def _seconds(timeout: object) -> float:
+def _seconds(timeout: object, name: str = "timeout", none: str = "no limit") -> float:
     """A call's timeout, checked. A value at or below 0 is valid and has expired: remaining time may be such a value."""
     if not isinstance(timeout, (int, float)) or timeout != timeout:
-        raise ValueError(f"timeout={timeout!r}: must be a number of seconds, or None for no limit")
+        raise ValueError(f"{name}={timeout!r}: must be a number of seconds, or None for {none}")
     return timeout
