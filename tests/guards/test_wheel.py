@@ -44,6 +44,12 @@ def reached(start: set[str], files: dict[str, Module]) -> set[str]:
     return found
 
 
+def loaded_by_others() -> set[str]:
+    """Modules that other programs load by their name in pyproject.toml, such as a plugin of pytest."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return {place.partition(":")[0] for group in project["entry-points"].values() for place in group.values()}
+
+
 def faces() -> list[str]:
     return [TESTING, f"{TESTING}.chaos"]
 
@@ -51,7 +57,7 @@ def faces() -> list[str]:
 def test_every_module_for_tests_is_of_use_to_a_user() -> None:
     files = {module.name: module for module in modules() if module.name.startswith(TESTING)}
     start = documented(PAGES, faces()) - set(faces())  # a face reaches all that it exports
-    unused = files.keys() - reached(start, files) - set(faces())
+    unused = files.keys() - reached(start | loaded_by_others(), files) - set(faces())
     assert not unused, f"no page of the documentation leads to {sorted(unused)}: move them to harness/, or tests/"
 
 

@@ -58,7 +58,27 @@ def connect(config: Config | None = None, *, runtime: DistributedRuntime | None 
         raise RuntimeError(
             "connect() needs a running event loop: use it inside `async def`, or use connect_sync() without a loop"
         ) from None
+    if runtime is None and _instead is not None:
+        return _instead(config)
     return Connection(runtime or DistributedRuntime(config=config), runtime is None)
+
+
+_instead: Callable[[Config | None], Connection] | None = None
+
+
+@contextmanager
+def connect_by(make: Callable[[Config | None], Connection]) -> Iterator[None]:
+    """Let all connections of this process be made by a function inside a `with` block, e.g. during a test.
+
+    Args:
+        make: gets the settings that the program gave. It is called with the running loop of `connect`.
+    """
+    global _instead
+    before, _instead = _instead, make
+    try:
+        yield
+    finally:
+        _instead = before
 
 
 class Connection:
@@ -180,9 +200,11 @@ class Connection:
         if (known := self._targets.get(endpoint)) is not None:
             return known
         name = EndpointName.parse(endpoint) if contract is None else contract.name
-        target = Target(Endpoint(self.runtime, name).unopened_client(), contract)
-        self._targets[endpoint] = target
+        target = self._targets[endpoint] = self._target(name, contract)
         return target
+
+    def _target(self, name: EndpointName, contract: Contract[Any, Any] | None) -> Target:
+        return Target(Endpoint(self.runtime, name).unopened_client(), contract)
 
     async def send(
         self, endpoint: Unary[R, Any] | Stream[R, Any] | str, request: R, **options: Unpack[StreamOptions]

@@ -61,7 +61,7 @@ class SyncConnection:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self._shared: _Shared | None = None
+        self._shared: Shared | None = None
         self._closed = False
 
     @overload
@@ -183,7 +183,7 @@ class SyncConnection:
         work = partial(shared.connection.wait_for_instances, endpoint, count, timeout=timeout)
         shared.loop.run("wait_for_instances", work)
 
-    def _open(self, operation: str) -> _Shared:
+    def _open(self, operation: str) -> Shared:
         shared = self._shared
         if shared is None or shared.loop.inherited:
             if self._closed:
@@ -209,7 +209,7 @@ class SyncConnection:
         return f"<SyncConnection {state}>"
 
 
-def _inherited(shared: _Shared, options: dict[str, Any]) -> tuple[Relay | None, Variables]:
+def _inherited(shared: Shared, options: dict[str, Any]) -> tuple[Relay | None, Variables]:
     """The variables of a call, and the relay between its context and that of its caller, if there is one."""
     variables = copy_context()
     serving = current.get()
@@ -226,7 +226,7 @@ def _inherited(shared: _Shared, options: dict[str, Any]) -> tuple[Relay | None, 
     return relay, variables
 
 
-class _Shared(NamedTuple):
+class Shared(NamedTuple):
     """What the synchronous connections with equal settings share."""
 
     loop: SyncLoop
@@ -245,14 +245,14 @@ class _Process:
     def _reset(self) -> None:
         self._lock = Lock()  # Guards the attributes below.
         self._loop: SyncLoop | None = None
-        self._shared: dict[Config, _Shared] = {}
+        self._shared: dict[Config, Shared] = {}
         self._closing = 0
 
     def forked(self) -> None:
         """Begin anew in a forked child."""
         self._reset()
 
-    def join(self, user: SyncConnection, operation: str) -> _Shared:
+    def join(self, user: SyncConnection, operation: str) -> Shared:
         """What the connections with the settings of `user` share, made if it is the first."""
         check_thread(operation)
         with self._lock:
@@ -270,9 +270,9 @@ class _Process:
 
     def _connect(self, loop: SyncLoop, config: Config) -> None:
         """Runs on the loop. An interrupt of the thread that waits for it loses nothing."""
-        self._shared[config] = _Shared(loop, connect(config), WeakSet())
+        self._shared[config] = Shared(loop, connect(config), WeakSet())
 
-    def leave(self, user: SyncConnection, shared: _Shared) -> None:
+    def leave(self, user: SyncConnection, shared: Shared) -> None:
         """Close what no connection uses any more."""
         if get_ident() == shared.loop.thread:
             raise RuntimeError("close(): the thread of the calls cannot wait for its own end: close in another thread")
@@ -293,6 +293,19 @@ class _Process:
             if last:
                 shared.loop.stop()
 
+    def disconnect(self) -> None:
+        """See the function of this name."""
+        with self._lock:
+            loop, self._loop = self._loop, None
+            opened = [*self._shared.values()]
+            self._shared.clear()
+            for each in opened:
+                for user in tuple(each.users):
+                    user._shared = None
+        if loop is not None:
+            loop.run_blocking("disconnect", partial(_close_all, opened))
+            loop.stop()
+
     def exit(self) -> None:
         """Close everything at the end of the process, in a bounded time."""
         if not self._lock.acquire(timeout=EXIT_S):  # A daemon thread has it and does not run any more.
@@ -308,7 +321,15 @@ class _Process:
             loop.stop(EXIT_S)
 
 
-async def _close_all(opened: Iterable[_Shared]) -> None:
+def disconnect() -> None:
+    """Close what all synchronous connections of this process share, and end their thread, e.g. after a test.
+
+    Open calls are cancelled. A connection that is used again connects anew.
+    """
+    _process.disconnect()
+
+
+async def _close_all(opened: Iterable[Shared]) -> None:
     await asyncio.gather(*(each.connection.close() for each in opened), return_exceptions=True)
 
 

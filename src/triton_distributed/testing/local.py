@@ -8,22 +8,11 @@ from typing import Any, Self
 from triton_distributed.config import Config
 from triton_distributed.routing.policies import Policy
 from triton_distributed.runtime import Client, DistributedRuntime
+from triton_distributed.testing.leftovers import LeftOver
 from triton_distributed.testing.virtual_time import waiting
 
 READY_S = 60.0  # Seconds to wait for a registration. It takes milliseconds; a busy machine may need many times that.
 POLL_S = 0.001
-
-
-class LeftOver(AssertionError):
-    """The program under test has left tasks or failed endpoints.
-
-    Attributes:
-        found: a description of each, one line each.
-    """
-
-    def __init__(self, found: list[str]) -> None:
-        super().__init__("\n".join(["left over after the cluster was closed:", *found]))
-        self.found = found
 
 
 class LocalCluster:

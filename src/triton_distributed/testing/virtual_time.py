@@ -190,15 +190,16 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
 
 def waiting(loop: asyncio.AbstractEventLoop) -> tuple[tuple[str, str], ...]:
     """The tasks of a loop that are not done, as (name, file:line in function), sorted."""
-    found = []
-    for task in asyncio.all_tasks(loop):
-        stack = task.get_stack(limit=1)
-        place = "its end"
-        if stack:
-            code = stack[0].f_code
-            place = f"{code.co_filename}:{stack[0].f_lineno} in {getattr(code, 'co_qualname', code.co_name)}"
-        found.append((task.get_name(), place))
-    return tuple(sorted(found))
+    return tuple(sorted((task.get_name(), place(task)) for task in asyncio.all_tasks(loop)))
+
+
+def place(task: asyncio.Task[Any]) -> str:
+    """The line at which a task waits, as `file:line in function`."""
+    stack = task.get_stack(limit=1)
+    if not stack:
+        return "its end"
+    code = stack[0].f_code
+    return f"{code.co_filename}:{stack[0].f_lineno} in {getattr(code, 'co_qualname', code.co_name)}"
 
 
 def run_in_virtual_time(main: Coroutine[Any, Any, T], *, seed: int | str = 0) -> T:
