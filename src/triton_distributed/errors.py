@@ -149,7 +149,7 @@ class RuntimeClosed(TritonError):
         self.operation = operation
 
     def __str__(self) -> str:
-        return f"{self.operation}: this runtime or connection was closed"
+        return f"{self.operation}: this runtime or connection was shut down"
 
 
 class AlreadyServed(TritonError):

@@ -371,6 +371,8 @@ class FakeTarget(Target):
         self.fits = False  # So each call asks for a policy.
 
     def fitting(self, policy: Policy) -> Policy:
+        if isinstance(policy, (_Choosing, _ChoosingWithMetadata)):
+            return policy  # A call that had to wait asks again.
         inner = super().fitting(policy)
         if isinstance(inner, WithMetadata):
             return _ChoosingWithMetadata(inner, self._endpoint)
