@@ -68,10 +68,10 @@ _instead: Callable[[Config | None], Connection] | None = None
 
 @contextmanager
 def connect_by(make: Callable[[Config | None], Connection]) -> Iterator[None]:
-    """Let all connections of this process be made by a function inside a `with` block, e.g. during a test.
+    """Inside a `with` block, make all connections of this process by calling a function, e.g. during a test.
 
     Args:
-        make: gets the settings that the program gave. It is called with the running loop of `connect`.
+        make: gets the settings that the program gave. It is called while the event loop of `connect` runs.
     """
     global _instead
     before, _instead = _instead, make
@@ -92,7 +92,7 @@ class Connection:
         self.runtime = runtime
         self._owned = owned
         self._targets: dict[object, Target] = {}
-        self._called: dict[object, Target] = {}  # Those of them that `call` has used, so the kind is checked once.
+        self._called: dict[object, Target] = {}  # The targets of `call`: their kind was already checked.
         self._streamed: dict[object, Target] = {}  # The same for `stream`.
         self._entered: contextvars.Token[Connection | None] | None = None
 
@@ -114,7 +114,7 @@ class Connection:
     ) -> Any:
         """Call an endpoint that answers with one value, and return the value.
 
-        The call waits for a first instance within its time.
+        Without an instance, the call waits for one, at most for its timeout.
 
         Args:
             endpoint: a `Unary` contract, or the endpoint's name.
@@ -162,12 +162,14 @@ class Connection:
         policy: str | Policy | MetadataPolicy | None = None,
         **options: Any,
     ) -> ItemStream[Any]:
-        """Call an endpoint that answers with a stream. The call begins now and waits for a first instance in its time.
+        """Call an endpoint that answers with a stream.
+
+        The call begins now. Without an instance, it waits for one, at most for its timeout.
 
         Args:
             endpoint: a `Stream` or `Bidirectional` contract, or the endpoint's name.
-            request: the request; for a bidirectional endpoint, an async iterator of items. It is taken now: later
-                changes do not reach the handler.
+            request: the request. It is encoded or copied now, so later changes do not reach the handler. For a
+                bidirectional endpoint, an async iterator of items.
             options: see `StreamOptions`.
 
         Returns:
@@ -211,9 +213,9 @@ class Connection:
     ) -> None:
         """Hand a request over. The handler runs to its end, and its items are dropped.
 
-        It returns when a handler has begun with the request. In a handler, the request then no longer depends on the
-        handler's own: neither its deadline nor its cancellation counts. `close` waits for requests that still run, as
-        for served ones.
+        It returns when a handler has begun with the request. If a handler calls this, the new request does not depend
+        on the request that the handler serves: its deadline and its cancellation have no effect on the new one. `close`
+        waits for such requests as long as for the requests that this process serves.
 
         Args:
             endpoint: the endpoint's contract, which is not bidirectional, or its name.
@@ -369,7 +371,10 @@ class Connection:
             _reset(token)
 
     async def close(self) -> None:
-        """Drain what is served, wait for the requests of `send` as long, cancel open calls, and close everything."""
+        """Drain what is served and wait for the requests of `send`, together at most `TRD_DRAIN_TIMEOUT_S`.
+
+        Then cancel open calls, and close everything.
+        """
         try:
             if self._owned:
                 await self.runtime.close()
@@ -377,7 +382,7 @@ class Connection:
             for target in self._targets.values():
                 target.close()
             for known in (self._targets, self._called, self._streamed):
-                known.clear()  # Handlers that the program's own runtime still serves make new ones.
+                known.clear()  # If the program gave its own runtime, its handlers still run.
 
     def __repr__(self) -> str:
         return f"<Connection of {self.runtime!r}>"

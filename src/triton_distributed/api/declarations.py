@@ -25,7 +25,7 @@ S = TypeVar("S")
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 PushesItems: TypeAlias = Coroutine[Any, Any, Sender[A]]
-"""What an async handler gives that returns a `Sender`."""
+"""The result of calling an async handler that returns a `Sender`."""
 
 UnaryHandler: TypeAlias = (
     Callable[[R], Awaitable[A]] | Callable[[R, Context], Awaitable[A]] | Callable[[R], A] | Callable[[R, Context], A]
@@ -61,14 +61,14 @@ class Declaration(NamedTuple):
 
 
 # A decorator for each kind of contract. It takes functions and methods, with and without a context, and returns the
-# same function. A type checker can only say so with one overload for each form.
+# same function. To tell this to a type checker, each form needs its own overload.
 
 
 class ServesUnary(Protocol[R, A]):
     """The decorator of a handler for a unary endpoint."""
 
     @overload
-    def __call__(  # type: ignore[overload-overlap]  # The next ones would lose `function` and `statistics`.
+    def __call__(  # type: ignore[overload-overlap]  # The overloads below lose the attributes.
         self, function: Batched[R, A], /
     ) -> Batched[R, A]: ...
     @overload
@@ -76,7 +76,7 @@ class ServesUnary(Protocol[R, A]):
     @overload
     def __call__(self, function: Callable[[R], Coroutine[Any, Any, A]], /) -> Callable[[R], Coroutine[Any, Any, A]]: ...
     @overload
-    def __call__(  # type: ignore[overload-overlap]  # A could itself be a coroutine.
+    def __call__(  # type: ignore[overload-overlap]  # The type `A` may be a coroutine.
         self, function: Callable[[R, Context], Coroutine[Any, Any, A]], /
     ) -> Callable[[R, Context], Coroutine[Any, Any, A]]: ...
     @overload

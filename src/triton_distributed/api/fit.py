@@ -23,9 +23,9 @@ from triton_distributed.serving.signatures import (
 def check_handler(function: Any, contract: Contract[Any, Any]) -> None:
     """Check that a handler fits a contract.
 
-    An annotation must be the contract's type, a base class of the request's type, or a subclass of the answer's type. A
-    parameter without annotation takes what the contract says. Names that cannot be resolved yet are checked when the
-    handler is served.
+    The parameter's annotation must be the contract's request type or a base class of it. The return annotation must be
+    the answer type or a subclass of it. A parameter without annotation takes what the contract says. Names that cannot
+    be resolved yet are checked when the handler is served.
 
     Raises:
         TypeError: the handler does not fit; the text names the parameter. Or the contract has no types.
@@ -55,10 +55,10 @@ def check_handler(function: Any, contract: Contract[Any, Any]) -> None:
 
 
 def check_bound(function: Any) -> None:
-    """Check that a handler is not the function of a method, which would take the request for its object.
+    """Check that a handler is not an unbound method, whose `self` would get the request.
 
     Raises:
-        TypeError: it is; the text says what to pass.
+        TypeError: the handler is an unbound method; the text says what to pass.
     """
     if inspect.isfunction(function) and next(iter(inspect.signature(function).parameters), "") == "self":
         kind, _, name = function.__qualname__.rpartition(".")
@@ -69,7 +69,7 @@ def check_bound(function: Any) -> None:
 
 
 def _makes_stream(result: Any) -> bool:
-    """Whether a return annotation is a stream of items, also one of a class of its own, such as `ItemStream`."""
+    """Whether a return annotation is a stream: an iterator type, or a class that is one, such as `ItemStream`."""
     kind = get_origin(bare(result)) or bare(result)
     iterators = (collections.abc.AsyncIterable, collections.abc.Iterator)
     return is_stream(result) or (inspect.isclass(kind) and issubclass(kind, iterators))

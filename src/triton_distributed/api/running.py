@@ -90,7 +90,7 @@ async def serve_until_drained(here: Connection, handlers: Iterable[tuple[Any, De
 def _say_ready(instance: Instance, config: Config) -> None:
     id = instance.id
     if config.backend.fixed:
-        id = static_id(instance.endpoint, instance.addresses)  # Clients know the list's entry under this id.
+        id = static_id(instance.endpoint, instance.addresses)  # Clients know the entry of `TRD_STATIC` under this id.
     with contextlib.suppress(OSError):  # The reader of the output may be gone.
         print(f"ready: serving {instance.endpoint} as instance {id} at {','.join(instance.addresses)}", flush=True)
 

@@ -28,7 +28,10 @@ class Served:
         return self.instance.endpoint
 
     async def until_drained(self) -> None:
-        """Wait until the endpoint is not served any more: after a signal, `here.close()` or `stop()`, and the drain."""
+        """Wait until the endpoint is not served any more.
+
+        A signal, `here.close()` or `stop()` ends it; a drain comes before the end.
+        """
         try:
             await asyncio.shield(self._task)
         except asyncio.CancelledError:
@@ -46,7 +49,8 @@ class Served:
     async def stop(self) -> None:
         """Stop serving now: the instance is withdrawn, new requests are refused, and running handlers are cancelled.
 
-        To let running handlers finish, `pause` first. Closing the connection also drains.
+        To let running handlers finish, close the connection, which drains; or `pause`, and call this after the last
+        request has ended.
         """
         self._task.cancel()
         await self.until_drained()

@@ -105,7 +105,7 @@ def _compared(
 ) -> list[str]:
     try:
         return compare(ours, theirs)
-    except Exception:  # A later version describes contracts in another way. Values are checked when they arrive.
+    except Exception:  # The worker may run a later version, with other schemas. Values are still checked.
         return []
 
 
