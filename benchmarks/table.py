@@ -73,7 +73,7 @@ SHORT = (
     Row("16 streams of 500 items: items/s", "streams", "per_s"),
     Row("16 MiB array there and back: GB/s", "array", "gb_per_s"),
     Row("cancellation through three workers: median, ms", "cancel", "p50_ms"),
-    Row("two processes' start to the first reply, s", "hello", "both_s"),
+    Row("from the start of two processes to the first reply, s", "hello", "both_s"),
 )
 """The rows of README.md."""
 HEAD = ("work", *FAMILIES, "ours ÷ yardstick", "ours ÷ grpc.aio", "target", "")

@@ -110,7 +110,7 @@ def _make_private(folder: Path, where: str) -> None:
 
 
 def _make_folder(config: Config, address: Address, where: str) -> Callable[[], None] | None:
-    """Return what makes a socket's folder again; None for sockets outside the private folder."""
+    """Return a function that creates the socket's folder again; None for sockets outside the private folder."""
     folder = Path(config.directory).absolute() / SOCKETS
     if address.scheme != "unix" or Path(address.host).parent != folder:
         return None

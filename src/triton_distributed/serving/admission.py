@@ -54,9 +54,9 @@ class EstimateError:
 class HandlerSlots:
     """The handlers that one worker may run at once, for all its endpoints together.
 
-    A session may have no more streams than there are free slots. So a single session takes at most half of the slots,
-    and n greedy sessions leave 1/(n + 1) of them to the next session. (Choudhury and Hahne, "Dynamic queue length
-    thresholds for shared-memory packet switches", 1998, with a factor of 1.)
+    A session may have no more streams than there are free slots. Its own streams take slots too. So one session can
+    take at most half of the slots, and n greedy sessions leave 1/(n + 1) of them to the next session. (Choudhury and
+    Hahne, "Dynamic queue length thresholds for shared-memory packet switches", 1998, with a factor of 1.)
 
     Attributes:
         most: the number of slots.
@@ -100,7 +100,9 @@ class Admission(Generic[T]):
         self.mean_s = 0.0
         self._lines: dict[int, deque[T]] = {}  # Waiting requests by priority. An empty line is removed.
         self._waiting = 0
-        self._errors: dict[int, EstimateError] = {}  # By priority, at most 256: high ones overtake low ones.
+        # One for each priority (at most 256). Requests of high priority overtake others, so the estimates of each
+        # priority err differently.
+        self._errors: dict[int, EstimateError] = {}
 
     def __len__(self) -> int:
         return self._waiting
@@ -147,8 +149,8 @@ class Admission(Generic[T]):
         `wait_s` knows only handlers that have ended. This estimate looks at running handlers as well. The next request
         gets the place of the oldest handler, the request after it the place of the second oldest, and so on. If even
         the youngest handler has run for longer than the mean, handlers take longer now, by an unknown time. Then each
-        is expected to run twice as long as they have run on average: the expectation for a process that is observed at
-        a random moment.
+        handler is expected to take twice the average time that the running ones have run so far. Seen at a random
+        moment, a handler is on average halfway through.
 
         Args:
             running: the running requests, in the order in which they began.

@@ -107,6 +107,7 @@ def _fill(context: ServedContext, values: dict[str, Any], metadata: Body) -> Non
     if isinstance(travelling, dict):
         valid = {key: value for key, value in travelling.items() if isinstance(key, str) and key[:1] != "\0"}
         context.travelling = MappingProxyType(valid)
-        context.carried = (context.travelling, b"")  # Plain values, as every peer sends them.
+        # They came encoded, so they are plain values and need no check before they are sent on.
+        context.carried = (context.travelling, b"")
     if values:
         context.metadata = MappingProxyType(values)

@@ -29,7 +29,7 @@ AHEAD = 64
 """The number of items that a generator may be ahead of its reader."""
 
 AHEAD_BYTES = 4 * MAX_FRAME
-"""The bytes of items that a generator may be ahead. With this limit, items of 64 KiB cost no more than without one."""
+"""The bytes of items that a generator may be ahead. Items of 64 KiB are as fast with this limit as with no limit."""
 
 # The types that handlers return most often. They are neither awaitable nor iterators, so no check is needed.
 VALUES = frozenset({type(None), bool, int, float, str, bytes, dict, list, tuple})
@@ -59,7 +59,9 @@ class Ready(deque[bytes | Encoded]):
 
 
 class PlainHandler(Computation):
-    """One request at a plain handler: an async iterator that returns the same `Ready` each time, when it has items.
+    """One request at a plain handler: an async iterator.
+
+    Each step waits until there are items, and returns the same `Ready` object with the new items.
 
     Args:
         threads: the threads in which it runs.
@@ -237,7 +239,7 @@ class PlainHandler(Computation):
             if isinstance(iterator, Generator):
                 self._close(iterator)
         finally:
-            del iterator, item  # An error's frames would keep them alive, and this thread has to clean them up.
+            del iterator, item  # The frames of an error would keep both alive, but they must be freed in this thread.
 
     def _wait_for_reader(self) -> bool:
         """Wait until all yielded items are sent. True: end instead of continuing."""

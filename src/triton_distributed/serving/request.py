@@ -173,7 +173,7 @@ class ServedRequest:
             self._host.gate.ended(self)
 
     def begin(self) -> None:
-        """Start the handler's task, as its ACCEPT is written; do nothing if the request was cancelled meanwhile."""
+        """The ACCEPT was written: start the handler's task, unless the request was cancelled meanwhile."""
         if self.state == ANNOUNCED:
             host = self._host
             # A copy of the endpoint's context: the caller of this method may run in the context of another request.
@@ -276,7 +276,8 @@ class ServedRequest:
 
     def _request(self, body: Body, buffers: list[Memory] | None) -> Any:
         handler = self._host.handler
-        if not self.stream.finished or not len(body):  # A caller that streams requests, even if all have arrived.
+        if not self.stream.finished or not len(body):
+            # This caller streams its requests. That holds even if all of them have arrived.
             self._check_not_stopped()
             self._invalid = InvalidRequest(
                 "", f"handler {handler.name} takes one request; annotate its parameter as AsyncIterator[…] for a stream"

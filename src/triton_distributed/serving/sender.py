@@ -111,7 +111,7 @@ class Pushed:
                 logger.exception("on_left= of a Sender raised an error")
 
     async def room(self) -> None:
-        """Wait, on the loop, until an item may be added or none ever."""
+        """Wait, on the loop, until an item may be added, or no item can be added any more."""
         while self.full and not self.closed:
             if self.maker is not None and self.maker is asyncio.current_task():
                 raise RuntimeError(
@@ -135,7 +135,7 @@ class Pushed:
     # Methods for any thread, with the lock held.
 
     def wait(self) -> None:
-        """Wait in a thread until an item may be added or none ever."""
+        """Wait in a thread until an item may be added, or no item can be added any more."""
         while self.full and not self.closed:
             if not self.free.wait(CHECK_S) and self._context is not None and self._context.over:
                 self.closed = NOT_RETURNED
@@ -228,8 +228,8 @@ class Sender(Generic[T]):
 
         Raises:
             SenderClosed, TypeError: as `send`.
-            RuntimeError: called in another thread; or by the handler itself, before it has returned the sender, when as
-                many items wait as may wait.
+            RuntimeError: called in another thread; or the handler itself calls it before it has returned the sender,
+                and the bound of waiting items is reached.
         """
         pushed = self._pushed
         if not pushed.on_its_loop():
@@ -259,7 +259,9 @@ class Sender(Generic[T]):
         return True
 
     def push(self, item: T) -> None:
-        """Send an item at once, in any thread, even beyond the bound: the caller must `await room()` soon.
+        """Send an item at once, in any thread, even beyond the bound.
+
+        The code that calls `push` must `await room()` soon.
 
         Raises:
             SenderClosed, TypeError: as `send`.

@@ -13,7 +13,8 @@ from triton_distributed.annotated import Annotated
 from triton_distributed.payload.typed import RequestDecoder, typed_checker, typed_decoder
 from triton_distributed.serving.sender import Sender
 
-#: The attribute of a function that checks its own request and response: its `Checks`. See `decorators.triton_endpoint`.
+#: The name of an attribute. A function that checks its request and response itself has its `Checks` there. See
+#: `decorators.triton_endpoint`.
 CHECKS_ITSELF = "__triton_checks_itself__"
 
 STREAMS = (
@@ -291,7 +292,10 @@ def item_hint(hint: Any) -> Any:
 
 
 def _is_whole_item(kind: Any) -> bool:
-    """Whether instances are not checked: streams of another class, and `Annotated` items."""
+    """Return whether values of this type need no check here.
+
+    That is so if the type is `Annotated` or a stream class that is not in `STREAMS`.
+    """
     return isinstance(kind, type) and issubclass(
         kind, (Annotated, collections.abc.AsyncIterable, collections.abc.Generator, map, filter, zip)
     )

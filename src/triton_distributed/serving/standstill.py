@@ -145,7 +145,10 @@ def _order(endpoint: ServedEndpoint) -> tuple[str, int]:
 
 
 def _stands_s(endpoint: ServedEndpoint, now: float) -> float:
-    """Seconds since a handler of the endpoint began. While requests wait, one begins whenever another one ends."""
+    """Seconds since a handler of the endpoint began.
+
+    While requests wait, each end of a handler begins another, so this is also the time since a handler ended.
+    """
     newest = next(reversed(endpoint.gate.running), None)
     return 0.0 if newest is None else now - newest.started
 

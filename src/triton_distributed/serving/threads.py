@@ -202,7 +202,7 @@ class HandlerThreads:
             try:
                 starter.start()
             except RuntimeError:
-                self.start(threads)  # It fails as well, but it handles the failure.
+                self.start(threads)  # `start` will fail as well, but it handles the failure.
                 return
             self._starter = starter
         self._fresh.put(threads)
