@@ -163,6 +163,7 @@ class Run:
     def __init__(self, folder: Path, running: Iterable[str] = ()) -> None:
         self.folder = folder
         self.background: list[tuple[Command, subprocess.Popen[bytes]]] = []
+        self._ending: set[int] = set()  # The background commands to which the document has sent SIGTERM.
         programs = folder / ".programs"  # `python` and `trd` as a user of this environment has them, installed or not
         programs.mkdir()
         for name, module in {"python": "", "python3": "", "trd": "-m triton_distributed.cli.main"}.items():
@@ -238,6 +239,7 @@ class Run:
             self._compare(command, self._until_ended(process, started))
         elif verb == "kill":
             process.terminate()
+            self._ending.add(process.pid)
         else:
             process.kill()
             started.status = -signal.SIGKILL
@@ -294,7 +296,8 @@ class Run:
             command, process = self.background.pop()
             if process.stdout is None or process.stdout.closed:
                 continue  # `fg` has waited for it.
-            process.terminate()
+            if process.pid not in self._ending:  # A second signal could hit a process that no longer handles it.
+                process.terminate()
             try:
                 self._until_ended(process, command)
             except DocumentError as error:

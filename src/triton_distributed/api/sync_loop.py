@@ -90,7 +90,7 @@ class SyncLoop:
         job = _Job(operation, work, variables or copy_context(), self._loop)
         try:
             self.post(job)
-            # A lock is the fastest way to wait, and signals interrupt it. See benchmarks/sync_client.py.
+            # A lock is a fast way to wait, and signals interrupt it. See benchmarks/sync_client.py.
             if not job.done.acquire(True, patience_s):
                 return None
         except BaseException:
