@@ -24,7 +24,8 @@ from triton_distributed.system.signals import DrainSignals
 
 TERM = 128 + signal.SIGTERM
 
-# What each program does when it is told to end. It says "up" when it does that.
+# What each program does when it is told to end. It says "up" when it does that. A program blocks for a moment at a time:
+# CPython handles a signal late if it arrives right before a system call that blocks.
 PROGRAMS = {
     "imports": """
 import triton_distributed.runtime
@@ -40,7 +41,8 @@ class Slow:
     def find_spec(self, name, path=None, target=None):
         if name == "msgspec":
             print("up", flush=True)
-            time.sleep(3600)
+            while True:
+                time.sleep(0.05)
 
 sys.meta_path.insert(0, Slow())
 try:
@@ -70,7 +72,8 @@ from triton_distributed.runtime import triton_worker
 async def main(runtime):
     try:
         print("up", flush=True)
-        time.sleep(3600)
+        while True:
+            time.sleep(0.05)
     finally:
         print("cleaned up", flush=True)
 
@@ -134,20 +137,22 @@ import threading
 import triton_distributed.runtime
 try:
     print("up", flush=True)
-    threading.Event().wait()
+    while not threading.Event().wait(0.05):
+        pass
 finally:
     print("cleaned up", flush=True)
 """,
 }
 
-SLOW = "import time\nprint('up', flush=True)\ntime.sleep(3600)\n"
+SLOW = "import time\nprint('up', flush=True)\nwhile True:\n    time.sleep(0.05)\n"
 MODEL = """
 import time
 
 class Model:
     def __init__(self):
         print("up", flush=True)
-        time.sleep(3600)
+        while True:
+            time.sleep(0.05)
 
     async def generate(self, request):
         return request
@@ -315,10 +320,12 @@ import time
 import triton_distributed.runtime
 try:
     print("up", flush=True)
-    time.sleep(3600)
+    while True:
+        time.sleep(0.05)
 finally:
     print("cleaning up", flush=True)
-    time.sleep(3600)
+    while True:
+        time.sleep(0.05)
 """
 
 
@@ -340,7 +347,8 @@ ends = set()
 for _ in range(20):
     child = os.fork()
     if child == 0:
-        time.sleep(3600)
+        while True:
+            time.sleep(0.05)
     os.kill(child, signal.SIGTERM)
     ends.add(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 print("up", flush=True)
