@@ -7,6 +7,7 @@ import dataclasses
 import decimal
 import enum
 import ipaddress
+import itertools
 import json
 import pathlib
 import time
@@ -332,12 +333,14 @@ def test_kinds_are_compared() -> None:
     ]
 
 
+_numbers = itertools.count()  # The oldest msgspec cannot describe two classes of one name.
+
 TYPES = st.recursive(
     st.sampled_from([int, float, str, bool, bytes, type(None), Old, AsModel, Node]),
     lambda inner: (
         st.builds(list.__class_getitem__, inner)
         | st.builds(lambda a: dict.__class_getitem__((str, a)), inner)
-        | st.builds(lambda fields: msgspec.defstruct("Made", [(f"f{n}", each) for n, each in enumerate(fields)]),
+        | st.builds(lambda fields: msgspec.defstruct(f"Made{next(_numbers)}", [(f"f{n}", each) for n, each in enumerate(fields)]),
                     st.lists(inner, max_size=3))
     ),
     max_leaves=6,
