@@ -137,8 +137,6 @@ class Connection:
             target = self._called[endpoint] = self._open(endpoint, "call", "unary")
         client, decoder = target.client, target.decoder
         chooses = client.policy_of(policy)
-        if not target.fits:
-            chooses = target.fitting(chooses)
         if hedge_after_s is not None:
             return await client.hedged("Connection.call", request, chooses, decoder, True, hedge_after_s, **options)
         return await answer(
@@ -184,8 +182,6 @@ class Connection:
             target = self._streamed[endpoint] = self._open(endpoint, "stream", "stream", "bidirectional")
         client = target.client
         chooses = client.policy_of(policy)
-        if not target.fits:
-            chooses = target.fitting(chooses)
         return ItemStream(
             client.start("Connection.stream", request, chooses, False, False, None, target.decoder, True, **options)
         )
@@ -233,8 +229,6 @@ class Connection:
             options["priority"] = options.get("priority", serving.priority)
         policy = options.pop("policy", None)
         chooses = target.client.policy_of(policy)
-        if not target.fits:
-            chooses = target.fitting(chooses)
         call = target.client.start("Connection.send", request, chooses, False, False, None, None, True, **options)
         await accepted(call)
         self.runtime.finish_first(discard(call))

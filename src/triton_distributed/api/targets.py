@@ -11,7 +11,7 @@ from triton_distributed.api.schema import differences, ignored
 from triton_distributed.calling.items import ItemDecoder
 from triton_distributed.names import Instance
 from triton_distributed.routing.load import LoadBook
-from triton_distributed.routing.policies import Direct, Policy, WithMetadata
+from triton_distributed.routing.policies import Direct, Policy
 from triton_distributed.runtime.client import Client
 from triton_distributed.serving.signatures import made
 
@@ -27,27 +27,24 @@ class Target:
 
     Attributes:
         decoder: decodes items to the contract's type; None for plain values.
-        fits: all present instances are known to fit the contract.
 
     Raises:
         TypeError: values of the contract's types cannot be checked.
     """
 
-    __slots__ = ("_contract", "_ignored", "_unfit", "client", "decoder", "fits")
+    __slots__ = ("_contract", "_ignored", "_unfit", "client", "decoder")
 
     def __init__(self, client: Client, contract: Contract[Any, Any] | None) -> None:
         self.client = client
         self._contract = contract
         self._unfit: dict[int, ContractMismatch] = {}
         self._ignored: set[str] = set()
-        self.fits = True
         self.decoder: ItemDecoder | None = None
         if contract is not None:
             if contract.types.answer is not Any:
                 self.decoder = made(f"{contract!r}: its answer", ItemDecoder, contract.types.answer)
             if contract.schema is not None:
                 client.candidates.table.listeners.append(self._compare)
-                client.limit(self.fitting)
                 self._compare()
 
     def _compare(self) -> None:
@@ -62,7 +59,7 @@ class Target:
             elif each.contract is not None:
                 self._warn_of_ignored(contract, each.contract)
         self._unfit = unfit
-        self.fits = bool(self.client.candidates.table.instances) and not unfit
+        self.client.limit(self.choose if unfit else None)
 
     def _warn_of_ignored(self, contract: Contract[Any, Any], theirs: Mapping[str, Any]) -> None:
         """Log once each field that one side sends and the other does not know: it may be misspelt."""
@@ -79,19 +76,16 @@ class Target:
         if self._compare in listeners:
             listeners.remove(self._compare)
 
-    def fitting(self, policy: Policy) -> Policy:
-        """A policy that chooses among the instances whose contracts fit, and raises ContractMismatch if there is none.
+    def choose(self, policy: Policy, request: Any, instances: tuple[Instance, ...], load: LoadBook) -> Instance:
+        """Choose with a policy among the instances whose contracts fit.
 
-        Needed unless all instances are known to fit: see `fits`.
+        Raises:
+            ContractMismatch: no offered instance fits.
         """
         if isinstance(policy, Direct):
-            return policy
-        return _FittingWithMetadata(policy, self) if isinstance(policy, WithMetadata) else _Fitting(policy, self)
-
-    def choose(self, policy: Policy, request: Any, instances: tuple[Instance, ...], load: LoadBook) -> Instance:
-        """Choose among the instances that fit."""
+            return policy(request, instances, load)
         unfit = self._unfit
-        fit = tuple(each for each in instances if each.id not in unfit) if unfit else instances
+        fit = tuple(each for each in instances if each.id not in unfit)
         if not fit:
             known = unfit[instances[0].id]
             raise ContractMismatch(known.endpoint, known.instance_id, known.differences)
@@ -107,29 +101,3 @@ def _compared(
         return compare(ours, theirs)
     except Exception:  # The worker may run a later version, with other schemas. Values are still checked.
         return []
-
-
-class _Fitting:
-    """The policy of a call that may meet instances which do not fit."""
-
-    __slots__ = ("_policy", "_target")
-
-    def __init__(self, policy: Policy, target: Target) -> None:
-        self._policy = policy
-        self._target = target
-
-    def __call__(self, request: Any, instances: tuple[Instance, ...], load: LoadBook) -> Instance:
-        return self._target.choose(self._policy, request, instances, load)
-
-
-class _FittingWithMetadata(WithMetadata):
-    """The same for a policy that takes the metadata of each call."""
-
-    __slots__ = ("_inner", "_target")
-
-    def __init__(self, inner: WithMetadata, target: Target) -> None:
-        self._inner = inner
-        self._target = target
-
-    def of_call(self, metadata: Mapping[str, Any]) -> Policy:
-        return _Fitting(self._inner.of_call(metadata), self._target)

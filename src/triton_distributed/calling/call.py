@@ -185,7 +185,7 @@ class Call:
             self._place_later()
             return
         try:
-            if self.attempts is None:
+            if self.attempts is None and services.limit is None:
                 instance = self.policy(self.request, candidates, services.load)
             else:
                 instance = services.choose(self.policy, self.request, self.attempts)

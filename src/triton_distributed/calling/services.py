@@ -17,12 +17,17 @@ from triton_distributed.errors import ConnectionFailed, DeadlineExceeded, NoInst
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.observe import Outcome, Stats
 from triton_distributed.routing.budget import RetryBudget
+from triton_distributed.routing.load import LoadBook
 from triton_distributed.routing.policies import Direct, Policy
 from triton_distributed.transport.pool import SessionPool
 from triton_distributed.transport.session import Session
 
 FIRST_INSTANCE_S = 10.0
 """Seconds that a native call without a timeout waits for a first instance of its endpoint."""
+
+
+Limit = Callable[[Policy, Any, tuple[Instance, ...], LoadBook], Instance]
+"""Chooses with a policy among some of the offered instances: (policy, request, instances, load) → instance."""
 
 
 class Core(Protocol):
@@ -87,8 +92,7 @@ class Services:
         ejector: counts the failures of instances.
         key: the key of the endpoint in a request.
         target: the endpoint's name, for error texts.
-        fitting: limits a policy to the instances whose contracts fit. It is used again for each later attempt, because
-            a call may be older than some of the instances. None if the client has no contract.
+        limit: chooses with a policy among the instances whose contracts fit, at each attempt; None if all fit.
         stats: counters of this client.
     """
 
@@ -98,8 +102,8 @@ class Services:
         "candidates",
         "core",
         "ejector",
-        "fitting",
         "key",
+        "limit",
         "load",
         "loop",
         "pool",
@@ -132,7 +136,7 @@ class Services:
         self._prober = prober
         self.where = where
         self.retries = retries
-        self.fitting: Callable[[Policy], Policy] | None = None
+        self.limit: Limit | None = None
         self.stats = Stats()
         self._budget = RetryBudget(loop.time())
 
@@ -159,19 +163,21 @@ class Services:
         """
         candidates = self.candidates.instances
         direct = isinstance(policy, Direct)
-        if self.fitting is not None:
-            policy = self.fitting(policy)
         if attempts is None:
             if not candidates and not direct:
                 raise self.no_instances()
-            return policy(request, candidates, self.load)
+            return self._ask(policy, request, candidates)
         offered = attempts.next(candidates, self.candidates.table.instances, direct)
         if not offered:
             known = candidates or direct or attempts.refusal is not None
             raise attempts.error(self.target) if known else self.no_instances()
-        instance = policy(request, offered, self.load)
+        instance = self._ask(policy, request, offered)
         attempts.chosen(instance.id)
         return instance
+
+    def _ask(self, policy: Policy, request: Any, instances: tuple[Instance, ...]) -> Instance:
+        limit = self.limit
+        return policy(request, instances, self.load) if limit is None else limit(policy, request, instances, self.load)
 
     async def first_instance(self, bounded: bool, attempts: Attempts | None) -> None:
         """Wait until the instances are known and there is at least one.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import _get_running_loop as _running_loop
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from random import Random as Rng
 from typing import Any, Literal, Unpack, overload
 
@@ -15,7 +15,7 @@ from triton_distributed.calling.hedge import AnotherInstance, first_answer
 from triton_distributed.calling.items import ItemDecoder
 from triton_distributed.calling.response_stream import ResponseStream
 from triton_distributed.calling.resume import Resumption
-from triton_distributed.calling.services import Services
+from triton_distributed.calling.services import Limit, Services
 from triton_distributed.calling.unary import answer
 from triton_distributed.context import Context, current
 from triton_distributed.errors import TooFewInstances
@@ -217,16 +217,14 @@ class Client:
             if call.stopping or len(self.candidates.instances) < 2 or not self._services.take_retry():
                 return None
             # The body is the encoded request of the first attempt; `request` may have changed since.
-            other: Policy = AnotherInstance(call.policy, call)
-            if self._services.fitting is not None:
-                other = self._services.fitting(other)
+            other = AnotherInstance(call.policy, call)
             return self.start(operation, request, other, False, True, call.body, decoder, False, **options)
 
         return await first_answer(call, hedge_after_s, second, answer)
 
-    def limit(self, fitting: Callable[[Policy], Policy] | None) -> None:
-        """Limit the choice of instances at each attempt: `fitting` makes a policy that offers fewer to another one."""
-        self._services.fitting = fitting
+    def limit(self, limit: Limit | None) -> None:
+        """Limit the choice of instances at each attempt from now on; None for no limit."""
+        self._services.limit = limit
 
     def policy_of(self, policy: str | Policy | MetadataPolicy | None) -> Policy:
         """The policy of one call. A named one is made once, so that its state lasts from call to call."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from typing import Any, Generic, NamedTuple, TypeVar, overload
 
 from triton_distributed.api.connection import Connection
@@ -22,7 +22,7 @@ from triton_distributed.errors import RemoteError, TritonError
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.payload.typed import typed_checker
 from triton_distributed.routing.load import LoadBook
-from triton_distributed.routing.policies import Policy, WithMetadata
+from triton_distributed.routing.policies import Policy
 from triton_distributed.runtime.client import Client
 
 R = TypeVar("R")
@@ -362,45 +362,15 @@ class FakeTarget(Target):
     def __init__(self, client: Client, contract: Contract[Any, Any] | None, endpoint: FakeEndpoint[Any, Any]) -> None:
         self._endpoint = endpoint
         super().__init__(client, contract)
-        self.fits = False
+        client.limit(self.choose)
         if contract is not None and self.decoder is None and contract.types.answer is not Any:
             self.decoder = ItemDecoder(contract.types.answer)
 
     def _compare(self) -> None:
         super()._compare()
-        self.fits = False  # So each call asks for a policy.
+        self.client.limit(self.choose)  # Each attempt chooses an answer, also if all contracts fit.
 
-    def fitting(self, policy: Policy) -> Policy:
-        if isinstance(policy, (_Choosing, _ChoosingWithMetadata)):
-            return policy  # A call that had to wait asks again.
-        inner = super().fitting(policy)
-        if isinstance(inner, WithMetadata):
-            return _ChoosingWithMetadata(inner, self._endpoint)
-        return _Choosing(inner, self._endpoint)
-
-
-class _Choosing:
-    """Chooses the answer before the instance."""
-
-    __slots__ = ("_endpoint", "_inner")
-
-    def __init__(self, inner: Policy, endpoint: FakeEndpoint[Any, Any]) -> None:
-        self._inner = inner
-        self._endpoint = endpoint
-
-    def __call__(self, request: Any, instances: tuple[Instance, ...], load: LoadBook) -> Instance:
+    def choose(self, policy: Policy, request: Any, instances: tuple[Instance, ...], load: LoadBook) -> Instance:
+        """Choose the answer, then the instance."""
         self._endpoint.choose(request)
-        return self._inner(request, instances, load)
-
-
-class _ChoosingWithMetadata(WithMetadata):
-    """The same for a policy that takes the metadata of each call."""
-
-    __slots__ = ("_endpoint", "_inner")
-
-    def __init__(self, inner: WithMetadata, endpoint: FakeEndpoint[Any, Any]) -> None:
-        self._inner = inner
-        self._endpoint = endpoint
-
-    def of_call(self, metadata: Mapping[str, Any]) -> Policy:
-        return _Choosing(self._inner.of_call(metadata), self._endpoint)
+        return super().choose(policy, request, instances, load)
