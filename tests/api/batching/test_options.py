@@ -170,3 +170,10 @@ async def test_the_handler_has_the_types_of_one_request(function: Any, request_:
 def test_a_contract_is_compared_with_the_types_of_one_request():
     with pytest.raises(TypeError, match="its parameter `request` is int, not str"):
         trd.serve(trd.Unary[str, int]("a.b.c"))(trd.batched(answer))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("decorator", [trd.batched, trd.batched_arrays])
+def test_a_misspelt_option_names_the_one_that_was_meant(decorator: Any) -> None:
+    words = rf"{decorator.__name__}\(\) got an unexpected keyword argument 'max_wait'; did you mean 'max_wait_s'\?"
+    with pytest.raises(TypeError, match=words):
+        decorator(max_wait=0.1)

@@ -6,20 +6,18 @@ import functools
 import inspect
 import sys
 import typing
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack, overload
 
 from triton_distributed.api.batching.decorator import (
-    NO_POLICY,
     Batched,
     BatchedMethod,
+    BatchOptions,
     checked_options,
     handler,
     name_of,
 )
-from triton_distributed.api.batching.queue import QueuePolicy
 from triton_distributed.api.batching.signature import read
-from triton_distributed.context import Context
 from triton_distributed.serving.handlers import UnfitRequest
 
 if TYPE_CHECKING:
@@ -60,14 +58,7 @@ def batched_arrays(
     pad: float = 0,
     cut: bool = False,
     max_length: int | None = None,
-    max_size: int = 32,
-    max_wait_s: float = 0.005,
-    preferred_sizes: Sequence[int] = (),
-    max_batches: int = 1,
-    keep_order: bool = False,
-    priority: Callable[[Any, Context | None], int] | None = None,
-    policy: QueuePolicy = NO_POLICY,
-    policies: Mapping[int, QueuePolicy] | None = None,
+    **options: Unpack[BatchOptions],
 ) -> ArrayBatching: ...
 def batched_arrays(
     function: Callable[..., Any] | None = None,
@@ -76,14 +67,7 @@ def batched_arrays(
     pad: float = 0,
     cut: bool = False,
     max_length: int | None = None,
-    max_size: int = 32,
-    max_wait_s: float = 0.005,
-    preferred_sizes: Sequence[int] = (),
-    max_batches: int = 1,
-    keep_order: bool = False,
-    priority: Callable[[Any, Context | None], int] | None = None,
-    policy: QueuePolicy = NO_POLICY,
-    policies: Mapping[int, QueuePolicy] | None = None,
+    **options: Unpack[BatchOptions],
 ) -> Any:
     """Decorate `def f(batch, lengths)` for requests that are NumPy arrays, async or plain, also a method.
 
@@ -97,17 +81,16 @@ def batched_arrays(
         cut: the second axis of the result is that of the batch, and each caller gets only the first n of it.
         max_length: the largest n. Longer requests are invalid. None for no limit: then one long request makes the
             arrays of its whole batch long.
+        options: see `BatchOptions`.
 
-    Further arguments and errors: see `batched`.
+    Further errors: see `batched`.
 
     Raises (from the handler):
         InvalidRequest: the request is not an array with at least one axis, its dtype is not that of the function's
             annotation, or it is longer than `max_length`.
         TypeError, ValueError: the function has not returned an array of the right shape.
     """
-    options = checked_options(
-        max_size, max_wait_s, preferred_sizes, max_batches, keep_order, priority, policy, policies or {}
-    )
+    checked = checked_options("batched_arrays", options, ("pad", "cut", "max_length"))
     if max_length is not None and (type(max_length) is not int or max_length < 0):
         raise ValueError(f"max_length={max_length!r}: must be a whole number of at least 0, or None")
 
@@ -119,7 +102,7 @@ def batched_arrays(
         padding = _Padding(name_of(function), pad, cut, max_length, _dtype(signature.batch))
         call = padding.on_loop(function) if signature.on_loop else padding.in_thread(function)
         return handler(
-            function, call, signature, (types[0], types[1]), options, takes_contexts=False, check=padding.check
+            function, call, signature, (types[0], types[1]), checked, takes_contexts=False, check=padding.check
         )
 
     return decorate if function is None else decorate(function)

@@ -6,12 +6,13 @@ import asyncio
 import functools
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, Protocol, TypedDict, TypeVar, Unpack, overload
 
 from triton_distributed.api.batching.batcher import Batcher, BatchStatistics, Function, Options
 from triton_distributed.api.batching.queue import QueuePolicy, check_count, check_seconds
 from triton_distributed.api.batching.signature import BatchSignature, answer_type, read, request_type
 from triton_distributed.context import Context
+from triton_distributed.runtime.options import unexpected
 from triton_distributed.serving.endpoint import current_endpoint
 
 RequestT = TypeVar("RequestT")
@@ -25,6 +26,37 @@ Answers = Sequence[AnswerT | Exception] | Awaitable[Sequence[AnswerT | Exception
 """What a batch function returns: a list with an answer or an exception for each request, or an awaitable of it."""
 
 NO_POLICY = QueuePolicy()
+
+
+class BatchOptions(TypedDict, total=False):
+    """The options of `batched` and `batched_arrays`, as keyword arguments."""
+
+    max_size: int
+    """The most requests of a batch; 32 by default."""
+
+    max_wait_s: float
+    """The most seconds that a request waits for others while a batch could run; 0.005 by default. With 0 a batch has
+    the requests that are there already."""
+
+    preferred_sizes: Sequence[int]
+    """Sizes at which a batch does not wait for more requests."""
+
+    max_batches: int
+    """How many batches run at once; 1 by default. The endpoint's `max_inflight` must be at least max_size ×
+    max_batches; twice that lets the next batch gather while one runs."""
+
+    keep_order: bool
+    """Answers leave in the order in which the requests came, so priorities do not count."""
+
+    priority: Callable[[Any, Context | None], int] | None
+    """A function (request, context) → priority. Requests with larger priorities go first. By default it is the priority
+    of the call."""
+
+    policy: QueuePolicy
+    """How long and how many requests may wait; see `QueuePolicy`."""
+
+    policies: Mapping[int, QueuePolicy] | None
+    """The policies of single priorities, instead of `policy`."""
 
 
 class Batched(Protocol[RequestT_contra, AnswerT_co]):
@@ -103,30 +135,8 @@ def batched(
     function: Callable[[SelfT, list[RequestT], list[Context]], Answers[AnswerT]], /
 ) -> BatchedMethod[SelfT, RequestT, AnswerT]: ...
 @overload
-def batched(
-    *,
-    max_size: int = 32,
-    max_wait_s: float = 0.005,
-    preferred_sizes: Sequence[int] = (),
-    max_batches: int = 1,
-    keep_order: bool = False,
-    priority: Callable[[Any, Context | None], int] | None = None,
-    policy: QueuePolicy = NO_POLICY,
-    policies: Mapping[int, QueuePolicy] | None = None,
-) -> Batching: ...
-def batched(
-    function: Callable[..., Any] | None = None,
-    /,
-    *,
-    max_size: int = 32,
-    max_wait_s: float = 0.005,
-    preferred_sizes: Sequence[int] = (),
-    max_batches: int = 1,
-    keep_order: bool = False,
-    priority: Callable[[Any, Context | None], int] | None = None,
-    policy: QueuePolicy = NO_POLICY,
-    policies: Mapping[int, QueuePolicy] | None = None,
-) -> Any:
+def batched(**options: Unpack[BatchOptions]) -> Batching: ...
+def batched(function: Callable[..., Any] | None = None, /, **options: Unpack[BatchOptions]) -> Any:
     """Decorate `def f(requests: list[Request]) -> list[Answer]`, async or plain, also a method. The result is a handler
     of one request, which takes part in batches.
 
@@ -139,20 +149,11 @@ def batched(
     deadline of its requests; see `BatchContext`.
 
     Args:
-        max_size: the most requests of a batch.
-        max_wait_s: the most seconds that a request waits for others while a batch could run. With 0 a batch has the
-            requests that are there already.
-        preferred_sizes: sizes at which a batch does not wait for more requests.
-        max_batches: how many batches run at once. The endpoint's `max_inflight` must be at least max_size ×
-            max_batches; twice that lets the next batch gather while one runs.
-        keep_order: answers leave in the order in which the requests came, so priorities do not count.
-        priority: a function (request, context) → priority. Requests with larger priorities go first. By default it is
-            the priority of the call.
-        policy: how long and how many requests may wait; see `QueuePolicy`.
-        policies: the policies of single priorities, instead of `policy`.
+        function: the function.
+        options: see `BatchOptions`.
 
     Raises:
-        TypeError: the function has other parameters, or its annotations are not lists.
+        TypeError: the function has other parameters, its annotations are not lists, or an option is unknown.
         ValueError: an option is outside its range, or options contradict each other.
 
     Raises (from the handler):
@@ -161,42 +162,43 @@ def batched(
         TypeError, ValueError: the function has not returned a list with one answer for each request.
         Exception: the function has raised it for the batch, or returned it for this request.
     """
-    options = checked_options(
-        max_size, max_wait_s, preferred_sizes, max_batches, keep_order, priority, policy, policies or {}
-    )
+    checked = checked_options("batched", options)
 
     def decorate(function: Callable[..., Any]) -> Any:
         signature = read(function, "batched", "contexts", needed=False)
         name = f"batched: {name_of(function)}"
         types = request_type(signature.batch, name), answer_type(signature.answers, name)
-        return handler(function, function, signature, types, options, takes_contexts=signature.takes_second)
+        return handler(function, function, signature, types, checked, takes_contexts=signature.takes_second)
 
     return decorate if function is None else decorate(function)
 
 
-def checked_options(
-    max_size: int,
-    max_wait_s: float,
-    preferred_sizes: Sequence[int],
-    max_batches: int,
-    keep_order: bool,
-    priority: Callable[[Any, Context | None], int] | None,
-    policy: QueuePolicy,
-    policies: Mapping[int, QueuePolicy],
-) -> Options:
+def checked_options(decorator: str, options: BatchOptions, more: Sequence[str] = ()) -> Options:
     """The options of a decorator.
 
+    Args:
+        decorator: its name, for the error about an unknown option.
+        options: as the program gave them.
+        more: the names of the decorator's other options.
+
     Raises:
-        TypeError, ValueError: an option is invalid; see `batched`.
+        TypeError, ValueError: an option is invalid or unknown; see `batched`.
     """
+    known = BatchOptions.__annotations__.keys()
+    if unknown := options.keys() - known:
+        raise unexpected(decorator, sorted(unknown), {*known, *more})
+    max_size, max_batches = options.get("max_size", 32), options.get("max_batches", 1)
+    max_wait_s, sizes = options.get("max_wait_s", 0.005), options.get("preferred_sizes", ())
+    keep_order, priority = options.get("keep_order", False), options.get("priority")
+    policy, policies = options.get("policy", NO_POLICY), options.get("policies") or {}
     check_count("max_size", max_size)
     check_count("max_batches", max_batches)
     check_seconds("max_wait_s", max_wait_s, zero=True)
-    if not isinstance(preferred_sizes, Sequence):
-        raise TypeError(f"preferred_sizes={preferred_sizes!r}: must be a list of sizes")
-    for each in preferred_sizes:
+    if not isinstance(sizes, Sequence):
+        raise TypeError(f"preferred_sizes={sizes!r}: must be a list of sizes")
+    for each in sizes:
         if type(each) is not int or not 1 <= each <= max_size:
-            raise ValueError(f"preferred_sizes={preferred_sizes!r}: each must be from 1 to max_size={max_size}")
+            raise ValueError(f"preferred_sizes={sizes!r}: each must be from 1 to max_size={max_size}")
     if priority is not None and not callable(priority):
         raise TypeError(f"priority={priority!r}: must be a function (request, context) -> int")
     if not isinstance(policies, Mapping):
@@ -208,9 +210,7 @@ def checked_options(
             raise ValueError("keep_order=True: a policy with on_timeout='delay' would change the order")
     if keep_order and (priority is not None or policies):
         raise ValueError("keep_order=True: priority= and policies= would change the order")
-    return Options(
-        max_size, max_wait_s, tuple(preferred_sizes), max_batches, bool(keep_order), priority, policy, dict(policies)
-    )
+    return Options(max_size, max_wait_s, tuple(sizes), max_batches, bool(keep_order), priority, policy, dict(policies))
 
 
 def name_of(function: Callable[..., Any]) -> str:
