@@ -16,8 +16,8 @@ from tests.runtime.cluster import patiently, until
 from tests.timing import PATIENCE_S
 from triton_distributed.compat import dynamo
 from triton_distributed.compat.dynamo import Annotated, Client, Context, DistributedRuntime, RouterMode
-from triton_distributed.compat.dynamo.exceptions import CannotConnect, Disconnected, WorkerUnavailable
 from triton_distributed.compat.dynamo.handlers import MOST_BYTES
+from triton_distributed.compat.dynamo.llm.exceptions import CannotConnect, Disconnected, WorkerUnavailable
 
 
 async def connect(runtime: DistributedRuntime, handler: Callable[..., Any], name: str = "t.c.e") -> Client:

@@ -20,7 +20,8 @@ from triton_distributed.compat.dynamo.endpoints import (
     Namespace,
     RuntimeMetrics,
 )
-from triton_distributed.compat.dynamo.exceptions import (
+from triton_distributed.compat.dynamo.handlers import PyAsyncRequestStream, ResponseSender
+from triton_distributed.compat.dynamo.llm.exceptions import (
     Cancelled,
     CannotConnect,
     ConnectionTimeout,
@@ -33,7 +34,6 @@ from triton_distributed.compat.dynamo.exceptions import (
     Unknown,
     WorkerUnavailable,
 )
-from triton_distributed.compat.dynamo.handlers import PyAsyncRequestStream, ResponseSender
 from triton_distributed.compat.dynamo.streams import Annotated, AsyncResponseStream
 
 __all__ = [

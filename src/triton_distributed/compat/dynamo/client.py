@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from triton_distributed import names
 from triton_distributed.compat.dynamo.contexts import Context
-from triton_distributed.compat.dynamo.exceptions import translated
+from triton_distributed.compat.dynamo.llm.exceptions import translated
 from triton_distributed.compat.dynamo.streams import AsyncResponseStream
 from triton_distributed.runtime import Client as NativeClient
 from triton_distributed.runtime import ResponseStream, current_context

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from triton_distributed.compat.dynamo.client import Client, RouterMode
-from triton_distributed.compat.dynamo.exceptions import DynamoException
 from triton_distributed.compat.dynamo.handlers import adapted
+from triton_distributed.compat.dynamo.llm.exceptions import DynamoException
 from triton_distributed.compat.dynamo.settings import config_for
 from triton_distributed.errors import InvalidName, NotServed
 from triton_distributed.names import EndpointName

@@ -10,7 +10,7 @@ from typing import Any
 
 from triton_distributed import context as native
 from triton_distributed.compat.dynamo.contexts import Context
-from triton_distributed.compat.dynamo.exceptions import StreamIncomplete, Unknown
+from triton_distributed.compat.dynamo.llm.exceptions import StreamIncomplete, Unknown
 from triton_distributed.compat.dynamo.streams import from_envelope
 from triton_distributed.errors import RequestIncomplete
 from triton_distributed.runtime import Sender

@@ -13,7 +13,7 @@ from triton_distributed.calling.item_stream import CANCELLED, next_message
 from triton_distributed.calling.response_stream import ResponseStream
 from triton_distributed.calling.state import OPEN
 from triton_distributed.compat.dynamo.contexts import Context
-from triton_distributed.compat.dynamo.exceptions import translated
+from triton_distributed.compat.dynamo.llm.exceptions import translated
 from triton_distributed.context import AwaitedRequest
 
 MARK = "_dynamo_annotated"

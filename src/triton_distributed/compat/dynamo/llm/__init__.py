@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from triton_distributed.compat.dynamo.exceptions import (
+from triton_distributed.compat.dynamo.llm.exceptions import (
     Cancelled,
     CannotConnect,
     ConnectionTimeout,
