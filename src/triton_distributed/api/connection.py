@@ -393,7 +393,7 @@ def here() -> Connection:
     """The connection of the handler that runs here, or of the `async with trd.connect()` around this code.
 
     Raises:
-        RuntimeError: there is none.
+        RuntimeError: this code runs neither in a handler nor in such a block.
     """
     found = _here.get()
     if found is None:

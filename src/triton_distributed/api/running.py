@@ -27,7 +27,7 @@ def run(*functions: Callable[..., Any], config: Config | None = None) -> None:
         config: the settings; by default those of the environment, with `TRD_HANDLE_SIGNALS` on.
 
     Raises:
-        TypeError: a function is not declared, or there is none.
+        TypeError: a function is not declared, or the program declares none.
         OSError: the address to listen on cannot be bound.
         DiscoveryError: an instance cannot be registered.
         RuntimeError: an event loop is running already; use `here.serve` there.

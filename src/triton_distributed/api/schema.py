@@ -69,7 +69,7 @@ def schema_of(hint: Any, mode: str = "validation") -> Schema:
     try:
         describer = _Describer(mode)
         return {} if "pydantic" not in sys.modules else describer.whole(describer.of_pydantic(hint), {})
-    except Exception:
+    except Exception:  # The same: pydantic has many classes of errors for what it cannot describe.
         return {}
 
 

@@ -86,7 +86,7 @@ class SyncItemStream(Generic[ItemT]):
             await next_message(call)
 
     def _took(self, call: Call) -> bool:
-        """Take the items that can be read without waiting. False if there are none.
+        """Take the items that can be read without waiting. False if the reader would have to wait.
 
         Raises:
             StopAsyncIteration: there are no more items.

@@ -65,7 +65,7 @@ class Target:
     def declared(self, module: ModuleType) -> list[tuple[Callable[..., Any], Declaration]]:
         """Return the handlers that `@trd.serve` has declared: in the module, or in the class or object that is named.
 
-        A class is instantiated without arguments. The list is empty if there is none.
+        A class is instantiated without arguments. The list is empty if no handler is declared.
 
         Raises:
             Failure: there is no such object, or the class could not be instantiated.

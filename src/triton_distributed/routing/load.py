@@ -73,7 +73,7 @@ class LoadBook:
         """Return the load of the instance as its worker reports it; None if there is no report.
 
         The first use asks the worker, so reports come from then on, at most every 100 ms, and stop some seconds after
-        the last use. There is none while this process has no connection to the worker.
+        the last use. It is missing while this process has no connection to the worker.
         """
         self.used = True
         found = self._reports.get(instance_id)

@@ -106,7 +106,7 @@ class Fake:
         """The fake of an endpoint that is called.
 
         Raises:
-            UnexpectedCall: there is none.
+            UnexpectedCall: the test gave no answer.
         """
         found = self._endpoints.get(name)
         if found is None:
@@ -240,7 +240,7 @@ class FakeEndpoint(Answers[R, A]):
         """Choose the answer of a request that is about to be sent.
 
         Raises:
-            UnexpectedCall: there is none.
+            UnexpectedCall: the test gave no answer.
             TritonError: it is an error of the caller's runtime.
         """
         answer = self._next()

@@ -197,7 +197,7 @@ def _alike(arrays: list[Any]) -> list[list[int]]:
 
 
 def _dtype(hint: Any) -> Any:
-    """The scalar type in the annotation of an array, e.g. numpy.float32; None if there is none."""
+    """The scalar type in the annotation of an array, e.g. numpy.float32; None if the annotation names no type."""
     # `NDArray[float32]` is an alias whose argument is the type itself, or an array whose dtype has it as an argument.
     for each in typing.get_args(hint):
         for kind in (each, *typing.get_args(each)):

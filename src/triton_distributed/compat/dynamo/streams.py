@@ -27,7 +27,7 @@ class Annotated(native.Annotated):
     """An item of a response."""
 
     def comments(self) -> list[str] | None:  # type: ignore[override]
-        """The comments; None if there are none."""
+        """The comments; None without comments."""
         return self._comment or None
 
     def __repr__(self) -> str:
