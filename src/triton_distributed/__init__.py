@@ -9,7 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from triton_distributed.api.batching import Batched, BatchStatistics, QueuePolicy, batched, batched_arrays
+    from triton_distributed.api.batching import (
+        Batched,
+        BatchOptions,
+        BatchStatistics,
+        QueuePolicy,
+        batched,
+        batched_arrays,
+    )
     from triton_distributed.api.connection import Connection, connect, here
     from triton_distributed.api.contracts import Bidirectional, Contract, ContractMismatch, Stream, Unary
     from triton_distributed.api.declarations import serve
@@ -63,7 +70,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PLACES = {
-    "api.batching": ("BatchStatistics", "Batched", "QueuePolicy", "batched", "batched_arrays"),
+    "api.batching": ("BatchOptions", "BatchStatistics", "Batched", "QueuePolicy", "batched", "batched_arrays"),
     "api.connection": ("Connection", "connect", "here"),
     "api.contracts": ("Bidirectional", "Contract", "ContractMismatch", "Stream", "Unary"),
     "api.declarations": ("serve",),
@@ -119,6 +126,7 @@ _PLACE = {name: f"{__name__}.{module}" for module, names in _PLACES.items() for 
 __all__ = [
     "Affinity",
     "AlreadyServed",
+    "BatchOptions",
     "BatchStatistics",
     "Batched",
     "Bidirectional",

@@ -2,10 +2,11 @@
 
 from triton_distributed.api.batching.arrays import batched_arrays
 from triton_distributed.api.batching.batcher import BatchStatistics
-from triton_distributed.api.batching.decorator import Batched, BatchedMethod, Batching, batched
+from triton_distributed.api.batching.decorator import Batched, BatchedMethod, Batching, BatchOptions, batched
 from triton_distributed.api.batching.queue import QueuePolicy
 
 __all__ = [
+    "BatchOptions",
     "BatchStatistics",
     "Batched",
     "BatchedMethod",
