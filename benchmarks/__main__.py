@@ -5,20 +5,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import functools
-import json
 import os
 import tempfile
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import PEERS
+from benchmarks.rounds import Figures, Run, rotated
 from benchmarks.startup import hello_world, import_time
-from benchmarks.table import LATEST, Rounds, render, summarise
-from harness.machine import describe
+from benchmarks.table import LATEST, render
 from harness.processes import Child, ChildFailed
 
 # The workloads that share a pair of processes in a round, with the seconds of each measurement.
@@ -28,23 +25,21 @@ IDLE_STREAMS, CANCELLATIONS, IMPORTS = 10_000, 300, 10
 MEMORY_ROUNDS = 3  # Resident memory hardly varies, and the slowest peer needs seconds to open the streams.
 NAMES = (*RATES, "idle", "cancel", "hello", "import")
 
-Measure = Callable[[], Awaitable[dict[str, float]]]
 
-
-class Bench:
+class Bench(Run):
     """One run: its workloads, its peers, and all figures so far."""
 
     def __init__(self, names: Iterable[str], peers: Iterable[str], rounds: int, quick: bool, directory: Path) -> None:
-        self.names, self.peers, self.rounds, self.quick = list(names), list(peers), rounds, quick
+        super().__init__()
+        self.names, self.all_peers, self.number, self.quick = list(names), list(peers), rounds, quick
         self.directory = directory
-        self.taken: Rounds = {}
-        self.failures: list[str] = []
         self._places = 0
 
     async def run(self) -> None:
         """Run all rounds. In a round each workload runs for all peers before the next, so noise hits them alike."""
-        for number in range(self.rounds):
-            print(f"round {number + 1} of {self.rounds}", flush=True)
+        for number in range(self.number):
+            print(f"round {number + 1} of {self.number}", flush=True)
+            self.peers = rotated(self.all_peers, number)
             await self._rates()
             if number < MEMORY_ROUNDS:
                 await self._alone("idle", self.peers, "", number=1_000 if self.quick else IDLE_STREAMS)
@@ -55,9 +50,9 @@ class Bench:
                 await self._alone("cancel", peers, "chain", number=number, leaving=family == "ours")
             if "ours" in self.peers:
                 if "hello" in self.names:
-                    await self._take("hello", "ours", lambda: hello_world(self._place()))
+                    await self.take("hello", "ours", lambda: hello_world(self._place()))
                 if "import" in self.names:
-                    await self._take("import", "ours", lambda: import_time(5 if self.quick else IMPORTS))
+                    await self.take("import", "ours", lambda: import_time(5 if self.quick else IMPORTS))
 
     async def _rates(self) -> None:
         names = [name for name in RATES if name in self.names]
@@ -69,23 +64,24 @@ class Bench:
                 try:
                     pairs[peer] = await stack.enter_async_context(self._pair(peer))
                 except ChildFailed as error:
-                    self._fail("start", peer, error)
+                    for name in names:
+                        self.fail(name, peer, error)
             for name in names:
                 seconds = RATES[name] * (0.2 if self.quick else 1)
                 for peer, pair in pairs.items():
-                    await self._take(name, peer, functools.partial(pair.ask, name, seconds=seconds))
+                    await self.take(name, peer, functools.partial(pair.ask, name, seconds=seconds))
 
     async def _alone(self, name: str, peers: Iterable[str], shape: str, **sizes: Any) -> None:
         if name not in self.names:
             return
         for peer in peers:
 
-            async def measure(peer: str = peer) -> dict[str, float]:
+            async def measure(peer: str = peer) -> Figures:
                 async with self._pair(peer, shape) as pair:
-                    figures: dict[str, float] = await pair.ask(name, **sizes)
+                    figures: Figures = await pair.ask(name, **sizes)
                     return figures
 
-            await self._take(name, peer, measure)
+            await self.take(name, peer, measure)
 
     @asynccontextmanager
     async def _pair(self, peer: str, shape: str = "") -> AsyncIterator[Child]:
@@ -106,21 +102,6 @@ class Bench:
         place.mkdir(mode=0o700)
         return place
 
-    async def _take(self, name: str, peer: str, measure: Measure) -> None:
-        try:
-            figures: dict[str, Any] = await measure()
-        except ChildFailed as error:
-            self._fail(name, peer, error)
-            figures = {"error": str(error)}
-        else:
-            shown = "  ".join(f"{key} {value:,.4g}" for key, value in figures.items())
-            print(f"  {name:10} {peer:14} {shown}", flush=True)
-        self.taken.setdefault(name, {}).setdefault(peer, []).append(figures)
-
-    def _fail(self, name: str, peer: str, error: ChildFailed) -> None:
-        self.failures.append(f"{name}, {peer}: {error}")
-        print(f"  {name:10} {peer:14} FAILED: {error}", flush=True)
-
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="What the runtime costs beside its peers")
@@ -138,32 +119,19 @@ def main() -> int:
     whole = not arguments.quick and set(arguments.only) == set(NAMES) and set(peers) == set(PEERS)
     path = arguments.json or (LATEST if whole else LATEST.with_name("partial.json"))
 
-    started, load = time.time(), os.getloadavg()
     with tempfile.TemporaryDirectory(prefix="trb", dir="/tmp" if os.path.isdir("/tmp") else None) as directory:
         bench = Bench(arguments.only, peers, rounds, arguments.quick, Path(directory))
         asyncio.run(bench.run())
-    result = {
-        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
-        "took_s": round(time.time() - started, 1),
-        "machine": describe(),
-        "load_before_and_after": [load[0], os.getloadavg()[0]],
-        "method": {
-            "rounds": rounds,
-            "quick": arguments.quick,
-            "seconds": RATES,
-            "idle_streams": IDLE_STREAMS,
-            "cancellations": CANCELLATIONS,
-            "imports": IMPORTS,
-        },
-        "rounds": bench.taken,
-        **summarise(bench.taken),
-        "failures": bench.failures,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"\n{render(result)}\nwritten to {path}")
-    for failure in bench.failures:
-        print(f"FAILED: {failure}")
+    result = bench.write(
+        path,
+        rounds=rounds,
+        quick=arguments.quick,
+        seconds=RATES,
+        idle_streams=IDLE_STREAMS,
+        cancellations=CANCELLATIONS,
+        imports=IMPORTS,
+    )
+    print(f"\n{render(result)}")
     return 1 if bench.failures else 0
 
 

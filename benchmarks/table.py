@@ -8,18 +8,17 @@ from the quotient of the two medians next to it. The lowest and the highest rati
 from __future__ import annotations
 
 import argparse
-import json
 import re
-import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-LATEST = HERE / "results" / "latest.json"
-README = HERE.parent / "README.md"
-PAGE = HERE.parent / "docs" / "benchmarks.md"
+from benchmarks.rounds import RESULTS, TCP, Spread, read_result
+
+LATEST = RESULTS / "latest.json"
+README = RESULTS.parents[1] / "README.md"
+PAGE = RESULTS.parents[1] / "docs" / "benchmarks.md"
 MARKED = re.compile(r"(<!-- figures -->\n).*?(<!-- /figures -->)", re.DOTALL)
 
 
@@ -78,58 +77,24 @@ SHORT = (
 """The rows of README.md."""
 HEAD = ("work", *FAMILIES, "ours ÷ yardstick", "ours ÷ grpc.aio", "target", "")
 
-Rounds = dict[str, dict[str, list[dict[str, Any]]]]  # Workload → peer → one dict of figures for each round.
 
-
-def _medians(rounds: Rounds) -> dict[str, dict[str, dict[str, float]]]:
-    medians: dict[str, dict[str, dict[str, float]]] = {}
-    for workload, peers in rounds.items():
-        for peer, taken in peers.items():
-            good = [figures for figures in taken if "error" not in figures]
-            names = good[0] if good else ()
-            medians.setdefault(workload, {})[peer] = {n: statistics.median(f[n] for f in good) for n in names}
-    return medians
-
-
-def _ratios(rounds: Rounds) -> dict[str, dict[str, dict[str, list[float]]]]:
-    ratios: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for row in ROWS:
-        peers = rounds.get(row.workload, {})
-        for suffix in ("", " tcp"):
-            for other in FAMILIES[1:]:
-                pairs = zip(peers.get("ours" + suffix, ()), peers.get(other + suffix, ()), strict=False)
-                each = [a[row.figure] / b[row.figure] for a, b in pairs if row.figure in a and b.get(row.figure)]
-                if each:
-                    of_workload = ratios.setdefault(row.workload, {})
-                    spread = [statistics.median(each), min(each), max(each)]
-                    of_workload.setdefault(f"{other}{suffix}", {})[row.figure] = spread
-    return ratios
-
-
-def summarise(rounds: Rounds) -> dict[str, Any]:
-    """Return medians by workload, peer and figure, and our ratios to each other peer on the same kind of socket.
-
-    A ratio is three numbers: the median, the lowest and the highest of the rounds.
-    """
-    return {"medians": _medians(rounds), "ratios": _ratios(rounds)}
-
-
-def _number(value: float | None) -> str:
-    if value is None:
+def _number(found: Spread | float | None) -> str:
+    if found is None:
         return "–"
+    value = found[0] if isinstance(found, list) else found
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.{1 if abs(value) >= 10 else 2}f}"
 
 
-def _ratio(spread: list[float] | None) -> str:
+def _ratio(spread: Spread | None) -> str:
     if spread is None:
         return "–"
     middle, low, high = map(_number, spread)
     return middle if low == high else f"{middle} ({low}–{high})"
 
 
-def _mark(target: Target, value: list[float] | None) -> str:
+def _mark(target: Target, value: Spread | None) -> str:
     if value is None:
         return ""
     if not target.met(value[0]):
@@ -138,21 +103,29 @@ def _mark(target: Target, value: list[float] | None) -> str:
 
 
 def _lines(result: dict[str, Any]) -> Iterable[tuple[str, ...]]:
-    medians, ratios = result["medians"], result["ratios"]
-    for suffix in ("", " tcp"):
+    for suffix in ("", TCP):
         for row in ROWS:
-            peers = medians.get(row.workload, {})
-            values = [peers.get(family + suffix, {}).get(row.figure) for family in FAMILIES]
+            values = [_figure(result, row, family + suffix) for family in FAMILIES]
             if all(value is None for value in values):
                 continue
-            against = {o: ratios.get(row.workload, {}).get(o + suffix, {}).get(row.figure) for o in FAMILIES[1:]}
+            against = {other: _over(result, row, other, suffix) for other in FAMILIES[1:]}
             target, mark = "", ""
             if row.target is not None and not suffix:
                 target = str(row.target)
-                own = None if values[0] is None else [values[0]]
-                mark = _mark(row.target, against[row.target.against] if row.target.against else own)
+                mark = _mark(row.target, against[row.target.against] if row.target.against else values[0])
             text = row.text + (", over TCP" if suffix else "")
             yield (text, *map(_number, values), *map(_ratio, against.values()), target, mark)
+
+
+def _figure(result: dict[str, Any], row: Row, peer: str) -> Spread | None:
+    found: Spread | None = result["figures"].get(row.workload, {}).get(peer, {}).get(row.figure)
+    return found
+
+
+def _over(result: dict[str, Any], row: Row, other: str, suffix: str = "") -> Spread | None:
+    name = f"{FAMILIES[0]}{suffix} ÷ {other}{suffix}"
+    found: Spread | None = result["ratios"].get(row.workload, {}).get(name, {}).get(row.figure)
+    return found
 
 
 def _table_line(cells: Iterable[str]) -> str:
@@ -172,11 +145,8 @@ def render_short(result: dict[str, Any]) -> str:
     """Return six rows as Markdown: our figure, that of grpc.aio, and the ratio."""
     lines: list[tuple[str, ...]] = [("work", "this runtime", "grpc.aio", "ratio")]
     for row in SHORT:
-        ours, theirs = (
-            result["medians"].get(row.workload, {}).get(family, {}).get(row.figure) for family in ("ours", "grpc.aio")
-        )
-        spread = result["ratios"].get(row.workload, {}).get("grpc.aio", {}).get(row.figure)
-        lines.append((row.text, _number(ours), _number(theirs), _ratio(spread)))
+        ours, theirs = (_figure(result, row, family) for family in ("ours", "grpc.aio"))
+        lines.append((row.text, _number(ours), _number(theirs), _ratio(_over(result, row, "grpc.aio"))))
     return "\n".join(_table(lines, words=(0,))) + "\n"
 
 
@@ -184,12 +154,15 @@ def render(result: dict[str, Any]) -> str:
     """Return the table as Markdown, with the machine and the key words of the method below it."""
     text = _table([HEAD, *_lines(result)], words=(0, len(HEAD) - 2, len(HEAD) - 1))
     machine = result["machine"]
+    told = {"pgo": "--enable-optimizations", "lto": "--with-lto"}
+    build = ", ".join(f"{'with' if machine['python_build'][key] else 'without'} {told[key]}" for key in told)
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if version)
     if result["method"]["quick"]:
         text += ["", "A quick run with small sizes: it says that everything works, not how fast it is."]
     text += [
         "",
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}, {machine['python']}, {packages}. "
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}, "
+        f"{machine['python']} (configured {build}), {packages}. "
         f"Interleaved rounds: {result['method']['rounds']}, medians of them; Unix sockets unless TCP is named. "
         "`make bench` repeats them, benchmarks/README.md says how.",
     ]
@@ -201,7 +174,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=LATEST, help="the result file")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md and README.md")
     arguments = parser.parse_args()
-    result = json.loads(arguments.json.read_text(encoding="utf-8"))
+    result = read_result(arguments.json)
     if not arguments.write:
         print(render(result), end="")
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sysconfig
 from importlib import metadata
 
 PACKAGES = ("triton-distributed", "uvloop", "msgspec", "numpy", "grpcio")
@@ -31,8 +32,21 @@ def _version(package: str) -> str | None:
         return None
 
 
+def python_build() -> dict[str, object]:
+    """How this Python was built. Profile-guided (`pgo`) and link-time (`lto`) optimisation save some 20 % of the CPU.
+
+    They are the options of `configure`. Debian's Python is optimised without these options, so it shows none.
+    """
+    told = str(sysconfig.get_config_var("CONFIG_ARGS") or "")
+    return {
+        "pgo": "--enable-optimizations" in told,
+        "lto": "--with-lto" in told and "--with-lto=no" not in told,
+        "compiler": platform.python_compiler(),
+    }
+
+
 def describe() -> dict[str, object]:
-    """CPU, cores that this process may use, memory, system, Python and packages."""
+    """CPU, cores that this process may use, memory, system, Python with its build, and packages."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cpu": _cpu_model(),
@@ -40,5 +54,6 @@ def describe() -> dict[str, object]:
         "memory_gib": _memory_gib(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "python_build": python_build(),
         "packages": {package: _version(package) for package in PACKAGES},
     }

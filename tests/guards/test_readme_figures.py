@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.table import LATEST, MARKED, PAGE, README, Rounds, Target, render, render_short, summarise
+from benchmarks.rounds import Rounds, read_result, summarise
+from benchmarks.table import LATEST, MARKED, PAGE, README, Target, render, render_short
 
 METHOD = {
-    "machine": {"cpu": "a CPU", "cores": 2, "system": "Linux", "python": "CPython", "packages": {"uvloop": "1"}},
+    "machine": {
+        "cpu": "a CPU",
+        "cores": 2,
+        "system": "Linux",
+        "python": "CPython",
+        "python_build": {"pgo": True, "lto": False},
+        "packages": {"uvloop": "1"},
+    },
     "method": {"rounds": 3, "quick": False},
 }
 
 
 @pytest.mark.parametrize(("path", "rendered"), [(README, render_short), (PAGE, render)], ids=["README", "page"])
 def test_page_shows_the_committed_result(path: Path, rendered: Callable[[dict[str, Any]], str]) -> None:
-    result = json.loads(LATEST.read_text(encoding="utf-8"))
+    result = read_result(LATEST)
     shown = MARKED.findall(path.read_text(encoding="utf-8"))
     assert len(shown) == 1, f"{path.name} needs one <!-- figures --> … <!-- /figures -->"
     found = MARKED.search(path.read_text(encoding="utf-8"))
@@ -28,10 +35,10 @@ def test_page_shows_the_committed_result(path: Path, rendered: Callable[[dict[st
 
 
 def test_committed_result_is_a_whole_run_without_failures() -> None:
-    result = json.loads(LATEST.read_text(encoding="utf-8"))
+    result = read_result(LATEST)
     assert not result["failures"]
     assert not result["method"]["quick"]
-    assert {"medians": result["medians"], "ratios": result["ratios"]} == summarise(result["rounds"])
+    assert {"figures": result["figures"], "ratios": result["ratios"]} == summarise(result["rounds"])
 
 
 def test_ratio_is_the_median_of_each_rounds_own() -> None:
@@ -42,8 +49,11 @@ def test_ratio_is_the_median_of_each_rounds_own() -> None:
         }
     }
     summary = summarise(rounds)
-    assert summary["medians"]["concurrent"] == {"ours": {"cpu_us": 4.0}, "yardstick": {"cpu_us": 1.0}}
-    assert summary["ratios"]["concurrent"] == {"yardstick": {"cpu_us": [3.0, 2.0, 4.0]}}
+    assert summary["figures"]["concurrent"] == {
+        "ours": {"cpu_us": [4.0, 2.0, 30.0]},
+        "yardstick": {"cpu_us": [1.0, 1.0, 10.0]},
+    }
+    assert summary["ratios"]["concurrent"] == {"ours ÷ yardstick": {"cpu_us": [3.0, 2.0, 4.0]}}
     row = next(line for line in render({**METHOD, **summary}).splitlines() if "CPU µs a call" in line)
     text, *cells = (cell.strip() for cell in row.strip("|").split("|"))
     assert text == "64 concurrent calls: CPU µs a call"
@@ -55,8 +65,8 @@ def test_a_failed_round_counts_for_nothing() -> None:
         "alone": {"ours": [{"error": "it broke"}, {"p50_us": 5.0}], "grpc.aio": [{"p50_us": 9.0}, {"p50_us": 50.0}]}
     }
     summary = summarise(rounds)
-    assert summary["medians"]["alone"]["ours"] == {"p50_us": 5.0}
-    assert summary["ratios"]["alone"] == {"grpc.aio": {"p50_us": [0.1, 0.1, 0.1]}}
+    assert summary["figures"]["alone"]["ours"] == {"p50_us": [5.0, 5.0, 5.0]}
+    assert summary["ratios"]["alone"] == {"ours ÷ grpc.aio": {"p50_us": [0.1, 0.1, 0.1]}}
 
 
 def test_a_target_that_some_round_misses_is_not_simply_met() -> None:
