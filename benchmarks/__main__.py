@@ -7,8 +7,9 @@ import asyncio
 import functools
 import os
 import tempfile
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,60 @@ from benchmarks.startup import hello_world, import_time
 from benchmarks.table import LATEST, render
 from harness.processes import Child, ChildFailed
 
-# The workloads that share a pair of processes in a round, with the seconds of each measurement.
-RATES = {"alone": 1.0, "concurrent": 1.5, "streams": 1.5, "paced": 2.0, "array": 1.0}
-# The workloads with their own processes, and what they count.
-IDLE_STREAMS, CANCELLATIONS, IMPORTS = 10_000, 300, 10
-MEMORY_ROUNDS = 3  # Resident memory hardly varies, and the slowest peer needs seconds to open the streams.
-NAMES = (*RATES, "idle", "cancel", "hello", "import")
+ROUNDS = 5
+QUICK_SHARE = 0.2  # Of the seconds of a measurement.
+
+
+@dataclass(frozen=True)
+class Work:
+    """How a workload runs.
+
+    Args:
+        sizes: the arguments of the workload; `seconds` are those of one measurement.
+        quick: other sizes of a quick run.
+        shape: `chain` for three workers that pass requests on.
+        rounds: at most in so many rounds.
+        own: the processes serve this workload only, and only one peer's processes run at a time.
+        full: only with `--full`.
+        function: the workload's function, if its name differs.
+    """
+
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+    quick: Mapping[str, Any] = field(default_factory=dict)
+    shape: str = ""
+    rounds: int = 1_000_000
+    own: bool = False
+    full: bool = False
+    function: str = ""
+
+
+STREAMS = (1, 8, 64, 512, 4096, 8192)
+WORK = {
+    "alone": Work({"seconds": 1.0}),
+    "concurrent": Work({"seconds": 1.0}),
+    "streams": Work({"seconds": 1.0}),
+    "chunks": Work({"seconds": 0.7}),
+    "lists": Work({"seconds": 0.7}),
+    "unary": Work({"seconds": 0.7}),
+    "paced": Work({"seconds": 1.5}),
+    "array": Work({"seconds": 1.0, "mib": 16}),
+    "pipeline": Work({"seconds": 1.5}, shape="chain"),
+    "cancel": Work({"number": 300}, {"number": 40}, shape="chain"),
+    # From here on each has processes of its own. The slowest peer needs seconds to open so many streams.
+    "idle": Work({"number": 10_000}, {"number": 1_000}, rounds=2, own=True),
+    **{
+        f"sweep {number}": Work(
+            {"seconds": 0.3, "streams": number, "items": 20}, {"items": 2}, rounds=2, own=True, function="sweep"
+        )
+        for number in STREAMS
+    },
+    "gigabyte": Work(
+        {"seconds": 0.0, "mib": 1024, "least": 2}, {"mib": 64}, rounds=3, own=True, full=True, function="array"
+    ),
+}
+STARTS = {"hello": 1, "import": 10}
+"""The workloads that start processes, and how often in a round."""
+NAMES = tuple(dict.fromkeys(name.split()[0] for name in (*WORK, *STARTS)))
 
 
 class Bench(Run):
@@ -40,48 +89,58 @@ class Bench(Run):
         for number in range(self.number):
             print(f"round {number + 1} of {self.number}", flush=True)
             self.peers = rotated(self.all_peers, number)
-            await self._rates()
-            if number < MEMORY_ROUNDS:
-                await self._alone("idle", self.peers, "", number=1_000 if self.quick else IDLE_STREAMS)
-            for family in ("ours", "grpc.aio"):
-                peers = [peer for peer in self.peers if PEERS[peer].family == family]
-                number = 40 if self.quick else CANCELLATIONS
-                # A grpc.aio call continues when its `async for` is left. So there the task is cancelled every time.
-                await self._alone("cancel", peers, "chain", number=number, leaving=family == "ours")
-            if "ours" in self.peers:
-                if "hello" in self.names:
-                    await self.take("hello", "ours", lambda: hello_world(self._place()))
-                if "import" in self.names:
-                    await self.take("import", "ours", lambda: import_time(5 if self.quick else IMPORTS))
+            due = [name for name in self.names if name in WORK and number < WORK[name].rounds]
+            for shape in ("", "chain"):
+                await self._together([name for name in due if WORK[name].shape == shape and not WORK[name].own], shape)
+            for name in due:
+                if WORK[name].own:
+                    for peer in self._of(name):
+                        await self.take(name, peer, functools.partial(self._alone, name, peer))
+            for name in self.names:
+                if name in STARTS:
+                    for peer in self._of(name):
+                        await self.take(name, peer, functools.partial(self._start, name, peer))
 
-    async def _rates(self) -> None:
-        names = [name for name in RATES if name in self.names]
-        if not names:
-            return
+    def _of(self, name: str) -> list[str]:
+        return [peer for peer in self.peers if PEERS[peer].runs(name.split()[0])]
+
+    async def _together(self, names: list[str], shape: str) -> None:
+        """Run workloads that share each peer's processes."""
         async with AsyncExitStack() as stack:
             pairs = {}
             for peer in self.peers:
+                wanted = [name for name in names if peer in self._of(name)]
                 try:
-                    pairs[peer] = await stack.enter_async_context(self._pair(peer))
+                    if wanted:
+                        pairs[peer] = await stack.enter_async_context(self._pair(peer, shape))
                 except ChildFailed as error:
-                    for name in names:
+                    for name in wanted:
                         self.fail(name, peer, error)
             for name in names:
-                seconds = RATES[name] * (0.2 if self.quick else 1)
-                for peer, pair in pairs.items():
-                    await self.take(name, peer, functools.partial(pair.ask, name, seconds=seconds))
+                for peer in self._of(name):
+                    if peer in pairs:
+                        await self.take(name, peer, functools.partial(self._ask, pairs[peer], name, peer))
 
-    async def _alone(self, name: str, peers: Iterable[str], shape: str, **sizes: Any) -> None:
-        if name not in self.names:
-            return
-        for peer in peers:
+    async def _alone(self, name: str, peer: str) -> Figures:
+        async with self._pair(peer, WORK[name].shape) as pair:
+            return await self._ask(pair, name, peer)
 
-            async def measure(peer: str = peer) -> Figures:
-                async with self._pair(peer, shape) as pair:
-                    figures: Figures = await pair.ask(name, **sizes)
-                    return figures
+    async def _ask(self, pair: Child, name: str, peer: str) -> Figures:
+        work = WORK[name]
+        sizes = dict(work.sizes)
+        if self.quick:
+            sizes |= work.quick
+            if "seconds" in sizes:
+                sizes["seconds"] *= QUICK_SHARE
+        if name == "cancel":
+            sizes["leaving"] = PEERS[peer].leaves
+        figures: Figures = await pair.ask(work.function or name, **sizes)
+        return figures
 
-            await self.take(name, peer, measure)
+    async def _start(self, name: str, peer: str) -> Figures:
+        if name == "hello":
+            return await hello_world(peer, self._place())
+        return await import_time(peer, 3 if self.quick else STARTS[name])
 
     @asynccontextmanager
     async def _pair(self, peer: str, shape: str = "") -> AsyncIterator[Child]:
@@ -105,9 +164,10 @@ class Bench(Run):
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="What the runtime costs beside its peers")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds over all workloads and peers (5)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"rounds over all workloads and peers ({ROUNDS})")
     parser.add_argument("--quick", action="store_true", help="one short round: says that it works, not how fast it is")
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("--full", action="store_true", help="also the workloads that take minutes and GiBs: gigabyte")
+    parser.add_argument("--only", nargs="+", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="PEER", help=", ".join(PEERS))
     parser.add_argument("--json", type=Path, help="result file; a whole run's default: benchmarks/results/latest.json")
     arguments = parser.parse_args()
@@ -116,21 +176,18 @@ def main() -> int:
     for peer in arguments.peers:
         if peer not in peers:
             print(f"{peer} is left out: {PEERS[peer].needs} is not installed here")
-    whole = not arguments.quick and set(arguments.only) == set(NAMES) and set(peers) == set(PEERS)
+    if arguments.only:
+        names = [name for name in (*WORK, *STARTS) if name.split()[0] in arguments.only]
+    else:
+        names = [name for name in (*WORK, *STARTS) if arguments.full or name in STARTS or not WORK[name].full]
+    whole = not arguments.quick and not arguments.only and set(peers) == set(PEERS)
     path = arguments.json or (LATEST if whole else LATEST.with_name("partial.json"))
 
     with tempfile.TemporaryDirectory(prefix="trb", dir="/tmp" if os.path.isdir("/tmp") else None) as directory:
-        bench = Bench(arguments.only, peers, rounds, arguments.quick, Path(directory))
+        bench = Bench(names, peers, rounds, arguments.quick, Path(directory))
         asyncio.run(bench.run())
-    result = bench.write(
-        path,
-        rounds=rounds,
-        quick=arguments.quick,
-        seconds=RATES,
-        idle_streams=IDLE_STREAMS,
-        cancellations=CANCELLATIONS,
-        imports=IMPORTS,
-    )
+    sizes = {name: dict(WORK[name].sizes) for name in names if name in WORK}
+    result = bench.write(path, rounds=rounds, quick=arguments.quick, sizes=sizes, starts=STARTS)
     print(f"\n{render(result)}")
     return 1 if bench.failures else 0
 

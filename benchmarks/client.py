@@ -23,7 +23,7 @@ async def main(peer_name: str, directory: str, shape: str = "") -> None:
         workers.append(await Child.start(WORKER, peer_name, directory, "first", "second"))
     else:
         workers = [await Child.start(WORKER, peer_name, directory, "work")]
-    pair = Pair(PEERS[peer_name].make(Path(directory)), workers[0])
+    pair = Pair(PEERS[peer_name].make(Path(directory)), workers)
 
     async def answer(question: str, **arguments: Any) -> Any:
         return await WORKLOADS[question](pair, **arguments)

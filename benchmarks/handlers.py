@@ -11,6 +11,7 @@ Handler = Callable[[Any], AsyncIterator[Any]]
 Call = Callable[[Any], Any]  # Returns something for `async for`.
 
 INTERVAL_S = 0.010  # The interval of the paced streams.
+TOKENS = [i * 251 % 128_000 for i in range(512)]  # The numbers of a vocabulary of 128,000: most take 3 bytes.
 _forever = asyncio.Event()
 
 
@@ -34,13 +35,27 @@ async def echo(request: Any) -> AsyncIterator[Any]:
     yield request
 
 
+async def chunks(request: Any) -> AsyncIterator[Any]:
+    """The text of the request in `n` parts, as a language model streams one."""
+    text, number = request["text"], request["n"]
+    size = len(text) // number
+    for i in range(number):
+        yield {"i": i, "t": text[i * size : (i + 1) * size]}
+
+
+async def lists(request: Any) -> AsyncIterator[Any]:
+    """`n` lists of 512 token numbers."""
+    for _ in range(request["n"]):
+        yield TOKENS
+
+
 async def idle(request: Any) -> AsyncIterator[Any]:
     """One item, then nothing for ever."""
     yield {"i": 0, "t": "tok"}
     await _forever.wait()
 
 
-WORK: dict[str, Handler] = {"tokens": tokens, "paced": paced, "echo": echo, "idle": idle}
+WORK: dict[str, Handler] = {each.__name__: each for each in (tokens, paced, echo, chunks, lists, idle)}
 
 
 def relay(call: Call) -> Handler:

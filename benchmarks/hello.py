@@ -1,4 +1,7 @@
-"""Hello world as a user writes it: `python -m benchmarks.hello server|client`. Run by benchmarks.startup."""
+"""Hello world as a user writes it: `python -m benchmarks.hello server|client`. Run by benchmarks.startup.
+
+The client prints the time of its first item, and then waits for the end of stdin, so that it can be measured.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,7 @@ async def client(runtime: DistributedRuntime) -> None:
     async for _ in client.generate("hello world"):
         print(time.perf_counter(), flush=True)
         break
+    sys.stdin.read()
 
 
 if __name__ == "__main__":

@@ -8,54 +8,82 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.workloads import Figures
+from benchmarks.rounds import Figures
 from harness.processes import ROOT, ChildFailed, environment_without_settings
+from harness.usage import cpu_s, peak_mib
 
-IMPORT = "import triton_distributed.runtime"
+HELLO = {"ours": "benchmarks.hello", "grpc.aio": "benchmarks.hello_grpc"}
+IMPORTS = {"ours": "import triton_distributed.runtime", "grpc.aio": "import grpc.aio"}
 LEAVE = "import os; os._exit(0)"  # Ends a process without the interpreter's shutdown.
+WAIT = "print(flush=True); input()"  # Keeps a process until it has been measured.
 TIMEOUT_S = 30.0
 
 
-async def hello_world(directory: Path) -> Figures:
-    """Seconds to the client's first item: with both processes started at once, then with a server already running.
+class _Program:
+    """A process of hello world."""
 
-    `perf_counter` is the machine's monotonic clock, which all processes share.
-    """
-    environ = {**environment_without_settings(), "TRD_DIR": str(directory)}
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
 
-    async def start(role: str) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "benchmarks.hello", role, cwd=ROOT, env=environ, stdout=asyncio.subprocess.PIPE
+    @classmethod
+    async def start(cls, peer: str, role: str, directory: Path) -> _Program:
+        environ = {**environment_without_settings(), "TRD_DIR": str(directory)}
+        address = [f"unix:{directory}/grpc"] if peer == "grpc.aio" else []
+        pipe = asyncio.subprocess.PIPE
+        return cls(
+            await asyncio.create_subprocess_exec(
+                sys.executable, "-m", HELLO[peer], role, *address, cwd=ROOT, env=environ, stdin=pipe, stdout=pipe
+            )
         )
 
-    async def client(started: float) -> float:
-        process = await start("client")
+    async def first_reply(self) -> float:
+        """Return when the client had its first item (perf_counter)."""
+        assert self.process.stdout is not None
         try:
-            output, _ = await asyncio.wait_for(process.communicate(), TIMEOUT_S)
+            line = await asyncio.wait_for(self.process.stdout.readline(), TIMEOUT_S)
         except TimeoutError:
-            process.kill()
             raise ChildFailed(f"no first reply within {TIMEOUT_S:g} s") from None
-        if process.returncode:
-            raise ChildFailed(f"the hello world client ended with status {process.returncode}")
-        return float(output) - started
+        if not line:
+            raise ChildFailed(f"the hello world client ended with status {await self.process.wait()}")
+        return float(line)
 
+    async def end(self) -> None:
+        if self.process.returncode is None:
+            self.process.kill()
+        await self.process.wait()
+
+
+async def hello_world(peer: str, directory: Path) -> Figures:
+    """Seconds to the client's first item: with both processes started at once, then with a server already running.
+
+    The CPU and the memory are those of both processes until the first item. `perf_counter` is the machine's monotonic
+    clock, which all processes share.
+    """
     started = time.perf_counter()
-    server = await start("server")
+    server = await _Program.start(peer, "server", directory)
+    client = await _Program.start(peer, "client", directory)
     try:
-        both = await client(started)
-        alone = await client(time.perf_counter())
+        both = await client.first_reply() - started
+        pids = [server.process.pid, client.process.pid]
+        cpu, peak = sum(map(cpu_s, pids)), peak_mib(pids)
+        await client.end()
+        started = time.perf_counter()
+        client = await _Program.start(peer, "client", directory)
+        alone = await client.first_reply() - started
     finally:
-        if server.returncode is None:
-            server.terminate()
-        await server.wait()
-    return {"both_s": both, "client_s": alone}
+        await client.end()
+        await server.end()
+    figures = {"both_s": both, "client_s": alone, "cpu_ms": cpu * 1e3}
+    return figures if peak is None else {**figures, "peak_mib": peak}
 
 
-async def import_time(times: int) -> Figures:
+async def import_time(peer: str, times: int) -> Figures:
     """Milliseconds that the import adds to a fresh interpreter: medians of alternating runs, with cached bytecode.
 
     `import_ms` ends with the import. `through_exit_ms` includes the interpreter's work on the modules at its end.
+    `cpu_ms` is the import's CPU, and `peak_mib` the peak of a process that only imports.
     """
+    code = IMPORTS[peer]
 
     async def run(code: str) -> float:
         started = time.perf_counter()
@@ -64,10 +92,30 @@ async def import_time(times: int) -> Figures:
             raise ChildFailed(f"python -c '{code}' failed")
         return (time.perf_counter() - started) * 1e3
 
-    await run(IMPORT)
-    taken: dict[str, list[float]] = {"pass": [], IMPORT: [], LEAVE: [], f"{IMPORT}\n{LEAVE}": []}
+    async def costs(code: str) -> tuple[float, float | None]:
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", f"{code}\n{WAIT}", cwd=ROOT, stdin=pipe, stdout=pipe
+        )
+        assert process.stdout is not None
+        if not await process.stdout.readline():
+            raise ChildFailed(f"python -c '{code}' failed")
+        found = cpu_s(process.pid), peak_mib([process.pid])
+        process.kill()
+        await process.wait()
+        return found
+
+    await run(code)
+    taken: dict[str, list[float]] = {"pass": [], code: [], LEAVE: [], f"{code}\n{LEAVE}": []}
     for _ in range(times):
-        for code, each in taken.items():
-            each.append(await run(code))
+        for each, milliseconds in taken.items():
+            milliseconds.append(await run(each))
     bare, full, bare_left, full_left = map(statistics.median, taken.values())
-    return {"import_ms": full_left - bare_left, "through_exit_ms": full - bare, "interpreter_ms": bare}
+    cpu, peak = await costs(code)
+    figures = {
+        "import_ms": full_left - bare_left,
+        "through_exit_ms": full - bare,
+        "interpreter_ms": bare,
+        "cpu_ms": (cpu - (await costs("pass"))[0]) * 1e3,
+    }
+    return figures if peak is None else {**figures, "peak_mib": peak}

@@ -1,7 +1,7 @@
 """A worker process: `python -m benchmarks.worker PEER DIRECTORY SERVICE [NEXT]`, started by benchmarks.client.
 
-With the service `work` it serves every handler. With another name it is one hop of the cancellation chain: it passes
-requests on to the service NEXT, or is the last hop.
+With the service `work` it serves every handler. With another name it is one hop of a chain: it passes requests on to
+the service NEXT, or is the last hop.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ import asyncio
 import gc
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
-from benchmarks.handlers import WORK, cancelling_relay, innermost, relay
+from benchmarks.handlers import WORK, cancelling_relay, innermost, relay, tokens
 from benchmarks.peers import PEERS
 from harness.processes import answer_questions
-from harness.vitals import resident_bytes
+from harness.vitals import open_descriptors, resident_bytes
 
 
 async def main(peer_name: str, directory: str, service: str, following: str = "") -> None:
@@ -28,17 +27,15 @@ async def main(peer_name: str, directory: str, service: str, following: str = ""
     if service == "work":
         await peer.serve(service, WORK)
     elif following:
-        pass_on = cancelling_relay if PEERS[peer_name].family == "grpc.aio" else relay
-        await peer.serve(service, {"hop": pass_on(await peer.connect(following, "hop"))})
+        pass_on = relay if PEERS[peer_name].leaves else cancelling_relay
+        await peer.serve(service, {name: pass_on(await peer.connect(following, name)) for name in ("hop", "tokens")})
     else:
-        await peer.serve(service, {"hop": innermost(ended)})
+        await peer.serve(service, {"hop": innermost(ended), "tokens": tokens})
 
     async def answer(question: str) -> Any:
-        if question == "cpu":
-            return time.process_time()
-        if question == "memory":
+        if question == "held":
             gc.collect()
-            return resident_bytes()
+            return resident_bytes(), open_descriptors()
         if question == "ended":
             return await ended.get()
         raise ValueError(f"unknown question {question!r}")

@@ -1,13 +1,15 @@
 """The workloads, seen from the client's side. Each takes its sizes and returns figures by name.
 
-CPU is the user and system time of all threads of client and worker. At first every workload runs for a moment without
-being counted, so that connections, caches and the interpreter's specialisation are warm.
+`cpu_us` is the user and system time of all threads of all processes of the measurement, for each call or item.
+`peak_mib` is the sum of the peaks of their resident memory. At first every workload runs for a moment without being
+counted, so that connections, caches and the interpreter's specialisation are warm.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -16,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.handlers import INTERVAL_S, Call
+from benchmarks.handlers import INTERVAL_S, TOKENS, Call
 from benchmarks.peers import Peer
 from harness.processes import Child, ChildFailed
+from harness.usage import Usage, descendants
 from harness.vitals import open_descriptors, resident_bytes
 
 Figures = dict[str, float]
@@ -28,15 +31,26 @@ OPENING = 256  # The number of idle streams that are opened at the same time.
 
 @dataclass
 class Pair:
-    """This process as the client, and its worker (the innermost one of a chain)."""
+    """This process as the client, and its workers: one, or a chain, whose innermost is the first of the list."""
 
     peer: Peer
-    worker: Child
+    workers: list[Child]
 
-    async def cpu_s(self) -> float:
-        """Return the seconds of CPU that both processes have used so far."""
-        worker: float = await self.worker.ask("cpu")
-        return worker + time.process_time()
+    @property
+    def worker(self) -> Child:
+        """The worker that has the handler itself."""
+        return self.workers[0]
+
+    def usage(self) -> Usage:
+        """Begin to count what this process, the workers and a server that the peer has started use."""
+        pid = os.getpid()
+        return Usage({pid, *(worker.process.pid for worker in self.workers), *descendants(pid)})
+
+
+def costs(usage: Usage, done: int) -> Figures:
+    """Return the CPU for each of `done` calls or items, µs, and the peak of the memory, MiB, if it is known."""
+    figures, peak = {"cpu_us": usage.cpu_s() / done * 1e6}, usage.peak_mib()
+    return figures if peak is None else {**figures, "peak_mib": peak}
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -45,53 +59,111 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-async def _callers(call: Call, concurrent: int, items: int, seconds: float) -> tuple[list[float], float]:
-    """Call again and again until the time is over. Return each call's seconds, and the seconds of the whole."""
-    latencies: list[float] = []
-    request = {"n": items}
-    clock = time.perf_counter
-    started = clock()
-    over = started + seconds
+@dataclass
+class Caller:
+    """A request that is sent again and again, and the number of items of its answer."""
 
-    async def caller() -> None:
-        now = clock()
-        while now < over:
-            count = 0
-            async for _ in call(request):
-                count += 1
-            if count != items:
-                raise ChildFailed(f"{count} items came, {items} were asked for")
-            before, now = now, clock()
-            latencies.append(now - before)
+    call: Call
+    request: Any
+    items: int
+    last: Any = None  # The last item of an answer.
 
-    await asyncio.gather(*(caller() for _ in range(concurrent)))
-    return latencies, clock() - started
+    async def run(self, concurrent: int, seconds: float) -> tuple[list[float], float]:
+        """Call from `concurrent` tasks until the time is over. Return each call's seconds, and those of the whole."""
+        latencies: list[float] = []
+        clock = time.perf_counter
+        started = clock()
+        over = started + seconds
+
+        async def caller() -> None:
+            now = clock()
+            while True:
+                count, last = 0, None
+                async for last in self.call(self.request):  # noqa: B007
+                    count += 1
+                if count != self.items:
+                    raise ChildFailed(f"{count} items came, {self.items} were asked for")
+                before, now = now, clock()
+                latencies.append(now - before)
+                if now >= over:
+                    self.last = last
+                    return
+
+        await asyncio.gather(*(caller() for _ in range(concurrent)))
+        return latencies, clock() - started
+
+    async def measure(self, pair: Pair, concurrent: int, seconds: float) -> tuple[list[float], Figures]:
+        """Warm up, then measure: each call's seconds, and the rate and the costs of an item."""
+        await self.run(concurrent, seconds * WARM_UP_SHARE)
+        usage = pair.usage()
+        latencies, wall = await self.run(concurrent, seconds)
+        done = len(latencies) * self.items
+        return latencies, {"per_s": done / wall, **costs(usage, done)}
 
 
-async def _repeat(pair: Pair, concurrent: int, items: int, seconds: float) -> tuple[list[float], Figures]:
-    call = await pair.peer.connect("work", "tokens")
-    await _callers(call, concurrent, items, seconds * WARM_UP_SHARE)
-    cpu = await pair.cpu_s()
-    latencies, wall = await _callers(call, concurrent, items, seconds)
-    cpu = await pair.cpu_s() - cpu
-    done = len(latencies) * items
-    return latencies, {"per_s": done / wall, "cpu_us": cpu / done * 1e6}
+async def tokens_of(pair: Pair, items: int, service: str = "work") -> Caller:
+    """Return a caller for `items` small items."""
+    return Caller(await pair.peer.connect(service, "tokens"), {"n": items}, items)
 
 
 async def alone(pair: Pair, seconds: float) -> Figures:
     """One call at a time, one item each."""
-    latencies, figures = await _repeat(pair, 1, 1, seconds)
+    latencies, figures = await (await tokens_of(pair, 1)).measure(pair, 1, seconds)
     return {"p50_us": quantile(latencies, 0.5) * 1e6, "p99_us": quantile(latencies, 0.99) * 1e6, **figures}
 
 
 async def concurrent(pair: Pair, seconds: float) -> Figures:
     """64 callers at once, one item a call."""
-    return (await _repeat(pair, 64, 1, seconds))[1]
+    return (await (await tokens_of(pair, 1)).measure(pair, 64, seconds))[1]
 
 
 async def streams(pair: Pair, seconds: float) -> Figures:
     """16 callers at once, 500 items a call."""
-    return (await _repeat(pair, 16, 500, seconds))[1]
+    return (await (await tokens_of(pair, 500)).measure(pair, 16, seconds))[1]
+
+
+async def sweep(pair: Pair, seconds: float, streams: int, items: int) -> Figures:
+    """`streams` callers at once, `items` items a call."""
+    return (await (await tokens_of(pair, items)).measure(pair, streams, seconds))[1]
+
+
+async def chunks(pair: Pair, seconds: float) -> Figures:
+    """16 callers at once. A request carries 10,000 characters, and the answer brings them back in 50 parts."""
+    text = "0123456789" * 1_000
+    caller = Caller(await pair.peer.connect("work", "chunks"), {"text": text, "n": 50}, 50)
+    latencies, figures = await caller.measure(pair, 16, seconds)
+    if caller.last != {"i": 49, "t": text[-200:]}:
+        raise ChildFailed("another text came back")
+    return {"p50_us": quantile(latencies, 0.5) * 1e6, **figures}
+
+
+async def lists(pair: Pair, seconds: float) -> Figures:
+    """16 callers at once, 100 lists of 512 token numbers a call."""
+    caller = Caller(await pair.peer.connect("work", "lists"), {"n": 100}, 100)
+    _, figures = await caller.measure(pair, 16, seconds)
+    if caller.last != TOKENS:
+        raise ChildFailed("another list came back")
+    return figures
+
+
+async def unary(pair: Pair, seconds: float) -> Figures:
+    """1,000,000 bytes to the worker and back, one call at a time."""
+    sent = bytes(range(250)) * 4_000
+    caller = Caller(await pair.peer.connect("work", "echo"), sent, 1)
+    latencies, figures = await caller.measure(pair, 1, seconds)
+    if caller.last != sent:
+        raise ChildFailed("other bytes came back")
+    return {"p50_us": quantile(latencies, 0.5) * 1e6, **figures}
+
+
+async def pipeline(pair: Pair, seconds: float) -> Figures:
+    """16 callers at once, 500 items a call, through three workers, and from the last of them directly.
+
+    `over_one_stage` is the CPU of an item through three workers divided by that of one which comes directly.
+    """
+    _, one = await (await tokens_of(pair, 500, "third")).measure(pair, 16, seconds / 2)
+    _, three = await (await tokens_of(pair, 500, "first")).measure(pair, 16, seconds / 2)
+    return {**three, "one_stage_cpu_us": one["cpu_us"], "over_one_stage": three["cpu_us"] / one["cpu_us"]}
 
 
 async def paced(pair: Pair, seconds: float) -> Figures:
@@ -111,27 +183,29 @@ async def paced(pair: Pair, seconds: float) -> Figures:
 
     count = max(10, round(seconds / INTERVAL_S))
     await all_of(round(count * WARM_UP_SHARE))
-    cpu = await pair.cpu_s()
+    usage = pair.usage()
     late = await all_of(count)
-    cpu = await pair.cpu_s() - cpu
     return {
         "p50_ms": quantile(late, 0.5) * 1e3,
         "p99_ms": quantile(late, 0.99) * 1e3,
-        "cpu_us": cpu / len(late) * 1e6,
+        **costs(usage, len(late)),
     }
 
 
-async def array(pair: Pair, seconds: float) -> Figures:
-    """A 16 MiB float32 array to the worker and back, one at a time. The rate counts its bytes once for a round trip."""
+async def array(pair: Pair, seconds: float, mib: int, least: int = 3) -> Figures:
+    """A float32 array of `mib` MiB to the worker and back, one at a time, for `seconds` and at least `least` times.
+
+    The rate counts the array's bytes once for a round trip.
+    """
+    sent = np.arange(mib << 18, dtype=np.float32)
     call = await pair.peer.connect("work", "echo")
-    sent = np.arange(4 << 20, dtype=np.float32)
 
     async def round_trips(seconds: float) -> tuple[int, float]:
         count, passed, started = 0, 0.0, time.perf_counter()
-        while passed < seconds or count < 3:
-            got = None
-            async for item in call(sent):
-                got = item
+        while passed < seconds or count < least:
+            got = None  # The last array's memory is free before the next one arrives.
+            async for got in call(sent):  # noqa: B007
+                pass
             if got is None or got.dtype != np.float32 or got.shape != sent.shape or got[-1] != sent[-1]:
                 raise ChildFailed("another array came back")
             count += 1
@@ -139,17 +213,18 @@ async def array(pair: Pair, seconds: float) -> Figures:
         return count, passed
 
     await round_trips(seconds * WARM_UP_SHARE)
-    cpu = await pair.cpu_s()
+    usage = pair.usage()
     count, wall = await round_trips(seconds)
-    cpu = await pair.cpu_s() - cpu
-    return {"gb_per_s": count * sent.nbytes / wall / 1e9, "cpu_ms": cpu / count * 1e3}
+    return {"gb_per_s": count * sent.nbytes / wall / 1e9, **costs(usage, count)}
 
 
 async def idle(pair: Pair, number: int) -> Figures:
-    """`number` streams over one connection that wait after their first item: resident bytes per stream and side."""
-    tokens = await pair.peer.connect("work", "tokens")
+    """`number` streams over one connection that wait after their first item: resident bytes per stream and side.
+
+    `descriptors` are those that the streams added to client and worker. The CPU is that of opening a stream.
+    """
     call = await pair.peer.connect("work", "idle")
-    await _callers(tokens, OPENING, 1, 0.1)
+    await (await tokens_of(pair, 1)).run(OPENING, 0.1)
     held: list[Any] = []
 
     async def open_one() -> None:
@@ -164,15 +239,18 @@ async def idle(pair: Pair, number: int) -> Figures:
 
     await open_some(OPENING)
     gc.collect()
-    descriptors, ours, theirs = open_descriptors(), resident_bytes(), await pair.worker.ask("memory")
+    before, there_before = (resident_bytes(), open_descriptors()), await pair.worker.ask("held")
+    usage = pair.usage()
     await open_some(number)
+    figures = costs(usage, number)
     gc.collect()
-    ours, theirs = resident_bytes() - ours, await pair.worker.ask("memory") - theirs
+    after, there = (resident_bytes(), open_descriptors()), await pair.worker.ask("held")
     return {
-        "client_bytes": ours / number,
-        "worker_bytes": theirs / number,
+        "client_bytes": (after[0] - before[0]) / number,
+        "worker_bytes": (there[0] - there_before[0]) / number,
         "streams": number,
-        "descriptors": open_descriptors() - descriptors,
+        "descriptors": after[1] - before[1] + there[1] - there_before[1],
+        **figures,
     }
 
 
@@ -192,7 +270,10 @@ async def cancel(pair: Pair, number: int, leaving: bool) -> Figures:
             if leave:
                 return
 
+    usage = pair.usage()
     for i in range(-20, number):
+        if i == 0:
+            usage = pair.usage()  # The first calls warm up.
         arrived: asyncio.Future[float] = loop.create_future()
         leave = leaving and i % 2 == 0
         task = asyncio.ensure_future(listen(leave, arrived))
@@ -204,9 +285,15 @@ async def cancel(pair: Pair, number: int, leaving: bool) -> Figures:
         ended: float = await pair.worker.ask("ended")
         if i >= 0:
             delays.append((ended - started) * 1e3)
-    return {"p50_ms": quantile(delays, 0.5), "p99_ms": quantile(delays, 0.99), "max_ms": max(delays)}
+    return {
+        "p50_ms": quantile(delays, 0.5),
+        "p99_ms": quantile(delays, 0.99),
+        "max_ms": max(delays),
+        **costs(usage, number),
+    }
 
 
 WORKLOADS: dict[str, Callable[..., Awaitable[Figures]]] = {
-    each.__name__: each for each in (alone, concurrent, streams, paced, array, idle, cancel)
+    each.__name__: each
+    for each in (alone, concurrent, streams, sweep, chunks, lists, unary, paced, array, pipeline, idle, cancel)
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 import time
@@ -37,6 +36,15 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def peak_mib(pids: Iterable[int]) -> float | None:
+    """Return the sum of the peaks of the processes' resident memory, MiB; None if the system does not tell it.
+
+    Pages that several processes share, such as those of libraries, count once for each process.
+    """
+    peaks = [found for pid in pids if (found := _peak_kib(pid)) is not None]
+    return sum(peaks) / 1024 if peaks else None
+
+
 class Usage:
     """What some processes use from here on. Processes that start later do not count.
 
@@ -60,13 +68,8 @@ class Usage:
         return used
 
     def peak_mib(self) -> float | None:
-        """Return the sum of the processes' peaks of resident memory since the beginning, MiB; None if not on Linux.
-
-        Pages that several processes share, such as those of libraries, count once for each process. If the system
-        cannot reset a peak, it is the peak since the process began.
-        """
-        peaks = [found for pid in self._before if (found := _peak_kib(pid)) is not None]
-        return sum(peaks) / 1024 if peaks else None
+        """Return `peak_mib` of the processes since the beginning, or since they started if peaks cannot be reset."""
+        return peak_mib(self._before)
 
 
 def _reset_peak(pid: int) -> None:
@@ -80,8 +83,3 @@ def _peak_kib(pid: int) -> int | None:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1])
     return None
-
-
-def own_family() -> list[int]:
-    """Return this process and its descendants."""
-    return [os.getpid(), *descendants(os.getpid())]

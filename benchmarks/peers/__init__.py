@@ -23,12 +23,29 @@ class Peer(Protocol):
 
 @dataclass(frozen=True)
 class Kind:
-    """One variant of a peer: `family` names the peer, `tcp` means TCP on the loopback instead of a Unix socket."""
+    """One variant of a peer.
+
+    Args:
+        family: the name of the peer.
+        tcp: whether it uses TCP on the loopback instead of a Unix socket.
+        module: its module in this folder.
+        needs: the package that it needs.
+        only: the workloads to run with it; if empty, all.
+        lacks: the workloads that it cannot run.
+        leaves: whether leaving the `async for` of a call ends the call. If not, its task must be cancelled.
+    """
 
     family: str
     tcp: bool
     module: str
     needs: str
+    only: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
+    leaves: bool = True
+
+    def runs(self, workload: str) -> bool:
+        """Whether to measure this workload."""
+        return workload not in self.lacks and (not self.only or workload in self.only)
 
     def available(self) -> bool:
         """Whether the package that it needs can be imported here."""
@@ -47,12 +64,15 @@ class Kind:
         return peer
 
 
+CORE = ("alone", "concurrent", "streams", "array")
+"""The workloads of what differs from another peer only in its socket or in the way to call."""
+
 PEERS = {
-    "yardstick": Kind("yardstick", False, "yardstick", "msgspec"),
-    "grpc.aio": Kind("grpc.aio", False, "grpc_aio", "grpc"),
+    "yardstick": Kind("yardstick", False, "yardstick", "msgspec", lacks=("cancel", "hello", "import")),
+    "grpc.aio": Kind("grpc.aio", False, "grpc_aio", "grpc", leaves=False),
     "ours": Kind("ours", False, "ours", "triton_distributed.runtime"),
-    "native": Kind("native", False, "native", "triton_distributed.api"),
-    "yardstick tcp": Kind("yardstick", True, "yardstick", "msgspec"),
-    "grpc.aio tcp": Kind("grpc.aio", True, "grpc_aio", "grpc"),
-    "ours tcp": Kind("ours", True, "ours", "triton_distributed.runtime"),
+    "native": Kind("native", False, "native", "triton_distributed.api", only=CORE),
+    "yardstick tcp": Kind("yardstick", True, "yardstick", "msgspec", only=CORE),
+    "grpc.aio tcp": Kind("grpc.aio", True, "grpc_aio", "grpc", only=CORE, leaves=False),
+    "ours tcp": Kind("ours", True, "ours", "triton_distributed.runtime", only=CORE),
 }

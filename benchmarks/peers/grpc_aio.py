@@ -1,6 +1,7 @@
 """grpc.aio: one server-streaming method for each handler, with generic handlers, msgpack bodies and default options.
 
-Only the option of the largest message is set: the default of 4 MiB refuses the 16 MiB array.
+Only the options of limits are set: by default a server refuses messages above 4 MiB, and, at random, requests beyond
+1,000 that it has not begun.
 """
 
 from __future__ import annotations
@@ -14,7 +15,13 @@ import grpc
 from benchmarks.handlers import Call, Handler
 from benchmarks.peers.codec import decode, encode
 
-OPTIONS = [("grpc.max_receive_message_length", 64 << 20), ("grpc.max_send_message_length", 64 << 20)]
+NO_LIMIT = (1 << 31) - 1
+OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.server.max_pending_requests", NO_LIMIT),
+    ("grpc.server.max_pending_requests_hard_limit", NO_LIMIT),
+]
 
 
 def _method(handler: Handler) -> grpc.RpcMethodHandler:
