@@ -13,6 +13,7 @@ from triton_distributed.runtime.component import Component, Endpoint, Namespace
 from triton_distributed.runtime.decorators import triton_endpoint, triton_worker
 from triton_distributed.runtime.distributed import DistributedRuntime
 from triton_distributed.runtime.instances import InstanceStatus
+from triton_distributed.runtime.requests import AwaitedCall, RequestReport
 from triton_distributed.runtime.statistics import (
     CallStatistics,
     DiscoveryStatistics,
@@ -30,6 +31,7 @@ from triton_distributed.serving.sender import Sender
 __all__ = [
     "Affinity",
     "Annotated",
+    "AwaitedCall",
     "CallStatistics",
     "CancellationToken",
     "Client",
@@ -46,6 +48,7 @@ __all__ = [
     "Namespace",
     "QueueStatistics",
     "ReportedLoad",
+    "RequestReport",
     "ResponseStream",
     "RuntimeStatistics",
     "Sender",

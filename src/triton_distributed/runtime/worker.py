@@ -17,6 +17,7 @@ from triton_distributed.names import EndpointName, Instance
 from triton_distributed.observe import Watchdog
 from triton_distributed.runtime.registrations import Registrations
 from triton_distributed.runtime.serve_task import ServeTask
+from triton_distributed.serving.admission import HandlerSlots
 from triton_distributed.serving.endpoint import ServedEndpoint
 from triton_distributed.serving.handlers import Handler
 from triton_distributed.serving.server import AcceptedFactory, Server
@@ -138,6 +139,27 @@ class Worker:
         task.add_done_callback(self._served)
         task.awaited = False  # Only the program's own use counts, and not this callback.
         return task
+
+    def reserve(self, name: EndpointName, function: Callable[..., Any], max_inflight: int, max_queue: int) -> None:
+        """Serve an endpoint of the runtime itself: it is not listed, and its requests take no place of others."""
+
+        def make() -> ServedEndpoint:
+            return ServedEndpoint(
+                self._loop,
+                name,
+                Handler(function, self.threads),
+                Instance(name, self._instance_id, ()),
+                HandlerSlots(self._config.max_requests),
+                max_inflight=max_inflight,
+                max_queue=max_queue,
+                graceful=False,
+                interrupt=True,
+                on_wait=self.server.standstill.waits,
+                on_exit=self._exit_wanted,
+                full_tracebacks=self._config.full_tracebacks,
+            )
+
+        self.server.reserve(name, make)
 
     def _served(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

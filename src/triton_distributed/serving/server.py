@@ -58,6 +58,8 @@ class Server:
         self._instance_id = instance_id
         self._factory = factory
         self._by_key: dict[int, ServedEndpoint] = {}
+        self._reserved: dict[int, Callable[[], ServedEndpoint]] = {}
+        self._made: dict[int, ServedEndpoint] = {}  # Those of the reserved endpoints that were called.
         self._listener = Listener(
             loop,
             self._session,
@@ -112,6 +114,20 @@ class Server:
         """Take requests for `endpoint`."""
         self._by_key[endpoint.name.key] = endpoint
 
+    def reserve(self, name: EndpointName, make: Callable[[], ServedEndpoint]) -> None:
+        """Take requests for an endpoint of the runtime itself, which is not listed and does not drain.
+
+        Args:
+            make: makes the endpoint when the first request for it comes.
+        """
+        self._reserved[name.key] = make
+
+    def _find_reserved(self, key: int) -> ServedEndpoint | None:
+        found = self._made.get(key)
+        if found is None and (make := self._reserved.get(key)) is not None:
+            found = self._made[key] = make()
+        return found
+
     def find(self, name: EndpointName, operation: str) -> ServedEndpoint:
         """The endpoint of this name.
 
@@ -144,6 +160,8 @@ class Server:
         buffers: list[Memory] | None,
     ) -> None:
         endpoint = self._by_key.get(key)
+        if endpoint is None:
+            endpoint = self._find_reserved(key)
         if endpoint is None or (instance_id != self._instance_id and self._instance_id is not None):
             words = f"this worker is instance {self._instance_id}"
             if instance_id == self._instance_id or self._instance_id is None:
@@ -202,7 +220,7 @@ class Server:
 
     def close(self) -> None:
         """Close the sessions and cancel the handlers that still run."""
-        for endpoint in self.endpoints:
+        for endpoint in (*self.endpoints, *self._made.values()):
             endpoint.lingering.close()
         self.standstill.close()
         self._reports.close()

@@ -18,30 +18,49 @@ _STANDARD_LIBRARY = str(Path(asyncio.__file__).parent.parent)
 
 
 def standing(task: asyncio.Task[Any] | None, items: object) -> str:
-    """Return the innermost line of the user's code, as `file:line in function`.
+    """Return the innermost line of the user's code, as `file:line in function`; see `steps` for all of them.
 
     Args:
         task: the task that serves a request.
         items: the handler's async iterator of items. An async generator cannot be found through the task.
     """
+    found = steps(task, items)
+    return found[-1] if found else "its end" if task is None or task.done() else "an unknown line"
+
+
+def steps(task: asyncio.Task[Any] | None, items: object) -> list[str]:
+    """Return the lines of the user's code at which a handler stands, outermost first, as `file:line in function`.
+
+    Args:
+        task, items: see `standing`.
+    """
     if task is None or task.done():
-        return "its end"
+        return []
     inner = getattr(items, "inner", None)
     thread = getattr(inner, "thread", None)
     if isinstance(thread, threading.Thread):  # A plain handler has a thread.
-        return innermost_line(thread)
-    frame = _innermost(items) or _innermost(inner) or _innermost(task.get_coro())
-    return "an unknown line" if frame is None else _line(frame)
+        return _lines_of(thread)
+    frames = _awaiting(items) or _awaiting(inner) or _awaiting(task.get_coro())
+    return [_line(frame) for frame in frames]
 
 
 def innermost_line(thread: threading.Thread) -> str:
     """Return the current line of a thread, in the user's code if there is any, as `file:line in function`."""
+    found = _lines_of(thread)
+    return found[-1] if found else "its end"
+
+
+def _lines_of(thread: threading.Thread) -> list[str]:
+    """The lines of a thread, outermost first: those in the user's code, or the innermost one if none is."""
     frame: FrameType | None = sys._current_frames().get(thread.ident or 0)
-    first = frame
-    while frame is not None and not _is_users(frame):
+    found, first = [], frame
+    while frame is not None:
+        if _is_users(frame):
+            found.append(_line(frame))
         frame = frame.f_back
-    frame = frame or first
-    return "its end" if frame is None else _line(frame)
+    if not found and first is not None:
+        return [_line(first)]
+    return found[::-1]
 
 
 def _line(frame: FrameType) -> str:
@@ -55,9 +74,9 @@ def _is_users(frame: FrameType) -> bool:
     return not ours and ("site-packages" in name or not name.startswith(_STANDARD_LIBRARY))
 
 
-def _innermost(step: Any) -> FrameType | None:
-    """Return the innermost frame of the user's code in a chain of awaits."""
-    found = None
+def _awaiting(step: Any) -> list[FrameType]:
+    """Return the frames of the user's code in a chain of awaits, outermost first."""
+    found = []
     while step is not None:
         frame = _first(step, "ag_frame", "cr_frame", "gi_frame")
         following = _first(step, "ag_await", "cr_await", "gi_yieldfrom")
@@ -66,7 +85,7 @@ def _innermost(step: Any) -> FrameType | None:
                 if type(following).__name__ in _STEPS:  # It hides the user's generator, the local `items`.
                     following = frame.f_locals.get("items")
             elif _is_users(frame):
-                found = frame
+                found.append(frame)
         step = following
     return found
 
