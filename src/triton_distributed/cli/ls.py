@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import fnmatch
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import msgspec
 
 from triton_distributed.cli.arguments import seconds
-from triton_distributed.cli.rendering import json_line
+from triton_distributed.cli.rendering import json_line, names_match, table
 from triton_distributed.cli.settings import settings
 from triton_distributed.config import Config
 from triton_distributed.discovery import Change, Snapshot
@@ -64,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         for row in rows:
             sys.stdout.buffer.write(json_line(_described(row)))
     elif rows:
-        for line in _table(rows):
+        for line in table(HEADER, list(map(_cells, rows))):
             print(line)
     sys.stdout.flush()
     for row in rows if not arguments.json else ():
@@ -83,7 +82,7 @@ async def _look(pattern: str | None, config: Config) -> list[Row]:
 
         watch = await runtime.discovery.watch(None, sink)
         watch.close()
-        wanted = [each for each in found if pattern is None or _matches(str(each.endpoint), pattern)]
+        wanted = [each for each in found if names_match(str(each.endpoint), pattern)]
         if not wanted:
             place = runtime.discovery.where
             asked = f"{place} was asked" + ("" if found else runtime.elsewhere(None))
@@ -92,10 +91,6 @@ async def _look(pattern: str | None, config: Config) -> list[Row]:
         room = asyncio.Semaphore(PROBES)
         reasons = await asyncio.gather(*(_probe(each, runtime.pool, room) for each in wanted))
         return [Row(each, reason) for each, reason in zip(wanted, reasons, strict=True)]
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"{pattern}.*")
 
 
 def _nothing(pattern: str | None, found: list[Instance], asked: str) -> str:
@@ -130,12 +125,6 @@ def _described(row: Row) -> dict[str, Any]:
         "busy": instance.busy,
         **({"reason": row.reason} if row.reason else {}),
     }
-
-
-def _table(rows: list[Row]) -> list[str]:
-    cells = [HEADER, *map(_cells, rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -21,6 +21,8 @@ COMMANDS = {
     "serve": "serve a function, method or class of a module as an endpoint",
     "ls": "list the served endpoints and their instances",
     "call": "call an endpoint and print the items of its answer",
+    "requests": "list the requests that are served now, and what each one waits for",
+    "why": "show the way of one request through the workers, and where it waits",
 }
 
 EPILOG = """\

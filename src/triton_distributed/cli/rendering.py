@@ -11,6 +11,8 @@
 from __future__ import annotations
 
 import base64
+import fnmatch
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -29,6 +31,18 @@ _encode = msgspec.json.Encoder(enc_hook=repr).encode
 def json_line(value: Any) -> bytes:
     """Return a value as one line of JSON, including the line break."""
     return _encode(_plain(value)) + b"\n"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table with aligned columns."""
+    cells = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+
+
+def names_match(name: str, pattern: str | None) -> bool:
+    """Whether a shell pattern is for an endpoint's name, or for its first parts; None matches every name."""
+    return pattern is None or fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"{pattern}.*")
 
 
 def item(annotated: Annotated) -> Any:
