@@ -203,6 +203,7 @@ def __getattr__(name: str) -> Any:
     if place is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     importlib.import_module(f"{__name__}.system.first_process")  # Signals of process 1 are handled from the start on.
+    importlib.import_module(f"{__name__}.supervisor.replica")  # A replica ends with its supervisor from the start on.
     found = globals()[name] = getattr(importlib.import_module(place), name)
     return found
 

@@ -24,9 +24,10 @@ TEMPORARY = "/tmp"
 REQUEST_PLANES = ("direct", "nats")
 SHORTEST_WATCHDOG_S = 0.02  # The watchdog checks the loop four times in this period; shorter periods cost too much.
 EVENT_PLANES = ("local", "nats", "")  # With "" the other settings decide.
-# Variables that the Makefile, tools/ and the tests read, or that Kubernetes sets for a service named trd-….
+# Variables that the Makefile, tools/ and the tests read, that a supervisor sets for its replicas, or that Kubernetes
+# sets for a service named trd-….
 NOT_SETTINGS = (
-    r"TRD_(BASE_PYTHON|PYTHON_VERSION|NO_UV|TEST_.*"
+    r"TRD_(BASE_PYTHON|PYTHON_VERSION|NO_UV|TEST_.*|REPLICA|SUPERVISOR"
     r"|(.*_)?SERVICE_(HOST|PORT(_.*)?)|(.*_)?PORT(_[0-9]+_(TCP|UDP|SCTP)(_.*)?)?)"
 )
 
@@ -393,6 +394,16 @@ def unknown_settings(environ: Mapping[str, str]) -> list[str]:
         for name, value in environ.items()
         if name.startswith("TRD_") and value and name not in known and not re.fullmatch(NOT_SETTINGS, name)
     ]
+
+
+def variable(name: str) -> str:
+    """A variable that is not a setting; "" if it is not set."""
+    return os.environ.get(name, "")
+
+
+def environment_with(variables: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment with further variables, for a child process."""
+    return {**os.environ, **variables}
 
 
 @functools.lru_cache(maxsize=64)  # warns once about the same names

@@ -17,7 +17,11 @@ TOP = ("cli", "testing", "llm", "integrations", "compat")
 
 # What each room may import of our own, besides itself. A new room fails until it gets its place here.
 MAY_IMPORT: dict[str, set[str]] = {
-    "": VALUES | GROUND | SIBLINGS | HALVES | {"runtime", "api"},  # It names what programs use, of every room.
+    "": VALUES
+    | GROUND
+    | SIBLINGS
+    | HALVES
+    | {"runtime", "supervisor", "api"},  # It names what programs use, of every room.
     "redaction": set(),
     "errors": {"redaction"},
     "names": {"errors"},
@@ -29,10 +33,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(SIBLINGS, VALUES | GROUND),
     **dict.fromkeys(HALVES, VALUES | GROUND | SIBLINGS),
     "runtime": VALUES | GROUND | SIBLINGS | HALVES,
-    "api": VALUES | GROUND | SIBLINGS | HALVES | {"runtime"},
+    "supervisor": VALUES | GROUND | SIBLINGS,
+    "api": VALUES | GROUND | SIBLINGS | HALVES | {"runtime", "supervisor"},
     "_core": {"runtime", "llm"},
     "__main__": {"cli"},
-    **{room: VALUES | GROUND | SIBLINGS | HALVES | {"runtime", "api"} for room in TOP},
+    **{room: VALUES | GROUND | SIBLINGS | HALVES | {"runtime", "supervisor", "api"} for room in TOP},
     "starlette": {"integrations"},
     "fastapi": {"api", "starlette"},
 }

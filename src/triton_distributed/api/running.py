@@ -13,24 +13,36 @@ from triton_distributed.api.connection import Connection, connect
 from triton_distributed.api.declarations import Declaration, declaration_of, declared_in
 from triton_distributed.config import Config
 from triton_distributed.discovery.static import static_id
+from triton_distributed.errors import RuntimeClosed
 from triton_distributed.names import Instance
+from triton_distributed.supervisor import replica
+from triton_distributed.supervisor.supervisor import supervise
 from triton_distributed.system.event_loop import new_event_loop
 
 
-def run(*functions: Callable[..., Any], config: Config | None = None) -> None:
+def run(*functions: Callable[..., Any], config: Config | None = None, processes: int | None = None) -> None:
     """Serve functions that `@trd.serve` has declared, until SIGTERM or SIGINT; then drain and return.
 
     It makes an event loop (uvloop's where it is installed), and prints a line for each endpoint that can be called.
 
+    With `processes`, this process becomes a supervisor. It runs the program again in so many processes, with the same
+    arguments, and there `run` serves. Each of them, a replica, is an instance of its own, and `TRD_REPLICA` is its
+    number, from 0 on. A replica that ends is started again.
+
     Args:
         functions: the functions or bound methods; by default all that the calling program has declared.
         config: the settings; by default those of the environment, with `TRD_HANDLE_SIGNALS` on.
+        processes: the number of replicas; by default this process serves.
 
     Raises:
-        TypeError: a function is not declared, or the program declares none.
+        TypeError: a function is not declared, or the program declares none; `processes` is not an integer.
+        ValueError: `processes` is less than 1.
+        ConfigError: the processes cannot share an address of the settings.
+        SystemExit: a second signal came, or a replica did not end well; the status says which.
         OSError: the address to listen on cannot be bound.
         DiscoveryError: an instance cannot be registered.
-        RuntimeError: an event loop is running already; use `here.serve` there.
+        RuntimeError: an event loop is running already; use `here.serve` there. With `processes`: no replica could be
+            started; or the program cannot be run again, because it is not in a file.
     """
     if _running_loop() is not None:
         raise RuntimeError("run() makes an event loop of its own, and one runs here: use `await here.serve(function)`")
@@ -39,6 +51,15 @@ def run(*functions: Callable[..., Any], config: Config | None = None) -> None:
         raise TypeError("run() found no declared function in this program: decorate one with @trd.serve(…)")
     declared = [(each, _declaration(each)) for each in chosen]
     config = config or Config.from_env(handle_signals=True)
+    if processes is not None:
+        if type(processes) is not int:
+            raise TypeError(f"run(): processes is a number, not {processes!r}")
+        if processes < 1:
+            raise ValueError(f"run(): processes={processes}: it must be at least 1")
+        if not replica.is_replica():
+            if status := supervise(processes, config):
+                raise SystemExit(status)
+            return
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(_run(declared, config))
 
@@ -58,6 +79,8 @@ async def _run(handlers: Iterable[tuple[Any, Declaration]], config: Config) -> N
 async def serve_until_drained(here: Connection, handlers: Iterable[tuple[Any, Declaration]]) -> None:
     """Serve handlers, say on standard output when each can be called, and wait for the end of the drain.
 
+    A drain that begins before the last handler is served is an end like any other.
+
     Args:
         here: the connection that serves them.
         handlers: handlers with the endpoints that they serve.
@@ -66,11 +89,16 @@ async def serve_until_drained(here: Connection, handlers: Iterable[tuple[Any, De
         TritonError: as `Connection.serve` raises it.
     """
     served = []
-    for handler, declared in handlers:
-        served.append(one := await here.serve_declared(handler, declared))
-        _say_ready(one.instance, here.runtime.config)
     runtime = here.runtime
     draining = runtime.primary_token().cancelled()
+    try:
+        for handler, declared in handlers:
+            served.append(one := await here.serve_declared(handler, declared))
+            _say_ready(one.instance, runtime.config)
+        replica.report_ready()
+    except RuntimeClosed:
+        if not runtime.worker.draining:
+            raise
     ends = [asyncio.ensure_future(each.until_drained()) for each in served]
     try:
         await asyncio.wait([*ends, draining], return_when=asyncio.FIRST_COMPLETED)

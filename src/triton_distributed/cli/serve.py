@@ -18,6 +18,8 @@ from triton_distributed.cli.settings import settings
 from triton_distributed.cli.target import Target
 from triton_distributed.config import Config
 from triton_distributed.errors import ConfigError
+from triton_distributed.supervisor import replica
+from triton_distributed.supervisor.supervisor import StartFailed, supervise
 from triton_distributed.system.event_loop import new_event_loop
 from triton_distributed.transport.address import Address
 
@@ -32,6 +34,10 @@ directory first.
 
 When an endpoint is ready, one line is printed on standard output:
     ready: serving NS.COMP.EP as instance ID at ADDRESS
+
+With --replicas, N processes serve. A process that ends is started again, and
+each line of its output begins with its number, from 0 on, which it also finds
+in TRD_REPLICA. SIGHUP restarts one process after the other.
 
 SIGTERM and SIGINT drain: no new request begins, running ones finish within
 TRD_DRAIN_TIMEOUT_S, and the exit status is 0. A second signal ends it at once.
@@ -57,6 +63,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metadata", metavar="KEY=VALUE", type=pair, action="append", help="publish this with the instance; repeatable"
     )
+    parser.add_argument(
+        "--replicas", metavar="N", type=at_least(1), help="processes that serve; one that ends restarts"
+    )
 
 
 def _address(text: str) -> str:
@@ -74,6 +83,11 @@ def run(arguments: argparse.Namespace) -> int:
     target = Target(arguments.target)
     listen = {} if arguments.listen is None else {"listen": arguments.listen}
     config = settings(handle_signals=True, **listen)
+    if arguments.replicas is not None and not replica.is_replica():
+        try:
+            return supervise(arguments.replicas, config)
+        except StartFailed as error:
+            raise Failure(str(error), error.status) from error
     module = target.load()
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(_serve(arguments, config, target, module))

@@ -1,0 +1,150 @@
+"""One process of a replica: its start, its link, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from triton_distributed.config import environment_with
+from triton_distributed.supervisor.output import Output
+from triton_distributed.supervisor.replica import INDEX, LINK, READY
+
+
+class Process:
+    """A running process of a replica, in a process group of its own: a terminal's Ctrl-C reaches only the supervisor.
+
+    Args:
+        index: the replica's number.
+        command: the program and its arguments.
+        directory: the current directory of the process; None for the supervisor's.
+        output: copies what the process writes.
+        on_ready: called once when the process reports that it can be called.
+
+    Raises:
+        OSError: the process cannot be started.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        command: Sequence[str],
+        directory: str | None,
+        output: Output,
+        on_ready: Callable[[], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_ready = on_ready
+        self.index = index
+        self.ready_at: float | None = None  # On the loop's clock.
+        self.over: asyncio.Future[int] = self._loop.create_future()
+        self._kill: asyncio.TimerHandle | None = None
+        self._link, theirs = socket.socketpair()
+        try:
+            with theirs:
+                link = f"{theirs.fileno()}:{os.fstat(theirs.fileno()).st_ino}"
+                self._popen = subprocess.Popen(
+                    command,
+                    bufsize=0,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    cwd=directory,
+                    env=environment_with({INDEX: str(index), LINK: link, "PYTHONUNBUFFERED": "1"}),
+                    pass_fds=(theirs.fileno(),),
+                    process_group=0,
+                )
+        except BaseException:
+            self._link.close()
+            raise
+        self._link.setblocking(False)
+        self._loop.add_reader(self._link, self._received)
+        assert self._popen.stdout is not None
+        assert self._popen.stderr is not None
+        output.add(self._popen.stdout, str(index), sys.stdout)
+        output.add(self._popen.stderr, str(index), sys.stderr)
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._popen.pid
+
+    @property
+    def ready_s(self) -> float:
+        """Seconds since the process was ready; 0 if it is not."""
+        return 0.0 if self.ready_at is None else self._loop.time() - self.ready_at
+
+    def _received(self) -> None:
+        try:
+            data = self._link.recv(64)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._loop.remove_reader(self._link)
+        elif READY in data and self.ready_at is None:
+            self.ready_at = self._loop.time()
+            self._on_ready()
+
+    def drain(self, limit_s: float) -> None:
+        """Send SIGTERM. Kill the process if it still runs after `limit_s` seconds. A later call may shorten this time.
+
+        The process has not been waited for, so the id is still its own.
+        """
+        if self.over.done():
+            return
+        os.kill(self.pid, signal.SIGTERM)
+        if self._kill is not None:
+            self._kill.cancel()
+        self._kill = self._loop.call_later(limit_s, self.kill)
+
+    def kill(self) -> None:
+        """Kill the process with the processes that it has started and that are still in its group."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS refuses a group of ended processes.
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def look(self) -> None:
+        """Note whether the process has ended. What it has started ends with it, e.g. to free the memory of a GPU."""
+        status = self._popen.poll()
+        if status is None or self.over.done():
+            return
+        self.kill()
+        if self._kill is not None:
+            self._kill.cancel()
+        self._loop.remove_reader(self._link)
+        self._link.close()
+        self.over.set_result(status)
+
+
+def described(status: int) -> str:
+    """A process's end in words."""
+    if status >= 0:
+        return f"with status {status}"
+    try:
+        return f"by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"by signal {-status}"
+
+
+def look(processes: Mapping[int, Process]) -> None:
+    """Note which processes have ended. Process 1 also removes the ended orphans that it has inherited.
+
+    Args:
+        processes: the replicas' processes by their ids.
+    """
+    if os.getpid() != 1:
+        for each in list(processes.values()):
+            each.look()
+        return
+    with contextlib.suppress(ChildProcessError):
+        while found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if found.si_pid in processes:
+                processes[found.si_pid].look()
+            else:
+                os.waitpid(found.si_pid, 0)

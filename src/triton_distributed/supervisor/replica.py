@@ -1,0 +1,75 @@
+"""A replica's link to its supervisor: it reports that it is ready, and it ends when the supervisor is gone.
+
+To use this module, import it: in a replica the import takes over the link. In other processes it only notes the current
+directory, in which a supervisor starts the program again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+
+from triton_distributed.config import variable
+from triton_distributed.system.fork import own
+
+READY = b"r"
+
+INDEX, LINK = "TRD_REPLICA", "TRD_SUPERVISOR"
+"""The variables of a replica: its number, from 0 on; and the link's descriptor with its inode."""
+
+
+def _directory() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # It was removed.
+        return None
+
+
+directory = _directory()
+"""The current directory of the program when it began, before it changed to another."""
+
+
+class _Link:
+    def __init__(self, link: socket.socket) -> None:
+        self.pid = os.getpid()
+        self.socket = link
+        own(link)
+        threading.Thread(target=self._watch, name="trd-supervisor", daemon=True).start()
+
+    def _watch(self) -> None:
+        """Wait for the end of the supervisor, however it ends, then drain. Runs in its own thread."""
+        with contextlib.suppress(OSError):
+            while self.socket.recv(64):
+                pass
+        os.kill(self.pid, signal.SIGTERM)
+
+
+def _take() -> _Link | None:
+    number, _, inode = variable(LINK).partition(":")
+    try:
+        # The processes that a replica starts inherit the variable, but not the descriptor.
+        if os.fstat(int(number)).st_ino != int(inode):
+            return None
+        link = socket.socket(fileno=int(number))
+    except (OSError, ValueError):
+        return None
+    link.set_inheritable(False)
+    return _Link(link)
+
+
+_link = _take()
+
+
+def is_replica() -> bool:
+    """Whether a supervisor has started this process."""
+    return _link is not None and _link.pid == os.getpid()
+
+
+def report_ready() -> None:
+    """Tell the supervisor, if there is one, that this process can be called."""
+    if _link is not None and is_replica():
+        with contextlib.suppress(OSError):  # The supervisor has ended, so this process drains.
+            _link.socket.send(READY)
