@@ -86,7 +86,7 @@ format: $(VENV)/.dev ## lay the code out and repair what ruff can
 docs: $(VENV)/.docs ## the documentation as a site, in site/: open site/index.html, no server is needed
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
 
-bench: $(VENV)/.bench ## benchmarks against the yardstick and grpc.aio, as a table and as JSON (BENCH_ARGS="--quick")
+bench: $(VENV)/.bench ## benchmarks against the yardstick and grpc.aio, as tables, JSON and pictures (BENCH_ARGS="--quick")
 	$(PYTHON) -m benchmarks $(BENCH_ARGS)
 
 chaos: $(VENV)/.test ## faults on a schedule, every request judged: CHAOS_SEEDS (1000) simulated, CHAOS_SECONDS (60) on each of four networks

@@ -1,4 +1,7 @@
-"""`python -m benchmarks`: runs every workload for every peer in interleaved rounds; prints a table, writes JSON."""
+"""`python -m benchmarks`: runs every workload for every peer in interleaved rounds.
+
+It prints tables, and writes JSON and pictures.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,20 @@ import argparse
 import asyncio
 import functools
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import PEERS
 from benchmarks.rounds import Figures, Run, rotated
 from benchmarks.startup import hello_world, import_time
-from benchmarks.table import LATEST, render
+from benchmarks.table import LATEST, SWEEP, render
 from harness.processes import Child, ChildFailed
 
 ROUNDS = 5
@@ -46,7 +52,6 @@ class Work:
     function: str = ""
 
 
-STREAMS = (1, 8, 64, 512, 4096, 8192)
 WORK = {
     "alone": Work({"seconds": 1.0}),
     "concurrent": Work({"seconds": 1.0}),
@@ -64,7 +69,7 @@ WORK = {
         f"sweep {number}": Work(
             {"seconds": 0.3, "streams": number, "items": 20}, {"items": 2}, rounds=2, own=True, function="sweep"
         )
-        for number in STREAMS
+        for number in SWEEP
     },
     "gigabyte": Work(
         {"seconds": 0.0, "mib": 1024, "least": 2}, {"mib": 64}, rounds=3, own=True, full=True, function="array"
@@ -189,6 +194,8 @@ def main() -> int:
     sizes = {name: dict(WORK[name].sizes) for name in names if name in WORK}
     result = bench.write(path, rounds=rounds, quick=arguments.quick, sizes=sizes, starts=STARTS)
     print(f"\n{render(result)}")
+    if find_spec("matplotlib"):
+        subprocess.run([sys.executable, "-m", "benchmarks.plots", path], check=True)
     return 1 if bench.failures else 0
 
 

@@ -1,71 +1,103 @@
-"""The table of a result file: `python -m benchmarks.table [--json PATH] [--write]`.
+"""The tables of the result files: `python -m benchmarks.table [--json PATH] [--write]`.
 
-It prints Markdown; `--write` puts the table between the markers in docs/benchmarks.md, and six of its rows between
-those in README.md. Figures are medians over the rounds. A ratio is the median of the rounds' ratios, so it may differ
-from the quotient of the two medians next to it. The lowest and the highest ratio of the rounds follow in brackets.
+It prints Markdown; `--write` puts the tables of results/latest.json and the targets between the markers in
+docs/benchmarks.md, and six rows between those in README.md. Figures are medians over the rounds. A ratio is the median
+of the rounds' ratios, so it may differ from the quotient of the two medians next to it. The lowest and the highest
+ratio of the rounds follow in brackets.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rounds import RESULTS, TCP, Spread, read_result
+from benchmarks.peers import CORE
+from benchmarks.rounds import OURS, RESULTS, TCP, Spread, read_result
+from benchmarks.targets import COMMANDS, Outcome, outcomes
 
 LATEST = RESULTS / "latest.json"
 README = RESULTS.parents[1] / "README.md"
 PAGE = RESULTS.parents[1] / "docs" / "benchmarks.md"
 MARKED = re.compile(r"(<!-- figures -->\n).*?(<!-- /figures -->)", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Target:
-    """A bound for `ours / against`, or for our figure itself if `against` is empty: at most, or at least, `bound`."""
-
-    bound: float
-    against: str = ""
-    at_least: bool = False
-
-    def met(self, value: float) -> bool:
-        return value >= self.bound if self.at_least else value <= self.bound
-
-    def __str__(self) -> str:
-        sign = "≥" if self.at_least else "≤"
-        return f"{sign} {self.bound:.3g} × {self.against}" if self.against else f"{sign} {self.bound:,.4g}"
+PURE, COMPILED = OURS
+OTHERS = ("yardstick", "grpc.aio")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table."""
+    """One line of a table."""
 
     text: str
     workload: str
     figure: str
-    target: Target | None = None
 
 
-ROWS = (
-    Row("1 call at a time: p50, µs", "alone", "p50_us", Target(1 / 2, "grpc.aio")),
-    Row("64 concurrent calls: calls/s", "concurrent", "per_s", Target(8, "grpc.aio", at_least=True)),
-    Row("64 concurrent calls: CPU µs a call", "concurrent", "cpu_us", Target(2.5, "yardstick")),
-    Row("16 × 500 items: items/s", "streams", "per_s", Target(20, "grpc.aio", at_least=True)),
-    Row("16 × 500 items: CPU µs an item", "streams", "cpu_us", Target(2, "yardstick")),
-    Row("256 paced streams: p99 lateness, ms", "paced", "p99_ms"),
-    Row("256 paced streams: CPU µs an item", "paced", "cpu_us", Target(1 / 3, "grpc.aio")),
-    Row("16 MiB array echoed: GB/s", "array", "gb_per_s", Target(6, "grpc.aio", at_least=True)),
-    Row("idle streams, 10,000 on one connection: worker, bytes each", "idle", "worker_bytes", Target(4096)),
-    Row("idle streams, 10,000 on one connection: client, bytes each", "idle", "client_bytes", Target(4096)),
-    Row("cancellation, three hops: p50, ms", "cancel", "p50_ms"),
-    Row("cancellation, three hops: p99, ms", "cancel", "p99_ms", Target(10)),
-    Row("hello world, both processes' start to first reply, s", "hello", "both_s", Target(0.5)),
-    Row("hello world, client's start to first reply, s", "hello", "client_s"),
-    Row("import triton_distributed.runtime, ms", "import", "import_ms", Target(120)),
-)
-FAMILIES = ("ours", "yardstick", "grpc.aio")
+def rows(workload: str, text: str, figures: dict[str, str], unit: str) -> list[Row]:
+    """Return the rows of a workload: its figures, then CPU and peak memory of all processes of the measurement."""
+    costs = {"cpu_us": f"CPU µs {unit}", "peak_mib": "peak memory, MiB"}
+    return [Row(f"{text}: {words}", workload, figure) for figure, words in (figures | costs).items()]
+
+
+SWEEP = (1, 8, 64, 512, 2048, 8192)
+TABLES: dict[str, list[Row]] = {
+    "Calls": [
+        *rows("alone", "1 call at a time", {"p50_us": "p50, µs", "p99_us": "p99, µs"}, "a call"),
+        *rows("concurrent", "64 concurrent calls", {"per_s": "calls/s"}, "a call"),
+        *rows("unary", "1 MB there and back, 1 call at a time", {"p50_us": "p50, µs"}, "a call"),
+    ],
+    "Streams": [
+        *rows("streams", "16 × 500 items", {"per_s": "items/s"}, "an item"),
+        *rows("chunks", "16 × 10 KB back in 50 parts", {"per_s": "items/s", "p50_us": "p50 of a call, µs"}, "an item"),
+        *rows("lists", "16 × 100 lists of 512 tokens", {"per_s": "items/s"}, "an item"),
+        *rows("paced", "256 paced streams", {"p50_ms": "p50 lateness, ms", "p99_ms": "p99 lateness, ms"}, "an item"),
+        *rows(
+            "pipeline",
+            "pipeline of three workers, 16 × 500 items",
+            {"per_s": "items/s", "over_one_stage": "CPU an item ÷ that of one stage"},
+            "an item",
+        ),
+        *rows("cancel", "cancellation, three hops", {"p50_ms": "p50, ms", "p99_ms": "p99, ms"}, "a call"),
+    ],
+    "1 to 8,192 callers, 20 items a call": [
+        *(Row(f"{number:,}: items/s", f"sweep {number}", "per_s") for number in SWEEP),
+        *(Row(f"{number:,}: CPU µs an item", f"sweep {number}", "cpu_us") for number in SWEEP),
+        *(Row(f"{number:,}: peak memory, MiB", f"sweep {number}", "peak_mib") for number in SWEEP),
+    ],
+    "Arrays": [
+        *rows("array", "16 MiB array echoed", {"gb_per_s": "GB/s"}, "a round trip"),
+        *rows("gigabyte", "1 GiB array echoed", {"gb_per_s": "GB/s"}, "a round trip"),
+    ],
+    "Idle streams, 10,000 on one connection": [
+        Row("worker: bytes a stream", "idle", "worker_bytes"),
+        Row("client: bytes a stream", "idle", "client_bytes"),
+        Row("descriptors that all of them add", "idle", "descriptors"),
+        Row("CPU µs to open a stream", "idle", "cpu_us"),
+        Row("peak memory, MiB", "idle", "peak_mib"),
+    ],
+    "Start": [
+        Row("hello world: both processes' start to first reply, s", "hello", "both_s"),
+        Row("hello world: client's start to first reply, s", "hello", "client_s"),
+        Row("hello world: CPU, ms", "hello", "cpu_ms"),
+        Row("hello world: peak memory, MiB", "hello", "peak_mib"),
+        Row("import, ms", "import", "import_ms"),
+        Row("import: CPU, ms", "import", "cpu_ms"),
+        Row("import: peak memory, MiB", "import", "peak_mib"),
+    ],
+}
+"""The tables of docs/benchmarks.md, with the workloads of each."""
+PICTURES = {
+    "Calls": ("calls",),
+    "Streams": ("streams", "payloads"),
+    "1 to 8,192 callers, 20 items a call": ("sweep",),
+    "Arrays": ("arrays",),
+    "Idle streams, 10,000 on one connection": ("idle",),
+    "Start": ("start",),
+}
+"""The pictures of benchmarks/plots.py below each table."""
 SHORT = (
     Row("one call at a time: median, µs", "alone", "p50_us"),
     Row("64 calls at a time: calls/s", "concurrent", "per_s"),
@@ -75,102 +107,163 @@ SHORT = (
     Row("from the start of two processes to the first reply, s", "hello", "both_s"),
 )
 """The rows of README.md."""
-HEAD = ("work", *FAMILIES, "ours ÷ yardstick", "ours ÷ grpc.aio", "target", "")
+CORE_ROWS = [row for shown in TABLES.values() for row in shown if row.workload in CORE and row.figure != "peak_mib"]
 
 
-def _number(found: Spread | float | None) -> str:
+def name_of(peer: str) -> str:
+    """Return a peer's name for readers."""
+    return peer.replace("-compiled", ", compiled").replace(TCP, ", TCP")
+
+
+def number(found: Spread | float | None) -> str:
+    """Return a figure, or the median of a spread, with three digits or more; a dash if there is none."""
     if found is None:
         return "–"
     value = found[0] if isinstance(found, list) else found
-    if abs(value) >= 100:
+    if abs(value) >= 100 or value == 0:
         return f"{value:,.0f}"
     return f"{value:.{1 if abs(value) >= 10 else 2}f}"
 
 
-def _ratio(spread: Spread | None) -> str:
-    if spread is None:
+def with_range(found: Spread | None) -> str:
+    """Return the median, with the lowest and the highest in brackets."""
+    if found is None:
         return "–"
-    middle, low, high = map(_number, spread)
+    middle, low, high = map(number, found)
     return middle if low == high else f"{middle} ({low}–{high})"
 
 
-def _mark(target: Target, value: Spread | None) -> str:
-    if value is None:
-        return ""
-    if not target.met(value[0]):
-        return "**short**"
-    return "met" if all(map(target.met, value)) else "met, not in every round"
+def best_of_ours(result: dict[str, Any]) -> str:
+    """Return the build whose ratios a table shows: the compiled one, if the file has it."""
+    return COMPILED if any(COMPILED in peers for peers in result["figures"].values()) else PURE
 
 
-def _lines(result: dict[str, Any]) -> Iterable[tuple[str, ...]]:
-    for suffix in ("", TCP):
-        for row in ROWS:
-            values = [_figure(result, row, family + suffix) for family in FAMILIES]
-            if all(value is None for value in values):
-                continue
-            against = {other: _over(result, row, other, suffix) for other in FAMILIES[1:]}
-            target, mark = "", ""
-            if row.target is not None and not suffix:
-                target = str(row.target)
-                mark = _mark(row.target, against[row.target.against] if row.target.against else values[0])
-            text = row.text + (", over TCP" if suffix else "")
-            yield (text, *map(_number, values), *map(_ratio, against.values()), target, mark)
-
-
-def _figure(result: dict[str, Any], row: Row, peer: str) -> Spread | None:
+def figure(result: dict[str, Any], row: Row, peer: str) -> Spread | None:
+    """Return a peer's figure of a row."""
     found: Spread | None = result["figures"].get(row.workload, {}).get(peer, {}).get(row.figure)
     return found
 
 
-def _over(result: dict[str, Any], row: Row, other: str, suffix: str = "") -> Spread | None:
-    name = f"{FAMILIES[0]}{suffix} ÷ {other}{suffix}"
-    found: Spread | None = result["ratios"].get(row.workload, {}).get(name, {}).get(row.figure)
+def over(result: dict[str, Any], row: Row, peer: str, other: str) -> Spread | None:
+    """Return the ratio of two peers' figures of a row."""
+    found: Spread | None = result["ratios"].get(row.workload, {}).get(f"{peer} ÷ {other}", {}).get(row.figure)
     return found
 
 
-def _table_line(cells: Iterable[str]) -> str:
+def markdown(lines: list[tuple[str, ...]], words: Iterable[int] = (0,)) -> str:
+    """Return a Markdown table; the columns `words` are left-aligned, the others right-aligned."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    text = [_line(map(str.ljust, line, widths)) for line in lines]
+    rule = ("-" if column in set(words) else "-:" for column in range(len(lines[0])))
+    text.insert(1, _line(end.rjust(width, "-") for end, width in zip(rule, widths, strict=True)))
+    return "\n".join(text) + "\n"
+
+
+def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _table(lines: list[tuple[str, ...]], words: tuple[int, ...]) -> list[str]:
-    """The lines of a Markdown table; the columns `words` are left-aligned, the others right-aligned."""
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    text = [_table_line(map(str.ljust, line, widths)) for line in lines]
-    rule = ("-" if column in words else "-:" for column in range(len(lines[0])))
-    text.insert(1, _table_line(end.rjust(width, "-") for end, width in zip(rule, widths, strict=True)))
-    return text
+def _compared(result: dict[str, Any], shown: list[Row], peers: list[str], others: list[str]) -> str | None:
+    """Return a table of the peers' figures, with our ratios to `others`; None if no peer has any of them."""
+    ours = best_of_ours(result) if len(peers) > 1 else peers[0]
+    lines = []
+    for row in shown:
+        values = [figure(result, row, peer) for peer in (*peers, *others)]
+        if any(value is not None for value in values):
+            lines.append((row.text, *map(number, values), *(with_range(over(result, row, ours, o)) for o in others)))
+    if not lines:
+        return None
+    ratios = (f"{name_of(ours)} ÷ {name_of(other)}" for other in others)
+    return markdown([("work", *map(name_of, (*peers, *others)), *ratios), *lines])
 
 
-def render_short(result: dict[str, Any]) -> str:
-    """Return six rows as Markdown: our figure, that of grpc.aio, and the ratio."""
-    lines: list[tuple[str, ...]] = [("work", "this runtime", "grpc.aio", "ratio")]
-    for row in SHORT:
-        ours, theirs = (_figure(result, row, family) for family in ("ours", "grpc.aio"))
-        lines.append((row.text, _number(ours), _number(theirs), _ratio(_over(result, row, "grpc.aio"))))
-    return "\n".join(_table(lines, words=(0,))) + "\n"
+def tables(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Give each table's title and Markdown."""
+    present = {peer for peers in result["figures"].values() for peer in peers}
+    ours = [peer for peer in OURS if peer in present]
+    for title, shown in TABLES.items():
+        if text := _compared(result, shown, ours, list(OTHERS)):
+            yield title, text
+    if text := _compared(result, CORE_ROWS, [PURE + TCP], [other + TCP for other in OTHERS]):
+        yield "Over TCP on the loopback", text
+    if text := _compared(result, CORE_ROWS, [PURE], ["native"]):
+        yield "The native API (`trd.connect`) next to the original's", text
 
 
-def render(result: dict[str, Any]) -> str:
-    """Return the table as Markdown, with the machine and the key words of the method below it."""
-    text = _table([HEAD, *_lines(result)], words=(0, len(HEAD) - 2, len(HEAD) - 1))
+def conditions(result: dict[str, Any]) -> str:
+    """Return a sentence with the machine, the versions, and how Python was built."""
     machine = result["machine"]
     told = {"pgo": "--enable-optimizations", "lto": "--with-lto"}
     build = ", ".join(f"{'with' if machine['python_build'][key] else 'without'} {told[key]}" for key in told)
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if version)
+    load = " and ".join(f"{each:.1f}" for each in result["load_before_and_after"])
+    return (
+        f"{result['started'][:10]}: {machine['cpu']}, {machine['cores']} cores, {machine['system']}, "
+        f"{machine['python']} (configured {build}), {packages}. Load average before and after: {load}. "
+        f"Interleaved rounds: {result['method']['rounds']}."
+    )
+
+
+def pictures(title: str) -> Iterator[str]:
+    """Give the Markdown of the pictures that belong below a table of docs/benchmarks.md and that were drawn."""
+    for name in PICTURES.get(title, ()):
+        path = LATEST.with_name(f"{LATEST.stem}-{name}.svg")
+        if path.exists():
+            yield f"![{title}](../{path.relative_to(PAGE.parents[1])})"
+
+
+def render(result: dict[str, Any], *, with_pictures: bool = False) -> str:
+    """Return all tables of a result as Markdown, with the conditions above them."""
+    parts = [conditions(result)]
     if result["method"]["quick"]:
-        text += ["", "A quick run with small sizes: it says that everything works, not how fast it is."]
-    text += [
-        "",
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}, "
-        f"{machine['python']} (configured {build}), {packages}. "
-        f"Interleaved rounds: {result['method']['rounds']}, medians of them; Unix sockets unless TCP is named. "
-        "`make bench` repeats them, benchmarks/README.md says how.",
-    ]
-    return "\n".join(text) + "\n"
+        parts.append("A quick run with small sizes: it says that everything works, not how fast it is.")
+    for title, text in tables(result):
+        parts.append(f"### {title}\n\n{text.rstrip()}")
+        if with_pictures:
+            parts += pictures(title)
+    return "\n\n".join(parts) + "\n"
+
+
+def render_targets(found: Iterable[Outcome]) -> str:
+    """Return the table of the targets."""
+    lines: list[tuple[str, ...]] = [("work", "target", "measured", "", "command")]
+    for each in found:
+        measured = with_range(each.value)
+        if each.value is not None and each.target.against:
+            measured += f" × {each.peer}"
+        lines.append((each.target.text, str(each.target), measured, each.mark, f"`{COMMANDS[each.target.file]}`"))
+    return markdown(lines, words=(0, 1, 3, 4))
+
+
+def render_page(result: dict[str, Any], found: Iterable[Outcome]) -> str:
+    """Return what docs/benchmarks.md has between its markers."""
+    return f"## Targets\n\n{render_targets(found)}\n## All workloads\n\n{render(result, with_pictures=True)}"
+
+
+def render_short(result: dict[str, Any]) -> str:
+    """Return six rows as Markdown: our figure, that of grpc.aio, and the ratio."""
+    ours, other = best_of_ours(result), "grpc.aio"
+    lines: list[tuple[str, ...]] = [("work", "this runtime", other, "ratio")]
+    for row in SHORT:
+        ratio = with_range(over(result, row, ours, other))
+        lines.append((row.text, number(figure(result, row, ours)), number(figure(result, row, other)), ratio))
+    return markdown(lines)
+
+
+def written(page: str, content: str) -> str:
+    """Return the text of a page with new content between its markers.
+
+    Raises:
+        SystemExit: the page does not have one pair of markers.
+    """
+    places = list(MARKED.finditer(page))
+    if len(places) != 1:
+        raise SystemExit(f"a page needs one <!-- figures --> … <!-- /figures -->, it has {len(places)}")
+    return page[: places[0].end(1)] + content + page[places[0].start(2) :]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description="The table of a result file.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description="The tables of a result file.")
     parser.add_argument("--json", type=Path, default=LATEST, help="the result file")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md and README.md")
     arguments = parser.parse_args()
@@ -178,12 +271,8 @@ def main() -> None:
     if not arguments.write:
         print(render(result), end="")
         return
-    for path, table in ((PAGE, render(result)), (README, render_short(result))):
-        text = path.read_text(encoding="utf-8")
-        places = list(MARKED.finditer(text))
-        if len(places) != 1:
-            raise SystemExit(f"{path.name} needs one <!-- figures --> … <!-- /figures -->, it has {len(places)}")
-        path.write_text(text[: places[0].end(1)] + table + text[places[0].start(2) :], encoding="utf-8")
+    for path, content in ((PAGE, render_page(result, outcomes())), (README, render_short(result))):
+        path.write_text(written(path.read_text(encoding="utf-8"), content), encoding="utf-8")
 
 
 if __name__ == "__main__":

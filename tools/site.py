@@ -1,7 +1,7 @@
 """Lays out the pages of the documentation's site: a hook of mkdocs, which `make docs` runs.
 
 The site has the folders of the repository, so that a link between two pages works in both. It takes the pages in docs/,
-the pages of PAGES, and one page for each folder of programs, which shows their source.
+the pages of PAGES with the pictures of PICTURES, and one page for each folder of programs, which shows their source.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ PAGES = (
     "examples/README.md",
     "harness/README.md",
 )
+PICTURES = "benchmarks/results/*.svg"
 PROGRAMS = ("examples/*", "docs/compared/*/*")
 LANGUAGES = {".py": "python", ".proto": "protobuf"}
 LINK = re.compile(r"\]\(([\w./-]+)\)")
@@ -56,6 +57,8 @@ def on_files(files: Files, config: Any) -> Files:
     laid = Files([each for each in files if each.src_dir != config.docs_dir])
     for name in (*(f"docs/{each.src_uri}" for each in files if each.src_dir == config.docs_dir), *PAGES):
         laid.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
+    for path in sorted(ROOT.glob(PICTURES)):
+        laid.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     for folder in folders():
         name = f"{folder.relative_to(ROOT).as_posix()}/index.md"
         laid.append(File.generated(config, name, content=source_page(folder)))

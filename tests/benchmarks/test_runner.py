@@ -1,0 +1,39 @@
+"""The runner: real processes, one short round."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.__main__ import STARTS, WORK
+from benchmarks.peers import PEERS
+from benchmarks.rounds import read_result
+from benchmarks.workloads import WORKLOADS
+from harness.processes import ROOT
+
+
+def test_workloads_of_the_runner_and_of_the_peers_exist():
+    assert {work.function or name for name, work in WORK.items()} == set(WORKLOADS)
+    names = {name.split()[0] for name in (*WORK, *STARTS)}
+    assert all({*kind.only, *kind.lacks} <= names for kind in PEERS.values())
+
+
+@pytest.mark.slow
+def test_short_run_measures_figures_cpu_and_memory_of_each_peer(tmp_path):
+    path = tmp_path / "result.json"
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--json", path, "--peers", "yardstick", "ours"]
+    names = ["alone", "chunks", "unary", "lists", "array", "pipeline", "cancel", "hello"]
+    run = subprocess.run([*command, "--only", *names], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    result = read_result(path)
+    assert set(result["figures"]) == set(names)
+    assert {name for name, peers in result["figures"].items() if "yardstick" not in peers} == {"cancel", "hello"}
+    for name, peers in result["figures"].items():
+        for figures in peers.values():
+            cost = "cpu_ms" if name == "hello" else "cpu_us"
+            assert all(figures[each][0] > 0 for each in (cost, "peak_mib"))
+    assert result["figures"]["pipeline"]["ours"]["over_one_stage"][0] > 1, "three workers take more than one"
+    assert "| 64 concurrent" not in run.stdout
+    assert "1 call at a time: p50, µs" in run.stdout

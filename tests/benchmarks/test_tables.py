@@ -1,0 +1,74 @@
+"""The tables in README.md and docs/benchmarks.md: what they show, and that they are those of the committed result."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.rounds import RESULTS, Rounds, read_result, summarise
+from benchmarks.table import LATEST, PAGE, README, render, render_page, render_short, written
+from benchmarks.targets import outcomes
+from tests.benchmarks.samples import CALLS, result, rounds_of
+
+
+def cells(text: str, start: str) -> list[str]:
+    """The cells of the first line that begins with a text."""
+    line = next(each for each in text.splitlines() if each.startswith(f"| {start}"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+@pytest.mark.parametrize("path", [README, PAGE], ids=["README", "page"])
+def test_page_shows_the_committed_result(path):
+    latest = read_result(LATEST)
+    content = render_short(latest) if path == README else render_page(latest, outcomes())
+    page = path.read_text(encoding="utf-8")
+    assert page == written(page, content), "run `python -m benchmarks.table --write`"
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.name)
+def test_committed_result_is_a_whole_run_without_failures(path):
+    committed = read_result(path)
+    if "rounds" not in committed:
+        pytest.skip("a result with a format and a test of its own")
+    assert not committed["failures"]
+    assert not committed["method"]["quick"]
+    assert {"figures": committed["figures"], "ratios": committed["ratios"]} == summarise(committed["rounds"])
+
+
+def test_row_has_the_figures_and_the_ratios_with_their_range():
+    text = render(result(CALLS))
+    assert cells(text, "work") == ["work", "ours", "yardstick", "grpc.aio", "ours ÷ yardstick", "ours ÷ grpc.aio"]
+    row = "64 concurrent calls: CPU µs a call"
+    assert cells(text, row) == [row, "4.00", "1.00", "–", "3.00 (2.00–4.00)", "–"]
+    row = "64 concurrent calls: peak memory, MiB"
+    assert cells(text, row)[1:3] == ["71.0", "61.0"]
+
+
+def test_peers_over_tcp_have_a_table_of_their_own():
+    text = render(result(CALLS)).partition("### Over TCP on the loopback")[2]
+    row = "1 call at a time: p50, µs"
+    assert cells(text, "work")[1:4] == ["ours, TCP", "yardstick, TCP", "grpc.aio, TCP"]
+    assert cells(text, row) == [row, "130", "–", "650", "–", "0.20"]
+
+
+def test_compiled_build_has_a_column_and_the_ratios():
+    rounds: Rounds = {"alone": {**CALLS["alone"], "ours-compiled": rounds_of(p50_us=[50.0, 60.0, 70.0])}}
+    text = render(result(rounds))
+    assert cells(text, "work")[1:3] == ["ours", "ours, compiled"]
+    assert cells(text, "1 call")[-1] == "0.10"
+    assert cells(render_short(result(rounds)), "one call") == ["one call at a time: median, µs", "60.0", "600", "0.10"]
+
+
+def test_table_says_where_it_was_measured_and_how_python_was_built():
+    text = render(result(CALLS))
+    assert "a CPU, 2 cores, Linux, CPython 3.11 (configured with --enable-optimizations, without --with-lto)" in text
+    assert "Load average before and after: 0.5 and 1.2." in text
+    assert "quick" not in text
+    assert "A quick run" in render(result(CALLS, quick=True))
+
+
+def test_page_without_its_markers_is_refused():
+    assert (
+        written("a <!-- figures -->\nold <!-- /figures --> b", "new ") == "a <!-- figures -->\nnew <!-- /figures --> b"
+    )
+    with pytest.raises(SystemExit, match="has 0"):
+        written("no markers", "new")
