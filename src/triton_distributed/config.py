@@ -386,8 +386,9 @@ def _parse(variable: str, kind: str, text: str) -> Any:
     return Path(text) if kind == "Path" else text
 
 
-def unknown_settings(environ: Mapping[str, str]) -> list[str]:
-    """Return the `TRD_` variables in `environ` that have a value and are not settings."""
+def unknown_settings(environ: Mapping[str, str] | None = None) -> list[str]:
+    """Return the `TRD_` variables in `environ`, by default `os.environ`, that have a value and are not settings."""
+    environ = os.environ if environ is None else environ
     known = {each.metadata["variable"] for each in fields(Config)}
     return [
         name

@@ -1,0 +1,99 @@
+"""Checks of addresses: where a worker would listen, what it would publish, and who could reach it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import socket
+
+from triton_distributed.cli.checks.finding import Finding, error, ok, warning
+from triton_distributed.config import Config
+from triton_distributed.errors import ConfigError
+from triton_distributed.serving.addresses import WILDCARDS, published
+from triton_distributed.transport.address import Address, parse_list
+
+SHORT_TOKEN = 16
+"""Characters below which a token can be guessed."""
+
+
+async def addresses(config: Config) -> list[Finding]:
+    """Check `TRD_LISTEN` and `TRD_ADVERTISE`."""
+    try:
+        listened = [each for each in _listed(config) if each.scheme == "tcp"]
+    except ConfigError as failed:
+        return [error("addresses", str(failed), "for example TRD_LISTEN=tcp://0.0.0.0:7000")]
+    bound = [_bind(address) for address in listened]
+    found = [finding for finding, _ in bound]
+    wide = config.backend.reach == "network"
+    try:
+        texts = (
+            await published(asyncio.get_running_loop(), config, [each for _, each in bound])
+            if listened or config.advertise
+            else ()
+        )
+    except ConfigError as failed:
+        return [*found, error("addresses", str(failed), "for example TRD_ADVERTISE=10.0.0.5, the host's address")]
+    for text in texts:
+        address = Address.parse(text)
+        if address.scheme != "tcp":
+            continue
+        found += await _reachable(address, wide)
+    found += _guarded(config, wide)
+    return found or [ok("addresses", "a private Unix socket: only this user on this machine can call")]
+
+
+def _listed(config: Config) -> tuple[Address, ...]:
+    return parse_list(config.listen, "TRD_LISTEN") if config.listen else ()
+
+
+def _bind(address: Address) -> tuple[Finding, Address]:
+    """Try to listen. Returns the address with the port that the system chose for port 0."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((address.host, address.port))
+            return ok("addresses", f"{address} is free"), Address("tcp", address.host, sock.getsockname()[1])
+    except OSError as failed:
+        advice = "name an address of this machine: `ip addr` lists them; 0.0.0.0 is all of them"
+        if failed.errno == errno.EADDRINUSE:
+            advice = f"`ss -ltnp 'sport = :{address.port}'` names the program; port 0 takes any free one"
+        elif failed.errno == errno.EACCES:
+            advice = "ports below 1024 need root: take a larger one"
+        return error("addresses", f"cannot listen on {address}: {failed.strerror or failed}", advice), address
+
+
+async def _reachable(address: Address, wide: bool) -> list[Finding]:
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except OSError as failed:
+        advice = "name an address, or a host that every member can resolve"
+        return [error("addresses", f"workers would publish {address}, which does not resolve: {failed}", advice)]
+    if wide and all(ipaddress.ip_address(each[4][0]).is_loopback for each in found):
+        advice = "set TRD_ADVERTISE to this host's address, and let TRD_LISTEN include it"
+        return [warning("addresses", f"workers would publish {address}: no other machine can reach it", advice)]
+    return [ok("addresses", f"workers would publish {address}")]
+
+
+def _guarded(config: Config, wide: bool) -> list[Finding]:
+    """Check that not everyone who reaches a port may call."""
+    open_to = [
+        each
+        for each in _listed(config)
+        if each.scheme == "tcp" and (each.host in WILDCARDS or not _is_loopback(each.host))
+    ]
+    exposed = bool(open_to) or (wide and not config.listen and config.request_plane == "direct")
+    if config.token and len(config.token) < SHORT_TOKEN:
+        return [warning("security", "TRD_TOKEN is short enough to be guessed", "openssl rand -hex 32 makes a token")]
+    if exposed and not config.token and not config.tls_cert:
+        words = "neither TLS nor a token is set: every machine that reaches the port may call, and serve"
+        return [warning("security", words, "set TRD_TLS_CERT, _KEY and _CA, or TRD_TOKEN, see docs/security.md")]
+    return []
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
