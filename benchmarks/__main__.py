@@ -144,15 +144,13 @@ class Bench(Run):
 
     async def _start(self, name: str, peer: str) -> Figures:
         if name == "hello":
-            return await hello_world(peer, self._place())
-        return await import_time(peer, 3 if self.quick else STARTS[name])
+            return await hello_world(PEERS[peer], self._place())
+        return await import_time(PEERS[peer], self._place(), 3 if self.quick else STARTS[name])
 
     @asynccontextmanager
     async def _pair(self, peer: str, shape: str = "") -> AsyncIterator[Child]:
         place = self._place()
-        environ = {"TRD_DIR": str(place)}
-        if PEERS[peer].tcp:
-            environ["TRD_LISTEN"] = "tcp://127.0.0.1:0"
+        environ = PEERS[peer].environ(place)
         child = await Child.start("benchmarks.client", peer, str(place), shape, environ=environ)
         try:
             yield child
@@ -177,15 +175,16 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="result file; a whole run's default: benchmarks/results/latest.json")
     arguments = parser.parse_args()
     rounds = 1 if arguments.quick else arguments.rounds
-    peers = [peer for peer in arguments.peers if PEERS[peer].available()]
-    for peer in arguments.peers:
-        if peer not in peers:
-            print(f"{peer} is left out: {PEERS[peer].needs} is not installed here")
+    missing = {peer: PEERS[peer].missing() for peer in arguments.peers}
+    peers = [peer for peer in arguments.peers if missing[peer] is None]
+    for peer, what in missing.items():
+        if what is not None:
+            print(f"{peer} is left out: {what}")
     if arguments.only:
         names = [name for name in (*WORK, *STARTS) if name.split()[0] in arguments.only]
     else:
         names = [name for name in (*WORK, *STARTS) if arguments.full or name in STARTS or not WORK[name].full]
-    whole = not arguments.quick and not arguments.only and set(peers) == set(PEERS)
+    whole = not (arguments.quick or arguments.only) and all(peer in peers or PEERS[peer].compiled for peer in PEERS)
     path = arguments.json or (LATEST if whole else LATEST.with_name("partial.json"))
 
     with tempfile.TemporaryDirectory(prefix="trb", dir="/tmp" if os.path.isdir("/tmp") else None) as directory:

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.peers import Kind
 from benchmarks.rounds import Figures
 from harness.processes import ROOT, ChildFailed, environment_without_settings
 from harness.usage import cpu_s, peak_mib
@@ -26,15 +27,12 @@ class _Program:
         self.process = process
 
     @classmethod
-    async def start(cls, peer: str, role: str, directory: Path) -> _Program:
-        environ = {**environment_without_settings(), "TRD_DIR": str(directory)}
-        address = [f"unix:{directory}/grpc"] if peer == "grpc.aio" else []
+    async def start(cls, kind: Kind, role: str, directory: Path) -> _Program:
+        environ = {**environment_without_settings(), **kind.environ(directory)}
+        address = [f"unix:{directory}/grpc"] if kind.family == "grpc.aio" else []
+        command = [sys.executable, "-m", HELLO[kind.family], role, *address]
         pipe = asyncio.subprocess.PIPE
-        return cls(
-            await asyncio.create_subprocess_exec(
-                sys.executable, "-m", HELLO[peer], role, *address, cwd=ROOT, env=environ, stdin=pipe, stdout=pipe
-            )
-        )
+        return cls(await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environ, stdin=pipe, stdout=pipe))
 
     async def first_reply(self) -> float:
         """Return when the client had its first item (perf_counter)."""
@@ -53,22 +51,22 @@ class _Program:
         await self.process.wait()
 
 
-async def hello_world(peer: str, directory: Path) -> Figures:
+async def hello_world(kind: Kind, directory: Path) -> Figures:
     """Seconds to the client's first item: with both processes started at once, then with a server already running.
 
     The CPU and the memory are those of both processes until the first item. `perf_counter` is the machine's monotonic
     clock, which all processes share.
     """
     started = time.perf_counter()
-    server = await _Program.start(peer, "server", directory)
-    client = await _Program.start(peer, "client", directory)
+    server = await _Program.start(kind, "server", directory)
+    client = await _Program.start(kind, "client", directory)
     try:
         both = await client.first_reply() - started
         pids = [server.process.pid, client.process.pid]
         cpu, peak = sum(map(cpu_s, pids)), peak_mib(pids)
         await client.end()
         started = time.perf_counter()
-        client = await _Program.start(peer, "client", directory)
+        client = await _Program.start(kind, "client", directory)
         alone = await client.first_reply() - started
     finally:
         await client.end()
@@ -77,17 +75,18 @@ async def hello_world(peer: str, directory: Path) -> Figures:
     return figures if peak is None else {**figures, "peak_mib": peak}
 
 
-async def import_time(peer: str, times: int) -> Figures:
+async def import_time(kind: Kind, directory: Path, times: int) -> Figures:
     """Milliseconds that the import adds to a fresh interpreter: medians of alternating runs, with cached bytecode.
 
     `import_ms` ends with the import. `through_exit_ms` includes the interpreter's work on the modules at its end.
     `cpu_ms` is the import's CPU, and `peak_mib` the peak of a process that only imports.
     """
-    code = IMPORTS[peer]
+    code = IMPORTS[kind.family]
+    environ = {**environment_without_settings(), **kind.environ(directory)}
 
     async def run(code: str) -> float:
         started = time.perf_counter()
-        process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, cwd=ROOT)
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, cwd=ROOT, env=environ)
         if await process.wait():
             raise ChildFailed(f"python -c '{code}' failed")
         return (time.perf_counter() - started) * 1e3
@@ -95,7 +94,7 @@ async def import_time(peer: str, times: int) -> Figures:
     async def costs(code: str) -> tuple[float, float | None]:
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", f"{code}\n{WAIT}", cwd=ROOT, stdin=pipe, stdout=pipe
+            sys.executable, "-c", f"{code}\n{WAIT}", cwd=ROOT, env=environ, stdin=pipe, stdout=pipe
         )
         assert process.stdout is not None
         if not await process.stdout.readline():

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
-from dataclasses import dataclass
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from benchmarks.handlers import Call, Handler
+from harness.processes import ROOT
 
 
 class Peer(Protocol):
@@ -19,6 +24,16 @@ class Peer(Protocol):
 
     async def connect(self, service: str, handler: str) -> Call:
         """Return a function that makes calls. All handlers of a service share a connection if the peer can do that."""
+
+
+@functools.cache
+def compiled_build() -> Path | None:
+    """Return the folder of the compiled build; None if there is none of these very sources."""
+    tool = ROOT / "tools" / "compiled.py"
+    if not tool.exists():
+        return None
+    told = subprocess.run([sys.executable, tool], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    return Path(told) if told else None
 
 
 @dataclass(frozen=True)
@@ -33,6 +48,8 @@ class Kind:
         only: the workloads to run with it; if empty, all.
         lacks: the workloads that it cannot run.
         leaves: whether leaving the `async for` of a call ends the call. If not, its task must be cancelled.
+        compiled: whether it runs our compiled build; every other peer runs src/.
+        settings: environment variables of its processes.
     """
 
     family: str
@@ -42,17 +59,30 @@ class Kind:
     only: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
     leaves: bool = True
+    compiled: bool = False
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def environ(self, place: Path) -> dict[str, str]:
+        """Return the environment variables of its processes for a measurement with this folder."""
+        listen = {"TRD_LISTEN": "tcp://127.0.0.1:0"} if self.tcp else {}
+        build = compiled_build() if self.compiled else None
+        return {"TRD_DIR": str(place), "PYTHONPATH": str(build or ""), **listen, **self.settings}
 
     def runs(self, workload: str) -> bool:
         """Whether to measure this workload."""
         return workload not in self.lacks and (not self.only or workload in self.only)
 
-    def available(self) -> bool:
-        """Whether the package that it needs can be imported here."""
+    def missing(self) -> str | None:
+        """Return what it needs and what is not here; None if it can be measured."""
         try:
-            return importlib.util.find_spec(self.needs) is not None
+            found = importlib.util.find_spec(self.needs) is not None
         except ModuleNotFoundError:
-            return False
+            found = False
+        if not found:
+            return f"{self.needs} is not installed here"
+        if self.compiled and compiled_build() is None:
+            return "there is no compiled build of these sources"
+        return None
 
     def make(self, directory: Path) -> Peer:
         """Make the peer's end in this process.
@@ -71,6 +101,7 @@ PEERS = {
     "yardstick": Kind("yardstick", False, "yardstick", "msgspec", lacks=("cancel", "hello", "import")),
     "grpc.aio": Kind("grpc.aio", False, "grpc_aio", "grpc", leaves=False),
     "ours": Kind("ours", False, "ours", "triton_distributed.runtime"),
+    "ours-compiled": Kind("ours", False, "ours", "triton_distributed.runtime", compiled=True),
     "native": Kind("native", False, "native", "triton_distributed.api", only=CORE),
     "yardstick tcp": Kind("yardstick", True, "yardstick", "msgspec", only=CORE),
     "grpc.aio tcp": Kind("grpc.aio", True, "grpc_aio", "grpc", only=CORE, leaves=False),

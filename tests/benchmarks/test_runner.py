@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from benchmarks.__main__ import STARTS, WORK
-from benchmarks.peers import PEERS
+from benchmarks.peers import PEERS, Kind
 from benchmarks.rounds import read_result
 from benchmarks.workloads import WORKLOADS
 from harness.processes import ROOT
@@ -37,3 +37,18 @@ def test_short_run_measures_figures_cpu_and_memory_of_each_peer(tmp_path):
     assert result["figures"]["pipeline"]["ours"]["over_one_stage"][0] > 1, "three workers take more than one"
     assert "| 64 concurrent" not in run.stdout
     assert "1 call at a time: p50, µs" in run.stdout
+
+
+def test_only_the_compiled_peer_runs_the_compiled_build(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/of/the/caller")
+    monkeypatch.setattr("benchmarks.peers.compiled_build", lambda: tmp_path / "compiled")
+    paths = {name: kind.environ(tmp_path)["PYTHONPATH"] for name, kind in PEERS.items()}
+    assert paths.pop("ours-compiled") == str(tmp_path / "compiled")
+    assert set(paths.values()) == {""}
+
+
+def test_compiled_peer_is_left_out_without_a_build(monkeypatch):
+    monkeypatch.setattr("benchmarks.peers.compiled_build", lambda: None)
+    assert PEERS["ours"].missing() is None
+    assert PEERS["ours-compiled"].missing() == "there is no compiled build of these sources"
+    assert Kind("a", False, "a", "no_such_package").missing() == "no_such_package is not installed here"
