@@ -58,12 +58,22 @@ def _give_up(holder: Any) -> None:
             os.close(null)
 
 
+_forks = 0
+
+
+def count() -> int:
+    """Return how often this process was forked while Python code ran: each child has a copy of all objects."""
+    return _forks
+
+
 _masked: list[set[int] | set[signal.Signals]] = []  # Of the forks under way, which may be nested.
 
 
 def _before() -> None:
     """Block signals until the child has given up its parent's handlers, which must not handle the child's signals."""
+    global _forks
     no_fork.acquire()
+    _forks += 1
     if _notified:
         _masked.append(signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT}))
 

@@ -1,0 +1,119 @@
+"""Shared memory of other processes, mapped here."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from triton_distributed.system.shared_memory import UNTRACKED, Refused, open_segment
+
+
+class Lease(ctypes.Array):  # type: ignore[type-arg]
+    """The memory of one buffer that arrived. Views and arrays of it refer to this object, which ends with the last."""
+
+    _type_ = ctypes.c_ubyte
+    _length_ = 0
+    __hash__ = object.__hash__  # A weak reference to a lease is the key of its use.
+    mapping: Mapping
+    start: int
+    end: int
+
+    def writable(self) -> memoryview:
+        """Return the buffer's bytes as memory that may be written and that no other buffer shares.
+
+        Nothing is copied now, if this is the only use of the mapping: the kernel copies each page when it is first
+        written.
+        """
+        view = memoryview(self).cast("B")[self.start : self.end]
+        if self.mapping.uses > 1:
+            return memoryview(bytearray(view))
+        self.mapping.written = True
+        return view
+
+
+class Mapping:
+    """A segment of another process, mapped here.
+
+    The mapping is private: nothing written here reaches the other process.
+
+    Args:
+        process, descriptor: where the segment is open.
+        size, cookie: what it must have.
+
+    Attributes:
+        uses: number of buffers in use; the owner of the mapping counts them down.
+        written: it may have been written here.
+
+    Raises:
+        Refused: the segment cannot be opened or mapped, or is not what it should be.
+    """
+
+    def __init__(self, process: int, descriptor: int, size: int, cookie: bytes) -> None:
+        self.uses, self.written, self.size = 0, False, size
+        self._source = process, descriptor, cookie
+        try:
+            opened = open_segment(process, descriptor, size, cookie)
+            try:
+                writable = mmap.PROT_READ | mmap.PROT_WRITE
+                self._memory = mmap.mmap(opened, size, mmap.MAP_PRIVATE, writable, **UNTRACKED)
+            finally:
+                os.close(opened)
+        except (OSError, ValueError, OverflowError) as error:
+            raise Refused(str(error)) from error
+        self._type: Any = type("Lease", (Lease,), {"_length_": size})
+
+    def lend(self, offset: int, size: int, ended: Callable[[Any], None]) -> tuple[memoryview, Any]:
+        """Return a read-only view of some bytes, and a weak reference that calls `ended` when the last use is over.
+
+        `ended` gets the weak reference, and may be called in any thread.
+        """
+        self.uses += 1
+        lease = self._type.from_buffer(self._memory)
+        lease.mapping, lease.start, lease.end = self, offset, offset + size
+        return memoryview(lease).cast("B")[offset : offset + size].toreadonly(), weakref.ref(lease, ended)
+
+    def fresh(self) -> Mapping:
+        """Return a mapping in which nothing was written here: this one, or a new one if this one is in use.
+
+        Raises:
+            Refused: it cannot be mapped again.
+        """
+        if self.written and self.uses:
+            process, descriptor, cookie = self._source
+            return Mapping(process, descriptor, self.size, cookie)
+        if self.written:
+            self._memory.madvise(mmap.MADV_DONTNEED)
+            self.written = False
+        return self
+
+
+class _Buffer(ctypes.Structure):
+    """Py_buffer, which is part of CPython's stable ABI since 3.11."""
+
+    _fields_ = (
+        ("address", ctypes.c_void_p),
+        ("owner", ctypes.py_object),
+        ("bytes", ctypes.c_ssize_t),
+        ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int),
+        ("dimensions", ctypes.c_int),
+        ("format", ctypes.c_char_p),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("suboffsets", ctypes.c_void_p),
+        ("internal", ctypes.c_void_p),
+    )
+
+
+def address_of(view: memoryview) -> int:
+    """Return the address of the first byte of a contiguous view."""
+    buffer = _Buffer()
+    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(view), ctypes.byref(buffer), 0)
+    try:
+        return buffer.address or 0
+    finally:
+        ctypes.pythonapi.PyBuffer_Release(ctypes.byref(buffer))
