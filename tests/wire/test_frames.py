@@ -38,6 +38,7 @@ def test_the_numbers_of_kinds_and_codes_stay():
         "AUTH": 14,
         "ASK": 15,
         "LOAD": 16,
+        "MEMORY": 17,
     }
     assert [each.name for each in ErrorCode] == ["HANDLER", "INVALID", "DEADLINE", "CANCELLED"]
     assert [each.name for each in RejectCode] == ["OVERLOADED", "DRAINING", "UNKNOWN", "PAUSED"]
@@ -46,7 +47,7 @@ def test_the_numbers_of_kinds_and_codes_stay():
 
 
 def test_flags_are_bits_of_their_own():
-    flags = [f.END, f.MORE, f.BUFFERS, f.ANNOTATED, f.GRACEFUL]
+    flags = [f.END, f.MORE, f.BUFFERS, f.ANNOTATED, f.GRACEFUL, f.CHECKPOINT, f.LENT]
     assert len({each.bit_count() for each in flags} | {sum(flags).bit_count()}) == 2
 
 

@@ -5,6 +5,8 @@
     several frames (MORE)       u64 total, then head (with BUFFERS), body, buffers; cut anywhere after the head
 
     head: u32 number of buffers, u32 body bytes, u64 bytes of each buffer
+    with LENT on the first frame: the highest bit of a buffer's bytes says that it lies in shared memory and does not
+    follow; then the head also has, for each of these, u64 segment and u64 offset in it
 
 Buffers are received in place: each has its own memory, and its fragments are copied, or read from the socket, directly
 into it.
@@ -13,12 +15,12 @@ into it.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from struct import Struct
 from typing import TypeAlias
 
 from triton_distributed.errors import RemoteProtocolError
-from triton_distributed.wire.frames import BUFFERS, MAX_FRAME, MORE, REQUEST_PREFIX_BYTES, UINT64
+from triton_distributed.wire.frames import BUFFERS, LENT, MAX_FRAME, MORE, REQUEST_PREFIX_BYTES, UINT64
 
 _HEAD = Struct("<II")
 # A part larger than this, in bytes, is mapped, and its pages are touched only as bytes arrive; `wire.window` grants as
@@ -29,8 +31,26 @@ HUGE = 4 * 1024 * 1024
 _HUGE_PAGES: int | None = getattr(mmap, "MADV_HUGEPAGE", None)
 _PRIVATE = getattr(mmap, "MAP_PRIVATE", 2) | getattr(mmap, "MAP_ANONYMOUS", 0)
 MAX_BUFFERS = (MAX_FRAME - _HEAD.size - UINT64.size) // UINT64.size
-Memory: TypeAlias = bytearray | mmap.mmap
+# A message with more buffers than this is not lent, so that its head fits in a frame.
+MOST_LENT = 256
+_LENT_BIT = 1 << 63
+_PLACE = Struct("<QQ")
+Memory: TypeAlias = bytearray | mmap.mmap | memoryview
+"""The memory of one buffer that arrived; a memoryview if it lies in shared memory."""
+Place: TypeAlias = tuple[int, int]
+"""Where a buffer lies in shared memory: a segment's id, and an offset in bytes."""
+Borrow: TypeAlias = Callable[[int, int, int], memoryview]
+"""Returns the shared memory at a segment, an offset and a size, or raises RemoteProtocolError."""
 Body: TypeAlias = bytes | bytearray | memoryview
+
+
+def borrow_nothing(segment: int, offset: int, size: int) -> memoryview:
+    """The `Borrow` of an end that uses no shared memory.
+
+    Raises:
+        RemoteProtocolError: always.
+    """
+    raise RemoteProtocolError(f"a message refers to shared memory {segment}, which was not offered here")
 
 
 def allocate(size: int, huge: bool = False) -> Memory:
@@ -57,9 +77,17 @@ def allocate(size: int, huge: bool = False) -> Memory:
         raise RemoteProtocolError(f"there is no memory for {size:,} bytes of a message: {error}") from error
 
 
-def head_of(body_bytes: int, buffers: Sequence[memoryview]) -> bytes:
-    """Return the head of a message with buffers."""
-    return _HEAD.pack(len(buffers), body_bytes) + b"".join([UINT64.pack(each.nbytes) for each in buffers])
+def head_of(body_bytes: int, buffers: Sequence[memoryview], places: Sequence[Place | None] = ()) -> bytes:
+    """Return the head of a message with buffers.
+
+    Args:
+        places: of each buffer, where it lies in shared memory, or None; empty if none of them does.
+    """
+    sizes = [each.nbytes for each in buffers]
+    if places:
+        sizes = [size if place is None else size | _LENT_BIT for size, place in zip(sizes, places, strict=True)]
+    head = _HEAD.pack(len(buffers), body_bytes) + b"".join([UINT64.pack(each) for each in sizes])
+    return head + b"".join([_PLACE.pack(*place) for place in places if place is not None])
 
 
 def message_bytes(body_bytes: int, buffers: Sequence[memoryview]) -> int:
@@ -88,22 +116,30 @@ def one_frame(body: Body, buffers: Sequence[memoryview]) -> bytes:
     return b"".join((head_of(len(body), buffers), body, *buffers)) if buffers else bytes(body)
 
 
-def fragments(body: Body, buffers: Sequence[memoryview], flags: int) -> Iterator[tuple[int, bytes, memoryview]]:
+def fragments(
+    body: Body, buffers: Sequence[memoryview], flags: int, places: Sequence[Place | None] = ()
+) -> Iterator[tuple[int, bytes, memoryview]]:
     """Cut a message into fragments: (flags, start of the payload, rest of the payload), each at most one frame.
 
     Args:
         flags: flags of the last frame; the others carry `MORE`.
+        places: of each buffer, where it lies in shared memory, or None; empty if none of them does.
 
     Raises:
         ValueError: there are more buffers than a head can list.
     """
     total = message_bytes(len(body), buffers)
+    head = b""
     if buffers:
         flags |= BUFFERS
+        head = head_of(len(body), buffers, places)
+        if places:
+            buffers = [each for each, place in zip(buffers, places, strict=True) if place is None]
+            total = len(head) + len(body) + sum(each.nbytes for each in buffers)
+    first = LENT if places else 0
     if total <= MAX_FRAME:
-        yield flags, one_frame(body, buffers), memoryview(b"")
+        yield flags | first, b"".join((head, body, *buffers)), memoryview(b"")
         return
-    head = head_of(len(body), buffers) if buffers else b""
     start = UINT64.pack(total) + head
     left = total - len(head)
     for part in (memoryview(body), *buffers):
@@ -112,8 +148,45 @@ def fragments(body: Body, buffers: Sequence[memoryview], flags: int) -> Iterator
             piece = part[at : at + MAX_FRAME - len(start)]
             at += piece.nbytes
             left -= piece.nbytes
-            yield (flags & BUFFERS | MORE if left else flags), start, piece
-            start = b""
+            yield (flags & BUFFERS | MORE if left else flags) | first, start, piece
+            start, first = b"", 0
+
+
+def _read_head(first: bytes, at: int) -> tuple[tuple[int, ...], int, int]:
+    if len(first) < at + _HEAD.size:
+        raise RemoteProtocolError("a message with buffers begins without its head")
+    number, size = _HEAD.unpack_from(first, at)
+    at += _HEAD.size
+    if number > MAX_BUFFERS or len(first) < at + number * UINT64.size:
+        raise RemoteProtocolError(f"a message's head names {number:,} buffers and is cut short")
+    return Struct(f"<{number}Q").unpack_from(first, at), size, at + number * UINT64.size
+
+
+def _read_places(sizes: Sequence[int], first: bytes, at: int) -> tuple[list[tuple[int, int, int] | None], int]:
+    """Return the arguments of `Borrow` for each buffer, or None for one that follows, and where the head ends."""
+    places: list[tuple[int, int, int] | None] = []
+    for size in sizes:
+        if not size & _LENT_BIT:
+            places.append(None)
+            continue
+        if len(first) < at + _PLACE.size:
+            raise RemoteProtocolError("a message's head lacks the places of its shared memory")
+        places.append((*_PLACE.unpack_from(first, at), size ^ _LENT_BIT))
+        at += _PLACE.size
+    return places, at
+
+
+def decline(flags: int, first: bytes, borrow: Borrow) -> None:
+    """Give back the shared memory of a message that is not read, from its first frame.
+
+    Raises:
+        RemoteProtocolError: the frame is malformed.
+    """
+    if flags & LENT and flags & BUFFERS:
+        sizes, _, at = _read_head(first, UINT64.size if flags & MORE else 0)
+        for each in _read_places(sizes, first, at)[0]:
+            if each is not None:
+                borrow(*each)  # The result is dropped, which releases it.
 
 
 class Assembly:
@@ -124,20 +197,24 @@ class Assembly:
         flags: flags of its first frame.
         first: payload of its first frame.
         limit: the largest message accepted, bytes.
+        borrow: finds the buffers that lie in shared memory.
 
     Attributes:
         granted: the sender has credit for the whole message.
         left: bytes that have not arrived yet.
+        lent_bytes: bytes in shared memory.
 
     Raises:
         RemoteProtocolError: the message exceeds the limit, or its sizes contradict each other.
     """
 
-    __slots__ = ("_sizes", "_view", "granted", "kind", "left", "parts", "total")
+    __slots__ = ("_lent", "_sizes", "_view", "granted", "kind", "left", "lent_bytes", "parts", "total")
 
-    def __init__(self, kind: int, flags: int, first: bytes, limit: int) -> None:
+    def __init__(self, kind: int, flags: int, first: bytes, limit: int, borrow: Borrow = borrow_nothing) -> None:
         self.kind = kind
         self.granted = False
+        self.lent_bytes = 0
+        self._lent: list[memoryview | None] = []  # of each buffer, its shared memory; empty if none has any
         at = 0
         if flags & MORE:
             if len(first) < UINT64.size:
@@ -152,7 +229,14 @@ class Assembly:
         sizes: tuple[int, ...] = ()
         start = at
         if flags & BUFFERS:
-            sizes, size, at = self._read_head(first, at)
+            sizes, size, at = _read_head(first, at)
+            if flags & LENT:
+                places, at = _read_places(sizes, first, at)
+                self._lent = [None if each is None else borrow(*each) for each in places]
+                sizes = tuple(size for size, place in zip(sizes, places, strict=True) if place is None)
+                self.lent_bytes = sum(each.nbytes for each in self._lent if each is not None)
+                if self.total + self.lent_bytes > limit:
+                    raise RemoteProtocolError(f"a message with shared memory exceeds the limit of {limit:,} bytes")
         self.left = self.total - (at - start)
         if size + sum(sizes) != self.left:
             raise RemoteProtocolError("the lengths in a message's head do not add up to its total")
@@ -160,16 +244,6 @@ class Assembly:
         self._sizes = iter((size, *sizes))
         self._view = memoryview(b"")
         self.write(memoryview(first)[at:])
-
-    @staticmethod
-    def _read_head(first: bytes, at: int) -> tuple[tuple[int, ...], int, int]:
-        if len(first) < at + _HEAD.size:
-            raise RemoteProtocolError("a message with buffers begins without its head")
-        number, size = _HEAD.unpack_from(first, at)
-        at += _HEAD.size
-        if number > MAX_BUFFERS or len(first) < at + number * UINT64.size:
-            raise RemoteProtocolError(f"a message's head names {number:,} buffers and is cut short")
-        return Struct(f"<{number}Q").unpack_from(first, at), size, at + number * UINT64.size
 
     def _part(self) -> memoryview:
         """Return the rest of the part that the next byte belongs to; memory is made when its first byte arrives."""
@@ -222,5 +296,8 @@ class Assembly:
             raise RemoteProtocolError(f"a message's last fragment leaves {self.left:,} announced bytes missing")
         self._part()  # makes the parts of no bytes
         self._view = memoryview(b"")
-        body = self.parts[0]
-        return body if isinstance(body, bytearray) else memoryview(body), self.parts[1:]
+        body, buffers = self.parts[0], self.parts[1:]
+        if self._lent:
+            own = iter(buffers)
+            buffers = [next(own) if each is None else each for each in self._lent]
+        return body if isinstance(body, bytearray) else memoryview(body), buffers

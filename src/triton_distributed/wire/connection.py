@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from triton_distributed.errors import LocalProtocolError, RemoteProtocolError
 from triton_distributed.wire import frames as f
-from triton_distributed.wire.assembly import Assembly, Body, Memory
+from triton_distributed.wire.assembly import Assembly, Body, Borrow, Memory, borrow_nothing, decline
 from triton_distributed.wire.authentication import Authentication
 from triton_distributed.wire.decoder import UNLIMITED, FrameDecoder
 from triton_distributed.wire.greeting import Greeting
@@ -54,6 +54,7 @@ _pack_request = f.REQUEST_HEADER.pack
 S = TypeVar("S", bound=StreamCore)
 OnRequest = Callable[[S, int, int, float, Body, Body, "list[Memory] | None"], None]
 OnAsk = Callable[["Connection[Any]", list[int]], None]
+OnMemory = Callable[[bytes], None]
 
 
 def _refuse_requests(stream: StreamCore, *request: object) -> None:
@@ -62,6 +63,10 @@ def _refuse_requests(stream: StreamCore, *request: object) -> None:
 
 def _refuse_asks(connection: Connection[Any], keys: list[int]) -> None:
     raise RemoteProtocolError("this end serves no endpoints, so it has no load to report")
+
+
+def _refuse_memory(payload: bytes) -> None:
+    raise RemoteProtocolError("this end uses no shared memory")
 
 
 class Shell(Protocol):
@@ -122,6 +127,8 @@ class Connection(Generic[S]):
             in seconds, metadata, body, buffers. By default a request is a protocol error.
         on_ask: called with this connection and the keys of the endpoints whose load the peer wants to know. By default
             an ASK is a protocol error.
+        on_memory: called with the payload of each MEMORY frame. By default such a frame is a protocol error.
+        borrow: finds the shared memory that a message refers to. By default such a message is a protocol error.
     """
 
     def __init__(
@@ -149,6 +156,8 @@ class Connection(Generic[S]):
         self.held: ByteBudget | None = None
         self.on_request: OnRequest[S] = _refuse_requests
         self.on_ask: OnAsk = _refuse_asks
+        self.on_memory: OnMemory = _refuse_memory
+        self.borrow: Borrow = borrow_nothing
         self._on_load: dict[int, Callable[[int, int], None]] = {}  # by endpoint; bounded by those that this end calls
         self._budget = WindowBudget(window, session_window)
         self._last_opened = 0  # id of the last stream that this end opened
@@ -278,7 +287,7 @@ class Connection(Generic[S]):
         self.streams.clear()
         self.ready.clear()
         self.shell = OVER
-        self.on_ask = _refuse_asks
+        self.on_ask, self.on_memory, self.borrow = _refuse_asks, _refuse_memory, borrow_nothing
         self._on_load.clear()
         return streams
 
@@ -336,6 +345,8 @@ class Connection(Generic[S]):
                     self._open_remote(flags, number, payload)
                 else:
                     self._on_unknown_stream(kind, flags, number)
+                    if flags & f.LENT:
+                        decline(flags, payload, self.borrow)
                 continue
             which = INPUTS[kind][flags & f.END] if kind != f.CANCEL else input_of(kind, flags)
             after = RECEIVING[stream.state][which] if which != ILLEGAL else ILLEGAL
@@ -401,6 +412,7 @@ class Connection(Generic[S]):
                 f.RejectCode.OVERLOADED,
                 f.overloaded(f"{self.hello.max_streams:,} streams are open on this session, see TRD_MAX_STREAMS"),
             )
+            decline(flags, payload, self.borrow)
         elif flags & (f.MORE | f.BUFFERS):
             stream.received(f.REQUEST, flags, payload)
         else:
@@ -455,6 +467,8 @@ class Connection(Generic[S]):
             self.on_ask(self, [key for (key,) in f.UINT64.iter_unpack(payload)])
         elif kind == f.LOAD:
             self._loads(payload)
+        elif kind == f.MEMORY:
+            self.on_memory(payload)
         elif kind == f.GOAWAY and payload:
             self.going = payload[1:].decode("utf-8", "replace")
             self.shell.on_goaway(payload[0], self.going)

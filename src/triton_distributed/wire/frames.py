@@ -4,7 +4,7 @@ A frame is a 14-byte little-endian header and a payload:
 
     payload length  u32    bytes after the header
     kind            u8     one of `Kind`
-    flags           u8     `END`, `MORE`, `BUFFERS`, `ANNOTATED`, `CHECKPOINT`, `GRACEFUL`
+    flags           u8     `END`, `MORE`, `BUFFERS`, `ANNOTATED`, `CHECKPOINT`, `GRACEFUL`, `LENT`
     stream          u64    the stream it belongs to; 0 for the session itself
 
 The side that opens a stream gives it its id, ascending from 1. 64 bits never run out: at 100,000 calls a second they
@@ -60,11 +60,12 @@ class Kind(IntEnum):
     AUTH = 14  # proof that this end knows the token, and its real hello; see wire.authentication
     ASK = 15  # u64 each: the endpoints whose load the sender wants to know; only to a peer with the feature `load`
     LOAD = 16  # the load of such endpoints: u64 key, u32 running and u32 waiting requests, each
+    MEMORY = 17  # about one segment of shared memory, see wire.shared; only to a peer with the feature `memory`
 
 
 (
     HELLO, REQUEST, DATA, BATCH, END_OF_STREAM, ERROR, CANCEL, CREDIT, ACCEPT, REJECT, GOAWAY, PING, PONG, AUTH, ASK,
-    LOAD,
+    LOAD, MEMORY,
 ) = map(int, Kind)  # fmt: skip
 
 END = 0x01  # the last frame of this side
@@ -73,6 +74,7 @@ BUFFERS = 0x04  # the message has buffers after its body
 ANNOTATED = 0x08  # the item is [data, event, comments, id]
 CHECKPOINT = 0x20  # each item is [token, item]: the token that resumes the stream after it, or nil
 GRACEFUL = 0x10  # on CANCEL: finish the current work and stop
+LENT = 0x40  # on the first frame of a message with BUFFERS: some of them lie in shared memory, see wire.assembly
 
 
 class ErrorCode(IntEnum):

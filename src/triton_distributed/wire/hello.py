@@ -19,6 +19,8 @@ VERSION = 1
 LOWEST_VERSION = 1
 LOAD_REPORTS = "load"
 """The feature of an end that knows ASK and LOAD."""
+SHARED_MEMORY = "memory"
+"""The feature of an end that knows MEMORY and the flag LENT."""
 
 
 class Hello(msgspec.Struct, kw_only=True, omit_defaults=True):

@@ -10,10 +10,19 @@ from typing import Protocol
 
 from triton_distributed.errors import LocalProtocolError, RemoteProtocolError
 from triton_distributed.wire import frames as f
-from triton_distributed.wire.assembly import Assembly, Body, Memory
+from triton_distributed.wire.assembly import Assembly, Body, Borrow, Memory
 from triton_distributed.wire.hello import Hello
 from triton_distributed.wire.states import CLOSED, IDLE, ILLEGAL, RECEIVED, SENDING, Input, State
-from triton_distributed.wire.window import FRAME_COST, FREE_BYTES, HELD_STEP, ITEM_COST, SLACK, TURN_BYTES, ByteBudget
+from triton_distributed.wire.window import (
+    FRAME_COST,
+    FREE_BYTES,
+    HELD_STEP,
+    ITEM_COST,
+    LENT_COST,
+    SLACK,
+    TURN_BYTES,
+    ByteBudget,
+)
 
 _pack = f.HEADER.pack
 _PAIR, _NIL = b"\x92", b"\xc0"  # msgpack's array of two, and nil
@@ -48,6 +57,7 @@ class Link(Protocol):
         held: counts the bytes that streams opened by peers hold here; None for no limit.
         max_message: the largest message accepted, bytes.
         turn_bytes: bytes that one stream may produce in a turn of the loop.
+        borrow: finds shared memory of the peer.
     """
 
     hello: Hello
@@ -55,6 +65,7 @@ class Link(Protocol):
     held: ByteBudget | None
     max_message: int
     turn_bytes: int
+    borrow: Borrow
 
     def enqueue(self, stream: StreamCore) -> None:
         """Note that `stream` has items to send this turn."""
@@ -210,12 +221,16 @@ class StreamCore:
             self.drain(self.connection.out)
             self._queued = True  # it is still in the connection's list
 
-    def charge(self, size: int, flags: int) -> None:
-        """Account for a frame of `size` payload bytes that the shell writes itself, after the drained items."""
+    def charge(self, size: int, flags: int, lends: bool = False) -> None:
+        """Account for a frame of `size` payload bytes that the shell writes itself, after the drained items.
+
+        Args:
+            lends: it is the first frame of a message with buffers in shared memory.
+        """
         after = SENDING[self.state][Input.DATA_END if flags & f.END else Input.DATA]
         if after == ILLEGAL:
             raise LocalProtocolError(f"a fragment was sent on stream {self.id} in state {State(self.state).name}")
-        self.credit -= size + FRAME_COST
+        self.credit -= size + FRAME_COST + LENT_COST * lends
         self.quota = min(self.credit, TURN_BYTES)
         self.state = after
         if after == CLOSED:
@@ -335,8 +350,14 @@ class StreamCore:
         if kind == f.END_OF_STREAM or (flags & f.END and flags & f.MORE):
             raise RemoteProtocolError(f"stream {self.id} ended in the middle of a message")
         if self._assembly is None:
-            self._assembly = Assembly(kind, flags, payload, self.connection.max_message)
-            roomy = self.connection.announced(self._assembly.total)
+            connection = self.connection
+            self._assembly = Assembly(kind, flags, payload, connection.max_message, connection.borrow)
+            roomy = connection.announced(self._assembly.total)
+            if lent := self._assembly.lent_bytes:
+                cost += LENT_COST
+                self._unread += LENT_COST
+                if not self.hold(lent):
+                    return False
             if roomy and flags & f.MORE and not self.inbox:
                 # It may come at once, and no message waits before it. So give credit for the whole message: a large
                 # message never waits for credit.

@@ -27,6 +27,9 @@ SMALLEST_WINDOW = 4096
 FREE_BYTES = 16 * 1024
 # A stream counts its bytes in `ByteBudget` in steps of this size, to keep accounting rare.
 HELD_STEP = 64 * 1024
+# A message with buffers in shared memory costs this many bytes of credit more. They are as good as here already; so a
+# sender with a usual window waits after each until it is read.
+LENT_COST = 256 * 1024
 # A sender stops only after its credit is used up, so it may exceed the window by what it sends in one turn.
 SLACK = 2 * TURN_BYTES + 2 * FRAME_COST + 256 * 1024
 
