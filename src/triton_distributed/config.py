@@ -190,6 +190,13 @@ class Config:
         "bytes that all streams of a session may have unread before new streams get the smallest window",
         low=64 * KIB,
     )
+    shared_memory_bytes: int = _setting(
+        "TRD_SHARED_MEMORY_BYTES",
+        512 * MIB,
+        "bytes of shared memory that a process holds at most for the large arrays and buffers that it sends to other "
+        "processes of its user on its host, over Unix sockets; 0 for none: they are copied through the sockets",
+        low=0,
+    )
     max_streams: int = _setting("TRD_MAX_STREAMS", 100_000, "streams that one session may have open", low=1)
     max_sessions: int = _setting("TRD_MAX_SESSIONS", 10_000, "sessions that a worker accepts at once", low=1)
     max_greeting: int = _setting(

@@ -21,12 +21,13 @@ from triton_distributed.transport.listener import Listener
 from triton_distributed.transport.network import Networks
 from triton_distributed.transport.pool import SessionPool
 from triton_distributed.transport.session import Session
+from triton_distributed.transport.shared_pool import SharedPool
 from triton_distributed.transport.stream import Stream
 from triton_distributed.transport.tls import SessionTls
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.authentication import CHALLENGE_BYTES, Authentication
 from triton_distributed.wire.decoder import Frame, FrameDecoder
-from triton_distributed.wire.hello import Hello, hello_frame
+from triton_distributed.wire.hello import SHARED_MEMORY, Hello, hello_frame
 
 WINDOW = 256 * 1024
 SESSION_WINDOW = 64 * 1024 * 1024
@@ -83,11 +84,12 @@ def session(
     host_timeout_s: float = 30.0,
     address: str = "",
     token: bytes = b"",
+    shared: SharedPool | None = None,
 ) -> Watched:
     """A session that is not connected."""
     return Watched(
         asyncio.get_running_loop(),
-        hello or Hello(window=window),
+        hello or Hello(window=window, features=[] if shared is None else [SHARED_MEMORY]),
         window=window,
         session_window=session_window,
         hello_timeout_s=hello_timeout_s,
@@ -96,6 +98,7 @@ def session(
         on_lost=on_lost,
         address=address,
         authentication=Authentication(token, os.urandom(CHALLENGE_BYTES), on_request is None) if token else None,
+        shared=shared,
     )
 
 

@@ -60,6 +60,7 @@ from triton_distributed.observe import Outcome
 from triton_distributed.payload.codec import Message
 from triton_distributed.routing.policies import Direct, Policy
 from triton_distributed.transport.session import Session
+from triton_distributed.transport.shared_memory import Loan
 from triton_distributed.transport.stream import Stream
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import request_bytes
@@ -234,14 +235,17 @@ class Call:
                         await services.first_instance(self.deadline is None, self.attempts)
                     self._chosen = instance = services.choose(self.policy, self.request, self.attempts)
                 try:
-                    session = await services.session_to(instance, self._decide)
+                    buffers = () if isinstance(self.body, bytes) else self.body.buffers
+                    session, loan = await services.prepare(instance, self._decide, buffers)
                 except NotTaken as failed:
                     verdict = self._decide(failed.ending, instance)
                     self._chosen = None
                     self._record_attempt(verdict, instance, failed.failures, None)
                 else:
                     if self.state == PLACING:
-                        await self._send_to(session, instance)
+                        await self._send_to(session, instance, loan)
+                    elif loan is not None:
+                        loan.drop()
                     return
         except asyncio.CancelledError as error:
             # If the call is over, `fail` does nothing. Else the runtime ends, or the caller's iterator was cancelled.
@@ -252,7 +256,7 @@ class Call:
         except Exception as error:  # The caller sees any error of its policy or its iterator of requests.
             self.fail(error, Outcome.UNREACHABLE if isinstance(error, TritonError) else Outcome.ERROR)
 
-    async def _send_to(self, session: Session, instance: Instance) -> None:
+    async def _send_to(self, session: Session, instance: Instance, loan: Loan | None) -> None:
         body, buffers = (self.body, []) if isinstance(self.body, bytes) else (self.body.body, self.body.buffers)
         size = request_bytes(self.metadata, body, buffers)
         if size > session.send_limit:
@@ -263,7 +267,7 @@ class Call:
         self._chosen = None
         timeout = _INFINITE if self.deadline is None else self.deadline - services.loop.time()
         whole = requests is None
-        await stream.send_request(instance.id, services.key, timeout, self.metadata, body, buffers, whole)
+        await stream.send_request(instance.id, services.key, timeout, self.metadata, body, buffers, whole, loan)
         if self.stream is not stream:
             return  # The stream was refused meanwhile, and the request is on its way to another instance.
         self._on_its_way()

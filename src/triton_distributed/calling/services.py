@@ -21,6 +21,7 @@ from triton_distributed.routing.load import LoadBook
 from triton_distributed.routing.policies import Direct, Policy
 from triton_distributed.transport.pool import SessionPool
 from triton_distributed.transport.session import Session
+from triton_distributed.transport.shared_memory import Loan
 
 FIRST_INSTANCE_S = 10.0
 """Seconds that a native call without a timeout waits for a first instance of its endpoint."""
@@ -269,6 +270,29 @@ class Services:
         if not session.usable:
             raise NotTaken(Ending.UNREACHED, [(session.address, "it takes no more calls")])
         return session
+
+    async def prepare(
+        self, instance: Instance, decide: Callable[[Ending, Instance], Verdict], buffers: Sequence[memoryview]
+    ) -> tuple[Session, Loan | None]:
+        """Return a session as `session_to` does, and the large buffers of the request in shared memory.
+
+        Raises:
+            NotTaken: as in `session_to`.
+        """
+        session = await self.session_to(instance, decide)
+        size = sum(each.nbytes for each in buffers)
+        while session.memory is not None and size <= session.send_limit and session.memory.wants(buffers):
+            loan = await session.memory.lend(buffers)
+            try:
+                now = await self.session_to(instance, decide)  # Much may have happened meanwhile.
+            except BaseException:
+                loan.drop()
+                raise
+            if now is session:
+                return session, loan
+            loan.drop()
+            session = now
+        return session, None
 
     def take_retry(self) -> bool:
         """Take one retry from the budget. False if the budget is empty."""

@@ -17,7 +17,7 @@ import msgspec
 from msgspec.msgpack import Decoder, Ext
 
 from triton_distributed.errors import DecodeError
-from triton_distributed.payload.outofband import NDARRAY, TENSOR, Arrived, Payload, encode_header, place
+from triton_distributed.payload.outofband import NDARRAY, TENSOR, Arrived, Payload, encode_header, lent, place
 
 MAX_FIELDS = 1024  # fields of a structured dtype, on all levels together: enough for a record type
 MAX_LEVELS = 32  # nesting levels of structured dtypes; NumPy's arrays once had the same limit of dimensions
@@ -189,7 +189,9 @@ def dlpack_to_wire(value: Any, buffers: list[memoryview] | None) -> Ext:
 
 
 def ndarray_from_wire(header: memoryview, arrived: Arrived) -> Any:
-    """Read an array that `ndarray_to_wire` wrote. The array uses the buffer itself, and is writable and aligned.
+    """Read an array that `ndarray_to_wire` wrote. The array uses the buffer itself, and is aligned.
+
+    It is writable, unless the buffer lies in shared memory.
 
     Raises:
         DecodeError: NumPy is missing, or the header does not fit the buffer.
@@ -220,7 +222,9 @@ def tensor_from_wire(header: memoryview, arrived: Arrived) -> Any:
         _check_size(buffer, tensor.shape, dtype.itemsize)
         if 0 in tensor.shape:
             return torch.empty(tensor.shape, dtype=dtype)
-        if memoryview(buffer).readonly:
+        if (writable := lent(buffer)) is not None:
+            buffer = writable()  # torch has no read-only tensors.
+        elif memoryview(buffer).readonly:
             buffer = bytearray(buffer)
         return torch.frombuffer(buffer, dtype=dtype).reshape(tensor.shape)
     if plain is None:
@@ -231,6 +235,10 @@ def tensor_from_wire(header: memoryview, arrived: Arrived) -> Any:
 
 def _over(np: Any, buffer: Any, dtype: Any, shape: tuple[int, ...], layout: str) -> Any:
     _check_size(buffer, shape, dtype.itemsize)
+    if lent(buffer) is not None:
+        # NumPy would let a program make an array over the memory itself writable; not one over the read-only view.
+        array = np.frombuffer(buffer, np.uint8).view(dtype).reshape(shape, order="F" if layout == "F" else "C")
+        return array if array.flags.aligned else array.copy(order="K")
     array = np.ndarray(shape, dtype, buffer, order="F" if layout == "F" else "C")
     if array.flags.writeable and array.flags.aligned:
         return array

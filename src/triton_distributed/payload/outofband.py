@@ -7,7 +7,7 @@ message, which neither end copies, and the header holds the buffer's index.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -74,6 +74,11 @@ class Arrived:
         if buffer is None:
             raise DecodeError(f"it refers to buffer {payload} twice")
         return buffer
+
+
+def lent(buffer: Any) -> Callable[[], memoryview] | None:
+    """Return None for memory of the receiver's own, and for shared memory a function that makes it writable."""
+    return getattr(buffer.obj, "writable", None) if type(buffer) is memoryview else None
 
 
 def flat(view: memoryview) -> memoryview:

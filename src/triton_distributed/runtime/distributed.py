@@ -92,7 +92,7 @@ class DistributedRuntime:
         )
         tls = make_tls(config)
         sessions = Sessions(self._loop, config, self.rng)
-        self._held = sessions.held
+        self._held, self._shared = sessions.held, sessions.shared
         self._networks = {**make_networks(self._loop, config, self.nats), **(networks or {})}
         self._candidates: dict[EndpointName, Candidates] = {}
         self.prober = Prober(self._loop)
@@ -183,6 +183,8 @@ class DistributedRuntime:
             dialling=self.pool.dialling,
             held_bytes=self._held.bytes,
             held_limit_bytes=self._held.most,
+            shared_bytes=self._shared.bytes,
+            shared_limit_bytes=self._shared.limit,
             subscriptions=tuple(map(statistics.of_subscription, events.inboxes)),
             queues=tuple(map(statistics.of_queue, events.pulls)),
             threads=statistics.of_threads(worker.threads),
@@ -353,6 +355,7 @@ class DistributedRuntime:
             await network.close()
         await self.nats.close()
         await self.worker.end()
+        self._shared.close()
         left = [each for each in self._tasks if not each.done()]
         for task in left:
             task.cancel()

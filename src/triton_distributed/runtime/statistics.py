@@ -205,6 +205,8 @@ class RuntimeStatistics(msgspec.Struct, frozen=True):
         dialling: the number of sessions that are being made.
         held_bytes: bytes of clients' data, except small requests, that this worker holds in memory.
         held_limit_bytes: the limit of `held_bytes`, `TRD_MAX_HELD_BYTES`.
+        shared_bytes: bytes of shared memory that this process holds for arrays and buffers that it sends.
+        shared_limit_bytes: the limit of `shared_bytes`, `TRD_SHARED_MEMORY_BYTES`; 0 where there is no shared memory.
         subscriptions: its subscriptions to events.
         queues: its open consumers of work queues.
         threads: the threads of plain handlers.
@@ -221,6 +223,8 @@ class RuntimeStatistics(msgspec.Struct, frozen=True):
     dialling: int
     held_bytes: int
     held_limit_bytes: int
+    shared_bytes: int
+    shared_limit_bytes: int
     subscriptions: tuple[SubscriptionStatistics, ...]
     queues: tuple[QueueStatistics, ...]
     threads: ThreadStatistics

@@ -20,6 +20,8 @@ from triton_distributed.transport.fairness import FairShare
 from triton_distributed.transport.host_loss import host_gone
 from triton_distributed.transport.inbound import Inbound
 from triton_distributed.transport.liveness import SILENT
+from triton_distributed.transport.shared_memory import SessionMemory
+from triton_distributed.transport.shared_pool import SharedPool
 from triton_distributed.transport.stream import Stream
 from triton_distributed.transport.tcp import tcp_socket, tune
 from triton_distributed.transport.tls import TlsFailed
@@ -62,6 +64,7 @@ class Session(asyncio.Protocol):
         authentication: this end's part in the authentication, or None.
         share: the session's share of the loop, among all sessions of one runtime.
         held: the budget for bytes of requests, shared by the sessions that a runtime accepts.
+        shared: the runtime's shared memory; None to use none.
 
     Attributes:
         connection: the session's protocol, without I/O.
@@ -74,6 +77,7 @@ class Session(asyncio.Protocol):
         missed_checks: checks of `transport.liveness` in a row that found nothing new while streams were open; negative
             without streams.
         acceptance: handlers that have not begun.
+        memory: its part in shared memory; None to use none.
         unsent: ids of the streams whose request has not left this process completely.
         hint_before_hello: text to add to the reason if the connection is lost before the hellos are exchanged.
         turned_away: it was rejected before the hellos were exchanged.
@@ -97,6 +101,7 @@ class Session(asyncio.Protocol):
         authentication: Authentication | None = None,
         share: FairShare | None = None,
         held: ByteBudget | None = None,
+        shared: SharedPool | None = None,
     ) -> None:
         connection: Connection[Stream] = Connection(self, Stream, hello, window, session_window, authentication)
         connection.held = held
@@ -111,6 +116,7 @@ class Session(asyncio.Protocol):
         self.paused = self.heard = self._scheduled = False
         self.missed_checks = -1
         self.acceptance = Acceptance()
+        self.memory = None if shared is None else SessionMemory(loop, shared, connection)
         self.unsent: set[int] = set()  # bounded by the streams
         self.hint_before_hello = ""
         self.turned_away = self.possibly_incomplete = False
@@ -372,6 +378,8 @@ class Session(asyncio.Protocol):
             self.ready.set_exception(RemoteProtocolError(self.lost))
             self.ready.exception()  # marks it as retrieved, since perhaps nothing awaits it
         streams = connection.over()
+        if self.memory is not None:
+            self.memory.lost()
         for stream in streams:
             stream.state = CLOSED
             stream.lost = self.lost
@@ -399,6 +407,8 @@ class Session(asyncio.Protocol):
             self._timer.cancel()
             self._timer = None
         self.send_limit = min(self.send_limit, peer.max_message)
+        if self.memory is not None:
+            self.memory.begin(self._transport)
         if not self.ready.done():
             self.ready.set_result(None)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from triton_distributed.errors import MessageTooLarge
+from triton_distributed.transport.shared_memory import Loan, SessionMemory
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import Body, fragments, message_bytes
 from triton_distributed.wire.connection import Connection
@@ -39,6 +40,7 @@ class StreamSession(Protocol):
         address: the peer's address, for error texts.
         send_limit: the largest message that both ends accept, bytes.
         unsent: ids of the streams whose request has not left this process completely.
+        memory: the session's part in shared memory, or None.
         paused: the kernel accepts no output for now.
         lost: why the session was lost, or None.
         possibly_incomplete: the session was lost, and the peer may have sent more than has arrived.
@@ -49,6 +51,7 @@ class StreamSession(Protocol):
     address: str
     send_limit: int
     unsent: set[int]
+    memory: SessionMemory | None
     paused: bool
     lost: str | None
     possibly_incomplete: bool
@@ -127,7 +130,20 @@ class Stream(StreamCore):
             finally:
                 self._writer = None
 
-    async def send(self, body: Body, buffers: Sequence[memoryview], flags: int = 0, kind: int = f.DATA) -> None:
+    async def _sendable(self) -> None:
+        """Wait until a fragment may be written, or the stream is closed."""
+        session = self.session
+        while self.state != CLOSED and (self.credit <= 0 or session.paused):
+            await (self.writable() if self.credit <= 0 else session.resumed())
+
+    async def send(
+        self,
+        body: Body,
+        buffers: Sequence[memoryview],
+        flags: int = 0,
+        kind: int = f.DATA,
+        loan: Loan | None = None,
+    ) -> None:
         """Send one message of any size after the pushed items, in fragments, as credit allows.
 
         The buffers are not copied, and are no longer referenced when this returns.
@@ -135,6 +151,8 @@ class Stream(StreamCore):
         Args:
             flags: `END` if it is this end's last message; `ANNOTATED`.
             kind: REQUEST if it opens the stream.
+            loan: the buffers that lie in shared memory already, see `SessionMemory.lend`; this function ends it. A
+                REQUEST cannot wait for shared memory, because its stream has an id.
 
         Raises:
             MessageTooLarge: the message exceeds the limit of this end or of the peer; nothing was sent.
@@ -150,20 +168,26 @@ class Stream(StreamCore):
         if kind == f.REQUEST:
             session.unsent.add(self.id)
         try:
-            for fragment_flags, start, piece in fragments(body, buffers, flags):
-                while self.state != CLOSED and (self.credit <= 0 or session.paused):
-                    await (self.writable() if self.credit <= 0 else session.resumed())
+            memory = session.memory
+            if buffers and kind != f.REQUEST and memory is not None and memory.wants(buffers):
+                await self._sendable()
+                loan = await memory.lend(buffers)
+            for fragment_flags, start, piece in fragments(body, buffers, flags, () if loan is None else loan.places):
+                if self.credit <= 0 or session.paused:
+                    await self._sendable()
                 if self.state == CLOSED:
                     return
                 self.settle()
                 length = len(start) + piece.nbytes
                 session.write_after(f.HEADER.pack(length, kind, fragment_flags, self.id) + start, piece)
-                self.charge(length, fragment_flags)
+                self.charge(length, fragment_flags, loan is not None and loan.sent())
                 kind = f.DATA
                 if fragment_flags & f.MORE and not session.paused:
                     await asyncio.sleep(0)  # let other streams write, even if the kernel accepts everything at once
         finally:
             session.unsent.discard(self.id)
+            if loan is not None:
+                loan.drop()
         if buffers:
             while session.paused and session.lost is None:  # the transport still refers to the last buffers
                 await session.resumed()
@@ -177,18 +201,20 @@ class Stream(StreamCore):
         body: Body,
         buffers: Sequence[memoryview],
         end: bool,
+        loan: Loan | None = None,
     ) -> None:
         """Open the stream at the peer with a request of any size.
 
         Args:
             timeout_s: seconds until the call's deadline; infinite if it has none.
             end: True if the request is all that this end sends.
+            loan: as in `send`.
 
         Raises:
             Exception: as `send` raises it.
         """
         prefix = f.request_prefix(instance_id, endpoint_key, timeout_s, self.window, metadata)
-        await self.send(prefix + body, buffers, f.END if end else 0, f.REQUEST)
+        await self.send(prefix + body, buffers, f.END if end else 0, f.REQUEST, loan)
 
     def on_readable(self) -> None:
         waiter = self._reader
