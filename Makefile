@@ -21,7 +21,7 @@ INSTALLED_BY = pyproject.toml requirements.lock tools/install tools/requirements
 BUSY_RUNS ?= 3
 export TRD_BASE_PYTHON
 
-.PHONY: help demo demo-cluster unit test test-all test-newest test-oldest test-busy versions lock _test-with check format docs bench chaos crowd fuzz soak survival hostile scaling clean
+.PHONY: help demo demo-cluster unit test test-all test-newest test-oldest test-busy versions lock _test-with check format docs bench instructions chaos crowd fuzz soak survival hostile scaling clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -88,6 +88,9 @@ docs: $(VENV)/.docs ## the documentation as a site, in site/: open site/index.ht
 
 bench: $(VENV)/.bench ## benchmarks against the yardstick and grpc.aio, as tables, JSON and pictures (BENCH_ARGS="--quick")
 	$(PYTHON) -m benchmarks $(BENCH_ARGS)
+
+instructions: $(VENV)/.bench ## instructions of a call and an item, by valgrind; status 1 where they grew by over 5 % (INSTRUCTIONS_ARGS=--where)
+	$(PYTHON) -m benchmarks.instructions $(INSTRUCTIONS_ARGS)
 
 chaos: $(VENV)/.test ## faults on a schedule, every request judged: CHAOS_SEEDS (1000) simulated, CHAOS_SECONDS (60) on each of four networks
 	$(PYTHON) -m harness.runs.simulated --seeds $(CHAOS_SEEDS)

@@ -18,7 +18,7 @@ PEERS = ("grpc.aio", "nats-py", "SSE", "Ray actor", "Ray Serve")
 COMMANDS = {
     "latest.json": "make bench",
     "peers.json": "make bench-peers",
-    "instructions.json": "python -m benchmarks.instructions",
+    "instructions.json": "make instructions INSTRUCTIONS_ARGS=--record",
     "bulk.json": "python -m benchmarks.bulk",
     "shared.json": "python -m benchmarks.shared",
     "cores.json": "python -m benchmarks.cores",
