@@ -52,11 +52,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Make the call and print the items."""
     config = settings()
-    asyncio.run(_run(arguments, _request(arguments.request, arguments.text, config.max_message_bytes), config))
+    asyncio.run(_run(arguments, read_request(arguments.request, arguments.text, config.max_message_bytes), config))
     return 0
 
 
-def _request(text: str, plain: bool, limit: int) -> Any:
+def read_request(text: str, plain: bool, limit: int) -> Any:
+    """Read the request of a command line.
+
+    Args:
+        text: JSON, or `-` to read standard input.
+        plain: it is plain text instead.
+        limit: the largest message, in bytes.
+
+    Raises:
+        Failure: it is not UTF-8, or not JSON.
+    """
     data = text.encode("utf-8", "surrogateescape")
     if text == "-":
         data = sys.stdin.buffer.read(limit + 1)  # One byte above the limit is enough to refuse the request.
@@ -74,7 +84,7 @@ async def _run(arguments: argparse.Namespace, request: Any, config: Config) -> N
         async with DistributedRuntime(config=config) as runtime:
             client = await runtime.namespace(name.namespace).component(name.component).endpoint(name.endpoint).client()
             if arguments.wait is not None:
-                await _wait(client, name, arguments.wait, arguments.instance, runtime)
+                await wait_for_instance(client, name, arguments.wait, arguments.instance, runtime)
             try:
                 stream = _start(client, request, arguments)
                 try:
@@ -99,9 +109,14 @@ def _start(client: Client, request: Any, arguments: argparse.Namespace) -> Respo
         raise Failure(f"the request cannot be sent: {error}", USAGE) from error
 
 
-async def _wait(
+async def wait_for_instance(
     client: Client, name: EndpointName, timeout_s: float, instance: int | None, runtime: DistributedRuntime
 ) -> None:
+    """Wait until an instance, or the one that is named, is served.
+
+    Raises:
+        Failure: it was not, within `timeout_s` seconds.
+    """
     table = client.candidates.table
     found: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 

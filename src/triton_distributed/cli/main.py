@@ -21,6 +21,7 @@ COMMANDS = {
     "serve": "serve a function, method or class of a module as an endpoint",
     "ls": "list the served endpoints and their instances",
     "call": "call an endpoint and print the items of its answer",
+    "bench": "call an endpoint under load, and show the distribution of the times",
     "requests": "list the requests that are served now, and what each one waits for",
     "doctor": "check the settings, the machine and the services, and say what to do",
     "why": "show the way of one request through the workers, and where it waits",
