@@ -130,6 +130,17 @@ TARGETS = (
     Target(
         "pipeline of three workers: CPU an item", "latest.json", "pipeline", "over_one_stage", 2.2, unit="× one stage's"
     ),
+    Target(
+        "2 replicas on 2 cores, plain Python: calls/s",
+        "cores.json",
+        "cpu",
+        "per_s",
+        1.8,
+        ("1",),
+        at_least=True,
+        peer="2",
+        words="one's",
+    ),
     Target("hello world, both processes' start to first reply", "latest.json", "hello", "both_s", 0.4, unit="s"),
     Target("import triton_distributed.runtime", "latest.json", "import", "import_ms", 100, unit="ms"),
 )
