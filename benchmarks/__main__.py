@@ -53,15 +53,15 @@ class Work:
 
 
 WORK = {
-    "alone": Work({"seconds": 1.0}),
-    "concurrent": Work({"seconds": 1.0}),
-    "streams": Work({"seconds": 1.0}),
-    "chunks": Work({"seconds": 0.7}),
-    "lists": Work({"seconds": 0.7}),
-    "unary": Work({"seconds": 0.7}),
-    "paced": Work({"seconds": 1.5}),
-    "array": Work({"seconds": 1.0, "mib": 16}),
-    "pipeline": Work({"seconds": 1.5}, shape="chain"),
+    "alone": Work({"seconds": 0.7}),
+    "concurrent": Work({"seconds": 0.8}),
+    "streams": Work({"seconds": 0.8}),
+    "chunks": Work({"seconds": 0.5}),
+    "lists": Work({"seconds": 0.5}),
+    "unary": Work({"seconds": 0.5}),
+    "paced": Work({"seconds": 1.2}),
+    "array": Work({"seconds": 0.8, "mib": 16}),
+    "pipeline": Work({"seconds": 1.2}, shape="chain"),
     "cancel": Work({"number": 300}, {"number": 40}, shape="chain"),
     # From here on each has processes of its own. The slowest peer needs seconds to open so many streams.
     "idle": Work({"number": 10_000}, {"number": 1_000}, rounds=2, own=True),
@@ -75,7 +75,7 @@ WORK = {
         {"seconds": 0.0, "mib": 1024, "least": 2}, {"mib": 64}, rounds=3, own=True, full=True, function="array"
     ),
 }
-STARTS = {"hello": 1, "import": 10}
+STARTS = {"hello": 1, "import": 5}
 """The workloads that start processes, and how often in a round."""
 NAMES = tuple(dict.fromkeys(name.split()[0] for name in (*WORK, *STARTS)))
 

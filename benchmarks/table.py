@@ -1,9 +1,9 @@
 """The tables of the result files: `python -m benchmarks.table [--json PATH] [--write]`.
 
-It prints Markdown; `--write` puts the tables of results/latest.json and the targets between the markers in
-docs/benchmarks.md, and six rows between those in README.md. Figures are medians over the rounds. A ratio is the median
-of the rounds' ratios, so it may differ from the quotient of the two medians next to it. The lowest and the highest
-ratio of the rounds follow in brackets.
+It prints Markdown; `--write` puts the targets and the tables of results/latest.json and results/peers.json between the
+markers in docs/benchmarks.md, and six rows between those in README.md. Figures are medians over the rounds. A ratio is
+the median of the rounds' ratios, so it may differ from the quotient of the two medians next to it. The lowest and the
+highest ratio of the rounds follow in brackets.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from benchmarks.rounds import OURS, RESULTS, TCP, Spread, read_result
 from benchmarks.targets import COMMANDS, Outcome, outcomes
 
 LATEST = RESULTS / "latest.json"
+FOREIGN = RESULTS / "peers.json"
 README = RESULTS.parents[1] / "README.md"
 PAGE = RESULTS.parents[1] / "docs" / "benchmarks.md"
 MARKED = re.compile(r"(<!-- figures -->\n).*?(<!-- /figures -->)", re.DOTALL)
@@ -116,13 +117,13 @@ def name_of(peer: str) -> str:
 
 
 def number(found: Spread | float | None) -> str:
-    """Return a figure, or the median of a spread, with three digits or more; a dash if there is none."""
+    """Return a figure, or the median of a spread, with two digits or more; a dash if there is none."""
     if found is None:
         return "–"
     value = found[0] if isinstance(found, list) else found
     if abs(value) >= 100 or value == 0:
         return f"{value:,.0f}"
-    return f"{value:.{1 if abs(value) >= 10 else 2}f}"
+    return f"{value:.{1 if abs(value) >= 10 else 2 if abs(value) >= 0.1 else 3}f}"
 
 
 def with_range(found: Spread | None) -> str:
@@ -204,12 +205,12 @@ def conditions(result: dict[str, Any]) -> str:
     )
 
 
-def pictures(title: str) -> Iterator[str]:
-    """Give the Markdown of the pictures that belong below a table of docs/benchmarks.md and that were drawn."""
-    for name in PICTURES.get(title, ()):
-        path = LATEST.with_name(f"{LATEST.stem}-{name}.svg")
+def pictures(stem: str, names: Iterable[str]) -> Iterator[str]:
+    """Give the Markdown of the pictures of a result file that were drawn, for docs/benchmarks.md."""
+    for name in names:
+        path = RESULTS / f"{stem}-{name}.svg"
         if path.exists():
-            yield f"![{title}](../{path.relative_to(PAGE.parents[1])})"
+            yield f"![{name}](../{path.relative_to(PAGE.parents[1])})"
 
 
 def render(result: dict[str, Any], *, with_pictures: bool = False) -> str:
@@ -220,7 +221,7 @@ def render(result: dict[str, Any], *, with_pictures: bool = False) -> str:
     for title, text in tables(result):
         parts.append(f"### {title}\n\n{text.rstrip()}")
         if with_pictures:
-            parts += pictures(title)
+            parts += pictures(LATEST.stem, PICTURES.get(title, ()))
     return "\n\n".join(parts) + "\n"
 
 
@@ -235,9 +236,34 @@ def render_targets(found: Iterable[Outcome]) -> str:
     return markdown(lines, words=(0, 1, 3, 4))
 
 
-def render_page(result: dict[str, Any], found: Iterable[Outcome]) -> str:
+def render_foreign(result: dict[str, Any]) -> str:
+    """Return the table of results/peers.json: each figure of another system with our ratio to it."""
+    ours = best_of_ours(result)
+    present = dict.fromkeys(peer for peers in result["figures"].values() for peer in peers)
+    peers = [*(peer for peer in OURS if peer in present), *(peer for peer in present if peer not in OURS)]
+    lines = []
+    for row in (row for shown in TABLES.values() for row in shown):
+        values = {peer: figure(result, row, peer) for peer in peers}
+        if all(values[peer] is None for peer in peers if peer not in OURS):
+            continue
+        cells = []
+        for peer, value in values.items():
+            ratio = over(result, row, ours, peer) if peer not in OURS else None
+            cells.append(number(value) + (f" ({number(ratio)} ×)" if ratio else ""))
+        lines.append((row.text, *cells))
+    left_out = "".join(f"\n\n{peer} was left out: {why}" for peer, why in result["method"].get("left_out", {}).items())
+    return f"{conditions(result)}{left_out}\n\n{markdown([('work', *map(name_of, peers)), *lines])}"
+
+
+def render_page(folder: Path = RESULTS) -> str:
     """Return what docs/benchmarks.md has between its markers."""
-    return f"## Targets\n\n{render_targets(found)}\n## All workloads\n\n{render(result, with_pictures=True)}"
+    parts = [f"## Targets\n\n{render_targets(outcomes(folder=folder))}"]
+    foreign = folder / FOREIGN.name
+    if foreign.exists():
+        shown = "\n\n".join(pictures(FOREIGN.stem, [name for names in PICTURES.values() for name in names]))
+        parts.append(f"## Other systems\n\n{render_foreign(read_result(foreign))}" + (f"\n{shown}\n" if shown else ""))
+    parts.append(f"## All workloads\n\n{render(read_result(folder / LATEST.name), with_pictures=True)}")
+    return "\n".join(parts)
 
 
 def render_short(result: dict[str, Any]) -> str:
@@ -271,7 +297,7 @@ def main() -> None:
     if not arguments.write:
         print(render(result), end="")
         return
-    for path, content in ((PAGE, render_page(result, outcomes())), (README, render_short(result))):
+    for path, content in ((PAGE, render_page()), (README, render_short(read_result(LATEST)))):
         path.write_text(written(path.read_text(encoding="utf-8"), content), encoding="utf-8")
 
 

@@ -26,7 +26,7 @@ from harness.vitals import open_descriptors, resident_bytes
 
 Figures = dict[str, float]
 WARM_UP_SHARE = 0.25
-OPENING = 256  # The number of idle streams that are opened at the same time.
+OPENING = 256  # The most streams that are opened at the same time for the warm-up, and for the idle streams.
 
 
 @dataclass
@@ -94,7 +94,7 @@ class Caller:
 
     async def measure(self, pair: Pair, concurrent: int, seconds: float) -> tuple[list[float], Figures]:
         """Warm up, then measure: each call's seconds, and the rate and the costs of an item."""
-        await self.run(concurrent, seconds * WARM_UP_SHARE)
+        await self.run(min(concurrent, OPENING), seconds * WARM_UP_SHARE)
         usage = pair.usage()
         latencies, wall = await self.run(concurrent, seconds)
         done = len(latencies) * self.items

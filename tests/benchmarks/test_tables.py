@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from benchmarks.rounds import RESULTS, Rounds, read_result, summarise
-from benchmarks.table import LATEST, PAGE, README, render, render_page, render_short, written
-from benchmarks.targets import outcomes
+from benchmarks.table import LATEST, PAGE, README, render, render_foreign, render_page, render_short, written
 from tests.benchmarks.samples import CALLS, result, rounds_of
 
 
@@ -18,8 +19,7 @@ def cells(text: str, start: str) -> list[str]:
 
 @pytest.mark.parametrize("path", [README, PAGE], ids=["README", "page"])
 def test_page_shows_the_committed_result(path):
-    latest = read_result(LATEST)
-    content = render_short(latest) if path == README else render_page(latest, outcomes())
+    content = render_short(read_result(LATEST)) if path == README else render_page()
     page = path.read_text(encoding="utf-8")
     assert page == written(page, content), "run `python -m benchmarks.table --write`"
 
@@ -48,6 +48,25 @@ def test_peers_over_tcp_have_a_table_of_their_own():
     row = "1 call at a time: p50, µs"
     assert cells(text, "work")[1:4] == ["ours, TCP", "yardstick, TCP", "grpc.aio, TCP"]
     assert cells(text, row) == [row, "130", "–", "650", "–", "0.20"]
+
+
+def test_other_systems_stand_beside_ours_with_our_ratio():
+    alone = CALLS["alone"]
+    found = result(
+        {"alone": {"nats-py": rounds_of(p50_us=[200.0] * 3), "ours": alone["ours"], "SSE": alone["grpc.aio"]}}
+    )
+    found["method"]["left_out"] = {"Ray Serve": "no wheel for this Python"}
+    text = render_foreign(found)
+    assert cells(text, "work") == ["work", "ours", "nats-py", "SSE"]
+    assert cells(text, "1 call at a time: p50") == ["1 call at a time: p50, µs", "90.0", "200 (0.45 ×)", "600 (0.15 ×)"]
+    assert "Ray Serve was left out: no wheel for this Python" in text
+
+
+def test_page_has_the_other_systems_where_they_were_measured(tmp_path):
+    (tmp_path / "latest.json").write_text(json.dumps(result(CALLS)))
+    assert "## Other systems" not in render_page(tmp_path)
+    (tmp_path / "peers.json").write_text(json.dumps(result(CALLS)))
+    assert "## Other systems" in render_page(tmp_path)
 
 
 def test_compiled_build_has_a_column_and_the_ratios():
