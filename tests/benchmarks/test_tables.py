@@ -1,4 +1,4 @@
-"""The tables in README.md and docs/benchmarks.md: what they show, and that they are those of the committed result."""
+"""The tables of a result file."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from benchmarks.rounds import RESULTS, Rounds, read_result, summarise
-from benchmarks.table import LATEST, PAGE, README, render, render_foreign, render_page, render_short, written
+from benchmarks.rounds import Rounds
+from benchmarks.table import render, render_foreign, render_page, render_short, written
 from tests.benchmarks.samples import CALLS, result, rounds_of
 
 
@@ -15,23 +15,6 @@ def cells(text: str, start: str) -> list[str]:
     """The cells of the first line that begins with a text."""
     line = next(each for each in text.splitlines() if each.startswith(f"| {start}"))
     return [cell.strip() for cell in line.strip("|").split("|")]
-
-
-@pytest.mark.parametrize("path", [README, PAGE], ids=["README", "page"])
-def test_page_shows_the_committed_result(path):
-    content = render_short(read_result(LATEST)) if path == README else render_page()
-    page = path.read_text(encoding="utf-8")
-    assert page == written(page, content), "run `python -m benchmarks.table --write`"
-
-
-@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.name)
-def test_committed_result_is_a_whole_run_without_failures(path):
-    committed = read_result(path)
-    if "rounds" not in committed:
-        pytest.skip("a result with a format and a test of its own")
-    assert not committed["failures"]
-    assert not committed["method"]["quick"]
-    assert {"figures": committed["figures"], "ratios": committed["ratios"]} == summarise(committed["rounds"])
 
 
 def test_row_has_the_figures_and_the_ratios_with_their_range():
