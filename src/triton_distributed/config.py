@@ -179,7 +179,10 @@ class Config:
         secret=True,
     )
     max_message_bytes: int = _setting(
-        "TRD_MAX_MESSAGE_BYTES", 1024 * MIB, "largest request or item, bytes, checked at the sender", low=64 * KIB
+        "TRD_MAX_MESSAGE_BYTES",
+        1025 * MIB,
+        "largest request or item, bytes, checked at the sender; the default is 1 GiB of data and 1 MiB beside it",
+        low=64 * KIB,
     )
     window_bytes: int = _setting(
         "TRD_WINDOW_BYTES", 256 * KIB, "bytes that one stream may have unread before its producer waits", low=4 * KIB
