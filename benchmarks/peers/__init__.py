@@ -102,6 +102,7 @@ PEERS = {
     "grpc.aio": Kind("grpc.aio", False, "grpc_aio", "grpc", leaves=False),
     "ours": Kind("ours", False, "ours", "triton_distributed.runtime"),
     "ours-compiled": Kind("ours", False, "ours", "triton_distributed.runtime", compiled=True),
+    "bare": Kind("bare", False, "bare", "uvloop", only=("array",)),
     "native": Kind("native", False, "native", "triton_distributed.api", only=CORE),
     "yardstick tcp": Kind("yardstick", True, "yardstick", "msgspec", only=CORE),
     "grpc.aio tcp": Kind("grpc.aio", True, "grpc_aio", "grpc", only=CORE, leaves=False),
