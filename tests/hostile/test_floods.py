@@ -208,19 +208,18 @@ async def test_large_frames_wait_their_turn_too(size):
 
 
 async def test_a_large_message_waits_its_turn_too():
-    class Counting(FairShare):
-        def wait(self, session: Any) -> None:
-            taken.append(session.taken)
-            super().wait(session)
-
-    taken: list[int] = []
     async with serving() as service, calling() as good:
         await numbers(await good.call(service.address, b"count 1"))
-        service.accepted[-1].inbound.share = Counting(asyncio.get_running_loop())
-        large = bytes(8 * READ_BYTES)
-        assert await bodies(await good.call(service.address, b"array 1", large)) == [b"array"]
-    assert len(taken) >= 4
-    assert max(taken) <= READ_BYTES + 2 * f.MAX_FRAME
+        large = bytes(32 * READ_BYTES)
+        call = asyncio.ensure_future(good.call(service.address, b"array 1", large))
+        missing: list[int] = []  # bytes of the message, turn by turn
+        while not call.done():
+            missing += [each.assembly.left for each in service.accepted[-1].streams.values() if each.assembly]
+            await asyncio.sleep(0)
+        assert await bodies(await call) == [b"array"]
+    steps = [before - after for before, after in itertools.pairwise(missing)]
+    assert len(missing) >= 16
+    assert max(steps) <= READ_BYTES + 2 * f.LARGE_FRAME
 
 
 class Ending:

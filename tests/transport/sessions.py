@@ -89,7 +89,7 @@ def session(
     """A session that is not connected."""
     return Watched(
         asyncio.get_running_loop(),
-        hello or Hello(window=window, features=[] if shared is None else [SHARED_MEMORY]),
+        hello or Hello(window=window, max_frame=f.LARGE_FRAME, features=[] if shared is None else [SHARED_MEMORY]),
         window=window,
         session_window=session_window,
         hello_timeout_s=hello_timeout_s,
@@ -115,7 +115,7 @@ async def half(
     made = session(on_request, **options)
     await loop.create_connection(lambda: made, sock=here)
     try:
-        await loop.sock_sendall(there, hello_frame(Hello(window=1 << 30)))
+        await loop.sock_sendall(there, hello_frame(Hello(window=1 << 30, max_frame=f.LARGE_FRAME)))
         await made.ready
         yield made, there
     finally:

@@ -125,7 +125,7 @@ async def test_an_abort_in_the_middle_of_a_fragment_leaves_the_session_whole(sid
                     await asyncio.sleep(0)
             receiver, direct = service.served[1].stream, service.accepted[0]
         async with asyncio.timeout(PATIENCE_S):
-            while not (direct.connection.direct is not None and direct.connection.direct[0] is receiver):
+            while not (direct.connection.direct is not None and direct.connection.direct.stream is receiver):
                 await asyncio.sleep(0)
         receiver.abort(f.CANCEL if side == "caller" else f.ERROR, 0, b"enough")
         if side == "service":

@@ -69,8 +69,20 @@ class End(Connection[Noted]):
     def on_pong(self, payload: bytes) -> None:
         self.pongs.append(payload)
 
-    def take(self, data: bytes) -> None:
-        """Receive as the shell does: what belongs into a message under way is written there."""
+    def take(self, data: bytes, in_place: bool = False) -> None:
+        """Receive as the shell does: what belongs into a message under way is written there.
+
+        Args:
+            in_place: as from a socket, which reads the bytes of a fragment and the header after it into the message.
+        """
+        while in_place and self.direct is not None and data:
+            target = self.direct.target()
+            count = min(target.nbytes, len(data))
+            target[:count] = data[:count]
+            following = self.direct_received(count)
+            if following:
+                self.receive(following)
+            data = data[count:]
         self.receive(self.copy_direct(data))
 
     def written(self) -> list[Frame]:

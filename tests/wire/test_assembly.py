@@ -39,7 +39,7 @@ def put_together(pieces, limit=LIMIT):
 
 
 def cut(body: bytes, *buffers: bytes, flags: int = 0):
-    return fragments(body, [memoryview(each) for each in buffers], flags)
+    return fragments(body, [memoryview(each) for each in buffers], flags, lambda: f.MAX_FRAME)
 
 
 @pytest.mark.parametrize("size", EDGES)
@@ -86,11 +86,11 @@ def test_flags_are_those_of_the_last_fragment(flags):
 
 
 def test_what_counts_against_the_limit_is_the_same_at_both_ends():
-    buffers = [memoryview(bytes(5)), memoryview(bytes(100_000))]
-    size = message_bytes(20, buffers)
-    put_together(fragments(bytes(20), buffers, 0), limit=size)
+    buffers = [bytes(5), bytes(100_000)]
+    size = message_bytes(20, [memoryview(each) for each in buffers])
+    put_together(cut(bytes(20), *buffers), limit=size)
     with pytest.raises(RemoteProtocolError, match="the limit is"):
-        put_together(fragments(bytes(20), buffers, 0), limit=size - 1)
+        put_together(cut(bytes(20), *buffers), limit=size - 1)
 
 
 def head(*sizes: int, body: int = 0, number: int | None = None) -> bytes:

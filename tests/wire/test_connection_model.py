@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,12 +21,13 @@ from tests.wire.joined import FOREVER, End, Noted
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import fragments
 from triton_distributed.wire.authentication import Authentication
+from triton_distributed.wire.hello import Hello
 from triton_distributed.wire.states import State
 from triton_distributed.wire.window import FRAME_COST, SLACK
 
 WINDOW = 8192
 BUDGET = 1 << 20
-LARGE = [f.SMALL + 1, 70_000, 200_000, f.MAX_FRAME, 600_000]
+LARGE = [f.SMALL + 1, 70_000, 200_000, f.MAX_FRAME, 600_000, 3 * f.LARGE_FRAME]
 
 
 @dataclass
@@ -36,12 +38,13 @@ class Side:
     granted: int
     sent: list[bytes] = field(default_factory=list)
     got: list[bytes] = field(default_factory=list)
-    pending: list[tuple[int, int, bytes]] = field(default_factory=list)  # fragments: flags, kind, payload
+    cut: Iterator[tuple[int, bytes, memoryview]] | None = None  # the message that is being sent
+    kind: int = f.DATA  # of its next frame
     ended: bool = False
 
     @property
     def may_send(self) -> bool:
-        return not self.ended and not self.pending and self.core.state in (State.OPEN, State.RECEIVED)
+        return not self.ended and self.cut is None and self.core.state in (State.OPEN, State.RECEIVED)
 
 
 @dataclass
@@ -59,11 +62,12 @@ class Pair:
 class TwoConnections(RuleBasedStateMachine):
     streams = Bundle("streams")
 
-    @initialize(small=st.booleans(), token=st.booleans())
-    def greet(self, small: bool, token: bool) -> None:
+    @initialize(small=st.booleans(), token=st.booleans(), max_frame=st.sampled_from([f.MAX_FRAME, f.LARGE_FRAME]))
+    def greet(self, small: bool, token: bool, max_frame: int) -> None:
         budget = 4096 * 20 if small else BUDGET
         self.client, self.server = (
             End(
+                Hello(window=WINDOW, max_frame=max_frame),
                 window=WINDOW,
                 session_window=budget,
                 authentication=Authentication(b"a token", challenge * 32, dialer) if token else None,
@@ -101,8 +105,8 @@ class TwoConnections(RuleBasedStateMachine):
         body = self.item(size)
         core.state = State.OPEN  # as the shell's `send` has it until the last fragment is written
         side.sent.append(body)
-        for at, (flags, start, rest) in enumerate(fragments(prefix + body, [], 0 if two_way else f.END)):
-            side.pending.append((flags, f.DATA if at else f.REQUEST, start + rest))
+        side.cut = self.fragments(core, prefix + body, [], 0 if two_way else f.END)
+        side.kind = f.REQUEST
         pair = Pair(side)
         self.pairs.append(pair)
         self.step(pair.client)  # a request's first frame leaves when its id is taken
@@ -123,8 +127,7 @@ class TwoConnections(RuleBasedStateMachine):
             side.sent.append(item)
             step = len(item) // (buffers + 1)
             parts = [item[at * step : (at + 1) * step] for at in range(buffers)] + [item[buffers * step :]]
-            cut = fragments(parts[0], [memoryview(each) for each in parts[1:]], 0)
-            side.pending = [(flags, f.DATA, start + rest) for flags, start, rest in cut]
+            side.cut = self.fragments(side.core, parts[0], parts[1:], 0)
             self.step(side)
 
     @rule(pair=streams, from_client=st.booleans())
@@ -137,16 +140,28 @@ class TwoConnections(RuleBasedStateMachine):
         """As `Stream.send`: a fragment when there is credit, behind everything that waits."""
         core = side.core
         if core.state == State.CLOSED:
-            side.pending.clear()
-        if not side.pending or core.credit <= 0:
+            side.cut = None
+        if side.cut is None or core.credit <= 0:
             return
-        flags, kind, payload = side.pending.pop(0)
+        flags, start, rest = next(side.cut)
         end = core.connection
         assert isinstance(end, End)
         pipe = self.pipe(end)
         pipe += end.take_output()
-        pipe += f.frame(kind, core.id, payload, flags)
-        core.charge(len(payload), flags)
+        pipe += f.frame(side.kind, core.id, start + rest, flags)
+        core.charge(len(start) + rest.nbytes, flags)
+        side.kind = f.DATA
+        if not flags & f.MORE:
+            side.cut = None
+
+    @staticmethod
+    def fragments(
+        core: Noted, body: bytes, buffers: list[bytes], flags: int
+    ) -> Iterator[tuple[int, bytes, memoryview]]:
+        end = core.connection
+        assert isinstance(end, End)
+        views = [memoryview(each) for each in buffers]
+        return fragments(body, views, flags, lambda: end.fragment_bytes(core.credit))
 
     @rule(pair=streams, from_client=st.booleans())
     def end(self, pair: Pair, from_client: bool) -> None:
@@ -175,7 +190,7 @@ class TwoConnections(RuleBasedStateMachine):
         if side is not None:
             pair.aborted = True
             side.core.abort(f.CANCEL if by_client else kind, 1, b"why")
-            side.pending.clear()
+            side.cut = None
 
     # what the network does
 
@@ -184,12 +199,12 @@ class TwoConnections(RuleBasedStateMachine):
         end = self.client if up else self.server
         self.pipe(end).extend(end.take_output())
 
-    @rule(up=st.booleans(), most=st.one_of(st.integers(1, 40), st.integers(1, 300_000)))
-    def deliver(self, up: bool, most: int) -> None:
+    @rule(up=st.booleans(), most=st.one_of(st.integers(1, 40), st.integers(1, 2_000_000)), in_place=st.booleans())
+    def deliver(self, up: bool, most: int, in_place: bool = False) -> None:
         pipe, end = (self.up, self.server) if up else (self.down, self.client)
         data = bytes(pipe[:most])
         del pipe[:most]
-        end.take(data)
+        end.take(data, in_place)
         while end.requests:
             self.serve(*end.requests.pop(0))
 

@@ -108,6 +108,43 @@ def test_small_pieces_are_joined_once():
     assert decoder.partial is None
 
 
+def after_a_hello(largest: int) -> FrameDecoder:
+    decoder = FrameDecoder()
+    decoder.largest = largest
+    decoder.feed(f.frame(f.HELLO, 0))
+    return decoder
+
+
+def test_a_large_frame_is_left_to_the_caller_even_if_it_is_complete():
+    payload = bytes(range(256)) * 2000
+    decoder = after_a_hello(len(payload))
+    assert decoder.feed(f.frame(f.PING, 0) + f.frame(f.DATA, 1, payload) + f.frame(f.PONG, 0)) == [(f.PING, 0, 0, b"")]
+    assert decoder.partial == (f.DATA, 0, 1, len(payload))
+    data = decoder.take_partial()
+    assert data[: len(payload)] == payload
+    decoder.give_back(data[len(payload) :])
+    assert decoder.more
+    assert decoder.feed(b"") == [(f.PONG, 0, 0, b"")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "limit"),
+    [(f.DATA, 500_001, "500,000"), (f.BATCH, 300_000, "262,144"), (f.REQUEST, 300_000, "262,144")],
+)
+def test_a_large_frame_that_may_not_come(kind, size, limit):
+    decoder = after_a_hello(500_000)
+    assert decoder.feed(f.HEADER.pack(size, kind, 0, 1)) == []
+    assert decoder.failure is not None
+    assert f"kind {kind} announces {size:,} bytes, the limit is {limit}" in str(decoder.failure)
+
+
+def test_no_large_frame_comes_before_the_hello():
+    decoder = FrameDecoder()
+    decoder.largest = f.LARGE_FRAME
+    decoder.feed(f.HEADER.pack(f.LARGE_FRAME, f.DATA, 0, 1))
+    assert "a hello has at most 4,096" in str(decoder.failure)
+
+
 def test_what_is_here_of_a_payload_can_be_taken():
     decoder = FrameDecoder()
     decoder.feed(f.frame(f.HELLO, 0))

@@ -31,7 +31,7 @@ def assembled(
     body: bytes, buffers: list[memoryview], places: list[Place | None]
 ) -> tuple[bytes, list[bytes], int, int]:
     store, made, sent = Store(), None, 0
-    for flags, start, piece in fragments(body, buffers, f.END, places):
+    for flags, start, piece in fragments(body, buffers, f.END, lambda: f.MAX_FRAME, places):
         payload = start + bytes(piece)
         sent += len(payload)
         assert len(payload) <= f.MAX_FRAME
@@ -58,14 +58,14 @@ def test_lent_buffers_do_not_follow_and_keep_their_places(body: bytes) -> None:
 
 
 def test_a_message_counts_with_its_lent_bytes_against_the_limit():
-    ((flags, start, _),) = fragments(b"", [DATA[:1000]], f.END, [(7, 0)])
+    ((flags, start, _),) = fragments(b"", [DATA[:1000]], f.END, lambda: f.MAX_FRAME, [(7, 0)])
     Assembly(f.DATA, flags, start, 1000 + len(start), Store())
     with pytest.raises(RemoteProtocolError, match="limit"):
         Assembly(f.DATA, flags, start, 999 + len(start), Store())
 
 
 def test_an_end_without_shared_memory_refuses_a_reference():
-    ((flags, start, _),) = fragments(b"", [DATA[:1000]], f.END, [(7, 0)])
+    ((flags, start, _),) = fragments(b"", [DATA[:1000]], f.END, lambda: f.MAX_FRAME, [(7, 0)])
     with pytest.raises(RemoteProtocolError, match="shared memory 7"):
         Assembly(f.DATA, flags, start, LIMIT)
 
@@ -85,7 +85,7 @@ def test_a_reference_without_the_flag_is_a_size_that_does_not_fit():
 @pytest.mark.parametrize("body", [b"body", b"b" * 300_000])
 def test_a_message_that_is_not_read_gives_its_memory_back(body: bytes) -> None:
     store = Store()
-    for flags, start, piece in fragments(body, [DATA[:9]], f.END, [(7, 3)]):
+    for flags, start, piece in fragments(body, [DATA[:9]], f.END, lambda: f.MAX_FRAME, [(7, 3)]):
         decline(flags, start + bytes(piece), store)
     assert store.borrowed == [(7, 3, 9)]
 

@@ -15,6 +15,7 @@ from triton_distributed.transport.fairness import FairShare
 from triton_distributed.transport.session import Session
 from triton_distributed.transport.shared_pool import SharedPool
 from triton_distributed.wire.authentication import CHALLENGE_BYTES, Authentication
+from triton_distributed.wire.frames import LARGE_FRAME
 from triton_distributed.wire.hello import LOAD_REPORTS, SHARED_MEMORY, Hello
 from triton_distributed.wire.window import ByteBudget
 
@@ -53,6 +54,7 @@ class Sessions:
         return Hello(
             agent=AGENT,
             max_message=config.max_message_bytes,
+            max_frame=LARGE_FRAME,
             max_streams=config.max_streams,
             window=config.window_bytes,
             nonce=self._rng.getrandbits(63),

@@ -32,8 +32,10 @@ SWEEP = 256
 """The largest number of sockets that a process checks when it begins to listen, in order to remove dead ones."""
 
 SOCKET_BUFFER = 512 * 1024
-"""Bytes of the send buffer, which the kernel may cap. A large one means fewer wake-ups for arrays, at no cost for
-tokens."""
+"""Bytes of the send buffer. The kernel may cap them, and Linux doubles them. A large one means fewer wake-ups."""
+
+SHORT_BUFFER = 32 * 1024
+"""Bytes of the send buffer while small messages come between arrays: they wait for all that the buffer holds."""
 
 # The default names of sockets: the worker's id; before the worker listens, its process id and a number.
 _OURS = r"[0-9a-f]{16}\.sock|\.\d+-\d+\.sock"
@@ -73,8 +75,15 @@ def _socket() -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     own(sock)
     sock.setblocking(False)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
     return sock
+
+
+def set_buffer(transport: asyncio.BaseTransport, short: bool) -> None:
+    """Set the size of a Unix socket's send buffer; other transports are left alone."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.family == socket.AF_UNIX:
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SHORT_BUFFER if short else SOCKET_BUFFER)
 
 
 async def connect(loop: asyncio.AbstractEventLoop, path: str, protocol: asyncio.Protocol) -> None:

@@ -20,6 +20,8 @@ from triton_distributed.transport.stream import Stream
 FRAMES = 64
 # A session may read this many bytes at once, in several reads, while no session waits.
 READ_BYTES = 1 << 20
+# A session may read this many bytes of large messages at once while its other streams are in use.
+BUSY_BYTES = 64 * 1024
 # While sessions wait, `FRAMES` and `READ_BYTES` are divided by this.
 CROWDED = 8
 # A turn ends this many streams of disconnected clients: the end of a handler takes about 30 µs.

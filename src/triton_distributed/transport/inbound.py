@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from triton_distributed.errors import RemoteProtocolError
 from triton_distributed.transport.acceptance import Acceptance
 from triton_distributed.transport.bulk_reader import BulkReader
-from triton_distributed.transport.fairness import FairShare
+from triton_distributed.transport.fairness import BUSY_BYTES, FairShare
 from triton_distributed.transport.leftovers import read_remainder
 from triton_distributed.transport.stream import Stream
 from triton_distributed.transport.tls import TlsFailed
@@ -112,7 +112,8 @@ class Inbound:
             session.begin_accepted()
         if connection.direct is not None and self.bulk is None:
             self.bulk = BulkReader.begin(self, session, self._transport)
-        more = more or self.taken > share.read_bytes
+        # Between fragments: serve what came, before the loop goes on reading fragments.
+        more = more or self.taken > share.read_bytes or (self.bulk is not None and len(data) > f.HEADER_BYTES)
         if (more or session.paused) and not self.held and session.lost is None:
             if session.paused and len(connection.out) + len(session.acceptance) > UNTAKEN and self._may_choke():
                 self.choked = True
@@ -193,18 +194,23 @@ class Inbound:
 
     def place(self) -> memoryview | None:
         """Return the memory for the next bytes; None if they are not part of a large message."""
-        return self._connection.direct_buffer() if self._connection.direct is not None else None
+        fragment = self._connection.direct
+        return None if fragment is None else fragment.target()
 
-    def placed(self, count: int) -> None:
-        """Note that `count` bytes were read into `place()`."""
+    def placed(self, count: int, full: bool) -> None:
+        """Note that `count` bytes were read into `place()`. If they filled it, more may be read in this turn."""
         session = self._session
         session.heard = True
-        self.taken += count
+        self.taken = self.taken + count if full else 0
         try:
-            self._connection.direct_received(count)
+            following = self._connection.direct_received(count)
         except RemoteProtocolError as error:
             session.break_off(f.GoawayCode.PROTOCOL, str(error))
-        if self.taken > self.share.read_bytes and not self.held and session.lost is None:
+            return
+        if following:
+            self.serve(following)
+        most = self.share.read_bytes if self._connection.calm else BUSY_BYTES
+        if self.taken > most and not self.held and session.lost is None:
             self._wait()
 
     def bulk_over(self) -> None:

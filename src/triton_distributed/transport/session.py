@@ -14,6 +14,7 @@ from typing import Any
 
 from triton_distributed.errors import RemoteProtocolError
 from triton_distributed.system.fork import own
+from triton_distributed.system.unix_sockets import set_buffer
 from triton_distributed.transport.acceptance import Acceptance
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.fairness import FairShare
@@ -114,6 +115,7 @@ class Session(asyncio.Protocol):
         self.phase = Phase.GREETING
         self.lost: str | None = None
         self.paused = self.heard = self._scheduled = False
+        self._calm = True  # the send buffer has its full size
         self.missed_checks = -1
         self.acceptance = Acceptance()
         self.memory = None if shared is None else SessionMemory(loop, shared, connection)
@@ -157,6 +159,7 @@ class Session(asyncio.Protocol):
         self._inbound = Inbound(self, transport, self._share, self._dialled)
         self.address = self.address or _name_of(transport)
         tune(transport, self._host_timeout_s)
+        set_buffer(transport, short=False)
         # 0: a write goes to the kernel at once, and `paused` means that some output did not fit.
         transport.set_write_buffer_limits(high=0)
         words = f"the peer sent no hello within {self._hello_timeout_s:g} s"
@@ -232,6 +235,10 @@ class Session(asyncio.Protocol):
         if self._transport is None or self.lost is not None or self._transport.is_closing():
             return
         self.flush()
+        calm = self.connection.calm
+        if calm is not self._calm:
+            self._calm = calm
+            set_buffer(self._transport, short=not calm)
         if piece.nbytes < f.SMALL:
             self._transport.write(start + piece)
         else:

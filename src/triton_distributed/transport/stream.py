@@ -44,6 +44,7 @@ class StreamSession(Protocol):
         paused: the kernel accepts no output for now.
         lost: why the session was lost, or None.
         possibly_incomplete: the session was lost, and the peer may have sent more than has arrived.
+        waiters: the futures of those that wait until the kernel accepts output.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -55,6 +56,7 @@ class StreamSession(Protocol):
     paused: bool
     lost: str | None
     possibly_incomplete: bool
+    waiters: dict[asyncio.Future[None], None]
 
     def accept(self, stream: Stream, begin: Callable[[], None]) -> None:
         """Tell the peer that the handler of `stream` begins, then call `begin`."""
@@ -130,12 +132,6 @@ class Stream(StreamCore):
             finally:
                 self._writer = None
 
-    async def _sendable(self) -> None:
-        """Wait until a fragment may be written, or the stream is closed."""
-        session = self.session
-        while self.state != CLOSED and (self.credit <= 0 or session.paused):
-            await (self.writable() if self.credit <= 0 else session.resumed())
-
     async def send(
         self,
         body: Body,
@@ -167,14 +163,16 @@ class Stream(StreamCore):
             raise MessageTooLarge("the request" if kind == f.REQUEST else "the item", size, session.send_limit)
         if kind == f.REQUEST:
             session.unsent.add(self.id)
+            if size > f.MAX_FRAME:
+                session.connection.pace.large_opened += 1
         try:
+            await self._sendable(first=True)
             memory = session.memory
             if buffers and kind != f.REQUEST and memory is not None and memory.wants(buffers):
-                await self._sendable()
                 loan = await memory.lend(buffers)
-            for fragment_flags, start, piece in fragments(body, buffers, flags, () if loan is None else loan.places):
-                if self.credit <= 0 or session.paused:
-                    await self._sendable()
+                await self._sendable(first=True)
+            places = () if loan is None else loan.places
+            for fragment_flags, start, piece in fragments(body, buffers, flags, self._fragment_bytes, places):
                 if self.state == CLOSED:
                     return
                 self.settle()
@@ -182,8 +180,10 @@ class Stream(StreamCore):
                 session.write_after(f.HEADER.pack(length, kind, fragment_flags, self.id) + start, piece)
                 self.charge(length, fragment_flags, loan is not None and loan.sent())
                 kind = f.DATA
-                if fragment_flags & f.MORE and not session.paused:
-                    await asyncio.sleep(0)  # let other streams write, even if the kernel accepts everything at once
+                if fragment_flags & f.MORE:
+                    if not session.paused:
+                        await asyncio.sleep(0)  # let other streams write, even if the kernel accepts all at once
+                    await self._sendable(first=False)
         finally:
             session.unsent.discard(self.id)
             if loan is not None:
@@ -191,6 +191,29 @@ class Stream(StreamCore):
         if buffers:
             while session.paused and session.lost is None:  # the transport still refers to the last buffers
                 await session.resumed()
+
+    async def _sendable(self, first: bool) -> None:
+        """Wait until a fragment may be written, or the stream is closed.
+
+        Args:
+            first: True for the first fragment, which must leave in the turn in which a request has got its id. Before
+                another one, those write that also wait for the kernel; but only once, or they could keep it away.
+        """
+        session = self.session
+        polite = not first
+        while self.state != CLOSED:
+            if self.credit <= 0:
+                await self.writable()
+            elif session.paused:
+                await session.resumed()
+            elif polite and session.waiters:
+                polite = False
+                await asyncio.sleep(0)
+            else:
+                return
+
+    def _fragment_bytes(self) -> int:
+        return self.session.connection.fragment_bytes(self.credit)
 
     async def send_request(
         self,

@@ -26,9 +26,10 @@ _HEAD = Struct("<II")
 # A part larger than this, in bytes, is mapped, and its pages are touched only as bytes arrive; `wire.window` grants as
 # much.
 MAPPED = 4096
-# Memory of at least this many bytes uses huge pages: filling 16 MiB takes 0.5 ms with them, and 6 ms without.
+# Memory of at least this many bytes may use huge pages: filling 16 MiB takes 0.5 ms with them, and 6 ms without. But
+# the first byte of a huge page takes some 0.3 ms, in which the loop does nothing else.
 HUGE = 4 * 1024 * 1024
-_HUGE_PAGES: int | None = getattr(mmap, "MADV_HUGEPAGE", None)
+_PAGES: tuple[int | None, int | None] = getattr(mmap, "MADV_NOHUGEPAGE", None), getattr(mmap, "MADV_HUGEPAGE", None)
 _PRIVATE = getattr(mmap, "MAP_PRIVATE", 2) | getattr(mmap, "MAP_ANONYMOUS", 0)
 MAX_BUFFERS = (MAX_FRAME - _HEAD.size - UINT64.size) // UINT64.size
 # A message with more buffers than this is not lent, so that its head fits in a frame.
@@ -53,15 +54,11 @@ def borrow_nothing(segment: int, offset: int, size: int) -> memoryview:
     raise RemoteProtocolError(f"a message refers to shared memory {segment}, which was not offered here")
 
 
-def allocate(size: int, huge: bool = False) -> Memory:
+def allocate(size: int) -> Memory:
     """Allocate writable memory of `size` bytes.
 
     Memory larger than a page is mapped: page-aligned, and touched only as bytes arrive. So a peer that announces a
     gigabyte, or a thousand messages, and sends nothing costs nothing.
-
-    Args:
-        huge: use huge pages if the size is large. A huge page is touched as a whole, so set this only if all bytes
-            will come.
 
     Raises:
         RemoteProtocolError: the system has no memory left.
@@ -69,10 +66,7 @@ def allocate(size: int, huge: bool = False) -> Memory:
     try:
         if size <= MAPPED:
             return bytearray(size)
-        memory = mmap.mmap(-1, size, flags=_PRIVATE)
-        if huge and size >= HUGE and _HUGE_PAGES is not None:
-            memory.madvise(_HUGE_PAGES)
-        return memory
+        return mmap.mmap(-1, size, flags=_PRIVATE)
     except (OSError, MemoryError, OverflowError) as error:
         raise RemoteProtocolError(f"there is no memory for {size:,} bytes of a message: {error}") from error
 
@@ -117,12 +111,18 @@ def one_frame(body: Body, buffers: Sequence[memoryview]) -> bytes:
 
 
 def fragments(
-    body: Body, buffers: Sequence[memoryview], flags: int, places: Sequence[Place | None] = ()
+    body: Body,
+    buffers: Sequence[memoryview],
+    flags: int,
+    most: Callable[[], int],
+    places: Sequence[Place | None] = (),
 ) -> Iterator[tuple[int, bytes, memoryview]]:
-    """Cut a message into fragments: (flags, start of the payload, rest of the payload), each at most one frame.
+    """Cut a message into fragments: (flags, start of the payload, rest of the payload), each the payload of one frame.
 
     Args:
         flags: flags of the last frame; the others carry `MORE`.
+        most: returns the largest size of the next fragment in bytes; called when that fragment is wanted. The first
+            fragment does not ask: it has at most `MAX_FRAME` bytes.
         places: of each buffer, where it lies in shared memory, or None; empty if none of them does.
 
     Raises:
@@ -145,7 +145,7 @@ def fragments(
     for part in (memoryview(body), *buffers):
         at = 0
         while at < part.nbytes or (start and part.nbytes == 0):
-            piece = part[at : at + MAX_FRAME - len(start)]
+            piece = part[at : at + (MAX_FRAME - len(start) if start else most())]
             at += piece.nbytes
             left -= piece.nbytes
             yield (flags & BUFFERS | MORE if left else flags) | first, start, piece
@@ -208,7 +208,7 @@ class Assembly:
         RemoteProtocolError: the message exceeds the limit, or its sizes contradict each other.
     """
 
-    __slots__ = ("_lent", "_sizes", "_view", "granted", "kind", "left", "lent_bytes", "parts", "total")
+    __slots__ = ("_lent", "_quick", "_sizes", "_view", "granted", "kind", "left", "lent_bytes", "parts", "total")
 
     def __init__(self, kind: int, flags: int, first: bytes, limit: int, borrow: Borrow = borrow_nothing) -> None:
         self.kind = kind
@@ -243,6 +243,7 @@ class Assembly:
         self.parts: list[Memory] = []  # body, then buffers; each is made when its first byte arrives
         self._sizes = iter((size, *sizes))
         self._view = memoryview(b"")
+        self._quick: bool | None = None  # the choice of `expect` for the last part
         self.write(memoryview(first)[at:])
 
     def _part(self) -> memoryview:
@@ -252,8 +253,23 @@ class Assembly:
         return self._view
 
     def _make(self, size: int) -> None:
-        self.parts.append(allocate(size, self.granted))
+        self.parts.append(allocate(size))
         self._view = memoryview(self.parts[-1])
+        self._quick = None
+
+    def expect(self, quick: bool) -> None:
+        """Choose the size of the pages from the next byte on.
+
+        Args:
+            quick: True if all pages together should take little time, False if no single one may take long.
+        """
+        if quick is not self._quick and self.granted and self._part().nbytes >= HUGE:
+            memory = self.parts[-1]
+            advice = _PAGES[quick]
+            if isinstance(memory, mmap.mmap) and advice is not None:
+                start = len(memory) - self._view.nbytes
+                memory.madvise(advice, start - start % mmap.PAGESIZE)
+            self._quick = quick
 
     def target(self, most: int) -> memoryview:
         """Return the memory for the next bytes, at most `most` of them; call `advance` after they are written."""

@@ -11,11 +11,13 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from triton_distributed.errors import LocalProtocolError, RemoteProtocolError
 from triton_distributed.wire import frames as f
-from triton_distributed.wire.assembly import Assembly, Body, Borrow, Memory, borrow_nothing, decline
+from triton_distributed.wire.assembly import Body, Borrow, Memory, borrow_nothing, decline
 from triton_distributed.wire.authentication import Authentication
 from triton_distributed.wire.decoder import UNLIMITED, FrameDecoder
 from triton_distributed.wire.greeting import Greeting
 from triton_distributed.wire.hello import LOAD_REPORTS, Hello
+from triton_distributed.wire.in_place import Fragment
+from triton_distributed.wire.pace import Pace
 from triton_distributed.wire.states import (
     CLOSED,
     ILLEGAL,
@@ -46,7 +48,7 @@ GRANTED_AT_ONCE = 4
 MOST_WAITING_PONGS = 10_000
 # This many streams may each produce a full turn's bytes; if more are open, each produces less.
 WHOLE_TURNS = MADE_BYTES // TURN_BYTES
-# A fragment of which at least this many bytes are missing is read from the socket straight into its message.
+# A fragment of at least this many bytes is received straight into its message.
 DIRECT = 32 * 1024
 _pack_request = f.REQUEST_HEADER.pack
 
@@ -121,8 +123,8 @@ class Connection(Generic[S]):
         going: the peer's reason for accepting no more streams, or None.
         incomplete_bytes: sum of the announced sizes of messages that have not arrived completely.
         turn_bytes: bytes that one stream may produce in a turn of the loop; fewer if the peer has opened many.
-        direct: the stream and message that the next bytes belong to, with what its fragment lacks; None if the next
-            bytes are frames.
+        pace: chooses the size of fragments.
+        direct: the fragment that the next bytes belong to; None if the next bytes are frames.
         on_request: called with a stream that the peer has opened, and its request: instance id, endpoint key, timeout
             in seconds, metadata, body, buffers. By default a request is a protocol error.
         on_ask: called with this connection and the keys of the endpoints whose load the peer wants to know. By default
@@ -151,6 +153,7 @@ class Connection(Generic[S]):
         self.max_message = hello.max_message
         self._greeting = Greeting(hello, authentication)
         self._decoder = FrameDecoder(self._greeting.frames)
+        self._decoder.largest = hello.max_frame
         self.ready: list[StreamCore] = []
         self.turn_bytes = TURN_BYTES
         self.held: ByteBudget | None = None
@@ -163,7 +166,10 @@ class Connection(Generic[S]):
         self._last_opened = 0  # id of the last stream that this end opened
         self._last_accepted = 0  # id of the last stream that the peer opened
         self.incomplete_bytes = 0
-        self.direct: tuple[S, Assembly, int, int, int] | None = None  # with flags, missing bytes, cost
+        self.direct: Fragment[S] | None = None
+        self._largest = f.MAX_FRAME  # that the peer accepts as the continuation of a message
+        self._drained = 0  # times that pushed items were written
+        self.pace = Pace()
 
     @property
     def budget(self) -> WindowBudget:
@@ -277,9 +283,24 @@ class Connection(Generic[S]):
                 if size > WRITE_BYTES:
                     break
             self.ready = ready[done:]
+            if size:
+                self.pace.drained += 1
         data = b"".join(out)
         out.clear()
         return data
+
+    def fragment_bytes(self, credit: int) -> int:
+        """Return how many bytes the next fragment of a message may have: few while other streams are in use.
+
+        Args:
+            credit: the bytes that its stream may send.
+        """
+        return self.pace.next_fragment(self._last_opened + self._last_accepted, credit)
+
+    @property
+    def calm(self) -> bool:
+        """Whether only large messages have been sent and received for a while."""
+        return self.pace.is_calm(self._last_opened + self._last_accepted)
 
     def over(self) -> list[S]:
         """End the connection after the session was lost: no more output, no more events. Returns the open streams."""
@@ -414,6 +435,7 @@ class Connection(Generic[S]):
             )
             decline(flags, payload, self.borrow)
         elif flags & (f.MORE | f.BUFFERS):
+            self.pace.large_opened += 1
             stream.received(f.REQUEST, flags, payload)
         else:
             if not flags & f.END:  # more frames follow, and the sender was charged for this frame too
@@ -445,6 +467,7 @@ class Connection(Generic[S]):
             met = self._greeting.hear(kind, payload, self.send)
             if met is not None:
                 self.peer, self.version = met
+                self.pace.largest = min(self.peer.max_frame, f.LARGE_FRAME)
                 self.shell.on_hello(self.peer)
         elif kind == f.ACCEPT:
             if len(payload) % f.UINT64.size:
@@ -491,51 +514,64 @@ class Connection(Generic[S]):
         partial = self._decoder.partial
         assert partial is not None
         kind, flags, number, size = partial
+        if size < DIRECT or kind != f.DATA:
+            return
         stream = self.streams.get(number)
-        if flags & f.END and flags & f.MORE:
-            return  # the ordinary path reports the error
-        if size < DIRECT or kind != f.DATA or stream is None or stream.assembly is None:
-            return
-        after = RECEIVING[stream.state][INPUTS[kind][flags & f.END]]
-        if after == ILLEGAL or size > stream.assembly.left:
-            return  # the ordinary path reports the error
-        piece = self._decoder.take_partial()
-        stream.assembly.write(memoryview(piece))
-        cost = size + FRAME_COST
-        stream.account(cost)
-        self.direct = (stream, stream.assembly, flags, size - len(piece), cost)
+        if stream is None:
+            self._on_unknown_stream(kind, flags, number)
+        else:
+            assembly = stream.assembly
+            fits = assembly is not None and size <= assembly.left and not (flags & f.END and flags & f.MORE)
+            if not fits or RECEIVING[stream.state][INPUTS[kind][flags & f.END]] == ILLEGAL:
+                if size > f.MAX_FRAME:
+                    raise RemoteProtocolError(
+                        f"a frame of {size:,} bytes on stream {number} does not continue a message as announced; "
+                        f"other frames have at most {f.MAX_FRAME:,}"
+                    )
+                return  # the ordinary path takes the frame, or reports the error
+            stream.account(size + FRAME_COST)
+            if assembly is not None:
+                assembly.expect(self.calm)
+        self.pace.received(size)
+        self.direct = Fragment(stream, flags, size)
+        rest = self.copy_direct(self._decoder.take_partial())
+        if rest:
+            self._decoder.give_back(rest)
 
-    def direct_buffer(self) -> memoryview:
-        """Return the memory for the next received bytes."""
-        assert self.direct is not None
-        _, assembly, _, missing, _ = self.direct
-        return assembly.target(missing)
+    def direct_received(self, count: int) -> bytes:
+        """Note that `count` bytes were read into the target of `direct`; returns those that follow the fragment.
 
-    def direct_received(self, count: int) -> None:
-        """Note that `count` bytes were read into `direct_buffer()`."""
-        assert self.direct is not None
-        stream, assembly, flags, missing, cost = self.direct
-        assembly.advance(count)
-        if count < missing:
-            self.direct = (stream, assembly, flags, missing - count, cost)
-            return
+        Raises:
+            RemoteProtocolError: the fragment ends its message, and bytes are missing.
+        """
+        fragment = self.direct
+        assert fragment is not None
+        following = fragment.received(count)
+        if fragment.missing:
+            return b""
         self.direct = None
-        if stream.state == CLOSED:  # it was aborted meanwhile
-            return
+        stream, flags = fragment.stream, fragment.flags
+        if stream is None or stream.state == CLOSED:  # it was aborted meanwhile
+            return following
         if flags & f.END:
             stream.state = RECEIVING[stream.state][Input.DATA_END]
             if stream.state == CLOSED:
                 self.forget(stream)
-        if stream.fragment_done(flags, cost) and not flags & f.MORE:
+        if stream.fragment_done(flags, fragment.size + FRAME_COST) and not flags & f.MORE:
             stream.on_readable()
+        return following
 
     def copy_direct(self, data: bytes) -> bytes:
-        """Copy bytes that were not read in place into their message; returns the bytes after them."""
+        """Copy bytes that were not read in place into their message; returns the bytes after them.
+
+        Raises:
+            RemoteProtocolError: as in `direct_received`.
+        """
         at = 0
         while self.direct is not None and at < len(data):
-            target = self.direct_buffer()
-            count = min(target.nbytes, len(data) - at)
+            target = self.direct.target()
+            count = min(target.nbytes, self.direct.missing, len(data) - at)
             target[:count] = data[at : at + count]
             self.direct_received(count)
             at += count
-        return data[at:]
+        return data[at:] if at else data

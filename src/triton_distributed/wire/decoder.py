@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from triton_distributed.wire.frames import HEADER, HEADER_BYTES, MAX_FRAME, MAX_HELLO
+from triton_distributed.wire.frames import DATA, HEADER, HEADER_BYTES, MAX_FRAME, MAX_HELLO
 
 Frame = tuple[int, int, int, bytes]  # kind, flags, stream, payload
 
@@ -22,16 +22,19 @@ class FrameDecoder:
 
     Attributes:
         limit: the largest payload accepted, bytes: `MAX_HELLO` for the first frames, then `MAX_FRAME`.
+        largest: after the hellos, the largest payload of a DATA frame. One above `MAX_FRAME` is never put together
+            here: it becomes `partial`, and the caller takes it.
         hellos: number of frames left that are limited to `MAX_HELLO`.
         failure: why nothing more can be read, after a header exceeded the limit.
         more: `feed` stopped at its maximum number of frames: there may be another one.
-        partial: header of the incomplete frame, as (kind, flags, stream, payload length), or None.
+        partial: header of the incomplete or large frame, as (kind, flags, stream, payload length), or None.
     """
 
-    __slots__ = ("_at", "_have", "_parts", "failure", "hellos", "limit", "more", "partial")
+    __slots__ = ("_at", "_have", "_parts", "failure", "hellos", "largest", "limit", "more", "partial")
 
     def __init__(self, hellos: int = 1) -> None:
         self.limit = MAX_HELLO
+        self.largest = MAX_FRAME
         self.hellos = hellos
         self.failure: str | None = None
         self.more = False
@@ -66,6 +69,9 @@ class FrameDecoder:
                 break
             size, kind, flags, stream = _unpack(data, at)
             if size > limit:
+                if kind == DATA and limit == MAX_FRAME and size <= self.largest:
+                    self.partial = (kind, flags, stream, size)
+                    break
                 self.failure = self._too_large(size, kind)
                 return frames
             start = at + HEADER_BYTES
@@ -91,15 +97,25 @@ class FrameDecoder:
         return frames
 
     def take_partial(self) -> bytes:
-        """Hand over the received part of the incomplete payload; the caller receives the rest itself."""
+        """Hand over what was received of the payload of `partial`; the caller receives the rest itself.
+
+        After a large frame the bytes may contain what follows it: see `give_back`.
+        """
         data = b"".join(self._parts)
         self._parts.clear()
         self.partial = None
         return data[HEADER_BYTES:]
+
+    def give_back(self, data: bytes) -> None:
+        """Put back what follows the payload that `take_partial` has handed over."""
+        self._parts.append(data)
+        self._have = len(data)
+        self.more = self._have >= HEADER_BYTES
 
     def _too_large(self, size: int, kind: int) -> str:
         if self.limit == MAX_HELLO:
             if size & 0xFFFF in TLS_STARTS:
                 return "the peer speaks TLS, and this end does not: see TRD_TLS_CERT, TRD_TLS_KEY and TRD_TLS_CA"
             return f"the first frame announces {size:,} bytes, a hello has at most {MAX_HELLO:,}: not this protocol"
-        return f"a frame of kind {kind} announces {size:,} bytes, the limit is {MAX_FRAME:,}"
+        limit = self.largest if kind == DATA else MAX_FRAME
+        return f"a frame of kind {kind} announces {size:,} bytes, the limit is {limit:,}"

@@ -31,6 +31,8 @@ LOAD_ENTRY = Struct("<QII")  # one endpoint in a LOAD
 
 # The payload of one frame has at most this many bytes. Larger messages are cut, so a token waits for at most one frame.
 MAX_FRAME = 256 * 1024
+# A frame that continues a message may have this many bytes, if the hello of its receiver allows it.
+LARGE_FRAME = 1024 * 1024
 # One CREDIT gives at most this many bytes. Only a message above 4 GiB needs several.
 MAX_CREDIT = 2**32 - 1
 # Before the hellos are exchanged, a payload may have at most this many bytes.

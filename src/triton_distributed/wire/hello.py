@@ -12,7 +12,7 @@ from __future__ import annotations
 import msgspec
 
 from triton_distributed.errors import RemoteProtocolError
-from triton_distributed.wire.frames import HELLO, SMALL, frame
+from triton_distributed.wire.frames import HELLO, MAX_FRAME, SMALL, frame
 
 MAGIC = b"TRD\0"
 VERSION = 1
@@ -31,6 +31,8 @@ class Hello(msgspec.Struct, kw_only=True, omit_defaults=True):
         lowest: the lowest protocol version that the sender speaks.
         agent: the sender's software, for logs.
         max_message: the largest message that the sender accepts, bytes.
+        max_frame: the largest frame that the sender accepts as the continuation of a message, bytes of its payload.
+            Other frames have at most `MAX_FRAME`.
         max_streams: number of streams that the peer may have open at once.
         window: bytes that the peer may send on a stream that it opened before it gets credit.
         nonce: a random number; together with a stream's id it identifies a request.
@@ -42,6 +44,7 @@ class Hello(msgspec.Struct, kw_only=True, omit_defaults=True):
     lowest: int = LOWEST_VERSION
     agent: str = ""
     max_message: int = 1 << 30
+    max_frame: int = MAX_FRAME  # of peers that do not say it: versions before this field
     max_streams: int = 100_000
     window: int = 65536
     nonce: int = 0
@@ -75,7 +78,8 @@ def read_hello(payload: bytes) -> Hello:
         hello = _decode(payload[len(MAGIC) :])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RemoteProtocolError(f"the peer's hello cannot be read: {error}") from error
-    if not 0 < hello.window < 2**32 or hello.max_message < SMALL or hello.max_streams < 0:
+    limits_fit = hello.max_message >= SMALL and hello.max_frame >= MAX_FRAME and hello.max_streams >= 0
+    if not 0 < hello.window < 2**32 or not limits_fit:
         raise RemoteProtocolError("the peer's hello has invalid limits")
     return hello
 

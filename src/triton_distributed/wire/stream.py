@@ -406,8 +406,14 @@ class StreamCore:
         return self._assembly
 
     def account(self, cost: int) -> None:
-        """Count bytes that were received directly into a message."""
-        self._unread += cost
+        """Count a frame that is not passed to `received`.
+
+        Raises:
+            RemoteProtocolError: the frame exceeds the credit.
+        """
+        self._unread = unread = self._unread + cost
+        if unread > self._most:
+            raise RemoteProtocolError(f"stream {self.id} has {unread:,} unread bytes, above its credit")
 
     def read(self, cost: int, at_once: bool = False) -> None:
         """Note that a frame of `cost` was consumed; credit is sent only once half the window is due."""
