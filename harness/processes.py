@@ -7,16 +7,20 @@ import json
 import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+
+from harness.leftovers import Leftovers
 
 ROOT = Path(__file__).resolve().parent.parent
 # The longest single measurement (10,000 idle streams of the slowest peer) takes about 20 s on two busy cores.
 ANSWER_TIMEOUT_S = 90.0
 # One answer holds only a few figures.
 LINE_LIMIT_BYTES = 1 << 20
+LOGGED_BYTES = 1000
 # Settings from outside would change the measurement. Children start with the defaults and the benchmark's settings.
-SETTINGS = ("TRD_", "ETCD_", "NATS_", "GRPC_")
+SETTINGS = ("TRD_", "ETCD_", "NATS_", "GRPC_", "DYN_", "RAY_")
 
 
 def environment_without_settings() -> dict[str, str]:
@@ -31,33 +35,46 @@ class ChildFailed(RuntimeError):
 class Child:
     """A process `python -m MODULE ARGUMENTS` that this process started and that answers questions."""
 
-    def __init__(self, module: str, process: asyncio.subprocess.Process) -> None:
-        self.module, self.process = module, process
+    def __init__(self, module: str, process: asyncio.subprocess.Process, stderr: Path | None = None) -> None:
+        self.module, self.process, self._stderr = module, process, stderr
+        self._below = Leftovers(process.pid)
 
     @classmethod
-    async def start(cls, module: str, *arguments: str, environ: Mapping[str, str] | None = None) -> Child:
+    async def start(
+        cls,
+        module: str,
+        *arguments: str,
+        environ: Mapping[str, str] | None = None,
+        python: str = sys.executable,
+        stderr: Path | None = None,
+    ) -> Child:
         """Start a child and wait until it reports that it is ready.
 
         Args:
             environ: added to this process's environment, from which the settings are removed then.
+            python: the interpreter, of another virtual environment for example.
+            stderr: a file for what the child and its own children log; its end is told if the child fails.
         """
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            module,
-            *arguments,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            cwd=ROOT,
-            env=None if environ is None else {**environment_without_settings(), **environ},
-            limit=LINE_LIMIT_BYTES,
-        )
-        child = cls(module, process)
+        with open(stderr, "ab") if stderr else nullcontext() as log:
+            process = await asyncio.create_subprocess_exec(
+                python,
+                "-m",
+                module,
+                *arguments,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                cwd=ROOT,
+                env=None if environ is None else {**environment_without_settings(), **environ},
+                limit=LINE_LIMIT_BYTES,
+            )
+        child = cls(module, process, stderr)
         try:
             await child._answer()
         except BaseException:
             await child.stop()
             raise
+        child._below.look()
         return child
 
     async def ask(self, question: str, **arguments: Any) -> Any:
@@ -72,24 +89,35 @@ class Child:
             line = await asyncio.wait_for(self.process.stdout.readline(), ANSWER_TIMEOUT_S)
         except TimeoutError:
             # A late answer would be taken for the answer to the next question.
-            self.process.kill()
-            raise ChildFailed(f"{self.module} said nothing for {ANSWER_TIMEOUT_S:g} s") from None
+            await self.stop(patience_s=0)
+            raise ChildFailed(f"{self.module} said nothing for {ANSWER_TIMEOUT_S:g} s{self._logged()}") from None
         if not line:
-            raise ChildFailed(f"{self.module} ended with status {await self.process.wait()}")
+            raise ChildFailed(f"{self.module} ended with status {await self.process.wait()}{self._logged()}")
         answer, error = json.loads(line)
         if error is not None:
             raise ChildFailed(error)
         return answer
 
-    async def stop(self) -> None:
-        """Let the child end by closing its stdin. Kill it if it has not ended within 5 s."""
+    def _logged(self) -> str:
+        if self._stderr is None:
+            return ""
+        return f"; it logged: {self._stderr.read_bytes()[-LOGGED_BYTES:].decode(errors='replace').strip()}"
+
+    async def stop(self, patience_s: float = 5.0) -> None:
+        """Let the child end by closing its stdin. Kill it if it has not ended within `patience_s`.
+
+        The processes that it started, and left, are killed too.
+        """
         assert self.process.stdin is not None
+        self._below.look()
         self.process.stdin.close()
         try:
-            await asyncio.wait_for(self.process.wait(), 5)
+            await asyncio.wait_for(self.process.wait(), patience_s)
         except TimeoutError:
             self.process.kill()
+            self._below.kill()  # They may hold the pipes whose end `wait` waits for.
             await self.process.wait()
+        self._below.kill()
 
 
 async def answer_questions(answer: Callable[..., Awaitable[Any]]) -> None:
