@@ -21,7 +21,7 @@ INSTALLED_BY = pyproject.toml requirements.lock tools/install tools/requirements
 BUSY_RUNS ?= 3
 export TRD_BASE_PYTHON
 
-.PHONY: help demo demo-cluster unit test test-all test-newest test-oldest test-busy versions lock _test-with check format docs bench instructions chaos crowd fuzz soak survival hostile scaling clean
+.PHONY: help demo demo-cluster unit test test-all test-newest test-oldest test-busy versions lock _test-with check format docs bench bench-peers instructions chaos crowd fuzz soak survival hostile scaling clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -85,6 +85,9 @@ format: $(VENV)/.dev ## lay the code out and repair what ruff can
 
 docs: $(VENV)/.docs ## the documentation as a site, in site/: open site/index.html, no server is needed
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
+
+bench-peers: $(VENV)/.bench ## benchmarks beside Dynamo, Ray, NATS and HTTP, which it installs in .venv-peers (BENCH_ARGS="--quick")
+	$(PYTHON) -m benchmarks.foreign $(BENCH_ARGS)
 
 bench: $(VENV)/.bench ## benchmarks against the yardstick and grpc.aio, as tables, JSON and pictures (BENCH_ARGS="--quick")
 	$(PYTHON) -m benchmarks $(BENCH_ARGS)

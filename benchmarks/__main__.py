@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import PEERS
+from benchmarks.peers import PEERS, Kind
 from benchmarks.rounds import Figures, Run, rotated
 from benchmarks.startup import hello_world, import_time
 from benchmarks.table import LATEST, SWEEP, render
@@ -83,9 +83,11 @@ NAMES = tuple(dict.fromkeys(name.split()[0] for name in (*WORK, *STARTS)))
 class Bench(Run):
     """One run: its workloads, its peers, and all figures so far."""
 
-    def __init__(self, names: Iterable[str], peers: Iterable[str], rounds: int, quick: bool, directory: Path) -> None:
+    def __init__(
+        self, names: Iterable[str], peers: Mapping[str, Kind], rounds: int, quick: bool, directory: Path
+    ) -> None:
         super().__init__()
-        self.names, self.all_peers, self.number, self.quick = list(names), list(peers), rounds, quick
+        self.names, self.kinds, self.number, self.quick = list(names), peers, rounds, quick
         self.directory = directory
         self._places = 0
 
@@ -93,10 +95,14 @@ class Bench(Run):
         """Run all rounds. In a round each workload runs for all peers before the next, so noise hits them alike."""
         for number in range(self.number):
             print(f"round {number + 1} of {self.number}", flush=True)
-            self.peers = rotated(self.all_peers, number)
+            self.peers = rotated(list(self.kinds), number)
             due = [name for name in self.names if name in WORK and number < WORK[name].rounds]
             for shape in ("", "chain"):
-                await self._together([name for name in due if WORK[name].shape == shape and not WORK[name].own], shape)
+                names = [name for name in due if WORK[name].shape == shape and not WORK[name].own]
+                await self._together(names, shape, [peer for peer in self.peers if not self.kinds[peer].apart])
+                for peer in self.peers:
+                    if self.kinds[peer].apart:
+                        await self._together(names, shape, [peer])
             for name in due:
                 if WORK[name].own:
                     for peer in self._of(name):
@@ -107,13 +113,13 @@ class Bench(Run):
                         await self.take(name, peer, functools.partial(self._start, name, peer))
 
     def _of(self, name: str) -> list[str]:
-        return [peer for peer in self.peers if PEERS[peer].runs(name.split()[0])]
+        return [peer for peer in self.peers if self.kinds[peer].runs(name.split()[0])]
 
-    async def _together(self, names: list[str], shape: str) -> None:
+    async def _together(self, names: list[str], shape: str, peers: list[str]) -> None:
         """Run workloads that share each peer's processes."""
         async with AsyncExitStack() as stack:
             pairs = {}
-            for peer in self.peers:
+            for peer in peers:
                 wanted = [name for name in names if peer in self._of(name)]
                 try:
                     if wanted:
@@ -138,20 +144,27 @@ class Bench(Run):
             if "seconds" in sizes:
                 sizes["seconds"] *= QUICK_SHARE
         if name == "cancel":
-            sizes["leaving"] = PEERS[peer].leaves
+            sizes["leaving"] = self.kinds[peer].leaves
         figures: Figures = await pair.ask(work.function or name, **sizes)
         return figures
 
     async def _start(self, name: str, peer: str) -> Figures:
         if name == "hello":
-            return await hello_world(PEERS[peer], self._place())
-        return await import_time(PEERS[peer], self._place(), 3 if self.quick else STARTS[name])
+            return await hello_world(self.kinds[peer], self._place())
+        return await import_time(self.kinds[peer], self._place(), 3 if self.quick else STARTS[name])
 
     @asynccontextmanager
     async def _pair(self, peer: str, shape: str = "") -> AsyncIterator[Child]:
-        place = self._place()
-        environ = PEERS[peer].environ(place)
-        child = await Child.start("benchmarks.client", peer, str(place), shape, environ=environ)
+        place, kind = self._place(), self.kinds[peer]
+        child = await Child.start(
+            "benchmarks.client",
+            peer,
+            str(place),
+            shape,
+            environ=kind.environ(place),
+            python=kind.python,
+            stderr=kind.stderr(place),
+        )
         try:
             yield child
         finally:
@@ -188,7 +201,7 @@ def main() -> int:
     path = arguments.json or (LATEST if whole else LATEST.with_name("partial.json"))
 
     with tempfile.TemporaryDirectory(prefix="trb", dir="/tmp" if os.path.isdir("/tmp") else None) as directory:
-        bench = Bench(names, peers, rounds, arguments.quick, Path(directory))
+        bench = Bench(names, {peer: PEERS[peer] for peer in peers}, rounds, arguments.quick, Path(directory))
         asyncio.run(bench.run())
     sizes = {name: dict(WORK[name].sizes) for name in names if name in WORK}
     result = bench.write(path, rounds=rounds, quick=arguments.quick, sizes=sizes, starts=STARTS)

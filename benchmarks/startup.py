@@ -6,18 +6,20 @@ import asyncio
 import statistics
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from benchmarks.peers import Kind
 from benchmarks.rounds import Figures
+from harness.leftovers import Leftovers
 from harness.processes import ROOT, ChildFailed, environment_without_settings
-from harness.usage import cpu_s, peak_mib
+from harness.usage import cpu_s, descendants, peak_mib
 
-HELLO = {"ours": "benchmarks.hello", "grpc.aio": "benchmarks.hello_grpc"}
+HELLO = {"ours": "benchmarks.hello", "grpc.aio": "benchmarks.hello_grpc"}  # Of other peers: benchmarks.greeting.
 IMPORTS = {"ours": "import triton_distributed.runtime", "grpc.aio": "import grpc.aio"}
 LEAVE = "import os; os._exit(0)"  # Ends a process without the interpreter's shutdown.
 WAIT = "print(flush=True); input()"  # Keeps a process until it has been measured.
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
 
 
 class _Program:
@@ -29,10 +31,16 @@ class _Program:
     @classmethod
     async def start(cls, kind: Kind, role: str, directory: Path) -> _Program:
         environ = {**environment_without_settings(), **kind.environ(directory)}
-        address = [f"unix:{directory}/grpc"] if kind.family == "grpc.aio" else []
-        command = [sys.executable, "-m", HELLO[kind.family], role, *address]
-        pipe = asyncio.subprocess.PIPE
-        return cls(await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environ, stdin=pipe, stdout=pipe))
+        if kind.family in HELLO:
+            arguments = [HELLO[kind.family], role, *([f"unix:{directory}/grpc"] if kind.family == "grpc.aio" else [])]
+        else:
+            arguments = ["benchmarks.greeting", role, kind.module, str(directory)]
+        pipe, stderr = asyncio.subprocess.PIPE, kind.stderr(directory)
+        with open(stderr, "ab") if stderr else nullcontext() as log:
+            process = await asyncio.create_subprocess_exec(
+                kind.python, "-m", *arguments, cwd=ROOT, env=environ, stdin=pipe, stdout=pipe, stderr=log
+            )
+        return cls(process)
 
     async def first_reply(self) -> float:
         """Return when the client had its first item (perf_counter)."""
@@ -45,24 +53,30 @@ class _Program:
             raise ChildFailed(f"the hello world client ended with status {await self.process.wait()}")
         return float(line)
 
+    def pids(self) -> list[int]:
+        return [self.process.pid, *descendants(self.process.pid)]
+
     async def end(self) -> None:
+        below = Leftovers(self.process.pid)
+        below.look()
         if self.process.returncode is None:
             self.process.kill()
+        below.kill()  # They may hold the pipes whose end `wait` waits for.
         await self.process.wait()
 
 
 async def hello_world(kind: Kind, directory: Path) -> Figures:
     """Seconds to the client's first item: with both processes started at once, then with a server already running.
 
-    The CPU and the memory are those of both processes until the first item. `perf_counter` is the machine's monotonic
-    clock, which all processes share.
+    The CPU and the memory are those of both processes, and of what they started, until the first item. `perf_counter`
+    is the machine's monotonic clock, which all processes share.
     """
     started = time.perf_counter()
     server = await _Program.start(kind, "server", directory)
     client = await _Program.start(kind, "client", directory)
     try:
         both = await client.first_reply() - started
-        pids = [server.process.pid, client.process.pid]
+        pids = [*server.pids(), *client.pids()]
         cpu, peak = sum(map(cpu_s, pids)), peak_mib(pids)
         await client.end()
         started = time.perf_counter()

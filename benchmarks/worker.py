@@ -16,18 +16,18 @@ from typing import Any
 import uvloop
 
 from benchmarks.handlers import WORK, cancelling_relay, innermost, relay, tokens
-from benchmarks.peers import PEERS
+from benchmarks.peers.foreign import EVERY
 from harness.processes import answer_questions
 from harness.vitals import open_descriptors, resident_bytes
 
 
 async def main(peer_name: str, directory: str, service: str, following: str = "") -> None:
-    peer = PEERS[peer_name].make(Path(directory))
+    peer = EVERY[peer_name].make(Path(directory))
     ended: asyncio.Queue[float] = asyncio.Queue()
     if service == "work":
         await peer.serve(service, WORK)
     elif following:
-        pass_on = relay if PEERS[peer_name].leaves else cancelling_relay
+        pass_on = relay if EVERY[peer_name].leaves else cancelling_relay
         await peer.serve(service, {name: pass_on(await peer.connect(following, name)) for name in ("hop", "tokens")})
     else:
         await peer.serve(service, {"hop": innermost(ended), "tokens": tokens})

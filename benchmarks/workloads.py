@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -29,22 +29,30 @@ WARM_UP_SHARE = 0.25
 OPENING = 256  # The most streams that are opened at the same time for the warm-up, and for the idle streams.
 
 
+class Worker(Protocol):
+    """What serves the handlers: a child, or a process of the peer's own."""
+
+    async def ask(self, question: str) -> Any:
+        """Return its answer."""
+
+
 @dataclass
 class Pair:
     """This process as the client, and its workers: one, or a chain, whose innermost is the first of the list."""
 
     peer: Peer
-    workers: list[Child]
+    workers: Sequence[Worker]
 
     @property
-    def worker(self) -> Child:
+    def worker(self) -> Worker:
         """The worker that has the handler itself."""
         return self.workers[0]
 
     def usage(self) -> Usage:
         """Begin to count what this process, the workers and a server that the peer has started use."""
         pid = os.getpid()
-        return Usage({pid, *(worker.process.pid for worker in self.workers), *descendants(pid)})
+        children = (worker.process.pid for worker in self.workers if isinstance(worker, Child))
+        return Usage({pid, *children, *descendants(pid)})
 
 
 def costs(usage: Usage, done: int) -> Figures:

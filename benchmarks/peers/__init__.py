@@ -50,6 +50,7 @@ class Kind:
         leaves: whether leaving the `async for` of a call ends the call. If not, its task must be cancelled.
         compiled: whether it runs our compiled build; every other peer runs src/.
         settings: environment variables of its processes.
+        apart: whether its idle processes are busy, so that it is measured apart from the others.
     """
 
     family: str
@@ -61,12 +62,22 @@ class Kind:
     leaves: bool = True
     compiled: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
+    apart: bool = False
+
+    @property
+    def python(self) -> str:
+        """The interpreter of its processes."""
+        return sys.executable
 
     def environ(self, place: Path) -> dict[str, str]:
         """Return the environment variables of its processes for a measurement with this folder."""
         listen = {"TRD_LISTEN": "tcp://127.0.0.1:0"} if self.tcp else {}
         build = compiled_build() if self.compiled else None
         return {"TRD_DIR": str(place), "PYTHONPATH": str(build or ""), **listen, **self.settings}
+
+    def stderr(self, place: Path) -> Path | None:
+        """Return the file for what its processes log; None for this process's stderr."""
+        return None
 
     def runs(self, workload: str) -> bool:
         """Whether to measure this workload."""
