@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from triton_distributed.api.options import ServeOptions, StreamOptions, UnaryOptions
     from triton_distributed.api.running import run
     from triton_distributed.api.served import Served
+    from triton_distributed.api.sharing import share
     from triton_distributed.api.sync import SyncConnection, connect_sync
     from triton_distributed.api.sync_items import SyncItemStream
     from triton_distributed.calling.item_stream import ItemStream
@@ -78,6 +79,7 @@ _PLACES = {
     "api.options": ("ServeOptions", "StreamOptions", "UnaryOptions"),
     "api.running": ("run",),
     "api.served": ("Served",),
+    "api.sharing": ("share",),
     "api.sync": ("SyncConnection", "connect_sync"),
     "api.sync_items": ("SyncItemStream",),
     "calling.item_stream": ("ItemStream",),
@@ -194,6 +196,7 @@ __all__ = [
     "run",
     "send",
     "serve",
+    "share",
     "stream",
 ]
 

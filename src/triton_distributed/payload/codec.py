@@ -65,9 +65,15 @@ class Message:
         """The size in bytes, body and buffers together."""
         return len(self.body) + sum(buffer.nbytes for buffer in self.buffers)
 
-    def owned(self) -> Message:
-        """Return the same message with its own memory, safe from changes by the sender; `bytes` are not copied."""
-        buffers = [each if type(each.obj) is bytes else memoryview(bytes(each)) for each in self.buffers]
+    def owned(self, lasting: Callable[[memoryview], object] = lambda view: None) -> Message:
+        """Return the same message with its own memory, safe from changes by the sender.
+
+        Args:
+            lasting: whether memory cannot change, so that it needs no copy; `bytes` never get one.
+        """
+        buffers = [
+            each if type(each.obj) is bytes or lasting(each) else memoryview(bytes(each)) for each in self.buffers
+        ]
         return Message(self.body, buffers)
 
     def __repr__(self) -> str:

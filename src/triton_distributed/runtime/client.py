@@ -35,6 +35,7 @@ from triton_distributed.routing.policies import (
 from triton_distributed.runtime.instances import InstanceStatus, of_candidates
 from triton_distributed.runtime.metadata import inherited, sent, visible
 from triton_distributed.runtime.options import CallOptions, unexpected
+from triton_distributed.system import placed
 from triton_distributed.transport.pool import SessionPool
 
 # Types that are never streams of requests. Checking the abstract class takes longer than encoding a small request.
@@ -290,7 +291,7 @@ class Client:
         else:
             body = encode(request, "request")
             if not unary and isinstance(body, Message):
-                body = body.owned()
+                body = body.owned(placed.find)
         parent = context
         serving = current.get()
         if serving is None or serving.over or (context is not None and context.independent):

@@ -18,6 +18,7 @@ from triton_distributed.context import Context, current
 from triton_distributed.errors import SenderClosed
 from triton_distributed.payload.codec import Message, decode, encode
 from triton_distributed.serving.plain import AHEAD, AHEAD_BYTES, Encoded, Ready
+from triton_distributed.system import placed
 from triton_distributed.wire.frames import ANNOTATED, SMALL
 
 logger = logging.getLogger("triton_distributed.runtime")
@@ -330,7 +331,7 @@ def _encoded(item: Any) -> tuple[bytes | Encoded, int]:
         item, flags = parts(item), ANNOTATED
     data = encode(item, "item")
     if isinstance(data, Message):
-        data = data.owned()
+        data = data.owned(placed.find)
         return Encoded(data, flags, None), data.nbytes
     size = len(data)
     return (Encoded(data, flags, None) if flags or size > SMALL else data), size

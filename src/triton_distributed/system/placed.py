@@ -50,10 +50,7 @@ def place(data: memoryview) -> memoryview | None:
     if not SUPPORTED:
         return None
     segment = Segment(data.nbytes)
-    for _ in segment.make():
-        pass
-    segment.memory[:] = data
-    segment.freeze()
+    segment.fill(data)
     # Private, so that a library which ignores the flag of a read-only array changes its own pages only.
     writable = mmap.PROT_READ | mmap.PROT_WRITE
     mapping = mmap.mmap(segment.fileno(), data.nbytes, mmap.MAP_PRIVATE, writable, **UNTRACKED)

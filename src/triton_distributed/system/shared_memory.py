@@ -38,6 +38,7 @@ UNTRACKED: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) el
 
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: process, user, group
 _PREFIX = "trd-"
+_WRITE = 1 << 30  # One write takes at most 2 GiB.
 _ids = itertools.count(1)
 
 
@@ -113,14 +114,17 @@ class Segment:
         mapping.madvise(mmap.MADV_DONTFORK)
         self.memory = memoryview(mapping)
 
-    def freeze(self) -> None:
-        """Unmap the memory, and let no process write it any more.
+    def fill(self, data: memoryview) -> None:
+        """Make the memory with this content, in place of `make`; no process can write it afterwards.
 
         Raises:
-            OSError: the seal is refused.
+            OSError: there is no memory.
         """
-        self._unmap()
-        fcntl.fcntl(self._descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
+        at = 0
+        while at < self.size:
+            at += os.pwrite(self._descriptor, data[at : at + _WRITE], at)
+        sealed = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(self._descriptor, fcntl.F_ADD_SEALS, sealed)
 
     def close(self) -> None:
         """Give up the memory; it stays for the processes that have mapped it."""
