@@ -26,7 +26,7 @@ TEXT = "hello world"
 SLEEP_S = 0.1
 # Both ends of a call, the tasks of caller and handler, the request and up to 11 items: about 16 KiB for each call.
 MAX_BYTES_PER_CALL = 16 << 10
-MAX_BYTES_PER_IDLE_STREAM = 4 << 10  # On each side.
+MAX_BYTES_PER_IDLE_STREAM = 3 << 10  # On each side.
 # A call takes 1.1 s by itself. The rest is the time of one core for 20,000 calls, with room for a slow core.
 TIMEOUT_S = 120.0
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import threading
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.runtime.cluster import Cluster, drained, patiently
@@ -234,6 +236,20 @@ async def test_a_handler_that_yields_nothing_ends_cleanly(cluster: Cluster) -> N
 
     client = await cluster.connect(silent)
     assert await patiently(drained(client.generate(None))) == []
+
+
+class Large(msgspec.Struct, weakref=True):
+    data: bytes
+
+
+async def test_a_handler_that_drops_its_request_frees_it(cluster: Cluster) -> None:
+    async def handler(request: Large) -> AsyncIterator[bool]:
+        held = weakref.ref(request)
+        del request
+        yield held() is None
+
+    client = await cluster.connect(handler)
+    assert await patiently(drained(client.generate(Large(b"data"), annotated=False))) == [True]
 
 
 async def test_one_runtime_serves_many_endpoints_under_one_id(cluster: Cluster) -> None:

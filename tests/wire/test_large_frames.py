@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import pytest
 
 from tests.wire.joined import WINDOW, End, greeted, joined, opened, request
@@ -154,7 +156,7 @@ def test_a_fragment_above_the_credit_is_refused_before_it_comes():
     """A message that has no credit as a whole: another one waits before it."""
     end = client()
     stream = end.open_stream(True)
-    stream.inbox.append((0, f.DATA, 0, b"unread", None))
+    stream.inbox = deque([(0, f.DATA, 0, b"unread", None)])
     end.take(message(PLENTY >> 11, bytes(WINDOW + SLACK - 100_000)))
     with pytest.raises(RemoteProtocolError, match="above its credit"):
         end.take(f.HEADER.pack(f.LARGE_FRAME, f.DATA, f.MORE, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import msgspec
@@ -138,6 +139,18 @@ def test_no_credit_for_a_peer_that_has_ended():
     assert client.take_output() == b""
 
 
+def test_streams_have_no_inbox_of_their_own_before_a_message_comes():
+    """An idle stream takes 760 bytes less: 10,000 of them must fit 3 KiB each."""
+    client, server = joined()
+    (mine, theirs), (quiet, _) = opened(client, server), opened(client, server)
+    assert mine.inbox is theirs.inbox is quiet.inbox
+    theirs.push(b"item")
+    move(client, server)
+    assert [bytes(body) for _, _, _, body, _ in mine.inbox] == [b"item"]
+    assert not theirs.inbox
+    assert not quiet.inbox
+
+
 @pytest.mark.parametrize("fragmented", [False, True])
 def test_more_than_credit_and_slack_breaks_the_protocol(fragmented):
     end = greeted(window=4096)
@@ -148,7 +161,7 @@ def test_more_than_credit_and_slack_breaks_the_protocol(fragmented):
     with pytest.raises(RemoteProtocolError, match="above its credit"):
         for number in range(100):
             payload = bytes(f.UINT64.pack(1 << 29) if fragmented and not number else b"") + bytes(20_000)
-            end.requests[0][0].inbox.append((0, f.DATA, 0, b"unread", None))  # so that nothing is given back
+            end.requests[0][0].inbox = deque([(0, f.DATA, 0, b"unread", None)])  # so that nothing is given back
             sent += len(payload) + FRAME_COST
             end.receive(f.frame(f.DATA, 1, payload, flags))
     assert most - 20_100 <= sent <= most + 20_100

@@ -223,7 +223,8 @@ class ServedRequest:
             if stream.asked:
                 stream.tell_begun()
             items = self.items = host.handler.open(request, self.context)
-            check, push = host.handler.check, stream.push
+            check = host.handler.check
+            del body, buffers, request  # They are not needed while the handler runs; a request may be large.
             async for item in items:
                 kind = item.__class__
                 if kind is not Annotated and kind is not Ready:
@@ -232,7 +233,7 @@ class ServedRequest:
                         check(item)
                     data = encode(item, "item")
                     if data.__class__ is bytes and len(data) <= SMALL:
-                        if push(data):
+                        if stream.push(data):
                             await stream.writable()
                             if stream.state == CLOSED:
                                 break  # The handler has ignored its cancellation.

@@ -6,7 +6,7 @@ No I/O and no waiting: the shell around it (transport.stream) overrides `on_read
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
+from typing import Final, Protocol
 
 from triton_distributed.errors import LocalProtocolError, RemoteProtocolError
 from triton_distributed.wire import frames as f
@@ -28,6 +28,8 @@ _pack = f.HEADER.pack
 _PAIR, _NIL = b"\x92", b"\xc0"  # msgpack's array of two, and nil
 _DATA, _DATA_END = int(Input.DATA), int(Input.DATA_END)
 Received = tuple[int, int, int, Body, "list[Memory] | None"]  # cost, kind, flags, body, buffers
+# The inbox of every stream that has received nothing: an empty deque takes 760 bytes. Nothing can be added to this one.
+UNUSED: Final[deque[Received]] = deque(maxlen=0)
 
 
 class TokenOutbox(list[bytes]):
@@ -135,7 +137,7 @@ class StreamCore:
         self.item_flags = 0
         self._queued = self._ending = False
         self.accepted = self.asked = self.begun = False
-        self.inbox: deque[Received] = deque()
+        self.inbox = UNUSED
         self.window = window
         # Bytes that the peer may send before it gets credit: the window if we opened the stream, else the window of
         # our hello.
@@ -311,6 +313,8 @@ class StreamCore:
         elif unread > self._count_from and not self._hold_unread(unread):
             return
         elif kind != f.END_OF_STREAM:
+            if self.inbox is UNUSED:
+                self.inbox = deque()
             self.inbox.append((cost, kind, flags, payload, None))
         if not flags & f.MORE:
             self.on_readable()
@@ -391,6 +395,8 @@ class StreamCore:
             self.read(cost)
             self.connection.requested(self.id, body, buffers)
         else:
+            if self.inbox is UNUSED:
+                self.inbox = deque()
             self.inbox.append((cost, f.DATA, flags, body, buffers))
         return True
 
