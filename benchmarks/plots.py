@@ -24,6 +24,7 @@ NOT_SHOWN = ("native",)  # Its figures are those of ours.
 COLOURS = {
     "ours": "#1f6fb4",
     "ours-compiled": "#0b3c66",
+    "ours-socket": "#7fb2dd",
     "yardstick": "#9a9a9a",
     "grpc.aio": "#e07b39",
     "Dynamo": "#6f9a2c",
@@ -32,6 +33,7 @@ COLOURS = {
     "SSE": "#c9a227",
     "Ray actor": "#b5566e",
     "Ray Serve": "#7d3247",
+    "bare": "#c4c4c4",
 }
 OTHER = "#5b6b7b"
 MORE, LESS = "more is better", "less is better"

@@ -25,7 +25,8 @@ README = RESULTS.parents[1] / "README.md"
 PAGE = RESULTS.parents[1] / "docs" / "benchmarks.md"
 MARKED = re.compile(r"(<!-- figures -->\n).*?(<!-- /figures -->)", re.DOTALL)
 PURE, COMPILED = OURS
-OTHERS = ("yardstick", "grpc.aio")
+SOCKET = "ours-socket"
+OTHERS = ("yardstick", "grpc.aio", "bare")
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ CORE_ROWS = [row for shown in TABLES.values() for row in shown if row.workload i
 
 def name_of(peer: str) -> str:
     """Return a peer's name for readers."""
-    return peer.replace("-compiled", ", compiled").replace(TCP, ", TCP")
+    return peer.replace("-", ", ").replace(TCP, ", TCP") if peer.startswith(PURE) else peer.replace(TCP, ", TCP")
 
 
 def number(found: Spread | float | None) -> str:
@@ -166,24 +167,24 @@ def _line(cells: Iterable[str]) -> str:
 
 def _compared(result: dict[str, Any], shown: list[Row], peers: list[str], others: list[str]) -> str | None:
     """Return a table of the peers' figures, with our ratios to `others`; None if no peer has any of them."""
-    ours = best_of_ours(result) if len(peers) > 1 else peers[0]
+    taken = {peer for row in shown for peer in (*peers, *others) if figure(result, row, peer) is not None}
+    peers, others = ([each for each in names if each in taken] for names in (peers, others))
+    if not peers:
+        return None
+    ours = COMPILED if COMPILED in peers else peers[0]
     lines = []
     for row in shown:
         values = [figure(result, row, peer) for peer in (*peers, *others)]
         if any(value is not None for value in values):
             lines.append((row.text, *map(number, values), *(with_range(over(result, row, ours, o)) for o in others)))
-    if not lines:
-        return None
     ratios = (f"{name_of(ours)} ÷ {name_of(other)}" for other in others)
     return markdown([("work", *map(name_of, (*peers, *others)), *ratios), *lines])
 
 
 def tables(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Give each table's title and Markdown."""
-    present = {peer for peers in result["figures"].values() for peer in peers}
-    ours = [peer for peer in OURS if peer in present]
     for title, shown in TABLES.items():
-        if text := _compared(result, shown, ours, list(OTHERS)):
+        if text := _compared(result, shown, [*OURS, SOCKET], list(OTHERS)):
             yield title, text
     if text := _compared(result, CORE_ROWS, [PURE + TCP], [other + TCP for other in OTHERS]):
         yield "Over TCP on the loopback", text

@@ -66,6 +66,7 @@ class Target:
 
 CALLS, ITEMS, ALONE = "64 concurrent calls", "16 × 500 items", "1 call at a time"
 PACED, ARRAY, IDLE = "256 paced streams", "16 MiB array echoed", "10,000 idle streams"
+BULK, BESIDE = "200 MB to each of four workers", "p99 of 1-item calls beside a 1 GiB tensor"
 BETTER, ANY = "Dynamo's better path", "the best peer"
 TARGETS = (
     Target(
@@ -114,6 +115,16 @@ TARGETS = (
     Target(f"{PACED}: CPU an item", "peers.json", "paced", "cpu_us", 1 / 6, DYNAMO, words=BETTER),
     Target(f"{PACED}: p99 lateness", "peers.json", "paced", "p99_ms", 1 / 4, DYNAMO, words=BETTER),
     Target(
+        f"{ARRAY}: GB/s through shared memory",
+        "latest.json",
+        "array",
+        "gb_per_s",
+        4,
+        ("ours-socket",),
+        at_least=True,
+        words="our socket",
+    ),
+    Target(
         f"{ARRAY}: GB/s over the socket",
         "latest.json",
         "array",
@@ -122,8 +133,12 @@ TARGETS = (
         ("bare",),
         at_least=True,
         words="a bare echo",
+        peer="ours-socket",
     ),
     Target(f"{ARRAY}: GB/s", "peers.json", "array", "gb_per_s", 5, PEERS, at_least=True, words=ANY),
+    Target(f"{BULK}: time at once", "bulk.json", "fan_out", "at_once_over_in_turn", 1.2, unit="× that in turn"),
+    Target(f"{BESIDE}, sent", "bulk.json", "beside", "sent_p99_over_quiet", 2, unit="× that without"),
+    Target(f"{BESIDE}, received", "bulk.json", "beside", "received_p99_over_quiet", 2, unit="× that without"),
     Target(f"{IDLE}: worker, bytes each", "latest.json", "idle", "worker_bytes", 3 * 1024),
     Target(f"{IDLE}: client, bytes each", "latest.json", "idle", "client_bytes", 3 * 1024),
     Target(f"{IDLE}: descriptors that they add", "latest.json", "idle", "descriptors", 0),

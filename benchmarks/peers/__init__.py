@@ -48,7 +48,7 @@ class Kind:
         only: the workloads to run with it; if empty, all.
         lacks: the workloads that it cannot run.
         leaves: whether leaving the `async for` of a call ends the call. If not, its task must be cancelled.
-        compiled: whether it runs our compiled build; every other peer runs src/.
+        compiled: whether it runs our compiled build; None: if there is one. Every other peer runs src/.
         settings: environment variables of its processes.
         apart: whether its idle processes are busy, so that it is measured apart from the others.
     """
@@ -60,7 +60,7 @@ class Kind:
     only: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
     leaves: bool = True
-    compiled: bool = False
+    compiled: bool | None = False
     settings: Mapping[str, str] = field(default_factory=dict)
     apart: bool = False
 
@@ -72,7 +72,7 @@ class Kind:
     def environ(self, place: Path) -> dict[str, str]:
         """Return the environment variables of its processes for a measurement with this folder."""
         listen = {"TRD_LISTEN": "tcp://127.0.0.1:0"} if self.tcp else {}
-        build = compiled_build() if self.compiled else None
+        build = None if self.compiled is False else compiled_build()
         return {"TRD_DIR": str(place), "PYTHONPATH": str(build or ""), **listen, **self.settings}
 
     def stderr(self, place: Path) -> Path | None:
@@ -114,6 +114,15 @@ PEERS = {
     "ours": Kind("ours", False, "ours", "triton_distributed.runtime"),
     "ours-compiled": Kind("ours", False, "ours", "triton_distributed.runtime", compiled=True),
     "bare": Kind("bare", False, "bare", "uvloop", only=("array",)),
+    "ours-socket": Kind(
+        "ours",
+        False,
+        "ours",
+        "triton_distributed.runtime",
+        only=("unary", "array", "gigabyte"),
+        compiled=None,
+        settings={"TRD_SHARED_MEMORY_BYTES": "0"},
+    ),
     "native": Kind("native", False, "native", "triton_distributed.api", only=CORE),
     "yardstick tcp": Kind("yardstick", True, "yardstick", "msgspec", only=CORE),
     "grpc.aio tcp": Kind("grpc.aio", True, "grpc_aio", "grpc", only=CORE, leaves=False),

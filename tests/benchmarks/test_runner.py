@@ -39,10 +39,11 @@ def test_short_run_measures_figures_cpu_and_memory_of_each_peer(tmp_path):
     assert "1 call at a time: p50, µs" in run.stdout
 
 
-def test_only_the_compiled_peer_runs_the_compiled_build(tmp_path, monkeypatch):
+def test_no_other_peer_than_those_that_say_so_runs_the_compiled_build(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "/of/the/caller")
     monkeypatch.setattr("benchmarks.peers.compiled_build", lambda: tmp_path / "compiled")
-    paths = {name: kind.environ(tmp_path)["PYTHONPATH"] for name, kind in PEERS.items()}
+    assert PEERS["ours-socket"].environ(tmp_path)["PYTHONPATH"] == str(tmp_path / "compiled")
+    paths = {name: kind.environ(tmp_path)["PYTHONPATH"] for name, kind in PEERS.items() if name != "ours-socket"}
     assert paths.pop("ours-compiled") == str(tmp_path / "compiled")
     assert set(paths.values()) == {""}
 

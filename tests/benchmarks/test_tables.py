@@ -29,8 +29,15 @@ def test_row_has_the_figures_and_the_ratios_with_their_range():
 def test_peers_over_tcp_have_a_table_of_their_own():
     text = render(result(CALLS)).partition("### Over TCP on the loopback")[2]
     row = "1 call at a time: p50, µs"
-    assert cells(text, "work")[1:4] == ["ours, TCP", "yardstick, TCP", "grpc.aio, TCP"]
-    assert cells(text, row) == [row, "130", "–", "650", "–", "0.20"]
+    assert cells(text, "work") == ["work", "ours, TCP", "grpc.aio, TCP", "ours, TCP ÷ grpc.aio, TCP"]
+    assert cells(text, row) == [row, "130", "650", "0.20"]
+
+
+def test_table_has_a_column_only_for_a_peer_that_it_has_a_figure_of():
+    echoed = {name: rounds_of(gb_per_s=[value]) for name, value in (("ours", 4.0), ("ours-socket", 1.0), ("bare", 1.2))}
+    text = render(result({"array": echoed}))
+    assert cells(text, "work") == ["work", "ours", "ours, socket", "bare", "ours ÷ bare"]
+    assert cells(text, "16 MiB array echoed: GB/s")[1:] == ["4.00", "1.00", "1.20", "3.33"]
 
 
 def test_other_systems_stand_beside_ours_with_our_ratio():
