@@ -141,6 +141,25 @@ async def test_a_signal_drains_all(tmp_path: Path, number: signal.Signals) -> No
         await asyncio.to_thread(running.end, 0)
 
 
+async def test_sigterm_in_a_rolling_restart_cuts_no_request(tmp_path: Path) -> None:
+    fifo = tmp_path / "gate"
+    os.mkfifo(fifo)
+    logs = "import logging; logging.basicConfig(level=logging.INFO, format='%(message)s')\n"
+    with supervised(tmp_path, written(tmp_path, logs + WORKER), "1") as running:
+        await asyncio.to_thread(running.ready, 1)
+        async with trd.connect() as here:
+            call = asyncio.ensure_future(here.call("a.b.gated", str(fifo)))
+            await asyncio.to_thread(running.line, r"\[.\] begun")
+            running.signal(signal.SIGHUP)
+            await asyncio.to_thread(running.line, r"\[.\] draining: .*")
+            await asyncio.sleep(50 * MS)  # A signal that follows within 20 ms is taken for an echo of the first.
+            running.signal(signal.SIGTERM)
+            await asyncio.to_thread(running.line, r"SIGTERM: draining 1 replica\(s\)")
+            await asyncio.to_thread(fifo.write_text, "")
+            assert await call == "done"
+        await asyncio.to_thread(running.end, 0)
+
+
 @killed
 async def test_a_second_signal_ends_all_at_once(tmp_path: Path) -> None:
     fifo = tmp_path / "gate"
@@ -254,6 +273,26 @@ async def test_one_that_ends_again_and_again_is_failing_and_the_others_go_on(tmp
         (tmp_path / "bad").unlink()
         assert (await ask(2))["1"] != pids["1"]
         await asyncio.to_thread(running.stop)
+
+
+def test_sighup_while_a_replica_loads_starts_it_again(tmp_path: Path) -> None:
+    code = WORKER.replace(
+        "if __name__",
+        """
+if "TRD_REPLICA" in os.environ:
+    import time
+    print("loading", os.path.exists("new"), flush=True)
+    while not os.path.exists("new"):
+        time.sleep(0.01)
+if __name__""",
+    )
+    with supervised(tmp_path, written(tmp_path, code), "1") as running:
+        running.line(r"\[0\] loading False")
+        running.signal(signal.SIGHUP)
+        running.line(r"\[0\] loading False")
+        (tmp_path / "new").touch()
+        running.ready(1)
+        running.stop()
 
 
 async def test_a_rolling_restart_stops_at_the_first_replica_that_does_not_start(tmp_path: Path) -> None:

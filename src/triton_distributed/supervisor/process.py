@@ -93,13 +93,22 @@ class Process:
             self._on_ready()
 
     def drain(self, limit_s: float) -> None:
-        """Send SIGTERM. Kill the process if it still runs after `limit_s` seconds. A later call may shorten this time.
+        """Send SIGTERM, unless it was sent before: a second one would cut the requests that run.
 
-        The process has not been waited for, so the id is still its own.
+        Args:
+            limit_s: seconds after which the process is killed if it still runs.
         """
+        if self._kill is None:
+            self._end_within(limit_s)
+
+    def cut(self, limit_s: float) -> None:
+        """Send SIGTERM, also if it was sent before; the rest as for `drain`."""
+        self._end_within(limit_s)
+
+    def _end_within(self, limit_s: float) -> None:
         if self.over.done():
             return
-        os.kill(self.pid, signal.SIGTERM)
+        os.kill(self.pid, signal.SIGTERM)  # The process has not been waited for, so the id is still its own.
         if self._kill is not None:
             self._kill.cancel()
         self._kill = self._loop.call_later(limit_s, self.kill)

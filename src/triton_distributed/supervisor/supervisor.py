@@ -195,7 +195,7 @@ class Supervisor:
                 if self._stopping.is_set():
                     self._note_end(was_ready, status)
                     break
-                if replica.renewing and was_ready:
+                if replica.renewing:
                     replica.renewing = False
                     continue
                 words = f"process {process.pid} ended {described(status)}"
@@ -203,7 +203,6 @@ class Supervisor:
                     self._fail(replica.index, words, status)
                     break
                 wait_s = replica.restarts.ended(ready_s)
-            replica.renewing = False
             self._tell(replica, words, wait_s)
             replica.settled.set()
             with contextlib.suppress(TimeoutError):
@@ -213,6 +212,8 @@ class Supervisor:
     def _start(self, replica: _Replica) -> Process:
         def ready() -> None:
             self._served = True
+            if replica.renewing:
+                return  # This process has been asked to end.
             replica.settled.set()
             if not self._complete and all(each.is_ready() for each in self._replicas):
                 self._complete = True
@@ -247,22 +248,23 @@ class Supervisor:
         """End all replicas: this program does not start at all, and what has started this process must know."""
         text = f"replica {index}: {words} before any replica could be called; its output says why"
         self._failure = StartFailed(text, status if status > 0 else 128 - status or 1)
-        self._stop(self._limit_s)
+        self._stop()
 
     def _signalled(self, number: signal.Signals) -> None:
         now = self._loop.time()
         if self._first is None:
             self._first = now
-            logger.info("%s: draining %d replicas", number.name, len(self._processes()))
-            self._stop(self._limit_s)
+            logger.info("%s: draining %d replica(s)", number.name, len(self._processes()))
+            self._stop()
         elif now - self._first >= ECHO_S:
             self._cut = number
-            self._stop(AT_ONCE_S)
+            for each in self._processes().values():
+                each.cut(AT_ONCE_S)
 
-    def _stop(self, limit_s: float) -> None:
+    def _stop(self) -> None:
         self._stopping.set()
         for each in self._processes().values():
-            each.drain(limit_s)
+            each.drain(self._limit_s)
 
     def _hung_up(self) -> None:
         if self._terminal and not _has_terminal():
@@ -277,8 +279,8 @@ class Supervisor:
         while self._again:
             self._again = False
             for each in self._replicas:
-                if not each.is_ready() or each.process is None:
-                    continue  # It is about to start, with what is new.
+                if each.process is None:
+                    continue  # It waits for its next start, which has what is new.
                 each.settled.clear()
                 each.renewing = True
                 each.process.drain(self._limit_s)
