@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.runtime.cluster import Cluster, drained, patiently, until
+from triton_distributed.payload import outofband
 from triton_distributed.payload.codec import Message, encode
 from triton_distributed.runtime import Context
 
@@ -177,6 +178,15 @@ def test_bytes_are_not_copied() -> None:
     mutable = encode(bytearray(value))
     assert isinstance(mutable, Message)
     assert mutable.owned().buffers[0].obj is not mutable.buffers[0].obj
+
+
+@pytest.mark.parametrize("size", [outofband.HUGE - 1, outofband.HUGE, outofband.HUGE + 4097])
+def test_a_copy_of_any_size_has_its_own_memory(size: int) -> None:
+    value = bytearray(bytes(range(251)) * (size // 251 + 1))[:size]
+    copied = outofband.copy_of(memoryview(value))
+    assert copied == value
+    value[-1] ^= 1
+    assert copied[-1] != value[-1]
 
 
 async def test_a_call_that_moves_keeps_reading_the_callers_memory(cluster: Cluster) -> None:

@@ -35,7 +35,7 @@ from msgspec.msgpack import Decoder, Encoder
 from triton_distributed.errors import DecodeError
 from triton_distributed.payload.buffers import bytearray_to_wire, bytes_to_wire, memoryview_to_wire
 from triton_distributed.payload.fields import all_fields, field_names, has_skipped_field, skip_check
-from triton_distributed.payload.outofband import MODEL, OUT_OF_BAND, Arrived
+from triton_distributed.payload.outofband import MODEL, OUT_OF_BAND, Arrived, copy_of
 from triton_distributed.payload.unsendable import explain
 from triton_distributed.payload.values import from_wire, model_from_wire, to_wire
 
@@ -71,9 +71,7 @@ class Message:
         Args:
             lasting: whether memory cannot change, so that it needs no copy; `bytes` never get one.
         """
-        buffers = [
-            each if type(each.obj) is bytes or lasting(each) else memoryview(bytes(each)) for each in self.buffers
-        ]
+        buffers = [each if type(each.obj) is bytes or lasting(each) else copy_of(each) for each in self.buffers]
         return Message(self.body, buffers)
 
     def __repr__(self) -> str:

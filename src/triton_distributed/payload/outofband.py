@@ -7,6 +7,8 @@ message, which neither end copies, and the header holds the buffer's index.
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +22,15 @@ OUT_OF_BAND = 16 * 1024
 Measured with CPython 3.11 on one core: one more copy of 16 KiB costs 0.2 µs at each end, and a message with a buffer
 costs 3 µs more than one without, so from 16 KiB on a buffer is no loss.
 """
+
+HUGE = 16 * 1024 * 1024
+"""A copy of at least this many bytes uses huge pages.
+
+The allocator takes fresh pages for each block above 32 MiB: with small ones a copy of 200 MB takes 105 ms, with huge
+ones 24 ms. At 16 MiB, where it still keeps memory, both take 1.9 ms.
+"""
+
+_HUGE_PAGES: int | None = getattr(mmap, "MADV_HUGEPAGE", None)
 
 BYTES, BYTEARRAY, MEMORYVIEW, ARRAY_ARRAY, NDARRAY, TENSOR, MODEL = range(16, 23)
 """Extension codes. A user's own `msgspec.msgpack.Ext` may have the codes 0 to 15 and 23 to 127."""
@@ -50,6 +61,25 @@ def place(view: memoryview, buffers: list[memoryview] | None) -> Payload:
         raise BufferNeeded
     buffers.append(view)  # bounded by the value; the check of a message's size follows where it is cut into frames
     return len(buffers) - 1
+
+
+def copy_of(view: memoryview) -> memoryview:
+    """Return a copy of bytes in memory of its own.
+
+    Args:
+        view: C-contiguous, one-dimensional, format `B`.
+
+    Raises:
+        MemoryError, OSError: there is no memory for it.
+    """
+    if view.nbytes < HUGE or _HUGE_PAGES is None:
+        return memoryview(bytes(view))
+    memory = mmap.mmap(-1, view.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # The kernel may lack huge pages.
+        memory.madvise(_HUGE_PAGES)
+    copied = memoryview(memory)
+    copied[:] = view
+    return copied
 
 
 class Arrived:

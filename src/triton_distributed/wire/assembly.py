@@ -14,6 +14,7 @@ into it.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from collections.abc import Callable, Iterator, Sequence
 from struct import Struct
@@ -268,7 +269,8 @@ class Assembly:
             advice = _PAGES[quick]
             if isinstance(memory, mmap.mmap) and advice is not None:
                 start = len(memory) - self._view.nbytes
-                memory.madvise(advice, start - start % mmap.PAGESIZE)
+                with contextlib.suppress(OSError):  # The kernel may lack huge pages.
+                    memory.madvise(advice, start - start % mmap.PAGESIZE)
             self._quick = quick
 
     def target(self, most: int) -> memoryview:
