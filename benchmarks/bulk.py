@@ -248,7 +248,9 @@ def main() -> None:
     parser.add_argument("--tcp", action="store_true", help="over TCP on the loopback, not over a Unix socket")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="trb", dir="/tmp" if os.path.isdir("/tmp") else None) as directory:
-        environ = {"TRD_DIR": directory} | ({"TRD_LISTEN": "tcp://127.0.0.1:0"} if arguments.tcp else {})
+        environ = {"TRD_DIR": directory, "TRD_SHARED_MEMORY_BYTES": "0"} | (
+            {"TRD_LISTEN": "tcp://127.0.0.1:0"} if arguments.tcp else {}
+        )
         done = asyncio.run(run(arguments.rounds, environ))
     result = done.write(
         RESULTS / "bulk.json",
