@@ -178,6 +178,12 @@ class Bench(Run):
         return place
 
 
+def draw_if_possible(path: Path) -> None:
+    """Draw the pictures of a result file if matplotlib is installed."""
+    if find_spec("matplotlib"):
+        subprocess.run([sys.executable, "-m", "benchmarks.plots", path], check=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="What the runtime costs beside its peers")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"rounds over all workloads and peers ({ROUNDS})")
@@ -206,8 +212,7 @@ def main() -> int:
     sizes = {name: dict(WORK[name].sizes) for name in names if name in WORK}
     result = bench.write(path, rounds=rounds, quick=arguments.quick, sizes=sizes, starts=STARTS)
     print(f"\n{render(result)}")
-    if find_spec("matplotlib"):
-        subprocess.run([sys.executable, "-m", "benchmarks.plots", path], check=True)
+    draw_if_possible(path)
     return 1 if bench.failures else 0
 
 

@@ -1,4 +1,6 @@
-"""`python -m benchmarks.foreign`: ours beside other systems, in interleaved rounds; prints a table, writes JSON.
+"""`python -m benchmarks.foreign`: ours beside other systems, in interleaved rounds.
+
+It prints a table, and writes JSON and pictures.
 
 Each of them is installed in an environment of its own, which is made first: see benchmarks/environments. One that
 cannot be installed here is left out, and the result says so.
@@ -12,10 +14,11 @@ import os
 import tempfile
 from pathlib import Path
 
-from benchmarks.__main__ import ROUNDS, STARTS, WORK, Bench
+from benchmarks.__main__ import ROUNDS, STARTS, WORK, Bench, draw_if_possible
 from benchmarks.environments import versions
 from benchmarks.peers.foreign import EVERY, FOREIGN
 from benchmarks.rounds import RESULTS
+from benchmarks.table import render_foreign
 from harness.usage import LINUX
 
 OURS = ("ours", "ours-compiled", "yardstick", "grpc.aio")
@@ -54,6 +57,8 @@ def main() -> int:
         versions={peer: versions(FOREIGN[peer].environment) for peer in peers if peer in FOREIGN},
         left_out=left_out,
     )
+    print(f"\n{render_foreign(result)}")
+    draw_if_possible(path)
     return 1 if result["failures"] else 0
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.peers import CORE
 from benchmarks.rounds import OURS, RESULTS, TCP, Spread, read_result
-from benchmarks.targets import COMMANDS, Outcome, outcomes
+from benchmarks.targets import COMMANDS, DYNAMO, Outcome, outcomes
 
 LATEST = RESULTS / "latest.json"
 FOREIGN = RESULTS / "peers.json"
@@ -109,6 +109,14 @@ SHORT = (
     Row("from the start of two processes to the first reply, s", "hello", "both_s"),
 )
 """The rows of README.md."""
+SHORT_COLUMNS = {
+    "grpc.aio": ("grpc.aio",),
+    "Dynamo": DYNAMO,
+    "Ray Serve": ("Ray Serve",),
+    "nats-py": ("nats-py",),
+    "HTTP, SSE": ("SSE",),
+}
+"""The other systems in README.md; of several paths of one system, the better one."""
 CORE_ROWS = [row for shown in TABLES.values() for row in shown if row.workload in CORE and row.figure != "peak_mib"]
 
 
@@ -267,14 +275,36 @@ def render_page(folder: Path = RESULTS) -> str:
     return "\n".join(parts)
 
 
+def short_file() -> Path:
+    """Return the result file of README's rows: that with the other systems, where it exists."""
+    return FOREIGN if FOREIGN.exists() else LATEST
+
+
+def _better(found: dict[str, Spread], row: Row) -> str:
+    """Return the peer with the better figure: the larger rate, or else the smaller one."""
+    return (max if row.figure.endswith("per_s") else min)(found, key=lambda peer: found[peer][0])
+
+
 def render_short(result: dict[str, Any]) -> str:
-    """Return six rows as Markdown: our figure, that of grpc.aio, and the ratio."""
-    ours, other = best_of_ours(result), "grpc.aio"
-    lines: list[tuple[str, ...]] = [("work", "this runtime", other, "ratio")]
+    """Return six rows as Markdown: our figure, and those of other systems with our ratio to each in brackets."""
+    ours = best_of_ours(result)
+    columns = {
+        name: peers
+        for name, peers in SHORT_COLUMNS.items()
+        if any(figure(result, row, peer) for row in SHORT for peer in peers)
+    }
+    lines: list[tuple[str, ...]] = [("work", "this runtime", *columns)]
     for row in SHORT:
-        ratio = with_range(over(result, row, ours, other))
-        lines.append((row.text, number(figure(result, row, ours)), number(figure(result, row, other)), ratio))
-    return markdown(lines)
+        cells = []
+        for peers in columns.values():
+            found = {peer: each for peer in peers if (each := figure(result, row, peer))}
+            peer = _better(found, row) if found else ""
+            cells.append(f"{number(found[peer])} ({number(over(result, row, ours, peer))})" if found else "–")
+        lines.append((row.text, number(figure(result, row, ours)), *cells))
+    machine, build = result["machine"], "compiled build" if ours == COMPILED else "pure Python"
+    command = COMMANDS[FOREIGN.name if len(columns) > 1 else LATEST.name]
+    told = f"{build}, {machine['python']}, {machine['cores']} cores, {machine['cpu']}"
+    return f"{markdown(lines)}\n`{command}`, {result['started'][:10]}: {told}.\n"
 
 
 def written(page: str, content: str) -> str:
@@ -298,7 +328,7 @@ def main() -> None:
     if not arguments.write:
         print(render(result), end="")
         return
-    for path, content in ((PAGE, render_page()), (README, render_short(read_result(LATEST)))):
+    for path, content in ((PAGE, render_page()), (README, render_short(read_result(short_file())))):
         path.write_text(written(path.read_text(encoding="utf-8"), content), encoding="utf-8")
 
 

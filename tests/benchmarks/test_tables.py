@@ -64,7 +64,24 @@ def test_compiled_build_has_a_column_and_the_ratios():
     text = render(result(rounds))
     assert cells(text, "work")[1:3] == ["ours", "ours, compiled"]
     assert cells(text, "1 call")[-1] == "0.10"
-    assert cells(render_short(result(rounds)), "one call") == ["one call at a time: median, µs", "60.0", "600", "0.10"]
+    text = render_short(result(rounds))
+    assert cells(text, "one call") == ["one call at a time: median, µs", "60.0", "600 (0.10)"]
+    assert "`make bench`, 2026-11-29: compiled build, CPython 3.11, 2 cores, a CPU." in text
+
+
+def test_readme_shows_the_better_path_of_each_other_system():
+    rates = (("ours", 90.0), ("Dynamo", 3.0), ("Dynamo, pushed", 4.5), ("nats-py", 30.0))
+    rounds: Rounds = {"concurrent": {name: rounds_of(per_s=[rate]) for name, rate in rates}}
+    rounds["alone"] = {
+        "ours": rounds_of(p50_us=[80.0]),
+        "Dynamo": rounds_of(p50_us=[800.0]),
+        "Dynamo, pushed": rounds_of(p50_us=[900.0]),
+    }
+    text = render_short(result(rounds))
+    assert cells(text, "work") == ["work", "this runtime", "Dynamo", "nats-py"]
+    assert cells(text, "64 calls")[1:] == ["90.0", "4.50 (20.0)", "30.0 (3.00)"]
+    assert cells(text, "one call")[1:] == ["80.0", "800 (0.10)", "–"]
+    assert "`make bench-peers`" in text
 
 
 def test_table_says_where_it_was_measured_and_how_python_was_built():

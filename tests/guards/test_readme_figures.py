@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.rounds import RESULTS, read_result, summarise
-from benchmarks.table import LATEST, PAGE, README, render_page, render_short, written
+from benchmarks.table import PAGE, README, render_page, render_short, short_file, written
 
 
 @pytest.mark.parametrize("path", [README, PAGE], ids=["README", "page"])
 def test_page_shows_the_committed_result(path):
-    content = render_short(read_result(LATEST)) if path == README else render_page()
+    content = render_short(read_result(short_file())) if path == README else render_page()
     page = path.read_text(encoding="utf-8")
     assert page == written(page, content), "run `python -m benchmarks.table --write`"
 
