@@ -138,9 +138,9 @@ class Connection:
         client, decoder = target.client, target.decoder
         chooses = client.policy_of(policy)
         if hedge_after_s is not None:
-            return await client.hedged("Connection.call", request, chooses, decoder, True, hedge_after_s, **options)
+            return await client.hedged("Connection.call", request, chooses, decoder, True, hedge_after_s, options)
         return await answer(
-            client.start("Connection.call", request, chooses, False, True, None, decoder, True, **options)
+            client.start("Connection.call", request, chooses, False, True, options, None, decoder, True)
         )
 
     @overload
@@ -183,7 +183,7 @@ class Connection:
         client = target.client
         chooses = client.policy_of(policy)
         return ItemStream(
-            client.start("Connection.stream", request, chooses, False, False, None, target.decoder, True, **options)
+            client.start("Connection.stream", request, chooses, False, False, options, None, target.decoder, True)
         )
 
     def _any(self, endpoint: Contract[Any, Any] | str) -> Target:
@@ -229,7 +229,7 @@ class Connection:
             options["priority"] = options.get("priority", serving.priority)
         policy = options.pop("policy", None)
         chooses = target.client.policy_of(policy)
-        call = target.client.start("Connection.send", request, chooses, False, False, None, None, True, **options)
+        call = target.client.start("Connection.send", request, chooses, False, False, options, None, None, True)
         await accepted(call)
         self.runtime.finish_first(discard(call))
 

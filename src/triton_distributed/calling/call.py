@@ -9,6 +9,7 @@ from typing import Any
 
 from triton_distributed.annotated import Annotated
 from triton_distributed.calling.attempts import AttemptEnd, Attempts, disowned, end_of, in_words, refusal, reported
+from triton_distributed.calling.conditions import UNCONDITIONAL, Conditions
 from triton_distributed.calling.failover import (
     Delivered,
     Ending,
@@ -43,7 +44,7 @@ from triton_distributed.calling.state import (
     UNREAD,
     WHOLE,
 )  # fmt: skip
-from triton_distributed.context import AwaitedRequest, Context
+from triton_distributed.context import AwaitedRequest
 from triton_distributed.errors import (
     DecodeError,
     InvalidRequest,
@@ -87,19 +88,16 @@ class Call:
         request_stream: the further requests of a caller that streams them.
         policy: chooses the instance.
         annotated: items are returned as `Annotated`.
-        context: the call is cancelled with this context.
-        timeout_s: seconds for the whole call.
-        deadline: the end of that time, on the loop's clock.
-        metadata: the request's metadata, encoded.
-        request_id: the id that the caller chose, if any.
-        idempotent: a second handler may run the request.
         unary: the caller sees the answer only when it is complete.
-        resumption: the position of the stream, if another instance may continue it.
+        conditions: the options of the call, and what it inherits.
         decoder: decodes items to their declared type; None for plain values.
         waits: the call waits for a first instance.
 
     Attributes:
         state: one of the states in `calling.state`.
+        deadline: the end of the call's time, on the loop's clock; None without a limit.
+        metadata: the metadata of the next request, encoded.
+        resumption: the position of the stream, if another instance may continue it.
         stream: the stream to the instance; None while none is open.
         instance: the latest instance to which a stream was opened.
         attempts: the failed attempts; None before the first failure.
@@ -112,10 +110,10 @@ class Call:
     """
 
     __slots__ = (
-        "_annotated", "_broken", "_chosen", "_context", "_instances", "_placing", "_reason", "_request_id", "_timer",
-        "_unsent_reader", "_waits", "attempts", "body", "deadline", "decoder", "error", "idempotent", "instance",
-        "items", "metadata", "policy", "reading", "received", "request", "request_stream", "resumption",
-        "sending", "services", "state", "stopping", "stream", "timeout_s", "unary",
+        "_annotated", "_broken", "_chosen", "_conditions", "_instances", "_placing", "_reason", "_timer",
+        "_unsent_reader", "_waits", "attempts", "body", "deadline", "decoder", "error", "instance", "items",
+        "metadata", "policy", "reading", "received", "request", "request_stream", "resumption", "sending",
+        "services", "state", "stopping", "stream", "unary",
     )  # fmt: skip
 
     def __init__(
@@ -126,14 +124,8 @@ class Call:
         request_stream: AsyncIterator[Any] | None,
         policy: Policy,
         annotated: bool,
-        context: Context | None,
-        timeout_s: float | None,
-        deadline: float | None,
-        metadata: bytes,
-        request_id: str | None,
-        idempotent: bool,
         unary: bool,
-        resumption: Resumption | None,
+        conditions: Conditions,
         decoder: ItemDecoder | None = None,
         waits: bool = False,
     ) -> None:
@@ -143,14 +135,9 @@ class Call:
         self.request_stream = request_stream
         self.policy = policy
         self._annotated = annotated
-        self._context = context
-        self.timeout_s = timeout_s
-        self.deadline = deadline
-        self.metadata = metadata
-        self._request_id = request_id
-        self.idempotent = idempotent
         self.unary = unary
-        self.resumption = resumption
+        self._conditions = conditions
+        self.metadata = conditions.metadata
         self.decoder = decoder
         self._waits = waits
         self.state: int = NEW
@@ -167,12 +154,19 @@ class Call:
         self.error: BaseException | None = None
         self._reason: str = ""  # The reason in the StreamClosed of later readers.
         self._unsent_reader: asyncio.Future[None] | None = None  # A reader that waits for a stream to be opened.
+        self.deadline: float | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self.resumption: Resumption | None = None
         services.stats.inflight += 1
-        if deadline is not None:
-            self._timer = services.loop.call_at(deadline, self._expire)
-        if context is not None:
-            context.attach(self)
+        if conditions is UNCONDITIONAL:
+            return
+        if conditions.timeout_s is not None:
+            self.deadline = services.loop.time() + conditions.timeout_s
+            self._timer = services.loop.call_at(self.deadline, self._expire)
+        if conditions.resume:
+            self.resumption = Resumption(services.retries, services.loop.time())
+        if conditions.context is not None:
+            conditions.context.attach(self)
 
     # Sending the request.
 
@@ -299,7 +293,7 @@ class Call:
         if self.attempts is not None and not (resumption is not None and (advanced or unread)):
             tried |= self.attempts.tried
         streams = self.request_stream is not None
-        terms = Terms(self.idempotent, self.unary, resumption is not None, streams, self.stopping)
+        terms = Terms(self._conditions.idempotent, self.unary, resumption is not None, streams, self.stopping)
         delivered = Delivered(self.received > 0, unread, advanced)
         means = Remaining(
             attempts_left=len(tried) <= services.retries,
@@ -332,7 +326,7 @@ class Call:
             self.fail(incomplete, Outcome.LOST)
             return
         if kind is Error.REPORTED:
-            found = reported(how, target, instance.id, self.request_id, self.timeout_s)
+            found = reported(how, target, instance.id, self.request_id, self._conditions.timeout_s)
             error, outcome = found or (incomplete, Outcome.LOST)
             # A later attempt had only part of the time.
             late = outcome is Outcome.DEADLINE and self.attempts is None
@@ -441,8 +435,8 @@ class Call:
         stats.ended[outcome] += 1
         if self._timer is not None:
             self._timer.cancel()
-        if self._context is not None:
-            self._context.detach(self)
+        if self._conditions.context is not None:
+            self._conditions.context.detach(self)
         self.request = None
 
     def _expire(self) -> None:
@@ -453,7 +447,7 @@ class Call:
             self.stream.abort(f.CANCEL)
             if self.instance is not None and self.attempts is None:  # A later attempt had only part of the time.
                 services.ejector.failed(self.instance.id, began=_began(self))
-        self.fail(*services.expired(self.attempts, self._chosen, self._waits, self.timeout_s or 0.0))
+        self.fail(*services.expired(self.attempts, self._chosen, self._waits, self._conditions.timeout_s or 0.0))
 
     def cancel(self) -> None:
         """Cancel the handler and drop unread items. Present and later readers get CancelledError."""
@@ -570,8 +564,8 @@ class Call:
     @property
     def request_id(self) -> str:
         """The request's id, as the handler sees it; empty before the request was sent."""
-        if self._request_id is not None:
-            return self._request_id
+        if self._conditions.context is not None:
+            return self._conditions.context.id()
         return "" if self.stream is None else f"{self.stream.connection.hello.nonce:x}-{self.stream.id:x}"
 
     def waits_for(self) -> AwaitedRequest | None:
@@ -593,4 +587,5 @@ def _follow(call: Call, how: AttemptEnd) -> None:
 
 def _began(call: Call) -> float | None:
     """When the call began, on the loop's clock; None without a deadline."""
-    return None if call.deadline is None or call.timeout_s is None else call.deadline - call.timeout_s
+    timeout_s = call._conditions.timeout_s
+    return None if call.deadline is None or timeout_s is None else call.deadline - timeout_s

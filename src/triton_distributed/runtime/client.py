@@ -11,13 +11,13 @@ from typing import Any, Literal, Unpack, overload
 from triton_distributed.annotated import Annotated
 from triton_distributed.calling.call import Call
 from triton_distributed.calling.candidates import Candidates
+from triton_distributed.calling.conditions import UNCONDITIONAL
 from triton_distributed.calling.hedge import AnotherInstance, first_answer
 from triton_distributed.calling.items import ItemDecoder
 from triton_distributed.calling.response_stream import ResponseStream
-from triton_distributed.calling.resume import Resumption
 from triton_distributed.calling.services import Limit, Services
 from triton_distributed.calling.unary import answer
-from triton_distributed.context import Context, current
+from triton_distributed.context import current
 from triton_distributed.errors import TooFewInstances
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.observe import OutlierStats, Stats
@@ -32,26 +32,15 @@ from triton_distributed.routing.policies import (
     WithMetadata,
     policy_named,
 )
+from triton_distributed.runtime.conditions import conditions_of, seconds
 from triton_distributed.runtime.instances import InstanceStatus, of_candidates
-from triton_distributed.runtime.metadata import inherited, sent, visible
-from triton_distributed.runtime.options import CallOptions, unexpected
+from triton_distributed.runtime.metadata import visible
+from triton_distributed.runtime.options import CallOptions
 from triton_distributed.system import placed
 from triton_distributed.transport.pool import SessionPool
 
 # Types that are never streams of requests. Checking the abstract class takes longer than encoding a small request.
 _NO_STREAMS = frozenset({type(None), bool, int, float, str, bytes, list, dict, tuple})
-
-
-_PARAMETERS = {
-    "Client.call": ("policy", "hedge_after_s"),
-    "Connection.call": ("policy", "hedge_after_s"),
-    "Connection.stream": ("policy",),
-    "Connection.send": ("policy",),
-    "Client.random": ("annotated",),
-    "Client.round_robin": ("annotated",),
-    "Client.direct": ("annotated",),
-}
-"""The options of public methods besides `CallOptions`; of the others, they are `policy` and `annotated`."""
 
 
 class Client:
@@ -117,8 +106,8 @@ class Client:
         **options: Unpack[CallOptions],
     ) -> ResponseStream[Any]:
         """Call an instance chosen by the client's policy, or by `policy`: a name or a function, as for `client()`."""
-        chooses = self.policy_of(policy)
-        return ResponseStream(self.start("Client.generate", request, chooses, bool(annotated), False, **options))
+        chooses = self._policy if policy is None else self.policy_of(policy)
+        return ResponseStream(self.start("Client.generate", request, chooses, bool(annotated), False, options))
 
     @overload
     def round_robin(
@@ -135,7 +124,7 @@ class Client:
     ) -> ResponseStream[Any]:
         """Call the instances in turn."""
         return ResponseStream(
-            self.start("Client.round_robin", request, self._round_robin, bool(annotated), False, **options)
+            self.start("Client.round_robin", request, self._round_robin, bool(annotated), False, options)
         )
 
     @overload
@@ -150,7 +139,7 @@ class Client:
         self, request: Any, annotated: bool | None = True, **options: Unpack[CallOptions]
     ) -> ResponseStream[Any]:
         """Call an instance chosen at random."""
-        return ResponseStream(self.start("Client.random", request, self._random, bool(annotated), False, **options))
+        return ResponseStream(self.start("Client.random", request, self._random, bool(annotated), False, options))
 
     @overload
     def direct(
@@ -167,7 +156,7 @@ class Client:
     ) -> ResponseStream[Any]:
         """Call the instance with this id."""
         chooses = Direct(int(instance_id), self.candidates.name.path, self._known)
-        return ResponseStream(self.start("Client.direct", request, chooses, bool(annotated), False, **options))
+        return ResponseStream(self.start("Client.direct", request, chooses, bool(annotated), False, options))
 
     async def call(
         self,
@@ -193,8 +182,8 @@ class Client:
         """
         chooses = self.policy_of(policy)
         if hedge_after_s is not None:
-            return await self.hedged("Client.call", request, chooses, None, False, hedge_after_s, **options)
-        return await answer(self.start("Client.call", request, chooses, False, True, **options))
+            return await self.hedged("Client.call", request, chooses, None, False, hedge_after_s, options)
+        return await answer(self.start("Client.call", request, chooses, False, True, options))
 
     async def hedged(
         self,
@@ -204,22 +193,22 @@ class Client:
         decoder: ItemDecoder | None,
         waits: bool,
         hedge_after_s: float,
-        **options: Unpack[CallOptions],
+        options: Mapping[str, Any],
     ) -> Any:
         """Call, and call a second instance if there is no answer within `hedge_after_s` seconds; see `call`."""
-        hedge_after_s = _seconds(hedge_after_s, "hedge_after_s", "no second attempt")
+        hedge_after_s = seconds(hedge_after_s, "hedge_after_s", "no second attempt")
         if not options.get("idempotent"):
             raise ValueError("hedge_after_s= may run two handlers: pass idempotent=True if that does no harm")
         if request.__class__ not in _NO_STREAMS and isinstance(request, AsyncIterable):
             raise ValueError("hedge_after_s=: a streamed request cannot be sent a second time")
-        call = self.start(operation, request, policy, False, True, None, decoder, waits, **options)
+        call = self.start(operation, request, policy, False, True, options, None, decoder, waits)
 
         def second() -> Call | None:
             if call.stopping or len(self.candidates.instances) < 2 or not self._services.take_retry():
                 return None
             # The body is the encoded request of the first attempt; `request` may have changed since.
             other = AnotherInstance(call.policy, call)
-            return self.start(operation, request, other, False, True, call.body, decoder, False, **options)
+            return self.start(operation, request, other, False, True, options, call.body, decoder)
 
         return await first_answer(call, hedge_after_s, second, answer)
 
@@ -245,17 +234,10 @@ class Client:
         policy: Policy,
         annotated: bool,
         unary: bool,
+        options: Mapping[str, Any],
         encoded: bytes | Message | None = None,
         decoder: ItemDecoder | None = None,
         waits: bool = False,
-        /,
-        context: Context | None = None,
-        timeout: float | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        idempotent: bool = False,
-        priority: int | None = None,
-        resume: bool = False,
-        **unknown: object,
     ) -> Call:
         """Start a call: the one entry of all public methods, of this class and of the native API.
 
@@ -264,77 +246,38 @@ class Client:
             request: the request.
             policy: chooses the instance.
             annotated, unary, decoder, waits: see `Call`.
+            options: the options, as the caller gave them.
             encoded: the encoded request, if it was encoded before.
-            context: this and the other options are described at `CallOptions`.
 
         Raises:
             TypeError: there is no such option; and all errors listed at `Client`.
         """
-        if unknown:
-            raise self._unexpected(operation, unknown)
         services = self._services
-        loop = services.loop
-        if services.core.unusable or _running_loop() is not loop:
+        if services.core.unusable or _running_loop() is not services.loop:
             services.core.check("a call")
-        if timeout is not None:
-            timeout = _seconds(timeout)
-        if priority is not None and type(priority) is not int:
-            raise TypeError(f"priority={priority!r}: must be a whole number")
         request_stream: AsyncIterator[Any] | None = None
         body: bytes | Message
         if encoded is not None:
             body = encoded
         elif request.__class__ not in _NO_STREAMS and isinstance(request, AsyncIterable):
-            if resume:
+            if options.get("resume"):
                 raise ValueError("resume=True: a streamed request cannot be sent a second time")
             request_stream, body = aiter(request), b""
         else:
             body = encode(request, "request")
-            if not unary and isinstance(body, Message):
+            if isinstance(body, Message) and not unary:
                 body = body.owned(placed.find)
-        parent = context
-        serving = current.get()
-        if serving is None or serving.over or (context is not None and context.independent):
-            serving = None
-            extra = sent(context, metadata, priority, None) if context is not None or metadata or priority else b""
-        else:
-            if context is None and not metadata and priority is None:
-                extra = inherited(serving)
-            else:
-                extra = sent(context, metadata, serving.priority if priority is None else priority, serving)
-            if context is None:
-                parent = serving
-            if serving.calls_deadline is not None:
-                left = max(0.0, serving.calls_deadline - loop.time())
-                timeout = left if timeout is None or left < timeout else timeout
-        if isinstance(policy, WithMetadata):
-            policy = policy.of_call(visible(context, metadata, serving))
-        call = Call(
-            services,
-            request,
-            body,
-            request_stream,
-            policy,
-            annotated,
-            parent,
-            timeout,
-            None if timeout is None else loop.time() + timeout,
-            extra,
-            None if parent is None else parent.id(),
-            idempotent,
-            unary,
-            Resumption(services.retries, loop.time()) if resume else None,
-            decoder,
-            waits,
-        )
+        conditions, serving = UNCONDITIONAL, current.get()
+        if options or serving is not None:
+            context = options.get("context")
+            if serving is not None and (serving.over or (context is not None and context.independent)):
+                serving = None
+            conditions = conditions_of(operation, options, serving, services.loop)
+            if isinstance(policy, WithMetadata):
+                policy = policy.of_call(visible(context, options.get("metadata"), serving))
+        call = Call(services, request, body, request_stream, policy, annotated, unary, conditions, decoder, waits)
         call.start()
         return call
-
-    @staticmethod
-    def _unexpected(operation: str, unknown: Mapping[str, object]) -> TypeError:
-        known = {*CallOptions.__annotations__, *_PARAMETERS.get(operation, ("policy", "annotated"))}
-        note = "call() always returns the plain value" if (operation, "annotated") == ("Client.call", *unknown) else ""
-        return unexpected(operation, unknown, known, note)
 
     def endpoint_ids(self) -> list[int]:
         """The ids of the present instances."""
@@ -370,7 +313,7 @@ class Client:
         if type(count) is not int or count < 1:
             raise ValueError(f"count={count!r}: must be a whole number of at least 1")
         if timeout is not None:
-            timeout = _seconds(timeout)
+            timeout = seconds(timeout)
         self._services.core.check("wait_for_instances")
         loop = self._services.loop
         if len(ids := self.endpoint_ids()) >= count:
@@ -440,10 +383,3 @@ class Client:
         return (
             f"<Client of {self.candidates.name}, {len(self.candidates.table.instances)} instances{out}, {self.stats!r}>"
         )
-
-
-def _seconds(timeout: object, name: str = "timeout", none: str = "no limit") -> float:
-    """A call's timeout, checked. A value at or below 0 is valid and has expired: remaining time may be such a value."""
-    if not isinstance(timeout, (int, float)) or timeout != timeout:
-        raise ValueError(f"{name}={timeout!r}: must be a number of seconds, or None for {none}")
-    return timeout

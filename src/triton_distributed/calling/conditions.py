@@ -1,0 +1,37 @@
+"""The conditions of a call: its options, checked, with what it inherits from the request whose handler makes it."""
+
+from __future__ import annotations
+
+from triton_distributed.context import Context
+
+
+class Conditions:
+    """The conditions of one call.
+
+    Args:
+        context: the call is cancelled with this context; None for a call that ends by itself.
+        timeout_s: seconds for the whole call; None for no limit.
+        metadata: the request's metadata, encoded.
+        idempotent: a second handler may run the request.
+        resume: another instance may continue the stream.
+    """
+
+    __slots__ = ("context", "idempotent", "metadata", "resume", "timeout_s")
+
+    def __init__(
+        self,
+        context: Context | None = None,
+        timeout_s: float | None = None,
+        metadata: bytes = b"",
+        idempotent: bool = False,
+        resume: bool = False,
+    ) -> None:
+        self.context = context
+        self.timeout_s = timeout_s
+        self.metadata = metadata
+        self.idempotent = idempotent
+        self.resume = resume
+
+
+UNCONDITIONAL = Conditions()
+"""The conditions of a call without options outside of handlers."""
