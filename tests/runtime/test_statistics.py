@@ -111,7 +111,9 @@ async def test_sessions_with_their_streams_and_windows(cluster: Cluster) -> None
     for session in (dialled, accepted):
         assert (session.phase, session.streams, session.blocked) == ("open", 1, 0)
         assert not session.silent
-        assert 0 < session.window_bytes < session.window_limit_bytes == caller.config.session_window_bytes
+        assert session.window_bytes < session.window_limit_bytes == caller.config.session_window_bytes
+    assert dialled.window_bytes
+    assert not accepted.window_bytes, "the request has come whole"
     held.clean.set()
     del stream
     await until(lambda: not caller.statistics().sessions[0].window_bytes)

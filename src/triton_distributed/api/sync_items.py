@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from triton_distributed.api.sync_context import Relay
 from triton_distributed.api.sync_loop import SyncLoop
 from triton_distributed.calling.call import Call
-from triton_distributed.calling.item_stream import ItemStream, next_message
+from triton_distributed.calling.item_stream import ItemStream, Reading, next_message
 from triton_distributed.errors import DecodeError
 
 ItemT = TypeVar("ItemT", covariant=True)
@@ -43,7 +43,8 @@ class SyncItemStream(Generic[ItemT]):
         self._ready: deque[ItemT] = deque()  # Items that the loop has handed over.
 
     def __iter__(self) -> Iterator[ItemT]:
-        return self._read(self._stream.__aiter__())
+        self._stream.check_unread()
+        return self._read(Reading(self._stream._call, True))
 
     def _read(self, reading: object) -> Iterator[ItemT]:
         """Yield the items. Dropping this generator drops `reading`, which cancels the handler."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from asyncio import _get_running_loop as _running_loop
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
@@ -187,8 +186,8 @@ class Call:
         except (Exception, asyncio.CancelledError) as error:  # A user's policy raised, or `direct` has an unknown id.
             self.fail(error, Outcome.UNREACHABLE)
             return
-        session = services.pool.get(instance.addresses)
-        if session is None or session.paused or session.full or _FIXED + len(metadata) + len(body) > f.SMALL:
+        session, size = services.pool.get(instance.addresses), _FIXED + len(metadata) + len(body)
+        if session is None or session.paused or len(session.streams) >= session.max_streams or size > f.SMALL:
             self._place_later(instance)
             return
         timeout = _INFINITE if self.deadline is None else self.deadline - services.loop.time()
@@ -497,8 +496,6 @@ class Call:
             WrongLoop: the reader runs in another thread or event loop than the call's own.
             Exception: the error that ended the call.
         """
-        if _running_loop() is not self.services.loop:
-            self.services.check_loop("reading a stream")
         stream = self.stream
         if stream is not None and stream.inbox:
             message = stream.inbox.popleft()

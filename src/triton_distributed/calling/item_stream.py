@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from asyncio import _get_running_loop as _running_loop
 from typing import TYPE_CHECKING, Any, Generic, Self
 
 from triton_distributed.calling.accepted import accepted
@@ -76,8 +77,11 @@ class ItemStream(Generic[T_co]):
         self._call.leave("its `async with` was left, which cancels the handler")
 
     def __aiter__(self) -> Reading[T_co]:
+        call = self._call
+        if _running_loop() is not call.services.loop:
+            call.services.check_loop("reading a stream")
         self.check_unread()
-        return Reading(self._call, True)
+        return Reading(call, True)
 
     async def __anext__(self) -> T_co:
         call = self._call
@@ -143,7 +147,7 @@ class Reading(Generic[T_co]):
 
     __slots__ = ("_call", "_guest", "_keeps_none")
 
-    def __init__(self, call: Call, keeps_none: bool = False) -> None:
+    def __init__(self, call: Call, keeps_none: bool) -> None:
         self._call = call
         self._keeps_none = keeps_none  # None is a value, and not an item without data.
         self._guest = False  # Another task was reading the call before, and keeps it.
@@ -181,6 +185,7 @@ async def next_message(call: Call) -> None:
     Raises:
         TritonError: as `Call.take` raises it.
     """
+    call.services.check_loop("reading a stream")
     while not call.take():
         try:
             await call.pending()

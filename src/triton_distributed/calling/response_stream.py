@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from asyncio import _get_running_loop as _running_loop
 from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any, Self
@@ -47,7 +48,7 @@ class ResponseStream(ItemStream[T_co]):
     __slots__ = ("_callbacks", "_read")
 
     def __init__(self, call: Call) -> None:
-        super().__init__(call)
+        self._call = call
         self._read = False
         self._callbacks: list[tuple[Callable[[Any], object], Callable[[object], None]]] | None = None
 
@@ -79,9 +80,11 @@ class ResponseStream(ItemStream[T_co]):
         return self
 
     def __aiter__(self) -> Reading[T_co]:
+        call = self._call
+        if _running_loop() is not call.services.loop:
+            call.services.check_loop("reading a stream")
         self.check_unread()
-        self._read = True
-        return Reading(self._call)
+        return Reading(call, False)
 
     async def __anext__(self) -> T_co:
         self._read = True

@@ -28,7 +28,7 @@ from triton_distributed.serving.state import ANNOUNCED, CLEANING, OVER, RUNNING,
 from triton_distributed.transport.stream import Stream
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import Body, Memory
-from triton_distributed.wire.states import CLOSED
+from triton_distributed.wire.states import CLOSED, RECEIVED
 
 logger = logging.getLogger("triton_distributed.runtime")
 
@@ -218,7 +218,9 @@ class ServedRequest:
                 self._check_not_stopped()
                 request = RequestStream(stream, self.context.id, body, buffers, self._decode, self._split)
             else:
-                request = self._request(body, buffers)
+                if stream.state < RECEIVED or not len(body):
+                    raise self._unfit()
+                request = self._decode(body, buffers)
             stream.begun = True
             if stream.asked:
                 stream.tell_begun()
@@ -275,16 +277,14 @@ class ServedRequest:
             self.over()
             host.gate.ended(self)
 
-    def _request(self, body: Body, buffers: list[Memory] | None) -> Any:
-        handler = self._host.handler
-        if not self.stream.finished or not len(body):
-            # This caller streams its requests. That holds even if all of them have arrived.
-            self._check_not_stopped()
-            self._invalid = InvalidRequest(
-                "", f"handler {handler.name} takes one request; annotate its parameter as AsyncIterator[…] for a stream"
-            )
-            raise self._invalid
-        return self._decode(body, buffers)
+    def _unfit(self) -> InvalidRequest:
+        """The error of a caller that streams its requests to a handler of one. All of them may have arrived."""
+        self._check_not_stopped()
+        name = self._host.handler.name
+        self._invalid = error = InvalidRequest(
+            "", f"handler {name} takes one request; annotate its parameter as AsyncIterator[…] for a stream"
+        )
+        return error
 
     def _check_not_stopped(self) -> None:
         """Raise CancelledError if the caller has stopped the request of a handler that could not notice it."""

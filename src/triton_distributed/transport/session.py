@@ -70,6 +70,7 @@ class Session(asyncio.Protocol):
     Attributes:
         connection: the session's protocol, without I/O.
         streams: its open streams by id.
+        max_streams: the peer's limit of open streams; 0 before its hello.
         phase: the phase of its life.
         lost: why it was lost; None in every phase but `LOST`.
         paused: the kernel accepts no output for now; output waits in `out` and in the streams.
@@ -125,6 +126,7 @@ class Session(asyncio.Protocol):
         self.refused: str | None = None
         self.ready: asyncio.Future[None] = loop.create_future()  # done when the hellos are exchanged
         self.send_limit = hello.max_message
+        self.max_streams = 0
         self._dialled = on_request is None
         self._on_lost = on_lost
         self._hello_timeout_s, self._host_timeout_s = hello_timeout_s, host_timeout_s
@@ -146,7 +148,7 @@ class Session(asyncio.Protocol):
     @property
     def full(self) -> bool:
         """Whether the peer's limit of open streams is reached."""
-        return self.connection.peer is not None and len(self.streams) >= self.connection.peer.max_streams
+        return len(self.streams) >= self.max_streams
 
     # asyncio.Protocol
 
@@ -416,6 +418,7 @@ class Session(asyncio.Protocol):
         self.send_limit = min(self.send_limit, peer.max_message)
         if self.memory is not None:
             self.memory.begin(self._transport)
+        self.max_streams = peer.max_streams
         if not self.ready.done():
             self.ready.set_result(None)
 

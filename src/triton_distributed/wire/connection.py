@@ -321,7 +321,7 @@ class Connection(Generic[S]):
         """Drop a closed stream."""
         if stream.counted:
             stream.let_go()
-        if self.streams.pop(stream.id, None) is not None:
+        if self.streams.pop(stream.id, None) is not None and stream.window:
             self._budget.release(stream.window)
 
     def announced(self, size: int) -> bool:
@@ -422,8 +422,12 @@ class Connection(Generic[S]):
         if number <= self._last_accepted:
             raise RemoteProtocolError(f"stream {number} was opened twice or out of order")
         self._last_accepted = number
-        stream = self._stream_type(self, number, 0, self._budget.reserve())
-        stream.state = RECEIVED if flags & f.END else OPEN
+        if flags & f.END:  # Nothing follows, so it needs no window.
+            stream = self._stream_type(self, number, 0, 0)
+            stream.state = RECEIVED
+        else:
+            stream = self._stream_type(self, number, 0, self._budget.reserve())
+            stream.state = OPEN
         self.streams[number] = stream
         number_open = len(self.streams)
         self.turn_bytes = TURN_BYTES if number_open <= WHOLE_TURNS else max(SMALLEST_WINDOW, MADE_BYTES // number_open)

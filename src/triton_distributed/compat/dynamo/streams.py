@@ -112,6 +112,7 @@ class AsyncResponseStream:
                     return data
             self._waiting = True
             try:
+                call.services.check_loop("reading a stream")
                 if not call.take():
                     await call.pending()
             except StopAsyncIteration:
