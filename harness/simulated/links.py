@@ -17,9 +17,10 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from harness.simulated.hosts import Host, HostsLoop
+from triton_distributed.system.protocol import StreamProtocol
 from triton_distributed.wire.frames import HEADER, HEADER_BYTES
 
 READ_BYTES = 256 * 1024  # Bytes that are delivered at once, as by a socket.
@@ -35,7 +36,7 @@ class End(asyncio.Transport):
 
     reads_in_place = False
 
-    def __init__(self, link: Link, host: Host, protocol: asyncio.Protocol | None, room: int) -> None:
+    def __init__(self, link: Link, host: Host, protocol: StreamProtocol | None, room: int) -> None:
         super().__init__()
         self.link = link
         self.host = host
@@ -98,14 +99,14 @@ class End(asyncio.Transport):
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         assert self.protocol is not None
-        return self.protocol
+        return cast(asyncio.BaseProtocol, self.protocol)
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return default
 
     # The way of the data.
 
-    def start(self, protocol: asyncio.Protocol) -> None:
+    def start(self, protocol: StreamProtocol) -> None:
         """Connect this end."""
         self.protocol = protocol
         self._soon(self._made)
@@ -306,7 +307,7 @@ class Link:
         loop: HostsLoop,
         rng: random.Random,
         dialler: Host,
-        protocol: asyncio.Protocol,
+        protocol: StreamProtocol,
         acceptor: Host,
         *,
         tcp: bool,

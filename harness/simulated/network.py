@@ -16,9 +16,10 @@ from triton_distributed.discovery.base import Sink
 from triton_distributed.discovery.memory import MemoryDiscovery, MemoryHub
 from triton_distributed.errors import DiscoveryError
 from triton_distributed.names import EndpointName, Instance
+from triton_distributed.system.protocol import StreamProtocol
 from triton_distributed.transport.address import Address
 
-Factory = Callable[[], asyncio.Protocol]
+Factory = Callable[[], StreamProtocol]
 BACKLOG_S = 0.01  # Seconds after which a process without descriptors tries to accept again.
 
 
@@ -50,7 +51,7 @@ class Switch:
         """The names on which a host listens."""
         return [name for name, (listener, _) in self._listening.items() if listener is host]
 
-    def dial(self, host: Host, name: str, protocol: asyncio.Protocol) -> Link:
+    def dial(self, host: Host, name: str, protocol: StreamProtocol) -> Link:
         """Join `protocol` to the listener of `name`.
 
         Raises:
@@ -109,7 +110,7 @@ class HostNetwork:
     def __init__(self, switch: Switch, host: Host) -> None:
         self._switch, self._host = switch, host
 
-    async def connect(self, address: Address, protocol: asyncio.Protocol) -> None:
+    async def connect(self, address: Address, protocol: StreamProtocol) -> None:
         await asyncio.sleep(self._switch.rng.random() * 0.001)
         self._switch.dial(self._host, address.host, protocol)
 

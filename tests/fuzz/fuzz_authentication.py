@@ -10,7 +10,7 @@ from __future__ import annotations
 from triton_distributed.errors import RemoteProtocolError
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.authentication import PROOF_BYTES, REFUSED, Authentication
-from triton_distributed.wire.connection import OVER, Connection
+from triton_distributed.wire.connection import Connection, Shell
 from triton_distributed.wire.hello import Hello, hello_frame, hello_payload
 from triton_distributed.wire.stream import StreamCore
 
@@ -19,20 +19,14 @@ OF_CLIENT, OF_WORKER = b"c" * 32, b"w" * 32
 OPENING = hello_frame(Hello(features=["token"], challenge=OF_CLIENT))
 
 
-class _Worker(Connection[StreamCore]):
+class _Worker(Shell):
     served = 0
 
-    def _requested(self, stream: object, *request: object) -> None:
+    def requested(self, stream: object, *request: object) -> None:
         self.served += 1
 
     def on_goaway(self, code: int, words: str) -> None:
         self.served += 1
-
-    def schedule(self) -> None: ...
-
-    def on_hello(self, peer: Hello) -> None: ...
-
-    def on_pong(self, payload: bytes) -> None: ...
 
 
 def _proof(token: bytes) -> bytes:
@@ -54,16 +48,16 @@ SEEDS = [
 
 
 def _end_of(pieces: list[bytes]) -> tuple[object, ...]:
-    end = _Worker(
-        OVER,
+    worker = _Worker()
+    end = Connection(
+        worker,
         StreamCore,
         Hello(window=65536, max_message=1 << 20),
         65536,
         1 << 20,
         Authentication(TOKEN, OF_WORKER, False),
     )
-    end.shell = end
-    end.on_request = end._requested
+    end.on_request = worker.requested
     words = None
     try:
         for piece in pieces:
@@ -72,13 +66,13 @@ def _end_of(pieces: list[bytes]) -> tuple[object, ...]:
         words = str(error)
     out = end.take_output()
     if end.peer is None:
-        assert (end.served, end.streams, out) == (0, {}, b"")
+        assert (worker.served, end.streams, out) == (0, {}, b"")
         assert words in (None, REFUSED) or "no common protocol version" in words
         assert sum(map(len, end._decoder._parts)) <= f.HEADER_BYTES + f.MAX_HELLO + max(map(len, pieces), default=0)
     else:
         whole = b"".join(pieces)
         assert RIGHT[f.HEADER_BYTES : f.HEADER_BYTES + PROOF_BYTES] in whole
-    return words, end.served, sorted(end.streams), out
+    return words, worker.served, sorted(end.streams), out
 
 
 def one_input(data: bytes) -> None:

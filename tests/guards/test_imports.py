@@ -9,7 +9,7 @@ import pytest
 
 from tests.guards.tree import PACKAGE, Module, imports, modules
 
-VALUES = {"errors", "names", "config", "context", "annotated", "quiet", "redaction"}
+VALUES = {"compiled", "errors", "names", "config", "context", "annotated", "quiet", "redaction"}
 GROUND = {"wire", "payload", "system", "external"}
 SIBLINGS = {"transport", "discovery", "routing", "events", "observe"}
 HALVES = {"calling", "serving"}
@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors", "names", "redaction"},
     "context": {"names"},
     "annotated": set(),
+    "compiled": set(),
     "quiet": set(),
     **dict.fromkeys(GROUND, VALUES),
     **dict.fromkeys(SIBLINGS, VALUES | GROUND),
@@ -132,7 +133,7 @@ def test_there_is_something_to_look_at():
             direction,
             "transport/tcp.py",
             "import triton_distributed.discovery.file.backend",
-            "it may import annotated, config, context, errors, external, names, payload, quiet, redaction, system, transport, wire",
+            "it may import annotated, compiled, config, context, errors, external, names, payload, quiet, redaction, system, transport, wire",
         ),
         (direction, "transport/tcp.py", "from ..routing import policy", "imports triton_distributed.routing.policy"),
         (direction, "wire/__init__.py", "from .. import runtime", "wire imports triton_distributed.runtime"),

@@ -26,6 +26,7 @@ from tests.transport.sessions import (
 from tests.wire.joined import request
 from triton_distributed.transport.fairness import ENDED, FRAMES, READ_BYTES, FairShare
 from triton_distributed.transport.inbound import UNTAKEN
+from triton_distributed.transport.stream import Stream
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.connection import MOST_WAITING_PONGS
 from triton_distributed.wire.hello import Hello
@@ -222,7 +223,7 @@ async def test_a_large_message_waits_its_turn_too():
     assert max(steps) <= READ_BYTES + 2 * f.LARGE_FRAME
 
 
-class Ending:
+class Ending(Stream):
     """In place of a stream that ends with its session."""
 
     def __init__(self, name: str, noted: list[str]) -> None:
@@ -235,8 +236,8 @@ class Ending:
 async def test_handlers_of_several_lost_clients_end_side_by_side():
     noted: list[str] = []
     share = FairShare(asyncio.get_running_loop())
-    share.end([Ending("many", noted) for _ in range(10 * ENDED)])  # type: ignore[misc]
-    share.end([Ending("one", noted)])  # type: ignore[list-item]
+    share.end([Ending("many", noted) for _ in range(10 * ENDED)])
+    share.end([Ending("one", noted)])
     share.end([])
     assert noted == ["many"] * ENDED
     await until(lambda: len(noted) == 10 * ENDED + 1)

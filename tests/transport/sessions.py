@@ -9,7 +9,7 @@ import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -113,7 +113,7 @@ async def half(
         each.setblocking(False)
         each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
     made = session(on_request, **options)
-    await loop.create_connection(lambda: made, sock=here)
+    await loop.create_connection(lambda: cast(Any, made), sock=here)
     try:
         await loop.sock_sendall(there, hello_frame(Hello(window=1 << 30, max_frame=f.LARGE_FRAME)))
         await made.ready

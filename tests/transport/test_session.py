@@ -8,7 +8,7 @@ import gc
 import os
 import socket
 import weakref
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -82,7 +82,7 @@ async def test_no_hello_in_time():
     async with answering(lambda peer: peer.hear()) as address:
         made = session(hello_timeout_s=50 * MS)
         host, port = address.removeprefix("tcp://").split(":")
-        await asyncio.get_running_loop().create_connection(lambda: made, host, int(port))
+        await asyncio.get_running_loop().create_connection(lambda: cast(Any, made), host, int(port))
         with pytest.raises(RemoteProtocolError, match=r"no hello within"):
             await made.ready
         async with asyncio.timeout(PATIENCE_S):

@@ -88,7 +88,7 @@ async def test_calls_over_tls(worker, client, version):
             assert transport.get_extra_info("ssl_object").version() == version.name.replace("_", ".")
             assert transport.get_extra_info("ssl_object").getpeercert()
             assert transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-            assert transport.get_protocol() is each
+            assert id(transport.get_protocol()) == id(each)
         assert service.accepted[0].address.startswith("tcp://127.0.0.1:")
 
 

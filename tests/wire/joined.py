@@ -8,7 +8,7 @@ from typing import Any
 from triton_distributed.errors import RemoteProtocolError
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.authentication import Authentication
-from triton_distributed.wire.connection import Connection
+from triton_distributed.wire.connection import Connection, Shell
 from triton_distributed.wire.decoder import Frame, FrameDecoder
 from triton_distributed.wire.hello import Hello, hello_frame
 from triton_distributed.wire.stream import Link, StreamCore
@@ -37,25 +37,14 @@ class Noted(StreamCore):
         self.told.append("closed")
 
 
-class End(Connection[Noted]):
-    """One end, with what it was told."""
+class Told(Shell):
+    """A shell that notes what it is told."""
 
-    def __init__(
-        self,
-        hello: Hello | None = None,
-        *,
-        window: int = WINDOW,
-        session_window: int = 1 << 26,
-        authentication: Authentication | None = None,
-    ) -> None:
-        super().__init__(self, Noted, hello or Hello(window=window), window, session_window, authentication)
-        self.session_window = session_window
-        self.requests: list[tuple[Any, ...]] = []
+    def __init__(self) -> None:
         self.goaways: list[tuple[int, str]] = []
         self.pongs: list[bytes] = []
         self.hellos: list[Hello] = []
         self.scheduled = 0
-        self.on_request = lambda stream, *request: self.requests.append((stream, *request))
 
     def schedule(self) -> None:
         self.scheduled += 1
@@ -68,6 +57,31 @@ class End(Connection[Noted]):
 
     def on_pong(self, payload: bytes) -> None:
         self.pongs.append(payload)
+
+
+class End(Connection[Noted]):
+    """One end, with what its shell was told."""
+
+    def __init__(
+        self,
+        hello: Hello | None = None,
+        *,
+        window: int = WINDOW,
+        session_window: int = 1 << 26,
+        authentication: Authentication | None = None,
+    ) -> None:
+        told = Told()
+        super().__init__(told, Noted, hello or Hello(window=window), window, session_window, authentication)
+        self.session_window = session_window
+        self.requests: list[tuple[Any, ...]] = []
+        self.told = told
+        self.goaways, self.pongs, self.hellos = told.goaways, told.pongs, told.hellos
+        self.on_request = lambda stream, *request: self.requests.append((stream, *request))
+
+    @property
+    def scheduled(self) -> int:
+        """How often output was announced."""
+        return self.told.scheduled
 
     def take(self, data: bytes, in_place: bool = False) -> None:
         """Receive as the shell does: what belongs into a message under way is written there.

@@ -32,6 +32,7 @@ from typing import Any
 import msgspec
 from msgspec.msgpack import Decoder, Encoder
 
+from triton_distributed.compiled import caused
 from triton_distributed.errors import DecodeError
 from triton_distributed.payload.buffers import bytearray_to_wire, bytes_to_wire, memoryview_to_wire
 from triton_distributed.payload.fields import all_fields, field_names, has_skipped_field, skip_check
@@ -131,7 +132,7 @@ def _encode_found(value: object, body: bytes, what: str) -> bytes | Message:
             return body
         body = _encoder(buffers).encode(changed)
     except Exception as error:  # Properties and hooks of the user's classes may raise anything.
-        raise explain(value, error, what, encode_part) from error
+        raise caused(explain(value, error, what, encode_part), error)
     if not buffers:
         return body
     # msgspec copied all that memory before this search found it. Similar values follow, so search first for a while.
@@ -145,7 +146,7 @@ def _encode_with_buffers(value: object, what: str) -> bytes | Message:
     try:
         body = _encoder(buffers).encode(_replaced(value, buffers))
     except Exception as error:  # Properties and hooks of the user's classes may raise anything.
-        raise explain(value, error, what, encode_part) from error
+        raise caused(explain(value, error, what, encode_part), error)
     if _expected:
         _expected = 16 if buffers else max(0, _expected - 1)
     return Message(body, buffers) if buffers else body
@@ -269,7 +270,7 @@ def decode(
         arrived = Arrived(buffers)
         return msgspec.msgpack.decode(body, ext_hook=lambda code, header: from_wire(code, header, arrived))
     except Exception as error:  # Libraries that restore extensions raise errors of many types.
-        raise unreadable(error) from error
+        raise caused(unreadable(error), error)
 
 
 Own = dict[int, tuple[Any, Callable[[], Any]]]
@@ -295,7 +296,7 @@ def decode_models(
     try:
         return msgspec.msgpack.decode(body, ext_hook=read), own
     except Exception as error:  # As in `decode`.
-        raise unreadable(error) from error
+        raise caused(unreadable(error), error)
 
 
 def unreadable(error: Exception) -> DecodeError:

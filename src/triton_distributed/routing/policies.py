@@ -14,6 +14,7 @@ from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, cast
 
+from triton_distributed.compiled import caused
 from triton_distributed.errors import ConfigError, InstanceNotFound
 from triton_distributed.names import Instance
 from triton_distributed.routing.load import LoadBook
@@ -236,7 +237,7 @@ def _takes_metadata(policy: Callable[..., Instance]) -> bool:
     try:
         signature.bind(None, None, None, **metadata)
     except TypeError as error:
-        raise ConfigError("policy", policy, f"it takes {signature} ({error}); a policy is {_FORM}") from None
+        raise caused(ConfigError("policy", policy, f"it takes {signature} ({error}); a policy is {_FORM}"), None)
     return bool(metadata)
 
 
@@ -260,7 +261,7 @@ def checked(policy: Policy, name: str = "") -> Policy:
         try:
             chosen: object = policy(request, instances, load)
         except Exception as error:  # The user's policy may raise anything.
-            raise ValueError(f"routing policy {name} raised {type(error).__name__}: {error}") from error
+            raise caused(ValueError(f"routing policy {name} raised {type(error).__name__}: {error}"), error)
         if not isinstance(chosen, Instance):
             raise TypeError(f"routing policy {name} returned {chosen!r:.100}, which is not an instance")
         if chosen not in instances:

@@ -88,7 +88,7 @@ class Gate(Generic[R]):
         if self._refusal is not None:
             request.refuse(*self._refusal)
             return
-        slots, streams = self._slots, request.stream.connection.streams
+        slots, streams = self._slots, request.stream.session.connection.streams
         if len(streams) > slots.most - slots.taken:
             request.refuse(RejectCode.OVERLOADED, overloaded(slots.refusal(len(streams))))
             return

@@ -70,7 +70,7 @@ class ServedContext(Context):
 
     def id(self) -> str:
         if self._id is None:
-            peer = self._stream.connection.peer
+            peer = self._stream.session.connection.peer
             self._id = f"{peer.nonce if peer else 0:x}-{self._stream.id:x}"
         return self._id
 

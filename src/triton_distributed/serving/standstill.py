@@ -96,7 +96,7 @@ class Circle:
         requests = {}
         for endpoint in self._endpoints:
             for request in (*endpoint.gate.running, *endpoint.gate.queue.waiting()):
-                peer = request.stream.connection.peer
+                peer = request.stream.session.connection.peer
                 requests[peer.nonce if peer is not None else 0, request.stream.id] = endpoint, request
         for endpoint in self._endpoints:
             for request in endpoint.gate.running:

@@ -14,8 +14,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 from triton_distributed.system.fork import own
+from triton_distributed.system.protocol import StreamProtocol
 
 # `sun_path` holds 108 bytes on Linux and 104 on macOS, including one zero; see unix(7).
 LONGEST_PATH = 107 if sys.platform == "linux" else 103
@@ -86,7 +88,7 @@ def set_buffer(transport: asyncio.BaseTransport, short: bool) -> None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SHORT_BUFFER if short else SOCKET_BUFFER)
 
 
-async def connect(loop: asyncio.AbstractEventLoop, path: str, protocol: asyncio.Protocol) -> None:
+async def connect(loop: asyncio.AbstractEventLoop, path: str, protocol: StreamProtocol) -> None:
     """Join `protocol` to the worker that listens on `path`.
 
     Raises:
@@ -96,7 +98,7 @@ async def connect(loop: asyncio.AbstractEventLoop, path: str, protocol: asyncio.
     try:
         with reachable(Path(path)) as name:
             await loop.sock_connect(sock, name)
-        transport, _ = await loop.create_unix_connection(lambda: protocol, sock=sock)
+        transport, _ = await loop.create_unix_connection(lambda: cast(asyncio.Protocol, protocol), sock=sock)
     except BaseException as error:
         sock.close()
         if isinstance(error, ConnectionRefusedError) and re.fullmatch(_OURS, Path(path).name):

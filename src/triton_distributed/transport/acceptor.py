@@ -13,10 +13,11 @@ import logging
 import socket
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from triton_distributed.quiet import Quiet
 from triton_distributed.system.fork import own
+from triton_distributed.system.protocol import StreamProtocol
 
 logger = logging.getLogger("triton_distributed.transport")
 
@@ -55,7 +56,7 @@ class Acceptor:
         self,
         loop: asyncio.AbstractEventLoop,
         sock: socket.socket,
-        factory: Callable[[bool], asyncio.BaseProtocol],
+        factory: Callable[[bool], StreamProtocol],
         ran_out: Callable[[], None],
     ) -> None:
         self._loop, self._factory, self._ran_out = loop, factory, ran_out
@@ -86,7 +87,7 @@ class Acceptor:
 
     async def _join(self, sock: socket.socket, few: bool) -> None:
         try:
-            await self._loop.connect_accepted_socket(lambda: self._factory(few), sock)
+            await self._loop.connect_accepted_socket(lambda: cast(asyncio.Protocol, self._factory(few)), sock)
         except OSError as error:  # the connection is gone already
             logger.debug("a connection was lost while being accepted: %s", error)
             sock.close()

@@ -13,6 +13,7 @@ import asyncio
 from collections import deque
 from typing import Protocol
 
+from triton_distributed.compiled import mypyc_attr
 from triton_distributed.transport.stream import Stream
 
 # A session may serve this many frames at once while no session waits. A busy client sends about as many, and the first
@@ -36,6 +37,7 @@ class Waiter(Protocol):
         """Serve one quantum of the bytes read."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class FairShare:
     """The sessions of one loop that have read more than they may serve at once.
 

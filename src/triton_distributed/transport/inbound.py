@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Protocol
+from typing import Any
 
+from triton_distributed.compiled import mypyc_attr
 from triton_distributed.errors import RemoteProtocolError
 from triton_distributed.transport.acceptance import Acceptance
 from triton_distributed.transport.bulk_reader import BulkReader
 from triton_distributed.transport.fairness import BUSY_BYTES, FairShare
 from triton_distributed.transport.leftovers import read_remainder
-from triton_distributed.transport.stream import Stream
+from triton_distributed.transport.stream import StreamSession
 from triton_distributed.transport.tls import TlsFailed
 from triton_distributed.wire import frames as f
-from triton_distributed.wire.connection import Connection
 
 logger = logging.getLogger("triton_distributed.transport")
 
@@ -25,30 +25,28 @@ MOST_WAITING = 200_000
 UNTAKEN = 128
 
 
-class Reader(Protocol):
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Reader(StreamSession):
     """What reading needs from its session.
 
     Attributes:
-        connection: processes the bytes.
         heard: something has arrived since the last check of `transport.liveness`.
-        paused: the kernel accepts no output for now.
-        lost: why the session was lost, or None.
-        address: the peer's address, for the log.
         acceptance: handlers that have not begun.
     """
 
-    connection: Connection[Stream]
     heard: bool
-    paused: bool
-    lost: str | None
-    address: str
     acceptance: Acceptance
+
+    def eof_received(self) -> bool | None:
+        return None
 
     def begin_accepted(self) -> None:
         """Begin the handlers that may begin."""
+        raise NotImplementedError
 
     def break_off(self, code: int, words: str) -> None:
         """Send the peer the reason, and close."""
+        raise NotImplementedError
 
 
 class Inbound:

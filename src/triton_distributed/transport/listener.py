@@ -16,6 +16,7 @@ from pathlib import Path
 
 from triton_distributed.errors import BrokerError
 from triton_distributed.quiet import Quiet
+from triton_distributed.system.protocol import StreamProtocol
 from triton_distributed.transport import memory, tcp
 from triton_distributed.transport.acceptor import Acceptor
 from triton_distributed.transport.address import Address
@@ -111,7 +112,7 @@ class Listener:
             raise OSError(error.errno or errno.EADDRNOTAVAIL, f"cannot listen on {address}: {error}") from error
         return address
 
-    def _take(self, sock: socket.socket, accept: Callable[[bool], asyncio.Protocol]) -> Acceptor:
+    def _take(self, sock: socket.socket, accept: Callable[[bool], StreamProtocol]) -> Acceptor:
         return Acceptor(self._loop, sock, accept, self._ran_out)
 
     def reached(self, addresses: tuple[str, ...]) -> tuple[str, ...]:
@@ -148,7 +149,7 @@ class Listener:
             return True
         return False
 
-    def _accept_tcp(self, few_descriptors: bool) -> asyncio.Protocol:
+    def _accept_tcp(self, few_descriptors: bool) -> StreamProtocol:
         session = self._accept(few_descriptors)
         self._liveness.start()  # Other schemes need none: both ends are on one host, or the transport detects the loss.
         return session if self._tls is None else self._tls.accepting(session)

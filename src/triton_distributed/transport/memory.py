@@ -6,7 +6,9 @@ import asyncio
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
+
+from triton_distributed.system.protocol import StreamProtocol
 
 # At most about this many bytes are delivered at once, as with a socket.
 READ_BYTES = 256 * 1024
@@ -19,7 +21,7 @@ class MemoryTransport(asyncio.Transport):
 
     reads_in_place = False
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, protocol: asyncio.Protocol) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, protocol: StreamProtocol) -> None:
         super().__init__()
         self._loop = loop
         self._protocol = protocol
@@ -31,7 +33,7 @@ class MemoryTransport(asyncio.Transport):
 
     @classmethod
     def pair(
-        cls, loop: asyncio.AbstractEventLoop, here: asyncio.Protocol, there: asyncio.Protocol
+        cls, loop: asyncio.AbstractEventLoop, here: StreamProtocol, there: StreamProtocol
     ) -> tuple[MemoryTransport, MemoryTransport]:
         """Connect two protocols to each other; their `connection_made` is called in a later turn of the loop."""
         one, other = cls(loop, here), cls(loop, there)
@@ -109,7 +111,7 @@ class MemoryTransport(asyncio.Transport):
         return self._size
 
     def get_protocol(self) -> asyncio.BaseProtocol:
-        return self._protocol
+        return cast(asyncio.BaseProtocol, self._protocol)
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         raise NotImplementedError("a memory transport keeps its protocol: it does not read in place")
@@ -128,16 +130,16 @@ class MemoryNetwork:
     """Listeners by name, within one event loop."""
 
     def __init__(self) -> None:
-        self._listening: dict[str, Callable[[], asyncio.Protocol]] = {}
+        self._listening: dict[str, Callable[[], StreamProtocol]] = {}
 
-    def listen(self, name: str, factory: Callable[[], asyncio.Protocol]) -> Callable[[], None]:
+    def listen(self, name: str, factory: Callable[[], StreamProtocol]) -> Callable[[], None]:
         """Listen on `name`; the returned function stops that."""
         if name in self._listening:
             raise OSError(f"memory://{name} has a listener already")
         self._listening[name] = factory
         return lambda: self._listening.pop(name, None) and None
 
-    def connect(self, loop: asyncio.AbstractEventLoop, name: str, protocol: asyncio.Protocol) -> None:
+    def connect(self, loop: asyncio.AbstractEventLoop, name: str, protocol: StreamProtocol) -> None:
         """Connect `protocol` to the listener on `name`.
 
         Raises:

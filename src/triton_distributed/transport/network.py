@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from triton_distributed.system.protocol import StreamProtocol
 from triton_distributed.transport.address import Address
 
 
 class Network(Protocol):
     """Serves the addresses of one scheme."""
 
-    async def connect(self, address: Address, protocol: asyncio.Protocol) -> None:
+    async def connect(self, address: Address, protocol: StreamProtocol) -> None:
         """Connect `protocol` to the worker at `address`.
 
         Raises:
             OSError: it cannot be reached.
         """
 
-    async def listen(self, address: Address, factory: Callable[[], asyncio.Protocol]) -> Callable[[], None]:
+    async def listen(self, address: Address, factory: Callable[[], StreamProtocol]) -> Callable[[], None]:
         """Connect each end that dials `address` to a protocol from `factory`; the returned function stops that.
 
         Raises:
@@ -46,10 +46,10 @@ class LazyNetwork:
             self._made = self._make()
         return self._made
 
-    async def connect(self, address: Address, protocol: asyncio.Protocol) -> None:
+    async def connect(self, address: Address, protocol: StreamProtocol) -> None:
         await self._network().connect(address, protocol)
 
-    async def listen(self, address: Address, factory: Callable[[], asyncio.Protocol]) -> Callable[[], None]:
+    async def listen(self, address: Address, factory: Callable[[], StreamProtocol]) -> Callable[[], None]:
         return await self._network().listen(address, factory)
 
     async def close(self) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Any
 
+from triton_distributed.compiled import mypyc_attr
 from triton_distributed.errors import RemoteProtocolError
 from triton_distributed.system.fork import own
 from triton_distributed.system.unix_sockets import set_buffer
@@ -19,7 +20,7 @@ from triton_distributed.transport.acceptance import Acceptance
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.fairness import FairShare
 from triton_distributed.transport.host_loss import host_gone
-from triton_distributed.transport.inbound import Inbound
+from triton_distributed.transport.inbound import Inbound, Reader
 from triton_distributed.transport.liveness import SILENT
 from triton_distributed.transport.shared_memory import SessionMemory
 from triton_distributed.transport.shared_pool import SharedPool
@@ -49,7 +50,8 @@ class Phase(IntEnum):
     LOST = 3  # the connection is gone, and no stream is open
 
 
-class Session(asyncio.Protocol):
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Session(Reader):
     """One end of a session.
 
     Args:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
+from triton_distributed.compiled import mypyc_attr
 from triton_distributed.errors import MessageTooLarge
 from triton_distributed.transport.shared_memory import Loan, SessionMemory
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import Body, fragments, message_bytes
-from triton_distributed.wire.connection import Connection
+from triton_distributed.wire.connection import Connection, Shell
 from triton_distributed.wire.states import CLOSED, RECEIVED
-from triton_distributed.wire.stream import Link, StreamCore, TokenOutbox
+from triton_distributed.wire.stream import StreamCore, paired
 
 
 class Owner(Protocol):
@@ -31,7 +32,8 @@ class Owner(Protocol):
         """Called when the peer asks the handler to finish on its own."""
 
 
-class StreamSession(Protocol):
+@mypyc_attr(allow_interpreted_subclasses=True)
+class StreamSession(Shell):
     """What a stream, its call and its served request need from their session.
 
     Attributes:
@@ -60,23 +62,22 @@ class StreamSession(Protocol):
 
     def accept(self, stream: Stream, begin: Callable[[], None]) -> None:
         """Tell the peer that the handler of `stream` begins, then call `begin`."""
+        raise NotImplementedError
 
     def withdraw(self, stream: Stream) -> None:
         """Drop a handler that has not begun: `stream` was closed early."""
+        raise NotImplementedError
 
     def write_after(self, start: bytes, piece: memoryview) -> None:
         """Write a fragment after the session's waiting frames, without copying it."""
+        raise NotImplementedError
 
     async def resumed(self) -> None:
         """Wait until the kernel accepts output again, or the session is lost or silent."""
+        raise NotImplementedError
 
 
-class SessionConnection(Link, Protocol):
-    """A connection whose shell is a session."""
-
-    shell: StreamSession
-
-
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Stream(StreamCore):
     """One end of a stream, with its waiting reader and writer.
 
@@ -87,11 +88,11 @@ class Stream(StreamCore):
     """
 
     __slots__ = ("_reader", "_writer", "lost", "owner", "session")
-    connection: Connection[Stream]
 
-    def __init__(self, connection: SessionConnection, stream_id: int, credit: int, window: int) -> None:
+    def __init__(self, connection: Connection[Stream], stream_id: int, credit: int, window: int) -> None:
         StreamCore.__init__(self, connection, stream_id, credit, window)
-        self.session = connection.shell
+        shell: Any = connection.shell
+        self.session: StreamSession = shell
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
         self.owner: Owner | None = None
@@ -155,8 +156,8 @@ class Stream(StreamCore):
             ValueError: there are more buffers than a message can hold; nothing was sent.
         """
         session = self.session
-        if self.item_flags and isinstance(self.outbox, TokenOutbox):
-            body = b"".join((self.outbox.pair(), body))
+        if self.item_flags:
+            body = paired(self, body)
             flags |= self.item_flags
         size = message_bytes(len(body), buffers)
         if size > session.send_limit:

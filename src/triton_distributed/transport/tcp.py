@@ -8,8 +8,9 @@ import functools
 import math
 import socket
 import sys
-from typing import Any
+from typing import Any, cast
 
+from triton_distributed.system.protocol import StreamProtocol
 from triton_distributed.transport import host_loss
 
 # This many connections may wait to be accepted; the kernel caps this at net.core.somaxconn.
@@ -47,13 +48,13 @@ def _dual_stack_socket(port: int) -> socket.socket:
     return socket.create_server(("::", port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True)
 
 
-async def connect(loop: asyncio.AbstractEventLoop, host: str, port: int, protocol: asyncio.Protocol) -> None:
+async def connect(loop: asyncio.AbstractEventLoop, host: str, port: int, protocol: StreamProtocol) -> None:
     """Connect `protocol` to the worker at `host` and `port`.
 
     Raises:
         OSError: it cannot be reached.
     """
-    await loop.create_connection(lambda: protocol, host, port)
+    await loop.create_connection(lambda: cast(asyncio.Protocol, protocol), host, port)
 
 
 async def listen(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[socket.socket]:

@@ -14,6 +14,7 @@ import ssl
 from typing import Any
 
 from triton_distributed.external.tls import TlsFiles
+from triton_distributed.system.protocol import StreamProtocol
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.decoder import TLS_STARTS
 
@@ -46,11 +47,11 @@ class SessionTls:
         files.context(server=True)
         files.context(server=False, check_hostname=bool(server_name))
 
-    def accepting(self, protocol: asyncio.Protocol) -> TlsTransport:
+    def accepting(self, protocol: StreamProtocol) -> TlsTransport:
         """Wrap the protocol of an accepted connection."""
         return TlsTransport(protocol, self._files.context(server=True), True, None)
 
-    def dialling(self, protocol: asyncio.Protocol) -> TlsTransport:
+    def dialling(self, protocol: StreamProtocol) -> TlsTransport:
         """Wrap the protocol of a dialled connection."""
         name = self._server_name
         context = self._files.context(server=False, check_hostname=bool(name))
@@ -65,7 +66,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     """
 
     def __init__(
-        self, protocol: asyncio.Protocol, context: ssl.SSLContext, server: bool, server_name: str | None
+        self, protocol: StreamProtocol, context: ssl.SSLContext, server: bool, server_name: str | None
     ) -> None:
         super().__init__()
         self._protocol: Any = protocol
@@ -78,7 +79,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._heard = self._secure = self._closing = False
         self._failure: TlsFailed | None = None
 
-    # asyncio.Protocol, called by the transport below
+    # StreamProtocol, called by the transport below
 
     def connection_made(self, transport: Any) -> None:
         self._plain = transport

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from struct import Struct
 from typing import TypeAlias
 
+from triton_distributed.compiled import caused
 from triton_distributed.errors import RemoteProtocolError
 from triton_distributed.wire.frames import BUFFERS, LENT, MAX_FRAME, MORE, REQUEST_PREFIX_BYTES, UINT64
 
@@ -69,7 +70,7 @@ def allocate(size: int) -> Memory:
             return bytearray(size)
         return mmap.mmap(-1, size, flags=_PRIVATE)
     except (OSError, MemoryError, OverflowError) as error:
-        raise RemoteProtocolError(f"there is no memory for {size:,} bytes of a message: {error}") from error
+        raise caused(RemoteProtocolError(f"there is no memory for {size:,} bytes of a message: {error}"), error)
 
 
 def head_of(body_bytes: int, buffers: Sequence[memoryview], places: Sequence[Place | None] = ()) -> bytes:

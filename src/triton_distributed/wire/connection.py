@@ -7,8 +7,9 @@ events through `Shell`, and sets `on_request` if the peer may open streams.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
+from triton_distributed.compiled import mypyc_attr
 from triton_distributed.errors import LocalProtocolError, RemoteProtocolError
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import Body, Borrow, Memory, borrow_nothing, decline
@@ -30,7 +31,7 @@ from triton_distributed.wire.states import (
     State,
     input_of,
 )
-from triton_distributed.wire.stream import StreamCore
+from triton_distributed.wire.stream import Link, StreamCore
 from triton_distributed.wire.window import (
     FRAME_COST,
     FREE_BYTES,
@@ -43,14 +44,14 @@ from triton_distributed.wire.window import (
 )
 
 # A peer gets credit beyond its windows for this many messages of the largest size.
-GRANTED_AT_ONCE = 4
+GRANTED_AT_ONCE: Final = 4
 # While this many frames wait to be sent, a PING gets no answer: a peer that pings this often does not read.
-MOST_WAITING_PONGS = 10_000
+MOST_WAITING_PONGS: Final = 10_000
 # This many streams may each produce a full turn's bytes; if more are open, each produces less.
-WHOLE_TURNS = MADE_BYTES // TURN_BYTES
+WHOLE_TURNS: Final = MADE_BYTES // TURN_BYTES
 # A fragment of at least this many bytes is received straight into its message.
-DIRECT = 32 * 1024
-_pack_request = f.REQUEST_HEADER.pack
+DIRECT: Final = 32 * 1024
+_pack_request: Final = f.REQUEST_HEADER.pack
 
 
 S = TypeVar("S", bound=StreamCore)
@@ -71,8 +72,9 @@ def _refuse_memory(payload: bytes) -> None:
     raise RemoteProtocolError("this end uses no shared memory")
 
 
-class Shell(Protocol):
-    """The events of a connection, for the shell around it."""
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Shell:
+    """The events of a connection, for the shell around it. By default nothing happens."""
 
     def schedule(self) -> None:
         """Called when output waits: call `take_output` at the end of this turn."""
@@ -87,22 +89,12 @@ class Shell(Protocol):
         """Called when the peer has answered a PING."""
 
 
-class _Over:
-    """The shell of a connection after its session was lost."""
-
-    def schedule(self) -> None: ...
-
-    def on_hello(self, peer: Hello) -> None: ...
-
-    def on_goaway(self, code: int, words: str) -> None: ...
-
-    def on_pong(self, payload: bytes) -> None: ...
+OVER: Final = Shell()
+"""The shell of a connection after its session was lost."""
 
 
-OVER: Shell = _Over()
-
-
-class Connection(Generic[S]):
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Connection(Link, Generic[S]):
     """One end of a session, whose streams are of class `S`.
 
     Args:

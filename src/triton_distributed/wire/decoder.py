@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from triton_distributed.wire.frames import DATA, HEADER, HEADER_BYTES, MAX_FRAME, MAX_HELLO
 
 Frame = tuple[int, int, int, bytes]  # kind, flags, stream, payload
 
 # The first two bytes of a TLS handshake and of a TLS alert, read as a little-endian number.
-TLS_STARTS = (0x0316, 0x0315)
+TLS_STARTS: Final = (0x0316, 0x0315)
 # More frames than one read can hold: no limit.
-UNLIMITED = 1 << 62
+UNLIMITED: Final = 1 << 62
 
-_unpack = HEADER.unpack_from
+_unpack: Final = HEADER.unpack_from
 
 
 class FrameDecoder:
@@ -81,7 +83,7 @@ class FrameDecoder:
                 break
             frames.append((kind, flags, stream, data[start:stop]))
             at = stop
-            if limit is MAX_HELLO:
+            if limit == MAX_HELLO:
                 self.hellos -= 1
                 if not self.hellos:
                     self.limit = limit = MAX_FRAME

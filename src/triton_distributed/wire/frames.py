@@ -16,31 +16,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import IntEnum
 from struct import Struct
+from typing import Final
 
-HEADER = Struct("<IBBQ")
-HEADER_BYTES = HEADER.size
-KIND_AT = 4  # offset of the kind in a header
+HEADER: Final = Struct("<IBBQ")
+HEADER_BYTES: Final = 14
+KIND_AT: Final = 4  # offset of the kind in a header
 # A REQUEST's payload begins with: instance id, key of its endpoint, timeout in seconds (infinite if the call has no
 # deadline), the window of its sender in bytes, bytes of metadata. It is packed together with the header.
-REQUEST_HEADER = Struct("<IBBQQQdII")
-REQUEST_PREFIX = Struct("<QQdII")
-REQUEST_PREFIX_BYTES = REQUEST_PREFIX.size
-UINT32 = Struct("<I")
-UINT64 = Struct("<Q")
-LOAD_ENTRY = Struct("<QII")  # one endpoint in a LOAD
+REQUEST_HEADER: Final = Struct("<IBBQQQdII")
+REQUEST_PREFIX: Final = Struct("<QQdII")
+REQUEST_PREFIX_BYTES: Final = 32
+UINT32: Final = Struct("<I")
+UINT64: Final = Struct("<Q")
+LOAD_ENTRY: Final = Struct("<QII")  # one endpoint in a LOAD
 
 # The payload of one frame has at most this many bytes. Larger messages are cut, so a token waits for at most one frame.
-MAX_FRAME = 256 * 1024
+MAX_FRAME: Final = 256 * 1024
 # A frame that continues a message may have this many bytes, if the hello of its receiver allows it.
-LARGE_FRAME = 1024 * 1024
+LARGE_FRAME: Final = 1024 * 1024
 # One CREDIT gives at most this many bytes. Only a message above 4 GiB needs several.
-MAX_CREDIT = 2**32 - 1
+MAX_CREDIT: Final = 2**32 - 1
 # Before the hellos are exchanged, a payload may have at most this many bytes.
-MAX_HELLO = 4096
+MAX_HELLO: Final = 4096
 # One BATCH has at most this many items. A sender's turn ends after 256, see `wire.window`.
-MOST_ITEMS = 4096
+MOST_ITEMS: Final = 4096
 # An item of at most this many bytes is sent whole, in one BATCH with its neighbours.
-SMALL = 64 * 1024
+SMALL: Final = 64 * 1024
 
 
 class Kind(IntEnum):
@@ -65,18 +66,32 @@ class Kind(IntEnum):
     MEMORY = 17  # about one segment of shared memory, see wire.shared; only to a peer with the feature `memory`
 
 
-(
-    HELLO, REQUEST, DATA, BATCH, END_OF_STREAM, ERROR, CANCEL, CREDIT, ACCEPT, REJECT, GOAWAY, PING, PONG, AUTH, ASK,
-    LOAD, MEMORY,
-) = map(int, Kind)  # fmt: skip
+# The same kinds as plain numbers, which compiled code compares without an object.
+HELLO: Final = 1
+REQUEST: Final = 2
+DATA: Final = 3
+BATCH: Final = 4
+END_OF_STREAM: Final = 5
+ERROR: Final = 6
+CANCEL: Final = 7
+CREDIT: Final = 8
+ACCEPT: Final = 9
+REJECT: Final = 10
+GOAWAY: Final = 11
+PING: Final = 12
+PONG: Final = 13
+AUTH: Final = 14
+ASK: Final = 15
+LOAD: Final = 16
+MEMORY: Final = 17
 
-END = 0x01  # the last frame of this side
-MORE = 0x02  # the message continues in the next frame of this stream
-BUFFERS = 0x04  # the message has buffers after its body
-ANNOTATED = 0x08  # the item is [data, event, comments, id]
-CHECKPOINT = 0x20  # each item is [token, item]: the token that resumes the stream after it, or nil
-GRACEFUL = 0x10  # on CANCEL: finish the current work and stop
-LENT = 0x40  # on the first frame of a message with BUFFERS: some of them lie in shared memory, see wire.assembly
+END: Final = 0x01  # the last frame of this side
+MORE: Final = 0x02  # the message continues in the next frame of this stream
+BUFFERS: Final = 0x04  # the message has buffers after its body
+ANNOTATED: Final = 0x08  # the item is [data, event, comments, id]
+CHECKPOINT: Final = 0x20  # each item is [token, item]: the token that resumes the stream after it, or nil
+GRACEFUL: Final = 0x10  # on CANCEL: finish the current work and stop
+LENT: Final = 0x40  # on the first frame of a message with BUFFERS: some of them lie in shared memory, see wire.assembly
 
 
 class ErrorCode(IntEnum):

@@ -14,6 +14,7 @@ table does not list is a protocol error.
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Final
 
 from triton_distributed.wire.frames import END, GRACEFUL, Kind
 
@@ -39,21 +40,26 @@ class Input(IntEnum):
     NOTE = 5  # CREDIT, ACCEPT, graceful CANCEL: neither half changes
 
 
-IDLE, OPEN, SENT, RECEIVED, CLOSED = map(int, State)
-ILLEGAL = -1
+# The same states as plain numbers, which compiled code compares without an object.
+IDLE: Final = 0
+OPEN: Final = 1
+SENT: Final = 2
+RECEIVED: Final = 3
+CLOSED: Final = 4
+ILLEGAL: Final = -1
 
 # SENDING[state][input] is the state after we send; the rows are IDLE, OPEN, SENT, RECEIVED, CLOSED and the columns
 # OPEN, OPEN_END, DATA, DATA_END, ABORT, NOTE.
-SENDING: tuple[tuple[int, ...], ...] = (
+SENDING: Final[tuple[tuple[int, ...], ...]] = (
     (OPEN, SENT, ILLEGAL, ILLEGAL, ILLEGAL, ILLEGAL),
     (ILLEGAL, ILLEGAL, OPEN, SENT, CLOSED, OPEN),
     (ILLEGAL, ILLEGAL, ILLEGAL, ILLEGAL, CLOSED, SENT),
     (ILLEGAL, ILLEGAL, RECEIVED, CLOSED, CLOSED, RECEIVED),
     (ILLEGAL, ILLEGAL, ILLEGAL, ILLEGAL, ILLEGAL, ILLEGAL),
 )
-MIRROR = (IDLE, OPEN, RECEIVED, SENT, CLOSED)
+MIRROR: Final = (IDLE, OPEN, RECEIVED, SENT, CLOSED)
 # RECEIVING is the mirror of SENDING, except that a closed stream ignores frames that were already under way.
-RECEIVING: tuple[tuple[int, ...], ...] = tuple(
+RECEIVING: Final[tuple[tuple[int, ...], ...]] = tuple(
     (ILLEGAL, ILLEGAL, CLOSED, CLOSED, CLOSED, CLOSED)
     if state == CLOSED
     else tuple(ILLEGAL if after == ILLEGAL else MIRROR[after] for after in SENDING[MIRROR[state]])
@@ -78,4 +84,4 @@ _INPUTS: dict[int, tuple[int, int]] = {
     Kind.CREDIT: (Input.NOTE, Input.NOTE),
     Kind.ACCEPT: (Input.NOTE, Input.NOTE),
 }
-INPUTS = tuple(_INPUTS.get(kind, (ILLEGAL, ILLEGAL)) for kind in range(256))
+INPUTS: Final = tuple(_INPUTS.get(kind, (ILLEGAL, ILLEGAL)) for kind in range(256))

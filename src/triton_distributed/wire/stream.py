@@ -6,13 +6,14 @@ No I/O and no waiting: the shell around it (transport.stream) overrides `on_read
 from __future__ import annotations
 
 from collections import deque
-from typing import Final, Protocol
+from typing import Final
 
+from triton_distributed.compiled import mypyc_attr
 from triton_distributed.errors import LocalProtocolError, RemoteProtocolError
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import Assembly, Body, Borrow, Memory
 from triton_distributed.wire.hello import Hello
-from triton_distributed.wire.states import CLOSED, IDLE, ILLEGAL, RECEIVED, SENDING, Input, State
+from triton_distributed.wire.states import CLOSED, IDLE, ILLEGAL, RECEIVED, SENDING, State
 from triton_distributed.wire.window import (
     FRAME_COST,
     FREE_BYTES,
@@ -24,33 +25,18 @@ from triton_distributed.wire.window import (
     ByteBudget,
 )
 
-_pack = f.HEADER.pack
-_PAIR, _NIL = b"\x92", b"\xc0"  # msgpack's array of two, and nil
-_DATA, _DATA_END = int(Input.DATA), int(Input.DATA_END)
+_pack: Final = f.HEADER.pack
+_PAIR: Final = b"\x92"  # msgpack's array of two
+_NIL: Final = b"\xc0"
+_DATA: Final = 2  # `Input.DATA`
+_DATA_END: Final = 3  # `Input.DATA_END`
 Received = tuple[int, int, int, Body, "list[Memory] | None"]  # cost, kind, flags, body, buffers
 # The inbox of every stream that has received nothing: an empty deque takes 760 bytes. Nothing can be added to this one.
 UNUSED: Final[deque[Received]] = deque(maxlen=0)
 
 
-class TokenOutbox(list[bytes]):
-    """The outbox of a stream whose handler sets resume tokens: each item waits as a pair of its token and itself."""
-
-    __slots__ = ("token",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.token = _NIL
-
-    def pair(self) -> bytes:
-        """Return the bytes before the next item: the head of a pair, and the item's token."""
-        token, self.token = self.token, _NIL
-        return _PAIR + token
-
-    def append(self, item: bytes) -> None:
-        super().append(self.pair() + item)
-
-
-class Link(Protocol):
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Link:
     """What a stream needs from its connection.
 
     Attributes:
@@ -71,20 +57,26 @@ class Link(Protocol):
 
     def enqueue(self, stream: StreamCore) -> None:
         """Note that `stream` has items to send this turn."""
+        raise NotImplementedError
 
     def send(self, data: bytes) -> None:
         """Queue one frame for this turn's write."""
+        raise NotImplementedError
 
     def forget(self, stream: StreamCore) -> None:
         """Drop a closed stream."""
+        raise NotImplementedError
 
     def announced(self, size: int) -> bool:
         """Note a message of `size` bytes under way; a negative size takes it back. True: all may come at once."""
+        raise NotImplementedError
 
     def requested(self, number: int, payload: Body, buffers: list[Memory]) -> None:
         """Serve the request of stream `number`, which came in several parts and is complete now."""
+        raise NotImplementedError
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class StreamCore:
     """One end of a stream.
 
@@ -110,6 +102,7 @@ class StreamCore:
         "_ending",
         "_most",
         "_queued",
+        "_token",
         "_unread",
         "accepted",
         "asked",
@@ -136,6 +129,7 @@ class StreamCore:
         self.outbox: list[bytes] = []  # at most a turn's quota
         self.item_flags = 0
         self._queued = self._ending = False
+        self._token: bytes | None = None  # of the next item, if items have tokens
         self.accepted = self.asked = self.begun = False
         self.inbox = UNUSED
         self.window = window
@@ -152,6 +146,8 @@ class StreamCore:
 
     def push(self, item: bytes) -> bool:
         """Queue one encoded item of at most `SMALL` bytes. True: wait for `may_push` before the next one."""
+        if self._token is not None:
+            item = paired(self, item)
         self.outbox.append(item)
         if not self._queued:
             self._queued = True
@@ -166,11 +162,10 @@ class StreamCore:
 
     def checkpoint(self, token: bytes) -> None:
         """Attach this encoded token to the next item; all items are pairs from now on."""
-        if not isinstance(self.outbox, TokenOutbox):
+        if self._token is None:
             self.settle()
-            self.outbox = TokenOutbox()
             self.item_flags = f.CHECKPOINT
-        self.outbox.token = token
+        self._token = token
 
     def end(self) -> None:
         """Send no more items from this end."""
@@ -229,7 +224,7 @@ class StreamCore:
         Args:
             lends: it is the first frame of a message with buffers in shared memory.
         """
-        after = SENDING[self.state][Input.DATA_END if flags & f.END else Input.DATA]
+        after = SENDING[self.state][_DATA_END if flags & f.END else _DATA]
         if after == ILLEGAL:
             raise LocalProtocolError(f"a fragment was sent on stream {self.id} in state {State(self.state).name}")
         self.credit -= size + FRAME_COST + LENT_COST * lends
@@ -452,3 +447,9 @@ class StreamCore:
 
     def on_closed(self) -> None:
         """Called when the stream ended early: see `failure`; None means the peer's CANCEL."""
+
+
+def paired(stream: StreamCore, item: Body) -> bytes:
+    """Return the next item of a stream with tokens: the pair of the item's token and itself."""
+    token, stream._token = stream._token or _NIL, _NIL
+    return b"".join((_PAIR, token, item))

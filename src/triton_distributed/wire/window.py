@@ -11,27 +11,29 @@ in the direction of responses. A two-way stream's request gets the window of the
 
 from __future__ import annotations
 
+from typing import Final
+
 # Each frame costs this many bytes of credit besides its payload: about the memory of a received frame's objects.
-FRAME_COST = 64
+FRAME_COST: Final = 64
 # Each item costs this many bytes of its stream's quota, so that a turn ends after 256 small items.
-ITEM_COST = 256
+ITEM_COST: Final = 256
 # One stream may write this many bytes in a turn of the loop; then other streams write.
-TURN_BYTES = 64 * 1024
+TURN_BYTES: Final = 64 * 1024
 # All streams of a session together may produce this many bytes in a turn, plus one item each.
-MADE_BYTES = 4 * 1024 * 1024
+MADE_BYTES: Final = 4 * 1024 * 1024
 # One write gathers about this many bytes, and a transport buffers only what the kernel did not take of them.
-WRITE_BYTES = 256 * 1024
+WRITE_BYTES: Final = 256 * 1024
 # Each stream's window has at least this many bytes, however little of the session's budget is left.
-SMALLEST_WINDOW = 4096
+SMALLEST_WINDOW: Final = 4096
 # The first bytes of each stream, up to this many, are not counted in `ByteBudget`, so small requests cost no count.
-FREE_BYTES = 16 * 1024
+FREE_BYTES: Final = 16 * 1024
 # A stream counts its bytes in `ByteBudget` in steps of this size, to keep accounting rare.
-HELD_STEP = 64 * 1024
+HELD_STEP: Final = 64 * 1024
 # A message with buffers in shared memory costs this many bytes of credit more. They are as good as here already; so a
 # sender with a usual window waits after each until it is read.
-LENT_COST = 256 * 1024
+LENT_COST: Final = 256 * 1024
 # A sender stops only after its credit is used up, so it may exceed the window by what it sends in one turn.
-SLACK = 2 * TURN_BYTES + 2 * FRAME_COST + 256 * 1024
+SLACK: Final = 2 * TURN_BYTES + 2 * FRAME_COST + 256 * 1024
 
 
 class ByteBudget:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from triton_distributed.errors import BrokerError
 from triton_distributed.external.nats import NatsConnection
 from triton_distributed.external.nats_port import NatsPort
+from triton_distributed.system.protocol import StreamProtocol
 from triton_distributed.transport.address import Address
 from triton_distributed.transport.nats import messages as m
 from triton_distributed.transport.nats.transport import LARGEST_MESSAGE, NatsTransport
@@ -45,7 +46,7 @@ MOST_OPENING = 10_000
 FORGIVING_S = 2.0
 DIAL_AGAIN_S = 0.1
 
-Factory = Callable[[], asyncio.Protocol]
+Factory = Callable[[], StreamProtocol]
 
 
 class NatsNetwork:
@@ -85,7 +86,7 @@ class NatsNetwork:
 
     # dialling and listening
 
-    async def connect(self, address: Address, protocol: asyncio.Protocol) -> None:
+    async def connect(self, address: Address, protocol: StreamProtocol) -> None:
         """Connect `protocol` to the worker that listens on `address`.
 
         Raises:
@@ -108,7 +109,7 @@ class NatsNetwork:
             else:
                 return
 
-    async def _dial(self, port: NatsPort, address: Address, protocol: asyncio.Protocol) -> None:
+    async def _dial(self, port: NatsPort, address: Address, protocol: StreamProtocol) -> None:
         transport = self._transport(protocol, port.inbox())
         transport.opened = opened = self._loop.create_future()
         try:
@@ -156,7 +157,7 @@ class NatsNetwork:
             self._timer = self._loop.call_later(self._beat_s, self._tick)
         return self._port
 
-    def _transport(self, protocol: asyncio.Protocol, subject: str) -> NatsTransport:
+    def _transport(self, protocol: StreamProtocol, subject: str) -> NatsTransport:
         made = NatsTransport(self._loop, self, protocol, subject, self._budget.reserve())
         self._transports.add(made)
         return made
