@@ -3,11 +3,14 @@
 
 VENV ?= .venv
 PYTHON = $(VENV)/bin/python
+# Runs on the compiled build if there is one of these very sources; COMPILED=1 builds it first, COMPILED=0 runs src/.
+COMPILED ?=
+RUN = COMPILED=$(COMPILED) tools/run $(PYTHON)
 VERSIONS ?= 3.11 3.12 3.13
 PYTEST_ARGS ?=
 WORKERS ?= 4
 PROFILE ?= test
-PYTEST = $(PYTHON) -m pytest -n $(WORKERS) --dist loadfile --hypothesis-profile=$(PROFILE) $(PYTEST_ARGS)
+PYTEST = $(RUN) -m pytest -n $(WORKERS) --dist loadfile --hypothesis-profile=$(PROFILE) $(PYTEST_ARGS)
 # Tests of what has no I/O: the rooms that decide, the values, and the guards that read source only.
 UNIT = tests/wire tests/payload tests/routing tests/discovery/test_table.py tests/discovery/test_record.py \
   tests/events/test_event.py tests/transport/test_address.py \
@@ -16,25 +19,25 @@ FUZZ_SECONDS ?= 60
 CHAOS_SECONDS ?= 60
 CHAOS_SEED ?= 1
 CHAOS_SEEDS ?= 1000
-CHAOS_RUN = $(PYTHON) -m harness.runs.chaos --seed $(CHAOS_SEED) --seconds $(CHAOS_SECONDS)
-INSTALLED_BY = pyproject.toml requirements.lock tools/install tools/requirements.py tools/pip tools/find-python tools/get-etcd
+CHAOS_RUN = $(RUN) -m harness.runs.chaos --seed $(CHAOS_SEED) --seconds $(CHAOS_SECONDS)
+INSTALLED_BY = pyproject.toml setup.py requirements.lock tools/install tools/requirements.py tools/pip tools/find-python tools/get-etcd
 BUSY_RUNS ?= 3
 export TRD_BASE_PYTHON
 
-.PHONY: help demo demo-cluster unit test test-all test-newest test-oldest test-busy versions lock _test-with check format docs bench bench-peers instructions chaos crowd fuzz soak survival hostile scaling clean
+.PHONY: help compiled demo demo-cluster unit test test-all test-newest test-oldest test-busy versions lock _test-with check format docs bench bench-peers instructions chaos crowd fuzz soak survival hostile scaling clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.core ## hello world: two server processes and a client; prints which instance answered what
-	$(PYTHON) examples/hello_world/demo.py
+	$(RUN) examples/hello_world/demo.py
 
 demo-cluster: $(VENV)/.cluster ## hello world over a real etcd and a real NATS server, started and ended by it
-	$(PYTHON) examples/hello_world/demo_cluster.py
+	$(RUN) examples/hello_world/demo_cluster.py
 
 unit: $(VENV)/.dev ## the tests of what has no I/O, in one process and some seconds; needs no server and no model
-	$(PYTHON) -m pytest -q --hypothesis-profile=unit $(UNIT) $(PYTEST_ARGS)
+	$(RUN) -m pytest -q --hypothesis-profile=unit $(UNIT) $(PYTEST_ARGS)
 
 test: $(VENV)/.test ## the whole test suite (PYTEST_ARGS="-k name -x" narrows it, WORKERS=0 runs it in one process)
 	$(PYTEST)
@@ -71,6 +74,9 @@ test-busy: $(VENV)/.test ## the whole test suite beside four busy processes, BUS
 versions: $(VENV)/.test ## print the versions that `make test` runs with
 	@tools/versions $(VENV)
 
+compiled: $(VENV)/.dev ## compile the hot path with mypyc into build/compiled/; it needs a C compiler. The other targets then run it
+	$(PYTHON) tools/compiled.py build
+
 lock: ## choose the versions of requirements.lock anew: the newest that pyproject.toml admits
 	tools/lock
 
@@ -90,13 +96,13 @@ bench-peers: $(VENV)/.bench ## benchmarks beside Dynamo, Ray, NATS and HTTP, whi
 	$(PYTHON) -m benchmarks.foreign $(BENCH_ARGS)
 
 bench: $(VENV)/.bench ## benchmarks against the yardstick and grpc.aio, as tables, JSON and pictures (BENCH_ARGS="--quick")
-	$(PYTHON) -m benchmarks $(BENCH_ARGS)
+	$(RUN) -m benchmarks $(BENCH_ARGS)
 
 instructions: $(VENV)/.bench ## instructions of a call and an item, by valgrind; status 1 where they grew by over 5 % (INSTRUCTIONS_ARGS=--where)
 	$(PYTHON) -m benchmarks.instructions $(INSTRUCTIONS_ARGS)
 
 chaos: $(VENV)/.test ## faults on a schedule, every request judged: CHAOS_SEEDS (1000) simulated, CHAOS_SECONDS (60) on each of four networks
-	$(PYTHON) -m harness.runs.simulated --seeds $(CHAOS_SEEDS)
+	$(RUN) -m harness.runs.simulated --seeds $(CHAOS_SEEDS)
 	$(CHAOS_RUN) --direct
 	$(CHAOS_RUN) --network tls
 	$(CHAOS_RUN) --network tcp --discovery etcd
@@ -106,19 +112,19 @@ fuzz: $(VENV)/.fuzz ## fuzz what reads bytes from the network, for FUZZ_SECONDS 
 	$(PYTHON) -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 crowd: $(VENV)/.bench ## 20,000 calls at once, 10,000 idle streams; prints what they cost
-	$(PYTHON) -m benchmarks.crowd
+	$(RUN) -m benchmarks.crowd
 
 soak: $(VENV)/.bench ## 10 minutes of mixed load, faults and restarts, which must leave nothing (SOAK_ARGS="--minutes 1")
-	$(PYTHON) -m harness.runs.soak $(SOAK_ARGS)
+	$(RUN) -m harness.runs.soak $(SOAK_ARGS)
 
 survival: $(VENV)/.bench ## kills, restarts and floods real workers; status 1 where a promise breaks (SURVIVAL_ARGS="--only kill")
-	$(PYTHON) -m harness.runs.survival $(SURVIVAL_ARGS)
+	$(RUN) -m harness.runs.survival $(SURVIVAL_ARGS)
 
 hostile: $(VENV)/.bench ## peers that mean harm against a worker and a client; ends with status 1 when a bound is broken
-	$(PYTHON) -m harness.runs.hostile $(HOSTILE_ARGS)
+	$(RUN) -m harness.runs.hostile $(HOSTILE_ARGS)
 
 scaling: $(VENV)/.cluster ## 10,000 simulated workers in a real etcd; writes docs/scaling.md (SCALING_ARGS="--instances 1000")
-	$(PYTHON) -m benchmarks.scaling $(SCALING_ARGS)
+	$(RUN) -m benchmarks.scaling $(SCALING_ARGS)
 
 clean: ## remove what the other targets made
 	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist site

@@ -13,7 +13,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+import triton_distributed
 from tests.marks import allowed
+from tools import compiled
+from triton_distributed import is_compiled
+
+ROOT = Path(__file__).resolve().parent.parent
 
 pytest_plugins = ["tests.leaks", "tests.limits", "tests.loops", "tests.repeats", "tests.servers", "tests.words"]
 
@@ -27,6 +32,21 @@ settings.load_profile("test")  # `pytest --hypothesis-profile=unit` loads anothe
 
 # A Unix socket's path has at most 107 bytes on Linux and 103 on macOS, whose own temporary folder takes half of them.
 SHORT = "/tmp" if os.access("/tmp", os.W_OK) else tempfile.gettempdir()
+
+
+def pytest_report_header() -> str:
+    return f"triton_distributed: {'compiled' if is_compiled() else 'pure Python'}"
+
+
+def pytest_configure() -> None:
+    """Refuse to test a build that was compiled from other sources than those in src/."""
+    found = Path(triton_distributed.__file__).parent
+    if next((ROOT / "src").rglob("*.so"), None) is not None:
+        raise pytest.UsageError(
+            "compiled files in src/ hide the sources: delete them; `make compiled` builds elsewhere"
+        )
+    if found.parent == compiled.TREE and not compiled.is_current():
+        raise pytest.UsageError(f"{found} was compiled from other sources: `make compiled` renews it")
 
 
 @pytest.fixture(scope="session", autouse=True)

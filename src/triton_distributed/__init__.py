@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from triton_distributed.api.sync import SyncConnection, connect_sync
     from triton_distributed.api.sync_items import SyncItemStream
     from triton_distributed.calling.item_stream import ItemStream
+    from triton_distributed.compiled import is_compiled
     from triton_distributed.config import Config
     from triton_distributed.context import Context, current_context
     from triton_distributed.errors import (
@@ -83,6 +84,7 @@ _PLACES = {
     "api.sync": ("SyncConnection", "connect_sync"),
     "api.sync_items": ("SyncItemStream",),
     "calling.item_stream": ("ItemStream",),
+    "compiled": ("is_compiled",),
     "config": ("Config",),
     "context": ("Context", "current_context"),
     "errors": (
@@ -192,6 +194,7 @@ __all__ = [
     "connect_sync",
     "current_context",
     "here",
+    "is_compiled",
     "log_requests",
     "run",
     "send",

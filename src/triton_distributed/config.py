@@ -27,7 +27,7 @@ EVENT_PLANES = ("local", "nats", "")  # With "" the other settings decide.
 # Variables that the Makefile, tools/ and the tests read, that a supervisor sets for its replicas, or that Kubernetes
 # sets for a service named trd-….
 NOT_SETTINGS = (
-    r"TRD_(BASE_PYTHON|PYTHON_VERSION|NO_UV|TEST_.*|REPLICA|SUPERVISOR"
+    r"TRD_(BASE_PYTHON|PYTHON_VERSION|NO_UV|COMPILE|TEST_.*|REPLICA|SUPERVISOR"
     r"|(.*_)?SERVICE_(HOST|PORT(_.*)?)|(.*_)?PORT(_[0-9]+_(TCP|UDP|SCTP)(_.*)?)?)"
 )
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.guards.tree import SRC
-from triton_distributed import __version__
+from triton_distributed import __version__, is_compiled
 from triton_distributed.cli.main import COMMANDS, main
 
 ANYTHING_BUT_LIGHT = [
@@ -46,7 +46,7 @@ def test_version(capsys):
     with pytest.raises(SystemExit) as end:
         main(["--version"])
     assert not end.value.code
-    assert capsys.readouterr().out == f"trd {__version__}\n"
+    assert capsys.readouterr().out == f"trd {__version__} ({'compiled' if is_compiled() else 'pure Python'})\n"
 
 
 def test_without_a_command_it_helps_and_fails(capsys):

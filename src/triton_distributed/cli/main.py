@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from triton_distributed import __version__
 from triton_distributed.cli.arguments import Parser
 from triton_distributed.cli.failure import FAILED, INTERRUPTED, USAGE, Failure, one_line
+from triton_distributed.compiled import is_compiled
 from triton_distributed.errors import ConfigError, InvalidName, TritonError
 from triton_distributed.system import first_process
 
@@ -46,9 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: after help, a version or an error in the arguments; in process 1 also after SIGTERM.
     """
     first_process.take()
+    build = "compiled" if is_compiled() else "pure Python"
     argv = sys.argv[1:] if argv is None else argv
     parser = Parser(prog="trd", description="A distributed runtime for Python: serve, find and call.", epilog=EPILOG)
-    parser.add_argument("--version", action="version", version=f"trd {__version__}")
+    parser.add_argument("--version", action="version", version=f"trd {__version__} ({build})")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     parsers = {name: commands.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()}
     # No option before the command takes a value, so the first word that is not an option is the command.
