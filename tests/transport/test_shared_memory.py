@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.system.test_shared_memory import memory_files
+from tests.system.test_shared_memory import memory_files, writable
 from tests.timing import PATIENCE_S
 from tests.transport.sessions import (
     WINDOW,
@@ -30,7 +30,7 @@ from triton_distributed.transport.shared_memory import SMALLEST, SessionMemory
 from triton_distributed.transport.shared_pool import SharedPool
 from triton_distributed.transport.stream import Stream
 from triton_distributed.wire import frames as f
-from triton_distributed.wire.assembly import head_of
+from triton_distributed.wire.assembly import RETURNED, head_of
 from triton_distributed.wire.hello import SHARED_MEMORY, Hello, hello_frame
 from triton_distributed.wire.shared import Offer, Said, memory_frame, offer_frame, read_memory
 from triton_distributed.wire.window import ByteBudget
@@ -114,8 +114,58 @@ async def test_items_of_both_directions(trd_dir, pool):
             assert got == LARGE
             del got
         assert [each async for each in found] == []
-        await until(lambda: not memory_of(service.accepted[0])._lent and not memory_of(caller.made[0])._lent)
-    assert mine.bytes <= 2 * len(LARGE)
+        await until(lambda: not memory_of(caller.made[0])._lent and mine._free)
+    assert mine.bytes == len(LARGE)
+    assert pool.bytes == 0  # what came back is where it was
+    mine.close()
+
+
+async def test_what_came_back_is_used_again_after_both_ends_have_dropped_it(trd_dir, pool):
+    mine = a_pool()
+    async with serving(unix(trd_dir), shared=pool) as service, calling(shared=mine) as caller:
+        stream = await caller.call(service.address, b"echo", end=False)
+        found = messages(stream)
+        await stream.send(b"item", [memoryview(LARGE)])
+        _, (got,) = await asyncio.wait_for(anext(found), PATIENCE_S)
+        await stream.send(b"item", [memoryview(bytes(len(LARGE)))])
+        _, (other,) = await asyncio.wait_for(anext(found), PATIENCE_S)
+        await until(lambda: len(memory_of(caller.made[0])._lent) == 1)  # the worker has dropped the first one
+        assert (got, other) == (LARGE, bytes(len(LARGE)))
+        assert (mine.bytes, mine._free) == (2 * len(LARGE), [])
+        part = got[100:200]
+        del got
+        assert part == LARGE[100:200]
+        del part
+        await until(lambda: len(mine._free) == 1)
+        await stream.send(b"item", [memoryview(LARGE)])
+        _, (kept,) = await asyncio.wait_for(anext(found), PATIENCE_S)
+        assert mine.bytes == 2 * len(LARGE)
+    await until(lambda: mine.bytes == 0)
+    assert (kept, other) == (LARGE, bytes(len(LARGE)))
+    del kept, other
+    mine.close()
+
+
+async def test_a_written_buffer_is_not_sent_back_as_it_was(trd_dir, pool):
+    """As a tensor, which may be written."""
+    mine = a_pool()
+    async with serving(unix(trd_dir), shared=pool) as service, calling(shared=mine) as caller:
+        stream = await caller.call(service.address, b"hold", end=False)
+        await until(lambda: service.running)
+        there = service.served[0].stream
+        await stream.send(b"item", [memoryview(LARGE)])
+        await until(lambda: there.inbox)
+        cost, *_, buffers = there.inbox.popleft()
+        there.read(cost)
+        assert buffers is not None
+        written = writable(memoryview(buffers.pop()))
+        written[:5] = b"WRITE"
+        await there.send(b"item", [written])
+        async with asyncio.timeout(PATIENCE_S):
+            _, (got,) = await anext(messages(stream))
+        assert bytes(got[:6]) == b"WRITE" + LARGE[5:6]
+        assert pool.bytes == len(LARGE)
+        del got, written
     mine.close()
 
 
@@ -214,6 +264,21 @@ async def test_a_child_that_may_read_it_keeps_it(trd_dir, pool):
         del got
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         await until(lambda: pool.bytes == 0)  # given up, not used again
+
+
+async def test_a_child_of_the_sender_that_may_read_it_keeps_it(trd_dir, pool):
+    mine = a_pool()
+    async with serving(unix(trd_dir), shared=pool) as service, calling(shared=mine) as caller:
+        stream = await caller.call(service.address, b"echo", end=False)
+        await stream.send(b"item", [memoryview(LARGE)], f.END)
+        ((got,),) = await answers(stream)
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if got == LARGE else 1)
+        del got
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        await until(lambda: mine.bytes == 0)
+    mine.close()
 
 
 async def test_a_message_for_a_stream_that_is_over_gives_its_memory_back(trd_dir, pool):
@@ -328,6 +393,7 @@ async def test_a_plain_peer_lends_and_gets_it_back(trd_dir, pool):
     [
         ([message(1, (9, 0))], "not mapped here"),
         ([message(1, (1, 1))], "outside"),
+        ([message(1, (1 | RETURNED, 0))], "not mapped here"),
         ([message(1, (1, 1 << 63))], "outside"),
         ([message(1, (1, 0), size=0)], "outside"),
         ([message(1, (1, 0), size=SMALLEST + 1)], "outside"),
@@ -336,7 +402,7 @@ async def test_a_plain_peer_lends_and_gets_it_back(trd_dir, pool):
         ([f.frame(f.MEMORY, 0, b"\7")], "malformed"),
         ([f.frame(f.MEMORY, 0)], "malformed"),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 async def test_a_peer_that_lies_is_disconnected(frames, words, trd_dir, pool):
     segment = Segment(SMALLEST)

@@ -91,7 +91,7 @@ def test_a_message_that_is_not_read_gives_its_memory_back(body: bytes) -> None:
 
 
 def test_what_is_said_of_a_segment():
-    offer = Offer(3, 1 << 40, 17, b"c" * 16)
+    offer = Offer(3, 1 << 40, 17, b"c" * 16, True)
     assert read_memory(offer_frame(offer)[f.HEADER_BYTES :]) == (Said.OFFERED, offer)
     for said in [*Said][1:]:
         assert read_memory(memory_frame(said, 3)[f.HEADER_BYTES :]) == (said, 3)

@@ -64,6 +64,7 @@ class Mapping:
                 os.close(opened)
         except (OSError, ValueError, OverflowError) as error:
             raise Refused(str(error)) from error
+        self._start = address_of(memoryview(self._memory))
         self._type: Any = type("Lease", (Lease,), {"_length_": size})
 
     def lend(self, offset: int, size: int, ended: Callable[[Any], None]) -> tuple[memoryview, Any]:
@@ -75,6 +76,11 @@ class Mapping:
         lease = self._type.from_buffer(self._memory)
         lease.mapping, lease.start, lease.end = self, offset, offset + size
         return memoryview(lease).cast("B")[offset : offset + size].toreadonly(), weakref.ref(lease, ended)
+
+    def offset_of(self, address: int, size: int) -> int | None:
+        """Return the offset of bytes in this mapping; None if they lie elsewhere, or may have been written here."""
+        offset = address - self._start
+        return offset if not self.written and 0 <= offset <= self.size - size else None
 
     def fresh(self) -> Mapping:
         """Return a mapping in which nothing was written here: this one, or a new one if this one is in use.

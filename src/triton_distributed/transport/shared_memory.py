@@ -19,7 +19,7 @@ from triton_distributed.system import fork, placed
 from triton_distributed.system.placed import Placed
 from triton_distributed.system.shared_memory import Refused, Segment, mappings, peer_process
 from triton_distributed.transport.shared_pool import SharedPool, Slot
-from triton_distributed.wire.assembly import MOST_LENT, Borrow, Place
+from triton_distributed.wire.assembly import MOST_LENT, RETURNED, Borrow, Place
 from triton_distributed.wire.connection import OnMemory
 from triton_distributed.wire.hello import SHARED_MEMORY, Hello
 from triton_distributed.wire.shared import Offer, Said, memory_frame, offer_frame, read_memory
@@ -111,8 +111,9 @@ class SessionMemory:
         self._answers: dict[int, asyncio.Future[bool]] = {}
         self._lent: dict[int, Slot] = {}
         # Receiving: segments of the peer, and their uses by a weak reference.
-        self._mapped: dict[int, Mapping] = {}
+        self._mapped: dict[int, tuple[Mapping, bool]] = {}  # also whether buffers in it may be returned
         self._uses: dict[Any, tuple[int, Mapping, int]] = {}
+        self._returned: dict[Any, tuple[Slot, Mapping, int]] = {}  # uses of slots of this process
 
     def begin(self, transport: Any) -> None:
         """Find out, after the hellos, whether the peer is a process of this user on this host."""
@@ -130,9 +131,10 @@ class SessionMemory:
                 answer.set_result(False)
         for known in self._known.values():
             known.users.discard(self)
-        lent, self._lent = self._lent, {}
-        for slot in lent.values():
-            self.pool.drop(slot)  # The peer, if it lives, may still read it.
+        for slot in (*self._lent.values(), *(each[0] for each in self._returned.values())):
+            self.pool.drop(slot)  # The peer, if it lives, may still read it; and nothing counts the uses here any more.
+        self._lent.clear()
+        self._returned.clear()
         self._known.clear()
         self._mapped.clear()
         self._uses.clear()
@@ -162,6 +164,8 @@ class SessionMemory:
         if found is not None:
             known, offset = found
             return (known.segment.id, offset) if await self._offer(known) else None
+        if (came := self._came(data)) is not None:
+            return came
         slot = await self.pool.take(data.nbytes, self)
         if slot is None:
             return None
@@ -177,6 +181,16 @@ class SessionMemory:
             target[at : at + COPY][: data.nbytes - at] = data[at : at + COPY]
         return slot.segment.id, 0
 
+    def _came(self, data: memoryview) -> Place | None:
+        """Return the place of a buffer that came on this session and is still used, so that it need not be copied."""
+        if self._uses:
+            address: int = mappings().address_of(data)
+            for segment, mapping, _ in self._uses.values():
+                offset = mapping.offset_of(address, data.nbytes)
+                if offset is not None and self._mapped.get(segment) == (mapping, True):
+                    return segment | RETURNED, offset
+        return None
+
     async def _offer(self, known: Slot | Placed) -> bool:
         """Return whether the peer has mapped a segment; offer it if the peer does not know it."""
         segment: Segment = known.segment
@@ -187,7 +201,9 @@ class SessionMemory:
             answer = self._answers[segment.id] = self._loop.create_future()
             self._known[segment.id] = known
             known.users.add(self)
-            self._connection.send(offer_frame(Offer(segment.id, segment.size, segment.fileno(), segment.cookie)))
+            returnable = isinstance(known, Slot)
+            offer = Offer(segment.id, segment.size, segment.fileno(), segment.cookie, returnable)
+            self._connection.send(offer_frame(offer))
         return answer.result() if answer.done() else await asyncio.shield(answer)
 
     def lent(self, slot: Slot) -> None:
@@ -195,6 +211,7 @@ class SessionMemory:
         if self._connection is None:
             self.pool.drop(slot)
         else:
+            slot.holds = 1
             self._lent[slot.segment.id] = slot
 
     def withdraw(self, segment: int) -> None:
@@ -232,7 +249,7 @@ class SessionMemory:
             if said is Said.REFUSED:
                 self.lends = False
         elif (slot := self._lent.pop(about, None)) is not None:
-            (self.pool.give if said is Said.RELEASED else self.pool.drop)(slot)
+            (self.pool.release if said is Said.RELEASED else self.pool.drop)(slot)
 
     def _offered(self, offer: Offer) -> None:
         if offer.segment in self._mapped:
@@ -240,26 +257,45 @@ class SessionMemory:
         said = Said.REFUSED
         if self._process and len(self._mapped) < MOST_MAPPED:
             try:
-                self._mapped[offer.segment] = mappings().Mapping(
-                    self._process, offer.descriptor, offer.size, offer.cookie
-                )
+                mapping = mappings().Mapping(self._process, offer.descriptor, offer.size, offer.cookie)
+                self._mapped[offer.segment] = mapping, offer.returnable
                 said = Said.TAKEN
             except Refused:
                 pass
         self._say(said, offer.segment)
 
     def _borrow(self, segment: int, offset: int, size: int) -> memoryview:
-        mapping = self._mapped.get(segment)
-        if mapping is None:
+        slot, found = None, None
+        if segment & RETURNED:
+            slot = self._lent.get(segment ^ RETURNED)
+        else:
+            found = self._mapped.get(segment)
+        limit = slot.segment.size if slot is not None else found[0].size if found is not None else -1
+        if limit < 0:
             raise RemoteProtocolError(f"a message refers to shared memory {segment}, which is not mapped here")
-        if not size or offset + size > mapping.size:
+        if not size or offset + size > limit:
             raise RemoteProtocolError(f"a message refers to bytes outside of shared memory {segment}")
+        if slot is not None:
+            return self._take_back(slot, offset, size)
+        assert found is not None
         try:
-            mapping = self._mapped[segment] = mapping.fresh()
+            mapping = found[0].fresh()
         except Refused as error:
             raise RemoteProtocolError(f"shared memory {segment} cannot be mapped again: {error}") from error
+        self._mapped[segment] = mapping, found[1]
         view, reference = mapping.lend(offset, size, self._ended)
         self._uses[reference] = segment, mapping, fork.count()
+        return view
+
+    def _take_back(self, slot: Slot, offset: int, size: int) -> memoryview:
+        """Return a buffer that the peer got from here, still uses, and has sent back."""
+        try:
+            mapping = slot.read()
+        except Refused:  # This process has no descriptors left.
+            return memoryview(bytearray(slot.segment.memory[offset : offset + size]))
+        view, reference = mapping.lend(offset, size, self._ended)
+        slot.holds += 1
+        self._returned[reference] = slot, mapping, fork.count()
         return view
 
     def _ended(self, reference: Any) -> None:
@@ -267,11 +303,14 @@ class SessionMemory:
         self._soon(self._release, reference)
 
     def _release(self, reference: Any) -> None:
-        use = self._uses.pop(reference, None)
-        if use is not None:
+        if (use := self._uses.pop(reference, None)) is not None:
             segment, mapping, forks = use
             mapping.uses -= 1
             self._say(Said.RELEASED if forks == fork.count() else Said.KEPT, segment)
+        elif (returned := self._returned.pop(reference, None)) is not None:
+            slot, mapping, forks = returned
+            mapping.uses -= 1
+            (self.pool.release if forks == fork.count() else self.pool.drop)(slot)
 
     def _say(self, said: Said, segment: int) -> None:
         if self._connection is not None:

@@ -7,9 +7,13 @@ again, by any session, until none has needed it for `IDLE_S`.
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+import os
+from typing import TYPE_CHECKING, Protocol
 
-from triton_distributed.system.shared_memory import STEP, SUPPORTED, Segment, available_bytes
+from triton_distributed.system.shared_memory import STEP, SUPPORTED, Segment, available_bytes, mappings
+
+if TYPE_CHECKING:
+    from triton_distributed.system.mapping import Mapping
 
 IDLE_S = 10.0
 """Seconds after which an unused segment is given back: longer than the pauses of a busy program."""
@@ -33,14 +37,32 @@ class Slot:
         segment: the memory.
         users: sessions that have offered it to their peers.
         since: when it was last used, in seconds of the loop's clock.
+        holds: number of processes that use its content: the peer, and this one if the peer has sent it back.
+        mapping: the memory as this process reads it, once the peer has sent it back.
+        dropped: the pool has given it up.
     """
 
-    __slots__ = ("segment", "since", "users")
+    __slots__ = ("dropped", "holds", "mapping", "segment", "since", "users")
 
     def __init__(self, segment: Segment) -> None:
         self.segment = segment
         self.users: set[User] = set()
         self.since = 0.0
+        self.holds = 0
+        self.mapping: Mapping | None = None
+        self.dropped = False
+
+    def read(self) -> Mapping:
+        """Return the memory as this process reads it.
+
+        Raises:
+            Refused: it cannot be mapped.
+        """
+        segment = self.segment
+        if self.mapping is None:
+            self.mapping = mappings().Mapping(os.getpid(), segment.fileno(), segment.size, segment.cookie)
+        self.mapping = self.mapping.fresh()
+        return self.mapping
 
 
 class SharedPool:
@@ -96,6 +118,12 @@ class SharedPool:
             raise
         return Slot(segment)
 
+    def release(self, slot: Slot) -> None:
+        """Note that one process uses a slot's content no more."""
+        slot.holds -= 1
+        if not slot.holds and not slot.dropped:
+            self.give(slot)
+
     def give(self, slot: Slot) -> None:
         """Take back a slot whose content no process reads any more."""
         if self._closed:
@@ -108,6 +136,9 @@ class SharedPool:
 
     def drop(self, slot: Slot) -> None:
         """Give up a slot. Its memory is never written again: another process may read it."""
+        if slot.dropped:
+            return
+        slot.dropped = True
         for user in tuple(slot.users):
             user.withdraw(slot.segment.id)
         self.bytes -= slot.segment.size

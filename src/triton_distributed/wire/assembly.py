@@ -6,7 +6,8 @@
 
     head: u32 number of buffers, u32 body bytes, u64 bytes of each buffer
     with LENT on the first frame: the highest bit of a buffer's bytes says that it lies in shared memory and does not
-    follow; then the head also has, for each of these, u64 segment and u64 offset in it
+    follow; then the head also has, for each of these, u64 segment and u64 offset in it. A segment of the receiver has
+    RETURNED in its number.
 
 Buffers are received in place: each has its own memory, and its fragments are copied, or read from the socket, directly
 into it.
@@ -38,6 +39,7 @@ MAX_BUFFERS = (MAX_FRAME - _HEAD.size - UINT64.size) // UINT64.size
 MOST_LENT = 256
 _LENT_BIT = 1 << 63
 _PLACE = Struct("<QQ")
+RETURNED = 1 << 63
 Memory: TypeAlias = bytearray | mmap.mmap | memoryview
 """The memory of one buffer that arrived; a memoryview if it lies in shared memory."""
 Place: TypeAlias = tuple[int, int]

@@ -7,6 +7,9 @@
                                                   KEPT       nor is it, but a child of the process may still read it
     WITHDRAWN no message refers to it any more
 
+The receiver may use a buffer in a message of its own: it refers to the segment by its id with `RETURNED`, and the
+sender of the segment then uses the buffer, too.
+
 Each message answers with one RELEASED or KEPT for each buffer that it refers to, also if its stream is over. The sender
 writes to a segment only while no buffer in it is used; after KEPT, and after the session is lost, never again.
 """
@@ -20,7 +23,7 @@ from typing import NamedTuple
 from triton_distributed.errors import RemoteProtocolError
 from triton_distributed.wire.frames import MEMORY, frame
 
-_OFFER = Struct("<BQQQ16s")
+_OFFER = Struct("<BQQQ16s?")
 _ABOUT = Struct("<BQ")
 
 
@@ -43,12 +46,14 @@ class Offer(NamedTuple):
         size: bytes.
         descriptor: the number of its descriptor in the sender's process.
         cookie: 16 random bytes that only this segment has.
+        returnable: a message from the peer may refer to a buffer in it that the peer still uses.
     """
 
     segment: int
     size: int
     descriptor: int
     cookie: bytes
+    returnable: bool = False
 
 
 def offer_frame(offer: Offer) -> bytes:
