@@ -24,6 +24,7 @@ TEMPORARY = "/tmp"
 REQUEST_PLANES = ("direct", "nats")
 SHORTEST_WATCHDOG_S = 0.02  # The watchdog checks the loop four times in this period; shorter periods cost too much.
 EVENT_PLANES = ("local", "nats", "")  # With "" the other settings decide.
+LOG_FORMATS = ("text", "json")
 # Variables that the Makefile, tools/ and the tests read, that a supervisor sets for its replicas, or that Kubernetes
 # sets for a service named trd-….
 NOT_SETTINGS = (
@@ -283,6 +284,11 @@ class Config:
         "TRD_HANDLE_SIGNALS", True, "drain on SIGTERM and SIGINT while an endpoint is served on the main thread"
     )
     log_level: str = _setting("TRD_LOG", "warning", "level of the `trd` command's log: debug, info, warning, error")
+    log_format: str = _setting(
+        "TRD_LOG_FORMAT",
+        "text",
+        "form of the `trd` command's log: `text`, or `json` with one object in each line",
+    )
 
     @classmethod
     def from_env(
@@ -333,6 +339,7 @@ class Config:
             ("discovery", DISCOVERY_BACKENDS),
             ("request_plane", REQUEST_PLANES),
             ("events", EVENT_PLANES),
+            ("log_format", LOG_FORMATS),
         ):
             if getattr(self, name) not in choices:
                 raise ConfigError(

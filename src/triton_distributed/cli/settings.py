@@ -7,6 +7,8 @@ from typing import Any
 
 from triton_distributed.config import Config
 from triton_distributed.errors import ConfigError
+from triton_distributed.observe.log_context import log_requests
+from triton_distributed.observe.log_format import log_formatter
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -27,5 +29,8 @@ def settings(**overrides: Any) -> Config:
         raise ConfigError(
             "TRD_DISCOVERY", config.discovery, "processes do not share memory: use file or static with trd"
         )
-    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=config.log_level.upper())
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(log_formatter(config.log_format))
+    log_requests()
     return config

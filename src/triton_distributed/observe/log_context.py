@@ -23,13 +23,14 @@ class LogContext(logging.Filter):
         else:
             traceparent = context.travelling.get("traceparent", "-")
             fields = (context.id(), served.endpoint, str(served.instance_id), str(traceparent))
-        for name, text in zip(_FIELDS, fields, strict=True):
+        for name, text in zip(FIELDS, fields, strict=True):
             record.__dict__.setdefault(name, text)
         return True
 
 
-_FIELDS = ("request_id", "endpoint", "instance_id", "traceparent")
-_NONE = ("-",) * len(_FIELDS)
+FIELDS = ("request_id", "endpoint", "instance_id", "traceparent")
+"""The fields that `LogContext` adds."""
+_NONE = ("-",) * len(FIELDS)
 
 
 def log_requests(target: logging.Handler | logging.Logger | None = None) -> None:

@@ -194,6 +194,10 @@ class Worker:
         finally:
             if not self.closed:
                 await self._stop(served)
+            ended = ", ".join(f"{count:,} {outcome}" for outcome, count in served.stats.outcomes().items() if count)
+            logger.info(
+                "%s: not served any more by instance %d; requests: %s", name, served.instance.id, ended or "none"
+            )
         if self.exit is not None:  # The program must not end before the process ends with the handler's exit code.
             await self._loop.create_future()
 
@@ -228,6 +232,7 @@ class Worker:
         except BaseException:
             server.remove(served)
             raise
+        logger.info("%s: serving as instance %d at %s", name, served.instance.id, ", ".join(addresses))
         if isinstance(task, ServeTask) and not task.registered.done():
             task.registered.set_result(served.instance)
         return served

@@ -174,6 +174,8 @@ class SessionPool:
     def _lost(self, addresses: Addresses, session: Session, reason: str) -> None:
         if session.lost is not None:
             self._parted.pop(session, None)
+            if session.cut and not self._closed:
+                logger.warning("the worker at %s was lost with %d call(s): %s", session.address, session.cut, reason)
         if self._live.get(addresses) is session:
             del self._live[addresses]
             if session.lost is None:

@@ -75,6 +75,7 @@ class Session(Reader):
         max_streams: the peer's limit of open streams; 0 before its hello.
         phase: the phase of its life.
         lost: why it was lost; None in every phase but `LOST`.
+        cut: the number of streams that were open when it was lost.
         paused: the kernel accepts no output for now; output waits in `out` and in the streams.
         waiters: the futures of those that wait until the kernel accepts output, oldest first.
         heard: something has arrived since the last check of `transport.liveness`.
@@ -131,6 +132,7 @@ class Session(Reader):
         self.max_streams = 0
         self._dialled = on_request is None
         self._on_lost = on_lost
+        self.cut = 0
         self._hello_timeout_s, self._host_timeout_s = hello_timeout_s, host_timeout_s
         self._share = share or FairShare(loop)
         self._transport: asyncio.Transport | None = None
@@ -396,6 +398,7 @@ class Session(Reader):
             stream.lost = self.lost
             stream.outbox.clear()
             stream.let_go()
+        self.cut = len(streams)
         self._on_lost(self, self.lost)  # before the calls: the rotation must not offer them this worker again
         if self._dialled:
             for stream in streams:
