@@ -1,7 +1,8 @@
 """`python -m benchmarks.shared`: arrays between processes of one host, through shared memory and through sockets.
 
-In each round every measurement runs once for each way, so noise hits them alike; the table has medians. `echo` sends an
-array to a worker and back, and counts its bytes once. `one by one` and `at once` send 200 MB to four workers.
+It writes results/shared.json. In each round every measurement runs once for each way, so noise hits them alike. `echo`
+sends an array to a worker and back, and counts its bytes once. `four workers` sends 200 MB to four workers, one after
+another and at once; with `trd.share` the time includes placing the array.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,14 @@ import numpy as np
 import uvloop
 
 import triton_distributed as trd
+from benchmarks.rounds import RESULTS, Figures, Measure, Run
 from triton_distributed.config import Config
 from triton_distributed.runtime import Client, DistributedRuntime
 
 MIB = 1024 * 1024
 WORKERS = 4
-WAYS = ("shared memory", "socket", "trd.share")
-Taken = dict[str, dict[str, list[float]]]
+WAYS: dict[str, dict[str, str]] = {"shared memory": {}, "socket": {"TRD_SHARED_MEMORY_BYTES": "0"}}
+"""The settings of each way; `trd.share` uses those of the first."""
 
 
 async def _echo(request: Any) -> AsyncIterator[Any]:
@@ -93,73 +96,69 @@ async def _spread(client: Client, array: Any, at_once: bool) -> float:
     return time.perf_counter() - started
 
 
-async def measure(rounds: int, megabytes: int) -> Taken:
-    """Return all figures of all rounds, by measurement and way."""
-    taken: Taken = {}
-    arrays = {f"echo of {size} MiB, GB/s": np.arange(size * MIB // 4, dtype=np.float32) for size in (1, 16)}
+async def measure(rounds: int, megabytes: int) -> Run:
+    """Measure in rounds; the first one warms up and is not counted."""
+    arrays = {size: np.arange(size * MIB // 4, dtype=np.float32) for size in (1, 16)}
     large = np.arange(megabytes * 250_000, dtype=np.float32)
+    measures: dict[tuple[str, str], Measure] = {}
+
+    async def echo_of(client: Client, array: Any) -> Figures:
+        return {"gb_per_s": await _round_trips(client, array, 10)}
+
+    async def to_workers(client: Client) -> Figures:
+        return _compared(await _spread(client, large, False), await _spread(client, large, True))
+
+    async def share_with_workers(client: Client) -> Figures:
+        started = time.perf_counter()
+        shared = trd.share(large)
+        placed = time.perf_counter() - started
+        return _compared(*[placed + await _spread(client, shared, at_once) for at_once in (False, True)])
+
     async with AsyncExitStack() as stack:
-        clients = {}
-        for way in WAYS[:2]:
+        for way, environ in WAYS.items():
             place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trd-")))
-            environ = {} if way == "shared memory" else {"TRD_SHARED_MEMORY_BYTES": "0"}
             await stack.enter_async_context(_workers(place, environ))
             config = Config.from_env({"TRD_DIR": str(place), **environ}, handle_signals=False)
             runtime = await stack.enter_async_context(DistributedRuntime(config=config))
-            clients[way] = [await runtime.endpoint(f"bench.shared.{name}").client() for name in ("echo", "count")]
-            for client in clients[way]:
+            echo, count = [await runtime.endpoint(f"bench.shared.{name}").client() for name in ("echo", "count")]
+            for client in (echo, count):
                 await client.wait_for_instances(WORKERS)
-        for number in range(rounds + 1):
-            for way, (echo, count) in clients.items():
-                found = {name: await _round_trips(echo, array, 10) for name, array in arrays.items()}
-                for at_once in (False, True):
-                    found[_name(megabytes, at_once)] = await _spread(count, large, at_once)
-                _note(taken if number else {}, way, found)  # The first round warms up.
-            started = time.perf_counter()
-            shared = trd.share(large)
-            placed = time.perf_counter() - started
-            count = clients["shared memory"][1]
-            found = {
-                _name(megabytes, at_once): placed + await _spread(count, shared, at_once) for at_once in (False, True)
-            }
-            _note(taken if number else {}, "trd.share", found)
-            del shared
-    return taken
+            for size, array in arrays.items():
+                measures[f"echo {size} MiB", way] = partial(echo_of, echo, array)
+            measures["four workers", way] = partial(to_workers, count)
+            if not environ:
+                measures["four workers", "trd.share"] = partial(share_with_workers, count)
+        await Run().interleave(1, measures)
+        run = Run()
+        await run.interleave(rounds, measures)
+    return run
 
 
-def _name(megabytes: int, at_once: bool) -> str:
-    return f"{megabytes} MB to {WORKERS} workers {'at once' if at_once else 'one by one'}, s"
+def _compared(in_turn: float, at_once: float) -> Figures:
+    return {"in_turn_s": in_turn, "at_once_s": at_once, "at_once_over_in_turn": at_once / in_turn}
 
 
-def _note(taken: Taken, way: str, found: dict[str, float]) -> None:
-    for name, value in found.items():
-        taken.setdefault(name, {}).setdefault(way, []).append(value)
-
-
-def table(taken: Taken) -> str:
-    """Return the medians, with the least and the greatest figure."""
-    lines = [f"{'':36}" + "".join(f"{way:>26}" for way in WAYS)]
-    for name, ways in taken.items():
-        cells = [
-            f"{statistics.median(each):.3g} ({min(each):.3g}–{max(each):.3g})" if (each := ways.get(way)) else "–"
-            for way in WAYS
-        ]
-        lines.append(f"{name:36}" + "".join(f"{cell:>26}" for cell in cells))
-    return "\n".join(lines)
-
-
-def main() -> None:
+def main() -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.shared", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--megabytes", type=int, default=200, help="size of the array for four workers")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.shared", description="Shared memory and sockets")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds over all of it (5)")
+    parser.add_argument("--megabytes", type=int, default=200, help="size of the array for four workers (200)")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         uvloop.run(_serve())
-    else:
-        print(table(uvloop.run(measure(options.rounds, options.megabytes))))
+        return 0
+    run = uvloop.run(measure(options.rounds, options.megabytes))
+    whole = options.megabytes == 200
+    path = RESULTS / ("shared.json" if whole else "partial-shared.json")
+    result = run.write(path, rounds=options.rounds, quick=not whole, megabytes=options.megabytes)
+    print("\n| work | way | figure | median | lowest | highest |\n| --- | --- | --- | --: | --: | --: |")
+    for work, ways in result["figures"].items():
+        for way, figures in ways.items():
+            for figure, (median, lowest, highest) in figures.items():
+                print(f"| {work} | {way} | {figure} | {median:.3g} | {lowest:.3g} | {highest:.3g} |")
+    return 1 if run.failures else 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
