@@ -66,10 +66,9 @@ class Handler:
 
     def open(self, request: Any, context: Context) -> AsyncIterator[Any]:
         """Begin to serve a request. The handler does not run before the first item is asked for."""
-        arguments = (request, context) if self.takes_context else (request,)
         if self._is_asyncgen:
-            return self.function(*arguments)  # type: ignore[no-any-return]
-        return _Results(self, arguments, context)
+            return self.function(request, context) if self.takes_context else self.function(request)  # type: ignore[no-any-return]
+        return _Results(self, (request, context) if self.takes_context else (request,), context)
 
 
 class _Results:

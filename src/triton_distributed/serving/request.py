@@ -207,75 +207,86 @@ class ServedRequest:
     async def run(self) -> None:
         """Serve the request: the body of its task."""
         self.state = RUNNING
-        stream, host = self.stream, self._host
+        stream, host, handler = self.stream, self._host, self._host.handler
         current.set(self.context)
-        items: AsyncIterator[Any] | None = None
         sent = 0
+        error: BaseException | None = None
         try:
-            body, buffers, self._body, self._buffers = self._body, self._buffers, b"", None
-            request: Any
-            if host.handler.takes_stream:
-                self._check_not_stopped()
-                request = RequestStream(stream, self.context.id, body, buffers, self._decode, self._split)
-            else:
-                if stream.state < RECEIVED or not len(body):
+            try:
+                body, buffers, self._body, self._buffers = self._body, self._buffers, b"", None
+                request: Any
+                if handler.takes_stream:
+                    self._check_not_stopped()
+                    request = RequestStream(stream, self.context.id, body, buffers, self._decode, self._split)
+                elif stream.state < RECEIVED or not len(body):
                     raise self._unfit()
-                request = self._decode(body, buffers)
-            stream.begun = True
-            if stream.asked:
-                stream.tell_begun()
-            items = self.items = host.handler.open(request, self.context)
-            check = host.handler.check
-            del body, buffers, request  # They are not needed while the handler runs; a request may be large.
-            async for item in items:
-                kind = item.__class__
-                if kind is not Annotated and kind is not Ready:
-                    sent += 1
-                    if check is not None:
-                        check(item)
-                    data = encode(item, "item")
-                    if data.__class__ is bytes and len(data) <= SMALL:
-                        if stream.push(data):
-                            await stream.writable()
-                            if stream.state == CLOSED:
-                                break  # The handler has ignored its cancellation.
-                    elif isinstance(data, bytes):
-                        await stream.send(data, ())
-                    else:
-                        await stream.send(data.body, data.buffers)
-                        del data  # A bytearray cannot be resized while something refers to its memory.
-                elif kind is Ready:  # Items of a plain handler.
-                    sent += await self._send_ready(item)
-                    if stream.state == CLOSED:
-                        break
                 else:
-                    sent += 1
-                    if check is not None and item.data() is not None:
-                        check(item.data())
-                    await self._send_annotated(item)
-            else:
-                host.stats.items += sent
-                stream.end()
-                return
-            self.outcome = self.outcome or Outcome.CANCELLED
-            await _close(items, None)
-        except asyncio.CancelledError as error:
-            await self._cancelled(items, error, sent)
-        except Exception as error:  # The caller gets any error of its handler.
-            self._failed(error)
-            await _close(items, None)
-        except SystemExit as error:  # The process has to end as after SIGTERM, when its other requests are finished.
-            self._failed(error)
-            await _close(items, None)
-            host.on_exit(error)
-        except BaseException as error:  # KeyboardInterrupt and the like: answer the caller, then raise it again.
-            self._failed(error)
-            if self.task is not None:
-                self.task.add_done_callback(asyncio.Task.exception)  # It ends the loop, so asyncio need not log it.
-            raise
+                    request = self._decode(body, buffers)
+                stream.begun = True
+                if stream.asked:
+                    stream.tell_begun()
+                items = self.items = handler.open(request, self.context)
+                check = handler.check
+                del body, buffers, request  # They are not needed while the handler runs; a request may be large.
+                async for item in items:
+                    kind = item.__class__
+                    if kind is not Annotated and kind is not Ready:
+                        sent += 1
+                        if check is not None:
+                            check(item)
+                        data = encode(item, "item")
+                        if data.__class__ is bytes and len(data) <= SMALL:
+                            if stream.push(data):
+                                await stream.writable()
+                                if stream.state == CLOSED:
+                                    break  # The handler has ignored its cancellation.
+                        elif isinstance(data, bytes):
+                            await stream.send(data, ())
+                        else:
+                            await stream.send(data.body, data.buffers)
+                            del data  # A bytearray cannot be resized while something refers to its memory.
+                    elif kind is Ready:  # Items of a plain handler.
+                        sent += await self._send_ready(item)
+                        if stream.state == CLOSED:
+                            break
+                    else:
+                        sent += 1
+                        if check is not None and item.data() is not None:
+                            check(item.data())
+                        await self._send_annotated(item)
+                else:
+                    host.stats.items += sent
+                    stream.end()
+                    return
+            except BaseException as raised:  # Any error is the caller's. What follows awaits, which `except` must not.
+                error = raised
+            await self._end_early(error, sent)
         finally:
+            error = None  # It refers to this frame.
             self.over()
             host.gate.ended(self)
+
+    async def _end_early(self, error: BaseException | None, sent: int) -> None:
+        """End a request whose handler has raised an error, or ignores its cancellation.
+
+        Args:
+            error: what it has raised, or None.
+            sent: the number of its items.
+        """
+        thrown: BaseException | None = None
+        if error is None:
+            self.outcome = self.outcome or Outcome.CANCELLED
+        elif isinstance(error, asyncio.CancelledError):
+            thrown = self._cancelled(error, sent)
+        else:
+            self._failed(error)
+            if not isinstance(error, (Exception, SystemExit)):  # KeyboardInterrupt and the like end the loop.
+                if self.task is not None:
+                    self.task.add_done_callback(asyncio.Task.exception)  # So asyncio need not log it.
+                raise error
+        await _close(self.items, thrown)
+        if isinstance(error, SystemExit):  # The process has to end as after SIGTERM, after its other requests.
+            self._host.on_exit(error)
 
     def _unfit(self) -> InvalidRequest:
         """The error of a caller that streams its requests to a handler of one. All of them may have arrived."""
@@ -335,23 +346,26 @@ class ServedRequest:
         body, buffers = (data, ()) if isinstance(data, bytes) else (data.body, data.buffers)
         await self.stream.send(body, buffers, f.ANNOTATED)
 
-    async def _cancelled(self, items: Any, error: BaseException, sent: int) -> None:
-        """End a request whose handler raised CancelledError: because of our cancellation or a stop, or by itself."""
+    def _cancelled(self, error: BaseException, sent: int) -> BaseException | None:
+        """End a request whose handler raised CancelledError: because of our cancellation or a stop, or by itself.
+
+        Returns:
+            the error to raise at the `yield` at which a generator may be suspended. It has not seen the cancellation,
+            and its `finally` blocks run now.
+        """
         if self.state == CLEANING or self._host.cancelled:
             self.outcome = self.outcome or Outcome.CANCELLED
             if self.state != CLEANING:
                 self.state = CLEANING
                 self.context.cut()
             self.stream.abort(f.ERROR, f.ErrorCode.CANCELLED, b"the handler was cancelled")
-            # A generator that was suspended at its `yield` has not seen the cancellation: its finally blocks run now.
-            await _close(items, asyncio.CancelledError())
-        elif self.context.is_stopped():  # It takes no context, or it has answered `is_stopped()` by raising this.
+            return asyncio.CancelledError()
+        if self.context.is_stopped():  # It takes no context, or it has answered `is_stopped()` by raising this.
             self._host.stats.items += sent
             self.stream.end()
-            await _close(items, None)
         else:
             self._failed(error)
-            await _close(items, None)
+        return None
 
     def _failed(self, error: BaseException) -> None:
         if error is self._invalid or isinstance(
