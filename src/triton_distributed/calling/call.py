@@ -57,7 +57,7 @@ from triton_distributed.errors import (
 )
 from triton_distributed.names import Instance
 from triton_distributed.observe import Outcome
-from triton_distributed.payload.codec import Message
+from triton_distributed.payload.codec import Message, decode
 from triton_distributed.routing.policies import Direct, Policy
 from triton_distributed.transport.session import Session
 from triton_distributed.transport.shared_memory import Loan
@@ -504,8 +504,12 @@ class Call:
             try:
                 if message[2] & SPECIAL or self.resumption is not None:
                     items = new_items(message, self.resumption, annotated, decoder)
+                elif decoder is not None:
+                    items = decoder.items(message)
+                elif message[1] == f.BATCH:
+                    items = plain_items(message)
                 else:
-                    items = plain_items(message) if decoder is None else decoder.items(message)
+                    items = (decode(message[3], message[4]),)
             except DecodeError:
                 self.leave(UNREADABLE)
                 raise
