@@ -14,13 +14,14 @@ import os
 import tempfile
 from pathlib import Path
 
-from benchmarks.__main__ import ROUNDS, STARTS, WORK, Bench, draw_if_possible
+from benchmarks.__main__ import STARTS, WORK, Bench, draw_if_possible
 from benchmarks.environments import versions
 from benchmarks.peers.foreign import EVERY, FOREIGN
 from benchmarks.rounds import RESULTS
 from benchmarks.table import render_foreign
 from harness.usage import LINUX
 
+ROUNDS = 4  # A round takes some 3 minutes, a third of it for the start of Ray.
 OURS = ("ours", "ours-compiled", "yardstick", "grpc.aio")
 PEERS = (*OURS, *FOREIGN)
 NAMES = ("alone", "concurrent", "streams", "paced", "array", "cancel", "hello")

@@ -261,7 +261,10 @@ def render_foreign(result: dict[str, Any]) -> str:
             cells.append(number(value) + (f" ({number(ratio)} ×)" if ratio else ""))
         lines.append((row.text, *cells))
     left_out = "".join(f"\n\n{peer} was left out: {why}" for peer, why in result["method"].get("left_out", {}).items())
-    return f"{conditions(result)}{left_out}\n\n{markdown([('work', *map(name_of, peers)), *lines])}"
+    versions = [each for known in result["method"].get("versions", {}).values() for each in known.items()]
+    others = ", ".join(f"{name} {version}" for name, version in dict(versions).items())
+    measured = f" Measured: {others}." if others else ""
+    return f"{conditions(result)}{measured}{left_out}\n\n{markdown([('work', *map(name_of, peers)), *lines])}"
 
 
 def render_page(folder: Path = RESULTS) -> str:

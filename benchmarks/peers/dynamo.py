@@ -13,7 +13,6 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from dynamo.runtime import Context, DistributedRuntime
 
 from benchmarks.handlers import Call, Handler
@@ -82,11 +81,13 @@ class Pushed(Dynamo):
 
 
 def _pack(value: Any) -> Any:
-    return {"float32": value.tobytes()} if isinstance(value, np.ndarray) else value
+    return {"float32": value.tobytes()}
 
 
 def _unpack(value: Any) -> Any:
-    return np.frombuffer(value["float32"], np.float32) if isinstance(value, dict) else value
+    import numpy as np  # Not above, so that hello world does not pay for it.
+
+    return np.frombuffer(value["float32"], np.float32)
 
 
 def _of_bytes(handler: Handler) -> Handler:

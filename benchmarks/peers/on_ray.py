@@ -77,11 +77,13 @@ def _calls(target: Any, name: str) -> Call:
     """Return a function that calls an actor, or a deployment by its handle."""
     if isinstance(target, serve.handle.DeploymentHandle):
         streaming = target.options(stream=True).items
+        large = target.options(_by_reference=True).one  # Through Ray's shared memory; small values take gRPC.
     else:
         streaming = target.items.options(num_returns="streaming")
+        large = target.one
 
     async def one(request: Any) -> AsyncIterator[Any]:
-        yield await target.one.remote(name, request)
+        yield await (target.one if isinstance(request, dict) else large).remote(name, request)
 
     async def items(request: Any) -> AsyncIterator[Any]:
         answer = streaming.remote(name, request)

