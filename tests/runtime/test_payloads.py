@@ -148,9 +148,7 @@ async def test_objects_arrive_as_plain_values_where_no_type_is_asked_for(cluster
 @pytest.mark.any_loop
 async def test_arrays_arrive_as_arrays(unix: Cluster) -> None:
     client = await unix.connect(echo)
-    large = np.arange(100_000, dtype=np.float32).reshape(
-        100, 1000
-    )  # tests/runtime/test_shared_memory.py has larger ones
+    large = np.arange(50_000, dtype=np.float32).reshape(50, 1000)  # test_shared_memory.py has larger ones
     small = np.arange(3, dtype=np.int16)
     found = await patiently(client.call({"large": large, "small": small, "n": 1}))
     assert found["large"].dtype == large.dtype

