@@ -191,19 +191,14 @@ class Call:
             self._place_later(instance)
             return
         timeout = _INFINITE if self.deadline is None else self.deadline - services.loop.time()
-        stream = session.connection.request(instance.id, services.key, timeout, metadata, body)
-        self._sent_on(stream, instance)
-        if self.stopping:
-            stream.ask_to_stop()
-
-    def _sent_on(self, stream: Stream, instance: Instance) -> None:
-        """Note that `stream` carries the call to `instance`."""
+        self.stream = stream = session.connection.request(instance.id, services.key, timeout, metadata, body)
+        stream.owner = self
+        self.instance = instance
         self.state = AFTER[self.state][SENT]
         self._instances += 1
-        stream.owner = self
-        self.stream = stream
-        self.instance = instance
-        self.services.load.acquire(instance.id)
+        services.load.acquire(instance.id)
+        if self.stopping:
+            stream.ask_to_stop()
 
     def _place_later(self, chosen: Instance | None = None) -> None:
         """Send the request from a task: it needs a connection first, or more than one frame, or another instance."""
@@ -256,8 +251,11 @@ class Call:
             raise MessageTooLarge("the request", size, session.send_limit)
         requests, services = self.request_stream, self.services
         stream = session.connection.open_stream(False)
-        self._sent_on(stream, instance)
-        self._chosen = None
+        stream.owner = self
+        self.stream, self.instance, self._chosen = stream, instance, None
+        self.state = AFTER[self.state][SENT]
+        self._instances += 1
+        services.load.acquire(instance.id)
         timeout = _INFINITE if self.deadline is None else self.deadline - services.loop.time()
         whole = requests is None
         await stream.send_request(instance.id, services.key, timeout, self.metadata, body, buffers, whole, loan)

@@ -80,7 +80,8 @@ class ItemStream(Generic[T_co]):
         call = self._call
         if _running_loop() is not call.services.loop:
             call.services.check_loop("reading a stream")
-        self.check_unread()
+        if call.state >= READ:
+            self.check_unread()
         return Reading(call, True)
 
     async def __anext__(self) -> T_co:

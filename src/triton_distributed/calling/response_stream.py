@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from triton_distributed.calling.call import Call
 from triton_distributed.calling.item_stream import ItemStream, Reading, T_co, next_message
-from triton_distributed.calling.state import OPEN, UNREAD
+from triton_distributed.calling.state import OPEN, READ, UNREAD
 from triton_distributed.errors import TritonError
 
 logger = logging.getLogger("triton_distributed.runtime")
@@ -83,7 +83,8 @@ class ResponseStream(ItemStream[T_co]):
         call = self._call
         if _running_loop() is not call.services.loop:
             call.services.check_loop("reading a stream")
-        self.check_unread()
+        if call.state >= READ:
+            self.check_unread()
         return Reading(call, False)
 
     async def __anext__(self) -> T_co:

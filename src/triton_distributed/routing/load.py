@@ -49,7 +49,8 @@ class LoadBook:
 
     def acquire(self, instance_id: int) -> None:
         """Note one more stream on the instance; call `release` when it ends."""
-        self._open[instance_id] = self._open.get(instance_id, 0) + 1
+        opened = self._open
+        opened[instance_id] = opened.get(instance_id, 0) + 1
 
     def release(self, instance_id: int) -> None:
         """Note that a stream on the instance has ended.
@@ -57,11 +58,12 @@ class LoadBook:
         Raises:
             ValueError: the instance has no open stream.
         """
-        left = self._open.get(instance_id, 0) - 1
+        opened = self._open
+        left = opened.get(instance_id, 0) - 1
         if left > 0:
-            self._open[instance_id] = left
+            opened[instance_id] = left
         elif left == 0:
-            del self._open[instance_id]
+            del opened[instance_id]
         else:
             raise ValueError(f"instance {instance_id} has no open stream to release")
 

@@ -135,7 +135,8 @@ class StreamCore:
         self.window = window
         # Bytes that the peer may send before it gets credit: the window if we opened the stream, else the window of
         # our hello.
-        self._most = max(window, connection.hello.window) + SLACK
+        announced = connection.hello.window
+        self._most = (window if window > announced else announced) + SLACK
         # Unread bytes beyond this are counted in `held`; without `held` they are a protocol error.
         self._count_from = self._most if connection.held is None else FREE_BYTES
         self._unread = self._credit_due = self.counted = 0
