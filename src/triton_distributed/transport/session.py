@@ -91,6 +91,8 @@ class Session(Reader):
             that began at the peer was announced by an ACCEPT that arrived here.
     """
 
+    cut: int = 0  # An attribute of the instance only when the session is lost: it has 29 others.
+
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
@@ -119,7 +121,6 @@ class Session(Reader):
         self.phase = Phase.GREETING
         self.lost: str | None = None
         self.paused = self.heard = self._scheduled = False
-        self._calm = True  # the send buffer has its full size
         self.missed_checks = -1
         self.acceptance = Acceptance()
         self.memory = None if shared is None else SessionMemory(loop, shared, connection)
@@ -132,8 +133,7 @@ class Session(Reader):
         self.max_streams = 0
         self._dialled = on_request is None
         self._on_lost = on_lost
-        self.cut = 0
-        self._hello_timeout_s, self._host_timeout_s = hello_timeout_s, host_timeout_s
+        self._timeouts_s = hello_timeout_s, host_timeout_s
         self._share = share or FairShare(loop)
         self._transport: asyncio.Transport | None = None
         self._inbound: Inbound | None = None  # only while connected: the two refer to each other
@@ -164,12 +164,13 @@ class Session(Reader):
             return
         self._inbound = Inbound(self, transport, self._share, self._dialled)
         self.address = self.address or _name_of(transport)
-        tune(transport, self._host_timeout_s)
+        hello_timeout_s, host_timeout_s = self._timeouts_s
+        tune(transport, host_timeout_s)
         set_buffer(transport, short=False)
         # 0: a write goes to the kernel at once, and `paused` means that some output did not fit.
         transport.set_write_buffer_limits(high=0)
-        words = f"the peer sent no hello within {self._hello_timeout_s:g} s"
-        self._timer = self.loop.call_later(self._hello_timeout_s, self.break_off, f.GoawayCode.PROTOCOL, words)
+        words = f"the peer sent no hello within {hello_timeout_s:g} s"
+        self._timer = self.loop.call_later(hello_timeout_s, self.break_off, f.GoawayCode.PROTOCOL, words)
         self.connection.greet()
         self.flush()
         if self.refused is not None:
@@ -241,10 +242,10 @@ class Session(Reader):
         if self._transport is None or self.lost is not None or self._transport.is_closing():
             return
         self.flush()
-        calm = self.connection.calm
-        if calm is not self._calm:
-            self._calm = calm
-            set_buffer(self._transport, short=not calm)
+        pace = self.connection.pace
+        if pace.short is self.connection.calm:
+            pace.short = not pace.short
+            set_buffer(self._transport, pace.short)
         if piece.nbytes < f.SMALL:
             self._transport.write(start + piece)
         else:
@@ -366,7 +367,7 @@ class Session(Reader):
         if self._transport is not None:
             if self._transport.get_write_buffer_size():
                 # A peer that reads nothing must not keep a closed connection.
-                self.loop.call_later(self._hello_timeout_s, _abort, self)
+                self.loop.call_later(self._timeouts_s[0], _abort, self)
             self._transport.close()
 
     def abandon(self, words: str) -> None:

@@ -21,14 +21,16 @@ class Pace:
         largest: the largest fragment that the peer accepts, bytes.
         large_opened: how many of these streams began with a request in fragments: they are not other use.
         drained: how often pushed items were written.
+        short: the send buffer of the socket is short.
     """
 
-    __slots__ = ("_calm", "_used", "drained", "large_opened", "largest")
+    __slots__ = ("_calm", "_used", "drained", "large_opened", "largest", "short")
 
     def __init__(self) -> None:
         self.largest = MAX_FRAME
         self.large_opened = 0
         self.drained = 0
+        self.short = False
         self._used = 0  # other use, as counted at the last fragment
         self._calm = CALM * LARGE_FRAME  # bytes of fragments since then; a session begins calm
 
