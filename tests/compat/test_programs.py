@@ -23,7 +23,8 @@ async def run(folder: Path, code: str, *arguments: str) -> list[str]:
     async with program(folder, code, *arguments, options=OPTIONS) as running:
         out, err = await running.output()
         assert await running.ended() == 0, err
-        assert not err
+        # A client says so if a worker takes long to register, as it does on a busy machine.
+        assert not [line for line in err.splitlines() if ": no instance yet; waiting for a worker" not in line]
         return out.splitlines()
 
 
