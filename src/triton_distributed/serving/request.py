@@ -29,6 +29,7 @@ from triton_distributed.transport.stream import Stream
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import Body, Memory
 from triton_distributed.wire.states import CLOSED, RECEIVED
+from triton_distributed.wire.window import ITEM_COST
 
 logger = logging.getLogger("triton_distributed.runtime")
 
@@ -235,8 +236,13 @@ class ServedRequest:
                         if check is not None:
                             check(item)
                         data = encode(item, "item")
-                        if data.__class__ is bytes and len(data) <= SMALL:
-                            if stream.push(data):
+                        if data.__class__ is bytes and (size := len(data)) <= SMALL:
+                            if stream.queued and not stream.item_flags:  # As `push`, without a call for each item.
+                                stream.outbox.append(data)
+                                stream.quota -= size + ITEM_COST
+                            else:
+                                stream.push(data)
+                            if stream.quota <= 0:
                                 await stream.writable()
                                 if stream.state == CLOSED:
                                     break  # The handler has ignored its cancellation.

@@ -89,7 +89,8 @@ class StreamCore:
         accepted: the worker has announced that the handler is about to begin.
         asked: the caller has asked whether the handler has begun.
         begun: the request was decoded, and its handler has begun. The caller knows this only if it has asked.
-        item_flags: flags of the frames that carry its items.
+        queued: it is in its connection's list of streams that have something to send this turn.
+        item_flags: flags of the frames that carry its items; 0 without resume tokens.
         inbox: received messages that were not read yet; bounded by `window`.
         failure: the frame that ended the stream early, as (kind, code, detail), or None.
         window: bytes that the peer may have sent and this end not read.
@@ -101,7 +102,6 @@ class StreamCore:
         "_credit_due",
         "_ending",
         "_most",
-        "_queued",
         "_token",
         "_unread",
         "accepted",
@@ -115,6 +115,7 @@ class StreamCore:
         "inbox",
         "item_flags",
         "outbox",
+        "queued",
         "quota",
         "state",
         "window",
@@ -128,7 +129,7 @@ class StreamCore:
         self.quota = credit if credit < TURN_BYTES else TURN_BYTES
         self.outbox: list[bytes] = []  # at most a turn's quota
         self.item_flags = 0
-        self._queued = self._ending = False
+        self.queued = self._ending = False
         self._token: bytes | None = None  # of the next item, if items have tokens
         self.accepted = self.asked = self.begun = False
         self.inbox = UNUSED
@@ -150,8 +151,8 @@ class StreamCore:
         if self._token is not None:
             item = paired(self, item)
         self.outbox.append(item)
-        if not self._queued:
-            self._queued = True
+        if not self.queued:
+            self.queued = True
             self.connection.enqueue(self)
         self.quota = quota = self.quota - len(item) - ITEM_COST
         return quota <= 0
@@ -173,13 +174,13 @@ class StreamCore:
         if self.state == CLOSED:
             return
         self._ending = True
-        if not self._queued:
-            self._queued = True
+        if not self.queued:
+            self.queued = True
             self.connection.enqueue(self)
 
     def drain(self, out: list[bytes]) -> int:
         """Append the waiting items to `out` as frames; returns their bytes. The connection calls this once a turn."""
-        self._queued = False
+        self.queued = False
         items = self.outbox
         if self.state == CLOSED:
             items.clear()
@@ -215,9 +216,9 @@ class StreamCore:
 
     def settle(self) -> None:
         """Move the waiting items to the connection's output now: the shell is about to write a fragment after them."""
-        if self._queued:
+        if self.queued:
             self.drain(self.connection.out)
-            self._queued = True  # it is still in the connection's list
+            self.queued = True  # it is still in the connection's list
 
     def charge(self, size: int, flags: int, lends: bool = False) -> None:
         """Account for a frame of `size` payload bytes that the shell writes itself, after the drained items.
@@ -238,7 +239,7 @@ class StreamCore:
         """End the stream early, both ways: ERROR or REJECT with a code, or CANCEL. No effect on a closed stream."""
         if self.state in (CLOSED, IDLE):
             return
-        if kind == f.ERROR and self._queued:
+        if kind == f.ERROR and self.queued:
             self.drain(self.connection.out)  # items that were yielded before the error arrive before it
         payload = f.frame(kind, self.id) if kind == f.CANCEL else f.coded(kind, self.id, code, detail)
         self.state = CLOSED
