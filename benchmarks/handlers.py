@@ -68,6 +68,15 @@ def relay(call: Call) -> Handler:
     return relay
 
 
+def passing_relay(call: Call) -> Handler:
+    """As `relay`, for ours: the stream is returned, so that its items are passed on as they came."""
+
+    async def relay(request: Any) -> Any:
+        return call(request)
+
+    return relay  # type: ignore[return-value]
+
+
 def cancelling_relay(call: Call) -> Handler:
     """As `relay`, for grpc.aio: its call continues when its `async for` is left, and must be cancelled explicitly."""
 

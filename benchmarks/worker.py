@@ -15,7 +15,7 @@ from typing import Any
 
 import uvloop
 
-from benchmarks.handlers import WORK, cancelling_relay, innermost, relay, tokens
+from benchmarks.handlers import WORK, cancelling_relay, innermost, passing_relay, relay, tokens
 from benchmarks.peers.foreign import EVERY
 from harness.processes import answer_questions
 from harness.vitals import open_descriptors, resident_bytes
@@ -27,8 +27,11 @@ async def main(peer_name: str, directory: str, service: str, following: str = ""
     if service == "work":
         await peer.serve(service, WORK)
     elif following:
-        pass_on = relay if EVERY[peer_name].leaves else cancelling_relay
-        await peer.serve(service, {name: pass_on(await peer.connect(following, name)) for name in ("hop", "tokens")})
+        kind = EVERY[peer_name]
+        reading = relay if kind.leaves else cancelling_relay
+        passing = passing_relay if kind.family in ("ours", "native") else reading
+        hop, items = await peer.connect(following, "hop"), await peer.connect(following, "tokens")
+        await peer.serve(service, {"hop": reading(hop), "tokens": passing(items)})
     else:
         await peer.serve(service, {"hop": innermost(ended), "tokens": tokens})
 

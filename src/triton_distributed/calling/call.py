@@ -109,8 +109,8 @@ class Call:
     """
 
     __slots__ = (
-        "_annotated", "_broken", "_chosen", "_conditions", "_instances", "_placing", "_reason", "_timer",
-        "_unsent_reader", "_waits", "attempts", "body", "deadline", "decoder", "error", "instance", "items",
+        "_broken", "_chosen", "_conditions", "_instances", "_placing", "_reason", "_timer", "_unsent_reader",
+        "_waits", "annotated", "attempts", "body", "deadline", "decoder", "error", "instance", "items",
         "metadata", "policy", "reading", "received", "request", "request_stream", "resumption", "sending",
         "services", "state", "stopping", "stream", "unary",
     )  # fmt: skip
@@ -133,7 +133,7 @@ class Call:
         self.body = body
         self.request_stream = request_stream
         self.policy = policy
-        self._annotated = annotated
+        self.annotated = annotated
         self.unary = unary
         self._conditions = conditions
         self.metadata = conditions.metadata
@@ -498,7 +498,7 @@ class Call:
         if stream is not None and stream.inbox:
             message = stream.inbox.popleft()
             stream.read(message[0])
-            annotated, decoder = self._annotated, self.decoder
+            annotated, decoder = self.annotated, self.decoder
             try:
                 if message[2] & SPECIAL or self.resumption is not None:
                     items = new_items(message, self.resumption, annotated, decoder)

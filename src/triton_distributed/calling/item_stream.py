@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Generic, Self
 
 from triton_distributed.calling.accepted import accepted
 from triton_distributed.calling.call import Call
+from triton_distributed.calling.items import PassedOn
 from triton_distributed.calling.state import FAILED, OPEN, READ, UNREAD
+from triton_distributed.payload.passing import Batch, Passable
 
 if TYPE_CHECKING:  # A stream without a type argument is one of `Any`, which `typing` can say from Python 3.13 on.
     from typing_extensions import TypeVar
@@ -22,7 +24,7 @@ else:
 CANCELLED = "its reader was cancelled, for example by a timeout around a single item, which cancels the handler"
 
 
-class ItemStream(Generic[T_co]):
+class ItemStream(Passable, Generic[T_co]):
     """The items of one call. The call has begun when this object exists.
 
     Iterate over the stream with `async for` or `anext`, inside `async with` or without it. Leaving the loop or the
@@ -126,6 +128,15 @@ class ItemStream(Generic[T_co]):
                 "aclose(): another task is reading this stream, and only one may read at a time: cancel() ends both"
             )
         self._call.leave("aclose() was called")
+
+    def pass_on(self, batch: Batch) -> None:
+        self._pass_on(batch, keeps_none=True)
+
+    def _pass_on(self, batch: Batch, keeps_none: bool) -> None:
+        call = self._call
+        # A contract's types are checked at each hop, and a call that can be resumed counts its items.
+        if call.decoder is None and call.resumption is None and not call.annotated:
+            call.decoder = PassedOn(batch, keeps_none)
 
     @property
     def instance_id(self) -> int | None:

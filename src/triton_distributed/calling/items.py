@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from triton_distributed.annotated import Annotated
 from triton_distributed.calling.resume import Resumption
 from triton_distributed.errors import DecodeError, InvalidRequest
 from triton_distributed.payload.codec import Message, decode, encode
+from triton_distributed.payload.passing import Batch, encoded_items
 from triton_distributed.payload.typed import typed_decoder
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.stream import Received
 
+_NIL = b"\xc0"  # None, encoded
 SPECIAL = f.CHECKPOINT | f.ANNOTATED
 """Flags of messages that `plain_items` cannot read."""
 
@@ -84,6 +86,58 @@ class ItemDecoder:
             return self._one(message)
         except InvalidRequest as misfit:
             raise _misfit(misfit) from misfit.__cause__
+
+
+class PassedOn(ItemDecoder):
+    """Gives the small items of a message as one batch, still encoded; decodes what has flags, buffers or many bytes.
+
+    Args:
+        batch: makes the batch.
+        keeps_none: None is a value, and not an item without data.
+    """
+
+    __slots__ = ("_batch", "_keeps_none")
+
+    def __init__(self, batch: Batch, keeps_none: bool) -> None:
+        self._batch, self._keeps_none = batch, keeps_none
+
+    @property
+    def pairs(self) -> ItemDecoder:
+        return self
+
+    def items(self, message: Received) -> Sequence[Any]:
+        _, kind, flags, payload, buffers = message
+        if flags & SPECIAL or buffers is not None or type(payload) is not bytes:
+            return plain_items(message)
+        if kind == f.BATCH:
+            items = encoded_items(payload)
+        elif len(payload) <= f.SMALL:
+            items = [payload]
+        else:
+            return plain_items(message)
+        passed = items if self._keeps_none else [each for each in items if each != _NIL]
+        return _Batch(items, (self._batch(passed),) if passed else ())
+
+    def fitted(self, value: Any) -> Any:
+        return value
+
+
+class _Batch(Sequence[Any]):
+    """The batch of a message: it counts its items, and is iterated as one value."""
+
+    __slots__ = ("_items", "_values")
+
+    def __init__(self, items: list[bytes], values: tuple[Any, ...]) -> None:
+        self._items, self._values = items, values
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._values)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._values[index]
 
 
 def _misfit(misfit: InvalidRequest) -> DecodeError:

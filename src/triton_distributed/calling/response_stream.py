@@ -13,6 +13,7 @@ from triton_distributed.calling.call import Call
 from triton_distributed.calling.item_stream import ItemStream, Reading, T_co, next_message
 from triton_distributed.calling.state import OPEN, READ, UNREAD
 from triton_distributed.errors import TritonError
+from triton_distributed.payload.passing import Batch
 
 logger = logging.getLogger("triton_distributed.runtime")
 
@@ -70,6 +71,9 @@ class ResponseStream(ItemStream[T_co]):
             finally:
                 del refusal
         return self
+
+    def pass_on(self, batch: Batch) -> None:
+        self._pass_on(batch, keeps_none=False)
 
     async def accepted(self) -> None:
         self._read = True

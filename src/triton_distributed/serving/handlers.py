@@ -11,8 +11,9 @@ from typing import Any
 
 from triton_distributed.context import Context
 from triton_distributed.errors import InvalidRequest
+from triton_distributed.payload.passing import Passable
 from triton_distributed.serving.inline import InlineHandler
-from triton_distributed.serving.plain import VALUES, PlainHandler, Within, changed
+from triton_distributed.serving.plain import VALUES, PlainHandler, Ready, Within, changed
 from triton_distributed.serving.sender import Sender
 from triton_distributed.serving.signatures import Types, read_signature
 from triton_distributed.serving.threads import HandlerThreads
@@ -117,6 +118,8 @@ class _Results:
                 self._inner = result.pushed
                 del result  # A sender that the program drops ends the stream.
             elif isinstance(result, collections.abc.AsyncIterable):
+                if handler.check is None and isinstance(result, Passable):
+                    result.pass_on(Ready)
                 self._inner = aiter(result)
             elif isinstance(result, collections.abc.Iterator):
                 # The thread calls `iter`, so the whole iterator runs there.
