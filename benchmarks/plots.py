@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from benchmarks.rounds import OURS, RESULTS, TCP, Spread, read_result
-from benchmarks.table import SWEEP, name_of, number
+from benchmarks.table import SOCKET, SWEEP, name_of, number
 
 FILES = (RESULTS / "latest.json", RESULTS / "peers.json")
 NOT_SHOWN = ("native",)  # Its figures are those of ours.
@@ -124,8 +124,9 @@ SWEEPS = (
 def shown_peers(result: dict[str, Any], workloads: Iterable[str]) -> list[str]:
     """Return the peers of a result that have one of the workloads, ours first."""
     found = dict.fromkeys(peer for name in workloads for peer in result["figures"].get(name, {}))
-    rest = [peer for peer in found if peer not in OURS and peer not in NOT_SHOWN and not peer.endswith(TCP)]
-    return [*(peer for peer in reversed(OURS) if peer in found), *rest]
+    ours = (*reversed(OURS), SOCKET)
+    rest = [peer for peer in found if peer not in ours and peer not in NOT_SHOWN and not peer.endswith(TCP)]
+    return [*(peer for peer in ours if peer in found), *rest]
 
 
 def bars(result: dict[str, Any], panel: Panel, peers: list[str]) -> dict[str, Spread]:

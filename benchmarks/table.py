@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import CORE
+from benchmarks.peers import PEERS as KINDS
 from benchmarks.rounds import OURS, RESULTS, TCP, Spread, read_result
 from benchmarks.targets import COMMANDS, DYNAMO, Outcome, outcomes
 
@@ -196,7 +197,7 @@ def tables(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield title, text
     if text := _compared(result, CORE_ROWS, [PURE + TCP], [other + TCP for other in OTHERS]):
         yield "Over TCP on the loopback", text
-    if text := _compared(result, CORE_ROWS, [PURE], ["native"]):
+    if text := _compared(result, [row for row in CORE_ROWS if KINDS["native"].runs(row.workload)], [PURE], ["native"]):
         yield "The native API (`trd.connect`) next to the original's", text
 
 

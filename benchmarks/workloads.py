@@ -208,7 +208,7 @@ async def array(pair: Pair, seconds: float, mib: int, least: int = 3) -> Figures
     sent = np.arange(mib << 18, dtype=np.float32)
     call = await pair.peer.connect("work", "echo")
 
-    async def round_trips(seconds: float) -> tuple[int, float]:
+    async def round_trips(seconds: float, least: int) -> tuple[int, float]:
         count, passed, started = 0, 0.0, time.perf_counter()
         while passed < seconds or count < least:
             got = None  # The last array's memory is free before the next one arrives.
@@ -220,9 +220,9 @@ async def array(pair: Pair, seconds: float, mib: int, least: int = 3) -> Figures
             passed = time.perf_counter() - started
         return count, passed
 
-    await round_trips(seconds * WARM_UP_SHARE)
+    await round_trips(seconds * WARM_UP_SHARE, 1)
     usage = pair.usage()
-    count, wall = await round_trips(seconds)
+    count, wall = await round_trips(seconds, least)
     return {"gb_per_s": count * sent.nbytes / wall / 1e9, **costs(usage, count)}
 
 

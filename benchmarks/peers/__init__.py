@@ -73,7 +73,11 @@ class Kind:
         """Return the environment variables of its processes for a measurement with this folder."""
         listen = {"TRD_LISTEN": "tcp://127.0.0.1:0"} if self.tcp else {}
         build = None if self.compiled is False else compiled_build()
-        return {"TRD_DIR": str(place), "PYTHONPATH": str(build or ""), **listen, **self.settings}
+        python = {
+            "PYTHONPATH": str(build or ""),
+            "PYTHONDONTWRITEBYTECODE": "",
+        }  # Bytecode is cached, as users have it.
+        return {"TRD_DIR": str(place), **python, **listen, **self.settings}
 
     def stderr(self, place: Path) -> Path | None:
         """Return the file for what its processes log; None for this process's stderr."""
