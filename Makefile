@@ -15,6 +15,8 @@ PYTEST = $(RUN) -m pytest -n $(WORKERS) --dist loadfile --hypothesis-profile=$(P
 UNIT = tests/wire tests/payload tests/routing tests/discovery/test_table.py tests/discovery/test_record.py \
   tests/events/test_event.py tests/transport/test_address.py \
   $(addprefix tests/guards/test_,imports.py circles.py file_sizes.py exports.py words.py)
+# Tests of the rooms that `make compiled` compiles.
+COMPILED_ROOMS = $(addprefix tests/,wire payload transport routing calling runtime compat)
 FUZZ_SECONDS ?= 60
 CHAOS_SECONDS ?= 60
 CHAOS_SEED ?= 1
@@ -24,7 +26,7 @@ INSTALLED_BY = pyproject.toml setup.py requirements.lock tools/install tools/req
 BUSY_RUNS ?= 3
 export TRD_BASE_PYTHON
 
-.PHONY: help compiled demo demo-cluster unit test test-all test-newest test-oldest test-busy versions lock _test-with check format docs bench bench-peers instructions chaos crowd fuzz soak survival hostile scaling clean
+.PHONY: help compiled wheel test-compiled demo demo-cluster unit test test-all test-newest test-oldest test-busy versions lock _test-with check format docs bench bench-peers instructions chaos crowd fuzz soak survival hostile scaling clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -41,6 +43,9 @@ unit: $(VENV)/.dev ## the tests of what has no I/O, in one process and some seco
 
 test: $(VENV)/.test ## the whole test suite (PYTEST_ARGS="-k name -x" narrows it, WORKERS=0 runs it in one process)
 	$(PYTEST)
+
+test-compiled: ## the tests of the compiled rooms, on a compiled build that is made from these very sources
+	$(MAKE) --no-print-directory test COMPILED=1 PYTEST_ARGS="$(COMPILED_ROOMS) $(PYTEST_ARGS)"
 
 test-all: ## the whole test suite on every supported Python (VERSIONS="3.11 3.12 3.13")
 	@missing=; failed=; passed=; \
@@ -76,6 +81,9 @@ versions: $(VENV)/.test ## print the versions that `make test` runs with
 
 compiled: $(VENV)/.dev ## compile the hot path with mypyc into build/compiled/; it needs a C compiler. The other targets then run it
 	$(PYTHON) tools/compiled.py build
+
+wheel: $(VENV)/.core ## the pure wheel, in dist/; with COMPILED=1 the compiled one for this Python
+	TRD_COMPILE=$(COMPILED) $(PYTHON) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 lock: ## choose the versions of requirements.lock anew: the newest that pyproject.toml admits
 	tools/lock

@@ -5,6 +5,7 @@ Without it this file does nothing, and the package builds without a compiler. Th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tomllib
@@ -14,6 +15,8 @@ from typing import Any
 from setuptools import setup
 
 PROJECT: dict[str, Any] = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))
+
+WORK = Path("build/mypyc").resolve()
 
 
 def options() -> dict[str, Any]:
@@ -30,11 +33,17 @@ def options() -> dict[str, Any]:
     from mypyc.build import mypycify
 
     # Not the settings of `make check`: a build has only the packages above, so other imports are missing.
-    flags = ["--config-file=", "--ignore-missing-imports", "--explicit-package-bases"]
-    os.environ["MYPYPATH"] = "src"
-    files = [f"src/triton_distributed/{each}" for each in PROJECT["tool"]["mypyc"]["modules"]]
+    flags = ["--config-file=", "--ignore-missing-imports", "--explicit-package-bases", f"--cache-dir={WORK / 'mypy'}"]
+    files = [f"triton_distributed/{each}" for each in PROJECT["tool"]["mypyc"]["modules"]]
     level = os.environ.get("MYPYC_OPT_LEVEL", "3")
-    compiled = mypycify([*flags, *files], group_name="triton_distributed", opt_level=level, debug_level="0")
+    with contextlib.chdir("src"):  # So that tracebacks name files as they lie in the folders of sys.path.
+        compiled = mypycify(
+            [*flags, *files],
+            group_name="triton_distributed",
+            opt_level=level,
+            debug_level="0",
+            target_dir=str(WORK),
+        )
     return {"ext_modules": compiled}
 
 

@@ -43,6 +43,13 @@ def leaks(tree: ast.AST) -> Iterator[tuple[int, str]]:
                     yield found.lineno, "waits in `finally`: the exception leaks into other tasks; wait after the block"  # type: ignore[attr-defined]
 
 
+def blocks(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """`async with`: compiled, its end waits inside an `except`. That of `asyncio.timeout` does not wait."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.AsyncWith) and any("asyncio.timeout(" not in ast.unparse(each) for each in node.items):
+            yield node.lineno, "`async with`: an exception in it leaks into other tasks; use `try` and wait after it"
+
+
 def causes(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """`raise … from …`: compiled, the cause is ignored."""
     for node in ast.walk(tree):
@@ -51,18 +58,18 @@ def causes(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def numbers(tree: ast.Module) -> set[str]:
-    """The names of a module whose values are numbers or text: compiled, two equal ones are not always identical."""
+    """The names of a module whose values are numbers, texts or tuples: compiled, they have no identity."""
     return {
         name.id
         for node in tree.body
-        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Constant | ast.BinOp)
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Constant | ast.BinOp | ast.Tuple)
         for name in (node.targets if isinstance(node, ast.Assign) else [node.target])
         if isinstance(name, ast.Name)
     }
 
 
 def identities(tree: ast.Module, values: set[str]) -> Iterator[tuple[int, str]]:
-    """`is` between numbers or texts."""
+    """`is` between numbers, texts or tuples."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare) and any(isinstance(each, ast.Is | ast.IsNot) for each in node.ops):
             for side in (node.left, *node.comparators):
@@ -71,7 +78,10 @@ def identities(tree: ast.Module, values: set[str]) -> Iterator[tuple[int, str]]:
                 if isinstance(side, ast.Attribute) and isinstance(side.value, ast.Name):
                     named = side.attr in values and side.value.id.islower()  # A module's, not a member of an enum.
                 if (constant and not isinstance(side.value, bool)) or named:  # type: ignore[attr-defined]
-                    yield node.lineno, "`is` between numbers or texts: compiled, equal ones are not identical; use `==`"
+                    yield (
+                        node.lineno,
+                        "`is` between numbers, texts or tuples: compiled, equal ones are not identical; use `==`",
+                    )
 
 
 def ignored(text: str) -> Iterator[tuple[int, str]]:
@@ -85,7 +95,11 @@ def ignored(text: str) -> Iterator[tuple[int, str]]:
 def faults(path: Path, values: set[str]) -> list[str]:
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
-    found = [*leaks(tree), *causes(tree), *identities(tree, values), *ignored(text)]
+    own = {
+        each.id for node in tree.body for each in ast.walk(node) if isinstance(each, ast.Name) and not each.col_offset
+    }
+    values = (values - own) | numbers(tree)  # Other modules may use a name of this one for something else.
+    found = [*leaks(tree), *blocks(tree), *causes(tree), *identities(tree, values), *ignored(text)]
     return [f"{path.name}:{line}: {words}" for line, words in sorted(found)]
 
 
@@ -105,8 +119,10 @@ def test_nothing_breaks_silently(path: str) -> None:
         ("async def f():\n    try: g()\n    finally:\n        await h()", "finally"),
         ("async def f():\n    try: g()\n    finally:\n        async for each in h(): pass", "finally"),
         ("def f():\n    try: g()\n    except ValueError as error: raise KeyError from error", "from"),
+        ("async def f():\n    async with g(): pass", "async with"),
         ("LIMIT = 300\ndef f(x): return x is LIMIT", "is"),
         ("def f(x): return x is 300", "is"),
+        ("PAIR = (1, 2)\ndef f(x): return x is not PAIR", "is"),
         ("x: int = f()  # type: ignore[assignment]", "TypeError"),
     ],
 )

@@ -22,7 +22,7 @@ from triton_distributed.transport.network import Networks
 from triton_distributed.transport.pool import SessionPool
 from triton_distributed.transport.session import Session
 from triton_distributed.transport.shared_pool import SharedPool
-from triton_distributed.transport.stream import Stream
+from triton_distributed.transport.stream import Owner, Stream
 from triton_distributed.transport.tls import SessionTls
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.authentication import CHALLENGE_BYTES, Authentication
@@ -135,7 +135,7 @@ async def rest_of(sock: socket.socket) -> bytes:
     return data
 
 
-class Serving:
+class Serving(Owner):
     """A request at the service."""
 
     def __init__(self, service: Service, stream: Stream, body: bytes, buffers: Any) -> None:

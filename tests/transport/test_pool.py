@@ -11,6 +11,7 @@ from tests.timing import MS, PATIENCE_S
 from tests.transport.sessions import HELLO, Peer, answering, calling, numbers, serving, watched
 from triton_distributed.errors import ConnectionFailed
 from triton_distributed.transport.pool import MOST_ADDRESSES
+from triton_distributed.transport.stream import Owner
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.frames import GoawayCode
 from triton_distributed.wire.hello import Hello, hello_frame
@@ -216,11 +217,11 @@ async def test_the_rotation_hears_of_a_lost_worker_before_its_calls_do():
         stream = await caller.call(service.address, b"")
         known: list[bool] = []
 
-        class Owner:
+        class Noting(Owner):
             def stream_closed(self, closed: object) -> None:
                 known.append([addresses for addresses, _ in caller.lost] == [(service.address,)])
 
-        stream.owner = Owner()  # type: ignore[assignment]
+        stream.owner = Noting()
         service.accepted[0].abandon("the worker was killed")
         await stream.readable()
         assert known == [True], "a call that tries again must not be offered the worker that it has lost"

@@ -37,7 +37,7 @@ from tests.wire.joined import request
 from triton_distributed.errors import RemoteProtocolError
 from triton_distributed.testing.proxy import LINGER_NOTHING
 from triton_distributed.transport.session import part
-from triton_distributed.transport.stream import Stream
+from triton_distributed.transport.stream import Owner, Stream
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.frames import GoawayCode
 from triton_distributed.wire.states import State
@@ -282,7 +282,7 @@ PAIRS = pytest.mark.parametrize("pair", [socket.socketpair, tcp_pair], ids=["uni
 PING = f.frame(f.PING, 0)
 
 
-class Asking:
+class Asking(Owner):
     """A caller that looks, when its stream is lost, whether its request had left."""
 
     left: bool | None = None

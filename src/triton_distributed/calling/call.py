@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 from triton_distributed.annotated import Annotated
 from triton_distributed.calling.attempts import AttemptEnd, Attempts, disowned, end_of, in_words, refusal, reported
@@ -61,23 +61,23 @@ from triton_distributed.payload.codec import Message, decode
 from triton_distributed.routing.policies import Direct, Policy
 from triton_distributed.transport.session import Session
 from triton_distributed.transport.shared_memory import Loan
-from triton_distributed.transport.stream import Stream
+from triton_distributed.transport.stream import Owner, Stream
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import request_bytes
 
-LEFT = "its `async for` was left or its reader was dropped, which cancels the handler"
-UNREADABLE = "a message from the worker could not be read, which ended the call"
+LEFT: Final = "its `async for` was left or its reader was dropped, which cancels the handler"
+UNREADABLE: Final = "a message from the worker could not be read, which ended the call"
 NOT_ITS_FAULT = (InvalidRequest, Refusal)
 """Errors that do not count against an instance: they come from calls that its handler made to other workers."""
 
-_OK = int(Outcome.OK)
-_INFINITE = float("inf")
-_NOTHING: Iterator[Any] = iter(())
-_NO_ITEM: Any = object()
-_FIXED = f.REQUEST_PREFIX_BYTES
+_OK: Final = int(Outcome.OK)
+_INFINITE: Final = float("inf")
+_NOTHING: Final[Iterator[Any]] = iter(())
+_NO_ITEM: Final[Any] = object()
+_FIXED: Final = f.REQUEST_PREFIX_BYTES
 
 
-class Call:
+class Call(Owner):
     """A call under way.
 
     Args:

@@ -11,6 +11,7 @@ from typing import Any
 
 from triton_distributed.calling.ejection import Ejector
 from triton_distributed.calling.load_watch import LoadWatch
+from triton_distributed.compiled import caused
 from triton_distributed.discovery import Added, Change, Removed, Snapshot, Watch
 from triton_distributed.discovery.table import EndpointTable
 from triton_distributed.errors import DiscoveryError, RuntimeClosed
@@ -99,7 +100,7 @@ class Candidates:
             await asyncio.shield(self._opening)
         except asyncio.CancelledError:
             if self._closed:
-                raise RuntimeClosed("client") from None
+                raise caused(RuntimeClosed("client"), None)
             raise
 
     async def _open(self) -> None:
@@ -107,7 +108,7 @@ class Candidates:
             watch = await self._begin_watch(self.table.apply)
         except DiscoveryError:
             if self._closed:
-                raise RuntimeClosed("client") from None
+                raise caused(RuntimeClosed("client"), None)
             raise
         if self._closed:
             watch.close()

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import _get_running_loop as _running_loop
-from typing import TYPE_CHECKING, Any, Generic, Self
+from typing import Generic, Self
 
 from triton_distributed.calling.accepted import accepted
 from triton_distributed.calling.call import Call
+from triton_distributed.calling.item_type import T_co
 from triton_distributed.calling.items import PassedOn
 from triton_distributed.calling.state import FAILED, OPEN, READ, UNREAD
 from triton_distributed.payload.passing import Batch, Passable
-
-if TYPE_CHECKING:  # A stream without a type argument is one of `Any`, which `typing` can say from Python 3.13 on.
-    from typing_extensions import TypeVar
-
-    T_co = TypeVar("T_co", covariant=True, default=Any)
-else:
-    from typing import TypeVar
-
-    T_co = TypeVar("T_co", covariant=True)
 
 CANCELLED = "its reader was cancelled, for example by a timeout around a single item, which cancels the handler"
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 from triton_distributed.annotated import Annotated
 from triton_distributed.calling.resume import Resumption
+from triton_distributed.compiled import caused
 from triton_distributed.errors import DecodeError, InvalidRequest
 from triton_distributed.payload.codec import Message, decode, encode
 from triton_distributed.payload.passing import Batch, encoded_items
@@ -14,8 +15,8 @@ from triton_distributed.payload.typed import typed_decoder
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.stream import Received
 
-_NIL = b"\xc0"  # None, encoded
-SPECIAL = f.CHECKPOINT | f.ANNOTATED
+_NIL: Final = b"\xc0"  # None, encoded
+SPECIAL: Final = f.CHECKPOINT | f.ANNOTATED
 """Flags of messages that `plain_items` cannot read."""
 
 
@@ -71,7 +72,7 @@ class ItemDecoder:
                 return (self._one(payload, buffers),)
             return self._many(payload, buffers)  # type: ignore[no-any-return]
         except InvalidRequest as misfit:
-            raise _misfit(misfit) from misfit.__cause__
+            raise caused(_misfit(misfit), misfit.__cause__)
 
     def fitted(self, value: Any) -> Any:
         """A plain value as an item of the type.
@@ -85,7 +86,7 @@ class ItemDecoder:
                 return self._one(message.body, [bytearray(each) for each in message.buffers])
             return self._one(message)
         except InvalidRequest as misfit:
-            raise _misfit(misfit) from misfit.__cause__
+            raise caused(_misfit(misfit), misfit.__cause__)
 
 
 class PassedOn(ItemDecoder):
@@ -173,7 +174,7 @@ def new_items(
     try:
         items = [Annotated(*each) if annotated else each[0] for each in items]
     except (TypeError, LookupError) as fault:
-        raise DecodeError(f"the worker sent an invalid annotated item: {fault}") from fault
+        raise caused(DecodeError(f"the worker sent an invalid annotated item: {fault}"), fault)
     return items if decoder is None else [decoder.fitted(each) for each in items]
 
 
@@ -182,4 +183,4 @@ def _unpaired(pairs: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     try:
         return [item for _, item in pairs], [token for token, _ in pairs]
     except (TypeError, ValueError) as error:
-        raise DecodeError(f"items with tokens are pairs: {error}") from error
+        raise caused(DecodeError(f"items with tokens are pairs: {error}"), error)

@@ -10,7 +10,8 @@ from functools import partial
 from typing import Any, Self
 
 from triton_distributed.calling.call import Call
-from triton_distributed.calling.item_stream import ItemStream, Reading, T_co, next_message
+from triton_distributed.calling.item_stream import ItemStream, Reading, next_message
+from triton_distributed.calling.item_type import T_co
 from triton_distributed.calling.state import OPEN, READ, UNREAD
 from triton_distributed.errors import TritonError
 from triton_distributed.payload.passing import Batch

@@ -13,6 +13,7 @@ from triton_distributed.calling.attempts import Attempts
 from triton_distributed.calling.candidates import Candidates
 from triton_distributed.calling.failover import Ending, Stay, Verdict
 from triton_distributed.calling.prober import Prober
+from triton_distributed.compiled import caused
 from triton_distributed.errors import ConnectionFailed, DeadlineExceeded, NoInstances, RuntimeClosed, TritonError
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.observe import Outcome, Stats
@@ -201,7 +202,7 @@ class Services:
             if not candidates.instances:
                 await self._wait_for_one(bounded)
         except RuntimeClosed:
-            raise RuntimeClosed("a call") from None
+            raise caused(RuntimeClosed("a call"), None)
         if attempts is not None:
             attempts.returned(candidates.table.by_id.keys())
 
@@ -212,7 +213,7 @@ class Services:
         try:
             await asyncio.wait_for(waiting, FIRST_INSTANCE_S if bounded else None)
         except TimeoutError:
-            raise self.no_instances(FIRST_INSTANCE_S) from None
+            raise caused(self.no_instances(FIRST_INSTANCE_S), None)
 
     def expired(
         self, attempts: Attempts | None, chosen: Instance | None, waits: bool, timeout_s: float
@@ -255,7 +256,7 @@ class Services:
             session = await self.pool.connect(instance.addresses)
         except ConnectionFailed as error:
             self._prober.lost(instance.addresses)
-            raise NotTaken(Ending.UNREACHED, error.attempts) from None
+            raise caused(NotTaken(Ending.UNREACHED, error.attempts), None)
         # A stream gets its id when its request is written: ids are sent in ascending order, a CANCEL after its request.
         while session.paused and session.lost is None:
             if session.silent and not isinstance(decide(Ending.STALLED, instance), Stay):

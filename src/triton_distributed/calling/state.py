@@ -11,6 +11,7 @@ states after UNREAD differ in what later readers get.
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Final
 
 
 class State(IntEnum):
@@ -38,11 +39,24 @@ class Input(IntEnum):
     LEAVE = 6  # The reader leaves before the end.
 
 
-NEW, PLACING, OPEN, UNREAD, OVER, READ, FAILED, CLOSED = map(int, State)
-PLACE, SENT, END, LAST, WHOLE, RAISE, LEAVE = map(int, Input)
+NEW: Final = 0
+PLACING: Final = 1
+OPEN: Final = 2
+UNREAD: Final = 3
+OVER: Final = 4
+READ: Final = 5
+FAILED: Final = 6
+CLOSED: Final = 7
+PLACE: Final = 0
+SENT: Final = 1
+END: Final = 2
+LAST: Final = 3
+WHOLE: Final = 4
+RAISE: Final = 5
+LEAVE: Final = 6
 
 # AFTER[state][input] is the next state. Other inputs cannot happen: their lookup fails with KeyError.
-AFTER: tuple[dict[int, int], ...] = (
+AFTER: Final[tuple[dict[int, int], ...]] = (
     {PLACE: PLACING, SENT: OPEN, END: UNREAD},
     {PLACE: PLACING, SENT: OPEN, END: UNREAD},
     {PLACE: PLACING, END: UNREAD},

@@ -7,6 +7,7 @@ from typing import Any
 from triton_distributed.calling.call import Call
 from triton_distributed.calling.item_stream import next_message
 from triton_distributed.calling.state import OPEN
+from triton_distributed.compiled import caused
 from triton_distributed.errors import NotUnary
 
 
@@ -28,7 +29,7 @@ async def answer(call: Call) -> Any:
                 raise NotUnary(call.services.target, call.received)
     except StopAsyncIteration:
         if not call.received:
-            raise NotUnary(call.services.target, 0) from None
+            raise caused(NotUnary(call.services.target, 0), None)
         return value
     finally:
         if call.state <= OPEN:

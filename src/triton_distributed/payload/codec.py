@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from gc import is_tracked
 from operator import is_
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec.msgpack import Decoder, Encoder
@@ -43,9 +43,9 @@ from triton_distributed.payload.values import from_wire, model_from_wire, to_wir
 Buffers = list[memoryview]
 """The buffers of a message: each is C-contiguous, one-dimensional, of format `B`."""
 
-_MAPS = bytes([*range(0x80, 0x90), 0xDE, 0xDF])  # the first bytes of msgpack's maps
-_BYTES_LIKE = frozenset({bytes, bytearray, memoryview})
-_LEAVES = frozenset({type(None), bool, int, float, str})
+_MAPS: Final = bytes([*range(0x80, 0x90), 0xDE, 0xDF])  # the first bytes of msgpack's maps
+_BYTES_LIKE: Final = frozenset({bytes, bytearray, memoryview})
+_LEAVES: Final = frozenset({type(None), bool, int, float, str})
 
 
 class Message:
@@ -84,7 +84,7 @@ def _no_buffers(value: Any) -> Any:
     return to_wire(value, None)
 
 
-_encode = Encoder(enc_hook=_no_buffers).encode
+_encode: Final = Encoder(enc_hook=_no_buffers).encode
 _expected = 0  # how many of the next encodes search for memory first; a hint that may be wrong
 
 
@@ -250,7 +250,7 @@ def read_extension(code: int, header: memoryview) -> Any:
     return from_wire(code, header, Arrived(None))
 
 
-_decode = Decoder(ext_hook=read_extension).decode
+_decode: Final = Decoder(ext_hook=read_extension).decode
 
 
 def decode(

@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import mmap
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from triton_distributed.errors import DecodeError
 
-OUT_OF_BAND = 16 * 1024
+OUT_OF_BAND: Final = 16 * 1024
 """Memory of at least this many bytes travels next to the message.
 
 Measured with CPython 3.11 on one core: one more copy of 16 KiB costs 0.2 µs at each end, and a message with a buffer

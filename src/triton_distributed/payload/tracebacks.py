@@ -8,6 +8,9 @@ from traceback import StackSummary, TracebackException
 PACKAGE = re.sub(r"payload[/\\]\w+\.pyc?\Z", "", __file__)
 """The prefix of the file names of this package's own frames."""
 
+COMPILED = "triton_distributed/"
+"""The prefix of the file names of its compiled functions."""
+
 
 def trace_of(error: BaseException, *, full: bool = False) -> TracebackException:
     """Return an error's traceback and those of its causes, contexts and parts, ready to be formatted.
@@ -21,7 +24,7 @@ def trace_of(error: BaseException, *, full: bool = False) -> TracebackException:
         waiting: list[TracebackException | None] = [trace]
         while waiting:
             if (each := waiting.pop()) is not None:
-                frames = [frame for frame in each.stack or () if not frame.filename.startswith(PACKAGE)]
+                frames = [frame for frame in each.stack or () if not frame.filename.startswith((PACKAGE, COMPILED))]
                 each.stack = StackSummary.from_list(frames) if frames else None  # type: ignore[assignment]
                 waiting += (each.__cause__, each.__context__, *(each.exceptions or ()))
     return trace

@@ -18,7 +18,7 @@ from triton_distributed.serving.gate import Gate
 from triton_distributed.serving.handlers import Handler
 from triton_distributed.serving.lingering import Lingering
 from triton_distributed.serving.reporting import log_error
-from triton_distributed.serving.request import ServedRequest
+from triton_distributed.serving.request import Host, ServedRequest
 
 logger = logging.getLogger("triton_distributed.runtime")
 
@@ -38,7 +38,7 @@ current_endpoint: contextvars.ContextVar[ServedEndpoint | None] = contextvars.Co
 """The endpoint whose handler runs here; None outside of handlers."""
 
 
-class ServedEndpoint:
+class ServedEndpoint(Host):
     """An endpoint, its handler, and the requests that it has received.
 
     Args:

@@ -4,42 +4,44 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, TypeVar
 
-from triton_distributed.context import Context
 from triton_distributed.observe import Outcome, Stats
 from triton_distributed.serving.admission import Admission, HandlerSlots
+from triton_distributed.serving.handler_context import ServedContext
 from triton_distributed.serving.state import ANNOUNCED
-from triton_distributed.transport.stream import Stream
+from triton_distributed.transport.stream import Owner, Stream
 from triton_distributed.wire.frames import RejectCode, overloaded
 
-INFINITE = float("inf")
+INFINITE: Final = float("inf")
 _DRAINING = (RejectCode.DRAINING, b"it is shutting down")
 _PAUSED = (RejectCode.PAUSED, b"it was paused by its program, see Endpoint.pause")
 _CUT_SHORT = (Outcome.CANCELLED, Outcome.LOST, Outcome.DEADLINE)
 
 
-class Applicant(Protocol):
+class Applicant(Owner):
     """The part of a request that the gate uses; see `serving.request.ServedRequest`."""
 
+    __slots__ = ("context", "due", "outcome", "started", "state", "stream")
+
+    stream: Stream
+    context: ServedContext
     state: int
+    outcome: Outcome
     started: float
     due: float
-    outcome: Outcome
 
-    @property
-    def stream(self) -> Stream: ...
+    def watch_deadline(self, deadline: float) -> None:
+        raise NotImplementedError
 
-    @property
-    def context(self) -> Context: ...
+    def expire(self) -> None:
+        raise NotImplementedError
 
-    def watch_deadline(self, deadline: float) -> None: ...
+    def refuse(self, code: int, detail: bytes) -> None:
+        raise NotImplementedError
 
-    def expire(self) -> None: ...
-
-    def refuse(self, code: int, detail: bytes) -> None: ...
-
-    def begin(self) -> None: ...
+    def begin(self) -> None:
+        raise NotImplementedError
 
 
 R = TypeVar("R", bound=Applicant)
@@ -185,12 +187,12 @@ class Gate(Generic[R]):
     @property
     def draining(self) -> bool:
         """Whether the gate was closed for good."""
-        return self._refusal is _DRAINING
+        return self._refusal == _DRAINING
 
     @property
     def paused(self) -> bool:
         """Whether the gate is closed until `resume`."""
-        return self._refusal is _PAUSED
+        return self._refusal == _PAUSED
 
     def drain(self) -> None:
         """Admit no more requests. Waiting requests are refused, so that clients send them elsewhere; running ones

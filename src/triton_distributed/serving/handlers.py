@@ -79,13 +79,14 @@ class _Results:
     handler made them.
     """
 
-    __slots__ = ("_arguments", "_context", "_handler", "_inner", "_variables")
+    __slots__ = ("_arguments", "_context", "_handler", "_inner", "_variables", "running")
 
     def __init__(self, handler: Handler, arguments: tuple[Any, ...], context: Context) -> None:
         self._handler = handler
         self._arguments: tuple[Any, ...] | None = arguments  # None after the function was called.
         self._context = context
         self._inner: Any = None
+        self.running: Any = None  # The coroutine of a handler that is one, while it runs.
         self._variables: contextvars.Context | None = None  # The variables of `_inner`; None for the task's.
 
     def __aiter__(self) -> _Results:
@@ -106,7 +107,9 @@ class _Results:
         handler = self._handler
         try:
             if handler.on_loop:
-                result = await handler.function(*arguments)
+                self.running = running = handler.function(*arguments)
+                result = await running
+                self.running = running = None
             else:
                 result = await self._call(arguments)
         except StopAsyncIteration as error:  # Without translation it would look like a normal end.

@@ -7,18 +7,19 @@ import contextlib
 import contextvars
 import logging
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Protocol
+from typing import Any, Final
 
 import msgspec
 
 from triton_distributed.annotated import Annotated, parts
+from triton_distributed.compiled import caused, mypyc_attr
 from triton_distributed.context import Context, current
 from triton_distributed.errors import DecodeError, InvalidRequest, MessageTooLarge
 from triton_distributed.names import EndpointName
 from triton_distributed.observe import Outcome, Stats
 from triton_distributed.payload.codec import encode
 from triton_distributed.payload.exceptions import encode_error
-from triton_distributed.serving.gate import Gate
+from triton_distributed.serving.gate import Applicant, Gate
 from triton_distributed.serving.handler_context import ServedContext
 from triton_distributed.serving.handlers import Handler, UnfitRequest
 from triton_distributed.serving.lingering import Lingering
@@ -33,12 +34,13 @@ from triton_distributed.wire.window import ITEM_COST
 
 logger = logging.getLogger("triton_distributed.runtime")
 
-SMALL = f.SMALL
-OK = Outcome.OK
-_split = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+SMALL: Final = f.SMALL
+OK: Final = Outcome.OK
+_split: Final = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
 
-class Host(Protocol):
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Host:
     """The part of an endpoint that a request uses; see `serving.endpoint.ServedEndpoint`."""
 
     loop: asyncio.AbstractEventLoop
@@ -50,17 +52,19 @@ class Host(Protocol):
     full_tracebacks: bool
     interrupt: bool
     on_exit: Callable[[SystemExit], None]
+    gate: Gate[ServedRequest]
 
     @property
-    def gate(self) -> Gate[ServedRequest]: ...
+    def cancelled(self) -> bool:
+        """Whether the program has cancelled the task that serves the endpoint, for example because its loop ends."""
+        raise NotImplementedError
 
-    @property
-    def cancelled(self) -> bool: ...
+    def report(self, context: Context, error: BaseException) -> None:
+        """Log a handler's error."""
+        raise NotImplementedError
 
-    def report(self, context: Context, error: BaseException) -> None: ...
 
-
-class ServedRequest:
+class ServedRequest(Applicant):
     """A request and the task of its handler.
 
     Args:
@@ -85,29 +89,23 @@ class ServedRequest:
         "_host",
         "_invalid",
         "_timer",
-        "context",
-        "due",
         "items",
-        "outcome",
-        "started",
-        "state",
-        "stream",
         "task",
     )
 
     def __init__(
         self, host: Host, stream: Stream, context: ServedContext, body: Body, buffers: list[Memory] | None
     ) -> None:
-        self._host = host
+        self.context = context
+        self.stream = stream
         self.state = WAITING
         self.outcome = OK
         self.started = self.due = 0.0
+        self._host = host
         self._invalid: Exception | None = None
         self._body = body
         self._buffers = buffers
         self._timer: asyncio.TimerHandle | None = None
-        self.context = context
-        self.stream = stream
         self.task: asyncio.Task[None] | None = None
         self.items: AsyncIterator[Any] | None = None
         stream.owner = self
@@ -399,7 +397,7 @@ def split(batch: Body) -> list[Any]:
     try:
         return _split(batch)
     except msgspec.DecodeError as error:
-        raise DecodeError(f"a malformed batch: {error}") from error
+        raise caused(DecodeError(f"a malformed batch: {error}"), error)
 
 
 async def _close(items: Any, error: BaseException | None) -> None:

@@ -186,12 +186,15 @@ class Server:
             session.go_away(f.GoawayCode.DRAINING, "the worker is shutting down")
         self._listener.close_listening()
         await self._cut([each for each in self.endpoints if not each.graceful])
+        late = False
         try:
             async with asyncio.timeout(timeout_s):
                 for endpoint in self.endpoints:
                     await endpoint.gate.idle()
                 await self._part()  # An answer is finished when its caller has read it.
         except TimeoutError:
+            late = True
+        if late:
             if cut := await self._cut(self.endpoints):
                 words = ", ".join(cut[:20])
                 logger.warning("drain: %d request(s) were cancelled after %g s: %s", len(cut), timeout_s, words)

@@ -7,6 +7,7 @@ WAITING ──admitted──▶ ANNOUNCED ──first step──▶ RUNNING ─�
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Final
 
 
 class RequestState(IntEnum):
@@ -20,4 +21,8 @@ class RequestState(IntEnum):
 
 
 # Plain integers, because each request compares its state, and enum members compare more slowly.
-WAITING, ANNOUNCED, RUNNING, CLEANING, OVER = map(int, RequestState)
+WAITING: Final = 0
+ANNOUNCED: Final = 1
+RUNNING: Final = 2
+CLEANING: Final = 3
+OVER: Final = 4

@@ -40,7 +40,8 @@ def steps(task: asyncio.Task[Any] | None, items: object) -> list[str]:
     thread = getattr(inner, "thread", None)
     if isinstance(thread, threading.Thread):  # A plain handler has a thread.
         return _lines_of(thread)
-    frames = _awaiting(items) or _awaiting(inner) or _awaiting(task.get_coro())
+    running = getattr(items, "running", None)
+    frames = _awaiting(items) or _awaiting(inner) or _awaiting(running) or _awaiting(task.get_coro())
     return [_line(frame) for frame in frames]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from triton_distributed.compiled import mypyc_attr
 from triton_distributed.errors import MessageTooLarge
@@ -16,8 +16,11 @@ from triton_distributed.wire.states import CLOSED, RECEIVED
 from triton_distributed.wire.stream import StreamCore, paired
 
 
-class Owner(Protocol):
-    """The owner of a stream: a served request or a call."""
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Owner:
+    """The owner of a stream: a served request or a call. By default nothing happens."""
+
+    __slots__ = ()
 
     def stream_ended(self) -> None:
         """Called when the peer sends nothing more; the inbox may still hold messages."""
