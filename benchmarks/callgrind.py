@@ -14,9 +14,11 @@ from collections import Counter
 from pathlib import Path
 
 from benchmarks.counted import counted
+from benchmarks.counted_import import IMPORTS
 from harness.processes import ROOT, environment_without_settings
 
 TOOLS = ("valgrind", "callgrind_control")
+IMPORT = "import"  # A work, besides those of benchmarks.counted.
 TIMEOUT_S = 300.0  # A count takes some 4 s of CPU.
 # Functions of C are left out by the first letter of their names, so callgrind adds their instructions to the caller.
 # Python's functions, to which -X perf gives an address, have no name in the file. mypyc's begin with CPyDef_, CPyGen_.
@@ -36,7 +38,7 @@ def missing() -> list[str]:
 
 
 def instructions(peer: str, work: str, sources: Path) -> float:
-    """Return the instructions of one call or item of `work` (see WORKS), of both ends.
+    """Return the instructions of one call or item of `work` (see WORKS), of both ends; or those of the `import`.
 
     Args:
         sources: the folder with the package `triton_distributed` to run.
@@ -46,7 +48,7 @@ def instructions(peer: str, work: str, sources: Path) -> float:
     """
     text, _ = _run(peer, work, sources, [], [])
     (total,) = re.findall(r"^totals: (\d+)", text, re.MULTILINE)
-    return int(total) / counted(work)
+    return int(total) / _divisor(work)
 
 
 def by_function(peer: str, work: str, sources: Path) -> Counter[str]:
@@ -70,8 +72,12 @@ def by_function(peer: str, work: str, sources: Path) -> Counter[str]:
                 found[function] += int(line.split()[1])
             is_call = False
     for name in found:
-        found[name] = round(found[name] / counted(work))
+        found[name] = round(found[name] / _divisor(work))
     return found
+
+
+def _divisor(work: str) -> int:
+    return 1 if work == IMPORT else counted(work)
 
 
 def _name(function: str, names: dict[int, str]) -> str:
@@ -91,10 +97,14 @@ def _run(peer: str, work: str, sources: Path, options: list[str], python: list[s
     with tempfile.TemporaryDirectory(prefix="trc", dir="/tmp" if os.path.isdir("/tmp") else None) as directory:
         file = Path(directory) / "counts"
         command = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={file}", *options]
-        command += [sys.executable, *python, "-m", "benchmarks.counted", peer, work, directory]
+        module = "benchmarks.counted_import" if work == IMPORT else "benchmarks.counted"
+        command += [sys.executable, *python, "-m", module, peer, work, directory]
         own = {"TRD_DIR": directory, "TRD_WATCHDOG_S": "0", "PYTHONHASHSEED": "0", "PYTHONPATH": f"{sources}:{ROOT}"}
         pipe = subprocess.PIPE
         environment = environment_without_settings() | own
+        if work == IMPORT:  # With cached bytecode.
+            environment.pop("PYTHONDONTWRITEBYTECODE", None)
+            subprocess.run([sys.executable, "-c", IMPORTS[peer]], cwd=ROOT, env=environment, check=True)
         with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=subprocess.STDOUT) as process:
             map_file = Path(f"/tmp/perf-{process.pid}.map")  # CPython's choice.
             try:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import uvloop
 
+from benchmarks.counted_import import count
 from benchmarks.handlers import WORK
 from benchmarks.peers import PEERS
 
@@ -24,15 +25,6 @@ def counted(work: str) -> int:
     """Return how many calls (`alone`, `concurrent`) or items (`streams`) are counted."""
     callers, items, _, calls = WORKS[work]
     return callers * items * calls
-
-
-def _count(switch: str) -> None:
-    # Not `subprocess`, which takes as many instructions as a call: those up to "off" are counted.
-    command = ["callgrind_control", "-i", switch, str(os.getpid())]
-    quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
-    _, status = os.waitpid(os.posix_spawnp(command[0], command, {"PATH": os.environ["PATH"]}, file_actions=quiet), 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)}: status {os.waitstatus_to_exitcode(status)}")
 
 
 async def main(peer_name: str, work: str, directory: str) -> None:
@@ -53,9 +45,9 @@ async def main(peer_name: str, work: str, directory: str) -> None:
         await asyncio.gather(*(caller(calls) for _ in range(callers)))
 
     await all_callers(warm_up)
-    _count("on")
+    count("on")
     await all_callers(calls)
-    _count("off")
+    count("off")
     os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""The regression guard: the instructions of one call and of one streamed item, `python -m benchmarks.instructions`.
+"""The regression guard: the instructions of a call, an item and the import, `python -m benchmarks.instructions`.
 
 Status 1: something takes over 5 % more than before. Status 3: nothing could be compared, since valgrind or a record is
 missing.
@@ -29,12 +29,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.callgrind import CountFailed, by_function, instructions, missing
+from benchmarks.callgrind import IMPORT, CountFailed, by_function, instructions, missing
 from benchmarks.counted import WORKS
 from benchmarks.rounds import RESULTS, Rounds, read_result, summarise, write_result
 from harness.processes import ROOT
 
 RECORDS = RESULTS / "instructions.json"
+EVERY_WORK = (*WORKS, IMPORT)
 LIMIT, OTHER_LIMIT = 0.05, 0.20
 SHOWN = 20  # Functions of `--where`.
 NOT_COMPARED = 3
@@ -190,7 +191,7 @@ def record(counts: Counts) -> None:
     kept = [each for each in read_records() if each["interpreter"] != interpreter]
     kept.insert(0, {"interpreter": interpreter, "instructions": counts})
     kept.sort(key=lambda each: version_of(each["interpreter"]))
-    rounds: Rounds = {work: {} for work in WORKS}
+    rounds: Rounds = {work: {} for work in EVERY_WORK}
     for peer, works in kept[0]["instructions"].items():
         for work, count in works.items():
             rounds[work][peer] = [{"instructions": count}]
@@ -203,7 +204,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.instructions", description="Guard against slow changes."
     )
-    parser.add_argument("--only", nargs="+", choices=WORKS, default=list(WORKS), help="these works (all)")
+    parser.add_argument("--only", nargs="+", choices=EVERY_WORK, default=list(EVERY_WORK), help="these works (all)")
     parser.add_argument("--peer", choices=("ours", "native", COMPILED), help="this peer (all that are there)")
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--record", action="store_true", help="write the counts as the record of this interpreter")
@@ -218,7 +219,7 @@ def parse() -> argparse.Namespace:
         help="the functions that grew most since then (the last record)",
     )
     arguments = parser.parse_args()
-    if arguments.record and (arguments.peer or len(arguments.only) < len(WORKS)):
+    if arguments.record and (arguments.peer or len(arguments.only) < len(EVERY_WORK)):
         parser.error("a record has all peers and works")
     return arguments
 
@@ -264,7 +265,7 @@ def main() -> int:
         growths = compare(counts, interpreter, records)
     print(*growths, sep="\n")
     if not growths:
-        print(f"nothing to compare with: no record of Python {version_of(interpreter)}; --record makes one")
+        print(f"nothing to compare with: no record of this on Python {version_of(interpreter)}; --record makes one")
         return NOT_COMPARED
     failed = [each for each in growths if each.failed()]
     for each in failed:

@@ -84,10 +84,10 @@ def test_without_valgrind_it_says_what_to_install():
 
 
 @pytest.mark.slow
-def test_no_call_and_no_item_has_become_slower():
+def test_no_call_no_item_and_no_import_has_become_slower():
     if programs := missing():
         pytest.skip(f"{' and '.join(programs)} not found: apt-get install valgrind")
     if version_of(this_interpreter()) not in {version_of(each["interpreter"]) for each in read_records()}:
         pytest.skip(f"there is no record of Python {version_of(this_interpreter())}")
-    done = guard("--peer", "ours", "--only", "concurrent", "streams")
+    done = guard("--peer", "ours", "--only", "concurrent", "streams", "import")
     assert done.returncode == 0, done.stdout + done.stderr
