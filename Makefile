@@ -83,6 +83,7 @@ compiled: $(VENV)/.dev ## compile the hot path with mypyc into build/compiled/; 
 	$(PYTHON) tools/compiled.py build
 
 wheel: $(VENV)/.core ## the pure wheel, in dist/; with COMPILED=1 the compiled one for this Python
+	rm -rf build/lib* build/bdist*
 	TRD_COMPILE=$(COMPILED) $(PYTHON) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 lock: ## choose the versions of requirements.lock anew: the newest that pyproject.toml admits

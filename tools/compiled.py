@@ -10,6 +10,7 @@ built from. Each version of Python has a folder of its own.
 
 from __future__ import annotations
 
+import compileall
 import hashlib
 import os
 import shutil
@@ -54,6 +55,7 @@ def build() -> None:
         raise SystemExit("error: the compiled build failed; it needs mypy (`make check` installs it) and a C compiler")
     shutil.rmtree(TREE, ignore_errors=True)
     new.rename(TREE)
+    compileall.compile_dir(TREE, quiet=1)  # Else each process compiles what stays Python, if nothing may be written.
     STAMP.write_text(of, encoding="utf-8")
 
 

@@ -259,7 +259,7 @@ class Call(Owner):
         timeout = _INFINITE if self.deadline is None else self.deadline - services.loop.time()
         whole = requests is None
         await stream.send_request(instance.id, services.key, timeout, self.metadata, body, buffers, whole, loan)
-        if self.stream is not stream:
+        if not _carried_by(self, stream):
             return  # The stream was refused meanwhile, and the request is on its way to another instance.
         self._on_its_way()
         if self.stopping:
@@ -574,6 +574,11 @@ class Call(Owner):
             return None
         sent = None if stream is None else (stream.connection.hello.nonce, stream.id)
         return AwaitedRequest(self.services.candidates.name, target.id, sent)
+
+
+def _carried_by(call: Call, stream: Stream) -> bool:
+    """Whether `stream` still carries the call. After an `await` a type checker would not expect that it does not."""
+    return call.stream is stream
 
 
 def _follow(call: Call, how: AttemptEnd) -> None:
