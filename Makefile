@@ -80,7 +80,8 @@ versions: $(VENV)/.test ## print the versions that `make test` runs with
 	@tools/versions $(VENV)
 
 compiled: $(VENV)/.dev ## compile the hot path with mypyc into build/compiled/; it needs a C compiler. The other targets then run it
-	$(PYTHON) tools/compiled.py build
+	@tree=$$($(PYTHON) tools/compiled.py build) && echo "built: the targets of this Makefile run it now. For programs of your own:" && \
+	  echo "  make wheel COMPILED=1, then pip install dist/*.whl; or PYTHONPATH=$$tree"
 
 wheel: $(VENV)/.core ## the pure wheel, in dist/; with COMPILED=1 the compiled one for this Python
 	rm -rf build/lib* build/bdist*

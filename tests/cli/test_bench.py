@@ -113,7 +113,8 @@ def test_requests_that_fail_make_the_status_1(trd: Any) -> None:
     trd.serve("worker:fail", "demo.b.g")
     said = trd.run("bench", "demo.b.g", "1", "--duration", "0.3", "--rate", "20")
     assert said.status == 1
-    assert "RemoteError" in said.out
+    assert "RemoteError: " in said.out
+    assert "no such" in said.out
 
 
 @pytest.mark.parametrize("options", [["--rate", "0"], ["--rate", "x"], ["--rate", "5", "--concurrency", "2"]])

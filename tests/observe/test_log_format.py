@@ -45,6 +45,16 @@ def test_json_outside_of_handlers() -> None:
     }
 
 
+def test_no_line_is_lost_or_misleading() -> None:
+    def log(logger: logging.Logger) -> None:
+        logger.info("cannot read \udcff", extra={"level": "debug", "time": 0, "odd": {1: object()}})
+
+    (line,) = lines("json", log)
+    found = json.loads(line)
+    assert found["message"] == "cannot read \\udcff"
+    assert (found["level"], found["time"][:2]) == ("info", "20")
+
+
 def test_an_exception_is_one_field() -> None:
     def log(logger: logging.Logger) -> None:
         try:

@@ -14,7 +14,7 @@ from typing import Any
 
 from triton_distributed.cli.arguments import at_least, endpoint, pair, pairs, seconds
 from triton_distributed.cli.call import read_request, wait_for_instance
-from triton_distributed.cli.failure import FAILED
+from triton_distributed.cli.failure import FAILED, one_line
 from triton_distributed.cli.load import Load, Quantiles, Summary, bars, duration, summary
 from triton_distributed.cli.rendering import json_line, table
 from triton_distributed.cli.settings import settings
@@ -150,10 +150,12 @@ def lines(found: Summary, times: list[float]) -> list[str]:
         "",
         f"{found.requests:,} requests: {counts}; {found.requests * per_s:,.0f} requests/s, "
         f"{found.items * per_s:,.0f} items/s",
+        *(f"{kind}: {one_line(words)}" for kind, words in found.errors.items()),
         *bars(times),
     ]
     if found.late is not None and found.late.p99 > LATE_S:
-        shown.append(f"the load itself was late, by {duration(found.late.p99)} at p99: this process is at its limit")
+        words = "this process or this machine was too busy for it"
+        shown.append(f"the load itself was late, by {duration(found.late.p99)} at p99: {words}")
     return shown
 
 

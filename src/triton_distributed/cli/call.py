@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import select
 import stat
@@ -52,6 +53,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Make the call and print the items."""
     config = settings()
+    # The command's own error says what happened to its only call.
+    if logging.getLogger().level >= logging.WARNING:
+        logging.getLogger("triton_distributed.transport").setLevel(logging.ERROR)
     asyncio.run(_run(arguments, read_request(arguments.request, arguments.text, config.max_message_bytes), config))
     return 0
 

@@ -32,6 +32,7 @@ class Sample(NamedTuple):
         whole_s: seconds from `due_s` to the end.
         items: the number of items.
         outcome: `ok`, or the name of the error.
+        error: the text of the error; empty if there was none.
     """
 
     due_s: float
@@ -40,6 +41,7 @@ class Sample(NamedTuple):
     whole_s: float
     items: int
     outcome: str
+    error: str = ""
 
 
 class Load:
@@ -90,15 +92,15 @@ class Load:
         now = perf_counter()
         due = min(self._began + due_s, now)  # A timer may fire a little early.
         late_s = now - due
-        first_s, items, outcome = None, 0, "ok"
+        first_s, items, outcome, words = None, 0, "ok", ""
         try:
             async for _ in self._call():
                 if not items:
                     first_s = perf_counter() - due
                 items += 1
         except TritonError as error:
-            outcome = type(error).__name__
-        self.samples.append(Sample(due_s, late_s, first_s, perf_counter() - due, items, outcome))
+            outcome, words = type(error).__name__, str(error)
+        self.samples.append(Sample(due_s, late_s, first_s, perf_counter() - due, items, outcome, words))
 
 
 class Quantiles(NamedTuple):
@@ -124,6 +126,7 @@ class Summary(NamedTuple):
     Attributes:
         requests: the number of requests.
         outcomes: their number by outcome.
+        errors: the text of the first error of each kind.
         seconds: from the first request to the end of the last.
         items: the items of all requests.
         first, whole: quantiles of the times to the first item, and to the end, of the requests that ended well.
@@ -132,6 +135,7 @@ class Summary(NamedTuple):
 
     requests: int
     outcomes: dict[str, int]
+    errors: dict[str, str]
     seconds: float
     items: int
     first: Quantiles | None
@@ -148,6 +152,7 @@ def summary(samples: Sequence[Sample]) -> Summary:
     return Summary(
         requests=len(samples),
         outcomes=dict(Counter(each.outcome for each in samples).most_common()),
+        errors={each.outcome: each.error for each in reversed(samples) if each.error},
         seconds=seconds,
         items=sum(each.items for each in samples),
         first=quantiles(each.first_s for each in well if each.first_s is not None),

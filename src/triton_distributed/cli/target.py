@@ -33,6 +33,7 @@ class Target:
         parts = [*module.split("."), *(path.split(".") if mark else ())]
         if not all(part.isidentifier() for part in parts) or module.endswith(".py"):
             known = module.removesuffix(".py").replace(os.sep, ".").strip(".")
+            path = path.replace(":", ".")
             guess = (f"{known}:{path}" if path else known) if known else "worker:generate"
             raise Failure(f"{text!r} is neither module nor module:object, e.g. {guess}", USAGE)
         self.text = text

@@ -30,14 +30,21 @@ class JsonLines(logging.Formatter):
             "message": record.getMessage(),
         }
         more = {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
-        line |= {name: value for name, value in more.items() if name not in FIELDS or value != "-"}
+        line = {name: value for name, value in more.items() if name not in FIELDS or value != "-"} | line
         if record.exc_info and not record.exc_text:
             record.exc_text = self.formatException(record.exc_info)
         if record.exc_text:
             line["exception"] = record.exc_text
         if record.stack_info:
             line["stack"] = self.formatStack(record.stack_info)
-        return msgspec.json.encode(line, enc_hook=repr).decode()
+        try:
+            return msgspec.json.encode(line, enc_hook=repr).decode()
+        except (UnicodeEncodeError, TypeError, ValueError, RecursionError):  # e.g. a file name that is not UTF-8
+            return msgspec.json.encode({name: _text(value) for name, value in line.items()}).decode()
+
+
+def _text(value: object) -> str:
+    return str(value).encode("utf-8", "backslashreplace").decode()
 
 
 class TextLines(logging.Formatter):

@@ -132,7 +132,8 @@ def folder(config: Config) -> list[Finding]:
         private_folder(str(path), f"file://{path}")
         private_folder(str(path / SOCKETS), f"file://{path}")
     except DiscoveryError as failed:
-        return [error("folder", str(failed), advice)]
+        words = str(failed)
+        return [error("folder", words, f"chmod 700 {path}" if "chmod 700" in words else advice)]
     if (kind := file_system(path)).startswith(NETWORK_FILE_SYSTEMS):
         return [warning("folder", f"{path} is on {kind}: locks and changes are seen late there", advice)]
     socket_path = path / SOCKETS / f"doctor-{os.getpid()}.sock"

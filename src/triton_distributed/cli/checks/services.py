@@ -60,6 +60,8 @@ async def discovery(config: Config) -> list[Finding]:
 
 
 def _discovery_advice(config: Config, words: str) -> str:
+    if "pip install" in words:
+        return "pip install 'triton-distributed[etcd]'"
     if config.discovery != "etcd":
         return "set TRD_DIR to a folder of this user on a local file system"
     if "authentication failed" in words or "invalid user" in words or "user name is empty" in words:
