@@ -172,6 +172,19 @@ async def test_limits_hold(trd_dir: Path) -> None:
         await cluster.close()
 
 
+async def test_a_request_above_the_limit_keeps_no_memory(trd_dir: Path) -> None:
+    """Its array alone is below the limit, so it lies in shared memory before the whole request is measured."""
+    cluster = Cluster(discovery="file", directory=trd_dir, max_message_bytes=MIB)
+    try:
+        client = await cluster.connect(echo)
+        for _ in range(3):
+            with pytest.raises(MessageTooLarge):
+                await patiently(client.call([np.zeros(700_000, np.uint8), "x" * 400_000]))
+        assert 700_000 <= sum(each.statistics().shared_bytes for each in cluster.runtimes) < MIB  # one, used again
+    finally:
+        await cluster.close()
+
+
 WORKER = """
 import asyncio, sys, numpy as np
 from triton_distributed.runtime import DistributedRuntime

@@ -230,10 +230,12 @@ class Call(Owner):
                     self._chosen = None
                     self._record_attempt(verdict, instance, failed.failures, None)
                 else:
-                    if self.state == PLACING:
-                        await self._send_to(session, instance, loan)
-                    elif loan is not None:
-                        loan.drop()
+                    try:
+                        if self.state == PLACING:
+                            await self._send_to(session, instance, loan)
+                    finally:
+                        if loan is not None:
+                            loan.drop()
                     return
         except asyncio.CancelledError as error:
             # If the call is over, `fail` does nothing. Else the runtime ends, or the caller's iterator was cancelled.

@@ -163,13 +163,13 @@ class Stream(StreamCore):
             body = paired(self, body)
             flags |= self.item_flags
         size = message_bytes(len(body), buffers)
-        if size > session.send_limit:
-            raise MessageTooLarge("the request" if kind == f.REQUEST else "the item", size, session.send_limit)
-        if kind == f.REQUEST:
-            session.unsent.add(self.id)
-            if size > f.MAX_FRAME:
-                session.connection.pace.large_opened += 1
         try:
+            if size > session.send_limit:
+                raise MessageTooLarge("the request" if kind == f.REQUEST else "the item", size, session.send_limit)
+            if kind == f.REQUEST:
+                session.unsent.add(self.id)
+                if size > f.MAX_FRAME:
+                    session.connection.pace.large_opened += 1
             await self._sendable(first=True)
             memory = session.memory
             if buffers and kind != f.REQUEST and memory is not None and memory.wants(buffers):
