@@ -121,6 +121,16 @@ async def test_an_idempotent_call_leaves_a_stopped_worker_and_any_other_waits_fo
     assert pair.notes(pair.other) == ["began who", "began again"]
 
 
+async def test_a_large_request_leaves_a_stopped_worker(pair: Pair) -> None:
+    """The worker does not answer the offer of shared memory, and no stream is open yet."""
+    client = await pair.client()
+    pair.one.signal(signal.SIGSTOP)
+    try:
+        assert await patiently(client.call(bytes(1 << 20), idempotent=True)) == pair.other.pid
+    finally:
+        pair.one.signal(signal.SIGCONT)
+
+
 async def test_an_idempotent_call_leaves_a_stopped_worker_whose_answer_had_not_ended(pair: Pair) -> None:
     client = await pair.client()
     with pair.held():

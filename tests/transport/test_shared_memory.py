@@ -16,6 +16,7 @@ from tests.system.test_shared_memory import memory_files, writable
 from tests.timing import PATIENCE_S
 from tests.transport.sessions import (
     WINDOW,
+    Peer,
     address_of,
     calling,
     messages,
@@ -336,20 +337,46 @@ async def test_a_slot_is_withdrawn_when_it_is_not_used(trd_dir, pool, monkeypatc
         del got
 
 
-async def test_a_lost_session_ends_a_send_that_waits_for_an_answer(trd_dir, pool):
+async def asked_for_an_array(raw: Peer) -> None:
+    """Ask for an array that is large enough to be lent."""
+    await raw.say(hello_frame(Hello(window=WINDOW, features=[SHARED_MEMORY])))
+    prefix = f.REQUEST_PREFIX.pack(1, 2, 9.0, WINDOW, 0)
+    body = prefix + b"array"
+    half = bytes(SMALLEST)
+    head = f.UINT64.pack(len(body) + SMALLEST + 16) + head_of(len(body), [memoryview(half)])
+    await raw.say(f.frame(f.REQUEST, 1, head + body, f.MORE | f.BUFFERS))
+    await raw.say(f.frame(f.DATA, 1, half[: SMALLEST // 2], f.MORE))
+    await raw.say(f.frame(f.DATA, 1, half[SMALLEST // 2 :], f.END))
+
+
+async def test_a_lost_session_ends_a_send_that_waits_for_an_answer(trd_dir, pool, monkeypatch):
     """A peer that never answers an offer."""
+    monkeypatch.setattr("triton_distributed.transport.shared_memory.ANSWER_S", 2 * PATIENCE_S)
     async with serving(unix(trd_dir), shared=pool) as service:
         async with peer(service.address) as raw:
-            await raw.say(hello_frame(Hello(window=WINDOW, features=[SHARED_MEMORY])))
-            prefix = f.REQUEST_PREFIX.pack(1, 2, 9.0, WINDOW, 0)
-            body = prefix + b"array"
-            half = bytes(SMALLEST)
-            head = f.UINT64.pack(len(body) + SMALLEST + 16) + head_of(len(body), [memoryview(half)])
-            await raw.say(f.frame(f.REQUEST, 1, head + body, f.MORE | f.BUFFERS))
-            await raw.say(f.frame(f.DATA, 1, half[: SMALLEST // 2], f.MORE))
-            await raw.say(f.frame(f.DATA, 1, half[SMALLEST // 2 :], f.END))
+            await asked_for_an_array(raw)
             await until(lambda: service.accepted and memory_of(service.accepted[0])._answers)
         await until(lambda: not service.running and len(pool._free) == 1)
+
+
+async def test_an_offer_without_an_answer_delays_one_message_and_then_sends_bytes(trd_dir, pool, monkeypatch):
+    monkeypatch.setattr("triton_distributed.transport.shared_memory.ANSWER_S", 0.05)
+    async with serving(unix(trd_dir), shared=pool) as service, peer(service.address) as raw:
+        await asked_for_an_array(raw)
+        async with asyncio.timeout(PATIENCE_S):
+            while (frame := await raw.frame())[0] != f.MEMORY:
+                pass
+            _, offer = read_memory(frame[3])
+            while (frame := await raw.frame())[0] != f.DATA:
+                pass
+        assert not frame[1] & f.LENT
+        memory = memory_of(service.accepted[0])
+        assert not memory.wants([memoryview(LARGE)])
+        assert len(pool._free) == 1
+        assert isinstance(offer, Offer)
+        await raw.say(memory_frame(Said.TAKEN, offer.segment))  # late
+        await until(lambda: memory.wants([memoryview(LARGE)]))
+        await raw.say(f.frame(f.CANCEL, 1))
 
 
 def offered(segment: Segment, number: int = 1) -> bytes:

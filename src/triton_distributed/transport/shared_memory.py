@@ -31,6 +31,8 @@ SMALLEST = 256 * 1024
 """Smaller buffers travel as bytes: measured, 256 KiB take half the time of the socket, and 128 KiB as long."""
 COPY = 2 * 1024 * 1024
 """Bytes that are copied before other streams get a turn: 0.2 ms."""
+ANSWER_S = 1.0
+"""Seconds that a message waits for the answer to an offer; then its buffers travel as bytes."""
 MOST_MAPPED = 256
 """Segments of one peer that are mapped at once; the kernel allows a process some 65,000 mappings."""
 
@@ -108,6 +110,7 @@ class SessionMemory:
         # Sending: segments that the peer knows, answers to offers, and slots that the peer uses. Bounded by the pool
         # and by what the program has placed.
         self._known: dict[int, Slot | Placed] = {}
+        self._late = False  # An offer waits for its answer for more than `ANSWER_S`: the peer may be stopped.
         self._answers: dict[int, asyncio.Future[bool]] = {}
         self._lent: dict[int, Slot] = {}
         # Receiving: segments of the peer, and their uses by a weak reference.
@@ -143,7 +146,9 @@ class SessionMemory:
 
     def wants(self, buffers: Sequence[memoryview]) -> bool:
         """Whether some of these buffers should be lent."""
-        return self.lends and len(buffers) <= MOST_LENT and any(each.nbytes >= SMALLEST for each in buffers)
+        if not self.lends or self._late or len(buffers) > MOST_LENT:
+            return False
+        return any(each.nbytes >= SMALLEST for each in buffers)
 
     async def lend(self, buffers: Sequence[memoryview]) -> Loan:
         """Put the large buffers of a message into shared memory, as far as there is any.
@@ -196,7 +201,7 @@ class SessionMemory:
         segment: Segment = known.segment
         answer = self._answers.get(segment.id)
         if answer is None:
-            if self._connection is None or not self.lends or len(self._known) >= MOST_MAPPED:
+            if self._connection is None or not self.lends or self._late or len(self._known) >= MOST_MAPPED:
                 return False
             answer = self._answers[segment.id] = self._loop.create_future()
             self._known[segment.id] = known
@@ -204,7 +209,10 @@ class SessionMemory:
             returnable = isinstance(known, Slot)
             offer = Offer(segment.id, segment.size, segment.fileno(), segment.cookie, returnable)
             self._connection.send(offer_frame(offer))
-        return answer.result() if answer.done() else await asyncio.shield(answer)
+        if not answer.done() and not self._late:
+            done, _ = await asyncio.wait((answer,), timeout=ANSWER_S)
+            self._late = not done
+        return answer.done() and answer.result()
 
     def lent(self, slot: Slot) -> None:
         """Note that a message on its way refers to a slot."""
@@ -243,6 +251,7 @@ class SessionMemory:
         elif said is Said.WITHDRAWN:
             self._mapped.pop(about, None)
         elif said is Said.TAKEN or said is Said.REFUSED:
+            self._late = False
             answer = self._answers.get(about)
             if answer is not None and not answer.done():
                 answer.set_result(said is Said.TAKEN)
