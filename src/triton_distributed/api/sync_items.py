@@ -11,6 +11,7 @@ from triton_distributed.api.sync_context import Relay
 from triton_distributed.api.sync_loop import SyncLoop
 from triton_distributed.calling.call import Call
 from triton_distributed.calling.item_stream import ItemStream, Reading, next_message
+from triton_distributed.calling.state import ENDED
 from triton_distributed.errors import DecodeError
 
 ItemT = TypeVar("ItemT", covariant=True)
@@ -103,7 +104,10 @@ class SyncItemStream(Generic[ItemT]):
         try:
             # An empty inbox is asked only without items, because the end of the call is then taken as read.
             while len(items) < MOST_ITEMS and (not items or (call.stream is not None and call.stream.inbox)):
-                if not call.take():
+                taken = call.take()
+                if taken == ENDED:
+                    raise StopAsyncIteration
+                if not taken:
                     break
                 items += call.items
         except DecodeError as unreadable:

@@ -31,6 +31,7 @@ from triton_distributed.calling.state import (
     AFTER,
     CLOSED,
     END,
+    ENDED,
     FAILED,
     LAST,
     LEAVE,
@@ -40,7 +41,9 @@ from triton_distributed.calling.state import (
     PLACING,
     RAISE,
     SENT,
+    TAKEN,
     UNREAD,
+    WAIT,
     WHOLE,
 )  # fmt: skip
 from triton_distributed.context import AwaitedRequest
@@ -330,7 +333,7 @@ class Call(Owner):
             # A later attempt had only part of the time.
             late = outcome is Outcome.DEADLINE and self.attempts is None
             if late or (outcome is Outcome.ERROR and not isinstance(error, NOT_ITS_FAULT)):
-                services.ejector.failed(instance.id, began=_began(self))
+                services.ejector.failed(instance.id, began=self._conditions.began(self.deadline))
             self.fail(error, outcome)
             return
         last: Exception | None = incomplete  # The error if no instance takes the request.
@@ -445,7 +448,7 @@ class Call(Owner):
         if self.stream is not None:
             self.stream.abort(f.CANCEL)
             if self.instance is not None and self.attempts is None:  # A later attempt had only part of the time.
-                services.ejector.failed(self.instance.id, began=_began(self))
+                services.ejector.failed(self.instance.id, began=self._conditions.began(self.deadline))
         self.fail(*services.expired(self.attempts, self._chosen, self._waits, self._conditions.timeout_s or 0.0))
 
     def cancel(self) -> None:
@@ -488,12 +491,13 @@ class Call(Owner):
 
     # Reading.
 
-    def take(self) -> bool:
-        """Make the next message's items the current ones. False if the reader has to wait first.
+    def take(self) -> int:
+        """Make the next message's items the current ones.
+
+        Returns:
+            `TAKEN`; or `WAIT` if the reader has to wait first, which is false; or `ENDED` if there are no more items.
 
         Raises:
-            StopAsyncIteration: there are no more items.
-            WrongLoop: the reader runs in another thread or event loop than the call's own.
             Exception: the error that ended the call.
         """
         stream = self.stream
@@ -515,27 +519,29 @@ class Call(Owner):
                 raise
             self.received += len(items)
             self.items = map(Annotated, items) if annotated and not message[2] & f.ANNOTATED else iter(items)
-            return True
+            return TAKEN
         if self._broken is not None and self.state == OPEN:
             how, self._broken = self._broken, None
             _follow(self, AttemptEnd(Ending.LOST, how.reason))
         if self.state <= OPEN:
-            return False
-        raise self._end()
+            return WAIT
+        if self.error is not None:
+            raise self._end()
+        self.state = AFTER[self.state][WHOLE if self.reading else LAST]
+        if self.state == CLOSED:
+            raise self.stream_closed_error()
+        return ENDED
 
     def _end(self) -> BaseException:
-        """The exception that tells a reader that nothing more comes."""
+        """The error that ended the call. It is raised once and not kept: its traceback refers to this call."""
         error, self.error = self.error, None
-        if error is not None:
-            # The error is raised once and not kept: its traceback refers to stack frames that refer to this call.
-            if isinstance(error, StreamIncomplete) and not isinstance(error, RemoteError):  # Not a handler's error.
-                error.items = 0 if self.unary else self.received
-            self.state = AFTER[self.state][RAISE]
-            if self.state == FAILED:
-                self._reason = f"it failed before with {in_words(error)}"
-            return error
-        self.state = AFTER[self.state][WHOLE if self.reading else LAST]
-        return self.stream_closed_error() if self.state == CLOSED else StopAsyncIteration()
+        assert error is not None
+        if isinstance(error, StreamIncomplete) and not isinstance(error, RemoteError):  # Not a handler's error.
+            error.items = 0 if self.unary else self.received
+        self.state = AFTER[self.state][RAISE]
+        if self.state == FAILED:
+            self._reason = f"it failed before with {in_words(error)}"
+        return error
 
     def stream_closed_error(self) -> StreamClosed:
         """The error for a reader that comes after the stream was closed or has raised its error."""
@@ -589,9 +595,3 @@ def _follow(call: Call, how: AttemptEnd) -> None:
         call._attempt_ended(how)
     except (Exception, asyncio.CancelledError) as error:
         call.fail(error, Outcome.ERROR)
-
-
-def _began(call: Call) -> float | None:
-    """When the call began, on the loop's clock; None without a deadline."""
-    timeout_s = call._conditions.timeout_s
-    return None if call.deadline is None or timeout_s is None else call.deadline - timeout_s

@@ -32,6 +32,10 @@ class Conditions:
         self.idempotent = idempotent
         self.resume = resume
 
+    def began(self, deadline: float | None) -> float | None:
+        """When a call with this deadline began, on the loop's clock; None without a deadline."""
+        return None if deadline is None or self.timeout_s is None else deadline - self.timeout_s
+
 
 UNCONDITIONAL = Conditions()
 """The conditions of a call without options outside of handlers."""

@@ -10,7 +10,7 @@ from triton_distributed.calling.accepted import accepted
 from triton_distributed.calling.call import Call
 from triton_distributed.calling.item_type import T_co
 from triton_distributed.calling.items import PassedOn
-from triton_distributed.calling.state import FAILED, OPEN, READ, UNREAD
+from triton_distributed.calling.state import ENDED, FAILED, OPEN, READ, UNREAD
 from triton_distributed.payload.passing import Batch, Passable
 
 CANCELLED = "its reader was cancelled, for example by a timeout around a single item, which cancels the handler"
@@ -167,7 +167,10 @@ class Reading(Generic[T_co]):
                 if item is not None or self._keeps_none:
                     return item  # type: ignore[no-any-return]
             # As `next_message(call)`, but without another coroutine for each message.
-            if not call.take():
+            taken = call.take()
+            if taken == ENDED:
+                raise StopAsyncIteration
+            if not taken:
                 try:
                     await call.pending()
                 except asyncio.CancelledError:
@@ -187,12 +190,15 @@ async def next_message(call: Call) -> None:
     """Wait for the next message and make its items the current ones.
 
     Raises:
-        TritonError: as `Call.take` raises it.
+        StopAsyncIteration: there are no more items.
+        Exception: as `Call.take` raises it.
     """
     call.services.check_loop("reading a stream")
-    while not call.take():
+    while not (taken := call.take()):
         try:
             await call.pending()
         except asyncio.CancelledError:
             call.leave(CANCELLED)
             raise
+    if taken == ENDED:
+        raise StopAsyncIteration

@@ -56,6 +56,11 @@ RAISE: Final = 5
 LEAVE: Final = 6
 
 # AFTER[state][input] is the next state. Other inputs cannot happen: their lookup fails with KeyError.
+# What `Call.take` returns. A StopAsyncIteration there would cost 2 % of a call in compiled code.
+WAIT: Final = 0
+TAKEN: Final = 1
+ENDED: Final = 2
+
 AFTER: Final[tuple[dict[int, int], ...]] = (
     {PLACE: PLACING, SENT: OPEN, END: UNREAD},
     {PLACE: PLACING, SENT: OPEN, END: UNREAD},

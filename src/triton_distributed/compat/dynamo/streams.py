@@ -11,7 +11,7 @@ from triton_distributed import annotated as native
 from triton_distributed.calling.call import Call
 from triton_distributed.calling.item_stream import CANCELLED, next_message
 from triton_distributed.calling.response_stream import ResponseStream
-from triton_distributed.calling.state import OPEN
+from triton_distributed.calling.state import ENDED, OPEN
 from triton_distributed.compat.dynamo.contexts import Context
 from triton_distributed.compat.dynamo.llm.exceptions import translated
 from triton_distributed.context import AwaitedRequest
@@ -113,10 +113,11 @@ class AsyncResponseStream:
             self._waiting = True
             try:
                 call.services.check_loop("reading a stream")
-                if not call.take():
+                taken = call.take()
+                if taken == ENDED:
+                    self._over()
+                elif not taken:
                     await call.pending()
-            except StopAsyncIteration:
-                self._over()
             except asyncio.CancelledError:
                 self._over()
                 call.leave(CANCELLED)
