@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.wire.joined import WINDOW, End, Noted, greeted, joined, move, opened, request
 from triton_distributed.errors import LocalProtocolError, RemoteProtocolError
 from triton_distributed.wire import frames as f
+from triton_distributed.wire.assembly import fragments, head_of
 from triton_distributed.wire.hello import Hello
 from triton_distributed.wire.states import State
 from triton_distributed.wire.window import FRAME_COST, SLACK, TURN_BYTES
@@ -168,14 +169,25 @@ def test_more_than_credit_and_slack_breaks_the_protocol(fragmented):
 
 
 def test_an_honest_sender_never_exceeds_the_slack():
-    """The most that a sender can have under way: a turn of items, then a fragment, begun with one byte of credit."""
-    end, stream = served(window=4096)
-    stream.granted(1)
-    while not stream.push(bytes(f.SMALL)):
-        pass
-    size = sum(len(frame[3]) + FRAME_COST for frame in end.written())
-    size += f.MAX_FRAME + FRAME_COST
-    assert size <= 1 + SLACK
+    """The most that is sent with one byte of credit: an item with its token, a fragment that lends, and the end."""
+    caller, worker = joined(window=4096)
+    caller.borrow = lambda segment, offset, size: memoryview(bytes(size))
+    mine, theirs = opened(caller, worker)
+    theirs.push(bytes(theirs.credit - FRAME_COST - 1))
+    move(caller, worker)
+    assert theirs.credit == 1
+    theirs.checkpoint(bytes(f.SMALL))
+    theirs.push(bytes(f.SMALL))
+    lent = [memoryview(bytes(1))]
+    body = bytes(f.MAX_FRAME - len(head_of(0, lent, [(1, 0)])))
+    ((flags, start, piece),) = fragments(body, lent, f.CHECKPOINT, lambda: 0, [(1, 0)])
+    theirs.settle()
+    worker.send(f.frame(f.DATA, theirs.id, start + piece, flags))
+    theirs.charge(f.MAX_FRAME, flags, lends=True)
+    theirs.end()
+    caller.take(worker.take_output())
+    assert mine.state == State.CLOSED
+    assert [len(each[3]) for each in mine.inbox][1:] == [2 * f.SMALL + 1, len(body)]
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,9 @@ HELD_STEP: Final = 64 * 1024
 # A message with buffers in shared memory costs this many bytes of credit more. They are as good as here already; so a
 # sender with a usual window waits after each until it is read.
 LENT_COST: Final = 256 * 1024
-# A sender stops only after its credit is used up, so it may exceed the window by what it sends in one turn.
-SLACK: Final = 2 * TURN_BYTES + 2 * FRAME_COST + 256 * 1024
+# A sender stops only after its credit is used up, so it may exceed the window by what it sends in one turn: its items,
+# then the first frame of a message with a buffer in shared memory, then the end of the stream, which needs no credit.
+SLACK: Final = 2 * TURN_BYTES + 256 * 1024 + LENT_COST + 3 * FRAME_COST
 
 
 class ByteBudget:
