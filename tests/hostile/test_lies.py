@@ -23,6 +23,7 @@ LIES = [
     pytest.param(f.DATA, b"\x05", f.END | f.CHECKPOINT, DecodeError, id="a pair that is a number"),
     pytest.param(f.ERROR, b"\0\xdf\xff\xff\xff\xff", 0, RemoteError, id="an error of 4 G fields"),
     pytest.param(f.DATA, f.UINT64.pack(2**63), f.MORE, StreamIncomplete, id="a message of 8 EiB"),
+    pytest.param(f.DATA, b"", f.END | f.BUFFERS, StreamIncomplete, id="a last message without its head"),
 ]
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.wire.joined import WINDOW, End, greeted, joined, move, opened, receive_all, request, three_ways
 from triton_distributed.errors import LocalProtocolError, RemoteProtocolError
 from triton_distributed.wire import frames as f
+from triton_distributed.wire.connection import DIRECT
 from triton_distributed.wire.frames import GoawayCode, RejectCode
 from triton_distributed.wire.hello import Hello, hello_frame
 from triton_distributed.wire.states import State
@@ -203,6 +204,32 @@ def test_what_is_said_instead_of_a_hello(data, says):
         with pytest.raises(RemoteProtocolError, match=says):
             raise RemoteProtocolError(receive_all(end, pieces) or "nothing")
         assert end.hellos == []
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        pytest.param(f.frame(f.DATA, 1, b"", f.END | f.BUFFERS), id="no head"),
+        pytest.param(
+            f.frame(f.DATA, 1, bytes(WINDOW))
+            + f.frame(f.DATA, 1, bytes(f.MAX_FRAME)) * 2
+            + f.frame(f.DATA, 1, bytes(f.MAX_FRAME), f.END),
+            id="above its credit",
+        ),
+        pytest.param(
+            f.frame(f.DATA, 1, f.UINT64.pack(1 << 20), f.MORE) + f.frame(f.DATA, 1, bytes(DIRECT), f.END),
+            id="bytes missing",
+        ),
+    ],
+)
+def test_a_stream_whose_last_frame_is_bad_is_still_open(frames):
+    """Its reader learns of the lost session like those of the other streams."""
+    for step in (len(frames), 999):
+        pieces = [frames[at : at + step] for at in range(0, len(frames), step)]
+        end = greeted(Hello(window=WINDOW, max_frame=f.LARGE_FRAME))
+        stream = end.open_stream(True)
+        assert receive_all(end, pieces) is not None
+        assert end.over() == [stream]
 
 
 def test_frames_before_the_bad_one_were_served():

@@ -369,9 +369,9 @@ class Connection(Link, Generic[S]):
                 )
             if kind <= f.END_OF_STREAM:
                 stream.state = after
-                if after == CLOSED:
-                    self.forget(stream)
                 stream.received(kind, flags, payload)
+                if after == CLOSED:  # not before: if the frame is malformed, `over` returns this stream, too
+                    self.forget(stream)
             else:
                 self._control(stream, kind, flags, payload, after)
         if decoder.failure is not None:
@@ -551,10 +551,10 @@ class Connection(Link, Generic[S]):
             return following
         if flags & f.END:
             stream.state = RECEIVING[stream.state][Input.DATA_END]
-            if stream.state == CLOSED:
-                self.forget(stream)
         if stream.fragment_done(flags, fragment.size + FRAME_COST) and not flags & f.MORE:
             stream.on_readable()
+        if stream.state == CLOSED:
+            self.forget(stream)
         return following
 
     def copy_direct(self, data: bytes) -> bytes:
