@@ -118,6 +118,17 @@ def test_a_lease_ends_with_the_last_view_of_its_bytes_in_any_thread(segment):
     assert ended == [reference]
 
 
+def test_the_references_to_leases_at_one_address_do_not_collide(segment):
+    """They are keys: among thousands that collide, each look-up would take milliseconds."""
+    mapping = mapped(segment)
+    references = []
+    for _ in range(100):
+        view, reference = mapping.lend(0, 4, lambda reference: None)
+        references.append((reference, hash(reference)))
+        del view  # The next lease gets its address.
+    assert len({number for _, number in references}) == 100
+
+
 def test_the_memory_outlives_its_maker_while_it_is_used(segment):
     segment.memory[:4] = b"kept"
     view, _ = mapped(segment).lend(0, 4, lambda reference: None)

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from triton_distributed.errors import RemoteProtocolError
 from triton_distributed.wire import frames as f
-from triton_distributed.wire.assembly import MAX_BUFFERS, Assembly, allocate, fragments, message_bytes
+from triton_distributed.wire.assembly import (
+    MAX_BUFFERS,
+    MOST_LENT,
+    Assembly,
+    allocate,
+    decline,
+    fragments,
+    head_of,
+    message_bytes,
+)
 
 LIMIT = 1 << 30
 EDGES = [0, 1, f.SMALL - 1, f.SMALL, f.SMALL + 1, f.MAX_FRAME - 8, f.MAX_FRAME, f.MAX_FRAME + 1, 3 * f.MAX_FRAME]
@@ -140,6 +149,30 @@ def test_any_first_fragment_is_taken_or_refused(flags, first):
         return
     assert assembly.left >= 0
     assert assembly.target(1 << 30).nbytes <= assembly.left
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_message_lends_so_many_buffers_at_most(more):
+    """Borrowing 10,000 would stop the receiver's loop for seconds."""
+    borrowed: list[int] = []
+
+    def borrow(segment: int, offset: int, size: int) -> memoryview:
+        borrowed.append(offset)
+        return memoryview(bytes(size))
+
+    lent = [memoryview(b"1")] * (MOST_LENT + more)
+    first = head_of(0, lent, [(1, at) for at in range(len(lent))])
+    flags = f.BUFFERS | f.LENT
+    if not more:
+        decline(flags, first, borrow)
+        assert len(Assembly(f.DATA, flags, first, LIMIT, borrow).finish()[1]) == MOST_LENT
+        assert borrowed == [*range(MOST_LENT)] * 2
+        return
+    with pytest.raises(RemoteProtocolError, match="257 buffers, the limit is 256"):
+        decline(flags, first, borrow)
+    with pytest.raises(RemoteProtocolError, match="257 buffers, the limit is 256"):
+        Assembly(f.DATA, flags, first, LIMIT, borrow)
+    assert not borrowed
 
 
 def test_fragments_that_go_on_too_long():

@@ -17,7 +17,6 @@ class Lease(ctypes.Array):  # type: ignore[type-arg]
 
     _type_ = ctypes.c_ubyte
     _length_ = 0
-    __hash__ = object.__hash__  # A weak reference to a lease is the key of its use.
     mapping: Mapping
     start: int
     end: int
@@ -33,6 +32,17 @@ class Lease(ctypes.Array):  # type: ignore[type-arg]
             return memoryview(bytearray(view))
         self.mapping.written = True
         return view
+
+
+class Use(weakref.ref[Lease]):
+    """A weak reference to a lease, and the key of its use.
+
+    It is equal to itself only: the keys of leases that lay at the same address, one after the other, must not collide.
+    """
+
+    __slots__ = ()
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
 
 class Mapping:
@@ -67,7 +77,7 @@ class Mapping:
         self._start = address_of(memoryview(self._memory))
         self._type: Any = type("Lease", (Lease,), {"_length_": size})
 
-    def lend(self, offset: int, size: int, ended: Callable[[Any], None]) -> tuple[memoryview, Any]:
+    def lend(self, offset: int, size: int, ended: Callable[[Any], None]) -> tuple[memoryview, Use]:
         """Return a read-only view of some bytes, and a weak reference that calls `ended` when the last use is over.
 
         `ended` gets the weak reference, and may be called in any thread.
@@ -75,7 +85,7 @@ class Mapping:
         self.uses += 1
         lease = self._type.from_buffer(self._memory)
         lease.mapping, lease.start, lease.end = self, offset, offset + size
-        return memoryview(lease).cast("B")[offset : offset + size].toreadonly(), weakref.ref(lease, ended)
+        return memoryview(lease).cast("B")[offset : offset + size].toreadonly(), Use(lease, ended)
 
     def offset_of(self, address: int, size: int) -> int | None:
         """Return the offset of bytes in this mapping; None if they lie elsewhere, or may have been written here."""

@@ -35,7 +35,7 @@ HUGE = 4 * 1024 * 1024
 _PAGES: tuple[int | None, int | None] = getattr(mmap, "MADV_NOHUGEPAGE", None), getattr(mmap, "MADV_HUGEPAGE", None)
 _PRIVATE = getattr(mmap, "MAP_PRIVATE", 2) | getattr(mmap, "MAP_ANONYMOUS", 0)
 MAX_BUFFERS = (MAX_FRAME - _HEAD.size - UINT64.size) // UINT64.size
-# A message with more buffers than this is not lent, so that its head fits in a frame.
+# A message with more buffers than this is not lent: its head fits in a frame, and borrowing takes little time.
 MOST_LENT = 256
 _LENT_BIT = 1 << 63
 _PLACE = Struct("<QQ")
@@ -168,6 +168,8 @@ def _read_head(first: bytes, at: int) -> tuple[tuple[int, ...], int, int]:
 
 def _read_places(sizes: Sequence[int], first: bytes, at: int) -> tuple[list[tuple[int, int, int] | None], int]:
     """Return the arguments of `Borrow` for each buffer, or None for one that follows, and where the head ends."""
+    if len(sizes) > MOST_LENT:
+        raise RemoteProtocolError(f"a message with shared memory has {len(sizes):,} buffers, the limit is {MOST_LENT}")
     places: list[tuple[int, int, int] | None] = []
     for size in sizes:
         if not size & _LENT_BIT:
