@@ -10,11 +10,10 @@ import inspect
 import threading
 from asyncio import _get_running_loop as _running_loop  # A C function, also under uvloop; public except in name.
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextvars import Context as Variables
 from contextvars import copy_context
 from threading import get_ident
-from types import CoroutineType
 from typing import Any
 
 from triton_distributed.errors import ForkError, RuntimeClosed
@@ -204,7 +203,7 @@ class _Job:
             return
         try:
             result = self._variables.run(work)
-            if result.__class__ is CoroutineType:
+            if isinstance(result, Coroutine):  # A compiled one is of no type in `types`.
                 self._task = self._loop.create_task(self._drive(result), context=self._variables)
                 return
             self._result = result
@@ -216,7 +215,7 @@ class _Job:
         self._error = RuntimeClosed(self._operation)
         self.done.release()
 
-    async def _drive(self, work: CoroutineType[Any, Any, Any]) -> None:
+    async def _drive(self, work: Coroutine[Any, Any, Any]) -> None:
         try:
             self._result = await work
         except BaseException as error:
