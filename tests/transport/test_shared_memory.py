@@ -186,7 +186,9 @@ async def test_without_it_at_one_end_buffers_travel_as_bytes(where, here, there,
     assert pool.bytes == 0
 
 
-async def test_a_peer_that_cannot_open_it_gets_bytes(trd_dir, pool, monkeypatch):
+async def test_a_peer_that_cannot_open_it_gets_bytes(trd_dir, pool, monkeypatch, caplog):
+    caplog.set_level("INFO")
+
     def hidden(*_: Any) -> int:
         raise PermissionError(13, "not in this namespace")
 
@@ -198,6 +200,7 @@ async def test_a_peer_that_cannot_open_it_gets_bytes(trd_dir, pool, monkeypatch)
             assert bytes(got) == LARGE
         assert not memory_of(service.accepted[0]).lends  # it does not try again
         assert len(pool._free) == 1
+    assert sum("cannot map" in each for each in caplog.messages) == 1
 
 
 async def test_a_full_pool_sends_bytes_and_an_emptier_one_lends_again(trd_dir):
@@ -376,6 +379,11 @@ async def test_an_offer_without_an_answer_delays_one_message_and_then_sends_byte
         assert isinstance(offer, Offer)
         await raw.say(memory_frame(Said.TAKEN, offer.segment))  # late
         await until(lambda: memory.wants([memoryview(LARGE)]))
+        pool.drop(pool._free.pop())
+        await raw.say(memory_frame(Said.REFUSED, offer.segment), f.frame(f.PING, 0))  # it is closed here meanwhile
+        while (await raw.frame())[0] != f.PONG:
+            pass
+        assert memory.lends
         await raw.say(f.frame(f.CANCEL, 1))
 
 

@@ -11,6 +11,7 @@ permissions: if the answer is no, buffers travel as bytes.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,6 +27,8 @@ from triton_distributed.wire.shared import Offer, Said, memory_frame, offer_fram
 
 if TYPE_CHECKING:
     from triton_distributed.system.mapping import Mapping
+
+logger = logging.getLogger("triton_distributed.transport")
 
 SMALLEST = 256 * 1024
 """Smaller buffers travel as bytes: measured, 256 KiB take half the time of the socket, and 128 KiB as long."""
@@ -225,7 +228,9 @@ class SessionMemory:
     def withdraw(self, segment: int) -> None:
         """Tell the peer that a segment is gone."""
         known = self._known.pop(segment, None)
-        self._answers.pop(segment, None)
+        answer = self._answers.pop(segment, None)
+        if answer is not None and not answer.done():
+            answer.set_result(False)
         if known is not None:
             known.users.discard(self)
             if self._connection is not None:
@@ -255,8 +260,11 @@ class SessionMemory:
             answer = self._answers.get(about)
             if answer is not None and not answer.done():
                 answer.set_result(said is Said.TAKEN)
-            if said is Said.REFUSED:
+            known = self._known.get(about)
+            # That the peer cannot open what was closed here meanwhile says nothing about other segments.
+            if said is Said.REFUSED and self.lends and known is not None and known.segment.fileno() >= 0:
                 self.lends = False
+                logger.info("process %d cannot map this one's memory: large buffers travel as bytes", self._process)
         elif (slot := self._lent.pop(about, None)) is not None:
             (self.pool.release if said is Said.RELEASED else self.pool.drop)(slot)
 
