@@ -420,6 +420,27 @@ async def test_a_plain_peer_lends_and_gets_it_back(trd_dir, pool):
     segment.close()
 
 
+async def test_placed_memory_that_was_written_here_is_used_again_after_its_owner_has_dropped_it(trd_dir, pool):
+    """A tensor may be written; the next message was on its way when the owner dropped the memory."""
+    segment = Segment(SMALLEST)
+    segment.fill(memoryview(bytes(SMALLEST)))
+    async with serving(unix(trd_dir), shared=pool) as service, peer(service.address) as raw:
+        await raw.say(hello_frame(Hello(window=WINDOW, features=[SHARED_MEMORY])), offered(segment), message(1, (1, 0)))
+        await until(lambda: service.running)
+        (held,) = service.served[0].buffers
+        tensor = writable(memoryview(held))
+        tensor[:1] = b"x"
+        segment.close()
+        await raw.say(message(1, (1, 0), stream=2))
+        await until(lambda: len(service.running) == 2)
+        (other,) = service.served[1].buffers
+        assert other == bytes(SMALLEST)
+        assert tensor[:2].tobytes() == b"x\0"
+        service.served[0].buffers = service.served[1].buffers = None
+        del held, other, tensor
+        await raw.say(f.frame(f.CANCEL, 1), f.frame(f.CANCEL, 2))
+
+
 @pytest.mark.parametrize(
     ("frames", "words"),
     [

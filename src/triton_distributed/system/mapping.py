@@ -24,11 +24,11 @@ class Lease(ctypes.Array):  # type: ignore[type-arg]
     def writable(self) -> memoryview:
         """Return the buffer's bytes as memory that may be written and that no other buffer shares.
 
-        Nothing is copied now, if this is the only use of the mapping: the kernel copies each page when it is first
-        written.
+        Nothing is copied now, if this is the only use of the mapping and it can be mapped again: the kernel copies each
+        page when it is first written.
         """
         view = memoryview(self).cast("B")[self.start : self.end]
-        if self.mapping.uses > 1:
+        if self.mapping.uses > 1 or not self.mapping.reopens:
             return memoryview(bytearray(view))
         self.mapping.written = True
         return view
@@ -53,17 +53,19 @@ class Mapping:
     Args:
         process, descriptor: where the segment is open.
         size, cookie: what it must have.
+        reopens: its owner keeps it open while a message refers to it, so that it can be mapped again.
 
     Attributes:
         uses: number of buffers in use; the owner of the mapping counts them down.
         written: it may have been written here.
+        reopens: see above.
 
     Raises:
         Refused: the segment cannot be opened or mapped, or is not what it should be.
     """
 
-    def __init__(self, process: int, descriptor: int, size: int, cookie: bytes) -> None:
-        self.uses, self.written, self.size = 0, False, size
+    def __init__(self, process: int, descriptor: int, size: int, cookie: bytes, reopens: bool = True) -> None:
+        self.uses, self.written, self.size, self.reopens = 0, False, size, reopens
         self._source = process, descriptor, cookie
         try:
             opened = open_segment(process, descriptor, size, cookie)

@@ -274,7 +274,8 @@ class SessionMemory:
         said = Said.REFUSED
         if self._process and len(self._mapped) < MOST_MAPPED:
             try:
-                mapping = mappings().Mapping(self._process, offer.descriptor, offer.size, offer.cookie)
+                where = self._process, offer.descriptor
+                mapping = mappings().Mapping(*where, offer.size, offer.cookie, reopens=offer.returnable)
                 self._mapped[offer.segment] = mapping, offer.returnable
                 said = Said.TAKEN
             except Refused:
