@@ -222,6 +222,33 @@ def test_a_child_keeps_nothing_of_what_its_parent_sends(segment):
     assert found == b"0"
 
 
+FORKING = """
+import mmap, os
+made = []
+
+def more():
+    for _ in range(64):
+        made.append(mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        made[-1][:4] = b"mine"
+
+os.register_at_fork(after_in_child=more)  # before the hook of the package
+from triton_distributed.system.shared_memory import Segment
+segment = Segment(1 << 20)
+for _ in segment.make():
+    pass
+child = os.fork()
+if child == 0:
+    assert all(each[:4] == b"mine" for each in made)
+    os._exit(0)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_child_keeps_its_own_memory():
+    """What it has mapped before the segment is given up there, perhaps at the same address."""
+    subprocess.run([sys.executable, "-c", FORKING], check=True)
+
+
 def test_forks_are_counted():
     before = fork.count()
     child = os.fork()

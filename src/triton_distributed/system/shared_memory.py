@@ -110,9 +110,7 @@ class Segment:
             os.posix_fallocate(self._descriptor, at, min(STEP, self.size - at))
             yield
         fcntl.fcntl(self._descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-        mapping = mmap.mmap(self._descriptor, self.size, **UNTRACKED)
-        mapping.madvise(mmap.MADV_DONTFORK)
-        self.memory = memoryview(mapping)
+        self.memory = memoryview(mmap.mmap(self._descriptor, self.size, **UNTRACKED))
 
     def fill(self, data: memoryview) -> None:
         """Make the memory with this content, in place of `make`; no process can write it afterwards.
