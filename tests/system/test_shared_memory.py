@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -304,6 +305,26 @@ def test_placed_memory_is_found_by_its_bytes_and_gone_with_its_last_use():
     del part
     assert not placed._placed
     assert there == data
+
+
+def test_a_child_does_not_offer_what_its_parent_has_placed():
+    view = placed.place(memoryview(secrets.token_bytes(SIZE)))
+    assert view is not None
+    known, _ = placed.find(view) or (None, 0)
+    assert known is not None
+    told: list[int] = []
+    user = Mock(withdraw_soon=told.append)
+    known.users.add(user)
+    child = os.fork()
+    if child == 0:
+        found = placed.find(view)
+        del view, known
+        os._exit(0 if found is None and not told and not placed._placed else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert placed.find(view) is not None
+    number = known.segment.id
+    del view, known
+    assert told == [number]
 
 
 def test_the_address_of_a_view():

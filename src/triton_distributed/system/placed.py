@@ -61,17 +61,21 @@ def place(data: memoryview) -> memoryview | None:
 
 def _gone(mapping: Any) -> None:
     placed = _placed.pop(mapping)
-    for user in tuple(placed.users):
-        user.withdraw_soon(placed.segment.id)
-    placed.segment.close()
+    if placed.segment.fileno() >= 0:  # else this is a child of the process whose sessions they are
+        for user in tuple(placed.users):
+            user.withdraw_soon(placed.segment.id)
+        placed.segment.close()
 
 
 def find(view: memoryview) -> tuple[Placed, int] | None:
-    """Return the placed memory that holds all bytes of a view, and the offset there; None if there is none."""
+    """Return the placed memory that holds all bytes of a view, and the offset there; None if there is none.
+
+    A child of the process that placed it has it no more: the descriptor was given up.
+    """
     if not _placed:
         return None
     start: int = mappings().address_of(view)
     for each in tuple(_placed.values()):
-        if each.start <= start and start + view.nbytes <= each.end:
+        if each.start <= start and start + view.nbytes <= each.end and each.segment.fileno() >= 0:
             return each, start - each.start
     return None

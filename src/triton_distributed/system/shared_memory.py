@@ -132,9 +132,9 @@ class Segment:
             self._descriptor = -1
 
     def forked(self) -> None:
-        """Give up the mapping in a child of this process, which would keep the memory."""
+        """Give up the memory in a child of this process, which would keep it."""
         with contextlib.suppress(BufferError):  # The parent was writing.
-            self._unmap()
+            self.close()
 
     def _unmap(self) -> None:
         mapping = self.memory.obj
