@@ -327,6 +327,27 @@ def test_a_child_does_not_offer_what_its_parent_has_placed():
     assert told == [number]
 
 
+def test_placed_memory_may_go_while_other_memory_is_looked_for(monkeypatch):
+    """The garbage collector may run while the memory that is placed is listed."""
+
+    class Collected(dict[Any, Any]):
+        def values(self) -> Any:
+            for each in super().values():
+                yield each
+                gc.collect()
+
+    monkeypatch.setattr(placed, "_placed", Collected())
+    view = placed.place(memoryview(bytes(SIZE)))
+    assert view is not None
+    cycle: list[Any] = [placed.place(memoryview(bytes(SIZE)))]
+    cycle.append(cycle)
+    del cycle
+    assert placed.find(memoryview(bytes(10))) is None
+    assert len(placed._placed) == 1
+    assert placed.find(view) is not None
+    del view
+
+
 def test_the_address_of_a_view():
     memory = mmap.mmap(-1, 8192)
     view = memoryview(memory)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import weakref
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Any, Protocol, TypeVar
 
 from triton_distributed.system.shared_memory import SUPPORTED, UNTRACKED, Segment, mappings
+
+T = TypeVar("T")
 
 
 class User(Protocol):
@@ -62,9 +66,16 @@ def place(data: memoryview) -> memoryview | None:
 def _gone(mapping: Any) -> None:
     placed = _placed.pop(mapping)
     if placed.segment.fileno() >= 0:  # else this is a child of the process whose sessions they are
-        for user in tuple(placed.users):
+        for user in _copied(placed.users):
             user.withdraw_soon(placed.segment.id)
         placed.segment.close()
+
+
+def _copied(items: Iterable[T]) -> list[T]:
+    """Copy a collection that the garbage collector, or another thread, may change meanwhile."""
+    while True:
+        with contextlib.suppress(RuntimeError):
+            return list(items)
 
 
 def find(view: memoryview) -> tuple[Placed, int] | None:
@@ -75,7 +86,7 @@ def find(view: memoryview) -> tuple[Placed, int] | None:
     if not _placed:
         return None
     start: int = mappings().address_of(view)
-    for each in tuple(_placed.values()):
+    for each in _copied(_placed.values()):
         if each.start <= start and start + view.nbytes <= each.end and each.segment.fileno() >= 0:
             return each, start - each.start
     return None
