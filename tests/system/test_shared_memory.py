@@ -277,6 +277,39 @@ def test_the_memory_that_is_left_is_known():
     assert 0 < available_bytes() <= total
 
 
+@pytest.mark.parametrize(
+    ("own", "folder", "names"),
+    [
+        ("0::/pod/one\n", "pod/one", ("memory.max", "memory.current", "inactive_file")),
+        ("0::/pod/one\n", "pod", ("memory.max", "memory.current", "inactive_file")),
+        ("0::/pod/one\n", ".", ("memory.max", "memory.current", "inactive_file")),
+        ("0::/../other\n", ".", ("memory.max", "memory.current", "inactive_file")),
+        (
+            "5:cpu,cpuacct:/x\n4:hugetlb,memory:/docker/id\n0::/\n",
+            "memory",
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ),
+    ],
+    ids=["own", "parent", "root", "outside", "version 1"],
+)
+def test_limits_of_control_groups_hold(own, folder, names, tmp_path, monkeypatch):
+    """And pages of files, which the kernel frees on demand, are not counted."""
+    limit, used, cache = names
+    for inner in ("pod/one", "memory"):
+        (tmp_path / inner).mkdir(parents=True)
+    (tmp_path / "pod/one/memory.max").write_text("max\n")
+    there = tmp_path / folder
+    (there / limit).write_text("1000000\n")
+    (there / used).write_text("900000\n")
+    (there / "memory.stat").write_text(f"anon 5\n{cache} 700000\n")
+    (tmp_path / "own").write_text(own)
+    monkeypatch.setattr("triton_distributed.system.shared_memory._OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr("triton_distributed.system.shared_memory._GROUPS", tmp_path)
+    assert available_bytes() == 800_000
+    (there / used).write_text("9000000\n")
+    assert available_bytes() == 0
+
+
 def test_only_a_process_of_this_user_is_a_peer(monkeypatch):
     here, there = socket.socketpair()
     with here, there, socket.socket(socket.AF_INET) as tcp:

@@ -24,7 +24,8 @@ def share(data: Any) -> Any:
     """Copy an array or buffer once into memory that every process of this user on this host can map.
 
     Send the result, or a contiguous part of it, in any message. A receiver over a Unix socket maps it and uses it in
-    place, whatever its size; over TCP and NATS it travels as bytes. The memory is freed with its last user on the host.
+    place; what has less than 256 KiB, or goes over TCP or NATS, travels as bytes. The memory is freed with its last
+    user on the host.
     It does not count in `TRD_SHARED_MEMORY_BYTES`, and setting that to 0 makes it travel as bytes.
 
     The copy takes about 0.1 s for 100 MB: call this with `asyncio.to_thread` where the event loop must not wait. If the

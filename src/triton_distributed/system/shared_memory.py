@@ -36,6 +36,8 @@ STEP = 1024 * 1024
 UNTRACKED: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 """Arguments of a mapping that needs no descriptor of its own. Before 3.13 each has one."""
 
+_OWN_GROUPS = Path("/proc/self/cgroup")
+_GROUPS = Path("/sys/fs/cgroup")
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: process, user, group
 _PREFIX = "trd-"
 _WRITE = 1 << 30  # One write takes at most 2 GiB.
@@ -65,11 +67,29 @@ def available_bytes() -> int:
         line = next(each for each in Path("/proc/meminfo").read_text().splitlines() if each.startswith("MemAvailable"))
         found.append(int(line.split()[1]) * 1024)
     with contextlib.suppress(OSError, ValueError):
-        group = Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].strip()
-        folder = Path("/sys/fs/cgroup", group)
-        limit = int((folder / "memory.max").read_text())  # "max" is not a number: no limit.
-        found.append(limit - int((folder / "memory.current").read_text()))
-    return min(found)
+        for line in _OWN_GROUPS.read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if not controllers:
+                found += _left(_GROUPS, group, "memory.max", "memory.current", "inactive_file")
+            elif "memory" in controllers.split(","):  # version 1
+                names = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+                found += _left(_GROUPS / "memory", group, *names)
+    return max(0, min(found))
+
+
+def _left(root: Path, group: str, limit: str, used: str, cache: str) -> Iterator[int]:
+    """Yield what the limits of a control group and of those above it leave. The kernel frees file pages on demand.
+
+    A container may see its own group as the root, although its path says otherwise.
+    """
+    folder = root / group.strip("/")
+    for each in (folder, *folder.parents):
+        with contextlib.suppress(OSError, ValueError):  # "max" is not a number: no limit.
+            left = int((each / limit).read_text()) - int((each / used).read_text())
+            stat = dict(line.split(" ", 1) for line in (each / "memory.stat").read_text().splitlines())
+            yield left + int(stat.get(cache, 0))
+        if each == root:
+            return
 
 
 class Segment:
