@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
+import os
 from collections.abc import Coroutine
 from typing import Any
 
@@ -83,7 +83,7 @@ class WorkQueue:
         client = await jetstream.connection.client()
         if len(data) > client.max_payload:
             raise MessageTooLarge("a message", len(data), client.max_payload, payload_limit(jetstream.connection.where))
-        headers = {"Nats-Msg-Id": secrets.token_hex(16)}
+        headers = {"Nats-Msg-Id": os.urandom(16).hex()}
         end = asyncio.get_running_loop().time() + timeout
         reply = await jetstream.ask(jetstream.names.subject, data, end, "stored nothing", headers)
         answer = json.loads(reply.data)

@@ -12,7 +12,6 @@ import importlib
 import itertools
 import mmap
 import os
-import secrets
 import socket
 import stat
 import struct
@@ -109,7 +108,7 @@ class Segment:
 
     def __init__(self, size: int) -> None:
         self.id, self.size = next(_ids), size
-        self.cookie = secrets.token_bytes(COOKIE_BYTES)
+        self.cookie = os.urandom(COOKIE_BYTES)
         self.memory = memoryview(b"")
         with fork.no_fork:
             self._descriptor = os.memfd_create(_PREFIX + self.cookie.hex(), os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
