@@ -81,11 +81,13 @@ versions: $(VENV)/.test ## print the versions that `make test` runs with
 
 compiled: $(VENV)/.dev ## compile the hot path with mypyc into build/compiled/; it needs a C compiler. The other targets then run it
 	@tree=$$($(PYTHON) tools/compiled.py build) && echo "built: the targets of this Makefile run it now. For programs of your own:" && \
-	  echo "  make wheel COMPILED=1, then pip install dist/*.whl; or PYTHONPATH=$$tree"
+	  echo "  make wheel COMPILED=1, and pip install the file that it names; or PYTHONPATH=$$tree"
 
-wheel: $(VENV)/.core ## the pure wheel, in dist/; with COMPILED=1 the compiled one for this Python
+# mypyc comes with mypy, which is not in the core.
+wheel: $(VENV)/$(if $(filter 1,$(COMPILED)),.dev,.core) ## the pure wheel, in dist/; with COMPILED=1 the compiled one for this Python
 	rm -rf build/lib* build/bdist*
 	TRD_COMPILE=$(COMPILED) $(PYTHON) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	@ls -t dist/*.whl | head -n 1
 
 lock: ## choose the versions of requirements.lock anew: the newest that pyproject.toml admits
 	tools/lock
