@@ -7,11 +7,8 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
-from triton_distributed.cli.rendering import names_match
 from triton_distributed.config import Config
-from triton_distributed.discovery import Change, Snapshot
 from triton_distributed.errors import ConnectionFailed, TritonError
-from triton_distributed.names import Instance
 from triton_distributed.runtime import Client, DistributedRuntime
 from triton_distributed.runtime.backends import make_discovery
 from triton_distributed.runtime.inspection import INSPECT, WorkersDiscovery
@@ -48,22 +45,6 @@ class Cluster:
         self._client = client
         self._timeout_s = timeout_s
         self._places = asyncio.Semaphore(ASKED_AT_ONCE)
-
-    async def instances(self, pattern: str | None = None) -> list[Instance]:
-        """The instances of the endpoints whose names match a shell pattern, by endpoint and id.
-
-        Raises:
-            DiscoveryError: discovery cannot be read.
-        """
-        found: list[Instance] = []
-
-        def sink(change: Change) -> None:
-            if isinstance(change, Snapshot):
-                found.extend(change.instances)
-
-        (await self.runtime.discovery.watch(None, sink)).close()
-        matching = [each for each in found if names_match(str(each.endpoint), pattern)]
-        return sorted(matching, key=lambda each: (str(each.endpoint), each.id))
 
     def workers(self) -> list[int]:
         """The instance ids of the workers that are listed now."""

@@ -113,7 +113,7 @@ class Quantiles(NamedTuple):
 
 
 def quantiles(values: Iterable[float]) -> Quantiles | None:
-    """The quantiles of values (nearest rank); None if there are none."""
+    """The quantiles of values (nearest rank); None without values."""
     ordered = sorted(values)
     if not ordered:
         return None

@@ -11,18 +11,12 @@ from typing import Any
 import msgspec
 
 from triton_distributed.cli.arguments import seconds
+from triton_distributed.cli.instances import listed, silences
 from triton_distributed.cli.rendering import json_line, names_match, table
 from triton_distributed.cli.settings import settings
 from triton_distributed.config import Config
-from triton_distributed.discovery import Change, Snapshot
-from triton_distributed.errors import ConnectionFailed
 from triton_distributed.names import Instance
 from triton_distributed.runtime import DistributedRuntime
-from triton_distributed.system.identity import host_name
-from triton_distributed.transport.pool import SessionPool
-
-PROBES = 64
-"""Instances probed at a time: well below the usual limit of 256 to 1024 open files of a process."""
 
 EPILOG = """\
 PATTERN is a shell pattern (*, ?, [..]) for an endpoint's name or for a dotted
@@ -74,23 +68,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _look(pattern: str | None, config: Config) -> list[Row]:
     async with DistributedRuntime(config=config) as runtime:
-        found: list[Instance] = []
-
-        def sink(change: Change) -> None:
-            if isinstance(change, Snapshot):
-                found.extend(change.instances)
-
-        watch = await runtime.discovery.watch(None, sink)
-        watch.close()
+        found = await listed(runtime)
         wanted = [each for each in found if names_match(str(each.endpoint), pattern)]
         if not wanted:
             place = runtime.discovery.where
             asked = f"{place} was asked" + ("" if found else runtime.elsewhere(None))
             print(_nothing(pattern, found, asked), file=sys.stderr)
-        wanted.sort(key=lambda each: (str(each.endpoint), each.id))
-        room = asyncio.Semaphore(PROBES)
-        reasons = await asyncio.gather(*(_probe(each, runtime.pool, room) for each in wanted))
-        return [Row(each, reason) for each, reason in zip(wanted, reasons, strict=True)]
+        return list(map(Row, wanted, await silences(runtime, wanted)))
 
 
 def _nothing(pattern: str | None, found: list[Instance], asked: str) -> str:
@@ -98,19 +82,6 @@ def _nothing(pattern: str | None, found: list[Instance], asked: str) -> str:
         names = {each.endpoint for each in found}
         return f"no endpoint matches {pattern!r}; {len(names)} other endpoint(s) are served, see `trd ls`"
     return f"no endpoint is served ({asked}); `trd serve MODULE:OBJECT --endpoint NS.COMP.EP` serves one"
-
-
-async def _probe(instance: Instance, pool: SessionPool, room: asyncio.Semaphore) -> str:
-    here = not instance.host or instance.host == host_name()
-    addresses = tuple(each for each in instance.addresses if here or not each.startswith("unix:"))
-    if not addresses:
-        return f"{', '.join(instance.addresses) or 'no address'}: on another machine, or from before a reboot"
-    async with room:
-        try:
-            await pool.connect(addresses)
-        except ConnectionFailed as error:
-            return "; ".join(f"{address}: {reason}" for address, reason in error.attempts)
-    return ""
 
 
 def _described(row: Row) -> dict[str, Any]:

@@ -144,22 +144,29 @@ class Worker:
         """Serve an endpoint of the runtime itself: it is not listed, and its requests take no place of others."""
 
         def make() -> ServedEndpoint:
-            return ServedEndpoint(
-                self._loop,
-                name,
-                Handler(function, self.threads),
-                Instance(name, self._instance_id, ()),
-                HandlerSlots(self._config.max_requests),
-                max_inflight=max_inflight,
-                max_queue=max_queue,
-                graceful=False,
-                interrupt=True,
-                on_wait=self.server.standstill.waits,
-                on_exit=self._exit_wanted,
-                full_tracebacks=self._config.full_tracebacks,
+            serving = Serving(graceful=False, max_inflight=max_inflight, max_queue=max_queue)
+            instance = Instance(name, self._instance_id, ())
+            return self._endpoint(
+                instance, Handler(function, self.threads), serving, HandlerSlots(self._config.max_streams)
             )
 
         self.server.reserve(name, make)
+
+    def _endpoint(self, instance: Instance, handler: Handler, serving: Serving, slots: HandlerSlots) -> ServedEndpoint:
+        return ServedEndpoint(
+            self._loop,
+            instance.endpoint,
+            handler,
+            instance,
+            slots,
+            max_inflight=serving.max_inflight,
+            max_queue=serving.max_queue,
+            graceful=serving.graceful,
+            interrupt=serving.interrupt,
+            on_wait=self.server.standstill.waits,
+            on_exit=self._exit_wanted,
+            full_tracebacks=self._config.full_tracebacks,
+        )
 
     def _served(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -206,22 +213,10 @@ class Worker:
     ) -> ServedEndpoint:
         server = self.server
         addresses = await server.listen(name, self._instance_id, self._discovery.where)
-        served = ServedEndpoint(
-            self._loop,
-            name,
-            handler,
-            Instance(
-                name, self._instance_id, addresses, host_name(), serving.metadata or {}, contract=serving.contract
-            ),
-            server.slots,
-            max_inflight=serving.max_inflight,
-            max_queue=serving.max_queue,
-            graceful=serving.graceful,
-            interrupt=serving.interrupt,
-            on_wait=server.standstill.waits,
-            on_exit=self._exit_wanted,
-            full_tracebacks=self._config.full_tracebacks,
+        instance = Instance(
+            name, self._instance_id, addresses, host_name(), serving.metadata or {}, contract=serving.contract
         )
+        served = self._endpoint(instance, handler, serving, server.slots)
         served.task = task
         server.add(served)
         self.watchdog.start()

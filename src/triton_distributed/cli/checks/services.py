@@ -10,13 +10,12 @@ import urllib.request
 from collections.abc import Iterable
 
 from triton_distributed.cli.checks.finding import Finding, error, ok, warning
+from triton_distributed.cli.instances import listed, silences
 from triton_distributed.config import Config
-from triton_distributed.discovery import Change, Snapshot
-from triton_distributed.errors import BrokerError, ConfigError, ConnectionFailed, DiscoveryError
+from triton_distributed.errors import BrokerError, ConfigError, DiscoveryError
 from triton_distributed.names import Instance
 from triton_distributed.runtime import DistributedRuntime
 from triton_distributed.runtime.backends import make_nats
-from triton_distributed.system.identity import host_name
 
 SLOW_S = 0.5
 """Seconds for a first answer of discovery above which it is reported."""
@@ -27,32 +26,23 @@ SKEW_S = 5.0
 MOST_NAMED = 5
 """Instances that cannot be reached and are named one by one."""
 
-PROBES = 32
-"""Instances probed at a time."""
-
 JETSTREAM_S = 2.0
 """Seconds to wait for JetStream's answer; a server without it answers at once or not at all."""
 
 
 async def discovery(config: Config) -> list[Finding]:
     """Check that discovery can be read, how fast, and whether the listed instances can be reached."""
-    listed: list[Instance] = []
-
-    def sink(change: Change) -> None:
-        if isinstance(change, Snapshot):
-            listed.extend(change.instances)
-
     try:
         async with DistributedRuntime(config=config) as runtime:
             began = time.monotonic()
-            (await runtime.discovery.watch(None, sink)).close()
+            found_instances = await listed(runtime)
             took_s = time.monotonic() - began
             where = runtime.discovery.where
-            found = [ok("discovery", f"{where}: {len(listed)} instance(s) listed, in {1000 * took_s:.0f} ms")]
+            found = [ok("discovery", f"{where}: {len(found_instances)} instance(s) listed, in {1000 * took_s:.0f} ms")]
             if took_s > SLOW_S:
                 advice = "is it overloaded, or far away? Workers register and are found as slowly"
                 found = [warning("discovery", f"{where} took {took_s:.2g} s to answer", advice)]
-            return found + await _probe_all(runtime, listed)
+            return found + await _unreachable(runtime, found_instances)
     except DiscoveryError as failed:
         return [error("discovery", str(failed), _discovery_advice(config, str(failed)))]
     except ConfigError as failed:
@@ -71,23 +61,9 @@ def _discovery_advice(config: Config, words: str) -> str:
     return "is etcd running at ETCD_ENDPOINTS, and is its port open? `curl URL/health` asks it"
 
 
-async def _probe_all(runtime: DistributedRuntime, listed: Iterable[Instance]) -> list[Finding]:
-    places = asyncio.Semaphore(PROBES)
-    workers = {(each.id, each.addresses): each for each in listed}.values()
-
-    async def probe(each: Instance) -> str:
-        here = not each.host or each.host == host_name()
-        addresses = tuple(one for one in each.addresses if here or not one.startswith("unix:"))
-        if not addresses:
-            return "it listens on a Unix socket of another machine, or was there before a reboot"
-        async with places:
-            try:
-                await runtime.pool.connect(addresses)
-            except ConnectionFailed as failed:
-                return "; ".join(f"{address}: {reason}" for address, reason in failed.attempts)
-        return ""
-
-    reasons = await asyncio.gather(*map(probe, workers))
+async def _unreachable(runtime: DistributedRuntime, instances: Iterable[Instance]) -> list[Finding]:
+    workers = {(each.id, each.addresses): each for each in instances}.values()
+    reasons = await silences(runtime, workers)
     silent = [(each, reason) for each, reason in zip(workers, reasons, strict=True) if reason]
     advice = "is the worker stopped, or the port closed by a firewall? Its TRD_ADVERTISE must name its host"
     found = [
