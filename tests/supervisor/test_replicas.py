@@ -118,6 +118,8 @@ async def test_sighup_restarts_one_after_the_other_without_a_failed_call(tmp_pat
             load = Load(here)
             await load.until(2, set())
             running.signal(signal.SIGHUP)
+            await asyncio.to_thread(running.line, r"restarting 2 replica\(s\), one after the other")
+            await asyncio.to_thread(running.line, r"restarted: 2 replica\(s\)")
             await load.until(2, pids)
             await load.stop()
             assert not set((await found(here, 2)).values()) & pids

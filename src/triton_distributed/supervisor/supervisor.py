@@ -278,6 +278,7 @@ class Supervisor:
         """Drain and start one replica after the other. A signal meanwhile lets this begin anew."""
         while self._again:
             self._again = False
+            self._output.say(f"restarting {len(self._replicas)} replica(s), one after the other")
             for each in self._replicas:
                 if each.process is None:
                     continue  # It waits for its next start, which has what is new.
@@ -293,6 +294,8 @@ class Supervisor:
                         each.index,
                     )
                     break
+            else:
+                self._output.say(f"restarted: {len(self._replicas)} replica(s)")
 
 
 def _has_terminal() -> bool:
