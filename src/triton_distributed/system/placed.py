@@ -79,9 +79,9 @@ def _copied(items: Iterable[T]) -> list[T]:
 
 
 def find(view: memoryview) -> tuple[Placed, int] | None:
-    """Return the placed memory that holds all bytes of a view, and the offset there; None if there is none.
+    """Return the placed memory that holds all bytes of a view, and the view's offset in it; None for other memory.
 
-    A child of the process that placed it has it no more: the descriptor was given up.
+    In a child of the process that placed it, this is other memory too: the child has no descriptor of it.
     """
     if not _placed:
         return None
