@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | GROUND
     | SIBLINGS
     | HALVES
-    | {"runtime", "supervisor", "api"},  # It names what programs use, of every room.
+    | {"status", "runtime", "supervisor", "api"},  # It names what programs use, of every room.
     "redaction": set(),
     "errors": {"redaction"},
     "names": {"errors"},
@@ -33,12 +33,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(GROUND, VALUES),
     **dict.fromkeys(SIBLINGS, VALUES | GROUND),
     **dict.fromkeys(HALVES, VALUES | GROUND | SIBLINGS),
-    "runtime": VALUES | GROUND | SIBLINGS | HALVES,
-    "supervisor": VALUES | GROUND | SIBLINGS,
-    "api": VALUES | GROUND | SIBLINGS | HALVES | {"runtime", "supervisor"},
+    "status": VALUES | GROUND | SIBLINGS | HALVES,
+    "runtime": VALUES | GROUND | SIBLINGS | HALVES | {"status"},
+    "supervisor": VALUES | GROUND | SIBLINGS | {"status"},
+    "api": VALUES | GROUND | SIBLINGS | HALVES | {"status", "runtime", "supervisor"},
     "_core": {"runtime", "llm"},
     "__main__": {"cli"},
-    **{room: VALUES | GROUND | SIBLINGS | HALVES | {"runtime", "supervisor", "api"} for room in TOP},
+    **{room: VALUES | GROUND | SIBLINGS | HALVES | {"status", "runtime", "supervisor", "api"} for room in TOP},
     "starlette": {"integrations"},
     "fastapi": {"api", "starlette"},
 }

@@ -1,0 +1,61 @@
+"""One metrics page for several replicas: their pages merged, with a label that names the replica. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+LABEL = "replica"
+"""The label that names the replica. A label of this name on a replica's own page becomes `exported_replica`."""
+
+UP = "triton_replica_up"
+
+
+def merged(pages: Mapping[str, str | None], accept: str = "") -> tuple[bytes, str]:
+    """Merge the metrics pages of replicas.
+
+    A page that is missing or malformed does not spoil the others: `triton_replica_up` says of each replica whether its
+    metrics are here. If two replicas of different versions disagree about the type of a metric, the first one counts.
+
+    Args:
+        pages: each replica's page in Prometheus' text format; None for a replica that has not answered.
+        accept: the `Accept` header of the request; it chooses between Prometheus' text format and OpenMetrics.
+
+    Returns:
+        the page, and its content type.
+    """
+    encode, content_type = choose_encoder(accept)
+    return encode(_Merged(pages)), content_type
+
+
+class _Merged:
+    """A collector over pages, in the form that the encoders of prometheus-client read."""
+
+    def __init__(self, pages: Mapping[str, str | None]) -> None:
+        self._pages = pages
+
+    def collect(self) -> Iterator[Metric]:
+        """The families of all pages, each once."""
+        up = GaugeMetricFamily(UP, "Whether the replica's metrics are on this page.", labels=[LABEL])
+        families: dict[str, Metric] = {}
+        for replica, page in self._pages.items():
+            try:
+                found = list(text_string_to_metric_families(page or ""))
+            except ValueError:  # An error page, or the metrics of a program that breaks the format.
+                found = []
+            up.add_metric([replica], 1 if found else 0)
+            for family in found:
+                known = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                if known.type == family.type:
+                    known.samples += [each._replace(labels=_labelled(each.labels, replica)) for each in family.samples]
+        families.pop(UP, None)
+        yield up
+        yield from families.values()
+
+
+def _labelled(labels: Mapping[str, str], replica: str) -> dict[str, str]:
+    own = {f"exported_{LABEL}" if name == LABEL else name: value for name, value in labels.items()}
+    return {**own, LABEL: replica}
