@@ -11,8 +11,8 @@ import time
 import pytest
 
 from tests.discovery.conftest import NAME, Heard, OpensEtcd, Raw, instance
-from tests.timing import PATIENCE_S
-from triton_distributed.discovery import Added, Removed
+from tests.timing import MS, PATIENCE_S
+from triton_distributed.discovery import Added, Answering, Removed
 from triton_distributed.discovery.etcd.backend import EtcdDiscovery
 from triton_distributed.errors import DiscoveryError
 from triton_distributed.external import etcd_messages as messages
@@ -35,11 +35,18 @@ async def test_killed_and_started_again_with_its_data(etcd: EtcdServer, opens_et
     late = ChangeLog()
     await other.watch(NAME, late)  # what is known is known
     assert late.ids == [1]
+    async with asyncio.timeout(PATIENCE_S):
+        while [other.answers] == [True]:
+            await asyncio.sleep(MS)
+    answered_at = other.answered_at
+    assert isinstance(other, Answering)
     await etcd.start()
     await one.register(instance(2))
     await one.withdraw(instance(2))
     await one.register(instance(3))
     await log.until(lambda: (NAME, 3) in log.present, PATIENCE_S)
+    assert [other.answers] == [True]
+    assert other.answered_at > answered_at
     assert instance(1) in log.present.values()
     assert removed(log) in ([], [Removed(NAME, 2)])
     assert not any("lost the lease of this process" in each for each in heard.warnings)

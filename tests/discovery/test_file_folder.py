@@ -19,7 +19,7 @@ import pytest
 from tests.discovery.conftest import NAME, Heard, Opens, Places, instance
 from tests.discovery.processes import worker
 from tests.timing import MS, PATIENCE_S
-from triton_distributed.discovery import record
+from triton_distributed.discovery import Answering, record
 from triton_distributed.discovery.file import backend as file_module
 from triton_distributed.discovery.file import lockfile
 from triton_distributed.discovery.file.backend import FileDiscovery
@@ -137,12 +137,18 @@ async def test_one_that_opens_to_others_later_is_used_no_more_and_nothing_is_los
     await discovery.register(instance(7))
     trd_dir.chmod(0o755)
     await heard.until(lambda line: "mode 0755" in line)
+    assert [discovery.answers] == [False]
     with pytest.raises(DiscoveryError, match="0755"):
         await discovery.register(instance(8))
     trd_dir.chmod(0o700)
     await discovery.register(instance(8))
     await log.until_ids([7, 8], PATIENCE_S)
     assert len(heard.warnings) == 1
+    answered_at = discovery.answered_at
+    async with asyncio.timeout(PATIENCE_S):
+        while [discovery.answers] == [False] or discovery.answered_at == answered_at:
+            await asyncio.sleep(MS)
+    assert isinstance(discovery, Answering)
 
 
 # --- no descriptors left ---------------------------------------------------------------------------------------------

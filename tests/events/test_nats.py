@@ -39,6 +39,7 @@ async def test_a_server_that_was_killed_and_started_again(nats: NatsServer, conn
     await nats.start()
     for each in connections:
         await back(each)
+    assert [each.reconnections for each in connections] == [1, 1]
     await connections[1].settle(PATIENCE_S)  # its subscription was sent again; now the server has it
     await one.publish("a.b", b"after")
     got = []

@@ -176,6 +176,7 @@ async def test_lag_is_counted(watched: Watched) -> None:
     lag = watched.dog.stats.lag
     assert len(lag) == len(LAG_BOUNDS_S) + 1
     assert [count for count in lag if count] == [2, 1, 1, 1]
+    assert watched.dog.stats.lag_s == pytest.approx(100.3155)
     assert (lag[0], lag[LAG_BOUNDS_S.index(0.02)], lag[LAG_BOUNDS_S.index(0.5)], lag[-1]) == (2, 1, 1, 1)
 
 

@@ -90,6 +90,22 @@ class Marking(Protocol):
         """
 
 
+@runtime_checkable
+class Answering(Protocol):
+    """The additional interface of a discovery that may be away, such as a server. Any thread may read it.
+
+    Attributes:
+        answers: False after it could not be reached, until it answers again. The known instances stay meanwhile.
+        answered_at: when it last answered, on `time.monotonic`; 0 before it was first used.
+    """
+
+    @property
+    def answers(self) -> bool: ...
+
+    @property
+    def answered_at(self) -> float: ...
+
+
 def same(one: Instance, other: Instance) -> bool:
     """Whether two instances are equal in all published values, including metadata."""
     return one == other and one.metadata == other.metadata and one.contract == other.contract

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from time import monotonic
 from typing import TypeVar
 
 import msgspec
@@ -65,6 +66,7 @@ class EtcdClient:
     Attributes:
         where: the endpoints, for error texts.
         reachable: False after a round through all endpoints has failed, until the next success.
+        answered_at: when an endpoint last answered, on `time.monotonic`; 0 before the first answer.
 
     Raises:
         ConfigError: an endpoint is not a URL.
@@ -87,7 +89,7 @@ class EtcdClient:
         self._room = asyncio.Semaphore(PARALLEL)
         self._streaming = asyncio.Event()
         self.reachable = True
-        self._answered = False
+        self.answered_at = 0.0
 
     def __repr__(self) -> str:
         return f"<EtcdClient at {self._current.url}{'' if self.reachable else ' unreachable'} of {self.where}>"
@@ -234,7 +236,7 @@ class EtcdClient:
 
     def _answers(self, endpoint: Endpoint) -> None:
         endpoint.trouble = ""
-        self._answered = True
+        self.answered_at = monotonic()
         if not self.reachable:
             self.reachable = True
             logger.warning("etcd answers again at %s", endpoint.url)
@@ -247,7 +249,7 @@ class EtcdClient:
             self._current = self._endpoints[(self._endpoints.index(endpoint) + 1) % len(self._endpoints)]
 
     def _no_answer(self) -> None:
-        if self.reachable and self._answered:
+        if self.reachable and self.answered_at:
             logger.warning("etcd cannot be reached, known records stay in use: %s", self.troubles())
         self.reachable = False
 
@@ -265,6 +267,7 @@ class EtcdClient:
         body = msgspec.json.encode({"key": self._probe_key, "limit": 1})
         try:
             await self._exchange(endpoint, "/v3/kv/range", body, self._token, PROBE_S)
+            self.answered_at = monotonic()
         except EtcdRefused as error:
             if error.passing:  # it is alive but has lost the other members: its watches would get no events
                 self._failed(endpoint, error)

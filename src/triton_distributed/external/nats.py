@@ -61,6 +61,7 @@ class NatsConnection:
     Attributes:
         where: the servers without credentials, for error texts.
         last_error: the client library's last error; empty if there was none.
+        reconnections: how often a lost connection was made again.
         reconnected: called without arguments after each reconnection; subscriptions are restored by then.
 
     Raises:
@@ -85,6 +86,7 @@ class NatsConnection:
         self._client: NatsClient | None = None
         self._connecting: asyncio.Task[NatsClient] | None = None
         self.last_error = ""
+        self.reconnections = 0
         self._complaints = Quiet(QUIET_S)  # the library's errors by text
         self._closed = False
 
@@ -178,6 +180,11 @@ class NatsConnection:
         return self._client is not None and self._client.is_connected
 
     @property
+    def used(self) -> bool:
+        """Whether a connection was made, or could not be made."""
+        return self._client is not None or bool(self.last_error)
+
+    @property
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._closed
@@ -215,6 +222,7 @@ class NatsConnection:
             logger.warning("NATS at %s: disconnected, reconnecting", self.where)
 
     async def _on_reconnected(self) -> None:
+        self.reconnections += 1
         logger.warning("NATS at %s: connected again", self.where)
         for each in list(self.reconnected):
             each()

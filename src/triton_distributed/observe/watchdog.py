@@ -54,13 +54,14 @@ class LoopStats:
         longest_s: the longest ended stall in seconds.
         lag: histogram of timer delays: `lag[i]` timers ran at most `LAG_BOUNDS_S[i]` seconds late and more than the
             bound before; the last entry counts timers beyond the last bound.
+        lag_s: sum of these delays in seconds.
     """
 
-    __slots__ = ("lag", "longest_s", "stalled_s", "stalls")
+    __slots__ = ("lag", "lag_s", "longest_s", "stalled_s", "stalls")
 
     def __init__(self) -> None:
         self.stalls = 0
-        self.stalled_s = self.longest_s = 0.0
+        self.stalled_s = self.longest_s = self.lag_s = 0.0
         self.lag = [0] * (len(LAG_BOUNDS_S) + 1)
 
     def __repr__(self) -> str:
@@ -148,7 +149,9 @@ class Watchdog:
     def _beat(self) -> None:
         self._place = loop_place(sys._getframe(1))
         now = self._clock()
-        self.stats.lag[bisect_left(LAG_BOUNDS_S, now - self._next_beat)] += 1
+        late_s = max(0.0, now - self._next_beat)
+        self.stats.lag[bisect_left(LAG_BOUNDS_S, late_s)] += 1
+        self.stats.lag_s += late_s
         self._beat_at = now
         if self._stuck_since is not None:
             self._wake.set()

@@ -86,6 +86,16 @@ class EtcdDiscovery:
         how = "closed" if self._closed else "idle" if self._thread is None else "open"
         return f"<EtcdDiscovery {how} watched={len(self._views)} {self._client!r}>"
 
+    @property
+    def answers(self) -> bool:
+        """Whether etcd could be reached when it was last asked."""
+        return self._client.reachable
+
+    @property
+    def answered_at(self) -> float:
+        """When etcd last answered, on `time.monotonic`; 0 before its first answer."""
+        return self._client.answered_at
+
     # --- the protocol ------------------------------------------------------------------------------------------------
 
     async def register(self, instance: Instance) -> None:

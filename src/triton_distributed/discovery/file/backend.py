@@ -23,6 +23,7 @@ import errno
 import logging
 import os
 import threading
+import time
 
 from triton_distributed.discovery import record
 from triton_distributed.discovery.base import Sink, Watch
@@ -70,6 +71,9 @@ class FileDiscovery:
             access to it.
         poll_s: seconds between two looks at all files without inotify.
         check_s: seconds between two looks at all files with inotify.
+
+    Attributes:
+        answers, answered_at: see `Answering`; with inotify the folder answers at each event, else at each look.
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, poll_s: float = POLL_S, check_s: float = CHECK_S) -> None:
@@ -88,6 +92,7 @@ class FileDiscovery:
         self._troubles = Quiet()  # Problems that were logged and still exist.
         self._troubled = False  # A problem occurred since the patrol's present round began.
         self._looked_at_all = False
+        self.answers, self.answered_at = True, 0.0
         self._watchers = Watchers()
         self._known = KnownInstances(self._folder, self._watchers, self._complain)
         # Held during each change of `_held`, because `mark` is called from another thread. The holder writes at most
@@ -262,6 +267,7 @@ class FileDiscovery:
         assert self._notifier is not None
         try:
             names, folder = self._notifier.read()
+            self.answered_at = time.monotonic()
         except OSError as error:
             self._stop_listening()
             self._complain(f"inotify failed ({error.strerror}), looking every {self._poll_s:g} s instead")
@@ -381,6 +387,7 @@ class FileDiscovery:
                         for held in self._held.values():
                             held.touch()
             except (DiscoveryError, OSError) as error:
+                self.answers = False
                 self._complain(str(error))  # The known state stays, and the next round tries again.
             if not self._troubled and not self._restoring:
                 self._troubles.clear()
@@ -401,7 +408,9 @@ class FileDiscovery:
         try:
             names = set(os.listdir(self._folder))
         except OSError as error:
+            self.answers = False
             raise discovery_error(self.where, "list", error) from error
+        self.answers, self.answered_at = True, time.monotonic()
         names.update(self._known.keys, self._held)
         if endpoint is not None:
             prefix = record.prefix(endpoint)
