@@ -81,9 +81,9 @@ async def test_the_request_id_and_the_trace_reach_the_handler_and_the_id_comes_b
     app = fastapi_app()
     calls(app)
     async with browsing(app) as browser:
-        sent = {"x-request-id": "REQ-1", "traceparent": TRACE, "tracestate": "a=1"}
-        answer = await browser.get("/handled", headers=sent)
-        assert answer.json() == ["REQ-1", {"traceparent": TRACE, "tracestate": "a=1"}]
+        trace = {"traceparent": TRACE, "tracestate": "a=1", "baggage": "tenant=a"}
+        answer = await browser.get("/handled", headers={"x-request-id": "REQ-1", **trace})
+        assert answer.json() == ["REQ-1", trace]
         assert answer.headers["x-request-id"] == "REQ-1"
         first, second = await browser.get("/handled"), await browser.get("/handled")
         assert re.fullmatch("[0-9a-f]{32}", first.headers["x-request-id"])

@@ -87,8 +87,11 @@ def test_a_handlers_lines_name_its_request(form: str) -> None:
                 assert said["endpoint"] == "shop.api.price"
                 assert said["instance_id"] == str(worker.instance_id)
                 assert said["traceparent"] == trace
+                assert (said["trace_id"], said["span_id"]) == ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7")
             else:
-                assert found[0].endswith(" INFO shop: [REQ-1] looking up")
+                assert found[0].endswith(" INFO shop: [REQ-1 trace 4bf92f3577b34da6a3ce929d0e0e4736] looking up")
+            await client.call(1, context=Context("REQ-2"))
+            assert found[1].endswith("[REQ-2] looking up") if form == "text" else "trace_id" not in found[1]
 
     asyncio.run(main())
 

@@ -53,6 +53,14 @@ async def test_one_request_has_one_id_in_all_workers(cluster: Cluster) -> None:
     assert found == [("REQ-1", {"only": "the first"}, TRACE), ("REQ-1", {}, TRACE), ("REQ-1", {}, TRACE)]
 
 
+async def test_an_invalid_trace_context_goes_no_further(cluster: Cluster) -> None:
+    found, client = await chain(cluster)
+    for invalid in ("00-1-2-3", 7, TRACE["traceparent"] + "-more"):
+        sent = Context("r", travelling={"traceparent": invalid, "tracestate": "vendor=1", "user": "u1"})
+        await patiently(client.call(1, context=sent))
+    assert found == [("r", {}, {"user": "u1"})] * 9
+
+
 async def test_two_requests_at_once_keep_their_own(cluster: Cluster) -> None:
     found, client = await chain(cluster)
     contexts = [Context(f"r{n}", travelling={"n": n}) for n in range(20)]

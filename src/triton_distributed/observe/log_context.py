@@ -1,36 +1,48 @@
-"""The request on each line of the log: its id, the endpoint and the instance whose handler wrote the line."""
+"""The request on each line of the log: its id, the endpoint and the instance of its handler, and its trace."""
 
 from __future__ import annotations
 
 import logging
+import sys
 
 from triton_distributed.context import current, served_by
+from triton_distributed.observe.traceparent import TraceParent, parse
 
 
 class LogContext(logging.Filter):
-    """Adds `request_id`, `endpoint`, `instance_id` and `traceparent` to log records; it drops none.
+    """Adds `request_id`, `endpoint`, `instance_id`, `traceparent`, `trace_id` and `span_id` to records; it drops none.
 
-    Each is text: `-` where no handler of a request runs, and for a request without a `traceparent`. Fields that a
-    record has already stay, for example those of `extra=`. The filter belongs on the logging handlers that format or
-    queue records, see `log_requests`. By its class it can be named in `logging.config.dictConfig`.
+    Each is text: `-` where no handler of a request runs, and for a request without a trace. `trace_id` and `span_id`
+    are those of OpenTelemetry's current span, or else of the `traceparent`. Fields that a record has already stay, for
+    example those of `extra=`. The filter belongs on the logging handlers that format or queue records, see
+    `log_requests`. By its class it can be named in `logging.config.dictConfig`.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
         context = current.get()
         served = served_by.get()
         if context is None or served is None:
-            fields = _NONE
+            traceparent, fields = None, ("-", "-", "-")
         else:
-            traceparent = context.travelling.get("traceparent", "-")
-            fields = (context.id(), served.endpoint, str(served.instance_id), str(traceparent))
-        for name, text in zip(FIELDS, fields, strict=True):
+            traceparent = context.travelling.get("traceparent")
+            fields = (context.id(), served.endpoint, str(served.instance_id))
+        ids = _current_span() or parse(traceparent) or ("-", "-")
+        for name, text in zip(FIELDS, (*fields, str(traceparent or "-"), *ids), strict=True):
             record.__dict__.setdefault(name, text)
         return True
 
 
-FIELDS = ("request_id", "endpoint", "instance_id", "traceparent")
+FIELDS = ("request_id", "endpoint", "instance_id", "traceparent", "trace_id", "span_id")
 """The fields that `LogContext` adds."""
-_NONE = ("-",) * len(FIELDS)
+
+
+def _current_span() -> TraceParent | None:
+    """The ids of OpenTelemetry's current span, if the program uses it and there is one."""
+    api = sys.modules.get("opentelemetry.trace")
+    if api is None or not hasattr(api, "get_current_span"):  # Another thread may be importing it now.
+        return None
+    span = api.get_current_span().get_span_context()
+    return TraceParent(f"{span.trace_id:032x}", f"{span.span_id:016x}") if span.is_valid else None
 
 
 def log_requests(target: logging.Handler | logging.Logger | None = None) -> None:

@@ -18,8 +18,8 @@ class JsonLines(logging.Formatter):
     """Formats each record as one line of JSON.
 
     Each line has `time` (UTC, RFC 3339), `level`, `logger` and `message`, and an error's traceback is `exception`. In a
-    handler `LogContext` adds `request_id`, `endpoint`, `instance_id`, and `traceparent` if there is one. Fields of
-    `extra=` follow.
+    handler `LogContext` adds `request_id`, `endpoint`, `instance_id`, and for a trace `traceparent`, `trace_id` and
+    `span_id`. Fields of `extra=` follow.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -48,16 +48,17 @@ def _text(value: object) -> str:
 
 
 class TextLines(logging.Formatter):
-    """Formats each record as text; in a line that a handler logs, the id of its request precedes the message."""
+    """Formats each record as text. The ids of its request and its trace, if there are any, precede the message."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (the name is logging's)
-        request = record.__dict__.get("request_id", "-")
-        if request == "-":
+        request, trace = (record.__dict__.get(name, "-") for name in ("request_id", "trace_id"))
+        ids = " ".join([*([request] if request != "-" else []), *([f"trace {trace}"] if trace != "-" else [])])
+        if not ids:
             return super().formatMessage(record)
-        return f"{record.asctime} {record.levelname} {record.name}: [{request}] {record.message}"
+        return f"{record.asctime} {record.levelname} {record.name}: [{ids}] {record.message}"
 
 
 def log_formatter(form: str) -> logging.Formatter:

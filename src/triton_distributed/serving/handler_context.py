@@ -20,6 +20,7 @@ from triton_distributed.context import (
     Context,
 )
 from triton_distributed.errors import DecodeError
+from triton_distributed.observe.traceparent import drop_invalid
 from triton_distributed.payload.codec import decode, encode
 from triton_distributed.transport.stream import Stream
 from triton_distributed.wire.assembly import Body
@@ -106,6 +107,7 @@ def _fill(context: ServedContext, values: dict[str, Any], metadata: Body) -> Non
         context.resume_token = _resume_token(metadata)
     if isinstance(travelling, dict):
         valid = {key: value for key, value in travelling.items() if isinstance(key, str) and key[:1] != "\0"}
+        drop_invalid(valid)
         context.travelling = MappingProxyType(valid)
         # They came encoded, so they are plain values and need no check before they are sent on.
         context.carried = (context.travelling, b"")

@@ -54,7 +54,7 @@ def install(app: Starlette, *, show_errors: bool = False) -> None:
 
     - Errors of calls become responses: 503 with `Retry-After`, 504, 502, 500, 422 or 413, with a body as in RFC 9457.
     - `x-request-id` of the request, or a random id, becomes the id of its calls and is in the response.
-      `traceparent` and `tracestate` travel with the calls.
+      `traceparent`, `tracestate` and `baggage` travel with the calls.
     - If the client leaves, the calls of its request are cancelled, and so are their handlers.
 
     Args:

@@ -14,12 +14,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from triton_distributed.api.connection import Connection
 from triton_distributed.context import AttachedCall, Context, current
+from triton_distributed.observe.traceparent import drop_invalid
 
 REQUEST_ID = b"x-request-id"
 _VALID = {
     REQUEST_ID: re.compile(rb"[\x21-\x7e]{1,128}"),
-    b"traceparent": re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(?:-[\x21-\x7e]{1,128})?"),
+    b"traceparent": re.compile(rb"[\x21-\x7e]{55,256}"),
     b"tracestate": re.compile(rb"[\x20-\x7e]{1,512}"),  # W3C Trace Context asks for at least 512 characters.
+    b"baggage": re.compile(rb"[\x20-\x7e]{1,8192}"),  # The limit of W3C Baggage.
 }
 NO_RESPONSE = "No response returned."
 """The text of the RuntimeError of Starlette's BaseHTTPMiddleware if the app below it was cancelled."""
@@ -187,11 +189,12 @@ def _has_own_answer(app: Any) -> bool:
 
 
 def read_headers(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, dict[str, str]]:
-    """The request id, or a random one, and the trace context. An invalid header counts as missing."""
+    """The request id, or a random one; the trace context and the baggage. An invalid header counts as missing."""
     found: dict[bytes, bytes] = {}
     for name, value in headers:
         if name in _VALID:  # A header may come in several lines.
             found[name] = found[name] + b"," + value if name in found else value
     valid = {name.decode(): value.decode() for name, value in found.items() if _VALID[name].fullmatch(value)}
     id = valid.pop("x-request-id", None) or os.urandom(16).hex()
-    return id, valid if "traceparent" in valid else {}
+    drop_invalid(valid)
+    return id, valid
