@@ -25,6 +25,8 @@ CHAOS_RUN = $(RUN) -m harness.runs.chaos --seed $(CHAOS_SEED) --seconds $(CHAOS_
 INSTALLED_BY = pyproject.toml setup.py requirements.lock tools/install tools/requirements.py tools/pip tools/find-python tools/get-etcd
 BUSY_RUNS ?= 3
 export TRD_BASE_PYTHON
+# Without cached bytecode, each of the tests' thousand processes compiles what it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help compiled wheel test-compiled demo demo-cluster unit test test-all test-newest test-oldest test-busy versions lock _test-with check format docs bench bench-peers instructions chaos crowd fuzz soak survival hostile scaling clean
 .DEFAULT_GOAL := help

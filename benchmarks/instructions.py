@@ -7,7 +7,8 @@ missing.
 packages that do most of the work besides it. The same interpreter has the same counts within 1 %, so there the count
 itself is compared. On another build of the same Python version, the ratio to the yardstick of the same run is compared.
 The ratio depends on how Python was built (Debian's 3.11 has a ratio up to 10 % larger than pyenv's), so its limit is
-20 %. `--against HEAD^` counts that commit too, and compares within 5 % on any machine.
+20 %. `--against HEAD^` counts that commit too, and compares within 5 % on any machine. With `--peer`, on an interpreter
+that has a record, the yardstick is not counted.
 
 Timers of the runtime take some 0.3 million instructions a second, so a busy machine adds to a count but never takes
 from it. What has failed is counted again, and its lowest count is compared.
@@ -77,25 +78,28 @@ def version_of(interpreter: Mapping[str, str]) -> str:
 def compare(counts: Counts, interpreter: Mapping[str, str], records: list[dict[str, Any]]) -> list[Growth]:
     """Compare with the record of this interpreter, or with those of other interpreters of the same version.
 
-    Of several other ones, the one that is nearest to this interpreter counts: that with the smallest growth.
+    Of several other ones, the one that is nearest to this interpreter counts: that with the smallest growth. Without a
+    record of this interpreter, `counts` must have the yardstick.
     """
     same = [each for each in records if each["interpreter"] == interpreter]
     others = [each for each in records if version_of(each["interpreter"]) == version_of(interpreter)]
+    yardstick = counts.get("yardstick")
     found = []
     for peer, works in counts.items():
         for work, count in works.items():
             if peer == "yardstick":
                 continue
-            ratio = count / counts["yardstick"][work]
             growths = []
             for record in same or others:
                 before = record["instructions"].get(peer, {}).get(work)
                 if before is None:
                     continue
-                before_ratio = before / record["instructions"]["yardstick"][work]
-                ratios = f"{ratio:.2f} × the yardstick, {before_ratio:.2f} × recorded"
+                ratio, before_ratio, ratios = 0.0, before / record["instructions"]["yardstick"][work], ""
+                if yardstick:
+                    ratio = count / yardstick[work]
+                    ratios = f"{ratio:.2f} × the yardstick, {before_ratio:.2f} × recorded"
                 if same:
-                    text = f"{count:,.0f} instructions, {before:,.0f} recorded ({ratios})"
+                    text = f"{count:,.0f} instructions, {before:,.0f} recorded{ratios and f' ({ratios})'}"
                     growths.append(Growth(peer, work, count / before - 1, LIMIT, text))
                 else:
                     text = f"{ratios} on another build of Python {version_of(interpreter)}"
@@ -245,14 +249,16 @@ def main() -> int:
         where(peer, arguments.only, sources[peer], arguments.where or last_record())
         return 0
 
-    sources["yardstick"] = ROOT / "src"
+    records = read_records()
+    interpreter = this_interpreter()
+    recorded = any(each["interpreter"] == interpreter for each in records)
+    if not arguments.peer or arguments.against or not recorded:
+        sources["yardstick"] = ROOT / "src"
     counts = count_all(sources, arguments.only)
     show(counts)
     if arguments.record:
         record(counts)
         return 0
-    records = read_records()
-    interpreter = this_interpreter()
     before: Counts = {}
     if arguments.against:
         before = counts_at(arguments.against, [each for each in sources if each != "yardstick"], arguments.only)

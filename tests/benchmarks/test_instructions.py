@@ -65,6 +65,11 @@ def test_a_failure_gives_both_figures():
     assert str(growth) == expected
 
 
+def test_this_interpreters_record_needs_no_yardstick():
+    (growth,) = compare({"ours": {"alone": 200.0}}, HERE, [record_of("3.11.7 (here)", 100, 160)])
+    assert str(growth) == "FAILED: ours, alone: 200 instructions, 160 recorded: +25.0% (limit 5%)"
+
+
 def test_every_supported_python_has_a_record():
     records = read_records()
     assert {version_of(each["interpreter"]) for each in records} == set(supported_pythons())
