@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import gc
+import importlib
 import os
 import socket
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from triton_distributed.system.fork import own, watch_forks
+from triton_distributed.config import Config
+from triton_distributed.runtime.backends import make_discovery
+from triton_distributed.system import shared_memory
+from triton_distributed.system.fork import no_fork, own, watch_forks
+from triton_distributed.system.inotify import Inotify
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/fd").exists(), reason="only Linux tells what a descriptor leads to"
@@ -85,3 +93,35 @@ def test_what_must_know_is_notified_in_the_child_alone() -> None:
     os.close(write)
     assert os.read(read, 100) == b""
     os.close(read)
+
+
+def test_no_thread_forks_while_the_runtime_imports_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the child, the module would stay locked by a thread that is not there."""
+    held: list[bool] = []
+    own_import, import_module = builtins.__import__, importlib.import_module
+
+    def look() -> None:
+        with ThreadPoolExecutor(1) as other:
+            free = other.submit(no_fork.acquire, blocking=False).result()
+            if free:
+                other.submit(no_fork.release).result()
+        held.append(not free)
+
+    def imports(name: str, *rest: Any) -> Any:
+        if name == "ctypes":
+            look()
+        return own_import(name, *rest)
+
+    def late(name: str) -> Any:
+        look()
+        return import_module(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builtins, "__import__", imports)
+        Inotify().close()
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib, "import_module", late)
+        shared_memory.mappings()
+        make_discovery(Config(discovery="etcd"))
+    assert len(held) > 3
+    assert all(held)

@@ -22,13 +22,14 @@ from triton_distributed.events import EventPlane
 from triton_distributed.external.nats import NatsConnection, NatsOptions
 from triton_distributed.external.tls import TlsFiles
 from triton_distributed.system import unix_sockets
-from triton_distributed.system.fork import own
+from triton_distributed.system.fork import no_fork, own
 from triton_distributed.transport.network import LazyNetwork, Networks
 from triton_distributed.transport.tls import SessionTls
 
 
 def _load(module: str) -> Any:
-    return importlib.import_module(f"triton_distributed.{module}")
+    with no_fork:
+        return importlib.import_module(f"triton_distributed.{module}")
 
 
 def make_discovery(config: Config) -> Discovery:

@@ -26,7 +26,11 @@ _owned: weakref.WeakSet[Any] = weakref.WeakSet()
 _notified: weakref.WeakSet[Forkable] = weakref.WeakSet()
 
 no_fork = threading.RLock()
-"""Held between opening a descriptor and `own` if another thread may fork. Reentrant, as a finalizer may fork, too."""
+"""Held between opening a descriptor and `own` if another thread may fork. Reentrant, as a finalizer may fork, too.
+
+A runtime's thread also holds it while it imports a module late: in a child that is forked meanwhile, the module would
+stay locked by a thread that the child does not have.
+"""
 
 
 def own(holder: Any) -> None:

@@ -42,7 +42,8 @@ class Inotify:
     """
 
     def __init__(self) -> None:
-        import ctypes  # Its import takes a millisecond, and a runtime that watches no folder needs none.
+        with no_fork:
+            import ctypes  # Its import takes a millisecond, and a runtime that watches no folder needs none.
 
         self._ctypes = ctypes
         self._libc = ctypes.CDLL(None, use_errno=True)

@@ -45,7 +45,8 @@ _ids = itertools.count(1)
 
 def mappings() -> Any:
     """Return the module `system.mapping`, which loads ctypes: only programs that use shared memory pay for that."""
-    return importlib.import_module("triton_distributed.system.mapping")
+    with fork.no_fork:
+        return importlib.import_module("triton_distributed.system.mapping")
 
 
 def peer_process(sock: Any) -> int:
