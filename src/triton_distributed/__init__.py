@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from triton_distributed.api.sync import SyncConnection, connect_sync
     from triton_distributed.api.sync_items import SyncItemStream
     from triton_distributed.calling.item_stream import ItemStream
+    from triton_distributed.calling.timing import Timing
     from triton_distributed.compiled import is_compiled
     from triton_distributed.config import Config
     from triton_distributed.context import Context, current_context
@@ -121,6 +122,7 @@ _PLACES = {
         "TritonError",
         "WrongLoop",
     ),
+    "calling.timing": ("Timing",),
     "names": ("Instance",),
     "runtime": ("Affinity", "InstanceStatus", "LoadBook", "LogContext", "ReportedLoad", "log_requests"),
     "serving.sender": ("Sender",),
@@ -181,6 +183,7 @@ __all__ = [
     "SubscriptionClosed",
     "SyncConnection",
     "SyncItemStream",
+    "Timing",
     "TooFewInstances",
     "TritonError",
     "Unary",

@@ -17,7 +17,7 @@ from triton_distributed.runtime.requests import AwaitedCall, RequestReport
 def report(endpoint: str, instance: int, *calls: tuple[str, int], state: str = "running") -> RequestReport:
     awaited = tuple(AwaitedCall(name, id, True) for name, id in calls)
     return RequestReport(
-        "r", endpoint, instance, state, 0, None, 0, "a client", False, awaited, f"{endpoint}.py:1 in f"
+        "r", endpoint, instance, state, 0.5, 0, None, 0, "a client", False, awaited, f"{endpoint}.py:1 in f"
     )
 
 

@@ -280,3 +280,31 @@ def test_credit_that_is_given_back_is_what_was_charged(sizes, window):
         mine.read(mine.inbox.popleft()[0])
     move(client, server)
     assert theirs.credit + mine._credit_due == granted
+
+
+TIMES = bytes(range(f.TIMES_BYTES))
+
+
+@pytest.mark.parametrize("items", [(), (b"\x01",), (b"\x01", b"\x02")], ids=["no item", "one item", "two items"])
+def test_times_travel_at_the_end_of_an_answer(items):
+    client, server = joined()
+    stream, answer = opened(client, server)
+    for item in items:
+        answer.push(item)
+    answer.end(TIMES)
+    move(server, client)
+    assert stream.times == TIMES
+    payloads = [bytes(payload) for _, _, _, payload, _ in stream.inbox]
+    assert payloads == ([] if not items else [items[0]] if len(items) == 1 else [b"\x92" + b"".join(items)])
+    assert all(not flags & f.TIMES for _, _, flags, _, _ in stream.inbox)
+    assert stream.told == ["readable"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "payload"), [(f.TIMES, bytes(99)), (f.TIMES | f.END, bytes(f.TIMES_BYTES - 1))], ids=["not last", "short"]
+)
+def test_a_flag_that_promises_times_must_keep_its_word(flags, payload):
+    client, server = joined()
+    opened(client, server)
+    with pytest.raises(RemoteProtocolError, match="has no times"):
+        client.receive(f.frame(f.DATA, 1, payload, flags))

@@ -12,6 +12,7 @@ from triton_distributed.api.sync_loop import SyncLoop
 from triton_distributed.calling.call import Call
 from triton_distributed.calling.item_stream import ItemStream, Reading, next_message
 from triton_distributed.calling.state import ENDED
+from triton_distributed.calling.timing import Timing
 from triton_distributed.errors import DecodeError
 
 ItemT = TypeVar("ItemT", covariant=True)
@@ -154,6 +155,10 @@ class SyncItemStream(Generic[ItemT]):
 
     def __del__(self) -> None:
         self._over()  # The call is cancelled because the asynchronous stream is dropped, too.
+
+    def timing(self) -> Timing:
+        """Where the time of this call went, so far or in all; see `Timing`."""
+        return self._stream.timing()
 
     @property
     def instance_id(self) -> int | None:

@@ -6,12 +6,25 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from triton_distributed.calling.failover import Ending
-from triton_distributed.errors import ConnectionFailed, DeadlineExceeded, Draining, InvalidRequest, Overloaded, Paused
+from triton_distributed.errors import (
+    ConnectionFailed,
+    DeadlineExceeded,
+    Draining,
+    InvalidRequest,
+    Overloaded,
+    Paused,
+    Refusal,
+)
 from triton_distributed.names import Instance
 from triton_distributed.observe import Outcome
 from triton_distributed.payload.exceptions import decode_error
 from triton_distributed.transport.stream import Stream
 from triton_distributed.wire import frames as f
+
+LEFT = "its `async for` was left or its reader was dropped, which cancels the handler"
+UNREADABLE = "a message from the worker could not be read, which ended the call"
+NOT_ITS_FAULT = (InvalidRequest, Refusal)
+"""Errors that do not count against an instance: they come from calls that its handler made to other workers."""
 
 
 class Attempts:

@@ -4,25 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
+from time import monotonic
 from typing import Any, Final
 
+from triton_distributed import errors
 from triton_distributed.annotated import Annotated
-from triton_distributed.calling.attempts import AttemptEnd, Attempts, disowned, end_of, in_words, refusal, reported
+from triton_distributed.calling import attempts, failover
 from triton_distributed.calling.conditions import UNCONDITIONAL, Conditions
-from triton_distributed.calling.failover import (
-    Delivered,
-    Ending,
-    Error,
-    Fail,
-    ReadFirst,
-    Remaining,
-    Resume,
-    Retry,
-    Stay,
-    Terms,
-    Verdict,
-    decide,
-)
 from triton_distributed.calling.items import SPECIAL, ItemDecoder, new_items, plain_items
 from triton_distributed.calling.request_stream import send_requests
 from triton_distributed.calling.resume import Resumption
@@ -47,19 +35,9 @@ from triton_distributed.calling.state import (
     WHOLE,
 )  # fmt: skip
 from triton_distributed.context import AwaitedRequest
-from triton_distributed.errors import (
-    DecodeError,
-    InvalidRequest,
-    MessageTooLarge,
-    Refusal,
-    RemoteError,
-    RuntimeClosed,
-    StreamClosed,
-    StreamIncomplete,
-    TritonError,
-)
 from triton_distributed.names import Instance
 from triton_distributed.observe import Outcome
+from triton_distributed.observe.histogram import MOST_FRESH
 from triton_distributed.payload.codec import Message, decode
 from triton_distributed.routing.policies import Direct, Policy
 from triton_distributed.transport.session import Session
@@ -67,11 +45,6 @@ from triton_distributed.transport.shared_memory import Loan
 from triton_distributed.transport.stream import Owner, Stream
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import request_bytes
-
-LEFT: Final = "its `async for` was left or its reader was dropped, which cancels the handler"
-UNREADABLE: Final = "a message from the worker could not be read, which ended the call"
-NOT_ITS_FAULT = (InvalidRequest, Refusal)
-"""Errors that do not count against an instance: they come from calls that its handler made to other workers."""
 
 _OK: Final = int(Outcome.OK)
 _INFINITE: Final = float("inf")
@@ -109,13 +82,15 @@ class Call(Owner):
         items: the decoded items of the message that is being read.
         received: the number of items that the reader has; without `resumption`, those of the present attempt.
         reading: an `async for` reads the call.
+        began, sent, first, ended: when the call began, its request left (0: at once), its reader got the first item,
+            and the call ended, on `time.monotonic`; 0 before.
     """
 
     __slots__ = (
         "_broken", "_chosen", "_conditions", "_instances", "_placing", "_reason", "_timer", "_unsent_reader",
-        "_waits", "annotated", "attempts", "body", "deadline", "decoder", "error", "instance", "items",
-        "metadata", "policy", "reading", "received", "request", "request_stream", "resumption", "sending",
-        "services", "state", "stopping", "stream", "unary",
+        "_waits", "annotated", "attempts", "began", "body", "deadline", "decoder", "ended", "error", "first",
+        "instance", "items", "metadata", "policy", "reading", "received", "request", "request_stream", "resumption",
+        "sending", "sent", "services", "state", "stopping", "stream", "unary",
     )  # fmt: skip
 
     def __init__(
@@ -145,20 +120,22 @@ class Call(Owner):
         self.state: int = NEW
         self.stream: Stream | None = None
         self.instance: Instance | None = None
-        self.attempts: Attempts | None = None
+        self.attempts: attempts.Attempts | None = None
         self.sending: asyncio.Future[None] | None = None
         self.items = _NOTHING
         self.received = self._instances = 0
         self.stopping = self.reading = False
         self._placing: asyncio.Task[None] | None = None  # Sends the request if sending needs waiting.
         self._chosen: Instance | None = None  # The instance that `_placing` is about to send it to.
-        self._broken: AttemptEnd | None = None  # How the attempt ended, while the reader takes the rest.
+        self._broken: attempts.AttemptEnd | None = None  # How the attempt ended, while the reader takes the rest.
         self.error: BaseException | None = None
         self._reason: str = ""  # The reason in the StreamClosed of later readers.
         self._unsent_reader: asyncio.Future[None] | None = None  # A reader that waits for a stream to be opened.
         self.deadline: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.resumption: Resumption | None = None
+        self.began = monotonic()
+        self.sent = self.first = self.ended = 0.0
         services.stats.inflight += 1
         if conditions is UNCONDITIONAL:
             return
@@ -200,6 +177,9 @@ class Call(Owner):
         self.state = AFTER[self.state][SENT]
         self._instances += 1
         services.load.acquire(instance.id)
+        if self._instances > 1:
+            self.sent = monotonic()
+            services.stats.retries += 1
         if self.stopping:
             stream.ask_to_stop()
 
@@ -215,7 +195,7 @@ class Call(Owner):
 
     def _placed(self, task: asyncio.Task[None]) -> None:
         if task.cancelled():  # Before its first step, so `_place` could not see it.
-            self.fail(RuntimeClosed("a call"), Outcome.CANCELLED)
+            self.fail(errors.RuntimeClosed("a call"), Outcome.CANCELLED)
 
     async def _place(self) -> None:
         services = self.services
@@ -243,17 +223,17 @@ class Call(Owner):
         except asyncio.CancelledError as error:
             # If the call is over, `fail` does nothing. Else the runtime ends, or the caller's iterator was cancelled.
             closing = services.core.closing
-            self.fail(RuntimeClosed("a call") if closing else error, Outcome.CANCELLED)
-        except MessageTooLarge as error:
+            self.fail(errors.RuntimeClosed("a call") if closing else error, Outcome.CANCELLED)
+        except errors.MessageTooLarge as error:
             self.fail(error, Outcome.INVALID)
         except Exception as error:  # The caller sees any error of its policy or its iterator of requests.
-            self.fail(error, Outcome.UNREACHABLE if isinstance(error, TritonError) else Outcome.ERROR)
+            self.fail(error, Outcome.UNREACHABLE if isinstance(error, errors.TritonError) else Outcome.ERROR)
 
     async def _send_to(self, session: Session, instance: Instance, loan: Loan | None) -> None:
         body, buffers = (self.body, []) if isinstance(self.body, bytes) else (self.body.body, self.body.buffers)
         size = request_bytes(self.metadata, body, buffers)
         if size > session.send_limit:
-            raise MessageTooLarge("the request", size, session.send_limit)
+            raise errors.MessageTooLarge("the request", size, session.send_limit)
         requests, services = self.request_stream, self.services
         stream = session.connection.open_stream(False)
         stream.owner = self
@@ -261,6 +241,9 @@ class Call(Owner):
         self.state = AFTER[self.state][SENT]
         self._instances += 1
         services.load.acquire(instance.id)
+        self.sent = monotonic()
+        if self._instances > 1:
+            services.stats.retries += 1
         timeout = _INFINITE if self.deadline is None else self.deadline - services.loop.time()
         whole = requests is None
         await stream.send_request(instance.id, services.key, timeout, self.metadata, body, buffers, whole, loan)
@@ -285,7 +268,7 @@ class Call(Owner):
 
     # Failed attempts.
 
-    def _decide(self, ending: Ending, instance: Instance) -> Verdict:
+    def _decide(self, ending: failover.Ending, instance: Instance) -> failover.Verdict:
         """Return the verdict of `failover.decide`, and charge the retry budget for it."""
         services, resumption = self.services, self.resumption
         unread = self.stream is not None and bool(self.stream.inbox)
@@ -295,57 +278,60 @@ class Call(Owner):
         if self.attempts is not None and not (resumption is not None and (advanced or unread)):
             tried |= self.attempts.tried
         streams = self.request_stream is not None
-        terms = Terms(self._conditions.idempotent, self.unary, resumption is not None, streams, self.stopping)
-        delivered = Delivered(self.received > 0, unread, advanced)
-        means = Remaining(
+        terms = failover.Terms(self._conditions.idempotent, self.unary, resumption is not None, streams, self.stopping)
+        delivered = failover.Delivered(self.received > 0, unread, advanced)
+        means = failover.Remaining(
             attempts_left=len(tried) <= services.retries,
             others=not isinstance(self.policy, Direct) and services.candidates.has_others(tried),
             resumptions_left=resumption is not None and resumption.allowed(services.loop.time()),
             budget=True,
             closed=services.core.unusable,
         )
-        verdict = decide(ending, terms, delivered, means)
+        verdict = failover.decide(ending, terms, delivered, means)
         if verdict.paid and not services.take_retry():
-            verdict = decide(ending, terms, delivered, means._replace(budget=False))
+            verdict = failover.decide(ending, terms, delivered, means._replace(budget=False))
         return verdict
 
-    def _attempt_ended(self, how: AttemptEnd) -> None:
+    def _attempt_ended(self, how: attempts.AttemptEnd) -> None:
         """Do what `failover.decide` says after the attempt that has the stream ended."""
         stream, instance, services, resumption = self.stream, self.instance, self.services, self.resumption
         assert stream is not None
         assert instance is not None
         verdict = self._decide(how.ending, instance)
-        if isinstance(verdict, Stay | ReadFirst):
-            if isinstance(verdict, ReadFirst):
+        if isinstance(verdict, failover.Stay | failover.ReadFirst):
+            if isinstance(verdict, failover.ReadFirst):
                 self._broken = how
                 stream.abort(f.CANCEL)
             return
         target, address = services.target, stream.session.address
-        kind, note = (verdict.error, verdict.note) if isinstance(verdict, Fail) else (None, "")
+        kind, note = (verdict.error, verdict.note) if isinstance(verdict, failover.Fail) else (None, "")
         reason = f"{how.reason}; {note}" if note else how.reason
-        incomplete = StreamIncomplete(target, instance.id, address, reason, self.received, how.began, self._instances)
-        if kind is Error.INCOMPLETE:
+        incomplete = errors.StreamIncomplete(
+            target, instance.id, address, reason, self.received, how.began, self._instances
+        )
+        if kind is failover.Error.INCOMPLETE:
             self.fail(incomplete, Outcome.LOST)
             return
-        if kind is Error.REPORTED:
-            found = reported(how, target, instance.id, self.request_id, self._conditions.timeout_s)
+        if kind is failover.Error.REPORTED:
+            found = attempts.reported(how, target, instance.id, self.request_id, self._conditions.timeout_s)
             error, outcome = found or (incomplete, Outcome.LOST)
             # A later attempt had only part of the time.
             late = outcome is Outcome.DEADLINE and self.attempts is None
-            if late or (outcome is Outcome.ERROR and not isinstance(error, NOT_ITS_FAULT)):
+            if late or (outcome is Outcome.ERROR and not isinstance(error, attempts.NOT_ITS_FAULT)):
                 services.ejector.failed(instance.id, began=self._conditions.began(self.deadline))
             self.fail(error, outcome)
             return
         last: Exception | None = incomplete  # The error if no instance takes the request.
-        if how.ending is Ending.REFUSED or how.ending is Ending.OVERLOADED:
+        if how.ending is failover.Ending.REFUSED or how.ending is failover.Ending.OVERLOADED:
             tries = 1 if self.attempts is None else len(self.attempts.tried) + 1
-            last = refusal(how, services.candidates.name.path, instance.id, tries)
-        elif how.ending is Ending.CUT_OFF or (how.ending is Ending.SILENT and resumption is None):
+            last = attempts.refusal(how, services.candidates.name.path, instance.id, tries)
+        elif how.ending is failover.Ending.CUT_OFF or (how.ending is failover.Ending.SILENT and resumption is None):
             last = None
         self._release()
         if resumption is None:
             self.received = 0
-        elif isinstance(verdict, Resume):
+        elif isinstance(verdict, failover.Resume):
+            services.stats.resumes += 1
             if resumption.advanced:
                 self.attempts = None
             self.metadata = resumption.resume(self.metadata, services.loop.time())
@@ -356,18 +342,22 @@ class Call(Owner):
                 self._on_its_way()
 
     def _record_attempt(
-        self, verdict: Verdict, instance: Instance, failures: Sequence[tuple[str, str]], error: Exception | None
+        self,
+        verdict: failover.Verdict,
+        instance: Instance,
+        failures: Sequence[tuple[str, str]],
+        error: Exception | None,
     ) -> None:
         """Record a failed attempt, and fail the call if no other attempt follows."""
         if self.attempts is None:
-            self.attempts = Attempts()
-        self.attempts.record(instance.id, failures, error, isinstance(verdict, Retry) and verdict.redial)
-        if not isinstance(verdict, Fail):
+            self.attempts = attempts.Attempts()
+        self.attempts.record(instance.id, failures, error, isinstance(verdict, failover.Retry) and verdict.redial)
+        if not isinstance(verdict, failover.Fail):
             return
-        if verdict.error is Error.CLOSED:
-            self.fail(RuntimeClosed("a call"), Outcome.CANCELLED)
+        if verdict.error is failover.Error.CLOSED:
+            self.fail(errors.RuntimeClosed("a call"), Outcome.CANCELLED)
         else:
-            refused = verdict.error is Error.REFUSED
+            refused = verdict.error is failover.Error.REFUSED
             self.fail(self.attempts.error(self.services.target), Outcome.REFUSED if refused else Outcome.UNREACHABLE)
 
     def _release(self) -> None:
@@ -394,19 +384,19 @@ class Call(Owner):
         if self.state != OPEN or stream is not self.stream or self._broken is not None or self.instance is None:
             return
         services, instance_id = self.services, self.instance.id
-        how = end_of(stream, self.received > 0)
-        if how.ending is Ending.LOST:  # Streams of one lost connection are one event.
+        how = attempts.end_of(stream, self.received > 0)
+        if how.ending is failover.Ending.LOST:  # Streams of one lost connection are one event.
             services.ejector.failed(instance_id, stream.connection.hello.nonce)
-        elif how.ending is Ending.CANCELLED:
+        elif how.ending is failover.Ending.CANCELLED:
             services.ejector.failed(instance_id)
-        elif disowned(how):
+        elif attempts.disowned(how):
             services.candidates.disowned(instance_id)
         _follow(self, how)
 
     def stream_silent(self, stream: Stream, words: str) -> None:
         """The worker has sent nothing for a long time."""
         if self.state == OPEN and stream is self.stream and self._broken is None:
-            _follow(self, AttemptEnd(Ending.SILENT, words))
+            _follow(self, attempts.AttemptEnd(failover.Ending.SILENT, words))
 
     def stream_stopped(self) -> None:
         """Do nothing: only handlers are asked to stop."""
@@ -435,6 +425,11 @@ class Call(Owner):
         stats = services.stats
         stats.inflight -= 1
         stats.ended[outcome] += 1
+        self.ended = now = monotonic()
+        fresh = stats.whole if outcome == _OK and not self.first else stats.duration.fresh
+        fresh.append(now - self.began)
+        if len(fresh) >= MOST_FRESH:
+            stats.count()
         if self._timer is not None:
             self._timer.cancel()
         if self._conditions.context is not None:
@@ -458,7 +453,7 @@ class Call(Owner):
             self.error = asyncio.CancelledError(f"{self.services.target} was cancelled by this process")
         self.leave("it was cancelled by this process")
 
-    def leave(self, reason: str = LEFT) -> None:
+    def leave(self, reason: str = attempts.LEFT) -> None:
         """Cancel the handler and drop unread items, because the reader has left.
 
         Args:
@@ -514,15 +509,20 @@ class Call(Owner):
                     items = plain_items(message)
                 else:
                     items = (decode(message[3], message[4]),)
-            except DecodeError:
-                self.leave(UNREADABLE)
+            except errors.DecodeError:
+                self.leave(attempts.UNREADABLE)
                 raise
+            if not self.first:
+                self.first = self.ended
+                if not self.ended:
+                    self.first = now = monotonic()
+                    self.services.stats.first_item.fresh.append(now - self.began)
             self.received += len(items)
             self.items = map(Annotated, items) if annotated and not message[2] & f.ANNOTATED else iter(items)
             return TAKEN
         if self._broken is not None and self.state == OPEN:
             how, self._broken = self._broken, None
-            _follow(self, AttemptEnd(Ending.LOST, how.reason))
+            _follow(self, attempts.AttemptEnd(failover.Ending.LOST, how.reason))
         if self.state <= OPEN:
             return WAIT
         if self.error is not None:
@@ -536,18 +536,19 @@ class Call(Owner):
         """The error that ended the call. It is raised once and not kept: its traceback refers to this call."""
         error, self.error = self.error, None
         assert error is not None
-        if isinstance(error, StreamIncomplete) and not isinstance(error, RemoteError):  # Not a handler's error.
+        remote = isinstance(error, errors.RemoteError)
+        if isinstance(error, errors.StreamIncomplete) and not remote:
             error.items = 0 if self.unary else self.received
         self.state = AFTER[self.state][RAISE]
         if self.state == FAILED:
-            self._reason = f"it failed before with {in_words(error)}"
+            self._reason = f"it failed before with {attempts.in_words(error)}"
         return error
 
-    def stream_closed_error(self) -> StreamClosed:
+    def stream_closed_error(self) -> errors.StreamClosed:
         """The error for a reader that comes after the stream was closed or has raised its error."""
         instance_id = 0 if self.instance is None else self.instance.id
         address = "" if self.stream is None else self.stream.session.address
-        return StreamClosed(self.services.target, instance_id, address, self._reason, self.received)
+        return errors.StreamClosed(self.services.target, instance_id, address, self._reason, self.received)
 
     def pending(self) -> asyncio.Future[None]:
         """Return what to await after `take` has returned False. A reader that is cancelled there calls `leave`.
@@ -589,7 +590,7 @@ def _carried_by(call: Call, stream: Stream) -> bool:
     return call.stream is stream
 
 
-def _follow(call: Call, how: AttemptEnd) -> None:
+def _follow(call: Call, how: attempts.AttemptEnd) -> None:
     """Let a call go on after its attempt ended. What its policy or its resume token raises ends this call only."""
     try:
         call._attempt_ended(how)

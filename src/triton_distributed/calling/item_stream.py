@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import _get_running_loop as _running_loop
+from time import monotonic
 from typing import Generic, Self
 
 from triton_distributed.calling.accepted import accepted
@@ -11,6 +12,7 @@ from triton_distributed.calling.call import Call
 from triton_distributed.calling.item_type import T_co
 from triton_distributed.calling.items import PassedOn
 from triton_distributed.calling.state import ENDED, FAILED, OPEN, READ, UNREAD
+from triton_distributed.calling.timing import Timing, timing_of
 from triton_distributed.payload.passing import Batch, Passable
 
 CANCELLED = "its reader was cancelled, for example by a timeout around a single item, which cancels the handler"
@@ -134,6 +136,10 @@ class ItemStream(Passable, Generic[T_co]):
     def instance_id(self) -> int | None:
         """The id of the instance that has the request; None before the request was sent."""
         return self._call.instance.id if self._call.instance is not None else None
+
+    def timing(self) -> Timing:
+        """Where the time of this call went, so far or in all; see `Timing`."""
+        return timing_of(self._call, monotonic())
 
     @property
     def request_id(self) -> str:

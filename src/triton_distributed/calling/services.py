@@ -16,7 +16,7 @@ from triton_distributed.calling.prober import Prober
 from triton_distributed.compiled import caused
 from triton_distributed.errors import ConnectionFailed, DeadlineExceeded, NoInstances, RuntimeClosed, TritonError
 from triton_distributed.names import EndpointName, Instance
-from triton_distributed.observe import Outcome, Stats
+from triton_distributed.observe import CallStats, Outcome
 from triton_distributed.routing.budget import RetryBudget
 from triton_distributed.routing.load import LoadBook
 from triton_distributed.routing.policies import Direct, Policy
@@ -139,7 +139,7 @@ class Services:
         self.where = where
         self.retries = retries
         self.limit: Limit | None = None
-        self.stats = Stats()
+        self.stats = CallStats()
         self._budget = RetryBudget(loop.time())
 
     def check_loop(self, operation: str) -> None:

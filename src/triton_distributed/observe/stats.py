@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from enum import IntEnum
+from typing import Final
+
+from triton_distributed.observe.histogram import BOUNDS_S, Histogram, taken
 
 
 class Outcome(IntEnum):
@@ -42,13 +46,15 @@ class Stats:
         inflight: requests under way.
         items: items sent by handlers that ended well.
         ended: number of ended requests, indexed by `Outcome`.
+        lock: held while histograms are counted, which any thread may do.
     """
 
-    __slots__ = ("ended", "inflight", "items")
+    __slots__ = ("ended", "inflight", "items", "lock")
 
     def __init__(self) -> None:
         self.inflight = self.items = 0
         self.ended = [0] * len(Outcome)
+        self.lock = threading.Lock()
 
     def outcomes(self) -> dict[str, int]:
         """Return the number of ended requests by the outcome's name in lower case."""
@@ -56,4 +62,78 @@ class Stats:
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{name}={count}" for name, count in self.outcomes().items() if count)
-        return f"<Stats inflight={self.inflight} {counts or 'nothing ended'}>"
+        return f"<{type(self).__name__} inflight={self.inflight} {counts or 'nothing ended'}>"
+
+
+SHORT_S: Final = 0.0005
+"""A wait for the loop of at most this many seconds is counted as no wait. It is one of `BOUNDS_S`."""
+
+
+class TimedStats(Stats):
+    """Counts and times requests or calls.
+
+    Attributes:
+        whole: durations of answers that came at once: the time until the first item is the whole time.
+        duration: from the begin to the end.
+        first_item: from the begin to the first item, or to the end of an answer without items.
+    """
+
+    __slots__ = ("duration", "first_item", "whole")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole: list[float] = []
+        self.duration, self.first_item = Histogram(), Histogram()
+
+    def count(self) -> None:
+        """Count what is fresh in the histograms. Call it before they are read; any thread may do so."""
+        with self.lock:
+            self.count_fresh()
+
+    def count_fresh(self) -> None:
+        """Count what is fresh; the lock is held."""
+        whole = taken(self.whole)
+        self.duration.add(whole)
+        self.first_item.add(whole)
+        self.duration.count()
+        self.first_item.count()
+
+
+class RequestStats(TimedStats):
+    """Counts and times the requests of one endpoint whose handlers began, from their arrival on.
+
+    Attributes:
+        queue_wait: from the arrival to the admission.
+        loop_wait: from the admission to the handler's first step. Waits of at most `SHORT_S` are counted as 0 s, in the
+            bucket of `SHORT_S`.
+    """
+
+    __slots__ = ("loop_wait", "queue_wait")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue_wait, self.loop_wait = Histogram(), Histogram()
+
+    def count_fresh(self) -> None:
+        """Count what is fresh. Requests that did not wait are not kept: their number is what is missing."""
+        super().count_fresh()
+        ended = sum(self.duration.counts)
+        for wait, bucket in ((self.queue_wait, 0), (self.loop_wait, BOUNDS_S.index(SHORT_S))):
+            wait.count()
+            wait.counts[bucket] += ended - sum(wait.counts)
+
+
+class CallStats(TimedStats):
+    """Counts and times the calls of one client. `first_item` ends when the reader gets it.
+
+    Attributes:
+        retries: further requests that were sent after a failed attempt.
+        resumes: of these, those that were to continue a stream.
+        hedges: second attempts beside the first one.
+    """
+
+    __slots__ = ("hedges", "resumes", "retries")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.retries = self.resumes = self.hedges = 0

@@ -20,7 +20,7 @@ from triton_distributed.calling.unary import answer
 from triton_distributed.context import current
 from triton_distributed.errors import TooFewInstances
 from triton_distributed.names import EndpointName, Instance
-from triton_distributed.observe import OutlierStats, Stats
+from triton_distributed.observe import CallStats, OutlierStats
 from triton_distributed.payload.codec import Message, encode
 from triton_distributed.routing.load import LoadBook
 from triton_distributed.routing.policies import (
@@ -208,6 +208,7 @@ class Client:
                 return None
             # The body is the encoded request of the first attempt; `request` may have changed since.
             other = AnotherInstance(call.policy, call)
+            self._services.stats.hedges += 1
             return self.start(operation, request, other, False, True, options, call.body, decoder)
 
         return await first_answer(call, hedge_after_s, second, answer)
@@ -369,7 +370,7 @@ class Client:
         return self._services.core.closing
 
     @property
-    def stats(self) -> Stats:
+    def stats(self) -> CallStats:
         """Counters of this client's calls."""
         return self._services.stats
 

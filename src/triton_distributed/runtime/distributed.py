@@ -92,7 +92,7 @@ class DistributedRuntime:
         )
         tls = make_tls(config)
         sessions = Sessions(self._loop, config, self.rng)
-        self._held, self._shared = sessions.held, sessions.shared
+        self._held, self._shared, self._share = sessions.held, sessions.shared, sessions.share
         self._networks = {**make_networks(self._loop, config, self.nats), **(networks or {})}
         self._candidates: dict[EndpointName, Candidates] = {}
         self.prober = Prober(self._loop)
@@ -181,6 +181,8 @@ class DistributedRuntime:
             calls=statistics.of_calls(self._candidates, self.clients),
             sessions=statistics.of_sessions(self.pool.sessions, worker.server.sessions),
             dialling=self.pool.dialling,
+            received_bytes=self._share.received,
+            sent_bytes=self._share.sent,
             held_bytes=self._held.bytes,
             held_limit_bytes=self._held.most,
             shared_bytes=self._shared.bytes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from time import monotonic
 
 import msgspec
 
@@ -36,6 +37,7 @@ class RequestReport(msgspec.Struct, frozen=True):
         instance_id: the worker's instance id.
         state: `waiting` (in the queue), `announced` (the handler is about to begin), `running`, or `cleaning` (the
             handler was cancelled and has not ended).
+        age_s: seconds since it arrived.
         ahead: the number of requests of its endpoint that run or wait before it; 0 if it does not wait.
         remaining_s: seconds until its deadline, never below 0; None without a deadline.
         priority: see `Context.priority`.
@@ -50,6 +52,7 @@ class RequestReport(msgspec.Struct, frozen=True):
     endpoint: str
     instance_id: int
     state: str
+    age_s: float
     ahead: int
     remaining_s: float | None
     priority: int
@@ -85,6 +88,7 @@ def _report(endpoint: ServedEndpoint, request: ServedRequest, ahead: int, stacks
         endpoint=str(endpoint.name),
         instance_id=endpoint.instance.id,
         state=RequestState(request.state).name.lower(),
+        age_s=monotonic() - request.came,
         ahead=ahead,
         remaining_s=None if deadline is None else max(0.0, deadline - endpoint.loop.time()),
         priority=context.priority,

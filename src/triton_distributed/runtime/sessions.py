@@ -16,7 +16,7 @@ from triton_distributed.transport.session import Session
 from triton_distributed.transport.shared_pool import SharedPool
 from triton_distributed.wire.authentication import CHALLENGE_BYTES, Authentication
 from triton_distributed.wire.frames import LARGE_FRAME
-from triton_distributed.wire.hello import LOAD_REPORTS, SHARED_MEMORY, Hello
+from triton_distributed.wire.hello import LOAD_REPORTS, SHARED_MEMORY, TIMES, Hello
 from triton_distributed.wire.window import ByteBudget
 
 AGENT = f"triton-distributed/{__version__} python/{platform.python_version()}"
@@ -31,13 +31,14 @@ class Sessions:
         rng: source of each session's nonce.
 
     Attributes:
+        share: the loop's time and the bytes of all sessions.
         held: the bytes that clients have sent and this process holds in memory, over all sessions.
         shared: the shared memory that this process lends to its peers.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, config: Config, rng: random.Random) -> None:
         self._loop, self._config, self._rng = loop, config, rng
-        self._share = FairShare(loop)
+        self.share = FairShare(loop)
         self.held = ByteBudget(max(config.max_held_bytes, config.max_message_bytes))
         self.shared = SharedPool(loop, config.shared_memory_bytes)
 
@@ -58,7 +59,7 @@ class Sessions:
             max_streams=config.max_streams,
             window=config.window_bytes,
             nonce=self._rng.getrandbits(63),
-            features=[LOAD_REPORTS, SHARED_MEMORY] if self.shared.limit else [LOAD_REPORTS],
+            features=[LOAD_REPORTS, TIMES, SHARED_MEMORY] if self.shared.limit else [LOAD_REPORTS, TIMES],
         )
 
     def _session(self, on_request: Callable[..., None] | None, on_lost: Any, address: str) -> Session:
@@ -77,7 +78,7 @@ class Sessions:
             on_lost=on_lost,
             address=address,
             authentication=authentication,
-            share=self._share,
+            share=self.share,
             held=None if on_request is None else self.held,
             shared=self.shared if self.shared.limit else None,
         )

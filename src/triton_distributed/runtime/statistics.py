@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -11,12 +11,25 @@ from triton_distributed.calling.candidates import Candidates
 from triton_distributed.events import PulledMessages
 from triton_distributed.events.inbox import Inbox
 from triton_distributed.names import EndpointName
-from triton_distributed.observe import LoopStats, Stats
+from triton_distributed.observe import CallStats, Histogram, LoopStats
 from triton_distributed.runtime.client import Client
 from triton_distributed.serving.endpoint import ServedEndpoint
 from triton_distributed.serving.state import RequestState
 from triton_distributed.serving.threads import HandlerThreads
 from triton_distributed.transport.session import Session
+
+
+class HistogramStatistics(msgspec.Struct, frozen=True):
+    """A histogram of durations.
+
+    Attributes:
+        counts: the number of durations in each bucket: one for each upper bound in `observe.BOUNDS_S`, which are
+            seconds, and one for all above.
+        total_s: the sum of all durations in seconds.
+    """
+
+    counts: tuple[int, ...]
+    total_s: float
 
 
 class EndpointStatistics(msgspec.Struct, frozen=True):
@@ -35,6 +48,10 @@ class EndpointStatistics(msgspec.Struct, frozen=True):
         mean_s: mean duration of about the last 20 handlers, in seconds; 0 without `max_inflight`.
         items: items sent so far by handlers that ended well.
         outcomes: the number of requests that have ended, by outcome.
+        duration: of requests whose handler began: from the arrival to the end.
+        first_item: from the arrival to the first item.
+        queue_wait: from the arrival to the admission.
+        loop_wait: from the admission to the handler's first step.
     """
 
     name: str
@@ -49,6 +66,10 @@ class EndpointStatistics(msgspec.Struct, frozen=True):
     mean_s: float
     items: int
     outcomes: Mapping[str, int]
+    duration: HistogramStatistics
+    first_item: HistogramStatistics
+    queue_wait: HistogramStatistics
+    loop_wait: HistogramStatistics
 
 
 class CallStatistics(msgspec.Struct, frozen=True):
@@ -65,6 +86,11 @@ class CallStatistics(msgspec.Struct, frozen=True):
         ejected: the number of instances that are ejected now.
         ejections: the number of ejections so far.
         load: open streams on each instance that has any, by id.
+        duration: of ended calls, from their begin to the end.
+        first_item: of calls that stream, from their begin until the reader got the first item.
+        retries: further requests that were sent after a failed attempt.
+        resumes: of these, those that were to continue a stream.
+        hedges: second attempts beside the first one.
     """
 
     name: str
@@ -77,6 +103,11 @@ class CallStatistics(msgspec.Struct, frozen=True):
     ejected: int
     ejections: int
     load: Mapping[int, int]
+    duration: HistogramStatistics
+    first_item: HistogramStatistics
+    retries: int
+    resumes: int
+    hedges: int
 
 
 class SessionStatistics(msgspec.Struct, frozen=True):
@@ -203,6 +234,7 @@ class RuntimeStatistics(msgspec.Struct, frozen=True):
         calls: its calls, one entry for each called endpoint.
         sessions: its sessions with other runtimes; one session serves all endpoints of a worker.
         dialling: the number of sessions that are being made.
+        received_bytes, sent_bytes: bytes of all sessions so far.
         held_bytes: bytes of clients' data, except small requests, that this worker holds in memory.
         held_limit_bytes: the limit of `held_bytes`, `TRD_MAX_HELD_BYTES`.
         shared_bytes: bytes of shared memory that this process holds for arrays and buffers that it sends.
@@ -221,6 +253,8 @@ class RuntimeStatistics(msgspec.Struct, frozen=True):
     calls: tuple[CallStatistics, ...]
     sessions: tuple[SessionStatistics, ...]
     dialling: int
+    received_bytes: int
+    sent_bytes: int
     held_bytes: int
     held_limit_bytes: int
     shared_bytes: int
@@ -236,6 +270,7 @@ class RuntimeStatistics(msgspec.Struct, frozen=True):
 def of_endpoint(endpoint: ServedEndpoint) -> EndpointStatistics:
     """The statistics of a served endpoint."""
     gate, queue = endpoint.gate, endpoint.gate.queue
+    endpoint.stats.count()
     states = Counter(each.state for each in gate.running)
     states[RequestState.WAITING] = len(queue)
     if gate.draining or gate.paused:
@@ -255,21 +290,32 @@ def of_endpoint(endpoint: ServedEndpoint) -> EndpointStatistics:
         mean_s=queue.mean_s,
         items=endpoint.stats.items,
         outcomes=endpoint.stats.outcomes(),
+        duration=_of_histograms([endpoint.stats.duration]),
+        first_item=_of_histograms([endpoint.stats.first_item]),
+        queue_wait=_of_histograms([endpoint.stats.queue_wait]),
+        loop_wait=_of_histograms([endpoint.stats.loop_wait]),
     )
+
+
+def _of_histograms(histograms: Sequence[Histogram]) -> HistogramStatistics:
+    """The sum of some histograms."""
+    counts = [each.counts for each in histograms] or [Histogram().counts]
+    return HistogramStatistics(tuple(map(sum, zip(*counts, strict=True))), sum(each.total_s for each in histograms))
 
 
 def of_calls(called: Mapping[EndpointName, Candidates], clients: Iterable[Client]) -> tuple[CallStatistics, ...]:
     """The statistics of all endpoints that are called."""
-    stats: dict[EndpointName, list[Stats]] = {name: [] for name in called}
+    stats: dict[EndpointName, list[CallStats]] = {name: [] for name in called}
     for client in clients:
         if client.name in stats:
             stats[client.name].append(client.stats)
     return tuple(_of_calls(candidates, stats[name]) for name, candidates in called.items())
 
 
-def _of_calls(candidates: Candidates, stats: list[Stats]) -> CallStatistics:
+def _of_calls(candidates: Candidates, stats: list[CallStats]) -> CallStatistics:
     outcomes: Counter[str] = Counter()
     for each in stats:
+        each.count()
         outcomes.update(each.outcomes())
     return CallStatistics(
         name=candidates.name.path,
@@ -282,6 +328,11 @@ def _of_calls(candidates: Candidates, stats: list[Stats]) -> CallStatistics:
         ejected=candidates.ejector.stats.out,
         ejections=candidates.ejector.stats.ejections,
         load=candidates.load.open(),
+        duration=_of_histograms([each.duration for each in stats]),
+        first_item=_of_histograms([each.first_item for each in stats]),
+        retries=sum(each.retries for each in stats),
+        resumes=sum(each.resumes for each in stats),
+        hedges=sum(each.hedges for each in stats),
     )
 
 

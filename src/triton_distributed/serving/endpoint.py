@@ -10,7 +10,7 @@ from typing import Any
 
 from triton_distributed.context import Context, ServedBy, served_by
 from triton_distributed.names import EndpointName, Instance
-from triton_distributed.observe import Outcome, Stats
+from triton_distributed.observe import Outcome, RequestStats
 from triton_distributed.payload.exceptions import let_through
 from triton_distributed.quiet import Quiet
 from triton_distributed.serving.admission import HandlerSlots
@@ -27,6 +27,9 @@ QUIET_S = 10.0
 
 MOST_WORDS = 300
 """The largest number of characters of an error's text in a line of the log."""
+
+TIMES_FROM_S = 0.005
+"""A request that took less time is not worth its times on the wire, see `StreamCore.times`."""
 
 CUT_S = 2.0
 """Seconds for the clean-up of handlers that a shutdown cancels. After them the runtime no longer waits for handlers."""
@@ -61,6 +64,7 @@ class ServedEndpoint(Host):
         lingering: requests whose handlers were cancelled and have not ended.
         context: the `contextvars` context; each handler begins in a copy of it.
         kept: what decorators of handlers keep for this endpoint, by keys of their own.
+        times_from_s: seconds from which on the times of a request are sent.
         registered: discovery has accepted the endpoint; it may have been paused since.
         listed: the addresses under which discovery lists the endpoint now; empty if it is not listed.
     """
@@ -85,12 +89,13 @@ class ServedEndpoint(Host):
         self.name = name
         self.handler = handler
         self.instance = instance
-        self.stats = Stats()
+        self.stats = RequestStats()
         self.gate: Gate[ServedRequest] = Gate(loop, slots, self.stats, max_inflight, max_queue, on_wait)
         self.registered = False
         self.listed: tuple[str, ...] = ()
         self.graceful, self.interrupt, self.on_exit = graceful, interrupt, on_exit
         self.full_tracebacks = full_tracebacks
+        self.times_from_s = TIMES_FROM_S
         self.lingering = Lingering(loop, name, handler.name)
         self.task: asyncio.Task[Any] | None = None
         self.context = contextvars.copy_context()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from time import monotonic
 from typing import Final, Generic, TypeVar
 
 from triton_distributed.observe import Outcome, Stats
@@ -22,12 +23,14 @@ _CUT_SHORT = (Outcome.CANCELLED, Outcome.LOST, Outcome.DEADLINE)
 class Applicant(Owner):
     """The part of a request that the gate uses; see `serving.request.ServedRequest`."""
 
-    __slots__ = ("context", "due", "outcome", "started", "state", "stream")
+    __slots__ = ("came", "context", "due", "outcome", "queued_s", "started", "state", "stream")
 
     stream: Stream
     context: ServedContext
     state: int
     outcome: Outcome
+    came: float
+    queued_s: float
     started: float
     due: float
 
@@ -165,6 +168,7 @@ class Gate(Generic[R]):
             deadline, now = request.context.deadline, self._loop.time()
             left_s = INFINITE if deadline is None else deadline - now
             if left_s >= queue.mean_s or not len(queue):
+                request.queued_s = monotonic() - request.came
                 self._start(request)
                 return
             if request.due:  # The request would have ended at `now + mean_s` at the earliest.

@@ -57,6 +57,7 @@ class Handler:
         self.plain = InlineHandler if threads.inline else PlainHandler
         plain = _plain(function)
         self.on_loop = inspect.isasyncgenfunction(plain) or inspect.iscoroutinefunction(plain)
+        self.is_coroutine = inspect.iscoroutinefunction(plain)
         self._is_asyncgen = inspect.isasyncgenfunction(plain)
         signature = read_signature(function, plain, self.name, declared)
         self.takes_context = signature.takes_context

@@ -7,6 +7,8 @@ import contextlib
 import contextvars
 import logging
 from collections.abc import AsyncIterator, Callable
+from struct import Struct
+from time import monotonic
 from typing import Any, Final
 
 import msgspec
@@ -16,7 +18,9 @@ from triton_distributed.compiled import caused, mypyc_attr
 from triton_distributed.context import Context, current
 from triton_distributed.errors import DecodeError, InvalidRequest, MessageTooLarge
 from triton_distributed.names import EndpointName
-from triton_distributed.observe import Outcome, Stats
+from triton_distributed.observe import Outcome, RequestStats
+from triton_distributed.observe.histogram import MOST_FRESH
+from triton_distributed.observe.stats import SHORT_S
 from triton_distributed.payload.codec import encode
 from triton_distributed.payload.exceptions import encode_error
 from triton_distributed.serving.gate import Applicant, Gate
@@ -36,6 +40,10 @@ logger = logging.getLogger("triton_distributed.runtime")
 
 SMALL: Final = f.SMALL
 OK: Final = Outcome.OK
+AT_ONCE_S: Final = 0.0001
+"""An answer whose first item comes within this many seconds of its end comes at once. It is the first bound of
+histograms."""
+_times: Final = Struct("<4f").pack
 _split: Final = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
 
@@ -46,11 +54,12 @@ class Host:
     loop: asyncio.AbstractEventLoop
     name: EndpointName
     handler: Handler
-    stats: Stats
+    stats: RequestStats
     lingering: Lingering
     context: contextvars.Context
     full_tracebacks: bool
     interrupt: bool
+    times_from_s: float
     on_exit: Callable[[SystemExit], None]
     gate: Gate[ServedRequest]
 
@@ -79,6 +88,9 @@ class ServedRequest(Applicant):
         outcome: how the request ended; OK until then. It is set early if something other than the handler ends it.
         started: when the request was admitted, on the loop's clock; 0 if `max_inflight` is not set.
         due: when the request should end, estimated when it came, on the same clock; 0 without an estimate.
+        came, began, first: when the request arrived, its handler took its first step, and the first item was ready to
+            be sent, on `time.monotonic`; 0 before, and after the times were counted.
+        queued_s: seconds that it waited in the queue.
         task: the handler's task; None before the handler begins.
         items: the handler's async iterator, while it runs.
     """
@@ -89,6 +101,8 @@ class ServedRequest(Applicant):
         "_host",
         "_invalid",
         "_timer",
+        "began",
+        "first",
         "items",
         "task",
     )
@@ -101,6 +115,8 @@ class ServedRequest(Applicant):
         self.state = WAITING
         self.outcome = OK
         self.started = self.due = 0.0
+        self.came = monotonic()
+        self.queued_s = self.began = self.first = 0.0
         self._host = host
         self._invalid: Exception | None = None
         self._body = body
@@ -199,6 +215,8 @@ class ServedRequest(Applicant):
         self.state = OVER
         self.items = None
         self._host.stats.ended[self.outcome] += 1
+        if self.began:
+            self._count(monotonic(), self.first)
         self.context.over = True
         self._invalid = None
         self.stream.owner = None  # Ends a reference cycle, which only the collector would free.
@@ -206,9 +224,11 @@ class ServedRequest(Applicant):
     async def run(self) -> None:
         """Serve the request: the body of its task."""
         self.state = RUNNING
+        self.began = monotonic()
         stream, host, handler = self.stream, self._host, self._host.handler
         current.set(self.context)
         sent = 0
+        timed = handler.is_coroutine  # Its item is its end.
         error: BaseException | None = None
         try:
             try:
@@ -239,17 +259,23 @@ class ServedRequest(Applicant):
                                 stream.outbox.append(data)
                                 stream.quota -= size + ITEM_COST
                             else:
+                                if not timed:
+                                    timed = True
+                                    self.first = monotonic()
                                 stream.push(data)
                             if stream.quota <= 0:
                                 await stream.writable()
                                 if stream.state == CLOSED:
                                     break  # The handler has ignored its cancellation.
                         elif isinstance(data, bytes):
+                            self.first = self.first or monotonic()
                             await stream.send(data, ())
                         else:
+                            self.first = self.first or monotonic()
                             await stream.send(data.body, data.buffers)
                             del data  # A bytearray cannot be resized while something refers to its memory.
                     elif kind is Ready:  # Items of a plain handler.
+                        self.first = self.first or monotonic()
                         sent += await self._send_ready(item)
                         if stream.state == CLOSED:
                             break
@@ -257,10 +283,10 @@ class ServedRequest(Applicant):
                         sent += 1
                         if check is not None and item.data() is not None:
                             check(item.data())
+                        self.first = self.first or monotonic()
                         await self._send_annotated(item)
                 else:
-                    host.stats.items += sent
-                    stream.end()
+                    self._end_well(sent)
                     return
             except BaseException as raised:  # Any error is the caller's. What follows awaits, which `except` must not.
                 error = raised
@@ -269,6 +295,35 @@ class ServedRequest(Applicant):
             error = None  # It refers to this frame.
             self.over()
             host.gate.ended(self)
+
+    def _end_well(self, sent: int) -> None:
+        """End a request whose handler has ended well, after `sent` items. The worker's times travel with the end."""
+        host, stream, now, times = self._host, self.stream, monotonic(), b""
+        host.stats.items += sent
+        if now - self.came >= host.times_from_s and stream.connection.timed:
+            queued_s, began = self.queued_s, self.began
+            times = _times(queued_s, began - self.came - queued_s, now - began, stream.blocked_s)
+        stream.end(times)
+        self._count(now, self.first or now)
+
+    def _count(self, now: float, first: float) -> None:
+        """Count the times of a request whose handler has begun and that ends now, with its first item at `first`."""
+        stats, came = self._host.stats, self.came
+        if self.queued_s:
+            stats.queue_wait.fresh.append(self.queued_s)
+        loop_wait = self.began - came - self.queued_s
+        if loop_wait > SHORT_S:
+            stats.loop_wait.fresh.append(loop_wait)
+        if now - first < AT_ONCE_S:
+            fresh = stats.whole
+        else:
+            fresh = stats.duration.fresh
+            if first:
+                stats.first_item.fresh.append(first - came)
+        fresh.append(now - came)
+        if len(fresh) >= MOST_FRESH:
+            stats.count()
+        self.began = 0.0
 
     async def _end_early(self, error: BaseException | None, sent: int) -> None:
         """End a request whose handler has raised an error, or ignores its cancellation.
@@ -365,8 +420,7 @@ class ServedRequest(Applicant):
             self.stream.abort(f.ERROR, f.ErrorCode.CANCELLED, b"the handler was cancelled")
             return asyncio.CancelledError()
         if self.context.is_stopped():  # It takes no context, or it has answered `is_stopped()` by raising this.
-            self._host.stats.items += sent
-            self.stream.end()
+            self._end_well(sent)
         else:
             self._failed(error)
         return None

@@ -48,9 +48,12 @@ class FairShare:
     Attributes:
         frames: number of frames that a session may serve before it waits; at most as many handlers begin.
         read_bytes: number of bytes that a session may read before it waits.
+        received, sent: bytes that all sessions of the share have read and written so far.
     """
 
-    __slots__ = ("_ending", "_ends", "_loop", "_most", "_turning", "_waiting", "frames", "read_bytes")
+    __slots__ = (
+        "_ending", "_ends", "_loop", "_most", "_turning", "_waiting", "frames", "read_bytes", "received", "sent",
+    )  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop, limited: bool = True) -> None:
         self._loop = loop
@@ -59,6 +62,7 @@ class FairShare:
         self._turning = self._ends = False  # `_turn` or `_end` is scheduled
         self._most = (FRAMES, READ_BYTES) if limited else (UNLIMITED, UNLIMITED)
         self.frames, self.read_bytes = self._most
+        self.received = self.sent = 0
 
     def unlimited(self) -> FairShare:
         """Return a share for a session on the same loop whose transport cannot stop reading."""

@@ -68,6 +68,7 @@ class Inbound:
 
     __slots__ = (
         "_connection",
+        "_counted",
         "_dialled",
         "_pausable",
         "_session",
@@ -85,6 +86,7 @@ class Inbound:
         self._session, self._connection = session, session.connection
         self._transport, self._dialled = transport, dialled
         self._pausable: bool = getattr(transport, "reads_in_place", True)
+        self._counted = share
         self.share = share if self._pausable else share.unlimited()
         self._waits = False  # in the queue of `share`
         self.held = self.serving = self.choked = False
@@ -96,6 +98,7 @@ class Inbound:
         session, connection, share = self._session, self._connection, self.share
         session.heard = True
         self.taken += len(data)
+        self._counted.received += len(data)
         self.serving, more = True, False
         try:
             if connection.direct is not None:
@@ -200,6 +203,7 @@ class Inbound:
         session = self._session
         session.heard = True
         self.taken = self.taken + count if full else 0
+        self._counted.received += count
         try:
             following = self._connection.direct_received(count)
         except RemoteProtocolError as error:

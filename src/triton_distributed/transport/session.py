@@ -232,6 +232,7 @@ class Session(Reader):
             return
         data = self.connection.take_some()
         if data:
+            self._share.sent += len(data)
             self._transport.write(data)
         if self.connection.ready:  # that was not all
             self.flush()
@@ -246,6 +247,7 @@ class Session(Reader):
         if pace.short is self.connection.calm:
             pace.short = not pace.short
             set_buffer(self._transport, pace.short)
+        self._share.sent += len(start) + piece.nbytes
         if piece.nbytes < f.SMALL:
             self._transport.write(start + piece)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import Any
 
 from triton_distributed.compiled import mypyc_attr
@@ -88,9 +89,10 @@ class Stream(StreamCore):
         owner: receives the stream's events; set when the stream is opened or accepted.
         lost: why the session was lost, if that ended the stream; else None.
         session: the session that carries the stream.
+        blocked_s: seconds for which this end waited for credit, because the peer did not read.
     """
 
-    __slots__ = ("_reader", "_writer", "lost", "owner", "session")
+    __slots__ = ("_reader", "_writer", "blocked_s", "lost", "owner", "session")
 
     def __init__(self, connection: Connection[Stream], stream_id: int, credit: int, window: int) -> None:
         StreamCore.__init__(self, connection, stream_id, credit, window)
@@ -100,6 +102,7 @@ class Stream(StreamCore):
         self._writer: asyncio.Future[None] | None = None
         self.owner: Owner | None = None
         self.lost: str | None = None
+        self.blocked_s = 0.0
 
     async def readable(self) -> None:
         """Wait until `inbox` holds a message or the peer sends nothing more.
@@ -131,10 +134,13 @@ class Stream(StreamCore):
         """Wait until the stream may send again, or is closed. Only one writer may wait at a time."""
         while not self.may_push:
             waiter = self._writer = self.session.loop.create_future()
+            blocked, since = self.credit <= 0, monotonic()
             try:
                 await waiter
             finally:
                 self._writer = None
+                if blocked:
+                    self.blocked_s += monotonic() - since
 
     async def send(
         self,

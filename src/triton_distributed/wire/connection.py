@@ -16,7 +16,7 @@ from triton_distributed.wire.assembly import Body, Borrow, Memory, borrow_nothin
 from triton_distributed.wire.authentication import Authentication
 from triton_distributed.wire.decoder import UNLIMITED, FrameDecoder
 from triton_distributed.wire.greeting import Greeting
-from triton_distributed.wire.hello import LOAD_REPORTS, Hello
+from triton_distributed.wire.hello import LOAD_REPORTS, TIMES, Hello
 from triton_distributed.wire.in_place import Fragment
 from triton_distributed.wire.pace import Pace
 from triton_distributed.wire.states import (
@@ -159,8 +159,7 @@ class Connection(Link, Generic[S]):
         self._last_accepted = 0  # id of the last stream that the peer opened
         self.incomplete_bytes = 0
         self.direct: Fragment[S] | None = None
-        self._largest = f.MAX_FRAME  # that the peer accepts as the continuation of a message
-        self._drained = 0  # times that pushed items were written
+        self.timed = False
         self.pace = Pace()
 
     @property
@@ -464,6 +463,7 @@ class Connection(Link, Generic[S]):
             if met is not None:
                 self.peer, self.version = met
                 self.pace.largest = min(self.peer.max_frame, f.LARGE_FRAME)
+                self.timed = TIMES in self.peer.features and TIMES in self.hello.features
                 self.shell.on_hello(self.peer)
         elif kind == f.ACCEPT:
             if len(payload) % f.UINT64.size:

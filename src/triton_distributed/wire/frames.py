@@ -4,7 +4,7 @@ A frame is a 14-byte little-endian header and a payload:
 
     payload length  u32    bytes after the header
     kind            u8     one of `Kind`
-    flags           u8     `END`, `MORE`, `BUFFERS`, `ANNOTATED`, `CHECKPOINT`, `GRACEFUL`, `LENT`
+    flags           u8     `END`, `MORE`, `BUFFERS`, `ANNOTATED`, `CHECKPOINT`, `GRACEFUL`, `LENT`, `TIMES`
     stream          u64    the stream it belongs to; 0 for the session itself
 
 The side that opens a stream gives it its id, ascending from 1. 64 bits never run out: at 100,000 calls a second they
@@ -92,6 +92,9 @@ ANNOTATED: Final = 0x08  # the item is [data, event, comments, id]
 CHECKPOINT: Final = 0x20  # each item is [token, item]: the token that resumes the stream after it, or nil
 GRACEFUL: Final = 0x10  # on CANCEL: finish the current work and stop
 LENT: Final = 0x40  # on the first frame of a message with BUFFERS: some of them lie in shared memory, see wire.assembly
+
+TIMES: Final = 0x80  # on the last frame of an answer: its payload ends with `TIMES_BYTES`, see `StreamCore.times`
+TIMES_BYTES: Final = 16
 
 
 class ErrorCode(IntEnum):

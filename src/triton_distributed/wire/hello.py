@@ -21,6 +21,8 @@ LOAD_REPORTS = "load"
 """The feature of an end that knows ASK and LOAD."""
 SHARED_MEMORY = "memory"
 """The feature of an end that knows MEMORY and the flag LENT."""
+TIMES = "times"
+"""The feature of an end that knows the flag TIMES."""
 
 
 class Hello(msgspec.Struct, kw_only=True, omit_defaults=True):

@@ -45,6 +45,7 @@ class Link:
         held: counts the bytes that streams opened by peers hold here; None for no limit.
         max_message: the largest message accepted, bytes.
         turn_bytes: bytes that one stream may produce in a turn of the loop.
+        timed: both ends know the flag TIMES.
         borrow: finds shared memory of the peer.
     """
 
@@ -53,6 +54,7 @@ class Link:
     held: ByteBudget | None
     max_message: int
     turn_bytes: int
+    timed: bool
     borrow: Borrow
 
     def enqueue(self, stream: StreamCore) -> None:
@@ -94,6 +96,9 @@ class StreamCore:
         inbox: received messages that were not read yet; bounded by `window`.
         failure: the frame that ended the stream early, as (kind, code, detail), or None.
         window: bytes that the peer may have sent and this end not read.
+        times: what the worker has measured, four 32-bit floats in seconds: the request's wait in the queue, its wait
+            for the loop, the run of its handler, and of that the wait for the reader. They travel at the end of an
+            answer, if both ends know them. Empty before, and if the handler did not end well.
     """
 
     __slots__ = (
@@ -118,6 +123,7 @@ class StreamCore:
         "queued",
         "quota",
         "state",
+        "times",
         "window",
     )
 
@@ -143,6 +149,7 @@ class StreamCore:
         self._unread = self._credit_due = self.counted = 0
         self._assembly: Assembly | None = None
         self.failure: tuple[int, int, bytes] | None = None
+        self.times = b""
 
     # sending
 
@@ -169,10 +176,15 @@ class StreamCore:
             self.item_flags = f.CHECKPOINT
         self._token = token
 
-    def end(self) -> None:
-        """Send no more items from this end."""
+    def end(self, times: bytes = b"") -> None:
+        """Send no more items from this end.
+
+        Args:
+            times: see `times`; empty if there are none, or the peer does not know them.
+        """
         if self.state == CLOSED:
             return
+        self.times = times
         self._ending = True
         if not self.queued:
             self.queued = True
@@ -189,18 +201,21 @@ class StreamCore:
         after = SENDING[self.state][_DATA_END if ending else _DATA]
         if after == ILLEGAL:
             raise LocalProtocolError(f"items were sent on stream {self.id} in state {State(self.state).name}")
+        flags = self.item_flags
+        if ending:
+            flags |= f.END | f.TIMES if self.times else f.END
         if not items:
             if not ending:
                 return 0
             size = 0
-            out.append(_pack(0, f.END_OF_STREAM, f.END, self.id))
+            out.append(_pack(len(self.times), f.END_OF_STREAM, flags, self.id))
         else:
             if len(items) == 1:
                 kind, payload = f.DATA, items[0]
             else:
                 kind, payload = f.BATCH, f.array_of(items)
-            size = len(payload)
-            out.append(_pack(size, kind, self.item_flags | f.END if ending else self.item_flags, self.id))
+            size = len(payload) + len(self.times)
+            out.append(_pack(size, kind, flags, self.id))
             out.append(payload)
             self.credit = credit = self.credit - size - FRAME_COST
             items.clear()
@@ -209,6 +224,8 @@ class StreamCore:
             self.quota = credit if credit < turn else turn
             if waited and credit > 0:
                 self.on_writable()
+        if ending and self.times:
+            out.append(self.times)
         self.state = after
         if after == CLOSED:
             self.connection.forget(self)
@@ -304,6 +321,9 @@ class StreamCore:
         self._unread = unread = self._unread + cost
         if unread > self._most:
             raise RemoteProtocolError(f"stream {self.id} has {unread:,} unread bytes, above its credit")
+        if flags & f.TIMES:
+            payload = _without_times(self, flags, payload)
+            flags ^= f.TIMES
         if self._assembly is not None or flags & (f.MORE | f.BUFFERS):
             if not self._assemble(kind, flags, payload, cost):
                 return
@@ -455,3 +475,11 @@ def paired(stream: StreamCore, item: Body) -> bytes:
     """Return the next item of a stream with tokens: the pair of the item's token and itself."""
     token, stream._token = stream._token or _NIL, _NIL
     return b"".join((_PAIR, token, item))
+
+
+def _without_times(stream: StreamCore, flags: int, payload: bytes) -> bytes:
+    """Keep the worker's times, with which a last payload ends; returns the rest of it."""
+    if not flags & f.END or len(payload) < f.TIMES_BYTES:
+        raise RemoteProtocolError(f"a frame on stream {stream.id} has no times, although its flags say so")
+    stream.times = payload[-f.TIMES_BYTES :]
+    return payload[: -f.TIMES_BYTES]
