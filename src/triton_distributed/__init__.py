@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from triton_distributed.names import Instance
     from triton_distributed.runtime import Affinity, InstanceStatus, LoadBook, LogContext, ReportedLoad, log_requests
     from triton_distributed.serving.sender import Sender
+    from triton_distributed.supervisor.replicas import Replicas
 
 __version__ = "0.1.0"
 
@@ -126,6 +127,7 @@ _PLACES = {
     "names": ("Instance",),
     "runtime": ("Affinity", "InstanceStatus", "LoadBook", "LogContext", "ReportedLoad", "log_requests"),
     "serving.sender": ("Sender",),
+    "supervisor.replicas": ("Replicas",),
 }
 _PLACE = {name: f"{__name__}.{module}" for module, names in _PLACES.items() for name in names}
 
@@ -169,6 +171,7 @@ __all__ = [
     "RemoteCause",
     "RemoteError",
     "RemoteProtocolError",
+    "Replicas",
     "ReportedLoad",
     "RequestIncomplete",
     "RuntimeClosed",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +16,9 @@ from triton_distributed.supervisor.output import LONGEST_LINE, Output
 
 
 @contextmanager
-def copied(target: IO[str] | None, name: str = "0") -> Iterator[IO[bytes]]:
+def copied(target: IO[str] | None, name: str = "0", as_json: bool = False) -> Iterator[IO[bytes]]:
     """What is written into the yielded pipe goes to the target; after the block all of it has arrived."""
-    output = Output()
+    output = Output(as_json)
     here, there = os.pipe()
     output.add(os.fdopen(here, "rb", 0), name, target)
     with open(there, "wb", 0) as pipe:
@@ -42,6 +43,14 @@ def test_each_line_has_the_number(tmp_path: Path, parts: list[bytes], lines: lis
             for each in parts:
                 pipe.write(each)
         assert (tmp_path / "out").read_text().splitlines() == lines
+
+
+def test_in_a_log_of_json_an_object_names_the_replica_itself(tmp_path: Path) -> None:
+    with open(tmp_path / "out", "w") as target, copied(target, "3", as_json=True) as pipe:
+        pipe.write(b'{"level":"info"}\n{not json\nready: 1\n')
+    lines = (tmp_path / "out").read_text().splitlines()
+    assert json.loads(lines[0]) == {"replica": 3, "level": "info"}
+    assert lines[1:] == ["[3] {not json", "[3] ready: 1"]
 
 
 def test_a_line_without_end_is_written_in_parts(tmp_path: Path) -> None:

@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 
 import triton_distributed as trd
+from triton_distributed.cli.main import main
 from triton_distributed.config import Config
 from triton_distributed.errors import ConfigError
 from triton_distributed.supervisor.process import Process
-from triton_distributed.supervisor.supervisor import Supervisor, check_shareable, supervise
+from triton_distributed.supervisor.replicas import Replicas
+from triton_distributed.supervisor.shareable import check_shareable, has_fixed_address
+from triton_distributed.supervisor.supervisor import Supervisor, supervise
 
 
 @trd.serve("a.b.c")
@@ -63,11 +66,52 @@ def test_settings_that_two_processes_cannot_share(settings: dict[str, str], says
     ],
 )
 def test_settings_that_two_processes_can_share(settings: dict[str, str]) -> None:
-    check_shareable(2, Config(**settings))  # type: ignore[arg-type]
+    check_shareable(Replicas(2), Config(**settings))  # type: ignore[arg-type]
 
 
 def test_one_process_may_have_a_fixed_address() -> None:
-    check_shareable(1, Config(listen="tcp://0.0.0.0:7000"))
+    check_shareable(Replicas(1), Config(listen="tcp://0.0.0.0:7000"))
+
+
+def test_each_may_have_a_fixed_address_of_its_own() -> None:
+    replicas = Replicas(2, env={"TRD_LISTEN": "tcp://0.0.0.0:700{replica}"})
+    check_shareable(replicas, Config(listen="tcp://0.0.0.0:7000"))
+    assert has_fixed_address(replicas, Config())
+    with pytest.raises(ConfigError, match="2 processes cannot share an address"):
+        check_shareable(Replicas(2, env={"TRD_LISTEN": "tcp://0.0.0.0:7000"}), Config())
+
+
+@pytest.mark.parametrize(
+    ("settings", "fixed"),
+    [({}, False), ({"listen": "tcp://0.0.0.0:0"}, False), ({"listen": "tcp://0.0.0.0:7000"}, True)],
+)
+def test_a_fixed_address_is_found(settings: dict[str, str], fixed: bool) -> None:
+    assert has_fixed_address(Replicas(1), Config(**settings)) is fixed  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"count": 0}, ValueError, "count=0: it must be at least 1"),
+        ({"count": "2"}, TypeError, "count is a number, not '2'"),
+        ({"max_requests": 0}, ValueError, "max_requests=0: it must be at least 1"),
+        ({"env": {"A": 1}}, TypeError, "env has texts, not 'A': 1"),
+        ({"env": {"": "x"}}, ValueError, "is not a valid variable"),
+        ({"env": {"A": "\0"}}, ValueError, "is not a valid variable"),
+        ({"env": {"TRD_REPLICA": "7"}}, ValueError, "the supervisor itself sets TRD_REPLICA"),
+    ],
+)
+def test_options_that_are_invalid(options: dict[str, Any], error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        Replicas(**{"count": 2, **options})
+
+
+def test_the_number_of_requests_is_drawn_within_a_fifth() -> None:
+    drawn = {Replicas(1, max_requests=100).limit() for _ in range(200)}
+    assert drawn <= set(range(100, 121))
+    assert len(drawn) > 3
+    assert Replicas(1, max_requests=1).limit() == 1
+    assert Replicas(1).limit() is None
 
 
 def test_another_thread() -> None:
@@ -75,7 +119,7 @@ def test_another_thread() -> None:
 
     def run() -> None:
         try:
-            supervise(2, Config())
+            supervise(Replicas(2), Config())
         except RuntimeError as error:
             errors.append(error)
 
@@ -110,6 +154,23 @@ def test_the_option(trd_dir: Path, number: str) -> None:
     assert "is not a whole number of at least 1" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--env", "TRD_REPLICA=1"], "the supervisor itself sets TRD_REPLICA"),
+        (
+            ["--env", "TRD_LISTEN=tcp://127.0.0.1:0", "--listen", "tcp://127.0.0.1:0"],
+            "both say where to listen: give one",
+        ),
+    ],
+)
+def test_options_of_trd_serve_that_are_invalid(
+    trd_dir: Path, capsys: pytest.CaptureFixture[str], options: list[str], says: str
+) -> None:
+    assert main(["serve", "worker", *options]) == 2
+    assert says in capsys.readouterr().err
+
+
 def test_a_process_that_the_system_refuses_ends_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Process] = []
 
@@ -123,11 +184,11 @@ def test_a_process_that_the_system_refuses_ends_the_others(tmp_path: Path, monke
     command = [sys.executable, "-c", "import time\nwhile True: time.sleep(0.05)"]
 
     async def main() -> int:
-        return await Supervisor(2, command, str(tmp_path), 30.0).run()
+        return await Supervisor(Replicas(2), command, str(tmp_path), 30.0).run()
 
     with (
         asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner,
         pytest.raises(BlockingIOError, match="no more processes"),
     ):
         runner.run(main())
-    assert [each.over.result() for each in started] == [-signal.SIGKILL]
+    assert [each.status for each in started] == [-signal.SIGKILL]

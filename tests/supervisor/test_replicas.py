@@ -16,7 +16,7 @@ import triton_distributed as trd
 from tests.runtime.test_first_process import possible as possible
 from tests.supervisor.supervised import WORKER, alive, supervised, wait_until_gone, written
 from tests.timing import MS, PATIENCE_S
-from triton_distributed.errors import StreamIncomplete, TritonError
+from triton_distributed.errors import Draining, NoInstances, StreamIncomplete, TritonError
 
 pytestmark = pytest.mark.usefixtures("trd_dir")
 killed = pytest.mark.leaves("socket files", reason="a killed process leaves its own")
@@ -90,41 +90,60 @@ def test_trd_serve_does_the_same(tmp_path: Path) -> None:
 
 
 @killed
-@pytest.mark.parametrize("idempotent", [True, False])
-async def test_a_killed_replica_comes_back_and_no_call_is_lost_that_may_be_sent_again(
-    tmp_path: Path, idempotent: bool
-) -> None:
-    with supervised(tmp_path, written(tmp_path), "3") as running:
+async def test_a_load_loses_nothing_that_is_promised_in_a_kill_a_restart_and_a_shutdown(tmp_path: Path) -> None:
+    held = """
+@trd.serve("a.b.held")
+def held(path: str) -> str:
+    import time
+    print("begun", flush=True)
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    return "done"
+
+if __name__"""
+    with supervised(tmp_path, written(tmp_path, WORKER.replace("if __name__", held)), "3") as running:
+
+        async def six(gate: str) -> list[asyncio.Task[object]]:
+            calls = [asyncio.ensure_future(here.call("a.b.held", str(tmp_path / gate))) for _ in range(6)]
+            for _ in calls:
+                await asyncio.to_thread(running.line, r"\[.\] begun")
+            return calls
+
         await asyncio.to_thread(running.ready, 3)
         async with trd.connect() as here:
             pids = set((await found(here, 3)).values())
-            load = Load(here, idempotent=idempotent)
-            await load.until(3, set())
-            os.kill(min(pids), signal.SIGKILL)
-            await load.until(1, pids)
-            await load.stop()
-            assert len(await found(here, 3)) == 3
-        await asyncio.to_thread(running.stop)
-    # A call whose handler may have begun fails, and says so, unless it is idempotent.
-    assert [each for each in load.errors if idempotent or not isinstance(each, StreamIncomplete)] == []
-    assert f"replica 0: process {min(pids)} ended by SIGKILL; starting again" in running.lines
+            victim = min(pids)
+            repeatable, once = Load(here, idempotent=True), Load(here)
+            await asyncio.gather(repeatable.until(3, set()), once.until(3, set()))
+            os.kill(victim, signal.SIGKILL)
+            await asyncio.gather(repeatable.until(1, pids), once.until(1, pids))
+            # A call whose handler may have begun fails, and says so, unless it is idempotent.
+            assert repeatable.errors == []
+            assert [each for each in once.errors if not isinstance(each, StreamIncomplete)] == []
+            once.errors.clear()
 
-
-async def test_sighup_restarts_one_after_the_other_without_a_failed_call(tmp_path: Path) -> None:
-    with supervised(tmp_path, written(tmp_path), "2") as running:
-        await asyncio.to_thread(running.ready, 2)
-        async with trd.connect() as here:
-            pids = set((await found(here, 2)).values())
-            load = Load(here)
-            await load.until(2, set())
+            pids = set((await found(here, 3)).values())
+            calls = await six("first")
             running.signal(signal.SIGHUP)
-            await asyncio.to_thread(running.line, r"restarting 2 replica\(s\), one after the other")
-            await asyncio.to_thread(running.line, r"restarted: 2 replica\(s\)")
-            await load.until(2, pids)
-            await load.stop()
-            assert not set((await found(here, 2)).values()) & pids
-        await asyncio.to_thread(running.stop)
-    assert load.errors == []
+            await asyncio.to_thread(running.line, r"restarting 3 replica\(s\), one after the other")
+            await asyncio.to_thread(running.line, r"\[.\] draining: . request\(s\) may run .*")
+            (tmp_path / "first").touch()
+            await asyncio.to_thread(running.line, r"restarted: 3 replica\(s\)")
+            await asyncio.gather(repeatable.until(3, pids), once.until(3, pids))
+            assert await asyncio.gather(*calls) == ["done"] * 6
+            assert not set((await found(here, 3)).values()) & pids
+            assert repeatable.errors == once.errors == []
+
+            calls = await six("second")
+            running.signal(signal.SIGTERM)
+            await asyncio.to_thread(running.line, r"\[.\] draining: . request\(s\) may run .*")
+            await asyncio.gather(repeatable.stop(), once.stop())
+            # Those that no handler has begun find no instance any more. All that had begun are answered.
+            assert {type(each) for each in (*repeatable.errors, *once.errors)} <= {NoInstances, Draining}
+            (tmp_path / "second").touch()
+            assert await asyncio.gather(*calls) == ["done"] * 6
+        await asyncio.to_thread(running.end, 0)
+    assert f"replica 0: process {victim} ended by SIGKILL; starting again" in running.lines
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -156,7 +175,7 @@ async def test_sigterm_in_a_rolling_restart_cuts_no_request(tmp_path: Path) -> N
             await asyncio.to_thread(running.line, r"\[.\] draining: .*")
             await asyncio.sleep(50 * MS)  # A signal that follows within 20 ms is taken for an echo of the first.
             running.signal(signal.SIGTERM)
-            await asyncio.to_thread(running.line, r"SIGTERM: draining 1 replica\(s\)")
+            await asyncio.to_thread(running.line, r"SIGTERM: draining 2 process\(es\)")
             await asyncio.to_thread(fifo.write_text, "")
             assert await call == "done"
         await asyncio.to_thread(running.end, 0)
@@ -304,10 +323,10 @@ async def test_a_rolling_restart_stops_at_the_first_replica_that_does_not_start(
         pids = await ask(2)
         (tmp_path / "bad").touch()
         running.signal(signal.SIGHUP)
-        await asyncio.to_thread(running.line, r"replica 0 did not start again, so the others are not restarted; .*")
-        assert await ask(1) == {"1": pids["1"]}
-        (tmp_path / "bad").unlink()
-        assert (await ask(2))["1"] == pids["1"]
+        text = rf"replica 0: its successor, process \d+, ended with status 1; process {pids['0']} goes on"
+        await asyncio.to_thread(running.line, text)
+        await asyncio.to_thread(running.line, r"the restart stops: replica 0 has no new process .*")
+        assert await ask(2) == pids
         await asyncio.to_thread(running.stop)
 
 

@@ -16,11 +16,15 @@ from triton_distributed.discovery.static import static_id
 from triton_distributed.errors import RuntimeClosed
 from triton_distributed.names import Instance
 from triton_distributed.supervisor import replica
+from triton_distributed.supervisor.replicas import Replicas
 from triton_distributed.supervisor.supervisor import supervise
 from triton_distributed.system.event_loop import new_event_loop
 
+COUNT_S = 0.2
+"""Seconds between two looks at how many requests a replica has served, if their number is limited."""
 
-def run(*functions: Callable[..., Any], config: Config | None = None, processes: int | None = None) -> None:
+
+def run(*functions: Callable[..., Any], config: Config | None = None, processes: int | Replicas | None = None) -> None:
     """Serve functions that `@trd.serve` has declared, until SIGTERM or SIGINT; then drain and return.
 
     It makes an event loop (uvloop's where it is installed), and prints a line for each endpoint that can be called.
@@ -32,17 +36,19 @@ def run(*functions: Callable[..., Any], config: Config | None = None, processes:
     Args:
         functions: the functions or bound methods; by default all that the calling program has declared.
         config: the settings; by default those of the environment, with `TRD_HANDLE_SIGNALS` on.
-        processes: the number of replicas; by default this process serves.
+        processes: the number of replicas, or `trd.Replicas`, which also says how they are kept: the environment, the
+            cores and the requests of each, and reloading. By default this process serves.
 
     Raises:
-        TypeError: a function is not declared, or the program declares none; `processes` is not an integer.
+        TypeError: a function is not declared, or the program declares none; `processes` is neither a whole number nor
+            `Replicas`.
         ValueError: `processes` is less than 1.
         ConfigError: the processes cannot share an address of the settings.
         SystemExit: a second signal came, or a replica did not end well; the status says which.
         OSError: the address to listen on cannot be bound.
         DiscoveryError: an instance cannot be registered.
         RuntimeError: an event loop is running already; use `here.serve` there. With `processes`: no replica could be
-            started; or the program cannot be run again, because it is not in a file.
+            started; this system cannot pin or watch; or the program cannot be run again, because it is not in a file.
     """
     if _running_loop() is not None:
         raise RuntimeError("run() makes an event loop of its own, and one runs here: use `await here.serve(function)`")
@@ -51,17 +57,23 @@ def run(*functions: Callable[..., Any], config: Config | None = None, processes:
         raise TypeError("run() found no declared function in this program: decorate one with @trd.serve(…)")
     declared = [(each, _declaration(each)) for each in chosen]
     config = config or Config.from_env(handle_signals=True)
-    if processes is not None:
-        if type(processes) is not int:
-            raise TypeError(f"run(): processes is a number, not {processes!r}")
-        if processes < 1:
-            raise ValueError(f"run(): processes={processes}: it must be at least 1")
-        if not replica.is_replica():
-            if status := supervise(processes, config):
-                raise SystemExit(status)
-            return
+    replicas = _replicas(processes)
+    if replicas is not None and not replica.is_replica():
+        if status := supervise(replicas, config):
+            raise SystemExit(status)
+        return
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(_run(declared, config))
+        runner.run(_run(declared, config, None if replicas is None else replicas.limit()))
+
+
+def _replicas(processes: Any) -> Replicas | None:
+    if processes is None or isinstance(processes, Replicas):
+        return processes
+    if type(processes) is not int:
+        raise TypeError(f"run(): processes is a number, not {processes!r}")
+    if processes < 1:
+        raise ValueError(f"run(): processes={processes}: it must be at least 1")
+    return Replicas(processes)
 
 
 def _declaration(function: Any) -> Declaration:
@@ -71,12 +83,14 @@ def _declaration(function: Any) -> Declaration:
     return found
 
 
-async def _run(handlers: Iterable[tuple[Any, Declaration]], config: Config) -> None:
+async def _run(handlers: Iterable[tuple[Any, Declaration]], config: Config, limit: int | None) -> None:
     async with connect(config) as here:
-        await serve_until_drained(here, handlers)
+        await serve_until_drained(here, handlers, limit)
 
 
-async def serve_until_drained(here: Connection, handlers: Iterable[tuple[Any, Declaration]]) -> None:
+async def serve_until_drained(
+    here: Connection, handlers: Iterable[tuple[Any, Declaration]], limit: int | None = None
+) -> None:
     """Serve handlers, say on standard output when each can be called, and wait for the end of the drain.
 
     A drain that begins before the last handler is served is an end like any other.
@@ -84,6 +98,7 @@ async def serve_until_drained(here: Connection, handlers: Iterable[tuple[Any, De
     Args:
         here: the connection that serves them.
         handlers: handlers with the endpoints that they serve.
+        limit: requests after which the supervisor replaces this process; None for no limit.
 
     Raises:
         TritonError: as `Connection.serve` raises it.
@@ -95,11 +110,12 @@ async def serve_until_drained(here: Connection, handlers: Iterable[tuple[Any, De
         for handler, declared in handlers:
             served.append(one := await here.serve_declared(handler, declared))
             _say_ready(one.instance, runtime.config)
-        replica.report_ready()
+        replica.report(replica.READY)
     except RuntimeClosed:
         if not runtime.worker.draining:
             raise
     ends = [asyncio.ensure_future(each.until_drained()) for each in served]
+    counting = None if limit is None else asyncio.ensure_future(_report_worn(here, limit))
     try:
         await asyncio.wait([*ends, draining], return_when=asyncio.FIRST_COMPLETED)
         running = sum(each.inflight for each in runtime.stats().values())
@@ -111,8 +127,17 @@ async def serve_until_drained(here: Connection, handlers: Iterable[tuple[Any, De
             )
         await asyncio.gather(*ends)
     finally:
-        for each in ends:
+        for each in [*ends, *filter(None, [counting])]:
             each.cancel()
+
+
+async def _report_worn(here: Connection, limit: int) -> None:
+    """Tell the supervisor once that this process has served its requests. Counting must not cost a request anything."""
+    while True:
+        outcomes = [each.outcomes() for each in here.runtime.stats().values()]
+        if sum(sum(each.values()) - each["refused"] for each in outcomes) >= limit:
+            return replica.report(replica.WORN)
+        await asyncio.sleep(COUNT_S)
 
 
 def _say_ready(instance: Instance, config: Config) -> None:

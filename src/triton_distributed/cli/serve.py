@@ -19,6 +19,8 @@ from triton_distributed.cli.target import Target
 from triton_distributed.config import Config
 from triton_distributed.errors import ConfigError
 from triton_distributed.supervisor import replica
+from triton_distributed.supervisor.replicas import Replicas
+from triton_distributed.supervisor.shareable import LISTEN
 from triton_distributed.supervisor.supervisor import StartFailed, supervise
 from triton_distributed.system.event_loop import new_event_loop
 from triton_distributed.transport.address import Address
@@ -37,7 +39,9 @@ When an endpoint is ready, one line is printed on standard output:
 
 With --replicas, N processes serve. A process that ends is started again, and
 each line of its output begins with its number, from 0 on, which it also finds
-in TRD_REPLICA. SIGHUP restarts one process after the other.
+in TRD_REPLICA. SIGHUP replaces one process after the other: a successor
+starts, and when it can be called, the old process drains. The options below
+--replicas work with it, or alone for one process.
 
 SIGTERM and SIGINT drain: no new request begins, running ones finish within
 TRD_DRAIN_TIMEOUT_S, and the exit status is 0. A second signal ends it at once.
@@ -66,6 +70,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--replicas", metavar="N", type=at_least(1), help="processes that serve; one that ends restarts"
     )
+    parser.add_argument(
+        "--env",
+        metavar="NAME=VALUE",
+        type=pair,
+        action="append",
+        help="set this in each process; {replica} in VALUE is its number, e.g. CUDA_VISIBLE_DEVICES={replica}; "
+        "repeatable",
+    )
+    parser.add_argument("--pin", action="store_true", help="give each process its own share of the CPU cores")
+    parser.add_argument(
+        "--max-requests",
+        metavar="N",
+        type=at_least(1),
+        help="replace a process that has served about N requests, one process at a time (default: never)",
+    )
+    parser.add_argument(
+        "--drain-first",
+        action="store_true",
+        help="let a process drain before its successor starts, e.g. if a GPU has memory for one only",
+    )
+    parser.add_argument(
+        "--reload", action="store_true", help="replace the processes when a Python file of the module's folder changes"
+    )
 
 
 def _address(text: str) -> str:
@@ -83,25 +110,48 @@ def run(arguments: argparse.Namespace) -> int:
     target = Target(arguments.target)
     listen = {} if arguments.listen is None else {"listen": arguments.listen}
     config = settings(handle_signals=True, **listen)
-    if arguments.replicas is not None and not replica.is_replica():
+    replicas = _replicas(arguments)
+    if replicas is not None and not replica.is_replica():
         try:
-            return supervise(arguments.replicas, config)
+            return supervise(replicas, config, target.module)
         except StartFailed as error:
             raise Failure(str(error), error.status) from error
     module = target.load()
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(_serve(arguments, config, target, module))
+        runner.run(_serve(arguments, config, target, module, None if replicas is None else replicas.limit()))
     return 0
 
 
-async def _serve(arguments: argparse.Namespace, config: Config, target: Target, module: ModuleType) -> None:
+def _replicas(arguments: argparse.Namespace) -> Replicas | None:
+    """What the options say about replicas; None if none of them is given."""
+    env = pairs(arguments.env)
+    if LISTEN in env and arguments.listen is not None:
+        raise Failure(f"--listen and --env {LISTEN}=… both say where to listen: give one", USAGE)
+    options = {
+        "env": env,
+        "pin": arguments.pin,
+        "max_requests": arguments.max_requests,
+        "drain_first": arguments.drain_first,
+        "reload": arguments.reload,
+    }
+    if arguments.replicas is None and not any(options.values()):
+        return None
+    try:
+        return Replicas(arguments.replicas or 1, **options)
+    except ValueError as error:
+        raise Failure(str(error), USAGE) from error
+
+
+async def _serve(
+    arguments: argparse.Namespace, config: Config, target: Target, module: ModuleType, limit: int | None
+) -> None:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         # This handler interrupts a class that loads its model; asyncio's own would wait for the class.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     handlers = _handlers(arguments, target, module)
     try:
         async with connect(config) as here:
-            await serve_until_drained(here, handlers)
+            await serve_until_drained(here, handlers, limit)
     except TypeError as error:
         raise Failure(f"{target.text} cannot serve: {error}") from error
     except OSError as error:

@@ -1,5 +1,7 @@
 """The output of all replicas as one stream of lines, each with the replica's number: `[0] text`.
 
+In a log of JSON, a line that is an object stays one: it gets the field `replica` instead.
+
 A thread copies it, because writing may block: a reader of the output that stands still must not stop the supervisor.
 """
 
@@ -23,8 +25,9 @@ FLUSH_S = 1.0
 class _Source:
     """One pipe of a replica."""
 
-    def __init__(self, pipe: IO[bytes], name: str, target: IO[str] | None) -> None:
+    def __init__(self, pipe: IO[bytes], name: str, target: IO[str] | None, json: bool) -> None:
         self.pipe = pipe
+        self.field = f'{{"replica":{name},'.encode() if json else None
         self.prefix = f"[{name}] ".encode()
         self.target = target
         self.rest = b""
@@ -35,13 +38,23 @@ class _Source:
         if self.rest and (not data or len(self.rest) >= LONGEST_LINE):
             lines.append(self.rest)
             self.rest = b""
-        return b"".join(self.prefix + line + b"\n" for line in lines)
+        return b"".join(self._named(line) + b"\n" for line in lines)
+
+    def _named(self, line: bytes) -> bytes:
+        if self.field is not None and line.startswith(b'{"') and line.endswith(b"}"):
+            return self.field + line[1:]
+        return self.prefix + line
 
 
 class Output:
-    """Copies what replicas write. The thread starts at once and runs until `close`."""
+    """Copies what replicas write. The thread starts at once and runs until `close`.
 
-    def __init__(self) -> None:
+    Args:
+        json: the log has one JSON object in each line.
+    """
+
+    def __init__(self, json: bool = False) -> None:
+        self._json = json
         self._selector = selectors.DefaultSelector()
         self._wake, self._woken = os.pipe()
         self._selector.register(self._wake, selectors.EVENT_READ, None)
@@ -62,7 +75,7 @@ class Output:
         """
         os.set_blocking(pipe.fileno(), False)
         with self._lock:
-            self._new.append(_Source(pipe, name, target))
+            self._new.append(_Source(pipe, name, target, self._json))
         os.write(self._woken, b"\0")
 
     def say(self, line: str) -> None:

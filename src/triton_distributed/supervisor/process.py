@@ -13,7 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from triton_distributed.config import environment_with
 from triton_distributed.supervisor.output import Output
-from triton_distributed.supervisor.replica import INDEX, LINK, READY
+from triton_distributed.supervisor.pinning import Cores, bound
+from triton_distributed.supervisor.replica import INDEX, LINK, READY, WORN
+
+LONGEST_WORD = 256
+"""Bytes of an incomplete report that are kept."""
 
 
 class Process:
@@ -24,7 +28,14 @@ class Process:
         command: the program and its arguments.
         directory: the current directory of the process; None for the supervisor's.
         output: copies what the process writes.
-        on_ready: called once when the process reports that it can be called.
+        on_change: called after each change of the attributes.
+        environment: variables for this process, added to those of the supervisor.
+        cores: the CPU cores to which the process is bound; None for all.
+
+    Attributes:
+        started_at, ready_at: times on the loop's clock; `ready_at` is None until the process can be called.
+        worn: the process has served as many requests as it should.
+        status: its exit status, negative for a signal; None while it runs.
 
     Raises:
         OSError: the process cannot be started.
@@ -36,18 +47,24 @@ class Process:
         command: Sequence[str],
         directory: str | None,
         output: Output,
-        on_ready: Callable[[], None],
+        on_change: Callable[[Process], None],
+        environment: Mapping[str, str],
+        cores: Cores | None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._on_ready = on_ready
+        self._on_change = on_change
         self.index = index
-        self.ready_at: float | None = None  # On the loop's clock.
-        self.over: asyncio.Future[int] = self._loop.create_future()
+        self.started_at = self._loop.time()
+        self.ready_at: float | None = None
+        self.worn = False
+        self.status: int | None = None
         self._kill: asyncio.TimerHandle | None = None
+        self._heard = b""
         self._link, theirs = socket.socketpair()
         try:
-            with theirs:
+            with theirs, bound(cores):
                 link = f"{theirs.fileno()}:{os.fstat(theirs.fileno()).st_ino}"
+                own = {INDEX: str(index), LINK: link, "PYTHONUNBUFFERED": "1"}
                 self._popen = subprocess.Popen(
                     command,
                     bufsize=0,
@@ -55,7 +72,7 @@ class Process:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     cwd=directory,
-                    env=environment_with({INDEX: str(index), LINK: link, "PYTHONUNBUFFERED": "1"}),
+                    env=environment_with({**environment, **own}),
                     pass_fds=(theirs.fileno(),),
                     process_group=0,
                 )
@@ -75,22 +92,46 @@ class Process:
         return self._popen.pid
 
     @property
+    def is_over(self) -> bool:
+        """Whether the process has ended."""
+        return self.status is not None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the process can be called."""
+        return self.ready_at is not None and self.status is None
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the process was asked to end and has not ended."""
+        return self._kill is not None and self.status is None
+
+    @property
     def ready_s(self) -> float:
-        """Seconds since the process was ready; 0 if it is not."""
+        """Seconds since the process was ready; 0 if it was not."""
         return 0.0 if self.ready_at is None else self._loop.time() - self.ready_at
 
     def _received(self) -> None:
         try:
-            data = self._link.recv(64)
+            data = self._link.recv(4096)
         except BlockingIOError:
             return
         except OSError:
             data = b""
         if not data:
             self._loop.remove_reader(self._link)
-        elif READY in data and self.ready_at is None:
+            return
+        *lines, self._heard = (self._heard + data).split(b"\n")
+        self._heard = self._heard[-LONGEST_WORD:]
+        for line in lines:
+            self._reported(line.decode(errors="replace"))
+
+    def _reported(self, word: str) -> None:
+        if word == READY and self.ready_at is None:
             self.ready_at = self._loop.time()
-            self._on_ready()
+        elif word == WORN:
+            self.worn = True
+        self._on_change(self)
 
     def drain(self, limit_s: float) -> None:
         """Send SIGTERM, unless it was sent before: a second one would cut the requests that run.
@@ -106,7 +147,7 @@ class Process:
         self._end_within(limit_s)
 
     def _end_within(self, limit_s: float) -> None:
-        if self.over.done():
+        if self.status is not None:
             return
         os.kill(self.pid, signal.SIGTERM)  # The process has not been waited for, so the id is still its own.
         if self._kill is not None:
@@ -121,14 +162,15 @@ class Process:
     def look(self) -> None:
         """Note whether the process has ended. What it has started ends with it, e.g. to free the memory of a GPU."""
         status = self._popen.poll()
-        if status is None or self.over.done():
+        if status is None or self.status is not None:
             return
         self.kill()
         if self._kill is not None:
             self._kill.cancel()
         self._loop.remove_reader(self._link)
         self._link.close()
-        self.over.set_result(status)
+        self.status = status
+        self._on_change(self)
 
 
 def described(status: int) -> str:

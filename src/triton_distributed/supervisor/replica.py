@@ -15,7 +15,8 @@ import threading
 from triton_distributed.config import variable
 from triton_distributed.system.fork import own
 
-READY = b"r"
+READY, WORN = "ready", "worn"
+"""What a replica reports, one word a line: it can be called; it has served as many requests as it should."""
 
 INDEX, LINK = "TRD_REPLICA", "TRD_SUPERVISOR"
 """The variables of a replica: its number, from 0 on; and the link's descriptor with its inode."""
@@ -68,8 +69,12 @@ def is_replica() -> bool:
     return _link is not None and _link.pid == os.getpid()
 
 
-def report_ready() -> None:
-    """Tell the supervisor, if there is one, that this process can be called."""
+def report(word: str) -> None:
+    """Tell the supervisor, if there is one, how this process is.
+
+    Args:
+        word: `READY` or `WORN`.
+    """
     if _link is not None and is_replica():
         with contextlib.suppress(OSError):  # The supervisor has ended, so this process drains.
-            _link.socket.send(READY)
+            _link.socket.sendall(f"{word}\n".encode())

@@ -1,24 +1,28 @@
-"""The supervisor: starts the replicas, starts them again when they end, and drains them on a signal."""
+"""The supervisor: starts the replicas, replaces them, starts them again when they end, and drains them on a signal."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-import random
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 
 from triton_distributed.config import Config
-from triton_distributed.errors import ConfigError
+from triton_distributed.supervisor import pinning, reload
+from triton_distributed.supervisor.bell import Bell
 from triton_distributed.supervisor.output import Output
+from triton_distributed.supervisor.place import Place
 from triton_distributed.supervisor.process import Process, described, look
 from triton_distributed.supervisor.program import own_command, own_directory
-from triton_distributed.supervisor.restarts import Restarts
+from triton_distributed.supervisor.replacement import Replacer
+from triton_distributed.supervisor.replicas import Replicas
+from triton_distributed.supervisor.shareable import check_shareable, has_fixed_address
 from triton_distributed.system.signals import ECHO_S, GRACE_S
-from triton_distributed.transport.address import Address, entries_of
 
 logger = logging.getLogger("triton_distributed.supervisor")
 
@@ -30,11 +34,11 @@ AT_ONCE_S = 1.0
 
 
 class StartFailed(RuntimeError):
-    """A replica ended before any replica could be called.
+    """The replicas cannot be started.
 
     Args:
-        text: the replica and its end.
-        status: the exit status of the replica.
+        text: what is missing, or the replica and its end.
+        status: the exit status for the command.
     """
 
     def __init__(self, text: str, status: int) -> None:
@@ -42,93 +46,89 @@ class StartFailed(RuntimeError):
         self.status = status
 
 
-def supervise(count: int, config: Config) -> int:
+def supervise(replicas: Replicas, config: Config, module: str | None = None) -> int:
     """Run this program again in some processes, which find out by `replica.is_replica()`, until a signal ends them.
 
     Args:
-        count: the number of replicas, at least 1.
+        replicas: how many processes, and how they are kept.
         config: the settings that they will have.
+        module: the module with the handlers, whose files `reload` watches; None for this program's own.
 
     Returns:
         The exit status: 0 if all have drained, 128 plus its number after a second signal, else the status of a replica.
 
     Raises:
         ConfigError: the replicas cannot share these settings.
-        StartFailed: a replica ended before any replica could be called.
+        StartFailed: this system cannot do what `replicas` asks for, or a replica ended before any could be called.
         RuntimeError: the program cannot be run again, or this is not the main thread.
         OSError: no process can be started.
     """
-    check_shareable(count, config)
+    check_shareable(replicas, config)
     command = own_command()
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("only the main thread gets signals, so only there processes can be supervised")
+    cores, watched = None, None
+    try:
+        if replicas.pin:
+            cores = pinning.shares(replicas.count, pinning.allowed_cores())
+        if replicas.reload:
+            reload.check_available()
+            watched = reload.folder_of(module)
+    except (OSError, ImportError) as error:
+        raise StartFailed(str(error), 1) from error
 
     async def main() -> int:
-        return await Supervisor(count, command, own_directory(), config.drain_timeout_s).run()
+        supervisor = Supervisor(
+            replicas,
+            command,
+            own_directory(),
+            config.drain_timeout_s,
+            drain_first=replicas.drain_first or has_fixed_address(replicas, config),
+            cores=cores,
+            watched=watched,
+            json=config.log_format == "json",
+        )
+        return await supervisor.run()
 
     with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
         return runner.run(main())
 
 
-def check_shareable(count: int, config: Config) -> None:
-    """Check that several processes can use the settings.
-
-    Raises:
-        ConfigError: they would listen on one address, or their memory has to be shared.
-    """
-    if config.backend.reach == "process":
-        raise ConfigError("TRD_DISCOVERY", config.discovery, "processes do not share memory: use file or etcd")
-    if count == 1:
-        return
-    if config.backend.fixed:
-        raise ConfigError(
-            "TRD_DISCOVERY",
-            config.discovery,
-            f"{count} processes cannot share the addresses of one worker: use file or etcd, or start each process with "
-            "a TRD_LISTEN of its own",
-        )
-    for variable, text in (("TRD_LISTEN", config.listen), ("TRD_ADVERTISE", config.advertise)):
-        for entry in entries_of(text, variable):
-            with contextlib.suppress(ConfigError):  # A host alone can be advertised. The worker checks the rest.
-                address = Address.parse(entry, variable)
-                if address.scheme != "tcp" or address.port:
-                    instead = f"use port 0: tcp://{address.host}:0" if address.scheme == "tcp" else "remove it"
-                    break
-        else:
-            continue
-        raise ConfigError(variable, entry, f"{count} processes cannot share an address: {instead}")
-
-
-class _Replica:
-    """One place of a supervisor, which has a process most of the time."""
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-        self.process: Process | None = None
-        self.restarts = Restarts(random.random)
-        self.renewing = False  # The supervisor has asked the process to end, so that a new one takes its place.
-        self.settled = asyncio.Event()  # The process is ready, or it has ended before.
-
-    def is_ready(self) -> bool:
-        """Whether its process can be called."""
-        return self.process is not None and self.process.ready_at is not None
-
-
 class Supervisor:
     """Keeps some processes of one command running.
 
+    Each place has a task that starts its process again after an end. One more task replaces processes that run.
+
     Args:
-        count: the number of replicas.
+        replicas: how many processes, and how they are kept.
         command: the program and its arguments.
         directory: its current directory; None for this process's.
         drain_s: seconds that a replica may take to drain.
+        drain_first: a process drains before its successor starts.
+        cores: the CPU cores of each replica; None for all.
+        watched: the folder whose Python files are watched; None for none.
+        json: the log has one JSON object in each line.
     """
 
-    def __init__(self, count: int, command: Sequence[str], directory: str | None, drain_s: float) -> None:
-        self._command, self._directory = command, directory
+    def __init__(
+        self,
+        replicas: Replicas,
+        command: Sequence[str],
+        directory: str | None,
+        drain_s: float,
+        *,
+        drain_first: bool = False,
+        cores: Sequence[pinning.Cores] | None = None,
+        watched: Path | None = None,
+        json: bool = False,
+    ) -> None:
+        self._replicas, self._command, self._directory = replicas, command, directory
+        self._drain_first, self._cores, self._watched, self._json = drain_first, cores, watched, json
         self._limit_s = drain_s + GRACE_S + SPARE_S
-        self._replicas = [_Replica(index) for index in range(count)]
+        self._places = [Place(index) for index in range(replicas.count)]
+        self._processes: dict[int, Process] = {}  # All that run, by their ids.
         self._loop = asyncio.get_running_loop()
+        self._bell = Bell()
         self._stopping = asyncio.Event()
         self._first: float | None = None  # When the first signal came.
         self._cut = 0  # The number of the second signal.
@@ -136,14 +136,47 @@ class Supervisor:
         self._complete = False  # All have been ready at once.
         self._failure: StartFailed | None = None
         self._status = 0
-        self._renewal: asyncio.Task[None] | None = None
-        self._again = False
         self._terminal = _has_terminal()
 
     async def run(self) -> int:
         """Run until a signal has ended all replicas; the rest as for `supervise`."""
+        self._output = Output(self._json)
+        self._replacer = Replacer(
+            self._places,
+            self._bell,
+            self._stopping,
+            self._start,
+            lambda process: process.drain(self._limit_s),
+            self._output.say,
+            drain_first=self._drain_first,
+            wait=self._watched is None,  # A developer does not wait for the streams of the last version.
+        )
+        with self._signals():
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for each in self._places:
+                        group.create_task(self._keep(each))
+                    group.create_task(self._replacer.run())
+                    if self._watched is not None:
+                        group.create_task(self._watch(self._watched))
+                await self._bell.until(lambda: not self._processes)
+            except BaseExceptionGroup as group:
+                raise group.exceptions[0] from None
+            finally:
+                for process in self._processes.values():  # After an error only.
+                    process.kill()
+                await self._bell.until(lambda: not self._processes)
+                self._output.close()
+        if self._cut:
+            return 128 + self._cut
+        if self._failure is not None:
+            raise self._failure
+        return self._status
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
         handlers = {
-            signal.SIGCHLD: lambda: look(self._processes()),
+            signal.SIGCHLD: lambda: look(self._processes),
             signal.SIGTERM: lambda: self._signalled(signal.SIGTERM),
             signal.SIGINT: lambda: self._signalled(signal.SIGINT),
         }
@@ -152,97 +185,122 @@ class Supervisor:
         before = {number: signal.getsignal(number) for number in handlers}
         for number, handle in handlers.items():
             self._loop.add_signal_handler(number, handle)
-        self._output = Output()
         try:
-            async with asyncio.TaskGroup() as group:
-                for each in self._replicas:
-                    group.create_task(self._keep(each))
-        except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
+            yield
         finally:
-            if self._renewal is not None:
-                self._renewal.cancel()
-            for process in self._processes().values():  # After an error only.
-                process.kill()
-                await process.over
-            self._output.close()
             for number, handler in before.items():
                 self._loop.remove_signal_handler(number)
                 signal.signal(number, handler or signal.SIG_DFL)
-        if self._cut:
-            return 128 + self._cut
-        if self._failure is not None:
-            raise self._failure
-        return self._status
 
-    def _processes(self) -> dict[int, Process]:
-        return {each.process.pid: each.process for each in self._replicas if each.process is not None}
+    # Processes.
 
-    async def _keep(self, replica: _Replica) -> None:
+    def _start(self, place: Place) -> Process:
+        cores = None if self._cores is None else self._cores[place.index]
+        environment = self._replicas.environment(place.index)
+        process = Process(place.index, self._command, self._directory, self._output, self._changed, environment, cores)
+        self._processes[process.pid] = process
+        place.starts += 1
+        where = "" if cores is None else f" on cores {pinning.described(cores)}"
+        logger.info("replica %d: started as process %d%s", place.index, process.pid, where, extra=place.field)
+        return process
+
+    def _changed(self, process: Process) -> None:
+        """Note that a process can be called, is worn, or has ended."""
+        if process.is_over:
+            del self._processes[process.pid]
+            if self._stopping.is_set():
+                self._note_end(process)
+        elif process.is_ready:
+            self._served = True
+            place = self._places[process.index]
+            if process is place.process and not place.asked:
+                place.settled = True
+            if not self._complete and all(each.is_ready for each in self._places):
+                self._complete = True
+                self._output.say(f"ready: {len(self._places)} replica(s){self._where()}")
+        self._bell.ring()
+
+    def _where(self) -> str:
+        if self._cores is None:
+            return ""
+        return " on cores " + " | ".join(map(pinning.described, self._cores))
+
+    def _note_end(self, process: Process) -> None:
+        """Note the end of a replica that was asked to end."""
+        status = process.status
+        if status and not self._status and (process.ready_at is not None or status != -signal.SIGTERM):
+            self._status = status if status > 0 else 128 - status
+
+    # A replica ends.
+
+    async def _keep(self, place: Place) -> None:
         """Keep one replica running."""
         while not self._stopping.is_set():
-            wait_s, words = 0.0, ""
+            wait_s: float | None
             try:
-                process = self._start(replica)
+                place.take(self._start(place))
             except OSError as error:
                 if not self._served:
                     raise
-                wait_s, words = replica.restarts.ended(0.0), f"cannot be started: {error}"
+                place.begun_at = self._loop.time()
+                wait_s, words = place.restarts.ended(0.0), f"cannot be started: {error}"
             else:
-                logger.info("replica %d: started as process %d", replica.index, process.pid)
-                status = await asyncio.shield(process.over)
-                ready_s, was_ready, replica.process = process.ready_s, replica.is_ready(), None
+                process = await self._end_of(place)
                 if self._stopping.is_set():
-                    self._note_end(was_ready, status)
                     break
-                if replica.renewing:
-                    replica.renewing = False
+                if place.asked:
                     continue
-                words = f"process {process.pid} ended {described(status)}"
-                if not self._served:
-                    self._fail(replica.index, words, status)
+                assert process.status is not None
+                words = f"process {process.pid} ended {described(process.status)}"
+                if not self._served and self._watched is None:
+                    self._fail(place.index, words, process.status)
                     break
-                wait_s = replica.restarts.ended(ready_s)
-            self._tell(replica, words, wait_s)
-            replica.settled.set()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), wait_s)
-        replica.settled.set()
+                wait_s = place.restarts.ended(process.ready_s)
+                if self._watched is not None and process.ready_at is None:
+                    wait_s = None  # The program itself is at fault, and its developer is about to change it.
+            place.last_end, place.settled = words, True
+            self._tell(place, words, wait_s)
+            self._bell.ring()
+            await self._bell.until(lambda: self._stopping.is_set() or place.due, wait_s)
+        place.settled = True
+        self._bell.ring()
 
-    def _start(self, replica: _Replica) -> Process:
-        def ready() -> None:
-            self._served = True
-            if replica.renewing:
-                return  # This process has been asked to end.
-            replica.settled.set()
-            if not self._complete and all(each.is_ready() for each in self._replicas):
-                self._complete = True
-                self._output.say(f"ready: {len(self._replicas)} replica(s)")
+    async def _end_of(self, place: Place) -> Process:
+        """Wait until the place's process has ended and no successor has taken its place; return the process."""
+        while True:
+            process = place.process
+            assert process is not None
+            await self._bell.until(partial(place.has_changed, process))
+            if place.process is not process:
+                continue
+            successor = place.successor
+            if successor is not None and not successor.is_over and not self._stopping.is_set():
+                words = f"process {process.pid} ended {described(process.status or 0)}"
+                logger.warning("replica %d: %s while its successor starts", place.index, words, extra=place.field)
+                place.last_end = words
+                place.take(successor)
+                continue
+            place.process = None
+            return process
 
-        replica.process = Process(replica.index, self._command, self._directory, self._output, ready)
-        return replica.process
-
-    def _tell(self, replica: _Replica, words: str, wait_s: float) -> None:
+    def _tell(self, place: Place, words: str, wait_s: float | None) -> None:
         when = f"starting again in {wait_s:.1f} s" if wait_s else "starting again"
-        restarts = replica.restarts
+        if wait_s is None:
+            when = "it starts again after a change of a file"
+        restarts = place.restarts
         if restarts.failing:
-            running = sum(each.is_ready() for each in self._replicas)
             logger.error(
                 "replica %d is failing, %d ends in a row: %s; %s; %d of %d replicas can be called",
-                replica.index,
+                place.index,
                 restarts.in_a_row,
                 words,
                 when,
-                running,
-                len(self._replicas),
+                sum(each.is_ready for each in self._places),
+                len(self._places),
+                extra=place.field,
             )
         else:
-            logger.warning("replica %d: %s; %s", replica.index, words, when)
-
-    def _note_end(self, was_ready: bool, status: int) -> None:
-        """Note the end of a replica that was asked to end."""
-        if status and not self._status and (was_ready or status != -signal.SIGTERM):
-            self._status = status if status > 0 else 128 - status
+            logger.warning("replica %d: %s; %s", place.index, words, when, extra=place.field)
 
     def _fail(self, index: int, words: str, status: int) -> None:
         """End all replicas: this program does not start at all, and what has started this process must know."""
@@ -250,52 +308,53 @@ class Supervisor:
         self._failure = StartFailed(text, status if status > 0 else 128 - status or 1)
         self._stop()
 
+    # Signals.
+
     def _signalled(self, number: signal.Signals) -> None:
         now = self._loop.time()
         if self._first is None:
             self._first = now
-            logger.info("%s: draining %d replica(s)", number.name, len(self._processes()))
+            logger.info("%s: draining %d process(es)", number.name, len(self._processes))
             self._stop()
         elif now - self._first >= ECHO_S:
             self._cut = number
-            for each in self._processes().values():
+            for each in self._processes.values():
                 each.cut(AT_ONCE_S)
 
     def _stop(self) -> None:
         self._stopping.set()
-        for each in self._processes().values():
+        for each in self._processes.values():
             each.drain(self._limit_s)
+        self._bell.ring()
 
     def _hung_up(self) -> None:
         if self._terminal and not _has_terminal():
             self._signalled(signal.SIGTERM)  # The terminal was closed.
-            return
-        self._again = True
-        if not self._stopping.is_set() and (self._renewal is None or self._renewal.done()):
-            self._renewal = asyncio.ensure_future(self._renew())
+        else:
+            self._outdate("")
 
-    async def _renew(self) -> None:
-        """Drain and start one replica after the other. A signal meanwhile lets this begin anew."""
-        while self._again:
-            self._again = False
-            self._output.say(f"restarting {len(self._replicas)} replica(s), one after the other")
-            for each in self._replicas:
-                if each.process is None:
-                    continue  # It waits for its next start, which has what is new.
-                each.settled.clear()
-                each.renewing = True
-                each.process.drain(self._limit_s)
-                await each.settled.wait()
-                if self._stopping.is_set():
-                    return
-                if not each.is_ready():
+    def _outdate(self, cause: str) -> None:
+        """Let all processes be replaced that run now."""
+        if not self._stopping.is_set():
+            self._replacer.outdate(self._loop.time(), cause)
+
+    async def _watch(self, folder: Path) -> None:
+        """Replace the processes when files have changed that can be compiled."""
+        wrong: dict[Path, str] = {}
+        try:
+            async for files in reload.changes(folder, self._stopping):
+                wrong = reload.broken({*files, *wrong})
+                if not wrong:
+                    self._outdate(f"changed: {reload.named(files)}: ")
+                for file, words in wrong.items():
                     logger.error(
-                        "replica %d did not start again, so the others are not restarted; they go on as they are",
-                        each.index,
+                        "%s cannot be compiled: %s; the processes go on as they are until it is mended",
+                        reload.named([file]),
+                        words,
                     )
-                    break
-            else:
-                self._output.say(f"restarted: {len(self._replicas)} replica(s)")
+        except OSError as error:
+            text = "the files in %s cannot be watched, so a change restarts nothing: %s"
+            logger.error(text, folder, error)  # noqa: TRY400 (a traceback says no more)
 
 
 def _has_terminal() -> bool:
