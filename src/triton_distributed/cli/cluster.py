@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from triton_distributed.config import Config
 from triton_distributed.errors import ConnectionFailed, TritonError
-from triton_distributed.runtime import Client, DistributedRuntime
+from triton_distributed.runtime import Client, DistributedRuntime, ResponseStream
 from triton_distributed.runtime.backends import make_discovery
 from triton_distributed.runtime.inspection import INSPECT, WorkersDiscovery
 
@@ -59,6 +59,15 @@ class Cluster:
         """
         question = {"about": about, **details}
         return await asyncio.gather(*(self._ask(each, question) for each in workers))
+
+    def follow(self, worker: int, about: str, **details: Any) -> ResponseStream:
+        """Ask one worker, whose answer goes on until the stream is cancelled.
+
+        Args:
+            worker: its instance id.
+            about, details: see `inspection.Question`.
+        """
+        return self._client.direct({"about": about, **details}, worker, annotated=False)
 
     async def _ask(self, worker: int, question: dict[str, Any]) -> Answer:
         async with self._places:

@@ -30,7 +30,7 @@ _encode = msgspec.json.Encoder(enc_hook=repr).encode
 
 def json_line(value: Any) -> bytes:
     """Return a value as one line of JSON, including the line break."""
-    return _encode(_plain(value)) + b"\n"
+    return _encode(plain(value)) + b"\n"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -54,11 +54,12 @@ def item(annotated: Annotated) -> Any:
     return present if annotated.data() is None else {"data": annotated.data(), **present}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a value as plain values that JSON can show; large content is left out."""
     if isinstance(value, dict):
-        return {key if isinstance(key, str) else str(key): _plain(each) for key, each in value.items()}
+        return {key if isinstance(key, str) else str(key): plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     if isinstance(value, bytes | bytearray | memoryview):
         return {"bytes": _bytes(bytes(value))}
     if hasattr(value, "dtype") and hasattr(value, "shape") and hasattr(value, "tolist"):
@@ -75,5 +76,5 @@ def _array(array: Any) -> dict[str, Any]:
     count = 1
     for each in array.shape:
         count *= each
-    shown = {"values": _plain(array.tolist())} if count <= SHOWN_VALUES else {}
+    shown = {"values": plain(array.tolist())} if count <= SHOWN_VALUES else {}
     return {"dtype": str(array.dtype), "shape": list(array.shape), **shown}

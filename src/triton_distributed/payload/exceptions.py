@@ -84,6 +84,17 @@ def encode_error(error: BaseException, *, full_tracebacks: bool = False) -> byte
     return _encode(_Error(fields.type_name, fields.types[:4], message, "", [], None, {}))
 
 
+def name_and_text(error: BaseException) -> tuple[str, str]:
+    """Return the name of an error's type and the error's text, as they travel. Those of another worker's error stay.
+
+    Never raises, even if the error's methods raise.
+    """
+    known = RemoteError.cause_of(error)
+    if known is not None:
+        return clean(str(known.type_name), 255), clean(str(known.message), MAX_MESSAGE)
+    return clean(type(error).__name__, 255), _text(error)
+
+
 def let_through(error: BaseException) -> RemoteCause | None:
     """Return the cause of an error that the handler's own call raised and the handler let through; None for others.
 
@@ -107,13 +118,14 @@ def _shorten(fields: _Error, limit: int) -> None:
 
 def _described(error: BaseException, trace: TracebackException | str, left: list[int]) -> _Error:
     known, through = RemoteError.cause_of(error), let_through(error)
+    name, text = name_and_text(error)
     arguments, state, unsent = held_by(error)
     ours = _note(known) if known else ""
     notes = [note for note in _notes(error) if note != ours]
     fields = _Error(
-        type_name=clean(type(error).__name__, 255),
-        types=_types(type(error)),
-        message=_text(error),
+        type_name=name,
+        types=_types(type(error)) if known is None else known.types,
+        message=text,
         traceback="",
         notes=[clean(note, MAX_MESSAGE) for note in [*notes, *unsent] if isinstance(note, str)][:MAX_NOTES],
         args=arguments,
@@ -126,9 +138,6 @@ def _described(error: BaseException, trace: TracebackException | str, left: list
             if left[0] < 0:
                 break
             fields.parts.append(_described(each, traces[number] if number < len(traces) else "", left))
-    if known is not None:  # the original error keeps its type and message
-        fields.type_name, fields.types = clean(str(known.type_name), 255), known.types
-        fields.message = clean(str(known.message), MAX_MESSAGE)
     if through is not None:
         fields.traceback, fields.hops = through.own_traceback, list(through.hops)
     else:

@@ -20,15 +20,20 @@ from triton_distributed.discovery import Added, Change, Discovery, Removed, Sink
 from triton_distributed.discovery.base import Watch
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.observe.stacks import stack
+from triton_distributed.runtime.recording import Recording, is_recorded
 from triton_distributed.runtime.requests import RequestReport, requests_of
 from triton_distributed.runtime.statistics import RuntimeStatistics
 from triton_distributed.runtime.worker import Worker
+from triton_distributed.serving.endpoint import ServedEndpoint
 
 INSPECT = EndpointName("_trd", "runtime", "inspect")
 """The reserved endpoint. A program that serves an endpoint of this name replaces it in its own process."""
 
 LIMITS = 4, 64
 """The most questions that are answered at once, and that wait beyond these: questions must not hold up requests."""
+
+MOST_RECORDINGS = 2
+"""Recordings at a time: each occupies one of the places above until its client leaves."""
 
 CHUNK = 100
 """Requests in one item of an answer. The event loop turns after each item, which takes about a millisecond."""
@@ -38,15 +43,20 @@ class Question(msgspec.Struct, forbid_unknown_fields=True):
     """What a client asks.
 
     Attributes:
-        about: `statistics` (one item, see `RuntimeStatistics`), `requests` (items of up to `CHUNK` reports each) or
-            `stacks` (one item: the stack of each thread, by its name).
+        about: `statistics` (one item, see `RuntimeStatistics`), `requests` (items of up to `CHUNK` reports each),
+            `stacks` (one item: the stack of each thread, by its name) or `recording` (first an empty item, then one
+            `Exchange` for each request that has ended, until the caller leaves).
         id: only requests of this id; empty for all.
         stacks: reports of requests contain the steps of the handlers' code.
+        endpoint: what is recorded, `namespace.component.endpoint`.
+        metadata: metadata is recorded too.
     """
 
-    about: Literal["statistics", "requests", "stacks"]
+    about: Literal["statistics", "requests", "stacks", "recording"]
     id: str = ""
     stacks: bool = False
+    endpoint: str = ""
+    metadata: bool = False
 
 
 class Inspected(Protocol):
@@ -65,6 +75,11 @@ def answering(runtime: Inspected) -> Callable[..., AsyncIterator[Any]]:
             yield msgspec.to_builtins(runtime.statistics())
         elif question.about == "stacks":
             yield _stacks()
+        elif question.about == "recording":
+            with Recording(_recordable(runtime, question.endpoint), question.metadata) as recording:
+                yield {}
+                async for exchange in recording:
+                    yield exchange
         else:
             reports = requests_of(runtime.worker.server.endpoints, question.stacks)
             if question.id:
@@ -74,6 +89,16 @@ def answering(runtime: Inspected) -> Callable[..., AsyncIterator[Any]]:
                 await asyncio.sleep(0)
 
     return inspect
+
+
+def _recordable(runtime: Inspected, name: str) -> ServedEndpoint:
+    endpoints = runtime.worker.server.endpoints
+    if sum(map(is_recorded, endpoints)) >= MOST_RECORDINGS:
+        raise RuntimeError(f"this worker makes {MOST_RECORDINGS} recordings already")
+    for each in endpoints:
+        if str(each.name) == name:
+            return each
+    raise LookupError(f"this worker does not serve {name}")
 
 
 def _stacks() -> dict[str, str]:
