@@ -113,6 +113,8 @@ class Instance:
         metadata: plain JSON values that the worker published about it.
         busy: its watchdog reported that its loop is stuck; clients call other instances as long as there are any.
         contract: the schema of the endpoint's contract, as plain JSON values; None if the worker published none.
+        status_url: the URL of its process's status port, e.g. `http://10.0.0.7:9090`; empty if it has none. A status
+            port on the loopback address is reached from `host` only.
     """
 
     endpoint: EndpointName
@@ -122,6 +124,7 @@ class Instance:
     metadata: Mapping[str, Any] = field(default_factory=dict, compare=False)
     busy: bool = False
     contract: Mapping[str, Any] | None = field(default=None, compare=False)
+    status_url: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.id <= MAX_INSTANCE_ID:

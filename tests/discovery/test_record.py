@@ -53,6 +53,15 @@ def test_what_is_written_can_be_read(name: EndpointName, id: int, addresses: lis
     assert same(decode(encode(instance)), instance)
 
 
+def test_the_status_port_is_named_only_if_there_is_one():
+    url = "http://10.0.0.7:9090"
+    written = encode(Instance(NAME, 7, (), status_url=url))
+    assert json.loads(written)["status_url"] == url
+    assert decode(written).status_url == url
+    assert decode(json.dumps(GOOD).encode()).status_url == ""
+    assert not same(decode(written), Instance(NAME, 7, ()))
+
+
 @given(names, ids)
 def test_a_key_is_a_file_name_and_says_whose_it_is(name: EndpointName, id: int):
     made = key(name, id)

@@ -108,4 +108,9 @@ class Answering(Protocol):
 
 def same(one: Instance, other: Instance) -> bool:
     """Whether two instances are equal in all published values, including metadata."""
-    return one == other and one.metadata == other.metadata and one.contract == other.contract
+    return (
+        one == other
+        and one.metadata == other.metadata
+        and one.contract == other.contract
+        and one.status_url == other.status_url
+    )

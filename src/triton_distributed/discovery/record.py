@@ -42,6 +42,7 @@ class _Record(msgspec.Struct):
     metadata: dict[str, Any] = {}
     busy: bool | msgspec.UnsetType = msgspec.UNSET  # Written only if it is true, which is rare.
     contract: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET  # The schema of a native endpoint's contract.
+    status_url: str | msgspec.UnsetType = msgspec.UNSET  # Written only if the worker has a status port.
     pid: int = 0  # Only for people who read the file; no code uses it.
 
 
@@ -67,6 +68,7 @@ def encode(instance: Instance, pid: int = 0) -> bytes:
         metadata=dict(instance.metadata),
         busy=instance.busy or msgspec.UNSET,
         contract=msgspec.UNSET if instance.contract is None else dict(instance.contract),
+        status_url=instance.status_url or msgspec.UNSET,
         pid=pid,
     )
     try:
@@ -112,7 +114,8 @@ def decode(data: bytes) -> Instance:
         endpoint = EndpointName(record.namespace, record.component, record.endpoint)
         contract = None if record.contract is msgspec.UNSET else record.contract
         busy = record.busy is True
-        return Instance(endpoint, record.id, record.addresses, record.host, record.metadata, busy, contract)
+        url = "" if record.status_url is msgspec.UNSET else record.status_url
+        return Instance(endpoint, record.id, record.addresses, record.host, record.metadata, busy, contract, url)
     except (msgspec.DecodeError, InvalidName, UnicodeDecodeError, RecursionError) as error:
         raise BadRecord(str(error)) from error
 
