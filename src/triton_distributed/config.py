@@ -25,6 +25,7 @@ REQUEST_PLANES = ("direct", "nats")
 SHORTEST_WATCHDOG_S = 0.02  # The watchdog checks the loop four times in this period; shorter periods cost too much.
 EVENT_PLANES = ("local", "nats", "")  # With "" the other settings decide.
 LOG_FORMATS = ("text", "json")
+HIGHEST_PORT = 65_535
 # Variables that the Makefile, tools/ and the tests read, that a supervisor sets for its replicas, or that Kubernetes
 # sets for a service named trd-….
 NOT_SETTINGS = (
@@ -267,6 +268,24 @@ class Config:
         "clients call other instances meanwhile; 0 for no watchdog",
         low=0.0,
     )
+    status_port: int = _setting(
+        "TRD_STATUS_PORT",
+        -1,
+        "port of the process's status pages over HTTP: health, statistics, metrics; 0 for any free port, -1 for none",
+        low=-1,
+    )
+    status_host: str = _setting(
+        "TRD_STATUS_HOST",
+        "127.0.0.1",
+        "address of the status port, e.g. `0.0.0.0` or `::` for all interfaces. It asks for no password",
+    )
+    live_timeout_s: float = _setting(
+        "TRD_LIVE_TIMEOUT_S",
+        120.0,
+        "seconds for which the event loop may be stuck before `/live` of the status port answers 503, so that "
+        "Kubernetes restarts the process; 0 for any time",
+        low=0.0,
+    )
     gc_freeze: bool = _setting(
         "TRD_GC_FREEZE",
         False,
@@ -352,6 +371,8 @@ class Config:
             value = getattr(self, each.name)
             if low is not None and not value >= low:
                 raise ConfigError(each.metadata["variable"], value, f"must be at least {low}")
+        if self.status_port > HIGHEST_PORT:
+            raise ConfigError("TRD_STATUS_PORT", self.status_port, f"must be at most {HIGHEST_PORT}")
 
     @property
     def backend(self) -> Backend:
@@ -393,9 +414,10 @@ def _parse(variable: str, kind: str, text: str) -> Any:
         if kind == "float":
             return float(text)
     except ValueError:
-        raise ConfigError(
-            variable, text, "not a whole number" if kind == "int" else "not a number of seconds"
-        ) from None
+        words = "not a whole number" if kind == "int" else "not a number of seconds"
+        if variable == "TRD_STATUS_PORT" and text.startswith("tcp://"):
+            words = "Kubernetes sets this for a service named trd-status: rename it, or set enableServiceLinks: false"
+        raise ConfigError(variable, text, words) from None
     if kind == "bool":
         if text.lower() not in _TRUE + _FALSE:
             raise ConfigError(variable, text, f"one of {', '.join(_TRUE + _FALSE)}")

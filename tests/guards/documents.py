@@ -322,7 +322,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.communicate()
 
 
-PORT = re.compile(r"(?<=127\.0\.0\.1:)\d{4,5}|(?<=localhost:)\d{4,5}|(?<=--port )\d{4,5}")
+PORT = re.compile(r"(?<=127\.0\.0\.1:)\d{4,5}|(?<=localhost:)\d{4,5}|(?<=--port )\d{4,5}|(?<=STATUS_PORT=)\d{4,5}")
 
 
 def with_free_ports(text: str) -> str:

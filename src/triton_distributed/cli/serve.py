@@ -14,7 +14,7 @@ from triton_distributed.api.declarations import Declaration
 from triton_distributed.api.running import serve_until_drained, with_options
 from triton_distributed.cli.arguments import at_least, endpoint, pair, pairs
 from triton_distributed.cli.failure import USAGE, Failure
-from triton_distributed.cli.settings import settings
+from triton_distributed.cli.settings import worker_settings
 from triton_distributed.cli.target import Target
 from triton_distributed.config import Config
 from triton_distributed.errors import ConfigError
@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal."""
     target = Target(arguments.target)
     listen = {} if arguments.listen is None else {"listen": arguments.listen}
-    config = settings(handle_signals=True, **listen)
+    config = worker_settings(handle_signals=True, **listen)
     replicas = _replicas(arguments)
     if replicas is not None and not replica.is_replica():
         try:

@@ -14,6 +14,14 @@ LEVELS = ("debug", "info", "warning", "error")
 
 
 def settings(**overrides: Any) -> Config:
+    """The settings of a command that may run next to a worker, whose status port it must not take.
+
+    Args, raises: see `worker_settings`.
+    """
+    return worker_settings(**{"status_port": -1, **overrides})
+
+
+def worker_settings(**overrides: Any) -> Config:
     """Read the settings and send the log to standard error.
 
     Args:

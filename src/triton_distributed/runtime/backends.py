@@ -21,6 +21,7 @@ from triton_distributed.errors import ConfigError
 from triton_distributed.events import EventPlane
 from triton_distributed.external.nats import NatsConnection, NatsOptions
 from triton_distributed.external.tls import TlsFiles
+from triton_distributed.status.port import Opened, StatusPort
 from triton_distributed.system import unix_sockets
 from triton_distributed.system.fork import no_fork, own
 from triton_distributed.transport.network import LazyNetwork, Networks
@@ -104,6 +105,25 @@ def make_nats(config: Config) -> NatsConnection:
     )
     own(connection)
     return connection
+
+
+def open_status_port(runtime: Any, port: StatusPort, thread: int) -> None:
+    """Open the status port of a runtime if the settings name one. If that fails, the log says why.
+
+    Args:
+        runtime: the runtime.
+        port: what the program adds to the port.
+        thread: the id of the thread of the runtime's loop.
+    """
+    config: Config = runtime.config
+    if config.status_port < 0:
+        return
+
+    def make() -> Opened:
+        service: Opened = _load("status.service").StatusService(runtime, port, thread)
+        return service
+
+    port.open(make, f"{config.status_host}, port {config.status_port}")
 
 
 def make_networks(loop: asyncio.AbstractEventLoop, config: Config, nats: NatsConnection) -> Networks:

@@ -28,6 +28,7 @@ from triton_distributed.runtime.backends import (
     make_nats,
     make_networks,
     make_tls,
+    open_status_port,
 )
 from triton_distributed.runtime.client import Client
 from triton_distributed.runtime.component import Endpoint, Namespace
@@ -39,6 +40,7 @@ from triton_distributed.runtime.statistics import DiscoveryStatistics, RuntimeSt
 from triton_distributed.runtime.token import CancellationToken
 from triton_distributed.runtime.worker import Worker
 from triton_distributed.serving.endpoint import CUT_S
+from triton_distributed.status.port import StatusPort
 from triton_distributed.system.fork import watch_forks
 from triton_distributed.system.identity import host_name
 from triton_distributed.transport.network import Networks
@@ -65,6 +67,9 @@ class DistributedRuntime:
 
     The runtime connects when a call first needs it; an error then names the problem and the address. `triton_worker`
     makes and closes a runtime; otherwise call `await runtime.close()`.
+
+    Attributes:
+        status_port: health, statistics and metrics over HTTP, and what the program adds; see `StatusPort`.
     """
 
     def __init__(
@@ -128,6 +133,9 @@ class DistributedRuntime:
         self._forked = False
         self.unusable = False
         watch_forks(self)
+        self.status_port = StatusPort()
+        open_status_port(self, self.status_port, self._thread.ident or 0)
+        self.worker.status_url = self.status_port.url
 
     # names
 
@@ -346,6 +354,7 @@ class DistributedRuntime:
 
     async def _release(self) -> None:
         self.unusable = True
+        await self.status_port.close()
         self.worker.close()
         await self.prober.close()
         await self.pool.close()

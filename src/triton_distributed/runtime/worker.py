@@ -17,6 +17,7 @@ from triton_distributed.names import EndpointName, Instance
 from triton_distributed.observe import Watchdog
 from triton_distributed.runtime.registrations import Registrations
 from triton_distributed.runtime.serve_task import ServeTask
+from triton_distributed.serving.addresses import published_url
 from triton_distributed.serving.admission import HandlerSlots
 from triton_distributed.serving.endpoint import ServedEndpoint
 from triton_distributed.serving.handlers import Handler
@@ -86,6 +87,7 @@ class Worker:
         draining: no further endpoint is served.
         closed: no endpoint is served any more, or this process is a fork.
         exit: the exception that a handler raised to end the process; None if none did.
+        status_url: where the status port of this process listens; empty if it has none.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class Worker:
         self._stopped: asyncio.Future[None] = loop.create_future()
         self.draining = self.closed = False
         self.exit: SystemExit | None = None
+        self.status_url = ""
 
     def _addresses_checked(self) -> None:
         self.registrations.correct()
@@ -214,7 +217,13 @@ class Worker:
         server = self.server
         addresses = await server.listen(name, self._instance_id, self._discovery.where)
         instance = Instance(
-            name, self._instance_id, addresses, host_name(), serving.metadata or {}, contract=serving.contract
+            name,
+            self._instance_id,
+            addresses,
+            host_name(),
+            serving.metadata or {},
+            contract=serving.contract,
+            status_url=await published_url(self._loop, self._config, self.status_url),
         )
         served = self._endpoint(instance, handler, serving, server.slots)
         served.task = task

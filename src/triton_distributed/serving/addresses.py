@@ -143,6 +143,15 @@ async def published(loop: asyncio.AbstractEventLoop, config: Config, listened: S
     return texts
 
 
+async def published_url(loop: asyncio.AbstractEventLoop, config: Config, url: str) -> str:
+    """The URL to publish for one that is listened on: a wildcard is replaced by this host's most likely address."""
+    host = urlsplit(url).hostname or ""
+    if host not in WILDCARDS:
+        return url
+    own = await own_address(loop, config, _families(host))
+    return f"http://{f'[{own}]' if ':' in own else own}:{urlsplit(url).port}"
+
+
 def _advertised(text: str, listened_port: int) -> list[Address]:
     found = []
     for entry in entries_of(text, "TRD_ADVERTISE"):

@@ -1,0 +1,188 @@
+"""The open status port of a runtime: its pages, and the pictures of the runtime that it keeps for a stuck loop."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import msgspec
+
+from triton_distributed.observe.stacks import stack
+from triton_distributed.status.checks import CheckRuns
+from triton_distributed.status.health import Health, Judged
+from triton_distributed.status.history import Caller, History
+from triton_distributed.status.http import TEXT, Request, Response, error_response, json_response
+from triton_distributed.status.loop import Loop, Stuck
+from triton_distributed.status.port import StatusPort
+from triton_distributed.status.routes import Routes
+from triton_distributed.status.server import FINISH_S, TICK_S, HttpServer
+from triton_distributed.system.loop_thread import tell
+
+PICTURE_SHARE = 1000
+"""A picture for a stuck loop is taken each second, or so seldom that it takes the loop at most this part of its time:
+a picture of a runtime with 10,000 streams takes some milliseconds."""
+
+
+class Observed(Judged, Protocol):
+    """The part of a runtime that the status port shows."""
+
+    clients: Iterable[Caller]
+
+    def event_loop(self) -> asyncio.AbstractEventLoop: ...
+
+    def statistics(self) -> msgspec.Struct: ...
+
+
+class StatusService:
+    """Answers requests to the status port of a runtime.
+
+    Args:
+        runtime: the runtime; it is used on its loop, except for plain attributes.
+        port: what the program adds.
+        thread: the id of the thread of the runtime's loop.
+
+    Attributes:
+        url: where it listens.
+
+    Raises:
+        OSError: it cannot listen at `TRD_STATUS_HOST` and `TRD_STATUS_PORT`.
+    """
+
+    def __init__(self, runtime: Observed, port: StatusPort, thread: int) -> None:
+        self._runtime, self._port = runtime, port
+        self._loop = Loop(runtime.event_loop(), thread)
+        self._health = Health(runtime, self._loop)
+        self._checks = CheckRuns(port.checks, self._loop)
+        self._routes = Routes(self._loop)
+        self._history = History()
+        self._picture: tuple[float, msgspec.Struct] | None = None  # When it was taken, and the picture.
+        self._next_picture_at = 0.0
+        self.pages: dict[str, Callable[[Request], Response]] = {
+            "/": self._index,
+            "/live": lambda _: _verdict(*self._health.live()),
+            "/ready": lambda _: _verdict(*self._health.ready()),
+            "/health": self._healthy,
+            "/statistics": self._statistics,
+            "/statistics/history": self._samples,
+            "/stacks": _stacks,
+        }
+        self._server = HttpServer(runtime.config.status_host, runtime.config.status_port, self._answer, self._tick)
+        self.url = self._server.url
+
+    async def close(self) -> None:
+        """Close the port, at most within two seconds. Responses under way get `FINISH_S` to leave."""
+        ended = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self._server.stop(lambda: tell(loop, ended.set))
+        waiting = loop.create_task(ended.wait())
+        await asyncio.wait([waiting], timeout=FINISH_S)
+        self._loop.cancel_all()
+        await asyncio.wait([waiting], timeout=2 * FINISH_S + 0.5)
+        waiting.cancel()
+        self._server.join(FINISH_S)
+
+    # in the server's threads
+
+    def _tick(self) -> bool:
+        if self._loop.is_closed:
+            return False
+        if stuck_s := self._loop.stuck_s:
+            self._history.add_stuck(stuck_s)
+        else:
+            self._loop.ask(self._look)
+        return True
+
+    def _answer(self, request: Request) -> Response:
+        path, method = request.path.rstrip("/") or "/", request.method
+        if (page := self.pages.get(path)) is not None:
+            if method == "GET":
+                return page(request)
+            allowed = ["GET", "HEAD"]
+        elif (route := self._port.routes.get((method, path))) is not None:
+            return self._routes.answer(route, request)
+        else:
+            allowed = [each for each, known in list(self._port.routes) if known == path]
+        if allowed:
+            reason = f"{path} takes {' and '.join(allowed)} requests, not {method}"
+            return error_response(405, reason, {"Allow": ", ".join(allowed)})
+        return error_response(404, f"there is no {path!r} here: / lists what there is")
+
+    def _index(self, _: Request) -> Response:
+        routes = [f"{method} {path}" for method, path in list(self._port.routes)]
+        return json_response({"pages": list(self.pages), "routes": routes})
+
+    def _healthy(self, _: Request) -> Response:
+        is_live, live = self._health.live()
+        ready = self._health.ready()[1]
+        checks = self._checks.failures(ready["loop"]["turns"])
+        reasons = [*ready["reasons"], *(f"health check {name}: {why}" for name, why in checks.items() if why)]
+        if not is_live:
+            reasons.append(f"the process is not live: its event loop has been stuck for {live['stuck_s']:.1f} s")
+        healthy = not reasons
+        found = {
+            "healthy": healthy,
+            "live": is_live,
+            **ready,
+            "reasons": reasons,
+            "checks": {name: {"ok": not why, **({"reason": why} if why else {})} for name, why in checks.items()},
+        }
+        return _verdict(healthy, found)
+
+    def _statistics(self, _: Request) -> Response:
+        loop: dict[str, Any] = {"turns": True}
+        try:
+            self._loop.call(self._take_picture)
+        except Stuck:
+            loop = self._health.stuck()
+        taken_at, picture = self._picture or (time.monotonic(), None)
+        found = {
+            "age_s": round(max(0.0, time.monotonic() - taken_at), 3) if picture is not None else None,
+            "loop": loop,
+            "statistics": None if picture is None else _with_text_ids(msgspec.to_builtins(picture)),
+        }
+        return json_response(found)
+
+    def _samples(self, request: Request) -> Response:
+        try:
+            start = float(request.query.get("since", "0"))
+        except ValueError:
+            return error_response(400, "since= is a number of seconds since 1970")
+        return json_response(self._history.since(start))
+
+    # on the runtime's loop
+
+    def _look(self, lag_s: float) -> None:
+        runtime, now = self._runtime, time.monotonic()
+        self._history.add(lag_s, runtime.worker.server.endpoints, runtime.clients)
+        if now >= self._next_picture_at:
+            self._take_picture()
+
+    def _take_picture(self) -> None:
+        began_at = time.monotonic()
+        picture = self._runtime.statistics()
+        now = time.monotonic()
+        self._picture = now, picture
+        self._next_picture_at = now + max(TICK_S / 2, PICTURE_SHARE * (now - began_at))
+
+
+def _verdict(good: bool, found: dict[str, Any]) -> Response:
+    return json_response(found, 200 if good else 503)
+
+
+def _with_text_ids(statistics: dict[str, Any]) -> dict[str, Any]:
+    """Instance ids as text, as in protobuf's JSON: they have 63 bits, and many JSON readers keep only 53."""
+    statistics["instance_id"] = str(statistics["instance_id"])
+    for call in statistics["calls"]:
+        for name in ("instances", "candidates"):
+            call[name] = list(map(str, call[name]))
+    return statistics
+
+
+def _stacks(_: Request) -> Response:
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    stacks = [f"{names.get(id, id)}\n{stack(frame)}" for id, frame in sys._current_frames().items()]
+    return Response(200, ("\n\n".join(stacks) + "\n").encode(), TEXT)
