@@ -24,11 +24,13 @@ class Answer(NamedTuple):
         instance_id: the worker.
         items: the items of its answer; empty if it did not answer.
         reason: why it did not answer; empty if it did.
+        timed_out: it did not answer in time, but it may do later.
     """
 
     instance_id: int
     items: list[Any]
     reason: str
+    timed_out: bool = False
 
 
 class Cluster:
@@ -77,9 +79,8 @@ class Cluster:
             except ConnectionFailed as error:
                 return Answer(worker, [], "; ".join(f"{address}: {reason}" for address, reason in error.attempts))
             except TimeoutError:
-                return Answer(
-                    worker, [], f"it did not answer within {self._timeout_s:g} s: its event loop may be stuck"
-                )
+                words = f"it did not answer within {self._timeout_s:g} s: its event loop may be stuck"
+                return Answer(worker, [], words, timed_out=True)
             except TritonError as error:
                 return Answer(worker, [], str(error))
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "replay": "send recorded requests to a handler, and compare its answers",
     "requests": "list the requests that are served now, and what each one waits for",
     "doctor": "check the settings, the machine and the services, and say what to do",
+    "top": "show rates, queues and times of all workers, live",
     "why": "show the way of one request through the workers, and where it waits",
 }
 
