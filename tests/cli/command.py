@@ -10,10 +10,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from tests.guards.tree import SRC
 from tests.timing import PATIENCE_S
+from tests.warm import Forked, Warm, possible
 
 PROGRAMS = Path(__file__).with_name("programs")
 
@@ -25,6 +26,11 @@ READY = re.compile(r"ready: serving (\S+) as instance (\d+) at (\S+)\n")
 
 # Tests that run beside this one may serve the same endpoints in folders of their own.
 OTHER_FOLDERS = re.compile(r"; live instances are registered in .*?(?: looks there| a container\))")
+
+
+def usual_environment() -> dict[str, str]:
+    """The environment of a command."""
+    return {**os.environ, **QUIET, "PYTHONPATH": str(SRC), "PYTHONWARNINGS": "error"}
 
 
 @dataclass
@@ -49,18 +55,27 @@ class Running:
     """A command that runs."""
 
     def __init__(
-        self, arguments: tuple[str, ...], environment: Mapping[str, str], out: IO[str] | int = subprocess.PIPE
+        self,
+        arguments: tuple[str, ...],
+        environment: Mapping[str, str],
+        out: IO[str] | int = subprocess.PIPE,
+        warm: Warm | None = None,
     ) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "triton_distributed.cli.main", *arguments],
-            stdin=subprocess.PIPE,
-            stdout=out,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            cwd=PROGRAMS,
-            env={**os.environ, **QUIET, "PYTHONPATH": str(SRC), "PYTHONWARNINGS": "error", **environment},
-        )
+        options: dict[str, Any] = {
+            "stdin": subprocess.PIPE,
+            "stdout": out,
+            "stderr": subprocess.PIPE,
+            "text": True,
+            "encoding": "utf-8",
+            "cwd": PROGRAMS,
+            "env": {**usual_environment(), **environment},
+        }
+        if warm is not None and possible(warm, options["env"]):
+            self.process: subprocess.Popen[str] = Forked(warm, arguments, **options)
+        else:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "triton_distributed.cli.main", *arguments], **options
+            )
         self.out, self.err = self.process.stdout, self.process.stderr
 
     def line(self) -> str:
@@ -108,13 +123,14 @@ class Worker(Running):
 class Trd:
     """Starts commands in the folder of the test programs, and ends them with the test."""
 
+    warm: Warm | None = None
     started: list[Running] = field(default_factory=list)
     handlers_raise: bool = False  # and their workers say so
 
     def start(
         self, *arguments: str, env: Mapping[str, str] | None = None, out: IO[str] | int = subprocess.PIPE
     ) -> Running:
-        self.started.append(running := Running(arguments, env or {}, out))
+        self.started.append(running := Running(arguments, env or {}, out, self.warm))
         return running
 
     def run(
@@ -129,7 +145,7 @@ class Trd:
 
     def serve(self, target: str, endpoint: str, *options: str, env: Mapping[str, str] | None = None) -> Worker:
         """A ready worker. If the test does not stop it, it must stop at the end with status 0, saying nothing."""
-        worker = Worker(("serve", target, "--endpoint", endpoint, *options), env or {})
+        worker = Worker(("serve", target, "--endpoint", endpoint, *options), env or {}, warm=self.warm)
         self.started.append(worker)
         worker.wait_until_ready()
         return worker

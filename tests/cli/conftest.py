@@ -7,13 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import Trd
+from tests.cli.command import PROGRAMS, Trd, usual_environment
+from tests.warm import Warm, warm
+
+
+@pytest.fixture(scope="session")
+def forking(neutral_environment: None) -> Iterator[Warm | None]:
+    """Forks the commands."""
+    with warm(PROGRAMS, usual_environment()) as made:
+        yield made
 
 
 @pytest.fixture
-def trd(trd_dir: Path) -> Iterator[Trd]:
+def trd(forking: Warm | None, trd_dir: Path) -> Iterator[Trd]:
     """Runs `trd` with a private TRD_DIR."""
-    command = Trd()
+    command = Trd(forking)
     try:
         yield command
         command.close()
