@@ -29,12 +29,15 @@ def compose() -> dict[str, Any]:
     return read
 
 
+NO_MANIFESTS = {"kustomization.yaml", "adapter-values.yaml"}
+
+
 def manifests() -> list[tuple[str, dict[str, Any]]]:
-    """Every object of the Kubernetes manifests with the name of its file, the kustomization excepted."""
+    """Every object of the Kubernetes manifests with the name of its file."""
     return [
         (path.name, each)
         for path in sorted(KUBERNETES.glob("*.yaml"))
-        if path.name != "kustomization.yaml"
+        if path.name not in NO_MANIFESTS
         for each in yaml.safe_load_all(path.read_text(encoding="utf-8"))
     ]
 

@@ -6,6 +6,8 @@ import importlib
 import shlex
 from collections.abc import Sequence
 
+import uvicorn
+
 from tests.guards.tree import ROOT
 from triton_distributed.cli.arguments import Parser
 from triton_distributed.cli.main import COMMANDS
@@ -24,7 +26,14 @@ def check(command: Sequence[str]) -> None:
         assert script.startswith("examples/"), f"the image holds examples/ beside the package, not {script}"
         assert (ROOT / script).is_file(), f"there is no {script}"
         return
-    assert program.rpartition("/")[2] == "trd", f"{shlex.join(command)}: neither python nor trd"
+    if program == "uvicorn":
+        folder = next(each.partition("=")[2] for each in arguments if each.startswith("--app-dir="))
+        module, _, name = arguments[0].partition(":")
+        assert f"\n{name} = " in (ROOT / folder / f"{module}.py").read_text(encoding="utf-8")
+        options = uvicorn.main.make_context("uvicorn", arguments).params
+        assert options["timeout_graceful_shutdown"], "it would wait for its streams for ever"
+        return
+    assert program.rpartition("/")[2] == "trd", f"{shlex.join(command)}: none of python, uvicorn and trd"
     name, *rest = arguments
     assert name in COMMANDS, f"trd has no command {name}"
     parser = Parser(prog=f"trd {name}")

@@ -47,12 +47,14 @@ def test_what_is_copied_is_there_and_not_ignored():
             assert f"!{source}" in ignore
 
 
-def test_the_package_is_installed_with_an_extra_that_it_has():
+def test_the_package_is_installed_with_what_a_cluster_and_the_gateway_need():
     (install,) = values("RUN")
-    extra = re.search(r"'\.\[(\w+)\]'", install)
-    assert extra
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert extra[1] in extras
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = re.search(r"'\.\[([\w,]+)\]'", install)
+    assert extras
+    assert extras[1].split(",") == ["cluster", "fastapi"]
+    assert set(extras[1].split(",")) <= set(project)
+    assert f"'{next(each for each in project['examples'] if each.startswith('uvicorn'))}'" in install
 
 
 def test_it_runs_as_a_number_that_is_not_root_and_that_kubernetes_uses_too():

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import shlex
+import shutil
+import subprocess
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -11,14 +14,39 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.deploy.files import KUBERNETES, OURS, PINNED, SETTINGS, container, environment, manifest, manifests, template
+from tests.deploy.files import (
+    DEPLOY,
+    KUBERNETES,
+    OURS,
+    PINNED,
+    SETTINGS,
+    container,
+    environment,
+    manifest,
+    manifests,
+    template,
+)
 from tests.deploy.programs import check, settings
 from triton_distributed.transport.address import Address
 
 VERSIONS = ("1.28", "1.31", "1.34")
+README = (DEPLOY / "README.md").read_text(encoding="utf-8")
 NAMESPACE = "triton-distributed"
 WORKLOADS = [each for _, each in manifests() if each["kind"] in ("Deployment", "StatefulSet", "Job")]
-MEMBERS = [each for each in WORKLOADS if each["metadata"]["name"] in ("worker", "client")]
+MEMBERS = [each for each in WORKLOADS if each["metadata"]["name"] in ("worker", "gateway", "client")]
+PROBED = [each for each in MEMBERS if each["kind"] == "Deployment"]
+# Their schemas come with the Prometheus operator and with KEDA: what they may contain here.
+CUSTOM = {
+    "PodMonitor": ("monitoring.coreos.com/v1", {"selector", "podMetricsEndpoints"}),
+    "ServiceMonitor": ("monitoring.coreos.com/v1", {"selector", "endpoints"}),
+    "ScaledObject": (
+        "keda.sh/v1alpha1",
+        {"scaleTargetRef", "minReplicaCount", "maxReplicaCount", "fallback", "advanced", "triggers"},
+    ),
+}
+OPTIONAL = {"secret.yaml", "client.yaml", "gateway.yaml", "hpa.yaml", "keda.yaml", "monitors.yaml"}
+KUBECTL = shutil.which("kubectl")
+needs_kubectl = pytest.mark.skipif(KUBECTL is None, reason="no kubectl here: only our own reading is tested")
 
 
 def called(each: dict[str, Any]) -> str:
@@ -26,7 +54,7 @@ def called(each: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("each", [each for _, each in manifests()], ids=called)
+@pytest.mark.parametrize("each", [each for _, each in manifests() if each["kind"] not in CUSTOM], ids=called)
 def test_the_schema_of_kubernetes_holds(each, version):
     kubernetes_validate.validate(each, version, strict=True)
 
@@ -34,25 +62,49 @@ def test_the_schema_of_kubernetes_holds(each, version):
 def test_everything_is_there_once():
     names = [called(each) for _, each in manifests()]
     assert sorted(names) == [
+        "Deployment gateway",
         "Deployment worker",
+        "HorizontalPodAutoscaler worker",
+        "Ingress gateway",
         "Job client",
         f"Namespace {NAMESPACE}",
+        "NetworkPolicy gateway",
         "NetworkPolicy members-only",
+        "NetworkPolicy monitoring",
+        "PodDisruptionBudget gateway",
         "PodDisruptionBudget worker",
+        "PodMonitor worker",
+        "ScaledObject worker",
         "Secret member-tls",
         "Secret member-token",
         "Service etcd",
+        "Service gateway",
         "Service nats",
+        "ServiceMonitor gateway",
         "StatefulSet etcd",
         "StatefulSet nats",
     ]
     assert all(each["kind"] == "Namespace" or each["metadata"]["namespace"] == NAMESPACE for _, each in manifests())
 
 
-def test_kustomization_lists_every_file_but_secrets_and_job():
+def test_kustomization_lists_what_every_cluster_needs():
     listed = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())["resources"]
     assert listed[0] == "namespace.yaml"
-    assert {*listed, "secret.yaml", "client.yaml"} == {name for name, _ in manifests()}
+    assert {*listed, *OPTIONAL} == {name for name, _ in manifests()}
+    assert not OPTIONAL.intersection(listed)
+
+
+def kubectl(*arguments: str) -> str:
+    assert KUBECTL
+    done = subprocess.run([KUBECTL, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@needs_kubectl
+def test_kustomize_takes_it():
+    built = list(yaml.safe_load_all(kubectl("kustomize", str(KUBERNETES))))
+    assert {called(each) for each in built} == {called(each) for name, each in manifests() if name not in OPTIONAL}
 
 
 @pytest.mark.parametrize("workload", WORKLOADS, ids=called)
@@ -64,16 +116,17 @@ def test_selectors_match_labels(workload):
 
 
 def test_services_and_the_budget_select_pods_that_exist():
-    for name in ("etcd", "nats"):
-        service, workload = manifest("Service", name), manifest("StatefulSet", name)
+    for name, kind in (("etcd", "StatefulSet"), ("nats", "StatefulSet"), ("gateway", "Deployment")):
+        service, workload = manifest("Service", name), manifest(kind, name)
         assert service["spec"]["selector"].items() <= template(workload)["metadata"]["labels"].items()
-        assert workload["spec"]["serviceName"] == name
+        assert workload["spec"].get("serviceName", name) == name
         ports = {each["name"]: each["containerPort"] for each in container(workload)["ports"]}
         for port in service["spec"]["ports"]:
-            assert ports[port["targetPort"]] == port["port"]
-    budget, worker = manifest("PodDisruptionBudget", "worker"), manifest("Deployment", "worker")
-    assert budget["spec"]["selector"] == worker["spec"]["selector"]
-    assert budget["spec"]["minAvailable"] < worker["spec"]["replicas"]
+            assert ports[port["targetPort"]] == port["port"] or port["name"] == "http"
+    for name in ("worker", "gateway"):
+        budget, workload = manifest("PodDisruptionBudget", name), manifest("Deployment", name)
+        assert budget["spec"]["selector"] == workload["spec"]["selector"]
+        assert budget["spec"]["minAvailable"] < workload["spec"]["replicas"]
 
 
 @pytest.mark.parametrize("workload", WORKLOADS, ids=called)
@@ -123,7 +176,7 @@ def test_settings_exist_and_lead_to_the_services(workload):
 
 def test_a_worker_advertises_its_pod():
     worker = manifest("Deployment", "worker")
-    (port,) = container(worker)["ports"]
+    port = next(each for each in container(worker)["ports"] if each["name"] == "sessions")
     for pod_ip in ("10.1.2.3", "fd00::7"):
         config = settings(environment(worker, pod_ip))
         assert config.advertise == pod_ip  # a host alone: with the port that is listened on
@@ -134,6 +187,97 @@ def test_a_worker_may_drain():
     worker = manifest("Deployment", "worker")
     config = settings(environment(worker, "10.1.2.3"))
     assert template(worker)["spec"]["terminationGracePeriodSeconds"] > config.drain_timeout_s
+    assert "lifecycle" not in container(worker), "SIGTERM alone withdraws it from etcd: waiting would only delay that"
+
+
+def test_the_gateway_ends_after_the_service_and_its_own_streams():
+    gateway = manifest("Deployment", "gateway")
+    inner = container(gateway)
+    program, pause_s = inner["lifecycle"]["preStop"]["exec"]["command"]
+    streams_s = int(next(each for each in inner["command"] if "graceful" in each).partition("=")[2])
+    assert (program, int(pause_s)) == ("sleep", 10)
+    assert template(gateway)["spec"]["terminationGracePeriodSeconds"] > int(pause_s) + streams_s
+    port = int(next(each for each in inner["command"] if each.startswith("--port")).partition("=")[2])
+    assert {"name": "http", "containerPort": port} in inner["ports"]
+
+
+@pytest.mark.parametrize("workload", PROBED, ids=called)
+def test_probes_ask_what_answers(workload):
+    inner = container(workload)
+    config = settings(environment(workload, "10.1.2.3"))
+    assert {"name": "status", "containerPort": config.status_port} in inner["ports"]
+    assert config.status_host == "10.1.2.3"
+    asked = {"worker": ("status", "/ready", "/live"), "gateway": ("http", "/openapi.json", "/openapi.json")}
+    port, ready, live = asked[workload["metadata"]["name"]]
+    for probe, path in (("startupProbe", ready), ("readinessProbe", ready), ("livenessProbe", live)):
+        assert inner[probe]["httpGet"] == {"path": path, "port": port}
+    startup, liveness = inner["startupProbe"], inner["livenessProbe"]
+    assert startup["periodSeconds"] * startup["failureThreshold"] >= 120, "a program may load a model"
+    patience_s = liveness["periodSeconds"] * liveness["failureThreshold"]
+    assert patience_s + (config.live_timeout_s if port == "status" else 0) >= 120, "a handler may compute"
+
+
+def test_a_worker_holds_no_more_than_its_container_may_have():
+    worker = manifest("Deployment", "worker")
+    config = settings(environment(worker, "10.1.2.3"))
+    assert container(worker)["resources"]["limits"]["memory"] == "512Mi"
+    assert config.max_message_bytes < config.max_held_bytes <= 512 * 2**20 / 2
+
+
+def test_prometheus_reaches_what_it_scrapes():
+    monitor, service = manifest("PodMonitor", "worker"), manifest("ServiceMonitor", "gateway")
+    scraped = [
+        (monitor, monitor["spec"]["podMetricsEndpoints"], template(manifest("Deployment", "worker"))),
+        (service, service["spec"]["endpoints"], manifest("Service", "gateway")),
+    ]
+    for each, (endpoint,), target in scraped:
+        assert each["spec"]["selector"]["matchLabels"].items() <= target["metadata"]["labels"].items()
+        assert (endpoint["port"], endpoint["path"], endpoint["honorLabels"]) == ("status", "/metrics", True)
+    (rule,) = manifest("NetworkPolicy", "monitoring")["spec"]["ingress"]
+    assert rule["ports"] == [{"port": "status"}]
+
+
+@pytest.mark.parametrize("each", [each for _, each in manifests() if each["kind"] in CUSTOM], ids=called)
+def test_custom_resources_have_the_fields_of_their_kind(each):
+    version, fields = CUSTOM[each["kind"]]
+    assert (each["apiVersion"], set(each["spec"])) == (version, fields)
+
+
+def test_workers_are_scaled_by_one_measure():
+    hpa, keda = manifest("HorizontalPodAutoscaler", "worker")["spec"], manifest("ScaledObject", "worker")["spec"]
+    worker = manifest("Deployment", "worker")
+    assert hpa["scaleTargetRef"] == {"apiVersion": worker["apiVersion"], "kind": "Deployment", "name": "worker"}
+    assert keda["scaleTargetRef"]["name"] == "worker"
+    (metric,), (trigger,) = hpa["metrics"], keda["triggers"]
+    assert metric["pods"]["target"]["averageValue"] == trigger["metadata"]["threshold"]
+    (rule,) = yaml.safe_load((KUBERNETES / "adapter-values.yaml").read_text())["rules"]["custom"]
+    assert rule["name"]["as"] == metric["pods"]["metric"]["name"]
+    assert (hpa["minReplicas"], hpa["maxReplicas"]) == (keda["minReplicaCount"], keda["maxReplicaCount"])
+    down = hpa["behavior"]["scaleDown"]
+    assert down == keda["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
+    assert hpa["minReplicas"] > manifest("PodDisruptionBudget", "worker")["spec"]["minAvailable"]
+
+
+def test_the_ingress_leads_to_the_gateway_and_lets_streams_pass():
+    ingress, service = manifest("Ingress", "gateway"), manifest("Service", "gateway")
+    (rule,) = ingress["spec"]["rules"]
+    (path,) = rule["http"]["paths"]
+    assert path["backend"]["service"]["name"] == "gateway"
+    assert path["backend"]["service"]["port"]["name"] in [each["name"] for each in service["spec"]["ports"]]
+    assert rule["host"] in ingress["spec"]["tls"][0]["hosts"]
+    assert ingress["metadata"]["annotations"]["nginx.ingress.kubernetes.io/proxy-buffering"] == "off"
+
+
+@needs_kubectl
+def test_the_command_that_lets_the_workers_answer_the_gateway(tmp_path):
+    (line,) = [each for each in README.splitlines() if " patch deployment worker" in each]
+    _, *arguments = shlex.split(line)
+    file = tmp_path / "deployment.yaml"
+    file.write_text(yaml.safe_dump(manifest("Deployment", "worker")))
+    arguments = [each for each in arguments if each not in ("deployment", "worker")]
+    patched = yaml.safe_load(kubectl(*arguments, "--local", "--output=yaml", f"--filename={file}"))
+    assert container(patched)["command"] == ["python", "examples/gateway/worker.py"]
+    check(container(patched)["command"])
 
 
 def test_the_job_ends():

@@ -25,6 +25,8 @@ from triton_distributed.testing import ServerMissing
 
 WORKERS = ("worker-1", "worker-2")
 TOKEN = "a long random text"
+PORT = "TRD_STATUS_PORT"
+PROBE = "import sys, urllib.request as u; print(*(u.urlopen(each).status for each in sys.argv[1:]))"
 
 pytestmark = [
     pytest.mark.slow,
@@ -91,6 +93,13 @@ async def deployed(
             assert all(f"tcp://{network[name].address}:7000" in listed for name in WORKERS), listed
             stranger = {key: value for key, value in client_settings.items() if not key.startswith("TRD_T")}
             assert network["client"].run(*ls, settings=stranger).count('"reachable":false') == 2
+            urls = [
+                f"http://{network[name].address}:{worker_settings[name][PORT]}"
+                for name in WORKERS
+                if PORT in worker_settings[name]
+            ]
+            probes = [f"{url}{path}" for url in urls for path in ("/ready", "/live")]
+            assert network["client"].run(sys.executable, "-c", PROBE, *probes).split() == ["200"] * len(probes)
             answer = network["client"].run(*ours(client), settings=client_settings)
             assert answer.split("\n")[:-1] == list("hello world") * 10
             for process in processes:

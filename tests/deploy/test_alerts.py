@@ -1,0 +1,222 @@
+"""The alert rules: Prometheus' own tool fires each of them, and lets none fire for a healthy system."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.deploy.files import DEPLOY
+from tests.deploy.metrics import documented, used
+from tests.guards.tree import ROOT
+
+RULES = DEPLOY / "grafana" / "alerts.yaml"
+ALERTS = {each["alert"]: each for each in yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"][0]["rules"]}
+PROMTOOL = shutil.which("promtool")
+needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="no promtool here (Debian: apt-get install prometheus)")
+
+WORKER = 'job="triton",instance="w:9400"'
+ENDPOINT = 'job="triton",endpoint="a/components/b/c"'
+JOB, NAMED = {"job": "triton"}, {"job": "triton", "endpoint": "a/components/b/c"}
+AT = {"job": "triton", "instance": "w:9400"}
+C = "a/components/b/c"
+
+# For each alert: series that fire it within 30 minutes (one sample a minute), the labels, and the text.
+FIRING: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
+    "TritonProcessDown": (
+        {f"up{{{WORKER}}}": "1x10 0x30"},
+        AT,
+        "w:9400 does not answer on its status port",
+    ),
+    "TritonNothingScraped": ({}, {}, "Prometheus reads no status port"),
+    "TritonNoInstance": (
+        {
+            f'triton_instances{{{ENDPOINT},instance="c1",state="candidate"}}': "3x10 0x30",
+            f'triton_instances{{{ENDPOINT},instance="c2",state="candidate"}}': "3x15 0x30",
+            f'triton_instances{{{ENDPOINT},instance="c1",state="ejected"}}': "0x40",
+        },
+        NAMED,
+        f"No client has an instance of {C} that it can call",
+    ),
+    "TritonRestarts": (
+        {f"process_start_time_seconds{{{WORKER}}}": "0x15 1000x4 2000x4 3000x10"},
+        AT,
+        "w:9400 has started again 3 times in 15 minutes",
+    ),
+    "TritonHandlerErrors": (
+        {
+            f'triton_requests_total{{{ENDPOINT},outcome="ok"}}': "0+90x40",
+            f'triton_requests_total{{{ENDPOINT},outcome="error"}}': "0+10x40",
+        },
+        NAMED,
+        f"The handler of {C} fails in 10% of its requests",
+    ),
+    "TritonCallsFail": (
+        {
+            f'triton_calls_total{{{ENDPOINT},outcome="ok"}}': "0+95x40",
+            f'triton_calls_total{{{ENDPOINT},outcome="lost"}}': "0+2x40",
+            f'triton_calls_total{{{ENDPOINT},outcome="unreachable"}}': "0+3x40",
+        },
+        NAMED,
+        f"5% of the calls to {C} fail after all retries",
+    ),
+    "TritonOverloaded": (
+        {
+            f'triton_requests_total{{{ENDPOINT},outcome="ok"}}': "0+80x40",
+            f'triton_requests_total{{{ENDPOINT},outcome="refused"}}': "0+20x40",
+        },
+        NAMED,
+        f"The workers of {C} refuse 20% of their requests",
+    ),
+    "TritonQueueSlow": (
+        {
+            f'triton_request_queue_seconds_bucket{{{ENDPOINT},le="1"}}': "0x40",
+            f'triton_request_queue_seconds_bucket{{{ENDPOINT},le="2"}}': "0+100x40",
+            f'triton_request_queue_seconds_bucket{{{ENDPOINT},le="+Inf"}}': "0+100x40",
+        },
+        NAMED,
+        f"1 % of the requests of {C} wait 1.99s or longer to begin",
+    ),
+    "TritonRetries": (
+        {
+            f"triton_call_retries_total{{{ENDPOINT}}}": "0+20x40",
+            f'triton_calls_total{{{ENDPOINT},outcome="ok"}}': "0+100x40",
+        },
+        NAMED,
+        f"20% of the calls to {C} are sent again",
+    ),
+    "TritonEjections": (
+        {f"triton_ejections_total{{{ENDPOINT}}}": "0+1x40"},
+        NAMED,
+        f"Clients leave out instances of {C} that fail more often than the others",
+    ),
+    "TritonLoopStuck": (
+        {f"triton_loop_lag_seconds_count{{{WORKER}}}": "0+900x10 9000x30"},
+        AT,
+        "The event loop of w:9400 does not turn",
+    ),
+    "TritonLoopStalled": (
+        {f"triton_loop_stalled_seconds_total{{{WORKER}}}": "0+6x40"},
+        AT,
+        "The event loop of w:9400 is stuck for 10% of the time",
+    ),
+    "TritonLoopLag": (
+        {
+            f'triton_loop_lag_seconds_bucket{{{WORKER},le="0.1"}}': "0x40",
+            f'triton_loop_lag_seconds_bucket{{{WORKER},le="0.2"}}': "0+100x40",
+            f'triton_loop_lag_seconds_bucket{{{WORKER},le="+Inf"}}': "0+100x40",
+        },
+        AT,
+        "1 % of the timers of w:9400 are 199ms late or later",
+    ),
+    "TritonDiscoveryDown": (
+        {f'triton_discovery_up{{{WORKER},backend="etcd"}}': "1x10 0x30"},
+        {**AT, "backend": "etcd"},
+        "w:9400 cannot reach its discovery (etcd)",
+    ),
+    "TritonMemoryHeld": (
+        {f"triton_held_bytes{{{WORKER}}}": "900x40", f"triton_held_limit_bytes{{{WORKER}}}": "1000x40"},
+        AT,
+        "w:9400 holds 90% of what TRD_MAX_HELD_BYTES allows",
+    ),
+    "TritonFewFilesLeft": (
+        {f"process_open_fds{{{WORKER}}}": "950x40", f"process_max_fds{{{WORKER}}}": "1000x40"},
+        AT,
+        "w:9400 has opened 95% of the files that it may",
+    ),
+}
+
+# A busy system with the faults that a day brings: a restart, a few refusals and retries, a short stall.
+HEALTHY = {
+    f"up{{{WORKER}}}": "1x40",
+    f"triton_runtime_info{{{WORKER}}}": "1x40",
+    f'triton_instances{{{ENDPOINT},instance="c1",state="candidate"}}': "3x10 0x5 3x30",
+    f'triton_instances{{{ENDPOINT},instance="c2",state="candidate"}}': "3x40",
+    f"process_start_time_seconds{{{WORKER}}}": "0x20 1000x20",
+    f'triton_requests_total{{{ENDPOINT},outcome="ok"}}': "0+1000x40",
+    f'triton_requests_total{{{ENDPOINT},outcome="error"}}': "0+1x40",
+    f'triton_requests_total{{{ENDPOINT},outcome="cancelled"}}': "0+300x40",
+    f'triton_requests_total{{{ENDPOINT},outcome="refused"}}': "0+10x40",
+    f'triton_calls_total{{{ENDPOINT},outcome="ok"}}': "0+1000x40",
+    f'triton_calls_total{{{ENDPOINT},outcome="deadline"}}': "0+1x40",
+    f'triton_request_queue_seconds_bucket{{{ENDPOINT},le="0.1"}}': "0+1000x40",
+    f'triton_request_queue_seconds_bucket{{{ENDPOINT},le="+Inf"}}': "0+1001x40",
+    f"triton_call_retries_total{{{ENDPOINT}}}": "0+10x40",
+    f"triton_ejections_total{{{ENDPOINT}}}": "0x20 1x20",
+    f"triton_loop_stalled_seconds_total{{{WORKER}}}": "0x20 3x20",
+    f'triton_loop_lag_seconds_bucket{{{WORKER},le="0.01"}}': "0+1000x40",
+    f'triton_loop_lag_seconds_bucket{{{WORKER},le="+Inf"}}': "0+1001x40",
+    f"triton_loop_lag_seconds_count{{{WORKER}}}": "0+1001x40",
+    'triton_loop_lag_seconds_count{job="triton",instance="a client, which no watchdog watches"}': "0x40",
+    f'triton_discovery_up{{{WORKER},backend="etcd"}}': "1x40",
+    f"triton_held_bytes{{{WORKER}}}": "100x40",
+    f"triton_held_limit_bytes{{{WORKER}}}": "1000x40",
+    f"process_open_fds{{{WORKER}}}": "100x40",
+    f"process_max_fds{{{WORKER}}}": "1000x40",
+    # Other programs, which these rules leave alone.
+    'up{job="other",instance="o"}': "0x40",
+    'process_start_time_seconds{job="other",instance="o"}': "0x20 1x4 2x4 3x4 4x8",
+    'process_open_fds{job="other",instance="o"}': "990x40",
+    'process_max_fds{job="other",instance="o"}': "1000x40",
+}
+
+
+def promtool(*arguments: object) -> str:
+    assert PROMTOOL is not None
+    done = subprocess.run([PROMTOOL, *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def inputs(series: dict[str, str]) -> list[dict[str, str]]:
+    return [{"series": name, "values": values} for name, values in series.items()]
+
+
+def firing(name: str) -> dict[str, Any]:
+    series, labels, summary = FIRING[name]
+    rule = ALERTS[name]
+    expected = {
+        "exp_labels": {**labels, **rule["labels"]},
+        "exp_annotations": {"summary": summary, "runbook": rule["annotations"]["runbook"]},
+    }
+    tests = [{"eval_time": "30m", "alertname": name, "exp_alerts": [expected]}]
+    return {"interval": "1m", "input_series": inputs(series), "alert_rule_test": tests}
+
+
+@needs_promtool
+def test_each_alert_fires_and_none_without_a_reason(tmp_path: Path) -> None:
+    quiet = [
+        {"eval_time": f"{minute}m", "alertname": name, "exp_alerts": []}
+        for name in ALERTS
+        for minute in range(6, 36, 3)
+    ]
+    healthy = {"interval": "1m", "input_series": inputs(HEALTHY), "alert_rule_test": quiet}
+    file = tmp_path / "tests.yaml"
+    suite = {"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": [*map(firing, ALERTS), healthy]}
+    file.write_text(yaml.safe_dump(suite, sort_keys=False), encoding="utf-8")
+    promtool("check", "rules", RULES)
+    promtool("test", "rules", file)
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_an_alert_reads_metrics_that_exist_and_leads_to_its_runbook(name: str) -> None:
+    rule = ALERTS[name]
+    assert used(rule["expr"]) <= documented()
+    assert used(rule["expr"]) or "process_" in rule["expr"] or rule["expr"].startswith("up{")
+    assert rule["labels"]["severity"] in ("critical", "warning")
+    page, _, anchor = rule["annotations"]["runbook"].partition("#")
+    headings = re.findall(r"^## (.+)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+    assert anchor in [re.sub(r"[^a-z0-9]+", "-", each.lower()).strip("-") for each in headings]
+
+
+def test_each_alert_has_a_case_and_a_line_for_operators() -> None:
+    assert set(ALERTS) == set(FIRING)
+    page = (ROOT / "docs" / "operate.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\| `(Triton\w+)` \| (\w+) \|.*\(runbooks\.md(#[\w-]+)\) \|$", page, re.MULTILINE)
+    rules = [(name, rule["labels"]["severity"], rule["annotations"]["runbook"]) for name, rule in ALERTS.items()]
+    assert [(name, severity, f"docs/runbooks.md{anchor}") for name, severity, anchor in lines] == rules
