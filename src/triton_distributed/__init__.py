@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from triton_distributed.api.sync import SyncConnection, connect_sync
     from triton_distributed.api.sync_items import SyncItemStream
     from triton_distributed.calling.item_stream import ItemStream
-    from triton_distributed.calling.timing import Timing
     from triton_distributed.compiled import is_compiled
     from triton_distributed.config import Config
     from triton_distributed.context import Context, current_context
@@ -67,6 +66,9 @@ if TYPE_CHECKING:
         WrongLoop,
     )
     from triton_distributed.names import Instance
+    from triton_distributed.observe.observer import CallObserver, Observer, RequestObserver
+    from triton_distributed.observe.timing import Timing
+    from triton_distributed.observe.traces import Traces
     from triton_distributed.runtime import Affinity, InstanceStatus, LoadBook, LogContext, ReportedLoad, log_requests
     from triton_distributed.serving.sender import Sender
     from triton_distributed.supervisor.replicas import Replicas
@@ -107,6 +109,7 @@ _PLACES = {
         "NoInstances",
         "NotServed",
         "NotUnary",
+        "Observer",
         "Overloaded",
         "Paused",
         "ProtocolError",
@@ -114,17 +117,21 @@ _PLACES = {
         "RemoteError",
         "RemoteProtocolError",
         "RequestIncomplete",
+        "RequestObserver",
         "RuntimeClosed",
         "SenderClosed",
         "StreamClosed",
         "StreamIncomplete",
         "SubscriptionClosed",
         "TooFewInstances",
+        "Traces",
         "TritonError",
         "WrongLoop",
     ),
-    "calling.timing": ("Timing",),
     "names": ("Instance",),
+    "observe.observer": ("CallObserver", "Observer", "RequestObserver"),
+    "observe.timing": ("Timing",),
+    "observe.traces": ("Traces",),
     "runtime": ("Affinity", "InstanceStatus", "LoadBook", "LogContext", "ReportedLoad", "log_requests"),
     "serving.sender": ("Sender",),
     "supervisor.replicas": ("Replicas",),
@@ -139,6 +146,7 @@ __all__ = [
     "Batched",
     "Bidirectional",
     "BrokerError",
+    "CallObserver",
     "Config",
     "ConfigError",
     "Connection",
@@ -164,6 +172,7 @@ __all__ = [
     "NoInstances",
     "NotServed",
     "NotUnary",
+    "Observer",
     "Overloaded",
     "Paused",
     "ProtocolError",
@@ -174,6 +183,7 @@ __all__ = [
     "Replicas",
     "ReportedLoad",
     "RequestIncomplete",
+    "RequestObserver",
     "RuntimeClosed",
     "Sender",
     "SenderClosed",
@@ -188,6 +198,7 @@ __all__ = [
     "SyncItemStream",
     "Timing",
     "TooFewInstances",
+    "Traces",
     "TritonError",
     "Unary",
     "UnaryOptions",

@@ -302,6 +302,16 @@ class Config:
     handle_signals: bool = _setting(
         "TRD_HANDLE_SIGNALS", True, "drain on SIGTERM and SIGINT while an endpoint is served on the main thread"
     )
+    slow_s: float = _setting(
+        "TRD_SLOW_S",
+        0.0,
+        "seconds from which on a call, and a request at a worker, is logged when it ends, with where its time went; "
+        "0 for no such log",
+        low=0.0,
+    )
+    traces: bool = _setting(
+        "TRD_TRACES", True, "make spans if the program has configured the SDK of OpenTelemetry; see docs/tracing.md"
+    )
     log_level: str = _setting("TRD_LOG", "warning", "level of the `trd` command's log: debug, info, warning, error")
     log_format: str = _setting(
         "TRD_LOG_FORMAT",

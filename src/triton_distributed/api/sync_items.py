@@ -12,8 +12,8 @@ from triton_distributed.api.sync_loop import SyncLoop
 from triton_distributed.calling.call import Call
 from triton_distributed.calling.item_stream import ItemStream, Reading, next_message
 from triton_distributed.calling.state import ENDED
-from triton_distributed.calling.timing import Timing
 from triton_distributed.errors import DecodeError
+from triton_distributed.observe.timing import Timing
 
 ItemT = TypeVar("ItemT", covariant=True)
 

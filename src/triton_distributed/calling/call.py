@@ -15,29 +15,16 @@ from triton_distributed.calling.items import SPECIAL, ItemDecoder, new_items, pl
 from triton_distributed.calling.request_stream import send_requests
 from triton_distributed.calling.resume import Resumption
 from triton_distributed.calling.services import NotTaken, Services
-from triton_distributed.calling.state import (
-    AFTER,
-    CLOSED,
-    END,
-    ENDED,
-    FAILED,
-    LAST,
-    LEAVE,
-    NEW,
-    OPEN,
-    PLACE,
-    PLACING,
-    RAISE,
-    SENT,
-    TAKEN,
-    UNREAD,
-    WAIT,
-    WHOLE,
+from triton_distributed.calling.timing import end_of_call
+
+from triton_distributed.calling.state import (  # isort: skip
+    AFTER, CLOSED, END, ENDED, FAILED, LAST, LEAVE, NEW, OPEN, PLACE, PLACING, RAISE, SENT, TAKEN, UNREAD, WAIT, WHOLE,
 )  # fmt: skip
 from triton_distributed.context import AwaitedRequest
 from triton_distributed.names import Instance
 from triton_distributed.observe import Outcome
 from triton_distributed.observe.histogram import MOST_FRESH
+from triton_distributed.observe.observer import ObservedCall
 from triton_distributed.payload.codec import Message, decode
 from triton_distributed.routing.policies import Direct, Policy
 from triton_distributed.transport.session import Session
@@ -84,13 +71,14 @@ class Call(Owner):
         reading: an `async for` reads the call.
         began, sent, first, ended: when the call began, its request left (0: at once), its reader got the first item,
             and the call ended, on `time.monotonic`; 0 before.
+        observed: tells the observers of the call; None if there are none.
     """
 
     __slots__ = (
         "_broken", "_chosen", "_conditions", "_instances", "_placing", "_reason", "_timer", "_unsent_reader",
         "_waits", "annotated", "attempts", "began", "body", "deadline", "decoder", "ended", "error", "first",
-        "instance", "items", "metadata", "policy", "reading", "received", "request", "request_stream", "resumption",
-        "sending", "sent", "services", "state", "stopping", "stream", "unary",
+        "instance", "items", "metadata", "observed", "policy", "reading", "received", "request", "request_stream",
+        "resumption", "sending", "sent", "services", "state", "stopping", "stream", "unary",
     )  # fmt: skip
 
     def __init__(
@@ -136,9 +124,11 @@ class Call(Owner):
         self.resumption: Resumption | None = None
         self.began = monotonic()
         self.sent = self.first = self.ended = 0.0
+        self.observed: ObservedCall | None = None
         services.stats.inflight += 1
         if conditions is UNCONDITIONAL:
             return
+        self.observed = conditions.observed
         if conditions.timeout_s is not None:
             self.deadline = services.loop.time() + conditions.timeout_s
             self._timer = services.loop.call_at(self.deadline, self._expire)
@@ -352,6 +342,8 @@ class Call(Owner):
         if self.attempts is None:
             self.attempts = attempts.Attempts()
         self.attempts.record(instance.id, failures, error, isinstance(verdict, failover.Retry) and verdict.redial)
+        if self.observed is not None:
+            self.observed.attempt_failed(instance.id, failures, not isinstance(verdict, failover.Fail))
         if not isinstance(verdict, failover.Fail):
             return
         if verdict.error is failover.Error.CLOSED:
@@ -435,6 +427,8 @@ class Call(Owner):
         if self._conditions.context is not None:
             self._conditions.context.detach(self)
         self.request = None
+        if self.observed is not None:
+            self.observed.ended(end_of_call(self, outcome))
 
     def _expire(self) -> None:
         if self.state > OPEN:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from triton_distributed.context import Context
+from triton_distributed.observe.observer import ObservedCall
 
 
 class Conditions:
@@ -14,9 +15,10 @@ class Conditions:
         metadata: the request's metadata, encoded.
         idempotent: a second handler may run the request.
         resume: another instance may continue the stream.
+        observed: tells the observers of the call; None if there are none.
     """
 
-    __slots__ = ("context", "idempotent", "metadata", "resume", "timeout_s")
+    __slots__ = ("context", "idempotent", "metadata", "observed", "resume", "timeout_s")
 
     def __init__(
         self,
@@ -25,12 +27,14 @@ class Conditions:
         metadata: bytes = b"",
         idempotent: bool = False,
         resume: bool = False,
+        observed: ObservedCall | None = None,
     ) -> None:
         self.context = context
         self.timeout_s = timeout_s
         self.metadata = metadata
         self.idempotent = idempotent
         self.resume = resume
+        self.observed = observed
 
     def began(self, deadline: float | None) -> float | None:
         """When a call with this deadline began, on the loop's clock; None without a deadline."""

@@ -12,7 +12,8 @@ from triton_distributed.calling.call import Call
 from triton_distributed.calling.item_type import T_co
 from triton_distributed.calling.items import PassedOn
 from triton_distributed.calling.state import ENDED, FAILED, OPEN, READ, UNREAD
-from triton_distributed.calling.timing import Timing, timing_of
+from triton_distributed.calling.timing import timing_of
+from triton_distributed.observe.timing import Timing
 from triton_distributed.payload.passing import Batch, Passable
 
 CANCELLED = "its reader was cancelled, for example by a timeout around a single item, which cancels the handler"

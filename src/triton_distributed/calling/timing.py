@@ -1,61 +1,36 @@
-"""Where the time of one call went."""
+"""Where the time of one call went, and how the call ended."""
 
 from __future__ import annotations
 
 from struct import Struct
+from typing import Protocol
 
-import msgspec
-
-from triton_distributed.calling.call import Call
+from triton_distributed.names import Instance
+from triton_distributed.observe import Outcome
+from triton_distributed.observe.observer import CallEnd
+from triton_distributed.observe.timing import Timing
+from triton_distributed.transport.stream import Stream
 from triton_distributed.wire.frames import TIMES_BYTES
 
 _times = Struct("<4f").unpack
 
 
-class Timing(msgspec.Struct, frozen=True):
-    """Where the time of one call went, in seconds. Times that are not known (yet) are None.
+class Timed(Protocol):
+    """The part of a call that says where its time went; see `calling.call.Call`."""
 
-    The parts of the worker come with the end of its answer. They are None while the stream is open, after an error, for
-    a worker of a version that does not send them, and where the worker took less than 5 ms in all; `network_s` then
-    includes these.
+    began: float
+    sent: float
+    first: float
+    ended: float
+    stream: Stream | None
+    instance: Instance | None
+    error: BaseException | None
 
-    Attributes:
-        total_s: from the call to its end, or until now. With `reader_s` it is the sum of the parts.
-        client_queue_s: from the call until its request was sent to the instance that answered: a connection is made,
-            there is no instance yet, or other attempts have failed.
-        network_s: from then to the arrival of the end, without the times of the worker: both directions together.
-        worker_queue_s: the request waited for a place (`max_inflight`).
-        loop_wait_s: the admitted request waited for the worker's event loop, until its handler began.
-        handler_s: the handler ran, without `reader_s`.
-        reader_s: the handler waited because this caller did not read.
-        first_item_s: from the call to the reading of the first item.
-    """
-
-    total_s: float
-    client_queue_s: float | None = None
-    network_s: float | None = None
-    worker_queue_s: float | None = None
-    loop_wait_s: float | None = None
-    handler_s: float | None = None
-    reader_s: float | None = None
-    first_item_s: float | None = None
-
-    def __str__(self) -> str:
-        """The known parts in one line, in milliseconds."""
-        parts = [
-            ("client queue", self.client_queue_s),
-            ("network", self.network_s),
-            ("worker queue", self.worker_queue_s),
-            ("loop wait", self.loop_wait_s),
-            ("handler", self.handler_s),
-            ("reader", self.reader_s),
-        ]
-        known = ", ".join(f"{name} {1000 * seconds:.1f}" for name, seconds in parts if seconds is not None)
-        first = "" if self.first_item_s is None else f"; first item after {1000 * self.first_item_s:.1f} ms"
-        return f"{1000 * self.total_s:.1f} ms{f' ({known})' if known else ''}{first}"
+    @property
+    def request_id(self) -> str: ...
 
 
-def timing_of(call: Call, now: float) -> Timing:
+def timing_of(call: Timed, now: float) -> Timing:
     """The timing of a call.
 
     Args:
@@ -82,3 +57,10 @@ def timing_of(call: Call, now: float) -> Timing:
         reader_s=blocked_s,
         first_item_s=first,
     )
+
+
+def end_of_call(call: Timed, outcome: int) -> CallEnd:
+    """How a call has just ended, for its observers."""
+    instance_id = None if call.instance is None else call.instance.id
+    timing = timing_of(call, call.ended)
+    return CallEnd(Outcome(outcome).name.lower(), call.error, call.request_id, instance_id, timing)

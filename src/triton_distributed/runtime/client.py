@@ -21,6 +21,7 @@ from triton_distributed.context import current
 from triton_distributed.errors import TooFewInstances
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.observe import CallStats, OutlierStats
+from triton_distributed.observe.observer import Observers
 from triton_distributed.payload.codec import Message, encode
 from triton_distributed.routing.load import LoadBook
 from triton_distributed.routing.policies import (
@@ -35,6 +36,7 @@ from triton_distributed.routing.policies import (
 from triton_distributed.runtime.conditions import conditions_of, seconds
 from triton_distributed.runtime.instances import InstanceStatus, of_candidates
 from triton_distributed.runtime.metadata import visible
+from triton_distributed.runtime.observing import observed
 from triton_distributed.runtime.options import CallOptions
 from triton_distributed.system import placed
 from triton_distributed.transport.pool import SessionPool
@@ -67,10 +69,17 @@ class Client:
     """
 
     def __init__(
-        self, services: Services, policy: str | Policy | MetadataPolicy, rng: Rng, looks_elsewhere: bool
+        self,
+        services: Services,
+        policy: str | Policy | MetadataPolicy,
+        rng: Rng,
+        looks_elsewhere: bool,
+        observers: Observers,
     ) -> None:
         self._services = services
         self._rng = rng
+        self._observers = observers
+        self._observed = observers.present
         self._looks_elsewhere = looks_elsewhere  # There may be instances in folders that this runtime does not watch.
         self._policy = policy_named(policy, rng)
         self._round_robin = self._policy if isinstance(self._policy, RoundRobin) else RoundRobin(rng)
@@ -276,6 +285,8 @@ class Client:
             conditions = conditions_of(operation, options, serving, services.loop)
             if isinstance(policy, WithMetadata):
                 policy = policy.of_call(visible(context, options.get("metadata"), serving))
+        if self._observed:
+            conditions = observed(self._observers, self.name, unary, encoded is not None, options, serving, conditions)
         call = Call(services, request, body, request_stream, policy, annotated, unary, conditions, decoder, waits)
         call.start()
         return call

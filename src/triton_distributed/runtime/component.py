@@ -212,7 +212,8 @@ class Endpoint:
         candidates = runtime.candidates(self.name)
         where, retries = runtime.discovery.where, runtime.config.retries
         services = Services(runtime, runtime.event_loop(), candidates, runtime.pool, runtime.prober, where, retries)
-        client = Client(services, policy, runtime.rng, runtime.looks_elsewhere)
+        runtime.observers.look()
+        client = Client(services, policy, runtime.rng, runtime.looks_elsewhere, runtime.observers)
         runtime.clients.add(client)
         return client
 

@@ -13,6 +13,7 @@ from triton_distributed.config import Config
 from triton_distributed.discovery import Discovery
 from triton_distributed.names import EndpointName
 from triton_distributed.runtime.events import RuntimeEvents
+from triton_distributed.runtime.observing import Observing
 from triton_distributed.transport.pool import SessionPool
 
 
@@ -27,6 +28,7 @@ class Core(Protocol):
     prober: Prober
     events: RuntimeEvents
     unusable: bool
+    observers: Observing
 
     @property
     def closing(self) -> bool: ...

@@ -34,6 +34,7 @@ from triton_distributed.runtime.client import Client
 from triton_distributed.runtime.component import Endpoint, Namespace
 from triton_distributed.runtime.events import RuntimeEvents
 from triton_distributed.runtime.inspection import INSPECT
+from triton_distributed.runtime.observing import Observing
 from triton_distributed.runtime.requests import RequestReport, requests_of
 from triton_distributed.runtime.sessions import Sessions
 from triton_distributed.runtime.statistics import DiscoveryStatistics, RuntimeStatistics
@@ -70,6 +71,7 @@ class DistributedRuntime:
 
     Attributes:
         status_port: health, statistics and metrics over HTTP, and what the program adds; see `StatusPort`.
+        observers: what observes the calls and requests of this runtime; see `Observers`.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class DistributedRuntime:
             self._networks,
         )
         self.prober.pool = self.pool
+        self.observers = Observing(config)
         self.worker = Worker(
             self._loop,
             config,
@@ -122,6 +125,7 @@ class DistributedRuntime:
             self._networks,
             self.check,
             self.shutdown,
+            self.observers,
         )
         self.worker.reserve(INSPECT, inspection.answering(proxy(self)), *inspection.LIMITS)
         self.clients: WeakSet[Client] = WeakSet()

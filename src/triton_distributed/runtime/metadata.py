@@ -37,19 +37,26 @@ def inherited(serving: Context) -> bytes:
 
 
 def sent(
-    context: Context | None, metadata: Mapping[str, Any] | None, priority: int | None, serving: Context | None
+    context: Context | None,
+    metadata: Mapping[str, Any] | None,
+    priority: int | None,
+    serving: Context | None,
+    added: Mapping[str, Any] = _NONE,
 ) -> bytes:
     """The metadata of a call, encoded.
 
     Args:
         context, metadata, priority: the options of the call.
         serving: the context of the request whose handler makes the call; None outside of handlers.
+        added: further values that travel; they replace others of the same name.
 
     Raises:
         TypeError: the context or the metadata is of another type, or a value cannot be encoded.
         ValueError: the metadata is too large, or the priority is out of range.
     """
     values, travelling = _values(context, metadata, serving)
+    if added:
+        travelling = {**travelling, **added}
     named = context or serving
     return _encoded(values, travelling, None if named is None else named.id(), priority)
 
@@ -62,6 +69,11 @@ def visible(context: Context | None, metadata: Mapping[str, Any] | None, serving
     """
     values, travelling = _values(context, metadata, serving)
     return MappingProxyType({**travelling, **values})
+
+
+def travelling_of(context: Context | None, serving: Context | None) -> Mapping[str, Any]:
+    """The values that travel with a call, for those who observe it."""
+    return _values(context, None, serving)[1]
 
 
 def _values(

@@ -15,6 +15,8 @@ from triton_distributed.discovery import Discovery
 from triton_distributed.errors import AlreadyServed
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.observe import Watchdog
+from triton_distributed.observe.observer import Observers
+from triton_distributed.runtime.observing import Observing
 from triton_distributed.runtime.registrations import Registrations
 from triton_distributed.runtime.serve_task import ServeTask
 from triton_distributed.serving.addresses import published_url
@@ -78,6 +80,7 @@ class Worker:
         factory, tls, networks: see `Server`.
         check: raises if the runtime cannot be used for an operation.
         shutdown: begins to shut the runtime down.
+        observing: the observers of its requests.
 
     Attributes:
         server: takes the requests of the endpoints.
@@ -101,12 +104,14 @@ class Worker:
         networks: Networks,
         check: Callable[[str], None],
         shutdown: Callable[[], None],
+        observing: Observing,
     ) -> None:
         self._loop = loop
         self._config = config
         self._discovery = discovery
         self._instance_id = instance_id
         self._shutdown = shutdown
+        self._observing = observing
         fixed = config.backend.fixed  # Then the addresses determine the ids.
         self.server = server = Server(
             loop, config, None if fixed else instance_id, factory, tls, networks, self._addresses_checked
@@ -134,6 +139,7 @@ class Worker:
         if any(each.endpoint == name for each in self._tasks):
             raise AlreadyServed(name.path)
         handler = Handler(function, self.threads, serving.types)
+        self._observing.look()
         if self._config.handle_signals:
             # Before a socket or a record exists, because a killed process would leave it.
             self._signals.install()
@@ -149,13 +155,14 @@ class Worker:
         def make() -> ServedEndpoint:
             serving = Serving(graceful=False, max_inflight=max_inflight, max_queue=max_queue)
             instance = Instance(name, self._instance_id, ())
-            return self._endpoint(
-                instance, Handler(function, self.threads), serving, HandlerSlots(self._config.max_streams)
-            )
+            slots = HandlerSlots(self._config.max_streams)
+            return self._endpoint(instance, Handler(function, self.threads), serving, slots, Observers())
 
         self.server.reserve(name, make)
 
-    def _endpoint(self, instance: Instance, handler: Handler, serving: Serving, slots: HandlerSlots) -> ServedEndpoint:
+    def _endpoint(
+        self, instance: Instance, handler: Handler, serving: Serving, slots: HandlerSlots, observers: Observers
+    ) -> ServedEndpoint:
         return ServedEndpoint(
             self._loop,
             instance.endpoint,
@@ -169,6 +176,7 @@ class Worker:
             on_wait=self.server.standstill.waits,
             on_exit=self._exit_wanted,
             full_tracebacks=self._config.full_tracebacks,
+            observers=observers,
         )
 
     def _served(self, task: asyncio.Task[None]) -> None:
@@ -225,7 +233,7 @@ class Worker:
             contract=serving.contract,
             status_url=await published_url(self._loop, self._config, self.status_url),
         )
-        served = self._endpoint(instance, handler, serving, server.slots)
+        served = self._endpoint(instance, handler, serving, server.slots, self._observing)
         served.task = task
         server.add(served)
         self.watchdog.start()

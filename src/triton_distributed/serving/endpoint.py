@@ -11,6 +11,7 @@ from typing import Any
 from triton_distributed.context import Context, ServedBy, served_by
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.observe import Outcome, RequestStats
+from triton_distributed.observe.observer import Observers
 from triton_distributed.payload.exceptions import let_through
 from triton_distributed.quiet import Quiet
 from triton_distributed.serving.admission import HandlerSlots
@@ -57,6 +58,7 @@ class ServedEndpoint(Host):
         on_wait: called when a request begins to wait.
         on_exit: called when a handler has raised SystemExit.
         full_tracebacks: tracebacks of handlers' errors keep the frames of this package.
+        observers: the observers of its requests.
 
     Attributes:
         gate: decides which requests may begin; holds the waiting and the running requests.
@@ -84,6 +86,7 @@ class ServedEndpoint(Host):
         on_wait: Callable[[], None],
         on_exit: Callable[[SystemExit], None],
         full_tracebacks: bool,
+        observers: Observers,
     ) -> None:
         self.loop = loop
         self.name = name
@@ -96,6 +99,7 @@ class ServedEndpoint(Host):
         self.graceful, self.interrupt, self.on_exit = graceful, interrupt, on_exit
         self.full_tracebacks = full_tracebacks
         self.times_from_s = TIMES_FROM_S
+        self.observers = observers
         self.lingering = Lingering(loop, name, handler.name)
         self.task: asyncio.Task[Any] | None = None
         self.context = contextvars.copy_context()

@@ -20,7 +20,9 @@ from triton_distributed.errors import DecodeError, InvalidRequest, MessageTooLar
 from triton_distributed.names import EndpointName
 from triton_distributed.observe import Outcome, RequestStats
 from triton_distributed.observe.histogram import MOST_FRESH
+from triton_distributed.observe.observer import ObservedRequest, Observers
 from triton_distributed.observe.stats import SHORT_S
+from triton_distributed.observe.timing import Timing
 from triton_distributed.payload.codec import encode
 from triton_distributed.payload.exceptions import encode_error
 from triton_distributed.serving.gate import Applicant, Gate
@@ -62,6 +64,7 @@ class Host:
     times_from_s: float
     on_exit: Callable[[SystemExit], None]
     gate: Gate[ServedRequest]
+    observers: Observers
 
     @property
     def cancelled(self) -> bool:
@@ -93,6 +96,7 @@ class ServedRequest(Applicant):
         queued_s: seconds that it waited in the queue.
         task: the handler's task; None before the handler begins.
         items: the handler's async iterator, while it runs.
+        observed: tells the observers of the request; None if there are none.
     """
 
     __slots__ = (
@@ -104,6 +108,7 @@ class ServedRequest(Applicant):
         "began",
         "first",
         "items",
+        "observed",
         "task",
     )
 
@@ -124,6 +129,7 @@ class ServedRequest(Applicant):
         self._timer: asyncio.TimerHandle | None = None
         self.task: asyncio.Task[None] | None = None
         self.items: AsyncIterator[Any] | None = None
+        self.observed: ObservedRequest | None = None
         stream.owner = self
 
     def watch_deadline(self, deadline: float) -> None:
@@ -220,6 +226,26 @@ class ServedRequest(Applicant):
         self.context.over = True
         self._invalid = None
         self.stream.owner = None  # Ends a reference cycle, which only the collector would free.
+        if self.observed is not None:
+            self._tell_end(self.observed)
+
+    def _tell_end(self, observed: ObservedRequest) -> None:
+        """Tell the observers that the request has ended, and where its time went."""
+        self.observed = None
+        ended, began, queued_s = monotonic(), observed.began, self.queued_s
+        if not began:
+            timing = Timing(ended - self.came, worker_queue_s=ended - self.came)
+        else:
+            blocked_s = self.stream.blocked_s
+            timing = Timing(
+                total_s=ended - self.came,
+                worker_queue_s=queued_s,
+                loop_wait_s=began - self.came - queued_s,
+                handler_s=max(0.0, ended - began - blocked_s),
+                reader_s=blocked_s,
+                first_item_s=self.first - self.came if self.first else None,
+            )
+        observed.ended(self.outcome.name.lower(), timing)
 
     async def run(self) -> None:
         """Serve the request: the body of its task."""
@@ -227,6 +253,8 @@ class ServedRequest(Applicant):
         self.began = monotonic()
         stream, host, handler = self.stream, self._host, self._host.handler
         current.set(self.context)
+        if self.observed is not None:
+            self.observed.begin(self.began)
         sent = 0
         timed = handler.is_coroutine  # Its item is its end.
         error: BaseException | None = None
@@ -426,6 +454,8 @@ class ServedRequest(Applicant):
         return None
 
     def _failed(self, error: BaseException) -> None:
+        if self.observed is not None:
+            self.observed.error = error
         if error is self._invalid or isinstance(
             error, UnfitRequest
         ):  # An InvalidRequest that the handler got from its own call is the handler's error.

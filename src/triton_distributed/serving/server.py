@@ -11,6 +11,7 @@ from typing import Any
 from triton_distributed.config import Config
 from triton_distributed.errors import NotServed
 from triton_distributed.names import EndpointName
+from triton_distributed.observe.observer import RequestStart
 from triton_distributed.serving.addresses import begin_to_listen
 from triton_distributed.serving.admission import HandlerSlots
 from triton_distributed.serving.endpoint import ServedEndpoint
@@ -171,7 +172,11 @@ class Server:
             stream.abort(f.REJECT, f.RejectCode.UNKNOWN, words.encode())
         else:
             context = served_context(stream, metadata) if metadata else ServedContext(stream)
-            endpoint.gate.admit(ServedRequest(endpoint, stream, context, body, buffers), timeout_s)
+            request = ServedRequest(endpoint, stream, context, body, buffers)
+            observers = endpoint.observers
+            if observers.present:
+                request.observed = observers.request(RequestStart(str(endpoint.name), endpoint.instance.id, context))
+            endpoint.gate.admit(request, timeout_s)
 
     async def drain(self, timeout_s: float) -> None:
         """Admit no more requests, send clients away, and let running handlers finish.
