@@ -57,6 +57,7 @@ def run(*functions: Callable[..., Any], config: Config | None = None, processes:
         raise TypeError("run() found no declared function in this program: decorate one with @trd.serve(…)")
     declared = [(each, _declaration(each)) for each in chosen]
     config = config or Config.from_env(handle_signals=True)
+    config = replica.settings(config)
     replicas = _replicas(processes)
     if replicas is not None and not replica.is_replica():
         if status := supervise(replicas, config):
@@ -110,6 +111,8 @@ async def serve_until_drained(
         for handler, declared in handlers:
             served.append(one := await here.serve_declared(handler, declared))
             _say_ready(one.instance, runtime.config)
+        if url := runtime.status_port.url:
+            replica.report(replica.STATUS + url)
         replica.report(replica.READY)
     except RuntimeClosed:
         if not runtime.worker.draining:

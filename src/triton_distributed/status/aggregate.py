@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
@@ -14,7 +14,7 @@ LABEL = "replica"
 UP = "triton_replica_up"
 
 
-def merged(pages: Mapping[str, str | None], accept: str = "") -> tuple[bytes, str]:
+def merged(pages: Mapping[str, str | None], accept: str = "", more: Iterable[Metric] = ()) -> tuple[bytes, str]:
     """Merge the metrics pages of replicas.
 
     A page that is missing or malformed does not spoil the others: `triton_replica_up` says of each replica whether its
@@ -23,19 +23,20 @@ def merged(pages: Mapping[str, str | None], accept: str = "") -> tuple[bytes, st
     Args:
         pages: each replica's page in Prometheus' text format; None for a replica that has not answered.
         accept: the `Accept` header of the request; it chooses between Prometheus' text format and OpenMetrics.
+        more: metrics of the program that asks the replicas.
 
     Returns:
         the page, and its content type.
     """
     encode, content_type = choose_encoder(accept)
-    return encode(_Merged(pages)), content_type
+    return encode(_Merged(pages, more)), content_type
 
 
 class _Merged:
     """A collector over pages, in the form that the encoders of prometheus-client read."""
 
-    def __init__(self, pages: Mapping[str, str | None]) -> None:
-        self._pages = pages
+    def __init__(self, pages: Mapping[str, str | None], more: Iterable[Metric]) -> None:
+        self._pages, self._more = pages, more
 
     def collect(self) -> Iterator[Metric]:
         """The families of all pages, each once."""
@@ -51,8 +52,10 @@ class _Merged:
                 known = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
                 if known.type == family.type:
                     known.samples += [each._replace(labels=_labelled(each.labels, replica)) for each in family.samples]
-        families.pop(UP, None)
-        yield up
+        own = {each.name: each for each in (up, *self._more)}
+        for name in own:
+            families.pop(name, None)
+        yield from own.values()
         yield from families.values()
 
 

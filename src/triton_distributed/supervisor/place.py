@@ -21,7 +21,7 @@ class Place:
         asked: the supervisor has asked the process to end, so that a new one takes its place.
         settled: the last start has come to an end: the process was ready, or it has ended before.
         due: the next start must not wait any longer.
-        starts: number of processes so far.
+        ends: number of processes that ended without being asked to.
         last_end: how the last process ended that was not asked to, in words; "" if none did.
     """
 
@@ -32,7 +32,7 @@ class Place:
         self.restarts = Restarts(random.random)
         self.begun_at = 0.0
         self.asked = self.settled = self.due = False
-        self.starts = 0
+        self.ends = 0
         self.last_end = ""
 
     @property
@@ -49,6 +49,27 @@ class Place:
     def is_worn(self) -> bool:
         """Whether the process has served as many requests as it should."""
         return self.is_ready and self.process is not None and self.process.worn
+
+    @property
+    def state(self) -> str:
+        """`starting`, `ready` or `draining`; without a process `waiting` or `failing`. Any thread may ask."""
+        process = self.process
+        if process is None:
+            return "failing" if self.restarts.failing else "waiting" if self.ends else "starting"
+        if process.is_draining:
+            return "draining"
+        return "ready" if process.is_ready else "starting"
+
+    @property
+    def status_url(self) -> str:
+        """Where the status port of its process is; "" if it has none. Any thread may ask."""
+        process = self.process
+        return "" if process is None else process.status_url
+
+    def has_ended(self, words: str) -> None:
+        """Note the end of a process that was not asked to end."""
+        self.ends += 1
+        self.last_end = words
 
     def has_changed(self, process: Process) -> bool:
         """Whether a process of this place has ended, or another has its place."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from triton_distributed.config import environment_with
 from triton_distributed.supervisor.output import Output
 from triton_distributed.supervisor.pinning import Cores, bound
-from triton_distributed.supervisor.replica import INDEX, LINK, READY, WORN
+from triton_distributed.supervisor.replica import INDEX, LINK, READY, STATUS, WORN
 
 LONGEST_WORD = 256
 """Bytes of an incomplete report that are kept."""
@@ -34,6 +34,7 @@ class Process:
 
     Attributes:
         started_at, ready_at: times on the loop's clock; `ready_at` is None until the process can be called.
+        status_url: where its status port is; "" if it has none.
         worn: the process has served as many requests as it should.
         status: its exit status, negative for a signal; None while it runs.
 
@@ -56,6 +57,7 @@ class Process:
         self.index = index
         self.started_at = self._loop.time()
         self.ready_at: float | None = None
+        self.status_url = ""
         self.worn = False
         self.status: int | None = None
         self._kill: asyncio.TimerHandle | None = None
@@ -131,6 +133,8 @@ class Process:
             self.ready_at = self._loop.time()
         elif word == WORN:
             self.worn = True
+        elif word.startswith(STATUS):
+            self.status_url = word.removeprefix(STATUS)
         self._on_change(self)
 
     def drain(self, limit_s: float) -> None:

@@ -11,12 +11,14 @@ import os
 import signal
 import socket
 import threading
+from dataclasses import replace
 
-from triton_distributed.config import variable
+from triton_distributed.config import Config, variable
 from triton_distributed.system.fork import own
 
-READY, WORN = "ready", "worn"
-"""What a replica reports, one word a line: it can be called; it has served as many requests as it should."""
+READY, WORN, STATUS = "ready", "worn", "status "
+"""What a replica reports, one a line: it can be called; it has served as many requests as it should; its status port is
+at the URL that follows."""
 
 INDEX, LINK = "TRD_REPLICA", "TRD_SUPERVISOR"
 """The variables of a replica: its number, from 0 on; and the link's descriptor with its inode."""
@@ -69,11 +71,18 @@ def is_replica() -> bool:
     return _link is not None and _link.pid == os.getpid()
 
 
+def settings(config: Config) -> Config:
+    """The settings for this process: the status port in them is the supervisor's, and a replica takes any free one."""
+    if config.status_port > 0 and is_replica():
+        return replace(config, status_port=0)
+    return config
+
+
 def report(word: str) -> None:
     """Tell the supervisor, if there is one, how this process is.
 
     Args:
-        word: `READY` or `WORN`.
+        word: `READY`, `WORN`, or `STATUS` and a URL.
     """
     if _link is not None and is_replica():
         with contextlib.suppress(OSError):  # The supervisor has ended, so this process drains.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import os
 import signal
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from triton_distributed.config import Config
 from triton_distributed.supervisor import pinning, reload
@@ -28,6 +30,9 @@ logger = logging.getLogger("triton_distributed.supervisor")
 
 SPARE_S = 2.0
 """Seconds after the time within which a replica ends by itself (the drain's time and `GRACE_S`); then it is killed."""
+
+LOOK_S = 10.0
+"""Seconds between two looks at whether replicas are stuck, or a quarter of `TRD_LIVE_TIMEOUT_S` if that is shorter."""
 
 AT_ONCE_S = 1.0
 """Seconds from a second signal until the replicas are killed. They name the requests that are cut."""
@@ -87,11 +92,22 @@ def supervise(replicas: Replicas, config: Config, module: str | None = None) -> 
             cores=cores,
             watched=watched,
             json=config.log_format == "json",
+            status=StatusAt(config.status_host, config.status_port, config.live_timeout_s)
+            if config.status_port >= 0
+            else None,
         )
         return await supervisor.run()
 
     with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
         return runner.run(main())
+
+
+class StatusAt(NamedTuple):
+    """Where the status port is, and the seconds after which a replica with a stuck event loop is ended; 0 for never."""
+
+    host: str
+    port: int
+    live_timeout_s: float
 
 
 class Supervisor:
@@ -108,6 +124,7 @@ class Supervisor:
         cores: the CPU cores of each replica; None for all.
         watched: the folder whose Python files are watched; None for none.
         json: the log has one JSON object in each line.
+        status: the status port; None for none.
     """
 
     def __init__(
@@ -121,9 +138,12 @@ class Supervisor:
         cores: Sequence[pinning.Cores] | None = None,
         watched: Path | None = None,
         json: bool = False,
+        status: StatusAt | None = None,
     ) -> None:
         self._replicas, self._command, self._directory = replicas, command, directory
         self._drain_first, self._cores, self._watched, self._json = drain_first, cores, watched, json
+        self._status_at = status
+        self._page: Any = None
         self._limit_s = drain_s + GRACE_S + SPARE_S
         self._places = [Place(index) for index in range(replicas.count)]
         self._processes: dict[int, Process] = {}  # All that run, by their ids.
@@ -152,11 +172,14 @@ class Supervisor:
             wait=self._watched is None,  # A developer does not wait for the streams of the last version.
         )
         with self._signals():
+            self._open_page()
             try:
                 async with asyncio.TaskGroup() as group:
                     for each in self._places:
                         group.create_task(self._keep(each))
                     group.create_task(self._replacer.run())
+                    if self._page is not None and self._status_at is not None and self._status_at.live_timeout_s:
+                        group.create_task(self._end_stuck(min(self._status_at.live_timeout_s / 4, LOOK_S)))
                     if self._watched is not None:
                         group.create_task(self._watch(self._watched))
                 await self._bell.until(lambda: not self._processes)
@@ -166,12 +189,32 @@ class Supervisor:
                 for process in self._processes.values():  # After an error only.
                     process.kill()
                 await self._bell.until(lambda: not self._processes)
+                if self._page is not None:
+                    await self._page.close()
                 self._output.close()
         if self._cut:
             return 128 + self._cut
         if self._failure is not None:
             raise self._failure
         return self._status
+
+    def _open_page(self) -> None:
+        """Open the status port. Without it the replicas serve as well."""
+        if self._status_at is None:
+            return
+        # Most programs have no status port, and its modules take a tenth of a second.
+        module = importlib.import_module("triton_distributed.supervisor.page")
+        host, port, _ = self._status_at
+        try:
+            self._page = module.StatusPage(host, port, self._places, lambda: not self._complete, self._stopping.is_set)
+        except (OSError, UnicodeError) as error:
+            logger.warning(
+                "no status port: cannot listen on %s, port %d: %s. The replicas serve without it. TRD_STATUS_PORT=0 "
+                "takes any free port, and TRD_STATUS_HOST must be an address of this machine",
+                host,
+                port,
+                getattr(error, "strerror", None) or error,
+            )
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -199,7 +242,6 @@ class Supervisor:
         environment = self._replicas.environment(place.index)
         process = Process(place.index, self._command, self._directory, self._output, self._changed, environment, cores)
         self._processes[process.pid] = process
-        place.starts += 1
         where = "" if cores is None else f" on cores {pinning.described(cores)}"
         logger.info("replica %d: started as process %d%s", place.index, process.pid, where, extra=place.field)
         return process
@@ -221,9 +263,8 @@ class Supervisor:
         self._bell.ring()
 
     def _where(self) -> str:
-        if self._cores is None:
-            return ""
-        return " on cores " + " | ".join(map(pinning.described, self._cores))
+        cores = "" if self._cores is None else " on cores " + " | ".join(map(pinning.described, self._cores))
+        return cores + ("" if self._page is None else f"; status at {self._page.url}")
 
     def _note_end(self, process: Process) -> None:
         """Note the end of a replica that was asked to end."""
@@ -258,7 +299,8 @@ class Supervisor:
                 wait_s = place.restarts.ended(process.ready_s)
                 if self._watched is not None and process.ready_at is None:
                     wait_s = None  # The program itself is at fault, and its developer is about to change it.
-            place.last_end, place.settled = words, True
+            place.has_ended(words)
+            place.settled = True
             self._tell(place, words, wait_s)
             self._bell.ring()
             await self._bell.until(lambda: self._stopping.is_set() or place.due, wait_s)
@@ -277,7 +319,7 @@ class Supervisor:
             if successor is not None and not successor.is_over and not self._stopping.is_set():
                 words = f"process {process.pid} ended {described(process.status or 0)}"
                 logger.warning("replica %d: %s while its successor starts", place.index, words, extra=place.field)
-                place.last_end = words
+                place.has_ended(words)
                 place.take(successor)
                 continue
             place.process = None
@@ -337,6 +379,20 @@ class Supervisor:
         """Let all processes be replaced that run now."""
         if not self._stopping.is_set():
             self._replacer.outdate(self._loop.time(), cause)
+
+    async def _end_stuck(self, every_s: float) -> None:
+        """End replicas whose event loops are stuck for too long, as Kubernetes ends a single worker."""
+        while True:
+            await self._bell.until(self._stopping.is_set, every_s)
+            if self._stopping.is_set():
+                return
+            asked = [each.process for each in self._places]
+            for index, where in (await asyncio.to_thread(self._page.stuck)).items():
+                place, process = self._places[index], asked[index]
+                if process is not None and process is place.process and not process.is_draining:
+                    text = "replica %d: the event loop of process %d is stuck at %s, so the process is ended"
+                    logger.error(text, index, process.pid, where, extra=place.field)
+                    process.drain(self._limit_s)
 
     async def _watch(self, folder: Path) -> None:
         """Replace the processes when files have changed that can be compiled."""

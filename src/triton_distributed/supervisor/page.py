@@ -1,0 +1,229 @@
+"""The status port of a program with replicas: one address for all of them.
+
+Each replica has a status port of its own on any free port, and reports its address to the supervisor. The supervisor
+asks the replicas in threads, so a replica that stands still delays no other, and no request passes through its loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import msgspec
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
+
+from triton_distributed.status.aggregate import LABEL, merged
+from triton_distributed.status.http import JSON, Request, Response, error_response, json_response
+from triton_distributed.status.server import FINISH_S, HttpServer
+from triton_distributed.supervisor.place import Place
+from triton_distributed.system.loop_thread import tell
+
+PROBE_S = 0.9
+"""Seconds for which a replica is asked whether it is ready: Kubernetes waits one second for a probe by default."""
+
+ASK_S = 5.0
+"""Seconds for which a replica is asked for everything else. Prometheus waits ten seconds for a page by default."""
+
+MOST_AT_ONCE = 16
+"""Replicas that are asked at once for one request."""
+
+_ONE = re.compile(r"/replicas/([0-9]{1,6})(/.*)?", re.DOTALL)
+
+
+class StatusPage:
+    """Answers requests to the status port of a supervisor.
+
+    Args:
+        host, port: where it listens; port 0 for any free one.
+        places: the replicas. Their plain attributes are read in the threads of requests.
+        starting: returns whether the replicas have not all been ready yet.
+        stopping: returns whether all replicas are to end.
+
+    Attributes:
+        url: where it listens.
+
+    Raises:
+        OSError: it cannot listen there.
+    """
+
+    def __init__(
+        self, host: str, port: int, places: Sequence[Place], starting: Callable[[], bool], stopping: Callable[[], bool]
+    ) -> None:
+        self._places, self._starting, self._stopping = places, starting, stopping
+        self._pages: dict[str, Callable[[Request], Response]] = {
+            "/": self._index,
+            "/live": lambda _: json_response({"live": True}),
+            "/ready": self._ready,
+            "/health": self._health,
+            "/metrics": self._metrics,
+            "/statistics": self._statistics,
+        }
+        self._server = HttpServer(host, port, self._answer, lambda: True)
+        self.url = self._server.url
+
+    async def close(self) -> None:
+        """Close the port. Responses under way get `FINISH_S` to leave."""
+        ended, loop = asyncio.Event(), asyncio.get_running_loop()
+        self._server.stop(lambda: tell(loop, ended.set))
+        waiting = loop.create_task(ended.wait())
+        await asyncio.wait([waiting], timeout=3 * FINISH_S + 0.5)
+        waiting.cancel()
+        self._server.join(FINISH_S)
+
+    def _answer(self, request: Request) -> Response:
+        if (found := _ONE.fullmatch(request.path)) is not None:
+            return self._forward(int(found[1]), found[2] or "/", request)
+        page = self._pages.get(request.path.rstrip("/") or "/")
+        if page is None:
+            return error_response(404, f"there is no {request.path!r} here: / lists what there is")
+        if request.method != "GET":
+            return error_response(405, f"{request.path} takes GET requests", {"Allow": "GET, HEAD"})
+        return page(request)
+
+    def _index(self, _: Request) -> Response:
+        return json_response({"pages": [*self._pages, *(f"/replicas/{each.index}/" for each in self._places)]})
+
+    def _forward(self, index: int, path: str, request: Request) -> Response:
+        """Let one replica answer, for example the dashboard or a route of the program."""
+        if index >= len(self._places):
+            return error_response(404, f"there is no replica {index}: they are 0 to {len(self._places) - 1}")
+        url = self._places[index].status_url
+        if not url:
+            return error_response(503, f"replica {index} has no status port now")
+        try:
+            return _asked(url, path, request._replace(headers=_passed_on(request)), ASK_S)
+        except (OSError, http.client.HTTPException) as error:
+            return error_response(502, f"replica {index} does not answer: {str(error) or type(error).__name__}")
+
+    def _ask_all(self, path: str, timeout_s: float) -> list[Response | None]:
+        """Ask all replicas at once; None for one that has no status port or does not answer."""
+
+        def ask(place: Place) -> Response | None:
+            if not (url := place.status_url):
+                return None
+            try:
+                return _asked(url, path, Request("GET", path, {}, {}), timeout_s)
+            except (OSError, http.client.HTTPException):
+                return None
+
+        with ThreadPoolExecutor(min(len(self._places), MOST_AT_ONCE), "trd-status-ask") as pool:
+            return list(pool.map(ask, self._places))
+
+    def stuck(self) -> dict[int, str]:
+        """The replicas whose event loops have been stuck for `TRD_LIVE_TIMEOUT_S`, each with the place in its code.
+
+        It waits up to `PROBE_S`, so it is called in a thread.
+        """
+        answers = zip(self._places, self._ask_all("/live", PROBE_S), strict=True)
+        return {
+            each.index: str((_json_of(answer) or {}).get("place"))
+            for each, answer in answers
+            if answer is not None and answer.status == 503
+        }
+
+    def _ready(self, _: Request) -> Response:
+        answers = self._ask_all("/ready", PROBE_S)
+        good, found = self._judged([_problems(*each) for each in zip(self._places, answers, strict=True)])
+        return json_response(found, 200 if good else 503)
+
+    def _health(self, _: Request) -> Response:
+        answers = self._ask_all("/health", ASK_S)
+        problems = [_problems(*each) for each in zip(self._places, answers, strict=True)]
+        good, found = self._judged(problems)
+        found["healthy"] = good and not any(problems)
+        found["replicas"] = [
+            {**_described(place), "problems": problem, "health": _json_of(answer)}
+            for place, answer, problem in zip(self._places, answers, problems, strict=True)
+        ]
+        return json_response(found, 200 if found["healthy"] else 503)
+
+    def _judged(self, problems: Sequence[list[str]]) -> tuple[bool, dict[str, Any]]:
+        """Whether clients should call this program: all replicas have been ready, and at least one is so now."""
+        ready = sum(not each for each in problems)
+        reasons = [f"replica {index}: {each}" for index, found in enumerate(problems) for each in found]
+        if self._stopping():
+            reasons.insert(0, "the program drains")
+        elif self._starting():
+            reasons.insert(0, "not all replicas have been ready yet")
+        good = ready > 0 and not self._stopping() and not self._starting()
+        return good, {"ready": good, "ready_replicas": ready, "all_replicas": len(problems), "reasons": reasons}
+
+    def _metrics(self, request: Request) -> Response:
+        answers = self._ask_all("/metrics", ASK_S)
+        pages = {
+            str(place.index): answer.body.decode(errors="replace") if answer and answer.status == 200 else None
+            for place, answer in zip(self._places, answers, strict=True)
+        }
+        body, content_type = merged(pages, request.headers.get("accept", ""), [self._restarts()])
+        return Response(200, body, content_type)
+
+    def _restarts(self) -> Metric:
+        family = CounterMetricFamily(
+            "triton_replica_restarts", "Processes of the replica that ended without being asked to.", labels=[LABEL]
+        )
+        for each in self._places:
+            family.add_metric([str(each.index)], each.ends)
+        return family
+
+    def _statistics(self, _: Request) -> Response:
+        answers = self._ask_all("/statistics", ASK_S)
+        return json_response({"replicas": [_json_of(each) for each in answers]})
+
+
+def _described(place: Place) -> dict[str, Any]:
+    process = place.process
+    return {
+        "replica": place.index,
+        "state": place.state,
+        "pid": None if process is None else process.pid,
+        "restarts": place.ends,
+        "last_end": place.last_end,
+        "status_url": place.status_url,
+    }
+
+
+def _problems(place: Place, answer: Response | None) -> list[str]:
+    """Why a replica cannot be called; empty if it can."""
+    if (state := place.state) != "ready":
+        return [f"{state}; {place.last_end}" if place.last_end else state]
+    if answer is None:
+        return ["its status port does not answer"] if place.status_url else []
+    if answer.status < 400:
+        return []
+    found = _json_of(answer)
+    reasons = found.get("reasons") if isinstance(found, dict) else None
+    return [str(each) for each in reasons or [f"its status port answers with {answer.status}"]]
+
+
+def _json_of(answer: Response | None) -> Any:
+    if answer is None:
+        return None
+    try:
+        return msgspec.json.decode(answer.body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _passed_on(request: Request) -> dict[str, str]:
+    return {name: request.headers[name] for name in ("accept", "content-type") if name in request.headers}
+
+
+def _asked(url: str, path: str, request: Request, timeout_s: float) -> Response:
+    """Ask one replica.
+
+    Raises:
+        OSError, http.client.HTTPException: it does not answer in time, or not with HTTP.
+    """
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=timeout_s)
+    try:
+        target = quote(path, safe="/~") + (f"?{urlencode(request.query)}" if request.query else "")
+        connection.request(request.method, target, request.body or None, dict(request.headers))
+        answer = connection.getresponse()
+        return Response(answer.status, answer.read(), answer.getheader("Content-Type", JSON))
+    finally:
+        connection.close()

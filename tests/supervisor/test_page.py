@@ -1,0 +1,224 @@
+"""The status port of a program with replicas: one address for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+from urllib.error import HTTPError
+from urllib.request import Request as HttpRequest
+from urllib.request import urlopen
+
+import pytest
+
+import triton_distributed as trd
+from tests.supervisor.supervised import WORKER, supervised, written
+from tests.supervisor.test_replicas import ask, killed
+from tests.timing import PATIENCE_S
+from triton_distributed.status.http import TEXT, Request, Response, json_response
+from triton_distributed.status.server import HttpServer
+from triton_distributed.supervisor.page import StatusPage
+from triton_distributed.supervisor.place import Place
+from triton_distributed.supervisor.process import Process
+
+METRICS = b'# TYPE triton_requests counter\ntriton_requests_total{endpoint="a/b/c"} 3\n'
+
+
+class FakeProcess:
+    """A process that can be called, with a status port."""
+
+    pid, started_at, is_ready, is_draining = 7, 1.0, True, False
+
+    def __init__(self, status_url: str) -> None:
+        self.status_url = status_url
+
+
+def get(url: str, body: bytes | None = None) -> tuple[int, Any]:
+    """The status and the body of a response, as JSON if it is JSON."""
+    try:
+        with urlopen(HttpRequest(url, body), timeout=PATIENCE_S) as answer:
+            status, data, kind = answer.status, answer.read(), answer.headers["Content-Type"]
+    except HTTPError as error:
+        status, data, kind = error.code, error.read(), error.headers["Content-Type"]
+        error.close()
+    return status, json.loads(data) if kind == "application/json" else data.decode()
+
+
+class Pages:
+    """A status page over replicas whose status ports the test plays.
+
+    Attributes:
+        replies: what each replica answers to a path; a missing path is a 404.
+    """
+
+    def __init__(self, page: StatusPage, places: list[Place], replies: list[dict[str, Response]]) -> None:
+        self.page, self.places, self.replies = page, places, replies
+        self.starting = self.stopping = False
+
+    async def get(self, path: str, body: bytes | None = None) -> tuple[int, Any]:
+        return await asyncio.to_thread(get, self.page.url + path, body)
+
+
+@asynccontextmanager
+async def pages(count: int) -> AsyncIterator[Pages]:
+    replies: list[dict[str, Response]] = [{} for _ in range(count)]
+
+    def answer(index: int) -> Callable[[Request], Response]:
+        def of_one(request: Request) -> Response:
+            if request.method == "POST":
+                return json_response([request.path, dict(request.query), request.body.decode()])
+            return replies[index].get(request.path, json_response({"error": "nothing here"}, 404))
+
+        return of_one
+
+    servers = [HttpServer("127.0.0.1", 0, answer(index), lambda: True) for index in range(count)]
+    places = [Place(index) for index in range(count)]
+    for place, server in zip(places, servers, strict=True):
+        place.take(cast(Process, FakeProcess(server.url)))
+    state: list[Pages] = []
+    page = StatusPage("127.0.0.1", 0, places, lambda: state[0].starting, lambda: state[0].stopping)
+    state.append(Pages(page, places, replies))
+    try:
+        yield state[0]
+    finally:
+        await page.close()
+        for server in servers:
+            server.stop(lambda: None)
+            await asyncio.to_thread(server.join, PATIENCE_S)
+
+
+async def test_it_is_ready_when_all_have_been_and_one_is() -> None:
+    good, bad = json_response({"ready": True}), json_response({"ready": False, "reasons": ["a.b.c is paused"]}, 503)
+    async with pages(2) as here:
+        here.replies[:] = [{"/ready": good}, {"/ready": good}]
+        here.starting = True
+        assert (await here.get("/ready"))[0] == 503
+        here.starting = False
+        assert await here.get("/ready") == (
+            200,
+            {"ready": True, "ready_replicas": 2, "all_replicas": 2, "reasons": []},
+        )
+        here.replies[1] = {"/ready": bad}
+        status, found = await here.get("/ready")
+        assert (status, found["ready_replicas"], found["reasons"]) == (200, 1, ["replica 1: a.b.c is paused"])
+        here.places[0].process = None
+        here.places[0].has_ended("process 7 ended by SIGKILL")
+        status, found = await here.get("/ready")
+        assert (status, found["ready_replicas"]) == (503, 0)
+        assert found["reasons"][0] == "replica 0: waiting; process 7 ended by SIGKILL"
+        here.stopping = True
+        assert (await here.get("/ready"))[1]["reasons"][0] == "the program drains"
+        assert await here.get("/live") == (200, {"live": True})
+
+
+async def test_health_is_that_of_all() -> None:
+    async with pages(2) as here:
+        here.replies[:] = [{"/health": json_response({"healthy": True})}] * 2
+        status, found = await here.get("/health")
+        assert (status, found["healthy"]) == (200, True)
+        assert [each["health"] for each in found["replicas"]] == [{"healthy": True}] * 2
+        here.replies[1] = {"/health": json_response({"healthy": False, "reasons": ["the GPU is lost"]}, 503)}
+        here.places[0].has_ended("process 3 ended with status 1")
+        status, found = await here.get("/health")
+        assert (status, found["healthy"], found["ready"]) == (503, False, True)
+        assert found["reasons"] == ["replica 1: the GPU is lost"]
+        first, second = found["replicas"]
+        assert (first["restarts"], first["last_end"], first["state"]) == (1, "process 3 ended with status 1", "ready")
+        assert second["problems"] == ["the GPU is lost"]
+
+
+async def test_metrics_have_a_label_for_the_replica() -> None:
+    async with pages(2) as here:
+        here.replies[0] = {"/metrics": Response(200, METRICS, TEXT)}
+        here.places[1].has_ended("process 3 ended with status 1")
+        status, text = await here.get("/metrics")
+        assert status == 200
+        assert {
+            'triton_requests_total{endpoint="a/b/c",replica="0"} 3.0',
+            'triton_replica_up{replica="0"} 1.0',
+            'triton_replica_up{replica="1"} 0.0',
+            'triton_replica_restarts_total{replica="1"} 1.0',
+        } <= set(text.splitlines())
+
+
+async def test_the_pages_and_routes_of_one_replica() -> None:
+    async with pages(2) as here:
+        here.replies[1] = {"/stacks": Response(200, b"MainThread", TEXT), "/": json_response({"pages": []})}
+        assert await here.get("/replicas/1/stacks") == (200, "MainThread")
+        assert await here.get("/replicas/1") == (200, {"pages": []})
+        assert await here.get("/replicas/0/a%20b?x=1&y=", b"{}") == (200, ["/a b", {"x": "1", "y": ""}, "{}"])
+        assert (await here.get("/replicas/0/stacks"))[0] == 404
+        assert (await here.get("/replicas/2/stacks"))[0] == 404
+        here.places[0].process = None
+        assert (await here.get("/replicas/0/stacks"))[0] == 503
+        with socket.create_server(("127.0.0.1", 0)) as unused:
+            port = unused.getsockname()[1]
+        here.places[0].take(cast(Process, FakeProcess(f"http://127.0.0.1:{port}")))
+        status, found = await here.get("/replicas/0/stacks")
+        assert status == 502
+        assert found["error"].startswith("replica 0 does not answer: ")
+        assert (await here.get("/nowhere"))[0] == 404
+        assert (await here.get("/ready", b"{}"))[0] == 405
+        assert (await here.get("/"))[1]["pages"][-2:] == ["/replicas/0/", "/replicas/1/"]
+
+
+@killed
+@pytest.mark.slow
+@pytest.mark.usefixtures("trd_dir")
+async def test_the_port_of_a_program_shows_an_end_and_ends_what_is_stuck(tmp_path: Path) -> None:
+    code = WORKER.replace(
+        "if __name__",
+        """
+@trd.serve("a.b.stick")
+async def stick(request: object) -> None:
+    import time
+    while True:
+        time.sleep(0.05)
+
+if __name__""",
+    )
+    environ = {"TRD_STATUS_PORT": "0", "TRD_LIVE_TIMEOUT_S": "0.5", "TRD_DRAIN_TIMEOUT_S": "0"}
+    with supervised(tmp_path, written(tmp_path, code), "2", environ=environ) as running:
+        url = (await asyncio.to_thread(running.line, r"ready: 2 replica\(s\); status at (http://\S+)"))[1]
+
+        async def health() -> dict[str, Any]:
+            return (await asyncio.to_thread(get, f"{url}/health"))[1]  # type: ignore[no-any-return]
+
+        pids = await ask(2)
+        found = await health()
+        assert (found["healthy"], found["ready_replicas"]) == (True, 2)
+        assert [each["pid"] for each in found["replicas"]] == [pids["0"], pids["1"]]
+        ports = {each["status_url"] for each in found["replicas"]}
+        assert len({*ports, url}) == 3
+
+        os.kill(pids["1"], signal.SIGKILL)
+        async with asyncio.timeout(PATIENCE_S):
+            while not (found := await health())["healthy"] or not found["replicas"][1]["restarts"]:
+                await asyncio.sleep(0.02)
+        assert found["replicas"][1]["last_end"] == f"process {pids['1']} ended by SIGKILL"
+
+        async with trd.connect() as here:
+            call = asyncio.ensure_future(here.call("a.b.stick", None))
+            text = r"replica (.): the event loop of process (\d+) is stuck at .*worker\.py:\d+ in stick, so the .*"
+            stuck = await asyncio.to_thread(running.line, text)
+            await asyncio.to_thread(
+                running.line, rf"replica {stuck[1]}: process {stuck[2]} ended with status 143; starting again.*"
+            )
+            with pytest.raises(trd.StreamIncomplete):
+                await call
+        await asyncio.to_thread(running.stop)
+
+
+def test_a_port_that_is_taken_is_a_warning(tmp_path: Path, trd_dir: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with supervised(tmp_path, written(tmp_path), "1", environ={"TRD_STATUS_PORT": str(port)}) as running:
+            running.line(rf"no status port: cannot listen on 127\.0\.0\.1, port {port}: .*")
+            running.ready(1)
+            running.stop()
