@@ -22,13 +22,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src"
 TREE = ROOT / "build" / "compiled" / str(sysconfig.get_config_var("SOABI"))
+PARTS = {".py", ".html", ".css", ".js"}
 STAMP = TREE / "built-from"
 
 
 def digest() -> str:
     """Return the digest of all that a build is made from."""
     found = hashlib.sha256(sys.version.encode())
-    for path in [ROOT / "setup.py", ROOT / "pyproject.toml", *sorted((SRC / "triton_distributed").rglob("*.py"))]:
+    package = [each for each in (SRC / "triton_distributed").rglob("*.*") if each.suffix in PARTS]
+    for path in [ROOT / "setup.py", ROOT / "pyproject.toml", *sorted(package)]:
         found.update(f"{path.relative_to(ROOT)}\0{path.stat().st_size}\0".encode() + path.read_bytes())
     return found.hexdigest()
 

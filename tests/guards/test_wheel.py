@@ -71,7 +71,11 @@ def test_every_name_for_tests_is_documented(face: str) -> None:
 def test_the_wheel_is_made_of_the_package_alone() -> None:
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     assert setuptools["packages"]["find"] == {"where": ["src"]}
-    assert setuptools["package-data"] == {PACKAGE: ["py.typed"]}
+    assert setuptools["package-data"] == {PACKAGE: ["py.typed", "status/dashboard.*"]}
+    others = {
+        each.name for each in (SRC / PACKAGE).rglob("*.*") if each.is_file() and each.suffix not in (".py", ".pyc")
+    }
+    assert others == {"py.typed", "dashboard.html", "dashboard.css", "dashboard.js"}
     found = {each.name for each in SRC.iterdir() if each.is_dir() and not each.name.endswith(".egg-info")}
     assert found - {"__pycache__"} == {PACKAGE}
 

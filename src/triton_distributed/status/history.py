@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from triton_distributed.observe import Outcome, Stats
+from triton_distributed.observe import Outcome, Stats, quantile
+from triton_distributed.observe.stats import TimedStats
 from triton_distributed.serving.endpoint import ServedEndpoint
 
 LENGTH = 300
@@ -16,15 +18,18 @@ LENGTH = 300
 MOST_SERIES = 64
 """Endpoints of a sample, so that the memory is bounded: with all of them, a history has a few megabytes."""
 
-_SERVED = ("requests", "errors", "refused", "items", "running", "waiting")
-_CALLED = ("calls", "errors", "refused", "open")
+_SERVED = ("requests", "errors", "refused", "items", "running", "waiting", "p50_s", "p99_s")
+_CALLED = ("calls", "errors", "refused", "open", "p50_s", "p99_s")
 _NEITHER_ERROR = (Outcome.OK, Outcome.CANCELLED, Outcome.REFUSED)
+
+
+Numbers = tuple[float | None, ...]
 
 
 class Caller(Protocol):
     """The part of a client that is sampled."""
 
-    stats: Stats
+    stats: TimedStats
 
     @property
     def name(self) -> Any: ...
@@ -41,8 +46,8 @@ class Sample(NamedTuple):
 
     time: float
     lag_s: float
-    endpoints: dict[str, tuple[int, ...]]
-    calls: dict[str, tuple[int, ...]]
+    endpoints: dict[str, Numbers]
+    calls: dict[str, Numbers]
 
 
 class History:
@@ -50,28 +55,41 @@ class History:
 
     def __init__(self) -> None:
         self._samples: deque[Sample] = deque(maxlen=LENGTH)
+        self._served: dict[str, list[int]] = {}  # The durations of the last sample: a histogram for each endpoint.
+        self._called: dict[str, list[int]] = {}
 
     def add(self, lag_s: float, endpoints: Iterable[ServedEndpoint], clients: Iterable[Caller]) -> None:
         """Take a sample, on the event loop. It takes some microseconds for each endpoint and client."""
         served: dict[str, tuple[int, ...]] = {}
+        durations: dict[str, list[int]] = {}
         for each in endpoints:
             if len(served) < MOST_SERIES:
-                waiting = len(each.gate.queue)
-                served[each.name.path] = (*_ended(each.stats), each.stats.items, len(each.gate.running), waiting)
+                path, waiting = each.name.path, len(each.gate.queue)
+                served[path] = (*_ended(each.stats), each.stats.items, len(each.gate.running), waiting)
+                each.stats.count()
+                durations[path] = list(each.stats.duration.counts)
         called: dict[str, tuple[int, ...]] = {}
+        call_durations: dict[str, list[int]] = {}
         for client in clients:
-            path = client.name.path
+            client.stats.count()
+            path, counts = client.name.path, client.stats.duration.counts
             numbers = (*_ended(client.stats), client.stats.inflight)
             if (before := called.get(path)) is not None:
-                called[path] = tuple(map(sum, zip(before, numbers, strict=True)))
+                called[path] = _sums(before, numbers)
+                call_durations[path] = list(_sums(call_durations[path], counts))
             elif len(called) < MOST_SERIES:
-                called[path] = numbers
-        self._samples.append(Sample(time.time(), lag_s, served, called))
+                called[path], call_durations[path] = numbers, list(counts)
+        endpoints_now = _with_quantiles(served, durations, self._served)
+        calls_now = _with_quantiles(called, call_durations, self._called)
+        self._served, self._called = durations, call_durations
+        self._samples.append(Sample(time.time(), lag_s, endpoints_now, calls_now))
 
     def add_stuck(self, stuck_s: float) -> None:
         """Take a sample while the loop is stuck, in any thread: nothing has changed since the last one."""
         last = self._samples[-1] if self._samples else Sample(0.0, 0.0, {}, {})
-        self._samples.append(last._replace(time=time.time(), lag_s=stuck_s))
+        endpoints = {path: (*numbers[:-2], None, None) for path, numbers in last.endpoints.items()}
+        calls = {path: (*numbers[:-2], None, None) for path, numbers in last.calls.items()}
+        self._samples.append(Sample(time.time(), stuck_s, endpoints, calls))
 
     def since(self, start: float) -> dict[str, Any]:
         """The samples after a time, as columns of equal length, oldest first.
@@ -86,11 +104,13 @@ class History:
                  "times": [...],         # seconds since 1970
                  "loop_lag_s": [...],    # how late the event loop was; it grows while the loop is stuck
                  "endpoints": {path: {"requests": [...], "errors": [...], "refused": [...], "items": [...],
-                                      "running": [...], "waiting": [...]}},
-                 "calls": {path: {"calls": [...], "errors": [...], "refused": [...], "open": [...]}}}
+                                      "running": [...], "waiting": [...], "p50_s": [...], "p99_s": [...]}},
+                 "calls": {path: {"calls": [...], "errors": [...], "refused": [...], "open": [...], "p50_s": [...],
+                                  "p99_s": [...]}}}
 
             `requests`, `calls`, `errors`, `refused` and `items` are totals: the difference of two neighbours is the
-            rate. `errors` are neither refused nor cancelled. A value is null where the sample lacks the endpoint.
+            rate. `errors` are neither refused nor cancelled. `p50_s` and `p99_s` are the seconds within which half, and
+            99 %, of the requests ended that ended since the sample before. A value is null where the sample lacks it.
         """
         samples = [each for each in list(self._samples) if each.time > start]
         return {
@@ -109,7 +129,24 @@ def _ended(stats: Stats) -> tuple[int, int, int]:
     return total, total - sum(stats.ended[each] for each in _NEITHER_ERROR), stats.ended[Outcome.REFUSED]
 
 
-def _columns(rows: list[dict[str, tuple[int, ...]]], names: tuple[str, ...]) -> dict[str, dict[str, list[int | None]]]:
+def _sums(one: Sequence[int], other: Sequence[int]) -> tuple[int, ...]:
+    return tuple(map(operator.add, one, other))
+
+
+def _with_quantiles(
+    numbers: dict[str, tuple[int, ...]], durations: dict[str, list[int]], before: dict[str, list[int]]
+) -> dict[str, Numbers]:
+    """The numbers of each path, with the quantiles of the durations that were added since the sample before."""
+    found: dict[str, Numbers] = {}
+    for path, counts in durations.items():
+        new = list(map(operator.sub, counts, before[path])) if path in before else counts
+        if min(new) < 0:  # The endpoint was served again, or a client is gone.
+            new = []
+        found[path] = (*numbers[path], quantile(new, 0.5), quantile(new, 0.99))
+    return found
+
+
+def _columns(rows: list[dict[str, Numbers]], names: tuple[str, ...]) -> dict[str, dict[str, list[float | None]]]:
     nothing = (None,) * len(names)
     return {
         path: {name: [row.get(path, nothing)[index] for row in rows] for index, name in enumerate(names)}

@@ -13,6 +13,7 @@ import msgspec
 
 from triton_distributed.observe.stacks import stack
 from triton_distributed.status.checks import CheckRuns
+from triton_distributed.status.dashboard import dashboard
 from triton_distributed.status.health import Health, Judged
 from triton_distributed.status.history import Caller, History
 from triton_distributed.status.http import TEXT, Request, Response, error_response, json_response
@@ -111,9 +112,11 @@ class StatusService:
             return error_response(405, reason, {"Allow": ", ".join(allowed)})
         return error_response(404, f"there is no {path!r} here: / lists what there is")
 
-    def _index(self, _: Request) -> Response:
+    def _index(self, request: Request) -> Response:
+        if "text/html" in request.headers.get("accept", ""):
+            return dashboard()
         routes = [f"{method} {path}" for method, path in list(self._port.routes)]
-        return json_response({"pages": list(self.pages), "routes": routes})
+        return json_response({"pages": list(self.pages), "routes": routes}, headers={"Vary": "Accept"})
 
     def _healthy(self, _: Request) -> Response:
         is_live, live = self._health.live()
