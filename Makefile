@@ -8,7 +8,7 @@ COMPILED ?=
 RUN = COMPILED=$(COMPILED) tools/run $(PYTHON)
 VERSIONS ?= 3.11 3.12 3.13
 PYTEST_ARGS ?=
-WORKERS ?= 4
+WORKERS ?= 6
 PROFILE ?= test
 PYTEST = $(RUN) -m pytest -n $(WORKERS) --dist loadfile --hypothesis-profile=$(PROFILE) $(PYTEST_ARGS)
 # Tests of what has no I/O: the rooms that decide, the values, and the guards that read source only.

@@ -37,6 +37,7 @@ from harness.simulated.members import Caller, Worker
 from harness.simulated.network import Registry, Switch
 from triton_distributed.config import Config
 from triton_distributed.errors import TritonError
+from triton_distributed.serving import endpoint
 from triton_distributed.testing.chaos.report import Report
 from triton_distributed.testing.chaos.schedule import FaultKind, Recovery, schedule
 
@@ -141,6 +142,7 @@ def simulate(seed: int, settings: Settings | None = None, tell: Callable[[str], 
     trace = Trace(tell)
     collecting, logged = gc.isenabled(), logging.root.manager.disable
     gc.disable()  # The time of its runs would depend on earlier code.
+    times_from_s, endpoint.TIMES_FROM_S = endpoint.TIMES_FROM_S, 0.0  # They are of the real clock: each end has them.
     logging.disable(logging.ERROR)  # Reporting a handler's error takes longer than the call.
     simulation = Simulation(seed, settings or settings_of(seed), result)
     try:
@@ -154,6 +156,7 @@ def simulate(seed: int, settings: Settings | None = None, tell: Callable[[str], 
             gc.collect()  # Reports errors that were never retrieved.
     finally:
         logging.disable(logged)
+        endpoint.TIMES_FROM_S = times_from_s
         if collecting:
             gc.enable()
     result.digest = trace.digest()

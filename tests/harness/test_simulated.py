@@ -18,7 +18,7 @@ from harness.simulated.simulation import Settings, settings_of, simulate
 from tests.guards.tree import SRC
 from tests.timing import PATIENCE_S
 from triton_distributed import is_compiled
-from triton_distributed.calling import call as calls
+from triton_distributed.calling import failover
 from triton_distributed.calling.attempts import Attempts
 from triton_distributed.calling.call import Call
 from triton_distributed.calling.failover import Delivered, Ending, Remaining, Terms, Verdict, decide
@@ -195,30 +195,30 @@ def call_without_a_task(patch: pytest.MonkeyPatch) -> None:
     def decide_as_if_open(ending: Ending, terms: Terms, delivered: Delivered, means: Remaining) -> Verdict:
         return decide(ending, terms, delivered, means._replace(closed=False))
 
-    patch.setattr(calls, "decide", decide_as_if_open)
+    patch.setattr(failover, "decide", decide_as_if_open)
     patch.setattr(Call, "_placed", lambda self, task: None)
 
 
 @pytest.mark.skipif(is_compiled(), reason="the faults replace methods, which compiled classes do not allow")
 @pytest.mark.parametrize(
-    ("plant", "words"),
+    ("plant", "words", "first"),
     [
-        (call_without_a_task, "never ended"),
-        (dropped_item, "not ["),
-        (begun_twice, "handlers began it"),
-        (untold_loss, "a handler began it"),
-        (early_handler, "handlers began it"),
-        (clean_end, "ended cleanly after"),
-        (lost_wake_up, "took"),
-        (kept_window, "promised to streams that are gone"),
-        (kept_load, "load is left"),
-        (no_second_try, "there was an instance to take it"),
-        (queue_forgotten, "took"),
+        (call_without_a_task, "never ended", 12),
+        (dropped_item, "not [", 23),
+        (begun_twice, "handlers began it", 0),
+        (untold_loss, "a handler began it", 37),
+        (early_handler, "handlers began it", 0),
+        (clean_end, "ended cleanly after", 3),
+        (lost_wake_up, "took", 0),
+        (kept_window, "promised to streams that are gone", 0),
+        (kept_load, "load is left", 6),
+        (no_second_try, "there was an instance to take it", 19),
+        (queue_forgotten, "took", 1),
     ],
 )
-def test_what_is_planted_is_found_and_found_again(monkeypatch: pytest.MonkeyPatch, plant, words):
+def test_what_is_planted_is_found_and_found_again(monkeypatch: pytest.MonkeyPatch, plant, words, first):
+    """From the first seed that finds it today; later ones do as well."""
     plant(monkeypatch)
-    first = 37 if plant is untold_loss else 0  # the first seed that finds it today; later ones do as well
     for seed in range(first, first + 200):
         found = simulate(seed, _settings(plant, seed))
         if any(words in each for each in found.violations):
