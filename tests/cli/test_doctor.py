@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import datetime
+import email.utils
+import errno
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,12 +19,13 @@ import trustme
 
 from tests.certificates import LONG_AGO, Member
 from tests.servers import etcd, nats  # noqa: F401
-from triton_distributed.cli.checks import host
+from triton_distributed.cli.checks import certificates, host, services
 from triton_distributed.cli.checks.finding import Finding
 from triton_distributed.cli.checks.host import Limits
 from triton_distributed.cli.doctor import diagnose
 from triton_distributed.config import Config
 from triton_distributed.runtime import DistributedRuntime
+from triton_distributed.system import shared_memory
 from triton_distributed.testing import EtcdServer, NatsServer
 from triton_distributed.testing.servers import free_port
 
@@ -95,6 +101,22 @@ async def test_a_port_that_is_taken(folder: Path) -> None:
     check(found, "error", "addresses", "Address already in use", f"sport = :{port}")
 
 
+async def test_a_status_port_that_is_taken(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        found = await look(folder, TRD_STATUS_PORT=str(port))
+    check(found, "warning", "status port", "would serve without its status pages", f"sport = :{port}")
+
+
+async def test_status_ports_that_everyone_reaches_or_that_a_worker_takes(folder: Path) -> None:
+    found = await look(folder, TRD_STATUS_PORT="0", TRD_STATUS_HOST="0.0.0.0")
+    check(found, "warning", "status port", "it asks for no password", "network policy")
+    port = str(free_port())
+    found = await look(folder, TRD_STATUS_PORT=port, TRD_LISTEN=f"tcp://127.0.0.1:{port}")
+    check(found, "warning", "status port", "name the same port", "change one")
+    assert [each.level for each in await look(folder, TRD_STATUS_PORT="0") if each.part == "status port"] == ["ok"]
+
+
 async def test_servers_that_are_not_there(folder: Path) -> None:
     nobody = f"127.0.0.1:{free_port()}"
     found = await look(folder, ETCD_ENDPOINTS=f"http://{nobody}", NATS_SERVER=f"nats://{nobody}")
@@ -152,6 +174,36 @@ async def test_a_certificate_near_its_end_and_a_key_that_others_can_read(folder:
     assert "can read the key" not in str(await look(folder, **tls(member)))
 
 
+@pytest.mark.parametrize("part", ["etcd", "nats"])
+async def test_the_files_for_etcd_and_nats(folder: Path, part: str) -> None:
+    now = datetime.datetime.now(datetime.UTC)
+    names = {"etcd": {"ETCD_ENDPOINTS": "https://127.0.0.1:1"}, "nats": {"NATS_SERVER": "tls://127.0.0.1:1"}}
+    settings = Config.from_env(names[part])
+
+    def found(member: Member, **changes: str) -> list[Finding]:
+        files = {f"{part}_{name}": getattr(member, name) for name in ("cert", "key", "ca")} | changes
+        return list(certificates.servers(dataclasses.replace(settings, **files)))
+
+    good = Member(folder / "good", trustme.CA())
+    Path(good.key).chmod(0o600)
+    assert found(good) == []
+    ending = Member(folder / "ending", trustme.CA(), not_after=now + datetime.timedelta(days=2))
+    check(found(ending), "warning", part, f"{ending.cert} ends in 2.0 days", "renew it")
+    check(found(ending), "warning", part, "other users can read the key", "chmod 600")
+    ended = Member(folder / "ended", trustme.CA(), not_after=LONG_AGO)
+    check(found(ended), "error", part, "expired", "renew the certificate")
+    check(found(good, **{f"{part}_key": ended.key}), "error", part, "cannot be used", "belong together")
+    check(found(good, **{f"{part}_cert": "/nowhere.pem"}), "error", part, "No such file", "PEM files")
+
+
+def test_an_authority_near_its_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    member = Member(folder / "tls", trustme.CA())
+    assert list(certificates.authorities("tls", member.ca)) == []
+    monkeypatch.setattr(certificates, "SOON_DAYS", 1e6)
+    found = list(certificates.authorities("tls", member.ca))
+    check(found, "warning", "tls", f"an authority in {member.ca} ends in", "give every member a file with both")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
 async def test_a_folder_of_another_user(folder: Path) -> None:
     theirs = folder / "theirs"
@@ -178,6 +230,27 @@ def test_limits(limits: Limits, text: str, advice: str) -> None:
     check(list(host.limits(limits, Config(threads=32))), "warning", "limits", text, advice)
 
 
+def test_a_container_with_less_memory_than_clients_may_take() -> None:
+    small = Limits((9999, 9999), None, (1, None), 512 * 2**20)
+    found = list(host.limits(small, Config(max_held_bytes=2**31)))
+    check(found, "warning", "limits", "the kernel would kill it", f"TRD_MAX_HELD_BYTES={256 * 2**20}, ")
+    settings = Config(max_held_bytes=256 * 2**20, max_message_bytes=64 * 2**20)
+    assert problems(list(host.limits(small, settings))) == []
+
+
+@pytest.mark.skipif(not shared_memory.SUPPORTED, reason="this system has no shared memory to refuse")
+def test_a_system_that_gives_no_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(host.shared_memory(Config())) == []
+
+    def refuse(name: str, flags: int) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    found = list(host.shared_memory(Config()))
+    check(found, "warning", "limits", "large arrays are copied instead", "vm.memfd_noexec")
+    assert list(host.shared_memory(Config(shared_memory_bytes=0))) == []
+
+
 def test_no_limit_is_no_problem() -> None:
     assert problems(list(host.limits(Limits((-1, -1), (128, 3), (2, None)), Config()))) == []
 
@@ -187,10 +260,55 @@ async def test_etcd(folder: Path, etcd: EtcdServer) -> None:  # noqa: F811
     assert [each for each in problems(found) if each.part != "limits"] == []
 
 
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        ("etcdserver: user name is empty", "TRD_ETCD_USERNAME"),
+        ("etcdserver: permission denied", "grant the user access to keys that begin with triton-distributed/"),
+        ("it needs the extra: pip install 'triton-distributed[etcd]'", "pip install 'triton-distributed[etcd]'"),
+        ("connection refused", "is etcd running"),
+    ],
+)
+def test_what_helps_with_etcd(words: str, advice: str) -> None:
+    assert advice in services.discovery_advice(Config(discovery="etcd"), words)
+
+
+@pytest.mark.parametrize("ahead_s", [-3600, 0, 3600])
+async def test_a_clock_that_differs(folder: Path, ahead_s: float) -> None:
+    date = email.utils.formatdate(time.time() + ahead_s, usegmt=True)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 200 OK\r\nDate: {date}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+        writer.close()
+        await writer.wait_closed()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        (found,) = await services.clock(Config(discovery="etcd", etcd_endpoints=f"http://127.0.0.1:{port}"))
+    if ahead_s:
+        check([found], "warning", "clock", "this machine's clock and etcd's differ by 3", "chronyd")
+    else:
+        assert found.level == "ok"
+
+
 async def test_nats(folder: Path, nats: NatsServer) -> None:  # noqa: F811
     found = await look(folder, NATS_SERVER=nats.url)
     assert [each for each in problems(found) if each.part != "limits"] == []
     assert any(each.part == "nats" and "version" in each.text for each in found)
+
+
+class GuardedNats(NatsServer):
+    """A NATS server with a token."""
+
+    def command(self) -> Sequence[str]:
+        return [*super().command(), "--auth", "secret"]
+
+
+async def test_nats_that_asks_for_credentials(folder: Path) -> None:
+    async with GuardedNats(environ=os.environ) as server:
+        found = await look(folder, NATS_SERVER=server.url)
+    check(found, "error", "nats", "uthorization", "NATS_AUTH_TOKEN")
 
 
 class PlainNats(NatsServer):

@@ -64,10 +64,13 @@ async def diagnose(environ: Mapping[str, str] | None = None) -> list[Finding]:
         return [*found, error("settings", str(failed), "docs/settings.md describes the setting")]
     found += settings(config)
     found += host.limits(host.read_limits(), config)
+    found += host.shared_memory(config)
     folder = host.folder(config)
     found += folder
     found += await network.addresses(config)
+    found += network.status_port(config)
     found += certificates.sessions(config)
+    found += certificates.servers(config)
     found += await services.clock(config)
     found += await services.nats(config)
     if config.discovery != "file" or not any(each.level == "error" for each in folder):  # It would say the same again.

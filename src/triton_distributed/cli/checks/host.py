@@ -15,6 +15,7 @@ from triton_distributed.cli.checks.finding import Finding, error, ok, warning
 from triton_distributed.config import Config
 from triton_distributed.errors import DiscoveryError
 from triton_distributed.serving.addresses import SOCKETS
+from triton_distributed.system import shared_memory as shared
 from triton_distributed.system import unix_sockets
 from triton_distributed.system.private_folder import private_folder
 
@@ -23,6 +24,9 @@ FEW_FILES = 4096
 
 FREE_INSTANCES = 8
 """inotify instances that should be free: each process of the user that watches files takes one or two."""
+
+HELD_SHARE = 0.75
+"""The share of a container's memory that clients' data may take; the rest is the program's."""
 
 NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "fuse.sshfs", "9p", "lustre", "ceph", "glusterfs")
 
@@ -34,11 +38,13 @@ class Limits(NamedTuple):
         files: the soft and the hard limit of open files.
         inotify: the user's inotify instances: the limit, and those in use; None if unknown.
         cores: the processors that the process may use, and those that its group may use in time; None for no quota.
+        memory: the bytes of memory that its group may use; None for no limit.
     """
 
     files: tuple[int, int]
     inotify: tuple[int, int] | None
     cores: tuple[int, float | None]
+    memory: int | None = None
 
 
 def versions() -> Iterator[Finding]:
@@ -54,7 +60,7 @@ def read_limits() -> Limits:
     import resource  # not on Windows
 
     files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return Limits(files, _inotify(), (len(_affinity()), _quota()))
+    return Limits(files, _inotify(), (len(_affinity()), _quota()), _memory())
 
 
 def limits(found: Limits, config: Config) -> Iterator[Finding]:
@@ -91,6 +97,27 @@ def limits(found: Limits, config: Config) -> Iterator[Finding]:
             f"TRD_THREADS={max(1, round(quota)) + 4}",
         )
 
+    if found.memory is not None and config.max_held_bytes > HELD_SHARE * found.memory:
+        half = found.memory // 2
+        yield warning(
+            "limits",
+            f"the container may use {found.memory:,} bytes of memory, and clients' data may take "
+            f"{config.max_held_bytes:,}: the kernel would kill it",
+            f"TRD_MAX_HELD_BYTES={half}, TRD_MAX_MESSAGE_BYTES={min(config.max_message_bytes, half)}, or more memory",
+        )
+
+
+def shared_memory(config: Config) -> Iterator[Finding]:
+    """Check that memory can be shared with other processes of this host, if the settings ask for it."""
+    if not config.shared_memory_bytes or not shared.SUPPORTED:
+        return
+    try:
+        os.close(os.memfd_create("trd-doctor", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+    except OSError as failed:
+        words = f"this system gives no shared memory ({failed.strerror or failed}): large arrays are copied instead"
+        advice = "sysctl vm.memfd_noexec=1 or 0; or TRD_SHARED_MEMORY_BYTES=0, which says that this is known"
+        yield warning("limits", words, advice)
+
 
 def _inotify() -> tuple[int, int] | None:
     try:
@@ -118,6 +145,15 @@ def _quota() -> float | None:
     try:
         most, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return None if most == "max" else int(most) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def _memory() -> int | None:
+    """The bytes that the control group may use (cgroup v2: `memory.max`)."""
+    try:
+        text = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        return None if text == "max" else int(text)
     except (OSError, ValueError):
         return None
 

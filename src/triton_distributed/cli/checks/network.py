@@ -43,6 +43,32 @@ async def addresses(config: Config) -> list[Finding]:
     return found or [ok("addresses", "a private Unix socket: only this user on this machine can call")]
 
 
+def status_port(config: Config) -> list[Finding]:
+    """Check `TRD_STATUS_PORT`: whether it is free, and that not everyone reaches it."""
+    if config.status_port < 0:
+        return []
+    address = Address("tcp", config.status_host, config.status_port)
+    listened = {each.port for each in _parsed(config) if each.scheme == "tcp"}
+    if config.status_port and config.status_port in listened:
+        words = f"TRD_STATUS_PORT and TRD_LISTEN name the same port, {config.status_port}"
+        return [warning("status port", f"{words}: the process would serve without its status pages", "change one")]
+    found, _ = _bind(address)
+    if found.level == "error":
+        words = f"{found.text}: the process would serve without its status pages"
+        return [warning("status port", words, found.advice)]
+    if not _is_loopback(config.status_host):
+        words = f"everyone who reaches {address} sees the process's state: it asks for no password"
+        return [warning("status port", words, "let a firewall or a network policy admit only Prometheus and probes")]
+    return [ok("status port", f"{address} is free")]
+
+
+def _parsed(config: Config) -> tuple[Address, ...]:
+    try:
+        return _listed(config)
+    except ConfigError:  # `addresses` reports it.
+        return ()
+
+
 def _listed(config: Config) -> tuple[Address, ...]:
     return parse_list(config.listen, "TRD_LISTEN") if config.listen else ()
 

@@ -44,12 +44,13 @@ async def discovery(config: Config) -> list[Finding]:
                 found = [warning("discovery", f"{where} took {took_s:.2g} s to answer", advice)]
             return found + await _unreachable(runtime, found_instances)
     except DiscoveryError as failed:
-        return [error("discovery", str(failed), _discovery_advice(config, str(failed)))]
+        return [error("discovery", str(failed), discovery_advice(config, str(failed)))]
     except ConfigError as failed:
         return [error("discovery", str(failed), "docs/settings.md describes the setting")]
 
 
-def _discovery_advice(config: Config, words: str) -> str:
+def discovery_advice(config: Config, words: str) -> str:
+    """What to do about an error of discovery with this text."""
     if "pip install" in words:
         return "pip install 'triton-distributed[etcd]'"
     if config.discovery != "etcd":
