@@ -14,6 +14,7 @@ from typing import Any
 from triton_distributed.errors import InvalidName
 
 __all__ = [
+    "INSPECT",
     "MAX_INSTANCE_ID",
     "MAX_NAME_LENGTH",
     "EndpointName",
@@ -100,6 +101,10 @@ class EndpointName:
         return ".".join(parts) if not any("." in part for part in parts) else self.path
 
 
+INSPECT = EndpointName("_trd", "runtime", "inspect")
+"""The reserved endpoint at which each worker answers questions about itself; see `runtime.inspection`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Instance:
     """One served endpoint in one process.
@@ -115,6 +120,9 @@ class Instance:
         contract: the schema of the endpoint's contract, as plain JSON values; None if the worker published none.
         status_url: the URL of its process's status port, e.g. `http://10.0.0.7:9090`; empty if it has none. A status
             port on the loopback address is reached from `host` only.
+        pid: the number of its process on its host; 0 if it is not known.
+        since: when its worker began to serve the endpoint, in seconds since the epoch by the worker's clock; 0 if it is
+            not known.
     """
 
     endpoint: EndpointName
@@ -125,6 +133,8 @@ class Instance:
     busy: bool = False
     contract: Mapping[str, Any] | None = field(default=None, compare=False)
     status_url: str = field(default="", compare=False)
+    pid: int = field(default=0, compare=False)
+    since: float = field(default=0.0, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.id <= MAX_INSTANCE_ID:

@@ -126,6 +126,7 @@ def test_what_is_no_key_has_no_prefix(name: str):
         ({"addresses": [1]}, "addresses"),
         ({"metadata": []}, "metadata"),
         ({"host": 3}, "host"),
+        ({"since": "now"}, "since"),
     ],
 )
 def test_a_wrong_field_is_named(change, says):
@@ -151,6 +152,14 @@ def test_a_later_versions_fields_are_passed_over():
 def test_what_is_no_record_is_bad(data: bytes):
     with pytest.raises(BadRecord):
         decode(data)
+
+
+def test_it_says_whose_it_is_and_since_when():
+    read = decode(encode(Instance(NAME, 7, ("tcp://h:1",), since=1.5), pid=12))
+    assert (read.pid, read.since) == (12, 1.5)
+    assert decode(encode(read)).pid == 12
+    earlier = decode(json.dumps({**GOOD, "pid": 0}).encode())  # written by a version without `since`
+    assert (earlier.pid, earlier.since) == (0, 0.0)
 
 
 def test_every_beginning_of_a_record_is_bad():

@@ -13,9 +13,10 @@ from tests.runtime.cluster import Cluster, patiently, until
 from triton_distributed.discovery import Added, Change, Removed, Snapshot
 from triton_distributed.discovery.memory import MemoryDiscovery
 from triton_distributed.errors import InvalidRequest
-from triton_distributed.names import EndpointName, Instance
+from triton_distributed.names import INSPECT, EndpointName, Instance
 from triton_distributed.runtime import Client, DistributedRuntime, RequestReport, RuntimeStatistics
-from triton_distributed.runtime.inspection import CHUNK, INSPECT, WorkersDiscovery, read_reports
+from triton_distributed.runtime.inspection import CHUNK, WorkersDiscovery, read_reports
+from triton_distributed.runtime.reports import WorkerReport
 
 HERE = __file__
 
@@ -154,3 +155,27 @@ async def test_a_worker_is_listed_once_and_until_its_last_endpoint_is_gone() -> 
     assert seen[1:] == [Removed(INSPECT, 5), Added(worker)]
     watch.close()
     await discovery.close()
+
+
+async def test_a_worker_is_found_while_all_its_endpoints_are_paused(cluster: Cluster) -> None:
+    worker = cluster.runtime()
+    await cluster.serve(worker, forever, max_inflight=3)
+    endpoint, workers = worker.endpoint("t.c.e"), await asking(cluster)
+    everything: list[Change] = []
+    watch = await MemoryDiscovery().watch(None, everything.append)
+    for _ in range(2):
+        await endpoint.pause()
+        await endpoint.pause()
+        (report,) = await answer(workers, worker, about="worker")
+        (served,) = msgspec.convert(report, WorkerReport).endpoints
+        assert (str(served.endpoint), served.state, served.max_inflight) == ("t.c.e", "paused", 3)
+        await endpoint.resume()
+        (report,) = await answer(workers, worker, about="worker")
+        assert msgspec.convert(report, WorkerReport).endpoints[0].state == "serving"
+    await endpoint.pause()
+    await worker.close()
+    await until(lambda: workers.instance_ids() == [])
+    added = [each.instance.endpoint for each in everything if isinstance(each, Added)]
+    removed = [each.endpoint for each in everything if isinstance(each, Removed)]
+    assert added.count(INSPECT) == removed.count(INSPECT) == 3
+    watch.close()

@@ -43,7 +43,8 @@ class _Record(msgspec.Struct):
     busy: bool | msgspec.UnsetType = msgspec.UNSET  # Written only if it is true, which is rare.
     contract: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET  # The schema of a native endpoint's contract.
     status_url: str | msgspec.UnsetType = msgspec.UNSET  # Written only if the worker has a status port.
-    pid: int = 0  # Only for people who read the file; no code uses it.
+    pid: int = 0  # With `since` only for people: no code decides by them.
+    since: float | msgspec.UnsetType = msgspec.UNSET
 
 
 _encoder = msgspec.json.Encoder()
@@ -69,7 +70,8 @@ def encode(instance: Instance, pid: int = 0) -> bytes:
         busy=instance.busy or msgspec.UNSET,
         contract=msgspec.UNSET if instance.contract is None else dict(instance.contract),
         status_url=instance.status_url or msgspec.UNSET,
-        pid=pid,
+        pid=pid or instance.pid,
+        since=instance.since or msgspec.UNSET,
     )
     try:
         _check_plain(record.metadata, "metadata")
@@ -113,9 +115,19 @@ def decode(data: bytes) -> Instance:
             raise BadRecord(f"it has version {record.version}, and this program reads version {_VERSION}")
         endpoint = EndpointName(record.namespace, record.component, record.endpoint)
         contract = None if record.contract is msgspec.UNSET else record.contract
-        busy = record.busy is True
-        url = "" if record.status_url is msgspec.UNSET else record.status_url
-        return Instance(endpoint, record.id, record.addresses, record.host, record.metadata, busy, contract, url)
+        since = 0.0 if record.since is msgspec.UNSET else record.since
+        return Instance(
+            endpoint,
+            record.id,
+            record.addresses,
+            record.host,
+            record.metadata,
+            record.busy is True,
+            contract,
+            "" if record.status_url is msgspec.UNSET else record.status_url,
+            record.pid,
+            since,
+        )
     except (msgspec.DecodeError, InvalidName, UnicodeDecodeError, RecursionError) as error:
         raise BadRecord(str(error)) from error
 

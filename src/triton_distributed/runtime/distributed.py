@@ -18,7 +18,7 @@ from triton_distributed.calling.prober import Prober
 from triton_distributed.config import Config
 from triton_distributed.discovery import Discovery
 from triton_distributed.errors import ForkError, RuntimeClosed, WrongLoop
-from triton_distributed.names import MAX_INSTANCE_ID, EndpointName
+from triton_distributed.names import INSPECT, MAX_INSTANCE_ID, EndpointName
 from triton_distributed.observe import LoopStats, Stats
 from triton_distributed.runtime import inspection, statistics
 from triton_distributed.runtime.backends import (
@@ -33,7 +33,6 @@ from triton_distributed.runtime.backends import (
 from triton_distributed.runtime.client import Client
 from triton_distributed.runtime.component import Endpoint, Namespace
 from triton_distributed.runtime.events import RuntimeEvents
-from triton_distributed.runtime.inspection import INSPECT
 from triton_distributed.runtime.observing import Observing
 from triton_distributed.runtime.requests import RequestReport, requests_of
 from triton_distributed.runtime.sessions import Sessions

@@ -1,7 +1,9 @@
 """Inspection: every worker answers questions about itself on its sessions, and `trd` asks them.
 
-A worker answers requests for one reserved endpoint. Discovery does not list it, and it has limits of its own, so a
-worker at capacity answers too. A client finds the workers by the instances of all other endpoints.
+A worker answers requests for one reserved endpoint, `INSPECT`. It has limits of its own, so that a worker at capacity
+answers too. A client finds the workers by the instances of all endpoints. Discovery lists the reserved endpoint only
+while its worker has paused another one, so that the worker is found then too. A program that serves an endpoint of this
+name replaces it in its own process.
 """
 
 from __future__ import annotations
@@ -18,16 +20,14 @@ import msgspec
 
 from triton_distributed.discovery import Added, Change, Discovery, Removed, Sink, Snapshot
 from triton_distributed.discovery.base import Watch
-from triton_distributed.names import EndpointName, Instance
+from triton_distributed.names import INSPECT, EndpointName, Instance
 from triton_distributed.observe.stacks import stack
 from triton_distributed.runtime.recording import Recording, is_recorded
+from triton_distributed.runtime.reports import report_of
 from triton_distributed.runtime.requests import RequestReport, requests_of
 from triton_distributed.runtime.statistics import RuntimeStatistics
 from triton_distributed.runtime.worker import Worker
 from triton_distributed.serving.endpoint import ServedEndpoint
-
-INSPECT = EndpointName("_trd", "runtime", "inspect")
-"""The reserved endpoint. A program that serves an endpoint of this name replaces it in its own process."""
 
 LIMITS = 4, 64
 """The most questions that are answered at once, and that wait beyond these: questions must not hold up requests."""
@@ -43,16 +43,17 @@ class Question(msgspec.Struct, forbid_unknown_fields=True):
     """What a client asks.
 
     Attributes:
-        about: `statistics` (one item, see `RuntimeStatistics`), `requests` (items of up to `CHUNK` reports each),
-            `stacks` (one item: the stack of each thread, by its name) or `recording` (first an empty item, then one
-            `Exchange` for each request that has ended, until the caller leaves).
+        about: `worker` (one item, see `WorkerReport`; it costs the worker least), `statistics` (one item, see
+            `RuntimeStatistics`), `requests` (items of up to `CHUNK` reports each), `stacks` (one item: the stack of each
+            thread, by its name) or `recording` (first an empty item, then one `Exchange` for each request that has
+            ended, until the caller leaves).
         id: only requests of this id; empty for all.
         stacks: reports of requests contain the steps of the handlers' code.
         endpoint: what is recorded, `namespace.component.endpoint`.
         metadata: metadata is recorded too.
     """
 
-    about: Literal["statistics", "requests", "stacks", "recording"]
+    about: Literal["worker", "statistics", "requests", "stacks", "recording"]
     id: str = ""
     stacks: bool = False
     endpoint: str = ""
@@ -71,7 +72,9 @@ def answering(runtime: Inspected) -> Callable[..., AsyncIterator[Any]]:
     """Make the handler of the reserved endpoint of a runtime."""
 
     async def inspect(question: Question) -> AsyncIterator[Any]:
-        if question.about == "statistics":
+        if question.about == "worker":
+            yield msgspec.to_builtins(report_of(runtime.worker))
+        elif question.about == "statistics":
             yield msgspec.to_builtins(runtime.statistics())
         elif question.about == "stacks":
             yield _stacks()

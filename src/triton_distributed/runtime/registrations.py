@@ -12,7 +12,7 @@ from typing import Any
 from triton_distributed.discovery import Discovery, Marking
 from triton_distributed.discovery.record import BadRecord, encode
 from triton_distributed.errors import DiscoveryError
-from triton_distributed.names import EndpointName
+from triton_distributed.names import INSPECT, EndpointName, Instance
 from triton_distributed.serving.endpoint import ServedEndpoint
 from triton_distributed.serving.server import Server
 
@@ -45,6 +45,7 @@ class Registrations:
         self._check = check
         self._fixed = fixed
         self._lock = asyncio.Lock()  # Held during each change of the records.
+        self._inspected: Instance | None = None  # The record of the reserved endpoint, while it is listed.
         self._correcting: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -62,12 +63,17 @@ class Registrations:
         async with self._lock:
             await self._discovery.withdraw(served.instance)
             served.listed = ()
+            await self._hide()
 
     async def pause(self, name: EndpointName) -> None:
         """Take a served endpoint out of rotation; see `Endpoint.pause`."""
         self._find(name, "pause").gate.pause()  # It takes effect at once, before the lock is free.
         async with self._lock:
             served = self._find(name, "pause")
+            if self._inspected is None:  # So that `trd` finds this worker, even if it has paused all its endpoints.
+                found = replace(served.instance, endpoint=INSPECT, metadata={}, contract=None)
+                await self._discovery.register(found)
+                self._inspected = found
             await self._discovery.withdraw(served.instance)
             served.listed = ()
 
@@ -82,6 +88,16 @@ class Registrations:
             except BaseException:
                 served.gate.pause()
                 raise
+            await self._hide()
+
+    async def _hide(self) -> None:
+        """Withdraw the record of the reserved endpoint if no endpoint is paused any more."""
+        if self._inspected is not None and not any(each.gate.paused for each in self._server.endpoints):
+            try:
+                await self._discovery.withdraw(self._inspected)
+                self._inspected = None
+            except DiscoveryError as error:  # The record does no harm, and the caller's change has succeeded.
+                logger.info("cannot withdraw from %s: %s", self._discovery.where, error)
 
     async def update_metadata(self, name: EndpointName, metadata: Mapping[str, Any]) -> None:
         """Publish other metadata of a served endpoint; see `Endpoint.update_metadata`."""
@@ -158,5 +174,7 @@ class Registrations:
                 for served in self._server.endpoints:
                     await self._discovery.withdraw(served.instance)
                     served.listed = ()
+                if self._inspected is not None:
+                    await self._discovery.withdraw(self._inspected)
         except Exception as error:  # A backend may raise anything, see above.
             logger.warning("cannot withdraw from %s: %s", self._discovery.where, error)

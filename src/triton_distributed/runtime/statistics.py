@@ -273,13 +273,9 @@ def of_endpoint(endpoint: ServedEndpoint) -> EndpointStatistics:
     endpoint.stats.count()
     states = Counter(each.state for each in gate.running)
     states[RequestState.WAITING] = len(queue)
-    if gate.draining or gate.paused:
-        state = "draining" if gate.draining else "paused"
-    else:
-        state = "serving" if endpoint.registered else "starting"
     return EndpointStatistics(
         name=endpoint.name.path,
-        state=state,
+        state=endpoint.state,
         addresses=endpoint.instance.addresses,
         listed=endpoint.listed,
         running=len(gate.running),

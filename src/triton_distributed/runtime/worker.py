@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
+import os
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -232,6 +234,8 @@ class Worker:
             serving.metadata or {},
             contract=serving.contract,
             status_url=await published_url(self._loop, self._config, self.status_url),
+            pid=os.getpid(),
+            since=time.time(),
         )
         served = self._endpoint(instance, handler, serving, server.slots, self._observing)
         served.task = task

@@ -109,6 +109,15 @@ class ServedEndpoint(Host):
         self._reported = Quiet(QUIET_S, loop.time)  # The keys are types of errors.
 
     @property
+    def state(self) -> str:
+        """`starting` (discovery has not accepted it yet), `serving`, `paused` or `draining`."""
+        if self.gate.draining:
+            return "draining"
+        if self.gate.paused:
+            return "paused"
+        return "serving" if self.registered else "starting"
+
+    @property
     def cancelled(self) -> bool:
         """Whether the program has cancelled the task that serves the endpoint, for example because its loop ends."""
         return self.task is not None and self.task.cancelling() > 0
