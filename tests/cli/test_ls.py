@@ -6,11 +6,14 @@ import json
 import os
 import signal
 import time
+from unittest.mock import ANY
 
 import pytest
 
 from tests.cli.command import OTHER_FOLDERS
 from tests.timing import PATIENCE_S
+from triton_distributed import __version__
+from triton_distributed.cli.health import STUCK
 
 
 def test_nothing_runs(trd, trd_dir):
@@ -36,13 +39,14 @@ def test_what_another_folder_holds_is_named(trd, trd_dir):
 
 def test_the_table(trd):
     one = trd.serve("worker:echo", "demo.frontend.chat")
-    two = trd.serve("worker:count", "demo.b.g", "--metadata", "model=tiny", "--listen", "tcp://127.0.0.1:0")
+    limits = "--max-inflight", "8", "--max-queue", "2"
+    two = trd.serve("worker:count", "demo.b.g", "--metadata", "model=tiny", "--listen", "tcp://127.0.0.1:0", *limits)
     said = trd.run("ls")
     assert (said.status, said.err) == (0, "")
     assert [line.split() for line in said.lines] == [
-        ["ENDPOINT", "INSTANCE", "STATE", "ADDRESS", "METADATA"],
-        ["demo.b.g", str(two.id), "up", two.address, '{"model":"tiny"}'],
-        ["demo.frontend.chat", str(one.id), "up", one.address, "-"],
+        ["ENDPOINT", "INSTANCE", "STATE", "RUNNING", "WAITING", "AGE", "VERSION", "ADDRESS", "METADATA"],
+        ["demo.b.g", str(two.id), "serving", "0/8", "0/2", ANY, "s", __version__, two.address, '{"model":"tiny"}'],
+        ["demo.frontend.chat", str(one.id), "serving", "0", "0", ANY, "s", __version__, one.address, "-"],
     ]
     for name in ("INSTANCE", "STATE", "ADDRESS", "METADATA"):
         column = said.lines[0].index(name)
@@ -55,13 +59,19 @@ def test_json(trd):
     assert (said.status, said.err) == (0, "")
     (line,) = map(json.loads, said.lines)
     assert line.pop("host")
+    assert 0 <= line.pop("age_s") < PATIENCE_S
     assert line == {
         "endpoint": "demo.backend.generate",
         "instance": str(worker.id),
+        "state": "serving",
+        "reason": "",
         "addresses": [worker.address],
         "metadata": {"model": "tiny"},
-        "reachable": True,
-        "busy": False,
+        "version": __version__,
+        "running": 0,
+        "waiting": 0,
+        "max_inflight": None,
+        "max_queue": 0,
     }
 
 
@@ -80,8 +90,9 @@ def test_a_pattern(trd, pattern, found):
     static = {"TRD_DISCOVERY": "static", "TRD_STATIC": "demo.a.x=tcp://127.0.0.1:1;demo.b.y=tcp://127.0.0.1:1"}
     said = trd.run("ls", "--json", pattern, env=static)
     assert [json.loads(line)["endpoint"] for line in said.lines] == found
-    nothing = f"no endpoint matches {pattern!r}; 2 other endpoint(s) are served, see `trd ls`\n"
-    assert said.err == ("" if found else nothing)
+    nothing = f"no endpoint matches {pattern!r}; 2 other endpoint(s) are served"
+    hint = "; did you mean demo?\n" if pattern == "dem" else "; see `trd ls`\n"
+    assert said.err == ("" if found else nothing + hint)
 
 
 def test_a_dead_address(trd):
@@ -92,7 +103,7 @@ def test_a_dead_address(trd):
     assert said.err.startswith("a.b.c, instance ")
     assert "tcp://127.0.0.1:1: " in said.err
     (line,) = map(json.loads, trd.run("ls", "--json", env=static).lines)
-    assert line["reachable"] is False
+    assert (line["state"], line["age_s"], line["running"]) == ("unreachable", None, None)
     assert line["reason"].startswith("tcp://127.0.0.1:1: ")
 
 
@@ -106,8 +117,8 @@ def test_a_paused_worker_is_listed_as_unreachable_and_comes_back(trd):
     finally:
         worker.signal(signal.SIGCONT)
     assert said.lines[1].split()[:3] == ["a.b.c", str(worker.id), "unreachable"]
-    assert "no answer within 0.1 s" in said.err
-    assert trd.run("ls", "--timeout", "20").lines[1].split()[2] == "up"
+    assert "answer within 0.1 s" in said.err
+    assert trd.run("ls", "--timeout", "20").lines[1].split()[2] == "serving"
 
 
 def test_a_reader_that_leaves_is_no_error(trd):
@@ -116,19 +127,21 @@ def test_a_reader_that_leaves_is_no_error(trd):
     assert listing.process.wait() == 0
 
 
-def test_a_worker_whose_loop_is_stuck_is_busy(trd, tmp_path):
+def test_a_worker_whose_loop_is_stuck(trd, tmp_path):
     worker = trd.serve("worker:blocked", "a.b.c", env={"TRD_WATCHDOG_S": "0.2"})
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     calling = trd.start("call", "a.b.c", json.dumps(str(fifo)))
     with fifo.open("w"):  # the handler has it open
         until = time.monotonic() + PATIENCE_S
-        while not json.loads(trd.run("ls", "--json", "--timeout", "0.1").out)["busy"]:
+        while json.loads(trd.run("ls", "--json", "--timeout", "0.1").out)["state"] != "stuck":
             assert time.monotonic() < until
-        assert trd.run("ls", "--timeout", "0.1").lines[1].split()[2] == "busy"
+        said = trd.run("ls", "--timeout", "0.1")
+        assert said.lines[1].split()[2] == "stuck"
+        assert said.err == f"a.b.c, instance {worker.id}: {STUCK}\n"
     assert calling.end().out == '"done"\n'
     until = time.monotonic() + PATIENCE_S
-    while trd.run("ls", "--timeout", "20").lines[1].split()[2] != "up":
+    while trd.run("ls", "--timeout", "20").lines[1].split()[2] != "serving":
         assert time.monotonic() < until
     said = worker.stop()
     assert said.status == 0

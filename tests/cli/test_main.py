@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -21,11 +22,11 @@ ANYTHING_BUT_LIGHT = [
 ]
 
 
-@pytest.mark.parametrize("argument", ["--help", "--version", "none"])
+@pytest.mark.parametrize("argument", ["--help", "--version"])
 def test_what_does_nothing_imports_nothing(argument):
     program = (
         "import sys\nfrom triton_distributed.cli.main import main\n"
-        f"try:\n    main({[] if argument == 'none' else [argument]})\nexcept SystemExit:\n    pass\n"
+        f"try:\n    main([{argument!r}])\nexcept SystemExit:\n    pass\n"
         f"print('found', *(set({ANYTHING_BUT_LIGHT}) & set(sys.modules)))"
     )
     done = subprocess.run(
@@ -39,7 +40,7 @@ def test_help_names_every_command(capsys):
         main(["--help"])
     assert not end.value.code
     out = capsys.readouterr().out
-    assert all(f"    {name} " in out for name in COMMANDS)
+    assert re.findall("^    ([a-z]+)(?: |$)", out, re.MULTILINE) == list(COMMANDS)
 
 
 def test_version(capsys):

@@ -88,11 +88,11 @@ async def deployed(
                 command, settings = host.command(*ours(worker)), host.environment(**worker_settings[name])
                 processes.append(await asyncio.create_subprocess_exec(*command, stdout=PIPE, env=settings))
             ls = (sys.executable, "-m", "triton_distributed.cli.main", "ls", "--json")
-            while (listed := network["client"].run(*ls, settings=client_settings)).count('"reachable":true') < 2:
+            while (listed := network["client"].run(*ls, settings=client_settings)).count('"state":"serving"') < 2:
                 pass
             assert all(f"tcp://{network[name].address}:7000" in listed for name in WORKERS), listed
             stranger = {key: value for key, value in client_settings.items() if not key.startswith("TRD_T")}
-            assert network["client"].run(*ls, settings=stranger).count('"reachable":false') == 2
+            assert network["client"].run(*ls, settings=stranger).count('"state":"unreachable"') == 2
             urls = [
                 f"http://{network[name].address}:{worker_settings[name][PORT]}"
                 for name in WORKERS

@@ -31,7 +31,7 @@ async def test_calls_go_to_workers_on_other_hosts(network: Network, found: Clust
     command = (sys.executable, "-m", "triton_distributed.cli.main", "ls", "--json", "hosts.all.echo")
     listed = network["control"].run(*command, settings={"ETCD_ENDPOINTS": found.settings["ETCD_ENDPOINTS"]})
     rows = [json.loads(line) for line in listed.splitlines()]
-    assert {int(row["instance"]): row["reachable"] for row in rows} == {each.first: True for each in workers}
+    assert {int(row["instance"]): row["state"] for row in rows} == {each.first: "serving" for each in workers}
     for row in rows:  # not by a setting: each worker found out under which address etcd's host sees it
         assert any(f"//{network['serves'].address}" in each or f"//{network['serves2'].address}" in each
                    for each in row["addresses"])  # fmt: skip

@@ -14,9 +14,10 @@ from typing import Any
 
 from triton_distributed.cli.arguments import at_least, endpoint, pair, pairs, seconds
 from triton_distributed.cli.call import read_request, wait_for_instance
-from triton_distributed.cli.failure import FAILED, one_line
+from triton_distributed.cli.completion import completes, endpoint_names
+from triton_distributed.cli.failure import FAILED, dotted, one_line
 from triton_distributed.cli.load import Load, Quantiles, Summary, bars, duration, summary
-from triton_distributed.cli.rendering import json_line, table
+from triton_distributed.cli.rendering import json_option, table, write_json
 from triton_distributed.cli.settings import settings
 from triton_distributed.config import Config
 from triton_distributed.names import EndpointName
@@ -43,7 +44,8 @@ LATE_S = 0.01
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.epilog = EPILOG
-    parser.add_argument("endpoint", metavar="NS.COMP.EP", type=endpoint, help="the endpoint to call")
+    name = parser.add_argument("endpoint", metavar="NS.COMP.EP", type=endpoint, help="the endpoint to call")
+    completes(name, endpoint_names)
     parser.add_argument("request", metavar="REQUEST", help="JSON; - reads it from standard input")
     parser.add_argument("--text", action="store_true", help="REQUEST is plain text, not JSON")
     how = parser.add_mutually_exclusive_group()
@@ -60,7 +62,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metadata", metavar="KEY=VALUE", type=pair, action="append", help="send this with each request; repeatable"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object in place of the tables")
+    json_option(parser, "one summary")
 
 
 def rate(text: str) -> float:
@@ -82,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         load = runner.run(_run(arguments, request, config))
     found = summary(load.samples)
     if arguments.json:
-        sys.stdout.buffer.write(json_line(_plain(found)))
+        write_json(_plain(found))
     else:
         for line in lines(found, [each.whole_s for each in load.samples if each.outcome == "ok"]):
             print(line)
@@ -150,7 +152,7 @@ def lines(found: Summary, times: list[float]) -> list[str]:
         "",
         f"{found.requests:,} requests: {counts}; {found.requests * per_s:,.0f} requests/s, "
         f"{found.items * per_s:,.0f} items/s",
-        *(f"{kind}: {one_line(words)}" for kind, words in found.errors.items()),
+        *(f"{kind}: {one_line(dotted(words))}" for kind, words in found.errors.items()),
         *bars(times),
     ]
     if found.late is not None and found.late.p99 > LATE_S:

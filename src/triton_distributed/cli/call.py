@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import os
-import select
-import stat
 import sys
 from typing import Any
 
 import msgspec
 
 from triton_distributed.cli.arguments import at_least, endpoint, pair, pairs, seconds
+from triton_distributed.cli.completion import completes, endpoint_names, instance_ids
 from triton_distributed.cli.failure import USAGE, Failure
-from triton_distributed.cli.rendering import item, json_line
+from triton_distributed.cli.instances import close_to
+from triton_distributed.cli.output import Output
+from triton_distributed.cli.rendering import item, json_line, json_option, parts
 from triton_distributed.cli.settings import settings
 from triton_distributed.config import Config
 from triton_distributed.errors import DeadlineExceeded, InstanceNotFound, NoInstances, RemoteError, TritonError
@@ -25,29 +25,38 @@ from triton_distributed.runtime import Client, DistributedRuntime, ResponseStrea
 EPILOG = """\
 Each item is one line of JSON, written at once. Bytes are shown as
 {"bytes": {"size": N, "base64": TEXT}}, arrays as {"ndarray": {"dtype": TEXT,
-"shape": [N], "values": [N]}}. Large content is left out.
+"shape": [N], "values": [N]}}. Large content is left out. With --json each item
+is an object with its parts: data, event, comments, id.
 
 Ctrl-C cancels the handler, and so does the end of the output's reader.
 """
 
 
+WAIT = ": `trd ls` shows what is served, --wait S waits for it"
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.epilog = EPILOG
-    parser.add_argument("endpoint", metavar="NS.COMP.EP", type=endpoint, help="the endpoint to call")
+    name = parser.add_argument("endpoint", metavar="NS.COMP.EP", type=endpoint, help="the endpoint to call")
+    completes(name, endpoint_names)
     parser.add_argument("request", metavar="REQUEST", help="JSON; - reads it from standard input")
     parser.add_argument("--text", action="store_true", help="REQUEST is plain text, not JSON")
     parser.add_argument("--timeout", metavar="S", type=seconds, help="seconds for the call (default: no limit)")
     parser.add_argument(
         "--wait", metavar="S", type=seconds, help="seconds to wait for an instance (default: there must be one)"
     )
-    parser.add_argument("--instance", metavar="ID", type=at_least(1), help="call this instance; `trd ls` shows the ids")
+    instance = parser.add_argument(
+        "--instance", metavar="ID", type=at_least(1), help="call this instance; `trd ls` shows the ids"
+    )
+    completes(instance, instance_ids)
     parser.add_argument(
         "--metadata", metavar="KEY=VALUE", type=pair, action="append", help="send this with the request; repeatable"
     )
     parser.add_argument(
         "--traceback", action="store_true", help="if the handler raises, also show its traceback in the worker"
     )
+    json_option(parser, "one item, as an object")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -93,14 +102,15 @@ async def _run(arguments: argparse.Namespace, request: Any, config: Config) -> N
                 stream = _start(client, request, arguments)
                 try:
                     async for each in stream:
-                        output.write(json_line(item(each)))
+                        output.write(json_line(parts(each) if arguments.json else item(each)))
                 finally:
                     stream.cancel()
             except TritonError as error:
                 cause = RemoteError.cause_of(error)
                 if arguments.traceback and cause is not None and cause.remote_traceback:
                     print(cause.remote_traceback.rstrip("\n"), file=sys.stderr)
-                raise Failure(_words(error, name)) from error
+                close = await close_to(name, runtime) if isinstance(error, NoInstances) else ""
+                raise Failure(_words(error, name, close)) from error
 
 
 def _start(client: Client, request: Any, arguments: argparse.Namespace) -> ResponseStream:
@@ -136,17 +146,22 @@ async def wait_for_instance(
     except TimeoutError:
         who = "no instance" if instance is None else f"no instance {instance}"
         asked = f"{runtime.discovery.where} was asked{runtime.elsewhere(name)}"
-        raise Failure(f"{who} served {name} within {timeout_s:g} s ({asked})") from None
+        close = "" if table.instances else await close_to(name, runtime)
+        raise Failure(f"{who} served {name} within {timeout_s:g} s ({asked}){close}") from None
     finally:
         table.listeners.remove(look)
 
 
-def _words(error: TritonError, name: EndpointName) -> str:
-    """Return an error's text. Texts about the Python API are replaced by ones about this command."""
+def _words(error: TritonError, name: EndpointName, close: str) -> str:
+    """Return an error's text. Texts about the Python API are replaced by ones about this command.
+
+    Args:
+        close: a suggestion of another name, or an empty text.
+    """
     match error:
         case NoInstances():
             asked = f"{error.where} was asked{error.elsewhere}"
-            return f"no instance serves {name} ({asked}): `trd ls` shows what is served, --wait S waits for it"
+            return f"no instance serves {name} ({asked}){close or WAIT}"
         case InstanceNotFound():
             known = ", ".join(map(str, error.known)) or "none"
             return f"no instance {error.instance_id} serves {name}; its instances: {known}"
@@ -156,45 +171,3 @@ def _words(error: TritonError, name: EndpointName) -> str:
             ways = "".join(f", passed on by instance {place}" for place, _ in cause.hops[1:])
             return f"instance {cause.hops[0][0]} raised {cause.words}{ways}"
     return str(error)
-
-
-class Output:
-    """Standard output. If its reader closes the pipe, the task that entered this context is cancelled.
-
-    Raises (from the end of the block, and from `write`):
-        BrokenPipeError: the reader has closed the pipe.
-    """
-
-    def __init__(self) -> None:
-        self._gone = False
-        self._pipe = -1
-
-    def __enter__(self) -> Output:
-        self._task = asyncio.current_task()
-        self._loop = asyncio.get_running_loop()
-        fd = sys.stdout.fileno()
-        if stat.S_ISFIFO(os.fstat(fd).st_mode) and hasattr(select, "poll"):
-            self._pipe = fd
-            self._loop.add_reader(fd, self._look)  # The write end is reported as ready when the read end is closed.
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if self._pipe >= 0:
-            self._loop.remove_reader(self._pipe)
-        if self._gone and isinstance(error, asyncio.CancelledError):
-            assert self._task is not None
-            self._task.uncancel()
-            raise BrokenPipeError from error
-
-    def _look(self) -> None:
-        poll = select.poll()
-        poll.register(self._pipe, 0)
-        self._loop.remove_reader(self._pipe)
-        if poll.poll(0) and self._task is not None:
-            self._gone = True
-            self._task.cancel()
-
-    def write(self, line: bytes) -> None:
-        """Write one line and flush it."""
-        sys.stdout.buffer.write(line)
-        sys.stdout.buffer.flush()

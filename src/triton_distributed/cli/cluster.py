@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
+from triton_distributed.cli.health import Answer, Row, rows
+from triton_distributed.cli.instances import absence, dialable, listed
 from triton_distributed.config import Config
-from triton_distributed.errors import ConnectionFailed, TritonError
+from triton_distributed.errors import ConnectionFailed, InvalidRequest, TritonError
+from triton_distributed.names import INSPECT, Instance
 from triton_distributed.runtime import Client, DistributedRuntime, ResponseStream
-from triton_distributed.runtime.backends import make_discovery
-from triton_distributed.runtime.inspection import INSPECT, WorkersDiscovery
+from triton_distributed.runtime.backends import make_discovery, make_elsewhere
+from triton_distributed.runtime.inspection import WorkersDiscovery
 
 ASKED_AT_ONCE = 64
 """Workers asked at a time: well below the usual limit of 256 to 1024 open files of a process."""
-
-
-class Answer(NamedTuple):
-    """What one worker answered.
-
-    Attributes:
-        instance_id: the worker.
-        items: the items of its answer; empty if it did not answer.
-        reason: why it did not answer; empty if it did.
-        timed_out: it did not answer in time, but it may do later.
-    """
-
-    instance_id: int
-    items: list[Any]
-    reason: str
-    timed_out: bool = False
 
 
 class Cluster:
@@ -47,6 +34,27 @@ class Cluster:
         self._client = client
         self._timeout_s = timeout_s
         self._places = asyncio.Semaphore(ASKED_AT_ONCE)
+
+    async def instances(self) -> list[Instance]:
+        """All instances of all endpoints that are listed now, by endpoint and id.
+
+        Raises:
+            DiscoveryError: discovery cannot be read.
+        """
+        return await listed(self.runtime.discovery)
+
+    async def rows(self, instances: Sequence[Instance]) -> list[Row]:
+        """Ask the workers of these instances for their state, and wait for their answers."""
+        absent = {
+            each.id: Answer(each.id, [], absence(each), reached=False) for each in instances if not dialable(each)
+        }
+        answers = await self.ask({each.id for each in instances} - absent.keys(), "worker")
+        return rows(instances, absent | {each.instance_id: each for each in answers})
+
+    def elsewhere(self) -> str:
+        """Text about live instances that this discovery does not list; see `Elsewhere.words`."""
+        found = make_elsewhere(self.runtime.config)
+        return "" if found is None else found.words(None)
 
     def workers(self) -> list[int]:
         """The instance ids of the workers that are listed now."""
@@ -74,15 +82,19 @@ class Cluster:
     async def _ask(self, worker: int, question: dict[str, Any]) -> Answer:
         async with self._places:
             try:
-                stream = self._client.direct(question, worker, annotated=False, timeout=self._timeout_s)
+                # A little longer than the time to connect, whose error says more.
+                stream = self._client.direct(question, worker, annotated=False, timeout=1.2 * self._timeout_s)
                 return Answer(worker, [each async for each in stream], "")
             except ConnectionFailed as error:
-                return Answer(worker, [], "; ".join(f"{address}: {reason}" for address, reason in error.attempts))
+                reason = "; ".join(f"{address}: {reason}" for address, reason in error.attempts)
             except TimeoutError:
                 words = f"it did not answer within {self._timeout_s:g} s: its event loop may be stuck"
-                return Answer(worker, [], words, timed_out=True)
-            except TritonError as error:
+                return Answer(worker, [], words, timed_out=True, reached=False)
+            except InvalidRequest as error:
                 return Answer(worker, [], str(error))
+            except TritonError as error:
+                reason = str(error)
+            return Answer(worker, [], reason, reached=False)
 
 
 @asynccontextmanager

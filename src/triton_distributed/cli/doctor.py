@@ -14,7 +14,7 @@ import msgspec
 from triton_distributed.cli.checks import certificates, host, network, services
 from triton_distributed.cli.checks.finding import Finding, error, warning
 from triton_distributed.cli.failure import one_line
-from triton_distributed.cli.rendering import json_line
+from triton_distributed.cli.rendering import json_option, write_json
 from triton_distributed.config import Config, environment_reference, unknown_settings
 from triton_distributed.errors import ConfigError
 
@@ -32,7 +32,7 @@ MARKS = {"ok": "ok     ", "warning": "warning", "error": "error  "}
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.epilog = EPILOG
-    parser.add_argument("--json", action="store_true", help="one JSON object a line: level, part, text, advice")
+    json_option(parser, "one finding")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     worst = 0
     for each in asyncio.run(diagnose()):
         if arguments.json:
-            sys.stdout.buffer.write(json_line(msgspec.to_builtins(each)))
+            write_json(msgspec.to_builtins(each))
         else:
             print(f"{MARKS[each.level]}  {each.part}: {one_line(each.text)}")
             if each.advice:

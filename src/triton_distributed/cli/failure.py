@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 FAILED = 1
 """Exit status of a command that failed although its command line was valid."""
 
@@ -28,3 +30,14 @@ class Failure(Exception):
 def one_line(text: object) -> str:
     """Return a text without line breaks and repeated blanks, so that each error is one line, e.g. for `grep`."""
     return " ".join(str(text).split())
+
+
+_PATH = re.compile(r"([^\s/.\"'`(]+)/components/([^\s/.]+)/([^\s/.,:;\"'`)]+)(?![^\s,:;\"'`)])")
+
+
+def dotted(text: str) -> str:
+    """Return an error's text with the names of endpoints as users type them.
+
+    The runtime's errors have `namespace/components/component/endpoint`. Only a name with a dot in a part stays so.
+    """
+    return _PATH.sub(r"\1.\2.\3", text)

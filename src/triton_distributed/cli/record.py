@@ -15,8 +15,9 @@ import msgspec
 from triton_distributed.cli.arguments import at_least, endpoint, seconds
 from triton_distributed.cli.cluster import Cluster, cluster
 from triton_distributed.cli.failure import Failure, one_line
-from triton_distributed.cli.instances import listed
+from triton_distributed.cli.instances import close_to, listed
 from triton_distributed.cli.recordings import Writer
+from triton_distributed.cli.rendering import json_option, write_json
 from triton_distributed.cli.settings import settings
 from triton_distributed.config import Config
 from triton_distributed.errors import RemoteError, TritonError
@@ -58,6 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="end when the file has N bytes (default: 268435456)",
     )
     parser.add_argument("--metadata", action="store_true", help="record metadata and travelling values too")
+    json_option(parser, "one summary")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -67,7 +69,11 @@ def run(arguments: argparse.Namespace) -> int:
     asyncio.run(_run(recorder, arguments, config))
     if not recorder.count:
         raise Failure(f"no request of {arguments.endpoint} ended in that time{recorder.left_out()}")
-    print(f"{recorder.count} request(s) of {arguments.endpoint} in {arguments.to}{recorder.left_out()}")
+    if arguments.json:
+        left_out = sum(recorder.skipped.values())
+        write_json({"requests": recorder.count, "left_out": left_out, "file": str(arguments.to)})
+    else:
+        print(f"{recorder.count} request(s) of {arguments.endpoint} in {arguments.to}{recorder.left_out()}")
     return 0
 
 
@@ -161,8 +167,9 @@ class Recorder:
 
 async def _run(recorder: Recorder, arguments: argparse.Namespace, config: Config) -> None:
     async with cluster(config, ANSWER_S) as found:
-        workers = [each.id for each in await listed(found.runtime) if each.endpoint == recorder.name]
+        workers = [each.id for each in await listed(found.runtime.discovery) if each.endpoint == recorder.name]
         if not workers:
             asked = f"{found.runtime.discovery.where} was asked{found.runtime.elsewhere(recorder.name)}"
-            raise Failure(f"no instance serves {recorder.name} ({asked}): `trd ls` shows what is served")
+            close = await close_to(recorder.name, found.runtime) or ": `trd ls` shows what is served"
+            raise Failure(f"no instance serves {recorder.name} ({asked}){close}")
         await recorder.record(found, workers, arguments.duration, arguments.metadata)

@@ -10,8 +10,10 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import fnmatch
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +35,29 @@ def json_line(value: Any) -> bytes:
     return _encode(plain(value)) + b"\n"
 
 
+def json_option(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add `--json` to a command. docs/cli-json.md names the fields of what it prints; a test compares them.
+
+    Args:
+        what: what one line is, e.g. "one instance".
+    """
+    parser.add_argument("--json", action="store_true", help=f"print JSON: each line is {what}")
+
+
+def write_json(value: Any) -> None:
+    """Write a value as one line of JSON to standard output, at once."""
+    sys.stdout.buffer.write(json_line(value))
+    sys.stdout.buffer.flush()
+
+
+def span(seconds: float) -> str:
+    """A duration in one number and its unit, for people: `95 s`, `12 min`, `30 h`, `5 d`."""
+    for unit, size, most in (("s", 1, 120), ("min", 60, 120), ("h", 3600, 48)):
+        if seconds < most * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d"
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of a table with aligned columns."""
     cells = [header, *rows]
@@ -47,11 +72,15 @@ def names_match(name: str, pattern: str | None) -> bool:
 
 def item(annotated: Annotated) -> Any:
     """Return what to show of an item: its data, or all its parts by name if it has an event, comments or an id."""
-    parts = {"event": annotated.event(), "comments": annotated.comments(), "id": annotated.id()}
-    present = {name: part for name, part in parts.items() if part}
-    if not present:
-        return annotated.data()
-    return present if annotated.data() is None else {"data": annotated.data(), **present}
+    found = parts(annotated)
+    return annotated.data() if found.keys() <= {"data"} else found
+
+
+def parts(annotated: Annotated) -> dict[str, Any]:
+    """Return the parts of an item by name: `data` unless it is None, `event`, `comments` and `id` if it has them."""
+    each = {"event": annotated.event(), "comments": annotated.comments(), "id": annotated.id()}
+    present = {name: part for name, part in each.items() if part}
+    return present if annotated.data() is None and present else {"data": annotated.data(), **present}
 
 
 def plain(value: Any) -> Any:

@@ -9,8 +9,10 @@ import sys
 import msgspec
 
 from triton_distributed.cli.arguments import seconds
-from triton_distributed.cli.cluster import Answer, cluster
-from triton_distributed.cli.rendering import json_line, names_match, table
+from triton_distributed.cli.cluster import cluster
+from triton_distributed.cli.completion import completes, endpoint_names
+from triton_distributed.cli.health import Answer
+from triton_distributed.cli.rendering import json_option, names_match, table, write_json
 from triton_distributed.cli.settings import settings
 from triton_distributed.config import Config
 from triton_distributed.runtime.inspection import read_reports
@@ -22,9 +24,6 @@ beginning of it: `demo`, `demo.back*`, `*.generate`.
 
 A request has the same id in all workers that it passes through: `trd why ID`
 shows its way. A worker that does not answer is named on standard error.
-
-With --json each request is one line; instance ids are text, because they have
-63 bits.
 """
 
 HEADER = ("REQUEST", "ENDPOINT", "INSTANCE", "STATE", "WAITS FOR")
@@ -33,8 +32,11 @@ HEADER = ("REQUEST", "ENDPOINT", "INSTANCE", "STATE", "WAITS FOR")
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.epilog = EPILOG
-    parser.add_argument("pattern", metavar="PATTERN", nargs="?", help="only endpoints that match (default: all)")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
+    pattern = parser.add_argument(
+        "pattern", metavar="PATTERN", nargs="?", help="only endpoints that match (default: all)"
+    )
+    completes(pattern, endpoint_names)
+    json_option(parser, "one request")
     parser.add_argument(
         "--timeout", metavar="S", type=seconds, default=1.0, help="seconds to wait for each worker (default: 1)"
     )
@@ -48,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     reports.sort(key=lambda each: (each.endpoint, each.instance_id))
     if arguments.json:
         for each in reports:
-            sys.stdout.buffer.write(json_line(as_json(each)))
+            write_json(as_json(each))
     elif reports:
         for line in table(HEADER, [_cells(each) for each in reports]):
             print(line)

@@ -17,8 +17,9 @@ from typing import Any
 
 from triton_distributed.cli.arguments import seconds
 from triton_distributed.cli.cluster import cluster
+from triton_distributed.cli.completion import completes, endpoint_names
 from triton_distributed.cli.failure import Failure
-from triton_distributed.cli.rendering import json_line, names_match
+from triton_distributed.cli.rendering import json_line, json_option, names_match
 from triton_distributed.cli.settings import settings
 from triton_distributed.cli.top_table import REASONS, SORTS, Cell, View, as_json, entries, lines, reasons, summary
 from triton_distributed.cli.top_workers import Row, Workers, workers
@@ -57,13 +58,16 @@ HELP = "←→ sort  r reverse  e instances  ↑↓ scroll  q quit"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.epilog = EPILOG
-    parser.add_argument("pattern", metavar="PATTERN", nargs="?", help="only endpoints that match (default: all)")
+    pattern = parser.add_argument(
+        "pattern", metavar="PATTERN", nargs="?", help="only endpoints that match (default: all)"
+    )
+    completes(pattern, endpoint_names)
     parser.add_argument("--sort", metavar="COLUMN", choices=SORTS, default=SORTS[0], help=", ".join(SORTS))
     parser.add_argument(
         "--interval", metavar="S", type=seconds, default=1.0, help="seconds between two questions (default: 1)"
     )
     parser.add_argument("--once", action="store_true", help="print the figures of one interval and end")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line for each interval")
+    json_option(parser, "one interval")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
 from collections.abc import Iterator
 
 from triton_distributed.cli.arguments import seconds
 from triton_distributed.cli.failure import Failure
-from triton_distributed.cli.rendering import json_line
+from triton_distributed.cli.rendering import json_option, write_json
 from triton_distributed.cli.requests import as_json, look, reason, say_silent
 from triton_distributed.cli.settings import settings
 from triton_distributed.runtime.requests import AwaitedCall, RequestReport
@@ -26,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("request", metavar="REQUEST", help="the request's id")
     parser.add_argument("--stack", action="store_true", help="show all lines of the handlers, not only the innermost")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line for each worker that has it")
+    json_option(parser, "one request on one worker")
     parser.add_argument(
         "--timeout", metavar="S", type=seconds, default=1.0, help="seconds to wait for each worker (default: 1)"
     )
@@ -42,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise Failure(f"no worker that answered serves request {arguments.request}: {hint}")
     if arguments.json:
         for each in reports:
-            sys.stdout.buffer.write(json_line(as_json(each)))
+            write_json(as_json(each))
     else:
         for line in way(reports):
             print(line)

@@ -44,8 +44,8 @@ class Question(msgspec.Struct, forbid_unknown_fields=True):
 
     Attributes:
         about: `worker` (one item, see `WorkerReport`; it costs the worker least), `statistics` (one item, see
-            `RuntimeStatistics`), `requests` (items of up to `CHUNK` reports each), `stacks` (one item: the stack of each
-            thread, by its name) or `recording` (first an empty item, then one `Exchange` for each request that has
+            `RuntimeStatistics`), `requests` (items of up to `CHUNK` reports each), `stacks` (one item: the stack of
+            each thread, by its name) or `recording` (first an empty item, then one `Exchange` for each request that has
             ended, until the caller leaves).
         id: only requests of this id; empty for all.
         stacks: reports of requests contain the steps of the handlers' code.

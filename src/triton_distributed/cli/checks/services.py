@@ -35,7 +35,7 @@ async def discovery(config: Config) -> list[Finding]:
     try:
         async with DistributedRuntime(config=config) as runtime:
             began = time.monotonic()
-            found_instances = await listed(runtime)
+            found_instances = await listed(runtime.discovery)
             took_s = time.monotonic() - began
             where = runtime.discovery.where
             found = [ok("discovery", f"{where}: {len(found_instances)} instance(s) listed, in {1000 * took_s:.0f} ms")]

@@ -1,0 +1,83 @@
+"""The state of an instance, from its record and its worker's answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from triton_distributed.cli.health import DRAINING, PAUSED, STUCK, Answer, Row, rows
+from triton_distributed.cli.instances import close_names
+from triton_distributed.cli.rendering import span
+from triton_distributed.names import INSPECT, EndpointName, Instance
+from triton_distributed.runtime.reports import ServedReport, WorkerReport
+
+NAME, OTHER = EndpointName("a", "b", "c"), EndpointName("a", "b", "d")
+
+
+def instance(endpoint: EndpointName = NAME, busy: bool = False) -> Instance:
+    return Instance(endpoint, 7, ("tcp://h:1",), busy=busy, since=100.0)
+
+
+def served(endpoint: EndpointName = NAME, state: str = "serving", running: int = 0, waiting: int = 0) -> ServedReport:
+    return ServedReport(endpoint, 7, state, ("tcp://h:1",), 5.0, running, waiting, 2, 1)
+
+
+def answer(*endpoints: ServedReport) -> Answer:
+    return Answer(7, [msgspec.to_builtins(WorkerReport("1", False, "3", 9, "h", endpoints))], "")
+
+
+def row(instance: Instance, answer: Answer) -> Row:
+    (found,) = rows([instance], {7: answer})
+    return found
+
+
+@pytest.mark.parametrize(
+    ("known", "said", "state", "reason"),
+    [
+        (instance(), answer(served()), "serving", ""),
+        (instance(), answer(served(running=2)), "serving", ""),
+        (instance(), answer(served(running=2, waiting=1)), "full", "at capacity, 2 running of 2, 1 waiting of 1: "),
+        (instance(), answer(served(state="paused")), "paused", PAUSED),
+        (instance(), answer(served(state="draining")), "draining", DRAINING),
+        (instance(busy=True), answer(served()), "stuck", STUCK),
+        (instance(busy=True), Answer(7, [], "no answer", reached=False), "stuck", STUCK),
+        (instance(), Answer(7, [], "no answer", reached=False), "unreachable", "no answer"),
+        (instance(), answer(served(OTHER)), "unreachable", "the worker at its address does not serve this endpoint"),
+        (instance(), Answer(7, [], "no such question"), "serving", "its worker runs another version"),
+        (instance(), Answer(7, [{"version": 1}], ""), "serving", "its worker runs another version"),
+    ],
+)
+def test_states(known: Instance, said: Answer, state: str, reason: str) -> None:
+    found = row(known, said)
+    assert found.state == state
+    assert found.reason.startswith(reason)
+    assert bool(found.reason) == bool(reason)
+
+
+def test_what_a_worker_has_paused_is_shown_once_and_its_reserved_endpoint_is_not() -> None:
+    said = answer(served(state="paused"), served(OTHER))
+    found = rows([instance(OTHER), instance(INSPECT)], {7: said})
+    assert [(each.name, each.state) for each in found] == [("a.b.c", "paused"), ("a.b.d", "serving")]
+    assert rows([instance(INSPECT)], {7: Answer(7, [], "no answer", reached=False)}) == []
+
+
+def test_the_worker_knows_the_age_better_than_our_clock() -> None:
+    assert row(instance(), answer(served())).age_s(now=1000.0) == 5.0
+    silent = row(instance(), Answer(7, [], "x", reached=False))
+    assert (silent.age_s(now=160.0), silent.age_s(now=0.0)) == (60.0, 0.0)
+    assert Row(Instance(NAME, 7, ()), "unreachable").age_s(now=1.0) is None
+
+
+def test_close_names() -> None:
+    known = ["demo.backend.generate", "demo.backend.embed"]
+    assert close_names("demo.backend.genrate", known) == "; did you mean demo.backend.generate?"
+    assert close_names("other", known) == close_names("x", []) == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0 s"), (119, "119 s"), (600, "10 min"), (2e4, "6 h"), (1e6, "12 d")]
+)
+def test_spans(seconds: float, text: Any) -> None:
+    assert span(seconds) == text
