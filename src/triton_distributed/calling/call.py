@@ -32,6 +32,7 @@ from triton_distributed.transport.shared_memory import Loan
 from triton_distributed.transport.stream import Owner, Stream
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import request_bytes
+from triton_distributed.wire.frames import ANNOTATED, BATCH, SMALL
 
 _OK: Final = int(Outcome.OK)
 _INFINITE: Final = float("inf")
@@ -157,7 +158,7 @@ class Call(Owner):
             self.fail(error, Outcome.UNREACHABLE)
             return
         session, size = services.pool.get(instance.addresses), _FIXED + len(metadata) + len(body)
-        if session is None or session.paused or len(session.streams) >= session.max_streams or size > f.SMALL:
+        if session is None or session.paused or len(session.streams) >= session.max_streams or size > SMALL:
             self._place_later(instance)
             return
         timeout = _INFINITE if self.deadline is None else self.deadline - services.loop.time()
@@ -417,7 +418,8 @@ class Call(Owner):
         stats = services.stats
         stats.inflight -= 1
         stats.ended[outcome] += 1
-        self.ended = now = monotonic()
+        # The end of a whole answer has just been read; its session has the time.
+        self.ended = now = monotonic() if outcome != _OK or self.stream is None else self.stream.connection.read_at
         fresh = stats.whole if outcome == _OK and not self.first else stats.duration.fresh
         fresh.append(now - self.began)
         if len(fresh) >= MOST_FRESH:
@@ -499,7 +501,7 @@ class Call(Owner):
                     items = new_items(message, self.resumption, annotated, decoder)
                 elif decoder is not None:
                     items = decoder.items(message)
-                elif message[1] == f.BATCH:
+                elif message[1] == BATCH:
                     items = plain_items(message)
                 else:
                     items = (decode(message[3], message[4]),)
@@ -507,12 +509,11 @@ class Call(Owner):
                 self.leave(attempts.UNREADABLE)
                 raise
             if not self.first:
-                self.first = self.ended
+                self.first = first = stream.connection.read_at
                 if not self.ended:
-                    self.first = now = monotonic()
-                    self.services.stats.first_item.fresh.append(now - self.began)
+                    self.services.stats.first_item.fresh.append(first - self.began)
             self.received += len(items)
-            self.items = map(Annotated, items) if annotated and not message[2] & f.ANNOTATED else iter(items)
+            self.items = map(Annotated, items) if annotated and not message[2] & ANNOTATED else iter(items)
             return TAKEN
         if self._broken is not None and self.state == OPEN:
             how, self._broken = self._broken, None

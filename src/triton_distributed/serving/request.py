@@ -120,7 +120,7 @@ class ServedRequest(Applicant):
         self.state = WAITING
         self.outcome = OK
         self.started = self.due = 0.0
-        self.came = monotonic()
+        self.came = stream.connection.read_at
         self.queued_s = self.began = self.first = 0.0
         self._host = host
         self._invalid: Exception | None = None
@@ -222,7 +222,7 @@ class ServedRequest(Applicant):
         self.items = None
         self._host.stats.ended[self.outcome] += 1
         if self.began:
-            self._count(monotonic(), self.first)
+            self._count_times(monotonic(), self.first)
         self.context.over = True
         self._invalid = None
         self.stream.owner = None  # Ends a reference cycle, which only the collector would free.
@@ -326,22 +326,25 @@ class ServedRequest(Applicant):
 
     def _end_well(self, sent: int) -> None:
         """End a request whose handler has ended well, after `sent` items. The worker's times travel with the end."""
-        host, stream, now, times = self._host, self.stream, monotonic(), b""
+        host, stream, now = self._host, self.stream, monotonic()
+        came = self.came
         host.stats.items += sent
-        if now - self.came >= host.times_from_s and stream.connection.timed:
+        if now - came >= host.times_from_s and stream.connection.timed:
             queued_s, began = self.queued_s, self.began
-            times = _times(queued_s, began - self.came - queued_s, now - began, stream.blocked_s)
-        stream.end(times)
-        self._count(now, self.first or now)
+            stream.end(_times(queued_s, began - came - queued_s, now - began, stream.blocked_s))
+        else:
+            stream.end()
+        self._count_times(now, self.first or now)
 
-    def _count(self, now: float, first: float) -> None:
+    def _count_times(self, now: float, first: float) -> None:
         """Count the times of a request whose handler has begun and that ends now, with its first item at `first`."""
-        stats, came = self._host.stats, self.came
-        if self.queued_s:
-            stats.queue_wait.fresh.append(self.queued_s)
-        loop_wait = self.began - came - self.queued_s
+        stats, came, queued_s = self._host.stats, self.came, self.queued_s
+        loop_wait = self.began - came - queued_s
+        self.began = 0.0
         if loop_wait > SHORT_S:
             stats.loop_wait.fresh.append(loop_wait)
+        if queued_s:
+            stats.queue_wait.fresh.append(queued_s)
         if now - first < AT_ONCE_S:
             fresh = stats.whole
         else:
@@ -351,7 +354,6 @@ class ServedRequest(Applicant):
         fresh.append(now - came)
         if len(fresh) >= MOST_FRESH:
             stats.count()
-        self.began = 0.0
 
     async def _end_early(self, error: BaseException | None, sent: int) -> None:
         """End a request whose handler has raised an error, or ignores its cancellation.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from time import monotonic
 from typing import Any
 
 from triton_distributed.compiled import mypyc_attr
@@ -99,6 +100,7 @@ class Inbound:
         session.heard = True
         self.taken += len(data)
         self._counted.received += len(data)
+        connection.read_at = monotonic()
         self.serving, more = True, False
         try:
             if connection.direct is not None:
@@ -204,6 +206,7 @@ class Inbound:
         session.heard = True
         self.taken = self.taken + count if full else 0
         self._counted.received += count
+        self._connection.read_at = monotonic()
         try:
             following = self._connection.direct_received(count)
         except RemoteProtocolError as error:

@@ -15,6 +15,7 @@ from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import Body, Borrow, Memory, borrow_nothing, decline
 from triton_distributed.wire.authentication import Authentication
 from triton_distributed.wire.decoder import UNLIMITED, FrameDecoder
+from triton_distributed.wire.frames import CANCEL, END, END_OF_STREAM, REQUEST, REQUEST_PREFIX_BYTES
 from triton_distributed.wire.greeting import Greeting
 from triton_distributed.wire.hello import LOAD_REPORTS, TIMES, Hello
 from triton_distributed.wire.in_place import Fragment
@@ -43,6 +44,7 @@ from triton_distributed.wire.window import (
     WindowBudget,
 )
 
+_PART: Final = f.MORE | f.BUFFERS
 # A peer gets credit beyond its windows for this many messages of the largest size.
 GRANTED_AT_ONCE: Final = 4
 # While this many frames wait to be sent, a PING gets no answer: a peer that pings this often does not read.
@@ -160,6 +162,7 @@ class Connection(Link, Generic[S]):
         self.incomplete_bytes = 0
         self.direct: Fragment[S] | None = None
         self.timed = False
+        self.read_at = 0.0
         self.pace = Pace()
 
     @property
@@ -215,9 +218,9 @@ class Connection(Link, Generic[S]):
             timeout_s: seconds until the call's deadline; infinite if it has none.
         """
         stream = self.open_stream(True)
-        size = f.REQUEST_PREFIX_BYTES + len(metadata) + len(body)
+        size = REQUEST_PREFIX_BYTES + len(metadata) + len(body)
         head = _pack_request(
-            size, f.REQUEST, f.END, stream.id, instance_id, endpoint_key, timeout_s, stream.window, len(metadata)
+            size, REQUEST, END, stream.id, instance_id, endpoint_key, timeout_s, stream.window, len(metadata)
         )
         out = self.out  # like `send`, inlined because every call comes here
         if not out:
@@ -353,20 +356,20 @@ class Connection(Link, Generic[S]):
                 continue
             stream = streams.get(number)
             if stream is None:
-                if kind == f.REQUEST and self.peer is not None:
+                if kind == REQUEST and self.peer is not None:
                     self._open_remote(flags, number, payload)
                 else:
                     self._on_unknown_stream(kind, flags, number)
                     if flags & f.LENT:
                         decline(flags, payload, self.borrow)
                 continue
-            which = INPUTS[kind][flags & f.END] if kind != f.CANCEL else input_of(kind, flags)
+            which = INPUTS[kind][flags & END] if kind != CANCEL else input_of(kind, flags)
             after = RECEIVING[stream.state][which] if which != ILLEGAL else ILLEGAL
             if after == ILLEGAL:
                 raise RemoteProtocolError(
                     f"a frame of kind {kind} came on stream {number} in state {State(stream.state).name}"
                 )
-            if kind <= f.END_OF_STREAM:
+            if kind <= END_OF_STREAM:
                 stream.state = after
                 stream.received(kind, flags, payload)
                 if after == CLOSED:  # not before: if the frame is malformed, `over` returns this stream, too
@@ -413,7 +416,7 @@ class Connection(Link, Generic[S]):
         if number <= self._last_accepted:
             raise RemoteProtocolError(f"stream {number} was opened twice or out of order")
         self._last_accepted = number
-        if flags & f.END:  # Nothing follows, so it needs no window.
+        if flags & END:  # Nothing follows, so it needs no window.
             stream = self._stream_type(self, number, 0, 0)
             stream.state = RECEIVED
         else:
@@ -429,11 +432,11 @@ class Connection(Link, Generic[S]):
                 f.overloaded(f"{self.hello.max_streams:,} streams are open on this session, see TRD_MAX_STREAMS"),
             )
             decline(flags, payload, self.borrow)
-        elif flags & (f.MORE | f.BUFFERS):
+        elif flags & _PART:
             self.pace.large_opened += 1
             stream.received(f.REQUEST, flags, payload)
         else:
-            if not flags & f.END:  # more frames follow, and the sender was charged for this frame too
+            if not flags & END:  # more frames follow, and the sender was charged for this frame too
                 cost = len(payload) + FRAME_COST
                 stream.account(cost)
                 stream.read(cost)
@@ -444,16 +447,16 @@ class Connection(Link, Generic[S]):
         self._serve_request(self.streams[number], payload, buffers)
 
     def _serve_request(self, stream: S, payload: Body, buffers: list[Memory] | None) -> None:
-        if len(payload) < f.REQUEST_PREFIX_BYTES:
+        if len(payload) < REQUEST_PREFIX_BYTES:
             raise RemoteProtocolError("a REQUEST is shorter than its fixed part")
         instance, endpoint, timeout, window, extra = f.REQUEST_PREFIX.unpack_from(payload)
-        start = f.REQUEST_PREFIX_BYTES + extra
+        start = REQUEST_PREFIX_BYTES + extra
         if len(payload) < start:
             raise RemoteProtocolError("a REQUEST is shorter than the metadata it announces")
         stream.granted(window)
         if len(payload) > FREE_BYTES and buffers is None and not stream.hold(len(payload)):
             return
-        metadata = payload[f.REQUEST_PREFIX_BYTES : start] if extra else b""
+        metadata = payload[REQUEST_PREFIX_BYTES:start] if extra else b""
         body = payload[start:] if len(payload) <= f.SMALL else memoryview(payload)[start:]
         self.on_request(stream, instance, endpoint, timeout, metadata, body, buffers)
 

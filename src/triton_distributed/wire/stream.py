@@ -12,6 +12,7 @@ from triton_distributed.compiled import mypyc_attr
 from triton_distributed.errors import LocalProtocolError, RemoteProtocolError
 from triton_distributed.wire import frames as f
 from triton_distributed.wire.assembly import Assembly, Body, Borrow, Memory
+from triton_distributed.wire.frames import BATCH, DATA, END, END_OF_STREAM, MORE, TIMES
 from triton_distributed.wire.hello import Hello
 from triton_distributed.wire.states import CLOSED, IDLE, ILLEGAL, RECEIVED, SENDING, State
 from triton_distributed.wire.window import (
@@ -28,6 +29,7 @@ from triton_distributed.wire.window import (
 _pack: Final = f.HEADER.pack
 _PAIR: Final = b"\x92"  # msgpack's array of two
 _NIL: Final = b"\xc0"
+_PART: Final = f.MORE | f.BUFFERS
 _DATA: Final = 2  # `Input.DATA`
 _DATA_END: Final = 3  # `Input.DATA_END`
 Received = tuple[int, int, int, Body, "list[Memory] | None"]  # cost, kind, flags, body, buffers
@@ -46,6 +48,7 @@ class Link:
         max_message: the largest message accepted, bytes.
         turn_bytes: bytes that one stream may produce in a turn of the loop.
         timed: both ends know the flag TIMES.
+        read_at: when bytes were last read, on `time.monotonic`; the shell sets it.
         borrow: finds shared memory of the peer.
     """
 
@@ -55,6 +58,7 @@ class Link:
     max_message: int
     turn_bytes: int
     timed: bool
+    read_at: float
     borrow: Borrow
 
     def enqueue(self, stream: StreamCore) -> None:
@@ -201,20 +205,24 @@ class StreamCore:
         after = SENDING[self.state][_DATA_END if ending else _DATA]
         if after == ILLEGAL:
             raise LocalProtocolError(f"items were sent on stream {self.id} in state {State(self.state).name}")
-        flags = self.item_flags
+        flags, times = self.item_flags, b""
         if ending:
-            flags |= f.END | f.TIMES if self.times else f.END
+            flags |= END
+            if self.times:
+                times, flags = self.times, flags | TIMES
         if not items:
             if not ending:
                 return 0
             size = 0
-            out.append(_pack(len(self.times), f.END_OF_STREAM, flags, self.id))
+            out.append(_pack(len(times), f.END_OF_STREAM, flags, self.id))
         else:
             if len(items) == 1:
-                kind, payload = f.DATA, items[0]
+                kind, payload = DATA, items[0]
             else:
-                kind, payload = f.BATCH, f.array_of(items)
-            size = len(payload) + len(self.times)
+                kind, payload = BATCH, f.array_of(items)
+            size = len(payload)
+            if times:
+                size += f.TIMES_BYTES
             out.append(_pack(size, kind, flags, self.id))
             out.append(payload)
             self.credit = credit = self.credit - size - FRAME_COST
@@ -224,8 +232,8 @@ class StreamCore:
             self.quota = credit if credit < turn else turn
             if waited and credit > 0:
                 self.on_writable()
-        if ending and self.times:
-            out.append(self.times)
+        if times:
+            out.append(times)
         self.state = after
         if after == CLOSED:
             self.connection.forget(self)
@@ -321,19 +329,19 @@ class StreamCore:
         self._unread = unread = self._unread + cost
         if unread > self._most:
             raise RemoteProtocolError(f"stream {self.id} has {unread:,} unread bytes, above its credit")
-        if flags & f.TIMES:
+        if flags & TIMES:
             payload = _without_times(self, flags, payload)
-            flags ^= f.TIMES
-        if self._assembly is not None or flags & (f.MORE | f.BUFFERS):
+            flags ^= TIMES
+        if self._assembly is not None or flags & _PART:
             if not self._assemble(kind, flags, payload, cost):
                 return
         elif unread > self._count_from and not self._hold_unread(unread):
             return
-        elif kind != f.END_OF_STREAM:
+        elif kind != END_OF_STREAM:
             if self.inbox is UNUSED:
                 self.inbox = deque()
             self.inbox.append((cost, kind, flags, payload, None))
-        if not flags & f.MORE:
+        if not flags & MORE:
             self.on_readable()
 
     def _hold_unread(self, unread: int) -> bool:
