@@ -27,10 +27,20 @@ async def called(here: trd.Connection) -> int:
     return (await found(here, 1))["0"]
 
 
-async def test_one_replica_is_replaced_without_a_gap(tmp_path: Path) -> None:
+async def test_one_replica_is_replaced_without_a_gap_also_if_it_ends_meanwhile(tmp_path: Path) -> None:
     fifo = tmp_path / "gate"
     os.mkfifo(fifo)
-    with supervised(tmp_path, written(tmp_path), "1") as running:
+    code = WORKER.replace(
+        "if __name__",
+        """
+if "TRD_REPLICA" in os.environ and os.path.exists("slow"):
+    import time
+    print("loading", flush=True)
+    while os.path.exists("slow"):
+        time.sleep(0.01)
+if __name__""",
+    )
+    with supervised(tmp_path, written(tmp_path, code), "1") as running:
         await asyncio.to_thread(running.ready, 1)
         async with trd.connect() as here:
             old = await called(here)
@@ -45,7 +55,19 @@ async def test_one_replica_is_replaced_without_a_gap(tmp_path: Path) -> None:
             assert await call == "done"
             await load.stop()
             assert load.errors == []
-            assert running.replicas() == [await called(here)]
+            old = await called(here)
+            assert running.replicas() == [old]
+
+            (tmp_path / "slow").touch()
+            running.signal(signal.SIGHUP)
+            await asyncio.to_thread(running.line, r"\[0\] loading")
+            [successor] = set(running.replicas()) - {old}
+            os.kill(old, signal.SIGTERM)
+            text = rf"replica 0: process {old} ended with status 0 while its successor starts"
+            await asyncio.to_thread(running.line, text)
+            (tmp_path / "slow").unlink()
+            await asyncio.to_thread(running.line, r"restarted: 1 replica\(s\)")
+            assert await asyncio.wait_for(called(here), PATIENCE_S) == successor
         await asyncio.to_thread(running.stop)
 
 
@@ -59,32 +81,6 @@ async def test_with_drain_first_the_old_process_ends_before_its_successor_starts
         await asyncio.to_thread(running.line, r"\[0\] starts")
         await asyncio.to_thread(running.line, r"restarted: 1 replica\(s\)")
         assert (await ask(1))["0"] != old
-        await asyncio.to_thread(running.stop)
-
-
-async def test_a_successor_takes_over_from_a_process_that_is_killed_meanwhile(tmp_path: Path) -> None:
-    code = WORKER.replace(
-        "if __name__",
-        """
-if "TRD_REPLICA" in os.environ and os.path.exists("slow"):
-    import time
-    print("loading", flush=True)
-    while os.path.exists("slow"):
-        time.sleep(0.01)
-if __name__""",
-    )
-    with supervised(tmp_path, written(tmp_path, code), "1") as running:
-        await asyncio.to_thread(running.ready, 1)
-        old = (await ask(1))["0"]
-        (tmp_path / "slow").touch()
-        running.signal(signal.SIGHUP)
-        await asyncio.to_thread(running.line, r"\[0\] loading")
-        [successor] = set(running.replicas()) - {old}
-        os.kill(old, signal.SIGTERM)
-        await asyncio.to_thread(running.line, rf"replica 0: process {old} ended with status 0 while its successor .*")
-        (tmp_path / "slow").unlink()
-        await asyncio.to_thread(running.line, r"restarted: 1 replica\(s\)")
-        assert await ask(1) == {"0": successor}
         await asyncio.to_thread(running.stop)
 
 
