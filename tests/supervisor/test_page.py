@@ -151,7 +151,8 @@ async def test_the_pages_and_routes_of_one_replica() -> None:
     async with pages(2) as here:
         here.replies[1] = {"/stacks": Response(200, b"MainThread", TEXT), "/": json_response({"pages": []})}
         assert await here.get("/replicas/1/stacks") == (200, "MainThread")
-        assert await here.get("/replicas/1") == (200, {"pages": []})
+        assert await here.get("/replicas/1") == (200, {"pages": []})  # After a redirection.
+        assert await here.get("/replicas/1/") == (200, {"pages": []})
         assert await here.get("/replicas/0/a%20b?x=1&y=", b"{}") == (200, ["/a b", {"x": "1", "y": ""}, "{}"])
         assert (await here.get("/replicas/0/stacks"))[0] == 404
         assert (await here.get("/replicas/2/stacks"))[0] == 404
@@ -166,6 +167,25 @@ async def test_the_pages_and_routes_of_one_replica() -> None:
         assert (await here.get("/nowhere"))[0] == 404
         assert (await here.get("/ready", b"{}"))[0] == 405
         assert (await here.get("/"))[1]["pages"][-2:] == ["/replicas/0/", "/replicas/1/"]
+
+
+async def test_a_browser_gets_the_replicas_with_links_to_their_dashboards() -> None:
+    async with pages(2) as here:
+        page = Response(200, b"<p>drawn", "text/html; charset=utf-8", {"Content-Security-Policy": "default-src 'none'"})
+        here.replies[1] = {"/": page}
+        here.places[0].has_ended("process 3 ended: <b>")
+        asks = HttpRequest(f"{here.page.url}/", headers={"Accept": "text/html,*/*"})
+
+        def browse(asks: HttpRequest) -> tuple[str, str]:
+            with urlopen(asks, timeout=PATIENCE_S) as answer:
+                return answer.read().decode(), answer.headers["Content-Security-Policy"]
+
+        text, policy = await asyncio.to_thread(browse, asks)
+        assert "href='replicas/1/'" in text
+        assert "<td>ready<td>7<td>1<td>process 3 ended: &lt;b&gt;" in text
+        assert policy.startswith("default-src 'none'")
+        asks = HttpRequest(f"{here.page.url}/replicas/1/", headers={"Accept": "text/html,*/*"})
+        assert await asyncio.to_thread(browse, asks) == ("<p>drawn", "default-src 'none'")
 
 
 @killed

@@ -7,9 +7,10 @@ asks the replicas in threads, so a replica that stands still delays no other, an
 from __future__ import annotations
 
 import asyncio
+import html
 import http.client
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -29,8 +30,13 @@ PROBE_S = 0.9
 ASK_S = 5.0
 """Seconds for which a replica is asked for everything else. Prometheus waits ten seconds for a page by default."""
 
+STYLE = "body{font:16px system-ui;margin:2em}td,th{text-align:left;padding:.3em 1.5em .3em 0}"
+
 MOST_AT_ONCE = 16
 """Replicas that are asked at once for one request."""
+
+PASSED_BACK = ("Allow", "Content-Security-Policy", "Referrer-Policy", "Vary")
+"""The headers of a replica's response that are passed on, besides the type of its content."""
 
 _ONE = re.compile(r"/replicas/([0-9]{1,6})(/.*)?", re.DOTALL)
 
@@ -77,7 +83,9 @@ class StatusPage:
 
     def _answer(self, request: Request) -> Response:
         if (found := _ONE.fullmatch(request.path)) is not None:
-            return self._forward(int(found[1]), found[2] or "/", request)
+            if found[2] is None:  # The paths in the replica's dashboard are relative.
+                return json_response({}, 308, {"Location": f"{request.path}/"})
+            return self._forward(int(found[1]), found[2], request)
         page = self._pages.get(request.path.rstrip("/") or "/")
         if page is None:
             return error_response(404, f"there is no {request.path!r} here: / lists what there is")
@@ -85,8 +93,11 @@ class StatusPage:
             return error_response(405, f"{request.path} takes GET requests", {"Allow": "GET, HEAD"})
         return page(request)
 
-    def _index(self, _: Request) -> Response:
-        return json_response({"pages": [*self._pages, *(f"/replicas/{each.index}/" for each in self._places)]})
+    def _index(self, request: Request) -> Response:
+        if "text/html" in request.headers.get("accept", ""):
+            return _overview([_described(each) for each in self._places])
+        pages = [*self._pages, *(f"/replicas/{each.index}/" for each in self._places)]
+        return json_response({"pages": pages}, headers={"Vary": "Accept"})
 
     def _forward(self, index: int, path: str, request: Request) -> Response:
         """Let one replica answer, for example the dashboard or a route of the program."""
@@ -187,6 +198,26 @@ def _described(place: Place) -> dict[str, Any]:
     }
 
 
+def _overview(replicas: Sequence[Mapping[str, Any]]) -> Response:
+    """The page for a browser: the replicas, each with a link to its dashboard."""
+    rows = [
+        f"<tr><td><a href='replicas/{each['replica']}/'>replica {each['replica']}</a>"
+        + "".join(
+            f"<td>{html.escape('' if each[name] is None else str(each[name]))}"
+            for name in ("state", "pid", "restarts", "last_end")
+        )
+        for each in replicas
+    ]
+    text = (
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=color-scheme content='light dark'>"
+        "<meta name=viewport content='width=device-width'><meta http-equiv=refresh content=5><title>Replicas</title>"
+        f"<style>{STYLE}</style><h1>{len(rows)} replica(s)</h1>"
+        f"<table><tr><th>dashboard<th>state<th>process<th>restarts<th>last end{''.join(rows)}</table>"
+    )
+    headers = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'", "Vary": "Accept"}
+    return Response(200, text.encode(), "text/html; charset=utf-8", headers)
+
+
 def _problems(place: Place, answer: Response | None) -> list[str]:
     """Why a replica cannot be called; empty if it can."""
     if (state := place.state) != "ready":
@@ -224,6 +255,7 @@ def _asked(url: str, path: str, request: Request, timeout_s: float) -> Response:
         target = quote(path, safe="/~") + (f"?{urlencode(request.query)}" if request.query else "")
         connection.request(request.method, target, request.body or None, dict(request.headers))
         answer = connection.getresponse()
-        return Response(answer.status, answer.read(), answer.getheader("Content-Type", JSON))
+        headers = {name: value for name in PASSED_BACK if (value := answer.getheader(name)) is not None}
+        return Response(answer.status, answer.read(), answer.getheader("Content-Type", JSON), headers)
     finally:
         connection.close()
