@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from triton_distributed.observe.traces import Traces
     from triton_distributed.runtime import Affinity, InstanceStatus, LoadBook, LogContext, ReportedLoad, log_requests
     from triton_distributed.serving.sender import Sender
+    from triton_distributed.status.metrics import Metrics
     from triton_distributed.supervisor.replicas import Replicas
 
 __version__ = "0.1.0"
@@ -134,6 +135,7 @@ _PLACES = {
     "observe.traces": ("Traces",),
     "runtime": ("Affinity", "InstanceStatus", "LoadBook", "LogContext", "ReportedLoad", "log_requests"),
     "serving.sender": ("Sender",),
+    "status.metrics": ("Metrics",),
     "supervisor.replicas": ("Replicas",),
 }
 _PLACE = {name: f"{__name__}.{module}" for module, names in _PLACES.items() for name in names}
@@ -169,6 +171,7 @@ __all__ = [
     "LocalProtocolError",
     "LogContext",
     "MessageTooLarge",
+    "Metrics",
     "NoInstances",
     "NotServed",
     "NotUnary",

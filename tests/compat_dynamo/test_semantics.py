@@ -559,3 +559,24 @@ def test_modules_have_dynamos_names() -> None:
 def test_the_worker_decorator_warns_of_its_old_argument() -> None:
     with pytest.warns(DeprecationWarning, match="enable_nats"):
         dynamo.dynamo_worker(enable_nats=True)
+
+
+# --- metrics ---------------------------------------------------------------------------------------------------------
+
+
+async def test_labels_and_callbacks_are_on_the_metrics_page(runtime: DistributedRuntime):
+    async def words(request: Any) -> AsyncIterator[str]:
+        yield request
+
+    endpoint = runtime.endpoint("t.c.e")
+    asyncio.ensure_future(endpoint.serve_endpoint(words, metrics_labels=[("model", "m")]))  # noqa: RUF006
+    endpoint.metrics.register_prometheus_expfmt_callback(lambda: "# TYPE engine_load gauge\nengine_load 0.5\n")
+    endpoint.metrics.register_prometheus_expfmt_callback(lambda: "no metrics")
+    client = await endpoint.client()
+    await patiently(client.wait_for_instances())
+    assert [item.data() for item in await items_of(client.generate("a"))] == ["a"]
+    page = await asyncio.to_thread(runtime.native.metrics.text)
+    assert 'triton_requests_total{endpoint="t.c.e",model="m",outcome="ok"} 1.0\n' in page
+    assert "engine_load 0.5\n" in page
+    with pytest.raises(TypeError, match="must be text"):
+        endpoint.serve_endpoint(words, metrics_labels=[("model", 7)])  # type: ignore[list-item]

@@ -86,10 +86,12 @@ class Connection:
 
     Attributes:
         runtime: the runtime under it, with the API of the original.
+        metrics: the metrics of this connection, as a page for Prometheus.
     """
 
     def __init__(self, runtime: DistributedRuntime, owned: bool) -> None:
         self.runtime = runtime
+        self.metrics = runtime.metrics
         self._owned = owned
         self._targets: dict[object, Target] = {}
         self._called: dict[object, Target] = {}  # The targets of `call`: their kind was already checked.
@@ -328,6 +330,7 @@ class Connection:
             None if contract is None else contract.schema,
             None if contract is None else contract.types,
             options.get("interrupt", True),
+            options.get("metrics_labels"),
         )
         context = contextvars.copy_context()
         context.run(_here.set, self)  # The handlers' calls use this connection.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from triton_distributed.routing.policies import MetadataPolicy, Policy
 from triton_distributed.runtime import options
 from triton_distributed.runtime.options import RequestOptions
@@ -34,3 +36,6 @@ class ServeOptions(options.ServeOptions, total=False):
 
     graceful_shutdown: bool
     """True (the default) lets running requests finish at shutdown, False cancels them."""
+
+    metrics_labels: Mapping[str, str] | None
+    """Labels to add to the metrics of the endpoint, at most 8: `{"model": "llama"}`."""

@@ -14,6 +14,7 @@ from triton_distributed.errors import (
     Overloaded,
     Paused,
     Refusal,
+    TritonError,
 )
 from triton_distributed.names import Instance
 from triton_distributed.observe import Outcome
@@ -25,6 +26,13 @@ LEFT = "its `async for` was left or its reader was dropped, which cancels the ha
 UNREADABLE = "a message from the worker could not be read, which ended the call"
 NOT_ITS_FAULT = (InvalidRequest, Refusal)
 """Errors that do not count against an instance: they come from calls that its handler made to other workers."""
+
+
+def unplaced(error: BaseException) -> Outcome:
+    """The outcome of a call that no instance takes, or whose policy or iterator of requests raised `error`."""
+    if isinstance(error, Refusal):
+        return Outcome.REFUSED
+    return Outcome.UNREACHABLE if isinstance(error, TritonError) else Outcome.ERROR
 
 
 class Attempts:

@@ -155,7 +155,7 @@ class Call(Owner):
             else:
                 instance = services.choose(self.policy, self.request, self.attempts)
         except (Exception, asyncio.CancelledError) as error:  # A user's policy raised, or `direct` has an unknown id.
-            self.fail(error, Outcome.UNREACHABLE)
+            self.fail(error, attempts.unplaced(error))
             return
         session, size = services.pool.get(instance.addresses), _FIXED + len(metadata) + len(body)
         if session is None or session.paused or len(session.streams) >= session.max_streams or size > SMALL:
@@ -218,7 +218,7 @@ class Call(Owner):
         except errors.MessageTooLarge as error:
             self.fail(error, Outcome.INVALID)
         except Exception as error:  # The caller sees any error of its policy or its iterator of requests.
-            self.fail(error, Outcome.UNREACHABLE if isinstance(error, errors.TritonError) else Outcome.ERROR)
+            self.fail(error, attempts.unplaced(error))
 
     async def _send_to(self, session: Session, instance: Instance, loan: Loan | None) -> None:
         body, buffers = (self.body, []) if isinstance(self.body, bytes) else (self.body.body, self.body.buffers)

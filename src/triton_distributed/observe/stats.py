@@ -120,7 +120,8 @@ class RequestStats(TimedStats):
         ended = sum(self.duration.counts)
         for wait, bucket in ((self.queue_wait, 0), (self.loop_wait, BOUNDS_S.index(SHORT_S))):
             wait.count()
-            wait.counts[bucket] += ended - sum(wait.counts)
+            # A wait that has come meanwhile is ahead of its duration. No bucket may fall because of that.
+            wait.counts[bucket] += max(0, ended - sum(wait.counts))
 
 
 class CallStats(TimedStats):

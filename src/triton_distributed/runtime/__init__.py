@@ -27,6 +27,7 @@ from triton_distributed.runtime.statistics import (
 )
 from triton_distributed.runtime.token import CancellationToken
 from triton_distributed.serving.sender import Sender
+from triton_distributed.status.metrics import Metrics
 
 __all__ = [
     "Affinity",
@@ -45,6 +46,7 @@ __all__ = [
     "LoadBook",
     "LogContext",
     "LoopStatistics",
+    "Metrics",
     "Namespace",
     "QueueStatistics",
     "ReportedLoad",

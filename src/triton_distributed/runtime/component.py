@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import weakref
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, Protocol, Unpack
 
 from triton_distributed.calling.services import Services
@@ -13,6 +12,7 @@ from triton_distributed.events.inbox import MAX_BYTES, MAX_EVENTS
 from triton_distributed.names import EndpointName, check_name, service_name
 from triton_distributed.routing.policies import MetadataPolicy, Policy
 from triton_distributed.runtime.client import Client
+from triton_distributed.runtime.clients import Clients
 from triton_distributed.runtime.core import Core
 from triton_distributed.runtime.events import component_subject, namespace_subject
 from triton_distributed.runtime.options import HandlerFunction, ServeOptions, unexpected
@@ -24,7 +24,7 @@ class Owner(Core, Protocol):
     """A runtime as its namespaces, components and endpoints see it."""
 
     worker: Worker
-    clients: weakref.WeakSet[Client]
+    clients: Clients
 
 
 class Namespace:
@@ -154,7 +154,7 @@ class Endpoint:
         self,
         handler: HandlerFunction,
         graceful_shutdown: bool = True,
-        metrics_labels: object = None,
+        metrics_labels: Mapping[str, str] | Iterable[tuple[str, str]] | None = None,
         **options: Unpack[ServeOptions],
     ) -> ServeTask:
         """Serve the endpoint until the runtime shuts down. The returned task then ends with None.
@@ -166,7 +166,7 @@ class Endpoint:
                 enforced. A yielded value may change as soon as the handler goes on. Large memory that a function
                 returns is sent without a copy, so it must not change before it is sent.
             graceful_shutdown: True lets running requests finish at shutdown, False cancels them.
-            metrics_labels: not used; accepted for programs written for the original's successor.
+            metrics_labels: labels to add to the metrics of the endpoint, e.g. `{"model": "llama"}` or pairs; at most 8.
             options: see `ServeOptions`.
 
         Raises (from the task):
@@ -181,7 +181,7 @@ class Endpoint:
         if unknown := options.keys() - ServeOptions.__annotations__.keys():
             known = {"handler", "graceful_shutdown", *ServeOptions.__annotations__}
             raise unexpected("Endpoint.serve_endpoint", sorted(unknown), known)
-        serving = Serving(graceful_shutdown, **options)
+        serving = Serving(graceful_shutdown, metrics_labels=metrics_labels, **options)
         self._runtime.check("serve_endpoint")
         return self._runtime.worker.serve(self.name, handler, serving)
 

@@ -11,7 +11,7 @@ from asyncio import _get_running_loop as _running_loop  # A C function, also und
 from collections.abc import Coroutine
 from threading import get_ident
 from typing import Any
-from weakref import WeakSet, proxy
+from weakref import proxy
 
 from triton_distributed.calling.candidates import Candidates, dialable
 from triton_distributed.calling.prober import Prober
@@ -30,7 +30,7 @@ from triton_distributed.runtime.backends import (
     make_tls,
     open_status_port,
 )
-from triton_distributed.runtime.client import Client
+from triton_distributed.runtime.clients import Clients
 from triton_distributed.runtime.component import Endpoint, Namespace
 from triton_distributed.runtime.events import RuntimeEvents
 from triton_distributed.runtime.observing import Observing
@@ -40,7 +40,9 @@ from triton_distributed.runtime.statistics import DiscoveryStatistics, RuntimeSt
 from triton_distributed.runtime.token import CancellationToken
 from triton_distributed.runtime.worker import Worker
 from triton_distributed.serving.endpoint import CUT_S
+from triton_distributed.status.metrics import Metrics
 from triton_distributed.status.port import StatusPort
+from triton_distributed.status.readings import Sources
 from triton_distributed.system.fork import watch_forks
 from triton_distributed.system.identity import host_name
 from triton_distributed.transport.network import Networks
@@ -69,6 +71,7 @@ class DistributedRuntime:
     makes and closes a runtime; otherwise call `await runtime.close()`.
 
     Attributes:
+        metrics: the metrics of the runtime, as a page for Prometheus.
         status_port: health, statistics and metrics over HTTP, and what the program adds; see `StatusPort`.
         observers: what observes the calls and requests of this runtime; see `Observers`.
     """
@@ -127,7 +130,8 @@ class DistributedRuntime:
             self.observers,
         )
         self.worker.reserve(INSPECT, inspection.answering(proxy(self)), *inspection.LIMITS)
-        self.clients: WeakSet[Client] = WeakSet()
+        self.clients = Clients()
+        self.metrics = Metrics(self._sources(), self._thread.ident or 0)
         self._token = CancellationToken()
         # In the order of their start. Calls, clients and endpoints bound the number.
         self._tasks: dict[asyncio.Task[Any], None] = {}
@@ -178,6 +182,25 @@ class DistributedRuntime:
     def loop_stats(self) -> LoopStats:
         """Stalls and lag of the event loop, counted from the first served endpoint on, unless `TRD_WATCHDOG_S` is 0."""
         return self.worker.watchdog.stats
+
+    def _sources(self) -> Sources:
+        worker = self.worker
+        return Sources(
+            instance_id=self.instance_id,
+            served=worker.totals,
+            called=self.clients.totals,
+            candidates=self._candidates,
+            server=worker.server,
+            pool=self.pool,
+            share=self._share,
+            held=self._held,
+            shared=self._shared,
+            threads=worker.threads,
+            loop=worker.watchdog.stats,
+            discovery=self.discovery,
+            nats=self.nats,
+            draining=lambda: worker.draining,
+        )
 
     def statistics(self) -> RuntimeStatistics:
         """The present state of the runtime: requests, calls, sessions, events, threads, discovery and the loop.

@@ -11,8 +11,8 @@ from triton_distributed.calling.candidates import Candidates
 from triton_distributed.events import PulledMessages
 from triton_distributed.events.inbox import Inbox
 from triton_distributed.names import EndpointName
-from triton_distributed.observe import CallStats, Histogram, LoopStats
-from triton_distributed.runtime.client import Client
+from triton_distributed.observe import CallStats, Histogram, LoopStats, Outcome
+from triton_distributed.runtime.clients import Clients
 from triton_distributed.serving.endpoint import ServedEndpoint
 from triton_distributed.serving.state import RequestState
 from triton_distributed.serving.threads import HandlerThreads
@@ -78,8 +78,8 @@ class CallStatistics(msgspec.Struct, frozen=True):
     Attributes:
         name: its path.
         clients: the number of the program's clients that exist now.
-        open: calls under way, over all these clients.
-        outcomes: the number of calls that have ended, by outcome, over all these clients.
+        open: calls under way, over all clients.
+        outcomes: the number of calls that have ended, by outcome, over all clients, also those that were dropped.
         instances: ids of the instances that discovery lists.
         candidates: ids of the instances to which a call may be sent now.
         out_of_rotation: ids of the lost instances, each with the number of failed probes.
@@ -299,23 +299,22 @@ def _of_histograms(histograms: Sequence[Histogram]) -> HistogramStatistics:
     return HistogramStatistics(tuple(map(sum, zip(*counts, strict=True))), sum(each.total_s for each in histograms))
 
 
-def of_calls(called: Mapping[EndpointName, Candidates], clients: Iterable[Client]) -> tuple[CallStatistics, ...]:
+def of_calls(called: Mapping[EndpointName, Candidates], clients: Clients) -> tuple[CallStatistics, ...]:
     """The statistics of all endpoints that are called."""
-    stats: dict[EndpointName, list[CallStats]] = {name: [] for name in called}
-    for client in clients:
-        if client.name in stats:
-            stats[client.name].append(client.stats)
-    return tuple(_of_calls(candidates, stats[name]) for name, candidates in called.items())
+    alive = Counter(client.name for client in clients)
+    return tuple(
+        _of_calls(candidates, alive[name], list(clients.totals.parts(name))) for name, candidates in called.items()
+    )
 
 
-def _of_calls(candidates: Candidates, stats: list[CallStats]) -> CallStatistics:
-    outcomes: Counter[str] = Counter()
+def _of_calls(candidates: Candidates, clients: int, stats: list[CallStats]) -> CallStatistics:
+    outcomes = Counter(dict.fromkeys((each.name.lower() for each in Outcome), 0))
     for each in stats:
         each.count()
         outcomes.update(each.outcomes())
     return CallStatistics(
         name=candidates.name.path,
-        clients=len(stats),
+        clients=clients,
         open=sum(each.inflight for each in stats),
         outcomes=dict(outcomes),
         instances=tuple(each.id for each in candidates.table.instances),

@@ -7,8 +7,9 @@ import copy
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+from weakref import ref
 
 import msgspec
 
@@ -16,8 +17,10 @@ from triton_distributed.config import Config
 from triton_distributed.discovery import Discovery
 from triton_distributed.errors import AlreadyServed
 from triton_distributed.names import EndpointName, Instance
-from triton_distributed.observe import Watchdog
+from triton_distributed.observe import RequestStats, Watchdog
+from triton_distributed.observe.labels import MOST_SETS, Labels, checked_labels
 from triton_distributed.observe.observer import Observers
+from triton_distributed.observe.totals import Totals
 from triton_distributed.runtime.observing import Observing
 from triton_distributed.runtime.registrations import Registrations
 from triton_distributed.runtime.serve_task import ServeTask
@@ -47,9 +50,12 @@ class Serving(msgspec.Struct):
         contract: the schema to publish with the instance; None for none.
         types: the types of the contract; None to read the handler's annotations.
         interrupt: a running handler is cancelled when its caller leaves or its deadline is over.
+        metrics_labels: labels to add to the endpoint's metrics.
+        labels: the same, checked.
 
     Raises:
-        ValueError: a limit is invalid.
+        TypeError: the labels are no names with values.
+        ValueError: a limit or a label is invalid.
     """
 
     graceful: bool = True
@@ -59,6 +65,8 @@ class Serving(msgspec.Struct):
     contract: Mapping[str, Any] | None = None
     types: Types | None = None
     interrupt: bool = True
+    metrics_labels: Mapping[str, str] | Iterable[tuple[str, str]] | None = None
+    labels: Labels = ()
 
     def __post_init__(self) -> None:
         if self.max_inflight is not None and (type(self.max_inflight) is not int or self.max_inflight < 1):
@@ -67,6 +75,7 @@ class Serving(msgspec.Struct):
             raise ValueError(f"max_queue={self.max_queue!r}: must be a whole number of at least 0")
         if self.max_queue and self.max_inflight is None:
             raise ValueError(f"max_queue={self.max_queue}: requests wait only if max_inflight= limits the running ones")
+        self.labels = checked_labels(self.metrics_labels)
         # The instance is registered later, and perhaps repeatedly.
         self.metadata = copy.deepcopy(dict(self.metadata or {}))
 
@@ -89,6 +98,7 @@ class Worker:
         registrations: the records of the endpoints in discovery.
         threads: the threads of plain handlers.
         watchdog: watches the event loop, from the first served endpoint on.
+        totals: the counters of all endpoints that were ever served, by name and the program's labels.
         draining: no further endpoint is served.
         closed: no endpoint is served any more, or this process is a fork.
         exit: the exception that a handler raised to end the process; None if none did.
@@ -123,6 +133,7 @@ class Worker:
         self.threads = HandlerThreads(config.threads, getattr(loop, "inline", False))
         self.watchdog = Watchdog(loop, config.watchdog_s, self.registrations.mark)
         self._signals = DrainSignals(loop, shutdown, config.drain_timeout_s, self._running, server.stuck)
+        self.totals: Totals[tuple[EndpointName, Labels], RequestStats] = Totals(RequestStats)
         self._starting: set[asyncio.Task[ServedEndpoint]] = set()
         self._tasks: set[ServeTask] = set()  # One for each endpoint.
         self._stopped: asyncio.Future[None] = loop.create_future()
@@ -140,6 +151,7 @@ class Worker:
         """Serve an endpoint; see `Endpoint.serve_endpoint`."""
         if any(each.endpoint == name for each in self._tasks):
             raise AlreadyServed(name.path)
+        self._check_labels(name, serving.labels)
         handler = Handler(function, self.threads, serving.types)
         self._observing.look()
         if self._config.handle_signals:
@@ -150,6 +162,12 @@ class Worker:
         task.add_done_callback(self._served)
         task.awaited = False  # Only the program's own use counts, and not this callback.
         return task
+
+    def _check_labels(self, name: EndpointName, labels: Labels) -> None:
+        known = {each for endpoint, each in self.totals.keys if endpoint == name}
+        if labels not in known and len(known) >= MOST_SETS:
+            words = f"{name} was served with {MOST_SETS} different labels before, and their counters stay"
+            raise ValueError(f"metrics_labels={dict(labels)!r}: {words}: give labels values from a small set")
 
     def reserve(self, name: EndpointName, function: Callable[..., Any], max_inflight: int, max_queue: int) -> None:
         """Serve an endpoint of the runtime itself: it is not listed, and its requests take no place of others."""
@@ -179,6 +197,7 @@ class Worker:
             on_exit=self._exit_wanted,
             full_tracebacks=self._config.full_tracebacks,
             observers=observers,
+            labels=serving.labels,
         )
 
     def _served(self, task: asyncio.Task[None]) -> None:
@@ -240,6 +259,7 @@ class Worker:
         served = self._endpoint(instance, handler, serving, server.slots, self._observing)
         served.task = task
         server.add(served)
+        self.totals.add((name, served.labels), served.stats, _is_gone(ref(served), server))
         self.watchdog.start()
         if self.draining:
             return served  # A signal came meanwhile, so the endpoint is not registered.
@@ -290,3 +310,7 @@ class Worker:
             self._stopped.set_result(None)
         if self._tasks and self.exit is None:
             await asyncio.wait(self._tasks)
+
+
+def _is_gone(endpoint: ref[ServedEndpoint], server: Server) -> Callable[[], bool]:
+    return lambda: endpoint() not in server.endpoints

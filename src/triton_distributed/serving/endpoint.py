@@ -11,6 +11,7 @@ from typing import Any
 from triton_distributed.context import Context, ServedBy, served_by
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.observe import Outcome, RequestStats
+from triton_distributed.observe.labels import Labels
 from triton_distributed.observe.observer import Observers
 from triton_distributed.payload.exceptions import let_through
 from triton_distributed.quiet import Quiet
@@ -59,6 +60,7 @@ class ServedEndpoint(Host):
         on_exit: called when a handler has raised SystemExit.
         full_tracebacks: tracebacks of handlers' errors keep the frames of this package.
         observers: the observers of its requests.
+        labels: the program's labels for the endpoint's metrics.
 
     Attributes:
         gate: decides which requests may begin; holds the waiting and the running requests.
@@ -87,6 +89,7 @@ class ServedEndpoint(Host):
         on_exit: Callable[[SystemExit], None],
         full_tracebacks: bool,
         observers: Observers,
+        labels: Labels,
     ) -> None:
         self.loop = loop
         self.name = name
@@ -97,7 +100,7 @@ class ServedEndpoint(Host):
         self.registered = False
         self.listed: tuple[str, ...] = ()
         self.graceful, self.interrupt, self.on_exit = graceful, interrupt, on_exit
-        self.full_tracebacks = full_tracebacks
+        self.full_tracebacks, self.labels = full_tracebacks, labels
         self.times_from_s = TIMES_FROM_S
         self.observers = observers
         self.lingering = Lingering(loop, name, handler.name)

@@ -18,6 +18,7 @@ from triton_distributed.status.health import Health, Judged
 from triton_distributed.status.history import Caller, History
 from triton_distributed.status.http import TEXT, Request, Response, error_response, json_response
 from triton_distributed.status.loop import Loop, Stuck
+from triton_distributed.status.metrics import Metrics
 from triton_distributed.status.port import StatusPort
 from triton_distributed.status.routes import Routes
 from triton_distributed.status.server import FINISH_S, TICK_S, HttpServer
@@ -32,6 +33,7 @@ class Observed(Judged, Protocol):
     """The part of a runtime that the status port shows."""
 
     clients: Iterable[Caller]
+    metrics: Metrics
 
     def event_loop(self) -> asyncio.AbstractEventLoop: ...
 
@@ -67,6 +69,7 @@ class StatusService:
             "/live": lambda _: _verdict(*self._health.live()),
             "/ready": lambda _: _verdict(*self._health.ready()),
             "/health": self._healthy,
+            "/metrics": self._metrics,
             "/statistics": self._statistics,
             "/statistics/history": self._samples,
             "/stacks": _stacks,
@@ -134,6 +137,12 @@ class StatusService:
             "checks": {name: {"ok": not why, **({"reason": why} if why else {})} for name, why in checks.items()},
         }
         return _verdict(healthy, found)
+
+    def _metrics(self, request: Request) -> Response:
+        asked = request.headers
+        page = self._runtime.metrics.page(asked.get("accept", ""), asked.get("accept-encoding", ""))
+        encoding = {"Content-Encoding": page.content_encoding} if page.content_encoding else {}
+        return Response(200, page.body, page.content_type, encoding)
 
     def _statistics(self, _: Request) -> Response:
         loop: dict[str, Any] = {"turns": True}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any
 
 from triton_distributed.compat.dynamo.client import Client, RouterMode
@@ -15,18 +15,37 @@ from triton_distributed.errors import InvalidName, NotServed
 from triton_distributed.names import EndpointName
 from triton_distributed.runtime import DistributedRuntime as NativeRuntime
 from triton_distributed.runtime import Endpoint as NativeEndpoint
+from triton_distributed.runtime import Metrics
 
 logger = logging.getLogger("triton_distributed.compat")
 
 
 class RuntimeMetrics:
-    """Takes a program's Prometheus callbacks. This runtime has no `/metrics` yet, so none is called."""
+    """Puts a program's own metrics on the runtime's metrics page."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
 
     def register_prometheus_expfmt_callback(self, callback: Callable[[], str]) -> None:
-        """Take a callback that returns Prometheus text."""
-        logger.info("there is no /metrics in this runtime yet: a Prometheus callback is not called")
+        """Add the metrics that a callback returns as Prometheus text. It is called for each page, in another thread."""
+        self._metrics.add(_Text(callback))
 
     register_prometheus_typed_callback = register_prometheus_expfmt_callback
+
+
+class _Text:
+    """A collector of metrics in Prometheus' text format."""
+
+    def __init__(self, callback: Callable[[], str]) -> None:
+        self._callback = callback
+
+    def collect(self) -> Iterator[Any]:
+        from prometheus_client.parser import text_string_to_metric_families
+
+        return iter(text_string_to_metric_families(self._callback()))
+
+    def __repr__(self) -> str:
+        return f"the callback {self._callback!r}"
 
 
 class Endpoint:
@@ -36,8 +55,9 @@ class Endpoint:
         native: the same endpoint with the API of this runtime, for example for `native.update_metadata({…})`.
     """
 
-    def __init__(self, native: NativeEndpoint) -> None:
+    def __init__(self, native: NativeEndpoint, metrics: Metrics) -> None:
         self.native = native
+        self._metrics = metrics
 
     def serve_endpoint(
         self,
@@ -53,13 +73,13 @@ class Endpoint:
                 interrupted: `context.is_stopped()` tells it that it should end. With a parameter `response_sender` it
                 pushes its items to that instead of yielding them.
             graceful_shutdown: True lets running requests finish at shutdown, False cancels them.
-            metrics_labels: not used: this runtime has no `/metrics` yet.
+            metrics_labels: labels to add to the metrics of the endpoint, as pairs.
             health_check_payload: not used: this runtime does not probe handlers.
 
         Raises:
             TypeError: the handler is not an async generator function of one request.
         """
-        return self._serve(adapted(handler), graceful_shutdown)
+        return self._serve(adapted(handler), graceful_shutdown, metrics_labels)
 
     def serve_bidirectional_endpoint(
         self,
@@ -68,10 +88,12 @@ class Endpoint:
         metrics_labels: Sequence[tuple[str, str]] | None = None,
     ) -> Awaitable[None]:
         """Serve an endpoint whose handler gets a stream of requests in place of one; see `serve_endpoint`."""
-        return self._serve(adapted(handler, bidirectional=True), graceful_shutdown)
+        return self._serve(adapted(handler, bidirectional=True), graceful_shutdown, metrics_labels)
 
-    def _serve(self, handler: Callable[..., Any], graceful_shutdown: bool) -> Awaitable[None]:
-        return self.native.serve_endpoint(handler, bool(graceful_shutdown), interrupt=False)
+    def _serve(
+        self, handler: Callable[..., Any], graceful_shutdown: bool, labels: Sequence[tuple[str, str]] | None
+    ) -> Awaitable[None]:
+        return self.native.serve_endpoint(handler, bool(graceful_shutdown), labels, interrupt=False)
 
     async def client(self, router_mode: RouterMode | None = None) -> Client:
         """A client of the endpoint, which takes the instances in turn by default."""
@@ -102,8 +124,8 @@ class Endpoint:
 
     @property
     def metrics(self) -> RuntimeMetrics:
-        """Takes Prometheus callbacks, which are not called yet."""
-        return RuntimeMetrics()
+        """Takes Prometheus callbacks."""
+        return RuntimeMetrics(self._metrics)
 
     def __repr__(self) -> str:
         return repr(self.native)
@@ -117,7 +139,8 @@ class Component:
 
     def endpoint(self, name: str) -> Endpoint:
         """One endpoint of the component."""
-        return Endpoint(self._runtime.native.namespace(self._namespace).component(self._name).endpoint(name))
+        native = self._runtime.native
+        return Endpoint(native.namespace(self._namespace).component(self._name).endpoint(name), native.metrics)
 
     async def create_service(self) -> None:
         """Do nothing: serving an endpoint is enough."""
@@ -182,7 +205,7 @@ class DistributedRuntime:
                 f"Invalid endpoint path {path!r}. Expected format: 'namespace.component.endpoint' or "
                 f"'dyn://namespace.component.endpoint': {error}"
             ) from None
-        return Endpoint(self.native.endpoint(path))
+        return Endpoint(self.native.endpoint(path), self.native.metrics)
 
     def namespace(self, name: str) -> Namespace:
         """A namespace, for programs of earlier releases."""

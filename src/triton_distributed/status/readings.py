@@ -1,0 +1,237 @@
+"""Reads a runtime's counters as metrics: in any thread, without its loop, and without holding the loop for long."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+from triton_distributed import __version__
+from triton_distributed.calling.candidates import Candidates
+from triton_distributed.compiled import is_compiled
+from triton_distributed.discovery import Answering, Discovery
+from triton_distributed.external.nats import NatsConnection
+from triton_distributed.names import EndpointName
+from triton_distributed.observe import BOUNDS_S, LAG_BOUNDS_S, CallStats, Histogram, LoopStats, Outcome, RequestStats
+from triton_distributed.observe.labels import Labels
+from triton_distributed.observe.totals import Totals, include
+from triton_distributed.serving.endpoint import ServedEndpoint
+from triton_distributed.serving.server import Server
+from triton_distributed.serving.threads import HandlerThreads
+from triton_distributed.status import families as f
+from triton_distributed.status.families import Family
+from triton_distributed.transport.fairness import FairShare
+from triton_distributed.transport.pool import SessionPool
+from triton_distributed.transport.session import Session
+from triton_distributed.transport.shared_pool import SharedPool
+from triton_distributed.wire.window import ByteBudget
+
+T = TypeVar("T")
+
+SOME = 500
+"""Streams that are read before the next pause: some tens of microseconds."""
+
+MOST_COPIES = 10
+"""Attempts to copy a dict that changes meanwhile. A second one is rare."""
+
+SOME_CLIENTS = 20
+"""Clients of one endpoint whose counters are added before the next pause: some hundred microseconds."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The parts of a runtime that hold its counters.
+
+    Attributes:
+        served: the counters of served endpoints, by name and the program's labels.
+        called: the counters of calls.
+        candidates: what is known of called endpoints; a live view.
+        draining: whether the runtime is shutting down.
+    """
+
+    instance_id: int
+    served: Totals[tuple[EndpointName, Labels], RequestStats]
+    called: Totals[EndpointName, CallStats]
+    candidates: Mapping[EndpointName, Candidates]
+    server: Server
+    pool: SessionPool
+    share: FairShare
+    held: ByteBudget
+    shared: SharedPool
+    threads: HandlerThreads
+    loop: LoopStats
+    discovery: Discovery
+    nats: NatsConnection
+    draining: Callable[[], bool]
+
+
+class Buckets(NamedTuple):
+    """A histogram.
+
+    Attributes:
+        bounds: the upper bounds of the buckets; one more bucket has no bound.
+        counts: the number of durations in each bucket.
+        total: the sum of all durations.
+    """
+
+    bounds: Sequence[float]
+    counts: Sequence[int]
+    total: float
+
+
+Row = tuple[Mapping[str, str], "float | Buckets"]
+Reading = tuple[Family, list[Row]]
+
+
+def readings(sources: Sources, pause: Callable[[], None]) -> Iterator[Reading]:
+    """Every metric of `families.FAMILIES` but `LEFT_OUT`, with its lines.
+
+    Args:
+        pause: called after each piece of work that takes some hundred microseconds.
+    """
+    yield from _served(sources, pause)
+    yield from _called(sources, pause)
+    yield from _sessions(sources, pause)
+    yield from _process(sources)
+
+
+def _served(sources: Sources, pause: Callable[[], None]) -> Iterator[Reading]:
+    rows = [
+        (_labels(name, labels), _summed(sources.served.parts((name, labels)), RequestStats(), pause))
+        for name, labels in sources.served.keys
+    ]
+    outcomes = [each for each in Outcome if each is not Outcome.UNREACHABLE]
+    yield f.REQUESTS, _by_outcome(rows, outcomes)
+    yield f.REQUEST_DURATION, [(labels, _buckets(stats.duration)) for labels, stats in rows]
+    yield f.REQUEST_FIRST_ITEM, [(labels, _buckets(stats.first_item)) for labels, stats in rows]
+    yield f.REQUEST_QUEUE, [(labels, _buckets(stats.queue_wait)) for labels, stats in rows]
+    yield f.REQUEST_LOOP_WAIT, [(labels, _buckets(stats.loop_wait)) for labels, stats in rows]
+    yield f.ITEMS, [(labels, stats.items) for labels, stats in rows]
+    present = [(_labels(each.name, each.labels), each) for each in _copied(lambda: sources.server.endpoints)]
+    yield f.IN_FLIGHT, [(labels, len(each.gate.running)) for labels, each in present]
+    yield f.QUEUED, [(labels, len(each.gate.queue)) for labels, each in present]
+    limits = [(labels, each.gate.queue.max_inflight) for labels, each in present]
+    yield f.LIMIT, [(labels, limit) for labels, limit in limits if limit is not None]
+    yield f.SERVING, [(labels, _serves(each)) for labels, each in present]
+
+
+def _called(sources: Sources, pause: Callable[[], None]) -> Iterator[Reading]:
+    rows = [
+        (_labels(name, ()), _summed(sources.called.parts(name), CallStats(), pause)) for name in sources.called.keys
+    ]
+    yield f.CALLS, _by_outcome(rows, list(Outcome))
+    yield f.CALL_DURATION, [(labels, _buckets(stats.duration)) for labels, stats in rows]
+    yield f.CALL_FIRST_ITEM, [(labels, _buckets(stats.first_item)) for labels, stats in rows]
+    yield f.CALLS_IN_FLIGHT, [(labels, stats.inflight) for labels, stats in rows]
+    yield f.RETRIES, [(labels, stats.retries) for labels, stats in rows]
+    yield f.RESUMES, [(labels, stats.resumes) for labels, stats in rows]
+    yield f.HEDGES, [(labels, stats.hedges) for labels, stats in rows]
+    known = [(_labels(each.name, ()), each) for each in _copied(lambda: list(sources.candidates.values()))]
+    yield f.INSTANCES, [row for labels, each in known for row in _by(labels, "state", _instances(each))]
+    yield f.EJECTIONS, [(labels, each.ejector.stats.ejections) for labels, each in known]
+
+
+def _sessions(sources: Sources, pause: Callable[[], None]) -> Iterator[Reading]:
+    dialled: list[Session] = _copied(lambda: list(sources.pool.sessions))
+    accepted: list[Session] = _copied(lambda: list(sources.server.sessions))
+    yield f.SESSIONS, _by({}, "role", {"dialled": len(dialled), "accepted": len(accepted)})
+    yield f.BYTES, _by({}, "direction", {"received": sources.share.received, "sent": sources.share.sent})
+    sessions = dialled + accepted
+    yield f.STREAMS, [({}, sum(len(each.streams) for each in sessions))]
+    yield f.BLOCKED, [({}, sum(_blocked(each, pause) for each in sessions))]
+
+
+def _process(sources: Sources) -> Iterator[Reading]:
+    yield f.HELD, [({}, sources.held.bytes)]
+    yield f.HELD_LIMIT, [({}, sources.held.most)]
+    yield f.SHARED, [({}, sources.shared.bytes)]
+    yield f.SHARED_LIMIT, [({}, sources.shared.limit)]
+    loop, threads = sources.loop, sources.threads
+    yield f.LAG, [({}, Buckets(LAG_BOUNDS_S, tuple(loop.lag), loop.lag_s))]
+    yield f.STALLS, [({}, loop.stalls)]
+    yield f.STALLED, [({}, loop.stalled_s)]
+    running, parked, waiting, _ = threads.counts()
+    yield f.THREADS, _by({}, "state", {"running": running, "parked": parked, "waiting": waiting})
+    yield f.THREADS_LIMIT, [({}, threads.most)]
+    answers, age_s = _state(sources.discovery)
+    backend = {"backend": type(sources.discovery).__name__.removesuffix("Discovery").lower()}
+    yield f.DISCOVERY_UP, [(backend, answers)]
+    yield f.DISCOVERY_AGE, [] if age_s is None else [(backend, age_s)]
+    nats = sources.nats
+    yield f.NATS_UP, [({}, nats.connected)] if nats.used else []
+    yield f.NATS_RECONNECTIONS, [({}, nats.reconnections)] if nats.used else []
+    yield f.DRAINING, [({}, sources.draining())]
+    build = "compiled" if is_compiled() else "pure Python"
+    yield f.INFO, [({"version": __version__, "build": build, "instance_id": str(sources.instance_id)}, 1)]
+
+
+def _labels(name: EndpointName, more: Labels) -> dict[str, str]:
+    return {"endpoint": str(name), **dict(more)}
+
+
+def _by(labels: Mapping[str, str], name: str, values: Mapping[str, float]) -> list[Row]:
+    return [({**labels, name: text}, value) for text, value in values.items()]
+
+
+S = TypeVar("S", RequestStats, CallStats)
+
+
+def _summed(parts: Iterable[S], total: S, pause: Callable[[], None]) -> S:
+    for number, each in enumerate(parts, 1):
+        include(total, each)
+        if number % SOME_CLIENTS == 0:
+            pause()
+    return total
+
+
+def _by_outcome(
+    rows: Sequence[tuple[Mapping[str, str], RequestStats | CallStats]], outcomes: Sequence[Outcome]
+) -> list[Row]:
+    return [
+        row
+        for labels, stats in rows
+        for row in _by(labels, "outcome", {each.name.lower(): stats.ended[each] for each in outcomes})
+    ]
+
+
+def _buckets(histogram: Histogram) -> Buckets:
+    return Buckets(BOUNDS_S, histogram.counts, histogram.total_s)
+
+
+def _serves(endpoint: ServedEndpoint) -> bool:
+    return bool(endpoint.listed) and not endpoint.gate.draining and not endpoint.gate.paused
+
+
+def _instances(candidates: Candidates) -> dict[str, float]:
+    return {
+        "listed": len(candidates.table.instances),
+        "candidate": len(candidates.instances),
+        "out_of_rotation": len(candidates.rotation.down),
+        "ejected": candidates.ejector.stats.out,
+    }
+
+
+def _blocked(session: Session, pause: Callable[[], None]) -> int:
+    streams, blocked = _copied(lambda: list(session.streams.values())), 0
+    for start in range(0, len(streams), SOME):
+        blocked += sum(stream.credit <= 0 for stream in streams[start : start + SOME])
+        if start:
+            pause()
+    return blocked
+
+
+def _state(discovery: Discovery) -> tuple[bool, float | None]:
+    if not isinstance(discovery, Answering):
+        return True, 0.0  # It is in this process.
+    return discovery.answers, time.monotonic() - discovery.answered_at if discovery.answered_at else None
+
+
+def _copied(read: Callable[[], T]) -> T:
+    """Copy what the loop may change meanwhile. The copy fails only if garbage is collected in the middle of it."""
+    for _ in range(MOST_COPIES):
+        try:
+            return read()
+        except RuntimeError:  # A dict has changed its size.
+            continue
+    return read()
