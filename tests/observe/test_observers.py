@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -234,3 +235,34 @@ def test_only_what_is_slow_is_logged_and_not_too_often(caplog: pytest.LogCapture
     assert [each.getMessage() for each in caplog.records] == [
         "a.b.c: slow call (not sent), deadline: 2000.0 ms (client queue 2000.0)"
     ]
+
+
+@pytest.mark.parametrize("where", ["memory", "unix"])
+async def test_the_end_of_a_call_is_not_seen_in_the_context_of_a_request(where: str, trd_dir: Path) -> None:
+    """A session's callbacks must not run as the request that dialled it: log lines would name that one."""
+    found: list[Any] = []
+
+    class Names(trd.Observer):
+        def call(self, start: CallStart) -> trd.CallObserver:
+            return NamesEnd()
+
+    class NamesEnd(trd.CallObserver):
+        def ended(self, end: CallEnd) -> None:
+            found.append(trd.current_context())
+
+    async def inner(request: Any) -> Any:
+        return request
+
+    async def outer(request: Any) -> Any:
+        return await (await middle.endpoint("t.c.inner").client()).call(request)
+
+    cluster = Cluster(**({} if where == "memory" else {"discovery": "file", "directory": trd_dir}))
+    try:
+        await cluster.worker(inner, "t.c.inner")
+        middle = await cluster.worker(outer)
+        await patiently((await cluster.client()).call(1, context=Context("the one that dials")))
+        middle.observers.add(Names())
+        await patiently((await middle.endpoint("t.c.inner").client()).call(1))
+        assert found == [None]
+    finally:
+        await cluster.close()

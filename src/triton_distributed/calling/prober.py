@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import Context
 
 from triton_distributed.calling.candidates import Candidates
 from triton_distributed.errors import ConnectionFailed
@@ -36,7 +37,8 @@ class Prober:
         due = self._mark_down(addresses)
         if due is None or addresses in self._probes or self._closed:
             return
-        self._probes[addresses] = self._loop.create_task(self._probe(addresses, due))
+        # A probe may last for long, and must not keep the context of a request.
+        self._probes[addresses] = self._loop.create_task(self._probe(addresses, due), context=Context())
 
     def _mark_down(self, addresses: Addresses) -> float | None:
         due = [each for endpoint in self._endpoints if (each := endpoint.mark_down(addresses)) is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -28,6 +29,7 @@ class MemoryTransport(asyncio.Transport):
         self._peer: MemoryTransport | None = None
         self._pending: deque[bytes] = deque()  # written here, not yet received there; bounded by pausing the writer
         self._size = 0
+        self._variables = contextvars.Context()  # The receiver does not run in the context of the writer.
         self._high = HIGH_WATER
         self._paused = self._closing = self._lost = self._moving = False
 
@@ -55,7 +57,7 @@ class MemoryTransport(asyncio.Transport):
     def _move(self) -> None:
         if not self._moving:
             self._moving = True
-            self._loop.call_soon(self._deliver)
+            self._loop.call_soon(self._deliver, context=self._variables)
 
     def _deliver(self) -> None:
         self._moving = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextvars import Context
 from functools import partial
 
 from triton_distributed.errors import ConnectionFailed, ProtocolError
@@ -96,7 +97,9 @@ class SessionPool:
             return session
         task = self._dialling.get(addresses)
         if task is None:
-            task = self._dialling[addresses] = self._loop.create_task(self._dial(addresses))
+            # The callbacks of a session run in the context of its dial, which must not be that of one request.
+            task = self._loop.create_task(self._dial(addresses), context=Context())
+            self._dialling[addresses] = task
             task.add_done_callback(lambda done: self._dialled(addresses, done))
         return await asyncio.shield(task)
 
