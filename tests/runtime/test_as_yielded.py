@@ -135,7 +135,7 @@ OF_OBJECTS = {"dict", "list", "model"}  # which take longer, and are no other ca
 def yields(what: str, size: int) -> Iterator[Any]:
     value = VALUES[what]
     if what in OF_OBJECTS:
-        size //= 10
+        size = max(6, size // 100)
     each = value.make(size)
     for number in range(ITEMS):
         value.write(each, number)

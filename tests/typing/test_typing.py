@@ -1,8 +1,10 @@
-"""Programs that two strict type checkers must accept, with planted slips that they must refuse.
+"""Programs and examples that two strict type checkers must accept, and planted slips that they must refuse.
 
 Each file in `programs/` is checked by mypy --strict and by basedpyright in its strict mode, which run once over all
 files. A line that must be refused ends with `# refused: MYPY_CODE, PYRIGHT_RULE`; `-` for a checker that accepts it.
 All other lines must be accepted. A new file needs no entry here.
+
+The examples of the native API are accepted as a whole. They are checked here, since mypy has read the package by then.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import asyncio
 import json
 import os
 import re
+import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -19,9 +22,19 @@ import pytest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+# A cache of its own: `make check` runs with other options, and either would make the other's cache useless.
+MYPY = ("-m", "mypy", "--strict", "--config-file=", "--cache-dir", str(ROOT / ".mypy_cache" / "typing"))
 PROGRAMS = sorted(HERE.joinpath("programs").glob("*.py"))
+EXAMPLES = sorted(
+    {
+        each.parent
+        for each in (ROOT / "examples").rglob("*.py")
+        if "import triton_distributed as trd" in each.read_text()
+    }
+)
+ESCAPES = re.compile(r"\bcast\(|# (?:type|pyright): ignore|\bAny\b")
 MARK = re.compile(r"# refused: (?P<mypy>[a-z-]+), (?P<pyright>[A-Za-z-]+)$")
-Refused = dict[str, dict[int, set[str]]]
+Refused = dict[Path, dict[int, set[str]]]
 """The rules that refuse each line, by file."""
 
 
@@ -51,34 +64,41 @@ async def output(*command: str) -> str:
 
 
 async def by_mypy() -> Refused:
-    # A cache of its own: `make check` runs with other options, and either would make the other's cache useless.
-    options = ("--strict", "--config-file=", "--output=json", "--cache-dir", str(ROOT / ".mypy_cache" / "typing"))
     found: Refused = defaultdict(lambda: defaultdict(set))
-    for line in (await output(sys.executable, "-m", "mypy", *options, *map(str, PROGRAMS))).splitlines():
+    for line in (await output(sys.executable, *MYPY, "--output=json", *map(str, PROGRAMS))).splitlines():
         said = json.loads(line)
         if said["severity"] == "error":
-            found[Path(said["file"]).name][said["line"]].add(said["code"])
+            found[ROOT / said["file"]][said["line"]].add(said["code"])
     return found
 
 
-async def by_pyright() -> Refused:
-    project = str(HERE / "pyright.json")
-    command = (sys.executable, "-m", "basedpyright", "--project", project, "--outputjson")
+async def by_pyright(folder: Path) -> Refused:
+    """Check the programs and the examples in one run; each of both has files of the same names, so the key is a path."""
+    project = folder / "pyrightconfig.json"
+    roots = [HERE / "programs", *EXAMPLES]
+    settings = {
+        "include": [str(each) for each in roots],
+        "executionEnvironments": [{"root": str(each), "extraPaths": [str(ROOT / "src")]} for each in roots],
+        "typeCheckingMode": "strict",
+        "pythonVersion": "3.11",
+    }
+    project.write_text(json.dumps(settings))
+    command = (sys.executable, "-m", "basedpyright", "--project", str(project), "--outputjson")
     found: Refused = defaultdict(lambda: defaultdict(set))
     said = json.loads(await output(*command, "--pythonpath", sys.executable))
-    assert said["summary"]["filesAnalyzed"] == len(PROGRAMS)
+    assert said["summary"]["filesAnalyzed"] == sum(len([*each.glob("*.py")]) for each in roots)
     for each in said["generalDiagnostics"]:
         if each["severity"] == "error":
-            found[Path(each["file"]).name][each["range"]["start"]["line"] + 1].add(each["rule"])
+            found[Path(each["file"])][each["range"]["start"]["line"] + 1].add(each["rule"])
     return found
 
 
 @pytest.fixture(scope="module")
-def refused() -> dict[str, Refused]:
+def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Refused]:
     """What the checkers refuse; they run at the same time."""
 
     async def both() -> dict[str, Refused]:
-        mypy, pyright = await asyncio.gather(by_mypy(), by_pyright())
+        mypy, pyright = await asyncio.gather(by_mypy(), by_pyright(tmp_path_factory.mktemp("pyright")))
         return {"mypy": mypy, "pyright": pyright}
 
     return asyncio.run(both())
@@ -94,7 +114,7 @@ def test_exactly_the_planted_slips_are_refused(program: Path, checker: str, refu
     # A checker may refuse a line by several rules: an unknown attribute also has an unknown type.
     found = {
         line: marked[line] if marked.get(line) in rules else ", ".join(sorted(rules))
-        for line, rules in refused[checker][program.name].items()
+        for line, rules in refused[checker][program].items()
     }
     assert found == marked
 
@@ -102,3 +122,28 @@ def test_exactly_the_planted_slips_are_refused(program: Path, checker: str, refu
 def test_slips_are_planted() -> None:
     assert sum(len(expected(each, "mypy")) for each in PROGRAMS) >= 20
     assert sum(len(expected(each, "pyright")) for each in PROGRAMS) >= 20
+
+
+# --- examples --------------------------------------------------------------------------------------------------------
+
+
+def test_the_examples_have_no_cast_and_no_ignored_line() -> None:
+    assert len(EXAMPLES) >= 2
+    found = [str(path) for folder in EXAMPLES for path in folder.glob("*.py") if ESCAPES.search(path.read_text())]
+    assert not found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", EXAMPLES, ids=lambda path: path.name)
+def test_mypy_accepts_an_example(folder: Path) -> None:
+    checked = subprocess.run(
+        [sys.executable, *MYPY, *folder.glob("*.py")],
+        cwd=folder, env={"MYPYPATH": str(ROOT / "src")}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.mark.slow
+def test_basedpyright_accepts_the_examples(refused: dict[str, Refused]) -> None:
+    pytest.importorskip("basedpyright", reason="the extra `types` is not installed")
+    assert not {path: lines for path, lines in refused["pyright"].items() if path not in PROGRAMS}
