@@ -286,6 +286,13 @@ class Config:
         "Kubernetes restarts the process; 0 for any time",
         low=0.0,
     )
+    canary_s: float = _setting(
+        "TRD_CANARY_S",
+        10.0,
+        "seconds without a request that ended well, after which the status port sends the `canary=` of an endpoint; "
+        "also the time limit of that request",
+        low=0.1,
+    )
     gc_freeze: bool = _setting(
         "TRD_GC_FREEZE",
         False,

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar, Unpack, overload
 
+import msgspec
+
 from triton_distributed.api.contracts import Bidirectional, Contract, Stream, Unary
 from triton_distributed.api.declarations import (
     BidirectionalHandler,
@@ -331,6 +333,7 @@ class Connection:
             None if contract is None else contract.types,
             options.get("interrupt", True),
             options.get("metrics_labels"),
+            options.get("canary", msgspec.UNSET),
         )
         context = contextvars.copy_context()
         context.run(_here.set, self)  # The handlers' calls use this connection.

@@ -21,6 +21,7 @@ from triton_distributed.errors import ConfigError
 from triton_distributed.events import EventPlane
 from triton_distributed.external.nats import NatsConnection, NatsOptions
 from triton_distributed.external.tls import TlsFiles
+from triton_distributed.runtime.own_calls import OwnCalls
 from triton_distributed.status.port import Opened, StatusPort
 from triton_distributed.system import unix_sockets
 from triton_distributed.system.fork import no_fork, own
@@ -120,7 +121,9 @@ def open_status_port(runtime: Any, port: StatusPort, thread: int) -> None:
         return
 
     def make() -> Opened:
-        service: Opened = _load("status.service").StatusService(runtime, port, thread)
+        service: Opened = _load("status.service").StatusService(
+            runtime, port, thread, lambda served: OwnCalls(runtime, served)
+        )
         return service
 
     port.open(make, f"{config.status_host}, port {config.status_port}")

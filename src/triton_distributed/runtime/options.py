@@ -56,6 +56,10 @@ class ServeOptions(TypedDict, total=False):
     """False does not cancel a running handler whose caller leaves or whose deadline passes: the handler learns that
     from `context.is_stopped()`. Only the end of a drain cancels it. True by default."""
 
+    canary: Any
+    """A request that the status port sends to this worker while no other request ends well, to see whether the handler
+    still works: `/health` shows the result. It has the metadata `{"canary": True}`. Not for streamed requests."""
+
 
 class _TakesContext(Protocol):
     def __call__(self, request: Any, /, *, context: Context) -> Any: ...

@@ -21,6 +21,7 @@ from triton_distributed.observe import RequestStats, Watchdog
 from triton_distributed.observe.labels import MOST_SETS, Labels, checked_labels
 from triton_distributed.observe.observer import Observers
 from triton_distributed.observe.totals import Totals
+from triton_distributed.payload.codec import encode
 from triton_distributed.runtime.observing import Observing
 from triton_distributed.runtime.registrations import Registrations
 from triton_distributed.runtime.serve_task import ServeTask
@@ -52,9 +53,10 @@ class Serving(msgspec.Struct):
         interrupt: a running handler is cancelled when its caller leaves or its deadline is over.
         metrics_labels: labels to add to the endpoint's metrics.
         labels: the same, checked.
+        canary: the request with which the status port tries the handler; UNSET for none.
 
     Raises:
-        TypeError: the labels are no names with values.
+        TypeError: the labels are no names with values, or the canary cannot be encoded.
         ValueError: a limit or a label is invalid.
     """
 
@@ -66,6 +68,7 @@ class Serving(msgspec.Struct):
     types: Types | None = None
     interrupt: bool = True
     metrics_labels: Mapping[str, str] | Iterable[tuple[str, str]] | None = None
+    canary: Any = msgspec.UNSET
     labels: Labels = ()
 
     def __post_init__(self) -> None:
@@ -76,6 +79,8 @@ class Serving(msgspec.Struct):
         if self.max_queue and self.max_inflight is None:
             raise ValueError(f"max_queue={self.max_queue}: requests wait only if max_inflight= limits the running ones")
         self.labels = checked_labels(self.metrics_labels)
+        if self.canary is not msgspec.UNSET:
+            encode(self.canary, "canary")
         # The instance is registered later, and perhaps repeatedly.
         self.metadata = copy.deepcopy(dict(self.metadata or {}))
 
@@ -153,6 +158,8 @@ class Worker:
             raise AlreadyServed(name.path)
         self._check_labels(name, serving.labels)
         handler = Handler(function, self.threads, serving.types)
+        if handler.takes_stream and serving.canary is not msgspec.UNSET:
+            raise TypeError(f"{name}: canary= is one request, and this handler takes a stream of requests")
         self._observing.look()
         if self._config.handle_signals:
             # Before a socket or a record exists, because a killed process would leave it.
@@ -257,7 +264,7 @@ class Worker:
             since=time.time(),
         )
         served = self._endpoint(instance, handler, serving, server.slots, self._observing)
-        served.task = task
+        served.task, served.canary = task, serving.canary
         server.add(served)
         self.totals.add((name, served.labels), served.stats, _is_gone(ref(served), server))
         self.watchdog.start()

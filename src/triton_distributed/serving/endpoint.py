@@ -8,6 +8,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from triton_distributed.context import Context, ServedBy, served_by
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.observe import Outcome, RequestStats
@@ -70,6 +72,7 @@ class ServedEndpoint(Host):
         kept: what decorators of handlers keep for this endpoint, by keys of their own.
         times_from_s: seconds from which on the times of a request are sent.
         registered: discovery has accepted the endpoint; it may have been paused since.
+        canary: the request with which the status port tries the handler; UNSET for none.
         listed: the addresses under which discovery lists the endpoint now; empty if it is not listed.
     """
 
@@ -99,6 +102,7 @@ class ServedEndpoint(Host):
         self.gate: Gate[ServedRequest] = Gate(loop, slots, self.stats, max_inflight, max_queue, on_wait)
         self.registered = False
         self.listed: tuple[str, ...] = ()
+        self.canary: Any = msgspec.UNSET
         self.graceful, self.interrupt, self.on_exit = graceful, interrupt, on_exit
         self.full_tracebacks, self.labels = full_tracebacks, labels
         self.times_from_s = TIMES_FROM_S

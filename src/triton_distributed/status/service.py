@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import msgspec
 
 from triton_distributed.observe.stacks import stack
+from triton_distributed.serving.endpoint import ServedEndpoint
+from triton_distributed.status.canary import Canaries, Trier
 from triton_distributed.status.checks import CheckRuns
 from triton_distributed.status.dashboard import dashboard
 from triton_distributed.status.health import Health, Judged
@@ -47,6 +49,7 @@ class StatusService:
         runtime: the runtime; it is used on its loop, except for plain attributes.
         port: what the program adds.
         thread: the id of the thread of the runtime's loop.
+        trier: makes the calls of the canary to an endpoint.
 
     Attributes:
         url: where it listens.
@@ -55,12 +58,15 @@ class StatusService:
         OSError: it cannot listen at `TRD_STATUS_HOST` and `TRD_STATUS_PORT`.
     """
 
-    def __init__(self, runtime: Observed, port: StatusPort, thread: int) -> None:
+    def __init__(
+        self, runtime: Observed, port: StatusPort, thread: int, trier: Callable[[ServedEndpoint], Trier]
+    ) -> None:
         self._runtime, self._port = runtime, port
         self._loop = Loop(runtime.event_loop(), thread)
         self._health = Health(runtime, self._loop)
         self._checks = CheckRuns(port.checks, self._loop)
         self._routes = Routes(self._loop)
+        self._canaries = Canaries(runtime.event_loop(), runtime.config.canary_s, trier)
         self._history = History()
         self._picture: tuple[float, msgspec.Struct] | None = None  # When it was taken, and the picture.
         self._next_picture_at = 0.0
@@ -79,6 +85,7 @@ class StatusService:
 
     async def close(self) -> None:
         """Close the port, at most within two seconds. Responses under way get `FINISH_S` to leave."""
+        self._canaries.close()
         ended = asyncio.Event()
         loop = asyncio.get_running_loop()
         self._server.stop(lambda: tell(loop, ended.set))
@@ -125,7 +132,9 @@ class StatusService:
         is_live, live = self._health.live()
         ready = self._health.ready()[1]
         checks = self._checks.failures(ready["loop"]["turns"])
+        canaries = self._canaries.results()
         reasons = [*ready["reasons"], *(f"health check {name}: {why}" for name, why in checks.items() if why)]
+        reasons += [f"canary of {path}: {each['reason']}" for path, each in canaries.items() if each["ok"] is False]
         if not is_live:
             reasons.append(f"the process is not live: its event loop has been stuck for {live['stuck_s']:.1f} s")
         healthy = not reasons
@@ -135,6 +144,7 @@ class StatusService:
             **ready,
             "reasons": reasons,
             "checks": {name: {"ok": not why, **({"reason": why} if why else {})} for name, why in checks.items()},
+            "canaries": canaries,
         }
         return _verdict(healthy, found)
 
@@ -169,7 +179,10 @@ class StatusService:
 
     def _look(self, lag_s: float) -> None:
         runtime, now = self._runtime, time.monotonic()
-        self._history.add(lag_s, runtime.worker.server.endpoints, runtime.clients)
+        endpoints = runtime.worker.server.endpoints
+        self._history.add(lag_s, endpoints, runtime.clients)
+        if not runtime.closing:
+            self._canaries.look(endpoints)
         if now >= self._next_picture_at:
             self._take_picture()
 
