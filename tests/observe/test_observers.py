@@ -14,6 +14,7 @@ import pytest
 import triton_distributed as trd
 from tests.runtime.cluster import Cluster, patiently, until
 from triton_distributed.errors import DeadlineExceeded, NoInstances
+from triton_distributed.observe.log_context import LogContext
 from triton_distributed.observe.observer import CallEnd, CallStart, RequestEnd, RequestStart
 from triton_distributed.observe.slow import SlowLog
 from triton_distributed.observe.timing import Timing
@@ -213,9 +214,15 @@ async def test_slow_calls_and_requests_are_logged_with_their_times(caplog: pytes
         worker = await slow.worker(handler)
         client = await slow.client()
         with caplog.at_level(logging.WARNING, "triton_distributed.slow"):
-            await patiently(client.call(1, context=Context("REQ-1")))
+            context = Context("REQ-1", travelling={"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"})
+            await patiently(client.call(1, context=context))
     finally:
         await slow.close()
+    for record in caplog.records:
+        LogContext().filter(record)
+    assert [(each.__dict__["request_id"], each.__dict__["trace_id"]) for each in caplog.records] == [
+        ("REQ-1", "a" * 32)
+    ] * 2
     where = f"REQ-1, instance {worker.instance_id}, ok"
     (request, call) = [record.getMessage() for record in caplog.records]
     assert request.startswith(f"t.c.e: slow request {where}: ")

@@ -345,6 +345,22 @@ async def test_the_sdk_may_be_configured_later_and_a_program_may_add_the_spans_i
     assert [len(each.observers.present) for each in joined.runtimes] == [0, 1, 1]
 
 
+async def test_a_configuration_that_cannot_be_used_is_logged_and_calls_go_on(
+    joined: Cluster, spans: Spans, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise ValueError("Propagator nowhere not found")
+
+    async def handler(request: Any) -> Any:
+        return request
+
+    monkeypatch.setattr(trace, "get_tracer", broken)
+    client = await joined.connect(handler)
+    assert await patiently(client.call(1)) == 1
+    said = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
+    assert said == ["there are no spans: OpenTelemetry cannot be used: Propagator nowhere not found"] * 2
+
+
 async def test_without_opentelemetry_everything_else_works(joined: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [each for each in sys.modules if each.split(".")[0] == "opentelemetry"]:
         monkeypatch.delitem(sys.modules, name)

@@ -26,7 +26,7 @@ class LogContext(logging.Filter):
         else:
             traceparent = context.travelling.get("traceparent")
             fields = (context.id(), served.endpoint, str(served.instance_id))
-        ids = _current_span() or parse(traceparent) or ("-", "-")
+        ids = trace_ids(traceparent) or ("-", "-")
         for name, text in zip(FIELDS, (*fields, str(traceparent or "-"), *ids), strict=True):
             record.__dict__.setdefault(name, text)
         return True
@@ -36,13 +36,14 @@ FIELDS = ("request_id", "endpoint", "instance_id", "traceparent", "trace_id", "s
 """The fields that `LogContext` adds."""
 
 
-def _current_span() -> TraceParent | None:
-    """The ids of OpenTelemetry's current span, if the program uses it and there is one."""
+def trace_ids(traceparent: object) -> TraceParent | None:
+    """The ids of OpenTelemetry's current span, if the program has one; else those in a `traceparent`."""
     api = sys.modules.get("opentelemetry.trace")
-    if api is None or not hasattr(api, "get_current_span"):  # Another thread may be importing it now.
-        return None
-    span = api.get_current_span().get_span_context()
-    return TraceParent(f"{span.trace_id:032x}", f"{span.span_id:016x}") if span.is_valid else None
+    if api is not None and hasattr(api, "get_current_span"):  # Another thread may be importing it now.
+        span = api.get_current_span().get_span_context()
+        if span.is_valid:
+            return TraceParent(f"{span.trace_id:032x}", f"{span.span_id:016x}")
+    return parse(traceparent)
 
 
 def log_requests(target: logging.Handler | logging.Logger | None = None) -> None:

@@ -166,12 +166,12 @@ class Observers:
 
     def call(self, start: CallStart) -> ObservedCall | None:
         """Tell the observers of a call; None if none of them observes it."""
-        found = [each for observer in self.present if (each := self.safely(observer.call, start)) is not None]
+        found = [each for observer in tuple(self.present) if (each := self.safely(observer.call, start)) is not None]
         return ObservedCall(self, found) if found else None
 
     def request(self, start: RequestStart) -> ObservedRequest | None:
         """Tell the observers of a request; None if none of them observes it."""
-        found = [each for observer in self.present if (each := self.safely(observer.request, start)) is not None]
+        found = [each for observer in tuple(self.present) if (each := self.safely(observer.request, start)) is not None]
         return ObservedRequest(self, found) if found else None
 
     def safely(self, method: Callable[..., Any], *arguments: Any) -> Any:

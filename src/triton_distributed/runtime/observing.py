@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,8 @@ from triton_distributed.observe.observer import CallStart, Observers
 from triton_distributed.observe.slow import SlowLog
 from triton_distributed.observe.traces import Traces
 from triton_distributed.runtime.metadata import sent, travelling_of
+
+logger = logging.getLogger("triton_distributed.runtime")
 
 
 class Observing(Observers):
@@ -39,7 +42,10 @@ class Observing(Observers):
         if self._looks and _is_configured(sys.modules.get("opentelemetry.trace")):
             self._looks = False
             if not any(isinstance(each, Traces) for each in self.present):
-                self.add(Traces(full_tracebacks=self._full_tracebacks))
+                try:
+                    self.add(Traces(full_tracebacks=self._full_tracebacks))
+                except Exception as error:  # E.g. OTEL_PROPAGATORS names one that is not installed.
+                    logger.warning("there are no spans: OpenTelemetry cannot be used: %s", error)
 
 
 def _is_configured(api: Any) -> bool:
