@@ -1,6 +1,8 @@
-"""Makes the pictures of `trd top` in docs/assets: three workers under load, at capacity, one stuck, one killed.
+"""Makes the pictures in docs/assets of `trd top` and of the dashboard, with three workers under a load.
 
-`.venv/bin/python tools/pictures.py` takes about half a minute. The figures differ from run to run.
+The workers are at capacity for a while, one is stuck, and one is killed. `.venv/bin/python tools/pictures.py` takes
+three minutes, and half a minute without Chromium, which makes the pictures of the dashboard. The figures differ from
+run to run.
 """
 
 from __future__ import annotations
@@ -8,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,9 +30,11 @@ from triton_distributed.config import Config
 from triton_distributed.errors import TritonError
 from triton_distributed.runtime import DistributedRuntime
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ASSETS = Path(__file__).resolve().parents[1] / "docs" / "assets"
 PROGRAM = """
 import asyncio
+import contextlib
 import random
 import time
 
@@ -37,7 +43,9 @@ import triton_distributed as trd
 
 @trd.serve("demo.chat.generate", max_inflight=8, max_queue=16)
 async def generate(prompt: str) -> str:
-    await asyncio.sleep(random.expovariate(40))
+    with contextlib.suppress(trd.RemoteError):
+        await trd.call("demo.chat.embed", prompt, timeout=5)
+    await asyncio.sleep(random.expovariate(45))
     return prompt
 
 
@@ -62,8 +70,9 @@ def served(folder: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Workers that serve the program."""
     (folder / "chat.py").write_text(PROGRAM)
     command = [sys.executable, "-m", "triton_distributed.cli.main", "serve", "chat"]
+    environment = {**os.environ, "TRD_STATUS_PORT": "0"}
     processes = [
-        subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for _ in range(WORKERS)
     ]
     try:
@@ -115,6 +124,34 @@ async def until(found: Workers, true: Callable[[list[Row]], object], looks: int 
             return found.rows()
 
 
+async def dashboards(runtime: DistributedRuntime, rates: dict[str, float], folder: Path) -> None:
+    """Make the pictures of the dashboard of one worker: at capacity in light mode, and stuck in dark mode."""
+    tokenize = await runtime.endpoint("demo.chat.tokenize").client()
+    instance = tokenize.candidates.instances[0]
+    for _ in range(25):
+        rates.update(generate=random.uniform(350, 450), embed=random.uniform(200, 400))
+        await asyncio.sleep(5)
+    rates["generate"] = 1500.0
+    await asyncio.sleep(20)
+    await shot("dashboard-light", instance.status_url, 1, folder)
+    rates["generate"] = 400.0
+    await asyncio.sleep(10)
+    blocking = tokenize.direct(12.0, instance.id)
+    await asyncio.sleep(6)
+    await shot("dashboard-dark", instance.status_url, 0, folder)
+    await blocking
+
+
+async def shot(name: str, url: str, scheme: int, folder: Path) -> None:
+    """Write what Chromium shows of a page; the scheme is 0 for dark and 1 for light."""
+    assert CHROMIUM is not None
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=3000"]
+    options += [f"--blink-settings=preferredColorScheme={scheme}", f"--user-data-dir={folder}/profile"]
+    options += ["--window-size=1200,760", f"--screenshot={ASSETS / name}.png"]
+    process = await asyncio.create_subprocess_exec(CHROMIUM, *options, url, stderr=subprocess.DEVNULL)
+    await process.wait()
+
+
 async def main(folder: Path) -> None:
     config, where = Config.from_env(), "file:///run/demo"
     with served(folder) as processes:
@@ -137,6 +174,8 @@ async def main(folder: Path) -> None:
             await until(found, lambda rows: all(each.state == "serving" for each in rows), 3)
             processes[0].kill()
             draw("top-kill", await until(found, lambda rows: any(each.state == "gone" for each in rows), 2), where)
+            if CHROMIUM is not None:
+                await dashboards(runtime, rates, folder)
             loading.cancel()
 
 

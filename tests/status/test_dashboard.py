@@ -186,4 +186,4 @@ async def test_a_browser_shows_where_the_loop_is_stuck(watched: Cluster, tmp_pat
     assert alarm.startswith("The event loop has been stuck for ")
     assert f"<code>{__file__}:" in alarm
     assert " in blocks</code>: this process serves no request meanwhile. The tables are from " in alarm
-    assert texts(page, "endpoints-table")[1][:2] == ["t.c.e", "serving"]
+    assert texts(page, "endpoints-table")[1][:2] == ["t.c.e", "stuck"]

@@ -28,7 +28,7 @@ class Row(NamedTuple):
         instance_id: the worker.
         state: `new` (not asked for long enough), `starting`, `serving`, `full` (it refuses requests), `paused`,
             `draining`; `stuck` (it does not answer, and its watchdog reported a stuck event loop), `silent` (it does
-            not answer in time), `unreachable`, `unreadable` (it runs another version), `unknown here` (the worker does
+            not answer in time), `unreachable`, `unreadable` (it runs another version), `not served` (the worker does
             not serve what discovery lists) or `gone` (discovery lists it no longer).
         reason: why there are no rates; empty if there are.
         rates: of the endpoint; None without an answer.
@@ -135,7 +135,7 @@ class Workers:
             elif worker.rates is None or path not in worker.rates.endpoints:
                 lacks = bool(found) and path not in found
                 words = "it does not serve what discovery lists" if lacks else ""
-                yield Row(name, id, "unknown here" if lacks else "new", words, None, None)
+                yield Row(name, id, "not served" if lacks else "new", words, None, None)
             else:
                 each, served = worker.rates.endpoints[path], found[path].state
                 full = each.refused_per_s > 0 and served == "serving"
@@ -157,7 +157,8 @@ class Workers:
         if worker.silent_since is not None and now - worker.silent_since >= self._limit_s:
             silent = f"no answer for {now - worker.silent_since:.1f} s"
             if worker.busy:
-                return "stuck", f"{silent}: its event loop is stuck; its log has the line"
+                url = next((each.status_url for each in worker.listed.values() if each.status_url), "")
+                return "stuck", f"{silent}: its event loop is stuck; its log has the line{url and f', as has {url}'}"
             return "silent", f"{silent}: its event loop may be stuck, or its process stopped"
         return worker.state, worker.reason
 

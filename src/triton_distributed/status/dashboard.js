@@ -94,6 +94,12 @@ function rates(values) {
   });
 }
 
+// What ended in a second without what was refused.
+function ended(columns, total) {
+  const refused = rates(columns.refused);
+  return rates(columns[total]).map((value, at) => value === null ? null : value - (refused[at] ?? 0));
+}
+
 const last = (values) => values?.length ? values[values.length - 1] : null;
 
 function nearest(time) {
@@ -104,6 +110,7 @@ function nearest(time) {
 
 // ---- plots
 
+const SHORTEST_S = 0.0001; // shorter times lie on the axis: the histograms begin here
 const HEIGHT = 150, LEFT = 50, BOTTOM = 20, TOP = 9;
 const plots = new Map();
 
@@ -113,8 +120,9 @@ function nice(value) {
 }
 
 class Plot {
-  constructor(parent, title, note, text, lowest) {
-    Object.assign(this, {title, text, lowest, series: []});
+  // `bounds`: of the axis, which goes further where values do; with two bounds it is logarithmic.
+  constructor(parent, title, note, text, bounds) {
+    Object.assign(this, {title, text, bounds, series: []});
     this.picture = shape("svg", {role: "img", "aria-label": title});
     this.figure = element("figure", {}, element("figcaption", {}, title, element("small", {}, note)), this.picture);
     this.figure.onmousemove = (event) => this.point(event);
@@ -125,15 +133,26 @@ class Plot {
   draw() {
     const width = this.picture.clientWidth || 380, end = last(past.times), start = end - WINDOW_S;
     const values = this.series.flatMap((each) => each.values.filter((value, at) => value !== null && past.times[at] >= start));
-    const top = nice(values.reduce((most, each) => Math.max(most, each), this.lowest));
+    const most = values.reduce((a, b) => Math.max(a, b), this.bounds.at(-1));
+    const least = values.reduce((a, b) => b > 0 ? Math.min(a, Math.max(b, SHORTEST_S)) : a, this.bounds[0]);
+    let share, marks;
+    if (this.bounds.length === 2) {
+      const low = Math.floor(Math.log10(least * 1.001)), high = Math.ceil(Math.log10(most * 0.999));
+      share = (value) => Math.max(0, (Math.log10(value) - low) / (high - low));
+      marks = Array.from({length: high - low + 1}, (_, at) => 10 ** (low + at));
+    } else {
+      const top = nice(most);
+      share = (value) => value / top;
+      marks = [0, top / 2, top];
+    }
     this.x = (time) => LEFT + (time - start) / WINDOW_S * (width - LEFT);
-    this.y = (value) => HEIGHT - BOTTOM - value / top * (HEIGHT - BOTTOM - TOP);
+    this.y = (value) => HEIGHT - BOTTOM - share(value) * (HEIGHT - BOTTOM - TOP);
     this.picture.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     this.picture.replaceChildren();
-    for (const share of [0, 0.5, 1]) {
-      const y = this.y(share * top);
+    for (const mark of marks) {
+      const y = this.y(mark);
       this.add("line", {class: "grid", x1: LEFT, x2: width, y1: y, y2: y});
-      this.add("text", {x: LEFT - 7, y: y + 4, "text-anchor": "end"}, share ? this.text(share * top) : "0");
+      this.add("text", {x: LEFT - 7, y: y + 4, "text-anchor": "end"}, mark ? this.text(mark) : "0");
     }
     for (let minutes = 0; minutes * 60 < WINDOW_S; minutes++)
       this.add("text", {x: this.x(end - minutes * 60), y: HEIGHT - 4, "text-anchor": minutes ? "middle" : "end"}, minutes ? `−${minutes} min` : "now");
@@ -181,8 +200,8 @@ function unpoint() {
   for (const each of plots.values()) each.draw();
 }
 
-function plot(parent, title, note, text, lowest, series) {
-  if (!plots.has(parent + title)) plots.set(parent + title, new Plot($(parent), title, note, text, lowest));
+function plot(parent, title, note, text, bounds, series) {
+  if (!plots.has(parent + title)) plots.set(parent + title, new Plot($(parent), title, note, text, bounds));
   const found = plots.get(parent + title);
   found.series = series;
   found.draw();
@@ -205,18 +224,18 @@ function drawPlots() {
   if (!past.times.length) return;
   if (Object.keys(past.endpoints).length) {
     const of = shown("endpoints", "requests");
-    plot("plots", "Requests", "per second", count, 1, of((each) => rates(each.requests)));
-    plot("plots", "Duration", "p99, dashed p50", seconds, 0.001, [...of((each) => each.p99_s, " p99"), ...of((each) => each.p50_s, " p50", true)]);
-    plot("plots", "Errors", "per second, dashed refused", count, 1, [...of((each) => rates(each.errors), " errors"), ...of((each) => rates(each.refused), " refused", true)]);
-    plot("plots", "In flight", "requests", count, 1, of((each) => each.running));
-    plot("plots", "Queue", "requests that wait", count, 1, of((each) => each.waiting));
+    plot("plots", "Requests", "per second", count, [1], of((each) => ended(each, "requests")));
+    plot("plots", "Duration", "p99, dashed p50", seconds, [0.001, 0.01], [...of((each) => each.p99_s, " p99"), ...of((each) => each.p50_s, " p50", true)]);
+    plot("plots", "Errors", "per second, dashed refused", count, [1], [...of((each) => rates(each.errors), " errors"), ...of((each) => rates(each.refused), " refused", true)]);
+    plot("plots", "In flight", "requests", count, [1], of((each) => each.running));
+    plot("plots", "Queue", "requests that wait", count, [1], of((each) => each.waiting));
   }
-  plot("plots", "Event loop lag", "", seconds, 0.01, [{name: "lag", values: past.loop_lag_s, colour: 7, late: LATE_S}]);
+  plot("plots", "Event loop lag", "", seconds, [0.001, 0.1], [{name: "lag", values: past.loop_lag_s, colour: 7, late: LATE_S}]);
   if (Object.keys(past.calls).length) {
     const of = shown("calls", "calls");
-    plot("calls-plots", "Calls", "per second", count, 1, of((each) => rates(each.calls)));
-    plot("calls-plots", "Duration of calls", "p99, dashed p50", seconds, 0.001, [...of((each) => each.p99_s, " p99"), ...of((each) => each.p50_s, " p50", true)]);
-    plot("calls-plots", "Failed calls", "per second, dashed refused", count, 1, [...of((each) => rates(each.errors), " errors"), ...of((each) => rates(each.refused), " refused", true)]);
+    plot("calls-plots", "Calls", "per second", count, [1], of((each) => ended(each, "calls")));
+    plot("calls-plots", "Duration of calls", "p99, dashed p50", seconds, [0.001, 0.01], [...of((each) => each.p99_s, " p99"), ...of((each) => each.p50_s, " p50", true)]);
+    plot("calls-plots", "Failed calls", "per second, dashed refused", count, [1], [...of((each) => rates(each.errors), " errors"), ...of((each) => rates(each.refused), " refused", true)]);
   }
 }
 
@@ -244,8 +263,8 @@ function drawTables() {
     statistics.endpoints.map((each) => {
       const columns = past.endpoints[each.name] ?? {};
       const waits = each.max_inflight !== null && each.waiting > 0 && each.waiting >= each.max_queue ? "bad" : "";
-      return [{...cell(dotted(each.name)), colour: colours.endpoints[each.name] ?? "x"}, full(each) ? cell("full", "bad") : cell(each.state, each.state === "serving" ? "" : "warn"),
-        rate(last(rates(columns.requests))), rate(last(rates(columns.errors)), "bad"), rate(last(rates(columns.refused)), "bad"),
+      return [{...cell(dotted(each.name)), colour: colours.endpoints[each.name] ?? "x"}, !now.loop.turns ? cell("stuck", "bad") : full(each) ? cell("full", "bad") : cell(each.state, each.state === "serving" ? "" : "warn"),
+        rate(last(ended(columns, "requests"))), rate(last(rates(columns.errors)), "bad"), rate(last(rates(columns.refused)), "bad"),
         taken(each.running, each.max_inflight), taken(each.waiting, each.max_inflight === null ? null : each.max_queue, waits),
         time(last(columns.p50_s)), time(last(columns.p99_s))];
     }), 2);
@@ -253,7 +272,7 @@ function drawTables() {
   fill("calls-table", ["Endpoint", "Calls/s", "Errors/s", "Refused/s", "Open", "p50", "p99", "Instances", "Out of rotation", "Ejected"],
     statistics.calls.map((each) => {
       const columns = past.calls[each.name] ?? {}, out = Object.keys(each.out_of_rotation).length;
-      return [{...cell(dotted(each.name)), colour: colours.calls[each.name] ?? "x"}, rate(last(rates(columns.calls))),
+      return [{...cell(dotted(each.name)), colour: colours.calls[each.name] ?? "x"}, rate(last(ended(columns, "calls"))),
         rate(last(rates(columns.errors)), "bad"), rate(last(rates(columns.refused)), "bad"), taken(each.open), time(last(columns.p50_s)), time(last(columns.p99_s)),
         cell(`${each.instances.length}`, each.instances.length ? "" : "bad"), taken(out, null, "bad"), taken(each.ejected, null, "bad")];
     }));
