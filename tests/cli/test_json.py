@@ -95,25 +95,28 @@ def test_etcd(trd: Trd, lasting_etcd: EtcdServer) -> None:  # noqa: F811
 
 def test_static(trd: Trd, trd_dir: Path) -> None:
     address = f"unix://{trd_dir}/s.sock"
-    shown(trd, {"TRD_DISCOVERY": "static", "TRD_STATIC": f"demo.b.g={address}", "TRD_LISTEN": address})
+    shown(
+        trd, {"TRD_DISCOVERY": "static", "TRD_STATIC": f"demo.b.g={address};demo.b.x={address}", "TRD_LISTEN": address}
+    )
 
 
 def shown(trd: Trd, settings: dict[str, str]) -> None:
     """All commands show a worker in the discovery that these settings name."""
     trd.serve("worker:one_then_wait", "demo.b.g", "--max-inflight", "1", env=settings)
-    (listed,) = lines(trd.run("ls", "--json", env=settings).out)
+    (listed,) = lines(trd.run("ls", "--json", "demo.b.g", env=settings).out)
     assert (listed["endpoint"], listed["state"], listed["running"]) == ("demo.b.g", "serving", 0)
     assert listed["age_s"] >= 0
     calling = trd.start("call", "demo.b.g", "1", env=settings)
     assert calling.line() == '"one"\n'
-    watching = trd.start("watch", "--json", env=settings)
+    watching = trd.start("watch", "--json", "demo.b.g", env=settings)
     assert [json.loads(watching.line())["event"] for _ in range(2)] == ["present", "full"]
     watching.kill()
     described = trd.run("describe", listed["instance"], env=settings)
     assert described.lines[0] == f"demo.b.g, instance {listed['instance']}: full"
     assert "  load          1 running of 1" in described.lines
     (request,) = lines(trd.run("requests", "--json", env=settings).out)
-    assert (request["endpoint"], request["state"]) == ("demo.b.g", "running")
+    shown = request["endpoint"], request["instance_id"], request["state"]
+    assert shown == ("demo.b.g", listed["instance"], "running")
     said = trd.run("describe", "demo.b.gg", env=settings)
     assert (said.status, said.err.endswith("; did you mean demo.b.g?\n")) == (1, True)
     calling.kill()

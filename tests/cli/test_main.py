@@ -35,6 +35,19 @@ def test_what_does_nothing_imports_nothing(argument):
     assert done.stdout.splitlines()[-1].split() == ["found"]
 
 
+@pytest.mark.parametrize(("argument", "most"), [("--help", 120), ("ls", 440)])
+def test_little_is_imported(argument, most, tmp_path):
+    """Imports are nearly all of the time that a command takes to start: about a third of a millisecond each."""
+    program = (
+        "import sys\nfrom triton_distributed.cli.main import main\n"
+        f"try:\n    main([{argument!r}])\nexcept SystemExit:\n    pass\n"
+        "print('found', len(sys.modules))"
+    )
+    environment = {"PYTHONPATH": str(SRC), "TRD_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert int(done.stdout.split()[-1]) <= most
+
+
 def test_help_names_every_command(capsys):
     with pytest.raises(SystemExit) as end:
         main(["--help"])

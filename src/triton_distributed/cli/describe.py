@@ -25,6 +25,7 @@ from triton_distributed.cli.settings import settings
 from triton_distributed.cli.types import contract_lines
 from triton_distributed.config import Config
 from triton_distributed.names import EndpointName
+from triton_distributed.observe import BOUNDS_S, quantile
 
 EPILOG = """\
 The state of each instance (see `trd ls --help`), its contract, its record in
@@ -32,6 +33,13 @@ discovery, its load and limits; then its worker's process, event loop, memory,
 sessions and calls. An instance that does not answer is shown as discovery
 lists it.
 """
+
+TIMES = {
+    "duration": "from the arrival of a request to its end",
+    "first_item": "from the arrival to the first item",
+    "queue_wait": "in the queue",
+    "loop_wait": "from the admission to the first step of the handler",
+}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -156,8 +164,9 @@ def _of_worker(row: Row, statistics: Mapping[str, Any]) -> Iterator[tuple[str, s
     own, worker = _own(row, statistics), row.worker
     if own:
         ended = _counts(own.get("outcomes", {}))
-        mean = f"; {duration(own['mean_s'])} each" if own.get("mean_s") else ""
-        yield "requests", f"{ended or 'none has ended'}; items sent: {own.get('items', 0):,}{mean}"
+        yield "requests", f"{ended or 'none has ended'}; items sent: {own.get('items', 0):,}"
+        for number, text in enumerate(_times(own)):
+            yield "" if number else "p50, p99", text
     if worker is None:
         if row.instance.pid:
             yield "process", f"pid {row.instance.pid}"
@@ -181,6 +190,16 @@ def _of_worker(row: Row, statistics: Mapping[str, Any]) -> Iterator[tuple[str, s
     for number, each in enumerate(statistics.get("calls", ())):
         words = f"{each['name']}: {each['open']} under way, {_counts(each['outcomes']) or 'none has ended'}"
         yield "" if number else "calls", words
+
+
+def _times(own: Mapping[str, Any]) -> Iterator[str]:
+    """The quantiles of the times that a worker has measured."""
+    for name, words in TIMES.items():
+        counts = own.get(name, {}).get("counts", ())
+        if len(counts) != len(BOUNDS_S) + 1:  # Another version has other buckets.
+            continue
+        found = [quantile(counts, share) for share in (0.5, 0.99)]
+        yield from [f"{', '.join(duration(each) for each in found if each is not None)}: {words}"] if found[0] else ()
 
 
 def _counts(counts: Mapping[str, int]) -> str:

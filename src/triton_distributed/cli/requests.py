@@ -75,11 +75,17 @@ async def look(
     """
     async with cluster(config, timeout_s) as found:
         answers = await found.ask(found.workers(), "requests", id=id, stacks=stacks)
+        # A fixed discovery makes the ids, one for each endpoint: a worker is asked once for each, and does not know it.
+        fixed = {(str(each.endpoint), each.id) for each in await found.instances()} if config.backend.fixed else None
     reports: list[RequestReport] = []
     silent = [each for each in answers if each.reason]
     for answer in answers:
         try:
-            reports += [report for chunk in answer.items for report in read_reports(chunk)]
+            for report in (report for chunk in answer.items for report in read_reports(chunk)):
+                if fixed is None:
+                    reports.append(report)
+                elif (report.endpoint, answer.instance_id) in fixed:
+                    reports.append(msgspec.structs.replace(report, instance_id=answer.instance_id))
         except msgspec.ValidationError as error:
             silent.append(answer._replace(reason=f"it runs another version, whose answer cannot be read: {error}"))
     return reports, silent
