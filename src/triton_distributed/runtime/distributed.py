@@ -40,9 +40,8 @@ from triton_distributed.runtime.statistics import DiscoveryStatistics, RuntimeSt
 from triton_distributed.runtime.token import CancellationToken
 from triton_distributed.runtime.worker import Worker
 from triton_distributed.serving.endpoint import CUT_S
-from triton_distributed.status.metrics import Metrics
+from triton_distributed.status.metrics import Metrics, Sources
 from triton_distributed.status.port import StatusPort
-from triton_distributed.status.readings import Sources
 from triton_distributed.system.fork import watch_forks
 from triton_distributed.system.identity import host_name
 from triton_distributed.transport.network import Networks

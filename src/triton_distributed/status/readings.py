@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from triton_distributed import __version__
 from triton_distributed.calling.candidates import Candidates
 from triton_distributed.compiled import is_compiled
 from triton_distributed.discovery import Answering, Discovery
-from triton_distributed.external.nats import NatsConnection
 from triton_distributed.names import EndpointName
-from triton_distributed.observe import BOUNDS_S, LAG_BOUNDS_S, CallStats, Histogram, LoopStats, Outcome, RequestStats
+from triton_distributed.observe import BOUNDS_S, LAG_BOUNDS_S, CallStats, Histogram, Outcome, RequestStats
 from triton_distributed.observe.labels import Labels
-from triton_distributed.observe.totals import Totals, include
+from triton_distributed.observe.totals import include
 from triton_distributed.serving.endpoint import ServedEndpoint
-from triton_distributed.serving.server import Server
-from triton_distributed.serving.threads import HandlerThreads
 from triton_distributed.status import families as f
 from triton_distributed.status.families import Family
-from triton_distributed.transport.fairness import FairShare
-from triton_distributed.transport.pool import SessionPool
+from triton_distributed.status.metrics import Sources
 from triton_distributed.transport.session import Session
-from triton_distributed.transport.shared_pool import SharedPool
-from triton_distributed.wire.window import ByteBudget
 
 T = TypeVar("T")
 
@@ -37,33 +30,6 @@ MOST_COPIES = 10
 
 SOME_CLIENTS = 20
 """Clients of one endpoint whose counters are added before the next pause: some hundred microseconds."""
-
-
-@dataclass(frozen=True)
-class Sources:
-    """The parts of a runtime that hold its counters.
-
-    Attributes:
-        served: the counters of served endpoints, by name and the program's labels.
-        called: the counters of calls.
-        candidates: what is known of called endpoints; a live view.
-        draining: whether the runtime is shutting down.
-    """
-
-    instance_id: int
-    served: Totals[tuple[EndpointName, Labels], RequestStats]
-    called: Totals[EndpointName, CallStats]
-    candidates: Mapping[EndpointName, Candidates]
-    server: Server
-    pool: SessionPool
-    share: FairShare
-    held: ByteBudget
-    shared: SharedPool
-    threads: HandlerThreads
-    loop: LoopStats
-    discovery: Discovery
-    nats: NatsConnection
-    draining: Callable[[], bool]
 
 
 class Buckets(NamedTuple):
