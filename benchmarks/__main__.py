@@ -17,6 +17,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks.peers import PEERS, Kind
@@ -41,6 +42,7 @@ class Work:
         own: the processes serve this workload only, and only one peer's processes run at a time.
         full: only with `--full`.
         function: the workload's function, if its name differs.
+        settings: environment variables of its processes; only with `own`.
     """
 
     sizes: Mapping[str, Any] = field(default_factory=dict)
@@ -50,6 +52,7 @@ class Work:
     own: bool = False
     full: bool = False
     function: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 WORK = {
@@ -65,6 +68,13 @@ WORK = {
     "cancel": Work({"number": 300}, {"number": 40}, shape="chain"),
     # From here on each has processes of its own. The slowest peer needs seconds to open so many streams.
     "idle": Work({"number": 10_000}, {"number": 1_000}, rounds=2, own=True),
+    "scrape": Work(
+        {"number": 10_000, "scrapes": 20},
+        {"number": 1_000, "scrapes": 5},
+        rounds=2,
+        own=True,
+        settings={"TRD_STATUS_PORT": "0"},
+    ),
     **{
         f"sweep {number}": Work(
             {"seconds": 0.3, "streams": number, "items": 20}, {"items": 2}, rounds=2, own=True, function="sweep"
@@ -133,7 +143,7 @@ class Bench(Run):
                         await self.take(name, peer, functools.partial(self._ask, pairs[peer], name, peer))
 
     async def _alone(self, name: str, peer: str) -> Figures:
-        async with self._pair(peer, WORK[name].shape) as pair:
+        async with self._pair(peer, WORK[name].shape, WORK[name].settings) as pair:
             return await self._ask(pair, name, peer)
 
     async def _ask(self, pair: Child, name: str, peer: str) -> Figures:
@@ -154,14 +164,16 @@ class Bench(Run):
         return await import_time(self.kinds[peer], self._place(), 3 if self.quick else STARTS[name])
 
     @asynccontextmanager
-    async def _pair(self, peer: str, shape: str = "") -> AsyncIterator[Child]:
+    async def _pair(
+        self, peer: str, shape: str = "", settings: Mapping[str, str] = MappingProxyType({})
+    ) -> AsyncIterator[Child]:
         place, kind = self._place(), self.kinds[peer]
         child = await Child.start(
             "benchmarks.client",
             peer,
             str(place),
             shape,
-            environ=kind.environ(place),
+            environ={**kind.environ(place), **settings},
             python=kind.python,
             stderr=kind.stderr(place),
         )

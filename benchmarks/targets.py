@@ -66,6 +66,7 @@ class Target:
 
 CALLS, ITEMS, ALONE = "64 concurrent calls", "16 × 500 items", "1 call at a time"
 PACED, ARRAY, IDLE = "256 paced streams", "16 MiB array echoed", "10,000 idle streams"
+SCRAPED = "metrics of 10,000 open streams: the loop waits"
 BULK, BESIDE = "200 MB to each of four workers", "p99 of 1-item calls beside a 1 GiB tensor"
 BETTER, ANY = "Dynamo's better path", "the best peer"
 TARGETS = (
@@ -142,6 +143,7 @@ TARGETS = (
     Target(f"{IDLE}: worker, bytes each", "latest.json", "idle", "worker_bytes", 3 * 1024),
     Target(f"{IDLE}: client, bytes each", "latest.json", "idle", "client_bytes", 3 * 1024),
     Target(f"{IDLE}: descriptors that they add", "latest.json", "idle", "descriptors", 0),
+    Target(SCRAPED, "latest.json", "scrape", "computed_ms", 5, unit="ms"),
     Target(
         "pipeline of three workers: CPU an item", "latest.json", "pipeline", "over_one_stage", 2.2, unit="× one stage's"
     ),

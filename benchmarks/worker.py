@@ -10,6 +10,7 @@ import asyncio
 import gc
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,41 @@ from harness.processes import answer_questions
 from harness.vitals import open_descriptors, resident_bytes
 
 
+class Turns:
+    """Keeps the loop turning, and notes the longest time from one turn to the next."""
+
+    def __init__(self) -> None:
+        self._at = self._others = self._longest_s = self._computed_s = 0.0
+        self._running = False
+
+    def begin(self) -> None:
+        """Turn from now on."""
+        self._at, self._others, self._running = time.perf_counter(), _cpu_of_others(), True
+        self._longest_s = self._computed_s = 0.0
+        asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        now, others = time.perf_counter(), _cpu_of_others()
+        self._longest_s = max(self._longest_s, now - self._at)
+        self._computed_s = max(self._computed_s, others - self._others)
+        self._at, self._others = now, others
+        if self._running:
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def end(self) -> tuple[float, float]:
+        """Stop. Return the longest time without a turn, and the longest that other threads computed meanwhile, s."""
+        self._running = False
+        return self._longest_s, self._computed_s
+
+
+def _cpu_of_others() -> float:
+    return time.process_time() - time.thread_time()
+
+
 async def main(peer_name: str, directory: str, service: str, following: str = "") -> None:
     peer = EVERY[peer_name].make(Path(directory))
     ended: asyncio.Queue[float] = asyncio.Queue()
+    turns = Turns()
     if service == "work":
         await peer.serve(service, WORK)
     elif following:
@@ -41,6 +74,12 @@ async def main(peer_name: str, directory: str, service: str, following: str = ""
             return resident_bytes(), open_descriptors()
         if question == "ended":
             return await ended.get()
+        if question == "status url":
+            return peer.runtime.status_port.url  # type: ignore[attr-defined]  # Only ours is asked.
+        if question == "turn":
+            return turns.begin()
+        if question == "longest turn":
+            return turns.end()
         raise ValueError(f"unknown question {question!r}")
 
     await answer_questions(answer)

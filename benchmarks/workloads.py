@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import gzip
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from itertools import chain
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -262,6 +265,56 @@ async def idle(pair: Pair, number: int) -> Figures:
     }
 
 
+async def scrape(pair: Pair, number: int, scrapes: int) -> Figures:
+    """Metrics over HTTP while `number` streams are open and the worker's loop turns without a break.
+
+    Each figure is the median of all scrapes. `stall_ms` is the longest time during a scrape in which the loop did not
+    turn, and `quiet_ms` the longest in an equal time without a scrape. On a busy machine both are the machine's;
+    `computed_ms` is the longest that the worker's other threads computed between two turns. `scrape_ms` is the time of
+    a scrape, `page_kib` the size of its page.
+    """
+    call = await pair.peer.connect("work", "idle")
+    held = []
+    for opened in range(0, number, OPENING):
+        some = [aiter(call({})) for _ in range(min(OPENING, number - opened))]
+        await asyncio.gather(*(anext(each) for each in some))
+        held += some
+    url = urlsplit(await pair.worker.ask("status url"))
+
+    def fetch() -> int:
+        connection = HTTPConnection(url.netloc)
+        try:
+            connection.request("GET", "/metrics", headers={"Accept-Encoding": "gzip"})
+            page = gzip.decompress(connection.getresponse().read())
+        finally:
+            connection.close()
+        if b"triton_streams " not in page:
+            raise ChildFailed("the page has no metrics")
+        return len(page)
+
+    size = await asyncio.to_thread(fetch)  # It imports prometheus-client.
+    taken, stalls, computed, quiet = [], [], [], []
+    for _ in range(scrapes):
+        started = time.perf_counter()
+        await pair.worker.ask("turn")
+        await asyncio.to_thread(fetch)
+        stalled_s, computed_s = await pair.worker.ask("longest turn")
+        stalls.append(stalled_s)
+        computed.append(computed_s)
+        taken.append(time.perf_counter() - started)
+        await pair.worker.ask("turn")
+        await asyncio.sleep(taken[-1])
+        quiet.append((await pair.worker.ask("longest turn"))[0])
+    return {
+        "stall_ms": quantile(stalls, 0.5) * 1e3,
+        "quiet_ms": quantile(quiet, 0.5) * 1e3,
+        "computed_ms": quantile(computed, 0.5) * 1e3,
+        "scrape_ms": quantile(taken, 0.5) * 1e3,
+        "page_kib": size / 1024,
+        "streams": len(held),
+    }
+
+
 async def cancel(pair: Pair, number: int, leaving: bool) -> Figures:
     """Three hops, each in its own process: the time from leaving a stream to the `finally` of the innermost handler.
 
@@ -303,5 +356,5 @@ async def cancel(pair: Pair, number: int, leaving: bool) -> Figures:
 
 WORKLOADS: dict[str, Callable[..., Awaitable[Figures]]] = {
     each.__name__: each
-    for each in (alone, concurrent, streams, sweep, chunks, lists, unary, paced, array, pipeline, idle, cancel)
+    for each in (alone, concurrent, streams, sweep, chunks, lists, unary, paced, array, pipeline, idle, scrape, cancel)
 }

@@ -113,8 +113,8 @@ CORE = ("alone", "concurrent", "streams", "array")
 """The workloads of what differs from another peer only in its socket or in the way to call."""
 
 PEERS = {
-    "yardstick": Kind("yardstick", False, "yardstick", "msgspec", lacks=("cancel", "hello", "import")),
-    "grpc.aio": Kind("grpc.aio", False, "grpc_aio", "grpc", leaves=False),
+    "yardstick": Kind("yardstick", False, "yardstick", "msgspec", lacks=("cancel", "hello", "import", "scrape")),
+    "grpc.aio": Kind("grpc.aio", False, "grpc_aio", "grpc", lacks=("scrape",), leaves=False),
     "ours": Kind("ours", False, "ours", "triton_distributed.runtime"),
     "ours-compiled": Kind("ours", False, "ours", "triton_distributed.runtime", compiled=True),
     "bare": Kind("bare", False, "bare", "uvloop", only=("array",)),
