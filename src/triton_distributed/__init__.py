@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from triton_distributed.api.contracts import Bidirectional, Contract, ContractMismatch, Stream, Unary
     from triton_distributed.api.declarations import serve
     from triton_distributed.api.here import call, send, stream
+    from triton_distributed.api.operating import health_check, route
     from triton_distributed.api.options import ServeOptions, StreamOptions, UnaryOptions
     from triton_distributed.api.running import run
     from triton_distributed.api.served import Served
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from triton_distributed.runtime import Affinity, InstanceStatus, LoadBook, LogContext, ReportedLoad, log_requests
     from triton_distributed.serving.sender import Sender
     from triton_distributed.status.metrics import Metrics
+    from triton_distributed.status.port import HttpError
     from triton_distributed.supervisor.replicas import Replicas
 
 __version__ = "0.1.0"
@@ -82,6 +84,7 @@ _PLACES = {
     "api.contracts": ("Bidirectional", "Contract", "ContractMismatch", "Stream", "Unary"),
     "api.declarations": ("serve",),
     "api.here": ("call", "send", "stream"),
+    "api.operating": ("health_check", "route"),
     "api.options": ("ServeOptions", "StreamOptions", "UnaryOptions"),
     "api.running": ("run",),
     "api.served": ("Served",),
@@ -135,6 +138,7 @@ _PLACES = {
     "observe.traces": ("Traces",),
     "runtime": ("Affinity", "InstanceStatus", "LoadBook", "LogContext", "ReportedLoad", "log_requests"),
     "serving.sender": ("Sender",),
+    "status.port": ("HttpError",),
     "status.metrics": ("Metrics",),
     "supervisor.replicas": ("Replicas",),
 }
@@ -161,6 +165,7 @@ __all__ = [
     "DiscoveryError",
     "Draining",
     "ForkError",
+    "HttpError",
     "Instance",
     "InstanceNotFound",
     "InstanceStatus",
@@ -213,9 +218,11 @@ __all__ = [
     "connect",
     "connect_sync",
     "current_context",
+    "health_check",
     "here",
     "is_compiled",
     "log_requests",
+    "route",
     "run",
     "send",
     "serve",

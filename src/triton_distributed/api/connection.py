@@ -36,6 +36,7 @@ from triton_distributed.runtime.component import Endpoint
 from triton_distributed.runtime.distributed import DistributedRuntime
 from triton_distributed.runtime.instances import InstanceStatus
 from triton_distributed.runtime.worker import Serving
+from triton_distributed.status.port import CHECK_S
 
 R = TypeVar("R")
 A = TypeVar("A")
@@ -335,9 +336,7 @@ class Connection:
             options.get("metrics_labels"),
             options.get("canary", msgspec.UNSET),
         )
-        context = contextvars.copy_context()
-        context.run(_here.set, self)  # The handlers' calls use this connection.
-        task = context.run(self.runtime.worker.serve, name, handler, serving)
+        task = self._context().run(self.runtime.worker.serve, name, handler, serving)
         try:
             futures: list[asyncio.Future[Any]] = [task, task.registered]
             await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
@@ -349,6 +348,36 @@ class Connection:
             await task  # It raises what went wrong.
             self.runtime.check("serve_endpoint")
         return Served(Endpoint(self.runtime, name), task, task.registered.result())
+
+    # operating
+
+    def route(self, route: str, handler: Callable[..., Any]) -> None:
+        """Answer requests to a path of the status port, e.g. `here.route("POST /sleep", sleep)`.
+
+        Args:
+            route, handler: see `StatusPort.route`. Calls of the handler use this connection.
+
+        Raises:
+            TypeError, ValueError: as `StatusPort.route` raises them.
+        """
+        self.runtime.status_port.route(route, handler, context=self._context())
+
+    def health_check(self, function: Callable[[], Any], *, timeout_s: float = CHECK_S) -> None:
+        """Let `/health` of the status port also ask a function.
+
+        Args:
+            function, timeout_s: see `StatusPort.health_check`. Calls of the function use this connection.
+
+        Raises:
+            TypeError, ValueError: as `StatusPort.health_check` raises them.
+        """
+        self.runtime.status_port.health_check(function, timeout_s=timeout_s, context=self._context())
+
+    def _context(self) -> contextvars.Context:
+        """A copy of the present context, in which `trd.here()` is this connection."""
+        context = contextvars.copy_context()
+        context.run(_here.set, self)
+        return context
 
     # life
 

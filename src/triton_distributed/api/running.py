@@ -11,6 +11,7 @@ from typing import Any
 
 from triton_distributed.api.connection import Connection, connect
 from triton_distributed.api.declarations import Declaration, declaration_of, declared_in
+from triton_distributed.api.operating import add_declared
 from triton_distributed.config import Config
 from triton_distributed.discovery.static import static_id
 from triton_distributed.errors import RuntimeClosed
@@ -27,6 +28,9 @@ COUNT_S = 0.2
 def run(*functions: Callable[..., Any], config: Config | None = None, processes: int | Replicas | None = None) -> None:
     """Serve functions that `@trd.serve` has declared, until SIGTERM or SIGINT; then drain and return.
 
+    The status port gets what the calling program, and the objects of bound methods, have declared with `@trd.route` and
+    `@trd.health_check`.
+
     It makes an event loop (uvloop's where it is installed), and prints a line for each endpoint that can be called.
 
     With `processes`, this process becomes a supervisor. It runs the program again in so many processes, with the same
@@ -41,8 +45,8 @@ def run(*functions: Callable[..., Any], config: Config | None = None, processes:
 
     Raises:
         TypeError: a function is not declared, or the program declares none; `processes` is neither a whole number nor
-            `Replicas`.
-        ValueError: `processes` is less than 1.
+            `Replicas`; a function for the status port takes too many arguments.
+        ValueError: `processes` is less than 1, or two functions answer the same route.
         ConfigError: the processes cannot share an address of the settings.
         SystemExit: a second signal came, or a replica did not end well; the status says which.
         OSError: the address to listen on cannot be bound.
@@ -84,8 +88,9 @@ def _declaration(function: Any) -> Declaration:
     return found
 
 
-async def _run(handlers: Iterable[tuple[Any, Declaration]], config: Config, limit: int | None) -> None:
+async def _run(handlers: list[tuple[Any, Declaration]], config: Config, limit: int | None) -> None:
     async with connect(config) as here:
+        add_declared(here, vars(sys.modules["__main__"]), [handler for handler, _ in handlers])
         await serve_until_drained(here, handlers, limit)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from triton_distributed.api.connection import connect
 from triton_distributed.api.declarations import Declaration
+from triton_distributed.api.operating import add_declared
 from triton_distributed.api.running import serve_until_drained, with_options
 from triton_distributed.cli.arguments import at_least, endpoint, pair, pairs
 from triton_distributed.cli.failure import USAGE, Failure
@@ -151,6 +152,10 @@ async def _serve(
     handlers = _handlers(arguments, target, module)
     try:
         async with connect(config) as here:
+            try:
+                add_declared(here, vars(module), [handler for handler, _ in handlers])
+            except ValueError as error:
+                raise Failure(f"{target.text} cannot serve: {error}") from error
             await serve_until_drained(here, handlers, limit)
     except TypeError as error:
         raise Failure(f"{target.text} cannot serve: {error}") from error

@@ -6,6 +6,7 @@ import contextvars
 import functools
 import inspect
 import logging
+import math
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -172,8 +173,7 @@ class StatusPort:
             ValueError: the name is taken, or the time limit is not a positive number.
         """
         check_function(function)
-        if not timeout_s > 0:
-            raise ValueError(f"timeout_s={timeout_s!r}: must be a positive number of seconds")
+        check_timeout(timeout_s)
         name = name or getattr(function, "__qualname__", type(function).__qualname__)
         if name in self.checks:
             raise ValueError(f"a health check named {name!r} exists already: give another name=")
@@ -201,6 +201,16 @@ def split_route(route: str) -> tuple[str, str]:
     if path.split("/")[1] in RESERVED:
         raise ValueError(f"route {route!r}: /{path.split('/')[1]} belongs to the status port itself")
     return method, path
+
+
+def check_timeout(timeout_s: float) -> None:
+    """Check the time limit of a health check.
+
+    Raises:
+        ValueError: it is not a positive number of seconds.
+    """
+    if not 0 < timeout_s < math.inf:
+        raise ValueError(f"timeout_s={timeout_s!r}: must be a positive number of seconds")
 
 
 def is_async(function: Callable[..., Any]) -> bool:
