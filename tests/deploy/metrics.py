@@ -1,4 +1,4 @@
-"""The names of the runtime's metrics, and those that a file under `deploy/` uses."""
+"""The metrics of the runtime with their labels, and those that an expression under `deploy/` uses."""
 
 from __future__ import annotations
 
@@ -8,18 +8,33 @@ from tests.guards.tree import ROOT
 
 NAME = re.compile(r"\btriton_[a-z_]+")
 SUFFIXES = re.compile(r"_(bucket|sum|count)$")
-OTHERS = {"up", "process_start_time_seconds", "process_open_fds", "process_max_fds", "process_resident_memory_bytes"}
-"""What Prometheus itself and prometheus-client count."""
+SELECTOR = re.compile(r"\b(triton_[a-z_]+)\{([^}]*)\}")
+ADDED = {"job", "instance", "namespace", "pod", "le", "replica"}
+"""The labels that Prometheus, its histograms and replicas add."""
 
 
-def documented() -> set[str]:
-    """The names in the reference of the metrics, else in the table of the decision."""
-    page = ROOT / "docs" / "metrics.md"
-    if not page.exists():
-        page = ROOT / "docs" / "decisions" / "0007-operate.md"
-    return set(NAME.findall(" ".join(re.findall(r"`([^`]+)`", page.read_text(encoding="utf-8")))))
+def documented() -> dict[str, set[str]]:
+    """The metrics in the reference, each with its labels."""
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    found = {
+        name: set(re.findall(r"\w+", labels))
+        for name, labels in re.findall(r"^\| `(\w+)` \| \w+ \| ([^|]*) \|", page, re.MULTILINE)
+    }
+    others = re.findall(r"`(triton_[a-z_]+)`", re.sub(r"```.*?```", "", page, flags=re.DOTALL))
+    return {**{name: set() for name in others}, **found}
 
 
 def used(expression: str) -> set[str]:
     """The metrics of the runtime in a PromQL expression; a histogram's parts count as the histogram."""
     return {SUFFIXES.sub("", each) for each in NAME.findall(re.sub(r'"[^"]*"', "", expression))}
+
+
+def unknown(expression: str) -> list[str]:
+    """The metrics of a PromQL expression that the runtime does not have, and their labels that it does not set."""
+    known = documented()
+    found = sorted(used(expression) - set(known))
+    for name, inside in SELECTOR.findall(expression):
+        labels = set(re.findall(r"(\w+)\s*(?:=~|!=|=)", re.sub(r'"[^"]*"', '""', inside)))
+        extra = labels - ADDED - known.get(SUFFIXES.sub("", name), set())
+        found += [f"{name}{{{label}}}" for label in sorted(extra)]
+    return found
