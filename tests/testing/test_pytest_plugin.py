@@ -49,7 +49,7 @@ def test_sync(trd_sync):
     assert trd_sync.call(UPPER, Text("a")) == Text("A")
 """
 
-QUIET = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+QUIET = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:hypothesispytest"]
 ASYNCIO = "asyncio_default_fixture_loop_scope = function"
 
 
