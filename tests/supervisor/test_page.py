@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -216,6 +217,11 @@ if __name__""",
         assert [each["pid"] for each in found["replicas"]] == [pids["0"], pids["1"]]
         ports = {each["status_url"] for each in found["replicas"]}
         assert len({*ports, url}) == 3
+        _, text = await asyncio.to_thread(get, f"{url}/metrics")
+        for number in pids:
+            assert f'triton_replica_up{{replica="{number}"}} 1.0' in text
+            ended = rf'triton_requests_total\{{endpoint="a\.b\.who",outcome="ok",replica="{number}"\}} [1-9]'
+            assert re.search(ended, text)
 
         os.kill(pids["1"], signal.SIGKILL)
         async with asyncio.timeout(PATIENCE_S):

@@ -51,7 +51,7 @@ class Program:
             self.stopping,
             self._start,
             self._drain,
-            self.said.append,
+            self._say,
             drain_first=False,
             wait=wait,
         )
@@ -63,7 +63,12 @@ class Program:
         if self.becomes == "over":
             process.is_over, process.status = True, 1
         self.started.append(process)
+        self.bell.ring()  # For the test, as below.
         return cast(Process, process)
+
+    def _say(self, line: str) -> None:
+        self.said.append(line)
+        self.bell.ring()
 
     def _drain(self, process: Process) -> None:
         found = cast(FakeProcess, process)
