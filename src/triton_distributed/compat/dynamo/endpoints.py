@@ -10,12 +10,13 @@ from typing import Any
 from triton_distributed.compat.dynamo.client import Client, RouterMode
 from triton_distributed.compat.dynamo.handlers import adapted
 from triton_distributed.compat.dynamo.llm.exceptions import DynamoException
-from triton_distributed.compat.dynamo.settings import config_for
+from triton_distributed.compat.dynamo.settings import config_for, sends_canaries
 from triton_distributed.errors import InvalidName, NotServed
 from triton_distributed.names import EndpointName
 from triton_distributed.runtime import DistributedRuntime as NativeRuntime
 from triton_distributed.runtime import Endpoint as NativeEndpoint
 from triton_distributed.runtime import Metrics
+from triton_distributed.runtime.options import ServeOptions
 
 logger = logging.getLogger("triton_distributed.compat")
 
@@ -74,12 +75,16 @@ class Endpoint:
                 pushes its items to that instead of yielding them.
             graceful_shutdown: True lets running requests finish at shutdown, False cancels them.
             metrics_labels: labels to add to the metrics of the endpoint, as pairs.
-            health_check_payload: not used: this runtime does not probe handlers.
+            health_check_payload: the request with which the system server tries the idle endpoint, if
+                `DYN_HEALTH_CHECK_ENABLED` is true.
 
         Raises:
             TypeError: the handler is not an async generator function of one request.
         """
-        return self._serve(adapted(handler), graceful_shutdown, metrics_labels)
+        options: ServeOptions = {"interrupt": False}
+        if health_check_payload is not None and sends_canaries():
+            options["canary"] = health_check_payload
+        return self.native.serve_endpoint(adapted(handler), bool(graceful_shutdown), metrics_labels, **options)
 
     def serve_bidirectional_endpoint(
         self,
@@ -88,12 +93,8 @@ class Endpoint:
         metrics_labels: Sequence[tuple[str, str]] | None = None,
     ) -> Awaitable[None]:
         """Serve an endpoint whose handler gets a stream of requests in place of one; see `serve_endpoint`."""
-        return self._serve(adapted(handler, bidirectional=True), graceful_shutdown, metrics_labels)
-
-    def _serve(
-        self, handler: Callable[..., Any], graceful_shutdown: bool, labels: Sequence[tuple[str, str]] | None
-    ) -> Awaitable[None]:
-        return self.native.serve_endpoint(handler, bool(graceful_shutdown), labels, interrupt=False)
+        adapter = adapted(handler, bidirectional=True)
+        return self.native.serve_endpoint(adapter, bool(graceful_shutdown), metrics_labels, interrupt=False)
 
     async def client(self, router_mode: RouterMode | None = None) -> Client:
         """A client of the endpoint, which takes the instances in turn by default."""
@@ -190,6 +191,7 @@ class DistributedRuntime:
             config = config_for(discovery_backend, request_plane, event_plane)
         except ValueError as error:
             raise DynamoException(str(error)) from error
+        self._is_ready = True
         self.native = NativeRuntime(event_loop, config=config)
 
     def endpoint(self, path: str) -> Endpoint:
@@ -220,17 +222,29 @@ class DistributedRuntime:
         self.native.shutdown()
 
     def set_health_status(self, ready: bool) -> None:
-        """Do nothing: this runtime has no system server yet. To get no requests, unregister the endpoint."""
+        """Let `/health` of the system server answer 503 while the program is not ready. Requests still come."""
+        self._is_ready = bool(ready)
+        port = self.native.status_port
+        if "set_health_status" not in port.checks:
+            port.health_check(lambda: self._is_ready or "the program is not ready", name="set_health_status")
 
     def register_engine_route(
         self, route_name: str, callback: Callable[[dict[str, Any]], Coroutine[Any, Any, dict[str, Any]]]
     ) -> None:
-        """Log that this runtime has no system server yet, so `/engine/{route_name}` cannot be called."""
-        logger.warning("there is no system server in this runtime yet: /engine/%s cannot be called", route_name)
+        """Let a callback answer POST requests to `/engine/{route_name}` of the system server; it gets the JSON body.
+
+        Raises:
+            ValueError: the name has characters that a path cannot have.
+            TypeError: the callback is not a function of one argument.
+        """
+        port = self.native.status_port
+        route = f"POST /engine/{route_name}"
+        port.routes.pop(("POST", f"/engine/{route_name}"), None)  # A later callback replaces the former one.
+        port.route(route, callback)
 
     def system_status_server_url(self) -> str | None:
-        """None: this runtime has no system server yet."""
-        return None
+        """Where the system server listens; None if `DYN_SYSTEM_PORT` and `TRD_STATUS_PORT` are not set."""
+        return self.native.status_port.url or None
 
     def __repr__(self) -> str:
         return repr(self.native)

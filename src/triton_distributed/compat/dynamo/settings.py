@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from triton_distributed.config import Config, usual_directories
+from triton_distributed.config import Config, usual_directories, variable
 
 _BACKENDS = {"file": "file", "etcd": "etcd", "mem": "memory", "memory": "memory"}
 _PLANES = {"tcp": "direct", "nats": "nats"}
@@ -39,9 +39,17 @@ OTHERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "directory": ("DYN_FILE_KV", _private_folder),
     "etcd_lease_ttl_s": ("ETCD_LEASE_TTL", int),
     "max_message_bytes": ("DYN_TCP_MAX_MESSAGE_SIZE", int),
+    "status_port": ("DYN_SYSTEM_PORT", int),
+    "status_host": ("DYN_SYSTEM_HOST", str),
+    "canary_s": ("DYN_CANARY_WAIT_TIME", float),
     "drain_timeout_s": ("DYN_RUNTIME_GRACEFUL_SHUTDOWN_TIMEOUT_SECS", float),
 }
 """Dynamo's variables that count where this runtime's own are not set, by field of `Config`."""
+
+
+def sends_canaries() -> bool:
+    """Whether `DYN_HEALTH_CHECK_ENABLED` asks to try idle endpoints with their `health_check_payload`."""
+    return variable("DYN_HEALTH_CHECK_ENABLED").lower() in ("1", "true", "yes", "on")
 
 
 def config_for(discovery: str | None, requests: str | None, events: str | None) -> Config:
