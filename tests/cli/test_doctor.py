@@ -23,8 +23,9 @@ from triton_distributed.cli.checks import certificates, host, services
 from triton_distributed.cli.checks.finding import Finding
 from triton_distributed.cli.checks.host import Limits
 from triton_distributed.cli.doctor import diagnose
+from triton_distributed.cli.health import Answer
 from triton_distributed.config import Config
-from triton_distributed.runtime import DistributedRuntime
+from triton_distributed.runtime import DistributedRuntime, reports
 from triton_distributed.system import shared_memory
 from triton_distributed.testing import EtcdServer, NatsServer
 from triton_distributed.testing.servers import free_port
@@ -322,6 +323,23 @@ async def test_nats_without_jetstream(folder: Path) -> None:
     async with PlainNats(environ=os.environ) as server:
         found = await look(folder, NATS_SERVER=server.url)
     check(found, "warning", "nats", "JetStream cannot be used", "-js")
+
+
+async def test_workers_of_another_version(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config.from_env({"TRD_DIR": str(folder)}, handle_signals=False)
+    async with DistributedRuntime(config=config) as runtime:
+        task = runtime.endpoint("a.b.c").serve_endpoint(print)
+        await task.registered
+        assert [each for each in problems(await look(folder)) if each.part == "versions"] == []
+        monkeypatch.setattr(reports, "__version__", "9.9.1")
+        found = await look(folder)
+        task.cancel()
+    check(found, "warning", "versions", "1 run 9.9.1", "the same minor version")
+
+
+def test_a_worker_whose_report_cannot_be_read() -> None:
+    found = list(services.versions([Answer(1, [{"version": 5}], ""), Answer(2, [], "it has left")]))
+    check(found, "warning", "versions", "1 run an unknown version", "the same minor version")
 
 
 async def test_a_busy_worker(folder: Path) -> None:

@@ -98,7 +98,7 @@ async def deployed(
                 for name in WORKERS
                 if PORT in worker_settings[name]
             ]
-            probes = [f"{url}{path}" for url in urls for path in ("/ready", "/live")]
+            probes = [f"{url}{path}" for url in urls for path in ("/ready", "/live", "/metrics")]
             assert network["client"].run(sys.executable, "-c", PROBE, *probes).split() == ["200"] * len(probes)
             answer = network["client"].run(*ours(client), settings=client_settings)
             assert answer.split("\n")[:-1] == list("hello world") * 10

@@ -7,15 +7,22 @@ import email.utils
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
+import msgspec
+
+from triton_distributed import __version__
 from triton_distributed.cli.checks.finding import Finding, error, ok, warning
+from triton_distributed.cli.cluster import Cluster, cluster
+from triton_distributed.cli.health import Answer
 from triton_distributed.cli.instances import listed, silences
 from triton_distributed.config import Config
 from triton_distributed.errors import BrokerError, ConfigError, DiscoveryError
 from triton_distributed.names import Instance
-from triton_distributed.runtime import DistributedRuntime
 from triton_distributed.runtime.backends import make_nats
+from triton_distributed.runtime.reports import WorkerReport
 
 SLOW_S = 0.5
 """Seconds for a first answer of discovery above which it is reported."""
@@ -33,16 +40,16 @@ JETSTREAM_S = 2.0
 async def discovery(config: Config) -> list[Finding]:
     """Check that discovery can be read, how fast, and whether the listed instances can be reached."""
     try:
-        async with DistributedRuntime(config=config) as runtime:
+        async with cluster(replace(config, status_port=-1), config.connect_timeout_s) as system:
             began = time.monotonic()
-            found_instances = await listed(runtime.discovery)
+            found_instances = await listed(system.runtime.discovery)
             took_s = time.monotonic() - began
-            where = runtime.discovery.where
+            where = system.runtime.discovery.where
             found = [ok("discovery", f"{where}: {len(found_instances)} instance(s) listed, in {1000 * took_s:.0f} ms")]
             if took_s > SLOW_S:
                 advice = "is it overloaded, or far away? Workers register and are found as slowly"
                 found = [warning("discovery", f"{where} took {took_s:.2g} s to answer", advice)]
-            return found + await _unreachable(runtime, found_instances)
+            return [*found, *await _unreachable(system, found_instances)]
     except DiscoveryError as failed:
         return [error("discovery", str(failed), discovery_advice(config, str(failed)))]
     except ConfigError as failed:
@@ -62,9 +69,9 @@ def discovery_advice(config: Config, words: str) -> str:
     return "is etcd running at ETCD_ENDPOINTS, and is its port open? `curl URL/health` asks it"
 
 
-async def _unreachable(runtime: DistributedRuntime, instances: Iterable[Instance]) -> list[Finding]:
+async def _unreachable(system: Cluster, instances: Iterable[Instance]) -> list[Finding]:
     workers = {(each.id, each.addresses): each for each in instances}.values()
-    reasons = await silences(runtime, workers)
+    reasons = await silences(system.runtime, workers)
     silent = [(each, reason) for each, reason in zip(workers, reasons, strict=True) if reason]
     advice = "is the worker stopped, or the port closed by a firewall? Its TRD_ADVERTISE must name its host"
     found = [
@@ -77,7 +84,26 @@ async def _unreachable(runtime: DistributedRuntime, instances: Iterable[Instance
         if each.busy:
             words = f"{each.endpoint}, instance {each.id}: its event loop is stuck"
             found.append(warning("instances", words, "its log has the stack of the code that blocks the loop"))
-    return found
+    answering = {each.id for each, reason in zip(workers, reasons, strict=True) if not reason and not each.busy}
+    return [*found, *versions(await system.ask(answering, "worker"))]
+
+
+def versions(answers: Iterable[Answer]) -> Iterator[Finding]:
+    """Check that workers run the version of this command, up to its last part; each answers about itself."""
+    found: Counter[str] = Counter()
+    for each in answers:
+        try:
+            found[msgspec.convert(each.items[0], WorkerReport).version] += 1
+        except (IndexError, msgspec.ValidationError):  # It has left meanwhile, or its version reports otherwise.
+            found["an unknown version"] += bool(each.items)
+    others = [f"{count} run {version}" for version, count in found.items() if count and _minor(version) != _minor()]
+    if others:
+        words = f"workers run another version than this command, {__version__}: {', '.join(others)}"
+        yield warning("versions", words, "let all processes of one deployment run the same minor version")
+
+
+def _minor(version: str = __version__) -> str:
+    return version.rpartition(".")[0]
 
 
 async def clock(config: Config) -> list[Finding]:
