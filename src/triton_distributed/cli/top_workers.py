@@ -12,9 +12,8 @@ import msgspec
 from triton_distributed.cli.arguments import endpoint as read_name
 from triton_distributed.cli.cluster import Cluster
 from triton_distributed.discovery import Added, Change, Removed, Snapshot
-from triton_distributed.names import Instance
-from triton_distributed.runtime.rates import EndpointRates, WorkerRates, rates
-from triton_distributed.runtime.statistics import RuntimeStatistics
+from triton_distributed.names import INSPECT, Instance
+from triton_distributed.runtime.rates import Counters, EndpointRates, WorkerRates, rates
 
 GONE_S = 10.0
 """Seconds for which an instance is shown that discovery lists no longer: long enough to be noticed."""
@@ -57,7 +56,7 @@ class _Worker:
         self.asked: asyncio.Task[None] | None = None
         self.silent_since: float | None = None  # When the first question was asked that has no answer.
         self.answered_at = 0.0
-        self.statistics: RuntimeStatistics | None = None
+        self.counters: Counters | None = None
         self.rates: WorkerRates | None = None
         self.state = self.reason = ""
 
@@ -96,7 +95,7 @@ class Workers:
             await asyncio.wait(asked, timeout=self._limit_s)
 
     async def _ask(self, id: int, worker: _Worker) -> None:
-        (answer,) = await self._cluster.ask([id], "statistics")
+        (answer,) = await self._cluster.ask([id], "counters")
         if answer.timed_out:
             return
         if worker.silent_since is not None and self._clock() - worker.silent_since >= self._limit_s:
@@ -105,21 +104,21 @@ class Workers:
         worker.state = worker.reason = ""
         if answer.reason:
             worker.state, worker.reason = "unreachable", answer.reason
-            worker.statistics = worker.rates = None
+            worker.counters = worker.rates = None
             return
         try:
-            self._learn(worker, msgspec.convert(answer.items[0], RuntimeStatistics))
+            self._learn(worker, msgspec.convert(answer.items[0], Counters))
         except (msgspec.ValidationError, IndexError) as error:
-            worker.statistics = worker.rates = None
+            worker.counters = worker.rates = None
             worker.state, worker.reason = "unreadable", f"its version of this package differs: {error}"
 
-    def _learn(self, worker: _Worker, statistics: RuntimeStatistics) -> None:
-        now, before = self._clock(), worker.statistics
-        if before is not None and before.instance_id == statistics.instance_id:
-            worker.rates = rates(before, statistics, max(now - worker.answered_at, 1e-3))
+    def _learn(self, worker: _Worker, counters: Counters) -> None:
+        now, before = self._clock(), worker.counters
+        if before is not None and before.instance_id == counters.instance_id:
+            worker.rates = rates(before, counters, max(now - worker.answered_at, 1e-3))
         else:
             worker.rates = None
-        worker.statistics, worker.answered_at = statistics, now
+        worker.counters, worker.answered_at = counters, now
 
     def rows(self) -> list[Row]:
         """The picture at this moment, in no order."""
@@ -127,8 +126,10 @@ class Workers:
 
     def _rows(self, id: int, worker: _Worker) -> Iterator[Row]:
         state, reason = self._trouble(worker)
-        found = {each.name: each for each in worker.statistics.endpoints} if worker.statistics else {}
+        found = {each.name: each for each in worker.counters.endpoints} if worker.counters else {}
         for path, instance in worker.listed.items():
+            if instance.endpoint == INSPECT:  # Listed so that `trd` finds a worker that has paused another endpoint.
+                continue
             name = str(instance.endpoint)
             if reason:
                 yield Row(name, id, state, reason, None, None)
@@ -140,14 +141,14 @@ class Workers:
                 each, served = worker.rates.endpoints[path], found[path].state
                 full = each.refused_per_s > 0 and served == "serving"
                 yield Row(name, id, "full" if full else served, "", each, worker.rates)
-        unlisted = dict(worker.withdrawn)
+        gone = {path: each for path, each in worker.withdrawn.items() if path != INSPECT.path}
         if worker.listed and not reason and worker.rates is not None:
             for path, endpoint in found.items():  # What is paused is not listed.
-                if path not in worker.listed and endpoint.state != "serving" and path in worker.rates.endpoints:
-                    unlisted.pop(path, None)
-                    rate = worker.rates.endpoints[path]
-                    yield Row(str(read_name(path)), id, endpoint.state, "", rate, worker.rates)
-        for instance, since in unlisted.values():
+                if path in worker.listed or path not in worker.rates.endpoints:
+                    continue
+                if gone.pop(path, None) is not None or endpoint.state != "serving":
+                    yield Row(str(read_name(path)), id, endpoint.state, "", worker.rates.endpoints[path], worker.rates)
+        for instance, since in gone.values():
             words = f"discovery has not listed it for {self._clock() - since:.0f} s: it was stopped or killed"
             yield Row(str(instance.endpoint), id, "gone", words, None, None)
 

@@ -128,7 +128,7 @@ class DistributedRuntime:
             self.shutdown,
             self.observers,
         )
-        self.worker.reserve(INSPECT, inspection.answering(proxy(self)), *inspection.LIMITS)
+        self.worker.reserve(INSPECT, inspection.answering(proxy(self), self._share), *inspection.LIMITS)
         self.clients = Clients()
         self.metrics = Metrics(self._sources(), self._thread.ident or 0)
         self._token = CancellationToken()

@@ -22,12 +22,14 @@ from triton_distributed.discovery import Added, Change, Discovery, Removed, Sink
 from triton_distributed.discovery.base import Watch
 from triton_distributed.names import INSPECT, EndpointName, Instance
 from triton_distributed.observe.stacks import stack
+from triton_distributed.runtime.rates import counters_of
 from triton_distributed.runtime.recording import Recording, is_recorded
 from triton_distributed.runtime.reports import report_of
 from triton_distributed.runtime.requests import RequestReport, requests_of
 from triton_distributed.runtime.statistics import RuntimeStatistics
 from triton_distributed.runtime.worker import Worker
 from triton_distributed.serving.endpoint import ServedEndpoint
+from triton_distributed.transport.fairness import FairShare
 
 LIMITS = 4, 64
 """The most questions that are answered at once, and that wait beyond these: questions must not hold up requests."""
@@ -43,17 +45,17 @@ class Question(msgspec.Struct, forbid_unknown_fields=True):
     """What a client asks.
 
     Attributes:
-        about: `worker` (one item, see `WorkerReport`; it costs the worker least), `statistics` (one item, see
-            `RuntimeStatistics`), `requests` (items of up to `CHUNK` reports each), `stacks` (one item: the stack of
-            each thread, by its name) or `recording` (first an empty item, then one `Exchange` for each request that has
-            ended, until the caller leaves).
+        about: `worker` (one item, see `WorkerReport`; it costs the worker least), `counters` (one item, see
+            `rates.Counters`), `statistics` (one item, see `RuntimeStatistics`), `requests` (items of up to `CHUNK`
+            reports each), `stacks` (one item: the stack of each thread, by its name) or `recording` (first an empty
+            item, then one `Exchange` for each request that has ended, until the caller leaves).
         id: only requests of this id; empty for all.
         stacks: reports of requests contain the steps of the handlers' code.
         endpoint: what is recorded, `namespace.component.endpoint`.
         metadata: metadata is recorded too.
     """
 
-    about: Literal["worker", "statistics", "requests", "stacks", "recording"]
+    about: Literal["worker", "counters", "statistics", "requests", "stacks", "recording"]
     id: str = ""
     stacks: bool = False
     endpoint: str = ""
@@ -64,16 +66,24 @@ class Inspected(Protocol):
     """The part of a runtime that is inspected."""
 
     worker: Worker
+    instance_id: int
 
     def statistics(self) -> RuntimeStatistics: ...
 
 
-def answering(runtime: Inspected) -> Callable[..., AsyncIterator[Any]]:
-    """Make the handler of the reserved endpoint of a runtime."""
+def answering(runtime: Inspected, share: FairShare) -> Callable[..., AsyncIterator[Any]]:
+    """Make the handler of the reserved endpoint of a runtime.
+
+    Args:
+        runtime: the runtime.
+        share: counts the bytes of its sessions.
+    """
 
     async def inspect(question: Question) -> AsyncIterator[Any]:
         if question.about == "worker":
             yield msgspec.to_builtins(report_of(runtime.worker))
+        elif question.about == "counters":
+            yield msgspec.to_builtins(counters_of(runtime.instance_id, runtime.worker, share))
         elif question.about == "statistics":
             yield msgspec.to_builtins(runtime.statistics())
         elif question.about == "stacks":

@@ -1,4 +1,4 @@
-"""What a worker does per second: the difference of two of its statistics. Pure."""
+"""What a worker does per second: the difference of two readings of its counters."""
 
 from __future__ import annotations
 
@@ -7,10 +7,34 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from triton_distributed.observe import BOUNDS_S, LAG_BOUNDS_S, quantile
-from triton_distributed.runtime.statistics import EndpointStatistics, RuntimeStatistics
+from triton_distributed.runtime.statistics import EndpointStatistics, LoopStatistics, of_endpoint, of_loop
+from triton_distributed.runtime.worker import Worker
+from triton_distributed.transport.fairness import FairShare
 
 ERRORS = ("error", "invalid", "deadline", "lost")
 """Outcomes that count as errors. A request that its caller cancelled is none."""
+
+
+class Counters(msgspec.Struct, frozen=True):
+    """The counters of a worker at one moment: the part of `RuntimeStatistics` that looks at no session and no stream,
+    so that asking once a second does not hold up a worker with thousands of them."""
+
+    instance_id: int
+    endpoints: tuple[EndpointStatistics, ...]
+    received_bytes: int
+    sent_bytes: int
+    loop: LoopStatistics
+
+
+def counters_of(instance_id: int, worker: Worker, share: FairShare) -> Counters:
+    """Read the counters of a worker, and of its runtime's sessions."""
+    return Counters(
+        instance_id=instance_id,
+        endpoints=tuple(map(of_endpoint, worker.server.endpoints)),
+        received_bytes=share.received,
+        sent_bytes=share.sent,
+        loop=of_loop(worker.watchdog.stats),
+    )
 
 
 class EndpointRates(msgspec.Struct, frozen=True):
@@ -24,6 +48,7 @@ class EndpointRates(msgspec.Struct, frozen=True):
         running, waiting: requests that run, and that wait in the queue, at the end of the interval.
         max_inflight, max_queue: the limits; `max_inflight` is None if there is no limit.
         durations: a histogram of the requests that ended, by `observe.BOUNDS_S`.
+        first_items: the same of the times to their first items.
     """
 
     requests_per_s: float
@@ -35,10 +60,15 @@ class EndpointRates(msgspec.Struct, frozen=True):
     max_inflight: int | None
     max_queue: int
     durations: tuple[int, ...]
+    first_items: tuple[int, ...]
 
     def duration_s(self, share: float) -> float | None:
-        """The duration in seconds within which a share of the requests ended, 0 to 1; None if none ended."""
+        """The seconds within which a share of the requests ended, from 0 to 1; None if none ended."""
         return quantile(self.durations, share)
+
+    def first_item_s(self, share: float) -> float | None:
+        """The seconds within which a share of the requests had a first item, from 0 to 1; None if none ended."""
+        return quantile(self.first_items, share)
 
 
 class WorkerRates(msgspec.Struct, frozen=True):
@@ -57,11 +87,11 @@ class WorkerRates(msgspec.Struct, frozen=True):
     lag_s: float | None
 
 
-def rates(before: RuntimeStatistics, after: RuntimeStatistics, seconds: float) -> WorkerRates:
+def rates(before: Counters, after: Counters, seconds: float) -> WorkerRates:
     """What a worker did between two moments.
 
     Args:
-        before, after: the statistics of one runtime.
+        before, after: the counters of one worker.
         seconds: the time between them, above 0.
     """
     known = {each.name: each for each in before.endpoints}
@@ -89,6 +119,7 @@ def _of_endpoint(before: EndpointStatistics | None, after: EndpointStatistics, s
         max_inflight=after.max_inflight,
         max_queue=after.max_queue,
         durations=_difference(after.duration.counts, before.duration.counts if before else ()),
+        first_items=_difference(after.first_item.counts, before.first_item.counts if before else ()),
     )
 
 
@@ -104,7 +135,6 @@ def total(several: Iterable[EndpointRates]) -> EndpointRates:
     """The sum of the rates of one endpoint on several workers. It has no limit if one of them has none."""
     found = list(several)
     limits = [each.max_inflight for each in found]
-    counts = [each.durations for each in found] or [(0,) * (len(BOUNDS_S) + 1)]
     return EndpointRates(
         requests_per_s=sum(each.requests_per_s for each in found),
         errors_per_s=sum(each.errors_per_s for each in found),
@@ -114,5 +144,11 @@ def total(several: Iterable[EndpointRates]) -> EndpointRates:
         waiting=sum(each.waiting for each in found),
         max_inflight=None if None in limits else sum(filter(None, limits)),
         max_queue=sum(each.max_queue for each in found),
-        durations=tuple(map(sum, zip(*counts, strict=True))),
+        durations=_sum(each.durations for each in found),
+        first_items=_sum(each.first_items for each in found),
     )
+
+
+def _sum(histograms: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    nothing = (0,) * (len(BOUNDS_S) + 1)
+    return tuple(map(sum, zip(nothing, *histograms, strict=True)))
