@@ -24,9 +24,11 @@ from tests.supervisor.test_replicas import ask, killed
 from tests.timing import PATIENCE_S
 from triton_distributed.status.http import TEXT, Request, Response, json_response
 from triton_distributed.status.server import HttpServer
+from triton_distributed.supervisor import replica
 from triton_distributed.supervisor.page import StatusPage
 from triton_distributed.supervisor.place import Place
 from triton_distributed.supervisor.process import Process
+from triton_distributed.testing.servers import free_port
 
 METRICS = b'# TYPE triton_requests counter\ntriton_requests_total{endpoint="a/b/c"} 3\n'
 
@@ -204,9 +206,11 @@ async def stick(request: object) -> None:
 
 if __name__""",
     )
-    environ = {"TRD_STATUS_PORT": "0", "TRD_LIVE_TIMEOUT_S": "0.5", "TRD_DRAIN_TIMEOUT_S": "0"}
+    port = str(free_port())
+    environ = {"TRD_STATUS_PORT": port, "TRD_LIVE_TIMEOUT_S": "0.5", "TRD_DRAIN_TIMEOUT_S": "0"}
     with supervised(tmp_path, written(tmp_path, code), "2", environ=environ) as running:
         url = (await asyncio.to_thread(running.line, r"ready: 2 replica\(s\); status at (http://\S+)"))[1]
+        assert url.endswith(f":{port}")
 
         async def health() -> dict[str, Any]:
             return (await asyncio.to_thread(get, f"{url}/health"))[1]  # type: ignore[no-any-return]
@@ -239,6 +243,14 @@ if __name__""",
             with pytest.raises(trd.StreamIncomplete):
                 await call
         await asyncio.to_thread(running.stop)
+
+
+def test_in_a_replica_the_settings_of_a_program_name_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = trd.Config(status_port=9400, retries=7)
+    assert replica.settings(own) is own
+    monkeypatch.setattr(replica, "is_replica", lambda: True)
+    assert replica.settings(own) == trd.Config(status_port=0, retries=7)
+    assert replica.settings(trd.Config()).status_port == -1
 
 
 def test_a_port_that_is_taken_is_a_warning(tmp_path: Path, trd_dir: Path) -> None:

@@ -60,8 +60,7 @@ def run(*functions: Callable[..., Any], config: Config | None = None, processes:
     if not chosen:
         raise TypeError("run() found no declared function in this program: decorate one with @trd.serve(…)")
     declared = [(each, _declaration(each)) for each in chosen]
-    config = config or Config.from_env(handle_signals=True)
-    config = replica.settings(config)
+    config = Config.from_env(handle_signals=True) if config is None else replica.settings(config)
     replicas = _replicas(processes)
     if replicas is not None and not replica.is_replica():
         if status := supervise(replicas, config):

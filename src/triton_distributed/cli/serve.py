@@ -110,7 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal."""
     target = Target(arguments.target)
     listen = {} if arguments.listen is None else {"listen": arguments.listen}
-    config = replica.settings(worker_settings(handle_signals=True, **listen))
+    config = worker_settings(handle_signals=True, **listen)
     replicas = _replicas(arguments)
     if replicas is not None and not replica.is_replica():
         try:

@@ -72,7 +72,10 @@ def is_replica() -> bool:
 
 
 def settings(config: Config) -> Config:
-    """The settings for this process: the status port in them is the supervisor's, and a replica takes any free one."""
+    """A program's own settings, for this process: their status port is the supervisor's, so a replica takes a free one.
+
+    In its environment the supervisor has done the same.
+    """
     if config.status_port > 0 and is_replica():
         return replace(config, status_port=0)
     return config

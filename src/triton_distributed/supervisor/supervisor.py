@@ -240,6 +240,8 @@ class Supervisor:
     def _start(self, place: Place) -> Process:
         cores = None if self._cores is None else self._cores[place.index]
         environment = self._replicas.environment(place.index)
+        if self._status_at is not None:
+            environment.setdefault("TRD_STATUS_PORT", "0")  # The port of the settings is the supervisor's.
         process = Process(place.index, self._command, self._directory, self._output, self._changed, environment, cores)
         self._processes[process.pid] = process
         where = "" if cores is None else f" on cores {pinning.described(cores)}"
