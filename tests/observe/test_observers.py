@@ -13,6 +13,7 @@ import pytest
 
 import triton_distributed as trd
 from tests.runtime.cluster import Cluster, patiently, until
+from triton_distributed.api.operating import add_declared
 from triton_distributed.errors import DeadlineExceeded, NoInstances
 from triton_distributed.observe.log_context import LogContext
 from triton_distributed.observe.observer import CallEnd, CallStart, RequestEnd, RequestStart
@@ -189,6 +190,21 @@ async def test_what_is_no_observer_is_refused(cluster: Cluster) -> None:
     assert observers.present == [one]
     observers.remove(one)
     assert observers.present == []
+
+
+async def test_observers_in_the_module_that_serves_are_added() -> None:
+    seen = Seen()
+    async with trd.connect(trd.Config(discovery="memory", handle_signals=False)) as here:
+        add_declared(here, {"SEEN": seen, "again": seen, "Seen": Seen}, [])
+        assert here.observers is here.runtime.observers
+        await here.serve("t.c.e", _echo)
+        await patiently(here.call("t.c.e", 1))
+        assert here.observers.present == [seen]
+    assert seen.outcomes == (["ok"], ["ok"])
+
+
+async def _echo(request: Any) -> Any:
+    return request
 
 
 async def test_questions_of_trd_are_not_requests(cluster: Cluster) -> None:

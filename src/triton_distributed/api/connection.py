@@ -31,6 +31,7 @@ from triton_distributed.calling.unary import answer
 from triton_distributed.config import Config
 from triton_distributed.context import Context, current
 from triton_distributed.names import EndpointName
+from triton_distributed.observe.observer import Observers
 from triton_distributed.routing.policies import MetadataPolicy, Policy
 from triton_distributed.runtime.component import Endpoint
 from triton_distributed.runtime.distributed import DistributedRuntime
@@ -350,6 +351,11 @@ class Connection:
         return Served(Endpoint(self.runtime, name), task, task.registered.result())
 
     # operating
+
+    @property
+    def observers(self) -> Observers:
+        """What observes the calls and requests of this connection, e.g. `here.observers.add(observer)`."""
+        return self.runtime.observers
 
     def route(self, route: str, handler: Callable[..., Any]) -> None:
         """Answer requests to a path of the status port, e.g. `here.route("POST /sleep", sleep)`.

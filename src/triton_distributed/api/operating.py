@@ -1,4 +1,4 @@
-"""`@route` and `@health_check`: declare what a program adds to its status port. The functions stay as they are."""
+"""What a program declares for operating it: `@route` and `@health_check` for the status port, and its observers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar, overload
 
 from triton_distributed.api.connection import Connection
+from triton_distributed.observe.observer import Observer
 from triton_distributed.status.port import CHECK_S, check_timeout, split_route
 
 ADDED = "__trd_status_port__"
@@ -91,7 +92,7 @@ def _mark(function: FunctionT, added: _Added, decorator: str) -> FunctionT:
 
 
 def add_declared(here: Connection, namespace: Mapping[str, Any], handlers: Iterable[Any]) -> None:
-    """Add what a program has declared to its status port.
+    """Add what a program has declared to its status port, and the observers in its module.
 
     Args:
         here: its connection.
@@ -101,6 +102,8 @@ def add_declared(here: Connection, namespace: Mapping[str, Any], handlers: Itera
     Raises:
         TypeError, ValueError: as `StatusPort.route` and `StatusPort.health_check`.
     """
+    for observer in [each for each in namespace.values() if isinstance(each, Observer)]:
+        here.observers.add(observer)
     functions = {id(each): each for each in namespace.values() if _added(each) != _Added()}
     owners = {id(owner): owner for each in handlers if (owner := getattr(each, "__self__", None)) is not None}
     found = list(functions.values())

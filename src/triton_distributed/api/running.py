@@ -29,7 +29,7 @@ def run(*functions: Callable[..., Any], config: Config | None = None, processes:
     """Serve functions that `@trd.serve` has declared, until SIGTERM or SIGINT; then drain and return.
 
     The status port gets what the calling program, and the objects of bound methods, have declared with `@trd.route` and
-    `@trd.health_check`.
+    `@trd.health_check`. The observers among the program's global variables are added.
 
     It makes an event loop (uvloop's where it is installed), and prints a line for each endpoint that can be called.
 

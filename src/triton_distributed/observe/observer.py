@@ -119,7 +119,9 @@ class RequestObserver:
 
 
 class Observer:
-    """Observes all calls and requests of a runtime. Extend it, and add it with `runtime.observers.add(…)`.
+    """Observes all calls and requests of a runtime. Extend it, and add it with `here.observers.add(…)`.
+
+    `trd.run` and `trd serve MODULE` add the observers that are global variables of the module.
 
     The methods of observers run on the event loop, so they must return at once. What they raise is logged, and the call
     or the request goes on.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from time import time_ns
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from triton_distributed import __version__
 from triton_distributed.errors import RemoteError
 from triton_distributed.observe.observer import (
     CallEnd,
@@ -37,7 +38,7 @@ class Traces(Observer):
 
     A runtime adds one by itself if the program has configured OpenTelemetry's SDK when it first serves an endpoint or
     makes a client, unless `TRD_TRACES` is off. A program that configures it later, or uses a provider of its own, adds
-    this: `runtime.observers.add(trd.Traces(provider))`.
+    this: `here.observers.add(trd.Traces(provider))`.
 
     Args:
         provider: makes the tracer; by default the provider of the process.
@@ -53,7 +54,7 @@ class Traces(Observer):
         except ImportError as error:
             raise ImportError("Traces needs OpenTelemetry: pip install triton-distributed[otel]") from error
         self.api = _Api(context, propagate, trace)
-        self.tracer = trace.get_tracer(NAME, tracer_provider=provider)
+        self.tracer = trace.get_tracer(NAME, __version__, provider)
         self.full_tracebacks = full_tracebacks
 
     def call(self, start: CallStart) -> CallObserver | None:
