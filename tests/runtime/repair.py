@@ -152,7 +152,7 @@ class World:
 # --- harms: each takes the private folder ----------------------------------------------------------------------------
 
 FILES = {
-    "record": "instances/*.json",
+    "record": f"instances/{ENDPOINT}.*.json",
     "socket": "sockets/*.sock",
     "mark": "events/*.mark",
     "event socket": "events/*.sock",

@@ -70,10 +70,7 @@ class Registrations:
         self._find(name, "pause").gate.pause()  # It takes effect at once, before the lock is free.
         async with self._lock:
             served = self._find(name, "pause")
-            if self._inspected is None:  # So that `trd` finds this worker, even if it has paused all its endpoints.
-                found = replace(served.instance, endpoint=INSPECT, metadata={}, contract=None)
-                await self._discovery.register(found)
-                self._inspected = found
+            await self._show(served.instance)
             await self._discovery.withdraw(served.instance)
             served.listed = ()
 
@@ -89,6 +86,16 @@ class Registrations:
                 served.gate.pause()
                 raise
             await self._hide()
+
+    async def _show(self, instance: Instance) -> None:
+        """List the reserved endpoint, so that `trd` finds this worker even if it has paused all its endpoints."""
+        if self._inspected is None:
+            found = replace(instance, endpoint=INSPECT, metadata={}, contract=None)
+            try:
+                await self._discovery.register(found)
+                self._inspected = found
+            except DiscoveryError as error:  # `trd` does not find the worker, which matters less than the pause.
+                logger.info("cannot list the reserved endpoint in %s: %s", self._discovery.where, error)
 
     async def _hide(self) -> None:
         """Withdraw the record of the reserved endpoint if no endpoint is paused any more."""
