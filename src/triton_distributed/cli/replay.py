@@ -42,8 +42,8 @@ With --endpoint the requests go to an endpoint that is served.
 
 Requests are sent in the order of their ends, one at a time unless --concurrency
 is given. A request whose caller left early, or whose deadline passed, is
-compared as far as it came. Recorded times are those of the worker; the present
-ones include the way to the handler and back.
+compared as far as it came. The times are those of the worker; but the present
+time to the first item includes the way to the handler and back.
 
 PATH is the dotted end of a field's path, with shell wildcards: `created`,
 `usage.*_s`. An item's number is the first name of its path.
@@ -101,7 +101,8 @@ class Answer(NamedTuple):
     Attributes:
         items: the items; the parts of an item that has an event, comments or an id.
         error: type and text of the error; empty without one.
-        first_s, took_s: seconds to the first item and to the end.
+        first_s: seconds to the first item, as the caller sees it.
+        took_s: seconds that the handler ran, as its worker counts them; to the end if these are not known.
     """
 
     items: list[Any]
@@ -273,7 +274,7 @@ async def replay(client: Client, recorded: Recorded, timeout_s: float) -> Answer
     sent: Any = _each(requests) if recorded.streamed else requests[0]
     most = len(recorded.items) if recorded.outcome == "left" else None
     items: list[Any] = []
-    failed, first_s = ("", ""), None
+    failed, first_s, took_s = ("", ""), None, None
     began = perf_counter()
     try:
         stream = client.generate(sent, context=context, timeout=timeout_s)
@@ -287,12 +288,17 @@ async def replay(client: Client, recorded: Recorded, timeout_s: float) -> Answer
                 items.append(item)
         finally:
             stream.cancel()
+        timing = stream.timing()
+        if timing.handler_s is not None and timing.reader_s is not None:
+            took_s = timing.handler_s + timing.reader_s
     except DeadlineExceeded:
         failed = "DeadlineExceeded", f"it did not end within {timeout_s:g} s"
     except TritonError as error:
         cause = RemoteError.cause_of(error)
         failed = (cause.type_name, cause.message) if cause is not None else (type(error).__name__, str(error))
-    return Answer([_plain_item(each) for each in items], failed, first_s, perf_counter() - began)
+    return Answer(
+        [_plain_item(each) for each in items], failed, first_s, perf_counter() - began if took_s is None else took_s
+    )
 
 
 def _request(value: Value) -> Any:
