@@ -95,7 +95,12 @@ class HttpServer:
         self._then: Callable[[], object] | None = None
         self._quiet = Quiet(QUIET_S, time.monotonic)
         self._thread = threading.Thread(target=self._run, name="triton-status", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # The process may have no further thread.
+            for each in (self._listener, self._wakes, self._waker):
+                each.close()
+            raise OSError(str(error)) from error
 
     def stop(self, then: Callable[[], object]) -> None:
         """Begin to end: take no more requests, and let responses under way leave within `FINISH_S`.
