@@ -321,6 +321,7 @@ async def test_a_taken_port_is_one_warning_and_the_program_serves(caplog: pytest
             assert f"127.0.0.1, port {config.status_port}" in record.getMessage()
             assert runtime.status_port.problem
             assert runtime.status_port.problem in repr(runtime.status_port)
+            assert runtime.statistics().status_port == runtime.status_port.problem
             task = runtime.endpoint("t.c.e").serve_endpoint(echo)
             client = await runtime.endpoint("t.c.e").client()
             await client.wait_for_instances()

@@ -231,6 +231,7 @@ class DistributedRuntime:
             ),
             loop=statistics.of_loop(worker.watchdog.stats),
             tasks=len(self._tasks),
+            status_port=self.status_port.url or self.status_port.problem,
         )
 
     def requests(self, *, stacks: bool = False) -> tuple[RequestReport, ...]:

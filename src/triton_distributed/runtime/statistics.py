@@ -245,6 +245,7 @@ class RuntimeStatistics(msgspec.Struct, frozen=True):
         discovery: the discovery in which its instances are registered.
         loop: its event loop.
         tasks: the number of tasks that it runs for calls and clients.
+        status_port: the URL of its status port, or why the port could not be opened; empty if no setting asks for one.
     """
 
     instance_id: int
@@ -265,6 +266,7 @@ class RuntimeStatistics(msgspec.Struct, frozen=True):
     discovery: DiscoveryStatistics
     loop: LoopStatistics
     tasks: int
+    status_port: str = ""
 
 
 def of_endpoint(endpoint: ServedEndpoint) -> EndpointStatistics:

@@ -21,12 +21,8 @@ class Judged(Protocol):
 
 def state_of(endpoint: ServedEndpoint) -> str:
     """The state of a served endpoint: `starting`, `serving`, `paused`, `draining` or `unlisted`."""
-    gate = endpoint.gate
-    if gate.draining or gate.paused:
-        return "draining" if gate.draining else "paused"
-    if not endpoint.registered:
-        return "starting"
-    return "serving" if endpoint.listed else "unlisted"
+    state = endpoint.state
+    return "unlisted" if state == "serving" and not endpoint.listed else state
 
 
 class Health:
