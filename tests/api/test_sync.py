@@ -100,6 +100,7 @@ def test_answers_and_items_have_their_types(worker: OtherThread, sync: trd.SyncC
     assert sync.call("t.sync.upper", {"text": "by name"}) == {"text": "BY NAME"}
     sync.wait_for_instances(UPPER)
     assert [each.id for each in sync.instances(UPPER)] == [worker.here.runtime.instance_id]
+    assert 'triton_calls_total{endpoint="t.sync.upper",outcome="ok"} 2.0' in sync.metrics.text()
 
 
 def test_none_is_a_value_and_next_reads_items(worker: OtherThread, sync: trd.SyncConnection) -> None:

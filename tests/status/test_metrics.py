@@ -24,6 +24,7 @@ from tests.timing import MS, PATIENCE_S
 from triton_distributed.observe import quantile
 from triton_distributed.observe.labels import MOST_SETS
 from triton_distributed.runtime import DistributedRuntime
+from triton_distributed.status import readings
 from triton_distributed.status.families import BY_NAME, FAMILIES, LEFT_OUT
 
 REQUESTS, CALLS = "triton_requests_total", "triton_calls_total"
@@ -141,6 +142,36 @@ async def test_counters_stay_when_their_owners_go(cluster: Cluster) -> None:
         assert served.outcomes(REQUESTS) == calls.outcomes(CALLS) == {"ok": number}
         assert served("triton_items_sent_total", endpoint="t.c.e") == 2 * number
         assert not served.all("triton_requests_in_flight")  # it is not served now
+
+
+async def test_requests_that_a_withdrawal_cuts_are_counted_apart(cluster: Cluster) -> None:
+    worker = cluster.runtime()
+    serving = await cluster.serve(worker, Engine().serve, max_inflight=1, max_queue=1)
+    client = await cluster.client()
+    running = client.generate("wait")
+    await patiently(anext(running))
+    queued = asyncio.ensure_future(drained(client.generate(1)))
+    await until(lambda: worker.statistics().endpoints[0].waiting)
+    serving.cancel()
+    for ended in (queued, drained(running)):
+        with pytest.raises(trd.TritonError):
+            await patiently(ended)
+    await asyncio.wait([serving])
+    assert (await read(worker)).outcomes(REQUESTS) == {"cut": 1, "refused": 1}
+
+
+async def test_called_endpoints_beyond_a_bound_share_one_line(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readings, "MOST_CALLED", 3)
+    for number in range(5):
+        await cluster.worker(Engine().serve, f"t.c.e{number}")
+        client = await cluster.client(f"t.c.e{number}")
+        await drained(client.generate(1))
+    calls = await read(cluster.caller)
+    counts = {each["endpoint"]: calls(CALLS, **each) for each in calls.all(CALLS, outcome="ok")}
+    assert counts == {"t.c.e0": 1, "t.c.e1": 1, "t.c.e2": 1, "(others)": 2}
+    assert len(calls.all("triton_instances", state="listed")) == 3
 
 
 async def test_labels_are_on_each_line_of_their_endpoint(cluster: Cluster) -> None:

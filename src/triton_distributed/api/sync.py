@@ -23,6 +23,7 @@ from triton_distributed.config import Config
 from triton_distributed.context import Context, current
 from triton_distributed.errors import RuntimeClosed
 from triton_distributed.runtime.instances import InstanceStatus
+from triton_distributed.status.metrics import Metrics
 from triton_distributed.system.fork import watch_forks
 
 R = TypeVar("R")
@@ -182,6 +183,15 @@ class SyncConnection:
         shared = self._open("wait_for_instances")
         work = partial(shared.connection.wait_for_instances, endpoint, count, timeout=timeout)
         shared.loop.run("wait_for_instances", work)
+
+    @property
+    def metrics(self) -> Metrics:
+        """The metrics of all synchronous connections with these settings in this process, as a page for Prometheus.
+
+        Raises:
+            RuntimeClosed: the connection was closed.
+        """
+        return self._open("metrics").connection.metrics
 
     def _open(self, operation: str) -> Shared:
         shared = self._shared

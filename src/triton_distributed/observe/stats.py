@@ -20,6 +20,7 @@ class Outcome(IntEnum):
     REFUSED = 5  # overloaded, draining or unknown here: no handler began
     LOST = 6  # the connection broke
     UNREACHABLE = 7  # calls only: no instance was found or reached
+    CUT = 8  # requests only: a drain was over, or the endpoint was withdrawn, before the handler had ended
 
 
 class OutlierStats:

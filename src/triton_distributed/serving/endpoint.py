@@ -158,7 +158,7 @@ class ServedEndpoint(Host):
         """
         running = list(self.gate.running)
         for request in running:
-            request.cancel(Outcome.CANCELLED)
+            request.cancel(Outcome.CUT)
         cut = {each.task: each.context.id() for each in running if each.task is not None}
         if cut:
             await asyncio.wait(cut, timeout=CUT_S)

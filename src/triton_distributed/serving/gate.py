@@ -17,7 +17,7 @@ from triton_distributed.wire.frames import RejectCode, overloaded
 INFINITE: Final = float("inf")
 _DRAINING = (RejectCode.DRAINING, b"it is shutting down")
 _PAUSED = (RejectCode.PAUSED, b"it was paused by its program, see Endpoint.pause")
-_CUT_SHORT = (Outcome.CANCELLED, Outcome.LOST, Outcome.DEADLINE)
+_CUT_SHORT = (Outcome.CANCELLED, Outcome.LOST, Outcome.DEADLINE, Outcome.CUT)
 
 
 class Applicant(Owner):

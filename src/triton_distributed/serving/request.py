@@ -190,6 +190,8 @@ class ServedRequest(Applicant):
             self.over()
         elif state == ANNOUNCED:  # A task that is cancelled before its first step never enters its function.
             self.stream.abort(f.REJECT, f.RejectCode.DRAINING, b"it is shutting down")  # The call goes elsewhere.
+            if outcome is Outcome.CUT:
+                self.outcome = Outcome.REFUSED
             self.over()
             self._host.gate.ended(self)
 
@@ -443,7 +445,7 @@ class ServedRequest(Applicant):
             and its `finally` blocks run now.
         """
         if self.state == CLEANING or self._host.cancelled:
-            self.outcome = self.outcome or Outcome.CANCELLED
+            self.outcome = self.outcome or Outcome.CUT
             if self.state != CLEANING:
                 self.state = CLEANING
                 self.context.cut()

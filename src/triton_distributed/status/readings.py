@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple, TypeVar
 
 from triton_distributed import __version__
@@ -24,6 +25,12 @@ T = TypeVar("T")
 
 SOME = 500
 """Streams that are read before the next pause: some tens of microseconds."""
+
+MOST_CALLED = 500
+"""Called endpoints that have lines of their own, about 60 each. A gateway may call endpoints that its users name."""
+
+OTHERS = "(others)"
+"""The endpoint of the calls to all further ones, in the order of their first calls."""
 
 MOST_COPIES = 10
 """Attempts to copy a dict that changes meanwhile. A second one is rare."""
@@ -67,8 +74,7 @@ def _served(sources: Sources, pause: Callable[[], None]) -> Iterator[Reading]:
         (_labels(name, labels), _summed(sources.served.parts((name, labels)), RequestStats(), pause))
         for name, labels in sources.served.keys
     ]
-    outcomes = [each for each in Outcome if each is not Outcome.UNREACHABLE]
-    yield f.REQUESTS, _by_outcome(rows, outcomes)
+    yield f.REQUESTS, _by_outcome(rows, Outcome.UNREACHABLE)
     yield f.REQUEST_DURATION, [(labels, _buckets(stats.duration)) for labels, stats in rows]
     yield f.REQUEST_FIRST_ITEM, [(labels, _buckets(stats.first_item)) for labels, stats in rows]
     yield f.REQUEST_QUEUE, [(labels, _buckets(stats.queue_wait)) for labels, stats in rows]
@@ -83,17 +89,23 @@ def _served(sources: Sources, pause: Callable[[], None]) -> Iterator[Reading]:
 
 
 def _called(sources: Sources, pause: Callable[[], None]) -> Iterator[Reading]:
+    names = sources.called.keys
     rows = [
-        (_labels(name, ()), _summed(sources.called.parts(name), CallStats(), pause)) for name in sources.called.keys
+        (_labels(name, ()), _summed(sources.called.parts(name), CallStats(), pause)) for name in names[:MOST_CALLED]
     ]
-    yield f.CALLS, _by_outcome(rows, list(Outcome))
+    if others := names[MOST_CALLED:]:
+        parts = chain.from_iterable(map(sources.called.parts, others))
+        rows.append(({"endpoint": OTHERS}, _summed(parts, CallStats(), pause)))
+    yield f.CALLS, _by_outcome(rows, Outcome.CUT)
     yield f.CALL_DURATION, [(labels, _buckets(stats.duration)) for labels, stats in rows]
     yield f.CALL_FIRST_ITEM, [(labels, _buckets(stats.first_item)) for labels, stats in rows]
     yield f.CALLS_IN_FLIGHT, [(labels, stats.inflight) for labels, stats in rows]
     yield f.RETRIES, [(labels, stats.retries) for labels, stats in rows]
     yield f.RESUMES, [(labels, stats.resumes) for labels, stats in rows]
     yield f.HEDGES, [(labels, stats.hedges) for labels, stats in rows]
-    known = [(_labels(each.name, ()), each) for each in _copied(lambda: list(sources.candidates.values()))]
+    known = [
+        (_labels(each.name, ()), each) for each in _copied(lambda: list(sources.candidates.values()))[:MOST_CALLED]
+    ]
     yield f.INSTANCES, [row for labels, each in known for row in _by(labels, "state", _instances(each))]
     yield f.EJECTIONS, [(labels, each.ejector.stats.ejections) for labels, each in known]
 
@@ -151,9 +163,8 @@ def _summed(parts: Iterable[S], total: S, pause: Callable[[], None]) -> S:
     return total
 
 
-def _by_outcome(
-    rows: Sequence[tuple[Mapping[str, str], RequestStats | CallStats]], outcomes: Sequence[Outcome]
-) -> list[Row]:
+def _by_outcome(rows: Sequence[tuple[Mapping[str, str], RequestStats | CallStats]], never: Outcome) -> list[Row]:
+    outcomes = [each for each in Outcome if each is not never]
     return [
         row
         for labels, stats in rows
