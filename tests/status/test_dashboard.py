@@ -6,8 +6,6 @@ import asyncio
 import base64
 import hashlib
 import re
-import shutil
-import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,14 +13,14 @@ from typing import Any
 import pytest
 
 from tests.runtime.cluster import Cluster
+from tests.status.browser import CHROMIUM, MISSING, Page
 from tests.status.web import fetch
 from tests.timing import PATIENCE_S
 from triton_distributed.observe.stats import TimedStats
 from triton_distributed.status.dashboard import dashboard
 from triton_distributed.status.history import History
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH: nothing loads the page")
+browser = pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
 
 
 async def echo(request: Any) -> Any:
@@ -105,29 +103,16 @@ def test_clients_of_one_endpoint_are_one_series() -> None:
     assert columns["calls"] == [0, 100, 60]
 
 
-def loaded(url: str, profile: Path) -> str:
-    """The page's document after some seconds, without its own style and script. It is called in a thread."""
-    options = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--virtual-time-budget=3000",
-        f"--user-data-dir={profile}",
-    ]
-    command = [str(CHROMIUM), *options, "--dump-dom", url]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True).stdout
-    return re.sub(r"<style>.*?</style>|<script>.*?</script>", "", found, flags=re.DOTALL)
-
-
-def texts(page: str, id: str) -> list[list[str]]:
-    """The texts of a table's rows."""
-    table = page.partition(f'id="{id}"')[2].partition("</table>")[0]
-    rows = re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)
-    return [[re.sub(r"<[^>]*>", "", each) for each in re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row)] for row in rows]
+STATE = "document.getElementById('state').textContent"
+ALARM = "document.getElementById('alarm').textContent"
+ROWS = "[...document.querySelectorAll('#endpoints-table tr')].map(row => [...row.cells].map(cell => cell.textContent))"
+LINES = "Object.fromEntries([...document.querySelectorAll('#plots svg')].map(svg => [svg.ariaLabel, svg.innerHTML]))"
 
 
 @browser
-async def test_a_browser_shows_what_the_history_says(watched: Cluster, tmp_path: Path) -> None:
+async def test_a_browser_shows_what_the_history_says_and_when_the_process_has_ended(
+    watched: Cluster, tmp_path: Path
+) -> None:
     go_on = asyncio.Event()
 
     async def held(request: Any) -> Any:
@@ -137,29 +122,32 @@ async def test_a_browser_shows_what_the_history_says(watched: Cluster, tmp_path:
     worker = await watched.worker(held, "t.c.<b>e", max_inflight=3, max_queue=8)
     client = await watched.client("t.c.<b>e")
     calls = [asyncio.ensure_future(client.call(each)) for each in range(4)]
-    url, running = worker.status_port.url, [0]
-    while running[-2:] != [3, 3]:
-        columns = (await fetch(f"{url}/statistics/history")).json()["endpoints"]
-        running = columns["t/components/c/<b>e"]["running"] if columns else [0]
-    page = await asyncio.to_thread(loaded, url, tmp_path)
-    assert '<span id="state">serving</span>' in page
-    assert f"t.c · instance {worker.instance_id}" in page
-    header, row = texts(page, "endpoints-table")
-    assert header[:7] == ["Endpoint", "State", "Requests/s", "Errors/s", "Refused/s", "In flight", "Queue"]
-    assert row == ["t.c.&lt;b&gt;e", "serving", "0", "0", "0", "3 / 3", "1 / 8", "–", "–"]
-    plots = dict(re.findall(r'<svg role="img" aria-label="(.*?)"(.*?)</svg>', page, re.DOTALL))
-    assert plots.keys() == {"Requests", "Duration", "Errors", "In flight", "Queue", "Event loop lag"}
-    (path,) = re.findall(r'<path class="s0" d="(.+?)"', plots["In flight"])
-    assert path.endswith(" 57.4")  # 3 of 5 between the lowest line, 130, and the highest, 9.
-    assert "<dd>none</dd>" in page  # No stall so far.
-    go_on.set()
-    assert await asyncio.gather(*calls) == [0, 1, 2, 3]
+    url = worker.status_port.url
+
+    def look() -> tuple[Any, Any, Any]:
+        page.until(f"{STATE} === 'serving' && past.endpoints['t/components/c/<b>e'].running.slice(-2).join() === '3,3'")
+        page.until("document.querySelectorAll('#plots path.s0').length")
+        return page.get("document.getElementById('who').textContent"), page.get(ROWS), page.get(LINES)
+
+    with await asyncio.to_thread(Page, url, tmp_path) as page:
+        who, (header, row), plots = await asyncio.to_thread(look)
+        assert who == f"t.c · instance {worker.instance_id}"
+        assert header[:7] == ["Endpoint", "State", "Requests/s", "Errors/s", "Refused/s", "In flight", "Queue"]
+        assert row == ["t.c.<b>e", "serving", "0", "0", "0", "3 / 3", "1 / 8", "–", "–"]
+        assert plots.keys() == {"Requests", "Duration", "Errors", "In flight", "Queue", "Event loop lag"}
+        (line,) = re.findall(r'<path class="s0" d="(.+?)"', plots["In flight"])
+        assert line.endswith(" 57.4")  # 3 of 5 between the lowest line, 130, and the highest, 9.
+        go_on.set()
+        assert await asyncio.gather(*calls) == [0, 1, 2, 3]
+        await worker.close()
+        await asyncio.to_thread(page.until, f"{STATE} === 'no answer'")
+        assert (await asyncio.to_thread(page.get, ALARM)).startswith("No answer since ")
+        assert (await asyncio.to_thread(page.get, ROWS))[1][0] == "t.c.<b>e"  # The last figures stay.
 
 
 @browser
 async def test_a_browser_shows_where_the_loop_is_stuck(watched: Cluster, tmp_path: Path) -> None:
     go_on = threading.Event()
-    pages: list[str] = []
 
     async def blocks(request: Any) -> Any:
         go_on.wait(PATIENCE_S)
@@ -167,23 +155,24 @@ async def test_a_browser_shows_where_the_loop_is_stuck(watched: Cluster, tmp_pat
 
     worker = await watched.worker(blocks)
     client = await watched.client()
-    url = worker.status_port.url
+    found: list[Any] = []
 
     def look() -> None:
         try:
-            pages.append(loaded(url, tmp_path))
+            page.until(f"{STATE} === 'event loop stuck' && past.loop_lag_s.at(-1) > 0.5")  # It also plots it.
+            found.extend((page.get(ALARM), page.get(ROWS)[1][:2]))
         finally:
             go_on.set()
 
-    await fetch(f"{url}/statistics")  # The last picture before the stall.
-    thread = threading.Thread(target=look)
-    thread.start()
-    assert await client.call(1) == 1
-    thread.join()
-    (page,) = pages
-    assert '<span id="state">event loop stuck</span>' in page
-    (alarm,) = re.findall(r'<p id="alarm" role="alert">(.*?)</p>', page)
-    assert alarm.startswith("The event loop has been stuck for ")
-    assert f"<code>{__file__}:" in alarm
-    assert " in blocks</code>: this process serves no request meanwhile. The tables are from " in alarm
-    assert texts(page, "endpoints-table")[1][:2] == ["t.c.e", "stuck"]
+    with await asyncio.to_thread(Page, worker.status_port.url, tmp_path) as page:
+        await asyncio.to_thread(page.until, f"{STATE} === 'serving'")
+        thread = threading.Thread(target=look)
+        thread.start()
+        assert await client.call(1) == 1
+        await asyncio.to_thread(thread.join)
+        alarm, row = found
+        assert alarm.startswith("The event loop has been stuck for ")
+        assert f" at {__file__}:" in alarm
+        assert " in blocks: this process serves no request meanwhile. The tables are from " in alarm
+        assert row == ["t.c.e", "stuck"]
+        await asyncio.to_thread(page.until, f"{STATE} === 'serving'")
