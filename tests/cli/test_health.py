@@ -24,8 +24,8 @@ def served(endpoint: EndpointName = NAME, state: str = "serving", running: int =
     return ServedReport(endpoint, 7, state, ("tcp://h:1",), 5.0, running, waiting, 2, 1)
 
 
-def answer(*endpoints: ServedReport) -> Answer:
-    return Answer(7, [msgspec.to_builtins(WorkerReport("1", False, "3", 9, "h", endpoints))], "")
+def answer(*endpoints: ServedReport, running: int = 0) -> Answer:
+    return Answer(7, [msgspec.to_builtins(WorkerReport("1", False, "3", 9, "h", endpoints, running, 5))], "")
 
 
 def row(instance: Instance, answer: Answer) -> Row:
@@ -39,6 +39,12 @@ def row(instance: Instance, answer: Answer) -> Row:
         (instance(), answer(served()), "serving", ""),
         (instance(), answer(served(running=2)), "serving", ""),
         (instance(), answer(served(running=2, waiting=1)), "full", "at capacity, 2 running of 2, 1 waiting of 1: "),
+        (
+            instance(),
+            answer(served(), running=5),
+            "full",
+            "at capacity, 5 running of 5 in its worker (TRD_MAX_REQUESTS)",
+        ),
         (instance(), answer(served(state="paused")), "paused", PAUSED),
         (instance(), answer(served(state="draining")), "draining", DRAINING),
         (instance(busy=True), answer(served()), "stuck", STUCK),

@@ -87,12 +87,14 @@ def test_on_a_terminal(trd: Trd) -> None:
 
 
 def test_as_json_until_its_reader_leaves(trd: Trd) -> None:
-    worker = trd.serve("worker:echo", "demo.b.g")
     watching = trd.start("ls", "--watch", "--json", "--timeout", "0.2")
+    assert watching.err is not None
+    assert watching.err.readline().startswith("no endpoint is served (file://")
+    worker = trd.serve("worker:echo", "demo.b.g")
     found = json.loads(watching.line())
     assert found.pop("time").endswith("+00:00")
     assert found == {
-        "event": "present",
+        "event": "come",
         "endpoint": "demo.b.g",
         "instance": str(worker.id),
         "reason": "",

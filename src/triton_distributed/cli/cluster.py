@@ -51,10 +51,10 @@ class Cluster:
         answers = await self.ask({each.id for each in instances} - absent.keys(), "worker")
         return rows(instances, absent | {each.instance_id: each for each in answers})
 
-    def elsewhere(self) -> str:
-        """Text about live instances that this discovery does not list; see `Elsewhere.words`."""
+    def asked(self) -> str:
+        """Text about the place that was asked, and about live instances that it does not list."""
         found = make_elsewhere(self.runtime.config)
-        return "" if found is None else found.words(None)
+        return f"{self.runtime.discovery.where} was asked{'' if found is None else found.words(None)}"
 
     def workers(self) -> list[int]:
         """The instance ids of the workers that are listed now."""

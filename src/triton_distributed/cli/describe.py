@@ -173,6 +173,7 @@ def _of_worker(row: Row, statistics: Mapping[str, Any]) -> Iterator[tuple[str, s
         return
     build = "compiled" if worker.compiled else "pure Python"
     yield "process", f"pid {worker.pid} on {worker.host}; version {worker.version} ({build}), Python {worker.python}"
+    yield "all requests", f"{worker.running} running of {worker.max_requests}"
     if not statistics:
         return
     loop, threads = statistics.get("loop", {}), statistics.get("threads", {})

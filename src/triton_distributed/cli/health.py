@@ -121,6 +121,9 @@ def _of(instance: Instance, report: WorkerReport) -> Row:
         state, reason = "stuck", STUCK
     elif state == "serving" and _is_full(served):
         state, reason = "full", f"at capacity, {load(served)}: it refuses further requests"
+    elif state == "serving" and report.running >= report.max_requests:
+        words = f"{report.running} running of {report.max_requests} in its worker (TRD_MAX_REQUESTS)"
+        state, reason = "full", f"at capacity, {words}: it refuses further requests"
     return Row(instance, state, reason, served, report)
 
 

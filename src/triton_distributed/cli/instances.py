@@ -50,6 +50,15 @@ def close_names(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {found[0]}?" if found else ""
 
 
+def nothing_is_served(asked: str) -> str:
+    """Words about an empty list.
+
+    Args:
+        asked: the place of discovery, and where else something is served.
+    """
+    return f"no endpoint is served ({asked}); `trd serve MODULE:OBJECT --endpoint NS.COMP.EP` serves one"
+
+
 async def close_to(name: EndpointName, runtime: DistributedRuntime) -> str:
     """Suggest an endpoint that is served in place of one that is not; see `close_names`."""
     try:

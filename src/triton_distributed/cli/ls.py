@@ -15,7 +15,7 @@ from triton_distributed.cli.arguments import seconds
 from triton_distributed.cli.cluster import cluster
 from triton_distributed.cli.completion import completes, endpoint_names
 from triton_distributed.cli.health import Row
-from triton_distributed.cli.instances import close_names
+from triton_distributed.cli.instances import close_names, nothing_is_served
 from triton_distributed.cli.rendering import json_option, names_match, span, table, write_json
 from triton_distributed.cli.settings import settings
 from triton_distributed.config import Config
@@ -74,9 +74,7 @@ async def _look(pattern: str | None, config: Config, timeout_s: float) -> list[R
         instances = await workers.instances()
         found = [each for each in await workers.rows(_asked(instances, pattern)) if names_match(each.name, pattern)]
         if not found:
-            place = workers.runtime.discovery.where
-            asked = place + " was asked" + ("" if instances else workers.elsewhere())
-            print(_nothing(pattern, instances, asked), file=sys.stderr)
+            print(_nothing(pattern, instances, workers.asked()), file=sys.stderr)
         return found
 
 
@@ -92,7 +90,7 @@ def _nothing(pattern: str | None, instances: list[Instance], asked: str) -> str:
         beginnings = {".".join(each[:count]) for each in parts for count in range(1, len(each) + 1)}
         hint = close_names(pattern or "", beginnings) or "; see `trd ls`"
         return f"no endpoint matches {pattern!r}; {len(names)} other endpoint(s) are served{hint}"
-    return f"no endpoint is served ({asked}); `trd serve MODULE:OBJECT --endpoint NS.COMP.EP` serves one"
+    return nothing_is_served(asked)
 
 
 def as_json(row: Row) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import os
 import sys
 from argparse import Namespace
@@ -121,6 +120,8 @@ def _drop_output() -> None:
 def _fail(arguments: Namespace, error: Exception, status: int) -> int:
     text = one_line(dotted(str(error)))
     if getattr(arguments, "json", False):
+        import json
+
         cause = error.__cause__ if isinstance(error, Failure) and error.__cause__ else error
         print(json.dumps({"error": text, "type": type(cause).__name__, "status": status}), file=sys.stderr)
     else:

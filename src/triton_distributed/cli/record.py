@@ -14,6 +14,7 @@ import msgspec
 
 from triton_distributed.cli.arguments import at_least, endpoint, seconds
 from triton_distributed.cli.cluster import Cluster, cluster
+from triton_distributed.cli.completion import completes, endpoint_names
 from triton_distributed.cli.failure import Failure, one_line
 from triton_distributed.cli.instances import close_to, listed
 from triton_distributed.cli.recordings import Writer
@@ -45,7 +46,8 @@ ANSWER_S = 5.0
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.epilog = EPILOG
-    parser.add_argument("endpoint", metavar="NS.COMP.EP", type=endpoint, help="the endpoint to record")
+    name = parser.add_argument("endpoint", metavar="NS.COMP.EP", type=endpoint, help="the endpoint to record")
+    completes(name, endpoint_names)
     parser.add_argument("--to", metavar="FILE", type=Path, required=True, help="a new file")
     parser.add_argument(
         "--requests", metavar="N", type=at_least(1), default=100, help="end after N requests (default: 100)"

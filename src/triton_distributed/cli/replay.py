@@ -18,6 +18,7 @@ from triton_distributed.api.connection import Connection
 from triton_distributed.api.declarations import Declaration
 from triton_distributed.cli.arguments import at_least, endpoint, seconds
 from triton_distributed.cli.call import wait_for_instance
+from triton_distributed.cli.completion import completes, endpoint_names
 from triton_distributed.cli.differences import Rule
 from triton_distributed.cli.failure import FAILED, USAGE, Failure, one_line
 from triton_distributed.cli.load import Quantiles, duration, quantiles
@@ -63,7 +64,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("file", metavar="FILE", type=Path, help="what `trd record` has written")
     parser.add_argument("target", metavar="MODULE[:OBJECT]", nargs="?", help="the handler")
-    parser.add_argument("--endpoint", metavar="NS.COMP.EP", type=endpoint, help="call this endpoint instead")
+    name = parser.add_argument("--endpoint", metavar="NS.COMP.EP", type=endpoint, help="call this endpoint instead")
+    completes(name, endpoint_names)
     parser.add_argument(
         "--ignore", metavar="PATH", action="append", default=[], help="fields that may differ; repeatable"
     )

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import datetime
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from triton_distributed.cli.arguments import seconds
 from triton_distributed.cli.cluster import Cluster, cluster
 from triton_distributed.cli.completion import completes, endpoint_names
 from triton_distributed.cli.health import Row
+from triton_distributed.cli.instances import nothing_is_served
 from triton_distributed.cli.output import Output
 from triton_distributed.cli.rendering import json_line, json_option, names_match
 from triton_distributed.cli.settings import settings
@@ -79,6 +81,8 @@ async def _follow(pattern: str | None, config: Config, timeout_s: float, interva
             following = Following(workers, interval_s, lambda event, row: changes.put_nowait((event, row)))
             watch = await workers.runtime.discovery.watch(None, following.apply)
             try:
+                if changes.empty():
+                    print(f"{nothing_is_served(workers.asked())}; waiting for changes", file=sys.stderr)
                 while True:
                     event, row = await changes.get()
                     if names_match(row.name, pattern):

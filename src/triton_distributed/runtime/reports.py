@@ -50,6 +50,8 @@ class WorkerReport(msgspec.Struct, frozen=True):
         pid: the number of its process.
         host: the name of its host.
         endpoints: what it serves.
+        running, max_requests: requests of all its endpoints that were admitted and have not ended, and their limit
+            (`TRD_MAX_REQUESTS`).
     """
 
     version: str
@@ -58,6 +60,8 @@ class WorkerReport(msgspec.Struct, frozen=True):
     pid: int
     host: str
     endpoints: tuple[ServedReport, ...]
+    running: int
+    max_requests: int
 
 
 def report_of(worker: Worker) -> WorkerReport:
@@ -69,6 +73,8 @@ def report_of(worker: Worker) -> WorkerReport:
         pid=os.getpid(),
         host=socket.gethostname(),
         endpoints=tuple(map(_of_endpoint, worker.server.endpoints)),
+        running=worker.server.slots.taken,
+        max_requests=worker.server.slots.most,
     )
 
 
