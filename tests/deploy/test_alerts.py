@@ -132,6 +132,11 @@ FIRING: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
         AT,
         "w:9400 is not connected to NATS",
     ),
+    "TritonCertificateEnds": (
+        {f'triton_certificate_end_timestamp_seconds{{{WORKER},setting="TRD_TLS_CERT"}}': f"{30 * 60 + 3 * 86400}x40"},
+        {**AT, "setting": "TRD_TLS_CERT"},
+        "A certificate in TRD_TLS_CERT of w:9400 ends in 3d 0h 0m 0s",
+    ),
     "TritonMemoryHeld": (
         {f"triton_held_bytes{{{WORKER}}}": "900x40", f"triton_held_limit_bytes{{{WORKER}}}": "1000x40"},
         AT,
@@ -171,6 +176,7 @@ HEALTHY = {
     'triton_endpoint_serving{job="triton",instance="drains",endpoint="a.b.c"}': "1x10 0x30",
     'triton_draining{job="triton",instance="drains"}': "0x10 1x30",
     'triton_replica_restarts_total{job="triton",instance="supervisor",replica="0"}': "0x20 1x20",
+    f'triton_certificate_end_timestamp_seconds{{{WORKER},setting="TRD_TLS_CERT"}}': f"{60 * 86400}x40",
     f"triton_held_bytes{{{WORKER}}}": "100x40",
     f"triton_held_limit_bytes{{{WORKER}}}": "1000x40",
     f"process_open_fds{{{WORKER}}}": "100x40",

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import gc
 import gzip
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Metric, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 
 import triton_distributed as trd
+from tests.certificates import Member
 from tests.guards.tree import ROOT
 from tests.runtime.cluster import Cluster, drained, patiently, until
 from tests.status.page import Read
@@ -99,6 +103,20 @@ async def test_a_known_load_gives_exact_counts(cluster: Cluster) -> None:
     assert calls("triton_call_duration_seconds_count", endpoint="t.c.e") == sum(expected.values())
     for direction in ("received", "sent"):
         assert now("triton_session_bytes_total", direction=direction) > 100
+
+
+async def test_the_ends_of_certificates(tmp_path: Path) -> None:
+    end = datetime.datetime(2040, 5, 6, tzinfo=datetime.UTC)
+    member = Member(tmp_path / "tls", trustme.CA(), not_after=end)
+    cluster = Cluster(**member.config())
+    now = await read(cluster.runtime())
+    assert now("triton_certificate_end_timestamp_seconds", setting="TRD_TLS_CERT") == end.timestamp()
+    assert now("triton_certificate_end_timestamp_seconds", setting="TRD_TLS_CA") > end.timestamp() - 1e9
+    Path(member.cert).write_text("it is being replaced")
+    page = await asyncio.to_thread(cluster.runtimes[0].metrics.text)
+    assert 'setting="TRD_TLS_CA"' in page
+    assert 'setting="TRD_TLS_CERT"' not in page
+    await cluster.close()
 
 
 async def test_quantiles_lie_where_the_caller_measured_them(cluster: Cluster) -> None:

@@ -87,6 +87,16 @@ def make_tls(config: Config) -> SessionTls | None:
     return SessionTls(files, config.tls_server_name)
 
 
+def certificate_files(config: Config) -> dict[str, str]:
+    """The files of certificates that a runtime with these settings uses, by setting."""
+    files = {"TRD_TLS_CERT": config.tls_cert, "TRD_TLS_CA": config.tls_ca}
+    if config.discovery == "etcd":
+        files |= {"TRD_ETCD_CERT": config.etcd_cert, "TRD_ETCD_CA": config.etcd_ca}
+    if config.nats_urls:
+        files |= {"TRD_NATS_CERT": config.nats_cert, "TRD_NATS_CA": config.nats_ca}
+    return {setting: path for setting, path in files.items() if path}
+
+
 def make_nats(config: Config) -> NatsConnection:
     """Make the NATS connection that all parts of a runtime share. It connects when it is first used."""
     files = TlsFiles(

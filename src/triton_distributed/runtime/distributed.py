@@ -22,6 +22,7 @@ from triton_distributed.names import INSPECT, MAX_INSTANCE_ID, EndpointName
 from triton_distributed.observe import LoopStats, Stats
 from triton_distributed.runtime import inspection, statistics
 from triton_distributed.runtime.backends import (
+    certificate_files,
     make_discovery,
     make_elsewhere,
     make_events,
@@ -199,6 +200,7 @@ class DistributedRuntime:
             discovery=self.discovery,
             nats=self.nats,
             draining=lambda: worker.draining,
+            certificates=certificate_files(self.config),
         )
 
     def statistics(self) -> RuntimeStatistics:

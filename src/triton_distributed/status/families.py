@@ -86,6 +86,12 @@ NATS_UP = Family("triton_nats_connected", "gauge", (), "1 while connected to NAT
 NATS_RECONNECTIONS = Family(
     "triton_nats_reconnections_total", "counter", (), "Lost connections to NATS that were made again."
 )
+CERTIFICATES = Family(
+    "triton_certificate_end_timestamp_seconds",
+    "gauge",
+    ("setting",),
+    "When the first certificate of the file that a setting names ends, in seconds since 1970.",
+)
 DRAINING = Family("triton_draining", "gauge", (), "1 from the begin of the shutdown on.")
 INFO = Family("triton_runtime_info", "gauge", ("version", "build", "instance_id"), "Always 1.")
 LEFT_OUT = Family(

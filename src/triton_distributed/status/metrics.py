@@ -35,6 +35,7 @@ class Sources(msgspec.Struct, frozen=True):
         called: the counters of calls.
         candidates: what is known of called endpoints; a live view.
         draining: whether the runtime is shutting down.
+        certificates: the files of its certificates, by setting.
     """
 
     instance_id: int
@@ -51,6 +52,7 @@ class Sources(msgspec.Struct, frozen=True):
     discovery: Discovery
     nats: NatsConnection
     draining: Callable[[], bool]
+    certificates: Mapping[str, str]
 
 
 class Collects(Protocol):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from triton_distributed import __version__
 from triton_distributed.calling.candidates import Candidates
 from triton_distributed.compiled import is_compiled
 from triton_distributed.discovery import Answering, Discovery
+from triton_distributed.external.certificate_ends import certificate_ends
 from triton_distributed.names import EndpointName
 from triton_distributed.observe import BOUNDS_S, LAG_BOUNDS_S, CallStats, Histogram, Outcome, RequestStats
 from triton_distributed.observe.labels import Labels
@@ -139,9 +141,20 @@ def _process(sources: Sources) -> Iterator[Reading]:
     nats = sources.nats
     yield f.NATS_UP, [({}, nats.connected)] if nats.used else []
     yield f.NATS_RECONNECTIONS, [({}, nats.reconnections)] if nats.used else []
+    yield f.CERTIFICATES, list(_certificates(sources.certificates))
     yield f.DRAINING, [({}, sources.draining())]
     build = "compiled" if is_compiled() else "pure Python"
     yield f.INFO, [({"version": __version__, "build": build, "instance_id": str(sources.instance_id)}, 1)]
+
+
+def _certificates(files: Mapping[str, str]) -> Iterator[Row]:
+    for setting, path in files.items():
+        try:
+            ends = list(certificate_ends(Path(path).read_text(encoding="ascii", errors="replace")))
+        except (OSError, ValueError):  # It is being replaced, or `trd doctor` says what is wrong with it.
+            continue
+        if ends:
+            yield {"setting": setting}, min(ends)
 
 
 def _labels(name: EndpointName, more: Labels) -> dict[str, str]:

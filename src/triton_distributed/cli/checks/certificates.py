@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import ssl
 import stat
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from triton_distributed.cli.checks.finding import Finding, error, ok, warning
 from triton_distributed.config import Config
 from triton_distributed.errors import ConfigError
+from triton_distributed.external.certificate_ends import certificate_ends
 from triton_distributed.external.tls import TlsFiles
 from triton_distributed.runtime.backends import make_tls
 
@@ -81,19 +84,15 @@ def _client_files(part: str, cert: str, key: str, ca: str) -> Iterator[Finding]:
 
 def authorities(part: str, ca: str) -> Iterator[Finding]:
     """Check the ends of the authorities in a file. A file that cannot be read is found where it is used."""
-    if not ca:
-        return
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
-        context.load_verify_locations(ca)
+        ends = list(certificate_ends(Path(ca).read_text(encoding="ascii", errors="replace"))) if ca else []
     except (OSError, ValueError):
         return
-    for each in context.get_ca_certs():
-        left_days = _days(each)
-        if left_days < SOON_DAYS:
-            when = f"ends in {left_days:.1f} days" if left_days > 0 else "has ended"
-            advice = "make a new one; give every member a file with both, before the new certificates"
-            yield warning(part, f"an authority in {ca} {when}, and every certificate of it with it", advice)
+    left_days = (min(ends, default=math.inf) - time.time()) / DAY_S
+    if left_days < SOON_DAYS:
+        when = f"ends in {left_days:.1f} days" if left_days > 0 else "has ended"
+        advice = "make a new one; give every member a file with both, before the new certificates"
+        yield warning(part, f"an authority in {ca} {when}, and every certificate of it with it", advice)
 
 
 def _days(certificate: Mapping[str, object]) -> float:
