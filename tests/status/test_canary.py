@@ -58,8 +58,8 @@ async def test_it_finds_a_handler_that_fails_and_requests_that_end_well_heal_it(
     await made.close()
 
 
-async def test_a_worker_at_capacity_keeps_the_last_result() -> None:
-    made = Cluster(status_port=0, canary_s=0.1)
+async def test_a_worker_at_capacity_fails_only_if_no_request_ends() -> None:
+    made = Cluster(status_port=0, canary_s=0.3)
     began, go_on = asyncio.Event(), asyncio.Event()
 
     async def held(request: Any) -> Any:
@@ -69,13 +69,14 @@ async def test_a_worker_at_capacity_keeps_the_last_result() -> None:
         return request
 
     worker = await made.worker(held, canary=None, max_inflight=1)
-    await health(worker, lambda canary: canary["ok"])
-    call = asyncio.ensure_future((await made.client()).call("hold"))
-    await began.wait()
-    later = await health(worker, lambda canary: canary["age_s"] > 1.2)  # At least one more was refused.
-    assert later["healthy"] is True
+    client = await made.client()
+    call = asyncio.ensure_future(client.call("hold"))
+    await began.wait()  # Before the first canary, which is refused.
+    bad = await health(worker, lambda canary: canary["ok"] is False)
+    assert bad["canaries"][PATH]["reason"].startswith("Overloaded: ")
     go_on.set()
     assert await call == "hold"
+    assert (await health(worker, lambda canary: canary["ok"]))["healthy"] is True
     await made.close()
 
 

@@ -71,6 +71,7 @@ class _Canary:
         self._at: float | None = None  # When the last result came, on the loop's clock.
         self._reason: str | None = None  # Why the last one failed; empty if it did not, None without a result.
         self._task: asyncio.Task[None] | None = None
+        self._well_at = loop.time()  # When a request last ended well, or when the endpoint was first looked at.
 
     def look(self, period_s: float) -> None:
         if self._task is not None:
@@ -78,6 +79,7 @@ class _Canary:
         now, ended_well = self._loop.time(), self._endpoint.stats.ended[Outcome.OK]
         if ended_well != self._ended_well:  # Other requests end well, so the handler works.
             self._ended_well, self._at, self._reason = ended_well, now, ""
+            self._well_at = now
         gate = self._endpoint.gate
         wanted = self._endpoint.listed and not gate.paused and not gate.draining
         if wanted and (self._at is None or now - self._at >= period_s):
@@ -87,12 +89,14 @@ class _Canary:
     async def _send(self, timeout_s: float) -> None:
         try:
             await self._trier.call(self._endpoint.canary, timeout_s)
-        except (Overloaded, Draining, Paused, RuntimeClosed):
-            return  # It says nothing about the handler: the last result stays.
+        except (Draining, Paused, RuntimeClosed):
+            return  # It says nothing about the handler.
         except Exception as error:
+            if isinstance(error, Overloaded) and self._loop.time() - self._well_at < timeout_s:
+                return  # The worker is at capacity, and works. Without a request that ends well, its handlers may hang.
             self._reason = f"{type(error).__name__}: {error}"
         else:
-            self._reason = ""
+            self._reason, self._well_at = "", self._loop.time()
         self._at = self._loop.time()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
