@@ -20,7 +20,7 @@ from benchmarks.rounds import OURS, RESULTS, TCP, Spread, read_result
 from benchmarks.table import SOCKET, SWEEP, name_of, number
 
 FILES = (RESULTS / "latest.json", RESULTS / "peers.json")
-NOT_SHOWN = ("native",)  # Its figures are those of ours.
+NOT_SHOWN = ("native", "traced")  # They have a table of their own.
 COLOURS = {
     "ours": "#1f6fb4",
     "ours-compiled": "#0b3c66",

@@ -149,6 +149,13 @@ def best_of_ours(result: dict[str, Any]) -> str:
     return COMPILED if any(COMPILED in peers for peers in result["figures"].values()) else PURE
 
 
+VARIANTS = {
+    "native": "The native API (`trd.connect`) next to the original's",
+    "traced": "With spans of OpenTelemetry, next to none",
+}
+"""The table of each peer that differs from ours only in how it is used."""
+
+
 def figure(result: dict[str, Any], row: Row, peer: str) -> Spread | None:
     """Return a peer's figure of a row."""
     found: Spread | None = result["figures"].get(row.workload, {}).get(peer, {}).get(row.figure)
@@ -197,8 +204,10 @@ def tables(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield title, text
     if text := _compared(result, CORE_ROWS, [PURE + TCP], [other + TCP for other in OTHERS]):
         yield "Over TCP on the loopback", text
-    if text := _compared(result, [row for row in CORE_ROWS if KINDS["native"].runs(row.workload)], [PURE], ["native"]):
-        yield "The native API (`trd.connect`) next to the original's", text
+    for peer, title in VARIANTS.items():
+        rows = [row for row in CORE_ROWS if KINDS[peer].runs(row.workload) and figure(result, row, peer) is not None]
+        if rows and (text := _compared(result, rows, [PURE], [peer])):
+            yield title, text
 
 
 def conditions(result: dict[str, Any]) -> str:

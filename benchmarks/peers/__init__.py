@@ -129,6 +129,7 @@ PEERS = {
     ),
     # Its `array` would be a stream, which copies the request; `ours` makes a call.
     "native": Kind("native", False, "native", "triton_distributed.api", only=("alone", "concurrent", "streams")),
+    "traced": Kind("ours", False, "traced", "opentelemetry", only=("alone", "concurrent", "streams")),
     "yardstick tcp": Kind("yardstick", True, "yardstick", "msgspec", only=CORE),
     "grpc.aio tcp": Kind("grpc.aio", True, "grpc_aio", "grpc", only=CORE, leaves=False),
     "ours tcp": Kind("ours", True, "ours", "triton_distributed.runtime", only=CORE),

@@ -34,6 +34,8 @@ def test_valid(text: str) -> None:
         f"00-{'0' * 32}-{SPAN}-01",
         f"00-{TRACE}-{'0' * 16}-01",
         f"00-{TRACE.upper()}-{SPAN}-01",
+        f"00-{TRACE[:10]}g{TRACE[11:]}-{SPAN}-01",
+        f"01-{TRACE}-{SPAN}-01-a\nb",
         f"00-{TRACE}-{SPAN}-01\n",
         f"00-{TRACE}-{SPAN}-1",
         f"01-{TRACE}-{SPAN}-01-" + "x" * 1000,
