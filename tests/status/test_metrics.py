@@ -30,6 +30,7 @@ from triton_distributed.observe.labels import MOST_SETS
 from triton_distributed.runtime import DistributedRuntime
 from triton_distributed.status import readings
 from triton_distributed.status.families import BY_NAME, FAMILIES, LEFT_OUT
+from triton_distributed.testing import NatsServer
 
 REQUESTS, CALLS = "triton_requests_total", "triton_calls_total"
 
@@ -176,6 +177,83 @@ async def test_requests_that_a_withdrawal_cuts_are_counted_apart(cluster: Cluste
             await patiently(ended)
     await asyncio.wait([serving])
     assert (await read(worker)).outcomes(REQUESTS) == {"cut": 1, "refused": 1}
+
+
+async def test_further_attempts_are_counted(cluster: Cluster) -> None:
+    engines = Engine(), Engine()
+    workers = [await cluster.worker(each.serve, max_inflight=1) for each in engines]
+    client = await cluster.client()
+    await patiently(client.wait_for_instances(2))
+    first, second = (each.instance_id for each in workers)
+
+    def first_if_it_may(request: Any, instances: Any, load: Any) -> Any:
+        return next((each for each in instances if each.id == first), instances[0])
+
+    running = client.direct("wait", first)
+    await patiently(anext(running))
+    choosing = await cluster.caller.endpoint("t.c.e").client(first_if_it_may)
+    assert await drained(choosing.generate(2, annotated=False)) == [0, 1]  # The first one refuses it.
+    calls = await read(cluster.caller)
+    assert calls("triton_call_retries_total", endpoint="t.c.e") == 1
+    assert calls("triton_call_resumes_total", endpoint="t.c.e") == 0
+    assert calls("triton_instances", endpoint="t.c.e", state="candidate") == 2
+    for engine in engines:
+        engine.go_on.set()
+    assert await drained(running) == []
+    await patiently(workers[1].close())
+    await until(lambda: len(client.instance_ids()) == 1)
+    calls = await read(cluster.caller)
+    assert calls("triton_instances", endpoint="t.c.e", state="listed") == 1
+    assert calls.outcomes(CALLS) == {"ok": 2}
+    assert (await read(workers[0])).outcomes(REQUESTS) == {"ok": 1, "refused": 1}
+    assert (await read(workers[1])).outcomes(REQUESTS) == {"ok": 1}
+    assert second not in client.instance_ids()
+
+
+async def test_a_hedge_is_counted(here: trd.Connection) -> None:
+    gate = asyncio.Event()
+
+    async def slow(request: int) -> int:
+        await gate.wait()
+        return request
+
+    async def fast(request: int) -> int:
+        return request
+
+    await here.serve("t.c.hedged", slow)
+    async with trd.connect(trd.Config(discovery="memory", handle_signals=False)) as other:
+        await other.serve("t.c.hedged", fast)
+        slow_id = here.runtime.instance_id
+
+        def slow_first(request: Any, instances: Any, load: Any) -> Any:
+            return next((each for each in instances if each.id == slow_id), instances[0])
+
+        async with asyncio.timeout(PATIENCE_S):
+            while len(await here.instances("t.c.hedged")) < 2:
+                await asyncio.sleep(MS)
+        options: Any = {"policy": slow_first, "hedge_after_s": MS, "idempotent": True}
+        assert await here.call("t.c.hedged", 7, **options) == 7
+        gate.set()
+        page = Read(await asyncio.to_thread(here.metrics.text))
+        assert page("triton_call_hedges_total", endpoint="t.c.hedged") == 1
+
+
+async def test_the_state_of_nats_is_shown(nats: NatsServer) -> None:
+    cluster = Cluster(nats_server=nats.url)
+    runtime = cluster.runtime()
+    try:
+        await runtime.namespace("t").publish("begun", b"")
+        page = await read(runtime)
+        assert (page("triton_nats_connected"), page("triton_nats_reconnections_total")) == (1, 0)
+        nats.kill()
+        await until(lambda: not runtime.nats.connected)
+        assert (await read(runtime))("triton_nats_connected") == 0
+        await nats.start()
+        await until(lambda: runtime.nats.reconnections)
+        page = await read(runtime)
+        assert (page("triton_nats_connected"), page("triton_nats_reconnections_total")) == (1, 1)
+    finally:
+        await cluster.close()
 
 
 async def test_called_endpoints_beyond_a_bound_share_one_line(

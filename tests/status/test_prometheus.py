@@ -22,7 +22,7 @@ from tests.timing import MS, PATIENCE_S
 from triton_distributed.observe import BOUNDS_S
 from triton_distributed.testing.servers import free_port
 
-PROMETHEUS = shutil.which("prometheus")
+PROMETHEUS, PROMTOOL = shutil.which("prometheus"), shutil.which("promtool")
 
 PROGRAM = """
 import asyncio
@@ -125,4 +125,8 @@ async def test_it_has_the_figures_of_the_load_generator(tmp_path: Path, trd_dir:
                 found = (await asyncio.to_thread(scraping.query, f"histogram_quantile({q}, {buckets})"))[""]
                 called_s = sorted(measured)[round(q * len(measured)) - 1]
                 assert bucket(slept_s)[0] <= found <= bucket(called_s)[1]
+            if PROMTOOL:
+                page = (await asyncio.to_thread(urlopen, f"http://{url}/metrics")).read()
+                checked = subprocess.run([PROMTOOL, "check", "metrics"], input=page, capture_output=True)
+                assert (checked.returncode, checked.stderr) == (0, b"")
         await asyncio.to_thread(running.stop)
