@@ -85,9 +85,9 @@ class Rendering:
 
     def _parts(self, encode: Callable[[Any], bytes], pause: Callable[[], None]) -> Iterator[bytes]:
         for family, rows in readings(self._sources, pause):
-            yield _encoded(encode, _metric(family, rows), pause)
+            yield _encoded(encode, _metric(family), _samples(family.name, rows), pause)
         left_out = 0
-        names = {name for family in BY_NAME.values() for name in _exposed(_metric(family, []))}
+        names = {name for family in BY_NAME.values() for name in _exposed(_metric(family))}
         for metric in self._of_program():
             clashing = _exposed(metric) & names
             names |= _exposed(metric)
@@ -96,13 +96,13 @@ class Rendering:
             try:
                 if clashing:
                     raise ValueError(f"{', '.join(sorted(clashing))} is on the page already: rename one of them")
-                part = _encoded(encode, metric, pause)
+                part = _encoded(encode, metric, metric.samples, pause)
             except Exception as error:  # A collector may hold anything.
                 left_out += 1
                 self._report(f"{metric.name} is left out of the metrics page", error)
             else:
                 yield part
-        yield _encoded(encode, _metric(LEFT_OUT, [({}, left_out)]), pause)
+        yield _encoded(encode, _metric(LEFT_OUT), _samples(LEFT_OUT.name, [({}, left_out)]), pause)
 
     def _of_program(self) -> Iterator[Metric]:
         for registry in (REGISTRY, *self._added):
@@ -127,23 +127,24 @@ class _One:
         return (self._metric,)
 
 
-class _Paced(list[Any]):
-    """A list whose reader makes pauses."""
+class _Paced:
+    """Samples whose reader makes pauses."""
 
-    def __init__(self, values: Iterable[Any], pause: Callable[[], None]) -> None:
-        super().__init__(values)
-        self._pause = pause
+    def __init__(self, samples: Iterable[Sample], pause: Callable[[], None]) -> None:
+        self._samples, self._pause = samples, pause
 
-    def __iter__(self) -> Iterator[Any]:
-        for number, value in enumerate(super().__iter__(), 1):
-            yield value
+    def __iter__(self) -> Iterator[Sample]:
+        for number, sample in enumerate(self._samples, 1):
+            yield sample
             if number % SOME_LINES == 0:
                 self._pause()
 
 
-def _encoded(encode: Callable[[Any], bytes], metric: Metric, pause: Callable[[], None]) -> bytes:
-    paced = copy.copy(metric)  # It may be the program's own object.
-    paced.samples = _Paced(metric.samples, pause)
+def _encoded(
+    encode: Callable[[Any], bytes], metric: Metric, samples: Iterable[Sample], pause: Callable[[], None]
+) -> bytes:
+    paced: Any = copy.copy(metric)  # It may be the program's own object.
+    paced.samples = _Paced(samples, pause)
     part = encode(_One(paced))
     pause()
     return part.removesuffix(END)
@@ -154,22 +155,24 @@ def _exposed(metric: Metric) -> set[str]:
     return {metric.name, *(metric.name + suffix for suffix in SUFFIXES.get(metric.type, ()))}
 
 
-def _metric(family: Family, rows: Iterable[Row]) -> Metric:
+def _metric(family: Family) -> Metric:
     if family.kind == "counter":
-        metric = Metric(family.name.removesuffix("_total"), family.text, "counter")
-    else:
-        metric = Metric(family.name, family.text, family.kind)
-    for labels, value in rows:
+        return Metric(family.name.removesuffix("_total"), family.text, "counter")
+    return Metric(family.name, family.text, family.kind)
+
+
+def _samples(name: str, rows: Iterable[Row]) -> Iterator[Sample]:
+    for given, value in rows:
+        labels = dict(given)
         if not isinstance(value, Buckets):
-            metric.samples.append(Sample(family.name, dict(labels), float(value)))
+            yield Sample(name, labels, value)
             continue
         below = 0
         for bound, count in zip((*map(str, value.bounds), "+Inf"), value.counts, strict=True):
             below += count
-            metric.samples.append(Sample(f"{family.name}_bucket", {**labels, "le": bound}, below))
-        metric.samples.append(Sample(f"{family.name}_count", dict(labels), below))
-        metric.samples.append(Sample(f"{family.name}_sum", dict(labels), value.total))
-    return metric
+            yield Sample(f"{name}_bucket", {**labels, "le": bound}, below)
+        yield Sample(f"{name}_count", labels, below)
+        yield Sample(f"{name}_sum", labels, value.total)
 
 
 class _Pace:

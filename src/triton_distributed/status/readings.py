@@ -37,9 +37,6 @@ OTHERS = "(others)"
 MOST_COPIES = 10
 """Attempts to copy a dict that changes meanwhile. A second one is rare."""
 
-SOME_CLIENTS = 20
-"""Clients of one endpoint whose counters are added before the next pause: some hundred microseconds."""
-
 
 class Buckets(NamedTuple):
     """A histogram.
@@ -56,14 +53,17 @@ class Buckets(NamedTuple):
 
 
 Row = tuple[Mapping[str, str], "float | Buckets"]
-Reading = tuple[Family, list[Row]]
+Reading = tuple[Family, Iterable[Row]]
 
 
 def readings(sources: Sources, pause: Callable[[], None]) -> Iterator[Reading]:
-    """Every metric of `families.FAMILIES` but `LEFT_OUT`, with its lines.
+    """Every metric of `families.FAMILIES` but `LEFT_OUT`, with its lines. Read the lines before the next metric.
+
+    The lines are made one by one. If many objects existed at once, Python's garbage collector would start, and would
+    hold the interpreter's lock for as long as all objects of the program take it.
 
     Args:
-        pause: called after each piece of work that takes some hundred microseconds.
+        pause: called after each piece of work, of at most some hundred microseconds.
     """
     yield from _served(sources, pause)
     yield from _called(sources, pause)
@@ -77,17 +77,17 @@ def _served(sources: Sources, pause: Callable[[], None]) -> Iterator[Reading]:
         for name, labels in sources.served.keys
     ]
     yield f.REQUESTS, _by_outcome(rows, Outcome.UNREACHABLE)
-    yield f.REQUEST_DURATION, [(labels, _buckets(stats.duration)) for labels, stats in rows]
-    yield f.REQUEST_FIRST_ITEM, [(labels, _buckets(stats.first_item)) for labels, stats in rows]
-    yield f.REQUEST_QUEUE, [(labels, _buckets(stats.queue_wait)) for labels, stats in rows]
-    yield f.REQUEST_LOOP_WAIT, [(labels, _buckets(stats.loop_wait)) for labels, stats in rows]
-    yield f.ITEMS, [(labels, stats.items) for labels, stats in rows]
+    yield f.REQUEST_DURATION, ((labels, _buckets(stats.duration)) for labels, stats in rows)
+    yield f.REQUEST_FIRST_ITEM, ((labels, _buckets(stats.first_item)) for labels, stats in rows)
+    yield f.REQUEST_QUEUE, ((labels, _buckets(stats.queue_wait)) for labels, stats in rows)
+    yield f.REQUEST_LOOP_WAIT, ((labels, _buckets(stats.loop_wait)) for labels, stats in rows)
+    yield f.ITEMS, ((labels, stats.items) for labels, stats in rows)
     present = [(_labels(each.name, each.labels), each) for each in _copied(lambda: sources.server.endpoints)]
-    yield f.IN_FLIGHT, [(labels, len(each.gate.running)) for labels, each in present]
-    yield f.QUEUED, [(labels, len(each.gate.queue)) for labels, each in present]
+    yield f.IN_FLIGHT, ((labels, len(each.gate.running)) for labels, each in present)
+    yield f.QUEUED, ((labels, len(each.gate.queue)) for labels, each in present)
     limits = [(labels, each.gate.queue.max_inflight) for labels, each in present]
-    yield f.LIMIT, [(labels, limit) for labels, limit in limits if limit is not None]
-    yield f.SERVING, [(labels, _serves(each)) for labels, each in present]
+    yield f.LIMIT, ((labels, limit) for labels, limit in limits if limit is not None)
+    yield f.SERVING, ((labels, _serves(each)) for labels, each in present)
 
 
 def _called(sources: Sources, pause: Callable[[], None]) -> Iterator[Reading]:
@@ -99,17 +99,17 @@ def _called(sources: Sources, pause: Callable[[], None]) -> Iterator[Reading]:
         parts = chain.from_iterable(map(sources.called.parts, others))
         rows.append(({"endpoint": OTHERS}, _summed(parts, CallStats(), pause)))
     yield f.CALLS, _by_outcome(rows, Outcome.CUT)
-    yield f.CALL_DURATION, [(labels, _buckets(stats.duration)) for labels, stats in rows]
-    yield f.CALL_FIRST_ITEM, [(labels, _buckets(stats.first_item)) for labels, stats in rows]
-    yield f.CALLS_IN_FLIGHT, [(labels, stats.inflight) for labels, stats in rows]
-    yield f.RETRIES, [(labels, stats.retries) for labels, stats in rows]
-    yield f.RESUMES, [(labels, stats.resumes) for labels, stats in rows]
-    yield f.HEDGES, [(labels, stats.hedges) for labels, stats in rows]
+    yield f.CALL_DURATION, ((labels, _buckets(stats.duration)) for labels, stats in rows)
+    yield f.CALL_FIRST_ITEM, ((labels, _buckets(stats.first_item)) for labels, stats in rows)
+    yield f.CALLS_IN_FLIGHT, ((labels, stats.inflight) for labels, stats in rows)
+    yield f.RETRIES, ((labels, stats.retries) for labels, stats in rows)
+    yield f.RESUMES, ((labels, stats.resumes) for labels, stats in rows)
+    yield f.HEDGES, ((labels, stats.hedges) for labels, stats in rows)
     known = [
         (_labels(each.name, ()), each) for each in _copied(lambda: list(sources.candidates.values()))[:MOST_CALLED]
     ]
-    yield f.INSTANCES, [row for labels, each in known for row in _by(labels, "state", _instances(each))]
-    yield f.EJECTIONS, [(labels, each.ejector.stats.ejections) for labels, each in known]
+    yield f.INSTANCES, (row for labels, each in known for row in _by(labels, "state", _instances(each)))
+    yield f.EJECTIONS, ((labels, each.ejector.stats.ejections) for labels, each in known)
 
 
 def _sessions(sources: Sources, pause: Callable[[], None]) -> Iterator[Reading]:
@@ -169,20 +169,16 @@ S = TypeVar("S", RequestStats, CallStats)
 
 
 def _summed(parts: Iterable[S], total: S, pause: Callable[[], None]) -> S:
-    for number, each in enumerate(parts, 1):
+    for each in parts:
         include(total, each)
-        if number % SOME_CLIENTS == 0:
-            pause()
+        pause()
     return total
 
 
-def _by_outcome(rows: Sequence[tuple[Mapping[str, str], RequestStats | CallStats]], never: Outcome) -> list[Row]:
+def _by_outcome(rows: Sequence[tuple[Mapping[str, str], RequestStats | CallStats]], never: Outcome) -> Iterator[Row]:
     outcomes = [each for each in Outcome if each is not never]
-    return [
-        row
-        for labels, stats in rows
-        for row in _by(labels, "outcome", {each.name.lower(): stats.ended[each] for each in outcomes})
-    ]
+    for labels, stats in rows:
+        yield from _by(labels, "outcome", {each.name.lower(): stats.ended[each] for each in outcomes})
 
 
 def _buckets(histogram: Histogram) -> Buckets:
