@@ -55,6 +55,14 @@ def test_ports_agree():
     assert SERVICES["worker"]["expose"] == [str(listen.port)]
 
 
+def test_a_worker_is_healthy_when_its_status_port_says_so():
+    worker = SERVICES["worker"]
+    how, program, option, code = worker["healthcheck"]["test"]
+    assert (how, program, option) == ("CMD", "python", "-c")
+    assert f"http://127.0.0.1:{worker['environment']['TRD_STATUS_PORT']}/ready" in code
+    compile(code, "healthcheck", "exec")
+
+
 def test_nothing_is_published_and_volumes_exist():
     for name, service in SERVICES.items():
         assert "ports" not in service, f"{name} would be open to the network"

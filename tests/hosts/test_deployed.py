@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from asyncio.subprocess import PIPE
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,6 @@ from triton_distributed.testing import ServerMissing
 
 WORKERS = ("worker-1", "worker-2")
 TOKEN = "a long random text"
-PORT = "TRD_STATUS_PORT"
 PROBE = "import sys, urllib.request as u; print(*(u.urlopen(each).status for each in sys.argv[1:]))"
 
 pytestmark = [
@@ -74,6 +73,7 @@ async def deployed(
     worker_settings: dict[str, dict[str, str]],
     client: Sequence[str],
     client_settings: dict[str, str],
+    probe: Callable[[Network, str], object],
 ) -> None:
     """Start it all, run the job, and stop the workers as their keepers do."""
     try:
@@ -93,13 +93,8 @@ async def deployed(
             assert all(f"tcp://{network[name].address}:7000" in listed for name in WORKERS), listed
             stranger = {key: value for key, value in client_settings.items() if not key.startswith("TRD_T")}
             assert network["client"].run(*ls, settings=stranger).count('"state":"unreachable"') == 2
-            urls = [
-                f"http://{network[name].address}:{worker_settings[name][PORT]}"
-                for name in WORKERS
-                if PORT in worker_settings[name]
-            ]
-            probes = [f"{url}{path}" for url in urls for path in ("/ready", "/live", "/metrics")]
-            assert network["client"].run(sys.executable, "-c", PROBE, *probes).split() == ["200"] * len(probes)
+            for name in WORKERS:
+                probe(network, name)
             answer = network["client"].run(*ours(client), settings=client_settings)
             assert answer.split("\n")[:-1] == list("hello world") * 10
             for process in processes:
@@ -128,6 +123,7 @@ async def test_what_compose_starts(network: Network):
         dict.fromkeys(WORKERS, settings["worker"]),
         services["client"]["command"],
         settings["client"],
+        lambda network, name: network[name].run(sys.executable, *services["worker"]["healthcheck"]["test"][2:]),
     )
 
 
@@ -143,6 +139,12 @@ async def test_what_kubernetes_starts(network: Network, tmp_path: Path):
         found = environment(manifest(kind, name), pod_ip, TOKEN)
         return {key: value.replace("/etc/member-tls", str(tmp_path)) for key, value in found.items()}
 
+    def probe(network: Network, name: str) -> None:
+        (port,) = [each["containerPort"] for each in worker["ports"] if each["name"] == "status"]
+        paths = [worker[each]["httpGet"]["path"] for each in ("startupProbe", "readinessProbe", "livenessProbe")]
+        urls = [f"http://{network[name].address}:{port}{path}" for path in (*paths, "/metrics")]
+        assert network["client"].run(sys.executable, "-c", PROBE, *urls).split() == ["200"] * len(urls)
+
     etcd, nats, worker, client = (
         container(manifest(*each))
         for each in (("StatefulSet", "etcd"), ("StatefulSet", "nats"), ("Deployment", "worker"), ("Job", "client"))
@@ -155,4 +157,5 @@ async def test_what_kubernetes_starts(network: Network, tmp_path: Path):
         {name: settings("Deployment", "worker", network[name].address) for name in WORKERS},
         client["command"],
         settings("Job", "client", network["client"].address),
+        probe,
     )
