@@ -235,3 +235,12 @@ def test_a_program_serves_what_it_declares(trd):
     finally:
         program.kill()
         program.communicate()
+
+
+def test_the_status_port_is_published_and_other_commands_leave_it_alone(trd):
+    trd.serve("worker:echo", "demo.b.g", env={"TRD_STATUS_PORT": "0"})
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # As a worker's fixed port is taken for commands beside it.
+        port = str(taken.getsockname()[1])
+        said = trd.run("describe", "demo.b.g", "--json", env={"TRD_STATUS_PORT": port})
+    assert (said.status, said.err) == (0, "")
+    assert '"status_url":"http://127.0.0.1:' in said.out

@@ -16,6 +16,7 @@ from triton_distributed.config import Config
 from triton_distributed.errors import ConfigError
 from triton_distributed.names import Instance
 from triton_distributed.runtime import DistributedRuntime
+from triton_distributed.serving.addresses import published_url
 from triton_distributed.status.port import RESERVED, HttpError
 
 
@@ -168,6 +169,16 @@ async def test_what_is_published_names_the_port(watched: Cluster) -> None:
     assert isinstance(instance, Instance)
     assert instance.status_url == worker.status_port.url
     assert len({each.status_port.url for each in watched.runtimes}) == len(watched.runtimes)
+
+
+async def test_a_wildcard_is_published_as_an_address_of_this_host() -> None:
+    loop, config = asyncio.get_running_loop(), Config()
+    for wildcard in ("0.0.0.0", "[::]"):
+        published = await published_url(loop, config, f"http://{wildcard}:9090")
+        assert published.endswith(":9090")
+        assert wildcard not in published
+    assert await published_url(loop, config, "http://127.0.0.1:9090") == "http://127.0.0.1:9090"
+    assert await published_url(loop, config, "") == ""
 
 
 async def test_paths_and_methods_that_do_not_exist(watched: Cluster) -> None:
