@@ -147,7 +147,7 @@ async def shot(name: str, url: str, scheme: int, folder: Path) -> None:
     assert CHROMIUM is not None
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=3000"]
     options += [f"--blink-settings=preferredColorScheme={scheme}", f"--user-data-dir={folder}/profile"]
-    options += ["--window-size=1200,760", f"--screenshot={ASSETS / name}.png"]
+    options += ["--window-size=1200,720", f"--screenshot={ASSETS / name}.png"]
     process = await asyncio.create_subprocess_exec(CHROMIUM, *options, url, stderr=subprocess.DEVNULL)
     await process.wait()
 

@@ -3,7 +3,8 @@
 
 const EVERY_MS = 1000;    // between two questions
 const PATIENCE_MS = 1500; // for one answer; while the event loop is stuck, the port answers within a second
-const WINDOW_S = 300;     // what the plots show
+const WINDOW_S = 300;     // what the plots show at most
+const SHORT_S = 60;       // what they show at least, of a process that has just begun
 const COLOURS = 8;        // series that are drawn: more could not be told apart
 const LATE_S = 0.1;       // lag of the event loop that is a problem: all requests feel it
 
@@ -102,6 +103,8 @@ function ended(columns, total) {
 
 const last = (values) => values?.length ? values[values.length - 1] : null;
 
+const span = () => Math.min(WINDOW_S, Math.max(SHORT_S, last(past.times) - past.times[0]));
+
 function nearest(time) {
   let best = 0;
   past.times.forEach((each, at) => { if (Math.abs(each - time) < Math.abs(past.times[best] - time)) best = at; });
@@ -131,7 +134,7 @@ class Plot {
   }
 
   draw() {
-    const width = this.picture.clientWidth || 380, end = last(past.times), start = end - WINDOW_S;
+    const width = this.picture.clientWidth || 380, end = last(past.times), width_s = span(), start = end - width_s;
     const values = this.series.flatMap((each) => each.values.filter((value, at) => value !== null && past.times[at] >= start));
     const most = values.reduce((a, b) => Math.max(a, b), this.bounds.at(-1));
     const least = values.reduce((a, b) => b > 0 ? Math.min(a, Math.max(b, SHORTEST_S)) : a, this.bounds[0]);
@@ -145,7 +148,7 @@ class Plot {
       share = (value) => value / top;
       marks = [0, top / 2, top];
     }
-    this.x = (time) => LEFT + (time - start) / WINDOW_S * (width - LEFT);
+    this.x = (time) => LEFT + (time - start) / width_s * (width - LEFT);
     this.y = (value) => HEIGHT - BOTTOM - share(value) * (HEIGHT - BOTTOM - TOP);
     this.picture.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     this.picture.replaceChildren();
@@ -154,11 +157,14 @@ class Plot {
       this.add("line", {class: "grid", x1: LEFT, x2: width, y1: y, y2: y});
       this.add("text", {x: LEFT - 7, y: y + 4, "text-anchor": "end"}, mark ? this.text(mark) : "0");
     }
-    for (let minutes = 0; minutes * 60 < WINDOW_S; minutes++)
-      this.add("text", {x: this.x(end - minutes * 60), y: HEIGHT - 4, "text-anchor": minutes ? "middle" : "end"}, minutes ? `−${minutes} min` : "now");
+    const step = width_s > 150 ? 60 : width_s > 75 ? 30 : 15;
+    for (let ago = 0; ago < width_s * 0.93; ago += step) {
+      const words = ago ? step === 60 ? `−${ago / 60} min` : `−${ago} s` : "now";
+      this.add("text", {x: this.x(end - ago), y: HEIGHT - 4, "text-anchor": ago ? "middle" : "end"}, words);
+    }
     for (const each of this.series) this.line(each, start);
     if (pointedAt !== null) {
-      const x = this.x(past.times[nearest(start + pointedAt * WINDOW_S)]);
+      const x = this.x(past.times[nearest(start + pointedAt * width_s)]);
       this.add("line", {class: "cross", x1: x, x2: x, y1: TOP, y2: HEIGHT - BOTTOM});
     }
   }
@@ -183,7 +189,7 @@ class Plot {
     const share = (event.clientX - box.left - LEFT) / (box.width - LEFT);
     if (share < 0 || share > 1 || !past.times.length) return unpoint();
     pointedAt = share;
-    const at = nearest(last(past.times) - WINDOW_S + share * WINDOW_S);
+    const at = nearest(last(past.times) - (1 - share) * span());
     const rows = this.series.filter((each) => each.values[at] !== null).map((each) => element("div", {},
       element("span", {}, element("span", {class: `swatch b${each.colour}`}), each.name), element("b", {}, this.text(each.values[at]))));
     $("tip")?.remove();
