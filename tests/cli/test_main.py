@@ -10,6 +10,7 @@ import pytest
 
 from tests.guards.tree import SRC
 from triton_distributed import __version__, is_compiled
+from triton_distributed.cli.failure import dotted
 from triton_distributed.cli.main import COMMANDS, main
 
 ANYTHING_BUT_LIGHT = [
@@ -138,3 +139,18 @@ def test_a_wrong_setting_or_request_is_one_line(trd, line, environment, says):
     said = trd.run(*line, env=environment)
     assert (said.status, said.out, said.err.count("\n")) == (2, "", 1)
     assert says in said.err
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ('endpoint "a/components/b/c": full', 'endpoint "a.b.c": full'),
+        ("no endpoint a/components/b-1/c_2, or x/components/y/z.", "no endpoint a.b-1.c_2, or x.y.z."),
+        ("(a/components/b/c)", "(a.b.c)"),
+        ("a/components/b/c-3.1 is full", "a/components/b/c-3.1 is full"),
+        ("a/components/llama-3.1/c", "a/components/llama-3.1/c"),
+        ("/srv/components/b/c/d.py", "/srv/components/b/c/d.py"),
+    ],
+)
+def test_names_are_shown_as_users_type_them(text: str, shown: str) -> None:
+    assert dotted(text) == shown

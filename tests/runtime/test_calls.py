@@ -592,6 +592,6 @@ async def test_who_waits_in_vain_is_told_where(
     client = await cluster.caller.endpoint("t.c.nobody").client()
     waiting = client.wait_for_instances()
     await until(lambda: "no instance yet" in caplog.text)
-    assert '"t/components/c/nobody": no instance yet' in caplog.text
+    assert '"t.c.nobody": no instance yet' in caplog.text
     assert cluster.caller.discovery.where in caplog.text
     waiting.cancel()

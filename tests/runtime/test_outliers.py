@@ -102,7 +102,7 @@ async def test_a_worker_that_always_fails_is_left_out_soon(three: Workers, caplo
     assert (client.outlier_stats.ejections, client.outlier_stats.out) == (1, 1)
     assert "3 instances (1 ejected)" in repr(client)
     (record,) = [each for each in caplog.records if "left out" in each.getMessage()]
-    assert f'"t/components/c/e": instance {three.ids[1]} is left out for ' in record.getMessage()
+    assert f'"t.c.e": instance {three.ids[1]} is left out for ' in record.getMessage()
     assert " calls failed, of its peers' 0 of " in record.getMessage()
 
 

@@ -89,7 +89,7 @@ def test_the_wait_is_logged_after_a_second(workers: int, words: str, caplog: pyt
             assert said() == []
             await asyncio.sleep(0.2)
             assert len(said()) == 1
-            assert f'"t/components/c/e": {words}; waiting for a worker' in said()[0]
+            assert f'"t.c.e": {words}; waiting for a worker' in said()[0]
             await local.worker("t.c.e", echo)
             await waiting
 

@@ -212,7 +212,7 @@ class Candidates:
             others = "" if elsewhere is None or found else elsewhere()
             if others or not again:
                 so_far = f"{found} of {count} instances yet" if found else "no instance yet"
-                logger.warning(words, self.name.path, so_far, where, others)
+                logger.warning(words, self.name, so_far, where, others)
             if elsewhere is not None and not others:
                 timer = self._loop.call_later(ELSEWHERE_S, say, True)
 

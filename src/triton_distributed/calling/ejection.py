@@ -110,7 +110,7 @@ class Ejector:
         self.stats.ejections += 1
         logger.warning(
             '"%s": instance %d is left out for %.3g s: %s%s',
-            self._name.path,
+            self._name,
             ejection.instance_id,
             ejection.until - ejection.since,
             ejection.reason,
@@ -130,5 +130,5 @@ class Ejector:
         back = self.outliers.readmit(self._loop.time())
         self._await_return()  # Needed also if the timer was early by less than the clock's resolution.
         if back:
-            logger.info('"%s": back in rotation: instance %s', self._name.path, ", ".join(map(str, back)))
+            logger.info('"%s": back in rotation: instance %s', self._name, ", ".join(map(str, back)))
             self._on_change()

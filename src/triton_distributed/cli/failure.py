@@ -32,7 +32,7 @@ def one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
-_PATH = re.compile(r"([^\s/.\"'`(]+)/components/([^\s/.]+)/([^\s/.,:;\"'`)]+)(?![^\s,:;\"'`)])")
+_PATH = re.compile(r"""([^\s/."'`(]+)/components/([^\s/.]+)/([^\s/.,:;"'`)]+)(?=\.?(?:[\s,:;"'`)]|$))""")
 
 
 def dotted(text: str) -> str:
