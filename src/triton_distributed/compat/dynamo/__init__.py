@@ -6,7 +6,7 @@ Dynamo's. docs/dynamo.md says what moves by itself, what differs, and what is no
 """
 
 from triton_distributed.compat.dynamo.client import Client, Instance, RouterMode, TransportType
-from triton_distributed.compat.dynamo.contexts import Context, ContextMetadata, SpanProxy
+from triton_distributed.compat.dynamo.contexts import Context, ContextMetadata
 from triton_distributed.compat.dynamo.decorators import (
     UnaryClient,
     dynamo_endpoint,
@@ -34,6 +34,7 @@ from triton_distributed.compat.dynamo.llm.exceptions import (
     Unknown,
     WorkerUnavailable,
 )
+from triton_distributed.compat.dynamo.spans import SpanProxy
 from triton_distributed.compat.dynamo.streams import Annotated, AsyncResponseStream
 
 __all__ = [

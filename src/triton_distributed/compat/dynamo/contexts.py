@@ -10,7 +10,10 @@ from types import MappingProxyType
 from typing import Any
 
 from triton_distributed import context as native
+from triton_distributed.compat.dynamo.spans import SpanProxy, current_span, start_span
 from triton_distributed.context import AwaitedRequest
+from triton_distributed.observe.log_context import trace_ids
+from triton_distributed.observe.traceparent import TraceParent, parse
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -156,55 +159,35 @@ class Context:
         found = {name: str(value) for name in names if (value := known.get(name))}
         return found if "traceparent" in found else None
 
-    def _trace(self, number: int) -> str | None:
-        parts = (self.trace_headers() or {"traceparent": ""})["traceparent"].split("-")
-        return parts[number] if len(parts) == 4 else None
+    def _ids(self) -> TraceParent | None:
+        return trace_ids((self.trace_headers() or {}).get("traceparent"))
 
     @property
     def trace_id(self) -> str | None:
-        """The trace id of the caller's `traceparent`, or None."""
-        return self._trace(1)
+        """The trace id of the current span, else of the caller's `traceparent`, else None."""
+        ids = self._ids()
+        return None if ids is None else ids.trace_id
 
     @property
     def span_id(self) -> str | None:
-        """The span id of the caller's `traceparent`, or None."""
-        return self._trace(2)
+        """The id of the current span, else of the one in the caller's `traceparent`, else None."""
+        ids = self._ids()
+        return None if ids is None else ids.span_id
 
     @property
     def parent_span_id(self) -> str | None:
-        """None: this runtime makes no spans."""
-        return None
+        """The id of the caller's span, if there is a current span; else None."""
+        sent = parse((self.trace_headers() or {}).get("traceparent"))
+        return None if sent is None or trace_ids(None) is None else sent.span_id
 
     def current_span(self) -> SpanProxy:
-        """A span that records nothing."""
-        return SpanProxy()
+        """The current span; see `SpanProxy`."""
+        return current_span()
 
     def start_span(self, name: str, attrs: Mapping[str, Any] | None = None) -> SpanProxy:
-        """A span that records nothing."""
-        return SpanProxy()
+        """Start a span below the current one, for a `with` block or until its `close`; see `SpanProxy`."""
+        return start_span(name, attrs)
 
     def __repr__(self) -> str:
         state = "killed" if self.is_killed() else "stopped" if self.is_stopped() else "running"
         return f"<Context {self.id()} {state}>"
-
-
-class SpanProxy:
-    """A span that records nothing: this runtime carries trace headers and makes no spans."""
-
-    def set_attribute(self, key: str, value: Any) -> None:
-        """Do nothing."""
-
-    def add_event(self, name: str, attrs: Mapping[str, Any] | None = None) -> None:
-        """Do nothing."""
-
-    def set_status(self, status: str, description: str | None = None) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
-
-    def __enter__(self) -> SpanProxy:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Do nothing."""

@@ -1,7 +1,7 @@
 """The same names under Dynamo's module `runtime`."""
 
 from triton_distributed.compat.dynamo.client import Client, Instance, RouterMode, TransportType
-from triton_distributed.compat.dynamo.contexts import Context, ContextMetadata, SpanProxy
+from triton_distributed.compat.dynamo.contexts import Context, ContextMetadata
 from triton_distributed.compat.dynamo.decorators import (
     UnaryClient,
     dynamo_endpoint,
@@ -16,6 +16,7 @@ from triton_distributed.compat.dynamo.endpoints import (
     RuntimeMetrics,
 )
 from triton_distributed.compat.dynamo.handlers import PyAsyncRequestStream, ResponseSender
+from triton_distributed.compat.dynamo.spans import SpanProxy
 from triton_distributed.compat.dynamo.streams import Annotated, AsyncResponseStream
 
 __all__ = [
