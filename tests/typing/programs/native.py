@@ -185,3 +185,52 @@ async def not_two_way(turn: str) -> AsyncIterator[Token]:
 
 def used_wrongly() -> None:
     plain("a")  # refused: arg-type, reportArgumentType
+
+
+@trd.route("POST /engine/sleep")
+@trd.route("POST /sleep")
+async def sleep(body: Any) -> dict[str, int]:
+    if not body:
+        raise trd.HttpError(400, "say how deep")
+    return {"level": 1}
+
+
+@trd.health_check
+def device() -> str | None:
+    return "too hot"
+
+
+@trd.health_check(timeout_s=3)
+async def engine_works() -> bool:
+    return True
+
+
+class OnPort:
+    @trd.serve("demo.back.infer", canary={"prompt": "?"})
+    async def infer(self, request: str) -> str:
+        return request
+
+    @trd.route("POST /wake")
+    def wake(self) -> None:
+        return None
+
+    @trd.health_check
+    async def is_awake(self) -> bool:
+        return True
+
+
+async def on_the_status_port(here: trd.Connection, made: OnPort) -> None:
+    assert_type(await sleep({}), dict[str, int])
+    assert_type(device(), str | None)
+    assert_type(await engine_works(), bool)
+    assert_type(await made.is_awake(), bool)
+    here.route("GET /state", made.wake)
+    here.health_check(made.is_awake, timeout_s=2)
+    assert_type(here.runtime.status_port.url, str)
+
+
+def slips_of_the_status_port(here: trd.Connection) -> None:
+    trd.route(sleep)  # refused: arg-type, reportArgumentType
+    trd.health_check(3)  # refused: call-overload, reportArgumentType
+    here.health_check(sleep)  # refused: arg-type, reportArgumentType
+    trd.HttpError("409", "busy")  # refused: arg-type, reportArgumentType
