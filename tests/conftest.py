@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 
 import triton_distributed
 from tests.marks import allowed
+from tests.warm import warm
 from tools import compiled
 from triton_distributed import is_compiled
 
@@ -79,6 +80,7 @@ def neutral_environment() -> Iterator[None]:
                 patch.delenv(name)
         patch.setenv("TRD_DIR", private)
         yield
+        warm.close()
     shutil.rmtree(private)
 
 

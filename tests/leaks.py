@@ -32,6 +32,7 @@ from pytest_asyncio import is_async_test
 
 from tests.marks import allowed
 from tests.timing import SCALE
+from tests.warm import warm
 
 # What was closed may end a moment later: a thread past its last instruction, a transport whose close is a callback of a
 # loop that is being closed. Only a failing test waits this long.
@@ -81,7 +82,7 @@ def describe_descriptor(number: int, target: str) -> str:
 
 
 def children() -> set[int]:
-    """Process ids of this process's children, zombies included, except multiprocessing's own two servants."""
+    """Process ids of this process's children, zombies included, except multiprocessing's two servants and tests/warm.py's."""
     try:
         tasks = list(pathlib.Path("/proc/self/task").iterdir())
         found = {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
@@ -90,6 +91,7 @@ def children() -> set[int]:
     servants = {
         getattr(resource_tracker._resource_tracker, "_pid", None),
         getattr(forkserver._forkserver, "_forkserver_pid", None),
+        warm.process.pid if warm.process is not None else None,
     }
     return found - servants
 
@@ -138,11 +140,14 @@ class Snapshot:
         return [thread for thread in threading.enumerate() if thread not in self.threads]
 
     def new_descriptors(self) -> list[tuple[int, str]]:
-        servant = getattr(resource_tracker._resource_tracker, "_fd", None)
+        servants = {
+            getattr(resource_tracker._resource_tracker, "_fd", None),
+            warm.socket.fileno() if warm.socket is not None else None,
+        }
         return [
             (number, target)
             for number, target in descriptors().items()
-            if self.descriptors.get(number) != target and number != servant and "/.coverage" not in target
+            if self.descriptors.get(number) != target and number not in servants and "/.coverage" not in target
         ]
 
     def new_children(self) -> list[int]:

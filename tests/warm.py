@@ -1,11 +1,12 @@
-"""`trd` as a process that is forked from one which has imported it: its start takes a fifth of the CPU.
+"""Python programs as processes that are forked from one which has imported the package: a start takes a fifth of the CPU.
 
-The start of an interpreter and the imports take most of the CPU of a short command. Here one process imports the package, then
-forks for each command, with the command's own arguments, environment, folder and standard streams. What is forked runs as the
-console script does, and ends as a process of its own: with an exit status, by a signal, through the interpreter's own end.
+The start of an interpreter and the imports take most of the CPU of a short program. Here one process imports the package, then
+forks for each program, with the program's own arguments, environment, folder and standard streams. What is forked runs as
+`__main__`, with warnings as errors, and ends as a process of its own: with an exit status, by a signal, through the interpreter's
+own end.
 
-It is not a child of the tests' process, so only `Popen`'s methods can wait for it. Where that matters, and where this does not
-work, `subprocess.Popen` is the way: see `possible`.
+It is not a child of the tests' process, so only `Forked` can wait for it. Where that matters, and where this does not work,
+`subprocess` is the way: see `possible`.
 """
 
 from __future__ import annotations
@@ -20,72 +21,87 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.guards.tree import ROOT
+from tests.guards.tree import ROOT, SRC
 
+# The names that it makes are not those of a program.
 PROGRAM = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from tests.warm import main
 sys.path.pop(0)
-main()
+exec(main(), globals())
 """
+TRD = "import sys; from triton_distributed.cli.main import main; sys.exit(main())"  # as the console script does
 
 LARGEST = 1 << 17  # bytes of a request: arguments and environment
-
-
-def interpreter_settings(environment: Mapping[str, str]) -> dict[str, str]:
-    """What an interpreter reads when it starts, which a fork cannot change."""
-    return {name: value for name, value in environment.items() if name.startswith(("PYTHON", "COVERAGE_"))}
+TAKEN_ON = {"PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONWARNINGS"}  # by a fork, as far as tests use them
 
 
 class Warm:
-    """The process that has imported the package.
+    """The process that has imported the package; it starts with the first program."""
 
-    Args:
-        folder: the current folder, which a supervisor remembers from the start on.
-        environment: of the interpreter.
-    """
-
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
-        self.settings = interpreter_settings(environment)
-        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=folder, env=dict(environment), pass_fds=[theirs.fileno()],
-            )  # fmt: skip
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        self.socket: socket.socket | None = None
 
     def fork(self, request: Mapping[str, Any], streams: Sequence[int]) -> tuple[int, int]:
-        """Run a command; return its process id, and the descriptor from which its status can be read once."""
+        """Run a program; return its process id, and the descriptor from which its status can be read once."""
         status, told = os.pipe()
         try:
             message = json.dumps(request).encode()
             assert len(message) < LARGEST
-            socket.send_fds(self.socket, [message], [*streams, told])
+            socket.send_fds(self.socket or self._start(), [message], [*streams, told])
         finally:
             os.close(told)
         return read_number(status), status
 
+    def _start(self) -> socket.socket:
+        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("TRD_", "PYTHON"))}
+        null = subprocess.DEVNULL
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-W", "error", "-c", PROGRAM, str(theirs.fileno())],
+                stdin=null, stdout=null, env={**environment, "PYTHONPATH": str(SRC)}, pass_fds=[theirs.fileno()],
+            )  # fmt: skip
+        return self.socket
+
     def close(self) -> None:
-        self.socket.close()
-        self.process.wait()
+        """End it. The programs go on."""
+        if self.socket is not None and self.process is not None:
+            self.socket.close()
+            self.process.wait()
+            self.process = self.socket = None
 
 
-def possible(warm: Warm | None, environment: Mapping[str, str]) -> bool:
-    """Whether a command with this environment can be forked."""
-    return warm is not None and warm.settings == interpreter_settings(environment)
+warm = Warm()
 
 
-class Forked(subprocess.Popen[str]):
-    """A command that is forked, with all of Popen's methods. It takes `env`, `cwd` and Popen's arguments of the three streams."""
+def possible(environment: Mapping[str, str]) -> bool:
+    """Whether a program with this environment can be forked: on Linux, unless coverage or other settings must be there."""
+    settings = {name for name in environment if name.startswith(("PYTHON", "COVERAGE_"))}
+    return sys.platform == "linux" and settings <= TAKEN_ON
 
-    def __init__(self, warm: Warm, arguments: Sequence[str], **options: Any) -> None:
-        self._warm = warm
+
+class Forked(subprocess.Popen[Any]):
+    """A program that is forked, with all of Popen's methods.
+
+    Args:
+        program: a file; or a text, which is run as by `python -c`.
+        arguments: those after it.
+        deprecated: it may use what is deprecated.
+        options: `env`, and of Popen's others `cwd`, those of the three streams, and those of texts.
+    """
+
+    def __init__(
+        self, program: Path | str, arguments: Sequence[str], *, deprecated: bool = False, **options: Any
+    ) -> None:
+        self._program, self._deprecated = program, deprecated
         self._lock = threading.Lock()
         super().__init__(list(arguments), **options)
 
@@ -93,9 +109,16 @@ class Forked(subprocess.Popen[str]):
         cwd, env = rest[4:6]
         ends = rest[9:15]  # three pairs; the child's is the first of standard input's, and the second of the others
         streams = [each if each != -1 else usual for usual, each in enumerate((ends[0], ends[3], ends[5]))]
+        request = {
+            "file": str(self._program) if isinstance(self._program, Path) else None,
+            "text": None if isinstance(self._program, Path) else self._program,
+            "arguments": args,
+            "deprecated": self._deprecated,
+            "cwd": os.fspath(cwd or os.getcwd()),
+            "env": dict(env),
+        }
         try:
-            request = {"arguments": args, "cwd": os.fspath(cwd), "env": dict(env)}
-            self.pid, self._status = self._warm.fork(request, streams)
+            self.pid, self.status = warm.fork(request, streams)
         finally:
             self._close_pipe_fds(*ends)  # type: ignore[attr-defined]
         self._child_created = True
@@ -112,12 +135,12 @@ class Forked(subprocess.Popen[str]):
 
     def _ended(self, timeout: float | None) -> int | None:
         with self._lock:
-            if self.returncode is None and hasattr(self, "_status"):
+            if self.returncode is None and hasattr(self, "status"):
                 poll = select.poll()
-                poll.register(self._status, select.POLLIN)
+                poll.register(self.status, select.POLLIN)
                 if poll.poll(None if timeout is None else 1000 * max(timeout, 0)):
-                    self.returncode = os.waitstatus_to_exitcode(read_number(self._status))
-                    os.close(self._status)
+                    self.returncode = os.waitstatus_to_exitcode(read_number(self.status))
+                    os.close(self.status)
             return self.returncode
 
 
@@ -127,24 +150,11 @@ def read_number(descriptor: int) -> int:
     return int.from_bytes(data, "little")
 
 
-@contextmanager
-def warm(folder: Path, environment: Mapping[str, str]) -> Iterator[Warm | None]:
-    """The process that forks commands; None where coverage must see them, or where there is no SEQPACKET."""
-    if sys.platform != "linux" or any(name.startswith("COVERAGE_") for name in environment):
-        yield None
-        return
-    made = Warm(folder, environment)
-    try:
-        yield made
-    finally:
-        made.close()
-
-
 # --- the process that forks ------------------------------------------------------------------------------------------
 
 
-def serve(connection: socket.socket) -> None:
-    """Fork at each request, and tell how each child ended. Returns only in a child, and at the end of the connection."""
+def serve(connection: socket.socket) -> Mapping[str, Any]:
+    """Fork at each request, and tell how each child ended. Returns only in a child, with its request."""
     running: dict[int, int] = {}
     wake, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -170,8 +180,9 @@ def serve(connection: socket.socket) -> None:
                 for each in (wake, waker, told, *running.values()):
                     os.close(each)
                 connection.close()
-                become(json.loads(message), streams)
-                return
+                request: Mapping[str, Any] = json.loads(message)
+                become(request, streams)
+                return request
             for each in streams:
                 os.close(each)
             os.write(told, pid.to_bytes(4, "little"))
@@ -194,17 +205,30 @@ def become(request: Mapping[str, Any], streams: Sequence[int]) -> None:
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
-    sys.path[0] = request["cwd"]  # as with `python -m`
-    sys.argv[1:] = request["arguments"]
+    if request["deprecated"]:
+        warnings.simplefilter("ignore", DeprecationWarning)
+    sys.argv = [request["file"] or "-c", *request["arguments"]]
+    own = os.path.dirname(os.path.abspath(request["file"])) if request["file"] else request["cwd"]
+    more = request["env"].get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:] = list(dict.fromkeys([own, *filter(None, more), *sys.path[1:]]))
+    if request["env"].get("PYTHONUNBUFFERED"):
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(write_through=True)  # type: ignore[union-attr]
 
 
-def main() -> None:
-    """Fork for each request; in the child, be `trd`."""
-    for name in ("cli.call", "cli.ls", "cli.serve", "runtime.distributed"):
+def main() -> Any:
+    """Fork for each request; in the child, return the program."""
+    for name in ("cli.call", "cli.ls", "cli.main", "runtime.distributed"):
         importlib.import_module(f"triton_distributed.{name}")
-    importlib.import_module("numpy")  # which the workers of the tests use
-    trd = importlib.import_module("triton_distributed.cli.main")
+    for name in ("numpy", "uvloop"):
+        importlib.import_module(name)
     gc.collect()
     gc.freeze()  # A child that collects garbage would copy all memory.
-    serve(socket.socket(fileno=int(sys.argv.pop(1))))
-    sys.exit(trd.main())
+    request = serve(socket.socket(fileno=int(sys.argv.pop(1))))
+    program = vars(sys.modules["__main__"])
+    for name in ("main", "sys"):
+        del program[name]
+    if request["file"] is None:
+        return compile(request["text"], "<string>", "exec")
+    program["__file__"] = request["file"]
+    return compile(Path(request["file"]).read_bytes(), request["file"], "exec")

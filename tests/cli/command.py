@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from tests.guards.tree import SRC
 from tests.timing import PATIENCE_S
-from tests.warm import Forked, Warm, possible
+from tests.warm import TRD, Forked, possible
 
 PROGRAMS = Path(__file__).with_name("programs")
 
@@ -59,7 +59,7 @@ class Running:
         arguments: tuple[str, ...],
         environment: Mapping[str, str],
         out: IO[str] | int = subprocess.PIPE,
-        warm: Warm | None = None,
+        forked: bool = True,
     ) -> None:
         options: dict[str, Any] = {
             "stdin": subprocess.PIPE,
@@ -70,8 +70,8 @@ class Running:
             "cwd": PROGRAMS,
             "env": {**usual_environment(), **environment},
         }
-        if warm is not None and possible(warm, options["env"]):
-            self.process: subprocess.Popen[str] = Forked(warm, arguments, **options)
+        if forked and possible(options["env"]):
+            self.process: subprocess.Popen[str] = Forked(TRD, arguments, **options)
         else:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "triton_distributed.cli.main", *arguments], **options
@@ -123,14 +123,14 @@ class Worker(Running):
 class Trd:
     """Starts commands in the folder of the test programs, and ends them with the test."""
 
-    warm: Warm | None = None
+    forked: bool = True
     started: list[Running] = field(default_factory=list)
     handlers_raise: bool = False  # and their workers say so
 
     def start(
         self, *arguments: str, env: Mapping[str, str] | None = None, out: IO[str] | int = subprocess.PIPE
     ) -> Running:
-        self.started.append(running := Running(arguments, env or {}, out, self.warm))
+        self.started.append(running := Running(arguments, env or {}, out, self.forked))
         return running
 
     def run(
@@ -145,7 +145,7 @@ class Trd:
 
     def serve(self, target: str, endpoint: str, *options: str, env: Mapping[str, str] | None = None) -> Worker:
         """A ready worker. If the test does not stop it, it must stop at the end with status 0, saying nothing."""
-        worker = Worker(("serve", target, "--endpoint", endpoint, *options), env or {}, warm=self.warm)
+        worker = Worker(("serve", target, "--endpoint", endpoint, *options), env or {}, forked=self.forked)
         self.started.append(worker)
         worker.wait_until_ready()
         return worker

@@ -108,7 +108,7 @@ def test_a_dead_address(trd):
 
 
 def test_a_paused_worker_is_listed_as_unreachable_and_comes_back(trd):
-    trd.warm = None  # the pause of a child alone can be waited for
+    trd.forked = False  # the pause of a child alone can be waited for
     worker = trd.serve("worker:echo", "a.b.c")
     worker.signal(signal.SIGSTOP)
     os.waitid(os.P_PID, worker.process.pid, os.WSTOPPED)

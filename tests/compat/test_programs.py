@@ -10,17 +10,14 @@ import pytest
 
 from tests.compat import originals
 from tests.runtime.cluster import Cluster, until
-from tests.runtime.programs import Program, program
+from tests.runtime.programs import DEPRECATED, Program, program
 
 pytest.importorskip("uvloop")
-
-# uvloop deprecates install() from Python 3.12 on; the programs are as they were.
-OPTIONS = ("-W", "error", "-W", "ignore::DeprecationWarning")
 
 
 async def run(folder: Path, code: str, *arguments: str) -> list[str]:
     """A program's output, when it has ended well."""
-    async with program(folder, code, *arguments, options=OPTIONS) as running:
+    async with program(folder, code, *arguments, options=DEPRECATED) as running:
         out, err = await running.output()
         assert await running.ended() == 0, err
         # A client says so if a worker takes long to register, as it does on a busy machine.
@@ -34,7 +31,7 @@ async def ended_well(worker: Program) -> None:
 
 
 async def test_hello_world(trd_dir: Path, tmp_path: Path) -> None:
-    async with program(tmp_path, originals.SERVER, options=OPTIONS) as server:
+    async with program(tmp_path, originals.SERVER, options=DEPRECATED) as server:
         assert (await server.line()).startswith("Started server instance ")
         lines = await run(tmp_path, originals.CLIENT)
         assert lines == ["endpoints 1", "hello world", "direct hi", "abc", "abc"]
@@ -44,8 +41,8 @@ async def test_hello_world(trd_dir: Path, tmp_path: Path) -> None:
 
 async def test_hello_world_with_two_servers(unix: Cluster, tmp_path: Path) -> None:
     async with (
-        program(tmp_path, originals.SERVER, options=OPTIONS) as one,
-        program(tmp_path, originals.SERVER, options=OPTIONS) as other,
+        program(tmp_path, originals.SERVER, options=DEPRECATED) as one,
+        program(tmp_path, originals.SERVER, options=DEPRECATED) as other,
     ):
         client = await unix.caller.namespace("triton-init").component("backend").endpoint("generate").client()
         await until(lambda: len(client.endpoint_ids()) == 2)
@@ -59,7 +56,7 @@ async def test_hello_world_with_two_servers(unix: Cluster, tmp_path: Path) -> No
 
 
 async def test_error_handling(trd_dir: Path, tmp_path: Path) -> None:
-    async with program(tmp_path, originals.ERRORS, "server", options=OPTIONS) as server:
+    async with program(tmp_path, originals.ERRORS, "server", options=DEPRECATED) as server:
         lines = await run(tmp_path, originals.ERRORS, "client")
         assert lines == [
             *[f"Annotated(data='{char}', event=None, comment=[], id=None)" for char in "hello "],
@@ -71,7 +68,7 @@ async def test_error_handling(trd_dir: Path, tmp_path: Path) -> None:
 
 
 async def test_typed(trd_dir: Path, tmp_path: Path) -> None:
-    async with program(tmp_path, originals.TYPED, "server", options=OPTIONS) as server:
+    async with program(tmp_path, originals.TYPED, "server", options=DEPRECATED) as server:
         assert await run(tmp_path, originals.TYPED, "client") == ["typed", "True True"]
         await ended_well(server)
 
@@ -79,7 +76,7 @@ async def test_typed(trd_dir: Path, tmp_path: Path) -> None:
 async def test_pipeline_of_processes_started_in_any_order(trd_dir: Path, tmp_path: Path) -> None:
     async with contextlib.AsyncExitStack() as stack:
         stages = [
-            await stack.enter_async_context(program(tmp_path, originals.PIPELINE, stage, options=OPTIONS))
+            await stack.enter_async_context(program(tmp_path, originals.PIPELINE, stage, options=DEPRECATED))
             for stage in ("frontend", "middle", "backend")
         ]
         lines = await run(tmp_path, originals.PIPELINE, "client")
@@ -92,7 +89,7 @@ async def test_a_frontend_over_several_backends(trd_dir: Path, tmp_path: Path) -
     names = ("color", "animal", "city")
     async with contextlib.AsyncExitStack() as stack:
         workers = [
-            await stack.enter_async_context(program(tmp_path, originals.BLS, name, options=OPTIONS))
+            await stack.enter_async_context(program(tmp_path, originals.BLS, name, options=DEPRECATED))
             for name in (*names, "frontend")
         ]
         assert await run(tmp_path, originals.BLS, "client") == [

@@ -13,9 +13,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from tests.guards.tree import ROOT, SRC
 from tests.timing import PATIENCE_S
+from tests.warm import Forked, possible
 from triton_distributed.config import Config
 from triton_distributed.discovery.file.backend import FileDiscovery
 from triton_distributed.discovery.table import EndpointTable
@@ -65,14 +67,18 @@ class Program:
             command = ["-m", "triton_distributed.cli.main", "serve", script.stem]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in kill()
         self._deadline = time.monotonic() + PATIENCE_S
-        self._process = subprocess.Popen(
-            [sys.executable, "-W", "error", *command, *arguments],
-            cwd=script.parent if served else None,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env={**os.environ, **QUIET, "PYTHONPATH": str(SRC), "PYTHONUNBUFFERED": "1", **(environment or {})},
-        )
+        env = {**os.environ, **QUIET, "PYTHONPATH": str(SRC), "PYTHONUNBUFFERED": "1", **(environment or {})}
+        options: dict[str, Any] = {
+            "cwd": script.parent if served else None,
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": self._errors,
+            "env": env,
+        }
+        if possible(env) and not prelude and not served:
+            self._process: subprocess.Popen[Any] = Forked(script, arguments, **options)
+        else:
+            self._process = subprocess.Popen([sys.executable, "-W", "error", *command, *arguments], **options)
 
     def until(self, pattern: str) -> str:
         """Read what it prints until the pattern is found in all of its output; returns that output."""

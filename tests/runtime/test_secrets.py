@@ -19,6 +19,7 @@ import pytest
 
 from tests.runtime.cluster import until
 from tests.timing import PATIENCE_S
+from tests.warm import TRD, Forked, possible
 from triton_distributed.config import Config
 from triton_distributed.errors import ConfigError
 from triton_distributed.external.etcd_endpoint import EtcdOptions
@@ -237,14 +238,18 @@ def test_of_trd(command: str, variable: str, trd_dir: Path) -> None:
         environment["TRD_DISCOVERY"] = "static"
     if variable == "TRD_ADVERTISE":
         environment["TRD_LISTEN"] = "tcp://127.0.0.1:0"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "triton_distributed.cli.main", *COMMANDS[command]],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        env=environment,
-    )
+    options: dict[str, Any] = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+        "stdin": subprocess.DEVNULL,
+        "text": True,
+        "env": environment,
+    }
+    process: subprocess.Popen[str]
+    if possible(environment):
+        process = Forked(TRD, COMMANDS[command], **options)
+    else:
+        process = subprocess.Popen([sys.executable, "-m", "triton_distributed.cli.main", *COMMANDS[command]], **options)
     try:
         assert process.stdout is not None
         if command == "serve":  # one that can serve says so, and is told to end
