@@ -30,6 +30,7 @@ from triton_distributed.observe.labels import MOST_SETS
 from triton_distributed.runtime import DistributedRuntime
 from triton_distributed.status import readings
 from triton_distributed.status.families import BY_NAME, FAMILIES, LEFT_OUT
+from triton_distributed.status.history import History
 from triton_distributed.testing import NatsServer
 
 REQUESTS, CALLS = "triton_requests_total", "triton_calls_total"
@@ -161,6 +162,11 @@ async def test_counters_stay_when_their_owners_go(cluster: Cluster) -> None:
         assert served.outcomes(REQUESTS) == calls.outcomes(CALLS) == {"ok": number}
         assert served("triton_items_sent_total", endpoint="t.c.e") == 2 * number
         assert not served.all("triton_requests_in_flight")  # it is not served now
+    history = History()
+    history.add(0.0, [], caller.clients.counted())
+    assert history.since(0.0)["calls"]["t/components/c/e"]["calls"] == [11]
+    (calls_now,) = caller.statistics().calls
+    assert (calls_now.clients, calls_now.outcomes["ok"], calls_now.outcomes["lost"]) == (0, 11, 0)
 
 
 async def test_requests_that_a_withdrawal_cuts_are_counted_apart(cluster: Cluster) -> None:

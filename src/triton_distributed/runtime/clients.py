@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 from weakref import WeakSet, ref
 
 from triton_distributed.names import EndpointName
 from triton_distributed.observe import CallStats
 from triton_distributed.observe.totals import Totals
 from triton_distributed.runtime.client import Client
+
+
+class Counted(NamedTuple):
+    """The counters of calls to an endpoint; several may have the same endpoint."""
+
+    name: EndpointName
+    stats: CallStats
 
 
 class Clients:
@@ -26,6 +34,10 @@ class Clients:
         """Note a new client."""
         self._alive.add(client)
         self.totals.add(client.name, client.stats, _is_gone(ref(client)))
+
+    def counted(self) -> Iterator[Counted]:
+        """The counters of all clients, also of those that the program has dropped, each with its endpoint."""
+        return (Counted(name, stats) for name in self.totals.keys for stats in self.totals.parts(name))
 
     def __len__(self) -> int:
         return len(self._alive)

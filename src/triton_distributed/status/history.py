@@ -26,10 +26,17 @@ _NEITHER_ERROR = (Outcome.OK, Outcome.CANCELLED, Outcome.REFUSED)
 Numbers = tuple[float | None, ...]
 
 
-class Caller(Protocol):
-    """The part of a client that is sampled."""
+class Callers(Protocol):
+    """The clients of a runtime."""
 
-    stats: TimedStats
+    def counted(self) -> Iterable[Caller]: ...
+
+
+class Caller(Protocol):
+    """The counters of calls to an endpoint."""
+
+    @property
+    def stats(self) -> TimedStats: ...
 
     @property
     def name(self) -> Any: ...

@@ -6,7 +6,7 @@ import asyncio
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
@@ -17,7 +17,7 @@ from triton_distributed.status.canary import Canaries, Trier
 from triton_distributed.status.checks import CheckRuns
 from triton_distributed.status.dashboard import dashboard
 from triton_distributed.status.health import Health, Judged
-from triton_distributed.status.history import Caller, History
+from triton_distributed.status.history import Callers, History
 from triton_distributed.status.http import TEXT, Request, Response, error_response, json_response
 from triton_distributed.status.loop import Loop, Stuck
 from triton_distributed.status.metrics import Metrics
@@ -34,7 +34,7 @@ a picture of a runtime with 10,000 streams takes some milliseconds."""
 class Observed(Judged, Protocol):
     """The part of a runtime that the status port shows."""
 
-    clients: Iterable[Caller]
+    clients: Callers
     metrics: Metrics
 
     def event_loop(self) -> asyncio.AbstractEventLoop: ...
@@ -180,7 +180,7 @@ class StatusService:
     def _look(self, lag_s: float) -> None:
         runtime, now = self._runtime, time.monotonic()
         endpoints = runtime.worker.server.endpoints
-        self._history.add(lag_s, endpoints, runtime.clients)
+        self._history.add(lag_s, endpoints, runtime.clients.counted())
         if not runtime.closing:
             self._canaries.look(endpoints)
         if now >= self._next_picture_at:
