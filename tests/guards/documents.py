@@ -213,7 +213,7 @@ class Run:
             for number in re.findall(r"\d+", jobs[2]):
                 self._job(command, jobs[1], int(number))
             return
-        text = f"exec {command.text.rstrip('& ')}" if command.background else command.text
+        text = f"exec env {command.text.rstrip('& ')}" if command.background else command.text
         process = subprocess.Popen(
             ["bash", "-c", text],
             cwd=self.folder,
