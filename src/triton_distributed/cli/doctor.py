@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
-from triton_distributed.cli.checks import certificates, host, network, services
+from triton_distributed.cli.checks import certificates, host, network, services, traces
 from triton_distributed.cli.checks.finding import Finding, error, warning
 from triton_distributed.cli.failure import one_line
 from triton_distributed.cli.rendering import json_option, write_json
@@ -69,6 +69,7 @@ async def diagnose(environ: Mapping[str, str] | None = None) -> list[Finding]:
     found += folder
     found += await network.addresses(config)
     found += network.status_port(config)
+    found += traces.traces(config, environ)
     found += certificates.sessions(config)
     found += certificates.servers(config)
     found += await services.clock(config)
