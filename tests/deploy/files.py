@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def compose() -> dict[str, Any]:
 NO_MANIFESTS = {"kustomization.yaml", "adapter-values.yaml"}
 
 
+@cache
 def manifests() -> list[tuple[str, dict[str, Any]]]:
     """Every object of the Kubernetes manifests with the name of its file."""
     return [
