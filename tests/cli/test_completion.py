@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import stat
@@ -73,6 +74,7 @@ def test_there_are_no_names_if_discovery_fails(trd_dir: Path, monkeypatch: pytes
     monkeypatch.setenv("TRD_DISCOVERY", "etcd")
     monkeypatch.setenv("ETCD_ENDPOINTS", "http://127.0.0.1:1")
     assert endpoint_names() == []
+    assert logging.getLogger("triton_distributed").isEnabledFor(logging.ERROR)  # It is only quiet meanwhile.
 
 
 def test_without_argcomplete(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,11 +68,14 @@ def endpoints_and_ids(**_: Any) -> list[str]:
 
 def _instances() -> list[Instance]:
     """The listed instances. None are found if discovery does not answer in time or a setting is invalid."""
+    before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)  # The user is typing a command.
     try:
         return [each for each in asyncio.run(_listed()) if each.endpoint != INSPECT]
     except (TritonError, OSError):  # A TimeoutError is an OSError.
         return []
+    finally:
+        logging.disable(before)
 
 
 async def _listed() -> list[Instance]:
