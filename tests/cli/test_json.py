@@ -72,11 +72,22 @@ def test_lines_have_the_documented_fields(trd: Trd) -> None:
     assert FIELDS["why"] == FIELDS["requests"]
     check("why", lines(trd.run("why", "--json", requests[0]["id"]).out))
     check("bench", lines(trd.run("bench", "--json", "demo.b.g", "1", "--duration", "0.05", "--warmup", "0.01").out))
+    check("top", lines(trd.run("top", "--json", "--once", "--interval", "0.1").out))
     check("doctor", lines(trd.run("doctor", "--json").out))
     watching = trd.start("watch", "--json")
     check("watch", lines(watching.line()))
     watching.kill()
     waiting.kill()
+
+
+def test_a_recording_and_its_replay(trd: Trd, tmp_path: Path) -> None:
+    trd.serve("worker:count", "demo.b.g", env={"TRD_LOG": "error"})  # A recording is a warning.
+    recording = trd.start("record", "demo.b.g", "--to", str(tmp_path / "f"), "--requests", "1", "--json")
+    while not (recording.process.poll() is not None or trd.run("call", "demo.b.g", '{"n": 1}').err):
+        pass
+    check("record", lines(recording.end().out))
+    replayed = lines(trd.run("replay", "--json", str(tmp_path / "f"), "worker:zoo").out)
+    assert {key for each in replayed for key in each} == FIELDS["replay"]
 
 
 def test_an_error_is_an_object(trd: Trd) -> None:
