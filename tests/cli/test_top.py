@@ -248,7 +248,7 @@ async def test_an_overload_a_pause_and_the_end_of_a_worker(trd_dir: Path) -> Non
 
 async def test_a_worker_of_another_version_is_named(trd_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config.from_env()
-    monkeypatch.setattr("triton_distributed.runtime.inspection.counters_of", lambda *_: {"version": 2})
+    monkeypatch.setattr("triton_distributed.runtime.answering.counters_of", lambda *_: {"version": 2})
     async with DistributedRuntime(config=config) as runtime:
         runtime.endpoint("demo.b.g").serve_endpoint(lambda request: request)
         async with cluster(config, PATIENCE_S) as asked, workers(asked, PATIENCE_S, lambda: None) as found:

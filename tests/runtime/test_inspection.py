@@ -15,7 +15,8 @@ from triton_distributed.discovery.memory import MemoryDiscovery
 from triton_distributed.errors import InvalidRequest
 from triton_distributed.names import INSPECT, EndpointName, Instance
 from triton_distributed.runtime import Client, DistributedRuntime, RequestReport, RuntimeStatistics
-from triton_distributed.runtime.inspection import CHUNK, WorkersDiscovery, read_reports
+from triton_distributed.runtime.answering import CHUNK, read_reports
+from triton_distributed.runtime.inspection import WorkersDiscovery
 from triton_distributed.runtime.reports import WorkerReport
 
 HERE = __file__

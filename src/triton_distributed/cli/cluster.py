@@ -65,7 +65,7 @@ class Cluster:
 
         Args:
             workers: instance ids.
-            about, details: see `inspection.Question`.
+            about, details: see `answering.Question`.
         """
         question = {"about": about, **details}
         return await asyncio.gather(*(self._ask(each, question) for each in workers))
@@ -75,7 +75,7 @@ class Cluster:
 
         Args:
             worker: its instance id.
-            about, details: see `inspection.Question`.
+            about, details: see `answering.Question`.
         """
         return self._client.direct({"about": about, **details}, worker, annotated=False)
 

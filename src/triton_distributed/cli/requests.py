@@ -15,7 +15,7 @@ from triton_distributed.cli.health import Answer
 from triton_distributed.cli.rendering import json_option, names_match, table, write_json
 from triton_distributed.cli.settings import settings
 from triton_distributed.config import Config
-from triton_distributed.runtime.inspection import read_reports
+from triton_distributed.runtime.answering import read_reports
 from triton_distributed.runtime.requests import RequestReport
 
 EPILOG = """\
@@ -68,7 +68,7 @@ async def look(
 
     Args:
         timeout_s: seconds to wait for each worker.
-        id, stacks: see `inspection.Question`.
+        id, stacks: see `answering.Question`.
 
     Returns:
         the reports, and the answers of the workers that gave none.

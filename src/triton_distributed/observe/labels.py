@@ -38,7 +38,7 @@ RESERVED = frozenset(
 )
 """Labels that the runtime, the supervisor or Prometheus itself sets."""
 
-_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+_NAME = r"[a-zA-Z_][a-zA-Z0-9_]*"
 
 
 def checked_labels(given: Mapping[str, str] | Iterable[tuple[str, str]] | None) -> Labels:
@@ -79,7 +79,7 @@ def _check(name: Any, value: Any) -> None:
         raise TypeError(f"metrics_labels: {name!r}={value!r}: the name and the value of a label must be text")
     if name in RESERVED:
         raise ValueError(f"metrics_labels: {name!r}: this label is the runtime's or Prometheus' own")
-    if not _NAME.fullmatch(name) or name.startswith("__"):
+    if not re.fullmatch(_NAME, name) or name.startswith("__"):
         raise ValueError(f"metrics_labels: {name!r}: must be letters, digits and underscores, with a letter first")
     if not value or len(value) > MOST_CHARACTERS:
         raise ValueError(

@@ -176,14 +176,20 @@ class Worker:
             words = f"{name} was served with {MOST_SETS} different labels before, and their counters stay"
             raise ValueError(f"metrics_labels={dict(labels)!r}: {words}: give labels values from a small set")
 
-    def reserve(self, name: EndpointName, function: Callable[..., Any], max_inflight: int, max_queue: int) -> None:
-        """Serve an endpoint of the runtime itself: it is not listed, and its requests take no place of others."""
+    def reserve(
+        self, name: EndpointName, handler: Callable[[], Callable[..., Any]], max_inflight: int, max_queue: int
+    ) -> None:
+        """Serve an endpoint of the runtime itself: it is not listed, and its requests take no place of others.
+
+        Args:
+            handler: makes the handler when the first request comes.
+        """
 
         def make() -> ServedEndpoint:
             serving = Serving(graceful=False, max_inflight=max_inflight, max_queue=max_queue)
             instance = Instance(name, self._instance_id, ())
             slots = HandlerSlots(self._config.max_streams)
-            return self._endpoint(instance, Handler(function, self.threads), serving, slots, Observers())
+            return self._endpoint(instance, Handler(handler(), self.threads), serving, slots, Observers())
 
         self.server.reserve(name, make)
 

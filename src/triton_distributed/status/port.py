@@ -21,7 +21,7 @@ RESERVED = ("", "live", "ready", "health", "metrics", "statistics", "requests", 
 CHECK_S = 1.0
 """Seconds that a health check may take by default: as long as Kubernetes waits for a probe's response."""
 
-_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+_PATH = r"(/[A-Za-z0-9._~-]+)+"  # Compiled when it is used, since most programs add no routes.
 
 
 class HttpError(Exception):
@@ -196,7 +196,7 @@ def split_route(route: str) -> tuple[str, str]:
         ValueError: it is malformed, or its path belongs to the status port.
     """
     method, _, path = route.partition(" ")
-    if method not in METHODS or not _PATH.fullmatch(path):
+    if method not in METHODS or not re.fullmatch(_PATH, path):
         raise ValueError(f"route {route!r}: must be a method and a path, e.g. 'POST /sleep'; methods: {METHODS}")
     if path.split("/")[1] in RESERVED:
         raise ValueError(f"route {route!r}: /{path.split('/')[1]} belongs to the status port itself")
