@@ -39,7 +39,12 @@ exec(main(), globals())
 TRD = "import sys; from triton_distributed.cli.main import main; sys.exit(main())"  # as the console script does
 
 LARGEST = 1 << 17  # bytes of a request: arguments and environment
-TAKEN_ON = {"PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONWARNINGS"}  # by a fork, as far as tests use them
+TAKEN_ON = {
+    "PYTHONDONTWRITEBYTECODE",
+    "PYTHONPATH",
+    "PYTHONUNBUFFERED",
+    "PYTHONWARNINGS",
+}  # by a fork, as far as tests use them
 
 
 class Warm:
@@ -205,6 +210,7 @@ def become(request: Mapping[str, Any], streams: Sequence[int]) -> None:
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
+    sys.dont_write_bytecode = bool(request["env"].get("PYTHONDONTWRITEBYTECODE"))
     if request["deprecated"]:
         warnings.simplefilter("ignore", DeprecationWarning)
     sys.argv = [request["file"] or "-c", *request["arguments"]]

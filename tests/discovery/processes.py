@@ -8,6 +8,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from tests.warm import Forked, possible
 
 WORKER = Path(__file__).with_name("worker.py")
 ROOT = WORKER.parents[2]
@@ -16,14 +19,15 @@ ROOT = WORKER.parents[2]
 class Worker:
     """A running one. Everything it reads and says goes through pipes."""
 
-    def __init__(self, *arguments: object) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(WORKER), *map(str, arguments)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), *sys.path])},
-        )
+    def __init__(self, *arguments: object, forked: bool = True) -> None:
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), *sys.path])}
+        words = [str(each) for each in arguments]
+        options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": env}
+        self.process: subprocess.Popen[str]
+        if forked and possible(env):
+            self.process = Forked(WORKER, words, **options)
+        else:
+            self.process = subprocess.Popen([sys.executable, str(WORKER), *words], **options)
         self.pid = self.process.pid
 
     def hear(self) -> str:
@@ -52,9 +56,9 @@ class Worker:
 
 
 @contextmanager
-def worker(*arguments: object) -> Iterator[Worker]:
+def worker(*arguments: object, forked: bool = True) -> Iterator[Worker]:
     """A worker that has said `ready`."""
-    made = Worker(*arguments)
+    made = Worker(*arguments, forked=forked)
     try:
         lines = [made.hear()]
         while lines[-1] and lines[-1] != "ready":

@@ -96,7 +96,7 @@ async def test_what_nobody_wants_is_removed_too_if_it_is_dead(opens: Opens, plac
 async def test_a_stopped_worker_stays(opens: Opens, places: Places):
     log, polled = ChangeLog(), ChangeLog()
     await opens().watch(NAME, log)
-    with worker("register", places.directory, 7) as sleeper:
+    with worker("register", places.directory, 7, forked=False) as sleeper:  # the stop of a child can be waited for
         await log.until_ids([7], PATIENCE_S)
         sleeper.signal(signal.SIGSTOP)
         _, status = os.waitpid(sleeper.pid, os.WUNTRACED)
