@@ -29,6 +29,7 @@ class ForkedOnLoop:
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.pid = process.pid
         self.stdout, self.stderr = asyncio.StreamReader(), asyncio.StreamReader()
+        self._transports: list[asyncio.ReadTransport] = []
 
     @classmethod
     async def start(
@@ -39,7 +40,8 @@ class ForkedOnLoop:
         loop = asyncio.get_running_loop()
         loop.add_reader(made._process.status, made._end)
         for reader, end in ((made.stdout, made._process.stdout), (made.stderr, made._process.stderr)):
-            await loop.connect_read_pipe(functools.partial(asyncio.StreamReaderProtocol, reader), end)
+            transport, _ = await loop.connect_read_pipe(functools.partial(asyncio.StreamReaderProtocol, reader), end)
+            made._transports.append(transport)
         return made
 
     def _end(self) -> None:
@@ -68,6 +70,9 @@ class ForkedOnLoop:
 
     async def communicate(self) -> tuple[bytes, bytes]:
         out, err, _ = await asyncio.gather(self.stdout.read(), self.stderr.read(), self.wait())
+        for each in self._transports:
+            each.close()  # uvloop's stay open at their end.
+        await asyncio.sleep(0)
         return out, err
 
 

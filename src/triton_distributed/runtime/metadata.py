@@ -103,10 +103,10 @@ def _internal(travelling: Mapping[str, Any], name: str | None, priority: int | N
     return found
 
 
-def _encoded(values: Mapping[str, Any], travelling: Mapping[str, Any], name: str | None, priority: int | None) -> bytes:
+def _encoded(values: Mapping[Any, Any], travelling: Mapping[Any, Any], name: str | None, priority: int | None) -> bytes:
     for label, mapping in (("metadata", values), ("travelling", travelling)):
         for key in mapping:
-            if not isinstance(key, str) or key[:1] == "\0":  # type: ignore[redundant-expr]
+            if not isinstance(key, str) or key[:1] == "\0":
                 raise TypeError(f"{label} has the key {key!r}: keys are text that does not begin with a NUL")
     if priority and not LOWEST_PRIORITY <= priority <= HIGHEST_PRIORITY:
         raise ValueError(f"priority={priority!r}: must be from {LOWEST_PRIORITY} to {HIGHEST_PRIORITY}")
