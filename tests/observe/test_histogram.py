@@ -44,6 +44,25 @@ def test_nothing_is_lost_or_counted_twice_while_another_thread_adds():
     assert sum(stats.duration.counts) == sum(stats.first_item.counts) == number
 
 
+def test_a_count_in_the_middle_of_a_count_is_left_out():
+    """The collector may run anywhere, and a stream that it finds ends its call, whose time is counted."""
+    stats = CallStats()
+
+    class Ends(float):
+        def __lt__(self, other: float) -> bool:
+            stats.whole.append(0.5)
+            stats.try_count()
+            return super().__lt__(other)
+
+    stats.whole += [Ends(0.001), Ends(0.002)]
+    stats.try_count()
+    assert sum(stats.duration.counts) == 2
+    kept = len(stats.whole)
+    assert kept > 0
+    stats.count()
+    assert sum(stats.duration.counts) == 2 + kept
+
+
 def test_requests_that_did_not_wait_are_counted_as_such():
     stats = RequestStats()
     stats.whole += [0.001] * 10

@@ -423,7 +423,7 @@ class Call(Owner):
         fresh = stats.whole if outcome == _OK and not self.first else stats.duration.fresh
         fresh.append(now - self.began)
         if len(fresh) >= MOST_FRESH:
-            stats.count()
+            stats.try_count()
         if self._timer is not None:
             self._timer.cancel()
         if self._conditions.context is not None:

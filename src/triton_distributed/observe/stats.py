@@ -91,6 +91,14 @@ class TimedStats(Stats):
         with self.lock:
             self.count_fresh()
 
+    def try_count(self) -> None:
+        """Count as `count` does, unless that is under way: the collector may end a call in the middle of it."""
+        if self.lock.acquire(blocking=False):
+            try:
+                self.count_fresh()
+            finally:
+                self.lock.release()
+
     def count_fresh(self) -> None:
         """Count what is fresh; the lock is held."""
         whole = taken(self.whole)

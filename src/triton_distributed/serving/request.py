@@ -355,7 +355,7 @@ class ServedRequest(Applicant):
                 stats.first_item.fresh.append(first - came)
         fresh.append(now - came)
         if len(fresh) >= MOST_FRESH:
-            stats.count()
+            stats.try_count()
 
     async def _end_early(self, error: BaseException | None, sent: int) -> None:
         """End a request whose handler has raised an error, or ignores its cancellation.
