@@ -37,6 +37,7 @@ class FakeProcess:
     """A process that can be called, with a status port."""
 
     pid, started_at, is_ready, is_draining = 7, 1.0, True, False
+    stuck_at: str | None = None
 
     def __init__(self, status_url: str) -> None:
         self.status_url = status_url
@@ -135,6 +136,32 @@ async def test_health_is_that_of_all() -> None:
         assert (first["restarts"], first["last_end"], first["state"]) == (1, "process 3 ended with status 1", "ready")
         assert second["problems"] == ["the GPU is lost"]
 
+        # A failed check does not make a replica less ready, and `/ready` says the same.
+        here.replies[0] = here.replies[1] = {
+            "/health": json_response({"healthy": False, "ready": True, "reasons": ["the GPU is lost"]}, 503),
+            "/ready": json_response({"ready": True}),
+        }
+        status, found = await here.get("/health")
+        assert (status, found["healthy"], found["ready"], found["ready_replicas"]) == (503, False, True, 2)
+        assert (await here.get("/ready"))[1]["ready_replicas"] == 2
+
+
+async def test_a_replica_that_is_ended_because_it_is_stuck_and_one_that_has_ended_with_the_program() -> None:
+    async with pages(2) as here:
+        process = here.places[0].process
+        assert process is not None
+        process.stuck_at = "shop.py:7 in order"
+        cast(Any, process).is_draining = True
+        here.places[1].process = None
+        here.places[1].over = True
+        status, found = await here.get("/health")
+        assert (status, found["ready_replicas"]) == (503, 0)
+        assert found["reasons"] == [
+            "replica 0: its event loop is stuck at shop.py:7 in order, so it is ended and starts again",
+            "replica 1: ended",
+        ]
+        assert [each["state"] for each in found["replicas"]] == ["stuck", "ended"]
+
 
 async def test_metrics_have_a_label_for_the_replica() -> None:
     async with pages(2) as here:
@@ -167,15 +194,28 @@ async def test_the_pages_and_routes_of_one_replica() -> None:
         status, found = await here.get("/replicas/0/stacks")
         assert status == 502
         assert found["error"].startswith("replica 0 does not answer: ")
-        assert (await here.get("/nowhere"))[0] == 404
+        assert (await here.get("/sleep", b"{}")) == (
+            404,
+            {
+                "error": "there is no '/sleep' here: / lists what there is; "
+                "a replica's pages and routes are at /replicas/N/sleep"
+            },
+        )
         assert (await here.get("/ready", b"{}"))[0] == 405
-        assert (await here.get("/"))[1]["pages"][-2:] == ["/replicas/0/", "/replicas/1/"]
+        here.replies[1]["/"] = json_response({"pages": ["/", "/live"], "routes": ["POST /sleep"]})
+        found = (await here.get("/"))[1]
+        assert found["pages"][-2:] == ["/replicas/0/", "/replicas/1/"]
+        assert found["of_each_replica"] == {
+            "pages": ["/replicas/N/", "/replicas/N/live"],
+            "routes": ["POST /replicas/N/sleep"],
+        }
 
 
 async def test_a_browser_gets_the_replicas_with_links_to_their_dashboards() -> None:
     async with pages(2) as here:
         page = Response(200, b"<p>drawn", "text/html; charset=utf-8", {"Content-Security-Policy": "default-src 'none'"})
-        here.replies[1] = {"/": page}
+        here.replies[0] = {"/health": json_response({"healthy": True})}
+        here.replies[1] = {"/": page, "/health": json_response({"ready": True, "reasons": ["<the GPU> is lost"]}, 503)}
         here.places[0].has_ended("process 3 ended: <b>")
         asks = HttpRequest(f"{here.page.url}/", headers={"Accept": "text/html,*/*"})
 
@@ -186,6 +226,7 @@ async def test_a_browser_gets_the_replicas_with_links_to_their_dashboards() -> N
         text, policy = await asyncio.to_thread(browse, asks)
         assert "href='replicas/1/'" in text
         assert "<td>ready<td>7<td>1<td>process 3 ended: &lt;b&gt;" in text
+        assert "<td>unhealthy: &lt;the GPU&gt; is lost<td>7<td>0<td>" in text
         assert policy.startswith("default-src 'none'")
         asks = HttpRequest(f"{here.page.url}/replicas/1/", headers={"Accept": "text/html,*/*"})
         assert await asyncio.to_thread(browse, asks) == ("<p>drawn", "default-src 'none'")
@@ -207,7 +248,7 @@ async def stick(request: object) -> None:
 if __name__""",
     )
     port = str(free_port())
-    environ = {"TRD_STATUS_PORT": port, "TRD_LIVE_TIMEOUT_S": "0.5", "TRD_DRAIN_TIMEOUT_S": "0"}
+    environ = {"TRD_STATUS_PORT": port, "TRD_LIVE_TIMEOUT_S": "0.5", "TRD_DRAIN_TIMEOUT_S": "600"}
     with supervised(tmp_path, written(tmp_path, code), "2", environ=environ) as running:
         url = (await asyncio.to_thread(running.line, r"ready: 2 replica\(s\); status at (http://\S+)"))[1]
         assert url.endswith(f":{port}")
@@ -237,8 +278,12 @@ if __name__""",
             call = asyncio.ensure_future(here.call("a.b.stick", None))
             text = r"replica (.): the event loop of process (\d+) is stuck at .*worker\.py:\d+ in stick, so the .*"
             stuck = await asyncio.to_thread(running.line, text)
+            # It does not wait for the drain's time, because a stuck loop cannot drain.
+            await asyncio.to_thread(running.line, rf"\[{stuck[1]}\] SIGTERM again: ending now, 1 request\(s\) cut: \S+")
             await asyncio.to_thread(
-                running.line, rf"replica {stuck[1]}: process {stuck[2]} ended with status 143; starting again.*"
+                running.line,
+                rf"replica {stuck[1]}: process {stuck[2]} ended with status 143, because its event loop was stuck at "
+                r".*worker\.py:\d+ in stick; starting again.*",
             )
             with pytest.raises(trd.StreamIncomplete):
                 await call

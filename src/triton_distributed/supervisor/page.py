@@ -88,16 +88,20 @@ class StatusPage:
             return self._forward(int(found[1]), found[2], request)
         page = self._pages.get(request.path.rstrip("/") or "/")
         if page is None:
-            return error_response(404, f"there is no {request.path!r} here: / lists what there is")
+            words = f"there is no {request.path!r} here: / lists what there is"
+            return error_response(404, f"{words}; a replica's pages and routes are at /replicas/N{request.path}")
         if request.method != "GET":
             return error_response(405, f"{request.path} takes GET requests", {"Allow": "GET, HEAD"})
         return page(request)
 
     def _index(self, request: Request) -> Response:
         if "text/html" in request.headers.get("accept", ""):
-            return _overview([_described(each) for each in self._places])
+            return _overview([(_described(place), problems) for place, _, problems in self._examined()])
         pages = [*self._pages, *(f"/replicas/{each.index}/" for each in self._places)]
-        return json_response({"pages": pages}, headers={"Vary": "Accept"})
+        lists = (_object(each) for each in self._ask_all("/", PROBE_S) if each is not None and each.status == 200)
+        found = next(lists, {})  # All replicas run the same program.
+        of_each = {name: list(map(_of_each, found.get(name, ()))) for name in ("pages", "routes")}
+        return json_response({"pages": pages, "of_each_replica": of_each}, headers={"Vary": "Accept"})
 
     def _forward(self, index: int, path: str, request: Request) -> Response:
         """Let one replica answer, for example the dashboard or a route of the program."""
@@ -132,30 +136,39 @@ class StatusPage:
         """
         answers = zip(self._places, self._ask_all("/live", PROBE_S), strict=True)
         return {
-            each.index: str((_json_of(answer) or {}).get("place"))
+            each.index: str(_object(answer).get("place"))
             for each, answer in answers
             if answer is not None and answer.status == 503
         }
 
     def _ready(self, _: Request) -> Response:
         answers = self._ask_all("/ready", PROBE_S)
-        good, found = self._judged([_problems(*each) for each in zip(self._places, answers, strict=True)])
+        problems = [_problems(*each) for each in zip(self._places, answers, strict=True)]
+        good, found = self._judged(problems, sum(not each for each in problems))
         return json_response(found, 200 if good else 503)
 
-    def _health(self, _: Request) -> Response:
+    def _examined(self) -> list[tuple[Place, Response | None, list[str]]]:
+        """The health of each replica, and its problems."""
         answers = self._ask_all("/health", ASK_S)
-        problems = [_problems(*each) for each in zip(self._places, answers, strict=True)]
-        good, found = self._judged(problems)
+        return [(place, answer, _problems(place, answer)) for place, answer in zip(self._places, answers, strict=True)]
+
+    def _health(self, _: Request) -> Response:
+        examined = self._examined()
+        problems = [each for _, _, each in examined]
+        # A replica can be unhealthy and ready.
+        ready = sum(
+            not each or (place.is_ready and _object(answer).get("ready") is True) for place, answer, each in examined
+        )
+        good, found = self._judged(problems, ready)
         found["healthy"] = good and not any(problems)
         found["replicas"] = [
             {**_described(place), "problems": problem, "health": _json_of(answer)}
-            for place, answer, problem in zip(self._places, answers, problems, strict=True)
+            for place, answer, problem in examined
         ]
         return json_response(found, 200 if found["healthy"] else 503)
 
-    def _judged(self, problems: Sequence[list[str]]) -> tuple[bool, dict[str, Any]]:
+    def _judged(self, problems: Sequence[list[str]], ready: int) -> tuple[bool, dict[str, Any]]:
         """Whether clients should call this program: all replicas have been ready, and at least one is so now."""
-        ready = sum(not each for each in problems)
         reasons = [f"replica {index}: {each}" for index, found in enumerate(problems) for each in found]
         if self._stopping():
             reasons.insert(0, "the program drains")
@@ -198,15 +211,15 @@ def _described(place: Place) -> dict[str, Any]:
     }
 
 
-def _overview(replicas: Sequence[Mapping[str, Any]]) -> Response:
-    """The page for a browser: the replicas, each with a link to its dashboard."""
+def _overview(replicas: Sequence[tuple[Mapping[str, Any], list[str]]]) -> Response:
+    """The page for a browser: the replicas, each with a link to its dashboard, and with its problems."""
     rows = [
         f"<tr><td><a href='replicas/{each['replica']}/'>replica {each['replica']}</a>"
         + "".join(
-            f"<td>{html.escape('' if each[name] is None else str(each[name]))}"
-            for name in ("state", "pid", "restarts", "last_end")
+            f"<td>{html.escape('' if text is None else str(text))}"
+            for text in (_health_of(each, problems), each["pid"], each["restarts"], each["last_end"])
         )
-        for each in replicas
+        for each, problems in replicas
     ]
     text = (
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=color-scheme content='light dark'>"
@@ -218,16 +231,23 @@ def _overview(replicas: Sequence[Mapping[str, Any]]) -> Response:
     return Response(200, text.encode(), "text/html; charset=utf-8", headers)
 
 
+def _health_of(described: Mapping[str, Any], problems: list[str]) -> str:
+    state: str = described["state"]
+    return f"unhealthy: {'; '.join(problems)}" if state == "ready" and problems else state
+
+
 def _problems(place: Place, answer: Response | None) -> list[str]:
     """Why a replica cannot be called; empty if it can."""
+    process = place.process
+    if process is not None and process.stuck_at is not None:
+        return [f"its event loop is stuck at {process.stuck_at}, so it is ended and starts again"]
     if (state := place.state) != "ready":
         return [f"{state}; {place.last_end}" if place.last_end else state]
     if answer is None:
         return ["its status port does not answer"] if place.status_url else []
     if answer.status < 400:
         return []
-    found = _json_of(answer)
-    reasons = found.get("reasons") if isinstance(found, dict) else None
+    reasons = _object(answer).get("reasons")
     return [str(each) for each in reasons or [f"its status port answers with {answer.status}"]]
 
 
@@ -238,6 +258,17 @@ def _json_of(answer: Response | None) -> Any:
         return msgspec.json.decode(answer.body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
+
+
+def _object(answer: Response | None) -> dict[str, Any]:
+    """The JSON object in a response; an empty one if there is none."""
+    found = _json_of(answer)
+    return found if isinstance(found, dict) else {}
+
+
+def _of_each(page: str) -> str:
+    """A page or route of a replica, for example `POST /sleep`, as it is reached here."""
+    return "/replicas/N/".join(page.split("/", 1))
 
 
 def _passed_on(request: Request) -> dict[str, str]:

@@ -21,6 +21,7 @@ class Place:
         asked: the supervisor has asked the process to end, so that a new one takes its place.
         settled: the last start has come to an end: the process was ready, or it has ended before.
         due: the next start must not wait any longer.
+        over: the replica has ended with its program.
         ends: number of processes that ended without being asked to.
         last_end: how the last process ended that was not asked to, in words; "" if none did.
     """
@@ -31,7 +32,7 @@ class Place:
         self.successor: Process | None = None
         self.restarts = Restarts(random.random)
         self.begun_at = 0.0
-        self.asked = self.settled = self.due = False
+        self.asked = self.settled = self.due = self.over = False
         self.ends = 0
         self.last_end = ""
 
@@ -52,12 +53,17 @@ class Place:
 
     @property
     def state(self) -> str:
-        """`starting`, `ready` or `draining`; without a process `waiting` or `failing`. Any thread may ask."""
+        """`starting`, `ready`, `draining` or `stuck`; without a process `waiting`, `failing` or `ended`.
+
+        Any thread may ask.
+        """
         process = self.process
+        if process is None and self.over:
+            return "ended"
         if process is None:
             return "failing" if self.restarts.failing else "waiting" if self.ends else "starting"
         if process.is_draining:
-            return "draining"
+            return "draining" if process.stuck_at is None else "stuck"
         return "ready" if process.is_ready else "starting"
 
     @property

@@ -36,6 +36,7 @@ class Process:
         started_at, ready_at: times on the loop's clock; `ready_at` is None until the process can be called.
         status_url: where its status port is; "" if it has none.
         worn: the process has served as many requests as it should.
+        stuck_at: the place in its code at which its event loop is stuck, for which it is ended; None if it is not.
         status: its exit status, negative for a signal; None while it runs.
 
     Raises:
@@ -59,6 +60,7 @@ class Process:
         self.ready_at: float | None = None
         self.status_url = ""
         self.worn = False
+        self.stuck_at: str | None = None
         self.status: int | None = None
         self._kill: asyncio.TimerHandle | None = None
         self._heard = b""

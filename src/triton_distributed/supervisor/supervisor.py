@@ -34,6 +34,10 @@ SPARE_S = 2.0
 LOOK_S = 10.0
 """Seconds between two looks at whether replicas are stuck, or a quarter of `TRD_LIVE_TIMEOUT_S` if that is shorter."""
 
+STUCK_S = 2.0
+"""Seconds that a replica whose event loop is stuck gets after SIGTERM. It has had `TRD_LIVE_TIMEOUT_S` already, and a
+stuck loop cannot drain."""
+
 AT_ONCE_S = 1.0
 """Seconds from a second signal until the replicas are killed. They name the requests that are cut."""
 
@@ -225,6 +229,8 @@ class Supervisor:
         }
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # Under `nohup` it stays ignored.
             handlers[signal.SIGHUP] = self._hung_up
+        else:
+            logger.info("SIGHUP is ignored, for example because of nohup: it does not restart the replicas")
         before = {number: signal.getsignal(number) for number in handlers}
         for number, handle in handlers.items():
             self._loop.add_signal_handler(number, handle)
@@ -295,6 +301,8 @@ class Supervisor:
                     continue
                 assert process.status is not None
                 words = f"process {process.pid} ended {described(process.status)}"
+                if process.stuck_at is not None:
+                    words += f", because its event loop was stuck at {process.stuck_at}"
                 if not self._served and self._watched is None:
                     self._fail(place.index, words, process.status)
                     break
@@ -306,7 +314,7 @@ class Supervisor:
             self._tell(place, words, wait_s)
             self._bell.ring()
             await self._bell.until(lambda: self._stopping.is_set() or place.due, wait_s)
-        place.settled = True
+        place.settled = place.over = True
         self._bell.ring()
 
     async def _end_of(self, place: Place) -> Process:
@@ -394,7 +402,9 @@ class Supervisor:
                 if process is not None and process is place.process and not process.is_draining:
                     text = "replica %d: the event loop of process %d is stuck at %s, so the process is ended"
                     logger.error(text, index, process.pid, where, extra=place.field)
-                    process.drain(self._limit_s)
+                    process.stuck_at = where
+                    process.drain(STUCK_S + AT_ONCE_S)
+                    self._loop.call_later(STUCK_S, process.cut, AT_ONCE_S)  # It names the requests that are cut.
 
     async def _watch(self, folder: Path) -> None:
         """Replace the processes when files have changed that can be compiled."""
