@@ -366,9 +366,12 @@ class StreamIncomplete(TritonError, ConnectionError):
             end = "so the call was not sent to another instance"
         else:
             end = "so the call was not sent to another instance: idempotent=True allows that"
+        what = f"the stream from {self.target} broke after {self.items} item(s)"
+        if not self.items:  # Then it may be a unary call, which has no stream.
+            what = f"the call to {self.target} broke before an answer"
         return (
-            f"the stream from {self.target} broke after {self.items} item(s): instance {self.instance_id} at "
-            f"{self.address}: {self.reason}; the handler {'had' if self.began else 'may have'} begun, {end}"
+            f"{what}: instance {self.instance_id} at {self.address}: {self.reason}; "
+            f"the handler {'had' if self.began else 'may have'} begun, {end}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import random
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from triton_distributed.cli.bench import seconds_or_none
 from triton_distributed.cli.load import Load, Quantiles, Sample, bars, duration, quantiles, summary
 from triton_distributed.errors import NoInstances
 from triton_distributed.testing.virtual_time import run_in_virtual_time
@@ -21,6 +23,13 @@ async def quick() -> AsyncIterator[int]:
 
 def sample(whole_s: float, outcome: str = "ok", due_s: float = 0.0) -> Sample:
     return Sample(due_s, 0.0, whole_s / 2, whole_s, 3, outcome)
+
+
+def test_a_warmup_can_be_left_out() -> None:
+    assert seconds_or_none("0") == 0.0
+    assert seconds_or_none("0.5") == 0.5
+    with pytest.raises(argparse.ArgumentTypeError):
+        seconds_or_none("0.001")
 
 
 def test_quantiles_are_values_that_occurred() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -15,8 +17,9 @@ import pytest
 from tests.cli.command import QUIET, Trd
 from tests.cli.shell import Shell
 from tests.guards.tree import SRC
-from triton_distributed.cli.completion import endpoint_names
+from triton_distributed.cli.completion import endpoint_names, modules
 from triton_distributed.cli.main import main
+from triton_distributed.cli.why import request_ids
 
 # How each shell starts without the user's own files, and what makes it load our completion.
 SHELLS = {
@@ -81,3 +84,19 @@ def test_without_argcomplete(capsys: pytest.CaptureFixture[str], monkeypatch: py
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["completion", "bash"]) == 1
     assert capsys.readouterr().err.endswith("needs argcomplete: pip install 'triton-distributed[cli]'\n")
+
+
+def test_modules_and_requests(trd: Trd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("worker.py", "notes.txt", "not-a-module.py", "shop/__init__.py", "shop/orders.py", "data/x.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert modules("w") == ["shop", "worker"]
+    assert modules("shop.") == ["shop.orders"]
+    assert modules("nowhere.") == []
+    trd.serve("worker:one_then_wait", "demo.b.g")
+    calling = trd.start("call", "demo.b.g", "1")
+    assert calling.line() == '"one"\n'
+    assert request_ids() == [json.loads(trd.run("requests", "--json").out)["id"]]
+    calling.signal(signal.SIGINT)
+    calling.end()

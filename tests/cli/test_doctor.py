@@ -75,6 +75,7 @@ async def test_a_healthy_machine_has_no_problem(folder: Path) -> None:
     [
         ({"TRD_LISTN": "tcp://0.0.0.0:0"}, "warning", "settings", "TRD_LISTN is set", "did you mean TRD_LISTEN?"),
         ({"TRD_RETRIES": "many"}, "error", "settings", "TRD_RETRIES", "docs/settings.md"),
+        ({"TRD_LOG": "infos"}, "error", "settings", "one of debug, info", "refuse to start"),
         ({"TRD_DISCOVERY": "zookeeper"}, "error", "settings", "one of file, etcd", "docs/settings.md"),
         ({"TRD_MAX_HELD_BYTES": "1000000"}, "warning", "settings", "below TRD_MAX_MESSAGE_BYTES", "or more"),
         ({"TRD_DISCOVERY": "memory"}, "warning", "settings", "other processes see no instance", "unset TRD_DISCOVERY"),
@@ -100,6 +101,28 @@ async def test_a_port_that_is_taken(folder: Path) -> None:
         port = taken.getsockname()[1]
         found = await look(folder, TRD_LISTEN=f"tcp://127.0.0.1:{port}")
     check(found, "error", "addresses", "Address already in use", f"sport = :{port}")
+
+
+async def test_beside_the_worker_that_has_its_settings(folder: Path) -> None:
+    """The runbooks ask for it. A port that another program has taken is an error all the same."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        status = free_port()
+        environ = {
+            "TRD_DIR": str(folder),
+            "TRD_LISTEN": f"tcp://127.0.0.1:{free_port()}",
+            "TRD_STATUS_PORT": str(status),
+        }
+        async with DistributedRuntime(config=Config.from_env(environ)) as runtime:
+            task = runtime.endpoint("a.b.c").serve_endpoint(print)
+            await task.registered
+            found = await look(folder, **environ)
+            others = await look(folder, **{**environ, "TRD_LISTEN": f"tcp://127.0.0.1:{port}"})
+            task.cancel()
+    check(found, "ok", "addresses", f"taken by the worker that runs here: instance {runtime.instance_id}", "")
+    check(found, "ok", "status port", f"tcp://127.0.0.1:{status} is taken by the status port", "")
+    assert [each for each in problems(found) if each.part in ("addresses", "status port")] == []
+    check(others, "error", "addresses", "Address already in use", "port 0")
 
 
 async def test_a_status_port_that_is_taken(folder: Path) -> None:

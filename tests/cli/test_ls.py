@@ -128,7 +128,7 @@ def test_a_reader_that_leaves_is_no_error(trd):
 
 
 def test_a_worker_whose_loop_is_stuck(trd, tmp_path):
-    worker = trd.serve("worker:blocked", "a.b.c", env={"TRD_WATCHDOG_S": "0.2"})
+    worker = trd.serve("worker:blocked", "a.b.c", env={"TRD_WATCHDOG_S": "0.2", "TRD_STATUS_PORT": "0"})
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     calling = trd.start("call", "a.b.c", json.dumps(str(fifo)))
@@ -139,6 +139,10 @@ def test_a_worker_whose_loop_is_stuck(trd, tmp_path):
         said = trd.run("ls", "--timeout", "0.1")
         assert said.lines[1].split()[2] == "stuck"
         assert said.err == f"a.b.c, instance {worker.id}: {STUCK}\n"
+        said = trd.run("requests", "--timeout", "0.1")
+        url = json.loads(trd.run("describe", str(worker.id), "--json", "--timeout", "0.1").out)["status_url"]
+        words = f"its event loop is stuck; its log has the stack, as has {url}/stacks"
+        assert said.err == f"no worker that answered serves a request\ninstance {worker.id}: {words}\n"
     assert calling.end().out == '"done"\n'
     until = time.monotonic() + PATIENCE_S
     while trd.run("ls", "--timeout", "20").lines[1].split()[2] != "serving":

@@ -233,8 +233,14 @@ def test_live_requests_are_recorded_and_replayed(trd: Trd, file: Path) -> None:
 
 def test_a_recording_ends_with_ctrl_c_and_its_worker_goes_on(trd: Trd, file: Path) -> None:
     worker = trd.serve("worker:fail", "demo.b.g")
-    recording = trd.start("record", "demo.b.g", "--to", str(file))
     assert worker.err is not None
+    empty = trd.start("record", "demo.b.g", "--to", str(file))
+    assert "recorded from now on" in worker.err.readline()
+    empty.signal(signal.SIGINT)
+    assert empty.end().status == 1
+    assert "recorded no longer" in worker.err.readline()
+    assert not file.exists()  # It would be in the way of the next attempt.
+    recording = trd.start("record", "demo.b.g", "--to", str(file))
     assert "recorded from now on" in worker.err.readline()
     assert trd.run("call", "demo.b.g", "1").status == 1
     while "KeyError: 'no such" not in worker.err.readline():

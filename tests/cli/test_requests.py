@@ -75,6 +75,8 @@ def test_a_worker_that_cannot_answer_is_named(trd):
     worker.signal(signal.SIGCONT)
     assert said.status == 0
     assert f"instance {worker.id}: " in said.err
+    assert "no worker that answered serves a request\n" in said.err  # A silent worker may serve some.
+    assert "TRD_CONNECT_TIMEOUT_S" not in said.err
 
 
 def test_the_way_of_a_request():

@@ -53,6 +53,12 @@ def test_what_cannot_be_served_is_one_line(trd, target, says):
     assert said.err.startswith(f"trd serve: error: {says}")
 
 
+def test_an_invalid_option_of_a_declaration_is_one_line(trd):
+    said = trd.run("serve", "declared:Labelled")
+    assert (said.status, said.out, said.err.count("\n")) == (1, "", 1)
+    assert said.err.startswith("trd serve: error: declared:Labelled cannot serve: metrics_labels: 'le': ")
+
+
 @pytest.mark.parametrize(
     ("target", "file", "says"),
     [

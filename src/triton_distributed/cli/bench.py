@@ -53,7 +53,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--concurrency", metavar="N", type=at_least(1), help="callers, in place of a rate")
     parser.add_argument("--duration", metavar="S", type=seconds, default=10.0, help="seconds of load (default: 10)")
     parser.add_argument(
-        "--warmup", metavar="S", type=seconds, default=1.0, help="seconds of load before them, not counted (default: 1)"
+        "--warmup",
+        metavar="S",
+        type=seconds_or_none,
+        default=1.0,
+        help="seconds of load before them, not counted; 0 for none (default: 1)",
     )
     parser.add_argument("--timeout", metavar="S", type=seconds, default=30.0, help="seconds a request (default: 30)")
     parser.add_argument(
@@ -74,6 +78,11 @@ def rate(text: str) -> float:
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of requests a second above 0")
     return number
+
+
+def seconds_or_none(text: str) -> float:
+    """Parse a number of seconds; 0 is one, too."""
+    return 0.0 if text in ("0", "0.0") else seconds(text)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -109,7 +118,8 @@ async def _run(arguments: argparse.Namespace, request: Any, config: Config) -> L
                 await found.at_once(arguments.concurrency, seconds)
             return found
 
-        await load(arguments.warmup)
+        if arguments.warmup:
+            await load(arguments.warmup)
         async with _progress(arguments.duration):
             return await load(arguments.duration)
 

@@ -86,7 +86,7 @@ class Cluster:
                 stream = self._client.direct(question, worker, annotated=False, timeout=1.2 * self._timeout_s)
                 return Answer(worker, [each async for each in stream], "")
             except ConnectionFailed as error:
-                reason = "; ".join(f"{address}: {reason}" for address, reason in error.attempts)
+                reason = "; ".join(f"{address}: {_without_setting(reason)}" for address, reason in error.attempts)
             except TimeoutError:
                 words = f"it did not answer within {self._timeout_s:g} s: its event loop may be stuck"
                 return Answer(worker, [], words, timed_out=True, reached=False)
@@ -95,6 +95,11 @@ class Cluster:
             except TritonError as error:
                 reason = str(error)
             return Answer(worker, [], reason, reached=False)
+
+
+def _without_setting(reason: str) -> str:
+    """Why a connection failed, without the setting that commands with --timeout do not use."""
+    return reason.replace(", see TRD_CONNECT_TIMEOUT_S", "")
 
 
 @asynccontextmanager

@@ -6,8 +6,9 @@ import argparse
 import asyncio
 import importlib.util
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
 
 from triton_distributed.cli.failure import Failure
 from triton_distributed.cli.instances import listed
@@ -21,9 +22,11 @@ bash, in ~/.bashrc:                     eval "$(trd completion bash)"
 zsh, in ~/.zshrc, after compinit:       eval "$(trd completion zsh)"
 fish, in ~/.config/fish/config.fish:    trd completion fish | source
 
-Commands, options, endpoints and instances are completed. Endpoints come from the
-discovery that the TRD_* settings of the shell name.
+Commands, options, endpoints, instances, requests and modules are completed.
+Endpoints come from the discovery that the TRD_* settings of the shell name.
 """
+
+T = TypeVar("T")
 
 PATIENCE_S = 1.0
 """Seconds that a completion may take. Then there is none, because the user waits for it at the keyboard."""
@@ -66,12 +69,28 @@ def endpoints_and_ids(**_: Any) -> list[str]:
     return sorted({text for each in _instances() for text in (str(each.endpoint), str(each.id))})
 
 
+def modules(prefix: str, **_: Any) -> list[str]:
+    """The modules and packages of the current folder, or of the package that is typed already."""
+    package, dot = prefix.rpartition(".")[:2]
+    try:
+        found = list(Path(*package.split(".")).iterdir())
+    except OSError:
+        return []
+    names = [path.stem for path in found if path.suffix == ".py" or (path / "__init__.py").is_file()]
+    return sorted(package + dot + name for name in names if name.isidentifier() and name != "__init__")
+
+
 def _instances() -> list[Instance]:
-    """The listed instances. None are found if discovery does not answer in time or a setting is invalid."""
+    """The listed instances."""
+    return [each for each in quietly(_listed()) if each.endpoint != INSPECT]
+
+
+def quietly(work: Coroutine[Any, Any, list[T]]) -> list[T]:
+    """What the work finds. That is nothing if discovery does not answer in time or a setting is invalid."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)  # The user is typing a command.
     try:
-        return [each for each in asyncio.run(_listed()) if each.endpoint != INSPECT]
+        return asyncio.run(work)
     except (TritonError, OSError):  # A TimeoutError is an OSError.
         return []
     finally:

@@ -143,7 +143,7 @@ def _of_instance(row: Row) -> Iterator[tuple[str, str]]:
     if row.reason:
         yield "reason", row.reason
     if instance.contract is None:
-        yield "contract", "none is published"
+        yield "contract", "none is published: the types of its handler, if it has any, are only checked"
     else:
         for number, line in enumerate(contract_lines(instance.contract)):
             yield "" if number else "contract", line

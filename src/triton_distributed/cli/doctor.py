@@ -15,8 +15,10 @@ from triton_distributed.cli.checks import certificates, host, network, services,
 from triton_distributed.cli.checks.finding import Finding, error, warning
 from triton_distributed.cli.failure import one_line
 from triton_distributed.cli.rendering import json_option, write_json
+from triton_distributed.cli.settings import log_level_problem
 from triton_distributed.config import Config, environment_reference, unknown_settings
 from triton_distributed.errors import ConfigError
+from triton_distributed.names import Instance
 
 EPILOG = """\
 The settings are those of the environment. An ok line says what works, a warning
@@ -67,16 +69,18 @@ async def diagnose(environ: Mapping[str, str] | None = None) -> list[Finding]:
     found += host.shared_memory(config)
     folder = host.folder(config)
     found += folder
-    found += await network.addresses(config)
-    found += network.status_port(config)
+    listed: list[Instance] = []
+    discovery: list[Finding] = []
+    if config.discovery != "file" or not any(each.level == "error" for each in folder):  # It would say the same again.
+        discovery, listed = await services.discovery(config)
+    found += await network.addresses(config, listed)
+    found += await network.status_port(config)
     found += traces.traces(config, environ)
     found += certificates.sessions(config)
     found += certificates.servers(config)
     found += await services.clock(config)
     found += await services.nats(config)
-    if config.discovery != "file" or not any(each.level == "error" for each in folder):  # It would say the same again.
-        found += await services.discovery(config)
-    return found
+    return found + discovery
 
 
 def unknown(environ: Mapping[str, str] | None) -> Iterator[Finding]:
@@ -89,7 +93,9 @@ def unknown(environ: Mapping[str, str] | None) -> Iterator[Finding]:
 
 
 def settings(config: Config) -> Iterable[Finding]:
-    """Check settings that contradict each other."""
+    """Check settings that contradict each other, or that commands refuse."""
+    if (refused := log_level_problem(config)) is not None:
+        yield error("settings", str(refused), "`trd` and `trd serve` refuse to start with it")
     if config.max_held_bytes < config.max_message_bytes:
         words = (
             f"TRD_MAX_HELD_BYTES is {config.max_held_bytes:,}, below TRD_MAX_MESSAGE_BYTES: a worker refuses requests "

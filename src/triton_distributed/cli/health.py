@@ -17,6 +17,12 @@ STARTING = "discovery has not accepted it yet"
 REASONS = {"paused": PAUSED, "draining": DRAINING, "starting": STARTING}
 
 
+def stuck_words(instance: Instance) -> str:
+    """Why a worker does not answer whose watchdog has reported it, and where the code that blocks its loop is shown."""
+    url = instance.status_url
+    return f"its event loop is stuck; its log has the stack{url and f', as has {url}/stacks'}"
+
+
 class Answer(NamedTuple):
     """What one worker answered.
 

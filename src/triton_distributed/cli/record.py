@@ -120,11 +120,12 @@ class Recorder:
             ended.cancel()
             results = await asyncio.gather(*tasks, return_exceptions=True)
             self._writer.close()
+            if not self.count:  # A second attempt must not find a file in its way.
+                self.path.unlink(missing_ok=True)
         if self.full.done():
             self.full.result()
         reasons = [each for each in results if isinstance(each, str)]
         if not begun:
-            self.path.unlink()
             raise Failure(f"no worker of {self.name} can be recorded: {'; '.join(dict.fromkeys(reasons))}")
 
     async def _listen(self, found: Cluster, worker: int, metadata: bool, begun: list[int]) -> str:

@@ -11,7 +11,7 @@ import msgspec
 from triton_distributed.cli.arguments import seconds
 from triton_distributed.cli.cluster import cluster
 from triton_distributed.cli.completion import completes, endpoint_names
-from triton_distributed.cli.health import Answer
+from triton_distributed.cli.health import Answer, stuck_words
 from triton_distributed.cli.rendering import json_option, names_match, table, write_json
 from triton_distributed.cli.settings import settings
 from triton_distributed.config import Config
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         for line in table(HEADER, [_cells(each) for each in reports]):
             print(line)
     else:
-        print("no request is served", file=sys.stderr)
+        print("no worker that answered serves a request" if silent else "no request is served", file=sys.stderr)
     sys.stdout.flush()
     say_silent(silent)
     return 0
@@ -75,10 +75,12 @@ async def look(
     """
     async with cluster(config, timeout_s) as found:
         answers = await found.ask(found.workers(), "requests", id=id, stacks=stacks)
+        instances = await found.instances()
         # A fixed discovery makes the ids, one for each endpoint: a worker is asked once for each, and does not know it.
-        fixed = {(str(each.endpoint), each.id) for each in await found.instances()} if config.backend.fixed else None
+        fixed = {(str(each.endpoint), each.id) for each in instances} if config.backend.fixed else None
     reports: list[RequestReport] = []
-    silent = [each for each in answers if each.reason]
+    stuck = {each.id: stuck_words(each) for each in instances if each.busy}
+    silent = [each._replace(reason=stuck.get(each.instance_id, each.reason)) for each in answers if each.reason]
     for answer in answers:
         try:
             for report in (report for chunk in answer.items for report in read_reports(chunk)):

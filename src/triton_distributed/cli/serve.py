@@ -14,6 +14,7 @@ from triton_distributed.api.declarations import Declaration
 from triton_distributed.api.operating import add_declared
 from triton_distributed.api.running import serve_until_drained, with_options
 from triton_distributed.cli.arguments import at_least, endpoint, pair, pairs
+from triton_distributed.cli.completion import completes, modules
 from triton_distributed.cli.failure import USAGE, Failure
 from triton_distributed.cli.settings import worker_settings
 from triton_distributed.cli.target import Target
@@ -52,7 +53,7 @@ TRD_DRAIN_TIMEOUT_S, and the exit status is 0. A second signal ends it at once.
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.epilog = EPILOG
-    parser.add_argument("target", metavar="MODULE[:OBJECT]", help="the handlers of the requests")
+    completes(parser.add_argument("target", metavar="MODULE[:OBJECT]", help="the handlers of the requests"), modules)
     parser.add_argument(
         "--endpoint", metavar="NS.COMP.EP", type=endpoint, help="what clients call, if OBJECT is not declared"
     )
@@ -152,12 +153,9 @@ async def _serve(
     handlers = _handlers(arguments, target, module)
     try:
         async with connect(config) as here:
-            try:
-                add_declared(here, vars(module), [handler for handler, _ in handlers])
-            except ValueError as error:
-                raise Failure(f"{target.text} cannot serve: {error}") from error
+            add_declared(here, vars(module), [handler for handler, _ in handlers])
             await serve_until_drained(here, handlers, limit)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise Failure(f"{target.text} cannot serve: {error}") from error
     except OSError as error:
         raise _cannot_listen(error, config) from error

@@ -31,8 +31,8 @@ def worker_settings(**overrides: Any) -> Config:
         ConfigError: a setting is invalid, or cannot be used by a command.
     """
     config = Config.from_env(**overrides)
-    if config.log_level.lower() not in LEVELS:
-        raise ConfigError("TRD_LOG", config.log_level, f"one of {', '.join(LEVELS)}")
+    if (refused := log_level_problem(config)) is not None:
+        raise refused
     if config.backend.reach == "process":
         raise ConfigError(
             "TRD_DISCOVERY", config.discovery, "processes do not share memory: use file or static with trd"
@@ -42,3 +42,10 @@ def worker_settings(**overrides: Any) -> Config:
         handler.setFormatter(log_formatter(config.log_format))
     log_requests()
     return config
+
+
+def log_level_problem(config: Config) -> ConfigError | None:
+    """The error about a log level that does not exist; None if it does."""
+    if config.log_level.lower() in LEVELS:
+        return None
+    return ConfigError("TRD_LOG", config.log_level, f"one of {', '.join(LEVELS)}")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 from triton_distributed.cli.arguments import seconds
+from triton_distributed.cli.completion import PATIENCE_S, completes, quietly
 from triton_distributed.cli.failure import Failure
 from triton_distributed.cli.rendering import json_option, write_json
 from triton_distributed.cli.requests import as_json, look, reason, say_silent
 from triton_distributed.cli.settings import settings
+from triton_distributed.config import Config
 from triton_distributed.runtime.requests import AwaitedCall, RequestReport
 
 EPILOG = """\
@@ -23,12 +26,22 @@ one is a call that the upper one waits for. The last line is where it hangs.
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.epilog = EPILOG
-    parser.add_argument("request", metavar="REQUEST", help="the request's id")
+    completes(parser.add_argument("request", metavar="REQUEST", help="the request's id"), request_ids)
     parser.add_argument("--stack", action="store_true", help="show all lines of the handlers, not only the innermost")
     json_option(parser, "one request on one worker")
     parser.add_argument(
         "--timeout", metavar="S", type=seconds, default=1.0, help="seconds to wait for each worker (default: 1)"
     )
+
+
+def request_ids(**_: Any) -> list[str]:
+    """The requests that the workers serve now, for a shell that completes the argument."""
+
+    async def ask() -> list[str]:
+        reports, _ = await look(Config.from_env(status_port=-1, connect_timeout_s=PATIENCE_S), PATIENCE_S)
+        return sorted({each.id for each in reports})
+
+    return quietly(ask())
 
 
 def run(arguments: argparse.Namespace) -> int:

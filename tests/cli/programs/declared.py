@@ -32,5 +32,11 @@ class Adder:
         return self.sum
 
 
+class Labelled:
+    @trd.serve("demo.declared.labelled", metrics_labels={"le": "1"})
+    async def labelled(self, request: int) -> int:
+        return request
+
+
 if __name__ == "__main__":
     trd.run()

@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import http.client
 import ipaddress
+import json
 import socket
+from collections.abc import Sequence
 
 from triton_distributed.cli.checks.finding import Finding, error, ok, warning
 from triton_distributed.config import Config
 from triton_distributed.errors import ConfigError
+from triton_distributed.names import Instance
 from triton_distributed.serving.addresses import WILDCARDS, published
+from triton_distributed.system.identity import host_name
 from triton_distributed.transport.address import Address, parse_list
 
 SHORT_TOKEN = 16
 """Characters below which a token can be guessed."""
 
+ASK_S, MOST_BYTES = 1.0, 100_000
+"""Seconds to wait for each part of the answer of what has taken the status port, and the most bytes of it to read."""
 
-async def addresses(config: Config) -> list[Finding]:
-    """Check `TRD_LISTEN` and `TRD_ADVERTISE`."""
+
+async def addresses(config: Config, listed: Sequence[Instance] = ()) -> list[Finding]:
+    """Check `TRD_LISTEN` and `TRD_ADVERTISE`.
+
+    Args:
+        listed: what discovery lists. A worker that runs here with these settings has taken the address already.
+    """
     try:
         listened = [each for each in _listed(config) if each.scheme == "tcp"]
     except ConfigError as failed:
         return [error("addresses", str(failed), "for example TRD_LISTEN=tcp://0.0.0.0:7000")]
     bound = [_bind(address) for address in listened]
-    found = [finding for finding, _ in bound]
+    found = [await _unless_own(config, finding, address, listed) for finding, address in bound]
     wide = config.backend.reach == "network"
     try:
         texts = (
@@ -43,7 +55,22 @@ async def addresses(config: Config) -> list[Finding]:
     return found or [ok("addresses", "a private Unix socket: only this user on this machine can call")]
 
 
-def status_port(config: Config) -> list[Finding]:
+async def _unless_own(config: Config, finding: Finding, address: Address, listed: Sequence[Instance]) -> Finding:
+    """A finding about an address, or a better one if a worker on this machine publishes what these settings publish."""
+    if finding.level == "ok":
+        return finding
+    try:
+        texts = await published(asyncio.get_running_loop(), config, [address])
+    except ConfigError:  # `addresses` reports it.
+        return finding
+    for each in listed:
+        if each.host == host_name() and not set(texts).isdisjoint(each.addresses):
+            process = f", process {each.pid}" if each.pid else ""
+            return ok("addresses", f"{address} is taken by the worker that runs here: instance {each.id}{process}")
+    return finding
+
+
+async def status_port(config: Config) -> list[Finding]:
     """Check `TRD_STATUS_PORT`: whether it is free, and that not everyone reaches it."""
     if config.status_port < 0:
         return []
@@ -53,13 +80,30 @@ def status_port(config: Config) -> list[Finding]:
         words = f"TRD_STATUS_PORT and TRD_LISTEN name the same port, {config.status_port}"
         return [warning("status port", f"{words}: the process would serve without its status pages", "change one")]
     found, _ = _bind(address)
+    if found.level == "error" and await asyncio.get_running_loop().run_in_executor(None, _is_status_port, address):
+        found = ok("status port", f"{address} is taken by the status port of a worker that runs here")
     if found.level == "error":
         words = f"{found.text}: the process would serve without its status pages"
         return [warning("status port", words, found.advice)]
     if not _is_loopback(config.status_host):
         words = f"everyone who reaches {address} sees the process's state: it asks for no password"
         return [warning("status port", words, "let a firewall or a network policy admit only Prometheus and probes")]
-    return [ok("status port", f"{address} is free")]
+    return [ok("status port", found.text)]
+
+
+def _is_status_port(address: Address) -> bool:
+    """Whether a status port of this package listens at an address: of a worker, or of the supervisor of replicas."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
+    connection = http.client.HTTPConnection(host, address.port, timeout=ASK_S)
+    try:
+        connection.request("GET", "/", headers={"Accept": "application/json"})
+        with connection.getresponse() as response:
+            pages = json.loads(response.read(MOST_BYTES))["pages"]
+        return {"/live", "/ready", "/statistics"} <= set(pages)
+    except (OSError, http.client.HTTPException, ValueError, TypeError, LookupError):
+        return False
+    finally:
+        connection.close()
 
 
 def _parsed(config: Config) -> tuple[Address, ...]:

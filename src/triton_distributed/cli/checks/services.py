@@ -37,8 +37,12 @@ JETSTREAM_S = 2.0
 """Seconds to wait for JetStream's answer; a server without it answers at once or not at all."""
 
 
-async def discovery(config: Config) -> list[Finding]:
-    """Check that discovery can be read, how fast, and whether the listed instances can be reached."""
+async def discovery(config: Config) -> tuple[list[Finding], list[Instance]]:
+    """Check that discovery can be read, how fast, and whether the listed instances can be reached.
+
+    Returns:
+        what was found, and the listed instances.
+    """
     try:
         async with cluster(replace(config, status_port=-1), config.connect_timeout_s) as system:
             began = time.monotonic()
@@ -49,11 +53,11 @@ async def discovery(config: Config) -> list[Finding]:
             if took_s > SLOW_S:
                 advice = "is it overloaded, or far away? Workers register and are found as slowly"
                 found = [warning("discovery", f"{where} took {took_s:.2g} s to answer", advice)]
-            return [*found, *await _unreachable(system, found_instances)]
+            return [*found, *await _unreachable(system, found_instances)], found_instances
     except DiscoveryError as failed:
-        return [error("discovery", str(failed), discovery_advice(config, str(failed)))]
+        return [error("discovery", str(failed), discovery_advice(config, str(failed)))], []
     except ConfigError as failed:
-        return [error("discovery", str(failed), "docs/settings.md describes the setting")]
+        return [error("discovery", str(failed), "docs/settings.md describes the setting")], []
 
 
 def discovery_advice(config: Config, words: str) -> str:
