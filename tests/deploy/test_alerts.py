@@ -14,6 +14,7 @@ import yaml
 from tests.deploy.files import DEPLOY
 from tests.deploy.metrics import unknown, used
 from tests.guards.tree import ROOT
+from triton_distributed.config import Config
 
 RULES = DEPLOY / "grafana" / "alerts.yaml"
 ALERTS = {each["alert"]: each for each in yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"][0]["rules"]}
@@ -29,7 +30,7 @@ C = "a.b.c"
 # For each alert: series that fire it within 30 minutes (one sample a minute), the labels, and the text.
 FIRING: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
     "TritonProcessDown": (
-        {f"up{{{WORKER}}}": "1x10 0x30"},
+        {f"up{{{WORKER}}}": "1x10 0x30", f"triton_runtime_info{{{WORKER}}}": "1x10"},
         AT,
         "w:9400 does not answer on its status port",
     ),
@@ -44,9 +45,20 @@ FIRING: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
         f"No client has an instance of {C} that it can call",
     ),
     "TritonRestarts": (
-        {f"process_start_time_seconds{{{WORKER}}}": "0x15 1000x4 2000x4 3000x10"},
+        {
+            f"process_start_time_seconds{{{WORKER}}}": "0x15 1000x4 2000x4 3000x10",
+            f"triton_runtime_info{{{WORKER}}}": "1x25 _x15",  # it is down just now
+        },
         AT,
         "w:9400 has started again 3 times in 15 minutes",
+    ),
+    "TritonReplicaDown": (
+        {
+            f'triton_replica_up{{{WORKER},replica="1"}}': "1x10 0x30",
+            f'triton_replica_up{{{WORKER},replica="0"}}': "1x40",
+        },
+        {**AT, "replica": "1"},
+        "Replica 1 of w:9400 does not answer",
     ),
     "TritonNotServing": (
         {
@@ -104,9 +116,9 @@ FIRING: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
         f"Clients leave out instances of {C} that fail more often than the others",
     ),
     "TritonLoopStuck": (
-        {f"triton_loop_lag_seconds_count{{{WORKER}}}": "0+900x10 9000x30"},
+        {f"triton_loop_stuck_seconds{{{WORKER}}}": "0x29 45x10"},
         AT,
-        "The event loop of w:9400 does not turn",
+        "The event loop of w:9400 has been stuck for 45s",
     ),
     "TritonLoopStalled": (
         {f"triton_loop_stalled_seconds_total{{{WORKER}}}": "0+6x40"},
@@ -143,7 +155,11 @@ FIRING: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
         "w:9400 holds 90% of what TRD_MAX_HELD_BYTES allows",
     ),
     "TritonFewFilesLeft": (
-        {f"process_open_fds{{{WORKER}}}": "950x40", f"process_max_fds{{{WORKER}}}": "1000x40"},
+        {
+            f"process_open_fds{{{WORKER}}}": "950x40",
+            f"process_max_fds{{{WORKER}}}": "1000x40",
+            f"triton_runtime_info{{{WORKER}}}": "1x40",
+        },
         AT,
         "w:9400 has opened 95% of the files that it may",
     ),
@@ -169,13 +185,16 @@ HEALTHY = {
     f"triton_loop_stalled_seconds_total{{{WORKER}}}": "0x20 3x20",
     f'triton_loop_lag_seconds_bucket{{{WORKER},le="0.01"}}': "0+1000x40",
     f'triton_loop_lag_seconds_bucket{{{WORKER},le="+Inf"}}': "0+1001x40",
-    f"triton_loop_lag_seconds_count{{{WORKER}}}": "0+1001x40",
-    'triton_loop_lag_seconds_count{job="triton",instance="a client, which no watchdog watches"}': "0x40",
+    f"triton_loop_stuck_seconds{{{WORKER}}}": "0x19 3 0x20",
     f'triton_discovery_up{{{WORKER},backend="etcd"}}': "1x40",
     f"triton_nats_connected{{{WORKER}}}": "1x10 0 1x29",
     'triton_endpoint_serving{job="triton",instance="drains",endpoint="a.b.c"}': "1x10 0x30",
     'triton_draining{job="triton",instance="drains"}': "0x10 1x30",
-    'triton_replica_restarts_total{job="triton",instance="supervisor",replica="0"}': "0x20 1x20",
+    # Replicas: one process has failed, others were replaced as planned, and one loads a model for nine minutes.
+    'triton_runtime_info{job="triton",instance="supervisor",replica="0"}': "1x40",
+    'triton_replica_restarts_total{job="triton",instance="supervisor",replica="0"}': "0x20 1x4 2x16",
+    'process_start_time_seconds{job="triton",instance="supervisor",replica="0"}': "0x10 1x4 2x4 3x4 4x4 5x14",
+    'triton_replica_up{job="triton",instance="supervisor",replica="0"}': "1x10 0x8 1x22",
     f'triton_certificate_end_timestamp_seconds{{{WORKER},setting="TRD_TLS_CERT"}}': f"{60 * 86400}x40",
     f"triton_held_bytes{{{WORKER}}}": "100x40",
     f"triton_held_limit_bytes{{{WORKER}}}": "1000x40",
@@ -219,10 +238,15 @@ def test_each_alert_fires_and_none_without_a_reason(tmp_path: Path) -> None:
         for minute in range(6, 36, 3)
     ]
     healthy = {"interval": "1m", "input_series": inputs(HEALTHY), "alert_rule_test": quiet}
-    file = tmp_path / "tests.yaml"
-    suite = {"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": [*map(firing, ALERTS), healthy]}
-    file.write_text(yaml.safe_dump(suite, sort_keys=False), encoding="utf-8")
     promtool("check", "rules", RULES)
+    check(tmp_path, *map(firing, ALERTS), healthy)
+
+
+def check(tmp_path: Path, *tests: dict[str, Any]) -> None:
+    """Run tests of the rules, with an evaluation a minute."""
+    file = tmp_path / "tests.yaml"
+    suite = {"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": list(tests)}
+    file.write_text(yaml.safe_dump(suite, sort_keys=False), encoding="utf-8")
     promtool("test", "rules", file)
 
 
@@ -232,10 +256,40 @@ def test_a_replica_that_fails_again_and_again_is_a_restart_too(tmp_path: Path) -
     case["input_series"] = inputs({f'triton_replica_restarts_total{{{WORKER},replica="1"}}': "0x15 1x4 2x4 3x4 4x8"})
     ((expected,),) = [each["exp_alerts"] for each in case["alert_rule_test"]]
     expected["exp_labels"]["replica"] = "1"
-    file = tmp_path / "tests.yaml"
-    suite = {"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": [case]}
-    file.write_text(yaml.safe_dump(suite, sort_keys=False), encoding="utf-8")
-    promtool("test", "rules", file)
+    check(tmp_path, case)
+
+
+@needs_promtool
+def test_a_process_stays_down_until_it_is_back_or_is_no_target(tmp_path: Path) -> None:
+    case = firing("TritonProcessDown")
+    series = {f"up{{{WORKER}}}": "1x10 0x190 1x20 0x20 _x20", f"triton_runtime_info{{{WORKER}}}": "1x10 _x190 1x20"}
+    case["input_series"] = inputs(series)
+    (down,) = case["alert_rule_test"]
+    times = {11: [], 12: down["exp_alerts"], 180: down["exp_alerts"], 210: [], 235: down["exp_alerts"], 250: []}
+    case["alert_rule_test"] = [{**down, "eval_time": f"{at}m", "exp_alerts": found} for at, found in times.items()]
+    check(tmp_path, case)
+
+
+@needs_promtool
+def test_a_stuck_loop_is_known_before_its_process_is_ended_and_for_some_time_after(tmp_path: Path) -> None:
+    ended_s = int(Config().live_timeout_s)
+    stuck = " ".join(str(each) for each in range(15, ended_s + 1, 15))  # from minute 10 on
+    case = firing("TritonLoopStuck")
+    (found,) = case["alert_rule_test"]
+    (expected,) = found["exp_alerts"]
+    tests = [{**found, "eval_time": f"{minute}m", "exp_alerts": []} for minute in (10, 18)]
+    for minute, text in ((11, "1m 0s"), (12, "2m 0s"), (16, "2m 0s")):
+        words = {"summary": f"The event loop of w:9400 has been stuck for {text}"}
+        alert = {**expected, "exp_annotations": {**expected["exp_annotations"], **words}}
+        tests.append({**found, "eval_time": f"{minute}m", "exp_alerts": [alert]})
+    series = {f"triton_loop_stuck_seconds{{{WORKER}}}": f"0x40 {stuck} stale"}
+    assert ended_s == 120
+    check(tmp_path, {"interval": "15s", "input_series": inputs(series), "alert_rule_test": tests})
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_no_alert_asks_for_the_name_of_a_job(name: str) -> None:
+    assert not re.search(r"\b(job|instance|namespace|pod)\s*(=|!)", ALERTS[name]["expr"])
 
 
 @pytest.mark.parametrize("name", ALERTS)

@@ -20,7 +20,7 @@ ADAPTER = yaml.safe_load((KUBERNETES / "adapter-values.yaml").read_text(encoding
 SHOWN = (
     *("requests_total", "request_duration", "first_item", "request_queue", "in_flight", "requests_queued"),
     *("calls_total", "call_duration", "loop_lag", "loop_stalled", "discovery_up", "discovery_age", "sessions"),
-    *("loop_wait", "nats_connected", "endpoint_serving"),
+    *("loop_wait", "nats_connected", "endpoint_serving", "replica_up", "replica_restarts"),
 )
 
 

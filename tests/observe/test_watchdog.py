@@ -113,6 +113,27 @@ async def test_a_stall_is_said_and_told_once_and_its_end_too(watched: Watched, s
     assert watched.dog.stats.longest_s == pytest.approx(length_s - LIMIT_S / 4)
 
 
+async def test_a_stall_is_counted_while_it_is_under_way(watched: Watched) -> None:
+    stats, counted = watched.dog.stats, []
+    for _ in range(40):
+        watched.look()
+        counted.append(stats.stalled_s)
+        assert stats.stuck_s == stats.longest_s == pytest.approx(watched.now - 1000.0 - LIMIT_S / 4)
+    assert counted[-1] > 30
+    watched.now += 0.01
+    watched.beat()
+    ended_at = watched.now
+    watched.now += 0.02  # a reader in between
+    watched.wait_s = watched.dog.look()
+    assert stats.stuck_s == 0.0
+    assert stats.stalled_s == pytest.approx(ended_at - 1000.0 - LIMIT_S / 4)
+    assert sorted(counted) == counted  # Prometheus takes any decrease for a new process
+    assert counted[-1] <= stats.stalled_s
+    watched.look()
+    watched.look()
+    assert stats.stalled_s == pytest.approx(ended_at - 1000.0 - LIMIT_S / 4 + stats.stuck_s)
+
+
 async def test_it_is_noticed_within_the_limit_and_not_before_three_quarters(watched: Watched) -> None:
     for _ in range(10):  # a loop that turns, however the two clocks fall
         watched.now += watched.wait_s - 0.01

@@ -401,11 +401,19 @@ async def test_metrics_that_clash_or_break_are_left_out_and_serving_goes_on(
 
 async def test_the_page_is_made_while_the_loop_is_stuck(cluster: Cluster) -> None:
     worker = await cluster.worker(Engine().serve)
-    pages: list[str] = []
-    thread = threading.Thread(target=lambda: pages.append(worker.metrics.text()))
+    pages = [worker.metrics.text()]
+
+    def scrape() -> None:
+        while not Read(pages[-1])("triton_loop_stuck_seconds"):
+            pages.append(worker.metrics.text())
+
+    thread = threading.Thread(target=scrape, daemon=True)
     thread.start()
     thread.join(PATIENCE_S)  # The loop does not turn meanwhile.
-    assert Read(pages[0])("triton_endpoint_serving", endpoint="t.c.e") == 1
+    page = Read(pages[-1])
+    assert page("triton_endpoint_serving", endpoint="t.c.e") == 1
+    assert page("triton_loop_stuck_seconds") > 0
+    assert page("triton_loop_stalled_seconds_total") >= page("triton_loop_stuck_seconds")
 
 
 async def test_pages_are_made_while_everything_changes(cluster: Cluster) -> None:

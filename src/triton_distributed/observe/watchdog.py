@@ -50,18 +50,19 @@ class LoopStats:
 
     Attributes:
         stalls: number of stalls that reached the watchdog's limit.
-        stalled_s: sum of all ended stalls in seconds.
-        longest_s: the longest ended stall in seconds.
+        stalled_s: sum of all stalls in seconds. The one under way is counted once a second.
+        longest_s: the longest stall in seconds.
+        stuck_s: duration of the stall under way in seconds; 0 while the loop turns.
         lag: histogram of timer delays: `lag[i]` timers ran at most `LAG_BOUNDS_S[i]` seconds late and more than the
             bound before; the last entry counts timers beyond the last bound.
         lag_s: sum of these delays in seconds.
     """
 
-    __slots__ = ("lag", "lag_s", "longest_s", "stalled_s", "stalls")
+    __slots__ = ("lag", "lag_s", "longest_s", "stalled_s", "stalls", "stuck_s")
 
     def __init__(self) -> None:
         self.stalls = 0
-        self.stalled_s = self.longest_s = self.lag_s = 0.0
+        self.stalled_s = self.longest_s = self.stuck_s = self.lag_s = 0.0
         self.lag = [0] * (len(LAG_BOUNDS_S) + 1)
 
     def __repr__(self) -> str:
@@ -196,6 +197,8 @@ class Watchdog:
             self._began(blame(frames or [frame]), frame, now, used)
         elif self._beat_at > self._stuck_since:
             self._ended()
+        else:
+            self._count(now)
         self._notify()
         return self._sleep(AGAIN_S if self._stuck_since is not None else self._limit_s, now, used)
 
@@ -206,6 +209,7 @@ class Watchdog:
     def _began(self, found: Blame, frame: FrameType, now: float, used: Usage) -> None:
         self._stuck_since = self._beat_at
         self.stats.stalls += 1
+        self._count(now)
         self._blame = found
         place = str(found)
         suppressed = self._quiet.due(place)
@@ -235,13 +239,22 @@ class Watchdog:
             return f"It waits, while other threads computed for {others_s:.2f} s and may have held the interpreter."
         return "It waits for the operating system."
 
-    def _ended(self) -> None:
+    def _count(self, until: float) -> float:
+        """Count the stall under way up to a time, and return its duration so far.
+
+        `until` is never later than the mark that will end the stall, so the sum of all stalls never decreases.
+        """
         assert self._stuck_since is not None
         # The loop did turn between its last mark and the next due one, so this is the least that the stall can be.
-        length_s = max(0.0, self._beat_at - self._stuck_since - self._beat_s)
-        self._stuck_since = None
-        self.stats.stalled_s += length_s
+        length_s = max(0.0, until - self._stuck_since - self._beat_s)
+        self.stats.stalled_s += max(0.0, length_s - self.stats.stuck_s)
         self.stats.longest_s = max(self.stats.longest_s, length_s)
+        self.stats.stuck_s = length_s
+        return length_s
+
+    def _ended(self) -> None:
+        length_s = self._count(self._beat_at)
+        self._stuck_since, self.stats.stuck_s = None, 0.0
         level = logging.WARNING if self._logged else logging.DEBUG
         logger.log(level, "the event loop turns again: it was stuck for %.2f s at %s", length_s, self._blame)
 

@@ -213,7 +213,7 @@ class LoopStatistics(msgspec.Struct, frozen=True):
 
     Attributes:
         stalls: how often the loop was stuck for the watchdog's time or longer.
-        stalled_s: duration of all ended stalls, in seconds.
+        stalled_s: duration of all stalls, in seconds.
         longest_s: duration of the longest stall, in seconds.
         lag: histogram of the loop's lag; see `observe.LoopStats`.
     """

@@ -77,7 +77,10 @@ SHARED_LIMIT = Family(
 )
 LAG = Family("triton_loop_lag_seconds", "histogram", (), "By how much timers of the event loop were late.")
 STALLS = Family("triton_loop_stalls_total", "counter", (), "Times that the event loop was stuck for TRD_WATCHDOG_S.")
-STALLED = Family("triton_loop_stalled_seconds_total", "counter", (), "Duration of all ended stalls.")
+STALLED = Family("triton_loop_stalled_seconds_total", "counter", (), "Duration of all stalls.")
+STUCK = Family(
+    "triton_loop_stuck_seconds", "gauge", (), "For how long the event loop has been stuck now; 0 while it turns."
+)
 THREADS = Family("triton_handler_threads", "gauge", ("state",), "Plain handlers by the state of their threads.")
 THREADS_LIMIT = Family("triton_handler_threads_limit", "gauge", (), "The most running plain handlers, TRD_THREADS.")
 DISCOVERY_UP = Family("triton_discovery_up", "gauge", ("backend",), "1 if discovery answered when it was last asked.")

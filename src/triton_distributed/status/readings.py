@@ -131,6 +131,7 @@ def _process(sources: Sources) -> Iterator[Reading]:
     yield f.LAG, [({}, Buckets(LAG_BOUNDS_S, tuple(loop.lag), loop.lag_s))]
     yield f.STALLS, [({}, loop.stalls)]
     yield f.STALLED, [({}, loop.stalled_s)]
+    yield f.STUCK, [({}, loop.stuck_s)]
     running, parked, waiting, _ = threads.counts()
     yield f.THREADS, _by({}, "state", {"running": running, "parked": parked, "waiting": waiting})
     yield f.THREADS_LIMIT, [({}, threads.most)]
