@@ -410,17 +410,22 @@ class Call(Owner):
         """Release what the call holds, because it is over on the wire."""
         self.state = AFTER[self.state][END]
         services = self.services
-        if self.stream is not None and self.instance is not None:
+        stats, stream = services.stats, self.stream
+        fresh = stats.duration.fresh
+        if stream is not None and self.instance is not None:
             services.load.release(self.instance.id)
-            self.stream.owner = None
+            stream.owner = None
             if services.ejector.counting and outcome == _OK:
                 services.ejector.answered(self.instance.id)
-        stats = services.stats
+        if outcome == _OK and stream is not None:
+            now = stream.connection.read_at  # The end of the answer has just been read.
+            if not self.first:
+                fresh = stats.whole
+        else:
+            now = monotonic()
         stats.inflight -= 1
         stats.ended[outcome] += 1
-        # The end of a whole answer has just been read; its session has the time.
-        self.ended = now = monotonic() if outcome != _OK or self.stream is None else self.stream.connection.read_at
-        fresh = stats.whole if outcome == _OK and not self.first else stats.duration.fresh
+        self.ended = now
         fresh.append(now - self.began)
         if len(fresh) >= MOST_FRESH:
             stats.try_count()

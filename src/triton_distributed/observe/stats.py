@@ -114,7 +114,7 @@ class RequestStats(TimedStats):
     Attributes:
         queue_wait: from the arrival to the admission.
         loop_wait: from the admission to the handler's first step. Waits of at most `SHORT_S` are counted as 0 s, in the
-            bucket of `SHORT_S`.
+            bucket of `SHORT_S`. If both waits together are as short, the one in the queue counts as none, too.
     """
 
     __slots__ = ("loop_wait", "queue_wait")

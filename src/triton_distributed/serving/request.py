@@ -224,7 +224,7 @@ class ServedRequest(Applicant):
         self.items = None
         self._host.stats.ended[self.outcome] += 1
         if self.began:
-            self._count_times(monotonic(), self.first)
+            self._count_times(self._host.stats, monotonic())
         self.context.over = True
         self._invalid = None
         self.stream.owner = None  # Ends a reference cycle, which only the collector would free.
@@ -329,33 +329,43 @@ class ServedRequest(Applicant):
     def _end_well(self, sent: int) -> None:
         """End a request whose handler has ended well, after `sent` items. The worker's times travel with the end."""
         host, stream, now = self._host, self.stream, monotonic()
-        came = self.came
-        host.stats.items += sent
+        stats, came, began, first = host.stats, self.came, self.began, self.first
+        stats.items += sent
         if now - came >= host.times_from_s and stream.connection.timed:
-            queued_s, began = self.queued_s, self.began
+            queued_s = self.queued_s
             stream.end(_times(queued_s, began - came - queued_s, now - began, stream.blocked_s))
         else:
             stream.end()
-        self._count_times(now, self.first or now)
-
-    def _count_times(self, now: float, first: float) -> None:
-        """Count the times of a request whose handler has begun and that ends now, with its first item at `first`."""
-        stats, came, queued_s = self._host.stats, self.came, self.queued_s
-        loop_wait = self.began - came - queued_s
+        if first and now - first > AT_ONCE_S:
+            self._count_times(stats, now)
+            return
         self.began = 0.0
-        if loop_wait > SHORT_S:
-            stats.loop_wait.fresh.append(loop_wait)
-        if queued_s:
-            stats.queue_wait.fresh.append(queued_s)
-        if now - first < AT_ONCE_S:
-            fresh = stats.whole
-        else:
-            fresh = stats.duration.fresh
-            if first:
-                stats.first_item.fresh.append(first - came)
+        if began - came > SHORT_S:
+            self._count_waits(stats, began - came)
+        fresh = stats.whole
         fresh.append(now - came)
         if len(fresh) >= MOST_FRESH:
             stats.try_count()
+
+    def _count_times(self, stats: RequestStats, now: float) -> None:
+        """Count the times of a request that ends now, long after its handler began and made its first item, if any."""
+        came, began, fresh = self.came, self.began, stats.duration.fresh
+        self.began = 0.0
+        if began - came > SHORT_S:
+            self._count_waits(stats, began - came)
+        if self.first:
+            stats.first_item.fresh.append(self.first - came)
+        fresh.append(now - came)
+        if len(fresh) >= MOST_FRESH:
+            stats.try_count()
+
+    def _count_waits(self, stats: RequestStats, waited_s: float) -> None:
+        """Count how long the request waited until its handler began, if that is worth counting."""
+        queued_s = self.queued_s
+        if queued_s:
+            stats.queue_wait.fresh.append(queued_s)
+        if waited_s - queued_s > SHORT_S:
+            stats.loop_wait.fresh.append(waited_s - queued_s)
 
     async def _end_early(self, error: BaseException | None, sent: int) -> None:
         """End a request whose handler has raised an error, or ignores its cancellation.
