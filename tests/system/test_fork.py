@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import builtins
 import gc
@@ -15,11 +16,15 @@ from typing import Any
 
 import pytest
 
+import triton_distributed
 from triton_distributed.config import Config
+from triton_distributed.runtime import DistributedRuntime
 from triton_distributed.runtime.backends import make_discovery
+from triton_distributed.runtime.inspection import answering
 from triton_distributed.system import shared_memory
 from triton_distributed.system.fork import no_fork, own, watch_forks
 from triton_distributed.system.inotify import Inotify
+from triton_distributed.transport.fairness import FairShare
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/fd").exists(), reason="only Linux tells what a descriptor leads to"
@@ -95,7 +100,7 @@ def test_what_must_know_is_notified_in_the_child_alone() -> None:
     os.close(read)
 
 
-def test_no_thread_forks_while_the_runtime_imports_late(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_thread_forks_while_the_runtime_imports_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the child, the module would stay locked by a thread that is not there."""
     held: list[bool] = []
     own_import, import_module = builtins.__import__, importlib.import_module
@@ -123,5 +128,31 @@ def test_no_thread_forks_while_the_runtime_imports_late(monkeypatch: pytest.Monk
         patch.setattr(importlib, "import_module", late)
         shared_memory.mappings()
         make_discovery(Config(discovery="etcd"))
-    assert len(held) > 3
+        answering(None, FairShare(asyncio.get_running_loop()))()
+        async with DistributedRuntime(config=Config(discovery="memory", listen="memory://late")) as runtime:
+            runtime.metrics.text()
+    assert len(held) > 5
     assert all(held)
+
+
+def test_every_late_import_of_the_runtime_holds_forks_off() -> None:
+    """Programs import the package itself in the thread that uses it, and `trd` does not fork while it imports."""
+    source = Path(triton_distributed.__file__).parent
+    found = 0
+    for path in source.rglob("*.py"):
+        if path.parent == source or path.relative_to(source).parts[0] in ("cli", "testing"):
+            continue
+        tree = ast.parse(path.read_text("utf-8"))
+        late = set(filter(_imports_late, ast.walk(tree)))
+        for each in ast.walk(tree):
+            if isinstance(each, ast.With) and any("no_fork" in ast.unparse(item) for item in each.items):
+                held = late & set(ast.walk(each))
+                found, late = found + len(held), late - held
+        assert not late, f"{path}: without no_fork: {', '.join(map(ast.unparse, late))}"
+    assert found > 4
+
+
+def _imports_late(each: ast.AST) -> bool:
+    if not isinstance(each, ast.Call) or not ast.unparse(each.func).endswith("import_module"):
+        return False
+    return "triton_distributed." in ast.unparse(each.args[0])

@@ -16,6 +16,7 @@ from typing import Any
 from triton_distributed.discovery import Added, Change, Discovery, Removed, Sink, Snapshot
 from triton_distributed.discovery.base import Watch
 from triton_distributed.names import INSPECT, EndpointName, Instance
+from triton_distributed.system.fork import no_fork
 from triton_distributed.transport.fairness import FairShare
 
 LIMITS = 4, 64
@@ -26,7 +27,8 @@ def answering(runtime: Any, share: FairShare) -> Callable[[], Callable[..., Any]
     """Return what makes the handler of the reserved endpoint; see `runtime.answering`, which is imported only then."""
 
     def make() -> Callable[..., Any]:
-        module = importlib.import_module("triton_distributed.runtime.answering")
+        with no_fork:
+            module = importlib.import_module("triton_distributed.runtime.answering")
         return module.answering(runtime, share)  # type: ignore[no-any-return]
 
     return make

@@ -11,6 +11,7 @@ import hashlib
 from importlib.resources import files
 
 from triton_distributed.status.http import Response
+from triton_distributed.system.fork import no_fork
 
 HTML = "text/html; charset=utf-8"
 
@@ -18,7 +19,8 @@ HTML = "text/html; charset=utf-8"
 @functools.cache
 def dashboard() -> Response:
     """The page. Reading the files takes about a millisecond, the first time."""
-    folder = files(__package__)
+    with no_fork:  # `files` imports modules.
+        folder = files(__package__)
     page, style, script = ((folder / f"dashboard.{each}").read_text("utf-8") for each in ("html", "css", "js"))
     policy = (
         f"default-src 'none'; script-src {_source(script)}; style-src {_source(style)}; connect-src 'self'; "

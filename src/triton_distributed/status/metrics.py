@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
+from triton_distributed.system.fork import no_fork
+
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
@@ -120,7 +122,8 @@ class Metrics:
             accept_encoding: the header `Accept-Encoding`; the page is compressed if it allows gzip.
         """
         if self._rendering is None:
-            module = importlib.import_module("triton_distributed.status.page")
+            with no_fork:
+                module = importlib.import_module("triton_distributed.status.page")
             self._rendering = module.Rendering(self._sources, self._added)
         paced = threading.get_ident() != self._loop_thread
         return Page(*self._rendering.page(accept, accept_encoding, paced))

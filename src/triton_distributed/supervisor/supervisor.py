@@ -24,6 +24,7 @@ from triton_distributed.supervisor.program import own_command, own_directory
 from triton_distributed.supervisor.replacement import Replacer
 from triton_distributed.supervisor.replicas import Replicas
 from triton_distributed.supervisor.shareable import check_shareable, has_fixed_address
+from triton_distributed.system.fork import no_fork
 from triton_distributed.system.signals import ECHO_S, GRACE_S
 
 logger = logging.getLogger("triton_distributed.supervisor")
@@ -207,7 +208,8 @@ class Supervisor:
         if self._status_at is None:
             return
         # Most programs have no status port, and its modules take a tenth of a second.
-        module = importlib.import_module("triton_distributed.supervisor.page")
+        with no_fork:
+            module = importlib.import_module("triton_distributed.supervisor.page")
         host, port, _ = self._status_at
         try:
             self._page = module.StatusPage(host, port, self._places, lambda: not self._complete, self._stopping.is_set)
