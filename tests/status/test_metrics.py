@@ -28,7 +28,7 @@ from tests.timing import MS, PATIENCE_S
 from triton_distributed.observe import quantile
 from triton_distributed.observe.labels import MOST_SETS
 from triton_distributed.runtime import DistributedRuntime
-from triton_distributed.status import readings
+from triton_distributed.status import readings, service
 from triton_distributed.status.families import BY_NAME, FAMILIES, LEFT_OUT
 from triton_distributed.status.history import History
 from triton_distributed.testing import NatsServer
@@ -397,6 +397,35 @@ async def test_metrics_that_clash_or_break_are_left_out_and_serving_goes_on(
         assert any(each.startswith(f"{name} is left out of the metrics page: ") for each in logged)
     assert any("lacks the rest of the engine's collector: RuntimeError: the engine is gone" in each for each in logged)
     assert any(each.startswith("broken is left out") for each in logged)
+
+
+class Hangs:
+    """A collector that waits, e.g. for a device."""
+
+    def __init__(self) -> None:
+        self.began, self.go_on = threading.Semaphore(0), threading.Event()
+
+    def collect(self) -> list[Metric]:
+        self.began.release()
+        self.go_on.wait(PATIENCE_S)
+        return []
+
+
+async def test_a_collector_that_hangs_holds_up_only_a_few_scrapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "PAGE_S", 0.01)
+    cluster, hanging = Cluster(status_port=0), Hangs()
+    worker = await cluster.worker(Engine().serve)
+    worker.metrics.add(hanging)
+    url = worker.status_port.url
+    held = [asyncio.create_task(fetch(f"{url}/metrics")) for _ in range(service.MOST_PAGES)]
+    for _ in held:
+        await asyncio.to_thread(hanging.began.acquire, timeout=PATIENCE_S)
+    refused = await fetch(f"{url}/metrics")
+    assert (refused.status, "does a collector hang?" in refused.json()["error"]) == (503, True)
+    hanging.go_on.set()
+    assert [each.status for each in await asyncio.gather(*held)] == [200] * len(held)
+    assert (await fetch(f"{url}/metrics")).status == 200
+    await cluster.close()
 
 
 async def test_the_page_is_made_while_the_loop_is_stuck(cluster: Cluster) -> None:

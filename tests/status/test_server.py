@@ -15,7 +15,7 @@ from tests.status.web import connect, fetch, fetch_here, read_answer
 from tests.timing import PATIENCE_S
 from triton_distributed.status import server as server_module
 from triton_distributed.status.http import BODY_BYTES, HEAD_BYTES, Request, Response, json_response
-from triton_distributed.status.server import MOST_CONNECTIONS, HttpServer
+from triton_distributed.status.server import MOST_ANSWERS, MOST_CONNECTIONS, HttpServer
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 
@@ -67,7 +67,15 @@ async def test_a_crowd_of_requests_that_take_long_is_told_to_come_later(
         return "done"
 
     answers["/wait"] = wait
-    crowd = [asyncio.ensure_future(fetch(f"{server.url}/wait")) for _ in range(MOST_CONNECTIONS)]
+    answers["/live"] = "alive"
+    crowd = [asyncio.ensure_future(fetch(f"{server.url}/wait")) for _ in range(MOST_ANSWERS)]
+    while began._value < MOST_ANSWERS:
+        await asyncio.sleep(0.001)
+    refused = await fetch(server.url)
+    assert (refused.status, "are being answered already" in refused.json()["error"]) == (503, True)
+    assert (await fetch(f"{server.url}/live")).status == 200
+    answers["/live"] = wait
+    crowd += [asyncio.ensure_future(fetch(f"{server.url}/live")) for _ in range(MOST_CONNECTIONS - MOST_ANSWERS)]
     while began._value < MOST_CONNECTIONS:
         await asyncio.sleep(0.001)
     refused = await fetch(server.url)

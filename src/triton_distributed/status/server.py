@@ -39,6 +39,13 @@ MOST_CONNECTIONS = 32
 """Probes, scrapers and a few people need less. When all places are taken, the connection whose client has let the
 server wait longest gives up its place."""
 
+MOST_ANSWERS = 24
+"""Requests that are answered at once. The other places are left to `PROBES`, so that code of the program that hangs in
+a route, a check or a collector does not make a live process look dead."""
+
+PROBES = ("/live", "/ready")
+"""The pages that an orchestrator asks. No code of the program makes them."""
+
 IDLE_S = 75.0
 """Seconds for which a connection may wait for its next request: longer than the usual minute between two scrapes."""
 
@@ -241,6 +248,11 @@ class HttpServer:
         """Make the response to a request; an error of the code that makes it is a response, too."""
         if (reason := self._refused(request)) is not None:
             return error_response(403, reason)
+        if request.path.rstrip("/") not in PROBES:
+            with self._lock:
+                answered = sum(each.state == "answers" for each in self._connections.values())
+            if answered > MOST_ANSWERS:
+                return error_response(503, f"{MOST_ANSWERS} requests to the status port are being answered already")
         try:
             return self._answer(request)
         except Exception as error:

@@ -26,6 +26,12 @@ from triton_distributed.status.routes import Routes
 from triton_distributed.status.server import FINISH_S, TICK_S, HttpServer
 from triton_distributed.system.loop_thread import tell
 
+MOST_PAGES = 2
+"""Metrics pages that are made at once. A collector of the program may hang, and then holds up only these."""
+
+PAGE_S = 1.0
+"""Seconds for which a scrape waits until another page is complete."""
+
 PICTURE_SHARE = 1000
 """A picture for a stuck loop is taken each second, or so seldom that it takes the loop at most this part of its time:
 a picture of a runtime with 10,000 streams takes some milliseconds."""
@@ -68,6 +74,7 @@ class StatusService:
         self._routes = Routes(self._loop)
         self._canaries = Canaries(runtime.event_loop(), runtime.config.canary_s, trier)
         self._history = History()
+        self._making_page = threading.Semaphore(MOST_PAGES)
         self._picture: tuple[float, msgspec.Struct] | None = None  # When it was taken, and the picture.
         self._next_picture_at = 0.0
         self.pages: dict[str, Callable[[Request], Response]] = {
@@ -150,7 +157,12 @@ class StatusService:
 
     def _metrics(self, request: Request) -> Response:
         asked = request.headers
-        page = self._runtime.metrics.page(asked.get("accept", ""), asked.get("accept-encoding", ""))
+        if not self._making_page.acquire(timeout=PAGE_S):
+            return error_response(503, f"{MOST_PAGES} metrics pages are being made: does a collector hang?")
+        try:
+            page = self._runtime.metrics.page(asked.get("accept", ""), asked.get("accept-encoding", ""))
+        finally:
+            self._making_page.release()
         encoding = {"Content-Encoding": page.content_encoding} if page.content_encoding else {}
         return Response(200, page.body, page.content_type, encoding)
 
