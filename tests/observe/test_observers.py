@@ -178,6 +178,60 @@ async def test_an_observer_that_raises_is_logged_and_does_no_harm(
     assert any("Broken.request" in each for each in said)
 
 
+class Wrong(trd.Observer):
+    """Returns wrong objects, and what travels is wrong too."""
+
+    def __init__(self, found: Any) -> None:
+        self.found = found
+
+    def call(self, start: CallStart) -> Any:
+        return self.found
+
+    def request(self, start: RequestStart) -> Any:
+        return self.found
+
+
+class WrongCall(trd.CallObserver):
+    travelling = None  # type: ignore[assignment]
+
+
+async def test_wrong_objects_of_an_observer_are_logged_and_change_nothing_else(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def handler(request: Any) -> Any:
+        return request
+
+    client = await cluster.connect(handler)
+    for runtime in cluster.runtimes:
+        for wrong in (True, "text", WrongCall()):
+            runtime.observers.add(Wrong(wrong))
+    seen = observed(cluster)
+    with caplog.at_level(logging.WARNING, "triton_distributed"):
+        assert await patiently(client.call(1)) == 1
+    assert seen.outcomes == (["ok"], ["ok"])
+    said = {record.getMessage().split("'s ")[1].split()[0]: record.exc_info for record in caplog.records}
+    assert set(said) == {"Wrong.call", "Wrong.request", "WrongCall.travelling"}
+    assert "it returned a bool, not a CallObserver or None" in str(said["Wrong.call"])
+
+
+class Cancels(trd.Observer):
+    def request(self, start: RequestStart) -> trd.RequestObserver:
+        return CancelsRequest()
+
+
+class CancelsRequest(trd.RequestObserver):
+    def began(self) -> None:
+        raise asyncio.CancelledError
+
+
+async def test_a_request_ends_even_if_its_observer_raises_what_is_no_exception(cluster: Cluster) -> None:
+    client = await cluster.connect(_echo)
+    for runtime in cluster.runtimes:
+        runtime.observers.add(Cancels())
+    with pytest.raises(trd.TritonError):
+        await patiently(client.call(1))
+
+
 async def test_what_is_no_observer_is_refused(cluster: Cluster) -> None:
     observers = cluster.caller.observers
     with pytest.raises(TypeError, match="extends triton_distributed.Observer"):

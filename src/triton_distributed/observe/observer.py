@@ -8,13 +8,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from triton_distributed.context import Context
 from triton_distributed.observe.timing import Timing
 from triton_distributed.quiet import Quiet
+
+T = TypeVar("T")
 
 logger = logging.getLogger("triton_distributed.runtime")
 
@@ -168,12 +170,14 @@ class Observers:
 
     def call(self, start: CallStart) -> ObservedCall | None:
         """Tell the observers of a call; None if none of them observes it."""
-        found = [each for observer in tuple(self.present) if (each := self.safely(observer.call, start)) is not None]
+        asked = [self._asked(observer.call, start, CallObserver) for observer in tuple(self.present)]
+        found = [each for each in asked if each is not None]
         return ObservedCall(self, found) if found else None
 
     def request(self, start: RequestStart) -> ObservedRequest | None:
         """Tell the observers of a request; None if none of them observes it."""
-        found = [each for observer in tuple(self.present) if (each := self.safely(observer.request, start)) is not None]
+        asked = [self._asked(observer.request, start, RequestObserver) for observer in tuple(self.present)]
+        found = [each for each in asked if each is not None]
         return ObservedRequest(self, found) if found else None
 
     def safely(self, method: Callable[..., Any], *arguments: Any) -> Any:
@@ -181,11 +185,23 @@ class Observers:
         try:
             return method(*arguments)
         except Exception as error:
-            name = getattr(method, "__qualname__", repr(method))
-            if (more := self._quiet.due(name)) is not None:
-                words = f" ({more} more like it since the last report)" if more else ""
-                logger.warning("an observer's %s raised an error%s", name, words, exc_info=error)
+            self.failed(getattr(method, "__qualname__", repr(method)), error)
             return None
+
+    def failed(self, name: str, error: Exception) -> None:
+        """Log an error of an observer's method or attribute."""
+        if (more := self._quiet.due(name)) is not None:
+            words = f" ({more} more like it since the last report)" if more else ""
+            logger.warning("an observer's %s raised an error%s", name, words, exc_info=error)
+
+    def _asked(self, method: Callable[[Any], Any], start: CallStart | RequestStart, kind: type[T]) -> T | None:
+        """What an observer returns for a begin; None, with a log entry, if that is of another type."""
+        found = self.safely(method, start)
+        if found is None or isinstance(found, kind):
+            return found
+        name = getattr(method, "__qualname__", repr(method))
+        self.failed(name, TypeError(f"it returned a {type(found).__qualname__}, not a {kind.__name__} or None"))
+        return None
 
 
 class ObservedCall:
@@ -200,7 +216,13 @@ class ObservedCall:
     @property
     def travelling(self) -> Mapping[str, Any]:
         """The values that travel with the call on behalf of its observers."""
-        return {name: value for each in self._present for name, value in each.travelling.items()}
+        found: dict[str, Any] = {}
+        for each in self._present:
+            try:
+                found |= dict(each.travelling)
+            except Exception as error:  # It may be anything.
+                self._observers.failed(f"{type(each).__qualname__}.travelling", error)
+        return found
 
     def attempt_failed(self, instance_id: int, failures: Sequence[tuple[str, str]], again: bool) -> None:
         """An attempt failed at these addresses, for these reasons."""

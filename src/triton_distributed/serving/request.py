@@ -255,13 +255,13 @@ class ServedRequest(Applicant):
         self.began = monotonic()
         stream, host, handler = self.stream, self._host, self._host.handler
         current.set(self.context)
-        if self.observed is not None:
-            self.observed.begin(self.began)
         sent = 0
         timed = handler.is_coroutine  # Its item is its end.
         error: BaseException | None = None
         try:
             try:
+                if self.observed is not None:
+                    self.observed.begin(self.began)
                 body, buffers, self._body, self._buffers = self._body, self._buffers, b"", None
                 request: Any
                 if handler.takes_stream:
