@@ -6,23 +6,44 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.cli.command import READY, Running
 from tests.deploy.files import ENVIRONMENT, OURS, SETTINGS, UNIT, environment_file, seconds, unit
 from tests.deploy.programs import check, settings
+from tests.guards.tree import SRC
 from triton_distributed.config import Config
+
+MODULE = """
+import triton_distributed as trd
+
+
+@trd.serve("demo.shop.order")
+async def order(item: str) -> str:
+    return item
+
+
+async def generate(request):
+    yield request
+"""
 
 ANALYZE = shutil.which("systemd-analyze")
 needs_systemd = pytest.mark.skipif(ANALYZE is None, reason="no systemd-analyze here: only our own reading is tested")
 
 
-def expanded() -> list[str]:
+def commands() -> list[str]:
+    """What the example sets `WORKER` to, and what its comments offer instead."""
+    return re.findall(r"^(?:# )?WORKER=(.*)$", ENVIRONMENT.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def expanded(worker: str) -> list[str]:
     """The command line as systemd makes it: `${NAME}` is one word, `$NAME` as many as it holds."""
-    variables = environment_file(ENVIRONMENT)
+    variables = {**environment_file(ENVIRONMENT), "WORKER": worker}
     words: list[str] = []
     for word in unit()["Service"]["ExecStart"].split():
         if whole := re.fullmatch(r"\$\{(\w+)\}", word):
@@ -34,8 +55,25 @@ def expanded() -> list[str]:
     return words
 
 
-def test_the_command_is_one_that_trd_takes():
-    check(expanded())
+@pytest.mark.parametrize("worker", commands())
+def test_the_command_is_one_that_trd_takes(worker: str):
+    check(expanded(worker))
+
+
+@pytest.mark.parametrize(
+    ("worker", "endpoint"), list(zip(commands(), ("demo.shop.order", "demo.backend.generate"), strict=False))
+)
+def test_the_command_serves(worker: str, endpoint: str, trd_dir: Path, tmp_path: Path):
+    (tmp_path / "my_module.py").write_text(MODULE, encoding="utf-8")
+    _, *arguments = expanded(worker)
+    running = Running(tuple(arguments), {"TRD_DIR": str(trd_dir), "PYTHONPATH": f"{SRC}:{tmp_path}"})
+    try:
+        ready = READY.fullmatch(running.line())
+        assert ready
+        assert ready[1] == endpoint
+    finally:
+        running.signal(signal.SIGTERM)
+        assert running.end().status == 0
 
 
 def test_the_environment_file_holds_settings_that_exist():
