@@ -47,12 +47,12 @@ def test_what_is_copied_is_there_and_not_ignored():
             assert f"!{source}" in ignore
 
 
-def test_the_package_is_installed_with_what_a_cluster_and_the_gateway_need():
+def test_the_package_is_installed_with_what_a_cluster_a_gateway_and_operators_need():
     (install,) = values("RUN")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     extras = re.search(r"'\.\[([\w,]+)\]'", install)
     assert extras
-    assert extras[1].split(",") == ["cluster", "fastapi"]
+    assert extras[1].split(",") == ["cluster", "fastapi", "cli", "otel"]
     assert set(extras[1].split(",")) <= set(project)
     assert f"'{next(each for each in project['examples'] if each.startswith('uvicorn'))}'" in install
 

@@ -206,7 +206,7 @@ def test_probes_ask_what_answers(workload):
     inner = container(workload)
     config = settings(environment(workload, "10.1.2.3"))
     assert {"name": "status", "containerPort": config.status_port} in inner["ports"]
-    assert config.status_host == "10.1.2.3"
+    assert config.status_host == "0.0.0.0", "kubectl port-forward asks the pod's loopback, all others its address"
     asked = {"worker": ("status", "/ready", "/live"), "gateway": ("http", "/openapi.json", "/openapi.json")}
     port, ready, live = asked[workload["metadata"]["name"]]
     for probe, path in (("startupProbe", ready), ("readinessProbe", ready), ("livenessProbe", live)):

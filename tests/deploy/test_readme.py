@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -14,7 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.deploy.files import DEPLOY
+from tests.deploy.files import DEPLOY, container, manifest, unit
+from tests.deploy.programs import check
 from tests.guards.tree import ROOT
 from triton_distributed.cli.checks.certificates import sessions
 from triton_distributed.config import Config
@@ -22,9 +24,12 @@ from triton_distributed.config import Config
 README = (DEPLOY / "README.md").read_text(encoding="utf-8")
 
 
-def block(heading: str) -> list[str]:
-    """The commands of the first block below a heading."""
-    found = re.search(rf"^#+ {heading}\n.*?^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+NAMESPACE = "triton-distributed"
+
+
+def block(heading: str, begin: str = "") -> list[str]:
+    """The commands of the first block below a heading, or of the first that begins so."""
+    found = re.search(rf"^#+ {heading}\n.*?^```sh\n({begin}.*?)^```", README, re.MULTILINE | re.DOTALL)
     assert found is not None
     return found[1].splitlines()
 
@@ -61,6 +66,33 @@ def test_the_rules_become_a_resource_of_the_operator() -> None:
     made = yaml.safe_load(run([line.partition(" | ")[0].replace("deploy/", f"{DEPLOY}/")], ROOT))
     assert (made["apiVersion"], made["kind"]) == ("monitoring.coreos.com/v1", "PrometheusRule")
     assert made["spec"] == yaml.safe_load((DEPLOY / "grafana" / "alerts.yaml").read_text(encoding="utf-8"))
+
+
+def test_trd_runs_beside_a_unit_with_its_user_and_settings() -> None:
+    (line,) = block("systemd", "systemd-run")
+    words = shlex.split(line)
+    options = [each.partition("=")[::2] for each in words if each.startswith("--") and "=" in each]
+    service = unit()["Service"]
+    (program,) = [each for each in words if each.endswith("/trd")]
+    assert service["ExecStart"].split()[0] == program
+    check(words[words.index(program) :])
+    assert dict(options)["--uid"] == service["User"]
+    assert dict(options)["--gid"] == service["Group"]
+    (file,) = [value.removeprefix("EnvironmentFile=") for name, value in options if name == "--property"]
+    assert file.replace("hello", "%i") in service["EnvironmentFile"].split()
+    assert dict(options)["--setenv"] in service["Environment"].split()
+
+
+def test_trd_runs_in_a_pod_whose_status_port_can_be_forwarded() -> None:
+    *inside, forward = block("Look inside")
+    for line in inside:
+        check(shlex.split(line.partition(" -- ")[2]))
+    port = shlex.split(forward, comments=True)[-1]
+    (status,) = [each for each in container(manifest("Deployment", "worker"))["ports"] if each["name"] == "status"]
+    assert str(status["containerPort"]) == port
+    assert [
+        each for each in (*inside, forward) if f" {NAMESPACE} " not in each or " deployment/worker " not in each
+    ] == []
 
 
 def test_named_files_exist() -> None:

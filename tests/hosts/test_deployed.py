@@ -144,6 +144,8 @@ async def test_what_kubernetes_starts(network: Network, tmp_path: Path):
         paths = [worker[each]["httpGet"]["path"] for each in ("startupProbe", "readinessProbe", "livenessProbe")]
         urls = [f"http://{network[name].address}:{port}{path}" for path in (*paths, "/metrics")]
         assert network["client"].run(sys.executable, "-c", PROBE, *urls).split() == ["200"] * len(urls)
+        forwarded = [f"http://127.0.0.1:{port}{path}" for path in ("/", "/stacks")]
+        assert network[name].run(sys.executable, "-c", PROBE, *forwarded).split() == ["200", "200"]
 
     etcd, nats, worker, client = (
         container(manifest(*each))
