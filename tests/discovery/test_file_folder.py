@@ -76,8 +76,8 @@ async def test_somebody_elses_is_refused(trd_dir: Path, where: str):
     (trd_dir / "instances").mkdir(mode=0o700)
     os.chown(trd_dir / where, STRANGER, -1)
     text = await refusal(trd_dir)
-    assert f"belongs to uid {STRANGER}, not to uid 0" in text
-    assert "TRD_DIR" in text
+    words = f"belongs to uid {STRANGER}, not to uid 0: run as that user, or set TRD_DIR to a folder of your own"
+    assert words in text  # it may be a live service's: no advice to remove it
 
 
 @root_only

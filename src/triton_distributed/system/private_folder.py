@@ -118,6 +118,4 @@ def _check_parent(parent: os.stat_result, user: int, path: str, where: str) -> N
 
 
 def _refused(path: str, where: str, found: str) -> DiscoveryError:
-    return DiscoveryError(
-        BACKEND, where, f"{path} {found}: remove it if it should be yours, or set TRD_DIR to a folder of your own"
-    )
+    return DiscoveryError(BACKEND, where, f"{path} {found}: run as that user, or set TRD_DIR to a folder of your own")
