@@ -8,7 +8,9 @@ import os
 import re
 import signal
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -22,12 +24,15 @@ import triton_distributed as trd
 from tests.supervisor.supervised import WORKER, supervised, written
 from tests.supervisor.test_replicas import ask, killed
 from tests.timing import PATIENCE_S
-from triton_distributed.status.http import TEXT, Request, Response, json_response
+from triton_distributed.status.http import TEXT, Request, Response, error_response, json_response
+from triton_distributed.status.routes import AT_ONCE, LIMIT_S
 from triton_distributed.status.server import HttpServer
 from triton_distributed.supervisor import replica
-from triton_distributed.supervisor.page import StatusPage
+from triton_distributed.supervisor.page import ASK_S, StatusPage
 from triton_distributed.supervisor.place import Place
 from triton_distributed.supervisor.process import Process
+from triton_distributed.supervisor.replicas import Replicas
+from triton_distributed.supervisor.supervisor import Supervisor
 from triton_distributed.testing.servers import free_port
 
 METRICS = b'# TYPE triton_requests counter\ntriton_requests_total{endpoint="a/b/c"} 3\n'
@@ -230,6 +235,101 @@ async def test_a_browser_gets_the_replicas_with_links_to_their_dashboards() -> N
         assert policy.startswith("default-src 'none'")
         asks = HttpRequest(f"{here.page.url}/replicas/1/", headers={"Accept": "text/html,*/*"})
         assert await asyncio.to_thread(browse, asks) == ("<p>drawn", "default-src 'none'")
+
+
+async def test_a_route_of_a_replica_may_take_long_and_eight_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float] = []
+    full, go_on = threading.Semaphore(0), threading.Event()
+
+    def asked(url: str, path: str, request: Request, timeout_s: float) -> Response:
+        limits.append(timeout_s)
+        if path == "/wake":
+            full.release()
+            go_on.wait(PATIENCE_S)
+        return json_response({"woken": True})
+
+    monkeypatch.setattr("triton_distributed.supervisor.page._asked", asked)
+    async with pages(2) as here:
+        urls = [f"{here.page.url}/replicas/{index % 2}/wake" for index in range(AT_ONCE)]
+        clients = ThreadPoolExecutor(AT_ONCE)
+        running = [clients.submit(get, url, b"{}") for url in urls]
+        for _ in running:
+            assert await asyncio.to_thread(full.acquire, timeout=PATIENCE_S)
+        assert min(limits) >= LIMIT_S
+        assert (await here.get("/replicas/0/wake", b"{}"))[0] == 503
+        assert (await here.get("/replicas/0/stacks"))[0] == 200
+        assert limits[AT_ONCE:] == [ASK_S]
+        go_on.set()
+        assert [(await asyncio.wrap_future(each))[0] for each in running] == [200] * AT_ONCE
+        clients.shutdown()
+        assert (await here.get("/replicas/0/wake", b"{}"))[0] == 200
+
+
+async def test_only_a_replica_that_says_so_is_stuck() -> None:
+    async with pages(3) as here:
+        here.replies[0] = {"/live": json_response({"live": False, "stuck_s": 130.0, "place": "w.py:7 in f"}, 503)}
+        here.replies[1] = {"/live": error_response(503, "all connections of the status port are in use")}
+        here.replies[2] = {"/live": json_response({"live": True})}
+        assert await asyncio.to_thread(here.page.stuck) == {0: "w.py:7 in f"}
+
+
+async def test_all_replicas_are_asked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    all_asked = threading.Barrier(20)
+
+    def asked(url: str, path: str, request: Request, timeout_s: float) -> Response:
+        all_asked.wait(PATIENCE_S)
+        return json_response({"live": False, "place": "here"}, 503)
+
+    monkeypatch.setattr("triton_distributed.supervisor.page._asked", asked)
+    async with pages(1) as here:
+        here.places.extend(Place(index) for index in range(1, 20))
+        for each in here.places[1:]:
+            each.take(cast(Process, FakeProcess(here.places[0].status_url)))
+        assert len(await asyncio.to_thread(here.page.stuck)) == 20
+
+
+class StuckProcess(FakeProcess):
+    """A process that the test lets end."""
+
+    stuck_at: str | None = None
+
+    def drain(self, limit_s: float) -> None:
+        self.is_draining = True
+
+    def cut(self, limit_s: float) -> None: ...
+
+
+async def test_stuck_replicas_end_one_after_the_other_also_after_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    looks: list[int] = []
+    supervisor = Supervisor(Replicas(2), ["unused"], None, 1.0)
+    processes = [StuckProcess(""), StuckProcess("")]
+
+    class Page:
+        def stuck(self) -> dict[int, str]:
+            looks.append(1)
+            if len(looks) == 1:
+                raise RuntimeError("can't start new thread")
+            return {0: "w.py:7 in f", 1: "w.py:7 in f"}
+
+    supervisor._page = Page()
+    for place, process in zip(supervisor._places, processes, strict=True):
+        place.take(cast(Process, process))
+        supervisor._processes[place.index] = place.process  # type: ignore[assignment]
+    ends = asyncio.create_task(supervisor._end_stuck(0.001))
+
+    async def until(found: Callable[[], bool]) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not found():
+                await asyncio.sleep(0)
+
+    await until(lambda: processes[0].is_draining)
+    assert "can't start new thread" in caplog.text
+    assert not processes[1].is_draining
+    del supervisor._processes[0]
+    await until(lambda: processes[1].is_draining)
+    ends.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await ends
 
 
 @killed

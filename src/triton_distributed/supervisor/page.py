@@ -10,6 +10,7 @@ import asyncio
 import html
 import http.client
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,6 +21,8 @@ from prometheus_client.metrics_core import CounterMetricFamily, Metric
 
 from triton_distributed.status.aggregate import LABEL, merged
 from triton_distributed.status.http import JSON, Request, Response, error_response, json_response
+from triton_distributed.status.port import RESERVED
+from triton_distributed.status.routes import AT_ONCE, LIMIT_S
 from triton_distributed.status.server import FINISH_S, HttpServer
 from triton_distributed.supervisor.place import Place
 from triton_distributed.system.loop_thread import tell
@@ -28,14 +31,11 @@ PROBE_S = 0.9
 """Seconds for which a replica is asked whether it is ready: Kubernetes waits one second for a probe by default."""
 
 ASK_S = 5.0
-"""Seconds for which a replica is asked for everything else. Prometheus waits ten seconds for a page by default."""
+"""Seconds for which a replica is asked for its other pages. Prometheus waits ten seconds for a page by default."""
 
 STYLE = "body{font:16px system-ui;margin:2em}td,th{text-align:left;padding:.3em 1.5em .3em 0}"
 
-MOST_AT_ONCE = 16
-"""Replicas that are asked at once for one request."""
-
-PASSED_BACK = ("Allow", "Content-Security-Policy", "Referrer-Policy", "Vary")
+PASSED_BACK = ("Allow", "Content-Security-Policy", "Referrer-Policy", "Retry-After", "Vary")
 """The headers of a replica's response that are passed on, besides the type of its content."""
 
 _ONE = re.compile(r"/replicas/([0-9]{1,6})(/.*)?", re.DOTALL)
@@ -69,6 +69,7 @@ class StatusPage:
             "/metrics": self._metrics,
             "/statistics": self._statistics,
         }
+        self._routes = threading.BoundedSemaphore(AT_ONCE)
         self._server = HttpServer(host, port, self._answer, lambda: True)
         self.url = self._server.url
 
@@ -110,13 +111,21 @@ class StatusPage:
         url = self._places[index].status_url
         if not url:
             return error_response(503, f"replica {index} has no status port now")
+        asked = request._replace(headers=_passed_on(request))
         try:
-            return _asked(url, path, request._replace(headers=_passed_on(request)), ASK_S)
+            if path.split("/", 2)[1] in RESERVED:
+                return _asked(url, path, asked, ASK_S)
+            if not self._routes.acquire(blocking=False):
+                return error_response(503, f"{AT_ONCE} requests to routes run already", {"Retry-After": "1"})
+            try:
+                return _asked(url, path, asked, LIMIT_S + ASK_S)
+            finally:
+                self._routes.release()
         except (OSError, http.client.HTTPException) as error:
             return error_response(502, f"replica {index} does not answer: {str(error) or type(error).__name__}")
 
     def _ask_all(self, path: str, timeout_s: float) -> list[Response | None]:
-        """Ask all replicas at once; None for one that has no status port or does not answer."""
+        """Ask all replicas at once, so that silent ones delay no other; None for one that does not answer."""
 
         def ask(place: Place) -> Response | None:
             if not (url := place.status_url):
@@ -126,7 +135,7 @@ class StatusPage:
             except (OSError, http.client.HTTPException):
                 return None
 
-        with ThreadPoolExecutor(min(len(self._places), MOST_AT_ONCE), "trd-status-ask") as pool:
+        with ThreadPoolExecutor(len(self._places), "trd-status-ask") as pool:
             return list(pool.map(ask, self._places))
 
     def stuck(self) -> dict[int, str]:
@@ -135,11 +144,9 @@ class StatusPage:
         It waits up to `PROBE_S`, so it is called in a thread.
         """
         answers = zip(self._places, self._ask_all("/live", PROBE_S), strict=True)
-        return {
-            each.index: str(_object(answer).get("place"))
-            for each, answer in answers
-            if answer is not None and answer.status == 503
-        }
+        found = {each.index: _object(answer) for each, answer in answers}
+        # A status port whose connections are all in use answers 503, too.
+        return {index: str(live.get("place")) for index, live in found.items() if live.get("live") is False}
 
     def _ready(self, _: Request) -> Response:
         answers = self._ask_all("/ready", PROBE_S)

@@ -398,15 +398,26 @@ class Supervisor:
             await self._bell.until(self._stopping.is_set, every_s)
             if self._stopping.is_set():
                 return
-            asked = [each.process for each in self._places]
-            for index, where in (await asyncio.to_thread(self._page.stuck)).items():
-                place, process = self._places[index], asked[index]
-                if process is not None and process is place.process and not process.is_draining:
-                    text = "replica %d: the event loop of process %d is stuck at %s, so the process is ended"
-                    logger.error(text, index, process.pid, where, extra=place.field)
-                    process.stuck_at = where
-                    process.drain(STUCK_S + AT_ONCE_S)
-                    self._loop.call_later(STUCK_S, process.cut, AT_ONCE_S)  # It names the requests that are cut.
+            try:
+                await self._end_one_stuck()
+            except Exception as error:  # E.g. no further thread can be started. The replicas serve as before.
+                text = "cannot see whether replicas are stuck, trying again in %.1f s: %s: %s"
+                logger.error(text, every_s, type(error).__name__, error)  # noqa: TRY400 (again at each look)
+
+    async def _end_one_stuck(self) -> None:
+        """Look once. One replica at a time ends: what they all wait for may come meanwhile."""
+        if any(each.stuck_at is not None for each in self._processes.values()):
+            return
+        asked = [each.process for each in self._places]
+        for index, where in (await asyncio.to_thread(self._page.stuck)).items():
+            place, process = self._places[index], asked[index]
+            if process is not None and process is place.process and not process.is_draining:
+                text = "replica %d: the event loop of process %d is stuck at %s, so the process is ended"
+                logger.error(text, index, process.pid, where, extra=place.field)
+                process.stuck_at = where
+                process.drain(STUCK_S + AT_ONCE_S)
+                self._loop.call_later(STUCK_S, process.cut, AT_ONCE_S)  # It names the requests that are cut.
+                return
 
     async def _watch(self, folder: Path) -> None:
         """Replace the processes when files have changed that can be compiled."""
