@@ -61,6 +61,24 @@ def test_where_requests_wait(trd):
         each.end()
 
 
+def test_what_holds_up_a_drain(trd):
+    worker = trd.serve("worker:one_then_wait", "demo.b.g", env={"TRD_DRAIN_TIMEOUT_S": "3600"})
+    calling = trd.start("call", "demo.b.g", "1")
+    assert calling.line() == '"one"\n'
+    worker.signal(signal.SIGTERM)
+    assert worker.err is not None
+    assert worker.err.readline().startswith("draining: 1 request(s) may run")
+    (found,) = seen(trd, 1)
+    assert (found["endpoint"], found["state"]) == ("demo.b.g", "running")
+    assert trd.run("why", str(found["id"])).status == 0
+    said = trd.run("ls")
+    assert [line.split()[:3] for line in said.lines[1:]] == [["demo.b.g", str(worker.id), "draining"]]
+    calling.signal(signal.SIGINT)
+    calling.end()
+    assert worker.end().status == 0
+    assert trd.run("ls").out == ""
+
+
 def test_an_id_that_no_worker_has(trd):
     trd.serve("worker:echo", "demo.b.g")
     said = trd.run("why", "nope")

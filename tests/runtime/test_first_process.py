@@ -404,7 +404,7 @@ class TestDecision:
     async def test_a_drain_takes_it_over_and_hands_it_back(self) -> None:
         first_process.take(1)
         drained: list[bool] = []
-        serving = DrainSignals(asyncio.get_running_loop(), lambda: drained.append(True), 30.0, list, list)
+        serving = DrainSignals(asyncio.get_running_loop(), lambda: drained.append(True), 30.0, list, list, list)
         for _ in range(2):
             serving.install()
             assert signal.getsignal(signal.SIGTERM) is not first_process.end

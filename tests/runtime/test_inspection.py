@@ -12,7 +12,7 @@ import pytest
 from tests.runtime.cluster import Cluster, patiently, until
 from triton_distributed.discovery import Added, Change, Removed, Snapshot
 from triton_distributed.discovery.memory import MemoryDiscovery
-from triton_distributed.errors import InvalidRequest
+from triton_distributed.errors import InvalidRequest, NoInstances
 from triton_distributed.names import INSPECT, EndpointName, Instance
 from triton_distributed.runtime import Client, DistributedRuntime, RequestReport, RuntimeStatistics
 from triton_distributed.runtime.answering import CHUNK, read_reports
@@ -179,4 +179,42 @@ async def test_a_worker_is_found_while_all_its_endpoints_are_paused(cluster: Clu
     added = [each.instance.endpoint for each in everything if isinstance(each, Added)]
     removed = [each.endpoint for each in everything if isinstance(each, Removed)]
     assert added.count(INSPECT) == removed.count(INSPECT) == 3
+    watch.close()
+
+
+@pytest.mark.any_loop
+async def test_a_draining_worker_says_what_holds_it_up(cluster: Cluster) -> None:
+    started, go = asyncio.Event(), asyncio.Event()
+
+    async def slow(request: Any) -> AsyncIterator[Any]:
+        started.set()
+        await go.wait()
+        yield request
+
+    worker, idle = cluster.runtime(), cluster.runtime()
+    await cluster.serve(worker, slow)
+    client = await cluster.client()
+    call = asyncio.create_task(client.call(1))
+    await patiently(started.wait())
+    await cluster.serve(idle, slow, "t.c.idle")
+    everything: list[Change] = []
+    watch = await MemoryDiscovery().watch(None, everything.append)
+    closing = asyncio.create_task(worker.close())
+    await idle.close()  # Nothing runs there, so nothing has to be asked.
+    await until(lambda: [each.instance.endpoint for each in everything if isinstance(each, Added)] == [INSPECT])
+    workers = await asking(cluster)  # It comes after the drain has begun, and has no session yet.
+    (report,) = await answer(workers, worker, about="worker")
+    (served,) = msgspec.convert(report, WorkerReport).endpoints
+    assert (str(served.endpoint), served.state, served.running) == ("t.c.e", "draining", 1)
+    ((request,),) = map(read_reports, await answer(workers, worker, about="requests"))
+    assert (request.endpoint, request.state) == ("t.c.e", "running")
+    late = cluster.runtime()
+    direct = await late.endpoint("t.c.e").client()
+    with pytest.raises(NoInstances):  # Calls cannot find it.
+        await direct.call(2)
+    assert not closing.done()
+    go.set()
+    assert await patiently(call) == 1
+    await patiently(closing)
+    await until(lambda: workers.instance_ids() == [])
     watch.close()

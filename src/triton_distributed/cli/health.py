@@ -97,7 +97,14 @@ def rows(instances: Iterable[Instance], answers: Mapping[int, Answer]) -> list[R
             for each in report.endpoints:
                 key = each.endpoint, each.instance_id
                 if each.state in REASONS and key not in listed:
-                    absent = Instance(each.endpoint, each.instance_id, each.addresses, instance.host, pid=report.pid)
+                    absent = Instance(
+                        each.endpoint,
+                        each.instance_id,
+                        each.addresses,
+                        instance.host,
+                        status_url=instance.status_url,
+                        pid=report.pid,
+                    )
                     hidden[key] = Row(absent, each.state, REASONS[each.state], each, report)
     return sorted([*found, *hidden.values()], key=lambda each: (each.name, each.instance.id))
 

@@ -128,7 +128,7 @@ class Workers:
         state, reason = self._trouble(worker)
         found = {each.name: each for each in worker.counters.endpoints} if worker.counters else {}
         for path, instance in worker.listed.items():
-            if instance.endpoint == INSPECT:  # Listed so that `trd` finds a worker that has paused another endpoint.
+            if instance.endpoint == INSPECT:  # Listed so that `trd` finds a worker that has paused another, or drains.
                 continue
             name = str(instance.endpoint)
             if reason:

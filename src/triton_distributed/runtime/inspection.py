@@ -2,8 +2,8 @@
 
 A worker answers requests for one reserved endpoint, `INSPECT`. It has limits of its own, so that a worker at capacity
 answers too. A client finds the workers by the instances of all endpoints. Discovery lists the reserved endpoint only
-while its worker has paused another one, so that the worker is found then too. A program that serves an endpoint of this
-name replaces it in its own process.
+while its worker has paused another one, or drains and requests still run, so that the worker is found then too. A
+program that serves an endpoint of this name replaces it in its own process.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -88,13 +89,13 @@ class Registrations:
             await self._hide()
 
     async def _show(self, instance: Instance) -> None:
-        """List the reserved endpoint, so that `trd` finds this worker even if it has paused all its endpoints."""
+        """List the reserved endpoint, so that `trd` finds this worker although other endpoints are not listed."""
         if self._inspected is None:
             found = replace(instance, endpoint=INSPECT, metadata={}, contract=None)
             try:
                 await self._discovery.register(found)
                 self._inspected = found
-            except DiscoveryError as error:  # `trd` does not find the worker, which matters less than the pause.
+            except DiscoveryError as error:  # `trd` does not find the worker, which matters less than a pause or drain.
                 logger.info("cannot list the reserved endpoint in %s: %s", self._discovery.where, error)
 
     async def _hide(self) -> None:
@@ -181,7 +182,29 @@ class Registrations:
                 for served in self._server.endpoints:
                     await self._discovery.withdraw(served.instance)
                     served.listed = ()
-                if self._inspected is not None:
-                    await self._discovery.withdraw(self._inspected)
         except Exception as error:  # A backend may raise anything, see above.
             logger.warning("cannot withdraw from %s: %s", self._discovery.where, error)
+
+    @asynccontextmanager
+    async def draining(self) -> AsyncIterator[None]:
+        """Let `trd` find the worker while its last requests run: an operator asks what holds up a drain.
+
+        The drain waits neither for the record nor for discovery. If the record cannot be withdrawn at the end, it ends
+        with the discovery of this process, as the records of a killed process do.
+        """
+        held_up = any(each.gate.running for each in self._server.endpoints)
+        served = next((each for each in self._server.endpoints if each.registered), None)
+        showing = None
+        if held_up and served is not None and not self._fixed:
+            showing = self._loop.create_task(self._show(served.instance))
+        try:
+            yield
+        finally:
+            if showing is not None:
+                showing.cancel()
+                await asyncio.wait({showing})
+            if self._inspected is not None:
+                try:
+                    await self._discovery.withdraw(self._inspected)
+                except Exception as error:  # A backend may raise anything, and the process ends now.
+                    logger.warning("cannot withdraw from %s: %s", self._discovery.where, error)

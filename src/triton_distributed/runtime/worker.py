@@ -137,7 +137,9 @@ class Worker:
         # A loop of virtual time runs plain handlers itself: `testing.virtual_time`.
         self.threads = HandlerThreads(config.threads, getattr(loop, "inline", False))
         self.watchdog = Watchdog(loop, config.watchdog_s, self.registrations.mark)
-        self._signals = DrainSignals(loop, shutdown, config.drain_timeout_s, self._running, server.stuck)
+        self._signals = DrainSignals(
+            loop, shutdown, config.drain_timeout_s, self._running, server.stuck, server.remove_files
+        )
         self.totals: Totals[tuple[EndpointName, Labels], RequestStats] = Totals(RequestStats)
         self._starting: set[asyncio.Task[ServedEndpoint]] = set()
         self._tasks: set[ServeTask] = set()  # One for each endpoint.
@@ -307,7 +309,8 @@ class Worker:
             await asyncio.wait(self._starting)
         self.registrations.close()
         await self.registrations.remove_all()
-        await self.server.drain(timeout_s)
+        async with self.registrations.draining():
+            await self.server.drain(timeout_s)
 
     def close(self) -> None:
         """Close the sessions and cancel the requests that still run."""

@@ -181,6 +181,9 @@ class Server:
     async def drain(self, timeout_s: float) -> None:
         """Admit no more requests, send clients away, and let running handlers finish.
 
+        A client that connects meanwhile has its requests refused. The worker goes on to accept connections so that
+        `trd` can ask what holds up the drain.
+
         Handlers that still run after `timeout_s` are cancelled. The log names those that run even after that, see
         `stuck`.
         """
@@ -189,7 +192,8 @@ class Server:
             endpoint.gate.drain()
         for session in self._listener.sessions:
             session.go_away(f.GoawayCode.DRAINING, "the worker is shutting down")
-        self._listener.close_listening()
+        if self._config.backend.fixed:  # Clients would go on dialling an address that never leaves their list.
+            self._listener.close_listening()
         await self._cut([each for each in self.endpoints if not each.graceful])
         late = False
         try:
@@ -225,6 +229,10 @@ class Server:
         finally:
             for task in parting:
                 task.cancel()
+
+    def remove_files(self) -> None:
+        """Remove the files of the sockets, because the process ends at once. Any thread may call this."""
+        self._listener.remove_files()
 
     def close(self) -> None:
         """Close the sessions and cancel the handlers that still run."""

@@ -53,6 +53,7 @@ class DrainSignals:
         drain_s: seconds that the drain may take.
         running: returns the ids of the requests whose handlers run, when a second signal cuts them.
         stuck: returns the requests whose handlers still run after their cancellation, each with its current line.
+        leave: removes what the process must not leave when it ends at once. It is called in any thread, at any point.
     """
 
     def __init__(
@@ -62,12 +63,14 @@ class DrainSignals:
         drain_s: float,
         running: Callable[[], list[str]],
         stuck: Callable[[], list[str]],
+        leave: Callable[[], object],
     ) -> None:
         self._loop = loop
         self.drain = drain
         self.drain_s = drain_s
         self.running = running
         self.stuck = stuck
+        self.leave = leave
 
     def install(self) -> None:
         """Handle the signals that still have their default handlers, if this is the main thread."""
@@ -150,7 +153,13 @@ class _Taken:
         if now - self._first < ECHO_S or (now - self._first < REPEAT_S and not running):
             return
         names = ", ".join(running[:MOST_NAMED]) + (", …" if len(running) > MOST_NAMED else "")
+        self._leave()
         _end(number, f"again: ending now, {len(running)} request(s) cut: {names or 'none'}")
+
+    def _leave(self) -> None:
+        for member in list(self._members):
+            with contextlib.suppress(OSError):
+                member.leave()
 
     def _drain(self, number: signal.Signals) -> None:
         """Let every runtime drain. Runs on the loop."""
@@ -167,6 +176,7 @@ class _Taken:
         still = [words for member in (*self._stuck, *self._members) for words in member.stuck()]
         if self._members:
             still.append(f"the main thread stands at {innermost_line(threading.main_thread())}")
+        self._leave()
         words = "; ".join(still[:MOST_NAMED]) + ("; …" if len(still) > MOST_NAMED else "")
         _end(number, f"{limit_s:g} s ago: ending now, although not everything has ended: {words}")
 

@@ -134,6 +134,11 @@ class KeptSockets:
         kept.found()
         logger.info("socket %s was removed and is made again", kept.path)
 
+    def remove_files(self) -> None:
+        """Remove the files, because the process ends at once. Any thread may call this, at any point."""
+        for each in list(self._kept):
+            unix_sockets.remove(each.path, each.inode)
+
     def close(self) -> None:
         """Stop listening, and remove the files."""
         if self._timer is not None:
@@ -141,8 +146,7 @@ class KeptSockets:
             self._timer = None
         for acceptor in (*self._replaced, *(each.acceptor for each in self._kept)):
             acceptor.close()
-        for each in self._kept:
-            unix_sockets.remove(each.path, each.inode)
+        self.remove_files()
         self._replaced.clear()
         self._kept.clear()
 

@@ -166,6 +166,10 @@ class Listener:
             more = f" (and {suppressed:,} more since the last such line)" if suppressed else ""
             logger.warning("turned %s away: %s%s", peer, reason, more)
 
+    def remove_files(self) -> None:
+        """Remove the files of the Unix sockets, because the process ends at once. Any thread may call this."""
+        self._unix.remove_files()
+
     def close_listening(self) -> None:
         """Stop accepting; the sessions stay. A connection that is being accepted is refused and closed."""
         self._stopped = True
