@@ -24,6 +24,7 @@ import triton_distributed as trd
 from tests.supervisor.supervised import WORKER, supervised, written
 from tests.supervisor.test_replicas import ask, killed
 from tests.timing import PATIENCE_S
+from triton_distributed.status.aggregate import DRAINING
 from triton_distributed.status.http import TEXT, Request, Response, error_response, json_response
 from triton_distributed.status.routes import AT_ONCE, LIMIT_S
 from triton_distributed.status.server import HttpServer
@@ -41,7 +42,7 @@ METRICS = b'# TYPE triton_requests counter\ntriton_requests_total{endpoint="a/b/
 class FakeProcess:
     """A process that can be called, with a status port."""
 
-    pid, started_at, is_ready, is_draining = 7, 1.0, True, False
+    pid, started_at, is_ready, is_draining, is_over = 7, 1.0, True, False, False
     stuck_at: str | None = None
 
     def __init__(self, status_url: str) -> None:
@@ -180,6 +181,27 @@ async def test_metrics_have_a_label_for_the_replica() -> None:
             'triton_replica_up{replica="1"} 0.0',
             'triton_replica_restarts_total{replica="1"} 1.0',
         } <= set(text.splitlines())
+
+
+async def test_a_replaced_process_counts_until_it_ends() -> None:
+    async with pages(2) as here:
+        old, first = here.places[0].process, {"/metrics": Response(200, METRICS, TEXT)}
+        here.replies[:] = [{**first, "/statistics": json_response({"a": index})} for index in range(2)]
+        here.places[0].take(cast(Process, FakeProcess(here.places[1].status_url)))
+        assert old is not None
+        _, text = await here.get("/metrics")
+        assert {
+            'triton_requests_total{endpoint="a/b/c",replica="0"} 3.0',
+            f'triton_requests_total{{draining="{old.pid}",endpoint="a/b/c",replica="0"}} 3.0',
+        } <= set(text.splitlines())
+        assert text.count("triton_replica_up{") == 2
+        _, found = await here.get("/statistics")
+        assert found["replicas"] == [{"a": 1}, {"a": 1}]
+        assert found["draining"] == [{"replica": 0, "pid": old.pid, "statistics": {"a": 0}}]
+        cast(FakeProcess, old).is_over = True
+        assert DRAINING not in (await here.get("/metrics"))[1]
+        here.places[0].take(cast(Process, FakeProcess("")))
+        assert old not in here.places[0].replaced
 
 
 async def test_the_pages_and_routes_of_one_replica() -> None:

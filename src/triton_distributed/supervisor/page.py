@@ -25,6 +25,7 @@ from triton_distributed.status.port import RESERVED
 from triton_distributed.status.routes import AT_ONCE, LIMIT_S
 from triton_distributed.status.server import FINISH_S, HttpServer
 from triton_distributed.supervisor.place import Place
+from triton_distributed.supervisor.process import Process
 from triton_distributed.system.loop_thread import tell
 
 PROBE_S = 0.9
@@ -125,18 +126,17 @@ class StatusPage:
             return error_response(502, f"replica {index} does not answer: {str(error) or type(error).__name__}")
 
     def _ask_all(self, path: str, timeout_s: float) -> list[Response | None]:
-        """Ask all replicas at once, so that silent ones delay no other; None for one that does not answer."""
+        """Ask the processes that have the places; the rest as for `_ask_each`."""
+        return _ask_each([each.status_url for each in self._places], path, timeout_s)
 
-        def ask(place: Place) -> Response | None:
-            if not (url := place.status_url):
-                return None
-            try:
-                return _asked(url, path, Request("GET", path, {}, {}), timeout_s)
-            except (OSError, http.client.HTTPException):
-                return None
-
-        with ThreadPoolExecutor(len(self._places), "trd-status-ask") as pool:
-            return list(pool.map(ask, self._places))
+    def _ask_with_draining(self, path: str) -> tuple[list[Response | None], list[tuple[Place, Process, Response]]]:
+        """Ask all replicas, and the replaced processes that still drain: their requests count, too."""
+        draining = [(place, each) for place in self._places for each in place.replaced if not each.is_over]
+        urls = [each.status_url for each in self._places] + [each.status_url for _, each in draining]
+        answers = _ask_each(urls, path, ASK_S)
+        late = zip(draining, answers[len(self._places) :], strict=True)
+        found = [(*each, answer) for each, answer in late if answer is not None and answer.status == 200]
+        return answers[: len(self._places)], found
 
     def stuck(self) -> dict[int, str]:
         """The replicas whose event loops have been stuck for `TRD_LIVE_TIMEOUT_S`, each with the place in its code.
@@ -185,12 +185,16 @@ class StatusPage:
         return good, {"ready": good, "ready_replicas": ready, "all_replicas": len(problems), "reasons": reasons}
 
     def _metrics(self, request: Request) -> Response:
-        answers = self._ask_all("/metrics", ASK_S)
+        answers, late = self._ask_with_draining("/metrics")
         pages = {
             str(place.index): answer.body.decode(errors="replace") if answer and answer.status == 200 else None
             for place, answer in zip(self._places, answers, strict=True)
         }
-        body, content_type = merged(pages, request.headers.get("accept", ""), [self._restarts()])
+        draining = {
+            str(process.pid): (str(place.index), answer.body.decode(errors="replace"))
+            for place, process, answer in late
+        }
+        body, content_type = merged(pages, request.headers.get("accept", ""), [self._restarts()], draining)
         return Response(200, body, content_type)
 
     def _restarts(self) -> Metric:
@@ -202,8 +206,12 @@ class StatusPage:
         return family
 
     def _statistics(self, _: Request) -> Response:
-        answers = self._ask_all("/statistics", ASK_S)
-        return json_response({"replicas": [_json_of(each) for each in answers]})
+        answers, late = self._ask_with_draining("/statistics")
+        draining = [
+            {"replica": place.index, "pid": process.pid, "statistics": _json_of(answer)}
+            for place, process, answer in late
+        ]
+        return json_response({"replicas": [_json_of(each) for each in answers], "draining": draining})
 
 
 def _described(place: Place) -> dict[str, Any]:
@@ -280,6 +288,19 @@ def _of_each(page: str) -> str:
 
 def _passed_on(request: Request) -> dict[str, str]:
     return {name: request.headers[name] for name in ("accept", "content-type") if name in request.headers}
+
+
+def _ask_each(urls: Sequence[str], path: str, timeout_s: float) -> list[Response | None]:
+    """Ask all at once, so that silent ones delay no other; None for one that has no status port or does not answer."""
+
+    def ask(url: str) -> Response | None:
+        try:
+            return _asked(url, path, Request("GET", path, {}, {}), timeout_s) if url else None
+        except (OSError, http.client.HTTPException):
+            return None
+
+    with ThreadPoolExecutor(len(urls), "trd-status-ask") as pool:
+        return list(pool.map(ask, urls))
 
 
 def _asked(url: str, path: str, request: Request, timeout_s: float) -> Response:

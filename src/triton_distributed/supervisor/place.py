@@ -17,6 +17,7 @@ class Place:
     Attributes:
         process: the process that serves, or will; None while the place waits for its next start.
         successor: a process that replaces it as soon as it can be called.
+        replaced: the processes that had the place before; some of them may still drain.
         begun_at: when `process` was started last, on the loop's clock.
         asked: the supervisor has asked the process to end, so that a new one takes its place.
         settled: the last start has come to an end: the process was ready, or it has ended before.
@@ -30,6 +31,7 @@ class Place:
         self.index = index
         self.process: Process | None = None
         self.successor: Process | None = None
+        self.replaced: tuple[Process, ...] = ()
         self.restarts = Restarts(random.random)
         self.begun_at = 0.0
         self.asked = self.settled = self.due = self.over = False
@@ -83,6 +85,8 @@ class Place:
 
     def take(self, process: Process) -> None:
         """Let a process have the place."""
+        before = self.replaced if self.process is None else (*self.replaced, self.process)
+        self.replaced = tuple(each for each in before if not each.is_over)
         self.process, self.successor = process, None
         self.begun_at = process.started_at
         self.asked = self.due = False
