@@ -26,6 +26,23 @@ def test_each_duration_is_in_the_bucket_of_the_first_bound_that_is_not_below_it(
     assert histogram.fresh == []
 
 
+class Ascending(list[float]):
+    """Durations that are looked at when they are counted, even if there are none."""
+
+    looks = 0
+
+    def __len__(self) -> int:
+        self.looks += 1
+        return super().__len__()
+
+
+def test_an_idle_histogram_is_not_counted_again():
+    """All of a process are looked at each second, on its loop."""
+    idle, counted = Histogram(), Ascending()
+    idle.add(counted)
+    assert counted.looks < len(BOUNDS_S)
+
+
 def test_nothing_is_lost_or_counted_twice_while_another_thread_adds():
     stats = CallStats()
     number, over = 20_000, threading.Event()

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import re
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tests.status.web import fetch
 from tests.timing import PATIENCE_S
 from triton_distributed.observe.stats import TimedStats
 from triton_distributed.status.dashboard import dashboard
-from triton_distributed.status.history import History
+from triton_distributed.status.history import MOST_SERIES, History
 
 browser = pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
 
@@ -101,6 +102,21 @@ def test_clients_of_one_endpoint_are_one_series() -> None:
     assert third == (None, None)
     (columns,) = history.since(0)["calls"].values()
     assert columns["calls"] == [0, 100, 60]
+
+
+def test_a_sample_looks_at_no_more_endpoints_than_it_keeps() -> None:
+    """It is taken on the loop each second, and a process may have called thousands."""
+
+    def clients() -> Iterator[Any]:
+        for number in range(MOST_SERIES):
+            yield Served(str(number))
+            yield Served(str(number))
+        yield Served("left out")
+        raise AssertionError("it looks at more")
+
+    history = History()
+    history.add(0.0, [], clients())
+    assert list(history.since(0)["calls"]) == [str(each) for each in range(MOST_SERIES)]
 
 
 STATE = "document.getElementById('state').textContent"

@@ -39,10 +39,13 @@ class Histogram:
 
     def count(self) -> None:
         """Count the fresh durations. Only one thread may do this at a time."""
-        self.add(taken(self.fresh))
+        if self.fresh:
+            self.add(taken(self.fresh))
 
     def add(self, durations_s: list[float]) -> None:
         """Count durations in seconds, in ascending order."""
+        if not durations_s:  # Most histograms of a process are idle, and each sample counts all of them.
+            return
         counts, below = self.counts, 0
         for index, bound in enumerate(BOUNDS_S):
             upto = bisect_right(durations_s, bound, below)
