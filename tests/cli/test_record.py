@@ -6,6 +6,7 @@ import json
 import signal
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ from triton_distributed import __version__
 from triton_distributed.cli.arguments import Parser
 from triton_distributed.cli.differences import Rule
 from triton_distributed.cli.failure import Failure
+from triton_distributed.cli.record import Recorder
 from triton_distributed.cli.recordings import Recorded, Recordings, Value, Writer, of
 from triton_distributed.cli.replay import Answer, compare, configure, run
 from triton_distributed.names import EndpointName
@@ -196,6 +198,40 @@ def test_a_value_that_cannot_be_read_here() -> None:
     damaged = msgspec.structs.replace(recorded(1), items=[Value(body=b"\xc1")])
     with pytest.raises(Failure, match="the answer to request r1 cannot be read"):
         list(compare(damaged, Answer([1], ("", ""), 0.0, 0.0), Rule()))
+
+
+@pytest.mark.parametrize("damaged", [1, [1, "event"]])
+def test_a_damaged_annotated_item_is_named(damaged: Any) -> None:
+    before = msgspec.structs.replace(recorded(1), items=[Value(body=msgspec.msgpack.encode(damaged), annotated=True)])
+    with pytest.raises(Failure, match="the answer to request r1 cannot be read: .*an annotated item is damaged"):
+        list(compare(before, Answer([1], ("", ""), 0.0, 0.0), Rule()))
+
+
+class Stream:
+    """The answer of a worker that cannot be recorded."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    async def __anext__(self) -> Any:
+        raise self._error
+
+    def cancel(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError("no descriptor is free"), "OSError: no descriptor is free"),
+        (StopAsyncIteration(), "it ended the recording"),
+    ],
+)
+async def test_why_no_worker_can_be_recorded(file: Path, error: Exception, words: str) -> None:
+    found: Any = SimpleNamespace(follow=lambda *_, **__: Stream(error))
+    with pytest.raises(Failure, match=f"no worker of demo.b.g can be recorded: {words}"):
+        await Recorder(NAME, file, 1, 1).record(found, [1], PATIENCE_S, False)
+    assert not file.exists()
 
 
 # the commands

@@ -48,6 +48,11 @@ async def fails(request: Any) -> AsyncIterator[Any]:
     raise KeyError(request)
 
 
+async def twenty(size: int) -> AsyncIterator[bytes]:
+    for _ in range(20):
+        yield bytes(size)
+
+
 async def forever(request: Any) -> AsyncIterator[Any]:
     yield request
     await asyncio.get_running_loop().create_future()
@@ -146,6 +151,21 @@ async def test_requests_beyond_the_bound_are_left_out_and_counted(cluster: Clust
             await client.call("x" * size)
         sizes = [len(values((await patiently(anext(recording))).requests)[0]) for _ in range(2)]
         assert (sizes, recording.skipped, recording.held) == ([100, 100], 1, 0)
+
+
+async def test_an_exchange_that_is_larger_than_a_message_is_left_out_and_the_recording_goes_on() -> None:
+    cluster = Cluster(max_message_bytes=1_000_000)
+    worker, _ = await served(cluster, twenty)
+    inspector = await asking(cluster)
+    stream = inspector.direct({"about": "recording", "endpoint": NAME}, worker.instance_id, annotated=False)
+    await patiently(anext(stream))
+    client = await cluster.client(NAME)
+    for size in (60_000, 3):
+        assert [len(each) async for each in client.generate(size, annotated=False)] == [size] * 20
+    exchange = msgspec.convert(await patiently(anext(stream)), Exchange)
+    assert (values(exchange.requests), exchange.skipped) == ([3], 1)
+    stream.cancel()
+    await cluster.close()
 
 
 async def test_nothing_of_it_is_left(cluster: Cluster) -> None:

@@ -126,7 +126,8 @@ class Recorder:
             self.full.result()
         reasons = [each for each in results if isinstance(each, str)]
         if not begun:
-            raise Failure(f"no worker of {self.name} can be recorded: {'; '.join(dict.fromkeys(reasons))}")
+            why = "; ".join(dict.fromkeys(reasons)) or "none answered before the end of the recording"
+            raise Failure(f"no worker of {self.name} can be recorded: {why}")
 
     async def _listen(self, found: Cluster, worker: int, metadata: bool, begun: list[int]) -> str:
         """Take the exchanges of one worker. Returns the reason why there are no more."""
@@ -142,7 +143,9 @@ class Recorder:
             reason = f"it did not answer within {ANSWER_S:g} s: its event loop may be stuck"
         except (TritonError, StopAsyncIteration, msgspec.ValidationError) as error:
             cause = RemoteError.cause_of(error)
-            reason = cause.message if cause is not None else str(error)
+            reason = cause.message if cause is not None else str(error) or "it ended the recording"
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
         finally:
             stream.cancel()
         print(f"instance {worker}: {one_line(reason)}", file=sys.stderr)
@@ -165,7 +168,7 @@ class Recorder:
     def left_out(self) -> str:
         """Text about requests that are not in the file."""
         left_out = sum(self.skipped.values())
-        return f"; {left_out} were left out, because the workers had no room for them" if left_out else ""
+        return f"; {left_out} were left out, because they are too large or the workers had no room" if left_out else ""
 
 
 async def _run(recorder: Recorder, arguments: argparse.Namespace, config: Config) -> None:

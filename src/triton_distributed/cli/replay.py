@@ -319,9 +319,11 @@ def _plain_item(item: Annotated) -> Any:
 
 def _recorded_item(value: Value) -> Any:
     found = value.value()
-    if value.annotated and not (found[1] or found[2] or found[3]):
-        return found[0]
-    return found
+    if not value.annotated:
+        return found
+    if not isinstance(found, list) or len(found) != 4:
+        raise DecodeError("an annotated item is damaged: it must have data, event, comments and id")
+    return found if any(found[1:]) else found[0]
 
 
 def compare(recorded: Recorded, now: Answer, rule: Rule) -> Iterator[str]:

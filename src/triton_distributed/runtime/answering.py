@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from triton_distributed.context import current
 from triton_distributed.observe.stacks import stack
 from triton_distributed.runtime.rates import counters_of
 from triton_distributed.runtime.recording import Recording, is_recorded
@@ -19,6 +20,7 @@ from triton_distributed.runtime.requests import RequestReport, requests_of
 from triton_distributed.runtime.statistics import RuntimeStatistics
 from triton_distributed.runtime.worker import Worker
 from triton_distributed.serving.endpoint import ServedEndpoint
+from triton_distributed.serving.handler_context import ServedContext
 from triton_distributed.transport.fairness import FairShare
 
 MOST_RECORDINGS = 2
@@ -78,8 +80,12 @@ def answering(runtime: Inspected, share: FairShare) -> Callable[..., AsyncIterat
         elif question.about == "recording":
             with Recording(_recordable(runtime, question.endpoint), question.metadata) as recording:
                 yield {}
+                context = current.get()
                 async for exchange in recording:
-                    yield exchange
+                    if isinstance(context, ServedContext) and not context.fits(exchange):
+                        recording.leave_out()
+                    else:
+                        yield exchange
         else:
             reports = requests_of(runtime.worker.server.endpoints, question.stacks)
             if question.id:

@@ -64,7 +64,8 @@ class Exchange(msgspec.Struct):
         error: type and text of what the handler raised; empty if it did not.
         took_s: seconds from the begin to the end.
         metadata: the request's metadata and travelling values, if these are recorded.
-        skipped: the number of requests so far that were not recorded, because they exceed `MOST_BYTES`.
+        skipped: the number of requests so far that were not recorded, because they exceed `MOST_BYTES`, or an exchange
+            exceeds `TRD_MAX_MESSAGE_BYTES`.
     """
 
     id: str
@@ -126,6 +127,7 @@ class Recording:
             await self._came.wait()
         exchange, size = self._done.popleft()
         self.held -= size
+        exchange.skipped = self.skipped
         return exchange
 
     def hold(self, size: int) -> bool:
@@ -140,9 +142,13 @@ class Recording:
         self.held -= size
         self.skipped += 1
 
+    def leave_out(self) -> None:
+        """Do not count the last exchange that was taken: it cannot be sent to the client."""
+        self._count -= 1
+        self.skipped += 1
+
     def add(self, exchange: Exchange, size: int) -> None:
         """Take a finished exchange of which `size` bytes are held."""
-        exchange.skipped = self.skipped
         self._count += 1
         self._done.append((exchange, size))
         self._came.set()

@@ -23,7 +23,7 @@ from triton_distributed.errors import DecodeError
 from triton_distributed.observe.traceparent import drop_invalid
 from triton_distributed.payload.codec import decode, encode
 from triton_distributed.transport.stream import Stream
-from triton_distributed.wire.assembly import Body
+from triton_distributed.wire.assembly import Body, message_bytes
 from triton_distributed.wire.frames import SMALL
 
 _metadata = msgspec.msgpack.Decoder(dict[str, Any]).decode
@@ -54,6 +54,15 @@ class ServedContext(Context):
             self._pending_token = data
         else:
             self._stream.checkpoint(data)
+
+    def fits(self, value: Any) -> bool:
+        """Whether a value can be an item of the answer: it can be encoded, and both ends accept its size."""
+        try:
+            data = encode(value, "item")
+            body, buffers = (data, []) if isinstance(data, bytes) else (data.body, data.buffers)
+            return message_bytes(len(body), buffers) <= self._stream.session.send_limit
+        except (TypeError, ValueError):
+            return False
 
     def cut(self) -> None:
         """Cancel the open calls of the handler, because it is cancelled. Calls that it makes later are clean-up."""
