@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import sys
 import threading
 from typing import Any
 
@@ -300,6 +301,7 @@ async def test_health_checks_of_the_program(watched: Cluster) -> None:
 
     port.health_check(fine)
     port.health_check(broken, name="device")
+    port.health_check(lambda: sys.exit("the engine is gone"), name="exit")
     port.health_check(lambda: False, name="false")
     port.health_check(lambda: "too hot", name="text")
     port.health_check(never, name="never", timeout_s=0.05)
@@ -316,6 +318,7 @@ async def test_health_checks_of_the_program(watched: Cluster) -> None:
     assert checks.pop("hangs")["reason"].startswith("it has not returned")
     assert {name: each["reason"] for name, each in checks.items()} == {
         "device": "OSError: the device is gone",
+        "exit": "SystemExit: the engine is gone",
         "false": "it returned False",
         "text": "too hot",
     }

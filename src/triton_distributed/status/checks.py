@@ -63,7 +63,7 @@ class _Run:
             self._failure = _failure(result)
         except Stuck as error:
             self._failure = str(error)
-        except Exception as error:
+        except BaseException as error:  # E.g. SystemExit: a check that does not return has failed.
             self._failure = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         finally:
             self.done.set()
