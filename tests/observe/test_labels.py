@@ -32,6 +32,8 @@ def test_none_are_needed():
         ({"endpoint": "x"}, ValueError, "'endpoint'.*own"),
         ({"le": "x"}, ValueError, "'le'.*own"),
         ({"replica": "x"}, ValueError, "'replica'.*own"),
+        ({"pod": "x"}, ValueError, "'pod'.*own"),
+        ({"namespace": "x"}, ValueError, "'namespace'.*own"),
         ({"__name__": "x"}, ValueError, "'__name__'.*letters"),
         ({"my-label": "x"}, ValueError, "'my-label'.*letters"),
         ({"1st": "x"}, ValueError, "'1st'.*letters"),

@@ -28,7 +28,9 @@ RESERVED = frozenset(
         "instance_id",
         "job",
         "le",
+        "namespace",
         "outcome",
+        "pod",
         "quantile",
         "replica",
         "role",
@@ -36,7 +38,7 @@ RESERVED = frozenset(
         "version",
     ]
 )
-"""Labels that the runtime, the supervisor or Prometheus itself sets."""
+"""Labels that the runtime, the supervisor or Prometheus itself sets; `namespace` and `pod` are those of Kubernetes."""
 
 _NAME = r"[a-zA-Z_][a-zA-Z0-9_]*"
 
