@@ -70,8 +70,8 @@ class Call(Owner):
         items: the decoded items of the message that is being read.
         received: the number of items that the reader has; without `resumption`, those of the present attempt.
         reading: an `async for` reads the call.
-        began, sent, first, ended: when the call began, its request left (0: at once), its reader got the first item,
-            and the call ended, on `time.monotonic`; 0 before.
+        began, sent, first, ended: when the call began, its request left (0: at once), its first item arrived (see
+            `Timing`), and the call ended, on `time.monotonic`; 0 before.
         observed: tells the observers of the call; None if there are none.
     """
 

@@ -134,7 +134,7 @@ class RequestStats(TimedStats):
 
 
 class CallStats(TimedStats):
-    """Counts and times the calls of one client. `first_item` ends when the reader gets it.
+    """Counts and times the calls of one client. `first_item` ends with its arrival, as in `Timing`.
 
     Attributes:
         retries: further requests that were sent after a failed attempt.

@@ -21,7 +21,8 @@ class Timing(msgspec.Struct, frozen=True):
         loop_wait_s: the admitted request waited for the worker's event loop, until its handler began.
         handler_s: the handler ran, without `reader_s`.
         reader_s: the handler waited because this caller did not read.
-        first_item_s: from the call to the reading of the first item.
+        first_item_s: from the call to the arrival of the first item. If the reader takes it late, to the arrival of
+            what came last before that.
     """
 
     total_s: float

@@ -87,7 +87,7 @@ class CallStatistics(msgspec.Struct, frozen=True):
         ejections: the number of ejections so far.
         load: open streams on each instance that has any, by id.
         duration: of ended calls, from their begin to the end.
-        first_item: of calls that stream, from their begin until the reader got the first item.
+        first_item: of calls that stream, from their begin to the arrival of the first item.
         retries: further requests that were sent after a failed attempt.
         resumes: of these, those that were to continue a stream.
         hedges: second attempts beside the first one.

@@ -54,7 +54,7 @@ ITEMS = Family("triton_items_sent_total", "counter", SERVED, "Items of handlers 
 CALLS = Family("triton_calls_total", "counter", (*CALLED, "outcome"), "Calls that have ended in this process.")
 CALL_DURATION = Family("triton_call_duration_seconds", "histogram", CALLED, "From a call to its end.")
 CALL_FIRST_ITEM = Family(
-    "triton_call_first_item_seconds", "histogram", CALLED, "From a streaming call to its reader's first item."
+    "triton_call_first_item_seconds", "histogram", CALLED, "From a streaming call to the arrival of its first item."
 )
 CALLS_IN_FLIGHT = Family("triton_calls_in_flight", "gauge", CALLED, "Calls under way.")
 RETRIES = Family("triton_call_retries_total", "counter", CALLED, "Requests sent again, from the beginning.")
