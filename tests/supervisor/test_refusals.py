@@ -81,6 +81,14 @@ def test_each_may_have_a_fixed_address_of_its_own() -> None:
         check_shareable(Replicas(2, env={"TRD_LISTEN": "tcp://0.0.0.0:7000"}), Config())
 
 
+def test_each_may_have_a_fixed_status_port_of_its_own() -> None:
+    for port in ("940{replica}", "0", "-1", ""):
+        check_shareable(Replicas(2, env={"TRD_STATUS_PORT": port}), Config(status_port=9400))
+    check_shareable(Replicas(1, env={"TRD_STATUS_PORT": "9401"}), Config())
+    with pytest.raises(ConfigError, match="2 processes cannot share a port: use 0, or one with {replica}"):
+        check_shareable(Replicas(2, env={"TRD_STATUS_PORT": "9401"}), Config())
+
+
 @pytest.mark.parametrize(
     ("settings", "fixed"),
     [({}, False), ({"listen": "tcp://0.0.0.0:0"}, False), ({"listen": "tcp://0.0.0.0:7000"}, True)],

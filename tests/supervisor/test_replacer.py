@@ -153,3 +153,24 @@ async def test_a_worn_process_goes_on_until_its_successor_can_be_called(caplog: 
         await program.until(lambda: program.processes() == [0, 101])
         program.outdate()
         await program.until(lambda: program.said[-1].startswith("restarted"))
+
+
+@pytest.mark.parametrize(("both", "says"), [(False, "process 0 goes on"), (True, "process 0 has ended, too")])
+async def test_the_log_says_what_became_of_the_old_process(
+    both: bool, says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    program = Program()
+    program.becomes = "loading"
+    async with running(program):
+        program.outdate()
+        await program.until(lambda: program.started)
+        [new] = program.started
+        new.is_over, new.status = True, 1
+        if both:
+            old = cast(FakeProcess, program.places[0].process)
+            old.is_over, old.is_ready, old.status = True, False, -9
+            program.places[0].process = None  # As its keeper does.
+        program.bell.ring()
+        async with asyncio.timeout(PATIENCE_S):
+            while says not in caplog.text:
+                await asyncio.sleep(0)

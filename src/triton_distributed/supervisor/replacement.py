@@ -151,11 +151,12 @@ class Replacer:
         await self._bell.until(lambda: new.is_over or self._stopping.is_set())
         if not self._interrupted(since):
             logger.warning(
-                "replica %d: its successor, process %d, ended %s; process %d goes on",
+                "replica %d: its successor, process %d, ended %s; process %d %s",
                 place.index,
                 new.pid,
                 described(new.status or 0),
                 old.pid,
+                "has ended, too" if old.is_over else "goes on",
                 extra=place.field,
             )
         return False

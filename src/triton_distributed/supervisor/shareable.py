@@ -10,6 +10,7 @@ from triton_distributed.supervisor.replicas import NUMBER, Replicas
 from triton_distributed.transport.address import Address, entries_of
 
 LISTEN = "TRD_LISTEN"
+STATUS_PORT = "TRD_STATUS_PORT"
 
 
 def check_shareable(replicas: Replicas, config: Config) -> None:
@@ -38,6 +39,9 @@ def check_shareable(replicas: Replicas, config: Config) -> None:
             if entry.startswith("tcp://"):
                 instead = f"use port 0: tcp://{Address.parse(entry, variable).host}:0"
             raise ConfigError(variable, entry, f"{count} processes cannot share an address: {instead}")
+    port = replicas.env.get(STATUS_PORT, "").strip()  # The port of the settings is the supervisor's.
+    if port.isdecimal() and int(port):
+        raise ConfigError(STATUS_PORT, port, f"{count} processes cannot share a port: use 0, or one with {NUMBER}")
 
 
 def has_fixed_address(replicas: Replicas, config: Config) -> bool:
