@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from tests.timing import PATIENCE_S
+from triton_distributed.cli.checks.services import discovery
+from triton_distributed.cli.cluster import cluster
 from triton_distributed.cli.health import DRAINING, PAUSED, STUCK, Answer, Row, rows
 from triton_distributed.cli.instances import close_names
 from triton_distributed.cli.rendering import span
+from triton_distributed.cli.top_table import reasons
+from triton_distributed.cli.top_workers import workers
+from triton_distributed.config import Config
 from triton_distributed.names import INSPECT, EndpointName, Instance
+from triton_distributed.runtime import DistributedRuntime
 from triton_distributed.runtime.reports import ServedReport, WorkerReport
 
 NAME, OTHER = EndpointName("a", "b", "c"), EndpointName("a", "b", "d")
@@ -24,8 +34,9 @@ def served(endpoint: EndpointName = NAME, state: str = "serving", running: int =
     return ServedReport(endpoint, 7, state, ("tcp://h:1",), 5.0, running, waiting, 2, 1)
 
 
-def answer(*endpoints: ServedReport, running: int = 0) -> Answer:
-    return Answer(7, [msgspec.to_builtins(WorkerReport("1", False, "3", 9, "h", endpoints, running, 5))], "")
+def answer(*endpoints: ServedReport, running: int = 0, problems: tuple[str, ...] = ()) -> Answer:
+    report = WorkerReport("1", False, "3", 9, "h", endpoints, running, 5, problems)
+    return Answer(7, [msgspec.to_builtins(report)], "")
 
 
 def row(instance: Instance, answer: Answer) -> Row:
@@ -45,6 +56,8 @@ def row(instance: Instance, answer: Answer) -> Row:
             "full",
             "at capacity, 5 running of 5 in its worker (TRD_MAX_REQUESTS)",
         ),
+        (instance(), answer(served(), problems=("canary",)), "unhealthy", "canary"),
+        (instance(), answer(served(running=2, waiting=1), problems=("canary",)), "full", "at capacity"),
         (instance(), answer(served(state="paused")), "paused", PAUSED),
         (instance(), answer(served(state="draining")), "draining", DRAINING),
         (instance(busy=True), answer(served()), "stuck", STUCK),
@@ -60,6 +73,30 @@ def test_states(known: Instance, said: Answer, state: str, reason: str) -> None:
     assert found.state == state
     assert found.reason.startswith(reason)
     assert bool(found.reason) == bool(reason)
+
+
+async def test_failed_checks_show_in_the_terminal(trd_dir: Path) -> None:
+    config, hangs = Config.from_env(), threading.Event()
+    async with DistributedRuntime(config=replace(config, status_port=0)) as runtime:
+        await runtime.endpoint("a.b.c").serve_endpoint(print).registered
+        port = runtime.status_port
+        port.health_check(lambda: "too hot", name="gpu")
+        port.health_check(lambda: hangs.wait(60) and None, name="slow", timeout_s=60)
+        async with cluster(config, PATIENCE_S) as asked, workers(asked, PATIENCE_S, lambda: None) as top:
+            (found,) = await asked.rows(await asked.instances())
+            assert (found.state, found.reason) == ("unhealthy", "health check gpu: too hot")
+            findings, _ = await discovery(config)
+            words = f"instance {runtime.instance_id} is not healthy: health check gpu: too hot"
+            assert [each.text for each in findings if each.level == "warning"] == [words]
+            for _ in range(2):
+                await top.look()
+            (live,) = top.rows()
+            assert (live.state, live.reason, live.well) == ("unhealthy", "", False)
+            assert reasons([live]) == [f"instance {runtime.instance_id}: health check gpu: too hot"]
+            hangs.set()
+            port.checks.clear()
+            (found,) = await asked.rows(await asked.instances())
+            assert (found.state, found.reason) == ("serving", "")
 
 
 def test_what_a_worker_has_paused_is_shown_once_and_its_reserved_endpoint_is_not() -> None:

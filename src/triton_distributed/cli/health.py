@@ -46,9 +46,10 @@ class Row(NamedTuple):
 
     Attributes:
         instance: what discovery lists, or would list of a paused instance.
-        state: `serving`; `full`: it refuses further requests; `paused`, `draining`, `starting`; `stuck`: its event loop
-            is; `unreachable`: its worker did not answer.
-        reason: why clients leave it out, or refuse to call it; empty while it serves.
+        state: `serving`; `unhealthy`: the same, but a health check or canary of its worker has failed; `full`: it
+            refuses further requests; `paused`, `draining`, `starting`; `stuck`: its event loop is; `unreachable`: its
+            worker did not answer.
+        reason: why clients leave it out, or what has failed; empty while all is well.
         served: what its worker says of it; None if it did not answer.
         worker: what its worker says of itself; None if it did not answer.
     """
@@ -137,6 +138,9 @@ def _of(instance: Instance, report: WorkerReport) -> Row:
     elif state == "serving" and report.running >= report.max_requests:
         words = f"{report.running} running of {report.max_requests} in its worker (TRD_MAX_REQUESTS)"
         state, reason = "full", f"at capacity, {words}: it refuses further requests"
+    if report.problems:
+        state = "unhealthy" if state == "serving" else state
+        reason = "; ".join([*filter(None, [reason]), *report.problems])
     return Row(instance, state, reason, served, report)
 
 

@@ -252,9 +252,10 @@ def _cells(entry: Entry) -> list[Cell]:
 
 
 def reasons(rows: Sequence[Row]) -> list[str]:
-    """Why workers do not answer: one line for each."""
-    found = list(dict.fromkeys((each.instance_id, each.reason) for each in sorted(rows, key=_place) if each.reason))
-    more = [f"{len(found) - REASONS} more instances have no figures"] if len(found) > REASONS else []
+    """Why workers do not answer or are not healthy: one line for each."""
+    words = [(each.instance_id, each.reason or each.problems) for each in sorted(rows, key=_place)]
+    found = [each for each in dict.fromkeys(words) if each[1]]
+    more = [f"{len(found) - REASONS} more instances have a reason"] if len(found) > REASONS else []
     return [f"instance {id}: {reason}" for id, reason in found[:REASONS]] + more
 
 
@@ -278,8 +279,8 @@ def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def _plain(row: Row) -> dict[str, Any]:
     plain: dict[str, Any] = {"endpoint": row.endpoint, "instance": str(row.instance_id), "state": row.state}
-    if row.reason:
-        plain["reason"] = row.reason
+    if words := row.reason or row.problems:
+        plain["reason"] = words
     if row.rates is None or row.worker is None:
         return plain
     rates, worker = row.rates, row.worker

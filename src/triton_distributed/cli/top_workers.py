@@ -26,12 +26,14 @@ class Row(NamedTuple):
         endpoint: its name, with dots.
         instance_id: the worker.
         state: `new` (not asked for long enough), `starting`, `serving`, `full` (it refuses requests), `paused`,
-            `draining`; `stuck` (it does not answer, and its watchdog reported a stuck event loop), `silent` (it does
-            not answer in time), `unreachable`, `unreadable` (it runs another version), `not served` (the worker does
-            not serve what discovery lists) or `gone` (discovery lists it no longer).
+            `draining`; `unhealthy` (it serves, and a health check or canary has failed); `stuck` (it does not answer,
+            and its watchdog reported a stuck event loop), `silent` (it does not answer in time), `unreachable`,
+            `unreadable` (it runs another version), `not served` (the worker does not serve what discovery lists) or
+            `gone` (discovery lists it no longer).
         reason: why there are no rates; empty if there are.
         rates: of the endpoint; None without an answer.
         worker: of the whole worker; None without an answer.
+        problems: why it is not healthy, although it answers.
     """
 
     endpoint: str
@@ -40,11 +42,12 @@ class Row(NamedTuple):
     reason: str
     rates: EndpointRates | None
     worker: WorkerRates | None
+    problems: str = ""
 
     @property
     def well(self) -> bool:
         """Whether nothing is wrong with it."""
-        return not self.reason and self.state != "full"
+        return not self.reason and not self.problems and self.state != "full"
 
 
 class _Worker:
@@ -126,6 +129,7 @@ class Workers:
 
     def _rows(self, id: int, worker: _Worker) -> Iterator[Row]:
         state, reason = self._trouble(worker)
+        problems = "; ".join(worker.counters.problems) if worker.counters else ""
         found = {each.name: each for each in worker.counters.endpoints} if worker.counters else {}
         for path, instance in worker.listed.items():
             if instance.endpoint == INSPECT:  # Listed so that `trd` finds a worker that has paused another, or drains.
@@ -140,7 +144,8 @@ class Workers:
             else:
                 each, served = worker.rates.endpoints[path], found[path].state
                 full = each.refused_per_s > 0 and served == "serving"
-                yield Row(name, id, "full" if full else served, "", each, worker.rates)
+                served = "unhealthy" if problems and served == "serving" else served
+                yield Row(name, id, "full" if full else served, "", each, worker.rates, problems)
         gone = {path: each for path, each in worker.withdrawn.items() if path != INSPECT.path}
         if worker.listed and not reason and worker.rates is not None:
             for path, endpoint in found.items():  # What is paused is not listed.

@@ -21,10 +21,14 @@ from triton_distributed.runtime.statistics import RuntimeStatistics
 from triton_distributed.runtime.worker import Worker
 from triton_distributed.serving.endpoint import ServedEndpoint
 from triton_distributed.serving.handler_context import ServedContext
+from triton_distributed.status.port import StatusPort
 from triton_distributed.transport.fairness import FairShare
 
 MOST_RECORDINGS = 2
 """Recordings at a time: each occupies one of the places above until its client leaves."""
+
+PROBLEMS_AGE_S = 5.0
+"""Seconds between two runs of the program's health checks for `trd top`, which asks each second."""
 
 CHUNK = 100
 """Requests in one item of an answer. The event loop turns after each item, which takes about a millisecond."""
@@ -56,6 +60,7 @@ class Inspected(Protocol):
 
     worker: Worker
     instance_id: int
+    status_port: StatusPort
 
     def statistics(self) -> RuntimeStatistics: ...
 
@@ -70,9 +75,10 @@ def answering(runtime: Inspected, share: FairShare) -> Callable[..., AsyncIterat
 
     async def inspect(question: Question) -> AsyncIterator[Any]:
         if question.about == "worker":
-            yield msgspec.to_builtins(report_of(runtime.worker))
+            yield msgspec.to_builtins(report_of(runtime.worker, await runtime.status_port.problems()))
         elif question.about == "counters":
-            yield msgspec.to_builtins(counters_of(runtime.instance_id, runtime.worker, share))
+            problems = await runtime.status_port.problems(PROBLEMS_AGE_S)
+            yield msgspec.to_builtins(counters_of(runtime.instance_id, runtime.worker, share, problems))
         elif question.about == "statistics":
             yield msgspec.to_builtins(runtime.statistics())
         elif question.about == "stacks":

@@ -24,9 +24,10 @@ class Counters(msgspec.Struct, frozen=True):
     received_bytes: int
     sent_bytes: int
     loop: LoopStatistics
+    problems: tuple[str, ...] = ()
 
 
-def counters_of(instance_id: int, worker: Worker, share: FairShare) -> Counters:
+def counters_of(instance_id: int, worker: Worker, share: FairShare, problems: Iterable[str] = ()) -> Counters:
     """Read the counters of a worker, and of its runtime's sessions."""
     return Counters(
         instance_id=instance_id,
@@ -34,6 +35,7 @@ def counters_of(instance_id: int, worker: Worker, share: FairShare) -> Counters:
         received_bytes=share.received,
         sent_bytes=share.sent,
         loop=of_loop(worker.watchdog.stats),
+        problems=tuple(problems),
     )
 
 

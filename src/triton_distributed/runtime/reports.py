@@ -6,6 +6,7 @@ import os
 import platform
 import socket
 import time
+from collections.abc import Iterable
 
 import msgspec
 
@@ -52,6 +53,7 @@ class WorkerReport(msgspec.Struct, frozen=True):
         endpoints: what it serves.
         running, max_requests: requests of all its endpoints that were admitted and have not ended, and their limit
             (`TRD_MAX_REQUESTS`).
+        problems: its health checks and canaries that have failed. Without a status port there are none.
     """
 
     version: str
@@ -62,9 +64,10 @@ class WorkerReport(msgspec.Struct, frozen=True):
     endpoints: tuple[ServedReport, ...]
     running: int
     max_requests: int
+    problems: tuple[str, ...] = ()
 
 
-def report_of(worker: Worker) -> WorkerReport:
+def report_of(worker: Worker, problems: Iterable[str] = ()) -> WorkerReport:
     """Report a worker. It takes some microseconds for each endpoint, and does no I/O."""
     return WorkerReport(
         version=__version__,
@@ -75,6 +78,7 @@ def report_of(worker: Worker) -> WorkerReport:
         endpoints=tuple(map(_of_endpoint, worker.server.endpoints)),
         running=worker.server.slots.taken,
         max_requests=worker.server.slots.most,
+        problems=tuple(problems),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Mapping
@@ -9,6 +10,9 @@ from typing import Any
 
 from triton_distributed.status.loop import Loop, Stuck
 from triton_distributed.status.port import HealthCheck
+
+POLL_S = 0.01
+"""Seconds between two looks of the event loop at the checks that run."""
 
 
 class CheckRuns:
@@ -33,6 +37,24 @@ class CheckRuns:
         Returns:
             by name, why a check has failed; empty text if it has not.
         """
+        runs = self._begun(loop_turns)
+        return {name: "the event loop is stuck" if run is None else run.failure() for name, run in runs.items()}
+
+    async def failures_soon(self, limit_s: float) -> dict[str, str]:
+        """The same for the event loop itself, which must not wait in a thread.
+
+        Args:
+            limit_s: seconds to wait for the checks. One that then still has time has not failed.
+        """
+        runs = {name: run for name, run in self._begun(True).items() if run is not None}
+        end = time.monotonic() + limit_s
+        while (  # noqa: ASYNC110 - threads set these events
+            time.monotonic() < end and not all(run.done.is_set() for run in runs.values())
+        ):
+            await asyncio.sleep(POLL_S)
+        return {name: run.failure(wait=False) for name, run in runs.items()}
+
+    def _begun(self, loop_turns: bool) -> dict[str, _Run | None]:
         runs: dict[str, _Run | None] = {}
         with self._lock:
             for name, check in list(self._checks.items()):
@@ -40,7 +62,7 @@ class CheckRuns:
                 if (run is None or run.done.is_set()) and (loop_turns or not check.is_async):
                     run = self._running[name] = _Run(check, self._loop)
                 runs[name] = run if loop_turns or not check.is_async else None
-        return {name: "the event loop is stuck" if run is None else run.failure() for name, run in runs.items()}
+        return runs
 
 
 class _Run:
@@ -68,11 +90,17 @@ class _Run:
         finally:
             self.done.set()
 
-    def failure(self) -> str:
-        """Wait for the end, at most until the time limit, and return why the check has failed."""
+    def failure(self, *, wait: bool = True) -> str:
+        """Return why the check has failed; empty if it has not.
+
+        Args:
+            wait: wait for its end, at most until its time limit. Otherwise a check that still has time has not failed.
+        """
         left_s = self._began_at + self._check.timeout_s - time.monotonic()
-        if self.done.wait(max(0.0, left_s)) or (self._check.is_async and self.done.wait(0.1)):
+        if self.done.wait(max(0.0, left_s) if wait else 0.0) or (wait and self._check.is_async and self.done.wait(0.1)):
             return self._failure
+        if left_s > 0:
+            return ""
         return f"it has not returned for {time.monotonic() - self._began_at:.1f} s"
 
 

@@ -85,6 +85,8 @@ class Opened(Protocol):
 
     url: str
 
+    async def problems(self, max_age_s: float) -> list[str]: ...
+
     async def close(self) -> None: ...
 
 
@@ -178,6 +180,16 @@ class StatusPort:
         if name in self.checks:
             raise ValueError(f"a health check named {name!r} exists already: give another name=")
         self.checks[name] = HealthCheck(function, is_async(function), timeout_s, context or contextvars.copy_context())
+
+    async def problems(self, max_age_s: float = 0.0) -> list[str]:
+        """Why `/health` says that the program is not healthy: the checks and canaries that have failed.
+
+        The checks run now, for `PROBLEMS_S` at most. Without an open port there are none, and no check runs.
+
+        Args:
+            max_age_s: seconds for which an earlier result counts.
+        """
+        return [] if self._opened is None else await self._opened.problems(max_age_s)
 
     async def close(self) -> None:
         """Close the port. Responses under way get a moment to leave."""

@@ -6,7 +6,7 @@ import asyncio
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -35,6 +35,9 @@ PAGE_S = 1.0
 PICTURE_SHARE = 1000
 """A picture for a stuck loop is taken each second, or so seldom that it takes the loop at most this part of its time:
 a picture of a runtime with 10,000 streams takes some milliseconds."""
+
+PROBLEMS_S = 0.25
+"""Seconds for which a question of `trd` waits for the program's checks: `trd ls` has one second for the answer."""
 
 
 class Observed(Judged, Protocol):
@@ -77,6 +80,7 @@ class StatusService:
         self._making_page = threading.Semaphore(MOST_PAGES)
         self._picture: tuple[float, msgspec.Struct] | None = None  # When it was taken, and the picture.
         self._next_picture_at = 0.0
+        self._problems: tuple[float, list[str]] | None = None  # When they were found, and what they are.
         self.pages: dict[str, Callable[[Request], Response]] = {
             "/": self._index,
             "/live": lambda _: _verdict(*self._health.live()),
@@ -102,6 +106,13 @@ class StatusService:
         await asyncio.wait([waiting], timeout=2 * FINISH_S + 0.5)
         waiting.cancel()
         self._server.join(FINISH_S)
+
+    async def problems(self, max_age_s: float) -> list[str]:
+        """The checks and canaries that have failed; see `StatusPort.problems`."""
+        if self._problems is None or time.monotonic() - self._problems[0] >= max_age_s:
+            checks = await self._checks.failures_soon(PROBLEMS_S)
+            self._problems = time.monotonic(), list(_failed(checks, self._canaries.results()))
+        return self._problems[1]
 
     # in the server's threads
 
@@ -140,8 +151,7 @@ class StatusService:
         ready = self._health.ready()[1]
         checks = self._checks.failures(ready["loop"]["turns"])
         canaries = self._canaries.results()
-        reasons = [*ready["reasons"], *(f"health check {name}: {why}" for name, why in checks.items() if why)]
-        reasons += [f"canary of {path}: {each['reason']}" for path, each in canaries.items() if each["ok"] is False]
+        reasons = [*ready["reasons"], *_failed(checks, canaries)]
         if not is_live:
             reasons.append(f"the process is not live: its event loop has been stuck for {live['stuck_s']:.1f} s")
         healthy = not reasons
@@ -204,6 +214,11 @@ class StatusService:
         now = time.monotonic()
         self._picture = now, picture
         self._next_picture_at = now + max(TICK_S / 2, PICTURE_SHARE * (now - began_at))
+
+
+def _failed(checks: Mapping[str, str], canaries: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    yield from (f"health check {name}: {why}" for name, why in checks.items() if why)
+    yield from (f"canary of {path}: {each['reason']}" for path, each in canaries.items() if each["ok"] is False)
 
 
 def _verdict(good: bool, found: dict[str, Any]) -> Response:

@@ -16,7 +16,7 @@ import msgspec
 from triton_distributed import __version__
 from triton_distributed.cli.checks.finding import Finding, error, ok, warning
 from triton_distributed.cli.cluster import Cluster, cluster
-from triton_distributed.cli.health import Answer
+from triton_distributed.cli.health import Answer, answer_of
 from triton_distributed.cli.instances import listed, silences
 from triton_distributed.config import Config
 from triton_distributed.errors import BrokerError, ConfigError, DiscoveryError
@@ -89,7 +89,8 @@ async def _unreachable(system: Cluster, instances: Iterable[Instance]) -> list[F
             words = f"{each.endpoint}, instance {each.id}: its event loop is stuck"
             found.append(warning("instances", words, "its log has the stack of the code that blocks the loop"))
     answering = {each.id for each, reason in zip(workers, reasons, strict=True) if not reason and not each.busy}
-    return [*found, *versions(await system.ask(answering, "worker"))]
+    answers = await system.ask(answering, "worker")
+    return [*found, *versions(answers), *unhealthy(answers)]
 
 
 def versions(answers: Iterable[Answer]) -> Iterator[Finding]:
@@ -104,6 +105,14 @@ def versions(answers: Iterable[Answer]) -> Iterator[Finding]:
     if others:
         words = f"workers run another version than this command, {__version__}: {', '.join(others)}"
         yield warning("versions", words, "let all processes of one deployment run the same minor version")
+
+
+def unhealthy(answers: Iterable[Answer]) -> Iterator[Finding]:
+    """Check that no health check and no canary of a worker has failed."""
+    for each in answers:
+        if (report := answer_of(each)) is not None and report.problems:
+            words = f"instance {each.instance_id} is not healthy: {'; '.join(report.problems)}"
+            yield warning("instances", words, "clients still call it: drain it with SIGTERM if they should not")
 
 
 def _minor(version: str = __version__) -> str:
