@@ -118,13 +118,7 @@ class StatusPort:
         try:
             self._opened = make()
         except (OSError, UnicodeError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            self.problem = f"cannot listen on {where}: {reason}"
-            logger.warning(
-                "no status port: %s. This process serves without it. TRD_STATUS_PORT=0 takes any free port, and "
-                "TRD_STATUS_HOST must be an address of this machine",
-                self.problem,
-            )
+            self.problem = not_open(error, where, "This process serves")
         else:
             self.url = self._opened.url
             logger.info("the status port is %s", self.url)
@@ -223,6 +217,24 @@ def check_timeout(timeout_s: float) -> None:
     """
     if not 0 < timeout_s < math.inf:
         raise ValueError(f"timeout_s={timeout_s!r}: must be a positive number of seconds")
+
+
+def not_open(error: OSError | UnicodeError, where: str, what_serves: str) -> str:
+    """Log that a status port cannot be opened; return why.
+
+    Args:
+        error: what opening it has raised.
+        where: the host and the port of the settings.
+        what_serves: what goes on without it, with its verb.
+    """
+    problem = f"cannot listen on {where}: {getattr(error, 'strerror', None) or error}"
+    logger.warning(
+        "no status port: %s. %s without it. TRD_STATUS_PORT=0 takes any free port, and TRD_STATUS_HOST must be an "
+        "address of this machine",
+        problem,
+        what_serves,
+    )
+    return problem
 
 
 def is_async(function: Callable[..., Any]) -> bool:

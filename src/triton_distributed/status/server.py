@@ -6,6 +6,7 @@ other. All is bounded: the connections, the time for a request to arrive and for
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import logging
@@ -30,6 +31,7 @@ from triton_distributed.status.http import (
     written,
 )
 from triton_distributed.system.fork import no_fork, own
+from triton_distributed.system.loop_thread import tell
 
 logger = logging.getLogger("triton_distributed.status")
 
@@ -125,6 +127,21 @@ class HttpServer:
     def join(self, timeout_s: float) -> None:
         """Wait until the thread that accepts has ended, at most for this number of seconds."""
         self._thread.join(timeout_s)
+
+    async def close(self, cancel: Callable[[], object] = lambda: None) -> None:
+        """End, at most within two and a half seconds. Responses under way get `FINISH_S` to leave.
+
+        Args:
+            cancel: called after `FINISH_S`, or earlier if the server has ended: ends what the responses wait for.
+        """
+        ended, loop = asyncio.Event(), asyncio.get_running_loop()
+        self.stop(lambda: tell(loop, ended.set))
+        waiting = loop.create_task(ended.wait())
+        await asyncio.wait([waiting], timeout=FINISH_S)
+        cancel()
+        await asyncio.wait([waiting], timeout=2 * FINISH_S + 0.5)
+        waiting.cancel()
+        self.join(FINISH_S)
 
     # in the thread that accepts
 

@@ -23,8 +23,7 @@ from triton_distributed.status.loop import Loop, Stuck
 from triton_distributed.status.metrics import Metrics
 from triton_distributed.status.port import StatusPort
 from triton_distributed.status.routes import Routes
-from triton_distributed.status.server import FINISH_S, TICK_S, HttpServer
-from triton_distributed.system.loop_thread import tell
+from triton_distributed.status.server import TICK_S, HttpServer
 
 MOST_PAGES = 2
 """Metrics pages that are made at once. A collector of the program may hang, and then holds up only these."""
@@ -95,17 +94,9 @@ class StatusService:
         self.url = self._server.url
 
     async def close(self) -> None:
-        """Close the port, at most within two seconds. Responses under way get `FINISH_S` to leave."""
+        """Close the port; the rest as for `HttpServer.close`."""
         self._canaries.close()
-        ended = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        self._server.stop(lambda: tell(loop, ended.set))
-        waiting = loop.create_task(ended.wait())
-        await asyncio.wait([waiting], timeout=FINISH_S)
-        self._loop.cancel_all()
-        await asyncio.wait([waiting], timeout=2 * FINISH_S + 0.5)
-        waiting.cancel()
-        self._server.join(FINISH_S)
+        await self._server.close(self._loop.cancel_all)
 
     async def problems(self, max_age_s: float) -> list[str]:
         """The checks and canaries that have failed; see `StatusPort.problems`."""

@@ -6,7 +6,6 @@ asks the replicas in threads, so a replica that stands still delays no other, an
 
 from __future__ import annotations
 
-import asyncio
 import html
 import http.client
 import re
@@ -23,10 +22,9 @@ from triton_distributed.status.aggregate import LABEL, merged
 from triton_distributed.status.http import JSON, Request, Response, error_response, json_response
 from triton_distributed.status.port import RESERVED
 from triton_distributed.status.routes import AT_ONCE, LIMIT_S
-from triton_distributed.status.server import FINISH_S, HttpServer
+from triton_distributed.status.server import HttpServer
 from triton_distributed.supervisor.place import Place
 from triton_distributed.supervisor.process import Process
-from triton_distributed.system.loop_thread import tell
 
 PROBE_S = 0.9
 """Seconds for which a replica is asked whether it is ready: Kubernetes waits one second for a probe by default."""
@@ -75,13 +73,8 @@ class StatusPage:
         self.url = self._server.url
 
     async def close(self) -> None:
-        """Close the port. Responses under way get `FINISH_S` to leave."""
-        ended, loop = asyncio.Event(), asyncio.get_running_loop()
-        self._server.stop(lambda: tell(loop, ended.set))
-        waiting = loop.create_task(ended.wait())
-        await asyncio.wait([waiting], timeout=3 * FINISH_S + 0.5)
-        waiting.cancel()
-        self._server.join(FINISH_S)
+        """Close the port; the rest as for `HttpServer.close`."""
+        await self._server.close()
 
     def _answer(self, request: Request) -> Response:
         if (found := _ONE.fullmatch(request.path)) is not None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from triton_distributed.config import Config
+from triton_distributed.status.port import not_open
 from triton_distributed.supervisor import pinning, reload
 from triton_distributed.supervisor.bell import Bell
 from triton_distributed.supervisor.output import Output
@@ -214,13 +215,7 @@ class Supervisor:
         try:
             self._page = module.StatusPage(host, port, self._places, lambda: not self._complete, self._stopping.is_set)
         except (OSError, UnicodeError) as error:
-            logger.warning(
-                "no status port: cannot listen on %s, port %d: %s. The replicas serve without it. TRD_STATUS_PORT=0 "
-                "takes any free port, and TRD_STATUS_HOST must be an address of this machine",
-                host,
-                port,
-                getattr(error, "strerror", None) or error,
-            )
+            not_open(error, f"{host}, port {port}", "The replicas serve")
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
