@@ -39,6 +39,7 @@ async def test_a_server_that_was_killed_and_started_again(nats: NatsServer, conn
     await nats.start()
     for each in connections:
         await back(each)
+    await until(lambda: all(each.reconnections for each in connections))  # counted a turn after the connection is back
     assert [each.reconnections for each in connections] == [1, 1]
     await connections[1].settle(PATIENCE_S)  # its subscription was sent again; now the server has it
     await one.publish("a.b", b"after")
