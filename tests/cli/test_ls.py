@@ -68,6 +68,7 @@ def test_json(trd):
         "addresses": [worker.address],
         "metadata": {"model": "tiny"},
         "version": __version__,
+        "replica": None,
         "running": 0,
         "waiting": 0,
         "max_inflight": None,

@@ -64,6 +64,20 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"trd {__version__} ({'compiled' if is_compiled() else 'pure Python'})\n"
 
 
+def test_an_error_that_nothing_expects_is_one_object_in_a_log_of_json(monkeypatch, caplog):
+    def fails(arguments):
+        raise ZeroDivisionError("unforeseen")
+
+    monkeypatch.setattr("triton_distributed.cli.serve.run", fails)
+    monkeypatch.setenv("TRD_LOG_FORMAT", "json")
+    assert main(["serve", "worker"]) == 1
+    [record] = caplog.records
+    assert (record.getMessage(), record.exc_info[0]) == ("unforeseen", ZeroDivisionError)
+    monkeypatch.delenv("TRD_LOG_FORMAT")
+    with pytest.raises(ZeroDivisionError):
+        main(["serve", "worker"])
+
+
 def test_without_a_command_it_helps_and_fails(capsys):
     assert main([]) == 2
     told = capsys.readouterr()

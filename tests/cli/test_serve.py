@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -162,6 +163,26 @@ def test_a_signal_drains(trd, trd_dir, number):
     assert (said.status, said.out, said.err) == (0, "", "")
 
 
+def test_with_a_log_of_json_each_line_of_standard_error_is_an_object(trd, trd_dir):
+    fifo = trd_dir / "gate"
+    os.mkfifo(fifo)
+    worker = trd.start("serve", "worker:gated", "--endpoint", "a.b.c", env={"TRD_LOG_FORMAT": "json"})
+    assert worker.line().startswith("ready: ")
+    call = trd.start("call", "a.b.c", f'"{fifo}"')
+    assert call.line() == '"begun"\n'
+    worker.signal(signal.SIGTERM)
+    said = json.loads(worker.err.readline())
+    assert (said["level"], said["message"][:30]) == ("warning", "draining: 1 request(s) may run")
+    fifo.write_text("")
+    call.end()
+    assert worker.end().err == ""
+    refused = trd.run("serve", "breaks", env={"TRD_LOG_FORMAT": "json"})
+    said = [json.loads(line) for line in refused.err.splitlines()]
+    assert [each["level"] for each in said] == ["error", "error"]
+    assert said[0]["message"].endswith("\nRuntimeError: while it is imported")
+    assert said[1]["message"].startswith("trd serve: error: importing 'breaks' failed: RuntimeError")
+
+
 def test_a_class_that_takes_long_to_be_made_can_be_interrupted(trd):
     loading = trd.start("serve", "worker:Loads", "--endpoint", "a.b.c")
     assert loading.line() == "loading\n"
@@ -171,7 +192,7 @@ def test_a_class_that_takes_long_to_be_made_can_be_interrupted(trd):
 
 
 def test_takes_no_more_than_it_is_told_to(trd):
-    trd.serve("worker:one_then_wait", "a.b.c", "--max-inflight", "1")
+    worker = trd.serve("worker:one_then_wait", "a.b.c", "--max-inflight", "1")
     first = trd.start("call", "a.b.c", "1")
     assert first.line() == '"one"\n'
     said = trd.run("call", "a.b.c", "1")
@@ -179,6 +200,10 @@ def test_takes_no_more_than_it_is_told_to(trd):
     assert "max_inflight=1, max_queue=0" in said.err
     first.signal(signal.SIGINT)
     assert first.end().status == 130
+    worker.signal(signal.SIGTERM)
+    logged = worker.end().err
+    assert logged.count("\n") == 1
+    assert "refused, at capacity: 1 requests run" in logged
 
 
 def test_with_static_discovery_the_id_is_the_lists(trd, trd_dir):

@@ -12,6 +12,7 @@ import pytest
 
 from tests.runtime.cluster import Cluster, into, longer, patiently, until
 from tests.timing import PATIENCE_S
+from triton_distributed.context import Context
 from triton_distributed.errors import DeadlineExceeded, Overloaded
 from triton_distributed.serving.admission import Admission
 
@@ -73,6 +74,21 @@ async def test_the_least_of_a_full_queue_makes_room(cluster: Cluster) -> None:
         gate.open.release()
     assert list(await patiently(asyncio.gather(low, high))) == ["low", "high"]
     assert gate.began == ["first", "high", "low"]
+
+
+async def test_the_log_says_that_an_endpoint_refuses_and_does_not_repeat_it(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate, client = await full(cluster)
+    for name in ("A", "B", "C"):
+        with pytest.raises(Overloaded):
+            await patiently(client.call(name, context=Context(name)))
+    gate.open.release()
+    [record] = [each for each in caplog.records if "refused" in each.getMessage()]
+    said = record.getMessage()
+    assert "request A: refused, at capacity: 1 requests run" in said
+    assert "the limits are max_inflight=1, max_queue=0" in said
+    assert record.__dict__["request_id"] == "A"
 
 
 async def test_a_call_in_a_handler_has_its_requests_priority(cluster: Cluster) -> None:

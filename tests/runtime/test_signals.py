@@ -96,6 +96,30 @@ async def main(runtime):
 asyncio.run(main())
 """
 
+IN_A_HANDLER = """
+import asyncio, logging, os, signal, sys
+from triton_distributed import log_requests
+from triton_distributed.runtime import DistributedRuntime
+
+logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(request_id)s %(message)s")
+log_requests()
+
+async def ends(request):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return request
+
+async def main():
+    runtime = DistributedRuntime()
+    served = runtime.endpoint("t.c.e").serve_endpoint(ends)
+    client = await runtime.endpoint("t.c.e").client()
+    await client.wait_for_instances()
+    await client.call(1)
+    await served
+    await runtime.close()
+
+asyncio.run(main())
+"""
+
 NO_MORE = """
 import asyncio
 from triton_distributed.runtime import triton_worker
@@ -128,6 +152,14 @@ async def test_a_signal_while_a_worker_starts_leaves_nothing(trd_dir: Path, tmp_
         assert await worker.line() == "served: None"
         assert await worker.ended() == 0
     assert [each for each in trd_dir.rglob("*") if not each.is_dir()] == []
+
+
+@pytest.mark.usefixtures("trd_dir")
+async def test_the_log_of_a_drain_names_no_request_that_the_signal_has_interrupted(tmp_path: Path) -> None:
+    async with program(tmp_path, IN_A_HANDLER) as worker:
+        assert await worker.ended() == 0
+        said = (await worker.output())[0]
+    assert "\n- SIGTERM: draining, " in said
 
 
 @pytest.mark.usefixtures("trd_dir")

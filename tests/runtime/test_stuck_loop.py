@@ -13,6 +13,7 @@ import pytest
 from tests.runtime.cluster import Cluster, patiently, until
 from tests.runtime.programs import Program, program
 from tests.timing import MS
+from triton_distributed.context import Context
 from triton_distributed.names import EndpointName, Instance
 
 NAME = EndpointName("t", "c", "e")
@@ -20,9 +21,11 @@ STUCK_S = 1500 * MS
 
 WORKER = f"""
 import asyncio, logging, os, sys, time
+from triton_distributed import log_requests
 from triton_distributed.runtime import DistributedRuntime
 
-logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+logging.basicConfig(stream=sys.stderr, level="INFO", format="%(levelname)s %(name)s %(request_id)s %(message)s")
+log_requests()
 
 def blocks(seconds):
     time.sleep(seconds)  # the line
@@ -63,7 +66,7 @@ async def test_calls_go_elsewhere_while_it_is_stuck_and_come_back(unix: Cluster,
         pids = {await patiently(client.call(0, policy=only(id))): id for id in client.instance_ids()}
         stuck, free = pids[one.pid], pids[other.pid]
         began = asyncio.get_running_loop().time()
-        blocking = client.direct("block", stuck, annotated=False)
+        blocking = client.direct("block", stuck, annotated=False, context=Context("THE-STUCK-ONE"))
         await until(lambda: client.candidates.table.by_id[stuck].busy)
         noticed_s = asyncio.get_running_loop().time() - began
         print(f"busy after {noticed_s:.3f} s")
@@ -79,7 +82,7 @@ async def test_calls_go_elsewhere_while_it_is_stuck_and_come_back(unix: Cluster,
         said = await stderr_of(one)
         assert len(re.findall("WARNING triton_distributed.watchdog", said)) == 2, said
         file = next(tmp_path.glob("program_*.py"))
-        assert f"stuck at {file}:{LINE} in blocks" in said
+        assert f"WARNING triton_distributed.watchdog THE-STUCK-ONE the event loop is stuck at {file}:{LINE} in " in said
         assert f'File "{file}", line {LINE}, in blocks' in said
         assert re.search(r"turns again: it was stuck for \d+\.\d+ s at ", said)
         assert "watchdog" not in await stderr_of(other)

@@ -16,11 +16,11 @@ from triton_distributed.supervisor.output import LONGEST_LINE, Output
 
 
 @contextmanager
-def copied(target: IO[str] | None, name: str = "0", as_json: bool = False) -> Iterator[IO[bytes]]:
+def copied(target: IO[str] | None, name: str = "0", as_json: bool = False, log: bool = False) -> Iterator[IO[bytes]]:
     """What is written into the yielded pipe goes to the target; after the block all of it has arrived."""
     output = Output(as_json)
     here, there = os.pipe()
-    output.add(os.fdopen(here, "rb", 0), name, target)
+    output.add(os.fdopen(here, "rb", 0), name, target, log)
     with open(there, "wb", 0) as pipe:
         yield pipe
     output.close()
@@ -51,6 +51,14 @@ def test_in_a_log_of_json_an_object_names_the_replica_itself(tmp_path: Path) -> 
     lines = (tmp_path / "out").read_text().splitlines()
     assert json.loads(lines[0]) == {"replica": 3, "level": "info"}
     assert lines[1:] == ["[3] {not json", "[3] ready: 1"]
+
+
+def test_in_a_log_of_json_all_lines_of_standard_error_are_objects(tmp_path: Path) -> None:
+    with open(tmp_path / "out", "w") as target, copied(target, "3", as_json=True, log=True) as pipe:
+        pipe.write(b'{"level":"info"}\nTraceback "here"\n\xff\n')
+    lines = list(map(json.loads, (tmp_path / "out").read_text().splitlines()))
+    messages = [{"replica": 3, "message": text} for text in ('Traceback "here"', "\\xff")]
+    assert lines == [{"replica": 3, "level": "info"}, *messages]
 
 
 def test_a_line_without_end_is_written_in_parts(tmp_path: Path) -> None:

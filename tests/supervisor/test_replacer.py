@@ -138,7 +138,7 @@ async def test_a_failure_leaves_all_as_they_are(becomes: str, caplog: pytest.Log
 
 
 async def test_a_worn_process_goes_on_until_its_successor_can_be_called(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.ERROR)
+    caplog.set_level(logging.INFO)
     program = Program()
     program.becomes = "over"
     async with running(program):
@@ -149,6 +149,7 @@ async def test_a_worn_process_goes_on_until_its_successor_can_be_called(caplog: 
                 await asyncio.sleep(0)
         assert len(program.started) == 1
         assert program.processes() == [0, 1]
+        assert "replica 1: process 1 has served its requests and is replaced" in caplog.messages
         program.becomes = "ready"
         await program.until(lambda: program.processes() == [0, 101])
         program.outdate()

@@ -16,7 +16,9 @@ import triton_distributed as trd
 from tests.runtime.test_first_process import possible as possible
 from tests.supervisor.supervised import WORKER, alive, supervised, wait_until_gone, written
 from tests.timing import MS, PATIENCE_S
+from triton_distributed.cli.cluster import cluster
 from triton_distributed.errors import Draining, NoInstances, StreamIncomplete, TritonError
+from triton_distributed.runtime.reports import WorkerReport
 
 pytestmark = pytest.mark.usefixtures("trd_dir")
 killed = pytest.mark.leaves("socket files", reason="a killed process leaves its own")
@@ -85,7 +87,15 @@ def test_trd_serve_does_the_same(tmp_path: Path) -> None:
         for _ in range(2):
             running.line(r"\[[01]\] ready: serving a\.b\.who as instance \d+ at unix://\S+")
         running.ready(2)
-        assert set(asyncio.run(ask(2))) == {"0", "1"}
+        pids = asyncio.run(ask(2))
+        assert set(pids) == {"0", "1"}
+
+        async def reports() -> list[WorkerReport | None]:
+            async with cluster(trd.Config.from_env(), PATIENCE_S) as workers:
+                return [each.worker for each in await workers.rows(await workers.instances())]
+
+        found = {str(each.replica): each.pid for each in asyncio.run(reports()) if each is not None}
+        assert found == pids
         running.stop()
     assert len(running.lines) == 3
 

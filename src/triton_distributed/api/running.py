@@ -16,6 +16,7 @@ from triton_distributed.config import Config
 from triton_distributed.discovery.static import static_id
 from triton_distributed.errors import RuntimeClosed
 from triton_distributed.names import Instance
+from triton_distributed.observe.log_format import line_of
 from triton_distributed.supervisor import replica
 from triton_distributed.supervisor.replicas import Replicas
 from triton_distributed.supervisor.supervisor import supervise
@@ -110,6 +111,7 @@ async def serve_until_drained(
     """
     served = []
     runtime = here.runtime
+    runtime.worker.replica = replica.number()
     draining = runtime.primary_token().cancelled()
     try:
         for handler, declared in handlers:
@@ -127,11 +129,9 @@ async def serve_until_drained(
         await asyncio.wait([*ends, draining], return_when=asyncio.FIRST_COMPLETED)
         running = sum(each.inflight for each in runtime.stats().values())
         if running and not all(each.done() for each in ends):
-            print(
-                f"draining: {running} request(s) may run for at most {runtime.config.drain_timeout_s:g} s; "
-                "a second signal ends them now",
-                file=sys.stderr,
-            )
+            config = runtime.config
+            text = f"draining: {running} request(s) may run for at most {config.drain_timeout_s:g} s; "
+            print(line_of(config.log_format, text + "a second signal ends them now"), file=sys.stderr)
         await asyncio.gather(*ends)
     finally:
         for each in [*ends, *filter(None, [counting])]:

@@ -172,7 +172,11 @@ def _of_worker(row: Row, statistics: Mapping[str, Any]) -> Iterator[tuple[str, s
             yield "process", f"pid {row.instance.pid}"
         return
     build = "compiled" if worker.compiled else "pure Python"
-    yield "process", f"pid {worker.pid} on {worker.host}; version {worker.version} ({build}), Python {worker.python}"
+    replica = "" if worker.replica is None else f", replica {worker.replica}"
+    yield (
+        "process",
+        f"pid {worker.pid} on {worker.host}{replica}; version {worker.version} ({build}), Python {worker.python}",
+    )
     yield "all requests", f"{worker.running} running of {worker.max_requests}"
     if not statistics:
         return

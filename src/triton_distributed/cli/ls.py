@@ -107,6 +107,7 @@ def as_json(row: Row) -> dict[str, Any]:
         "metadata": dict(instance.metadata),
         "age_s": row.age_s(time.time()),
         "version": worker.version if worker else None,
+        "replica": worker.replica if worker else None,
         "running": served.running if served else None,
         "waiting": served.waiting if served else None,
         "max_inflight": served.max_inflight if served else None,

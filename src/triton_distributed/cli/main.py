@@ -90,7 +90,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(arguments, error, FAILED)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except Exception as error:
+        if not _logs_json(arguments):
+            raise
+        importlib.import_module("logging").getLogger("triton_distributed").critical(
+            "%s", one_line(error), exc_info=True
+        )
+        return FAILED
     return status
+
+
+def _logs_json(arguments: Namespace) -> bool:
+    """Whether standard error is a log of JSON, one object a line."""
+    variable = importlib.import_module("triton_distributed.config").variable
+    return arguments.command == "serve" and bool(variable("TRD_LOG_FORMAT") == "json")
 
 
 def _configured(name: str, parsers: Mapping[str, Parser]) -> Any:
@@ -124,8 +137,11 @@ def _fail(arguments: Namespace, error: Exception, status: int) -> int:
 
         cause = error.__cause__ if isinstance(error, Failure) and error.__cause__ else error
         print(json.dumps({"error": text, "type": type(cause).__name__, "status": status}), file=sys.stderr)
-    else:
-        print(f"trd {arguments.command}: error: {text}", file=sys.stderr)
+        return status
+    text = f"trd {arguments.command}: error: {text}"
+    if _logs_json(arguments):
+        text = importlib.import_module("triton_distributed.observe.log_format").line_of("json", text, 40)
+    print(text, file=sys.stderr)
     return status
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import logging
 import os
 import sys
 import traceback
@@ -14,6 +15,8 @@ from typing import Any
 
 from triton_distributed.api.declarations import Declaration, declaration_of, declared_in
 from triton_distributed.cli.failure import USAGE, Failure, one_line
+from triton_distributed.config import variable
+from triton_distributed.observe.log_format import line_of
 from triton_distributed.system.first_process import Ended
 
 
@@ -157,7 +160,8 @@ def _raised(what: str, error: BaseException) -> Failure:
     trace = error.__traceback__
     while trace is not None and _is_not_theirs(trace):
         trace = trace.tb_next
-    traceback.print_exception(type(error), error, trace)
+    text = "".join(traceback.format_exception(type(error), error, trace)).rstrip("\n")
+    print(line_of(variable("TRD_LOG_FORMAT"), text, logging.ERROR), file=sys.stderr)
     return Failure(f"{what} failed: {one_line(f'{type(error).__name__}: {error}')}")
 
 

@@ -61,6 +61,18 @@ class TextLines(logging.Formatter):
         return f"{record.asctime} {record.levelname} {record.name}: [{ids}] {record.message}"
 
 
+def line_of(form: str, text: str, level: int = logging.WARNING) -> str:
+    """A line for standard error that is written whatever the log's level: as it is, or with `json` as an object.
+
+    Args:
+        form: see `TRD_LOG_FORMAT`.
+        level: the level in the object.
+    """
+    if form != "json":
+        return text
+    return JsonLines().format(logging.LogRecord("triton_distributed", level, "", 0, text, None, None))
+
+
 def log_formatter(form: str) -> logging.Formatter:
     """Return the formatter of a form: `text` or `json`; see `TRD_LOG_FORMAT`."""
     return JsonLines() if form == "json" else TextLines()

@@ -78,6 +78,7 @@ class Watchdog:
         tell: notifies clients that the loop is stuck (True) or turns again (False). It is called in the thread, and
             again later if it raised.
         clock: returns monotonic seconds.
+        fields: returns the log's fields for the request whose handler has the loop. It is called in the thread.
         usage: returns the usage of the loop's thread; by default of the thread that calls `start`.
 
     Attributes:
@@ -91,13 +92,14 @@ class Watchdog:
         tell: Callable[[bool], None],
         *,
         clock: Callable[[], float] = time.monotonic,
+        fields: Callable[[], dict[str, str]] = dict,
         usage: Callable[[], Usage] | None = None,
     ) -> None:
         self.stats = LoopStats()
         self._loop = loop
         self._limit_s, self._beat_s = limit_s, limit_s / BEATS
         self._tell = tell
-        self._clock, self._usage = clock, usage
+        self._clock, self._fields, self._usage = clock, fields, usage
         self._thread: threading.Thread | None = None
         self._loop_thread = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -224,6 +226,7 @@ class Watchdog:
             f" ({suppressed} times more since the last report)" if suppressed else "",
             ADVICE if found.theirs else self._own(now, used),
             stack(frame),
+            extra=self._fields(),
         )
 
     def _own(self, now: float, used: Usage) -> str:

@@ -54,6 +54,7 @@ class WorkerReport(msgspec.Struct, frozen=True):
         running, max_requests: requests of all its endpoints that were admitted and have not ended, and their limit
             (`TRD_MAX_REQUESTS`).
         problems: its health checks and canaries that have failed. Without a status port there are none.
+        replica: the number of its process among the replicas of a program; None if it is not a replica.
     """
 
     version: str
@@ -65,6 +66,7 @@ class WorkerReport(msgspec.Struct, frozen=True):
     running: int
     max_requests: int
     problems: tuple[str, ...] = ()
+    replica: int | None = None  # Earlier versions do not report it.
 
 
 def report_of(worker: Worker, problems: Iterable[str] = ()) -> WorkerReport:
@@ -79,6 +81,7 @@ def report_of(worker: Worker, problems: Iterable[str] = ()) -> WorkerReport:
         running=worker.server.slots.taken,
         max_requests=worker.server.slots.most,
         problems=tuple(problems),
+        replica=worker.replica,
     )
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 from weakref import ref
 
@@ -19,6 +20,7 @@ from triton_distributed.errors import AlreadyServed
 from triton_distributed.names import EndpointName, Instance
 from triton_distributed.observe import RequestStats, Watchdog
 from triton_distributed.observe.labels import MOST_SETS, Labels, checked_labels
+from triton_distributed.observe.log_format import line_of
 from triton_distributed.observe.observer import Observers
 from triton_distributed.observe.totals import Totals
 from triton_distributed.payload.codec import encode
@@ -108,6 +110,7 @@ class Worker:
         closed: no endpoint is served any more, or this process is a fork.
         exit: the exception that a handler raised to end the process; None if none did.
         status_url: where the status port of this process listens; empty if it has none.
+        replica: the number of this process, if a supervisor has started it.
     """
 
     def __init__(
@@ -136,9 +139,10 @@ class Worker:
         self.registrations = Registrations(loop, discovery, server, check, fixed=fixed)
         # A loop of virtual time runs plain handlers itself: `testing.virtual_time`.
         self.threads = HandlerThreads(config.threads, getattr(loop, "inline", False))
-        self.watchdog = Watchdog(loop, config.watchdog_s, self.registrations.mark)
+        self.watchdog = Watchdog(loop, config.watchdog_s, self.registrations.mark, fields=self._fields_now)
+        form = partial(line_of, config.log_format)
         self._signals = DrainSignals(
-            loop, shutdown, config.drain_timeout_s, self._running, server.stuck, server.remove_files
+            loop, shutdown, config.drain_timeout_s, self._running, server.stuck, server.remove_files, form
         )
         self.totals: Totals[tuple[EndpointName, Labels], RequestStats] = Totals(RequestStats)
         self._starting: set[asyncio.Task[ServedEndpoint]] = set()
@@ -147,12 +151,22 @@ class Worker:
         self.draining = self.closed = False
         self.exit: SystemExit | None = None
         self.status_url = ""
+        self.replica: int | None = None
 
     def _addresses_checked(self) -> None:
         self.registrations.correct()
 
     def _running(self) -> list[str]:
         return [request.context.id() for endpoint in self.server.endpoints for request in endpoint.gate.running]
+
+    def _fields_now(self) -> dict[str, str]:
+        """The log's fields for the request whose handler has the loop now, also in another thread."""
+        task = asyncio.current_task(self._loop)
+        for endpoint in list(self.server.endpoints):
+            for request in list(endpoint.gate.running):
+                if task is not None and request.task is task:
+                    return endpoint.log_fields(request.context)
+        return {}
 
     def serve(self, name: EndpointName, function: Callable[..., Any], serving: Serving) -> ServeTask:
         """Serve an endpoint; see `Endpoint.serve_endpoint`."""

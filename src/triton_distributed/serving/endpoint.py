@@ -150,6 +150,17 @@ class ServedEndpoint(Host):
         text = "%s: request %s: the handler passed on an error of instance %d, request %s: %s%s"
         logger.log(level, text, self.name, context.id(), place, request, words[:MOST_WORDS], more)
 
+    def report_refusal(self, context: Context, words: str) -> None:
+        """Log that a request was refused because the endpoint or the worker is at capacity, once in `QUIET_S`."""
+        if (suppressed := self._reported.due("at capacity")) is not None:
+            more = f" ({suppressed} more refused since the last report)" if suppressed else ""
+            text = "%s: request %s: refused, at capacity: %s%s"
+            logger.warning(text, self.name, context.id(), words, more, extra=self.log_fields(context))
+
+    def log_fields(self, context: Context) -> dict[str, str]:
+        """The fields of the log for one of its requests, outside of the request's handler; see `LogContext`."""
+        return {"request_id": context.id(), "endpoint": str(self.name), "instance_id": str(self.instance.id)}
+
     async def cut(self) -> list[str]:
         """Cancel the running requests and wait for them, at most `CUT_S`; return their ids.
 

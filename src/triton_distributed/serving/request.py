@@ -75,6 +75,10 @@ class Host:
         """Log a handler's error."""
         raise NotImplementedError
 
+    def report_refusal(self, context: Context, words: str) -> None:
+        """Log that a request was refused because the endpoint or the worker is at capacity."""
+        raise NotImplementedError
+
 
 class ServedRequest(Applicant):
     """A request and the task of its handler.
@@ -206,6 +210,8 @@ class ServedRequest(Applicant):
         """Refuse the request, whose handler has not begun."""
         self.outcome = Outcome.REFUSED
         self.stream.abort(f.REJECT, code, detail)
+        if code == f.RejectCode.OVERLOADED:
+            self._host.report_refusal(self.context, f.read_overloaded(detail)[0])
         self.over()
 
     def expire(self) -> None:

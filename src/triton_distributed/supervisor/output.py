@@ -1,6 +1,7 @@
 """The output of all replicas as one stream of lines, each with the replica's number: `[0] text`.
 
-In a log of JSON, a line that is an object stays one: it gets the field `replica` instead.
+In a log of JSON, a line that is an object stays one: it gets the field `replica` instead. Each other line of standard
+error becomes an object, with the field `message`.
 
 A thread copies it, because writing may block: a reader of the output that stands still must not stop the supervisor.
 """
@@ -15,6 +16,8 @@ import sys
 import threading
 from typing import IO, Any
 
+import msgspec
+
 LONGEST_LINE = 64 * 1024
 """Bytes of a line that are held; a longer one is written in parts."""
 
@@ -25,8 +28,9 @@ FLUSH_S = 1.0
 class _Source:
     """One pipe of a replica."""
 
-    def __init__(self, pipe: IO[bytes], name: str, target: IO[str] | None, json: bool) -> None:
+    def __init__(self, pipe: IO[bytes], name: str, target: IO[str] | None, json: bool, log: bool) -> None:
         self.pipe = pipe
+        self.whole = json and log
         self.field = f'{{"replica":{name},'.encode() if json else None
         self.prefix = f"[{name}] ".encode()
         self.target = target
@@ -43,6 +47,8 @@ class _Source:
     def _named(self, line: bytes) -> bytes:
         if self.field is not None and line.startswith(b'{"') and line.endswith(b"}"):
             return self.field + line[1:]
+        if self.field is not None and self.whole:
+            return self.field + b'"message":' + msgspec.json.encode(line.decode(errors="backslashreplace")) + b"}"
         return self.prefix + line
 
 
@@ -65,17 +71,18 @@ class Output:
         self._thread = threading.Thread(target=self._run, name="trd-output", daemon=True)
         self._thread.start()
 
-    def add(self, pipe: IO[bytes], name: str, target: IO[str] | None) -> None:
+    def add(self, pipe: IO[bytes], name: str, target: IO[str] | None, log: bool = False) -> None:
         """Copy a pipe until its end, and close it then.
 
         Args:
             pipe: the pipe's end for reading, without a buffer.
             name: the replica's, which begins each line.
             target: where the lines go; None to discard them.
+            log: it is standard error, which has the log.
         """
         os.set_blocking(pipe.fileno(), False)
         with self._lock:
-            self._new.append(_Source(pipe, name, target, self._json))
+            self._new.append(_Source(pipe, name, target, self._json, log))
         os.write(self._woken, b"\0")
 
     def say(self, line: str) -> None:

@@ -88,7 +88,7 @@ class Process:
         assert self._popen.stdout is not None
         assert self._popen.stderr is not None
         output.add(self._popen.stdout, str(index), sys.stdout)
-        output.add(self._popen.stderr, str(index), sys.stderr)
+        output.add(self._popen.stderr, str(index), sys.stderr, log=True)
 
     @property
     def pid(self) -> int:

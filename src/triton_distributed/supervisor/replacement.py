@@ -57,7 +57,7 @@ class Replacer:
             now: the time on the loop's clock.
             cause: begins the line that says so; "" for none.
         """
-        self._say(f"{cause}restarting {len(self._places)} replica(s), one after the other")
+        self._tell(f"{cause}restarting {len(self._places)} replica(s), one after the other")
         self._outdated_at = now
         self._bell.ring()
 
@@ -76,7 +76,7 @@ class Replacer:
                 await self._bell.until(
                     lambda: self._stopping.is_set() or self._outdated() or any(each.is_worn for each in self._places)
                 )
-            elif await self._replace(worn, since):
+            elif await self._replace_worn(worn, since):
                 failures = Restarts(random.random)
             elif worn.is_worn and not self._interrupted(since):
                 wait_s = failures.ended(0.0) or FIRST_S
@@ -87,6 +87,18 @@ class Replacer:
                     extra=worn.field,
                 )
                 await self._bell.until(partial(self._interrupted, since), wait_s)
+
+    async def _replace_worn(self, place: Place, since: float) -> bool:
+        """Replace a process that has served its requests; return whether the place can be called."""
+        if place.process is not None:
+            words = "replica %d: process %d has served its requests and is replaced"
+            logger.info(words, place.index, place.process.pid, extra=place.field)
+        return await self._replace(place, since)
+
+    def _tell(self, words: str) -> None:
+        """Say something to the user, and log it: the log has the time."""
+        self._say(words)
+        logger.info(words)
 
     async def _roll(self, place: Place, since: float) -> None:
         """Replace one of the processes that are outdated. After a failure the others are left alone."""
@@ -101,7 +113,7 @@ class Replacer:
                 extra=place.field,
             )
         elif not self._outdated():
-            self._say(f"restarted: {len(self._places)} replica(s)")
+            self._tell(f"restarted: {len(self._places)} replica(s)")
 
     def _interrupted(self, since: float) -> bool:
         return self._stopping.is_set() or self._outdated_at != since

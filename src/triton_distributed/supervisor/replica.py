@@ -71,6 +71,12 @@ def is_replica() -> bool:
     return _link is not None and _link.pid == os.getpid()
 
 
+def number() -> int | None:
+    """The number of this process, if a supervisor has started it."""
+    text = variable(INDEX)
+    return int(text) if is_replica() and text.isdecimal() else None
+
+
 def settings(config: Config) -> Config:
     """A program's own settings, for this process: their status port is the supervisor's, so a replica takes a free one.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import contextvars
 import functools
 import logging
 import os
@@ -54,6 +55,7 @@ class DrainSignals:
         running: returns the ids of the requests whose handlers run, when a second signal cuts them.
         stuck: returns the requests whose handlers still run after their cancellation, each with its current line.
         leave: removes what the process must not leave when it ends at once. It is called in any thread, at any point.
+        form: makes a line for standard error of a text.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class DrainSignals:
         running: Callable[[], list[str]],
         stuck: Callable[[], list[str]],
         leave: Callable[[], object],
+        form: Callable[[str], str] = str,
     ) -> None:
         self._loop = loop
         self.drain = drain
@@ -71,6 +74,7 @@ class DrainSignals:
         self.running = running
         self.stuck = stuck
         self.leave = leave
+        self.form = form
 
     def install(self) -> None:
         """Handle the signals that still have their default handlers, if this is the main thread."""
@@ -93,6 +97,7 @@ class _Taken:
         self._stuck: list[DrainSignals] = []  # Closed members whose handlers did not end.
         self._before: dict[signal.Signals, Any] = {}  # The taken signals with their earlier handlers.
         self._first: float | None = None  # When the first signal came.
+        self._form: Callable[[str], str] = str  # That of the newest member.
         self._over = threading.Event()  # Set when every runtime is closed and no handler runs.
         watch_forks(self)
 
@@ -100,6 +105,7 @@ class _Taken:
         if member in self._members:
             return
         self._members.append(member)
+        self._form = member.form
         for each in SIGNALS:
             before = signal.getsignal(each)
             if each not in self._before and _is_default(before):
@@ -145,7 +151,9 @@ class _Taken:
             self._first = now
             loop = self._loop()
             if loop is not None and not loop.is_closed():
-                loop.call_soon_threadsafe(self._drain, signal.Signals(number))
+                # In a context of its own: the signal may have interrupted the handler of some request.
+                empty = contextvars.Context()
+                loop.call_soon_threadsafe(self._drain, signal.Signals(number), context=empty)
                 name = f"trd-{signal.Signals(number).name}"
                 threading.Thread(target=self._end_in_time, args=(number,), name=name, daemon=True).start()
             return
@@ -154,7 +162,7 @@ class _Taken:
             return
         names = ", ".join(running[:MOST_NAMED]) + (", …" if len(running) > MOST_NAMED else "")
         self._leave()
-        _end(number, f"again: ending now, {len(running)} request(s) cut: {names or 'none'}")
+        self._end(number, f"again: ending now, {len(running)} request(s) cut: {names or 'none'}")
 
     def _leave(self) -> None:
         for member in list(self._members):
@@ -178,23 +186,22 @@ class _Taken:
             still.append(f"the main thread stands at {innermost_line(threading.main_thread())}")
         self._leave()
         words = "; ".join(still[:MOST_NAMED]) + ("; …" if len(still) > MOST_NAMED else "")
-        _end(number, f"{limit_s:g} s ago: ending now, although not everything has ended: {words}")
+        self._end(number, f"{limit_s:g} s ago: ending now, although not everything has ended: {words}")
 
     def _late(self, number: int, frame: object) -> None:
         if self._first is None or time.monotonic() - self._first >= REPEAT_S:
-            _end(number)
+            self._end(number)
+
+    def _end(self, number: int, words: str = "") -> None:
+        with contextlib.suppress(Exception):  # The stream may be closed, or in use at this moment.
+            if words:
+                print(self._form(f"{signal.Signals(number).name} {words}"), file=sys.stderr)
+            sys.stderr.flush()
+            sys.stdout.flush()
+        os._exit(128 + number)
 
 
 _taken: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Taken] = weakref.WeakKeyDictionary()
-
-
-def _end(number: int, words: str = "") -> None:
-    with contextlib.suppress(Exception):  # The stream may be closed, or in use at this moment.
-        if words:
-            print(f"{signal.Signals(number).name} {words}", file=sys.stderr)
-        sys.stderr.flush()
-        sys.stdout.flush()
-    os._exit(128 + number)
 
 
 def _is_default(handler: object) -> bool:
