@@ -155,6 +155,8 @@ async def _serve(
         async with connect(config) as here:
             add_declared(here, vars(module), [handler for handler, _ in handlers])
             await serve_until_drained(here, handlers, limit)
+    except ConfigError:  # It is a ValueError, too, and a wrong setting has a status of its own.
+        raise
     except (TypeError, ValueError) as error:
         raise Failure(f"{target.text} cannot serve: {error}") from error
     except OSError as error:
