@@ -346,6 +346,7 @@ async def test_stuck_replicas_end_one_after_the_other_also_after_an_error(caplog
 
     await until(lambda: processes[0].is_draining)
     assert "can't start new thread" in caplog.text
+    await supervisor._end_one_stuck()
     assert not processes[1].is_draining
     del supervisor._processes[0]
     await until(lambda: processes[1].is_draining)
