@@ -224,7 +224,7 @@ async def test_the_pages_and_routes_of_one_replica() -> None:
         assert (await here.get("/sleep", b"{}")) == (
             404,
             {
-                "error": "there is no '/sleep' here: / lists what there is; "
+                "error": "there is no page '/sleep': / lists all pages; "
                 "a replica's pages and routes are at /replicas/N/sleep"
             },
         )

@@ -147,7 +147,7 @@ trd.run(processes=2)
 """
     done = subprocess.run([sys.executable, "-"], input=code, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1
-    assert "this one is not in a file" in done.stderr.splitlines()[-1]
+    assert "this program is not in a file" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "many"])

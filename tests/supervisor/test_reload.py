@@ -49,7 +49,9 @@ async def test_a_change_replaces_the_processes_and_a_mistake_keeps_them(tmp_path
         # A syntax error starts nothing.
         pids = running.replicas()
         written(tmp_path, CODE.format("third") + "def\n")
-        await line(r".*worker\.py cannot be compiled: line \d+: .*; the processes go on as they are until it is mended")
+        await line(
+            r".*worker\.py cannot be compiled: line \d+: .*; the running processes continue until the file is corrected"
+        )
         assert running.replicas() == pids
         # An exception ends the successor.
         written(tmp_path, CODE.format("third") + "raise RuntimeError('no')\n")

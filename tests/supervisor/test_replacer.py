@@ -145,7 +145,10 @@ async def test_a_worn_process_goes_on_until_its_successor_can_be_called(caplog: 
         cast(FakeProcess, program.places[1].process).worn = True
         program.bell.ring()
         async with asyncio.timeout(PATIENCE_S):
-            while "replica 1 has served its requests and was not replaced; trying again in 0.5 s" not in caplog.text:
+            while (
+                "replica 1 has served its number of requests and could not be replaced; trying again in 0.5 s"
+                not in caplog.text
+            ):
                 await asyncio.sleep(0)
         assert len(program.started) == 1
         assert program.processes() == [0, 1]

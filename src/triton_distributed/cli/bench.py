@@ -50,16 +50,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", action="store_true", help="REQUEST is plain text, not JSON")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--rate", metavar="R", type=rate, default=RATE, help=f"requests a second (default: {RATE:g})")
-    how.add_argument("--concurrency", metavar="N", type=at_least(1), help="callers, in place of a rate")
+    how.add_argument("--concurrency", metavar="N", type=at_least(1), help="callers, instead of a rate")
     parser.add_argument("--duration", metavar="S", type=seconds, default=10.0, help="seconds of load (default: 10)")
     parser.add_argument(
         "--warmup",
         metavar="S",
         type=seconds_or_none,
         default=1.0,
-        help="seconds of load before them, not counted; 0 for none (default: 1)",
+        help="seconds of load before that, not counted; 0 for none (default: 1)",
     )
-    parser.add_argument("--timeout", metavar="S", type=seconds, default=30.0, help="seconds a request (default: 30)")
+    parser.add_argument(
+        "--timeout", metavar="S", type=seconds, default=30.0, help="seconds for each request (default: 30)"
+    )
     parser.add_argument(
         "--wait", metavar="S", type=seconds, default=5.0, help="seconds to wait for an instance (default: 5)"
     )

@@ -28,7 +28,7 @@ Each item is one line of JSON, written at once. Bytes are shown as
 "shape": [N], "values": [N]}}. Large content is left out. With --json each item
 is an object with its parts: data, event, comments, id.
 
-Ctrl-C cancels the handler, and so does the end of the output's reader.
+Ctrl-C cancels the handler. So does the end of the program that reads the output.
 """
 
 
@@ -44,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", action="store_true", help="REQUEST is plain text, not JSON")
     parser.add_argument("--timeout", metavar="S", type=seconds, help="seconds for the call (default: no limit)")
     parser.add_argument(
-        "--wait", metavar="S", type=seconds, help="seconds to wait for an instance (default: there must be one)"
+        "--wait", metavar="S", type=seconds, help="seconds to wait for an instance (default: do not wait)"
     )
     instance = parser.add_argument(
         "--instance", metavar="ID", type=at_least(1), help="call this instance; `trd ls` shows the ids"

@@ -25,13 +25,14 @@ EPILOG = """\
 PATTERN is a shell pattern (*, ?, [..]) for an endpoint's name or for a dotted
 beginning of it: `demo`, `demo.back*`, `*.generate`.
 
-STATE is `serving`; `unhealthy`: the same, but a health check or canary of it has
-failed; `full`: it refuses further requests; `paused`, `draining` or `starting`;
-`stuck`: its event loop is; `unreachable`: it did not answer in time.
-Standard error shows the reason, e.g. why clients leave an instance out.
+STATE is `serving`; `unhealthy`: it serves, but a health check or a canary of it
+has failed; `full`: it refuses further requests; `paused`, `draining` or
+`starting`; `stuck`: its event loop does not turn; `unreachable`: it did not
+answer in time. Standard error shows the reason, e.g. why clients leave an
+instance out.
 
 RUNNING and WAITING count requests, with the limit where there is one. AGE is the
-time since the endpoint is served.
+time since the worker began to serve the endpoint.
 """
 
 HEADER = ("ENDPOINT", "INSTANCE", "STATE", "RUNNING", "WAITING", "AGE", "VERSION", "ADDRESS", "METADATA")

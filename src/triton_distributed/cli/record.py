@@ -26,17 +26,18 @@ from triton_distributed.names import EndpointName
 from triton_distributed.runtime.recording import Exchange
 
 EPILOG = """\
-The workers that serve the endpoint now send what they are asked and what they
-answer, over the connections of calls; nothing has to be restarted. Requests
-that run already are not recorded. A request and its answer are written when it
-ends, and `trd replay` reads the file.
+The workers that serve the endpoint now send their requests and answers, over
+the connections of calls; nothing has to be restarted. Requests that run already
+are not recorded. A request is written with its answer when it ends, and
+`trd replay` reads the file.
 
 The file holds your users' data as it was sent. Only you can read it; metadata,
 in which credentials may travel, is left out unless --metadata is given. Each
-worker logs the begin and the end of a recording.
+worker logs the start and the end of a recording.
 
-It ends after N requests, after S seconds, at N bytes, or with Ctrl-C. A worker
-holds at most 64 MiB for it, and leaves requests out rather than wait.
+A recording ends after N requests, after S seconds, at N bytes, or with Ctrl-C. A
+worker holds at most 64 MiB for it, and leaves requests out rather than wait for
+the file.
 """
 
 ANSWER_S = 5.0

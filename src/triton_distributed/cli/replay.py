@@ -37,14 +37,14 @@ from triton_distributed.runtime import Client, DistributedRuntime
 from triton_distributed.runtime.backends import make_discovery
 
 EPILOG = """\
-MODULE[:OBJECT] is as in `trd serve`. The handler is served in this process and
-no other process sees it; calls that it makes itself go to the real endpoints.
+MODULE[:OBJECT] is as in `trd serve`. The handler is served in this process, and
+no other process sees it. Calls that this handler makes go to the real endpoints.
 With --endpoint the requests go to an endpoint that is served.
 
-Requests are sent in the order of their ends, one at a time unless --concurrency
-is given. A request whose caller left early, or whose deadline passed, is
-compared as far as it came. The times are those of the worker; but the present
-time to the first item includes the way to the handler and back.
+Requests are sent in the order in which they ended, one at a time unless
+--concurrency is given. If a caller left early, or its deadline passed, its answer
+is compared up to that item. The times are those of the worker; only the present
+time to the first item also includes the way to the handler and back.
 
 PATH is the dotted end of a field's path, with shell wildcards: `created`,
 `usage.*_s`. An item's number is the first name of its path.
@@ -74,7 +74,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         type=_share,
         default=0.0,
-        help="by which numbers may differ, e.g. 1e-6 (default: 0)",
+        help="relative difference allowed between numbers, e.g. 1e-6 (default: 0)",
     )
     parser.add_argument(
         "--concurrency", metavar="N", type=at_least(1), default=1, help="requests at a time (default: 1)"
@@ -83,7 +83,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--timeout", metavar="S", type=seconds, default=60.0, help="seconds for each request (default: 60)"
     )
     parser.add_argument(
-        "--json", action="store_true", help="one JSON object a line: each request that differs, then all"
+        "--json", action="store_true", help="one JSON object a line: each request that differs, then the totals"
     )
 
 

@@ -32,18 +32,19 @@ A MODULE alone serves all functions in it that @trd.serve has declared. So does
 an OBJECT that was declared, or a class or object with declared methods.
 
 Otherwise, with --endpoint, OBJECT is a function (async or plain, generator or
-not), Class.method, instance.method, or a class without arguments, of which
-`generate` serves, or else `__call__`. MODULE is searched in the current
-directory first.
+not), Class.method, instance.method, or a class. An object of the class is made
+without arguments, and its `generate` serves, or else its `__call__`. MODULE is
+searched in the current directory first.
 
 When an endpoint is ready, one line is printed on standard output:
     ready: serving NS.COMP.EP as instance ID at ADDRESS
 
-With --replicas, N processes serve. A process that ends is started again, and
-each line of its output begins with its number, from 0 on, which it also finds
-in TRD_REPLICA. SIGHUP replaces one process after the other: a successor
-starts, and when it can be called, the old process drains. The options below
---replicas work with it, or alone for one process.
+With --replicas, N processes serve. A process that ends is started again. Each
+process has a number, from 0 on: its variable TRD_REPLICA has the number, and
+each line of its output begins with it. SIGHUP replaces one process after the
+other: a successor starts, and when it can be called, the old process drains.
+--env, --pin, --max-requests, --drain-first and --reload also work without
+--replicas, for one process.
 
 SIGTERM and SIGINT drain: no new request begins, running ones finish within
 TRD_DRAIN_TIMEOUT_S, and the exit status is 0. A second signal ends it at once.
@@ -70,7 +71,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--metadata", metavar="KEY=VALUE", type=pair, action="append", help="publish this with the instance; repeatable"
     )
     parser.add_argument(
-        "--replicas", metavar="N", type=at_least(1), help="processes that serve; one that ends restarts"
+        "--replicas", metavar="N", type=at_least(1), help="processes that serve; one that ends is started again"
     )
     parser.add_argument(
         "--env",

@@ -64,7 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     completes(pattern, endpoint_names)
     parser.add_argument("--sort", metavar="COLUMN", choices=SORTS, default=SORTS[0], help=", ".join(SORTS))
     parser.add_argument(
-        "--interval", metavar="S", type=seconds, default=1.0, help="seconds between two questions (default: 1)"
+        "--interval", metavar="S", type=seconds, default=1.0, help="seconds between two tables (default: 1)"
     )
     parser.add_argument("--once", action="store_true", help="print the figures of one interval and end")
     json_option(parser, "one interval")

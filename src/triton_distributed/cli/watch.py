@@ -29,8 +29,8 @@ Each line is one change of an instance: `present` (at the start), `come`, `gone`
 `changed` (its addresses or metadata), and its new state: `serving`, `full`,
 `paused`, `draining`, `starting`, `stuck` or `unreachable`; see `trd ls --help`.
 
-Discovery reports who comes and goes. The state is asked for every --interval
-seconds. Ctrl-C ends the command.
+Discovery reports which instances come and go. Each worker is asked for its state
+every --interval seconds. Ctrl-C ends the command.
 """
 
 INTERVAL_S = 2.0
@@ -48,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         type=seconds,
         default=INTERVAL_S,
-        help=f"seconds between questions for the state (default: {INTERVAL_S:g})",
+        help=f"seconds between two questions to a worker (default: {INTERVAL_S:g})",
     )
     parser.add_argument(
         "--timeout", metavar="S", type=seconds, default=1.0, help="seconds to wait for each answer (default: 1)"
@@ -110,7 +110,7 @@ class _Followed:
 
 
 class Following:
-    """Follows all instances: discovery reports who comes and goes, and each worker is asked for its state.
+    """Follows all instances: discovery reports which come and go, and each worker is asked for its state.
 
     Args:
         workers: the cluster.

@@ -50,7 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
     reports, silent = asyncio.run(look(config, arguments.timeout, arguments.request, arguments.stack))
     say_silent(silent)
     if not reports:
-        hint = "one that did not answer may have it" if silent else "it has ended, or its caller has not sent it yet"
+        hint = (
+            "a worker that did not answer may serve it" if silent else "it has ended, or its caller has not sent it yet"
+        )
         raise Failure(f"no worker that answered serves request {arguments.request}: {hint}")
     if arguments.json:
         for each in reports:

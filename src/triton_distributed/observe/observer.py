@@ -77,8 +77,8 @@ class RequestEnd(msgspec.Struct, frozen=True):
     """The end of a request at a worker.
 
     Attributes:
-        outcome: `ok`, `error` (the handler raised), `invalid`, `cancelled`, `deadline`, `refused` (no handler began) or
-            `lost` (the connection broke).
+        outcome: `ok`, `error` (the handler raised), `invalid`, `cancelled`, `deadline`, `refused` (no handler began),
+            `lost` (the connection broke) or `cut` (a drain was over before the handler had ended).
         error: what the handler raised, or None.
         timing: where the time went; the parts of the client and the network are None.
     """

@@ -75,8 +75,8 @@ class TimedStats(Stats):
 
     Attributes:
         whole: durations of answers that came at once: the time until the first item is the whole time.
-        duration: from the begin to the end.
-        first_item: from the begin to the first item, or to the end of an answer without items.
+        duration: from the start to the end.
+        first_item: from the start to the first item, or to the end of an answer without items.
     """
 
     __slots__ = ("duration", "first_item", "whole")

@@ -62,7 +62,7 @@ class Exchange(msgspec.Struct):
         items: the items of the answer.
         outcome: `ok`, `error` (the handler raised) or `left` (the caller left, or its deadline was over).
         error: type and text of what the handler raised; empty if it did not.
-        took_s: seconds from the begin to the end.
+        took_s: seconds from the start to the end.
         metadata: the request's metadata and travelling values, if these are recorded.
         skipped: the number of requests so far that were not recorded, because they exceed `MOST_BYTES`, or an exchange
             exceeds `TRD_MAX_MESSAGE_BYTES`.

@@ -45,14 +45,14 @@ REQUEST_LOOP_WAIT = Family(
 )
 IN_FLIGHT = Family("triton_requests_in_flight", "gauge", SERVED, "Requests that were admitted and have not ended.")
 QUEUED = Family("triton_requests_queued", "gauge", SERVED, "Requests that wait for a place.")
-LIMIT = Family("triton_requests_limit", "gauge", SERVED, "The most requests in flight: max_inflight.")
+LIMIT = Family("triton_requests_limit", "gauge", SERVED, "The limit of requests in flight: max_inflight.")
 SERVING = Family(
     "triton_endpoint_serving", "gauge", SERVED, "1 if the endpoint takes requests and discovery lists it, else 0."
 )
 ITEMS = Family("triton_items_sent_total", "counter", SERVED, "Items of handlers that ended well.")
 
 CALLS = Family("triton_calls_total", "counter", (*CALLED, "outcome"), "Calls that have ended in this process.")
-CALL_DURATION = Family("triton_call_duration_seconds", "histogram", CALLED, "From a call to its end.")
+CALL_DURATION = Family("triton_call_duration_seconds", "histogram", CALLED, "From the start of a call to its end.")
 CALL_FIRST_ITEM = Family(
     "triton_call_first_item_seconds", "histogram", CALLED, "From a streaming call to the arrival of its first item."
 )
@@ -75,17 +75,23 @@ SHARED = Family("triton_shared_memory_bytes", "gauge", (), "Shared memory for th
 SHARED_LIMIT = Family(
     "triton_shared_memory_limit_bytes", "gauge", (), "The limit of that memory, TRD_SHARED_MEMORY_BYTES; 0 for none."
 )
-LAG = Family("triton_loop_lag_seconds", "histogram", (), "By how much timers of the event loop were late.")
-STALLS = Family("triton_loop_stalls_total", "counter", (), "Times that the event loop was stuck for TRD_WATCHDOG_S.")
+LAG = Family("triton_loop_lag_seconds", "histogram", (), "How late timers of the event loop ran.")
+STALLS = Family(
+    "triton_loop_stalls_total", "counter", (), "Number of stalls: the event loop was stuck for TRD_WATCHDOG_S."
+)
 STALLED = Family("triton_loop_stalled_seconds_total", "counter", (), "Duration of all stalls.")
 STUCK = Family(
     "triton_loop_stuck_seconds", "gauge", (), "For how long the event loop has been stuck now; 0 while it turns."
 )
 THREADS = Family("triton_handler_threads", "gauge", ("state",), "Plain handlers by the state of their threads.")
-THREADS_LIMIT = Family("triton_handler_threads_limit", "gauge", (), "The most running plain handlers, TRD_THREADS.")
-DISCOVERY_UP = Family("triton_discovery_up", "gauge", ("backend",), "1 if discovery answered when it was last asked.")
+THREADS_LIMIT = Family(
+    "triton_handler_threads_limit", "gauge", (), "The limit of plain handlers that run, TRD_THREADS."
+)
+DISCOVERY_UP = Family(
+    "triton_discovery_up", "gauge", ("backend",), "1 if discovery answered when it was last asked, else 0."
+)
 DISCOVERY_AGE = Family("triton_discovery_age_seconds", "gauge", ("backend",), "Seconds since discovery last answered.")
-NATS_UP = Family("triton_nats_connected", "gauge", (), "1 while connected to NATS; absent if it is not used.")
+NATS_UP = Family("triton_nats_connected", "gauge", (), "1 while connected to NATS, else 0; absent if NATS is not used.")
 NATS_RECONNECTIONS = Family(
     "triton_nats_reconnections_total", "counter", (), "Lost connections to NATS that were made again."
 )
@@ -93,9 +99,9 @@ CERTIFICATES = Family(
     "triton_certificate_end_timestamp_seconds",
     "gauge",
     ("setting",),
-    "When the first certificate of the file that a setting names ends, in seconds since 1970.",
+    "The earliest expiry of a certificate in the file that the setting names, in seconds since 1970.",
 )
-DRAINING = Family("triton_draining", "gauge", (), "1 from the begin of the shutdown on.")
+DRAINING = Family("triton_draining", "gauge", (), "1 while the process shuts down, else 0.")
 INFO = Family("triton_runtime_info", "gauge", ("version", "build", "instance_id"), "Always 1.")
 LEFT_OUT = Family(
     "triton_metrics_left_out", "gauge", (), "The program's own metrics that are not on this page; the log says why."

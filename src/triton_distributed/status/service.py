@@ -129,7 +129,7 @@ class StatusService:
         if allowed:
             reason = f"{path} takes {' and '.join(allowed)} requests, not {method}"
             return error_response(405, reason, {"Allow": ", ".join(allowed)})
-        return error_response(404, f"there is no {path!r} here: / lists what there is")
+        return error_response(404, f"there is no page or route {path!r}: / lists them")
 
     def _index(self, request: Request) -> Response:
         if "text/html" in request.headers.get("accept", ""):

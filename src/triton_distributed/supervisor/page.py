@@ -83,7 +83,7 @@ class StatusPage:
             return self._forward(int(found[1]), found[2], request)
         page = self._pages.get(request.path.rstrip("/") or "/")
         if page is None:
-            words = f"there is no {request.path!r} here: / lists what there is"
+            words = f"there is no page {request.path!r}: / lists all pages"
             return error_response(404, f"{words}; a replica's pages and routes are at /replicas/N{request.path}")
         if request.method != "GET":
             return error_response(405, f"{request.path} takes GET requests", {"Allow": "GET, HEAD"})

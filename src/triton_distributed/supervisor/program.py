@@ -19,7 +19,7 @@ def own_command() -> list[str]:
     found = getattr(main, "__spec__", None) or os.path.isfile(getattr(main, "__file__", None) or "")
     if not found and "-c" not in arguments:
         raise RuntimeError(
-            "each process runs this program again, and this one is not in a file: save it, or use "
+            "each process runs this program again, and this program is not in a file: save it, or use "
             "`trd serve module --replicas N`"
         )
     return [sys.executable, *arguments]

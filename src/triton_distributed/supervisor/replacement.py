@@ -81,7 +81,7 @@ class Replacer:
             elif worn.is_worn and not self._interrupted(since):
                 wait_s = failures.ended(0.0) or FIRST_S
                 logger.error(
-                    "replica %d has served its requests and was not replaced; trying again in %.1f s",
+                    "replica %d has served its number of requests and could not be replaced; trying again in %.1f s",
                     worn.index,
                     wait_s,
                     extra=worn.field,
@@ -108,7 +108,7 @@ class Replacer:
         if not done:
             self._outdated_at = 0.0
             logger.error(
-                "the restart stops: replica %d has no new process that can be called; the others go on as they are",
+                "the restart stops: replica %d has no new process that can be called; the other replicas continue",
                 place.index,
                 extra=place.field,
             )

@@ -77,7 +77,7 @@ def supervise(replicas: Replicas, config: Config, module: str | None = None) -> 
     check_shareable(replicas, config)
     command = own_command()
     if threading.current_thread() is not threading.main_thread():
-        raise RuntimeError("only the main thread gets signals, so only there processes can be supervised")
+        raise RuntimeError("only the main thread gets signals, so processes can be supervised only there")
     cores, watched = None, None
     try:
         if replicas.pin:
@@ -424,7 +424,7 @@ class Supervisor:
                     self._outdate(f"changed: {reload.named(files)}: ")
                 for file, words in wrong.items():
                     logger.error(
-                        "%s cannot be compiled: %s; the processes go on as they are until it is mended",
+                        "%s cannot be compiled: %s; the running processes continue until the file is corrected",
                         reload.named([file]),
                         words,
                     )

@@ -91,8 +91,8 @@ def authorities(part: str, ca: str) -> Iterator[Finding]:
     left_days = (min(ends, default=math.inf) - time.time()) / DAY_S
     if left_days < SOON_DAYS:
         when = f"ends in {left_days:.1f} days" if left_days > 0 else "has ended"
-        advice = "make a new one; give every member a file with both, before the new certificates"
-        yield warning(part, f"an authority in {ca} {when}, and every certificate of it with it", advice)
+        advice = "make a new authority; give every member a file with both authorities, then the new certificates"
+        yield warning(part, f"an authority in {ca} {when}, and with it all certificates that it has signed", advice)
 
 
 def _days(certificate: Mapping[str, object]) -> float:

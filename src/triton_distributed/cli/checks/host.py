@@ -75,7 +75,7 @@ def limits(found: Limits, config: Config) -> Iterator[Finding]:
         more = f"ulimit -n {FEW_FILES if hard < 0 or hard >= FEW_FILES else hard}"
         yield warning(
             "limits",
-            f"at most {soft:,} open files: a worker takes as many sessions, less some for itself",
+            f"at most {soft:,} open files: a worker can have a few sessions less than that",
             f"{more}, LimitNOFILE= in systemd, or --ulimit nofile= in Docker",
         )
     else:
@@ -115,7 +115,7 @@ def shared_memory(config: Config) -> Iterator[Finding]:
         os.close(os.memfd_create("trd-doctor", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
     except OSError as failed:
         words = f"this system gives no shared memory ({failed.strerror or failed}): large arrays are copied instead"
-        advice = "sysctl vm.memfd_noexec=1 or 0; or TRD_SHARED_MEMORY_BYTES=0, which says that this is known"
+        advice = "sysctl vm.memfd_noexec=1 or 0; or TRD_SHARED_MEMORY_BYTES=0 if this is intended"
         yield warning("limits", words, advice)
 
 

@@ -51,7 +51,7 @@ async def discovery(config: Config) -> tuple[list[Finding], list[Instance]]:
             where = system.runtime.discovery.where
             found = [ok("discovery", f"{where}: {len(found_instances)} instance(s) listed, in {1000 * took_s:.0f} ms")]
             if took_s > SLOW_S:
-                advice = "is it overloaded, or far away? Workers register and are found as slowly"
+                advice = "is it overloaded, or far away? To register and to find a worker takes as long"
                 found = [warning("discovery", f"{where} took {took_s:.2g} s to answer", advice)]
             return [*found, *await _unreachable(system, found_instances)], found_instances
     except DiscoveryError as failed:
