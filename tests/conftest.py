@@ -43,6 +43,10 @@ def pytest_report_header() -> str:
 
 def pytest_configure() -> None:
     """Refuse to test a build that was compiled from other sources than those in src/."""
+    if (
+        signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    ):  # Under `nohup`, the programs of the tests would ignore it too.
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     found = Path(triton_distributed.__file__).parent
     if next((ROOT / "src").rglob("*.so"), None) is not None:
         raise pytest.UsageError(
