@@ -27,7 +27,7 @@ def documented() -> dict[str, set[str]]:
     rows = re.findall(r"^\| `(\w+)` \|.*\| (.*) \|$", (ROOT / "docs/cli-json.md").read_text(), re.MULTILINE)
     found: dict[str, set[str]] = {}
     for name, text in rows:
-        other = re.match("those of `([a-z]+)`", text)
+        other = re.match("the fields of `([a-z]+)`", text)
         fields = set(re.findall("`([a-z_]+)`", text[other.end() :] if other else text))
         found[name] = fields | (found[other[1]] if other else set())
     return found
