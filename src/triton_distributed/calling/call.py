@@ -72,7 +72,7 @@ class Call(Owner):
         reading: an `async for` reads the call.
         began, sent, first, ended: when the call began, its request left (0: at once), its first item arrived (see
             `Timing`), and the call ended, on `time.monotonic`; 0 before.
-        observed: tells the observers of the call; None if there are none.
+        observed: tells the observers of the call; None without observers.
     """
 
     __slots__ = (

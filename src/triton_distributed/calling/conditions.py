@@ -15,7 +15,7 @@ class Conditions:
         metadata: the request's metadata, encoded.
         idempotent: a second handler may run the request.
         resume: another instance may continue the stream.
-        observed: tells the observers of the call; None if there are none.
+        observed: tells the observers of the call; None without observers.
     """
 
     __slots__ = ("context", "idempotent", "metadata", "observed", "resume", "timeout_s")

@@ -29,7 +29,7 @@ Endpoints come from the discovery that the TRD_* settings of the shell name.
 T = TypeVar("T")
 
 PATIENCE_S = 1.0
-"""Seconds that a completion may take. Then there is none, because the user waits for it at the keyboard."""
+"""Seconds that a completion may take. After them nothing is completed, because the user waits at the keyboard."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -111,7 +111,7 @@ def rows(instances: Iterable[Instance], answers: Mapping[int, Answer]) -> list[R
 
 
 def answer_of(answer: Answer) -> WorkerReport | None:
-    """The report in an answer; None if there is none that this version can read."""
+    """The report in an answer; None if this version cannot read the answer."""
     try:
         return msgspec.convert(answer.items[0], WorkerReport) if answer.items else None
     except msgspec.ValidationError:

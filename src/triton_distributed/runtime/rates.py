@@ -12,7 +12,7 @@ from triton_distributed.runtime.worker import Worker
 from triton_distributed.transport.fairness import FairShare
 
 ERRORS = ("error", "invalid", "deadline", "lost")
-"""Outcomes that count as errors. A request that its caller cancelled is none."""
+"""Outcomes that count as errors. A request that its caller cancelled is not an error."""
 
 
 class Counters(msgspec.Struct, frozen=True):

@@ -53,7 +53,7 @@ class WorkerReport(msgspec.Struct, frozen=True):
         endpoints: what it serves.
         running, max_requests: requests of all its endpoints that were admitted and have not ended, and their limit
             (`TRD_MAX_REQUESTS`).
-        problems: its health checks and canaries that have failed. Without a status port there are none.
+        problems: its health checks and canaries that have failed. Empty without a status port.
         replica: the number of its process among the replicas of a program; None if it is not a replica.
     """
 

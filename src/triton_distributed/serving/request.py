@@ -100,7 +100,7 @@ class ServedRequest(Applicant):
         queued_s: seconds that it waited in the queue.
         task: the handler's task; None before the handler begins.
         items: the handler's async iterator, while it runs.
-        observed: tells the observers of the request; None if there are none.
+        observed: tells the observers of the request; None without observers.
     """
 
     __slots__ = (

@@ -178,7 +178,7 @@ class StatusPort:
     async def problems(self, max_age_s: float = 0.0) -> list[str]:
         """Why `/health` says that the program is not healthy: the checks and canaries that have failed.
 
-        The checks run now, for `PROBLEMS_S` at most. Without an open port there are none, and no check runs.
+        The checks run now, for `PROBLEMS_S` at most. Without an open port no check runs, and the result is empty.
 
         Args:
             max_age_s: seconds for which an earlier result counts.

@@ -269,7 +269,7 @@ def _json_of(answer: Response | None) -> Any:
 
 
 def _object(answer: Response | None) -> dict[str, Any]:
-    """The JSON object in a response; an empty one if there is none."""
+    """The JSON object in a response; empty if the response has no object."""
     found = _json_of(answer)
     return found if isinstance(found, dict) else {}
 

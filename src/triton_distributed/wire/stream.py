@@ -184,7 +184,7 @@ class StreamCore:
         """Send no more items from this end.
 
         Args:
-            times: see `times`; empty if there are none, or the peer does not know them.
+            times: see `times`; empty without times, or if the peer does not know them.
         """
         if self.state == CLOSED:
             return
