@@ -46,6 +46,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "fastapi": {"api", "starlette"},
 }
 
+# The same inside of `llm`: what each of its parts may import of the others.
+LLM_MAY_IMPORT: dict[str, set[str]] = {
+    "contract": set(),
+    "tokens": {"contract"},
+    "engines": {"contract", "tokens"},
+    "worker": {"contract", "tokens"},
+    "models": {"contract", "tokens"},
+    "http": {"contract", "tokens", "models"},
+}
+
 PURE_ROOMS = {"wire", "payload", "routing"}
 NOT_IN_PURE_ROOMS = {"asyncio", "socket", "time", "os"}
 
@@ -64,6 +74,21 @@ def direction(module: Module) -> list[str]:
             may = ", ".join(sorted(allowed - {""})) or "nothing of ours"
             found.append(f"{module.at(node)}: {module.room or PACKAGE} imports {name}; it may import {may}")
     return found
+
+
+def direction_in_llm(module: Module) -> list[str]:
+    """Imports inside of `llm` that go sideways or up."""
+    parts = module.name.split(".")
+    if module.room != "llm" or len(parts) < 3:
+        return []
+    if parts[2] not in LLM_MAY_IMPORT:
+        return [f"{module.at(module.tree())}: llm.{parts[2]} has no place in LLM_MAY_IMPORT of {Path(__file__).name}"]
+    allowed = LLM_MAY_IMPORT[parts[2]] | {parts[2]}
+    return [
+        f"{module.at(node)}: llm.{parts[2]} imports {name}; of llm it may import {', '.join(sorted(allowed))}"
+        for node, name in imports(module)
+        if name.startswith(f"{PACKAGE}.llm.") and name.split(".")[2] not in allowed
+    ]
 
 
 def purity(module: Module) -> list[str]:
@@ -110,7 +135,7 @@ def environment(module: Module) -> list[str]:
     return found
 
 
-RULES = [direction, purity, late_imports, environment]
+RULES = [direction, direction_in_llm, purity, late_imports, environment]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -142,6 +167,13 @@ def test_there_is_something_to_look_at():
         (direction, "wire/__init__.py", "from .. import runtime", "wire imports triton_distributed.runtime"),
         (direction, "names.py", "from triton_distributed import config", "names imports triton_distributed.config"),
         (direction, "attic/old.py", "", "room 'attic' has no place"),
+        (
+            direction_in_llm,
+            "llm/engines/own.py",
+            "from triton_distributed.llm.models import table",
+            "own.py:1: llm.engines imports triton_distributed.llm.models.table; of llm it may import contract, engines",
+        ),
+        (direction_in_llm, "llm/attic/old.py", "", "llm.attic has no place"),
         (purity, "wire/frames.py", "x = 1\nimport os.path", "frames.py:2: wire imports os.path"),
         (
             purity,
