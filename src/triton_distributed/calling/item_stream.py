@@ -143,6 +143,12 @@ class ItemStream(Passable, Generic[T_co]):
         return timing_of(self._call, monotonic())
 
     @property
+    def admitted(self) -> bool:
+        """Whether the worker has announced a handler for the request: it waits in no queue any more."""
+        stream = self._call.stream
+        return stream is not None and stream.accepted
+
+    @property
     def request_id(self) -> str:
         """The request's id, as the handler sees it; empty before the request was sent."""
         return self._call.request_id
