@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from triton_distributed.llm.contract.engine import Engine, EngineMetrics
 from triton_distributed.llm.contract.errors import InvalidParameter
 from triton_distributed.llm.contract.model import Model, ModelCard
 from triton_distributed.llm.contract.output import Embeddings, Output, Usage
-from triton_distributed.llm.contract.request import EmbedRequest, Request
+from triton_distributed.llm.contract.request import EmbedRequest, Request, packed
+from triton_distributed.llm.engines.mock.cache import Cache
+from triton_distributed.llm.engines.mock.driver import Driver
+from triton_distributed.llm.engines.mock.kv_events import Event, Form, encoded
 from triton_distributed.llm.engines.mock.options import Text, timing, whole
+from triton_distributed.llm.engines.mock.scheduler import Scheduler, Sequence
 from triton_distributed.llm.engines.mock.tokens import EOS, MAX_LOGPROBS, Answer, answer, embedding, logprobs
 
 DIMENSIONS = 64
@@ -30,10 +34,15 @@ class MockEngine(Engine):
         ttft_ms, prefill_token_ms, itl_ms: instead of `speed`: the ms of a prefill, of each token of a prefill, and of a
             step of decoding.
         slots: the most requests that generate at once.
+        blocks, block_tokens: the KV cache: how many blocks, and how many tokens a block has. With the speed `instant`
+            there is no cache.
+        batch_tokens: the most tokens that a step computes.
         context_tokens: the most tokens of prompt and answer together.
         answer_tokens: the length of an answer that nothing else ends; 0 for no such end.
         tokens_per_output: how many tokens come at a time; 0 for the whole answer at once.
         seed: other seeds give other answers.
+        kv_events: called with each batch of the cache's events, in vLLM's format. The time in it is that of the loop.
+        kv_event_form: `map` or `array`; see `kv_events.encoded`.
 
     Raises:
         InvalidParameter: an option is invalid.
@@ -48,20 +57,33 @@ class MockEngine(Engine):
         prefill_token_ms: Text = "",
         itl_ms: Text = "",
         slots: Text = 256,
+        blocks: Text = 16_384,
+        block_tokens: Text = 64,
+        batch_tokens: Text = 8192,
         context_tokens: Text = 131_072,
         answer_tokens: Text = 256,
         tokens_per_output: Text = 1,
         seed: Text = 0,
+        kv_events: Callable[[bytes], object] | None = None,
+        kv_event_form: Form = "map",
     ) -> None:
         if not name:
             raise InvalidParameter("name", "it is empty")
-        self._timing = timing(speed, ttft_ms, prefill_token_ms, itl_ms)
+        paced = timing(speed, ttft_ms, prefill_token_ms, itl_ms)
         self.slots = whole("slots", slots, 1)
         self._context_tokens = whole("context_tokens", context_tokens, 2)
         self._answer_tokens = whole("answer_tokens", answer_tokens, 0)
         self._tokens_per_output = whole("tokens_per_output", tokens_per_output, 0)
         self._seed = whole("seed", seed, 0)
         self._active = self._prompt_tokens = self._generated_tokens = 0
+        cache = Cache(whole("blocks", blocks, 1), whole("block_tokens", block_tokens, 1), record=kv_events is not None)
+        scheduler = Scheduler(cache, self.slots, whole("batch_tokens", batch_tokens, 1))
+        if kv_events is not None and paced is None:
+            raise InvalidParameter("kv_events", "with the speed instant there is no KV cache")
+        if kv_event_form not in ("map", "array"):
+            raise InvalidParameter("kv_event_form", f"expected map or array, got {kv_event_form!r}")
+        publish = None if kv_events is None else _publisher(kv_events, kv_event_form)
+        self._driver = None if paced is None else Driver(scheduler, paced, publish)
         self.model = Model(
             card=ModelCard(
                 name=name,
@@ -85,28 +107,31 @@ class MockEngine(Engine):
             InvalidParameter: the prompt is empty, not token ids, or too long, or a field is out of its range.
         """
         prompt_tokens, planned = self._plan(request)
+        end = len(planned.tokens)
+        size = self._tokens_per_output or end
+        driver = self._driver
+        sequence = None if driver is None else _begin(driver.scheduler, request, planned)
         self._active += 1
         self._prompt_tokens += prompt_tokens
         sent = 0
         try:
-            end = len(planned.tokens)
-            size = self._tokens_per_output or end
             while sent < end:
                 after = min(sent + size, end)
-                if self._timing is not None:
-                    first = prompt_tokens if not sent else 0
-                    ms = self._timing.step_ms(first, 0 if first else 1, 0.0)
-                    await asyncio.sleep((ms + self._timing.step_ms(0, 1, 0.0) * (after - sent - 1)) / 1000)
-                elif sent and sent % (_TURN * size) == 0:
-                    await asyncio.sleep(0)
-                self._generated_tokens += after - sent
+                if driver is not None and sequence is not None:
+                    await driver.reach(sequence, after)
+                else:
+                    if sent and sent % (_TURN * size) == 0:
+                        await asyncio.sleep(0)
+                    self._generated_tokens += after - sent
                 output = _output(request, planned, sent, after)
                 if after == end:
-                    output.usage = Usage(prompt_tokens, end)
+                    output.usage = Usage(prompt_tokens, end, 0 if sequence is None else sequence.cached_tokens)
                 sent = after
                 yield output
         finally:
             self._active -= 1
+            if driver is not None and sequence is not None:
+                driver.scheduler.remove(sequence)
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
         """Make up vectors that follow from the texts. See `Engine.embed`.
@@ -126,9 +151,35 @@ class MockEngine(Engine):
 
     def metrics(self) -> EngineMetrics:
         """The state of the engine now."""
+        if self._driver is None:
+            return EngineMetrics(
+                active=self._active, prompt_tokens=self._prompt_tokens, generated_tokens=self._generated_tokens
+            )
+        scheduler = self._driver.scheduler
         return EngineMetrics(
-            active=self._active, prompt_tokens=self._prompt_tokens, generated_tokens=self._generated_tokens
+            active=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            kv_blocks_used=scheduler.cache.used,
+            kv_blocks_total=scheduler.cache.total,
+            kv_block_tokens=scheduler.cache.block_tokens,
+            prompt_tokens=self._prompt_tokens,
+            cached_tokens=scheduler.cached_tokens,
+            generated_tokens=scheduler.generated_tokens,
+            preemptions=scheduler.preemptions,
         )
+
+    def clear_cache(self) -> bool:
+        """Forget the KV cache. Returns False, and does nothing, while a request uses it. Call it on the event loop."""
+        if self._driver is None:
+            return True
+        cleared = self._driver.scheduler.cache.clear()
+        self._driver.publish()
+        return cleared
+
+    async def close(self) -> None:
+        """Stop the steps."""
+        if self._driver is not None:
+            await self._driver.close()
 
     def _plan(self, request: Request) -> tuple[int, Answer]:
         """The number of the prompt's tokens, and the whole answer."""
@@ -165,3 +216,22 @@ def _output(request: Request, planned: Answer, first: int, last: int) -> Output:
     if last == len(planned.tokens):
         output.finish_reason, output.stop_reason = planned.finish_reason, planned.stop_reason
     return output
+
+
+def _publisher(kv_events: Callable[[bytes], object], form: Form) -> Callable[[float, list[Event]], None]:
+    def publish(at_s: float, events: list[Event]) -> None:
+        kv_events(encoded(at_s, events, form))
+
+    return publish
+
+
+def _begin(scheduler: Scheduler, request: Request, planned: Answer) -> Sequence:
+    """Add a request to the scheduler."""
+    tokens = len(request.prompt) // 4 + len(planned.tokens)
+    if not scheduler.fits(tokens):
+        room = scheduler.cache.total * scheduler.cache.block_tokens
+        reason = f"with its answer it has {tokens} tokens, and the KV cache has room for {room}"
+        raise InvalidParameter("prompt", reason, "context_length_exceeded")
+    sequence = Sequence(request.prompt, packed(list(planned.tokens)))
+    scheduler.add(sequence)
+    return sequence

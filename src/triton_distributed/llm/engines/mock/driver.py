@@ -1,0 +1,85 @@
+"""Runs the scheduler in time: one task makes steps while there is work. It only needs the clock of its event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from triton_distributed.llm.engines.mock.kv_events import Event
+from triton_distributed.llm.engines.mock.scheduler import Scheduler, Sequence
+from triton_distributed.llm.engines.mock.timing import Timing
+
+
+class Driver:
+    """Makes steps while sequences wait or run.
+
+    Args:
+        scheduler: what it drives.
+        timing: how long a step takes.
+        publish: gets the cache's events and their time, as the loop's clock tells it; None for nothing.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, timing: Timing, publish: Callable[[float, list[Event]], None] | None
+    ) -> None:
+        self.scheduler = scheduler
+        self._timing, self._publish = timing, publish
+        self._task: asyncio.Task[None] | None = None
+        self._waiters: dict[Sequence, tuple[int, asyncio.Future[None]]] = {}
+
+    async def reach(self, sequence: Sequence, generated: int) -> None:
+        """Wait until a sequence of the scheduler has generated this many tokens, as many as its answer has at most.
+
+        Raises:
+            Exception: what `publish` raised.
+        """
+        if sequence.generated >= generated:
+            return
+        if self._task is None:
+            self._task = asyncio.create_task(self._drive(), name="mock engine")
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters[sequence] = generated, waiter
+        try:
+            await waiter
+        finally:
+            del self._waiters[sequence]
+
+    def publish(self) -> None:
+        """Publish what has happened in the cache."""
+        if self._publish is not None and (events := self.scheduler.cache.take_events()):
+            self._publish(asyncio.get_running_loop().time(), events)
+
+    async def close(self) -> None:
+        """End the task, if it runs."""
+        if (task := self._task) is not None:
+            task.cancel()
+            await asyncio.wait([task])
+            self._task = None
+
+    async def _drive(self) -> None:
+        try:
+            await self._steps()
+        except Exception as error:
+            # Without an exception of the task: each waiter gets it.
+            for _, waiter in self._waiters.values():
+                if not waiter.done():
+                    waiter.set_exception(error)
+        finally:
+            self._task = None
+
+    async def _steps(self) -> None:
+        loop, scheduler = asyncio.get_running_loop(), self.scheduler
+        due = loop.time()
+        while scheduler.waiting or scheduler.running:
+            step = scheduler.step()
+            self.publish()
+            used = scheduler.cache.used / scheduler.cache.total
+            # From one due time to the next, so that the pauses of a real loop do not add up.
+            due = max(due + self._timing.step_ms(step.prefill_tokens, step.decoding, used) / 1000, loop.time())
+            await asyncio.sleep(due - loop.time())
+            progressed = scheduler.complete(step)
+            self.publish()
+            for sequence in progressed:
+                generated, waiter = self._waiters.get(sequence, (0, None))
+                if waiter is not None and sequence.generated >= generated and not waiter.done():
+                    waiter.set_result(None)

@@ -1,0 +1,64 @@
+"""Events of the KV cache, as vLLM publishes them. Pure.
+
+The names and fields are those of vllm/distributed/kv_events.py. Since June 2026 vLLM sends maps, before it arrays.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Form = Literal["map", "array"]
+
+
+class BlockStored(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Blocks that can be shared from now on.
+
+    Attributes:
+        block_hashes: the keys of the blocks, each 8 bytes.
+        parent_block_hash: the key of the block before the first one; None at the beginning of a prompt.
+        token_ids: the tokens of all the blocks.
+        block_size: tokens in a block.
+        lora_id, medium, lora_name: as in vLLM.
+    """
+
+    block_hashes: list[bytes]
+    parent_block_hash: bytes | None
+    token_ids: list[int]
+    block_size: int
+    lora_id: int | None = None
+    medium: str | None = "GPU"
+    lora_name: str | None = None
+
+
+class BlockRemoved(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Blocks that are no longer in the cache."""
+
+    block_hashes: list[bytes]
+    medium: str | None = "GPU"
+
+
+class AllBlocksCleared(msgspec.Struct, frozen=True, tag=True):
+    """The cache is empty."""
+
+
+Event = BlockStored | BlockRemoved | AllBlocksCleared
+
+_ENCODER = msgspec.msgpack.Encoder()
+
+
+def encoded(at_s: float, events: list[Event], form: Form = "map", data_parallel_rank: int | None = None) -> bytes:
+    """An event batch in msgpack.
+
+    Args:
+        at_s: the time of the batch in s.
+        events: in their order.
+        form: `map` for structs as maps, `array` for structs as arrays, tag first.
+        data_parallel_rank: of the engine.
+    """
+    if form == "map":
+        batch = {"ts": at_s, "events": events, "data_parallel_rank": data_parallel_rank}
+        return _ENCODER.encode(batch)
+    rows = [[type(each).__name__, *msgspec.structs.astuple(each)] for each in events]
+    return _ENCODER.encode([at_s, rows, data_parallel_rank])

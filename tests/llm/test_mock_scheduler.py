@@ -1,0 +1,264 @@
+"""The mock engine's KV cache and scheduler: hits, eviction, preemption, events, and no block lost."""
+
+import asyncio
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from triton_distributed.llm import InvalidParameter, Request, packed
+from triton_distributed.llm.engines.mock.cache import Cache
+from triton_distributed.llm.engines.mock.engine import MockEngine
+from triton_distributed.llm.engines.mock.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, encoded
+from triton_distributed.llm.engines.mock.scheduler import Scheduler, Sequence
+from triton_distributed.testing import run_in_virtual_time
+
+KEYS = [bytes([number]) * 8 for number in range(9)]
+
+
+def ids(count, first=0):
+    return packed(range(first, first + count))
+
+
+async def answered(engine, prompt, **fields):
+    found = [each async for each in engine.generate(Request(prompt=prompt, **fields))]
+    return [token for each in found for token in each.token_ids], found[-1].usage
+
+
+def stored(cache, keys, parent=None):
+    blocks = cache.allocate(len(keys))
+    cache.store(blocks, keys, parent, ids(len(keys) * cache.block_tokens))
+    return blocks
+
+
+def test_prefixes_are_shared_and_the_longest_unused_block_is_evicted_first():
+    cache = Cache(4, 2, record=True)
+    first, second = stored(cache, KEYS[:2]), stored(cache, KEYS[2:4])
+    cache.hold(cache.cached(KEYS[:1]))
+    assert (cache.used, cache.available) == (4, 0)
+    cache.release(first)
+    assert (cache.used, cache.available) == (3, 1), "the first block has a second holder"
+    cache.release(second)
+    cache.release(cache.cached(KEYS[:1]))
+    cache.take_events()
+    cache.allocate(3)
+    assert cache.take_events() == [BlockRemoved(block_hashes=[KEYS[1], KEYS[3], KEYS[2]])]
+    assert cache.cached(KEYS[:2]) == first[:1]
+
+
+def test_events_tell_what_is_in_the_cache():
+    cache = Cache(6, 2, record=True)
+    twice = stored(cache, KEYS[:1])
+    blocks = stored(cache, KEYS[:3])
+    found = [msgspec.structs.astuple(each)[:3] for each in cache.take_events()]
+    assert found == [
+        (KEYS[:1], None, [0, 1]),
+        (KEYS[1:3], KEYS[0], [2, 3, 4, 5]),
+    ]
+    assert not cache.clear(), "blocks are held"
+    cache.release(blocks)
+    cache.release(twice)
+    assert cache.clear()
+    assert cache.take_events() == [AllBlocksCleared()]
+    assert cache.cached(KEYS[:1]) == []
+    assert cache.available == 6
+
+
+def test_events_have_the_forms_of_vllm():
+    event = BlockStored(block_hashes=[b"key"], parent_block_hash=None, token_ids=[1, 2], block_size=2)
+    assert msgspec.msgpack.decode(encoded(2.5, [event, AllBlocksCleared()])) == {
+        "ts": 2.5,
+        "events": [
+            {
+                "type": "BlockStored",
+                "block_hashes": [b"key"],
+                "parent_block_hash": None,
+                "token_ids": [1, 2],
+                "block_size": 2,
+                "lora_id": None,
+                "medium": "GPU",
+                "lora_name": None,
+            },
+            {"type": "AllBlocksCleared"},
+        ],
+        "data_parallel_rank": None,
+    }
+    removed = BlockRemoved(block_hashes=[b"key"])
+    assert msgspec.msgpack.decode(encoded(2.5, [event, removed], "array", 3)) == [
+        2.5,
+        [["BlockStored", [b"key"], None, [1, 2], 2, None, "GPU", None], ["BlockRemoved", [b"key"], "GPU"]],
+        3,
+    ]
+
+
+def test_cached_tokens_are_counted_exactly():
+    async def program():
+        engine = MockEngine(itl_ms="1", block_tokens="4")
+        found = []
+        for prompt in (ids(10), ids(10), ids(8), ids(14), ids(10, first=1)):
+            found.append((await answered(engine, prompt, max_tokens=2))[1].cached_tokens)
+        state = engine.metrics()
+        assert (state.cached_tokens, state.prompt_tokens, state.generated_tokens) == (sum(found), 52, 10)
+        assert state.kv_blocks_used == 0
+        assert engine.clear_cache()
+        assert (await answered(engine, ids(10)))[1].cached_tokens == 0
+        await engine.close()
+        return found
+
+    # The last token of a prompt is always computed, so a prompt of 8 tokens has one block from the cache.
+    assert run_in_virtual_time(program()) == [0, 8, 4, 8, 0]
+
+
+def test_a_long_prompt_is_computed_in_pieces_beside_others():
+    scheduler = Scheduler(Cache(99, 4), slots=8, batch_tokens=10)
+    short, long = Sequence(ids(3), ids(9)), Sequence(ids(25, 100), ids(1))
+    scheduler.add(short)
+    scheduler.add(long)
+    steps = []
+    while long.generated < 1:
+        step = scheduler.step()
+        steps.append((step.prefill_tokens, step.decoding))
+        scheduler.complete(step)
+    assert steps == [(10, 0), (9, 1), (9, 1)]
+    assert short.generated == 3
+
+
+def test_preempted_requests_answer_the_same_and_later():
+    async def program(blocks):
+        engine = MockEngine(ttft_ms="5", itl_ms="1", blocks=blocks, block_tokens="4")
+        both = await asyncio.gather(*(answered(engine, ids(20, 100 * n), max_tokens=30) for n in range(4)))
+        state = engine.metrics()
+        assert (state.active, state.waiting, state.kv_blocks_used) == (0, 0, 0)
+        await engine.close()
+        return [tokens for tokens, _ in both], state.preemptions, asyncio.get_running_loop().time()
+
+    tokens, none, quick = run_in_virtual_time(program("1000"))
+    same, some, slow = run_in_virtual_time(program("26"))
+    assert same == tokens
+    assert none == 0 < some
+    assert slow > quick
+
+
+def test_what_never_fits_in_the_cache_is_refused():
+    engine = MockEngine(itl_ms="1", blocks="4", block_tokens="4")
+    with pytest.raises(InvalidParameter, match="with its answer it has 17 tokens, and the KV cache has room for 16"):
+        run_in_virtual_time(answered(engine, ids(10), max_tokens=7))
+    assert len(run_in_virtual_time(answered(engine, ids(10), max_tokens=6))[0]) == 6
+
+
+def test_a_cancelled_request_frees_its_blocks_at_once():
+    async def program():
+        engine = MockEngine(itl_ms="10", slots="1", block_tokens="4")
+        running = asyncio.create_task(answered(engine, ids(8), max_tokens=100))
+        waiting = asyncio.create_task(answered(engine, ids(8), max_tokens=100))
+        await asyncio.sleep(0.035)
+        state = engine.metrics()
+        assert (state.active, state.waiting, state.kv_blocks_used) == (1, 1, 3)
+        waiting.cancel()
+        running.cancel()
+        await asyncio.gather(waiting, running, return_exceptions=True)
+        state = engine.metrics()
+        assert (state.active, state.waiting, state.kv_blocks_used) == (0, 0, 0)
+        assert len((await answered(engine, ids(8), max_tokens=3))[0]) == 3
+        await engine.close()
+        assert len(asyncio.all_tasks()) == 1
+
+    run_in_virtual_time(program())
+
+
+def test_the_events_of_an_engine_are_published_with_their_time():
+    batches: list[bytes] = []
+
+    async def program():
+        engine = MockEngine(ttft_ms="10", block_tokens="4", kv_events=batches.append)
+        began = asyncio.get_running_loop().time()
+        await answered(engine, ids(9), max_tokens=1)
+        await engine.close()
+        return began
+
+    began = run_in_virtual_time(program())
+    (batch,) = map(msgspec.msgpack.decode, batches)
+    assert batch["ts"] == pytest.approx(began + 0.01)
+    assert batch["events"][0]["token_ids"] == list(range(8))
+
+
+def test_a_failing_receiver_of_events_fails_the_request():
+    async def program():
+        def fail(batch):
+            raise OSError("no receiver")
+
+        engine = MockEngine(itl_ms="1", block_tokens="4", kv_events=fail)
+        with pytest.raises(OSError, match="no receiver"):
+            await answered(engine, ids(9))
+        assert engine.metrics().kv_blocks_used == 0
+        await engine.close()
+
+    run_in_virtual_time(program())
+
+
+def test_the_preset_dynamo_has_its_times():
+    async def program():
+        engine = MockEngine(speed="dynamo")
+        loop = asyncio.get_running_loop()
+        began, found = loop.time(), []
+        async for _ in engine.generate(Request(prompt=ids(1000), max_tokens=2)):
+            found.append(loop.time() - began)
+        await engine.close()
+        return found
+
+    first, second = run_in_virtual_time(program())
+    assert first * 1000 == pytest.approx(4.209989e-07 * 1000**2 + 1.518344e-02 * 1000 + 16.50142)
+    used = 16 / 16_384
+    assert (second - first) * 1000 == pytest.approx(-25.74 * used**2 + 54.01 * used + 5.74)
+
+
+REQUESTS = st.tuples(st.integers(1, 24), st.integers(1, 12), st.integers(0, 2))
+ACTIONS = st.lists(st.one_of(REQUESTS, st.just("step"), st.integers(0, 5)), max_size=40)
+
+
+@settings(max_examples=150, deadline=None)
+@given(ACTIONS, st.integers(9, 14), st.integers(1, 4), st.integers(1, 30))
+def test_no_block_is_lost_or_freed_twice(actions, blocks, slots, batch_tokens):
+    cache = Cache(blocks, 4)
+    scheduler = Scheduler(cache, slots, batch_tokens)
+    alive: list[Sequence] = []
+
+    def check():
+        held = [block for each in scheduler.running for block in each.blocks]
+        assert cache.used == len(set(held)), "exactly the blocks of running sequences are held"
+        for each in scheduler.running:
+            assert len(each.blocks) * 4 >= each.computed
+            assert len(set(each.blocks)) == len(each.blocks)
+        assert not any(each.blocks for each in scheduler.waiting)
+
+    def step():
+        found = scheduler.step()
+        assert found.work, "there is always progress"
+        assert sum(tokens for _, tokens in found.work) <= batch_tokens
+        assert len(scheduler.running) <= slots
+        check()
+        for each in scheduler.complete(found):
+            if each.finished:
+                alive.remove(each)
+        check()
+
+    for action in actions:
+        if isinstance(action, tuple):
+            prompt, answer, first = action
+            alive.append(Sequence(ids(prompt, first), ids(answer, 1000)))
+            scheduler.add(alive[-1])
+        elif action == "step" and alive:
+            step()
+        elif action != "step" and action < len(alive):
+            scheduler.remove(alive.pop(action))
+            check()
+    for _ in range(20_000):
+        if not alive:
+            break
+        step()
+    assert not alive, "each sequence comes to its end"
+    assert not scheduler.running
+    assert not scheduler.waiting
+    assert cache.clear()
+    assert len(set(cache.allocate(blocks))) == blocks
