@@ -1,0 +1,374 @@
+"""The OpenAI API as an ASGI app: routes, and what each of them does with the models."""
+
+from __future__ import annotations
+
+import base64
+import sys
+import time
+from array import array
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import unquote
+
+import msgspec
+
+from triton_distributed.llm.contract.errors import InvalidParameter
+from triton_distributed.llm.contract.output import Usage
+from triton_distributed.llm.contract.request import Request
+from triton_distributed.llm.http import answers, exchange
+from triton_distributed.llm.http.bodies import MOST_ANSWERS, ChatBody, CompletionBody, EmbeddingBody, refuse
+from triton_distributed.llm.http.chunks import ChatChunks, Chunks, CompletionChunks, failed
+from triton_distributed.llm.http.errors import Refused, shown
+from triton_distributed.llm.http.exchange import ClientLeft, EventStream, Presence, Receive, Scope, Send
+from triton_distributed.llm.http.facts import KEY, Facts
+from triton_distributed.llm.http.options import base_request, chat_template_values, with_prompt
+from triton_distributed.llm.http.pieces import new_id, to_json, usage_of
+from triton_distributed.llm.http.ports import Models, Prompt, ServedModel
+from triton_distributed.llm.http.several import Merged, Single
+
+Route = Callable[[Scope, Receive, Send, Facts], Awaitable[None]]
+
+HEARTBEAT_S = 15.0
+"""Proxies close a connection that is silent for a minute or so (nginx: 60 s)."""
+
+MAX_BODY_BYTES = 32 * 1024 * 1024
+"""A prompt of a million tokens has about 5 MB; lists of token ids need twice that."""
+
+_read_chat = msgspec.json.Decoder(ChatBody).decode
+_read_completion = msgspec.json.Decoder(CompletionBody).decode
+_read_embedding = msgspec.json.Decoder(EmbeddingBody).decode
+
+
+def openai_app(models: Models, *, heartbeat_s: float = HEARTBEAT_S, max_body_bytes: int = MAX_BODY_BYTES) -> OpenAIApp:
+    """Return the OpenAI API of the models that are served, as an ASGI app.
+
+    It runs alone under an ASGI server, or mounted into an app of Starlette or FastAPI. It answers
+    `/v1/chat/completions`, `/v1/completions`, `/v1/embeddings`, `/v1/models` and `/v1/models/{id}`.
+
+    Args:
+        models: which models there are. It is open while the app runs.
+        heartbeat_s: seconds without an event after which a stream sends a comment.
+        max_body_bytes: the largest body of a request.
+    """
+    return OpenAIApp(models, heartbeat_s, max_body_bytes)
+
+
+class OpenAIApp:
+    """See `openai_app`."""
+
+    def __init__(self, models: Models, heartbeat_s: float, max_body_bytes: int) -> None:
+        self._models = models
+        self._heartbeat_s = heartbeat_s
+        self._max_body_bytes = max_body_bytes
+        self._routes: dict[str, tuple[str, Route]] = {
+            "/v1/chat/completions": ("POST", self._chat),
+            "/v1/completions": ("POST", self._completions),
+            "/v1/embeddings": ("POST", self._embeddings),
+            "/v1/models": ("GET", self._list),
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request of ASGI."""
+        if scope["type"] != "http":
+            return await _not_http(scope, receive, send)
+        facts = scope.get(KEY) or Facts()
+        try:
+            await self._route(scope)(scope, receive, send, facts)
+        except ClientLeft:
+            facts.error = "client_left"
+        except Exception as error:
+            found = shown(error)
+            facts.error = found.code or found.type
+            await exchange.answer(send, found.status, found.json, found.headers)
+
+    def _route(self, scope: Scope) -> Route:
+        path: str = scope["path"]
+        if root := scope.get("root_path"):
+            path = path.removeprefix(root)
+        found = self._routes.get(path)
+        if found is None:
+            if not path.startswith("/v1/models/"):
+                raise Refused(404, f"There is no path {path}.", None, "unknown_url")
+            found = "GET", self._one
+        method, route = found
+        if scope["method"] != method:
+            raise Refused(405, f"{path} takes only {method}.", None, "method_not_allowed")
+        return route
+
+    async def _chat(self, scope: Scope, receive: Receive, send: Send, facts: Facts) -> None:
+        raw = await exchange.read_body(receive, self._max_body_bytes)
+        body = _read_chat(raw)
+        model = self._model(body.model, facts)
+        card = model.card
+        if not card.chat:
+            raise InvalidParameter("model", f"{body.model} does not answer chats")
+        for number, message in enumerate(body.messages):
+            if not isinstance(message.get("role"), str):
+                raise InvalidParameter(f"messages[{number}].role", "is missing, or is not a text", "invalid_value")
+        request = base_request(body, card, raw)
+        async with Presence(receive):
+            prompt = await model.prompts.chat(
+                body.messages,
+                tools=request.tools,
+                template_values=chat_template_values(body),
+                add_generation_prompt=body.add_generation_prompt is not False,
+            )
+            await self._generate(send, facts, model, body, with_prompt(request, body, card, prompt), [prompt])
+
+    async def _completions(self, scope: Scope, receive: Receive, send: Send, facts: Facts) -> None:
+        raw = await exchange.read_body(receive, self._max_body_bytes)
+        body = _read_completion(raw)
+        model = self._model(body.model, facts)
+        card = model.card
+        if not card.completions:
+            raise InvalidParameter("model", f"{body.model} does not answer completions")
+        request = base_request(body, card, raw)
+        if body.best_of is not None and body.best_of != (body.n or 1):
+            raise InvalidParameter("best_of", "must equal n: no answers are left out", "unsupported_parameter")
+        if body.echo and body.logprobs is not None:
+            raise InvalidParameter("echo", "is not supported with logprobs", "unsupported_parameter")
+        inputs = _inputs("prompt", body.prompt)
+        if len(inputs) * (body.n or 1) > MOST_ANSWERS:
+            raise InvalidParameter(
+                "prompt", f"{len(inputs)} prompts with n={body.n or 1} need more than {MOST_ANSWERS} answers"
+            )
+        async with Presence(receive):
+            prompts = [
+                await model.prompts.text(each) if isinstance(each, str) else model.prompts.ids(each) for each in inputs
+            ]
+            requests = [with_prompt(msgspec.structs.replace(request), body, card, prompt) for prompt in prompts]
+            echoes = None
+            if body.echo:
+                if not isinstance(inputs[0], str):
+                    raise InvalidParameter("echo", "is supported for a prompt of text only", "unsupported_parameter")
+                echoes = [str(each) for each in inputs for _ in range(body.n or 1)]
+            await self._generate(send, facts, model, body, requests[0], prompts, echoes, requests)
+
+    async def _generate(
+        self,
+        send: Send,
+        facts: Facts,
+        model: ServedModel,
+        body: ChatBody | CompletionBody,
+        request: Request,
+        prompts: list[Prompt],
+        echoes: list[str] | None = None,
+        requests: list[Request] | None = None,
+    ) -> None:
+        n = body.n or 1
+        count = n * len(prompts)
+        source: Single | Merged
+        if count == 1:
+            source = Single(model.answer(prompts[0], request))
+        else:
+            source = Merged(
+                [
+                    model.answer(prompt, _nth(each, number))
+                    for prompt, each in zip(prompts, requests or [request], strict=True)
+                    for number in range(n)
+                ]
+            )
+        try:
+            if body.stream:
+                facts.stream = True
+                await self._stream(send, facts, source, _chunks(body, prompts, count, echoes), count, n)
+            else:
+                await self._whole(send, facts, source, body, prompts, count, echoes)
+        finally:
+            await source.aclose()
+
+    async def _stream(
+        self, send: Send, facts: Facts, source: Single | Merged, chunks: Chunks, count: int, n: int
+    ) -> None:
+        events = EventStream(send, self._heartbeat_s)
+        usages: list[tuple[int, Usage]] = []
+        ready, ended = chunks.opening(), 0
+        try:
+            async for index, delta in source:
+                if delta.token_ids:
+                    facts.arrived(len(delta.token_ids))
+                ready += chunks.delta(index, delta)
+                if delta.usage is not None:
+                    usages.append((index // n, delta.usage))
+                if delta.finish_reason is not None:
+                    ended += 1
+                    if ended == count:
+                        facts.usage = usage_of(usages)
+                        return await events.write(ready + chunks.closing(facts.usage), more=False)
+                if ready:
+                    await events.write(ready)
+                    ready = b""
+            raise RuntimeError("an answer ended without a reason")
+        except Exception as error:
+            if not events.begun:
+                raise
+            found = shown(error)
+            facts.error = found.code or found.type
+            await events.write(failed(found.json), more=False)
+        finally:
+            await events.close()
+
+    async def _whole(
+        self,
+        send: Send,
+        facts: Facts,
+        source: Single | Merged,
+        body: ChatBody | CompletionBody,
+        prompts: list[Prompt],
+        count: int,
+        echoes: list[str] | None,
+    ) -> None:
+        chat, n = isinstance(body, ChatBody), count // len(prompts)
+        logprobs, token_ids = _with_logprobs(body), bool(body.return_token_ids)
+        folded = [
+            answers.Folded(logprobs, token_ids, echoes[index] if echoes is not None else "") for index in range(count)
+        ]
+        usages: list[tuple[int, Usage]] = []
+        ended = 0
+        async for index, delta in source:
+            if delta.token_ids:
+                facts.arrived(len(delta.token_ids))
+            folded[index].add(delta)
+            if delta.usage is not None:
+                usages.append((index // n, delta.usage))
+            if delta.finish_reason is not None:
+                ended += 1
+                if ended == count:
+                    break
+        else:
+            raise RuntimeError("an answer ended without a reason")
+        choices = [each.chat(index) if chat else each.completion(index) for index, each in enumerate(folded)]
+        facts.usage = usage_of(usages)
+        head = _head(body, b"chat.completion" if chat else b"text_completion")
+        if token_ids:
+            head += _prompt_ids(body, prompts)
+        await exchange.answer(send, 200, answers.body(head, choices, facts.usage))
+
+    async def _embeddings(self, scope: Scope, receive: Receive, send: Send, facts: Facts) -> None:
+        body = _read_embedding(await exchange.read_body(receive, self._max_body_bytes))
+        model = self._model(body.model, facts)
+        card = model.card
+        if not card.embeddings:
+            raise InvalidParameter("model", f"{body.model} makes no embeddings")
+        refuse(body, card)
+        if body.dimensions is not None and card.dimensions and body.dimensions > card.dimensions:
+            raise InvalidParameter("dimensions", f"{body.dimensions} is above {card.dimensions}, those of the model")
+        inputs = _inputs("input", body.input)
+        async with Presence(receive):
+            found = await model.embed(inputs, dimensions=body.dimensions)
+            facts.usage = Usage(prompt_tokens=found.prompt_tokens)
+            write = _base64 if body.encoding_format == "base64" else _floats
+            data = [
+                b'{"object":"embedding","index":%d,"embedding":%s}' % (index, write(each))
+                for index, each in enumerate(found.vectors)
+            ]
+            answer = b'{"object":"list","data":[%s],"model":%s,"usage":{"prompt_tokens":%d,"total_tokens":%d}}' % (
+                b",".join(data),
+                to_json(body.model),
+                found.prompt_tokens,
+                found.prompt_tokens,
+            )
+            await exchange.answer(send, 200, answer)
+
+    async def _list(self, scope: Scope, receive: Receive, send: Send, facts: Facts) -> None:
+        data = [
+            _described(name, model) for model in self._models.list() for name in (model.card.name, *model.card.aliases)
+        ]
+        await exchange.answer(send, 200, to_json({"object": "list", "data": data}))
+
+    async def _one(self, scope: Scope, receive: Receive, send: Send, facts: Facts) -> None:
+        path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+        name = path.removeprefix("/v1/models/")
+        if "%" in name:  # The server decodes once; some clients encode the slashes of an id.
+            name = unquote(name)
+        await exchange.answer(send, 200, to_json(_described(name, self._model(name, facts))))
+
+    def _model(self, name: str, facts: Facts) -> ServedModel:
+        found: ServedModel = self._models.get(name)
+        facts.model = name  # Only a known one, since it becomes a label of metrics.
+        return found
+
+
+def _described(name: str, model: ServedModel) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": model.created, "owned_by": model.card.owned_by}
+
+
+def _inputs(field: str, given: str | list[Any]) -> list[str] | list[list[int]]:
+    """Return one or several texts, or one or several lists of token ids, as a list of them."""
+    if isinstance(given, str):
+        return [given]
+    if not given:
+        raise InvalidParameter(field, "is empty", "invalid_value")
+    if len(kinds := set(map(type, given))) > 1:
+        raise InvalidParameter(field, "has texts, token ids or lists of token ids, but not mixed", "invalid_value")
+    if int in kinds:
+        return [given]
+    if [] in given:
+        raise InvalidParameter(f"{field}[{given.index([])}]", "is empty", "invalid_value")
+    return given
+
+
+def _nth(request: Request, number: int) -> Request:
+    """Return the request for one of several answers. Each has a seed of its own."""
+    seed = request.sampling.seed
+    if number == 0 or seed is None:
+        return request
+    return msgspec.structs.replace(request, sampling=msgspec.structs.replace(request.sampling, seed=seed + number))
+
+
+def _with_logprobs(body: ChatBody | CompletionBody) -> bool:
+    return body.logprobs is not None and body.logprobs is not False
+
+
+def _head(body: ChatBody | CompletionBody, kind: bytes) -> bytes:
+    return b'{"id":"%s","object":"%s","created":%d,"model":%s,' % (
+        new_id(b"chatcmpl" if isinstance(body, ChatBody) else b"cmpl"),
+        kind,
+        time.time(),
+        to_json(body.model),
+    )
+
+
+def _prompt_ids(body: ChatBody | CompletionBody, prompts: list[Prompt]) -> bytes:
+    """Return the field of the prompt's token ids, which only an answer to one prompt has."""
+    if len(prompts) != 1 or not prompts[0].ids:
+        return b""
+    return b'"prompt_token_ids":%s,' % to_json(Request(prompt=prompts[0].ids).token_ids.tolist())
+
+
+def _chunks(body: ChatBody | CompletionBody, prompts: list[Prompt], count: int, echoes: list[str] | None) -> Chunks:
+    options: dict[str, Any] = {
+        "choices": count,
+        "logprobs": _with_logprobs(body),
+        "token_ids": bool(body.return_token_ids),
+    }
+    if (wanted := body.stream_options) is not None:
+        options["include_usage"] = bool(wanted.include_usage)
+        options["running_usage"] = bool(wanted.include_usage and wanted.continuous_usage_stats)
+        options["prompt_tokens"] = sum(each.tokens for each in prompts)
+    if isinstance(body, ChatBody):
+        return ChatChunks(_head(body, b"chat.completion.chunk"), **options)
+    return CompletionChunks(_head(body, b"text_completion"), echoes=echoes, **options)
+
+
+def _base64(vector: bytes) -> bytes:
+    return b'"%s"' % base64.b64encode(vector)
+
+
+def _floats(vector: bytes) -> bytes:
+    numbers = array("f", vector)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return to_json(numbers.tolist())
+
+
+async def _not_http(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer what is not HTTP: take part in the server's lifespan, and refuse a WebSocket."""
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.close", "code": 1000})
+    while scope["type"] == "lifespan":
+        kind = (await receive())["type"]
+        await send({"type": f"{kind}.complete"})
+        if kind == "lifespan.shutdown":
+            return

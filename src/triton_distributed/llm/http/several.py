@@ -1,0 +1,69 @@
+"""Several answers of one request at once, merged in the order in which their deltas come."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from triton_distributed.llm.http.ports import Answer, Delta
+
+
+class Merged:
+    """An asynchronous iterator of (index, delta) over several answers.
+
+    Each answer has a task. The queue between them and the reader holds one delta for each answer, so that a slow reader
+    holds back all of them. The first failure is raised, and `aclose` then ends the others.
+    """
+
+    def __init__(self, answers: list[Answer]) -> None:
+        self._queue: asyncio.Queue[tuple[int, Delta | BaseException | None]] = asyncio.Queue(len(answers))
+        self._open = len(answers)
+        self._tasks = [
+            asyncio.create_task(self._read(index, each), name=f"trd-answer-{index}")
+            for index, each in enumerate(answers)
+        ]
+
+    def __aiter__(self) -> Merged:
+        return self
+
+    async def __anext__(self) -> tuple[int, Delta]:
+        while self._open:
+            index, found = await self._queue.get()
+            if found is None:
+                self._open -= 1
+            elif isinstance(found, BaseException):
+                raise found
+            else:
+                return index, found
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """End all answers."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _read(self, index: int, answer: Answer) -> None:
+        last: BaseException | None = None
+        try:
+            async for delta in answer:
+                await self._queue.put((index, delta))
+        except Exception as error:
+            last = error
+        finally:
+            await answer.aclose()
+        await self._queue.put((index, last))
+
+
+class Single:
+    """The same for one answer, without a task."""
+
+    def __init__(self, answer: Any) -> None:
+        self._answer = answer
+        self.aclose = answer.aclose
+
+    def __aiter__(self) -> Single:
+        return self
+
+    async def __anext__(self) -> tuple[int, Delta]:
+        return 0, await self._answer.__anext__()

@@ -1,0 +1,106 @@
+"""Models without workers: what the OpenAI API needs of them, with a request's answer told by the test."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import msgspec
+
+from triton_distributed.llm.contract.errors import ModelNotFound
+from triton_distributed.llm.contract.model import ModelCard
+from triton_distributed.llm.contract.output import Embeddings, Usage
+from triton_distributed.llm.contract.request import Request, packed
+from triton_distributed.llm.models.delta import Delta, TokenText
+
+
+class Prompt(msgspec.Struct):
+    ids: bytes
+    text: str | None = None
+    messages: list[Any] | None = None
+    tokens: int = 0
+
+
+class Prompts:
+    async def chat(self, messages, *, tools=None, template_values=None, add_generation_prompt=True) -> Prompt:
+        text = "".join(f"{each['role']}:{each['content']}" for each in messages)
+        return await self.text(text + str(template_values or "") + "|" * add_generation_prompt)
+
+    async def text(self, text: str) -> Prompt:
+        return self.ids(list(text.encode()))
+
+    def ids(self, token_ids: list[int]) -> Prompt:
+        return Prompt(packed(token_ids), tokens=len(token_ids))
+
+
+class Answer:
+    """The deltas of a generator; `aclose` is counted as the end of its request."""
+
+    def __init__(self, model: StandIn, request: Request, deltas: AsyncGenerator[Delta]) -> None:
+        self.model, self.request, self.deltas, self.open = model, request, deltas, True
+        model.running.add(self)
+
+    def __aiter__(self) -> Answer:
+        return self
+
+    async def __anext__(self) -> Delta:
+        return await anext(self.deltas)
+
+    async def aclose(self) -> None:
+        self.model.running.discard(self)
+        await self.deltas.aclose()
+
+
+class StandIn:
+    """A model whose answers a function gives."""
+
+    def __init__(self, answers: Callable[[Prompt, Request], AsyncGenerator[Delta]], **card: Any) -> None:
+        self.card = msgspec.convert({"name": "org/tiny", "context_tokens": 1000, "max_logprobs": 5} | card, ModelCard)
+        self.created = 1_700_000_000
+        self.prompts = Prompts()
+        self.answers = answers
+        self.running: set[Answer] = set()
+        self.asked: list[Request] = []
+
+    def answer(self, prompt: Prompt, request: Request, **options: Any) -> Answer:
+        self.asked.append(request)
+        return Answer(self, request, self.answers(prompt, request))
+
+    async def embed(self, inputs, **options: Any) -> Embeddings:
+        vectors = [struct.pack("<3f", len(each), 0.5, -1) for each in inputs]
+        return Embeddings(vectors, sum(map(len, inputs)))
+
+
+class StandInModels:
+    def __init__(self, *models: StandIn) -> None:
+        self.models = {name: each for each in models for name in (each.card.name, *each.card.aliases)}
+
+    def get(self, name: str) -> StandIn:
+        if name not in self.models:
+            raise ModelNotFound(name, tuple(self.models))
+        return self.models[name]
+
+    def list(self) -> list[StandIn]:
+        return list(dict.fromkeys(self.models.values()))
+
+
+async def echo(prompt: Prompt, request: Request) -> AsyncGenerator[Delta]:
+    """Answer with the tokens of the prompt, moved by the seed: a byte is a token."""
+    wanted = request.sampling.logprobs
+    seed = request.sampling.seed or 0
+    tokens = [97 + (token + seed) % 26 for token in bytes(prompt.ids[::4])][: request.max_tokens]
+    for number, token in enumerate(tokens):
+        if number % 3 == 2:
+            await asyncio.sleep(0)
+        last = number == len(tokens) - 1
+        text = chr(token)
+        top = [TokenText(token, text, text.encode(), -0.25)] * (wanted or 0)
+        yield Delta(
+            text=text,
+            token_ids=[token],
+            logprobs=None if wanted is None else [TokenText(token, text, text.encode(), -0.25, top)],
+            finish_reason="length" if last else None,
+            usage=Usage(prompt.tokens, len(tokens), 2) if last else None,
+        )

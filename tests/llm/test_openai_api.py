@@ -1,0 +1,348 @@
+"""The OpenAI API over ASGI, used by the real `openai` client."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import struct
+from typing import Any
+
+import httpx2
+import msgspec
+import openai
+import pytest
+
+from tests.llm.standin import StandIn, StandInModels, echo
+from triton_distributed.errors import (
+    ConnectionFailed,
+    DeadlineExceeded,
+    InvalidRequest,
+    MessageTooLarge,
+    NoInstances,
+    Overloaded,
+    StreamIncomplete,
+)
+from triton_distributed.llm import AnswerLost, EngineStalled, InvalidParameter
+from triton_distributed.llm.http import openai_app
+from triton_distributed.llm.http.bodies import NO_EFFECT, REFUSED, ChatBody, CompletionBody, Generation
+from triton_distributed.llm.models.delta import Delta
+
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+def client_of(*models: StandIn, **options) -> Any:
+    app = openai_app(StandInModels(*models), **options)
+    web = httpx2.AsyncClient(transport=httpx2.ASGITransport(app))
+    return openai.AsyncOpenAI(api_key="none", base_url="http://test/v1", http_client=web, max_retries=0)
+
+
+async def request_of(
+    app, body, path="/v1/chat/completions", leave: asyncio.Event | None = None
+) -> list[dict[str, Any]]:
+    """Send one request over bare ASGI; the client leaves when `leave` is set. Returns the messages."""
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    incoming = [{"type": "http.request", "body": raw, "more_body": False}]
+    sent: list[dict[str, Any]] = []
+
+    async def receive():
+        if incoming:
+            return incoming.pop()
+        await (leave or asyncio.Event()).wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    await app({"type": "http", "method": "POST", "path": path, "headers": []}, receive, send)
+    return sent
+
+
+async def test_chat_streamed_and_whole():
+    async with client_of(StandIn(echo, aliases=("tiny",))) as client:
+        whole = await client.chat.completions.create(model="tiny", messages=HELLO, max_completion_tokens=7, seed=3)
+        assert whole.object == "chat.completion"
+        assert whole.model == "tiny"
+        assert len(whole.choices[0].message.content) == 7
+        assert whole.choices[0].finish_reason == "length"
+        assert whole.usage.prompt_tokens == len("user:hello|")
+        assert (whole.usage.completion_tokens, whole.usage.total_tokens) == (7, 18)
+        assert whole.usage.prompt_tokens_details.cached_tokens == 2
+        stream = await client.chat.completions.create(
+            model="tiny",
+            messages=HELLO,
+            max_tokens=7,
+            seed=3,
+            n=2,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        chunks = [each async for each in stream]
+    assert [chunk.choices[0].index for chunk in chunks[:2]] == [0, 1]
+    assert all(chunk.choices[0].delta.role == "assistant" for chunk in chunks[:2])
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+    texts, ends = {0: "", 1: ""}, list[int]()
+    for chunk in chunks[:-1]:
+        choice = chunk.choices[0]
+        assert not ends.count(choice.index)  # Nothing follows the end of a choice.
+        texts[choice.index] += choice.delta.content or ""
+        if choice.finish_reason:
+            ends.append(choice.index)
+    assert sorted(ends) == [0, 1]
+    assert texts[0] == whole.choices[0].message.content
+    assert texts[1] != texts[0]  # Each answer has a seed of its own.
+    assert chunks[-1].choices == []
+    assert (chunks[-1].usage.prompt_tokens, chunks[-1].usage.completion_tokens) == (11, 14)
+
+
+async def test_log_probabilities_of_both_kinds():
+    async with client_of(StandIn(echo)) as client:
+        chat = await client.chat.completions.create(
+            model="org/tiny", messages=HELLO, max_tokens=3, logprobs=True, top_logprobs=2
+        )
+        content = chat.choices[0].logprobs.content
+        assert "".join(each.token for each in content) == chat.choices[0].message.content
+        assert [len(each.top_logprobs) for each in content] == [2, 2, 2]
+        assert bytes(content[0].bytes).decode() == content[0].token
+        text = await client.completions.create(model="org/tiny", prompt="abc", max_tokens=3, logprobs=1)
+        found = text.choices[0].logprobs
+        assert found.tokens == list(text.choices[0].text)
+        assert found.text_offset == [0, 1, 2]
+        assert found.top_logprobs[0] == {found.tokens[0]: -0.25}
+        with pytest.raises(openai.BadRequestError) as caught:
+            await client.chat.completions.create(model="org/tiny", messages=HELLO, logprobs=True, top_logprobs=6)
+        assert caught.value.param == "top_logprobs"
+
+
+async def test_completions_take_several_prompts_and_repeat_them():
+    async with client_of(StandIn(echo)) as client:
+        found = await client.completions.create(
+            model="org/tiny", prompt=["abc", "defg"], n=2, max_tokens=2, echo=True, seed=1
+        )
+        assert [each.index for each in found.choices] == [0, 1, 2, 3]
+        assert [each.text[:-2] for each in found.choices] == ["abc", "abc", "defg", "defg"]
+        assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (7, 8)  # Each prompt counts once.
+        ids = await client.completions.create(model="org/tiny", prompt=[97, 98, 99], max_tokens=2, seed=1)
+        assert ids.choices[0].text == found.choices[0].text[-2:]
+
+
+async def test_embeddings_as_base64_and_as_numbers():
+    async with client_of(StandIn(echo, embeddings=True)) as client:
+        as_numbers = await client.embeddings.create(model="org/tiny", input=["a", "bcd"], encoding_format="float")
+        assert [each.embedding for each in as_numbers.data] == [[1, 0.5, -1], [3, 0.5, -1]]
+        as_text = await client.embeddings.with_raw_response.create(
+            model="org/tiny", input="bcd", encoding_format="base64"
+        )
+        raw = base64.b64decode(as_text.http_response.json()["data"][0]["embedding"])
+        assert struct.unpack("<3f", raw) == (3, 0.5, -1)
+        assert as_numbers.usage.total_tokens == 4
+
+
+async def test_models_and_their_aliases():
+    async with client_of(StandIn(echo, aliases=("tiny",))) as client:
+        assert [each.id async for each in client.models.list()] == ["org/tiny", "tiny"]
+        assert (await client.models.retrieve("org/tiny")).owned_by == "triton-distributed"
+        with pytest.raises(openai.NotFoundError) as caught:
+            await client.models.retrieve("other")
+        assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+
+
+REFUSALS = [
+    (
+        InvalidParameter("messages", "too long", "context_length_exceeded"),
+        openai.BadRequestError,
+        "context_length_exceeded",
+    ),
+    (InvalidRequest("", "no such seed"), openai.BadRequestError, None),
+    (MessageTooLarge("the request", 10, 5), openai.APIStatusError, "request_too_large"),
+    (Overloaded("a.b.c", 1, "full", retry_after_s=2.5), openai.InternalServerError, "overloaded"),
+    (NoInstances("a.b.c"), openai.InternalServerError, "unavailable"),
+    (ConnectionFailed("a.b.c", []), openai.InternalServerError, "unavailable"),
+    (DeadlineExceeded("a.b.c", 1), openai.InternalServerError, "timeout"),
+    (EngineStalled("tiny", 30), openai.InternalServerError, "engine_stalled"),
+    (AnswerLost("tiny", "guided", 3), openai.InternalServerError, "answer_lost"),
+    (StreamIncomplete("a.b.c", 1, "x", "reset"), openai.InternalServerError, "worker_lost"),
+    (ZeroDivisionError("a defect"), openai.InternalServerError, "internal_error"),
+]
+STATUSES = [400, 400, 413, 503, 503, 503, 504, 504, 502, 502, 500]
+
+
+async def test_errors_before_and_within_a_stream():
+    for (error, kind, code), status in zip(REFUSALS, STATUSES, strict=True):
+
+        async def fails(prompt, request, error=error):
+            if request.sampling.seed:
+                yield Delta(text="a", token_ids=[97])
+            raise error
+
+        model = StandIn(fails)
+        async with client_of(model) as client:
+            for streamed in (False, True):
+                with pytest.raises(kind) as caught:
+                    await client.chat.completions.create(model="org/tiny", messages=HELLO, stream=streamed)
+                assert (caught.value.status_code, caught.value.code) == (status, code)
+                assert ("retry-after" in caught.value.response.headers) == (status == 503)
+            if isinstance(error, Overloaded):
+                assert caught.value.response.headers["retry-after"] == "3"
+            stream = await client.chat.completions.create(model="org/tiny", messages=HELLO, stream=True, seed=1)
+            with pytest.raises(openai.APIError) as midway:
+                [each async for each in stream]
+            assert midway.value.code == code
+        assert not model.running
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"temperature": 3}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"n": 0}, "n"),
+        ({"stop": [""]}, "stop[0]"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 5000}, "max_tokens"),
+        ({"max_completion_tokens": 5000}, "max_completion_tokens"),
+        ({"min_tokens": 9, "max_tokens": 8}, "min_tokens"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"content": "x"}]}, "messages[0].role"),
+        ({"model": None}, "model"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"top_logprobs": 1}, "top_logprobs"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"guided_regex": "a+"}, "guided_regex"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 101}}, "logit_bias[...]"),
+        ({"modalities": ["audio"]}, "modalities"),
+    ],
+)
+async def test_an_invalid_field_is_named(change, param):
+    app = openai_app(StandInModels(StandIn(echo)))
+    start, body = await request_of(app, {"model": "org/tiny", "messages": HELLO} | change)
+    assert start["status"] == 400
+    error = json.loads(body["body"])["error"]
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] == param
+
+
+async def test_every_refused_field_is_refused_and_every_other_is_taken():
+    app = openai_app(StandInModels(StandIn(echo)))
+    for body, path, base in (
+        (ChatBody, "/v1/chat/completions", {"messages": HELLO}),
+        (CompletionBody, "/v1/completions", {"prompt": "ab"}),
+    ):
+        for field in msgspec.structs.fields(body):
+            if field.name in base or field.name == "model":
+                continue
+            if field.type is not Any:  # It is honoured, and has a type.
+                continue
+            assert (field.name in NO_EFFECT) != (field.name in REFUSED)
+            sent = await request_of(app, {"model": "org/tiny", field.name: "x", **base}, path)
+            refused = field.name in REFUSED
+            assert sent[0]["status"] == (400 if refused else 200), field.name
+            if refused:
+                assert json.loads(sent[1]["body"])["error"]["param"] == field.name
+    assert {each.name for each in msgspec.structs.fields(Generation)} >= {"top_k", "min_p", "ignore_eos"}
+
+
+async def test_options_reach_the_engine():
+    model = StandIn(echo, guides=("schema",), tools=True, extra_fields=("mood", "verbosity"))
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    async with client_of(model) as client:
+        await client.chat.completions.create(
+            model="org/tiny",
+            messages=HELLO,
+            stop="x",
+            temperature=0,
+            top_p=0.5,
+            presence_penalty=1,
+            frequency_penalty=-1,
+            logit_bias={"5": -100},
+            seed=9,
+            tools=tools,
+            tool_choice="auto",
+            verbosity="low",
+            response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}},
+            extra_body={
+                "top_k": 4,
+                "min_p": 0.1,
+                "repetition_penalty": 1.5,
+                "min_tokens": 2,
+                "ignore_eos": True,
+                "stop_token_ids": [7],
+                "mood": "calm",
+                "unheard_of": 1,
+            },
+        )
+    (asked,) = model.asked
+    assert asked.max_tokens == 1000 - len("user:hello|")
+    assert (asked.stop, asked.stop_token_ids, asked.ignore_eos, asked.min_tokens) == (["x"], [7], True, 2)
+    assert (asked.tools, asked.tool_choice) == (tools, "auto")
+    assert asked.guide is not None
+    assert asked.guide.schema == {"type": "object"}
+    assert asked.extra == {"mood": "calm", "verbosity": "low"}
+    sampling = asked.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (0, 0.5, 4, 0.1)
+    assert (sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty) == (1, -1, 1.5)
+    assert (sampling.logit_bias, sampling.seed) == ({5: -100}, 9)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_client_that_leaves_ends_the_request(stream, n, begun):
+    reached, leave = asyncio.Event(), asyncio.Event()
+
+    async def waits(prompt, request):
+        if begun:
+            yield Delta(text="a", token_ids=[97])
+        reached.set()
+        await asyncio.Event().wait()
+
+    model = StandIn(waits)
+    body = {"model": "org/tiny", "messages": HELLO, "stream": stream, "n": n}
+    task = asyncio.create_task(request_of(openai_app(StandInModels(model)), body, leave=leave))
+    await reached.wait()
+    assert model.running
+    leave.set()
+    sent = await task
+    assert not model.running
+    assert not any(each.get("more_body") is False for each in sent)
+
+
+async def test_the_body_is_bounded_and_must_be_json():
+    app = openai_app(StandInModels(StandIn(echo)), max_body_bytes=100)
+    assert (await request_of(app, b" " * 101))[0]["status"] == 413
+    assert (await request_of(app, b"{"))[0]["status"] == 400
+    assert (await request_of(app, b"[]"))[0]["status"] == 400
+    assert (await request_of(app, b"{}", "/v1/other"))[0]["status"] == 404
+    assert (await request_of(app, b"{}", "/v1/models"))[0]["status"] == 405
+
+
+async def test_a_silent_stream_has_heartbeats_and_a_later_error_is_a_chunk():
+    leave, pinged = asyncio.Event(), asyncio.Event()
+
+    async def slow(prompt, request):
+        await pinged.wait()
+        if pinged.is_set():
+            raise StreamIncomplete("a.b.c", 1, "x", "reset")
+        yield Delta()
+
+    app = openai_app(StandInModels(StandIn(slow)), heartbeat_s=0.001)
+    sent: list[dict[str, Any]] = []
+    incoming = [
+        {"type": "http.request", "body": json.dumps({"model": "org/tiny", "messages": HELLO, "stream": True}).encode()}
+    ]
+
+    async def receive():
+        return incoming.pop() if incoming else await leave.wait()
+
+    async def send(message):
+        sent.append(message)
+        if message.get("body") == b": ping\n\n":
+            pinged.set()
+
+    await app({"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}, receive, send)
+    assert sent[0]["status"] == 200
+    assert json.loads(sent[-1]["body"].removeprefix(b"data: "))["error"]["code"] == "worker_lost"
+    assert sent[-1]["more_body"] is False
