@@ -1,0 +1,231 @@
+"""The prompts of a model: templates and tokenizing, short texts at once and long ones in threads."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from triton_distributed.llm.contract.errors import InvalidParameter
+from triton_distributed.llm.contract.model import ModelCard
+from triton_distributed.llm.contract.request import packed
+from triton_distributed.llm.tokens.template import ChatTemplate, TemplateTimeout
+from triton_distributed.llm.tokens.tokenizer import Tokenizer, load_tokenizer
+
+T = TypeVar("T")
+
+_INLINE_CHARACTERS = 4_000
+"""A shorter text is tokenized on the loop: 0.3 ms. A hop to a thread costs more than most of them."""
+
+_INLINE_LIMIT_S = 0.01
+"""The CPU time of a template on the loop. One that needs more is rendered in a thread from then on."""
+
+
+class Prompt(msgspec.Struct, frozen=True, kw_only=True):
+    """A prompt in the form that the model's engine takes.
+
+    Attributes:
+        ids: packed token ids, as in `Request.prompt`; empty if the prompt has another form.
+        text: for a model without a tokenizer; None if the prompt has another form.
+        messages: for a model with neither tokenizer nor template; None if the prompt has another form.
+        tokens: their number; 0 if it is not known.
+    """
+
+    ids: bytes = b""
+    text: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    tokens: int = 0
+
+
+class TokenizerThreads:
+    """The threads that make long prompts, shared by all models of a program. They start with the first long prompt."""
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Run work in a thread. If the caller is cancelled before it begins, it does not begin."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "trd-tokenizer")
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    def close(self) -> None:
+        """End the threads, after the work that they have begun. Work that waits is cancelled."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+
+class Prompts:
+    """Makes the prompts of one model.
+
+    Args:
+        card: the model's.
+        tokenizer: of the model; None if its engine takes text.
+        template: of the model; None if it has none.
+        threads: for long prompts.
+
+    Attributes:
+        tokenizer: as given.
+    """
+
+    def __init__(
+        self, card: ModelCard, tokenizer: Tokenizer | None, template: ChatTemplate | None, threads: TokenizerThreads
+    ) -> None:
+        self.tokenizer = tokenizer
+        self._card, self._template, self._threads = card, template, threads
+        self._slow_template = False
+
+    @classmethod
+    async def load(
+        cls,
+        card: ModelCard,
+        tokenizer: bytes | Literal["bytes"] | None,
+        template: str | None,
+        threads: TokenizerThreads,
+    ) -> Prompts:
+        """Load tokenizer and template in a thread.
+
+        Args:
+            card: the model's.
+            tokenizer, template: their contents, as in `Model`.
+            threads: for loading, and for long prompts.
+
+        Raises:
+            LLMError: one of the contents is invalid.
+            ImportError: a library is missing.
+        """
+
+        def loaded() -> Prompts:
+            return cls(
+                card,
+                None if tokenizer is None else load_tokenizer(tokenizer),
+                None if template is None else ChatTemplate(template, card.template_values),
+                threads,
+            )
+
+        return await threads.run(loaded)
+
+    async def chat(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        template_values: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> Prompt:
+        """Make the prompt of a chat.
+
+        Args:
+            messages: as the OpenAI API defines them.
+            tools: as the OpenAI API defines them; None for no tools.
+            template_values: further variables of the template.
+            add_generation_prompt: end with the beginning of the assistant's message.
+
+        Raises:
+            InvalidParameter: the messages are invalid, the template refuses them, or the prompt leaves no room for an
+                answer in the model's context: then `code` is `context_length_exceeded`.
+        """
+        if not messages:
+            raise InvalidParameter("messages", "there is no message")
+        template = self._template
+        if template is None:
+            if self.tokenizer is not None:
+                raise InvalidParameter("messages", f"the model {self._card.name!r} has no chat template")
+            return Prompt(messages=messages)
+
+        def made(limit_s: float) -> Prompt:
+            text = template.render(
+                messages,
+                tools=tools,
+                values=template_values,
+                add_generation_prompt=add_generation_prompt,
+                limit_s=limit_s,
+            )
+            return self._made("messages", text, add_special_tokens=False)
+
+        if not self._slow_template and _small((messages, tools, template_values), _INLINE_CHARACTERS) > 0:
+            try:
+                return made(_INLINE_LIMIT_S)
+            except TemplateTimeout:
+                self._slow_template = True
+        return await self._threads.run(lambda: made(1.0))
+
+    async def text(self, text: str, *, param: str = "prompt") -> Prompt:
+        """Make the prompt of a text.
+
+        Args:
+            text: the text.
+            param: the field of the request that it comes from, for errors.
+
+        Raises:
+            InvalidParameter: it is not valid Unicode, or leaves no room in the context.
+        """
+        if len(text) < _INLINE_CHARACTERS:
+            return self._made(param, text, add_special_tokens=True)
+        return await self._threads.run(lambda: self._made(param, text, add_special_tokens=True))
+
+    def ids(self, token_ids: Sequence[int], *, param: str = "prompt") -> Prompt:
+        """Make the prompt of token ids.
+
+        Args:
+            token_ids: the ids.
+            param: the field of the request that they come from, for errors.
+
+        Raises:
+            InvalidParameter: the model takes text, an id is not one of its vocabulary, or they leave no room in the
+                context.
+        """
+        if self.tokenizer is None:
+            raise InvalidParameter(param, f"the model {self._card.name!r} takes text, not token ids")
+        vocabulary = self.tokenizer.vocabulary
+        try:
+            ids = packed(token_ids)
+        except (OverflowError, TypeError):
+            raise InvalidParameter(param, "a token id is not a whole number from 0 to 4294967295") from None
+        if vocabulary and ids and (most := max(token_ids)) >= vocabulary:
+            raise InvalidParameter(param, f"token id {most} is not in the vocabulary, which has {vocabulary} tokens")
+        return self._fitting(param, Prompt(ids=ids, tokens=len(token_ids)))
+
+    def _made(self, param: str, text: str, *, add_special_tokens: bool) -> Prompt:
+        try:
+            if self.tokenizer is None:
+                text.encode()
+                return Prompt(text=text)  # It may be empty: how the engine takes that is not known here.
+            ids = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        except UnicodeEncodeError as error:
+            reason = f"character {error.start} is half of a surrogate pair"
+            raise InvalidParameter(param, reason) from None
+        return self._fitting(param, Prompt(ids=ids, tokens=len(ids) // 4))
+
+    def _fitting(self, param: str, prompt: Prompt) -> Prompt:
+        if not prompt.tokens:
+            raise InvalidParameter(param, "the prompt has no tokens")
+        context = self._card.context_tokens
+        if context and prompt.tokens >= context:
+            raise InvalidParameter(
+                param,
+                f"the prompt has {prompt.tokens} tokens, and the model's context of {context} tokens has to hold the "
+                "answer too",
+                "context_length_exceeded",
+            )
+        return prompt
+
+
+def _small(value: Any, left: int) -> int:
+    """What is left of a number of characters after those of a value; 0 or less if it is larger."""
+    if isinstance(value, str):
+        return left - len(value)
+    left -= 8
+    if isinstance(value, Mapping):
+        value = (*value.keys(), *value.values())
+    if isinstance(value, list | tuple):
+        for each in value:
+            if left <= 0:
+                break
+            left = _small(each, left)
+    return left

@@ -1,0 +1,364 @@
+"""Chat templates: messages to the text of a prompt, in a sandbox with limits of time and size."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, cast
+
+from triton_distributed.llm.contract.errors import InvalidParameter, LLMError
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+    from jinja2 import nodes as jinja_nodes
+
+_log = logging.getLogger(__name__)
+
+_MOST_CHARACTERS = 16 << 20
+"""Of a prompt, and of each value that a template makes on the way."""
+
+_TICKS = 32
+"""The clock is read once in this many steps of loops."""
+
+_WIDE = re.compile(r"%[^a-zA-Z%]*(?:[0-9]{5}|\*)|\{[^{}]*:[^{}]*(?:[0-9]{5}|\{)")
+"""A width in a pattern of `%` or `format` that has five digits or comes from an argument."""
+
+_REFUSED = {
+    "image_url": "an image",
+    "input_image": "an image",
+    "image": "an image",
+    "input_audio": "audio",
+    "audio_url": "audio",
+    "audio": "audio",
+    "video_url": "a video",
+    "video": "a video",
+    "file": "a file",
+    "input_file": "a file",
+}
+
+
+class TemplateTimeout(InvalidParameter):
+    """A template used up its time."""
+
+
+class _Limits(threading.local):
+    """What a template may still use in this thread."""
+
+    until = float("inf")  # of the thread's CPU time: a busy machine does not end a template
+    ticks = 0
+
+    def tick(self) -> None:
+        self.ticks += 1
+        if not self.ticks % _TICKS:
+            self.test()
+
+    def test(self) -> None:
+        if time.thread_time() > self.until:
+            raise _TimeUsedUp
+
+
+class _TimeUsedUp(Exception):
+    """Ends a template."""
+
+
+_limits = _Limits()
+
+
+class ChatTemplate:
+    """A compiled chat template. It may be rendered from several threads at once.
+
+    Args:
+        source: the template, in Jinja.
+        values: further variables, e.g. `{"bos_token": "<s>"}`.
+
+    Raises:
+        LLMError: the source is not a Jinja template. The error names the line.
+        ImportError: Jinja is not installed.
+    """
+
+    def __init__(self, source: str, values: Mapping[str, Any] | None = None) -> None:
+        try:
+            import jinja2
+        except ImportError as error:
+            raise ImportError("chat templates need Jinja: pip install 'triton-distributed[llm]'") from error
+        try:
+            self._template, self._iterates_parts = _compiled(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise LLMError(f"the model's chat template is invalid, line {error.lineno}: {error.message}") from error
+        except (RecursionError, SyntaxError) as error:
+            raise LLMError(f"the model's chat template is invalid: {error}") from error
+        self._values = dict(values or {})
+        self._noted: set[str] = set()
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        values: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+        limit_s: float = 1.0,
+    ) -> str:
+        """Make the text of a prompt.
+
+        Args:
+            messages: as the OpenAI API defines them. They are not changed.
+            tools: as the OpenAI API defines them; None for no tools.
+            values: further variables of this request.
+            add_generation_prompt: end with the beginning of the assistant's message.
+            limit_s: the most CPU time that the template may use.
+
+        Raises:
+            TemplateTimeout: it used up that time.
+            InvalidParameter: the template refuses the messages, or a message has a form that the model cannot take.
+        """
+        prepared = [self._prepared(at, message) for at, message in enumerate(messages)]
+        variables = {
+            **self._values,
+            **(values or {}),
+            "messages": prepared,
+            "tools": tools,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        _limits.until = time.thread_time() + limit_s
+        try:
+            size, pieces = 0, []
+            for piece in self._template.generate(variables):
+                _limits.tick()
+                size += len(piece)
+                if size > _MOST_CHARACTERS:
+                    raise ValueError(f"the prompt has more than {_MOST_CHARACTERS} characters")
+                pieces.append(piece)
+            return "".join(pieces)
+        except _TimeUsedUp:
+            raise TemplateTimeout("messages", f"the chat template took more than {limit_s:g} s") from None
+        except Exception as error:  # A template can fail in any way that an expression can.
+            words = str(error) or type(error).__name__
+            raise InvalidParameter("messages", f"the model's chat template refuses them: {words}") from error
+        finally:
+            _limits.until = float("inf")
+
+    def _prepared(self, at: int, message: Any) -> dict[str, Any]:
+        where = f"messages[{at}]"
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise InvalidParameter(where, "a message is an object with a role")
+        found = dict(message)
+        content = found.get("content")
+        if content is None:
+            found["content"] = ""
+        elif isinstance(content, list):
+            parts = list(self._parts(f"{where}.content", content))
+            found["content"] = parts if self._iterates_parts else "\n".join(part["text"] for part in parts)
+        elif not isinstance(content, str):
+            raise InvalidParameter(f"{where}.content", "it is neither a text nor a list of parts")
+        if found.get("tool_calls"):
+            found["tool_calls"] = [_with_arguments(each) for each in found["tool_calls"]]
+        return found
+
+    def _parts(self, where: str, content: list[Any]) -> Iterator[dict[str, Any]]:
+        for at, part in enumerate(content):
+            if isinstance(part, str):
+                yield {"type": "text", "text": part}
+                continue
+            kind = part.get("type") if isinstance(part, dict) else None
+            if not isinstance(kind, str):
+                raise InvalidParameter(f"{where}[{at}]", "a part is an object with a type")
+            if kind in ("text", "input_text", "output_text", "refusal"):
+                text = part.get("refusal" if kind == "refusal" else "text")
+                if not isinstance(text, str):
+                    raise InvalidParameter(f"{where}[{at}].text", "it is not a text")
+                yield {"type": "text", "text": text}
+            elif kind in _REFUSED:
+                raise InvalidParameter(
+                    f"{where}[{at}]", f"the model takes text only, and this part is {_REFUSED[kind]}"
+                )
+            elif kind not in self._noted and len(self._noted) < 20:
+                self._noted.add(kind)
+                _log.warning("chat messages have parts of type %.40r, which are left out of the prompt", kind)
+
+
+def _with_arguments(call: Any) -> Any:
+    """A tool call with its arguments as an object: templates print them as JSON themselves."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except ValueError:
+        return call
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _compiled(source: str) -> tuple[Template, bool]:
+    """A template whose loops, calls and filters test the limits, and whether it goes through the parts of a content."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.visitor import NodeTransformer
+
+    class Generation(Extension):
+        """`{% generation %}` marks the assistant's text for training. It changes nothing here."""
+
+        tags = {"generation"}  # noqa: RUF012  (so declared by the base)
+
+        def parse(self, parser: Parser) -> list[jinja_nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    class Sandbox(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            _test_operation(operator, left, right)
+            return _bounded(super().call_binop(context, operator, left, right))
+
+        def call(self, __context: Any, __obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+            _limits.tick()
+            _test_arguments(args, kwargs)
+            if isinstance(owner := getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None), str):
+                _test_format(owner)
+            return _bounded(super().call(__context, __obj, *args, **kwargs))
+
+    class Limited(NodeTransformer):  # Jinja finds the methods by the names of its nodes.
+        def visit_For(self, node: jinja_nodes.For) -> jinja_nodes.Node:  # noqa: N802
+            self.generic_visit(node)
+            node.iter = _filtered(cast("jinja_nodes.Expr", node.iter), "_each")
+            return node
+
+        def visit_Concat(self, node: jinja_nodes.Concat) -> jinja_nodes.Node:  # noqa: N802
+            self.generic_visit(node)
+            return _filtered(node, "_bounded")
+
+        def visit_Filter(self, node: jinja_nodes.Filter) -> jinja_nodes.Node:  # noqa: N802
+            self.generic_visit(node)
+            return _filtered(node, "_bounded")
+
+        def visit_AssignBlock(self, node: jinja_nodes.AssignBlock) -> jinja_nodes.Node:  # noqa: N802
+            self.generic_visit(node)
+            node.filter = _filtered(node.filter, "_bounded")
+            return node
+
+    def _filtered(node: jinja_nodes.Expr | None, name: str) -> jinja_nodes.Filter:
+        return nodes.Filter(node, name, [], [], None, None, lineno=getattr(node, "lineno", 1))
+
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    environment.globals.pop("lipsum", None)
+    environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
+    for name in ("center", "indent", "truncate", "wordwrap", "batch", "slice", "join", "replace", "format"):
+        environment.filters[name] = _guarded(environment.filters[name])
+    environment.filters.update(tojson=_tojson, _each=_each, _bounded=_bounded)
+    tree = environment.parse(source)
+    iterates = any(_names_content(cast("jinja_nodes.Expr", each.iter)) for each in tree.find_all(nodes.For))
+    limited = Limited().visit(tree)
+    limited.set_environment(environment)
+    code = environment.compile(limited)
+    return environment.template_class.from_code(environment, code, environment.make_globals(None)), iterates
+
+
+def _names_content(iterated: jinja_nodes.Expr) -> bool:
+    """Whether a loop goes through `message['content']`, or a variable that is called so."""
+    from jinja2 import nodes
+
+    while isinstance(iterated, nodes.Filter) and iterated.node is not None:
+        iterated = iterated.node
+    if isinstance(iterated, nodes.Name):
+        return iterated.name == "content"
+    if isinstance(iterated, nodes.Getattr):
+        return iterated.attr == "content"
+    return (
+        isinstance(iterated, nodes.Getitem)
+        and isinstance(iterated.arg, nodes.Const)
+        and iterated.arg.value == "content"
+    )
+
+
+def _each(items: Iterable[Any]) -> Iterator[Any]:
+    for item in items:
+        _limits.tick()
+        yield item
+
+
+def _bounded(value: Any) -> Any:
+    if isinstance(value, str | list | tuple) and len(value) > _MOST_CHARACTERS:
+        raise ValueError(f"it makes a value of more than {_MOST_CHARACTERS} characters or items")
+    return value
+
+
+def _test_operation(operator: str, left: Any, right: Any) -> None:
+    """Refuse an operation whose result would be too large, before it is made."""
+    _limits.tick()
+    if operator == "*":
+        for sequence, count in ((left, right), (right, left)):
+            if isinstance(sequence, str | list | tuple) and isinstance(count, int):
+                _test_size(len(sequence) * count)
+        if isinstance(left, int) and isinstance(right, int):
+            _test_size(left.bit_length() + right.bit_length())
+    elif operator == "**":
+        if isinstance(left, int) and isinstance(right, int) and right > 0:
+            _test_size(left.bit_length() * right)
+    elif operator == "%" and isinstance(left, str):
+        _test_format(left)
+
+
+def _test_size(size: int) -> None:
+    if size > _MOST_CHARACTERS:
+        raise ValueError(f"it makes a value of more than {_MOST_CHARACTERS} characters or items")
+
+
+def _test_format(form: str) -> None:
+    """Refuse a pattern of `%` or `format` with a large width."""
+    if ("%" in form or "{" in form) and _WIDE.search(form):
+        raise ValueError("it formats a text with a large or a variable width")
+
+
+def _test_arguments(arguments: Sequence[Any], named: Mapping[str, Any]) -> None:
+    """Refuse numbers that are sizes of texts, e.g. of `ljust`."""
+    for each in (*arguments, *named.values()):
+        if isinstance(each, int):
+            _test_size(each)
+
+
+def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter with its arguments tested."""
+    from functools import wraps
+
+    from jinja2.filters import do_format
+
+    @wraps(function)  # It copies what Jinja has noted about the filter's first argument, too.
+    def tested(*arguments: Any, **named: Any) -> Any:
+        _limits.tick()
+        _test_arguments(arguments, named)
+        if function is do_format and isinstance(arguments[0], str):
+            _test_format(arguments[0])
+        return function(*arguments, **named)
+
+    return tested
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON without the escapes for HTML that Jinja's own filter makes."""
+    if isinstance(indent, int) and indent > 32:
+        raise ValueError("it indents JSON by more than 32 places")
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: Any) -> None:
+    from jinja2 import TemplateError
+
+    raise TemplateError(str(message))
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
