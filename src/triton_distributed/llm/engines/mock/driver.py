@@ -60,7 +60,7 @@ class Driver:
         try:
             await self._steps()
         except Exception as error:
-            # Without an exception of the task: each waiter gets it.
+            # The requests report it, so the task itself need not fail.
             for _, waiter in self._waiters.values():
                 if not waiter.done():
                     waiter.set_exception(error)
