@@ -1,0 +1,116 @@
+"""Which models are served: a table that follows the changes of discovery. Pure."""
+
+from __future__ import annotations
+
+import logging
+
+from triton_distributed.discovery.base import Added, Change, Snapshot
+from triton_distributed.llm.contract.model import ModelCard
+from triton_distributed.llm.contract.records import GENERATE, card_of
+from triton_distributed.names import EndpointName, Instance
+
+logger = logging.getLogger("triton_distributed.llm")
+
+
+class Entry:
+    """A card with the instances that serve it.
+
+    Attributes:
+        card: the model.
+        instances: by id; the record of each one's endpoint `generate`.
+        created: when the first one began to serve, in whole seconds since the epoch; 0 if it is not known.
+    """
+
+    def __init__(self, card: ModelCard) -> None:
+        self.card = card
+        self.instances: dict[int, Instance] = {}
+        self.created = 0
+
+    def put(self, instance: Instance) -> None:
+        """Add an instance, or replace its record."""
+        self.instances[instance.id] = instance
+        since = int(instance.since)
+        self.created = min(self.created, since) if self.created and since else self.created or since
+
+
+class ModelTable:
+    """The models of a namespace.
+
+    Args:
+        namespace: of their endpoints.
+
+    Attributes:
+        entries: by component. A model leaves with its last instance.
+    """
+
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
+        self._refused: dict[tuple[str, int], str] = {}  # Records that cannot be read, with the reason, by component.
+        self.entries: dict[str, Entry] = {}
+
+    def apply(self, change: Change) -> None:
+        """Take a change from discovery."""
+        if isinstance(change, Snapshot):
+            mine = [each for each in change.instances if self._concerns(each.endpoint)]
+            present = {(each.endpoint.component, each.id) for each in mine}
+            known = [(name, id) for name, entry in self.entries.items() for id in entry.instances]
+            for component, id in {*known, *self._refused} - present:
+                self._remove(component, id)
+            for instance in mine:
+                self._put(instance)
+        elif isinstance(change, Added):
+            self._put(change.instance)
+        elif self._concerns(change.endpoint):
+            self._remove(change.endpoint.component, change.instance_id)
+
+    def _concerns(self, name: EndpointName) -> bool:
+        return (name.namespace, name.endpoint) == (self._namespace, GENERATE)
+
+    def ranked(self) -> dict[str, list[Entry]]:
+        """The entries for each name and each alias, the best first: new requests go to it if it can be used.
+
+        The newest generation is best. Between two cards of one generation, which is a mistake, the one that was served
+        first. A model's own name goes before an alias of the same text.
+        """
+        names: dict[str, list[Entry]] = {}
+        aliases: dict[str, list[Entry]] = {}
+        for entry in sorted(self.entries.values(), key=_rank):
+            names.setdefault(entry.card.name, []).append(entry)
+            for alias in entry.card.aliases:
+                aliases.setdefault(alias, []).append(entry)
+        return {**aliases, **names}
+
+    def conflicts(self) -> list[tuple[Entry, Entry]]:
+        """Pairs of entries with one name and one generation, and different cards; the first of a pair is used."""
+        found = []
+        first: dict[tuple[str, int], Entry] = {}
+        for entry in sorted(self.entries.values(), key=_rank):
+            used = first.setdefault((entry.card.name, entry.card.generation), entry)
+            if used is not entry:
+                found.append((used, entry))
+        return found
+
+    def _put(self, instance: Instance) -> None:
+        component = instance.endpoint.component
+        try:
+            card = card_of(instance, self._namespace)
+        except ValueError as error:
+            if self._refused.get((component, instance.id)) != str(error):
+                self._refused[component, instance.id] = str(error)
+                logger.warning("instance %d serves a model that cannot be read: %s", instance.id, error)
+            return
+        if card is not None:
+            self.entries.setdefault(component, Entry(card)).put(instance)
+
+    def _remove(self, component: str, id: int) -> None:
+        self._refused.pop((component, id), None)
+        entry = self.entries.get(component)
+        if entry is not None:
+            entry.instances.pop(id, None)
+            if not entry.instances:
+                del self.entries[component]
+
+
+def _rank(entry: Entry) -> tuple[int, float, str]:
+    since = min(each.since for each in entry.instances.values())
+    return -entry.card.generation, since, entry.card.digest

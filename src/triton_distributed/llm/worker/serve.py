@@ -1,0 +1,227 @@
+"""`serve_model`: an engine as endpoints of a connection."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+
+from triton_distributed.api.connection import Connection
+from triton_distributed.api.contracts import Stream, Unary
+from triton_distributed.api.served import Served
+from triton_distributed.discovery.base import Change, Snapshot
+from triton_distributed.llm.contract.engine import Engine
+from triton_distributed.llm.contract.errors import InvalidParameter, LLMError, ModelConflict
+from triton_distributed.llm.contract.model import Model, ModelCard
+from triton_distributed.llm.contract.output import Embeddings, Output
+from triton_distributed.llm.contract.records import (
+    ASSETS,
+    EMBED,
+    GENERATE,
+    NAMESPACE,
+    card_of,
+    differences,
+    metadata_of,
+)
+from triton_distributed.llm.contract.request import EmbedRequest, Request
+from triton_distributed.llm.worker.metrics import collector_of
+from triton_distributed.names import Instance
+
+logger = logging.getLogger("triton_distributed.llm")
+
+CHUNK_BYTES = 1024 * 1024
+"""The size of an item of the endpoint `assets`."""
+
+QUEUED_PER_SLOT = 4
+"""Requests that wait for each slot of the engine, if `max_queue` is not given. The next one is refused."""
+
+
+class ServingModel:
+    """A model that this process serves. `serve_model` makes it.
+
+    Attributes:
+        card: as it is published.
+        instance: the record of its endpoint `generate`.
+    """
+
+    def __init__(self, connection: Connection, engine: Engine, card: ModelCard, served: list[Served]) -> None:
+        self.card = card
+        self.instance = served[-1].instance
+        self._served = served
+        self._engine = engine
+        self._connection = connection
+        self._closing: asyncio.Task[None] | None = None
+        self._end = connection.runtime.spawn(self._until_closed())
+
+    async def until_drained(self) -> None:
+        """Wait until the model is not served any more and its engine is closed.
+
+        A signal, closing the connection, or `stop()` ends it; a drain comes before the end.
+
+        Raises:
+            Exception: `Engine.close` raised it.
+        """
+        await asyncio.shield(self._end)
+
+    async def stop(self) -> None:
+        """Stop serving now: running requests are cancelled, then the engine is closed."""
+        for each in self._served:
+            await each.stop()
+        await self.until_drained()
+
+    async def _until_closed(self) -> None:
+        """Close the engine after the last request. The connection cancels this task last of all."""
+        try:
+            for each in self._served:
+                await each.until_drained()
+        finally:
+            collector_of(self._connection).remove(self._engine)
+            closing = asyncio.ensure_future(self._engine.close())
+            while not closing.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([closing])
+            closing.result()
+
+    def __repr__(self) -> str:
+        return f"<ServingModel {self.card.name!r} as instance {self.instance.id}>"
+
+
+async def serve_model(
+    connection: Connection, engine: Engine, *, namespace: str = NAMESPACE, max_queue: int | None = None
+) -> ServingModel:
+    """Start an engine and serve its model. It can be called when this returns.
+
+    At most `engine.slots` requests run at once. The engine is closed after the last request, and also if this fails.
+
+    Args:
+        connection: serves the endpoints.
+        engine: the engine; it has not been started.
+        namespace: of the endpoints.
+        max_queue: requests that may wait beyond the slots; the next one is refused with `Overloaded`. By default 4 for
+            each slot.
+
+    Raises:
+        ModelConflict: another worker serves a model of the same name and generation with another card.
+        LLMError: the engine has no model, or no slot.
+        DiscoveryError, OSError, InvalidName, AlreadyServed: as `Connection.serve` raises them.
+        Exception: `Engine.start` raised it.
+    """
+    served: list[Served] = []
+    try:
+        await engine.start()
+        model, slots = _checked(engine)
+        card = model.published
+        await _check_conflict(connection, card, namespace)
+        queue = QUEUED_PER_SLOT * slots if max_queue is None else max_queue
+        handlers = _Handlers(engine, card, model.assets)
+        place, metadata, labels = f"{namespace}.{card.component}", metadata_of(card), {"model": card.name}
+        served.append(
+            await connection.serve(
+                Stream[str, bytes](f"{place}.{ASSETS}"), handlers.assets, metadata=metadata, metrics_labels=labels
+            )
+        )
+        if card.embeddings:
+            served.append(
+                await connection.serve(
+                    Unary[EmbedRequest, Embeddings](f"{place}.{EMBED}"),
+                    handlers.embed,
+                    max_inflight=slots,
+                    max_queue=queue,
+                    metadata=metadata,
+                    metrics_labels=labels,
+                )
+            )
+        served.append(
+            await connection.serve(
+                Stream[Request, Output](f"{place}.{GENERATE}"),
+                handlers.generate,
+                max_inflight=slots,
+                max_queue=queue,
+                metadata=metadata,
+                metrics_labels=labels,
+            )
+        )
+    except BaseException:
+        for each in served:
+            await each.stop()
+        await engine.close()
+        raise
+    collector_of(connection).add(engine, card.name)
+    return ServingModel(connection, engine, card, served)
+
+
+def _checked(engine: Engine) -> tuple[Model, int]:
+    """The model and the slots of an engine that has started."""
+    kind = type(engine).__name__
+    model, slots = getattr(engine, "model", None), engine.slots
+    if not isinstance(model, Model):
+        raise LLMError(f"{kind}.model is not a Model: set it in __init__ or in start()")
+    if not model.card.name:
+        raise LLMError(f"the model of {kind} has no name: set ModelCard.name")
+    if type(slots) is not int or slots < 1:
+        raise LLMError(f"{kind}.slots is {slots!r}: it must be a whole number of at least 1")
+    return model, slots
+
+
+async def _check_conflict(connection: Connection, card: ModelCard, namespace: str) -> None:
+    found: list[Instance] = []
+
+    def sink(change: Change) -> None:
+        if isinstance(change, Snapshot):
+            found.extend(change.instances)
+
+    (await connection.runtime.discovery.watch(None, sink)).close()
+    for instance in found:
+        with contextlib.suppress(ValueError):  # Its card is not readable: front ends do not list the model either.
+            other = card_of(instance, namespace)
+            if other and (other.name, other.generation) == (card.name, card.generation) and other != card:
+                by = f"instance {instance.id} at {','.join(instance.addresses)}"
+                raise ModelConflict(card.name, card.generation, differences(card, other), by)
+
+
+class _Handlers:
+    """The handlers of a model's endpoints."""
+
+    def __init__(self, engine: Engine, card: ModelCard, assets: dict[str, bytes]) -> None:
+        self._engine = engine
+        self._name = card.name
+        self._assets = assets
+
+    async def generate(self, request: Request) -> AsyncIterator[Output]:
+        """Answer as the engine does, and see that the answer has one end."""
+        stream = self._engine.generate(request)
+        if not hasattr(stream, "__aiter__"):
+            if asyncio.iscoroutine(stream):
+                stream.close()
+            raise self._broken(f"generate() returned {type(stream).__name__}: write `yield` in it")
+        ended = False
+        try:
+            async for output in stream:
+                if ended:
+                    raise self._broken("an output came after the one with the finish reason")
+                if not isinstance(output, Output):
+                    raise self._broken(f"generate() yielded {type(output).__name__}, not Output")
+                ended = output.finish_reason is not None
+                yield output
+            if not ended:
+                raise self._broken("an answer ended without a finish reason")
+        finally:
+            close: Callable[[], object] | None = getattr(stream, "aclose", None)
+            if close is not None:
+                await close()  # type: ignore[misc]
+
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        """Embed as the engine does."""
+        return await self._engine.embed(request)
+
+    async def assets(self, digest: str) -> AsyncIterator[bytes]:
+        """The contents that have a digest, in parts."""
+        content = self._assets.get(digest)
+        if content is None:
+            raise InvalidParameter("digest", f"the model {self._name!r} has nothing with the digest {digest!r}")
+        for start in range(0, len(content), CHUNK_BYTES):
+            yield content[start : start + CHUNK_BYTES]
+
+    def _broken(self, reason: str) -> LLMError:
+        return LLMError(f"the engine of {self._name!r}, {type(self._engine).__name__}: {reason}")
