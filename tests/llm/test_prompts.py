@@ -50,6 +50,7 @@ def test_variables_of_the_model_and_of_the_request_reach_the_template():
     [
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        "{% set x = (range(99999)|list) * 10 %}" + "{% set y = x|map('string')|list %}" * 20,
         "{% set x = namespace() %}{% for a in range(99999) recursive %}{{ loop([]) }}"
         "{% for b in range(99999) %}{% set x.y = a %}{% endfor %}{% endfor %}",
     ],
@@ -68,6 +69,7 @@ def test_a_template_without_end_is_ended(source):
         "{% set x.y = y %}{% endfor %}",
         "{{ 'a' * 10**9 }}",
         "{{ 2**(10**9) }}",
+        "{{ [1] * 10**7 }}",
         "{{ '%1000000000d' % 1 }}",
         "{{ '%*d' % (1000000000, 1) }}",
         "{{ '{:1000000000}'.format(1) }}",
@@ -180,6 +182,20 @@ async def test_short_prompts_are_made_on_the_loop_and_long_ones_in_threads(threa
     await made.chat([{"role": "user", "content": "x" * 4_000}])
     assert all(each.startswith("trd-tokenizer") for each in tokenizer.threads)
     assert len(tokenizer.threads) == 2
+
+
+async def test_a_template_that_makes_a_short_chat_long_is_tokenized_in_a_thread(threads):
+    made, tokenizer = prompts(threads, "{{ 'x' * 4000 }}")
+    assert (await made.chat(HI)).tokens == 4_000
+    assert [each.startswith("trd-tokenizer") for each in tokenizer.threads] == [True]
+
+
+async def test_threads_that_are_closed_do_not_start_again():
+    threads = TokenizerThreads()
+    assert await threads.run(lambda: 1) == 1
+    threads.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        await threads.run(lambda: 1)
 
 
 async def test_a_slow_template_leaves_the_loop(threads):

@@ -46,18 +46,25 @@ class TokenizerThreads:
 
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
+        self._closed = False
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Run work in a thread. If the caller is cancelled before it begins, it does not begin."""
+        """Run work in a thread. If the caller is cancelled before it begins, it does not begin.
+
+        Raises:
+            RuntimeError: the threads are closed.
+        """
+        if self._closed:
+            raise RuntimeError("the threads of the tokenizer are closed")
         if self._pool is None:
             self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "trd-tokenizer")
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     def close(self) -> None:
         """End the threads, after the work that they have begun. Work that waits is cancelled."""
+        self._closed = True
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = None
 
 
 class Prompts:
@@ -138,22 +145,24 @@ class Prompts:
                 raise InvalidParameter("messages", f"the model {self._card.name!r} has no chat template")
             return Prompt(messages=messages)
 
-        def made(limit_s: float) -> Prompt:
-            text = template.render(
+        def text(limit_s: float) -> str:
+            return template.render(
                 messages,
                 tools=tools,
                 values=template_values,
                 add_generation_prompt=add_generation_prompt,
                 limit_s=limit_s,
             )
-            return self._made("messages", text, add_special_tokens=False)
+
+        def made() -> Prompt:
+            return self._made("messages", text(1.0), add_special_tokens=False)
 
         if not self._slow_template and _small((messages, tools, template_values), _INLINE_CHARACTERS) > 0:
             try:
-                return made(_INLINE_LIMIT_S)
+                return await self._tokenized("messages", text(_INLINE_LIMIT_S), add_special_tokens=False)
             except TemplateTimeout:
                 self._slow_template = True
-        return await self._threads.run(lambda: made(1.0))
+        return await self._threads.run(made)
 
     async def text(self, text: str, *, param: str = "prompt") -> Prompt:
         """Make the prompt of a text.
@@ -165,9 +174,7 @@ class Prompts:
         Raises:
             InvalidParameter: it is not valid Unicode, or leaves no room in the context.
         """
-        if len(text) < _INLINE_CHARACTERS:
-            return self._made(param, text, add_special_tokens=True)
-        return await self._threads.run(lambda: self._made(param, text, add_special_tokens=True))
+        return await self._tokenized(param, text, add_special_tokens=True)
 
     def ids(self, token_ids: Sequence[int], *, param: str = "prompt") -> Prompt:
         """Make the prompt of token ids.
@@ -190,6 +197,11 @@ class Prompts:
         if vocabulary and ids and (most := max(token_ids)) >= vocabulary:
             raise InvalidParameter(param, f"token id {most} is not in the vocabulary, which has {vocabulary} tokens")
         return self._fitting(param, Prompt(ids=ids, tokens=len(token_ids)))
+
+    async def _tokenized(self, param: str, text: str, *, add_special_tokens: bool) -> Prompt:
+        if len(text) < _INLINE_CHARACTERS or self.tokenizer is None:
+            return self._made(param, text, add_special_tokens=add_special_tokens)
+        return await self._threads.run(lambda: self._made(param, text, add_special_tokens=add_special_tokens))
 
     def _made(self, param: str, text: str, *, add_special_tokens: bool) -> Prompt:
         try:

@@ -22,6 +22,12 @@ _log = logging.getLogger(__name__)
 _MOST_CHARACTERS = 16 << 20
 """Of a prompt, and of each value that a template makes on the way."""
 
+_MOST_ITEMS = 1 << 20
+"""Of each list that a template makes on the way."""
+
+_LARGE = 10_000
+"""The clock is read after each step that makes a larger value."""
+
 _TICKS = 32
 """The clock is read once in this many steps of loops."""
 
@@ -285,8 +291,8 @@ def _each(items: Iterable[Any]) -> Iterator[Any]:
 
 
 def _bounded(value: Any) -> Any:
-    if isinstance(value, str | list | tuple) and len(value) > _MOST_CHARACTERS:
-        raise ValueError(f"it makes a value of more than {_MOST_CHARACTERS} characters or items")
+    if isinstance(value, str | list | tuple):
+        _test_size(value, len(value))
     return value
 
 
@@ -296,19 +302,22 @@ def _test_operation(operator: str, left: Any, right: Any) -> None:
     if operator == "*":
         for sequence, count in ((left, right), (right, left)):
             if isinstance(sequence, str | list | tuple) and isinstance(count, int):
-                _test_size(len(sequence) * count)
+                _test_size(sequence, len(sequence) * count)
         if isinstance(left, int) and isinstance(right, int):
-            _test_size(left.bit_length() + right.bit_length())
+            _test_size(left, left.bit_length() + right.bit_length())
     elif operator == "**":
         if isinstance(left, int) and isinstance(right, int) and right > 0:
-            _test_size(left.bit_length() * right)
+            _test_size(left, left.bit_length() * right)
     elif operator == "%" and isinstance(left, str):
         _test_format(left)
 
 
-def _test_size(size: int) -> None:
-    if size > _MOST_CHARACTERS:
-        raise ValueError(f"it makes a value of more than {_MOST_CHARACTERS} characters or items")
+def _test_size(value: Any, size: int) -> None:
+    """Refuse a size that is too large for a value of the same kind."""
+    if size > (_MOST_ITEMS if isinstance(value, list | tuple) else _MOST_CHARACTERS):
+        raise ValueError(f"it makes a value of {size} characters or items")
+    if size > _LARGE:
+        _limits.test()
 
 
 def _test_format(form: str) -> None:
@@ -321,7 +330,7 @@ def _test_arguments(arguments: Sequence[Any], named: Mapping[str, Any]) -> None:
     """Refuse numbers that are sizes of texts, e.g. of `ljust`."""
     for each in (*arguments, *named.values()):
         if isinstance(each, int):
-            _test_size(each)
+            _test_size(each, each)
 
 
 def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
