@@ -69,8 +69,8 @@ class StandIn:
         return Answer(self, request, self.answers(prompt, request))
 
     async def embed(self, inputs, **options: Any) -> Embeddings:
-        vectors = [struct.pack("<3f", len(each), 0.5, -1) for each in inputs]
-        return Embeddings(vectors, sum(map(len, inputs)))
+        vectors = [struct.pack("<3f", each.tokens, 0.5, -1) for each in inputs]
+        return Embeddings(vectors, sum(each.tokens for each in inputs))
 
 
 class StandInModels:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import inspect
 import json
 import struct
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import msgspec
 import openai
 import pytest
+from openai.resources.chat.completions import AsyncCompletions as Completions
+from openai.resources.completions import AsyncCompletions as TextCompletions
+from openai.resources.embeddings import AsyncEmbeddings as Embeddings
 
 from tests.llm.standin import StandIn, StandInModels, echo
 from triton_distributed.errors import (
@@ -25,9 +30,10 @@ from triton_distributed.errors import (
 )
 from triton_distributed.llm import AnswerLost, EngineStalled, InvalidParameter
 from triton_distributed.llm.http import openai_app
-from triton_distributed.llm.http.bodies import NO_EFFECT, REFUSED, ChatBody, CompletionBody, Generation
+from triton_distributed.llm.http.bodies import NO_EFFECT, REFUSED, ChatBody, CompletionBody, EmbeddingBody
 from triton_distributed.llm.models.delta import Delta
 
+ROOT = Path(__file__).resolve().parents[2]
 HELLO = [{"role": "user", "content": "hello"}]
 
 
@@ -226,7 +232,12 @@ async def test_an_invalid_field_is_named(change, param):
 
 
 async def test_every_refused_field_is_refused_and_every_other_is_taken():
+    known = [set(inspect.signature(each.create).parameters) for each in (Completions, TextCompletions, Embeddings)]
     app = openai_app(StandInModels(StandIn(echo)))
+    bodies: list[type[msgspec.Struct]] = [ChatBody, CompletionBody, EmbeddingBody]
+    for fields, body_type in zip(known, bodies, strict=True):
+        unknown = fields - {each.name for each in msgspec.structs.fields(body_type)}
+        assert unknown == {"self", "extra_headers", "extra_query", "extra_body", "timeout"}
     for body, path, base in (
         (ChatBody, "/v1/chat/completions", {"messages": HELLO}),
         (CompletionBody, "/v1/completions", {"prompt": "ab"}),
@@ -242,7 +253,20 @@ async def test_every_refused_field_is_refused_and_every_other_is_taken():
             assert sent[0]["status"] == (400 if refused else 200), field.name
             if refused:
                 assert json.loads(sent[1]["body"])["error"]["param"] == field.name
-    assert {each.name for each in msgspec.structs.fields(Generation)} >= {"top_k", "min_p", "ignore_eos"}
+
+
+def test_the_page_says_what_is_done_with_each_field():
+    fields: dict[tuple[str, str], list[str]] = {}
+    for route, body in (("chat", ChatBody), ("completions", CompletionBody), ("embeddings", EmbeddingBody)):
+        for field in msgspec.structs.fields(body):
+            done = "honoured"
+            if field.type is Any:
+                done = f"no effect: {NO_EFFECT[field.name]}" if field.name in NO_EFFECT else "refused: "
+                done += REFUSED[field.name][0] if field.name in REFUSED else ""
+            fields.setdefault((field.name, done), []).append(route)
+    page = (ROOT / "docs/llm/openai-api.md").read_text()
+    table = [line for line in page.partition("## Errors")[0].splitlines() if line.startswith("| `")]
+    assert table == [f"| `{name}` | {', '.join(routes)} | {done} |" for (name, done), routes in sorted(fields.items())]
 
 
 async def test_options_reach_the_engine():

@@ -1,4 +1,4 @@
-"""The OpenAI API as an ASGI app: `pip install 'triton-distributed[llm]'`.
+"""The OpenAI API as an ASGI app: `pip install 'triton-distributed[llm]'`. See docs/llm/openai-api.md.
 
 async with Models(connection) as models:
     app.mount("/llm", openai_app(models))
