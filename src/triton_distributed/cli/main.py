@@ -23,6 +23,7 @@ from triton_distributed.system import first_process
 
 COMMANDS = {
     "serve": "serve a function, method or class of a module as an endpoint",
+    "http": "answer HTTP requests with models and other endpoints",
     "ls": "list the served endpoints and their instances",
     "describe": "show all that is known of an endpoint or an instance",
     "watch": "follow the instances: one line for each change",

@@ -1,0 +1,140 @@
+"""`trd http`: a front end over HTTP for models and for other endpoints."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import importlib.util
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from triton_distributed.api.connection import connect
+from triton_distributed.cli.arguments import at_least
+from triton_distributed.cli.failure import USAGE, Failure
+from triton_distributed.cli.settings import worker_settings
+from triton_distributed.config import Config
+from triton_distributed.errors import InvalidName
+from triton_distributed.system.event_loop import new_event_loop
+
+NEEDED = ("starlette", "uvicorn", "httptools", "prometheus_client")
+
+EPILOG = """\
+When requests are answered, one line is printed on standard output:
+    ready: URL
+
+A route puts an endpoint on a path: JSON in; JSON out, or server-sent events if
+the endpoint's contract is a stream or the caller accepts them:
+    trd http --route POST /embed=ns.comp.ep
+The method may be left out; it is then POST.
+
+With keys, requests need the header Authorization: Bearer KEY. /health, /live,
+/ping, /version, /metrics, /openapi.json and / are answered without one. FILE has
+a key a line, or its hash as sha256:HEX. Other users of the machine can read the
+command line, so a file is better than --api-key.
+
+SIGTERM and SIGINT drain: no connection is accepted, running requests finish
+within TRD_DRAIN_TIMEOUT_S, and the exit status is 0. A second signal ends it at
+once.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.epilog = EPILOG
+    parser.add_argument("--host", metavar="HOST", default="127.0.0.1", help="the address (default: 127.0.0.1)")
+    parser.add_argument("--port", metavar="N", type=_port, default=8000, help="the port; 0 for any (default: 8000)")
+    parser.add_argument(
+        "--route",
+        metavar="WORD",
+        nargs="+",
+        action="append",
+        default=[],
+        help="[METHOD] /PATH=NS.COMP.EP: answer a path with an endpoint; repeatable",
+    )
+    parser.add_argument(
+        "--api-key", metavar="KEY", action="append", default=[], help="a key that requests may have; repeatable"
+    )
+    parser.add_argument("--api-key-file", metavar="FILE", type=Path, help="a file of keys or their hashes")
+    parser.add_argument(
+        "--cors", metavar="ORIGIN", action="append", default=[], help="web pages that may call; repeatable, * for all"
+    )
+    parser.add_argument(
+        "--max-body-mib", metavar="N", type=at_least(1), default=32, help="largest body, in MiB (default: 32)"
+    )
+    parser.add_argument(
+        "--max-requests", metavar="N", type=at_least(1), help="requests that may run at once (default: no limit)"
+    )
+    parser.add_argument("--no-access-log", action="store_true", help="no line in the log for each request")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until a signal."""
+    absent = [each for each in NEEDED if importlib.util.find_spec(each) is None]
+    if absent:
+        raise Failure(f"{absent[0]} is not installed: pip install 'triton-distributed[llm]'")
+    config = worker_settings(handle_signals=False)
+    options = _options(arguments)
+    if options["access_log"]:
+        logging.getLogger("triton_distributed.llm.http.access").setLevel(logging.INFO)
+    serving = importlib.import_module("triton_distributed.llm.http.serve")
+    try:
+        listening = serving.listen(arguments.host, arguments.port)
+    except OSError as error:
+        raise Failure(f"cannot listen on {arguments.host}:{arguments.port}: {error.strerror or error}") from error
+    with listening, asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(_serve(serving, listening, config, options))
+    return 0
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of `front_end`."""
+    routes = importlib.import_module("triton_distributed.llm.http.routes")
+    keys = importlib.import_module("triton_distributed.llm.http.keys")
+    given = list(arguments.api_key)
+    try:
+        if arguments.api_key_file is not None:
+            found = keys.keys_in(arguments.api_key_file.read_text())
+            if not found:
+                raise Failure(f"{arguments.api_key_file} has no key", USAGE)
+            given += found
+        keys.Keys(given)
+        read = [routes.read_route(" ".join(each)) for each in arguments.route]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise Failure(f"cannot read {arguments.api_key_file}: {reason}", USAGE) from error
+    except InvalidName:
+        raise
+    except ValueError as error:
+        raise Failure(str(error), USAGE) from error
+    return {
+        "routes": read,
+        "keys": given,
+        "origins": arguments.cors,
+        "max_body_bytes": arguments.max_body_mib * 1024 * 1024,
+        "max_requests": arguments.max_requests,
+        "access_log": not arguments.no_access_log,
+    }
+
+
+async def _serve(serving: Any, listening: Any, config: Config, options: dict[str, Any]) -> None:
+    front = importlib.import_module("triton_distributed.llm.http.front")
+    async with connect(config) as here:
+        try:
+            app = await front.front_end(here, **options)
+        except ValueError as error:
+            raise Failure(str(error), USAGE) from error
+        await serving.serve(app, listening, drain_timeout_s=config.drain_timeout_s, ready=_say_ready)
+
+
+def _say_ready(url: str) -> None:
+    print(f"ready: {url}")
+    sys.stdout.flush()
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: a number from 0 to 65535")
+    return int(text)

@@ -1,0 +1,188 @@
+"""The front end: the OpenAI API and other routes, with keys, limits, probes, metrics and a log around them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route as Path
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from triton_distributed import __version__
+from triton_distributed.api.connection import Connection
+from triton_distributed.context import current
+from triton_distributed.integrations.http.app import install
+from triton_distributed.integrations.http.request import HttpContext, read_headers
+from triton_distributed.llm.http.access import Access
+from triton_distributed.llm.http.keys import Keys
+from triton_distributed.llm.http.limits import Limits, refuse
+from triton_distributed.llm.http.metrics import FrontMetrics
+from triton_distributed.llm.http.openapi import OPENAI, description
+from triton_distributed.llm.http.routes import Route, RoutedEndpoint
+
+PROBES = ("/health", "/live", "/ping")
+OPEN = ("/", *PROBES, "/version", "/metrics", "/openapi.json")
+"""Paths that need no key."""
+
+Page = Callable[[Request], Awaitable[Response]]
+
+
+class Listed(Protocol):
+    """The models that are served now."""
+
+    def list(self) -> Any: ...
+
+
+class FrontEnd:
+    """An ASGI app. Made by `front_end`.
+
+    Attributes:
+        draining: whether the server is about to end: `/health` then says 503, so that no new request is sent here.
+        running: requests of clients that run now; probes do not count.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        routes: Sequence[RoutedEndpoint],
+        openai: ASGIApp | None,
+        models: Listed | None,
+        limits: dict[str, Any],
+        origins: Sequence[str],
+        access_log: bool,
+    ) -> None:
+        self._connection, self._routes, self._openai, self._models = connection, routes, openai, models
+        self.draining = False
+        metrics = FrontMetrics()
+        connection.metrics.add(metrics.registry)
+        pages: dict[str, Page] = {
+            "/": self._root,
+            "/health": self._health,
+            "/live": self._live,
+            "/ping": self._live,
+            "/version": self._version,
+            "/metrics": self._metrics,
+            "/openapi.json": self._description,
+        }
+        paths = [Path(path, page) for path, page in pages.items()]
+        self._own = Starlette(
+            routes=[*paths, *(Path(each.route.path, each.answer, methods=[each.route.method]) for each in routes)]
+        )
+        self._own.state.trd = connection
+        install(self._own)
+        known = {*pages, *OPENAI, *(each.route.path for each in routes)}
+        self._limits = app = Limits(self._dispatch, OPEN, **limits)
+        around: ASGIApp = app
+        if origins:
+            shown = ["x-request-id", "retry-after"]
+            around = CORSMiddleware(
+                app, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=shown
+            )
+        self._app = Access(around, metrics, known, PROBES, access_log)
+
+    @property
+    def running(self) -> int:
+        """See the class."""
+        return self._limits.running
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request of ASGI."""
+        await self._app(scope, receive, send)
+
+    async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+            await self._own(scope, receive, send)
+        elif self._openai is None:
+            await refuse(scope, send, 404, "unknown_url", f"There is no path {scope['path']}.")
+        else:
+            id, travelling = read_headers(scope["headers"])
+            context = HttpContext(id, travelling, False)
+            token = current.set(context)  # The calls of the request have its id and its trace.
+            try:
+                await self._openai(scope, receive, send)
+            finally:
+                current.reset(token)
+                context.over = True
+
+    async def _root(self, request: Request) -> Response:
+        found = {"name": "triton_distributed", "version": __version__, "description": "/openapi.json"}
+        return _json(found)
+
+    async def _version(self, request: Request) -> Response:
+        return _json({"version": __version__})
+
+    async def _live(self, request: Request) -> Response:
+        return _json({"status": "live"})
+
+    async def _health(self, request: Request) -> Response:
+        names = [] if self._models is None else [each.card.name for each in self._models.list()]
+        routes = {each.route.path: each.instances for each in self._routes}
+        healthy = bool(names) or any(routes.values())
+        status = "draining" if self.draining else "healthy" if healthy else "unavailable"
+        discovery = self._connection.runtime.config.discovery
+        found = {"status": status, "mode": discovery.partition(":")[0], "models": names, "routes": routes}
+        return _json(found, 200 if status == "healthy" else 503)
+
+    async def _metrics(self, request: Request) -> Response:
+        accept, encoding = (request.headers.get(each, "") for each in ("accept", "accept-encoding"))
+        page = await asyncio.to_thread(self._connection.metrics.page, accept, encoding)
+        headers = {"content-type": page.content_type}
+        if page.content_encoding:
+            headers["content-encoding"] = page.content_encoding
+        return Response(page.body, headers=headers)
+
+    async def _description(self, request: Request) -> Response:
+        routes = [(each.route, each.contract) for each in self._routes]
+        return _json(description(__version__, self._openai is not None, routes))
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+async def front_end(
+    connection: Connection,
+    *,
+    openai: ASGIApp | None = None,
+    models: Listed | None = None,
+    routes: Iterable[Route] = (),
+    keys: Iterable[str] = (),
+    origins: Sequence[str] = (),
+    max_body_bytes: int = 32 * 1024 * 1024,
+    max_requests: int | None = None,
+    access_log: bool = True,
+) -> FrontEnd:
+    """Make a front end. It is open as long as the connection.
+
+    Args:
+        connection: calls the workers.
+        openai: what answers `/v1`; see `openai_app`. Without it these paths are not found.
+        models: the models that `/health` shows.
+        routes: other endpoints with their paths.
+        keys: API keys, or their hashes; without any, every request is answered.
+        origins: web pages that may call from a browser, e.g. `https://chat.example.com`; `*` for all.
+        max_body_bytes: the largest body.
+        max_requests: requests that may run at once; None for no limit.
+        access_log: whether each request gets a line in the log.
+
+    Raises:
+        ValueError: a key is invalid, two routes are the same, or one is a path of the front end itself.
+        DiscoveryError: discovery cannot be read.
+    """
+    found: dict[tuple[str, str], RoutedEndpoint] = {}
+    for route in routes:
+        key = route.method, route.path
+        if key in found or route.path in OPEN or route.path.startswith("/v1/"):
+            raise ValueError(f"the path {route.path} is taken")
+        name = route.endpoint
+        runtime = connection.runtime
+        client = await runtime.namespace(name.namespace).component(name.component).endpoint(name.endpoint).client()
+        found[key] = RoutedEndpoint(route, connection, client, max_body_bytes)
+    limits = {"keys": Keys(keys), "max_body_bytes": max_body_bytes, "max_requests": max_requests}
+    return FrontEnd(connection, list(found.values()), openai, models, limits, origins, access_log)

@@ -1,0 +1,81 @@
+"""`trd http`: it answers, drains, and says what is wrong with its options."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.cli.command import Running, Trd
+from tests.timing import PATIENCE_S
+
+
+def url_of(running: Running) -> str:
+    word, url = running.line().split()
+    assert word == "ready:"
+    return url
+
+
+def test_a_request_that_runs_at_sigterm_is_answered_whole(trd: Trd, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    trd.serve("worker:gated", "demo.b.gated")
+    front = trd.start("http", "--port", "0", "--route", "POST", "/gated=demo.b.gated", "--api-key", "k")
+    url = url_of(front)
+    with httpx.Client(base_url=url, timeout=PATIENCE_S) as http:
+        assert http.post("/gated", json=str(gate)).status_code == 401
+        accept = {"authorization": "Bearer k", "accept": "text/event-stream", "x-request-id": "mine"}
+        with http.stream("POST", "/gated", json=str(gate), headers=accept) as answer:
+            lines = answer.iter_lines()
+            assert next(lines) == "data: begun"
+            front.signal(signal.SIGTERM)
+            assert front.err is not None
+            said = front.err.readline()
+            while "draining" not in said:
+                said = front.err.readline()
+            assert said.startswith("draining: 1 request(s) may run for at most ")
+            gate.write_text("")
+            assert [each for each in lines if each] == ["data: done"]
+    ended = front.end()
+    assert (ended.status, ended.out) == (0, "")
+    assert "mine POST '/gated' 200 " in ended.err
+
+
+def test_a_second_signal_ends_it_at_once(trd: Trd) -> None:
+    trd.serve("worker:one_then_wait", "demo.b.w")
+    front = trd.start("http", "--port", "0", "--route", "/w=demo.b.w", "--no-access-log")
+    url, head = url_of(front), {"accept": "text/event-stream"}
+    with httpx.stream("POST", f"{url}/w", json=1, headers=head, timeout=PATIENCE_S) as answer:
+        lines = answer.iter_lines()
+        assert next(lines) == "data: one"
+        front.signal(signal.SIGTERM)
+        assert front.err is not None
+        assert front.err.readline().startswith("draining: 1 request(s)")
+        while front.process.poll() is None:  # An echo of the first signal would not count.
+            front.signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                front.process.wait(0.1)
+    assert front.process.returncode == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--route", "/a"], "'/a' is not a route: write POST /path=namespace.component.endpoint"),
+        (["--route", "/health=a.b.c"], "the path /health is taken"),
+        (["--port", "x"], "'x' is not a port"),
+        (["--api-key", "a b"], "an API key is a text without white space"),
+        (["--api-key-file", "absent"], "cannot read absent: No such file or directory"),
+    ],
+)
+def test_a_wrong_option_is_one_line(trd: Trd, options: list[str], says: str) -> None:
+    port = [] if "--port" in options else ["--port", "0"]
+    said = trd.run("http", *port, *options)
+    assert (said.status, said.out) == (2, "")
+    assert says in said.err
+    assert said.err.count("\n") == 1
