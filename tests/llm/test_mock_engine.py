@@ -184,3 +184,17 @@ def test_a_cancelled_request_frees_its_slot_at_once():
         await engine.close()
 
     run_in_virtual_time(program())
+
+
+@pytest.mark.parametrize("options", [{}, {"itl_ms": "1"}])
+def test_a_caller_that_leaves_between_outputs_frees_its_slot(options):
+    async def program():
+        engine = MockEngine(**options)
+        answer = engine.generate(request(max_tokens=1000))
+        await anext(answer)
+        assert engine.metrics().active == 1
+        await answer.aclose()
+        assert engine.metrics().active == 0
+        await engine.close()
+
+    run_in_virtual_time(program())

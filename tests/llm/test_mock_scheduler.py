@@ -140,6 +140,39 @@ def test_preempted_requests_answer_the_same_and_later():
     assert slow > quick
 
 
+def test_a_preempted_request_begins_again_before_those_that_wait():
+    scheduler = Scheduler(Cache(5, 4), slots=2, batch_tokens=4)
+    oldest, victim, last = (Sequence(ids(size, 100 * size), ids(6, 50)) for size in (8, 11, 3))
+    for each in (oldest, victim, last):
+        scheduler.add(each)
+    for _ in range(4):
+        scheduler.complete(scheduler.step())
+    assert scheduler.preemptions == 0
+    step = scheduler.step()
+    assert step.work == [(oldest, 1)], "a step that takes blocks from a request begins no other"
+    assert (scheduler.running, list(scheduler.waiting)) == ([oldest], [victim, last])
+    assert scheduler.preemptions == 1
+    scheduler.complete(step)
+    for _ in range(50):
+        if scheduler.running or scheduler.waiting:
+            scheduler.complete(scheduler.step())
+    assert all(each.finished for each in (oldest, victim, last))
+    assert scheduler.cached_tokens == 0, "what a preempted request finds of its own does not count"
+
+
+def test_a_request_removed_during_a_step_gets_no_token():
+    scheduler = Scheduler(Cache(5, 4), slots=2, batch_tokens=20)
+    stays, goes = Sequence(ids(4), ids(4)), Sequence(ids(4, 50), ids(4))
+    scheduler.add(stays)
+    scheduler.add(goes)
+    step = scheduler.step()
+    scheduler.remove(goes)
+    assert scheduler.complete(step) == [stays]
+    assert (goes.generated, scheduler.generated_tokens, scheduler.cache.used) == (0, 1, 1)
+    scheduler.remove(goes)
+    assert scheduler.running == [stays]
+
+
 def test_what_never_fits_in_the_cache_is_refused():
     engine = MockEngine(itl_ms="1", blocks="4", block_tokens="4")
     with pytest.raises(InvalidParameter, match="with its answer it has 17 tokens, and the KV cache has room for 16"):
@@ -181,6 +214,26 @@ def test_the_events_of_an_engine_are_published_with_their_time():
     (batch,) = map(msgspec.msgpack.decode, batches)
     assert batch["ts"] == pytest.approx(began + 0.01)
     assert batch["events"][0]["token_ids"] == list(range(8))
+
+
+def test_an_eviction_is_published_before_the_step_that_needs_the_block():
+    batches: list[bytes] = []
+
+    async def program():
+        engine = MockEngine(ttft_ms="10", blocks="3", block_tokens="4", kv_events=batches.append)
+        await answered(engine, ids(8), max_tokens=1)
+        began = asyncio.get_running_loop().time()
+        await answered(engine, ids(8, 50), max_tokens=1)
+        await engine.close()
+        return began
+
+    began = run_in_virtual_time(program())
+    found = [
+        (round(batch["ts"] - began, 6), event["type"])
+        for batch in map(msgspec.msgpack.decode, batches)
+        for event in batch["events"]
+    ]
+    assert found == [(0, "BlockStored"), (0, "BlockRemoved"), (0.01, "BlockStored")]
 
 
 def test_a_failing_receiver_of_events_fails_the_request():

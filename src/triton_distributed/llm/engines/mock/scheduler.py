@@ -177,7 +177,8 @@ class Scheduler:
         missing = self._blocks_for(sequence.computed + tokens) - len(sequence.blocks)
         if missing > self.cache.available:
             return False
-        sequence.blocks += self.cache.allocate(missing)
+        if missing:
+            sequence.blocks += self.cache.allocate(missing)
         return True
 
     def _preempt(self) -> Sequence:
