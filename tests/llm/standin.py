@@ -12,27 +12,14 @@ import msgspec
 from triton_distributed.llm.contract.errors import ModelNotFound
 from triton_distributed.llm.contract.model import ModelCard
 from triton_distributed.llm.contract.output import Embeddings, Usage
-from triton_distributed.llm.contract.request import Request, packed
+from triton_distributed.llm.contract.request import Request
 from triton_distributed.llm.models.delta import Delta, TokenText
+from triton_distributed.llm.models.prompts import Prompt, Prompts, TokenizerThreads
+from triton_distributed.llm.tokens.template import ChatTemplate
+from triton_distributed.llm.tokens.tokenizer import load_tokenizer
 
-
-class Prompt(msgspec.Struct):
-    ids: bytes
-    text: str | None = None
-    messages: list[Any] | None = None
-    tokens: int = 0
-
-
-class Prompts:
-    async def chat(self, messages, *, tools=None, template_values=None, add_generation_prompt=True) -> Prompt:
-        text = "".join(f"{each['role']}:{each['content']}" for each in messages)
-        return await self.text(text + str(template_values or "") + "|" * add_generation_prompt)
-
-    async def text(self, text: str) -> Prompt:
-        return self.ids(list(text.encode()))
-
-    def ids(self, token_ids: list[int]) -> Prompt:
-        return Prompt(packed(token_ids), tokens=len(token_ids))
+TEMPLATE = """{% for message in messages %}{{ message.role }}:{{ message.content }}{% endfor %}\
+{{ mood }}{% if add_generation_prompt %}|{% endif %}"""
 
 
 class Answer:
@@ -59,7 +46,8 @@ class StandIn:
     def __init__(self, answers: Callable[[Prompt, Request], AsyncGenerator[Delta]], **card: Any) -> None:
         self.card = msgspec.convert({"name": "org/tiny", "context_tokens": 1000, "max_logprobs": 5} | card, ModelCard)
         self.created = 1_700_000_000
-        self.prompts = Prompts()
+        template = ChatTemplate(TEMPLATE, {})
+        self.prompts = Prompts(self.card, load_tokenizer("bytes"), template, TokenizerThreads())
         self.answers = answers
         self.running: set[Answer] = set()
         self.asked: list[Request] = []

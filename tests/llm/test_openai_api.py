@@ -101,6 +101,19 @@ async def test_chat_streamed_and_whole():
     assert (chunks[-1].usage.prompt_tokens, chunks[-1].usage.completion_tokens) == (11, 14)
 
 
+async def test_variables_of_the_template():
+    async with client_of(StandIn(echo)) as client:
+        for extra, tokens in (
+            ({}, 11),
+            ({"chat_template_kwargs": {"mood": "calm"}}, 15),
+            ({"add_generation_prompt": False}, 10),
+        ):
+            found = await client.chat.completions.create(
+                model="org/tiny", messages=HELLO, max_tokens=1, extra_body=extra
+            )
+            assert found.usage.prompt_tokens == tokens
+
+
 async def test_log_probabilities_of_both_kinds():
     async with client_of(StandIn(echo)) as client:
         chat = await client.chat.completions.create(
@@ -220,6 +233,11 @@ async def test_errors_before_and_within_a_stream():
         ({"logit_bias": {"-1": 1}}, "logit_bias"),
         ({"logit_bias": {"5": 101}}, "logit_bias[...]"),
         ({"modalities": ["audio"]}, "modalities"),
+        ({"messages": [{"role": "user", "content": "x" * 1000}]}, "messages"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            "messages[0].content[0]",
+        ),
     ],
 )
 async def test_an_invalid_field_is_named(change, param):

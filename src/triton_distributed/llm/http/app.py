@@ -133,7 +133,7 @@ class OpenAIApp:
                 "prompt", f"{len(inputs)} prompts with n={body.n or 1} need more than {MOST_ANSWERS} answers"
             )
         async with Presence(receive):
-            prompts = await _prompts(model, inputs)
+            prompts = await _prompts(model, "prompt", inputs)
             requests = [with_prompt(msgspec.structs.replace(request), body, card, prompt) for prompt in prompts]
             echoes = None
             if body.echo:
@@ -253,7 +253,7 @@ class OpenAIApp:
             raise InvalidParameter("dimensions", f"{body.dimensions} is above {card.dimensions}, those of the model")
         inputs = _inputs("input", body.input)
         async with Presence(receive):
-            prompts = await _prompts(model, inputs)
+            prompts = await _prompts(model, "input", inputs)
             found = await model.embed(prompts, dimensions=body.dimensions, model=body.model)
             facts.usage = Usage(prompt_tokens=found.prompt_tokens)
             write = _base64 if body.encoding_format == "base64" else _floats
@@ -307,8 +307,11 @@ def _inputs(field: str, given: str | list[Any]) -> list[str] | list[list[int]]:
     return given
 
 
-async def _prompts(model: ServedModel, inputs: list[str] | list[list[int]]) -> list[Prompt]:
-    return [await model.prompts.text(each) if isinstance(each, str) else model.prompts.ids(each) for each in inputs]
+async def _prompts(model: ServedModel, field: str, inputs: list[str] | list[list[int]]) -> list[Prompt]:
+    make = model.prompts
+    return [
+        await make.text(each, param=field) if isinstance(each, str) else make.ids(each, param=field) for each in inputs
+    ]
 
 
 def _nth(request: Request, number: int) -> Request:
