@@ -1,0 +1,337 @@
+"""One answer: the outputs of a worker as text, and of the next worker when the first one is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import weakref
+from array import array
+from typing import Any, Final, Self
+
+import msgspec
+
+from triton_distributed.api.connection import Connection
+from triton_distributed.api.contracts import Stream
+from triton_distributed.calling.item_stream import ItemStream, Reading
+from triton_distributed.errors import (
+    ConnectionFailed,
+    DeadlineExceeded,
+    NoInstances,
+    Overloaded,
+    Refusal,
+    RemoteError,
+    StreamClosed,
+    StreamIncomplete,
+)
+from triton_distributed.llm.contract.errors import AnswerLost, EngineStalled, LLMError
+from triton_distributed.llm.contract.model import ModelCard
+from triton_distributed.llm.contract.output import Output
+from triton_distributed.llm.contract.request import Request, packed
+from triton_distributed.llm.models.delta import Delta
+from triton_distributed.llm.models.elsewhere import Elsewhere
+from triton_distributed.llm.models.loss import Next, Progress, decide
+from triton_distributed.llm.models.text import AnswerText
+
+logger = logging.getLogger("triton_distributed.llm")
+
+FIRST: Final = 4
+"""The first output of a worker may take this many times `stall_timeout_s`, from the beginning of its handler: the whole
+prompt is computed before it. The time in the worker's queue does not count, since admission bounds the queue."""
+
+END_S: Final = 1.0
+"""Seconds to wait for the end of the stream after the last output."""
+
+PAUSE_S: Final = 0.05
+"""Seconds until a refused continuation is tried again, if the worker does not say. They double up to 1 s."""
+
+TICK_S: Final = 0.001
+"""Less time than this before the limit is none: a clock has a resolution."""
+
+_NEVER: Final = float("inf")
+
+
+class Answer:
+    """The deltas of one answer, to be read with `async for` by one task. The call has begun when this object exists.
+
+    Leaving it early, by `aclose()`, by cancelling the reading task or by dropping it, cancels the engine's work.
+    Exactly one delta has a finish reason: the last one.
+
+    Args:
+        connection: calls the workers.
+        endpoint: `generate` of the model.
+        card: the model.
+        request: what is sent, with its prompt.
+        text: makes text of the tokens.
+        stall_timeout_s: seconds between two outputs after which the worker has stalled; see `FIRST`.
+        options: options of the call; see `StreamOptions`. `timeout` is for the whole answer.
+
+    Attributes:
+        losses: how many workers were lost, or have stalled, so far.
+
+    Raises, from iteration:
+        Overloaded, Draining, Paused, NoInstances, ConnectionFailed: no worker takes the request.
+        DeadlineExceeded: the time is over.
+        AnswerLost: the worker was lost, and the answer cannot go on elsewhere.
+        EngineStalled: the same, of a worker that makes no progress.
+        StreamIncomplete: worker after worker was lost before the first token.
+        RemoteError: the engine failed; `InvalidRequest` or `InvalidParameter` if it cannot do what the request asks.
+        LLMError: the engine broke its contract.
+    """
+
+    __slots__ = (
+        "__weakref__", "_avoided", "_barren", "_card", "_connection", "_deadline", "_endpoint",
+         "_finished", "_first", "_loop", "_options", "_over", "_pause", "_pause_s", "_reading", "_request",
+        "_since", "_stall_s", "_stalled", "_stream", "_text", "_timer", "_tokens", "_until", "losses",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        connection: Connection,
+        endpoint: Stream[Request, Output],
+        card: ModelCard,
+        request: Request,
+        text: AnswerText,
+        stall_timeout_s: float,
+        options: dict[str, Any],
+    ) -> None:
+        if "resume" in options:
+            raise TypeError("answer() takes no resume=: the answer goes on at another worker without it")
+        self._loop = asyncio.get_running_loop()
+        self._connection = connection
+        self._endpoint = endpoint
+        self._card = card
+        self._request = request
+        self._text = text
+        self._stall_s = stall_timeout_s
+        self._options: dict[str, Any] = {"idempotent": True, **options}
+        timeout = options.get("timeout")
+        self._deadline = None if timeout is None else self._loop.time() + timeout
+        self._tokens = array("I")  # Of the whole answer.
+        self._barren = 0  # Workers lost in a row without a new token.
+        self._avoided = Elsewhere(options.get("policy"), card.name)
+        self._first = True  # The present worker has sent no output.
+        self._finished = self._over = self._stalled = False
+        self._since = _NEVER  # Since when a reader waits for the next output.
+        self._pause: asyncio.Future[None] | None = None
+        self._until, self._pause_s = 0.0, PAUSE_S  # How long, and how often, a refused continuation is tried again.
+        self.losses = 0
+        self._stream: ItemStream[Output] = connection.stream(endpoint, request, **self._options)
+        self._reading: Reading[Output] = aiter(self._stream)
+        self._timer = self._loop.call_later(stall_timeout_s, _watch, weakref.ref(self))
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Delta:
+        if self._over:
+            raise StopAsyncIteration
+        try:
+            if self._finished:
+                await self._read_end()
+                raise StopAsyncIteration
+            delta: Delta | None = None
+            while True:
+                self._since = self._loop.time()
+                try:
+                    output = await self._reading.__anext__()
+                except StopAsyncIteration:
+                    raise LLMError(f"the engine of {self._card.name!r} ended an answer without a reason") from None
+                except (StreamIncomplete, asyncio.CancelledError) as error:
+                    delta = self._lost(error)
+                except (Refusal, NoInstances, ConnectionFailed) as error:
+                    await self._refused(error)
+                except ValueError as error:
+                    cause = error.__cause__
+                    raise cause if isinstance(cause, EngineStalled) else error from None  # `Elsewhere` raises it.
+                else:
+                    self._since = _NEVER
+                    delta = self._taken(output)
+                if delta is not None:
+                    return delta
+        except BaseException:
+            self._close()
+            raise
+
+    async def aclose(self) -> None:
+        """Cancel the engine's work, if the answer is not over. A task that waits for the next delta is cancelled."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._over:
+            return
+        self._over = True
+        self._timer.cancel()
+        if self._pause is not None:
+            self._pause.cancel()
+        self._stream.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._close()
+
+    # The way of each output.
+
+    def _taken(self, output: Output) -> Delta | None:
+        """Turn an output into a delta; None if it has nothing for the caller yet."""
+        ids = output.token_ids
+        if ids:
+            try:
+                self._tokens.extend(ids)
+            except OverflowError:
+                raise LLMError(f"the engine of {self._card.name!r} answered with an invalid token id: {ids}") from None
+            self._barren = 0
+        self._first = False
+        delta = self._text.taken(output)
+        if delta is not None and delta.finish_reason is not None:
+            self._finished = True
+            if output.finish_reason is None:  # A stop text: the engine would go on.
+                self._close()
+        return delta
+
+    async def _read_end(self) -> None:
+        """Read the end of the stream after the last output, so that the call counts as answered and not as left."""
+        self._timer.cancel()
+        self._timer = self._loop.call_later(END_S, self._stream.cancel)
+        try:
+            await self._reading.__anext__()  # An output after the last one: the engine's mistake. The answer is whole.
+        except (StopAsyncIteration, StreamIncomplete, RemoteError):
+            pass
+        except asyncio.CancelledError:
+            if _is_cancelled() or self._over:
+                raise
+
+    # After a loss.
+
+    def _lost(self, error: BaseException) -> Delta | None:
+        """Go on at another worker; return the last delta if the answer is complete already.
+
+        Raises:
+            BaseException: the answer cannot go on, or the reader has left.
+        """
+        stalled = self._stalled and not _is_cancelled() and not self._over
+        if isinstance(error, RemoteError | StreamClosed) or (not stalled and not isinstance(error, StreamIncomplete)):
+            raise error
+        self._since, self._stalled = _NEVER, False
+        instances = error.instances if isinstance(error, StreamIncomplete) else 1
+        self.losses += instances
+        self._barren += instances
+        lost_id = self._stream.instance_id
+        seconds = self._limit_s
+        self._avoided.add(lost_id, seconds if stalled else 0.0)
+        text = self._text
+        known = Progress(len(self._tokens), text.engine_text, text.ends(self._tokens), self._barren)
+        following = decide(self._request, self._card.continues, known)
+        if following is Next.STOPPED or following is Next.LENGTH:
+            delta = text.finished("stop" if following is Next.STOPPED else "length")
+            self._close()
+            return delta
+        if isinstance(following, str):
+            if stalled:
+                raise EngineStalled(self._card.name, seconds) from None
+            if not known.tokens and not known.engine_text:
+                raise error
+            raise AnswerLost(self._card.name, following, known.tokens) from error
+        logger.info(
+            "an answer of model %r goes on at another worker after %d tokens: instance %s: %s",
+            self._card.name, known.tokens, lost_id, "it has stalled" if stalled else error,
+        )  # fmt: skip
+        text.new_worker()
+        self._until, self._pause_s = self._loop.time() + self._stall_s, PAUSE_S
+        self._call(self._rest() if following is Next.CONTINUE else self._request)
+        return None
+
+    def _rest(self) -> Request:
+        """The request for the rest of the answer."""
+        request, tokens = self._request, self._tokens
+        return msgspec.structs.replace(
+            request,
+            prompt=request.prompt + packed(tokens),
+            continued=request.continued + len(tokens),
+            max_tokens=request.max_tokens - len(tokens),
+            min_tokens=max(0, request.min_tokens - len(tokens)),
+        )
+
+    def _call(self, request: Request) -> None:
+        """Call another worker.
+
+        Raises:
+            DeadlineExceeded: the time of the answer is over.
+        """
+        self._first = True
+        options = {**self._options, "policy": self._avoided}
+        if self._deadline is not None:
+            left = self._deadline - self._loop.time()
+            if left <= 0:
+                raise DeadlineExceeded(f"the model {self._card.name!r}", self._options["timeout"])
+            options["timeout"] = left
+        self._stream = self._connection.stream(self._endpoint, request, **options)
+        self._reading = aiter(self._stream)
+
+    async def _refused(self, error: Refusal | NoInstances | ConnectionFailed) -> None:
+        """Try again a little later if the caller has a part of the answer. Other callers learn of the refusal.
+
+        Raises:
+            AnswerLost: no worker has taken the rest for `stall_timeout_s`.
+        """
+        self._since = _NEVER
+        if isinstance(error, RemoteError) or not self._tokens:
+            raise error
+        now = self._loop.time()
+        if now >= self._until:
+            raise AnswerLost(self._card.name, f"no other worker takes the rest: {error}", len(self._tokens)) from error
+        hint = error.retry_after_s if isinstance(error, Overloaded) else 0.0
+        await self._wait(min(hint or random.uniform(0.5, 1.5) * self._pause_s, self._until - now))
+        self._pause_s = min(1.0, 2 * self._pause_s)
+        self._call(self._rest())
+
+    async def _wait(self, seconds: float) -> None:
+        """Sleep until `aclose` at the latest."""
+        self._since = _NEVER
+        self._pause = self._loop.create_future()
+        handle = self._loop.call_later(seconds, _wake, self._pause)
+        try:
+            await self._pause
+        finally:
+            handle.cancel()
+            self._pause = None
+
+    # The progress timeout.
+
+    @property
+    def _limit_s(self) -> float:
+        return self._stall_s * (FIRST if self._first else 1)
+
+    def watch(self) -> None:
+        """Cancel the worker if it makes no progress; else look again later. Called by the timer."""
+        if self._over or self._finished:
+            return
+        now = self._loop.time()
+        limit = self._limit_s
+        if self._first and not self._stream.admitted and self._since != _NEVER:
+            self._since = now
+        left = limit if self._since == _NEVER else self._since + limit - now
+        if left < TICK_S:
+            self._stalled = True
+            self._stream.cancel()  # The reader gets CancelledError.
+            left = limit
+        self._timer = self._loop.call_later(left, _watch, weakref.ref(self))
+
+
+def _watch(answer: weakref.ref[Answer]) -> None:
+    """A timer that does not keep a dropped answer alive."""
+    if (found := answer()) is not None:
+        found.watch()
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+def _is_cancelled() -> bool:
+    """Whether the task that runs was cancelled itself, rather than the call that it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

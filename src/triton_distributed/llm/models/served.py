@@ -1,0 +1,106 @@
+"""A model that workers serve, as its callers see it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from triton_distributed.api.connection import Connection
+from triton_distributed.api.contracts import Stream, Unary
+from triton_distributed.llm.contract.errors import LLMError
+from triton_distributed.llm.contract.model import ModelCard
+from triton_distributed.llm.contract.output import Embeddings, Output
+from triton_distributed.llm.contract.request import EmbedRequest, Request
+from triton_distributed.llm.models.answer import Answer
+from triton_distributed.llm.models.prompts import Prompt, Prompts
+from triton_distributed.llm.models.text import AnswerText
+
+STALL_TIMEOUT_S = 30.0
+"""Seconds without an output after which a worker has stalled."""
+
+
+class ServedModel:
+    """A model that workers serve.
+
+    Args:
+        connection: calls the workers.
+        card: the model.
+        prompts: makes its prompts, and has its tokenizer.
+        created: seconds since the epoch at which the model was first seen.
+        namespace: of its endpoints.
+        stall_timeout_s: seconds without an output after which a worker has stalled. The first output may take four
+            times as long.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        card: ModelCard,
+        prompts: Prompts,
+        *,
+        created: int = 0,
+        namespace: str = "models",
+        stall_timeout_s: float = STALL_TIMEOUT_S,
+    ) -> None:
+        self.card, self.prompts, self.created = card, prompts, created
+        self._connection, self._tokenizer, self._stall_timeout_s = connection, prompts.tokenizer, stall_timeout_s
+        place = f"{namespace}.{card.component}"
+        self._generate = Stream[Request, Output](f"{place}.generate")
+        self._embed = Unary[EmbedRequest, Embeddings](f"{place}.embed")
+
+    def answer(self, prompt: Prompt, request: Request, **call_options: Any) -> Answer:
+        """Ask for one answer. The call begins now.
+
+        Args:
+            prompt: the prompt.
+            request: the options and limits of the answer. Its own prompt is replaced.
+            call_options: see `StreamOptions`, without `resume`. `timeout` is for the whole answer.
+
+        Returns:
+            The deltas; see `Answer` for what they raise.
+
+        Raises:
+            TypeError, ValueError: an option is unknown or invalid.
+        """
+        if self._tokenizer is None:
+            asked = msgspec.structs.replace(request, prompt=b"", text=prompt.text, messages=prompt.messages)
+        else:
+            asked = msgspec.structs.replace(request, prompt=prompt.ids, text=None, messages=None)
+        text = AnswerText(self.card, asked, prompt.tokens, self._tokenizer)
+        return Answer(self._connection, self._generate, self.card, asked, text, self._stall_timeout_s, call_options)
+
+    async def embed(
+        self, inputs: Sequence[Prompt], *, dimensions: int | None = None, model: str = "", **call_options: Any
+    ) -> Embeddings:
+        """Embed texts. If the worker is lost, another one gets the request.
+
+        Args:
+            inputs: a prompt for each text.
+            dimensions: as in `EmbedRequest`.
+            model: the name that the caller used; the card's by default.
+            call_options: see `UnaryOptions`.
+
+        Raises:
+            LLMError: the engine broke its contract.
+            TritonError: as `Connection.call` raises it.
+        """
+        request = EmbedRequest(model=model or self.card.name, dimensions=dimensions)
+        if self._tokenizer is None:
+            request.texts = [each.text or "" for each in inputs]
+        else:
+            request.prompts = [each.ids for each in inputs]
+        found = await self._connection.call(self._embed, request, **{"idempotent": True, **call_options})
+        sizes = {len(each) for each in found.vectors}
+        if len(found.vectors) != len(inputs) or len(sizes) > 1 or any(size == 0 or size % 4 for size in sizes):
+            raise LLMError(
+                f"the engine of {self.card.name!r} answered {len(inputs)} inputs with {len(found.vectors)} vectors of "
+                f"{sorted(sizes)} bytes: one vector of 32-bit floats for each was expected, all of one size"
+            )
+        if not found.prompt_tokens and all(each.tokens for each in inputs):
+            found = Embeddings(found.vectors, sum(each.tokens for each in inputs))
+        return found
+
+    def __repr__(self) -> str:
+        return f"<ServedModel {self.card.name!r}, generation {self.card.generation}>"
