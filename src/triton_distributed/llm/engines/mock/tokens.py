@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from array import array
 
 import msgspec
@@ -93,7 +94,7 @@ def embedding(content: bytes, dimensions: int, most: int) -> bytes:
     values = [each - 127.5 for each in digest[:dimensions]]
     length = math.sqrt(sum(each * each for each in values))
     found = array("f", [each / length for each in values])
-    if memoryview(b"\1\0").cast("H")[0] != 1:  # A big-endian machine.
+    if sys.byteorder == "big":
         found.byteswap()
     return found.tobytes()
 
