@@ -64,7 +64,16 @@ async def test_real_model():
         again, last = await answer(engine, continued)
         assert again == ids[9:]
         assert last.usage is not None
-        assert last.usage.cached_tokens >= len(sea.token_ids)
+        assert last.usage.prompt_tokens == len(continued.token_ids)
+        assert last.usage.completion_tokens == len(again)
+        assert last.usage.cached_tokens >= len(sea.token_ids) - 1
+
+        # Tokens that this engine would not generate are read as a prompt.
+        odd = Request(prompt=sea.prompt + packed(ids[4:6]), continued=2, max_tokens=3, sampling=GREEDY)
+        again, last = await answer(engine, odd)
+        assert len(again) == 3
+        assert last.usage is not None
+        assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (len(odd.token_ids), 3)
 
         # Limits, stop tokens, log-probabilities.
         some, last = await answer(engine, asked("Describe the sea in one sentence.", max_tokens=3))

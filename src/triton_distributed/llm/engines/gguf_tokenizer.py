@@ -83,29 +83,10 @@ def convert(metadata: dict[str, Any]) -> bytes:
     return json.dumps(file, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def token_bytes(metadata: dict[str, Any]) -> list[bytes]:
-    """The bytes of each token of a byte-level BPE, by its id; those of special tokens are their names."""
-    of = {character: bytes([byte]) for byte, character in _characters().items()}
-    kinds = metadata["tokenizer.ggml.token_type"]
-    return [
-        token.encode("utf-8", "surrogateescape")
-        if kind in (_CONTROL, _USER_DEFINED)
-        else b"".join(of.get(character) or character.encode("utf-8", "surrogateescape") for character in token)
-        for token, kind in zip(metadata["tokenizer.ggml.tokens"], kinds, strict=True)
-    ]
-
-
 def control_tokens(metadata: dict[str, Any]) -> frozenset[int]:
     """The ids of tokens without a text, like the end token."""
     kinds = metadata.get("tokenizer.ggml.token_type", ())
     return frozenset(token_id for token_id, kind in enumerate(kinds) if kind == _CONTROL)
-
-
-def _characters() -> dict[int, str]:
-    """The character by which a byte-level BPE writes each byte, as GPT-2 does."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(rest)}
 
 
 def _bos(metadata: dict[str, Any], tokens: list[str]) -> dict[str, Any] | None:
