@@ -28,7 +28,7 @@ from triton_distributed.errors import (
     Overloaded,
     StreamIncomplete,
 )
-from triton_distributed.llm import AnswerLost, EngineStalled, InvalidParameter
+from triton_distributed.llm import AnswerLost, EngineStalled, InvalidParameter, Usage
 from triton_distributed.llm.http import openai_app
 from triton_distributed.llm.http.bodies import NO_EFFECT, REFUSED, ChatBody, CompletionBody, EmbeddingBody
 from triton_distributed.llm.models.delta import Delta
@@ -352,13 +352,48 @@ async def test_a_client_that_leaves_ends_the_request(stream, n, begun):
     assert not any(each.get("more_body") is False for each in sent)
 
 
+@pytest.mark.parametrize("n", [1, 3])
+async def test_a_client_that_has_left_before_the_answer_begins(n):
+    model, leave = StandIn(echo), asyncio.Event()
+    leave.set()
+    body = {"model": "org/tiny", "messages": HELLO, "n": n}
+    assert await request_of(openai_app(StandInModels(model)), body, leave=leave) == []
+    assert not model.running
+
+
+async def test_tool_calls_and_reasoning_are_put_together():
+    async def calls(prompt, request):
+        function = {"name": "f", "arguments": ""}
+        yield Delta(reasoning="I ")
+        yield Delta(reasoning="think.")
+        yield Delta(tool_calls=[{"index": 0, "id": "call_1", "type": "function", "function": function}])
+        yield Delta(tool_calls=[{"index": 0, "function": {"arguments": '{"a":'}}])
+        yield Delta(tool_calls=[{"index": 0, "function": {"arguments": "1}"}}])
+        yield Delta(finish_reason="tool_calls", usage=Usage(1, 5))
+
+    async with client_of(StandIn(calls, tools=True)) as client:
+        asked = {"model": "org/tiny", "messages": HELLO}
+        whole = (await client.chat.completions.create(**asked)).choices[0]
+        async with client.chat.completions.stream(**asked) as stream:
+            streamed = (await stream.get_final_completion()).choices[0]
+        chunks = [each async for each in await client.chat.completions.create(**asked, stream=True)]
+    for choice in (whole, streamed):
+        assert choice.finish_reason == "tool_calls"
+        (call,) = choice.message.tool_calls
+        assert (call.id, call.function.name, call.function.arguments) == ("call_1", "f", '{"a":1}')
+    assert whole.message.content is None
+    assert whole.message.reasoning_content == whole.message.reasoning == "I think."
+    assert "".join(getattr(each.choices[0].delta, "reasoning", "") for each in chunks) == "I think."
+
+
 async def test_the_body_is_bounded_and_must_be_json():
     app = openai_app(StandInModels(StandIn(echo)), max_body_bytes=100)
     assert (await request_of(app, b" " * 101))[0]["status"] == 413
     assert (await request_of(app, b"{"))[0]["status"] == 400
     assert (await request_of(app, b"[]"))[0]["status"] == 400
     assert (await request_of(app, b"{}", "/v1/other"))[0]["status"] == 404
-    assert (await request_of(app, b"{}", "/v1/models"))[0]["status"] == 405
+    wrong = (await request_of(app, b"{}", "/v1/models"))[0]
+    assert (wrong["status"], dict(wrong["headers"])[b"allow"]) == (405, b"GET")
 
 
 async def test_a_silent_stream_has_heartbeats_and_a_later_error_is_a_chunk():

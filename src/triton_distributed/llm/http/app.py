@@ -88,11 +88,11 @@ class OpenAIApp:
         found = self._routes.get(path)
         if found is None:
             if not path.startswith("/v1/models/"):
-                raise Refused(404, f"There is no path {path}.", None, "unknown_url")
+                raise Refused(404, f"There is no path {path}.", "unknown_url")
             found = "GET", self._one
         method, route = found
         if scope["method"] != method:
-            raise Refused(405, f"{path} takes only {method}.", None, "method_not_allowed")
+            raise Refused(405, f"{path} takes only {method}.", "method_not_allowed", (b"allow", method.encode()))
         return route
 
     async def _chat(self, scope: Scope, receive: Receive, send: Send, facts: Facts) -> None:

@@ -34,11 +34,11 @@ _AGAIN_S = 1.0
 
 
 class Refused(Exception):
-    """A request that is refused before a model is asked. Fields: those of `Shown`, without headers."""
+    """A request that is refused before a model is asked. Fields: those of `Shown`."""
 
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(status, message, param, code)
-        self.status, self.message, self.param, self.code = status, message, param, code
+    def __init__(self, status: int, message: str, code: str, *headers: tuple[bytes, bytes]) -> None:
+        super().__init__(status, message, code, *headers)
+        self.status, self.message, self.code, self.headers = status, message, code, headers
 
 
 class Shown(NamedTuple):
@@ -74,7 +74,7 @@ def _invalid(error: Any) -> Shown:
 
 
 def _refused(error: Any) -> Shown:
-    return Shown(error.status, error.message, "invalid_request_error", error.param, error.code)
+    return Shown(error.status, error.message, "invalid_request_error", None, error.code, error.headers)
 
 
 def _not_json(error: Any) -> Shown:

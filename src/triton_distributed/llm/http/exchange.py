@@ -46,7 +46,7 @@ async def read_body(receive: Receive, limit: int) -> bytes:
         parts.append(part)
         size += len(part)
         if size > limit:
-            raise Refused(413, f"The body has more than {limit:,} bytes.", None, "request_too_large")
+            raise Refused(413, f"The body has more than {limit:,} bytes.", "request_too_large")
         if not message.get("more_body"):
             return b"".join(parts)
         message = await receive()

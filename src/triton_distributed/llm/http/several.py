@@ -18,6 +18,7 @@ class Merged:
     def __init__(self, answers: list[Answer]) -> None:
         self._queue: asyncio.Queue[tuple[int, Delta | BaseException | None]] = asyncio.Queue(len(answers))
         self._open = len(answers)
+        self._answers = answers
         self._tasks = [
             asyncio.create_task(self._read(index, each), name=f"trd-answer-{index}")
             for index, each in enumerate(answers)
@@ -42,16 +43,17 @@ class Merged:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for answer in self._answers:  # A task that was cancelled before its first step has closed nothing.
+            await answer.aclose()
 
     async def _read(self, index: int, answer: Answer) -> None:
         last: BaseException | None = None
         try:
             async for delta in answer:
                 await self._queue.put((index, delta))
+            await answer.aclose()
         except Exception as error:
             last = error
-        finally:
-            await answer.aclose()
         await self._queue.put((index, last))
 
 
