@@ -184,6 +184,25 @@ async def test_short_prompts_are_made_on_the_loop_and_long_ones_in_threads(threa
     assert len(tokenizer.threads) == 2
 
 
+async def test_many_short_texts_do_not_keep_the_loop(threads):
+    made, tokenizer = prompts(threads)
+    passes = 0
+
+    async def count() -> None:
+        nonlocal passes
+        while True:
+            passes += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    for _ in range(50):
+        assert (await made.text("x" * 3_000)).tokens == 3_000
+    assert passes > 5
+    counting.cancel()
+    here = threading.current_thread().name
+    assert 25 < tokenizer.threads.count(here) < 50
+
+
 async def test_a_template_that_makes_a_short_chat_long_is_tokenized_in_a_thread(threads):
     made, tokenizer = prompts(threads, "{{ 'x' * 4000 }}")
     assert (await made.chat(HI)).tokens == 4_000
