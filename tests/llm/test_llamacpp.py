@@ -189,7 +189,19 @@ def test_what_is_unknown_is_told(tmp_path, monkeypatch):
         find_model("smollm2")
     file = tmp_path / "some.gguf"
     file.write_bytes(b"")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert LlamaCppEngine("~/some.gguf")._name == "some"
     with pytest.raises(ValueError, match="slots: '0' is not a whole number of at least 1"):
         LlamaCppEngine(file, slots="0")
     with pytest.raises(ValueError, match="embeddings: 'maybe' is neither"):
         LlamaCppEngine(file, embeddings="maybe")
+
+
+@installed
+async def test_a_damaged_file_is_told(tmp_path):
+    file = tmp_path / "cut.gguf"
+    file.write_bytes(find_model("smollm2").read_bytes()[:4_000_000])
+    engine = LlamaCppEngine(file, context=64)
+    with pytest.raises(ValueError, match=r"llama\.cpp cannot load .*cut\.gguf"):
+        await engine.start()
+    await engine.close()

