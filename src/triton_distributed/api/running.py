@@ -112,7 +112,6 @@ async def serve_until_drained(
     served = []
     runtime = here.runtime
     runtime.worker.replica = replica.number()
-    draining = runtime.primary_token().cancelled()
     try:
         for handler, declared in handlers:
             served.append(one := await here.serve_declared(handler, declared))
@@ -123,7 +122,19 @@ async def serve_until_drained(
     except RuntimeClosed:
         if not runtime.worker.draining:
             raise
-    ends = [asyncio.ensure_future(each.until_drained()) for each in served]
+    await until_ended(here, [asyncio.ensure_future(each.until_drained()) for each in served], limit)
+
+
+async def until_ended(here: Connection, ends: list[asyncio.Future[None]], limit: int | None = None) -> None:
+    """Wait for the end of what a connection serves, and say on standard error when a drain has to wait.
+
+    Args:
+        here: the connection.
+        ends: done when each is not served any more. They are cancelled if this is.
+        limit: as for `serve_until_drained`.
+    """
+    runtime = here.runtime
+    draining = runtime.primary_token().cancelled()
     counting = None if limit is None else asyncio.ensure_future(_report_worn(here, limit))
     try:
         await asyncio.wait([*ends, draining], return_when=asyncio.FIRST_COMPLETED)

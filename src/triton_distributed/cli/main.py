@@ -35,6 +35,7 @@ COMMANDS = {
     "doctor": "check the settings, the machine and the services, and say what to do",
     "top": "show rates, queues and times of all workers, live",
     "why": "show the way of one request through the workers, and where it waits",
+    "model": "serve language models, and list them",
     "completion": "print the script that lets bash, zsh or fish complete commands",
 }
 
@@ -104,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _logs_json(arguments: Namespace) -> bool:
     """Whether standard error is a log of JSON, one object a line."""
     variable = importlib.import_module("triton_distributed.config").variable
-    return arguments.command == "serve" and bool(variable("TRD_LOG_FORMAT") == "json")
+    return arguments.command in ("serve", "model serve") and bool(variable("TRD_LOG_FORMAT") == "json")
 
 
 def _configured(name: str, parsers: Mapping[str, Parser]) -> Any:

@@ -6,6 +6,9 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import msgspec
 
 from triton_distributed.api.connection import Connection
 from triton_distributed.api.contracts import Stream, Unary
@@ -51,7 +54,6 @@ class ServingModel:
         self._served = served
         self._engine = engine
         self._connection = connection
-        self._closing: asyncio.Task[None] | None = None
         self._end = connection.runtime.spawn(self._until_closed())
 
     async def until_drained(self) -> None:
@@ -71,24 +73,32 @@ class ServingModel:
         await self.until_drained()
 
     async def _until_closed(self) -> None:
-        """Close the engine after the last request. The connection cancels this task last of all."""
-        try:
-            for each in self._served:
+        """Close the engine after the last request.
+
+        The end of the connection cancels this task, and must not cut the closing short. A second cancellation does.
+        """
+        for each in self._served:
+            with contextlib.suppress(asyncio.CancelledError):
                 await each.until_drained()
-        finally:
-            collector_of(self._connection).remove(self._engine)
-            closing = asyncio.ensure_future(self._engine.close())
-            while not closing.done():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait([closing])
-            closing.result()
+        collector_of(self._connection).remove(self._engine)
+        closing = asyncio.ensure_future(self._engine.close())
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([closing])
+        await closing
 
     def __repr__(self) -> str:
         return f"<ServingModel {self.card.name!r} as instance {self.instance.id}>"
 
 
 async def serve_model(
-    connection: Connection, engine: Engine, *, namespace: str = NAMESPACE, max_queue: int | None = None
+    connection: Connection,
+    engine: Engine,
+    *,
+    name: str = "",
+    aliases: tuple[str, ...] = (),
+    generation: int | None = None,
+    namespace: str = NAMESPACE,
+    max_queue: int | None = None,
 ) -> ServingModel:
     """Start an engine and serve its model. It can be called when this returns.
 
@@ -97,6 +107,7 @@ async def serve_model(
     Args:
         connection: serves the endpoints.
         engine: the engine; it has not been started.
+        name, aliases, generation: replace those of the engine's card, if they are given.
         namespace: of the endpoints.
         max_queue: requests that may wait beyond the slots; the next one is refused with `Overloaded`. By default 4 for
             each slot.
@@ -110,7 +121,11 @@ async def serve_model(
     served: list[Served] = []
     try:
         await engine.start()
-        model, slots = _checked(engine)
+        changes: dict[str, Any] = {"name": name, "aliases": aliases}
+        changes = {key: value for key, value in changes.items() if value}
+        if generation is not None:
+            changes["generation"] = generation
+        model, slots = _checked(engine, changes)
         card = model.published
         await _check_conflict(connection, card, namespace)
         queue = QUEUED_PER_SLOT * slots if max_queue is None else max_queue
@@ -151,12 +166,15 @@ async def serve_model(
     return ServingModel(connection, engine, card, served)
 
 
-def _checked(engine: Engine) -> tuple[Model, int]:
-    """The model and the slots of an engine that has started."""
+def _checked(engine: Engine, changes: dict[str, Any]) -> tuple[Model, int]:
+    """The model of an engine that has started, with some fields of its card replaced, and the slots."""
     kind = type(engine).__name__
     model, slots = getattr(engine, "model", None), engine.slots
     if not isinstance(model, Model):
         raise LLMError(f"{kind}.model is not a Model: set it in __init__ or in start()")
+    if changes:
+        card = msgspec.structs.replace(model.card, **changes)
+        engine.model = model = msgspec.structs.replace(model, card=card)
     if not model.card.name:
         raise LLMError(f"the model of {kind} has no name: set ModelCard.name")
     if type(slots) is not int or slots < 1:

@@ -1,0 +1,78 @@
+"""The engine of a command line: its class by name, made with the options of the command line."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from triton_distributed.cli.failure import USAGE, Failure, one_line
+from triton_distributed.llm.contract.engine import Engine
+from triton_distributed.llm.contract.errors import InvalidParameter
+
+_ROOM = "triton_distributed.llm.engines"
+
+ENGINES = {
+    "mock": f"{_ROOM}.mock.engine:MockEngine",
+    "llamacpp": f"{_ROOM}.llamacpp:LlamaCppEngine",
+    "openai": f"{_ROOM}.openai:OpenAIEngine",
+}
+"""The engines that have a name, as `module:Class`."""
+
+MODEL_PARAMETERS = ("path", "model", "name")
+"""The first of these that an engine's class takes gets the model of the command line."""
+
+
+def make_engine(engine: str, model: str, options: Mapping[str, str]) -> tuple[Engine, bool]:
+    """Make the engine of a command line. It is not started.
+
+    Args:
+        engine: a name of `ENGINES`, or `module:Class`. The current directory is searched first.
+        model: the model of the command line: a name, or the path of a file.
+        options: further keyword arguments of the class, all text.
+
+    Returns:
+        the engine, and whether its class took the model.
+
+    Raises:
+        Failure: there is no such class, or it does not take these options.
+    """
+    made = _class(engine)
+    try:
+        taken = inspect.signature(made).parameters
+    except (TypeError, ValueError):
+        taken = {}  # type: ignore[assignment]
+    keyword = next((each for each in MODEL_PARAMETERS if each in taken), "")
+    if keyword and keyword in options:
+        raise Failure(f"--option {keyword}=…: the model {model!r} is already given before the options", USAGE)
+    named: dict[str, Any] = {keyword: model} if keyword else {}
+    open_ended = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in taken.values())
+    for name in options:
+        if name not in taken and not open_ended:
+            known = ", ".join(each for each in taken if each != keyword) or "none"
+            raise Failure(f"--option {name}=…: the engine {engine} has no such option; its options: {known}", USAGE)
+    try:
+        return made(**named, **options), bool(keyword)
+    except InvalidParameter as error:
+        raise Failure(f"--option {one_line(error)}", USAGE) from error
+    except (TypeError, ValueError, OSError, ImportError) as error:
+        raise Failure(f"the engine {engine} cannot be made: {one_line(error)}") from error
+
+
+def _class(engine: str) -> type[Engine]:
+    place = ENGINES.get(engine, engine)
+    module, mark, name = place.partition(":")
+    if not mark or not all(each.isidentifier() for each in [*module.split("."), name]):
+        raise Failure(f"--engine {engine!r}: give module:Class, or one of: {', '.join(ENGINES)}", USAGE)
+    if place is engine and sys.path[:1] != [os.getcwd()]:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = getattr(importlib.import_module(module), name, None)
+    except ImportError as error:
+        raise Failure(f"the engine {engine} cannot be imported: {one_line(error)}") from error
+    if not (isinstance(found, type) and issubclass(found, Engine)):
+        raise Failure(f"--engine {engine}: {module} has no subclass {name} of triton_distributed.llm.Engine", USAGE)
+    return found

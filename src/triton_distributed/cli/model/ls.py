@@ -1,0 +1,83 @@
+"""`trd model ls`: list the models that are served."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from typing import Any
+
+from triton_distributed.api.connection import connect
+from triton_distributed.cli.instances import listed
+from triton_distributed.cli.rendering import json_option, table, write_json
+from triton_distributed.cli.settings import settings
+from triton_distributed.config import Config
+from triton_distributed.discovery.base import Snapshot
+from triton_distributed.llm.contract.records import NAMESPACE
+from triton_distributed.llm.models.table import Entry, ModelTable
+
+EPILOG = """\
+A model with several generations has a line for each: new requests go to the first
+one. CONTEXT is in tokens.
+"""
+
+HEADER = ("MODEL", "GENERATION", "WORKERS", "ENGINE", "CONTEXT", "ALIASES", "ENDPOINTS")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    parser.epilog = EPILOG
+    parser.add_argument("--namespace", default=NAMESPACE, help=f"of the endpoints (default: {NAMESPACE})")
+    json_option(parser, "one generation of a model")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the table."""
+    models, where = asyncio.run(_look(settings(), arguments.namespace))
+    found = sorted(models.entries.values(), key=lambda each: (each.card.name, -each.card.generation))
+    if arguments.json:
+        for each in found:
+            write_json(_as_json(each, arguments.namespace))
+    elif found:
+        for line in table(HEADER, [_cells(each, arguments.namespace) for each in found]):
+            print(line)
+    sys.stdout.flush()
+    if not found:
+        print(f"no model is served in the namespace {arguments.namespace!r}; {where} was asked", file=sys.stderr)
+    return 0
+
+
+async def _look(config: Config, namespace: str) -> tuple[ModelTable, str]:
+    models = ModelTable(namespace)
+    async with connect(config) as here:
+        discovery = here.runtime.discovery
+        models.apply(Snapshot(tuple(await listed(discovery))))
+        return models, discovery.where
+
+
+def _cells(entry: Entry, namespace: str) -> tuple[str, ...]:
+    card = entry.card
+    return (
+        card.name,
+        str(card.generation),
+        str(len(entry.instances)),
+        card.engine or "-",
+        str(card.context_tokens or "-"),
+        ",".join(card.aliases) or "-",
+        f"{namespace}.{card.component}",
+    )
+
+
+def _as_json(entry: Entry, namespace: str) -> dict[str, Any]:
+    card = entry.card
+    return {
+        "model": card.name,
+        "generation": card.generation,
+        "aliases": list(card.aliases),
+        "instances": [str(each) for each in sorted(entry.instances)],
+        "created": entry.created,
+        "engine": card.engine,
+        "context_tokens": card.context_tokens,
+        "embeddings": card.embeddings,
+        "endpoints": f"{namespace}.{card.component}",
+    }
