@@ -1,0 +1,116 @@
+"""`Models`: the models that are served, by name."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+from typing import Self
+
+from triton_distributed.api.connection import Connection
+from triton_distributed.llm.contract.errors import LLMError, ModelNotFound
+from triton_distributed.llm.contract.records import NAMESPACE
+from triton_distributed.llm.models.served import STALL_TIMEOUT_S, ServedModel
+from triton_distributed.llm.models.table import Entry
+from triton_distributed.llm.models.watch import ModelWatch
+
+
+class Models:
+    """The models that are served now: `async with Models(connection) as models`.
+
+    A model is listed when its tokenizer is loaded. When the block begins, those that were served before may still be
+    loading: `wait_for` waits for one.
+
+    Args:
+        connection: calls the workers.
+        namespace: of the models' endpoints.
+        stall_timeout_s: seconds without an output after which a worker counts as stalled; see `ServedModel`.
+    """
+
+    def __init__(
+        self, connection: Connection, *, namespace: str = NAMESPACE, stall_timeout_s: float = STALL_TIMEOUT_S
+    ) -> None:
+        self._connection, self._namespace, self._stall_timeout_s = connection, namespace, stall_timeout_s
+        self._watch = ModelWatch(connection, namespace)
+        self._served: dict[str, ServedModel] = {}
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._watch.open()
+        except BaseException:
+            await self._watch.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._watch.close()
+
+    def get(self, name: str) -> ServedModel:
+        """The newest generation of a model.
+
+        Args:
+            name: its name or an alias.
+
+        Raises:
+            ModelNotFound: no model of this name is listed.
+            LLMError: it is served, and its tokenizer or template cannot be used in this process.
+        """
+        ranked = self._watch.table.ranked()
+        entries = ranked.get(name, ())
+        for entry in entries:
+            if (found := self._of(entry)) is not None:
+                return found
+        for entry in entries:
+            if (reason := self._watch.unusable.get(entry.card.component)) is not None:
+                raise LLMError(f"the model {name!r} is served, and cannot be used in this process: {reason}")
+        raise ModelNotFound(name, [each.card.name for each in self.list()])
+
+    def list(self) -> builtins.list[ServedModel]:
+        """The newest generation of each model, by name. Aliases are in their cards."""
+        found = {}
+        for entries in self._watch.table.ranked().values():
+            for entry in entries:
+                if entry.card.name not in found and (model := self._of(entry)) is not None:
+                    found[entry.card.name] = model
+        return [found[name] for name in sorted(found)]
+
+    async def wait_for(self, name: str, timeout: float | None = None) -> ServedModel:
+        """Wait until a model is listed.
+
+        Args:
+            name: its name or an alias.
+            timeout: seconds; None for no limit.
+
+        Raises:
+            ModelNotFound: the time is over.
+            LLMError: as `get` raises it.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    changed = self._watch.changed
+                    try:
+                        return self.get(name)
+                    except ModelNotFound:
+                        await changed.wait()
+        except TimeoutError:
+            return self.get(name)
+
+    def _of(self, entry: Entry) -> ServedModel | None:
+        """The model of an entry; None if it is not loaded."""
+        component = entry.card.component
+        prompts = self._watch.prompts.get(component)
+        if prompts is None:
+            return None
+        known = self._served.get(component)
+        if known is None or known.prompts is not prompts:
+            for gone in [each for each in self._served if each not in self._watch.prompts]:
+                del self._served[gone]
+            known = self._served[component] = ServedModel(
+                self._connection,
+                entry.card,
+                prompts,
+                created=entry.created,
+                namespace=self._namespace,
+                stall_timeout_s=self._stall_timeout_s,
+            )
+        return known

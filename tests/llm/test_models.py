@@ -1,0 +1,50 @@
+"""Which models callers see: by name and alias, generation after generation, until the last worker leaves."""
+
+import asyncio
+
+import pytest
+
+from tests.llm.test_worker import Echo, connect
+from triton_distributed.llm import LLMError, ModelNotFound
+from triton_distributed.llm.models.models import Models
+from triton_distributed.llm.worker.serve import serve_model
+
+
+async def test_models_are_found_by_name_and_the_newest_generation_is_used():
+    before = asyncio.all_tasks()
+    async with connect() as one, connect() as two, connect() as here:
+        await serve_model(one, Echo("first", aliases=("short",), tokenizer="bytes"))
+        async with Models(here) as models:
+            found = await models.wait_for("first", 10)
+            assert found.created > 1_600_000_000
+            assert found.prompts.ids([65, 66]).ids == b"A\0\0\0B\0\0\0"
+            assert models.get("short") is found is models.get("first")
+            with pytest.raises(ModelNotFound, match="'other' is not served; models that are: first"):
+                models.get("other")
+            with pytest.raises(ModelNotFound):
+                await models.wait_for("other", 0)
+            waiting = asyncio.ensure_future(models.wait_for("second"))
+            await serve_model(two, Echo("second"))
+            assert (await waiting).card.name == "second"
+            newer = await serve_model(two, Echo("first", generation=1))
+            async with asyncio.timeout(10):
+                while models.get("first").card.generation != 1:
+                    await asyncio.sleep(0)
+            assert models.get("short") is found, "the older version alone has the alias"
+            assert [each.card.name for each in models.list()] == ["first", "second"]
+            await newer.stop()
+            assert models.get("first") is found
+            await one.close()
+            assert [each.card.name for each in models.list()] == ["second"]
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() <= before
+
+
+async def test_a_model_whose_tokenizer_is_damaged_is_not_listed_and_the_error_says_why():
+    async with connect() as worker, connect() as here, Models(here) as models:
+        await serve_model(worker, Echo("broken", tokenizer=b"no JSON"))
+        await serve_model(worker, Echo("good"))
+        with pytest.raises(LLMError, match="'broken' is served, and cannot be used in this process: "):
+            await models.wait_for("broken", 10)
+        await models.wait_for("good", 10)
+        assert [each.card.name for each in models.list()] == ["good"]
