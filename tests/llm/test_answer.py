@@ -465,6 +465,28 @@ async def test_a_rest_that_no_worker_takes_is_lost(here):
 
 
 @in_virtual_time
+async def test_the_rest_waits_a_while_for_a_worker_to_come_back(here):
+    fleet = Fleet(here)
+    request = Request(max_tokens=20, sampling=GREEDY)
+    for comes_back in (True, False):
+        began = asyncio.get_running_loop().time()
+        worker = await fleet.worker(Engine())
+        answer = fleet.answer(request)
+        text = (await anext(answer)).text
+        await worker.kill()
+        reading = asyncio.create_task(read(answer))
+        if comes_back:
+            await asyncio.sleep(15)
+            worker = await fleet.worker(Engine())
+            assert text + (await reading)[0] == text_of(request)
+            await worker.close()
+        else:
+            with pytest.raises(AnswerLost, match="no other worker takes the rest"):
+                await reading
+            assert 30 <= asyncio.get_running_loop().time() - began < 45
+
+
+@in_virtual_time
 async def test_the_timeout_is_for_the_whole_answer(here):
     fleet = Fleet(here)
     began = asyncio.get_running_loop().time()
