@@ -112,6 +112,16 @@ def test_parts_become_text_unless_the_template_goes_through_them(caplog):
     assert len(parts) == 3
 
 
+def test_a_text_becomes_a_part_for_a_template_that_takes_nothing_else():
+    loop = "{% for p in messages[0].content %}<{{ p.text }}>{% endfor %}"
+    assert rendered(loop) == "<hi>"
+    assert rendered(loop, [{"role": "user", "content": None}]) == ""
+    assert (
+        rendered("{% if messages[0].content is string %}{{ messages[0].content }}{% else %}" + loop + "{% endif %}")
+        == "hi"
+    )
+
+
 def test_no_content_is_an_empty_text_and_arguments_of_tools_become_objects():
     call: dict[str, Any] = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
     messages: list[dict[str, Any]] = [{"role": "assistant", "content": None, "tool_calls": [call]}]

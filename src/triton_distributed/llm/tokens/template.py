@@ -93,7 +93,7 @@ class ChatTemplate:
         except ImportError as error:
             raise ImportError("chat templates need Jinja: pip install 'triton-distributed[llm]'") from error
         try:
-            self._template, self._iterates_parts = _compiled(source)
+            self._template, self._iterates_parts, self._takes_texts = _compiled(source)
         except jinja2.TemplateSyntaxError as error:
             raise LLMError(f"the model's chat template is invalid, line {error.lineno}: {error.message}") from error
         except (RecursionError, SyntaxError) as error:
@@ -162,6 +162,8 @@ class ChatTemplate:
             found["content"] = parts if self._iterates_parts else "\n".join(part["text"] for part in parts)
         elif not isinstance(content, str):
             raise InvalidParameter(f"{where}.content", "it is neither a text nor a list of parts")
+        if not self._takes_texts and isinstance(text := found["content"], str):
+            found["content"] = [{"type": "text", "text": text}] if text else []
         if found.get("tool_calls"):
             found["tool_calls"] = [_with_arguments(each) for each in found["tool_calls"]]
         return found
@@ -200,8 +202,12 @@ def _with_arguments(call: Any) -> Any:
     return {**call, "function": {**function, "arguments": arguments}}
 
 
-def _compiled(source: str) -> tuple[Template, bool]:
-    """A template whose loops, calls and filters test the limits, and whether it goes through the parts of a content."""
+def _compiled(source: str) -> tuple[Template, bool, bool]:
+    """A template whose loops, calls and filters test the limits.
+
+    Returns:
+        The template; whether it goes through the parts of a content; whether a content may be a text for it.
+    """
     from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.parser import Parser
@@ -261,10 +267,15 @@ def _compiled(source: str) -> tuple[Template, bool]:
     environment.filters.update(tojson=_tojson, _each=_each, _bounded=_bounded)
     tree = environment.parse(source)
     iterates = any(_names_content(cast("jinja_nodes.Expr", each.iter)) for each in tree.find_all(nodes.For))
+    tells_apart = any(each.name in ("string", "iterable", "sequence", "mapping") for each in tree.find_all(nodes.Test))
     limited = Limited().visit(tree)
     limited.set_environment(environment)
     code = environment.compile(limited)
-    return environment.template_class.from_code(environment, code, environment.make_globals(None)), iterates
+    return (
+        environment.template_class.from_code(environment, code, environment.make_globals(None)),
+        iterates,
+        tells_apart or not iterates,
+    )
 
 
 def _names_content(iterated: jinja_nodes.Expr) -> bool:
