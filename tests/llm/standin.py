@@ -62,15 +62,15 @@ class StandIn:
 
 
 class StandInModels:
-    def __init__(self, *models: StandIn) -> None:
+    def __init__(self, *models: Any) -> None:
         self.models = {name: each for each in models for name in (each.card.name, *each.card.aliases)}
 
-    def get(self, name: str) -> StandIn:
+    def get(self, name: str) -> Any:
         if name not in self.models:
             raise ModelNotFound(name, tuple(self.models))
         return self.models[name]
 
-    def list(self) -> list[StandIn]:
+    def list(self) -> list[Any]:
         return list(dict.fromkeys(self.models.values()))
 
 
