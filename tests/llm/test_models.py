@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
+import triton_distributed as trd
 from tests.llm.test_worker import Echo, connect
-from triton_distributed.llm import LLMError, ModelNotFound
-from triton_distributed.llm.models.models import Models
-from triton_distributed.llm.worker.serve import serve_model
+from triton_distributed.llm import LLMError, ModelNotFound, Models, Request, Usage, serve_model
+from triton_distributed.llm.engines.mock.engine import MockEngine
 
 
 async def test_models_are_found_by_name_and_the_newest_generation_is_used():
@@ -48,3 +48,20 @@ async def test_a_model_whose_tokenizer_is_damaged_is_not_listed_and_the_error_sa
             await models.wait_for("broken", 10)
         await models.wait_for("good", 10)
         assert [each.card.name for each in models.list()] == ["good"]
+
+
+@pytest.mark.usefixtures("trd_dir")
+async def test_a_chat_over_file_discovery_and_sockets():
+    config = trd.Config(discovery="file", handle_signals=False, watchdog_s=0)
+    async with trd.connect(config) as worker, trd.connect(config) as here, Models(here) as models:
+        served = await serve_model(worker, MockEngine(name="mock"), name="small", aliases=("other",), generation=3)
+        found = await models.wait_for("other", 30)
+        assert (found.card.name, found.card.generation) == ("small", 3)
+        prompt = await found.prompts.chat([{"role": "user", "content": "hi"}])
+        deltas = [each async for each in found.answer(prompt, Request(max_tokens=5))]
+        assert "".join(each.text for each in deltas)
+        assert deltas[-1].usage == Usage(prompt.tokens, 5)
+        await served.stop()
+        async with asyncio.timeout(30):
+            while models.list():
+                await asyncio.sleep(0.01)
