@@ -18,7 +18,8 @@ from tests.timing import PATIENCE_S
 def url_of(running: Running) -> str:
     word, url = running.line().split()
     assert word == "ready:"
-    return url
+    assert url.endswith("/v1")
+    return url.removesuffix("/v1")
 
 
 def test_a_request_that_runs_at_sigterm_is_answered_whole(trd: Trd, tmp_path: Path) -> None:

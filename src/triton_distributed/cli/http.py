@@ -19,11 +19,12 @@ from triton_distributed.config import Config
 from triton_distributed.errors import InvalidName
 from triton_distributed.system.event_loop import new_event_loop
 
-NEEDED = ("starlette", "uvicorn", "httptools", "prometheus_client")
+NEEDED = ("starlette", "uvicorn", "httptools", "jinja2")
 
 EPILOG = """\
+The models that `trd model serve` serves are under /v1, as in the OpenAI API.
 When requests are answered, one line is printed on standard output:
-    ready: URL
+    ready: URL/v1
 
 A route puts an endpoint on a path: JSON in; JSON out, or server-sent events if
 the endpoint's contract is a stream or the caller accepts them:
@@ -46,6 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("--host", metavar="HOST", default="127.0.0.1", help="the address (default: 127.0.0.1)")
     parser.add_argument("--port", metavar="N", type=_port, default=8000, help="the port; 0 for any (default: 8000)")
+    parser.add_argument("--namespace", metavar="NAME", help="the namespace of the models (default: models)")
     parser.add_argument(
         "--route",
         metavar="WORD",
@@ -85,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise Failure(f"cannot listen on {arguments.host}:{arguments.port}: {error.strerror or error}") from error
     with listening, asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(_serve(serving, listening, config, options))
+        runner.run(_serve(serving, listening, config, options, arguments.namespace))
     return 0
 
 
@@ -119,18 +121,23 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-async def _serve(serving: Any, listening: Any, config: Config, options: dict[str, Any]) -> None:
-    front = importlib.import_module("triton_distributed.llm.http.front")
-    async with connect(config) as here:
+async def _serve(serving: Any, listening: Any, config: Config, options: dict[str, Any], namespace: str | None) -> None:
+    package = "triton_distributed.llm"
+    front, models_of, app_of = (
+        importlib.import_module(f"{package}.{each}") for each in ("http.front", "models.models", "http.app")
+    )
+    named = {} if namespace is None else {"namespace": namespace}
+    async with connect(config) as here, models_of.Models(here, **named) as models:
+        openai = app_of.openai_app(models, max_body_bytes=options["max_body_bytes"])
         try:
-            app = await front.front_end(here, **options)
+            app = await front.front_end(here, openai=openai, models=models, **options)
         except ValueError as error:
             raise Failure(str(error), USAGE) from error
         await serving.serve(app, listening, drain_timeout_s=config.drain_timeout_s, ready=_say_ready)
 
 
 def _say_ready(url: str) -> None:
-    print(f"ready: {url}")
+    print(f"ready: {url}/v1")
     sys.stdout.flush()
 
 

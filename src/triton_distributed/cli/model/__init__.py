@@ -9,6 +9,7 @@ from typing import Any
 VERBS = {
     "serve": "serve a model by an engine",
     "ls": "list the models that are served",
+    "chat": "talk to a model in the terminal",
 }
 
 __all__: list[str] = []
