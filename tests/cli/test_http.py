@@ -80,3 +80,15 @@ def test_a_wrong_option_is_one_line(trd: Trd, options: list[str], says: str) -> 
     assert (said.status, said.out) == (2, "")
     assert says in said.err
     assert said.err.count("\n") == 1
+
+
+def test_model_run_serves_a_model_and_leaves_nothing(trd: Trd) -> None:
+    running = trd.start("model", "run", "m", "--engine", "mock", "--port", "0")
+    url = url_of(running)
+    with httpx.Client(base_url=url, timeout=PATIENCE_S) as http:
+        answer = http.post("/v1/completions", json={"model": "m", "prompt": "hi", "max_tokens": 3})
+        assert answer.json()["usage"]["completion_tokens"] == 3
+    assert len(trd.run("model", "ls", "--json").lines) == 1
+    running.signal(signal.SIGTERM)
+    assert running.end().status == 0
+    assert trd.run("model", "ls", "--json").lines == []

@@ -46,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.epilog = EPILOG
     parser.add_argument("--host", metavar="HOST", default="127.0.0.1", help="the address (default: 127.0.0.1)")
-    parser.add_argument("--port", metavar="N", type=_port, default=8000, help="the port; 0 for any (default: 8000)")
+    parser.add_argument("--port", metavar="N", type=port_number, default=8000, help="the port; 0: any (default: 8000)")
     parser.add_argument("--namespace", metavar="NAME", help="the namespace of the models (default: models)")
     parser.add_argument(
         "--route",
@@ -74,21 +74,42 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal."""
+    check_installed()
+    config = worker_settings(handle_signals=False)
+    options = _options(arguments)
+    serving = importlib.import_module("triton_distributed.llm.http.serve")
+    if options["access_log"]:
+        logging.getLogger("triton_distributed.llm.http.access").setLevel(logging.INFO)
+    with (
+        listening_at(arguments.host, arguments.port) as listening,
+        asyncio.Runner(loop_factory=new_event_loop) as runner,
+    ):
+        runner.run(_serve(serving, listening, config, options, arguments.namespace))
+    return 0
+
+
+def check_installed() -> None:
+    """Check that the packages of the front end are there.
+
+    Raises:
+        Failure: one is not.
+    """
     absent = [each for each in NEEDED if importlib.util.find_spec(each) is None]
     if absent:
         raise Failure(f"{absent[0]} is not installed: pip install 'triton-distributed[llm]'")
-    config = worker_settings(handle_signals=False)
-    options = _options(arguments)
-    if options["access_log"]:
-        logging.getLogger("triton_distributed.llm.http.access").setLevel(logging.INFO)
+
+
+def listening_at(host: str, port: int) -> Any:
+    """Open the socket of a front end.
+
+    Raises:
+        Failure: the address cannot be bound.
+    """
     serving = importlib.import_module("triton_distributed.llm.http.serve")
     try:
-        listening = serving.listen(arguments.host, arguments.port)
+        return serving.listen(host, port)
     except OSError as error:
-        raise Failure(f"cannot listen on {arguments.host}:{arguments.port}: {error.strerror or error}") from error
-    with listening, asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(_serve(serving, listening, config, options, arguments.namespace))
-    return 0
+        raise Failure(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -141,7 +162,8 @@ def _say_ready(url: str) -> None:
     sys.stdout.flush()
 
 
-def _port(text: str) -> int:
+def port_number(text: str) -> int:
+    """Parse a port."""
     if not text.isascii() or not text.isdigit() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port: a number from 0 to 65535")
     return int(text)

@@ -9,6 +9,7 @@ from typing import Any
 VERBS = {
     "serve": "serve a model by an engine",
     "ls": "list the models that are served",
+    "run": "serve a model with a front end, in one command",
     "chat": "talk to a model in the terminal",
 }
 
@@ -30,4 +31,5 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _module(name: str) -> Any:
-    return importlib.import_module(f"triton_distributed.cli.model.{name}")
+    # A module `run` would replace the function `run` of this one.
+    return importlib.import_module(f"triton_distributed.cli.model.{'together' if name == 'run' else name}")

@@ -82,7 +82,12 @@ def url_of(listening: socket.socket) -> str:
 
 
 async def serve(
-    app: FrontEnd, listening: socket.socket, *, drain_timeout_s: float, ready: Callable[[str], Any] = print
+    app: FrontEnd,
+    listening: socket.socket,
+    *,
+    drain_timeout_s: float,
+    ready: Callable[[str], Any] = print,
+    at_once: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve until SIGTERM or SIGINT. Then no connection is accepted, and running requests finish.
 
@@ -93,6 +98,7 @@ async def serve(
         listening: the socket, which this closes.
         drain_timeout_s: seconds that running requests have; then they are cancelled.
         ready: called with the base URL when requests are answered.
+        at_once: called before a second signal ends the process.
     """
     config = uvicorn.Config(
         app,
@@ -119,6 +125,7 @@ async def serve(
                 print(text + "a second signal ends them now", file=sys.stderr)
         elif loop.time() - first > ECHO_S:
             sys.stdout.flush()
+            at_once()
             os._exit(128 + number)
 
     numbers = (signal.SIGTERM, signal.SIGINT)

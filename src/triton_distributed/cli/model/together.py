@@ -1,0 +1,159 @@
+"""`trd model run MODEL`: workers and a front end in one command."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib
+import os
+import re
+import signal
+import sys
+from typing import Any
+
+from triton_distributed.api.connection import connect
+from triton_distributed.cli.arguments import at_least, pair
+from triton_distributed.cli.failure import Failure
+from triton_distributed.cli.http import check_installed, listening_at, port_number
+from triton_distributed.cli.settings import worker_settings
+from triton_distributed.config import Config
+from triton_distributed.system.event_loop import new_event_loop
+
+EPILOG = """\
+It starts `trd model serve` with so many workers, which are started again when
+they end, and answers the OpenAI API as `trd http` does. When the model can be
+called, one line is printed on standard output:
+    ready: URL/v1
+
+SIGTERM and SIGINT let running requests finish; then all of it ends. A second
+signal ends it at once.
+"""
+
+_READY = re.compile(rb"ready: serving the model (\S+) as instance ")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    parser.epilog = EPILOG
+    parser.add_argument("model", metavar="MODEL", help="the model, as the engine takes it")
+    parser.add_argument("--engine", metavar="ENGINE", default="llamacpp", help="what computes it (default: llamacpp)")
+    parser.add_argument(
+        "--option", metavar="KEY=VALUE", type=pair, action="append", default=[], help="an option of the engine"
+    )
+    parser.add_argument("--workers", metavar="N", type=at_least(1), default=1, help="processes that compute")
+    parser.add_argument("--host", metavar="HOST", default="127.0.0.1", help="the address (default: 127.0.0.1)")
+    parser.add_argument("--port", metavar="N", type=port_number, default=8000, help="the port; 0: any (default: 8000)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run until a signal."""
+    check_installed()
+    config = worker_settings(handle_signals=False, status_port=-1)
+    listening = listening_at(arguments.host, arguments.port)
+    with listening, asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(_run(arguments, listening, config))
+    return 0
+
+
+async def _run(arguments: argparse.Namespace, listening: Any, config: Config) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    for each in (signal.SIGTERM, signal.SIGINT):  # Until `serve` takes the signals.
+        asyncio.get_running_loop().add_signal_handler(each, task.cancel)
+    workers = await _Workers.start(arguments)
+
+    def stop(_: object) -> None:
+        task.cancel()
+
+    workers.ended.add_done_callback(stop)
+    try:
+        async with connect(config) as here:
+            await _serve(here, listening, config, workers)
+    except asyncio.CancelledError:  # By a signal before the model was ready, or by the end of the workers.
+        if workers.ended.done():
+            raise Failure(f"the workers have ended with status {workers.ended.result()}") from None
+    finally:
+        workers.ended.remove_done_callback(stop)
+        await workers.end()
+
+
+async def _serve(here: Any, listening: Any, config: Config, workers: _Workers) -> None:
+    package = "triton_distributed.llm"
+    front, models_of, app_of, serving = (
+        importlib.import_module(f"{package}.{each}")
+        for each in ("http.front", "models.models", "http.app", "http.serve")
+    )
+    async with models_of.Models(here) as models:
+        await models.wait_for(await workers.ready())
+        app = await front.front_end(here, openai=app_of.openai_app(models), models=models)
+        await serving.serve(
+            app,
+            listening,
+            drain_timeout_s=config.drain_timeout_s,
+            ready=lambda url: print(f"ready: {url}/v1", flush=True),
+            at_once=workers.kill,
+        )
+
+
+class _Workers:
+    """The process `trd model serve` with its replicas, in a session of its own.
+
+    A signal of the terminal does not reach it, so that it serves until the front end has drained.
+
+    Attributes:
+        ended: has its exit status when it has ended.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._name: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.ended = asyncio.ensure_future(self._follow())
+
+    @classmethod
+    async def start(cls, arguments: argparse.Namespace) -> _Workers:
+        """Start it with the options of the command."""
+        options = [f"--option={key}={value}" for key, value in arguments.option]
+        program = [sys.executable, "-m", "triton_distributed.cli.main", "model", "serve", arguments.model]
+        process = await asyncio.create_subprocess_exec(
+            *program,
+            f"--engine={arguments.engine}",
+            f"--replicas={arguments.workers}",
+            *options,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+        return cls(process)
+
+    async def ready(self) -> str:
+        """Wait until a worker can be called; return the name of its model.
+
+        Raises:
+            Failure: the workers have ended.
+        """
+        either: list[asyncio.Future[Any]] = [self._name, self.ended]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not self._name.done():
+            raise Failure(f"the workers have ended with status {self.ended.result()}")
+        return self._name.result()
+
+    async def end(self) -> None:
+        """Let the workers drain, and wait for their end."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+        await self.ended
+
+    def kill(self) -> None:
+        """End the workers at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    async def _follow(self) -> int:
+        """Show what the workers print, on standard error, until they end."""
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            sys.stderr.write(line.decode(errors="replace"))
+            if not self._name.done() and (found := _READY.search(line)):
+                self._name.set_result(found[1].decode())
+        return await self._process.wait()
