@@ -19,6 +19,8 @@ ENGINES = {
     "mock": f"{_ROOM}.mock.engine:MockEngine",
     "llamacpp": f"{_ROOM}.llamacpp:LlamaCppEngine",
     "openai": f"{_ROOM}.openai:OpenAIEngine",
+    "vllm": f"{_ROOM}.vllm:VllmEngine",
+    "sglang": f"{_ROOM}.sglang:SglangEngine",
 }
 """The engines that have a name, as `module:Class`."""
 

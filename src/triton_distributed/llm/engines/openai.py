@@ -18,6 +18,7 @@ from triton_distributed.llm.contract.errors import InvalidParameter
 from triton_distributed.llm.contract.model import Model, ModelCard
 from triton_distributed.llm.contract.output import Candidate, Embeddings, Output, TokenLogprob, Usage
 from triton_distributed.llm.contract.request import EmbedRequest, Request, Sampling
+from triton_distributed.llm.engines.checkpoint import whole
 
 if TYPE_CHECKING:
     import httpx
@@ -66,8 +67,8 @@ class OpenAIEngine(Engine):
         self._tasks = [each.strip() for each in tasks.split(",")]
         if unknown := [each for each in self._tasks if each not in _TASKS]:
             raise InvalidParameter("tasks", f"expected some of {', '.join(_TASKS)}; got {unknown[0]!r}")
-        self.slots = _whole("slots", slots, 1)
-        self._context_tokens = _whole("context_tokens", context_tokens, 0)
+        self.slots = whole("slots", slots, 1)
+        self._context_tokens = whole("context_tokens", context_tokens, 0)
         self._url, self._upstream, self._name = url.rstrip("/"), model, name
         self._api_key, self._api_key_file = api_key, api_key_file
         self._client: httpx.AsyncClient | None = None
@@ -408,13 +409,3 @@ def _seconds(retry_after: str | None) -> float:
 
 def _words(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def _whole(option: str, value: str | int, least: int) -> int:
-    try:
-        found = int(value)
-    except ValueError:
-        found = least - 1
-    if found < least:
-        raise InvalidParameter(option, f"expected a whole number of at least {least}, got {value!r}")
-    return found

@@ -1,0 +1,172 @@
+"""vLLM as an engine, by its class `AsyncLLM`."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from triton_distributed.llm.contract.engine import Engine, EngineMetrics
+from triton_distributed.llm.contract.errors import InvalidParameter
+from triton_distributed.llm.contract.model import Model, ModelCard
+from triton_distributed.llm.contract.output import Candidate, Output, TokenLogprob, Usage
+from triton_distributed.llm.contract.request import Guide, Request
+from triton_distributed.llm.engines.checkpoint import arguments, imported, read_checkpoint, whole
+
+__all__: list[str] = []
+
+_LOWEST = -9999.0
+
+
+class VllmEngine(Engine):
+    """Serves a model with vLLM, which batches and caches. Token ids go in and come out: vLLM needs no detokenizer.
+
+    Args:
+        model: a folder, or a model of the Hugging Face hub.
+        name: the name to serve it under; by default `model`.
+        slots: the most requests that generate at once (`max_num_seqs`).
+        context_tokens: the most tokens of prompt and answer together (`max_model_len`); 0 for the model's own.
+        kv_events: the endpoint at which vLLM publishes the events of its KV cache by ZeroMQ, e.g. `tcp://*:5557`.
+        engine_args: further arguments of `AsyncEngineArgs`, as a JSON object.
+
+    Raises:
+        InvalidParameter: an option is invalid.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        name: str = "",
+        slots: str | int = 256,
+        context_tokens: str | int = 0,
+        kv_events: str = "",
+        engine_args: str = "",
+    ) -> None:
+        self.slots = whole("slots", slots, 1)
+        self._path, self._name, self._kv_events = model, name, kv_events
+        self._arguments: dict[str, Any] = {"model": model, "max_num_seqs": self.slots}
+        if context := whole("context_tokens", context_tokens, 0):
+            self._arguments["max_model_len"] = context
+        self._arguments |= arguments("engine_args", engine_args)
+        self._engine: Any = None
+        self._active = self._prompt_tokens = self._cached_tokens = self._generated_tokens = 0
+
+    async def start(self) -> None:
+        """Load the model.
+
+        Raises:
+            ImportError: vLLM is not installed.
+            InvalidParameter: there is no such model.
+        """
+        arg_utils, async_llm = imported("vllm.engine.arg_utils"), imported("vllm.v1.engine.async_llm")
+        files = await asyncio.to_thread(read_checkpoint, self._path)
+        if self._kv_events:
+            self._arguments["kv_events_config"] = imported("vllm.config").KVEventsConfig(
+                enable_kv_cache_events=True, publisher="zmq", endpoint=self._kv_events
+            )
+        made = arg_utils.AsyncEngineArgs(**self._arguments)
+        self._engine = await asyncio.to_thread(async_llm.AsyncLLM.from_engine_args, made)
+        self.model = Model(
+            card=ModelCard(
+                name=self._name or self._path,
+                context_tokens=int(self._engine.model_config.max_model_len),
+                template_values=files.template_values,
+                eos_token_ids=files.eos_token_ids,
+                chat=files.template is not None,
+                max_logprobs=20,
+                guides=("json", "schema", "regex", "choice", "grammar"),
+                continues="greedy",
+                engine="vllm",
+            ),
+            tokenizer=files.tokenizer,
+            template=files.template,
+        )
+
+    async def generate(self, request: Request) -> AsyncIterator[Output]:
+        """Answer a request. See `Engine.generate`."""
+        vllm = imported("vllm")
+        prompt = vllm.TokensPrompt(prompt_token_ids=request.token_ids.tolist())
+        try:
+            stream = self._engine.generate(prompt, self._sampling(request), secrets.token_hex(8))
+        except ValueError as error:
+            raise InvalidParameter("request", str(error)) from error
+        usage = Usage(prompt_tokens=len(request.prompt) // 4)
+        generated = 0
+        self._active += 1
+        try:
+            async for step in stream:
+                (one,) = step.outputs
+                generated += len(one.token_ids)
+                output = Output(token_ids=list(one.token_ids))
+                if request.sampling.logprobs is not None and one.logprobs is not None:
+                    output.logprobs = _logprobs(one.token_ids, one.logprobs, request.sampling.logprobs)
+                if step.finished:
+                    if one.finish_reason not in ("stop", "length"):
+                        raise RuntimeError(f"vLLM ended the request with {one.finish_reason!r}")
+                    output.finish_reason, output.stop_reason = one.finish_reason, one.stop_reason
+                    output.usage = Usage(usage.prompt_tokens, generated, step.num_cached_tokens or 0)
+                    self._cached_tokens += output.usage.cached_tokens
+                yield output
+        except ValueError as error:
+            raise InvalidParameter("request", str(error)) from error
+        finally:
+            self._active -= 1
+            self._prompt_tokens += usage.prompt_tokens
+            self._generated_tokens += generated
+            await stream.aclose()  # vLLM aborts a request whose generator is closed or cancelled.
+
+    def metrics(self) -> EngineMetrics:
+        """The requests that are in vLLM now, and their tokens."""
+        return EngineMetrics(
+            active=self._active,
+            prompt_tokens=self._prompt_tokens,
+            cached_tokens=self._cached_tokens,
+            generated_tokens=self._generated_tokens,
+        )
+
+    async def close(self) -> None:
+        """End vLLM's processes."""
+        if self._engine is not None:
+            await asyncio.to_thread(self._engine.shutdown)
+
+    def _sampling(self, request: Request) -> Any:
+        params = imported("vllm.sampling_params")
+        sampling = request.sampling
+        return params.SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            repetition_penalty=sampling.repetition_penalty,
+            seed=sampling.seed,
+            logit_bias=sampling.logit_bias,
+            logprobs=sampling.logprobs,
+            max_tokens=request.max_tokens,
+            min_tokens=request.min_tokens,
+            stop_token_ids=request.stop_token_ids,
+            ignore_eos=request.ignore_eos,
+            detokenize=False,  # So stop texts stay outside of vLLM, as the contract has it.
+            output_kind=params.RequestOutputKind.DELTA,
+            structured_outputs=None if request.guide is None else _structured(params, request.guide),
+        )
+
+
+def _structured(params: Any, guide: Guide) -> Any:
+    if guide.json:
+        return params.StructuredOutputsParams(json_object=True)
+    return params.StructuredOutputsParams(
+        json=guide.schema, regex=guide.regex, choice=guide.choice, grammar=guide.grammar
+    )
+
+
+def _logprobs(token_ids: Sequence[int], found: Sequence[Mapping[int, Any]], count: int) -> list[TokenLogprob]:
+    made = []
+    for token, ranked in zip(token_ids, found, strict=True):
+        best = sorted(ranked.items(), key=lambda each: -each[1].logprob)[:count]
+        top = [Candidate(each, max(value.logprob, _LOWEST)) for each, value in best]
+        made.append(TokenLogprob(token, max(ranked[token].logprob, _LOWEST), None, top))
+    return made

@@ -1,0 +1,125 @@
+"""The engines vllm and sglang, held to the published signatures by stand-ins that refuse every other argument."""
+
+import asyncio
+import json
+import sys
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from tests.llm.standins import recorded
+from triton_distributed.llm import Candidate, Guide, InvalidParameter, Request, Sampling, TokenLogprob, Usage, packed
+from triton_distributed.llm.engines.checkpoint import read_checkpoint
+from triton_distributed.llm.engines.sglang import SglangEngine
+from triton_distributed.llm.engines.vllm import VllmEngine
+
+KINDS = [(VllmEngine, recorded.AsyncLLM), (SglangEngine, recorded.SglangEngine)]
+FULL = Sampling(
+    temperature=0.5, top_p=0.9, top_k=3, min_p=0.1, presence_penalty=1, seed=4, logit_bias={5: 2}, logprobs=1
+)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    for name, module in recorded.modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    template = [{"name": "tools", "template": "t"}, {"name": "default", "template": "hi"}]
+    told = {"chat_template": template, "bos_token": {"content": "<s>"}, "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(told))
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 64, "eos_token_id": 1}')
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 3]}')
+    return tmp_path
+
+
+async def read(engine, prompt=(5, 6), **fields):
+    return [each async for each in engine.generate(Request(prompt=packed(prompt), **fields))]
+
+
+@pytest.mark.parametrize(("kind", "standin"), KINDS)
+@pytest.mark.parametrize("cumulative", [True, False])
+async def test_tokens_go_in_and_come_out_once(folder, kind, standin, cumulative, monkeypatch):
+    monkeypatch.setattr(recorded.SglangEngine, "cumulative", cumulative)
+    engine = kind(model=str(folder), name="m", slots="8", context_tokens="32")
+    await engine.start()
+    card = engine.model.card
+    assert (card.name, card.context_tokens, card.eos_token_ids, card.continues) == ("m", 32, (2, 3), "greedy")
+    assert (engine.model.tokenizer, engine.model.template) == (b"{}", "hi")
+    found = await read(engine, max_tokens=5, sampling=FULL, stop=["x"], stop_token_ids=[9], ignore_eos=True)
+    assert [each.token_ids for each in found] == [[1, 2], [3, 4], [5]]
+    assert [each.finish_reason for each in found] == [None, None, "length"]
+    assert found[-1].usage == Usage(prompt_tokens=2, completion_tokens=5, cached_tokens=1)
+    assert found[1].logprobs == [TokenLogprob(each, -1.0, None, [Candidate(99, -0.5)]) for each in (3, 4)]
+    made = standin.made[-1]
+    (asked,) = made.calls
+    prompt, sampling = asked
+    assert (prompt["prompt_token_ids"] if kind is VllmEngine else prompt) == [5, 6]
+    given: Any = vars(sampling) if kind is VllmEngine else sampling
+    assert given["temperature"] == 0.5
+    assert given["stop_token_ids"] == [9]
+    assert given["ignore_eos"] is True
+    assert not given.get("stop"), "stop texts are looked for outside of the engine"
+    assert engine.metrics().generated_tokens == 5
+    await engine.close()
+    assert made.closed
+
+
+@pytest.mark.parametrize(("kind", "standin"), KINDS)
+async def test_a_caller_that_leaves_frees_the_slot(folder, kind, standin):
+    engine = kind(model=str(folder))
+    await engine.start()
+    made = standin.made[-1]
+    first = asyncio.Event()
+
+    async def caller():
+        async with aclosing(engine.generate(Request(prompt=packed([7]), max_tokens=9))) as stream:
+            async for _ in stream:
+                first.set()
+
+    task = asyncio.create_task(caller())
+    await first.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(made.aborted) == 1
+    async with aclosing(engine.generate(Request(prompt=packed([5]), max_tokens=9))) as stream:
+        await anext(stream)
+    assert len(made.aborted) == 2
+    assert engine.metrics().active == 0
+    await engine.close()
+
+
+async def test_guides_and_what_is_refused(folder):
+    vllm, sglang = VllmEngine(model=str(folder), kv_events="tcp://*:1"), SglangEngine(model=str(folder))
+    await vllm.start()
+    await sglang.start()
+    assert recorded.AsyncLLM.made[-1].args.kv_events_config.endpoint == "tcp://*:1"
+    for guide in (Guide(json=True), Guide(schema={}), Guide(regex="a"), Guide(grammar="g"), Guide(choice=["a"])):
+        await read(vllm, guide=guide)
+        if guide.choice is None:
+            await read(sglang, guide=guide)
+    assert recorded.AsyncLLM.made[-1].calls[0][1].structured_outputs.json_object
+    assert recorded.SglangEngine.made[-1].calls[0][1]["json_schema"] == '{"type": "object"}'
+    with pytest.raises(InvalidParameter, match="choice"):
+        await read(sglang, guide=Guide(choice=["a"]))
+    with pytest.raises(InvalidParameter, match="min_tokens"):
+        await read(sglang, min_tokens=2)
+    with pytest.raises(InvalidParameter, match="too many"):
+        await read(vllm, sampling=Sampling(logprobs=13))
+    for kind in (VllmEngine, SglangEngine):
+        with pytest.raises(InvalidParameter, match="slots"):
+            kind(model="m", slots="0")
+        with pytest.raises(InvalidParameter, match="JSON object"):
+            kind(model="m", engine_args="[1]")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(InvalidParameter, match=r"no tokenizer\.json"):
+        read_checkpoint(str(folder))
+
+
+async def test_a_package_that_is_missing_is_named(folder, monkeypatch):
+    for name in list(recorded.modules()):
+        monkeypatch.setitem(sys.modules, name, None)
+    for kind, package in ((VllmEngine, "vllm"), (SglangEngine, "sglang")):
+        with pytest.raises(ImportError, match=f"pip install {package}"):
+            await kind(model=str(folder)).start()
