@@ -28,7 +28,7 @@ export TRD_BASE_PYTHON
 # Without cached bytecode, each of the tests' thousand processes compiles what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help compiled wheel test-compiled demo demo-cluster unit test test-all test-newest test-oldest test-busy versions lock _test-with check format docs bench bench-peers instructions chaos crowd fuzz soak survival hostile scaling clean
+.PHONY: help compiled wheel test-compiled demo demo-llm demo-cluster unit test test-all test-newest test-oldest test-busy versions lock _test-with check format docs bench bench-peers instructions chaos crowd fuzz soak survival hostile scaling clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -36,6 +36,9 @@ help: ## list the targets
 
 demo: $(VENV)/.core ## hello world: two server processes and a client; prints which instance answered what
 	$(RUN) examples/hello_world/demo.py
+
+demo-llm: $(VENV)/.test ## two workers serve a real model, one is killed in the middle of an answer, and the text is the same
+	$(RUN) examples/served_model/demo.py
 
 demo-cluster: $(VENV)/.cluster ## hello world over a real etcd and a real NATS server, started and ended by it
 	$(RUN) examples/hello_world/demo_cluster.py
