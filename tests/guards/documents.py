@@ -35,7 +35,7 @@ from tests.timing import PATIENCE_S
 from triton_distributed.testing.servers import free_port
 from triton_distributed.testing.servers import program as server_program
 
-INERT = {"text", "json", "toml", "yaml", "ini", "mermaid", "markdown", "diff"}
+INERT = {"text", "json", "toml", "yaml", "ini", "mermaid", "nginx", "markdown", "diff"}
 RUNNABLE = {"python", "console", "sh"}
 SERVERS = {"etcd", "nats-server"}  # that `make test` brings, beside Python or on PATH
 
