@@ -92,3 +92,11 @@ def test_model_run_serves_a_model_and_leaves_nothing(trd: Trd) -> None:
     running.signal(signal.SIGTERM)
     assert running.end().status == 0
     assert trd.run("model", "ls", "--json").lines == []
+
+
+def test_the_workers_of_a_killed_model_run_end(trd: Trd) -> None:
+    running = trd.start("model", "run", "m", "--engine", "mock", "--workers", "2", "--port", "0")
+    url_of(running)
+    running.process.kill()
+    running.end()  # It reads to the end of the error output, which the workers share.
+    assert trd.run("model", "ls", "--json").lines == []

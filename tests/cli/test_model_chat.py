@@ -18,7 +18,7 @@ URL = "http://front/v1"
 
 
 def chat_with(answer: Callable[[httpx.Request], httpx.Response]) -> Chat:
-    return Chat(httpx.Client(transport=httpx.MockTransport(answer)), URL, "m", "be brief", httpx.HTTPError)
+    return Chat(httpx.Client(transport=httpx.MockTransport(answer)), URL, {"model": "m"}, "be brief", httpx.HTTPError)
 
 
 def streamed(*texts: str, end: str = "data: [DONE]\n\n") -> httpx.Response:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from triton_distributed.config import environment_with
 from triton_distributed.supervisor.output import Output
 from triton_distributed.supervisor.pinning import Cores, bound
-from triton_distributed.supervisor.replica import INDEX, LINK, READY, STATUS, WORN
+from triton_distributed.supervisor.replica import INDEX, LINK, READY, STATUS, WORN, named
 
 LONGEST_WORD = 256
 """Bytes of an incomplete report that are kept."""
@@ -67,8 +67,7 @@ class Process:
         self._link, theirs = socket.socketpair()
         try:
             with theirs, bound(cores):
-                link = f"{theirs.fileno()}:{os.fstat(theirs.fileno()).st_ino}"
-                own = {INDEX: str(index), LINK: link, "PYTHONUNBUFFERED": "1"}
+                own = {INDEX: str(index), LINK: named(theirs), "PYTHONUNBUFFERED": "1"}
                 self._popen = subprocess.Popen(
                     command,
                     bufsize=0,

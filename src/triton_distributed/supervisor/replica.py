@@ -1,5 +1,7 @@
 """A replica's link to its supervisor: it reports that it is ready, and it ends when the supervisor is gone.
 
+A supervisor that another program has started has such a link to that program, and no number.
+
 To use this module, import it: in a replica the import takes over the link. In other processes it only notes the current
 directory, in which a supervisor starts the program again.
 """
@@ -21,7 +23,8 @@ READY, WORN, STATUS = "ready", "worn", "status "
 at the URL that follows."""
 
 INDEX, LINK = "TRD_REPLICA", "TRD_SUPERVISOR"
-"""The variables of a replica: its number, from 0 on; and the link's descriptor with its inode."""
+"""The variables of a replica: its number, from 0 on; and the link's descriptor with its inode. A process with an empty
+number is no replica: its link only tells when the process that started it has ended."""
 
 
 def _directory() -> str | None:
@@ -50,6 +53,11 @@ class _Link:
         os.kill(self.pid, signal.SIGTERM)
 
 
+def named(link: socket.socket) -> str:
+    """The value of `LINK` for a process that inherits this socket."""
+    return f"{link.fileno()}:{os.fstat(link.fileno()).st_ino}"
+
+
 def _take() -> _Link | None:
     number, _, inode = variable(LINK).partition(":")
     try:
@@ -63,18 +71,17 @@ def _take() -> _Link | None:
     return _Link(link)
 
 
-_link = _take()
+_link, _index = _take(), variable(INDEX)
 
 
 def is_replica() -> bool:
     """Whether a supervisor has started this process."""
-    return _link is not None and _link.pid == os.getpid()
+    return _link is not None and _link.pid == os.getpid() and _index != ""
 
 
 def number() -> int | None:
     """The number of this process, if a supervisor has started it."""
-    text = variable(INDEX)
-    return int(text) if is_replica() and text.isdecimal() else None
+    return int(_index) if is_replica() and _index.isdecimal() else None
 
 
 def settings(config: Config) -> Config:

@@ -34,6 +34,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--api-key", metavar="KEY", default="", help="the key, if the front end needs one")
     parser.add_argument("--system", metavar="TEXT", default="", help="instructions for the model")
+    parser.add_argument(
+        "--temperature", metavar="T", type=float, help="0 takes the likeliest token each time (default: the API's, 1)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -45,7 +48,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise Failure(f"--url {arguments.url!r} does not begin with http:// or https://", USAGE)
     headers = {"authorization": f"Bearer {arguments.api_key}"} if arguments.api_key else {}
     with httpx.Client(headers=headers, timeout=httpx.Timeout(None, connect=CONNECT_S)) as http:
-        chat = Chat(http, arguments.url.rstrip("/"), arguments.name, arguments.system, httpx.HTTPError)
+        url, fixed = arguments.url.rstrip("/"), {"model": arguments.name}
+        if arguments.temperature is not None:
+            fixed["temperature"] = arguments.temperature
+        chat = Chat(http, url, fixed, arguments.system, httpx.HTTPError)
         if sys.stdin.isatty():
             _talk(chat)
             return 0
@@ -83,13 +89,13 @@ class Chat:
     Args:
         http: makes the requests; a `httpx.Client`.
         url: the API's base URL.
-        model: the model's name.
+        fixed: what all requests have, e.g. the model's name.
         system: instructions for the model; empty for none.
         failures: the exceptions of `http`.
     """
 
-    def __init__(self, http: Any, url: str, model: str, system: str, failures: type[Exception]) -> None:
-        self._http, self._url, self._model, self._system, self._failures = http, url, model, system, failures
+    def __init__(self, http: Any, url: str, fixed: dict[str, Any], system: str, failures: type[Exception]) -> None:
+        self._http, self._url, self._fixed, self._system, self._failures = http, url, fixed, system, failures
         self.begin()
 
     def begin(self) -> None:
@@ -123,7 +129,7 @@ class Chat:
         return complete
 
     def _answer(self, messages: list[dict[str, str]]) -> Iterator[str]:
-        body = {"model": self._model, "messages": messages, "stream": True}
+        body = {**self._fixed, "messages": messages, "stream": True}
         with self._http.stream("POST", f"{self._url}/chat/completions", json=body) as answer:
             if answer.status_code != 200:
                 found = _error(answer.read())

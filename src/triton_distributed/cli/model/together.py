@@ -9,6 +9,7 @@ import importlib
 import os
 import re
 import signal
+import socket
 import sys
 from typing import Any
 
@@ -17,7 +18,8 @@ from triton_distributed.cli.arguments import at_least, pair
 from triton_distributed.cli.failure import Failure
 from triton_distributed.cli.http import check_installed, listening_at, port_number
 from triton_distributed.cli.settings import worker_settings
-from triton_distributed.config import Config
+from triton_distributed.config import Config, environment_with
+from triton_distributed.supervisor.replica import INDEX, LINK, named
 from triton_distributed.system.event_loop import new_event_loop
 
 EPILOG = """\
@@ -99,14 +101,15 @@ async def _serve(here: Any, listening: Any, config: Config, workers: _Workers) -
 class _Workers:
     """The process `trd model serve` with its replicas, in a session of its own.
 
-    A signal of the terminal does not reach it, so that it serves until the front end has drained.
+    A signal of the terminal does not reach it, so that it serves until the front end has drained. If this process is
+    killed, the link ends, and the workers drain.
 
     Attributes:
         ended: has its exit status when it has ended.
     """
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
+    def __init__(self, process: asyncio.subprocess.Process, link: socket.socket) -> None:
+        self._process, self._link = process, link
         self._name: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.ended = asyncio.ensure_future(self._follow())
 
@@ -115,16 +118,24 @@ class _Workers:
         """Start it with the options of the command."""
         options = [f"--option={key}={value}" for key, value in arguments.option]
         program = [sys.executable, "-m", "triton_distributed.cli.main", "model", "serve", arguments.model]
-        process = await asyncio.create_subprocess_exec(
-            *program,
-            f"--engine={arguments.engine}",
-            f"--replicas={arguments.workers}",
-            *options,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )
-        return cls(process)
+        link, theirs = socket.socketpair()
+        try:
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    *program,
+                    f"--engine={arguments.engine}",
+                    f"--replicas={arguments.workers}",
+                    *options,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.PIPE,
+                    env=environment_with({INDEX: "", LINK: named(theirs)}),
+                    pass_fds=(theirs.fileno(),),
+                    start_new_session=True,
+                )
+        except BaseException:
+            link.close()
+            raise
+        return cls(process, link)
 
     async def ready(self) -> str:
         """Wait until a worker can be called; return the name of its model.
@@ -156,4 +167,5 @@ class _Workers:
             sys.stderr.write(line.decode(errors="replace"))
             if not self._name.done() and (found := _READY.search(line)):
                 self._name.set_result(found[1].decode())
-        return await self._process.wait()
+        with self._link:
+            return await self._process.wait()
