@@ -191,9 +191,9 @@ def test_what_is_unknown_is_told(tmp_path, monkeypatch):
     file.write_bytes(b"")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert LlamaCppEngine("~/some.gguf")._name == "some"
-    with pytest.raises(ValueError, match="slots: '0' is not a whole number of at least 1"):
+    with pytest.raises(ValueError, match="slots: expected a whole number from 1 to .*, got '0'"):
         LlamaCppEngine(file, slots="0")
-    with pytest.raises(ValueError, match="embeddings: 'maybe' is neither"):
+    with pytest.raises(ValueError, match="embeddings: expected true or false, got 'maybe'"):
         LlamaCppEngine(file, embeddings="maybe")
 
 

@@ -252,7 +252,7 @@ async def test_options_and_a_server_that_cannot_serve():
     for options, words in (
         ({"url": "localhost:1"}, "expected http"),
         ({"url": "http://h", "tasks": "chat,speech"}, "'speech'"),
-        ({"url": "http://h", "slots": "none"}, "at least 1"),
+        ({"url": "http://h", "slots": "none"}, "whole number from 1"),
         ({"url": "http://h", "api_key": "a", "api_key_file": "b"}, "given too"),
     ):
         with pytest.raises(InvalidParameter, match=words):

@@ -23,7 +23,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         context_tokens: the most tokens of prompt and answer together.
         tokenizer: the digest of the tokenizer's file; `bytes` if a token is a byte of UTF-8; empty if the engine takes
             text.
-        template: the digest of the chat template; empty if there is none.
+        template: the digest of the chat template; empty for a model without one.
         template_values: further variables of the template, e.g. `{"bos_token": "<s>"}`.
         eos_token_ids: the tokens that end an answer.
         chat, completions, embeddings: which routes the model answers.

@@ -73,21 +73,6 @@ def imported(name: str, extra: str = "") -> ModuleType:
         raise ImportError(f"this engine needs the package {package}: pip install {wanted}", name=package) from error
 
 
-def whole(option: str, value: str | int, least: int) -> int:
-    """The number that an option's text gives.
-
-    Raises:
-        InvalidParameter: it is not a whole number, or below `least`.
-    """
-    try:
-        found = int(value)
-    except ValueError:
-        found = least - 1
-    if found < least:
-        raise InvalidParameter(option, f"expected a whole number of at least {least}, got {value!r}")
-    return found
-
-
 def arguments(option: str, text: str) -> dict[str, Any]:
     """Further arguments of an engine, from the text of a JSON object.
 

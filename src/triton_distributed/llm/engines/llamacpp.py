@@ -24,6 +24,7 @@ from triton_distributed.llm.engines.gguf import read_metadata
 from triton_distributed.llm.engines.gguf_tokenizer import control_tokens, convert
 from triton_distributed.llm.engines.known import find_model, is_known
 from triton_distributed.llm.engines.llamacpp_mapping import GUIDES, Tokens, body_of, failure, joined, logprobs_of
+from triton_distributed.llm.engines.options import whole, yes
 from triton_distributed.llm.tokens.tokenizer import Tokenizer, load_tokenizer
 
 __all__: list[str] = []
@@ -79,10 +80,10 @@ class LlamaCppEngine(Engine):
         gpu_layers: int | str = -1,
         embeddings: bool | str = False,
     ) -> None:
-        self.slots = _whole("slots", slots, 1)
-        self._threads, self._gpu_layers = _whole("threads", threads, 0), _whole("gpu_layers", gpu_layers, -1)
-        self._context = _whole("context", context, 0)
-        self._embeddings = _yes("embeddings", embeddings)
+        self.slots = whole("slots", slots, 1)
+        self._threads, self._gpu_layers = whole("threads", threads, 0), whole("gpu_layers", gpu_layers, -1)
+        self._context = whole("context", context, 0)
+        self._embeddings = yes("embeddings", embeddings)
         self._path = find_model(str(path))
         self._name = name or (str(path) if is_known(str(path)) else self._path.stem)
         self._server: Any = None
@@ -414,20 +415,3 @@ def _compare(tokenizer: Tokenizer, address: str, key: str) -> None:
                     raise ValueError(f"the tokens of {sample[:20]!r}… differ from those of llama.cpp")
     finally:
         connection.close()
-
-
-def _whole(option: str, value: int | str, least: int) -> int:
-    try:
-        number = int(value)
-    except ValueError:
-        number = least - 1
-    if number < least:
-        raise ValueError(f"{option}: {value!r} is not a whole number of at least {least}")
-    return number
-
-
-def _yes(option: str, value: bool | str) -> bool:
-    words: dict[bool | str, bool] = {True: True, "true": True, "yes": True, False: False, "false": False, "no": False}
-    if value not in words:
-        raise ValueError(f"{option}: {value!r} is neither true nor false")
-    return words[value]

@@ -18,7 +18,7 @@ from triton_distributed.llm.contract.errors import InvalidParameter
 from triton_distributed.llm.contract.model import Model, ModelCard
 from triton_distributed.llm.contract.output import Candidate, Embeddings, Output, TokenLogprob, Usage
 from triton_distributed.llm.contract.request import EmbedRequest, Request, Sampling
-from triton_distributed.llm.engines.checkpoint import whole
+from triton_distributed.llm.engines.options import whole
 
 if TYPE_CHECKING:
     import httpx

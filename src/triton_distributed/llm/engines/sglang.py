@@ -13,7 +13,8 @@ from triton_distributed.llm.contract.errors import InvalidParameter
 from triton_distributed.llm.contract.model import Model, ModelCard
 from triton_distributed.llm.contract.output import Candidate, Output, TokenLogprob, Usage
 from triton_distributed.llm.contract.request import Request
-from triton_distributed.llm.engines.checkpoint import arguments, imported, read_checkpoint, whole
+from triton_distributed.llm.engines.checkpoint import arguments, imported, read_checkpoint
+from triton_distributed.llm.engines.options import whole
 
 __all__: list[str] = []
 

@@ -46,7 +46,7 @@ PAUSE_S: Final = 0.05
 """Seconds until a refused continuation is tried again, if the worker does not say. They double up to 1 s."""
 
 TICK_S: Final = 0.001
-"""Less time than this before the limit is none: a clock has a resolution."""
+"""When less time than this is left before a limit, the limit is reached: clocks have a resolution."""
 
 _NEVER: Final = float("inf")
 

@@ -13,9 +13,10 @@ from triton_distributed.llm.contract.request import EmbedRequest, Request, packe
 from triton_distributed.llm.engines.mock.cache import Cache
 from triton_distributed.llm.engines.mock.driver import Driver
 from triton_distributed.llm.engines.mock.kv_events import Event, Form, encoded
-from triton_distributed.llm.engines.mock.options import Text, timing, whole
+from triton_distributed.llm.engines.mock.options import Text, timing
 from triton_distributed.llm.engines.mock.scheduler import Scheduler, Sequence
 from triton_distributed.llm.engines.mock.tokens import EOS, MAX_LOGPROBS, Answer, answer, embedding, logprobs
+from triton_distributed.llm.engines.options import whole
 
 DIMENSIONS = 64
 _TURN = 16  # Outputs after which an engine without timing lets others run.

@@ -9,23 +9,6 @@ from triton_distributed.llm.engines.mock.timing import DYNAMO, Timing, linear
 
 Text = str | int | float  # A value as text, or already as a number.
 
-_MOST = 2**31 - 1
-
-
-def whole(name: str, value: Text, least: int) -> int:
-    """Read a whole number of at least `least`.
-
-    Raises:
-        InvalidParameter: it is not one.
-    """
-    try:
-        found = int(value) if not isinstance(value, float) else -1
-    except ValueError:
-        found = -1
-    if not least <= found <= _MOST:
-        raise InvalidParameter(name, f"expected a whole number from {least} to {_MOST}, got {value!r}")
-    return found
-
 
 def milliseconds(name: str, value: Text) -> float:
     """Read a duration in ms, from 0 to a day.

@@ -1,0 +1,36 @@
+"""Options of engines: the text of a command line, or already a number."""
+
+from __future__ import annotations
+
+from triton_distributed.llm.contract.errors import InvalidParameter
+
+__all__: list[str] = []
+
+MOST = 2**31 - 1
+
+
+def whole(option: str, value: str | int | float, least: int) -> int:
+    """Read a whole number of at least `least`.
+
+    Raises:
+        InvalidParameter: it is not one, or it is above `MOST`.
+    """
+    try:
+        found = int(value) if not isinstance(value, float) else least - 1
+    except ValueError:
+        found = least - 1
+    if not least <= found <= MOST:
+        raise InvalidParameter(option, f"expected a whole number from {least} to {MOST}, got {value!r}")
+    return found
+
+
+def yes(option: str, value: str | bool) -> bool:
+    """Read `true` or `yes`, `false` or `no`.
+
+    Raises:
+        InvalidParameter: it is none of them.
+    """
+    words: dict[str | bool, bool] = {True: True, "true": True, "yes": True, False: False, "false": False, "no": False}
+    if value not in words:
+        raise InvalidParameter(option, f"expected true or false, got {value!r}")
+    return words[value]
