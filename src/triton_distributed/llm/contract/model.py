@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from typing import Any, Literal
@@ -13,7 +14,7 @@ Continues = Literal["never", "greedy", "always"]
 _NOT_SLUG = re.compile(r"[^a-z0-9]+")
 
 
-class ModelCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ModelCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, dict=True):
     """What a worker publishes about its model, as plain JSON in the metadata of its instance.
 
     Attributes:
@@ -58,12 +59,12 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     owned_by: str = "triton-distributed"
     engine: str = ""
 
-    @property
+    @functools.cached_property  # Each request looks up its model's component.
     def digest(self) -> str:
         """The first 8 hexadecimal digits of the card's BLAKE2b. Equal cards have equal digests."""
         return hashlib.blake2b(msgspec.json.encode(self, order="deterministic"), digest_size=4).hexdigest()
 
-    @property
+    @functools.cached_property
     def component(self) -> str:
         """The component whose endpoints serve the model. Different cards never share one."""
         slug = _NOT_SLUG.sub("-", self.name.lower()).strip("-")[:40] or "model"

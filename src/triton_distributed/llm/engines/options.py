@@ -28,7 +28,7 @@ def yes(option: str, value: str | bool) -> bool:
     """Read `true` or `yes`, `false` or `no`.
 
     Raises:
-        InvalidParameter: it is none of them.
+        InvalidParameter: it is another word.
     """
     words: dict[str | bool, bool] = {True: True, "true": True, "yes": True, False: False, "false": False, "no": False}
     if value not in words:

@@ -34,8 +34,8 @@ class TimedFacts(Facts):
         now = time.perf_counter()
         passed, self._last = now - self._last, now
         if self._between is None:
-            self._metrics.first_token.labels(self.model).observe(passed)
-            self._between = self._metrics.between_tokens.labels(self.model)
+            first, self._between = self._metrics.timed(self.model)
+            first.observe(passed)
         else:
             self._between.observe(passed)
 
@@ -96,13 +96,13 @@ class Access:
     def _note(self, scope: Scope, id: str, facts: Facts, status: int, seconds: float) -> None:
         path, model, usage = scope["path"], facts.model, facts.usage
         route = path if path in self._known else OTHER
-        self._metrics.requests.labels(route, model, status).inc()
-        self._metrics.seconds.labels(route, model).observe(seconds)
+        ended = self._metrics.ended(route, model, status)
+        ended.requests.inc()
+        ended.seconds.observe(seconds)
         if usage is not None:
-            tokens = self._metrics.tokens
-            tokens.labels(model, "prompt").inc(usage.prompt_tokens)
-            tokens.labels(model, "cached").inc(usage.cached_tokens)
-            tokens.labels(model, "completion").inc(usage.completion_tokens)
+            ended.prompt.inc(usage.prompt_tokens)
+            ended.cached.inc(usage.cached_tokens)
+            ended.completion.inc(usage.completion_tokens)
         if self._log and path not in self._quiet:
             words = f" model={model}" if model else ""
             if usage is not None:

@@ -47,9 +47,11 @@ class ModelTable:
         self._namespace = namespace
         self._refused: dict[tuple[str, int], str] = {}  # Records that cannot be read, with the reason, by component.
         self.entries: dict[str, Entry] = {}
+        self._ranked: dict[str, list[Entry]] | None = None  # Made again after a change.
 
     def apply(self, change: Change) -> None:
         """Take a change from discovery."""
+        self._ranked = None
         if isinstance(change, Snapshot):
             mine = [each for each in change.instances if self._concerns(each.endpoint)]
             present = {(each.endpoint.component, each.id) for each in mine}
@@ -72,13 +74,16 @@ class ModelTable:
         The newest generation is best. Between two cards of one generation, which is a mistake, the one that was served
         first. A model's own name goes before an alias of the same text.
         """
+        if self._ranked is not None:
+            return self._ranked
         names: dict[str, list[Entry]] = {}
         aliases: dict[str, list[Entry]] = {}
         for entry in sorted(self.entries.values(), key=_rank):
             names.setdefault(entry.card.name, []).append(entry)
             for alias in entry.card.aliases:
                 aliases.setdefault(alias, []).append(entry)
-        return {**aliases, **names}
+        self._ranked = {**aliases, **names}
+        return self._ranked
 
     def conflicts(self) -> list[tuple[Entry, Entry]]:
         """Pairs of entries with one name and one generation, and different cards; the first of a pair is used."""
