@@ -14,6 +14,7 @@ from triton_distributed.llm.contract.model import ModelCard
 from triton_distributed.llm.contract.output import Embeddings, Usage
 from triton_distributed.llm.contract.request import Request
 from triton_distributed.llm.models.delta import Delta, TokenText
+from triton_distributed.llm.models.models import Models
 from triton_distributed.llm.models.prompts import Prompt, Prompts, TokenizerThreads
 from triton_distributed.llm.tokens.template import ChatTemplate
 from triton_distributed.llm.tokens.tokenizer import load_tokenizer
@@ -61,7 +62,9 @@ class StandIn:
         return Embeddings(vectors, sum(each.tokens for each in inputs))
 
 
-class StandInModels:
+class StandInModels(Models):
+    """Models without workers. It has nothing of `Models` but its methods."""
+
     def __init__(self, *models: Any) -> None:
         self.models = {name: each for each in models for name in (each.card.name, *each.card.aliases)}
 

@@ -23,8 +23,10 @@ from triton_distributed.llm.http.exchange import ClientLeft, EventStream, Presen
 from triton_distributed.llm.http.facts import KEY, Facts
 from triton_distributed.llm.http.options import base_request, chat_template_values, with_prompt
 from triton_distributed.llm.http.pieces import new_id, to_json, usage_of
-from triton_distributed.llm.http.ports import Models, Prompt, ServedModel
 from triton_distributed.llm.http.several import Merged, Single
+from triton_distributed.llm.models.models import Models
+from triton_distributed.llm.models.prompts import Prompt
+from triton_distributed.llm.models.served import ServedModel
 
 Route = Callable[[Scope, Receive, Send, Facts], Awaitable[None]]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from triton_distributed.llm.contract.output import Usage
 from triton_distributed.llm.http.pieces import chat_logprobs, completion_logprobs, to_json, usage_json
-from triton_distributed.llm.http.ports import Delta
+from triton_distributed.llm.models.delta import Delta
 
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"

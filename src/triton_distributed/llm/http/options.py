@@ -10,7 +10,7 @@ from triton_distributed.llm.contract.errors import InvalidParameter
 from triton_distributed.llm.contract.model import ModelCard
 from triton_distributed.llm.contract.request import Guide, Request, Sampling
 from triton_distributed.llm.http.bodies import ChatBody, CompletionBody, Generation, StructuredOutputs, refuse
-from triton_distributed.llm.http.ports import Prompt
+from triton_distributed.llm.models.prompts import Prompt
 
 DEFAULT_COMPLETION_TOKENS = 16
 """`max_tokens` of a completion that does not say: the OpenAI API's own value."""

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from triton_distributed.llm.contract.output import Usage
-from triton_distributed.llm.http.ports import TokenText
+from triton_distributed.llm.models.delta import TokenText
 
 to_json = msgspec.json.Encoder().encode
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
-from triton_distributed.llm.http.ports import Answer, Delta
+from triton_distributed.llm.models.answer import Answer
+from triton_distributed.llm.models.delta import Delta
 
 
 class Merged:
@@ -60,7 +60,7 @@ class Merged:
 class Single:
     """The same for one answer, without a task."""
 
-    def __init__(self, answer: Any) -> None:
+    def __init__(self, answer: Answer) -> None:
         self._answer = answer
         self.aclose = answer.aclose
 
