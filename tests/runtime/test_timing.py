@@ -9,6 +9,7 @@ import pytest
 
 from tests.runtime.cluster import Cluster, drained, patiently, until
 from triton_distributed.errors import Overloaded
+from triton_distributed.observe.stats import SHORT_S
 from triton_distributed.serving import endpoint as serving
 
 
@@ -62,6 +63,7 @@ async def test_a_request_waits_for_a_place_and_then_for_its_reader(cluster: Clus
     await until(lambda: worker.statistics().endpoints[0].running)
     second = client.generate("second")
     await until(lambda: worker.statistics().endpoints[0].waiting)
+    await until(lambda: min(each.age_s for each in worker.requests()) > 2 * SHORT_S)  # A shorter wait counts as none.
     free.set()
     await patiently(drained(first))
     await until(lambda: worker.requests() and worker.requests()[0].blocked)
