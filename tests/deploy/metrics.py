@@ -15,10 +15,10 @@ ADDED = {"job", "instance", "namespace", "pod", "le", "replica"}
 
 def documented() -> dict[str, set[str]]:
     """The metrics in the reference, each with its labels."""
-    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    page = "".join((ROOT / "docs" / each).read_text(encoding="utf-8") for each in ("metrics.md", "llm/front-end.md"))
     found = {
         name: set(re.findall(r"\w+", labels))
-        for name, labels in re.findall(r"^\| `(\w+)` \| \w+ \| ([^|]*) \|", page, re.MULTILINE)
+        for name, labels in re.findall(r"^\| `(triton_\w+)` \| \w+ \|([^|]*)\|", page, re.MULTILINE)
     }
     others = re.findall(r"`(triton_[a-z_]+)`", re.sub(r"```.*?```", "", page, flags=re.DOTALL))
     return {**{name: set() for name in others}, **found}

@@ -15,8 +15,11 @@ import pytest
 import yaml
 
 import triton_distributed
+import triton_distributed.llm
+import triton_distributed.llm.http
 from tests.guards.tree import ROOT, modules
 
+PLACES = (triton_distributed, triton_distributed.llm, triton_distributed.llm.http)
 SETTINGS = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
 OUTSIDE = re.compile(
     r"<(?:script|img|iframe)[^>]* src=\"?(?:https?:)?//|<link[^>]* href=\"?(?:https?:)?//|url\((?:https?:)?//"
@@ -47,9 +50,9 @@ def test_every_public_name_is_in_the_reference():
         for line in path.read_text(encoding="utf-8").splitlines()
         if line.startswith("::: ")
     ]
-    for name in set(triton_distributed.__all__) - {"__version__"}:
-        found = getattr(triton_distributed, name)
-        module = found.__module__
+    names = [(place, name) for place in PLACES for name in place.__all__ if name not in ("__version__", "FinishReason")]
+    for place, name in names:
+        module = getattr(place, name).__module__
         assert f"{module}.{name}" in shown or module in shown, f"docs/reference/ does not show {module}.{name}"
 
 
