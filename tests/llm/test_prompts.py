@@ -31,6 +31,7 @@ def rendered(source: str, messages: list[dict[str, Any]] = HI, **options: Any) -
         ("{% generation %}x{% endgeneration %}", "x"),
         ("{{ '%s-%3d' % ('a', 1) }}{{ '{}'.format(2) }}{{ 'x\ny'|indent(1) }}", "a-  12x\n y"),
         ("{{ strftime_now('%%') }}{{ 'a,b'.split(',')|join('+') }}", "%a+b"),
+        ("{{ {'items': 1, 'a': 2}.a }}{{ {'items': 1}.items is callable }}", "2True"),
         ("{% macro f(m) %}({{ m.role }}){% endmacro %}{{ f(messages[0]) }}", "(user)"),
         ("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "1"),
     ],

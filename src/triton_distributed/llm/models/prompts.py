@@ -249,11 +249,12 @@ def _small(value: Any, left: int) -> int:
     if isinstance(value, str):
         return left - len(value)
     left -= 8
-    if isinstance(value, Mapping):
+    if not isinstance(value, list | tuple):
+        if not isinstance(value, dict | Mapping):
+            return left
         value = (*value.keys(), *value.values())
-    if isinstance(value, list | tuple):
-        for each in value:
-            if left <= 0:
-                break
-            left = _small(each, left)
+    for each in value:
+        left = left - len(each) if type(each) is str else _small(each, left)
+        if left <= 0:
+            break
     return left
