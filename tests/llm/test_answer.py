@@ -307,6 +307,25 @@ async def test_a_complete_answer_whose_end_was_lost_needs_no_other_worker(here):
 
 
 @in_virtual_time
+async def test_cached_tokens_are_those_of_the_first_worker_that_answered(here):
+    fleet = Fleet(here)
+    told, silent = Output(token_ids=[97], usage=Usage(5, 1, 3)), Output(token_ids=[97])
+    for first, cached in ((told, 3), (silent, 0), (None, 4)):
+        lost = await fleet.worker(Engine(*([first] if first else []), Output(), hangs_after=1 if first else 0))
+        last = Output(token_ids=[98], finish_reason="length", usage=Usage(6, 1, 4))
+        answer = fleet.answer(Request(max_tokens=2, sampling=GREEDY), policy=only(lost))
+        text = (await anext(answer)).text if first else ""
+        other = await fleet.worker(Engine(last))
+        reading = asyncio.create_task(read(answer))
+        await asyncio.sleep(0.05)
+        await lost.kill()
+        rest, deltas = await reading
+        assert (text + rest)[-1] == "b"
+        assert deltas[-1].usage == Usage(5, 2 if first else 1, cached)
+        await other.close()
+
+
+@in_virtual_time
 async def test_a_stalled_worker_is_left_for_another_one(here):
     fleet = Fleet(here, stall_timeout_s=5)
     request = Request(max_tokens=9, sampling=GREEDY)

@@ -21,6 +21,7 @@ from triton_distributed.llm import (
 )
 from triton_distributed.llm.contract.records import metadata_of
 from triton_distributed.llm.models.table import ModelTable
+from triton_distributed.llm.worker import serve
 from triton_distributed.llm.worker.serve import serve_model
 from triton_distributed.names import EndpointName, Instance
 
@@ -166,6 +167,47 @@ async def test_an_engine_that_cannot_serve_is_closed_and_leaves_nothing():
         served = await serve_model(other, Coroutine("coroutine"))
         with pytest.raises(LLMError, match="returned coroutine"):
             await anext(aiter(here.stream(generate(served.card), Request())))
+
+
+async def test_of_two_cards_that_are_served_at_the_same_moment_the_older_one_stays(monkeypatch):
+    async with connect() as first, connect() as second:
+        nothing = asyncio.Future[None]()
+        nothing.set_result(None)
+        monkeypatch.setattr(serve, "_check_before", lambda *_: nothing)  # Both have looked before the other registered.
+        engines = [Echo(context_tokens=each) for each in (4, 8)]
+        found = await asyncio.gather(
+            *(serve_model(c, e) for c, e in zip((first, second), engines, strict=True)), return_exceptions=True
+        )
+        (conflict,) = [each for each in found if isinstance(each, ModelConflict)]
+        (stays,) = [each for each in found if isinstance(each, serve.ServingModel)]
+        assert found.index(stays) == 0
+        assert conflict.served_by.startswith(f"instance {stays.instance.id} ")
+        assert [each.closed for each in engines] == [0, 1]
+
+
+async def test_the_older_one_withdraws_if_the_younger_one_stays(monkeypatch):
+    monkeypatch.setattr(serve, "YIELD_S", 0.05)
+    async with connect() as first, connect() as second:
+        await serve_model(first, Echo(context_tokens=4))
+        nothing = asyncio.Future[None]()
+        nothing.set_result(None)
+        monkeypatch.setattr(serve, "_check_before", lambda *_: nothing)
+        with monkeypatch.context() as clock, pytest.raises(ModelConflict, match="context_tokens: 8 here, 4 there"):
+            clock.setattr("time.time", lambda: 1.0)  # Its clock is late: it seems to be the older one.
+            await serve_model(second, Echo(context_tokens=8))
+
+
+async def test_an_invalid_request_is_one_line_in_the_log_of_the_worker(caplog):
+    caplog.set_level("INFO", "triton_distributed.runtime")
+    async with connect() as worker, connect() as here:
+        served = await serve_model(worker, Echo(script=[InvalidParameter("stop", "too many")]))
+        for _ in range(2):
+            with pytest.raises(InvalidParameter):
+                await anext(aiter(here.stream(generate(served.card), Request())))
+    found = [each for each in caplog.records if "stop: too many" in each.getMessage()]
+    assert [each.levelname for each in found] == ["INFO", "INFO"]
+    assert not any(each.exc_text or each.exc_info for each in found)
+    assert "an invalid request" in found[0].getMessage()
 
 
 def record(card, id=1, since=10.0, component=""):

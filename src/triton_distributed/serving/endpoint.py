@@ -133,8 +133,14 @@ class ServedEndpoint(Host):
         """Log a handler's error: at most once in `QUIET_S` for each type, with the number of suppressed ones.
 
         The traceback is logged only by the worker in which the error arose. An error that a handler passes on from its
-        own call is logged as one line.
+        own call is logged as one line. So is one whose class says that it is the caller's fault (`callers_fault`), at
+        the level INFO: invalid requests must not fill the log of the worker.
         """
+        if getattr(type(error), "callers_fault", False):
+            if logger.isEnabledFor(logging.INFO):
+                words = " ".join(str(error).split())[:MOST_WORDS]
+                logger.info("%s: request %s: an invalid request: %s", self.name, context.id(), words)
+            return
         through = let_through(error)
         suppressed = self._reported.due(through.type_name if through else type(error).__qualname__)
         level = logging.DEBUG if suppressed is None else logging.WARNING

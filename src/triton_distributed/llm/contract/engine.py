@@ -58,7 +58,7 @@ class Engine:
         generator is closed at its `yield`. It then releases the request's slot, in `finally`.
 
         Raises:
-            InvalidRequest: the engine cannot do what the request asks. Other errors are failures of the engine.
+            InvalidParameter: the engine cannot do what the request asks. Other errors are failures of the engine.
         """
         raise NotImplementedError
 

@@ -32,6 +32,8 @@ class InvalidParameter(LLMError, ValueError):
     Fields: `param` (the field, e.g. `stop` or `messages[0].content`), `reason`, `code` (for programs; may be empty).
     """
 
+    callers_fault = True  # A worker logs it as one line, at the level INFO.
+
     def __init__(self, param: str, reason: str, code: str = "") -> None:
         super().__init__(param, reason, code)
         self.param, self.reason, self.code = param, reason, code

@@ -64,6 +64,7 @@ class Output(msgspec.Struct, omit_defaults=True):
         finish_reason: why the answer ends; None before the last output.
         stop_reason: the token id or the text that ended it, if it was one of the request's.
         usage: in the last output. Without it, the tokens are counted outside of the engine, and none counts as cached.
+            It may be in earlier ones too: if the worker is lost, its last `cached_tokens` count for the whole answer.
         reasoning: new text of the model's reasoning, where the engine separates it.
         tool_calls: new parts of tool calls, as `delta.tool_calls` in a chunk of the OpenAI API.
     """

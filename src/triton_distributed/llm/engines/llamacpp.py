@@ -361,6 +361,8 @@ class _Answer:
         if not self.usage.prompt_tokens:
             cached = int(timings["cache_n"])
             self.usage = Usage(int(timings["prompt_n"]) + cached, 0, cached)
+            if cached:
+                self._put(Output(usage=self.usage))  # If this worker is lost, the caller knows it nevertheless.
         entries = (choice.get("logprobs") or {}).get("content") or ()
         if entries:
             return self._token(choice["text"], entries[-1], new)

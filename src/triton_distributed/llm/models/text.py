@@ -27,8 +27,8 @@ class AnswerText:
     """
 
     __slots__ = (
-        "_card", "_end_ids", "_held_ids", "_held_logprobs", "_lost_tokens", "_prompt_tokens", "_reader", "_request",
-        "_simple", "_tokenizer", "_total", "_usage", "engine_text",
+        "_cached", "_card", "_end_ids", "_held_ids", "_held_logprobs", "_lost_tokens", "_prompt_tokens", "_reader",
+        "_request", "_simple", "_tokenizer", "_total", "_usage", "engine_text",
     )  # fmt: skip
 
     def __init__(
@@ -51,6 +51,7 @@ class AnswerText:
         self._total = 0  # Tokens of the whole answer.
         self._lost_tokens = 0  # Those of workers before the present one.
         self._usage: Usage | None = None  # As the present worker reports it.
+        self._cached: int | None = None  # As the first worker of an answer reported it that went on at another one.
         self._held_ids: list[int] = []  # Tokens without text yet.
         self._held_logprobs: list[TokenText] = []
         self.engine_text = False
@@ -61,6 +62,9 @@ class AnswerText:
 
     def new_worker(self) -> None:
         """Another worker goes on after the tokens so far."""
+        if self._total and self._cached is None:
+            # Later workers compute the prompt again for the caller's one answer: what they find does not count.
+            self._cached = 0 if self._usage is None else self._usage.cached_tokens
         self._lost_tokens, self._usage = self._total, None
 
     def taken(self, output: Output) -> Delta | None:
@@ -135,8 +139,9 @@ class AnswerText:
         if told is not None and told.completion_tokens:
             completion = max(completion, self._lost_tokens + told.completion_tokens)
         prompt = self._prompt_tokens or (told.prompt_tokens if told is not None else 0)
-        # What a later worker finds in its cache says nothing of the first one, whose report was lost.
-        cached = told.cached_tokens if told is not None and not self._lost_tokens else 0
+        cached = self._cached
+        if cached is None:
+            cached = 0 if told is None else told.cached_tokens
         return Usage(prompt, completion, cached)
 
     def _resolved(self, logprob: TokenLogprob) -> TokenText:

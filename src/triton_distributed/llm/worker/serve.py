@@ -36,6 +36,9 @@ logger = logging.getLogger("triton_distributed.llm")
 CHUNK_BYTES = 1024 * 1024
 """The size of an item of the endpoint `assets`."""
 
+YIELD_S = 5.0
+"""Seconds in which a worker that began at the same time, with another card, withdraws; then this one does."""
+
 QUEUED_PER_SLOT = 4
 """Requests that wait for each slot of the engine, if `max_queue` is not given. The next one is refused."""
 
@@ -127,7 +130,7 @@ async def serve_model(
             changes["generation"] = generation
         model, slots = _checked(engine, changes)
         card = model.published
-        await _check_conflict(connection, card, namespace)
+        await _check_before(connection, card, namespace)
         queue = QUEUED_PER_SLOT * slots if max_queue is None else max_queue
         handlers = _Handlers(engine, card, model.assets)
         place, metadata, labels = f"{namespace}.{card.component}", metadata_of(card), {"model": card.name}
@@ -157,6 +160,7 @@ async def serve_model(
                 metrics_labels=labels,
             )
         )
+        await _check_after(connection, card, namespace)
     except BaseException:
         for each in served:
             await each.stop()
@@ -182,20 +186,57 @@ def _checked(engine: Engine, changes: dict[str, Any]) -> tuple[Model, int]:
     return model, slots
 
 
-async def _check_conflict(connection: Connection, card: ModelCard, namespace: str) -> None:
-    found: list[Instance] = []
+async def _same_name(connection: Connection, card: ModelCard, namespace: str) -> list[tuple[Instance, ModelCard]]:
+    """The instances that serve the name and the generation of a card, the oldest first, with their cards.
+
+    Front ends send requests to the card of the first one (`llm/models/table.py`).
+    """
+    seen: list[Instance] = []
 
     def sink(change: Change) -> None:
         if isinstance(change, Snapshot):
-            found.extend(change.instances)
+            seen.extend(change.instances)
 
     (await connection.runtime.discovery.watch(None, sink)).close()
-    for instance in found:
+    found = []
+    for instance in seen:
         with contextlib.suppress(ValueError):  # Its card is not readable: front ends do not list the model either.
             other = card_of(instance, namespace)
-            if other and (other.name, other.generation) == (card.name, card.generation) and other != card:
-                by = f"instance {instance.id} at {','.join(instance.addresses)}"
-                raise ModelConflict(card.name, card.generation, differences(card, other), by)
+            if other and (other.name, other.generation) == (card.name, card.generation):
+                found.append((instance, other))
+    return sorted(found, key=lambda each: (each[0].since, each[1].digest))
+
+
+def _conflict(card: ModelCard, instance: Instance, other: ModelCard) -> ModelConflict:
+    by = f"instance {instance.id} at {','.join(instance.addresses)}"
+    return ModelConflict(card.name, card.generation, differences(card, other), by)
+
+
+async def _check_before(connection: Connection, card: ModelCard, namespace: str) -> None:
+    for instance, other in await _same_name(connection, card, namespace):
+        if other != card:
+            raise _conflict(card, instance, other)
+
+
+async def _check_after(connection: Connection, card: ModelCard, namespace: str) -> None:
+    """Look again after registering: a worker with another card may have registered since the first look.
+
+    Of two such workers, each sees the other one here, or the later one sees the earlier one. The younger withdraws at
+    once. The older waits for that, and withdraws if the younger has looked before and stays.
+
+    Raises:
+        ModelConflict: this worker has to withdraw.
+    """
+    clock = asyncio.get_running_loop().time
+    until = clock() + YIELD_S
+    while True:
+        found = await _same_name(connection, card, namespace)
+        others = [each for each in found if each[1] != card]
+        if not others:
+            return
+        if found[0][1] != card or clock() > until:
+            raise _conflict(card, *others[0])
+        await asyncio.sleep(YIELD_S / 50)
 
 
 class _Handlers:

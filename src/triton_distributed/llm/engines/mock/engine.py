@@ -125,8 +125,8 @@ class MockEngine(Engine):
                         await asyncio.sleep(0)
                     self._generated_tokens += after - sent
                 output = _output(request, planned, sent, after)
-                if after == end:
-                    output.usage = Usage(prompt_tokens, end, 0 if sequence is None else sequence.cached_tokens)
+                if after == end or (sent == 0 and sequence is not None and sequence.cached_tokens > 0):
+                    output.usage = Usage(prompt_tokens, after, 0 if sequence is None else sequence.cached_tokens)
                 sent = after
                 yield output
         finally:
