@@ -13,8 +13,10 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+import triton_distributed as trd
 from tests.llm.standin import StandIn, StandInModels, echo
 from triton_distributed.llm.http import openai_app
+from triton_distributed.llm.http.front import front_end
 from triton_distributed.llm.models.delta import Delta
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -73,3 +75,17 @@ async def test_a_mounted_app_over_sockets():
         await left.wait()
         with pytest.raises(asyncio.CancelledError):
             await call
+
+
+async def test_a_client_whose_body_is_too_large_reads_why():
+    async with trd.connect(trd.Config(discovery="memory", handle_signals=False)) as here:
+        app = await front_end(here, openai=openai_app(StandInModels(StandIn(echo))), max_body_bytes=1000)
+        async with (
+            serving(app) as url,
+            openai.AsyncOpenAI(api_key="none", base_url=f"{url}/v1", max_retries=0) as client,
+        ):
+            for _ in range(3):
+                with pytest.raises(openai.APIStatusError) as refused:
+                    await client.completions.create(model="org/tiny", prompt="x" * 8_000_000)
+                assert (refused.value.status_code, refused.value.code) == (413, "request_too_large")
+            assert (await client.completions.create(model="org/tiny", prompt="abcd")).choices[0].text

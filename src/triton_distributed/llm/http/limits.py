@@ -48,13 +48,15 @@ class Limits:
                 length = value
         if size > MAX_HEAD_BYTES:
             text = f"The headers have more than {MAX_HEAD_BYTES:,} bytes."
-            await refuse(scope, send, 431, "headers_too_large", text, _CLOSE)
+            await refuse(scope, send, 431, "headers_too_large", text)
         elif not self._keys.allow(key):
             text = "The API key is missing or wrong. Send it as: Authorization: Bearer KEY"
             await refuse(scope, send, 401, "invalid_api_key", text, _BEARER)
         elif int(length) > self._max_body_bytes:  # The server has refused a length that is not a number.
             text = f"The body has {int(length):,} bytes, above the limit of {self._max_body_bytes:,}."
-            await refuse(scope, send, 413, "request_too_large", text, _CLOSE)
+            # The connection stays: the server reads the rest of the body and drops it. A client that still writes would
+            # lose the answer if the connection were closed.
+            await refuse(scope, send, 413, "request_too_large", text)
         elif self._max_requests is not None and self.running >= self._max_requests:
             await refuse(scope, send, 503, "overloaded", "The server is at capacity. Try again later.", _LATER)
         else:
@@ -65,7 +67,6 @@ class Limits:
                 self.running -= 1
 
 
-_CLOSE = ((b"connection", b"close"),)  # The rest of the request is not read.
 _BEARER = ((b"www-authenticate", b"Bearer"),)
 _LATER = ((b"retry-after", b"%d" % BUSY_S), (b"retry-after-ms", b"%d" % (BUSY_S * 1000)))
 _TYPES = {401: "authentication_error", 503: "overloaded_error"}
