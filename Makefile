@@ -28,7 +28,7 @@ export TRD_BASE_PYTHON
 # Without cached bytecode, each of the tests' thousand processes compiles what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help compiled wheel test-compiled demo demo-llm demo-cluster unit test test-all test-newest test-oldest test-busy versions lock _test-with check format docs bench bench-peers instructions chaos crowd fuzz soak survival hostile scaling clean
+.PHONY: help compiled wheel test-compiled demo demo-llm demo-cluster unit test test-all test-newest test-oldest test-busy test-node versions lock _test-with check format docs bench bench-peers instructions chaos crowd fuzz soak survival hostile scaling clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -80,6 +80,10 @@ _test-with:
 test-busy: $(VENV)/.test ## the whole test suite beside four busy processes, BUSY_RUNS (3) times in a row
 	@tools/versions $(VENV)
 	$(PYTHON) tools/busy.py $(BUSY_RUNS) $(PYTEST)
+
+test-node: $(VENV)/.test ## the client of npm against a front end: needs node and npm; installs the package `openai` with npm
+	cd tests/llm/node && npm ci --ignore-scripts --no-audit --no-fund
+	$(RUN) -m pytest -v tests/llm/test_node_client.py
 
 versions: $(VENV)/.test ## print the versions that `make test` runs with
 	@tools/versions $(VENV)
@@ -145,7 +149,7 @@ scaling: $(VENV)/.cluster ## 10,000 simulated workers in a real etcd; writes doc
 
 clean: ## remove what the other targets made
 	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist site
-	rm -rf src/*.egg-info
+	rm -rf src/*.egg-info tests/llm/node/node_modules
 	find src tests examples harness benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # One stamp a set of extras; each is newer than what decides its content.
