@@ -31,6 +31,7 @@ from typing import Any, Final
 
 import msgspec
 from msgspec.msgpack import Decoder, Encoder
+from msgspec.structs import astuple, force_setattr
 
 from triton_distributed.compiled import caused
 from triton_distributed.errors import DecodeError
@@ -183,7 +184,7 @@ def _replacer(kind: Any) -> Callable[[Any, Buffers], Any]:
     if issubclass(kind, (list, tuple, set, frozenset, collections.deque)):
         return _replaced_list
     if issubclass(kind, msgspec.Struct):
-        return partial(_replaced_object, kind.__struct_fields__, msgspec.structs.force_setattr)
+        return partial(_replaced_struct, kind.__struct_fields__)
     if names := field_names(kind):
         replace = partial(_replaced_object, names, object.__setattr__)
         skips_field = skip_check(kind)
@@ -232,6 +233,28 @@ def _replaced_object(names: tuple[str, ...], assign: Any, value: Any, buffers: B
                 changed = copy.copy(value)
             assign(changed, name, new)
     return value if changed is None else changed
+
+
+def _replaced_struct(names: tuple[str, ...], value: Any, buffers: Buffers) -> Any:
+    try:
+        children = astuple(value)
+    except AttributeError:  # A field is not set.
+        return _replaced_object(names, force_setattr, value, buffers)
+    changed = None
+    for at, replace in _replacers(tuple(map(type, children))):
+        child = children[at]
+        new = replace(child, buffers)
+        if new is not child:
+            if changed is None:
+                changed = copy.copy(value)
+            force_setattr(changed, names[at], new)
+    return value if changed is None else changed
+
+
+@lru_cache(maxsize=1024)
+def _replacers(kinds: tuple[Any, ...]) -> tuple[tuple[int, Callable[[Any, Buffers], Any]], ...]:
+    """The places of the values that may hold memory, by the types of the values: most fields of a Struct hold none."""
+    return tuple((at, _replacer(kind)) for at, kind in enumerate(kinds) if kind not in _LEAVES)
 
 
 def _replaced_fields(skips_field: Callable[[Any], bool], replace: Any, value: Any, buffers: Buffers) -> Any:

@@ -118,6 +118,14 @@ def _look(kind: Any) -> Look | None:
         attributes = value.__dict__
         return attributes.values() if every.issubset(attributes) else look(value)
 
+    def look_at_struct(value: Any) -> Iterable[Any] | None:
+        try:
+            return msgspec.structs.astuple(value)
+        except AttributeError:  # A field is not set.
+            return look(value)
+
+    if issubclass(kind, msgspec.Struct):
+        return look_at_struct
     return look_quickly if dataclasses.is_dataclass(kind) and _has_dict(kind) else look
 
 
