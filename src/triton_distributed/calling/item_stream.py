@@ -149,6 +149,11 @@ class ItemStream(Passable, Generic[T_co]):
         return stream is not None and stream.accepted
 
     @property
+    def ended(self) -> bool:
+        """Whether nothing more comes from the worker. Items that have arrived may wait for the reader."""
+        return self._call.state > OPEN
+
+    @property
     def request_id(self) -> str:
         """The request's id, as the handler sees it; empty before the request was sent."""
         return self._call.request_id

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import weakref
 from array import array
 from typing import Any, Final, Self
 
@@ -31,6 +30,7 @@ from triton_distributed.llm.contract.request import Request, packed
 from triton_distributed.llm.models.delta import Delta
 from triton_distributed.llm.models.elsewhere import Elsewhere
 from triton_distributed.llm.models.loss import Next, Progress, decide
+from triton_distributed.llm.models.stalls import StallWatch
 from triton_distributed.llm.models.text import AnswerText
 
 logger = logging.getLogger("triton_distributed.llm")
@@ -63,7 +63,8 @@ class Answer:
         card: the model.
         request: what is sent, with its prompt.
         text: makes text of the tokens.
-        stall_timeout_s: seconds between two outputs after which the worker has stalled; see `FIRST`.
+        stalls: watches the answer. Its timeout is the time between two outputs after which the worker has stalled; see
+            `FIRST`.
         options: options of the call; see `StreamOptions`. `timeout` is for the whole answer.
 
     Attributes:
@@ -82,7 +83,7 @@ class Answer:
     __slots__ = (
         "__weakref__", "_avoided", "_barren", "_card", "_connection", "_deadline", "_endpoint",
          "_finished", "_first", "_loop", "_options", "_over", "_pause", "_pause_s", "_reading", "_request",
-        "_since", "_stall_s", "_stalled", "_stream", "_text", "_timer", "_tokens", "_until", "losses",
+        "_since", "_stall_s", "_stalled", "_stream", "_text", "_tokens", "_until", "losses",
     )  # fmt: skip
 
     def __init__(
@@ -92,7 +93,7 @@ class Answer:
         card: ModelCard,
         request: Request,
         text: AnswerText,
-        stall_timeout_s: float,
+        stalls: StallWatch,
         options: dict[str, Any],
     ) -> None:
         if "resume" in options:
@@ -103,13 +104,13 @@ class Answer:
         self._card = card
         self._request = request
         self._text = text
-        self._stall_s = stall_timeout_s
+        self._stall_s = stalls.timeout_s
         self._options: dict[str, Any] = {"idempotent": True, **options}
         timeout = options.get("timeout")
         self._deadline = None if timeout is None else self._loop.time() + timeout
         self._tokens = array("I")  # Of the whole answer.
         self._barren = 0  # Workers lost in a row without a new token.
-        self._avoided = Elsewhere(options.get("policy"), card.name)
+        self._avoided: Elsewhere | None = None  # The instances that were lost or have stalled.
         self._first = True  # The present worker has sent no output.
         self._finished = self._over = self._stalled = False
         self._since = _NEVER  # Since when a reader waits for the next output.
@@ -118,7 +119,7 @@ class Answer:
         self.losses = 0
         self._stream: ItemStream[Output] = connection.stream(endpoint, request, **self._options)
         self._reading: Reading[Output] = aiter(self._stream)
-        self._timer = self._loop.call_later(stall_timeout_s, _watch, weakref.ref(self))
+        stalls.add(self)
 
     def __aiter__(self) -> Self:
         return self
@@ -161,7 +162,6 @@ class Answer:
         if self._over:
             return
         self._over = True
-        self._timer.cancel()
         if self._pause is not None:
             self._pause.cancel()
         self._stream.cancel()
@@ -187,14 +187,13 @@ class Answer:
         delta = self._text.taken(output)
         if delta is not None and delta.finish_reason is not None:
             self._finished = True
-            if output.finish_reason is None:  # A stop text: the engine would go on.
+            if output.finish_reason is None or self._stream.ended:  # After a stop text, the engine would go on.
                 self._close()
         return delta
 
     async def _read_end(self) -> None:
         """Read the end of the stream after the last output, so that the call counts as answered and not as left."""
-        self._timer.cancel()
-        self._timer = self._loop.call_later(END_S, self._stream.cancel)
+        timer = self._loop.call_later(END_S, self._stream.cancel)
         try:
             await self._reading.__anext__()  # An output after the last one: the engine's mistake. The answer is whole.
         except (StopAsyncIteration, StreamIncomplete, RemoteError):
@@ -202,6 +201,8 @@ class Answer:
         except asyncio.CancelledError:
             if _is_cancelled() or self._over:
                 raise
+        finally:
+            timer.cancel()
 
     # After a loss.
 
@@ -220,6 +221,8 @@ class Answer:
         self._barren += instances
         lost_id = self._stream.instance_id
         seconds = self._limit_s
+        if self._avoided is None:
+            self._avoided = Elsewhere(self._options.get("policy"), self._card.name)
         self._avoided.add(lost_id, seconds if stalled else 0.0)
         text = self._text
         known = Progress(len(self._tokens), text.engine_text, text.ends(self._tokens), self._barren)
@@ -304,10 +307,10 @@ class Answer:
     def _limit_s(self) -> float:
         return self._stall_s * (FIRST if self._first else 1)
 
-    def watch(self) -> None:
-        """Cancel the worker if it makes no progress; else look again later. Called by the timer."""
+    def watch(self) -> float | None:
+        """Cancel the worker if it makes no progress. Called by `StallWatch`."""
         if self._over or self._finished:
-            return
+            return None
         now = self._loop.time()
         limit = self._limit_s
         if self._first and not self._stream.admitted and self._since != _NEVER:
@@ -317,13 +320,7 @@ class Answer:
             self._stalled = True
             self._stream.cancel()  # The reader gets CancelledError.
             left = limit
-        self._timer = self._loop.call_later(left, _watch, weakref.ref(self))
-
-
-def _watch(answer: weakref.ref[Answer]) -> None:
-    """A timer that does not keep a dropped answer alive."""
-    if (found := answer()) is not None:
-        found.watch()
+        return left
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

@@ -15,6 +15,7 @@ from triton_distributed.llm.contract.output import Embeddings, Output
 from triton_distributed.llm.contract.request import EmbedRequest, Request
 from triton_distributed.llm.models.answer import Answer
 from triton_distributed.llm.models.prompts import Prompt, Prompts
+from triton_distributed.llm.models.stalls import StallWatch
 from triton_distributed.llm.models.text import AnswerText
 
 STALL_TIMEOUT_S = 30.0
@@ -45,7 +46,7 @@ class ServedModel:
         stall_timeout_s: float = STALL_TIMEOUT_S,
     ) -> None:
         self.card, self.prompts, self.created = card, prompts, created
-        self._connection, self._tokenizer, self._stall_timeout_s = connection, prompts.tokenizer, stall_timeout_s
+        self._connection, self._tokenizer, self._stalls = connection, prompts.tokenizer, StallWatch(stall_timeout_s)
         place = f"{namespace}.{card.component}"
         self._generate = Stream[Request, Output](f"{place}.generate")
         self._embed = Unary[EmbedRequest, Embeddings](f"{place}.embed")
@@ -69,7 +70,7 @@ class ServedModel:
         else:
             asked = msgspec.structs.replace(request, prompt=prompt.ids, text=None, messages=None)
         text = AnswerText(self.card, asked, prompt.tokens, self._tokenizer)
-        return Answer(self._connection, self._generate, self.card, asked, text, self._stall_timeout_s, call_options)
+        return Answer(self._connection, self._generate, self.card, asked, text, self._stalls, call_options)
 
     async def embed(
         self, inputs: Sequence[Prompt], *, dimensions: int | None = None, model: str = "", **call_options: Any

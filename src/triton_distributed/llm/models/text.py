@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Collection
 
 from triton_distributed.llm.contract.errors import LLMError
 from triton_distributed.llm.contract.model import ModelCard
@@ -44,10 +45,8 @@ class AnswerText:
         self._tokenizer = tokenizer
         self._reader = TextReader(tokenizer, stop=request.stop, min_tokens=request.min_tokens)
         self._simple = tokenizer is not None and not request.stop
-        ends = set(request.stop_token_ids)
-        if not request.ignore_eos:
-            ends.update(card.eos_token_ids)
-        self._end_ids = ends
+        ends = () if request.ignore_eos else card.eos_token_ids
+        self._end_ids: Collection[int] = {*ends, *request.stop_token_ids} if request.stop_token_ids else ends
         self._total = 0  # Tokens of the whole answer.
         self._lost_tokens = 0  # Those of workers before the present one.
         self._usage: Usage | None = None  # As the present worker reports it.

@@ -11,6 +11,8 @@ _PATIENCE = 16
 """How many steps in a row may end within a character. Four bytes make one, so more of them are not UTF-8."""
 
 
+_Utf8 = codecs.getincrementaldecoder("utf-8")
+
 _WINDOW = 64
 """How many tokens are decoded again, if those without a text follow each other."""
 
@@ -28,7 +30,7 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Tokenizer, *, skip: Collection[int] = (), skip_special_tokens: bool = True) -> None:
         self._tokenizer, self._skip, self._skip_special = tokenizer, frozenset(skip), skip_special_tokens
-        self._bytes = codecs.getincrementaldecoder("utf-8")("replace") if tokenizer.splits_bytes else None
+        self._bytes = _Utf8("replace") if tokenizer.splits_bytes else None
         # A token's text can depend on the one before it (a leading space), so the tokens of the step before are decoded
         # again with the new ones, and their text, `_held`, is cut off.
         self._ids: list[int] = []

@@ -1,0 +1,52 @@
+"""One timer for the progress timeouts of all answers of a model."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from typing import Final, Protocol
+
+_LATE: Final = 1 / 32
+"""The part of the timeout by which an answer may be looked at too late, so that many answers do not mean many looks."""
+
+
+class Watched(Protocol):
+    """What `StallWatch` watches."""
+
+    def watch(self) -> float | None:
+        """Act if a limit is reached. Returns the seconds until the next look, at most the timeout; None for no more."""
+
+
+class StallWatch:
+    """Looks at answers before they can have reached a limit, and again as often as they say. It keeps none alive.
+
+    A timer for each answer would cost more than the rest of its watching.
+
+    Args:
+        timeout_s: seconds that an answer that was just added has at least.
+    """
+
+    __slots__ = ("_answers", "_timer", "timeout_s")
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        self._answers: set[weakref.ref[Watched]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, answer: Watched) -> None:
+        """Watch an answer from now on."""
+        self._answers.add(weakref.ref(answer, self._answers.discard))
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self.timeout_s, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        soonest = self.timeout_s
+        for each in tuple(self._answers):
+            left = None if (answer := each()) is None else answer.watch()
+            if left is None:
+                self._answers.discard(each)
+            else:
+                soonest = min(soonest, left)
+        if self._answers and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(max(soonest, self.timeout_s * _LATE), self._look)
