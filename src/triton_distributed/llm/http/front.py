@@ -184,5 +184,6 @@ async def front_end(
         runtime = connection.runtime
         client = await runtime.namespace(name.namespace).component(name.component).endpoint(name.endpoint).client()
         found[key] = RoutedEndpoint(route, connection, client, max_body_bytes)
+    connection.runtime.worker.watchdog.start()  # Of a worker, it starts with the first endpoint.
     limits = {"keys": Keys(keys), "max_body_bytes": max_body_bytes, "max_requests": max_requests}
     return FrontEnd(connection, list(found.values()), openai, models, limits, origins, access_log)

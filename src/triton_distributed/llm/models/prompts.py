@@ -73,7 +73,7 @@ class TokenizerThreads:
         if self._closed:
             raise RuntimeError("the threads of the tokenizer are closed")
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "trd-tokenizer")
+            self._pool = ThreadPoolExecutor(_threads(), "trd-tokenizer")
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     def close(self) -> None:
@@ -81,6 +81,12 @@ class TokenizerThreads:
         self._closed = True
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _threads() -> int:
+    """How many threads: a processor stays free for the event loop, if there are several."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(4, usable - 1))
 
 
 class Prompts:
