@@ -36,9 +36,9 @@ With keys, requests need the header Authorization: Bearer KEY. /health, /live,
 a key a line, or its hash as sha256:HEX. Other users of the machine can read the
 command line, so a file is better than --api-key.
 
-SIGTERM and SIGINT drain: no connection is accepted, running requests finish
-within TRD_DRAIN_TIMEOUT_S, and the exit status is 0. A second signal ends it at
-once.
+SIGTERM and SIGINT drain: requests are taken as long as they come, for at most
+5 s, running ones finish within TRD_DRAIN_TIMEOUT_S, and the exit status is 0. A
+second signal ends it at once.
 """
 
 

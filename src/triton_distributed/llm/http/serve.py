@@ -12,43 +12,28 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from triton_distributed.llm.http.connections import QUIET_S, Activity, Protocol
 from triton_distributed.llm.http.front import FrontEnd
-from triton_distributed.llm.http.limits import MAX_HEAD_BYTES
 
 BACKLOG = 2048
+KEEP_ALIVE_S = 75
+"""Seconds after which an idle connection is closed. Clients and proxies close theirs earlier (nginx: 60 s, httpx: 5 s),
+so that they do not send a request at the moment of its end."""
+
+LINGER_S = 5.0
+"""Seconds in which a server that ends takes further requests, as long as they come."""
+
 ECHO_S = 0.3
 """A terminal and a parent process may send one signal twice. Within this time it counts once."""
 
 
-class _Protocol(HttpToolsProtocol):
-    """Ends a connection whose request line and headers do not end."""
-
-    _head_bytes = 0
-    _in_head = True
-
-    def on_message_begin(self) -> None:
-        self._in_head, self._head_bytes = True, 0
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        super().on_headers_complete()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._in_head and not self.transport.is_closing():
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self.send_400_response("The headers are too large.")
-
-
 class _Server(uvicorn.Server):
-    """Leaves the signals to `serve`, and says when it accepts connections."""
+    """Leaves the signals to `serve`, says when it accepts connections, and ends without a failed request."""
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, activity: Activity, ready: Callable[[], None]) -> None:
         super().__init__(config)
+        self._activity = activity
         self._ready = ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -58,6 +43,52 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def drain(self, timeout_s: float) -> None:
+        """Tell the clients, wait until no requests come any more, and let `serve` end.
+
+        Args:
+            timeout_s: seconds that running requests have from now.
+        """
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        self._end_connections()
+        latest = began + min(LINGER_S, timeout_s / 2)
+        while True:
+            left = min(self._activity.last + QUIET_S, latest) - clock()
+            if left <= 0:
+                break
+            await asyncio.sleep(left)
+        self.config.timeout_graceful_shutdown = max(1, round(timeout_s - (clock() - began)))
+        self.should_exit = True
+
+    def _end_connections(self) -> None:
+        if not self._activity.ending:
+            self._activity.ending = True
+            for each in list(self.server_state.connections):
+                each.end()  # type: ignore[union-attr]
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the listening sockets. What the kernel has accepted for them would be reset: it is served."""
+        self._end_connections()
+        accepted = [each for listening in sockets or () for each in _accepted(listening)]
+        for server in self.servers:
+            server.close()
+        options = {"config": self.config, "server_state": self.server_state, "app_state": {}}
+        loop = asyncio.get_running_loop()
+        for each in accepted:
+            with contextlib.suppress(OSError):
+                await loop.connect_accepted_socket(lambda: Protocol(self._activity, **options), each)
+        await super().shutdown(sockets)
+
+
+def _accepted(listening: socket.socket) -> Iterator[socket.socket]:
+    listening.setblocking(False)
+    with contextlib.suppress(OSError):
+        for _ in range(BACKLOG):
+            each, _ = listening.accept()
+            each.setblocking(False)
+            yield each
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -89,7 +120,10 @@ async def serve(
     ready: Callable[[str], Any] = print,
     at_once: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT. Then no connection is accepted, and running requests finish.
+    """Serve until SIGTERM or SIGINT; then running requests finish.
+
+    Requests that come after the signal are answered with `Connection: close`, until none has come for `QUIET_S` or
+    `LINGER_S` are over. Then no connection is accepted.
 
     A second signal ends the process at once, with the status 128 and the signal's number.
 
@@ -100,26 +134,30 @@ async def serve(
         ready: called with the base URL when requests are answered.
         at_once: called before a second signal ends the process.
     """
+    activity = Activity()
     config = uvicorn.Config(
         app,
-        http=_Protocol,
+        http=lambda **options: Protocol(activity, **options),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
         access_log=False,
         log_config=None,
         server_header=False,
         backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(drain_timeout_s)),
     )
-    server = _Server(config, lambda: ready(url_of(listening)))
+    server = _Server(config, activity, lambda: ready(url_of(listening)))
     loop = asyncio.get_running_loop()
     first: float | None = None
+    draining: asyncio.Task[None] | None = None
 
     def end(number: int) -> None:
-        nonlocal first
+        nonlocal first, draining
         if first is None:
             first = loop.time()
-            app.draining = server.should_exit = True
+            app.draining = True
+            draining = loop.create_task(server.drain(drain_timeout_s), name="trd-http-drain")
             if app.running:
                 text = f"draining: {app.running} request(s) may run for at most {drain_timeout_s:g} s; "
                 print(text + "a second signal ends them now", file=sys.stderr)
@@ -136,7 +174,7 @@ async def serve(
         await asyncio.shield(serving)
     finally:
         server.should_exit = True
-        await asyncio.wait([serving])
+        await asyncio.wait([serving, *([draining] if draining is not None else [])])
         for each in numbers:
             loop.remove_signal_handler(each)
         listening.close()

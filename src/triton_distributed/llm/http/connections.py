@@ -1,0 +1,93 @@
+"""A connection of a client: limits of its head, and an end that resets no request.
+
+A server that closes an idle connection at the moment in which the client sends the next request loses this request. So
+a server that ends first tells its clients: each answer that begins then says `Connection: close`. It closes only
+connections on which nothing has happened for `QUIET_S`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from triton_distributed.llm.http.limits import MAX_HEAD_BYTES
+
+QUIET_S = 0.5
+"""Seconds without a request after which a connection is not in use, and a server gets no more requests. A client that
+sends one request after the other pauses for less."""
+
+
+class Activity:
+    """What the connections of one server share.
+
+    Attributes:
+        last: when the last request came, on the loop's clock.
+        ending: whether the server ends.
+    """
+
+    def __init__(self) -> None:
+        self.last = 0.0
+        self.ending = False
+
+
+class Protocol(HttpToolsProtocol):
+    """A connection. See the module.
+
+    Args:
+        activity: shared by the connections of the server.
+        options: as uvicorn gives them.
+    """
+
+    def __init__(self, activity: Activity, **options: Any) -> None:
+        super().__init__(**options)
+        self._activity = activity
+        self._head_bytes = 0
+        self._in_head = True
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """The client has connected."""
+        super().connection_made(transport)
+        if self._activity.ending:
+            self.end()
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._in_head, self._head_bytes = True, 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """Its head is complete."""
+        self._in_head = False
+        super().on_headers_complete()
+        self._activity.last = self.loop.time()
+        if self._activity.ending:
+            self.cycle.keep_alive = False
+
+    def data_received(self, data: bytes) -> None:
+        """The client has sent something."""
+        super().data_received(data)
+        if self._in_head and not self.transport.is_closing():
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self.send_400_response("The headers are too large.")
+
+    def end(self) -> None:
+        """Close the connection after the present request, or when it has been idle for `QUIET_S`."""
+        cycle: Any = self.cycle  # None before the first request.
+        running = cycle is not None and not cycle.response_complete
+        idle_s = 0.0
+        if self.timeout_keep_alive_task is not None:
+            idle_s = self.loop.time() - (self.timeout_keep_alive_task.when() - self.timeout_keep_alive)
+        self.timeout_keep_alive = QUIET_S  # type: ignore[assignment]
+        if not running:
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                max(0.0, QUIET_S - idle_s), self.timeout_keep_alive_handler
+            )
+        elif not cycle.response_started and not self.pipeline:
+            cycle.keep_alive = False  # An answer that has begun has not said so, and its client may go on.
+
+    def shutdown(self) -> None:
+        """The server accepts no more connections. `end` was called before."""

@@ -1,0 +1,118 @@
+"""The server of the front end: no request fails because it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from typing import Any
+
+import pytest
+
+from tests.timing import MS, PATIENCE_S
+from triton_distributed.llm.http import serve as serving
+
+CLIENTS = 40
+
+
+class App:
+    """Answers after a moment, or with a stream of two parts."""
+
+    draining = False
+    running = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(random.random() * 2 * MS)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        if scope["path"] == "/stream":
+            await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+            await asyncio.sleep(random.random() * 20 * MS)
+        await send({"type": "http.response.body", "body": b"done"})
+
+
+class Client:
+    """Sends one request after the other, most of them on a connection that it keeps."""
+
+    def __init__(self, port: int, kept: bool) -> None:
+        self.port, self.kept, self.answered = port, kept, 0
+        self.refused = False  # The server accepts no connection: nothing was sent.
+
+    async def run(self) -> None:
+        while not self.refused:
+            try:
+                reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+            except ConnectionError:
+                self.refused = True
+                return
+            try:
+                while await self._ask(reader, writer):
+                    await asyncio.sleep(random.random() * 5 * MS)
+            finally:
+                writer.close()
+
+    async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        path = random.choice(["/whole", "/stream"])
+        writer.write(f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+        head = await reader.readuntil(b"\r\n\r\n")  # IncompleteReadError: the request was reset.
+        assert head.startswith(b"HTTP/1.1 200 ")
+        await reader.readuntil(b"0\r\n\r\n")
+        self.answered += 1
+        return self.kept and b"connection: close" not in head
+
+
+async def test_no_request_fails_because_the_server_ends(monkeypatch):
+    monkeypatch.setattr(serving, "LINGER_S", 200 * MS)
+    app, listening = App(), serving.listen("127.0.0.1", 0)
+    ready = asyncio.Event()
+    options: dict[str, Any] = {"drain_timeout_s": 10, "ready": lambda _: ready.set()}
+    server = asyncio.create_task(serving.serve(app, listening, **options))  # type: ignore[arg-type]
+    await ready.wait()
+    port = listening.getsockname()[1]
+    idle = await asyncio.open_connection("127.0.0.1", port)
+    clients = [Client(port, kept=bool(number % 4)) for number in range(CLIENTS)]
+    running = [asyncio.create_task(each.run()) for each in clients]
+    async with asyncio.timeout(PATIENCE_S):
+        while min(each.answered for each in clients) < 3:
+            await asyncio.sleep(1 * MS)
+        before = sum(each.answered for each in clients)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.gather(*running)
+        await server
+        assert app.draining
+        assert sum(each.answered for each in clients) > before + CLIENTS, "requests after the signal are answered"
+        assert await idle[0].read() == b""
+    idle[1].close()
+
+
+async def test_a_stream_that_began_before_the_signal_ends_whole_and_its_connection_serves_once_more(monkeypatch):
+    app, listening = App(), serving.listen("127.0.0.1", 0)
+    go_on, ready = asyncio.Event(), asyncio.Event()
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+        await go_on.wait()
+        await send({"type": "http.response.body", "body": b"done"})
+
+    monkeypatch.setattr(App, "__call__", staticmethod(answer))
+    options: dict[str, Any] = {"drain_timeout_s": 10, "ready": lambda _: ready.set()}
+    server = asyncio.create_task(serving.serve(app, listening, **options))  # type: ignore[arg-type]
+    await ready.wait()
+    port = listening.getsockname()[1]
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    async with asyncio.timeout(PATIENCE_S):
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert b"connection: close" not in await reader.readuntil(b"begun\r\n")
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(ConnectionRefusedError):
+            while True:
+                _, other = await asyncio.open_connection("127.0.0.1", port)
+                other.close()
+        go_on.set()
+        await reader.readuntil(b"done\r\n0\r\n\r\n")
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert b"connection: close" in await reader.readuntil(b"begun\r\n")
+        assert (await reader.read()).endswith(b"done\r\n0\r\n\r\n")
+        await server
+    writer.close()
