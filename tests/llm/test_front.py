@@ -14,6 +14,7 @@ import pytest
 import triton_distributed as trd
 from triton_distributed.context import current
 from triton_distributed.llm.contract.output import Usage
+from triton_distributed.llm.http.exchange import answer
 from triton_distributed.llm.http.front import FrontEnd, front_end
 from triton_distributed.llm.http.keys import Keys, keys_in
 from triton_distributed.llm.http.routes import read_route
@@ -43,8 +44,7 @@ class Model:
         facts.arrived(1)
         facts.arrived(1)
         facts.usage = Usage(5, 2, 3)
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"{}"})
+        await answer(send, facts, 200, b"{}")
 
 
 @pytest.fixture

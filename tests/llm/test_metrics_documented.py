@@ -9,6 +9,7 @@ from prometheus_client import Metric
 import triton_distributed as trd
 from tests.guards.tree import ROOT
 from triton_distributed.llm.contract.engine import Engine, EngineMetrics
+from triton_distributed.llm.contract.output import Usage
 from triton_distributed.llm.http.metrics import FrontMetrics
 from triton_distributed.llm.worker.metrics import collector_of
 
@@ -37,9 +38,9 @@ def shown(families: Iterable[Metric]) -> dict[str, Row]:
 
 def test_the_metrics_of_the_front_end_are_those_of_its_page():
     metrics = FrontMetrics()
-    metrics.ended("/v1/models", "m", 200)
+    metrics.ended("/v1/models", "m", 200, 0.1, Usage())
     metrics.timed("m")
-    assert shown(metrics.registry.collect()) == documented("llm/front-end.md")
+    assert shown(metrics.collect()) == documented("llm/front-end.md")
 
 
 async def test_the_metrics_of_an_engine_are_those_of_the_page():

@@ -354,11 +354,26 @@ async def test_a_client_that_leaves_ends_the_request(stream, n, begun):
 
 @pytest.mark.parametrize("n", [1, 3])
 async def test_a_client_that_has_left_before_the_answer_begins(n):
-    model, leave = StandIn(echo), asyncio.Event()
+    async def waits(prompt, request):
+        await asyncio.Event().wait()
+        yield Delta()
+
+    model, leave = StandIn(waits), asyncio.Event()
     leave.set()
     body = {"model": "org/tiny", "messages": HELLO, "n": n}
     assert await request_of(openai_app(StandInModels(model)), body, leave=leave) == []
     assert not model.running
+
+
+async def test_a_request_that_is_answered_at_once_has_no_second_task():
+    before = asyncio.all_tasks()
+
+    async def looks(prompt, request):
+        assert asyncio.all_tasks() == before
+        yield Delta(text="a", token_ids=[97], finish_reason="stop", usage=Usage(1, 1, 0))
+
+    sent = await request_of(openai_app(StandInModels(StandIn(looks))), {"model": "org/tiny", "messages": HELLO})
+    assert sent[0]["status"] == 200
 
 
 async def test_tool_calls_and_reasoning_are_put_together():

@@ -19,10 +19,11 @@ from triton_distributed.llm.http import answers, exchange
 from triton_distributed.llm.http.bodies import MOST_ANSWERS, ChatBody, CompletionBody, EmbeddingBody, refuse
 from triton_distributed.llm.http.chunks import ChatChunks, Chunks, CompletionChunks, failed
 from triton_distributed.llm.http.errors import Refused, shown
-from triton_distributed.llm.http.exchange import ClientLeft, EventStream, Presence, Receive, Scope, Send
+from triton_distributed.llm.http.exchange import ClientLeft, EventStream, Receive, Scope, Send
 from triton_distributed.llm.http.facts import KEY, Facts
 from triton_distributed.llm.http.options import base_request, chat_template_values, with_prompt
 from triton_distributed.llm.http.pieces import new_id, to_json, usage_of
+from triton_distributed.llm.http.presence import Presences
 from triton_distributed.llm.http.several import Merged, Single
 from triton_distributed.llm.models.models import Models
 from triton_distributed.llm.models.prompts import Prompt
@@ -62,6 +63,7 @@ class OpenAIApp:
         self._models = models
         self._heartbeat_s = heartbeat_s
         self._max_body_bytes = max_body_bytes
+        self._presences = Presences()
         self._routes: dict[str, tuple[str, Route]] = {
             "/v1/chat/completions": ("POST", self._chat),
             "/v1/completions": ("POST", self._completions),
@@ -81,7 +83,7 @@ class OpenAIApp:
         except Exception as error:
             found = shown(error)
             facts.error = found.code or found.type
-            await exchange.answer(send, found.status, found.json, found.headers)
+            await exchange.answer(send, facts, found.status, found.json, found.headers)
 
     def _route(self, scope: Scope) -> Route:
         path: str = scope["path"]
@@ -108,7 +110,7 @@ class OpenAIApp:
             if not isinstance(message.get("role"), str):
                 raise InvalidParameter(f"messages[{number}].role", "is missing, or is not a text", "invalid_value")
         request = base_request(body, card, raw)
-        async with Presence(receive):
+        async with self._presences.of(receive):
             prompt = await model.prompts.chat(
                 body.messages,
                 tools=request.tools,
@@ -134,7 +136,7 @@ class OpenAIApp:
             raise InvalidParameter(
                 "prompt", f"{len(inputs)} prompts with n={body.n or 1} need more than {MOST_ANSWERS} answers"
             )
-        async with Presence(receive):
+        async with self._presences.of(receive):
             prompts = await _prompts(model, "prompt", inputs)
             requests = [with_prompt(msgspec.structs.replace(request), body, card, prompt) for prompt in prompts]
             echoes = None
@@ -180,7 +182,7 @@ class OpenAIApp:
     async def _stream(
         self, send: Send, facts: Facts, source: Single | Merged, chunks: Chunks, count: int, n: int
     ) -> None:
-        events = EventStream(send, self._heartbeat_s)
+        events = EventStream(send, facts, self._heartbeat_s)
         usages: list[tuple[int, Usage]] = []
         ready, ended = chunks.opening(), 0
         try:
@@ -242,7 +244,7 @@ class OpenAIApp:
         head = _head(body, b"chat.completion" if chat else b"text_completion")
         if token_ids:
             head += _prompt_ids(body, prompts)
-        await exchange.answer(send, 200, answers.body(head, choices, facts.usage))
+        await exchange.answer(send, facts, 200, answers.body(head, choices, facts.usage))
 
     async def _embeddings(self, scope: Scope, receive: Receive, send: Send, facts: Facts) -> None:
         body = _read_embedding(await exchange.read_body(receive, self._max_body_bytes))
@@ -254,7 +256,7 @@ class OpenAIApp:
         if body.dimensions is not None and card.dimensions and body.dimensions > card.dimensions:
             raise InvalidParameter("dimensions", f"{body.dimensions} is above {card.dimensions}, those of the model")
         inputs = _inputs("input", body.input)
-        async with Presence(receive):
+        async with self._presences.of(receive):
             prompts = await _prompts(model, "input", inputs)
             found = await model.embed(prompts, dimensions=body.dimensions, model=body.model)
             facts.usage = Usage(prompt_tokens=found.prompt_tokens)
@@ -269,20 +271,20 @@ class OpenAIApp:
                 found.prompt_tokens,
                 found.prompt_tokens,
             )
-            await exchange.answer(send, 200, answer)
+            await exchange.answer(send, facts, 200, answer)
 
     async def _list(self, scope: Scope, receive: Receive, send: Send, facts: Facts) -> None:
         data = [
             _described(name, model) for model in self._models.list() for name in (model.card.name, *model.card.aliases)
         ]
-        await exchange.answer(send, 200, to_json({"object": "list", "data": data}))
+        await exchange.answer(send, facts, 200, to_json({"object": "list", "data": data}))
 
     async def _one(self, scope: Scope, receive: Receive, send: Send, facts: Facts) -> None:
         path: str = scope["path"].removeprefix(scope.get("root_path", ""))
         name = path.removeprefix("/v1/models/")
         if "%" in name:  # The server decodes once; some clients encode the slashes of an id.
             name = unquote(name)
-        await exchange.answer(send, 200, to_json(_described(name, self._model(name, facts))))
+        await exchange.answer(send, facts, 200, to_json(_described(name, self._model(name, facts))))
 
     def _model(self, name: str, facts: Facts) -> ServedModel:
         found: ServedModel = self._models.get(name)

@@ -7,6 +7,8 @@ A model may name any field in `ModelCard.extra_fields`; it then goes to the engi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -224,7 +226,8 @@ REFUSED: dict[str, tuple[str, tuple[Any, ...]]] = {
 }
 """Fields that are refused: the reason, and the values that are accepted, since they ask for nothing. None is one."""
 
-_DECIDED: dict[type[Any], tuple[str, ...]] = {}
+_Read = Callable[[Any], tuple[Any, ...]]
+_DECIDED: dict[type[Any], tuple[tuple[str, ...], _Read, tuple[None, ...]]] = {}
 
 
 def refuse(body: Generation | EmbeddingBody, card: ModelCard) -> None:
@@ -234,14 +237,16 @@ def refuse(body: Generation | EmbeddingBody, card: ModelCard) -> None:
         InvalidParameter: of the first such field.
     """
     kind = type(body)
-    fields = _DECIDED.get(kind)
-    if fields is None:
+    found = _DECIDED.get(kind)
+    if found is None:
         # A body whose type honours a field under the same name (`echo` of completions) gives it a type.
-        fields = _DECIDED[kind] = tuple(
-            each.name for each in msgspec.structs.fields(kind) if each.type is Any and each.name in REFUSED
-        )
-    for name in fields:
-        value = getattr(body, name)
+        names = tuple(each.name for each in msgspec.structs.fields(kind) if each.type is Any and each.name in REFUSED)
+        found = _DECIDED[kind] = names, attrgetter(*names), (None,) * len(names)
+    fields, read, nothing = found
+    values = read(body)
+    if values == nothing:
+        return
+    for name, value in zip(fields, values, strict=True):
         if value is None or name in card.extra_fields:
             continue
         reason, harmless = REFUSED[name]

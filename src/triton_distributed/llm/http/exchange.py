@@ -1,21 +1,20 @@
-"""One request of HTTP and its answer, over ASGI: the body, the answer, and the client that leaves."""
+"""One request of HTTP and its answer, over ASGI: the body and the answer."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from triton_distributed.llm.http.chunks import PING
 from triton_distributed.llm.http.errors import Refused
+from triton_distributed.llm.http.facts import Facts
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-_JSON = (b"content-type", b"application/json")
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -53,49 +52,20 @@ async def read_body(receive: Receive, limit: int) -> bytes:
     raise ClientLeft
 
 
-class Presence:
-    """Cancels the task of a request when its client leaves.
-
-    `async with Presence(receive)` turns this cancellation into `ClientLeft`, and lets those of others through.
-    """
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._left = False
-        self._task: asyncio.Task[Any] | None = None
-        self._watcher: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> None:
-        self._task = asyncio.current_task()
-        self._watcher = asyncio.create_task(self._watch(), name="trd-client-presence")
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        watcher, task = self._watcher, self._task
-        assert watcher is not None
-        assert task is not None
-        watcher.cancel()
-        if not self._left:
-            return
-        if not isinstance(error, asyncio.CancelledError):  # The cancellation has not arrived yet: take it here.
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.sleep(0)
-        if task.uncancel() == 0:
-            raise ClientLeft from None
-
-    async def _watch(self) -> None:
-        with contextlib.suppress(Exception):  # A server that cannot tell has lost the client.
-            while (await self._receive())["type"] != "http.disconnect":
-                pass
-        self._left = True
-        assert self._task is not None
-        self._task.cancel("the client has left")
-
-
-async def answer(send: Send, status: int, body: bytes, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
-    """Send a whole answer of JSON."""
+async def answer(
+    send: Send,
+    facts: Facts,
+    status: int,
+    body: bytes,
+    headers: tuple[tuple[bytes, bytes], ...] = (),
+    kind: bytes = b"application/json",
+) -> None:
+    """Send a whole answer, and note its status."""
     length = (b"content-length", b"%d" % len(body))
-    await send({"type": "http.response.start", "status": status, "headers": [_JSON, length, *headers]})
+    found = [(b"content-type", kind), length, *headers, *facts.headers]
+    await send({"type": "http.response.start", "status": status, "headers": found})
     await send({"type": "http.response.body", "body": body})
+    facts.status = status
 
 
 class EventStream:
@@ -103,14 +73,15 @@ class EventStream:
 
     Args:
         send: of ASGI.
+        facts: of the request.
         heartbeat_s: after this many seconds without an event, a comment is sent, so that proxies keep the connection.
 
     Attributes:
         begun: whether it has begun.
     """
 
-    def __init__(self, send: Send, heartbeat_s: float) -> None:
-        self._send = send
+    def __init__(self, send: Send, facts: Facts, heartbeat_s: float) -> None:
+        self._send, self._facts = send, facts
         self._heartbeat_s = heartbeat_s
         self._quiet = self._writing = False
         self._ping: asyncio.Task[None] | None = None
@@ -137,8 +108,11 @@ class EventStream:
     async def _write(self, events: bytes, more: bool) -> None:
         if not self.begun:
             self.begun = True
-            await self._send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+            headers = [*_STREAM_HEADERS, *self._facts.headers]
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         await self._send({"type": "http.response.body", "body": events, "more_body": more})
+        if not more:
+            self._facts.status = 200
 
     def _beat(self) -> None:
         if self._quiet and not self._writing and (self._ping is None or self._ping.done()):

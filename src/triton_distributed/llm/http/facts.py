@@ -1,26 +1,31 @@
-"""What is known of a request of the OpenAI API, for the access log and for metrics."""
+"""What is known of a request of the OpenAI API, and what its response gets besides its answer."""
 
 from __future__ import annotations
 
+from triton_distributed.integrations.http.request import CLIENT_LEFT
 from triton_distributed.llm.contract.output import Usage
 
 KEY = "trd.llm"
-"""A middleware puts a `Facts`, or its own subclass, into the scope under this name before it calls the app."""
+"""The front end puts a `Facts` into the scope under this name before it calls the app."""
 
 
 class Facts:
     """The app fills it while it answers.
 
     Attributes:
+        headers: further headers of the response. The app sends them, which is cheaper than a `send` that adds them.
+        status: of the response once it is complete, of an error once it begins; 499 (the client has left) before.
         model: the name that the caller used; empty if the body was not read.
         stream: whether the answer is streamed.
         usage: of the whole request, once its answer is complete.
         error: the code of the error that the caller saw, or its type; empty without one.
     """
 
-    __slots__ = ("error", "model", "stream", "usage")
+    __slots__ = ("error", "headers", "model", "status", "stream", "usage")
 
     def __init__(self) -> None:
+        self.headers: tuple[tuple[bytes, bytes], ...] = ()
+        self.status = CLIENT_LEFT
         self.model = self.error = ""
         self.stream = False
         self.usage: Usage | None = None

@@ -16,18 +16,21 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from triton_distributed import __version__
 from triton_distributed.api.connection import Connection
-from triton_distributed.context import current
+from triton_distributed.context import Context, current
 from triton_distributed.integrations.http.app import install
-from triton_distributed.integrations.http.request import HttpContext, read_headers
+from triton_distributed.integrations.http.request import CLIENT_LEFT, REQUEST_ID
 from triton_distributed.llm.http.access import Access
+from triton_distributed.llm.http.exchange import answer
+from triton_distributed.llm.http.facts import KEY
+from triton_distributed.llm.http.head import Head, read_head
 from triton_distributed.llm.http.keys import Keys
-from triton_distributed.llm.http.limits import Limits, refuse
+from triton_distributed.llm.http.limits import Limits, Refusal
 from triton_distributed.llm.http.metrics import FrontMetrics
 from triton_distributed.llm.http.openapi import OPENAI, description
 from triton_distributed.llm.http.routes import Route, RoutedEndpoint
 
 PROBES = ("/health", "/live", "/ping")
-OPEN = ("/", *PROBES, "/version", "/metrics", "/openapi.json")
+OPEN = frozenset(("/", *PROBES, "/version", "/metrics", "/openapi.json"))
 """Paths that need no key."""
 
 Page = Callable[[Request], Awaitable[Response]]
@@ -53,14 +56,16 @@ class FrontEnd:
         routes: Sequence[RoutedEndpoint],
         openai: ASGIApp | None,
         models: Listed | None,
-        limits: dict[str, Any],
+        limits: Limits,
         origins: Sequence[str],
         access_log: bool,
     ) -> None:
         self._connection, self._routes, self._openai, self._models = connection, routes, openai, models
+        self._limits = limits
         self.draining = False
+        self.running = 0
         metrics = FrontMetrics()
-        connection.metrics.add(metrics.registry)
+        connection.metrics.add(metrics)
         pages: dict[str, Page] = {
             "/": self._root,
             "/health": self._health,
@@ -77,38 +82,68 @@ class FrontEnd:
         self._own.state.trd = connection
         install(self._own)
         known = {*pages, *OPENAI, *(each.route.path for each in routes)}
-        self._limits = app = Limits(self._dispatch, OPEN, **limits)
-        around: ASGIApp = app
+        self._access = Access(metrics, known, PROBES, access_log)
+        self._cors: ASGIApp | None = None
         if origins:
             shown = ["x-request-id", "retry-after"]
-            around = CORSMiddleware(
-                app, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=shown
+            self._cors = CORSMiddleware(
+                self._limited, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=shown
             )
-        self._app = Access(around, metrics, known, PROBES, access_log)
-
-    @property
-    def running(self) -> int:
-        """See the class."""
-        return self._limits.running
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request of ASGI."""
-        await self._app(scope, receive, send)
-
-    async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+        if scope["type"] != "http":
             await self._own(scope, receive, send)
-        elif self._openai is None:
-            await refuse(scope, send, 404, "unknown_url", f"There is no path {scope['path']}.")
-        else:
-            id, travelling = read_headers(scope["headers"])
-            context = HttpContext(id, travelling, False)
-            token = current.set(context)  # The calls of the request have its id and its trace.
-            try:
-                await self._openai(scope, receive, send)
-            finally:
-                current.reset(token)
-                context.over = True
+            return
+        head = read_head(scope["headers"])
+        visit = self._access.begin(scope, head)
+        try:
+            if self._cors is not None:
+                await self._cors(scope, receive, visit.noting(send))
+            elif scope["path"].startswith("/v1/"):  # What answers there uses the facts.
+                await self._limited(scope, receive, send)
+            else:
+                await self._limited(scope, receive, visit.noting(send))
+        except Exception:
+            if visit.status == CLIENT_LEFT:
+                visit.status = 500  # The server answers so.
+            raise
+        finally:
+            self._access.end(scope, visit)
+
+    async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path, visit = scope["path"], scope[KEY]
+        if path in OPEN:
+            await self._own(scope, receive, send)
+            return
+        below = path.startswith("/v1/")
+        refusal = self._limits.refusal(visit.head, self.running)
+        if refusal is None and below and self._openai is None:
+            refusal = Refusal(404, "unknown_url", f"There is no path {path}.")
+        if refusal is not None:
+            kind, body = refusal.body(below)
+            await answer(send, visit, refusal.status, body, refusal.headers, kind)
+            return
+        self.running += 1
+        try:
+            if below:
+                await self._api(scope, receive, send, visit.head)
+            else:
+                id = REQUEST_ID, visit.head.id.encode()
+                scope["headers"] = [*(each for each in scope["headers"] if each[0] != REQUEST_ID), id]
+                await self._own(scope, receive, send)
+        finally:
+            self.running -= 1
+
+    async def _api(self, scope: Scope, receive: Receive, send: Send, head: Head) -> None:
+        assert self._openai is not None
+        context = Context(head.id, None, head.travelling or None)
+        token = current.set(context)  # The calls of the request have its id and its trace.
+        try:
+            await self._openai(scope, receive, send)
+        finally:
+            current.reset(token)
+            context.over = True
 
     async def _root(self, request: Request) -> Response:
         found = {"name": "triton_distributed", "version": __version__, "description": "/openapi.json"}
@@ -162,7 +197,8 @@ async def front_end(
 
     Args:
         connection: calls the workers.
-        openai: what answers `/v1`; see `openai_app`. Without it these paths are not found.
+        openai: what answers `/v1`; see `openai_app`. It sends the headers of the `Facts` in its scope, and notes the
+            status there. Without it these paths are not found.
         models: the models that `/health` shows.
         routes: other endpoints with their paths.
         keys: API keys, or their hashes; without any, every request is answered.
@@ -185,5 +221,5 @@ async def front_end(
         client = await runtime.namespace(name.namespace).component(name.component).endpoint(name.endpoint).client()
         found[key] = RoutedEndpoint(route, connection, client, max_body_bytes)
     connection.runtime.worker.watchdog.start()  # Of a worker, it starts with the first endpoint.
-    limits = {"keys": Keys(keys), "max_body_bytes": max_body_bytes, "max_requests": max_requests}
+    limits = Limits(Keys(keys), max_body_bytes, max_requests)
     return FrontEnd(connection, list(found.values()), openai, models, limits, origins, access_log)
