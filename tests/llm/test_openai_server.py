@@ -23,12 +23,14 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 
 @contextlib.asynccontextmanager
-async def serving(app) -> AsyncIterator[str]:
-    """Run an app under uvicorn, in this loop; gives its address."""
+async def serving(app, send_buffer: int | None = None) -> AsyncIterator[str]:
+    """Run an app under uvicorn, in this loop; gives its address. The kernel's buffer for sending may be a small one."""
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on", http="httptools"))
     server.config.load()
     server.lifespan = server.config.lifespan_class(server.config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        if send_buffer is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         await server.startup(sockets=[listener])
         beat = asyncio.create_task(server.main_loop())
         try:

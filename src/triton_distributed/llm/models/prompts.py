@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from triton_distributed.errors import Overloaded
 from triton_distributed.llm.contract.errors import InvalidParameter
 from triton_distributed.llm.contract.model import ModelCard
 from triton_distributed.llm.contract.request import packed
@@ -26,6 +28,10 @@ _INLINE_PASS = 16_000
 
 _INLINE_LIMIT_S = 0.01
 """The CPU time of a template on the loop. One that needs more is rendered in a thread from then on."""
+
+
+LONGEST_WAIT_S = 10.0
+"""Seconds that a long prompt may have to wait for a thread. Its text is in memory meanwhile."""
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,10 +51,18 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenizerThreads:
-    """The threads that make long prompts, shared by all models of a program. They start with the first long prompt."""
+    """The threads that make long prompts, shared by all models of a program. They start with the first long prompt.
 
-    def __init__(self) -> None:
+    Args:
+        longest_wait_s: seconds that a prompt may have to wait for a thread; one that would wait longer is refused.
+    """
+
+    def __init__(self, longest_wait_s: float = LONGEST_WAIT_S) -> None:
+        self._longest_wait_s = longest_wait_s
         self._pool: ThreadPoolExecutor | None = None
+        self._size = _threads()
+        self._prompts = 0  # that wait or are made
+        self._pace_s = 0.0  # what a prompt took of late, in its thread
         self._closed = False
         self._inline = 0  # characters in this pass of the loop
 
@@ -64,6 +78,35 @@ class TokenizerThreads:
     def _next_pass(self) -> None:
         self._inline = 0
 
+    async def prompt(self, model: str, make: Callable[[], T]) -> T:
+        """Make a prompt in a thread. If the caller is cancelled before it begins, it does not begin.
+
+        Args:
+            model: the name of the model, for the error.
+            make: makes the prompt.
+
+        Raises:
+            Overloaded: the prompts that wait already would need more than `longest_wait_s`.
+            RuntimeError: the threads are closed.
+        """
+        wait_s = self._prompts // self._size * self._pace_s
+        if wait_s > self._longest_wait_s:
+            reason = f"long prompts wait for a thread: {self._prompts}"
+            raise Overloaded(f"the prompts of model {model}", 0, reason, retry_after_s=wait_s)
+
+        def timed() -> T:
+            begin = time.perf_counter()
+            try:
+                return make()
+            finally:
+                self._pace_s += (time.perf_counter() - begin - self._pace_s) / 8
+
+        self._prompts += 1
+        try:
+            return await self.run(timed)
+        finally:
+            self._prompts -= 1
+
     async def run(self, work: Callable[[], T]) -> T:
         """Run work in a thread. If the caller is cancelled before it begins, it does not begin.
 
@@ -73,7 +116,7 @@ class TokenizerThreads:
         if self._closed:
             raise RuntimeError("the threads of the tokenizer are closed")
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(_threads(), "trd-tokenizer")
+            self._pool = ThreadPoolExecutor(self._size, "trd-tokenizer")
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     def close(self) -> None:
@@ -158,6 +201,7 @@ class Prompts:
         Raises:
             InvalidParameter: the messages are invalid, the template refuses them, or the prompt leaves no room for an
                 answer in the model's context: then `code` is `context_length_exceeded`.
+            Overloaded: too many long prompts wait to be tokenized.
         """
         if not messages:
             raise InvalidParameter("messages", "there is no message")
@@ -184,7 +228,7 @@ class Prompts:
                 return await self._tokenized("messages", text(_INLINE_LIMIT_S), add_special_tokens=False)
             except TemplateTimeout:
                 self._slow_template = True
-        return await self._threads.run(made)
+        return await self._threads.prompt(self._card.name, made)
 
     async def text(self, text: str, *, param: str = "prompt") -> Prompt:
         """Make the prompt of a text.
@@ -195,6 +239,7 @@ class Prompts:
 
         Raises:
             InvalidParameter: it is not valid Unicode, or leaves no room in the context.
+            Overloaded: too many long prompts wait to be tokenized.
         """
         return await self._tokenized(param, text, add_special_tokens=True)
 
@@ -223,7 +268,9 @@ class Prompts:
     async def _tokenized(self, param: str, text: str, *, add_special_tokens: bool) -> Prompt:
         if self.tokenizer is None or self._threads.inline(len(text)):
             return self._made(param, text, add_special_tokens=add_special_tokens)
-        return await self._threads.run(lambda: self._made(param, text, add_special_tokens=add_special_tokens))
+        return await self._threads.prompt(
+            self._card.name, lambda: self._made(param, text, add_special_tokens=add_special_tokens)
+        )
 
     def _made(self, param: str, text: str, *, add_special_tokens: bool) -> Prompt:
         try:
