@@ -28,7 +28,7 @@ export TRD_BASE_PYTHON
 # Without cached bytecode, each of the tests' thousand processes compiles what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help compiled wheel test-compiled demo demo-llm demo-cluster unit test test-all test-newest test-oldest test-busy test-node versions lock _test-with check format docs bench bench-peers instructions chaos crowd fuzz soak survival hostile scaling clean
+.PHONY: help compiled wheel test-compiled demo demo-llm demo-cluster unit test test-all test-newest test-oldest test-busy test-node test-transformers versions lock _test-with check format docs bench bench-peers instructions chaos crowd fuzz soak survival hostile scaling clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -76,6 +76,9 @@ _test-with:
 	@echo "== the $(WITH) versions:"
 	@tools/versions $(VENV)
 	$(PYTEST)
+
+test-transformers: $(VENV)-transformers/.installed ## the tests of the engine transformers, with torch (500 MB or more) in an environment of its own
+	COMPILED=0 tools/run $(VENV)-transformers/bin/python -m pytest tests/llm/test_transformers.py $(PYTEST_ARGS)
 
 test-busy: $(VENV)/.test ## the whole test suite beside four busy processes, BUSY_RUNS (3) times in a row
 	@tools/versions $(VENV)
@@ -170,6 +173,12 @@ $(VENV)/.test: $(INSTALLED_BY)
 	tools/install $(VENV) dev,examples,servers,types
 	tools/get-etcd $(VENV)
 	@touch $@ $(VENV)/.core $(VENV)/.dev
+
+# torch's wheels differ between indexes (2.13.0, 2.13.0+cpu), and so do their hashes: the versions alone are pinned.
+$(VENV)-transformers/.installed: $(INSTALLED_BY) tests/llm/transformers.lock
+	tools/install $(VENV)-transformers dev
+	tools/pip $(VENV)-transformers --constraint tests/llm/transformers.lock torch transformers
+	@touch $@
 
 $(VENV)/.docs: $(INSTALLED_BY)
 	tools/install $(VENV) dev,docs

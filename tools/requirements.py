@@ -5,7 +5,7 @@
     tools/requirements.py oldest dev,examples   the lower bounds of pyproject.toml as exact versions
 
 The second argument names extras or dependency groups of pyproject.toml, with commas between them. "" is the package
-alone, `build` is what building the package takes, `all` is all extras and `build`.
+alone, `build` is what building the package takes, `all` is all extras but `transformers`, and `build`.
 
 Needs Python 3.11 and nothing else, since it runs before anything is installed.
 """
@@ -16,6 +16,9 @@ import re
 import sys
 import tomllib
 from pathlib import Path
+
+OWN_LOCK = "transformers"
+"""The extra that `all` leaves out: torch is large, and `make test-transformers` alone needs it."""
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements.lock"
@@ -35,7 +38,7 @@ def declared(parts: str) -> list[str]:
     build, groups = project["build-system"]["requires"], project["dependency-groups"]
     core, extras = project["project"]["dependencies"], project["project"]["optional-dependencies"]
     found: list[str] = []
-    names = [*extras, "build"] if parts == "all" else parts.split(",")
+    names = [*(each for each in extras if each != OWN_LOCK), "build"] if parts == "all" else parts.split(",")
     for name in names:
         if name == "build":
             found += build

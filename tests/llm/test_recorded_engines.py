@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import sys
 from contextlib import aclosing
 from typing import Any
@@ -12,6 +13,7 @@ from tests.llm.standins import recorded
 from triton_distributed.llm import Candidate, Guide, InvalidParameter, Request, Sampling, TokenLogprob, Usage, packed
 from triton_distributed.llm.engines.checkpoint import read_checkpoint
 from triton_distributed.llm.engines.sglang import SglangEngine
+from triton_distributed.llm.engines.transformers import TransformersEngine
 from triton_distributed.llm.engines.vllm import VllmEngine
 
 KINDS = [(VllmEngine, recorded.AsyncLLM), (SglangEngine, recorded.SglangEngine)]
@@ -120,6 +122,11 @@ async def test_guides_and_what_is_refused(folder):
 async def test_a_package_that_is_missing_is_named(folder, monkeypatch):
     for name in list(recorded.modules()):
         monkeypatch.setitem(sys.modules, name, None)
-    for kind, package in ((VllmEngine, "vllm"), (SglangEngine, "sglang")):
-        with pytest.raises(ImportError, match=f"pip install {package}"):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for kind, package in (
+        (VllmEngine, "vllm"),
+        (SglangEngine, "sglang"),
+        (TransformersEngine, "'triton-distributed[transformers]'"),
+    ):
+        with pytest.raises(ImportError, match=f"pip install {re.escape(package)}"):
             await kind(model=str(folder)).start()

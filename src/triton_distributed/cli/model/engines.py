@@ -19,6 +19,7 @@ ENGINES = {
     "mock": f"{_ROOM}.mock.engine:MockEngine",
     "llamacpp": f"{_ROOM}.llamacpp:LlamaCppEngine",
     "openai": f"{_ROOM}.openai:OpenAIEngine",
+    "transformers": f"{_ROOM}.transformers:TransformersEngine",
     "vllm": f"{_ROOM}.vllm:VllmEngine",
     "sglang": f"{_ROOM}.sglang:SglangEngine",
 }
