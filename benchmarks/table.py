@@ -32,11 +32,15 @@ OTHERS = ("yardstick", "grpc.aio", "bare")
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table."""
+    """One line of a table.
+
+    With `shares`, the figure says how a measurement went: there is no ratio.
+    """
 
     text: str
     workload: str
     figure: str
+    shares: bool = False
 
 
 def rows(workload: str, text: str, figures: dict[str, str], unit: str) -> list[Row]:
@@ -92,6 +96,35 @@ TABLES: dict[str, list[Row]] = {
     ],
 }
 """The tables of docs/benchmarks.md, with the workloads of each."""
+
+COST = {"front_us": "CPU µs {each}, the server of HTTP alone", "cpu_us": "CPU µs {each}, all servers"}
+BUSY = {"front_cores": "cores that the server of HTTP keeps busy", "client_cores": "cores of the client"}
+MODELS = {
+    "llm-overhead.json": [
+        Row(f"{text}: {words.format(each='a request')}", work, name, shares=name in BUSY)
+        for work, text in (("whole", "whole answers"), ("single", "streams of one output"))
+        for name, words in ({"per_s": "requests/s", "p50_ms": "p50, ms", "p99_ms": "p99, ms"} | COST | BUSY).items()
+    ],
+    "llm-chunks.json": [
+        Row(f"{text}: {words.format(each='an event')}", work, name, shares=name in BUSY)
+        for work, text in (("chunks", "16 streams at full speed"), ("paced", "128 streams, a token each 10 ms"))
+        for name, words in ({"per_s": "events/s"} | COST | BUSY).items()
+    ],
+    "llm-gaps.json": [
+        Row("p99 gap between tokens, ms", "steps", "p99_ms"),
+        Row("p99 gap at the engine, ms", "steps", "engine_p99_ms", shares=True),
+        Row("p99 gap ÷ that at the engine", "steps", "p99_over_engine", shares=True),
+        Row("longest gap, ms", "steps", "max_ms"),
+        Row("longest gap at the engine, ms", "steps", "engine_max_ms", shares=True),
+        Row("events/s, of 50,000 that are due", "steps", "per_s"),
+        Row("events that come together", "steps", "events_each", shares=True),
+        Row("CPU µs an event, the server of HTTP alone", "steps", "front_us"),
+        Row("cores that the server of HTTP keeps busy", "steps", "front_cores", shares=True),
+        Row("cores of the worker", "steps", "worker_cores", shares=True),
+        Row("cores of the client", "steps", "client_cores", shares=True),
+    ],
+}
+"""The rows of the results of `python -m benchmarks.llm`."""
 PICTURES = {
     "Calls": ("calls",),
     "Streams": ("streams", "payloads"),
@@ -118,7 +151,8 @@ SHORT_COLUMNS = {
     "HTTP, SSE": ("SSE",),
 }
 """The other systems in README.md; of several paths of one system, the better one."""
-CORE_ROWS = [row for shown in TABLES.values() for row in shown if row.workload in CORE and row.figure != "peak_mib"]
+ALL = [row for shown in TABLES.values() for row in shown]
+CORE_ROWS = [row for row in ALL if row.workload in CORE and row.figure != "peak_mib"]
 
 
 def name_of(peer: str) -> str:
@@ -255,19 +289,19 @@ def render_targets(found: Iterable[Outcome]) -> str:
     return markdown(lines, words=(0, 1, 3, 4))
 
 
-def render_foreign(result: dict[str, Any]) -> str:
-    """Return the table of results/peers.json: each figure of another system with our ratio to it."""
+def render_foreign(result: dict[str, Any], shown: Iterable[Row] = ALL) -> str:
+    """Return a table of results/peers.json or llm-*.json: each figure of another system with our ratio to it."""
     ours = best_of_ours(result)
     present = dict.fromkeys(peer for peers in result["figures"].values() for peer in peers)
     peers = [*(peer for peer in OURS if peer in present), *(peer for peer in present if peer not in OURS)]
     lines = []
-    for row in (row for shown in TABLES.values() for row in shown):
+    for row in shown:
         values = {peer: figure(result, row, peer) for peer in peers}
         if all(values[peer] is None for peer in peers if peer not in OURS):
             continue
         cells = []
         for peer, value in values.items():
-            ratio = over(result, row, ours, peer) if peer not in OURS else None
+            ratio = over(result, row, ours, peer) if peer not in OURS and not row.shares else None
             cells.append(number(value) + (f" ({number(ratio)} ×)" if ratio else ""))
         lines.append((row.text, *cells))
     left_out = "".join(f"\n\n{peer} was left out: {why}" for peer, why in result["method"].get("left_out", {}).items())
@@ -284,6 +318,10 @@ def render_page(folder: Path = RESULTS) -> str:
     if foreign.exists():
         shown = "\n\n".join(pictures(FOREIGN.stem, [name for names in PICTURES.values() for name in names]))
         parts.append(f"## Other systems\n\n{render_foreign(read_result(foreign))}" + (f"\n{shown}\n" if shown else ""))
+    models = {path: shown for name, shown in MODELS.items() if (path := folder / name).exists()}
+    if models:
+        tables_ = "\n".join(render_foreign(read_result(path), shown) for path, shown in models.items())
+        parts.append(f"## A model over HTTP\n\n{tables_}")
     parts.append(f"## All workloads\n\n{render(read_result(folder / LATEST.name), with_pictures=True)}")
     return "\n".join(parts)
 

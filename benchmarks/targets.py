@@ -13,6 +13,7 @@ from benchmarks.rounds import OURS, RESULTS, Spread, ratio, read_result, spread
 PURE, COMPILED = OURS
 BEST = ""  # The compiled build where the file has it, else the pure one.
 DYNAMO = ("Dynamo", "Dynamo, pushed")
+DYNAMO_HTTP = ("Dynamo", "Dynamo, echo", "Dynamo, HttpService")
 PEERS = ("grpc.aio", "nats-py", "SSE", "Ray actor", "Ray Serve")
 
 COMMANDS = {
@@ -22,6 +23,7 @@ COMMANDS = {
     "bulk.json": "python -m benchmarks.bulk",
     "shared.json": "python -m benchmarks.shared",
     "cores.json": "python -m benchmarks.cores",
+    **{f"llm-{name}.json": f"python -m benchmarks.llm {name}" for name in ("overhead", "chunks", "gaps")},
 }
 """The command that makes each result file."""
 
@@ -68,7 +70,9 @@ CALLS, ITEMS, ALONE = "64 concurrent calls", "16 × 500 items", "1 call at a tim
 PACED, ARRAY, IDLE = "256 paced streams", "16 MiB array echoed", "10,000 idle streams"
 SCRAPED = "metrics of 10,000 open streams: the loop waits"
 BULK, BESIDE = "200 MB to each of four workers", "p99 of 1-item calls beside a 1 GiB tensor"
-BETTER, ANY = "Dynamo's better path", "the best peer"
+BARE = "bare uvicorn"
+BETTER, ANY, BEST_HTTP = "Dynamo's better path", "the best peer", "Dynamo's best front end"
+WHOLE, SINGLE, EVENT = "whole chat answers", "chat streams of one output", "CPU of the HTTP server for an event"
 TARGETS = (
     Target(
         f"{CALLS}: instructions, compiled",
@@ -157,6 +161,22 @@ TARGETS = (
         at_least=True,
         peer="2",
         words="one's",
+    ),
+    Target(f"{WHOLE}: requests/s", "llm-overhead.json", "whole", "per_s", 0.6, ("bare",), at_least=True, words=BARE),
+    Target(f"{SINGLE}: requests/s", "llm-overhead.json", "single", "per_s", 0.6, ("bare",), at_least=True, words=BARE),
+    Target(f"{WHOLE}: requests/s", "llm-overhead.json", "whole", "per_s", 5, ("LiteLLM",), at_least=True),
+    Target(
+        f"{WHOLE}: requests/s", "llm-overhead.json", "whole", "per_s", 1, DYNAMO_HTTP, at_least=True, words=BEST_HTTP
+    ),
+    Target(f"{EVENT}, full speed", "llm-chunks.json", "chunks", "front_us", 1, DYNAMO_HTTP, words=BEST_HTTP),
+    Target(f"{EVENT}, paced", "llm-chunks.json", "paced", "front_us", 1, DYNAMO_HTTP, words=BEST_HTTP),
+    Target(
+        "1,000 chat streams of 50 tokens/s: p99 gap",
+        "llm-gaps.json",
+        "steps",
+        "p99_over_engine",
+        2,
+        unit="× the engine's",
     ),
     Target("hello world, both processes' start to first reply", "latest.json", "hello", "both_s", 0.4, unit="s"),
     Target("import triton_distributed.runtime", "latest.json", "import", "import_ms", 100, unit="ms"),
