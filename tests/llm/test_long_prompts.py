@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import socket
@@ -21,6 +22,7 @@ from triton_distributed.errors import Overloaded
 from triton_distributed.llm.engines.mock.engine import MockEngine
 from triton_distributed.llm.http import openai_app
 from triton_distributed.llm.http.front import front_end
+from triton_distributed.llm.http.serve import listen, serve
 from triton_distributed.llm.models.models import Models
 from triton_distributed.llm.models.prompts import Prompts, TokenizerThreads
 from triton_distributed.llm.tokens.template import ChatTemplate
@@ -69,6 +71,24 @@ async def test_the_loop_of_a_front_end_is_watched():
         await front_end(here)
         while not sum(here.runtime.loop_stats.lag):
             await asyncio.sleep(0)
+
+
+async def test_what_is_there_at_the_start_of_a_server_is_in_no_later_garbage_collection(monkeypatch):
+    steps: list[str] = []
+    monkeypatch.setattr(gc, "freeze", lambda: steps.append("frozen"))
+    started = asyncio.Event()
+
+    def ready(url: str) -> None:
+        steps.append("ready")
+        started.set()
+
+    async with trd.connect(trd.Config(discovery="memory", handle_signals=False)) as here:
+        app = await front_end(here)
+        server = asyncio.create_task(serve(app, listen("127.0.0.1", 0), drain_timeout_s=1, ready=ready))
+        await started.wait()
+        server.cancel()
+        await asyncio.wait([server])
+    assert steps == ["frozen", "ready"]
 
 
 @pytest.mark.parametrize(("processors", "expected"), [(1, 1), (2, 1), (3, 2), (64, 4)])

@@ -65,3 +65,17 @@ async def test_a_chat_over_file_discovery_and_sockets():
         async with asyncio.timeout(30):
             while models.list():
                 await asyncio.sleep(0.01)
+
+
+async def test_models_that_are_served_already_are_loaded_when_it_is_waited_for():
+    async with connect() as worker, connect() as here:
+        await serve_model(worker, Echo("good", tokenizer="bytes"))
+        await serve_model(worker, Echo("broken", tokenizer=b"no JSON"))
+        async with Models(here) as models:
+            await models.until_loaded(0)
+            with pytest.raises(ModelNotFound):
+                models.get("good")
+            await models.until_loaded(60)
+            assert [each.card.name for each in models.list()] == ["good"]
+            with pytest.raises(LLMError, match="'broken'"):
+                models.get("broken")

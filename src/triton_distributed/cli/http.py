@@ -19,6 +19,9 @@ from triton_distributed.config import Config
 from triton_distributed.errors import InvalidName
 from triton_distributed.system.event_loop import new_event_loop
 
+LOAD_S = 10.0
+"""Seconds that the models which are served already have to load, before requests are answered."""
+
 NEEDED = ("starlette", "uvicorn", "httptools", "jinja2")
 
 EPILOG = """\
@@ -154,6 +157,7 @@ async def _serve(serving: Any, listening: Any, config: Config, options: dict[str
             app = await front.front_end(here, openai=openai, models=models, **options)
         except ValueError as error:
             raise Failure(str(error), USAGE) from error
+        await models.until_loaded(LOAD_S)
         await serving.serve(app, listening, drain_timeout_s=config.drain_timeout_s, ready=_say_ready)
 
 

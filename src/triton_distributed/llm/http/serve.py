@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -122,6 +123,8 @@ async def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT; then running requests finish.
 
+    It takes what is in memory now out of later garbage collections: a full one would stop the loop for 40 ms or more.
+
     Requests that come after the signal are answered with `Connection: close`, until none has come for `QUIET_S` or
     `LINGER_S` are over. Then no connection is accepted.
 
@@ -169,6 +172,8 @@ async def serve(
     numbers = (signal.SIGTERM, signal.SIGINT)
     for each in numbers:
         loop.add_signal_handler(each, end, each)
+    gc.collect()
+    gc.freeze()
     serving = asyncio.create_task(server.serve([listening]))
     try:
         await asyncio.shield(serving)

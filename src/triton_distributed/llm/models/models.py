@@ -95,6 +95,16 @@ class Models:
         except TimeoutError:
             return self.get(name)
 
+    async def until_loaded(self, timeout_s: float) -> None:
+        """Wait until the models that are served now are loaded, or cannot be; at most for a time.
+
+        A program that accepts requests only then does not call a model unknown that is served already.
+
+        Args:
+            timeout_s: seconds; a model whose workers are lost is tried again without end.
+        """
+        await self._watch.until_loaded(timeout_s)
+
     def _of(self, entry: Entry) -> ServedModel | None:
         """The model of an entry; None if it is not loaded."""
         component = entry.card.component

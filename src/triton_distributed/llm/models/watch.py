@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 
 from triton_distributed.api.connection import Connection
@@ -56,6 +57,13 @@ class ModelWatch:
             DiscoveryError: discovery cannot be read.
         """
         self._watch = await self._connection.runtime.discovery.watch(None, self._apply)
+
+    async def until_loaded(self, timeout_s: float) -> None:
+        """Wait until no known model is being loaded, or until the time is over."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._loading:
+                    await self.changed.wait()
 
     async def close(self) -> None:
         """End the tasks and the threads."""
