@@ -302,12 +302,13 @@ def _small(value: Any, left: int) -> int:
     if isinstance(value, str):
         return left - len(value)
     left -= 8
-    if not isinstance(value, list | tuple):
-        if not isinstance(value, dict | Mapping):
+    if not isinstance(value, (list, tuple)):
+        if not isinstance(value, (dict, Mapping)):
             return left
-        value = (*value.keys(), *value.values())
+        value = (*value, *value.values())
     for each in value:
-        left = left - len(each) if type(each) is str else _small(each, left)
+        if each is not None:
+            left = left - len(each) if type(each) is str else _small(each, left)
         if left <= 0:
             break
     return left

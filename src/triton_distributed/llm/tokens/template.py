@@ -32,6 +32,8 @@ _LARGE = 10_000
 _TICKS = 32
 """The clock is read once in this many steps of loops."""
 
+_NEVER = float("inf")
+
 _OF_DICT = frozenset(dir(dict))
 
 _WIDE = re.compile(r"%[^a-zA-Z%]*(?:[0-9]{5}|\*)|\{[^{}]*:[^{}]*(?:[0-9]{5}|\{)")
@@ -56,13 +58,29 @@ class TemplateTimeout(InvalidParameter):
 
 
 class _Limits(threading.local):
-    """What a template may still use in this thread."""
+    """What a template may still use in this thread.
 
-    until = float("inf")  # of the thread's CPU time: a busy machine does not end a template
+    The limit is one of CPU time: a busy machine does not end a template. That clock is a system call, so it is first
+    read when half of the limit has passed on the wall, and the template then gets the other half.
+    """
+
+    half_s = wall = cpu = _NEVER
+
+    def begin(self, limit_s: float) -> None:
+        self.half_s = limit_s / 2
+        self.wall, self.cpu = time.perf_counter() + self.half_s, _NEVER
 
     def test(self) -> None:
-        if time.thread_time() > self.until:
+        if time.perf_counter() < self.wall:
+            return
+        used = time.thread_time()
+        if self.cpu == _NEVER:
+            self.cpu = used + self.half_s
+        if used > self.cpu:
             raise _TimeUsedUp
+
+    def end(self) -> None:
+        self.wall = _NEVER
 
 
 class _TimeUsedUp(Exception):
@@ -136,7 +154,7 @@ class ChatTemplate:
         template = self._template
         # As `Template.generate`, which copies the globals for each text, one by one.
         context = template.environment.context_class(template.environment, variables, template.name, template.blocks)
-        _limits.until = time.thread_time() + limit_s
+        _limits.begin(limit_s)
         try:
             size, pieces = 0, []
             for piece in template.root_render_func(context):
@@ -151,10 +169,10 @@ class ChatTemplate:
             words = str(error) or type(error).__name__
             raise InvalidParameter("messages", f"the model's chat template refuses them: {words}") from error
         finally:
-            _limits.until = float("inf")
+            _limits.end()
 
     def _prepared(self, at: int, message: Any) -> dict[str, Any]:
-        if not isinstance(message, dict | Mapping) or not isinstance(message.get("role"), str):
+        if not isinstance(message, (dict, Mapping)) or not isinstance(message.get("role"), str):
             raise InvalidParameter(f"messages[{at}]", "a message is an object with a role")
         found = dict(message)
         content = found.get("content")
