@@ -11,8 +11,6 @@ _PATIENCE = 16
 """How many steps in a row may end within a character. Four bytes make one, so more of them are not UTF-8."""
 
 
-_Utf8 = codecs.getincrementaldecoder("utf-8")
-
 _WINDOW = 64
 """How many tokens are decoded again, if those without a text follow each other."""
 
@@ -30,7 +28,7 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Tokenizer, *, skip: Collection[int] = (), skip_special_tokens: bool = True) -> None:
         self._tokenizer, self._skip, self._skip_special = tokenizer, frozenset(skip), skip_special_tokens
-        self._bytes = _Utf8("replace") if tokenizer.splits_bytes else None
+        self._bytes = b"" if tokenizer.splits_bytes else None  # of a character that is not complete
         # A token's text can depend on the one before it (a leading space), so the tokens of the step before are decoded
         # again with the new ones, and their text, `_held`, is cut off.
         self._ids: list[int] = []
@@ -50,7 +48,7 @@ class Detokenizer:
         if self._skip and not self._skip.isdisjoint(token_ids):
             token_ids = [each for each in token_ids if each not in self._skip]
         if self._bytes is not None:
-            return self._bytes.decode(byte_tokens(token_ids))
+            return self._decoded(self._bytes + byte_tokens(token_ids), False)
         if not token_ids:
             return ""
         self._ids.extend(token_ids)
@@ -63,10 +61,15 @@ class Detokenizer:
     def finish(self) -> str:
         """The rest of the text. A character that stayed incomplete becomes U+FFFD."""
         if self._bytes is not None:
-            return self._bytes.decode(b"", final=True)
+            return self._decoded(self._bytes, True)
         if self._read == len(self._ids):
             return ""
         return self._advance(self._tokenizer.decode(self._ids, skip_special_tokens=self._skip_special))
+
+    def _decoded(self, content: bytes, final: bool) -> str:
+        text, read = codecs.utf_8_decode(content, "replace", final)
+        self._bytes = content[read:]
+        return text
 
     def _advance(self, text: str) -> str:
         new = text[len(self._held) :]
