@@ -28,7 +28,7 @@ export TRD_BASE_PYTHON
 # Without cached bytecode, each of the tests' thousand processes compiles what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help compiled wheel test-compiled demo demo-llm demo-cluster unit test test-all test-newest test-oldest test-busy test-node test-transformers versions lock _test-with check format docs bench bench-peers instructions chaos crowd fuzz soak survival hostile scaling clean
+.PHONY: help compiled wheel test-compiled demo demo-llm demo-cluster unit test test-all test-newest test-oldest test-busy test-node test-transformers versions lock _test-with check format docs bench bench-peers instructions chaos crowd fuzz soak survival models hostile scaling clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -143,6 +143,9 @@ soak: $(VENV)/.bench ## 10 minutes of mixed load, faults and restarts, which mus
 
 survival: $(VENV)/.bench ## kills, restarts and floods real workers; status 1 where a promise breaks (SURVIVAL_ARGS="--only kill")
 	$(RUN) -m harness.runs.survival $(SURVIVAL_ARGS)
+
+models: $(VENV)/.bench ## served models: clients that leave and workers that are killed (MODELS_ARGS="kills --rounds 3")
+	$(RUN) -m harness.runs.models $(MODELS_ARGS)
 
 hostile: $(VENV)/.bench ## peers that mean harm against a worker and a client; ends with status 1 when a bound is broken
 	$(RUN) -m harness.runs.hostile $(HOSTILE_ARGS)
