@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -82,16 +83,54 @@ def test_a_wrong_option_is_one_line(trd: Trd, options: list[str], says: str) -> 
     assert said.err.count("\n") == 1
 
 
-def test_model_run_serves_a_model_and_leaves_nothing(trd: Trd) -> None:
-    running = trd.start("model", "run", "m", "--engine", "mock", "--port", "0")
+def test_model_run_serves_a_model_replaces_a_killed_worker_and_leaves_nothing(trd: Trd) -> None:
+    options = ["--engine", "mock", "--name", "m", "--alias", "a", "--option", "slots=2", "--queue", "1"]
+    front = [
+        "--api-key",
+        "k",
+        "--cors",
+        "https://chat",
+        "--route",
+        "/own=models.x.y",
+        "--namespace",
+        "n",
+        "--port",
+        "0",
+    ]
+    running = trd.start("model", "run", "other", *options, *front)
     url = url_of(running)
     with httpx.Client(base_url=url, timeout=PATIENCE_S) as http:
+        assert http.get("/v1/models").status_code == 401
+        http.headers["authorization"] = "Bearer k"
+        listed = http.get("/v1/models", headers={"origin": "https://chat"})
+        assert [each["id"] for each in listed.json()["data"]] == ["m", "a"]
+        assert listed.headers["access-control-allow-origin"] == "https://chat"
+        assert http.get("/health").json()["routes"] == {"/own": 0}
+        (first,) = instances(trd)
+        os.kill(pid_of(trd, first), signal.SIGKILL)
+        assert running.err is not None
+        for words in ("starting again", "ready: serving the model m"):
+            while words not in running.err.readline():
+                pass
+        while http.get("/health").json()["models"] != ["m"]:
+            pass
         answer = http.post("/v1/completions", json={"model": "m", "prompt": "hi", "max_tokens": 3})
         assert answer.json()["usage"]["completion_tokens"] == 3
-    assert len(trd.run("model", "ls", "--json").lines) == 1
     running.signal(signal.SIGTERM)
-    assert running.end().status == 0
-    assert trd.run("model", "ls", "--json").lines == []
+    ended = running.end()
+    assert ended.status == 0
+    assert "POST '/v1/completions' 200 model=m" in ended.err
+    assert instances(trd) == []
+
+
+def instances(trd: Trd) -> list[str]:
+    lines = trd.run("model", "ls", "--namespace", "n", "--json").lines
+    return [instance for each in lines for instance in json.loads(each)["instances"]]
+
+
+def pid_of(trd: Trd, instance: str) -> int:
+    (pid,) = {json.loads(each)["pid"] for each in trd.run("describe", instance, "--json").lines}
+    return int(pid)
 
 
 def test_the_workers_of_a_killed_model_run_end(trd: Trd) -> None:

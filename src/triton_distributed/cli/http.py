@@ -8,10 +8,11 @@ import importlib
 import importlib.util
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from triton_distributed.api.connection import connect
+from triton_distributed.api.connection import Connection, connect
 from triton_distributed.cli.arguments import at_least
 from triton_distributed.cli.failure import USAGE, Failure
 from triton_distributed.cli.settings import worker_settings
@@ -48,6 +49,11 @@ second signal ends it at once.
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.epilog = EPILOG
+    front_options(parser)
+
+
+def front_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a front end, which `trd model run` has too."""
     parser.add_argument("--host", metavar="HOST", default="127.0.0.1", help="the address (default: 127.0.0.1)")
     parser.add_argument("--port", metavar="N", type=port_number, default=8000, help="the port; 0: any (default: 8000)")
     parser.add_argument("--namespace", metavar="NAME", help="the namespace of the models (default: models)")
@@ -79,15 +85,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal."""
     check_installed()
     config = worker_settings(handle_signals=False)
-    options = _options(arguments)
-    serving = importlib.import_module("triton_distributed.llm.http.serve")
-    if options["access_log"]:
-        logging.getLogger("triton_distributed.llm.http.access").setLevel(logging.INFO)
+    options = options_of(arguments)
     with (
         listening_at(arguments.host, arguments.port) as listening,
         asyncio.Runner(loop_factory=new_event_loop) as runner,
     ):
-        runner.run(_serve(serving, listening, config, options, arguments.namespace))
+        runner.run(_run(listening, config, options, arguments.namespace))
     return 0
 
 
@@ -115,8 +118,12 @@ def listening_at(host: str, port: int) -> Any:
         raise Failure(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
 
 
-def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options of `front_end`."""
+def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of `front_end`, checked.
+
+    Raises:
+        Failure: a key or a route is invalid, or the file of keys cannot be read.
+    """
     routes = importlib.import_module("triton_distributed.llm.http.routes")
     keys = importlib.import_module("triton_distributed.llm.http.keys")
     given = list(arguments.api_key)
@@ -145,20 +152,40 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-async def _serve(serving: Any, listening: Any, config: Config, options: dict[str, Any], namespace: str | None) -> None:
-    package = "triton_distributed.llm"
-    front, models_of, app_of = (
-        importlib.import_module(f"{package}.{each}") for each in ("http.front", "models.models", "http.app")
-    )
+async def _run(listening: Any, config: Config, options: dict[str, Any], namespace: str | None) -> None:
+    models_of = importlib.import_module("triton_distributed.llm.models.models")
     named = {} if namespace is None else {"namespace": namespace}
     async with connect(config) as here, models_of.Models(here, **named) as models:
-        openai = app_of.openai_app(models, max_body_bytes=options["max_body_bytes"])
-        try:
-            app = await front.front_end(here, openai=openai, models=models, **options)
-        except ValueError as error:
-            raise Failure(str(error), USAGE) from error
-        await models.until_loaded(LOAD_S)
-        await serving.serve(app, listening, drain_timeout_s=config.drain_timeout_s, ready=_say_ready)
+        await serve_front(here, models, listening, options)
+
+
+async def serve_front(
+    here: Connection, models: Any, listening: Any, options: dict[str, Any], at_once: Callable[[], None] = lambda: None
+) -> None:
+    """Serve a front end until a signal.
+
+    Args:
+        here: calls the workers.
+        models: the models that are served, a `Models`.
+        listening: the socket.
+        options: those of `options_of`.
+        at_once: called before a second signal ends the process.
+
+    Raises:
+        Failure: two routes have one path.
+    """
+    package = "triton_distributed.llm.http"
+    front, app_of, serving = (importlib.import_module(f"{package}.{each}") for each in ("front", "app", "serve"))
+    if options["access_log"]:
+        logging.getLogger("triton_distributed.llm.http.access").setLevel(logging.INFO)
+    openai = app_of.openai_app(models, max_body_bytes=options["max_body_bytes"])
+    try:
+        app = await front.front_end(here, openai=openai, models=models, **options)
+    except ValueError as error:
+        raise Failure(str(error), USAGE) from error
+    await models.until_loaded(LOAD_S)
+    timeout_s = here.runtime.config.drain_timeout_s
+    await serving.serve(app, listening, drain_timeout_s=timeout_s, ready=_say_ready, at_once=at_once)
 
 
 def _say_ready(url: str) -> None:

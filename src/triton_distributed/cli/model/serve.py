@@ -24,8 +24,9 @@ from triton_distributed.system.event_loop import new_event_loop
 EPILOG = f"""\
 MODEL is a name or the path of a file, as the engine takes it. The class of the
 engine gets it as its argument path, model or name, whichever it has first, and
-each --option as a further one. Engines: {", ".join(ENGINES)}; or module:Class,
-for a class of your own.
+each --option as a further one. A wrong option shows those that the engine has.
+Engines: {", ".join(ENGINES)};
+or module:Class, for a class of your own.
 
 When the model can be called, one line is printed on standard output:
     ready: serving the model NAME as instance ID at ADDRESS
@@ -42,7 +43,16 @@ TRD_DRAIN_TIMEOUT_S, and the exit status is 0. A second signal ends it at once.
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     parser.epilog = EPILOG
-    parser.add_argument("model", metavar="MODEL", help="the model, as the engine takes it")
+    model_options(parser)
+    parser.add_argument("--namespace", default=NAMESPACE, help=f"of the endpoints (default: {NAMESPACE})")
+    parser.add_argument(
+        "--replicas", metavar="N", type=at_least(1), help="processes that serve; one that ends is started again"
+    )
+
+
+def model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the model and its options, which `trd model run` has too."""
+    parser.add_argument("model", metavar="MODEL", help="the model: a name or a path, as the engine takes it")
     parser.add_argument("--engine", metavar="ENGINE", default="llamacpp", help="what computes it (default: llamacpp)")
     parser.add_argument(
         "--option", metavar="KEY=VALUE", type=pair, action="append", help="an option of the engine; repeatable"
@@ -52,15 +62,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--generation", metavar="N", type=at_least(0), help="the version of this name (default: 0); the highest is used"
     )
-    parser.add_argument("--namespace", default=NAMESPACE, help=f"of the endpoints (default: {NAMESPACE})")
     parser.add_argument(
         "--queue",
         metavar="N",
         type=at_least(0),
         help="requests that may wait for the engine (default: 4 for each slot)",
-    )
-    parser.add_argument(
-        "--replicas", metavar="N", type=at_least(1), help="processes that serve; one that ends is started again"
     )
     parser.add_argument(
         "--env",
@@ -69,6 +75,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         help="set this in each process; {replica} in VALUE is its number, e.g. CUDA_VISIBLE_DEVICES={replica}",
     )
+
+
+def as_given(arguments: argparse.Namespace) -> list[str]:
+    """Return the model and its options as words of a command line."""
+    words = [f"--engine={arguments.engine}", f"--name={arguments.name}"]
+    words += [f"--option={key}={value}" for key, value in arguments.option or ()]
+    words += [f"--env={name}={value}" for name, value in arguments.env or ()]
+    words += [f"--alias={each}" for each in arguments.alias]
+    optional = {"generation": arguments.generation, "queue": arguments.queue}
+    words += [f"--{name}={value}" for name, value in optional.items() if value is not None]
+    return [*words, "--", arguments.model]
 
 
 def run(arguments: argparse.Namespace) -> int:

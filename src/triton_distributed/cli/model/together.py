@@ -14,18 +14,21 @@ import sys
 from typing import Any
 
 from triton_distributed.api.connection import connect
-from triton_distributed.cli.arguments import at_least, pair
+from triton_distributed.cli.arguments import at_least
 from triton_distributed.cli.failure import Failure
-from triton_distributed.cli.http import check_installed, listening_at, port_number
+from triton_distributed.cli.http import check_installed, front_options, listening_at, options_of, serve_front
+from triton_distributed.cli.model.serve import as_given, model_options
 from triton_distributed.cli.settings import worker_settings
 from triton_distributed.config import Config, environment_with
+from triton_distributed.llm.contract.records import NAMESPACE
 from triton_distributed.supervisor.replica import INDEX, LINK, named
 from triton_distributed.system.event_loop import new_event_loop
 
 EPILOG = """\
-It starts `trd model serve` with so many workers, which are started again when
-they end, and answers the OpenAI API as `trd http` does. When the model can be
-called, one line is printed on standard output:
+It starts workers as `trd model serve` does, each in a process of its own, and
+answers the OpenAI API as `trd http` does; the pages of these two describe the
+options. A worker that ends is started again. When the model can be called, one
+line is printed on standard output:
     ready: URL/v1
 
 SIGTERM and SIGINT let running requests finish; then all of it ends. A second
@@ -38,27 +41,25 @@ _READY = re.compile(rb"ready: serving the model (\S+) as instance ")
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     parser.epilog = EPILOG
-    parser.add_argument("model", metavar="MODEL", help="the model, as the engine takes it")
-    parser.add_argument("--engine", metavar="ENGINE", default="llamacpp", help="what computes it (default: llamacpp)")
+    model_options(parser)
     parser.add_argument(
-        "--option", metavar="KEY=VALUE", type=pair, action="append", default=[], help="an option of the engine"
+        "--workers", metavar="N", type=at_least(1), default=1, help="processes that compute (default: 1)"
     )
-    parser.add_argument("--workers", metavar="N", type=at_least(1), default=1, help="processes that compute")
-    parser.add_argument("--host", metavar="HOST", default="127.0.0.1", help="the address (default: 127.0.0.1)")
-    parser.add_argument("--port", metavar="N", type=port_number, default=8000, help="the port; 0: any (default: 8000)")
+    front_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run until a signal."""
     check_installed()
     config = worker_settings(handle_signals=False, status_port=-1)
+    options = options_of(arguments)
     listening = listening_at(arguments.host, arguments.port)
     with listening, asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(_run(arguments, listening, config))
+        runner.run(_run(arguments, listening, config, options))
     return 0
 
 
-async def _run(arguments: argparse.Namespace, listening: Any, config: Config) -> None:
+async def _run(arguments: argparse.Namespace, listening: Any, config: Config, options: dict[str, Any]) -> None:
     task = asyncio.current_task()
     assert task is not None
     for each in (signal.SIGTERM, signal.SIGINT):  # Until `serve` takes the signals.
@@ -71,7 +72,7 @@ async def _run(arguments: argparse.Namespace, listening: Any, config: Config) ->
     workers.ended.add_done_callback(stop)
     try:
         async with connect(config) as here:
-            await _serve(here, listening, config, workers)
+            await _serve(here, listening, workers, options, arguments.namespace or NAMESPACE)
     except asyncio.CancelledError:  # By a signal before the model was ready, or by the end of the workers.
         if workers.ended.done():
             raise Failure(f"the workers have ended with status {workers.ended.result()}") from None
@@ -80,22 +81,11 @@ async def _run(arguments: argparse.Namespace, listening: Any, config: Config) ->
         await workers.end()
 
 
-async def _serve(here: Any, listening: Any, config: Config, workers: _Workers) -> None:
-    package = "triton_distributed.llm"
-    front, models_of, app_of, serving = (
-        importlib.import_module(f"{package}.{each}")
-        for each in ("http.front", "models.models", "http.app", "http.serve")
-    )
-    async with models_of.Models(here) as models:
+async def _serve(here: Any, listening: Any, workers: _Workers, options: dict[str, Any], namespace: str) -> None:
+    models_of = importlib.import_module("triton_distributed.llm.models.models")
+    async with models_of.Models(here, namespace=namespace) as models:
         await models.wait_for(await workers.ready())
-        app = await front.front_end(here, openai=app_of.openai_app(models), models=models)
-        await serving.serve(
-            app,
-            listening,
-            drain_timeout_s=config.drain_timeout_s,
-            ready=lambda url: print(f"ready: {url}/v1", flush=True),
-            at_once=workers.kill,
-        )
+        await serve_front(here, models, listening, options, at_once=workers.kill)
 
 
 class _Workers:
@@ -116,16 +106,15 @@ class _Workers:
     @classmethod
     async def start(cls, arguments: argparse.Namespace) -> _Workers:
         """Start it with the options of the command."""
-        options = [f"--option={key}={value}" for key, value in arguments.option]
-        program = [sys.executable, "-m", "triton_distributed.cli.main", "model", "serve", arguments.model]
+        program = [sys.executable, "-m", "triton_distributed.cli.main", "model", "serve"]
         link, theirs = socket.socketpair()
         try:
             with theirs:
                 process = await asyncio.create_subprocess_exec(
                     *program,
-                    f"--engine={arguments.engine}",
                     f"--replicas={arguments.workers}",
-                    *options,
+                    f"--namespace={arguments.namespace or NAMESPACE}",
+                    *as_given(arguments),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.PIPE,
                     env=environment_with({INDEX: "", LINK: named(theirs)}),
