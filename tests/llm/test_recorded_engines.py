@@ -99,16 +99,21 @@ async def test_guides_and_what_is_refused(folder):
     assert recorded.AsyncLLM.made[-1].args.kv_events_config.endpoint == "tcp://*:1"
     for guide in (Guide(json=True), Guide(schema={}), Guide(regex="a"), Guide(grammar="g"), Guide(choice=["a"])):
         await read(vllm, guide=guide)
-        if guide.choice is None:
-            await read(sglang, guide=guide)
     assert recorded.AsyncLLM.made[-1].calls[0][1].structured_outputs.json_object
-    assert recorded.SglangEngine.made[-1].calls[0][1]["json_schema"] == '{"type": "object"}'
-    with pytest.raises(InvalidParameter, match="choice"):
-        await read(sglang, guide=Guide(choice=["a"]))
-    with pytest.raises(InvalidParameter, match="min_tokens"):
-        await read(sglang, min_tokens=2)
-    with pytest.raises(InvalidParameter, match="too many"):
-        await read(vllm, sampling=Sampling(logprobs=13))
+    assert sglang.model.card.guides == (), "SGLang makes grammars from the tokenizer that it does not have"
+    for engine, field, refused in (
+        (sglang, "guide", {"guide": Guide(regex="a")}),
+        (sglang, "min_tokens", {"min_tokens": 2}),
+        (sglang, "request", {"prompt": [8]}),
+        (vllm, "logprobs", {"sampling": Sampling(logprobs=13)}),
+    ):
+        with pytest.raises(InvalidParameter) as found:
+            await read(engine, **refused)
+        assert found.value.param == field
+        assert engine.metrics().active == 0
+    with pytest.raises(RuntimeError, match="SGLang ended the request: planned"):
+        await read(sglang, [9])
+    assert recorded.SglangEngine.made[-1].aborted == []
     for kind in (VllmEngine, SglangEngine):
         with pytest.raises(InvalidParameter, match="slots"):
             kind(model="m", slots="0")

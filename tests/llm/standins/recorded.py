@@ -9,8 +9,17 @@ from __future__ import annotations
 import asyncio
 import enum
 from dataclasses import dataclass
+from http import HTTPStatus
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
+
+
+class VLLMValidationError(Exception):
+    """Since vLLM 0.27 it is not a ValueError."""
+
+    def __init__(self, message: str, *, parameter: str | None = None, value: Any = None) -> None:
+        super().__init__(message)
+        self.parameter, self.value = parameter, value
 
 
 class RequestOutputKind(enum.Enum):
@@ -34,7 +43,7 @@ class StructuredOutputsParams:
     def __post_init__(self) -> None:
         kinds = (self.json, self.regex, self.choice, self.grammar, self.json_object, self.structural_tag)
         if sum(each is not None for each in kinds) != 1:
-            raise ValueError("one kind of structured outputs")
+            raise VLLMValidationError("one kind of structured outputs")
 
 
 @dataclass
@@ -65,7 +74,7 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         if self.logprobs == 13:
-            raise ValueError("planned: too many")
+            raise VLLMValidationError("planned: too many", parameter="logprobs", value=13)
 
 
 @dataclass
@@ -158,7 +167,7 @@ _SGLANG_SERVER = {"model_path", "skip_tokenizer_init", "context_length", "max_ru
 
 
 class SglangEngine:
-    """As `AsyncLLM` above. `cumulative` is what SGLang does without `incremental_streaming_output`."""
+    """As `AsyncLLM` above; tokens 8 and 9 as the first have it end the request. `cumulative` is what SGLang does without `incremental_streaming_output`."""
 
     made: ClassVar[list[SglangEngine]] = []
     calls: list[Any]
@@ -188,8 +197,14 @@ class SglangEngine:
         bootstrap_host: Any = None,
         bootstrap_port: Any = None,
         bootstrap_room: Any = None,
+        routed_dp_rank: int | None = None,
+        disagg_prefill_dp_rank: int | None = None,
+        kv_router_hint: Any = None,
         rid: str | None = None,
         priority: int | None = None,
+        session_id: str | None = None,
+        *,
+        cache_salt: Any = None,
     ):
         assert set(sampling_params) <= _SGLANG_SAMPLING, sampling_params
         assert stream
@@ -198,10 +213,15 @@ class SglangEngine:
         return self._steps(input_ids, sampling_params["max_new_tokens"], top)
 
     async def _steps(self, input_ids: list[int], count: int, top: int | None):
+        if refused := {8: 400, 9: 503}.get(input_ids[0]):
+            reason = {"type": "abort", "message": "planned", "status_code": HTTPStatus(refused)}
+            told: dict[str, Any] = {"completion_tokens": 0, "prompt_tokens": 1, "finish_reason": reason}
+            yield {"output_ids": [], "meta_info": told}
+            return
         for at in range(1, count + 1, 2):
             last = min(at + 1, count)
             tokens = list(range(1 if self.cumulative else at, last + 1))
-            told: dict[str, Any] = {
+            told = {
                 "completion_tokens": last,
                 "prompt_tokens": len(input_ids),
                 "cached_tokens": 1,
@@ -228,6 +248,7 @@ def modules() -> dict[str, ModuleType]:
         "vllm.v1": {},
         "vllm.v1.engine": {},
         "vllm.v1.engine.async_llm": {"AsyncLLM": AsyncLLM},
+        "vllm.exceptions": {"VLLMValidationError": VLLMValidationError},
         "vllm.config": {"KVEventsConfig": KVEventsConfig},
         "vllm.sampling_params": {
             "SamplingParams": SamplingParams,

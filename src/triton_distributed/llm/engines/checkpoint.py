@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from triton_distributed.llm.contract.errors import InvalidParameter
+from triton_distributed.llm.contract.model import Model, ModelCard
 
 __all__: list[str] = []
 
@@ -31,6 +32,23 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     template_values: dict[str, Any]
     eos_token_ids: tuple[int, ...]
     context_tokens: int
+
+    def model(self, *, name: str, context_tokens: int, **card: Any) -> Model:
+        """What an engine that takes token ids says of the model; `card` has further fields of its card."""
+        return Model(
+            card=ModelCard(
+                name=name,
+                context_tokens=context_tokens,
+                template_values=self.template_values,
+                eos_token_ids=self.eos_token_ids,
+                chat=self.template is not None,
+                max_logprobs=20,
+                continues="greedy",
+                **card,
+            ),
+            tokenizer=self.tokenizer,
+            template=self.template,
+        )
 
 
 def read_checkpoint(model: str) -> Checkpoint:

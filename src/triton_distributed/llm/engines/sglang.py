@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 from collections.abc import AsyncIterator, Sequence
+from http import HTTPStatus
 from typing import Any
 
 from triton_distributed.llm.contract.engine import Engine, EngineMetrics
 from triton_distributed.llm.contract.errors import InvalidParameter
-from triton_distributed.llm.contract.model import Model, ModelCard
-from triton_distributed.llm.contract.output import Candidate, Output, TokenLogprob, Usage
+from triton_distributed.llm.contract.output import Candidate, Output, TokenLogprob
 from triton_distributed.llm.contract.request import Request
 from triton_distributed.llm.engines.checkpoint import arguments, imported, read_checkpoint
 from triton_distributed.llm.engines.options import whole
+from triton_distributed.llm.engines.running import Running
 
 __all__: list[str] = []
 
@@ -24,7 +24,7 @@ _LOWEST = -9999.0
 class SglangEngine(Engine):
     """Serves a model with SGLang, which batches and caches. Token ids go in and come out: SGLang gets no tokenizer.
 
-    Without a tokenizer SGLang takes no `min_tokens`.
+    Without a tokenizer SGLang takes no `min_tokens` and no guides.
 
     Args:
         model: a folder, or a model of the Hugging Face hub.
@@ -58,7 +58,7 @@ class SglangEngine(Engine):
             self._arguments["context_length"] = self._context_tokens
         self._arguments |= arguments("engine_args", engine_args)
         self._engine: Any = None
-        self._active = self._prompt_tokens = self._cached_tokens = self._generated_tokens = 0
+        self._running = Running()
 
     async def start(self) -> None:
         """Load the model. SGLang installs handlers of signals, so it loads on the main thread and holds it meanwhile.
@@ -70,29 +70,18 @@ class SglangEngine(Engine):
         sglang = imported("sglang")
         files = await asyncio.to_thread(read_checkpoint, self._path)
         self._engine = sglang.Engine(**self._arguments)
-        self.model = Model(
-            card=ModelCard(
-                name=self._name or self._path,
-                context_tokens=self._context_tokens or files.context_tokens,
-                template_values=files.template_values,
-                eos_token_ids=files.eos_token_ids,
-                chat=files.template is not None,
-                max_logprobs=20,
-                guides=("json", "schema", "regex", "grammar"),
-                continues="greedy",
-                engine="sglang",
-            ),
-            tokenizer=files.tokenizer,
-            template=files.template,
+        self.model = files.model(
+            name=self._name or self._path,
+            context_tokens=self._context_tokens or files.context_tokens,
+            engine="sglang",
         )
 
     async def generate(self, request: Request) -> AsyncIterator[Output]:
         """Answer a request. See `Engine.generate`."""
         top = request.sampling.logprobs
         request_id = secrets.token_hex(8)
-        seen, ended = 0, False
-        self._active += 1
-        try:
+        ended = False
+        with self._running.request(request) as counted:
             stream = await self._engine.async_generate(
                 input_ids=request.token_ids.tolist(),
                 sampling_params=_sampling(request),
@@ -101,41 +90,32 @@ class SglangEngine(Engine):
                 stream=True,
                 rid=request_id,
             )
-            async for step in stream:
-                told = step["meta_info"]
-                # An option of SGLang decides whether a step has all tokens so far or only the new ones.
-                fresh = told["completion_tokens"] - seen
-                seen += fresh
-                tokens = list(step["output_ids"][-fresh:]) if fresh else []
-                output = Output(token_ids=tokens)
-                if top is not None:
-                    output.logprobs = _logprobs(told, fresh)
-                if told["finish_reason"] is not None:
-                    ended = True
-                    reason = told["finish_reason"]
-                    if reason["type"] not in ("stop", "length"):
-                        raise RuntimeError(f"SGLang ended the request: {reason.get('message') or reason['type']}")
-                    output.finish_reason, output.stop_reason = reason["type"], _asked(reason.get("matched"), request)
-                    output.usage = Usage(told["prompt_tokens"], seen, told.get("cached_tokens") or 0)
-                    self._cached_tokens += output.usage.cached_tokens
-                yield output
-        except ValueError as error:
-            raise InvalidParameter("request", str(error)) from error
-        finally:
-            self._active -= 1
-            self._prompt_tokens += len(request.prompt) // 4
-            self._generated_tokens += seen
-            if not ended:
-                self._engine.tokenizer_manager.abort_request(rid=request_id)
+            try:
+                async for step in stream:
+                    told = step["meta_info"]
+                    # An option of SGLang decides whether a step has all tokens so far or only the new ones.
+                    fresh = told["completion_tokens"] - counted.generated
+                    counted.generated += fresh
+                    output = Output(token_ids=list(step["output_ids"][-fresh:]) if fresh else [])
+                    if top is not None:
+                        output.logprobs = _logprobs(told, fresh)
+                    if (reason := told["finish_reason"]) is not None:
+                        ended = True
+                        if reason["type"] not in ("stop", "length"):
+                            raise _failure(reason)
+                        counted.cached = told.get("cached_tokens") or 0
+                        output.finish_reason = reason["type"]
+                        output.stop_reason = _asked(reason.get("matched"), request)
+                        output.usage = counted.usage
+                    yield output
+            finally:
+                if not ended:
+                    self._engine.tokenizer_manager.abort_request(rid=request_id)
+                await stream.aclose()
 
     def metrics(self) -> EngineMetrics:
-        """The requests that are in SGLang now, and their tokens."""
-        return EngineMetrics(
-            active=self._active,
-            prompt_tokens=self._prompt_tokens,
-            cached_tokens=self._cached_tokens,
-            generated_tokens=self._generated_tokens,
-        )
+        """The requests that are in SGLang now, and the tokens of those that have ended."""
+        return self._running.metrics()
 
     async def close(self) -> None:
         """End SGLang's processes."""
@@ -144,9 +124,10 @@ class SglangEngine(Engine):
 
 
 def _sampling(request: Request) -> dict[str, Any]:
-    sampling, guide = request.sampling, request.guide
-    if request.min_tokens:
-        raise InvalidParameter("min_tokens", "SGLang without a tokenizer does not take it")
+    sampling = request.sampling
+    for field, asked in (("min_tokens", request.min_tokens), ("guide", request.guide)):
+        if asked:
+            raise InvalidParameter(field, "SGLang without a tokenizer does not take it")
     made: dict[str, Any] = {
         "max_new_tokens": request.max_tokens,
         "temperature": sampling.temperature,
@@ -163,13 +144,15 @@ def _sampling(request: Request) -> dict[str, Any]:
         made["sampling_seed"] = sampling.seed
     if sampling.logit_bias:
         made["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias.items()}
-    if guide is not None:
-        if guide.choice is not None:
-            raise InvalidParameter("guided_choice", "SGLang has no choice of texts; use a regular expression")
-        schema = {"type": "object"} if guide.json else guide.schema
-        made |= {"json_schema": None if schema is None else json.dumps(schema)}
-        made |= {"regex": guide.regex, "ebnf": guide.grammar}
     return made
+
+
+def _failure(reason: dict[str, Any]) -> Exception:
+    """The error for an answer that SGLang has ended itself."""
+    said = str(reason.get("message") or reason["type"])
+    if reason.get("status_code") == HTTPStatus.BAD_REQUEST:
+        return InvalidParameter("request", said)
+    return RuntimeError(f"SGLang ended the request: {said}")
 
 
 def _asked(matched: object, request: Request) -> int | None:

@@ -10,7 +10,6 @@ from typing import Any
 
 from triton_distributed.llm.contract.engine import Engine, EngineMetrics
 from triton_distributed.llm.contract.errors import InvalidParameter
-from triton_distributed.llm.contract.model import Model, ModelCard
 from triton_distributed.llm.contract.output import Embeddings, Output
 from triton_distributed.llm.contract.request import EmbedRequest, Request
 from triton_distributed.llm.engines.checkpoint import Checkpoint, imported, read_checkpoint
@@ -76,21 +75,12 @@ class TransformersEngine(Engine):
         if not 1 < self._context <= (own or self._context):
             raise InvalidParameter("context_tokens", f"the model has {own or 'no length of its own: give one'}")
         self._batch = Batch(torch, transformers, loaded, slots=self.slots, eos=files.eos_token_ids)
-        self.model = Model(
-            card=ModelCard(
-                name=self._name,
-                context_tokens=self._context,
-                template_values=files.template_values,
-                eos_token_ids=files.eos_token_ids,
-                chat=files.template is not None,
-                embeddings=self._embeddings,
-                dimensions=self._batch.dimensions if self._embeddings else 0,
-                max_logprobs=20,
-                continues="greedy",
-                engine="transformers",
-            ),
-            tokenizer=files.tokenizer,
-            template=files.template,
+        self.model = files.model(
+            name=self._name,
+            context_tokens=self._context,
+            embeddings=self._embeddings,
+            dimensions=self._batch.dimensions if self._embeddings else 0,
+            engine="transformers",
         )
 
     def _load(self, torch: Any, transformers: Any) -> tuple[Checkpoint, Any]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from triton_distributed.llm.contract.engine import Engine, EngineMetrics
-from triton_distributed.llm.contract.errors import InvalidParameter
-from triton_distributed.llm.contract.model import Model, ModelCard
-from triton_distributed.llm.contract.output import Candidate, Output, TokenLogprob, Usage
+from triton_distributed.llm.contract.output import Candidate, Output, TokenLogprob
 from triton_distributed.llm.contract.request import Guide, Request
 from triton_distributed.llm.engines.checkpoint import arguments, imported, read_checkpoint
 from triton_distributed.llm.engines.options import whole
+from triton_distributed.llm.engines.running import Running
 
 __all__: list[str] = []
 
@@ -52,7 +52,7 @@ class VllmEngine(Engine):
             self._arguments["max_model_len"] = context
         self._arguments |= arguments("engine_args", engine_args)
         self._engine: Any = None
-        self._active = self._prompt_tokens = self._cached_tokens = self._generated_tokens = 0
+        self._running = Running()
 
     async def start(self) -> None:
         """Load the model.
@@ -69,63 +69,37 @@ class VllmEngine(Engine):
             )
         made = arg_utils.AsyncEngineArgs(**self._arguments)
         self._engine = await asyncio.to_thread(async_llm.AsyncLLM.from_engine_args, made)
-        self.model = Model(
-            card=ModelCard(
-                name=self._name or self._path,
-                context_tokens=int(self._engine.model_config.max_model_len),
-                template_values=files.template_values,
-                eos_token_ids=files.eos_token_ids,
-                chat=files.template is not None,
-                max_logprobs=20,
-                guides=("json", "schema", "regex", "choice", "grammar"),
-                continues="greedy",
-                engine="vllm",
-            ),
-            tokenizer=files.tokenizer,
-            template=files.template,
+        self.model = files.model(
+            name=self._name or self._path,
+            context_tokens=int(self._engine.model_config.max_model_len),
+            guides=("json", "schema", "regex", "choice", "grammar"),
+            engine="vllm",
         )
 
     async def generate(self, request: Request) -> AsyncIterator[Output]:
         """Answer a request. See `Engine.generate`."""
-        vllm = imported("vllm")
-        prompt = vllm.TokensPrompt(prompt_token_ids=request.token_ids.tolist())
-        try:
+        prompt = imported("vllm").TokensPrompt(prompt_token_ids=request.token_ids.tolist())
+        # vLLM aborts a request whose generator is closed or cancelled.
+        with self._running.request(request, imported("vllm.exceptions").VLLMValidationError) as counted:
             stream = self._engine.generate(prompt, self._sampling(request), secrets.token_hex(8))
-        except ValueError as error:
-            raise InvalidParameter("request", str(error)) from error
-        usage = Usage(prompt_tokens=len(request.prompt) // 4)
-        generated = 0
-        self._active += 1
-        try:
-            async for step in stream:
-                (one,) = step.outputs
-                generated += len(one.token_ids)
-                output = Output(token_ids=list(one.token_ids))
-                if request.sampling.logprobs is not None and one.logprobs is not None:
-                    output.logprobs = _logprobs(one.token_ids, one.logprobs, request.sampling.logprobs)
-                if step.finished:
-                    if one.finish_reason not in ("stop", "length"):
-                        raise RuntimeError(f"vLLM ended the request with {one.finish_reason!r}")
-                    output.finish_reason, output.stop_reason = one.finish_reason, one.stop_reason
-                    output.usage = Usage(usage.prompt_tokens, generated, step.num_cached_tokens or 0)
-                    self._cached_tokens += output.usage.cached_tokens
-                yield output
-        except ValueError as error:
-            raise InvalidParameter("request", str(error)) from error
-        finally:
-            self._active -= 1
-            self._prompt_tokens += usage.prompt_tokens
-            self._generated_tokens += generated
-            await stream.aclose()  # vLLM aborts a request whose generator is closed or cancelled.
+            async with aclosing(stream):
+                async for step in stream:
+                    (one,) = step.outputs
+                    counted.generated += len(one.token_ids)
+                    output = Output(token_ids=list(one.token_ids))
+                    if request.sampling.logprobs is not None and one.logprobs is not None:
+                        output.logprobs = _logprobs(one.token_ids, one.logprobs, request.sampling.logprobs)
+                    if step.finished:
+                        if one.finish_reason not in ("stop", "length"):
+                            raise RuntimeError(f"vLLM ended the request with {one.finish_reason!r}")
+                        counted.cached = step.num_cached_tokens or 0
+                        output.finish_reason, output.stop_reason = one.finish_reason, one.stop_reason
+                        output.usage = counted.usage
+                    yield output
 
     def metrics(self) -> EngineMetrics:
-        """The requests that are in vLLM now, and their tokens."""
-        return EngineMetrics(
-            active=self._active,
-            prompt_tokens=self._prompt_tokens,
-            cached_tokens=self._cached_tokens,
-            generated_tokens=self._generated_tokens,
-        )
+        """The requests that are in vLLM now, and the tokens of those that have ended."""
+        return self._running.metrics()
 
     async def close(self) -> None:
         """End vLLM's processes."""
