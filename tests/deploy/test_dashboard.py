@@ -21,6 +21,7 @@ SHOWN = (
     *("requests_total", "request_duration", "first_item", "request_queue", "in_flight", "requests_queued"),
     *("calls_total", "call_duration", "loop_lag", "loop_stalled", "discovery_up", "discovery_age", "sessions"),
     *("loop_wait", "nats_connected", "endpoint_serving", "replica_up", "replica_restarts"),
+    *("llm_http_requests", "time_to_first_token", "time_between_tokens", "llm_http_tokens", "llm_requests_waiting"),
 )
 
 
