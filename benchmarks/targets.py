@@ -13,7 +13,7 @@ from benchmarks.rounds import OURS, RESULTS, Spread, ratio, read_result, spread
 PURE, COMPILED = OURS
 BEST = ""  # The compiled build where the file has it, else the pure one.
 DYNAMO = ("Dynamo", "Dynamo, pushed")
-DYNAMO_HTTP = ("Dynamo", "Dynamo, echo", "Dynamo, HttpService")
+DYNAMO_HTTP = ("Dynamo", "Dynamo, mocker", "Dynamo, echo", "Dynamo, HttpService")
 PEERS = ("grpc.aio", "nats-py", "SSE", "Ray actor", "Ray Serve")
 
 COMMANDS = {

@@ -38,20 +38,25 @@ from harness.usage import LINUX
 
 Start = Callable[[Processes, Sequence[Work]], Awaitable[Server]]
 WORKS = {"overhead": (WHOLE, SINGLE), "chunks": (CHUNKS, PACED), "gaps": (STEPS,)}
-FOREIGN = {"LiteLLM": "litellm", "Dynamo": "dynamo", "Dynamo, echo": "dynamo", "Dynamo, HttpService": "dynamo"}
+DYNAMO = {
+    "Dynamo": servers.dynamo("worker"),
+    "Dynamo, mocker": servers.dynamo("mocker"),
+    "Dynamo, echo": servers.dynamo("echo"),
+    "Dynamo, HttpService": servers.dynamo("service"),
+}
+FOREIGN = {"LiteLLM": "litellm", **dict.fromkeys(DYNAMO, "dynamo")}
 """Other systems, and their environments."""
 STARTS: dict[str, Start] = {
     "ours": servers.ours,
     "ours-compiled": partial(servers.ours, compiled=True),
-    "Dynamo": servers.dynamo("front"),
-    "Dynamo, echo": servers.dynamo("echo"),
-    "Dynamo, HttpService": servers.dynamo("service"),
+    **DYNAMO,
 }
 PEERS = ("ours", "ours-compiled", "bare", *FOREIGN)
-LACKS = {"gaps": ("LiteLLM", "Dynamo, echo")}
-"""The peers without an engine that notes its own gaps."""
+LACKS = {PACED: ("LiteLLM", "Dynamo, mocker"), STEPS: ("LiteLLM", "Dynamo, mocker", "Dynamo, echo")}
+"""The mocker has a pace of its own, and LiteLLM is too slow. The engines of the others do not note their gaps."""
 CONNECTIONS = {WHOLE: 32, SINGLE: 32, CHUNKS: 16, PACED: 128}
 SECONDS = {WHOLE: 3.0, SINGLE: 3.0, CHUNKS: 3.0, PACED: 3.0, STEPS: 10.0}
+ROUNDS = {"overhead": 4, "chunks": 3, "gaps": 3}  # Less than five minutes for each command.
 SETTLE_S = 2.0
 
 
@@ -72,8 +77,10 @@ class Bench(Run):
         bodies = await self.bodies(works)
         bare = await servers.bare(self._processes, works, bodies)
         for peer in peers:
-            # Dynamo's echo has one model and one delay, so each workload needs a process of its own.
-            for group in [[each] for each in works] if peer == "Dynamo, echo" else [list(works)]:
+            measured = [each for each in works if peer not in LACKS.get(each, ())]
+            # Dynamo's echo and mocker have one model and one kind of answer, so each workload has processes of its own.
+            alone = peer in ("Dynamo, echo", "Dynamo, mocker")
+            for group in [[each] for each in measured] if alone else [measured]:
                 try:
                     if peer == "bare":
                         server = bare
@@ -210,7 +217,8 @@ async def run(arguments: argparse.Namespace, peers: Sequence[str], folder: Path)
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.llm", description="The front end for models")
     parser.add_argument("command", choices=WORKS, help="what is measured")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds over all peers (5)")
+    told = ", ".join(f"{name}: {count}" for name, count in ROUNDS.items())
+    parser.add_argument("--rounds", type=int, help=f"rounds over all peers ({told})")
     parser.add_argument("--seconds", type=float, help="seconds of each measurement (3; gaps: 10)")
     parser.add_argument("--streams", type=int, default=1000, help="streams of gaps (1000)")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS, metavar="PEER", help="; ".join(PEERS))
@@ -218,7 +226,9 @@ def main() -> int:
     arguments = parser.parse_args()
     if not LINUX:
         raise SystemExit("CPU is counted for each process, which only Linux tells")
-    asked = [each for each in arguments.peers if each not in LACKS.get(arguments.command, ())]
+    lacking = [LACKS.get(work, ()) for work in WORKS[arguments.command]]
+    asked = [each for each in arguments.peers if not all(each in lacks for lacks in lacking)]
+    arguments.rounds = arguments.rounds or ROUNDS[arguments.command]
     without = left_out(asked)
     for peer, reason in without.items():
         print(f"{peer} is left out: {reason}")
@@ -226,7 +236,10 @@ def main() -> int:
     whole = set(arguments.peers) == set(PEERS) and arguments.seconds is None and arguments.streams == 1000
     path = arguments.json or RESULTS / (f"llm-{arguments.command}.json" if whole else "partial-llm.json")
     with tempfile.TemporaryDirectory(prefix="trb", dir="/tmp" if Path("/tmp").is_dir() else None) as folder:
-        bench = asyncio.run(run(arguments, peers, Path(folder)))
+        try:
+            bench = asyncio.run(run(arguments, peers, Path(folder)))
+        except asyncio.CancelledError:
+            return 128 + signal.SIGTERM
     result = bench.write(
         path,
         rounds=arguments.rounds,

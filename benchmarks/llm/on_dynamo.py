@@ -1,6 +1,7 @@
 """Dynamo's front ends through its Python bindings: `python -m benchmarks.llm.on_dynamo KIND PORT FOLDER`.
 
 - `worker`: serves each workload's model, whose files are in FOLDER, and answers with token ids.
+- `mocker`: a worker with Dynamo's own mock engine, in Rust, a million times as fast as the engine that it simulates.
 - `front`: Dynamo's front end for such workers, with its template, tokenizer and router.
 - `echo`: the same front end with Dynamo's own echo engine inside, in Rust. It answers one character at a time.
 - `service`: `HttpService` with an engine in Python inside, which makes the chunks itself.
@@ -35,6 +36,7 @@ from benchmarks.llm.work import EVERY, Work
 Handler = Callable[..., AsyncIterator[dict[str, Any]]]
 LETTER = 64  # The id of the letter a.
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+ENDPOINT = "bench.mocker.generate"
 gaps = Gaps()
 
 
@@ -98,11 +100,15 @@ async def main(kind: str, port: int, folder: str) -> None:
         gaps.write_at_signal()
         await service.run(runtime)
     else:
-        engine, model = EngineType.Dynamic, {}
-        if kind == "echo":
-            engine, model = EngineType.Echo, {"model_path": folder, "model_name": "echo"}
-        arguments = EntrypointArgs(engine, http_host="127.0.0.1", http_port=port, **model)
-        await run_input(runtime, "http", await make_engine(runtime, arguments))
+        model = {} if kind == "front" else {"model_path": folder, "model_name": kind}
+        if kind == "mocker":
+            fast = {"engine": {"speedup_ratio": 1e6}}
+            arguments = EntrypointArgs(EngineType.Mocker, endpoint_id=ENDPOINT, mocker_engine_args=fast, **model)
+        else:
+            engine = EngineType.Echo if kind == "echo" else EngineType.Dynamic
+            arguments = EntrypointArgs(engine, http_host="127.0.0.1", http_port=port, **model)
+        path = f"dyn://{ENDPOINT}" if kind == "mocker" else "http"
+        await run_input(runtime, path, await make_engine(runtime, arguments))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ class Server:
         port: where it listens on the loopback.
         pids: its processes; the first is the one that speaks HTTP with clients.
         model: the model's name, if it is not that of the workload.
-        content: the user's message, if it is not that of the workload.
+        content: the user's message, if it is not the usual one.
+        tokens: of an answer, if they are not those of the workload.
         under_path: whether the path begins with the workload.
     """
 
@@ -39,6 +40,7 @@ class Server:
     pids: Sequence[int]
     model: str = ""
     content: str = ""
+    tokens: int = 0
     under_path: bool = False
 
     def path(self, work: Work) -> str:
@@ -47,7 +49,7 @@ class Server:
 
     def body(self, work: Work) -> str:
         """The body of a workload's requests."""
-        return work.body(self.model, self.content) if self.content else work.body(self.model)
+        return work.body(self.model, self.content, self.tokens)
 
 
 def _end_with_parent() -> None:

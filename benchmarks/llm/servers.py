@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -23,6 +24,7 @@ TEMPLATE = (
     "{% for message in messages %}<{{ message.role }}>{{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )  # The mock engine's.
+VOCABULARY = 32_000
 
 
 async def ours(processes: Processes, works: Sequence[Work], *, compiled: bool = False) -> Server:
@@ -87,26 +89,34 @@ async def litellm(processes: Processes, works: Sequence[Work], upstream: Server)
 
 
 def dynamo(kind: str) -> Callable[[Processes, Sequence[Work]], Awaitable[Server]]:
-    """Return what starts one of the front ends of `on_dynamo`; `front` with a worker."""
+    """Return what starts `service`, `echo`, or the front end with a `worker` or a `mocker`; see `on_dynamo`.
+
+    The echo and the mocker have one model, so all workloads must be alike.
+    """
 
     async def start(processes: Processes, works: Sequence[Work]) -> Server:
-        folder = processes.folder / f"dynamo-{kind}-{works[0].name}"
+        first = works[0]
+        folder = processes.folder / f"dynamo-{kind}-{first.name}"
         model_files(folder / "model")
         environ = {
             "DYN_FILE_KV": str(folder / "discovery"),
             "DYN_LOG": "off",
             "DYN_TCP_RPC_HOST": "127.0.0.1",
-            "DYN_TOKEN_ECHO_DELAY_MS": f"{works[0].step_s * 1e3:g}",
+            "DYN_TOKEN_ECHO_DELAY_MS": f"{first.step_s * 1e3:g}",
             "PYTHONPATH": str(ROOT),
             GAPS: str(folder / "gaps"),
         }
         command = (environments.python("dynamo"), "-m", "benchmarks.llm.on_dynamo")
+        kinds = ("front", kind) if kind in ("worker", "mocker") else (kind,)
         port = free_port()
-        kinds = ("front", "worker") if kind == "front" else (kind,)
         after = (str(port), str(folder / "model"))
         started = [await processes.start(*command, each, *after, environ=environ) for each in kinds]
-        content = "a" * (works[0].tokens if works[0].each else 1) if kind == "echo" else ""
-        server = Server(port, [each.pid for each in started], "echo" if kind == "echo" else "", content)
+        asked: dict[str, Any] = {"model": kind} if kind in ("echo", "mocker") else {}
+        if kind == "echo":
+            asked["content"] = "a" * (first.tokens if first.each else 1)
+        if kind == "mocker" and not first.each:
+            asked["tokens"] = 1
+        server = Server(port, [each.pid for each in started], **asked)
         await processes.until_answers(server, works, *started)
         return server
 
@@ -114,9 +124,13 @@ def dynamo(kind: str) -> Callable[[Processes, Sequence[Work]], Awaitable[Server]
 
 
 def model_files(folder: Path) -> None:
-    """Write the files of a model that Dynamo reads: a tokenizer of bytes, and the mock engine's template."""
+    """Write the files of a model that Dynamo reads: a tokenizer, and the mock engine's template.
+
+    A prompt is tokenized as bytes. The further tokens are words, which only the mocker's answers have.
+    """
     folder.mkdir(parents=True)
-    vocabulary = {each: id for id, each in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {each: id for id, each in enumerate([*alphabet, *(f"word{n}" for n in range(VOCABULARY))])}
     made = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()

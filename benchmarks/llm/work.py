@@ -31,16 +31,17 @@ class Work:
         """Whether the answer lasts longer than its reader wants it."""
         return self.tokens * self.step_s > 10
 
-    def body(self, model: str = "", content: str = CONTENT) -> str:
+    def body(self, model: str = "", content: str = "", tokens: int = 0) -> str:
         """The body of the request.
 
         Args:
             model: the model's name, if it is not that of the workload.
-            content: the user's message.
+            content: the user's message, if it is not the usual one.
+            tokens: of the answer, if they are not those of the workload.
         """
-        message = {"role": "user", "content": content}
-        fields = {"model": model or self.name, "messages": [message], "max_tokens": self.tokens, "stream": self.stream}
-        return json.dumps(fields)
+        message = {"role": "user", "content": content or CONTENT}
+        limit = {"max_tokens": tokens or self.tokens, "stream": self.stream}
+        return json.dumps({"model": model or self.name, "messages": [message], **limit})
 
 
 WHOLE = Work("whole", 16, stream=False)
