@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import random
 import signal
@@ -64,10 +65,11 @@ class Client:
 async def test_no_request_fails_because_the_server_ends(monkeypatch):
     monkeypatch.setattr(serving, "LINGER_S", 200 * MS)
     app, listening = App(), serving.listen("127.0.0.1", 0)
-    ready = asyncio.Event()
+    ready, threshold = asyncio.Event(), gc.get_threshold()
     options: dict[str, Any] = {"drain_timeout_s": 10, "ready": lambda _: ready.set()}
     server = asyncio.create_task(serving.serve(app, listening, **options))  # type: ignore[arg-type]
     await ready.wait()
+    assert gc.get_threshold() > threshold
     port = listening.getsockname()[1]
     idle = await asyncio.open_connection("127.0.0.1", port)
     clients = [Client(port, kept=bool(number % 4)) for number in range(CLIENTS)]
@@ -82,6 +84,7 @@ async def test_no_request_fails_because_the_server_ends(monkeypatch):
         assert app.draining
         assert sum(each.answered for each in clients) > before + CLIENTS, "requests after the signal are answered"
         assert await idle[0].read() == b""
+        assert gc.get_threshold() == threshold
     idle[1].close()
 
 

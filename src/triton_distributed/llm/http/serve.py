@@ -113,6 +113,23 @@ def url_of(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+@contextlib.contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Leave what exists now out of garbage collections, and collect after 10,000 new objects instead of 700.
+
+    A request makes some hundred objects and no cycle. With the defaults, collections take 8 to 11 % of the time.
+    """
+    before = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
+
+
 async def serve(
     app: FrontEnd,
     listening: socket.socket,
@@ -128,7 +145,8 @@ async def serve(
     Requests that come after the signal are answered with `Connection: close`, until none has come for `QUIET_S` or
     `LINGER_S` are over. Then no connection is accepted.
 
-    A second signal ends the process at once, with the status 128 and the signal's number.
+    A second signal ends the process at once, with the status 128 and the signal's number. The process collects garbage
+    less often meanwhile, see `_rare_collections`.
 
     Args:
         app: the front end.
@@ -146,6 +164,7 @@ async def serve(
         access_log=False,
         log_config=None,
         server_header=False,
+        proxy_headers=False,  # Nothing asks for the client's address.
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(drain_timeout_s)),
@@ -176,7 +195,8 @@ async def serve(
     gc.freeze()
     serving = asyncio.create_task(server.serve([listening]))
     try:
-        await asyncio.shield(serving)
+        with _rare_collections():
+            await asyncio.shield(serving)
     finally:
         server.should_exit = True
         await asyncio.wait([serving, *([draining] if draining is not None else [])])
