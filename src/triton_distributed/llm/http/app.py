@@ -19,12 +19,13 @@ from triton_distributed.llm.http import answers, exchange
 from triton_distributed.llm.http.bodies import MOST_ANSWERS, ChatBody, CompletionBody, EmbeddingBody, refuse
 from triton_distributed.llm.http.chunks import ChatChunks, Chunks, CompletionChunks, failed
 from triton_distributed.llm.http.errors import Refused, shown
-from triton_distributed.llm.http.exchange import ClientLeft, EventStream, Receive, Scope, Send
+from triton_distributed.llm.http.exchange import ClientLeft, EventStream, Heartbeat, Receive, Scope, Send
 from triton_distributed.llm.http.facts import KEY, Facts
 from triton_distributed.llm.http.options import base_request, chat_template_values, with_prompt
 from triton_distributed.llm.http.pieces import new_id, to_json, usage_of
 from triton_distributed.llm.http.presence import Presences
-from triton_distributed.llm.http.several import Merged, Single
+from triton_distributed.llm.http.several import Merged
+from triton_distributed.llm.models.answer import Answer
 from triton_distributed.llm.models.models import Models
 from triton_distributed.llm.models.prompts import Prompt
 from triton_distributed.llm.models.served import ServedModel
@@ -61,7 +62,7 @@ class OpenAIApp:
 
     def __init__(self, models: Models, heartbeat_s: float, max_body_bytes: int) -> None:
         self._models = models
-        self._heartbeat_s = heartbeat_s
+        self._heartbeat = Heartbeat(heartbeat_s)
         self._max_body_bytes = max_body_bytes
         self._presences = Presences()
         self._routes: dict[str, tuple[str, Route]] = {
@@ -110,7 +111,7 @@ class OpenAIApp:
             if not isinstance(message.get("role"), str):
                 raise InvalidParameter(f"messages[{number}].role", "is missing, or is not a text", "invalid_value")
         request = base_request(body, card, raw)
-        async with self._presences.of(receive):
+        with self._presences.of(receive):
             prompt = await model.prompts.chat(
                 body.messages,
                 tools=request.tools,
@@ -136,7 +137,7 @@ class OpenAIApp:
             raise InvalidParameter(
                 "prompt", f"{len(inputs)} prompts with n={body.n or 1} need more than {MOST_ANSWERS} answers"
             )
-        async with self._presences.of(receive):
+        with self._presences.of(receive):
             prompts = await _prompts(model, "prompt", inputs)
             requests = [with_prompt(msgspec.structs.replace(request), body, card, prompt) for prompt in prompts]
             echoes = None
@@ -159,9 +160,9 @@ class OpenAIApp:
     ) -> None:
         n = body.n or 1
         count = n * len(prompts)
-        source: Single | Merged
+        source: Answer | Merged
         if count == 1:
-            source = Single(model.answer(prompts[0], request))
+            source = model.answer(prompts[0], request)
         else:
             source = Merged(
                 [
@@ -180,13 +181,15 @@ class OpenAIApp:
             await source.aclose()
 
     async def _stream(
-        self, send: Send, facts: Facts, source: Single | Merged, chunks: Chunks, count: int, n: int
+        self, send: Send, facts: Facts, source: Answer | Merged, chunks: Chunks, count: int, n: int
     ) -> None:
-        events = EventStream(send, facts, self._heartbeat_s)
+        events = EventStream(send, facts, self._heartbeat)
         usages: list[tuple[int, Usage]] = []
+        merged = source if isinstance(source, Merged) else None
         ready, ended = chunks.opening(), 0
         try:
-            async for index, delta in source:
+            async for delta in source:
+                index = 0 if merged is None else merged.index
                 if delta.token_ids:
                     facts.arrived(len(delta.token_ids))
                 ready += chunks.delta(index, delta)
@@ -214,7 +217,7 @@ class OpenAIApp:
         self,
         send: Send,
         facts: Facts,
-        source: Single | Merged,
+        source: Answer | Merged,
         body: ChatBody | CompletionBody,
         prompts: list[Prompt],
         count: int,
@@ -226,8 +229,9 @@ class OpenAIApp:
             answers.Folded(logprobs, token_ids, echoes[index] if echoes is not None else "") for index in range(count)
         ]
         usages: list[tuple[int, Usage]] = []
-        ended = 0
-        async for index, delta in source:
+        merged, ended = source if isinstance(source, Merged) else None, 0
+        async for delta in source:
+            index = 0 if merged is None else merged.index
             if delta.token_ids:
                 facts.arrived(len(delta.token_ids))
             folded[index].add(delta)
@@ -256,7 +260,7 @@ class OpenAIApp:
         if body.dimensions is not None and card.dimensions and body.dimensions > card.dimensions:
             raise InvalidParameter("dimensions", f"{body.dimensions} is above {card.dimensions}, those of the model")
         inputs = _inputs("input", body.input)
-        async with self._presences.of(receive):
+        with self._presences.of(receive):
             prompts = await _prompts(model, "input", inputs)
             found = await model.embed(prompts, dimensions=body.dimensions, model=body.model)
             facts.usage = Usage(prompt_tokens=found.prompt_tokens)

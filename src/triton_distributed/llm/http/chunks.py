@@ -50,6 +50,8 @@ class Chunks:
         self._running = Usage(prompt_tokens=prompt_tokens) if running_usage else None
         self._token_ids, self._logprobs = token_ids, logprobs
         self._choices = choices
+        self._plain = not (running_usage or token_ids or logprobs)
+        self._around: list[tuple[bytes, bytes]] = []  # What stands around the text of a plain chunk, for each choice.
 
     def opening(self) -> bytes:
         """Return what comes before the first delta."""
@@ -57,6 +59,11 @@ class Chunks:
 
     def delta(self, index: int, delta: Delta) -> bytes:
         """Return the chunks of a delta: none, one or two."""
+        if self._plain and delta.finish_reason is None and delta.reasoning is None and delta.tool_calls is None:
+            if not delta.text:
+                return b""
+            before, after = self._around[index]
+            return before + to_json(delta.text) + after
         if self._running is not None:
             self._count(delta)
         found = b""
@@ -97,6 +104,13 @@ class Chunks:
 
 class ChatChunks(Chunks):
     """The chunks of a chat."""
+
+    def __init__(self, head: bytes, **options: Any) -> None:
+        super().__init__(head, **options)
+        after = b'},"logprobs":null,"finish_reason":null}' + self._end
+        self._around = [
+            (b'%s{"index":%d,"delta":{"content":' % (self._start, index), after) for index in range(self._choices)
+        ]
 
     def opening(self) -> bytes:
         """Return the chunks with the role, in the order of the choices."""
@@ -157,6 +171,8 @@ class CompletionChunks(Chunks):
 
     def __init__(self, head: bytes, *, echoes: list[str] | None = None, **options: Any) -> None:
         super().__init__(head, **options)
+        after = b',"logprobs":null,"finish_reason":null}' + self._end
+        self._around = [(b'%s{"index":%d,"text":' % (self._start, index), after) for index in range(self._choices)]
         self._echoes = echoes
         self._offsets = [len(each) for each in echoes] if echoes else [0] * self._choices
 

@@ -68,26 +68,56 @@ async def answer(
     facts.status = status
 
 
+class Heartbeat:
+    """Keeps the event streams of one app alive: proxies close a connection that is silent. One timer serves all.
+
+    Args:
+        seconds: after this time without an event, and at most twice this time, a comment is sent.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._streams: set[EventStream] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, stream: EventStream) -> None:
+        """A stream begins."""
+        self._streams.add(stream)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._seconds, self._beat)
+
+    def remove(self, stream: EventStream) -> None:
+        """A stream has ended."""
+        self._streams.discard(stream)
+
+    def _beat(self) -> None:
+        self._timer = None
+        for each in self._streams:
+            each.beat()
+        if self._streams:
+            self._timer = asyncio.get_running_loop().call_later(self._seconds, self._beat)
+
+
 class EventStream:
     """An answer of server-sent events. It begins with the first event, so that an earlier error has its own status.
 
     Args:
         send: of ASGI.
         facts: of the request.
-        heartbeat_s: after this many seconds without an event, a comment is sent, so that proxies keep the connection.
+        heartbeat: of the app.
 
     Attributes:
         begun: whether it has begun.
     """
 
-    def __init__(self, send: Send, facts: Facts, heartbeat_s: float) -> None:
-        self._send, self._facts = send, facts
-        self._heartbeat_s = heartbeat_s
+    __slots__ = ("_facts", "_heartbeat", "_ping", "_quiet", "_send", "_writing", "begun")
+
+    def __init__(self, send: Send, facts: Facts, heartbeat: Heartbeat) -> None:
+        self._send, self._facts, self._heartbeat = send, facts, heartbeat
         self._quiet = self._writing = False
         self._ping: asyncio.Task[None] | None = None
-        self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(heartbeat_s, self._beat)
         self.begun = False
+        heartbeat.add(self)
 
     async def write(self, events: bytes, more: bool = True) -> None:
         """Send events; the last ones end the response at once. It waits while the client reads more slowly."""
@@ -95,27 +125,32 @@ class EventStream:
         if self._ping is not None:
             await self._ping
             self._ping = None
-        await self._write(events, more)
+        if not self.begun:
+            await self._begin()
+        await self._send({"type": "http.response.body", "body": events, "more_body": more})
         self._writing = self._quiet = False
+        if not more:
+            self._facts.status = 200
 
     async def close(self) -> None:
         """Stop the heartbeat."""
-        self._timer.cancel()
+        self._heartbeat.remove(self)
         if self._ping is not None:
             self._ping.cancel()
             await asyncio.gather(self._ping, return_exceptions=True)
 
-    async def _write(self, events: bytes, more: bool) -> None:
-        if not self.begun:
-            self.begun = True
-            headers = [*_STREAM_HEADERS, *self._facts.headers]
-            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-        await self._send({"type": "http.response.body", "body": events, "more_body": more})
-        if not more:
-            self._facts.status = 200
-
-    def _beat(self) -> None:
+    def beat(self) -> None:
+        """Send a comment if nothing was sent since the last beat."""
         if self._quiet and not self._writing and (self._ping is None or self._ping.done()):
-            self._ping = self._loop.create_task(self._write(PING, True), name="trd-heartbeat")
+            self._ping = asyncio.create_task(self._comment(), name="trd-heartbeat")
         self._quiet = True
-        self._timer = self._loop.call_later(self._heartbeat_s, self._beat)
+
+    async def _begin(self) -> None:
+        self.begun = True
+        headers = [*_STREAM_HEADERS, *self._facts.headers]
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def _comment(self) -> None:
+        if not self.begun:
+            await self._begin()
+        await self._send({"type": "http.response.body", "body": PING, "more_body": True})

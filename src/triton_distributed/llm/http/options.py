@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -93,7 +94,20 @@ def with_prompt(request: Request, body: ChatBody | CompletionBody, card: ModelCa
     return request
 
 
+_SAMPLING = attrgetter(
+    *("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed"),
+    *("logit_bias", "logprobs"),
+)
+_NO_SAMPLING = (None,) * 10
+_GUIDES = attrgetter(
+    *("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
+)
+_NO_GUIDES = (None,) * 6
+
+
 def _sampling(body: ChatBody | CompletionBody, card: ModelCard) -> Sampling:
+    if _SAMPLING(body) == _NO_SAMPLING and not (isinstance(body, ChatBody) and body.top_logprobs):
+        return _PLAIN  # As most requests do.
     given: dict[str, Any] = {}
     if body.temperature is not None:
         given["temperature"] = body.temperature
@@ -134,6 +148,8 @@ _PLAIN = Sampling()
 
 
 def _guide(body: Generation, card: ModelCard) -> Guide | None:
+    if _GUIDES(body) == _NO_GUIDES:
+        return None
     found: list[tuple[str, str, Any]] = []  # The field of the body, the attribute of Guide, its value.
     if (wanted := body.response_format) is not None:
         if wanted.type == "json_object":

@@ -28,6 +28,8 @@ def usage_of(parts: Sequence[tuple[int, Usage]]) -> Usage:
     Args:
         parts: the number of the prompt, and the usage of an answer to it. A prompt counts once.
     """
+    if len(parts) == 1:
+        return parts[0][1]
     prompts: dict[int, Usage] = {}
     for number, usage in parts:
         prompts.setdefault(number, usage)

@@ -40,7 +40,7 @@ class Presences:
 class Presence:
     """Cancels the task of a request when its client leaves.
 
-    `async with` turns this cancellation into `ClientLeft`, and lets those of others through.
+    `with` turns this cancellation into `ClientLeft`, and lets those of others through.
 
     Attributes:
         open: whether the block runs.
@@ -54,29 +54,25 @@ class Presence:
         self._task: asyncio.Task[Any] | None = None
         self._watcher: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> None:
+    def __enter__(self) -> None:
         self._task = asyncio.current_task()
         self.open = True
         self._new.add(self)
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self.open = False
         self._new.discard(self)
-        task = self._task
-        assert task is not None
-        if self._watcher is not None:
-            self._watcher.cancel()
-        if not self._left:
+        if self._watcher is None:
             return
-        if not isinstance(error, asyncio.CancelledError):  # The cancellation has not arrived yet: take it here.
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.sleep(0)
-        if task.uncancel() == 0:
+        self._watcher.cancel()
+        assert self._task is not None
+        # The task waited when it was cancelled, so the cancellation has arrived.
+        if self._left and self._task.uncancel() == 0:
             raise ClientLeft from None
 
     def watch(self) -> None:
         """Wait for the client to leave."""
-        if self.open and self._watcher is None:
+        if self.open:
             self._watcher = asyncio.create_task(self._watch(), name="trd-client-presence")
 
     async def _watch(self) -> None:

@@ -9,15 +9,19 @@ from triton_distributed.llm.models.delta import Delta
 
 
 class Merged:
-    """An asynchronous iterator of (index, delta) over several answers.
+    """An asynchronous iterator of the deltas of several answers.
 
     Each answer has a task. The queue between them and the reader holds one delta for each answer, so that a slow reader
     holds back all of them. The first failure is raised, and `aclose` then ends the others.
+
+    Attributes:
+        index: which answer the last delta belongs to.
     """
 
     def __init__(self, answers: list[Answer]) -> None:
         self._queue: asyncio.Queue[tuple[int, Delta | BaseException | None]] = asyncio.Queue(len(answers))
         self._open = len(answers)
+        self.index = 0
         self._answers = answers
         self._tasks = [
             asyncio.create_task(self._read(index, each), name=f"trd-answer-{index}")
@@ -27,7 +31,7 @@ class Merged:
     def __aiter__(self) -> Merged:
         return self
 
-    async def __anext__(self) -> tuple[int, Delta]:
+    async def __anext__(self) -> Delta:
         while self._open:
             index, found = await self._queue.get()
             if found is None:
@@ -35,7 +39,8 @@ class Merged:
             elif isinstance(found, BaseException):
                 raise found
             else:
-                return index, found
+                self.index = index
+                return found
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
@@ -55,17 +60,3 @@ class Merged:
         except Exception as error:
             last = error
         await self._queue.put((index, last))
-
-
-class Single:
-    """The same for one answer, without a task."""
-
-    def __init__(self, answer: Answer) -> None:
-        self._answer = answer
-        self.aclose = answer.aclose
-
-    def __aiter__(self) -> Single:
-        return self
-
-    async def __anext__(self) -> tuple[int, Delta]:
-        return 0, await self._answer.__anext__()
