@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Collection, Sequence
 
-from triton_distributed.llm.tokens.tokenizer import Tokenizer, byte_tokens
+from triton_distributed.llm.tokens.tokenizer import Tokenizer
 
 _PATIENCE = 16
 """How many steps in a row may end within a character. Four bytes make one, so more of them are not UTF-8."""
@@ -28,9 +28,9 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Tokenizer, *, skip: Collection[int] = (), skip_special_tokens: bool = True) -> None:
         self._tokenizer, self._skip, self._skip_special = tokenizer, frozenset(skip), skip_special_tokens
-        self._bytes = b"" if tokenizer.splits_bytes else None  # of a character that is not complete
-        # A token's text can depend on the one before it (a leading space), so the tokens of the step before are decoded
-        # again with the new ones, and their text, `_held`, is cut off.
+        self._bytes = b"" if tokenizer.joins_bytes else None  # of a character that is not complete
+        # Otherwise a token's text can depend on the one before it (a leading space). So the tokens of the step before
+        # are decoded again with the new ones, and their text, `_held`, is cut off.
         self._ids: list[int] = []
         self._read = 0  # how many of them have been given out
         self._held = ""
@@ -48,7 +48,8 @@ class Detokenizer:
         if self._skip and not self._skip.isdisjoint(token_ids):
             token_ids = [each for each in token_ids if each not in self._skip]
         if self._bytes is not None:
-            return self._decoded(self._bytes + byte_tokens(token_ids), False)
+            new = self._tokenizer.joined(token_ids, skip_special_tokens=self._skip_special)
+            return self._decoded(self._bytes + new, False)
         if not token_ids:
             return ""
         self._ids.extend(token_ids)

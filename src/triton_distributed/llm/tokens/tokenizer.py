@@ -25,11 +25,11 @@ class Tokenizer(ABC):
 
     Attributes:
         vocabulary: ids are below it; 0 if it is not known.
-        splits_bytes: a token is a byte of UTF-8, so that each byte can be decoded by itself.
+        joins_bytes: the text of tokens is that of their bytes, one after the other. So each token can be decoded once.
     """
 
     vocabulary: int = 0
-    splits_bytes: bool = False
+    joins_bytes: bool = False
 
     @abstractmethod
     def encode(self, text: str, *, add_special_tokens: bool) -> bytes:
@@ -50,6 +50,10 @@ class Tokenizer(ABC):
     @abstractmethod
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that the text of one token has, also where they are a part of a character."""
+
+    def joined(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> bytes:
+        """The bytes of several tokens, as `decode` makes text of them if `joins_bytes` is set."""
+        return b"".join(map(self.token_bytes, token_ids))
 
     def token_text(self, token_id: int) -> str:
         """The text of one token, special ones included. Parts of a character become U+FFFD."""
@@ -90,7 +94,7 @@ def load_tokenizer(content: bytes | Literal["bytes"]) -> Tokenizer:
 class ByteTokenizer(Tokenizer):
     """A token is a byte of UTF-8. Ids above 255 are special tokens without a text."""
 
-    splits_bytes = True
+    joins_bytes = True
 
     def encode(self, text: str, *, add_special_tokens: bool) -> bytes:
         content = text.encode()
@@ -104,6 +108,9 @@ class ByteTokenizer(Tokenizer):
     def token_bytes(self, token_id: int) -> bytes:
         return byte_tokens((token_id,))
 
+    def joined(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> bytes:
+        return byte_tokens(token_ids)
+
 
 def byte_tokens(token_ids: Sequence[int]) -> bytes:
     """The bytes of tokens that are bytes, without special tokens."""
@@ -115,6 +122,7 @@ def byte_tokens(token_ids: Sequence[int]) -> bytes:
 
 class _AddedToken(msgspec.Struct):
     id: int
+    special: bool = False
 
 
 class _File(msgspec.Struct):
@@ -137,6 +145,8 @@ class _FromFile(Tokenizer):
         self._byte_fallback = "ByteFallback" in kinds
         self._space = bool(kinds & {"ByteFallback", "Metaspace"})  # A leading U+2581 stands for a space.
         self._added = {each.id for each in shape.added_tokens}
+        self.joins_bytes = kinds == {"ByteLevel"}
+        self._shown = _Shown(self, {each.id for each in shape.added_tokens if each.special})
 
     def token_bytes(self, token_id: int) -> bytes:
         token: str | None = self._native.id_to_token(token_id)
@@ -153,6 +163,22 @@ class _FromFile(Tokenizer):
             if self._space:
                 return token.replace("\u2581", " ").encode()
         return self.decode([token_id], skip_special_tokens=False).encode()
+
+    def joined(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> bytes:
+        return b"".join(map(self._shown.__getitem__ if skip_special_tokens else self.token_bytes, token_ids))
+
+
+class _Shown(dict[int, bytes]):
+    """The bytes of each token that has been asked for; special tokens have none."""
+
+    def __init__(self, tokenizer: Tokenizer, special: set[int]) -> None:
+        self._tokenizer, self._special = tokenizer, special
+
+    def __missing__(self, token_id: int) -> bytes:
+        found = b"" if token_id in self._special else self._tokenizer.token_bytes(token_id)
+        if token_id < self._tokenizer.vocabulary:
+            self[token_id] = found
+        return found
 
 
 class _Fastokens(_FromFile):
