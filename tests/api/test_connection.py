@@ -272,7 +272,9 @@ async def test_leaving_a_stream_cancels_its_handler(here: trd.Connection) -> Non
     async with endless(here) as (contract, _, ended):
         async with here.stream(contract, 1) as stream:
             assert await anext(stream) == 1
+            under_way = stream.ended
         await ended.wait()
+        assert (under_way, stream.ended) == (False, True)
         with pytest.raises(trd.StreamClosed):
             await anext(stream)
 
