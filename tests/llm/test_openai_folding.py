@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from typing import Any
 
+import triton_distributed as trd
 from tests.llm.standin import StandIn, StandInModels, echo
 from tests.llm.test_openai_api import request_of
+from triton_distributed.llm import Models, serve_model
+from triton_distributed.llm.engines.mock.engine import MockEngine
 from triton_distributed.llm.http import openai_app
 
 
@@ -51,19 +55,77 @@ def folded(events: bytes) -> dict[str, Any]:
             if "token_ids" in choice:
                 whole["token_ids"] = whole.get("token_ids", []) + choice["token_ids"]
             whole["finish_reason"] = choice["finish_reason"]
+            whole["stop_reason"] = choice.get("stop_reason")
     return {"choices": [found[index] for index in sorted(found)], "usage": last["usage"]}
+
+
+async def compare(app: Any, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Check that the folded stream of a request is its whole answer, or that both are the same refusal."""
+    start, sent = await request_of(app, body, path)
+    whole: dict[str, Any] = json.loads(sent["body"])
+    begun, *parts = await request_of(app, body | {"stream": True, "stream_options": {"include_usage": True}}, path)
+    assert begun["status"] == start["status"]
+    events = b"".join(each["body"] for each in parts)
+    if start["status"] != 200:
+        assert json.loads(events) == whole
+        return whole
+    choices = []
+    for choice in whole["choices"]:
+        kept = ("logprobs", "finish_reason", "stop_reason", "token_ids")
+        text = choice["text"] if "text" in choice else choice["message"]["content"]
+        kept_values = {key: choice[key] for key in kept if key in choice}
+        if choice["logprobs"] is not None and not any(choice["logprobs"].values()):
+            kept_values["logprobs"] = None  # No token was shown, and chunks have none.
+        choices.append({"text": text} | kept_values)
+    assert folded(events) == {"choices": choices, "usage": whole["usage"]}, body
+    return whole
 
 
 async def test_the_folded_stream_is_the_whole_answer():
     app = openai_app(StandInModels(StandIn(echo)))
     for number in range(100):
-        path, body = random_request(random.Random(number))
-        _, sent = await request_of(app, body, path)
-        whole = json.loads(sent["body"])
-        choices = []
-        for choice in whole["choices"]:
-            entry = {key: choice[key] for key in ("logprobs", "finish_reason", "token_ids") if key in choice}
-            choices.append({"text": choice["text"] if "text" in choice else choice["message"]["content"]} | entry)
-        _, *parts = await request_of(app, body | {"stream": True, "stream_options": {"include_usage": True}}, path)
-        stream = folded(b"".join(each["body"] for each in parts))
-        assert stream == {"choices": choices, "usage": whole["usage"]}, body
+        assert "choices" in await compare(app, *random_request(random.Random(number)))
+
+
+def random_fields(chance: random.Random) -> tuple[str, dict[str, Any]]:
+    """A request with any of the fields that the mock engine and its front end honour."""
+    path, body = random_request(chance)
+    body["model"] = "m"
+    body["max_tokens"] = chance.randint(1, 40)
+    fields = {
+        "temperature": chance.choice([0, 0.7, 1, 2]),
+        "top_p": chance.random(),
+        "top_k": chance.randint(-1, 50),
+        "min_p": chance.random(),
+        "presence_penalty": chance.uniform(-2, 2),
+        "frequency_penalty": chance.uniform(-2, 2),
+        "repetition_penalty": chance.uniform(0.1, 2),
+        "logit_bias": {str(chance.randrange(256)): chance.uniform(-100, 100)},
+        "stop": chance.choice(["a", "ma", ["ner ", "s ", "never"], ["tal", "talk"]]),
+        "stop_token_ids": chance.sample(range(97, 123), 2),
+        "min_tokens": chance.randint(0, 45),  # More than max_tokens is refused.
+        "ignore_eos": chance.random() < 0.5,
+        "n": chance.randint(1, 3),
+        "user": "me",
+    }
+    body |= {name: value for name, value in fields.items() if chance.random() < 0.25}
+    if chance.random() < 0.1:
+        body["guided_choice"] = ["yes", "no", "perhaps \u00e4\u00df\U0001f642"]
+    elif chance.random() < 0.1:
+        body["response_format"] = {"type": "json_object"}
+    return path, body
+
+
+async def test_the_folded_stream_is_the_whole_answer_of_an_engine(trd_dir):
+    """With a worker over its socket, and random requests with all fields that the engine takes."""
+    async with trd.connect() as worker, trd.connect() as here, Models(here) as models:
+        await serve_model(worker, MockEngine(name="m", answer_tokens="24"))
+        await models.wait_for("m", 10)
+        app, seen = openai_app(models), Counter[str]()
+        for number in range(1000):
+            whole = await compare(app, *random_fields(random.Random(number)))
+            for choice in whole.get("choices", ()):
+                reason = type(choice["stop_reason"]).__name__
+                seen[f"{choice['finish_reason']} {reason}"] += 1
+            seen["refused"] += "error" in whole
+        assert min(seen[each] for each in ("stop NoneType", "stop str", "stop int", "length NoneType", "refused")) > 20
