@@ -231,6 +231,18 @@ async def test_errors_before_and_within_a_stream():
         ({"guided_regex": "a+"}, "guided_regex"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "g"}, "tool_choice"),
+        (
+            {
+                "tools": [{"type": "function", "function": {"name": "f"}}],
+                "tool_choice": {"type": "function", "function": {"name": "g"}},
+            },
+            "tool_choice",
+        ),
+        ({"structured_outputs": {"structural_tag": {}}}, "structured_outputs.structural_tag"),
+        ({"prompt_logprobs": 0}, "prompt_logprobs"),
         ({"logit_bias": {"5": 101}}, "logit_bias[...]"),
         ({"modalities": ["audio"]}, "modalities"),
         ({"messages": [{"role": "user", "content": "x" * 1000}]}, "messages"),

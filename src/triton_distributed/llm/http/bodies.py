@@ -60,6 +60,7 @@ class StructuredOutputs(msgspec.Struct):
     regex: str | None = None
     choice: list[str] | None = None
     grammar: str | None = None
+    structural_tag: Any = None  # Refused.
 
 
 class Generation(msgspec.Struct, kw_only=True):
@@ -214,7 +215,7 @@ REFUSED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "mm_processor_kwargs": ("messages are text", ({},)),
     "modalities": ("answers are text", (["text"],)),
     "moderation": ("there is no moderation", ()),
-    "prompt_logprobs": ("log-probabilities are of the answer only", (0,)),
+    "prompt_logprobs": ("log-probabilities are of the answer only", ()),
     "return_tokens_as_token_ids": ("use return_token_ids", (False,)),
     "skip_special_tokens": ("special tokens are not part of the text", (True,)),
     "suffix": ("put the model's own marks for infilling into the prompt", ("",)),
@@ -256,7 +257,7 @@ def refuse(body: Generation | EmbeddingBody, card: ModelCard) -> None:
 
 def field_of(message: str) -> tuple[str, str]:
     """Split an error text of msgspec into its words and the field: `… - at `$.stop[...]``."""
-    words, _, path = message.rpartition(" - at `$")
+    words, _, path = message.replace(" - at `key` in `$", " as a key - at `$").rpartition(" - at `$")
     if not words:  # A field that is absent: "Object missing required field `model`".
         return message, message.partition("required field `")[2].rstrip("`")
     field = path.rstrip("`").lstrip(".")

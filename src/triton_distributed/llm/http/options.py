@@ -49,7 +49,7 @@ def base_request(body: ChatBody | CompletionBody, card: ModelCard, raw: bytes) -
     if body.ignore_eos:
         request.ignore_eos = True
     request.guide = _guide(body, card)
-    if isinstance(body, ChatBody) and body.tools:
+    if isinstance(body, ChatBody) and (body.tools or body.tool_choice is not None):
         _take_tools(request, body, card)
     if card.extra_fields:
         fields = msgspec.json.decode(raw)
@@ -182,6 +182,8 @@ def _guide(body: Generation, card: ModelCard) -> Guide | None:
 def _of_structured(outputs: StructuredOutputs) -> list[tuple[str, str, Any]]:
     found: list[tuple[str, str, Any]] = []
     field = "structured_outputs"
+    if outputs.structural_tag is not None:
+        raise InvalidParameter(field + ".structural_tag", "is not supported", "unsupported_parameter")
     if outputs.json is not None:
         found.append((field, "schema", _schema(field + ".json", outputs.json)))
     if outputs.json_object:
@@ -200,10 +202,29 @@ def _schema(field: str, value: dict[str, Any] | str) -> dict[str, Any]:
 
 
 def _take_tools(request: Request, body: ChatBody, card: ModelCard) -> None:
-    if body.tool_choice == "none":
+    _check_choice(body)
+    if body.tool_choice == "none" or not body.tools:
         return
     if not card.tools:
         raise InvalidParameter("tools", "the engine of this model does not take tools", "unsupported_parameter")
     request.tools = body.tools
     request.tool_choice = body.tool_choice
     request.parallel_tool_calls = body.parallel_tool_calls
+
+
+def _check_choice(body: ChatBody) -> None:
+    """Check that a function that must be called is one of the tools."""
+    choice = body.tool_choice
+    if choice in (None, "none", "auto"):
+        return
+    if not body.tools:
+        raise InvalidParameter("tool_choice", "asks for a call, and there are no tools")
+    if choice == "required":
+        return
+    function = choice.get("function") if isinstance(choice, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    known = [each["function"].get("name") for each in body.tools if isinstance(each.get("function"), dict)]
+    if name is None:
+        raise InvalidParameter("tool_choice", "is none, auto, required, or an object with function.name")
+    if name not in known:
+        raise InvalidParameter("tool_choice", f"{name!r} is not the name of a tool")
