@@ -53,6 +53,7 @@ class Terminal:
             start_new_session=True,
         )
         self.output = b""
+        self._shown = 0
 
     def modes(self) -> list[Any]:
         """The modes of the terminal."""
@@ -82,6 +83,13 @@ class Terminal:
         while not true(self.screen):
             assert self._read(end - time.monotonic()), f"the screen never became so: {self.screen}\n{self._said()}"
         return self.screen
+
+    def shows(self, text: str) -> None:
+        """Read until a command that writes line by line has written a text, after those that were waited for before."""
+        end = time.monotonic() + PATIENCE_S
+        while (at := self.output.find(text.encode(), self._shown)) < 0:
+            assert self._read(end - time.monotonic()), f"{text!r} never came: {self.output!r}\n{self._said()}"
+        self._shown = at + len(text)
 
     def _read(self, seconds: float) -> bool:
         ready, _, _ = select.select([self._master], [], [], min(0.1, max(0.0, seconds)))

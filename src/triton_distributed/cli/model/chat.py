@@ -15,7 +15,8 @@ from triton_distributed.cli.failure import INTERRUPTED, USAGE, Failure, one_line
 
 EPILOG = """\
 In a terminal, Ctrl-C stops the answer, /new begins another chat, and Ctrl-D ends
-the program. If standard input is no terminal, its text is one message:
+the program. A line that ends with \\ goes on in the next one. If standard input is
+not a terminal, its text is one message:
     echo "What is 2 + 2?" | trd model chat smollm2
 """
 
@@ -65,9 +66,10 @@ def _talk(chat: Chat) -> None:
     """Read messages from the terminal, and print the answers."""
     if importlib.util.find_spec("readline") is not None:
         importlib.import_module("readline")  # With it, `input` edits lines and remembers them.
+    print("Ctrl-C stops an answer, /new begins another chat, Ctrl-D ends.", file=sys.stderr)
     while True:
         try:
-            text = input("> ").strip()
+            text = _message()
         except EOFError:
             print()
             return
@@ -81,6 +83,15 @@ def _talk(chat: Chat) -> None:
                 chat.say(text)
             except Failure as failure:
                 print(f"error: {failure}", file=sys.stderr)
+
+
+def _message() -> str:
+    """Read a message from the terminal; a line that ends with a backslash goes on in the next one."""
+    lines = [input("> ")]
+    while lines[-1].endswith("\\"):
+        lines[-1] = lines[-1][:-1]
+        lines.append(input(". "))
+    return "\n".join(lines).strip()
 
 
 class Chat:
@@ -121,19 +132,21 @@ class Chat:
         except KeyboardInterrupt:
             complete = False
         except self._failures as error:
-            raise Failure(f"{self._url}: {one_line(str(error) or type(error).__name__)}") from error
+            words = one_line(str(error) or type(error).__name__)
+            raise Failure(f"{self._url}: {words}; `trd http` and `trd model run` answer there") from error
         finally:
             if parts or not complete:
                 print(flush=True)
-        self._said = [*said, {"role": "assistant", "content": "".join(parts)}]
+        if parts or complete:
+            self._said = [*said, {"role": "assistant", "content": "".join(parts)}]
         return complete
 
     def _answer(self, messages: list[dict[str, str]]) -> Iterator[str]:
         body = {**self._fixed, "messages": messages, "stream": True}
         with self._http.stream("POST", f"{self._url}/chat/completions", json=body) as answer:
             if answer.status_code != 200:
-                found = _error(answer.read())
-                raise Failure(found or f"{self._url} answered with status {answer.status_code}")
+                found = _error(answer.read()) or f"{self._url} answered with status {answer.status_code}"
+                raise Failure(found + (self._served() if answer.status_code == 404 else ""))
             for line in answer.iter_lines():
                 if not line.startswith("data:"):
                     continue
@@ -144,6 +157,14 @@ class Chat:
                     raise Failure(f"the answer has ended early: {found}")
                 yield from _texts(data)
         raise Failure("the answer has ended early: the connection was closed")
+
+    def _served(self) -> str:
+        """Say which models there are."""
+        try:
+            names = [each["id"] for each in msgspec.json.decode(self._http.get(f"{self._url}/models").content)["data"]]
+        except (self._failures, msgspec.DecodeError, LookupError, TypeError):
+            return ""
+        return f" Models that are served: {', '.join(map(str, names)) or 'none'}"
 
 
 def _error(body: bytes) -> str:
