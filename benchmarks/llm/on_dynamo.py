@@ -1,7 +1,7 @@
-"""Dynamo's front ends through its Python bindings: `python -m benchmarks.llm.on_dynamo KIND PORT FOLDER`.
+"""Dynamo's front ends through its Python bindings: `python -m benchmarks.llm.on_dynamo KIND PORT FOLDER SPEED`.
 
 - `worker`: serves each workload's model, whose files are in FOLDER, and answers with token ids.
-- `mocker`: a worker with Dynamo's own mock engine, in Rust, a million times as fast as the engine that it simulates.
+- `mocker`: a worker with Dynamo's own mock engine, in Rust, SPEED times as fast as the engine that it simulates.
 - `front`: Dynamo's front end for such workers, with its template, tokenizer and router.
 - `echo`: the same front end with Dynamo's own echo engine inside, in Rust. It answers one character at a time.
 - `service`: `HttpService` with an engine in Python inside, which makes the chunks itself.
@@ -80,7 +80,7 @@ def of_chunks(work: Work) -> Handler:
     return handler
 
 
-async def main(kind: str, port: int, folder: str) -> None:
+async def main(kind: str, port: int, folder: str, speed: float) -> None:
     loop = asyncio.get_running_loop()
     runtime = DistributedRuntime(loop, "file", "tcp")
     if kind == "worker":
@@ -102,7 +102,7 @@ async def main(kind: str, port: int, folder: str) -> None:
     else:
         model = {} if kind == "front" else {"model_path": folder, "model_name": kind}
         if kind == "mocker":
-            fast = {"engine": {"speedup_ratio": 1e6}}
+            fast = {"engine": {"speedup_ratio": speed}}
             arguments = EntrypointArgs(EngineType.Mocker, endpoint_id=ENDPOINT, mocker_engine_args=fast, **model)
         else:
             engine = EngineType.Echo if kind == "echo" else EngineType.Dynamic
@@ -112,4 +112,4 @@ async def main(kind: str, port: int, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(main(sys.argv[1], int(sys.argv[2]), sys.argv[3]))
+    uvloop.run(main(sys.argv[1], int(sys.argv[2]), sys.argv[3], float(sys.argv[4])))

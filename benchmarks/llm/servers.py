@@ -25,6 +25,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )  # The mock engine's.
 VOCABULARY = 32_000
+MOCKED_STEP_S = 0.006  # What a step of the engine takes that Dynamo's mocker simulates, with 128 short streams.
 
 
 async def ours(processes: Processes, works: Sequence[Work], *, compiled: bool = False) -> Server:
@@ -109,7 +110,7 @@ def dynamo(kind: str) -> Callable[[Processes, Sequence[Work]], Awaitable[Server]
         command = (environments.python("dynamo"), "-m", "benchmarks.llm.on_dynamo")
         kinds = ("front", kind) if kind in ("worker", "mocker") else (kind,)
         port = free_port()
-        after = (str(port), str(folder / "model"))
+        after = (str(port), str(folder / "model"), str(MOCKED_STEP_S / first.step_s if first.step_s else 1e6))
         started = [await processes.start(*command, each, *after, environ=environ) for each in kinds]
         asked: dict[str, Any] = {"model": kind} if kind in ("echo", "mocker") else {}
         if kind == "echo":
