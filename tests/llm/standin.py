@@ -36,6 +36,9 @@ class Answer:
     async def __anext__(self) -> Delta:
         return await anext(self.deltas)
 
+    async def more(self) -> Delta | None:
+        return None
+
     async def aclose(self) -> None:
         self.model.running.discard(self)
         await self.deltas.aclose()

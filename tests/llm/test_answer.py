@@ -143,6 +143,26 @@ async def test_an_answer_has_its_text_its_tokens_and_its_usage(here):
 
 
 @in_virtual_time
+async def test_more_gives_what_has_arrived_and_does_not_wait(here):
+    fleet = Fleet(here)
+    half, rest = "é".encode()
+    outputs = [Output(token_ids=[each]) for each in (97, 98, half, rest)]
+    outputs.append(Output(token_ids=[99], finish_reason="length"))
+    await fleet.worker(Engine(*outputs, step_s=1))
+    answer = fleet.answer(Request(max_tokens=5))
+    assert (await anext(answer)).text == "a"
+    assert await answer.more() is None
+    await asyncio.sleep(2.5)  # `b` and a half of a character have come.
+    ready = [await answer.more(), await answer.more()]
+    assert [each and each.text for each in ready] == ["b", None]
+    await asyncio.sleep(10)
+    ready = [await answer.more(), await answer.more()]
+    assert [each and each.text for each in ready] == ["é", "c"]
+    assert await answer.more() is None
+    assert [each async for each in answer] == []
+
+
+@in_virtual_time
 async def test_a_stop_text_ends_the_answer_and_the_engines_work(here):
     fleet = Fleet(here)
     for size in (1, 2, 7):

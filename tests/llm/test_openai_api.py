@@ -44,9 +44,10 @@ def client_of(*models: StandIn, **options) -> Any:
 
 
 async def request_of(
-    app, body, path="/v1/chat/completions", leave: asyncio.Event | None = None
+    app, body, path="/v1/chat/completions", leave: asyncio.Event | None = None, pause_s: float = 0
 ) -> list[dict[str, Any]]:
-    """Send one request over bare ASGI; the client leaves when `leave` is set. Returns the messages."""
+    """Send one request over bare ASGI. The client leaves when `leave` is set, and does not read for a while after the
+    first part of a stream. Returns the messages."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     incoming = [{"type": "http.request", "body": raw, "more_body": False}]
     sent: list[dict[str, Any]] = []
@@ -59,6 +60,8 @@ async def request_of(
 
     async def send(message):
         sent.append(message)
+        if pause_s and len(sent) == 2:
+            await asyncio.sleep(pause_s)
 
     await app({"type": "http", "method": "POST", "path": path, "headers": []}, receive, send)
     return sent
@@ -448,5 +451,7 @@ async def test_a_silent_stream_has_heartbeats_and_a_later_error_is_a_chunk():
 
     await app({"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}, receive, send)
     assert sent[0]["status"] == 200
-    assert json.loads(sent[-1]["body"].removeprefix(b"data: "))["error"]["code"] == "worker_lost"
+    opening, error = sent[-1]["body"].split(b"\n\n", 1)
+    assert b'"role":"assistant"' in opening
+    assert json.loads(error.removeprefix(b"data: "))["error"]["code"] == "worker_lost"
     assert sent[-1]["more_body"] is False

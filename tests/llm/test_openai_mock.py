@@ -56,3 +56,27 @@ def test_a_mock_engine_answers_and_is_free_after_a_client_left():
                 assert asyncio.get_running_loop().time() - left < 0.1  # The answer alone would take 10 s.
 
     run_in_virtual_time(main())
+
+
+def test_what_came_while_the_client_did_not_read_is_sent_at_once():
+    async def main() -> None:
+        async with LocalNetwork() as here:
+            engine = MockEngine(name="org/tiny", ttft_ms="1", itl_ms="10")
+            await serve_model(await here.worker(), engine)
+            card = engine.model.published
+            prompts = Prompts(card, ByteTokenizer(), None, TokenizerThreads())
+            app = openai_app(StandInModels(ServedModel(here, card, prompts)))
+            options = {"stream": True, "stream_options": {"include_usage": True}}
+            for n, most in ((1, 2), (2, 45)):  # Several answers share a queue of one delta for each.
+                body = {"model": "org/tiny", "prompt": "hello", "max_tokens": 40, "n": n, "seed": 1}
+                _, whole = await request_of(app, body, path="/v1/completions")
+                _, *lone = await request_of(app, body | options, path="/v1/completions")
+                assert len(lone) >= 40  # No chunk waits for the next one.
+                _, first, *later = await request_of(app, body | options, path="/v1/completions", pause_s=9)
+                assert len(later) <= most
+                texts = [
+                    each["text"] for each in folded(first["body"] + b"".join(each["body"] for each in later))["choices"]
+                ]
+                assert texts == [each["text"] for each in json.loads(whole["body"])["choices"]]
+
+    run_in_virtual_time(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import _get_running_loop as _running_loop
+from operator import length_hint
 from time import monotonic
 from typing import Generic, Self
 
@@ -141,6 +142,13 @@ class ItemStream(Passable, Generic[T_co]):
     def timing(self) -> Timing:
         """Where the time of this call went, so far or in all; see `Timing`."""
         return timing_of(self._call, monotonic())
+
+    @property
+    def ready(self) -> bool:
+        """Whether an item, or the end after the last one, has arrived that is not read yet."""
+        call = self._call
+        stream = call.stream
+        return length_hint(call.items) > 0 or (stream is not None and len(stream.inbox) > 0)
 
     @property
     def admitted(self) -> bool:

@@ -26,6 +26,7 @@ from triton_distributed.llm.http.pieces import new_id, to_json, usage_of
 from triton_distributed.llm.http.presence import Presences
 from triton_distributed.llm.http.several import Merged
 from triton_distributed.llm.models.answer import Answer
+from triton_distributed.llm.models.delta import Delta
 from triton_distributed.llm.models.models import Models
 from triton_distributed.llm.models.prompts import Prompt
 from triton_distributed.llm.models.served import ServedModel
@@ -34,6 +35,9 @@ Route = Callable[[Scope, Receive, Send, Facts], Awaitable[None]]
 
 HEARTBEAT_S = 15.0
 """Proxies close a connection that is silent for a minute or so (nginx: 60 s)."""
+
+JOINED_BYTES = 32 * 1024
+"""Chunks that have arrived together are sent together, up to about this size."""
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 """A prompt of a million tokens has about 5 MB; lists of token ids need twice that."""
@@ -188,18 +192,21 @@ class OpenAIApp:
         merged = source if isinstance(source, Merged) else None
         ready, ended = chunks.opening(), 0
         try:
-            async for delta in source:
-                index = 0 if merged is None else merged.index
-                if delta.token_ids:
-                    facts.arrived(len(delta.token_ids))
-                ready += chunks.delta(index, delta)
-                if delta.usage is not None:
-                    usages.append((index // n, delta.usage))
-                if delta.finish_reason is not None:
-                    ended += 1
-                    if ended == count:
-                        facts.usage = usage_of(usages)
-                        return await events.write(ready + chunks.closing(facts.usage), more=False)
+            async for first in source:
+                delta: Delta | None = first
+                while delta is not None:  # What has arrived together is sent together.
+                    index = 0 if merged is None else merged.index
+                    if delta.token_ids:
+                        facts.arrived(len(delta.token_ids))
+                    ready += chunks.delta(index, delta)
+                    if delta.usage is not None:
+                        usages.append((index // n, delta.usage))
+                    if delta.finish_reason is not None:
+                        ended += 1
+                        if ended == count:
+                            facts.usage = usage_of(usages)
+                            return await events.write(ready + chunks.closing(facts.usage), more=False)
+                    delta = await source.more() if len(ready) < JOINED_BYTES else None
                 if ready:
                     await events.write(ready)
                     ready = b""
@@ -209,7 +216,7 @@ class OpenAIApp:
                 raise
             found = shown(error)
             facts.error = found.code or found.type
-            await events.write(failed(found.json), more=False)
+            await events.write(ready + failed(found.json), more=False)
         finally:
             await events.close()
 

@@ -33,15 +33,26 @@ class Merged:
 
     async def __anext__(self) -> Delta:
         while self._open:
-            index, found = await self._queue.get()
-            if found is None:
-                self._open -= 1
-            elif isinstance(found, BaseException):
-                raise found
-            else:
-                self.index = index
-                return found
+            delta = self._taken(*await self._queue.get())
+            if delta is not None:
+                return delta
         raise StopAsyncIteration
+
+    async def more(self) -> Delta | None:
+        """Return the next delta if it is there already, and None if it has to be waited for."""
+        while not self._queue.empty():
+            delta = self._taken(*self._queue.get_nowait())
+            if delta is not None:
+                return delta
+        return None
+
+    def _taken(self, index: int, found: Delta | BaseException | None) -> Delta | None:
+        if isinstance(found, BaseException):
+            raise found
+        if found is None:
+            self._open -= 1
+        self.index = index
+        return found
 
     async def aclose(self) -> None:
         """End all answers."""

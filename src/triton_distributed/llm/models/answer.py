@@ -154,6 +154,18 @@ class Answer:
             self._close()
             raise
 
+    async def more(self) -> Delta | None:
+        """Return the next delta if it is there already, and None if it has to be waited for."""
+        try:
+            while not self._finished and not self._over and self._stream.ready:
+                delta = self._taken(await self._reading.__anext__())  # It does not wait.
+                if delta is not None:
+                    return delta
+        except BaseException:
+            self._close()
+            raise
+        return None
+
     async def aclose(self) -> None:
         """Cancel the engine's work, if the answer is not over. A task that waits for the next delta is cancelled."""
         self._close()
