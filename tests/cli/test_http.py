@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
@@ -83,8 +84,25 @@ def test_a_wrong_option_is_one_line(trd: Trd, options: list[str], says: str) -> 
     assert said.err.count("\n") == 1
 
 
+def test_a_port_in_use_is_one_line(trd: Trd) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        for command in (["http"], ["model", "run", "m", "--engine", "mock"]):
+            said = trd.run(*command, "--port", str(port))
+            assert (said.status, said.out) == (1, "")
+            assert f"cannot listen on 127.0.0.1:{port}: Address already in use; another program listens" in said.err
+            assert said.err.count("\n") == 1
+
+
+def test_model_run_ends_with_the_status_and_the_words_of_its_workers(trd: Trd) -> None:
+    said = trd.run("model", "run", "m", "--engine", "mock", "--option", "slot=1", "--port", "0")
+    assert (said.status, said.out) == (2, "")
+    assert "the engine mock has no such option; its options: " in said.err
+    assert said.err.endswith("trd model run: error: the workers have ended with status 2\n")
+
+
 def test_model_run_serves_a_model_replaces_a_killed_worker_and_leaves_nothing(trd: Trd) -> None:
-    options = ["--engine", "mock", "--name", "m", "--alias", "a", "--option", "slots=2", "--queue", "1"]
+    options = ["--engine", "mock", "--name", "a model", "--alias", "a", "--option", "slots=2", "--queue", "1"]
     front = [
         "--api-key",
         "k",
@@ -103,23 +121,23 @@ def test_model_run_serves_a_model_replaces_a_killed_worker_and_leaves_nothing(tr
         assert http.get("/v1/models").status_code == 401
         http.headers["authorization"] = "Bearer k"
         listed = http.get("/v1/models", headers={"origin": "https://chat"})
-        assert [each["id"] for each in listed.json()["data"]] == ["m", "a"]
+        assert [each["id"] for each in listed.json()["data"]] == ["a model", "a"]
         assert listed.headers["access-control-allow-origin"] == "https://chat"
         assert http.get("/health").json()["routes"] == {"/own": 0}
         (first,) = instances(trd)
         os.kill(pid_of(trd, first), signal.SIGKILL)
         assert running.err is not None
-        for words in ("starting again", "ready: serving the model m"):
+        for words in ("starting again", "ready: serving the model a model"):
             while words not in running.err.readline():
                 pass
-        while http.get("/health").json()["models"] != ["m"]:
+        while http.get("/health").json()["models"] != ["a model"]:
             pass
-        answer = http.post("/v1/completions", json={"model": "m", "prompt": "hi", "max_tokens": 3})
+        answer = http.post("/v1/completions", json={"model": "a", "prompt": "hi", "max_tokens": 3})
         assert answer.json()["usage"]["completion_tokens"] == 3
     running.signal(signal.SIGTERM)
     ended = running.end()
     assert ended.status == 0
-    assert "POST '/v1/completions' 200 model=m" in ended.err
+    assert "POST '/v1/completions' 200 model=a" in ended.err
     assert instances(trd) == []
 
 

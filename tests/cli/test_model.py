@@ -36,6 +36,7 @@ def test_serves_lists_and_drains(trd):
         (("--engine", "mock", "--option", "slot=3"), 2, "the engine mock has no such option; its options: speed, "),
         (("--engine", "mock", "--option", "slots=x"), 2, "--option slots: "),
         (("--engine", "mock", "--option", "name=x"), 2, "the model 'm' is already given"),
+        (("--engine", "openai"), 2, "the engine openai needs --option url=…"),
     ],
 )
 def test_what_cannot_be_served_is_one_line(trd, arguments, status, says):

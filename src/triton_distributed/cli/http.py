@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import importlib
 import importlib.util
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -115,7 +117,10 @@ def listening_at(host: str, port: int) -> Any:
     try:
         return serving.listen(host, port)
     except OSError as error:
-        raise Failure(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+        words = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
+        if error.errno == errno.EADDRINUSE:
+            words += "; another program listens there: give another --port, or 0 for any"
+        raise Failure(f"cannot listen on {host}:{port}: {words}") from error
 
 
 def options_of(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -57,6 +57,13 @@ def make_engine(engine: str, model: str, options: Mapping[str, str]) -> tuple[En
         if name not in taken and not open_ended:
             known = ", ".join(each for each in taken if each != keyword) or "none"
             raise Failure(f"--option {name}=…: the engine {engine} has no such option; its options: {known}", USAGE)
+    for name, parameter in taken.items():
+        required = parameter.default is parameter.empty and parameter.kind in (
+            parameter.KEYWORD_ONLY,
+            parameter.POSITIONAL_OR_KEYWORD,
+        )
+        if required and name not in named and name not in options:
+            raise Failure(f"the engine {engine} needs --option {name}=…", USAGE)
     try:
         return made(**named, **options), bool(keyword)
     except InvalidParameter as error:

@@ -35,7 +35,7 @@ SIGTERM and SIGINT let running requests finish; then all of it ends. A second
 signal ends it at once.
 """
 
-_READY = re.compile(rb"ready: serving the model (\S+) as instance ")
+_READY = re.compile(rb"ready: serving the model (.+) as instance \d+ at ")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +75,7 @@ async def _run(arguments: argparse.Namespace, listening: Any, config: Config, op
             await _serve(here, listening, workers, options, arguments.namespace or NAMESPACE)
     except asyncio.CancelledError:  # By a signal before the model was ready, or by the end of the workers.
         if workers.ended.done():
-            raise Failure(f"the workers have ended with status {workers.ended.result()}") from None
+            raise workers.failure() from None
     finally:
         workers.ended.remove_done_callback(stop)
         await workers.end()
@@ -135,8 +135,13 @@ class _Workers:
         either: list[asyncio.Future[Any]] = [self._name, self.ended]
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not self._name.done():
-            raise Failure(f"the workers have ended with status {self.ended.result()}")
+            raise self.failure()
         return self._name.result()
+
+    def failure(self) -> Failure:
+        """The error if they have ended; they have said why."""
+        status = self.ended.result()
+        return Failure(f"the workers have ended with status {status}", status if status > 0 else 1)
 
     async def end(self) -> None:
         """Let the workers drain, and wait for their end."""
