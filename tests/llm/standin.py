@@ -76,6 +76,9 @@ class StandInModels(Models):
             raise ModelNotFound(name, tuple(self.models))
         return self.models[name]
 
+    async def has_left(self, model: Any) -> bool:
+        return model not in self.models.values()
+
     def list(self) -> list[Any]:
         return list(dict.fromkeys(self.models.values()))
 

@@ -7,11 +7,13 @@ import sys
 import time
 from array import array
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
 import msgspec
 
+from triton_distributed.errors import ConnectionFailed, Draining, NoInstances, Paused, RemoteError
 from triton_distributed.llm.contract.errors import InvalidParameter
 from triton_distributed.llm.contract.output import Usage
 from triton_distributed.llm.contract.request import Request
@@ -107,7 +109,11 @@ class OpenAIApp:
     async def _chat(self, scope: Scope, receive: Receive, send: Send, facts: Facts) -> None:
         raw = await exchange.read_body(receive, self._max_body_bytes)
         body = _read_chat(raw)
-        model = self._model(body.model, facts)
+        await self._of_model(body.model, facts, partial(self._answer_chat, receive, send, facts, raw, body))
+
+    async def _answer_chat(
+        self, receive: Receive, send: Send, facts: Facts, raw: bytes, body: ChatBody, model: ServedModel
+    ) -> None:
         card = model.card
         if not card.chat:
             raise InvalidParameter("model", f"{body.model} does not answer chats")
@@ -127,7 +133,11 @@ class OpenAIApp:
     async def _completions(self, scope: Scope, receive: Receive, send: Send, facts: Facts) -> None:
         raw = await exchange.read_body(receive, self._max_body_bytes)
         body = _read_completion(raw)
-        model = self._model(body.model, facts)
+        await self._of_model(body.model, facts, partial(self._answer_completion, receive, send, facts, raw, body))
+
+    async def _answer_completion(
+        self, receive: Receive, send: Send, facts: Facts, raw: bytes, body: CompletionBody, model: ServedModel
+    ) -> None:
         card = model.card
         if not card.completions:
             raise InvalidParameter("model", f"{body.model} does not answer completions")
@@ -259,7 +269,11 @@ class OpenAIApp:
 
     async def _embeddings(self, scope: Scope, receive: Receive, send: Send, facts: Facts) -> None:
         body = _read_embedding(await exchange.read_body(receive, self._max_body_bytes))
-        model = self._model(body.model, facts)
+        await self._of_model(body.model, facts, partial(self._answer_embedding, receive, send, facts, body))
+
+    async def _answer_embedding(
+        self, receive: Receive, send: Send, facts: Facts, body: EmbeddingBody, model: ServedModel
+    ) -> None:
         card = model.card
         if not card.embeddings:
             raise InvalidParameter("model", f"{body.model} makes no embeddings")
@@ -296,6 +310,20 @@ class OpenAIApp:
         if "%" in name:  # The server decodes once; some clients encode the slashes of an id.
             name = unquote(name)
         await exchange.answer(send, facts, 200, to_json(_described(name, self._model(name, facts))))
+
+    async def _of_model(self, name: str, facts: Facts, answer: Callable[[ServedModel], Awaitable[None]]) -> None:
+        """Answer with a model. If its last worker refuses because it leaves, its successor of that name answers.
+
+        Raises:
+            ModelNotFound: no model of this name is served, or is served any more.
+        """
+        while True:
+            model = self._model(name, facts)
+            try:
+                return await answer(model)
+            except (Draining, Paused, NoInstances, ConnectionFailed) as error:
+                if isinstance(error, RemoteError) or not await self._models.has_left(model):
+                    raise
 
     def _model(self, name: str, facts: Facts) -> ServedModel:
         found: ServedModel = self._models.get(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import contextlib
 from typing import Self
 
 from triton_distributed.api.connection import Connection
@@ -12,6 +13,9 @@ from triton_distributed.llm.contract.records import NAMESPACE
 from triton_distributed.llm.models.served import STALL_TIMEOUT_S, ServedModel
 from triton_distributed.llm.models.table import Entry
 from triton_distributed.llm.models.watch import ModelWatch
+
+NEWS_S = 1.0
+"""Seconds that the news of a worker's end may take, from the worker to this process."""
 
 
 class Models:
@@ -72,6 +76,19 @@ class Models:
                 if entry.card.name not in found and (model := self._of(entry)) is not None:
                     found[entry.card.name] = model
         return [found[name] for name in sorted(found)]
+
+    async def has_left(self, model: ServedModel) -> bool:
+        """Whether the last worker of a model has left; a later model of this name is another one.
+
+        A worker that ends refuses requests, and discovery may tell of its end a little later. So this waits for the
+        news, for `NEWS_S` at most.
+        """
+        component = model.card.component
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(NEWS_S):
+                while self._watch.prompts.get(component) is model.prompts:
+                    await self._watch.changed.wait()
+        return self._watch.prompts.get(component) is not model.prompts
 
     async def wait_for(self, name: str, timeout: float | None = None) -> ServedModel:
         """Wait until a model is listed.
