@@ -144,7 +144,7 @@ soak: $(VENV)/.bench ## 10 minutes of mixed load, faults and restarts, which mus
 survival: $(VENV)/.bench ## kills, restarts and floods real workers; status 1 where a promise breaks (SURVIVAL_ARGS="--only kill")
 	$(RUN) -m harness.runs.survival $(SURVIVAL_ARGS)
 
-models: $(VENV)/.bench ## served models: clients that leave and workers that are killed (MODELS_ARGS="kills --rounds 3")
+models: $(VENV)/.bench ## served models: clients leave, workers are killed, models come and go (MODELS_ARGS="kills --rounds 3")
 	$(RUN) -m harness.runs.models $(MODELS_ARGS)
 
 hostile: $(VENV)/.bench ## peers that mean harm against a worker and a client; ends with status 1 when a bound is broken

@@ -28,11 +28,11 @@ class Stage:
         self.fleet = fleet
         self.url = ""
 
-    async def start_worker(self, name: str, *, queue: str = "", stamped: bool = False, **options: object) -> Process:
-        """Start a worker. The options are those of the mock engine."""
+    async def start_worker(self, at: str, *, queue: str = "", stamped: bool = False, **options: object) -> Process:
+        """Start a worker at a place of the fleet. The options are those of the mock engine."""
         given = {"answer_tokens": ANSWER_TOKENS, **options}
         words = [f"{PART}:worker", queue, "stamped" if stamped else "", *(f"{k}={v}" for k, v in given.items())]
-        return await self.fleet.start(name, ":".join(words))
+        return await self.fleet.start(at, ":".join(words))
 
     async def ask_front(self, question: str) -> Any:
         """Return an answer of the front end."""
@@ -54,6 +54,12 @@ class Stage:
         finally:
             for caller in callers:
                 caller.leave(reset=True)
+
+    async def settled(self) -> None:
+        """Wait until nothing runs in the front end."""
+        async with asyncio.timeout(PATIENCE_S):
+            while (await self.ask_front("quiet"))["running"]:
+                await asyncio.sleep(0.1)
 
     async def quiet(self) -> dict[str, dict[str, int]]:
         """Return the resources of the processes that run, and the slots that engines hold (`slots`)."""

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.fleet import plane
+from harness.llm.changes import changes
 from harness.llm.disconnects import disconnects
 from harness.llm.kills import kills
+from harness.llm.soak import soak
 from harness.report import RESULTS, Found, Setting, place, save
 
 RESULT = RESULTS / "models.json"
@@ -19,6 +21,8 @@ RESULT = RESULTS / "models.json"
 PHASES: dict[str, Callable[[dict[str, str], argparse.Namespace], Awaitable[Found]]] = {
     "disconnects": lambda settings, options: disconnects(settings, options.streams, options.seconds),
     "kills": lambda settings, options: kills(settings, options.answers, options.rounds),
+    "changes": lambda settings, options: changes(settings, options.cycles),
+    "soak": lambda settings, options: soak(settings, options.requests, options.seed),
 }
 
 
@@ -62,6 +66,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=5, help="disconnects: the time over which they leave (5)")
     parser.add_argument("--answers", type=int, default=200, help="kills: answers at once (200)")
     parser.add_argument("--rounds", type=int, default=10, help="kills: rounds, with two kills each (10)")
+    parser.add_argument("--cycles", type=int, default=20, help="changes: how often each model comes and goes (20)")
+    parser.add_argument("--requests", type=int, default=200_000, help="soak: chats (200,000)")
+    parser.add_argument("--seed", type=int, default=1, help="soak: of the chats (1)")
     parser.add_argument("--json", type=Path, help="result file; of a run of all phases: harness/results/models.json")
     options = parser.parse_args()
     phases = options.phases or list(PHASES)
