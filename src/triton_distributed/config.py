@@ -458,6 +458,11 @@ def variable(name: str) -> str:
     return os.environ.get(name, "")
 
 
+def set_default(name: str, value: str) -> None:
+    """Set an environment variable that a library reads, unless it is set already."""
+    os.environ.setdefault(name, value)
+
+
 def environment_with(variables: Mapping[str, str]) -> dict[str, str]:
     """This process's environment with further variables, for a child process."""
     return {**os.environ, **variables}

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from triton_distributed.config import set_default
 from triton_distributed.errors import Overloaded
 from triton_distributed.llm.contract.errors import InvalidParameter
 from triton_distributed.llm.contract.model import ModelCard
@@ -116,6 +117,8 @@ class TokenizerThreads:
         if self._closed:
             raise RuntimeError("the threads of the tokenizer are closed")
         if self._pool is None:
+            # By default fastokens works at each text with a thread for each processor: none is left to the loop.
+            set_default("FASTOKENS_BPE_THREADS", "1")
             self._pool = ThreadPoolExecutor(self._size, "trd-tokenizer")
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
