@@ -8,8 +8,9 @@ import gc
 import json
 import os
 import socket
+import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import httpx
 import pytest
@@ -19,12 +20,15 @@ from tests.llm.standin import TEMPLATE, StandIn, StandInModels, echo
 from tests.llm.test_openai_api import request_of
 from tests.llm.test_openai_server import serving
 from triton_distributed.errors import Overloaded
+from triton_distributed.llm.contract.request import Request
 from triton_distributed.llm.engines.mock.engine import MockEngine
 from triton_distributed.llm.http import openai_app
+from triton_distributed.llm.http import serve as serve_module
 from triton_distributed.llm.http.front import front_end
 from triton_distributed.llm.http.serve import listen, serve
+from triton_distributed.llm.models.delta import Delta
 from triton_distributed.llm.models.models import Models
-from triton_distributed.llm.models.prompts import Prompts, TokenizerThreads
+from triton_distributed.llm.models.prompts import Prompt, Prompts, TokenizerThreads
 from triton_distributed.llm.tokens.template import ChatTemplate
 from triton_distributed.llm.tokens.tokenizer import ByteTokenizer
 from triton_distributed.llm.worker.serve import serve_model
@@ -62,6 +66,14 @@ async def gated(**limits: float) -> AsyncIterator[tuple[StandIn, Gated]]:
         threads.close()
 
 
+def ask(client: socket.socket, address: tuple[str, int], body: dict[str, object]) -> None:
+    """Send a request on a connection whose answer has a small buffer."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+    client.connect(address)
+    raw = json.dumps(body).encode()
+    client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(raw) + raw)
+
+
 def chat(text: str) -> dict[str, object]:
     return {"model": "org/tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 3}
 
@@ -73,13 +85,39 @@ async def test_the_loop_of_a_front_end_is_watched():
             await asyncio.sleep(0)
 
 
-async def test_what_is_there_at_the_start_of_a_server_is_in_no_later_garbage_collection(monkeypatch):
-    steps: list[str] = []
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system has no TCP_USER_TIMEOUT")
+@pytest.mark.any_loop
+async def test_a_client_that_takes_nothing_for_long_is_cut_off(monkeypatch):
+    monkeypatch.setattr(serve_module, "UNREAD_S", 0.2)
+    monkeypatch.setattr(gc, "freeze", lambda: None)
+    left = asyncio.Event()
+
+    async def endless(prompt: Prompt, request: Request) -> AsyncGenerator[Delta]:
+        try:
+            while True:
+                yield Delta(text="x" * 1_000, token_ids=[97])
+        finally:
+            left.set()
+
+    listening = listen("127.0.0.1", 0)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+    async with trd.connect(trd.Config(discovery="memory", handle_signals=False)) as here:
+        app = await front_end(here, openai=openai_app(StandInModels(StandIn(endless))), access_log=False)
+        server = asyncio.create_task(serve(app, listening, drain_timeout_s=1))
+        with socket.socket() as slow:
+            ask(slow, listening.getsockname(), chat("hi") | {"stream": True})
+            await left.wait()
+        server.cancel()
+        await asyncio.wait([server])
+
+
+async def test_a_server_has_no_long_garbage_collections_and_no_long_waits_for_threads(monkeypatch):
+    steps: list[object] = []
     monkeypatch.setattr(gc, "freeze", lambda: steps.append("frozen"))
-    started = asyncio.Event()
+    started, usual_s = asyncio.Event(), sys.getswitchinterval()
 
     def ready(url: str) -> None:
-        steps.append("ready")
+        steps.append(sys.getswitchinterval())
         started.set()
 
     async with trd.connect(trd.Config(discovery="memory", handle_signals=False)) as here:
@@ -88,7 +126,8 @@ async def test_what_is_there_at_the_start_of_a_server_is_in_no_later_garbage_col
         await started.wait()
         server.cancel()
         await asyncio.wait([server])
-    assert steps == ["frozen", "ready"]
+    assert steps == ["frozen", pytest.approx(0.0005)]
+    assert sys.getswitchinterval() == usual_s
 
 
 @pytest.mark.parametrize(("processors", "expected"), [(1, 1), (2, 1), (3, 2), (64, 4)])
@@ -112,6 +151,17 @@ async def test_a_processor_stays_free_for_the_loop(monkeypatch, processors, expe
     finally:
         gate.set()
         threads.close()
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "1"), ("3", "3")])
+async def test_fastokens_makes_no_threads_besides_ours(monkeypatch, given, expected):
+    monkeypatch.setenv("FASTOKENS_BPE_THREADS", "")  # So that it is as before after the test.
+    monkeypatch.delenv("FASTOKENS_BPE_THREADS")
+    if given is not None:
+        monkeypatch.setenv("FASTOKENS_BPE_THREADS", given)
+    threads = TokenizerThreads()
+    assert await threads.run(lambda: os.environ["FASTOKENS_BPE_THREADS"]) == expected
+    threads.close()
 
 
 async def test_a_prompt_that_would_wait_too_long_is_refused(one_thread):
@@ -184,11 +234,8 @@ async def test_a_client_that_does_not_read_holds_up_its_own_answer_only():
             httpx.AsyncClient(base_url=url, timeout=60) as http,
         ):
             with socket.socket() as slow:
-                slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
-                slow.connect(("127.0.0.1", int(url.rpartition(":")[2])))
-                body = json.dumps(chat("hi") | {"stream": True, "max_tokens": 5_000_000}).encode()
-                head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
-                slow.sendall(head + body)
+                address = "127.0.0.1", int(url.rpartition(":")[2])
+                ask(slow, address, chat("hi") | {"stream": True, "max_tokens": 5_000_000})
                 made = unchanged = 0
                 while unchanged < 2_000 or not made:  # More turns than a whole window has outputs.
                     await asyncio.sleep(0)
