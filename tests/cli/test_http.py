@@ -130,6 +130,8 @@ def test_model_run_serves_a_model_replaces_a_killed_worker_and_leaves_nothing(tr
         for words in ("starting again", "ready: serving the model a model"):
             while words not in running.err.readline():
                 pass
+            answer = http.post("/v1/completions", json={"model": "a", "prompt": "hi", "max_tokens": 3})
+            assert answer.status_code in (200, 503), "clients try again, as they do not after a 404"
         while http.get("/health").json()["models"] != ["a model"]:
             pass
         answer = http.post("/v1/completions", json={"model": "a", "prompt": "hi", "max_tokens": 3})

@@ -36,6 +36,12 @@ async def test_models_are_found_by_name_and_the_newest_generation_is_used():
             assert models.get("first") is found
             await one.close()
             assert [each.card.name for each in models.list()] == ["second"]
+            models.expected = frozenset({"first", "second"})
+            with pytest.raises(trd.NoInstances, match="the model 'first'"):
+                models.get("first")
+            waiting = asyncio.ensure_future(models.wait_for("first"))
+            await serve_model(two, Echo("first"))
+            assert (await waiting).card.name == "first"
     await asyncio.sleep(0)
     assert asyncio.all_tasks() <= before
 

@@ -84,7 +84,8 @@ async def _run(arguments: argparse.Namespace, listening: Any, config: Config, op
 async def _serve(here: Any, listening: Any, workers: _Workers, options: dict[str, Any], namespace: str) -> None:
     models_of = importlib.import_module("triton_distributed.llm.models.models")
     async with models_of.Models(here, namespace=namespace) as models:
-        await models.wait_for(await workers.ready())
+        card = (await models.wait_for(await workers.ready())).card
+        models.expected = frozenset((card.name, *card.aliases))
         await serve_front(here, models, listening, options, at_once=workers.kill)
 
 

@@ -8,6 +8,7 @@ import contextlib
 from typing import Self
 
 from triton_distributed.api.connection import Connection
+from triton_distributed.errors import NoInstances
 from triton_distributed.llm.contract.errors import LLMError, ModelNotFound
 from triton_distributed.llm.contract.records import NAMESPACE
 from triton_distributed.llm.models.served import STALL_TIMEOUT_S, ServedModel
@@ -28,6 +29,9 @@ class Models:
         connection: calls the workers.
         namespace: of the models' endpoints.
         stall_timeout_s: seconds without an output after which a worker counts as stalled; see `ServedModel`.
+
+    Attributes:
+        expected: names of models whose workers start again when they end. Such a model is not unknown while none runs.
     """
 
     def __init__(
@@ -36,6 +40,7 @@ class Models:
         self._connection, self._namespace, self._stall_timeout_s = connection, namespace, stall_timeout_s
         self._watch = ModelWatch(connection, namespace)
         self._served: dict[str, ServedModel] = {}
+        self.expected: frozenset[str] = frozenset()
 
     async def __aenter__(self) -> Self:
         try:
@@ -56,6 +61,7 @@ class Models:
 
         Raises:
             ModelNotFound: no model of this name is listed.
+            NoInstances: the same, of an `expected` name.
             LLMError: it is served, and its tokenizer or template cannot be used in this process.
         """
         ranked = self._watch.table.ranked()
@@ -66,6 +72,8 @@ class Models:
         for entry in entries:
             if (reason := self._watch.unusable.get(entry.card.component)) is not None:
                 raise LLMError(f"the model {name!r} is served, and cannot be used in this process: {reason}")
+        if name in self.expected:
+            raise NoInstances(f"the model {name!r}")
         raise ModelNotFound(name, [each.card.name for each in self.list()])
 
     def list(self) -> builtins.list[ServedModel]:
@@ -98,7 +106,7 @@ class Models:
             timeout: seconds; None for no limit.
 
         Raises:
-            ModelNotFound: the time is over.
+            ModelNotFound, NoInstances: the time is over.
             LLMError: as `get` raises it.
         """
         try:
@@ -107,7 +115,7 @@ class Models:
                     changed = self._watch.changed
                     try:
                         return self.get(name)
-                    except ModelNotFound:
+                    except (ModelNotFound, NoInstances):
                         await changed.wait()
         except TimeoutError:
             return self.get(name)
