@@ -142,6 +142,29 @@ async def test_metrics_have_the_requests_and_those_of_the_connection(here: trd.C
     assert any(each.startswith("triton_sessions") for each in page)
 
 
+async def test_each_request_is_counted_with_its_status(here: trd.Connection) -> None:
+    ask = {"origin": "https://chat", "access-control-request-method": "POST"}
+    async with client(await front_end(here, openai=Model(), keys=["key"], origins=["https://chat"])) as http:
+        for path, headers in (
+            ("/v1/completions", {}),
+            ("/v1/completions", {"authorization": "Bearer key"}),
+            ("/live", {}),
+        ):
+            assert "x-request-id" in (await http.post(path, headers=headers)).headers
+        answer = await http.options("/v1/completions", headers=ask)
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "https://chat")
+        page = (await http.get("/metrics")).text.splitlines()
+    for route, model, status, count in (
+        ("/v1/completions", "", 401, 1),
+        ("/v1/completions", "m", 200, 1),
+        ("/v1/completions", "", 200, 1),
+        ("/live", "", 405, 1),
+    ):
+        name = f'triton_llm_http_requests_total{{model="{model}",route="{route}",status="{status}"}}'
+        assert f"{name} {count}.0" in page
+    assert "triton_llm_http_in_flight 1.0" in page  # The request for the page itself.
+
+
 async def test_routes_call_endpoints(here: trd.Connection) -> None:
     async def embed(request: dict[str, str]) -> list[float]:
         return [float(len(request["text"]))]
