@@ -13,7 +13,8 @@ from benchmarks.rounds import OURS, RESULTS, Spread, ratio, read_result, spread
 PURE, COMPILED = OURS
 BEST = ""  # The compiled build where the file has it, else the pure one.
 DYNAMO = ("Dynamo", "Dynamo, pushed")
-DYNAMO_HTTP = ("Dynamo", "Dynamo, mocker", "Dynamo, echo", "Dynamo, HttpService")
+DYNAMO_HTTP = ("Dynamo", "Dynamo, mocker", "Dynamo, HttpService")
+ECHO = ("Dynamo, echo",)
 PEERS = ("grpc.aio", "nats-py", "SSE", "Ray actor", "Ray Serve")
 
 COMMANDS = {
@@ -71,7 +72,7 @@ PACED, ARRAY, IDLE = "256 paced streams", "16 MiB array echoed", "10,000 idle st
 SCRAPED = "metrics of 10,000 open streams: the loop waits"
 BULK, BESIDE = "200 MB to each of four workers", "p99 of 1-item calls beside a 1 GiB tensor"
 BARE = "bare uvicorn"
-BETTER, ANY, BEST_HTTP = "Dynamo's better path", "the best peer", "Dynamo's best front end"
+BETTER, ANY, BEST_HTTP = "Dynamo's better path", "the best peer", "Dynamo's best with an engine"
 WHOLE, SINGLE, EVENT = "whole chat answers", "chat streams of one output", "CPU of the HTTP server for an event"
 TARGETS = (
     Target(
@@ -168,8 +169,11 @@ TARGETS = (
     Target(
         f"{WHOLE}: requests/s", "llm-overhead.json", "whole", "per_s", 1, DYNAMO_HTTP, at_least=True, words=BEST_HTTP
     ),
+    Target(f"{WHOLE}: requests/s", "llm-overhead.json", "whole", "per_s", 1, ECHO, at_least=True),
     Target(f"{EVENT}, full speed", "llm-chunks.json", "chunks", "front_us", 1, DYNAMO_HTTP, words=BEST_HTTP),
+    Target(f"{EVENT}, full speed", "llm-chunks.json", "chunks", "front_us", 1, ECHO),
     Target(f"{EVENT}, paced", "llm-chunks.json", "paced", "front_us", 1, DYNAMO_HTTP, words=BEST_HTTP),
+    Target(f"{EVENT}, paced", "llm-chunks.json", "paced", "front_us", 1, ECHO),
     Target(
         "1,000 chat streams of 50 tokens/s: p99 gap",
         "llm-gaps.json",
