@@ -112,10 +112,10 @@ MODELS = {
     ],
     "llm-gaps.json": [
         Row("p99 gap between tokens, ms", "steps", "p99_ms"),
-        Row("p99 gap at the engine, ms", "steps", "engine_p99_ms", shares=True),
-        Row("p99 gap ÷ that at the engine", "steps", "p99_over_engine", shares=True),
+        Row("p99 gap between the engine's steps, ms", "steps", "engine_p99_ms", shares=True),
+        Row("p99 gap ÷ that of the steps", "steps", "p99_over_engine", shares=True),
         Row("longest gap, ms", "steps", "max_ms"),
-        Row("longest gap at the engine, ms", "steps", "engine_max_ms", shares=True),
+        Row("longest gap between the steps, ms", "steps", "engine_max_ms", shares=True),
         Row("events/s", "steps", "per_s"),
         Row("events/s ÷ those that are due", "steps", "of_due", shares=True),
         Row("events that come together", "steps", "events_each", shares=True),

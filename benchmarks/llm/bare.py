@@ -29,8 +29,7 @@ class App:
     def __init__(self, folder: Path, gaps: Gaps) -> None:
         self._bodies = {each.name: each.read_bytes() for each in folder.iterdir()}
         self._events = {name: split(body) for name, body in self._bodies.items()}
-        self._steps = {name: Steps(work.step_s) for name, work in EVERY.items() if work.step_s}
-        self._gaps = gaps
+        self._steps = {name: Steps(work.step_s, gaps) for name, work in EVERY.items() if work.step_s}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request of ASGI."""
@@ -51,11 +50,10 @@ class App:
         await send({"type": "http.response.body", "body": body})
 
     async def _stream(self, name: str) -> AsyncIterator[bytes]:
-        steps, last = self._steps.get(name), 0.0
+        steps = self._steps.get(name)
         for event in self._events[name]:
             if steps is not None:
                 await steps.wait()
-                last = self._gaps.note(last)
             yield event
 
 

@@ -42,18 +42,16 @@ gaps = Gaps()
 
 def of_tokens(work: Work) -> Handler:
     """A worker's handler: the answer as token ids."""
-    steps = Steps(work.step_s)
+    steps = Steps(work.step_s, gaps)
     ids = [LETTER + number % len(LETTERS) for number in range(work.tokens)]
 
     async def handler(request: dict[str, Any], context: Any = None) -> AsyncIterator[dict[str, Any]]:
         if not work.each:
             yield {"token_ids": ids, "finish_reason": "length"}
             return
-        last = 0.0
         for each in ids[:-1]:
             if work.step_s:
                 await steps.wait()
-                last = gaps.note(last)
             yield {"token_ids": [each]}
         yield {"token_ids": ids[-1:], "finish_reason": "length"}
 
@@ -62,17 +60,15 @@ def of_tokens(work: Work) -> Handler:
 
 def of_chunks(work: Work) -> Handler:
     """An engine's handler: the answer as chunks of the OpenAI API."""
-    steps = Steps(work.step_s)
+    steps = Steps(work.step_s, gaps)
     text = "".join(LETTERS[number % len(LETTERS)] for number in range(work.tokens))
     parts = list(text) if work.each else [text]
 
     async def handler(request: dict[str, Any], context: Any = None) -> AsyncIterator[dict[str, Any]]:
         made = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": int(time.time()), "model": work.name}
-        last = 0.0
         for number, part in enumerate(parts, 1):
             if work.step_s:
                 await steps.wait()
-                last = gaps.note(last)
             delta = {"role": "assistant", "content": part}
             reason = "length" if number == len(parts) else None
             yield {**made, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}

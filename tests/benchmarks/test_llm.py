@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, contextmanager
 
 import pytest
 
-from benchmarks.llm import servers
+from benchmarks.llm import engines, servers
 from benchmarks.llm.processes import Processes
 from benchmarks.llm.reader import AnswerFailed, gaps, load
 from benchmarks.llm.steps import Gaps, Steps, read_gaps
@@ -20,6 +20,7 @@ from benchmarks.llm.work import CHUNKS, WHOLE
 from benchmarks.rounds import Rounds
 from benchmarks.table import MODELS, render_foreign
 from tests.benchmarks.samples import result, rounds_of
+from triton_distributed.llm import Request, packed
 
 HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 EVENT = b"b\r\ndata: {1}\n\n\r\n"
@@ -102,16 +103,27 @@ def test_events_that_come_together_have_one_gap():
     assert told["ended"] - told["began"] == pytest.approx(0.05)
 
 
-async def test_steps_end_all_waits_and_gaps_are_kept_by_time(tmp_path, monkeypatch):
-    steps = Steps(0.001)
-    await asyncio.gather(*(steps.wait() for _ in range(3)))
+async def test_step_ends_all_waits_and_is_noted_once(tmp_path, monkeypatch):
     monkeypatch.setenv("BENCH_LLM_GAPS", str(tmp_path / "gaps"))
-    noted = Gaps()
-    first = noted.note(0)
-    second = noted.note(first)
-    third = noted.note(second)
-    noted.write()
-    assert read_gaps(tmp_path / "gaps", first, third) == [second - first]
+    gaps = Gaps()
+    steps = Steps(0.001, gaps)
+    for _ in range(3):
+        await asyncio.gather(*(steps.wait() for _ in range(5)))
+    gaps.write()
+    found = read_gaps(tmp_path / "gaps", 0, float("inf"))
+    assert len(found) == 2
+    assert read_gaps(tmp_path / "gaps", 0, 0) == []
+
+
+async def test_mock_engine_with_a_clock_writes_the_gaps_between_its_steps(tmp_path, monkeypatch):
+    monkeypatch.setenv("BENCH_LLM_GAPS", str(tmp_path / "gaps"))
+    monkeypatch.setattr(engines, "gaps", Gaps())
+    engine = engines.Timed(itl_ms=1, answer_tokens=0)
+    request = Request(prompt=packed([65, 66]), max_tokens=4)
+    tokens = [each async for output in engine.generate(request) for each in output.token_ids]
+    await engine.close()
+    assert len(tokens) == 4
+    assert len(read_gaps(tmp_path / "gaps", 0, float("inf"))) == 3
 
 
 async def test_bare_server_answers_the_bytes_that_it_was_given_and_ends(tmp_path):
