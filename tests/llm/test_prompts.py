@@ -231,9 +231,25 @@ async def test_threads_that_are_closed_do_not_start_again():
 async def test_a_slow_template_leaves_the_loop(threads):
     slow = "{% for a in range(99999) %}{% endfor %}{% for a in range(99999) %}{% endfor %}x"
     made, tokenizer = prompts(threads, slow)
-    for _ in range(2):
+    for _ in range(4):
         assert (await made.chat(HI)).tokens == 1
     assert all(each.startswith("trd-tokenizer") for each in tokenizer.threads)
+
+
+async def test_a_template_that_was_paused_once_stays_on_the_loop(threads, monkeypatch):
+    made, tokenizer = prompts(threads)
+    render, pauses = ChatTemplate.render, [1]
+
+    def paused(self: ChatTemplate, messages: Any, *, limit_s: float, **options: Any) -> str:
+        if limit_s < 1 and pauses:
+            raise TemplateTimeout("messages", f"the garbage collector ran, pass {pauses.pop()}")
+        return render(self, messages, limit_s=limit_s, **options)
+
+    monkeypatch.setattr(ChatTemplate, "render", paused)
+    for _ in range(3):
+        await made.chat(HI)
+    assert tokenizer.threads[0].startswith("trd-tokenizer")
+    assert tokenizer.threads[1:] == ["MainThread"] * 2
 
 
 async def test_work_of_a_caller_that_left_does_not_begin(threads):

@@ -28,7 +28,11 @@ _INLINE_PASS = 16_000
 """Characters that are tokenized on the loop in one pass of it: 1.2 ms. Requests with many inputs have more."""
 
 _INLINE_LIMIT_S = 0.01
-"""The CPU time of a template on the loop. One that needs more is rendered in a thread from then on."""
+"""The CPU time of a template on the loop. One that needs more is rendered again in a thread."""
+
+_SLOW = 3
+"""A template that needed more so often in a row is rendered in threads from then on. A single time proves nothing: a
+pass of the garbage collector counts, too."""
 
 
 LONGEST_WAIT_S = 10.0
@@ -153,7 +157,7 @@ class Prompts:
     ) -> None:
         self.tokenizer = tokenizer
         self._card, self._template, self._threads = card, template, threads
-        self._slow_template = False
+        self._slow = 0  # How often in a row the template needed too much time on the loop.
 
     @classmethod
     async def load(
@@ -226,11 +230,14 @@ class Prompts:
         def made() -> Prompt:
             return self._made("messages", text(1.0), add_special_tokens=False)
 
-        if not self._slow_template and _small((messages, tools, template_values), _INLINE_CHARACTERS) > 0:
+        if self._slow < _SLOW and _small((messages, tools, template_values), _INLINE_CHARACTERS) > 0:
             try:
-                return await self._tokenized("messages", text(_INLINE_LIMIT_S), add_special_tokens=False)
+                rendered = text(_INLINE_LIMIT_S)
             except TemplateTimeout:
-                self._slow_template = True
+                self._slow += 1
+            else:
+                self._slow = 0
+                return await self._tokenized("messages", rendered, add_special_tokens=False)
         return await self._threads.prompt(self._card.name, made)
 
     async def text(self, text: str, *, param: str = "prompt") -> Prompt:
