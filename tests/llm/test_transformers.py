@@ -41,6 +41,9 @@ SHAPE = {
 CONFIGS = {
     "llama": lambda: transformers.LlamaConfig(**SHAPE),
     "sliding": lambda: transformers.MistralConfig(**SHAPE, sliding_window=8),
+    "mixed": lambda: transformers.Gemma3TextConfig(
+        **SHAPE, head_dim=8, pad_token_id=0, sliding_window=8, layer_types=["sliding_attention", "full_attention"]
+    ),
     "positions": lambda: transformers.GPT2Config(
         vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT, bos_token_id=1, eos_token_id=END
     ),
