@@ -23,7 +23,10 @@ def ids(count, first=0):
 
 async def answered(engine, prompt, **fields):
     found = [each async for each in engine.generate(Request(prompt=prompt, **fields))]
-    return [token for each in found for token in each.token_ids], found[-1].usage
+    usage = found[-1].usage
+    told = found[0].usage.cached_tokens if found[0].usage is not None else 0
+    assert told == usage.cached_tokens, "the first output says it too: the last one may be lost with the worker"
+    return [token for each in found for token in each.token_ids], usage
 
 
 def stored(cache, keys, parent=None):
