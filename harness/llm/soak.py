@@ -17,10 +17,12 @@ WORKERS = ("w0", "w1", "w2")
 KILL_S = 5.0
 CALLERS = 48
 LEFT_SHARE = 0.1
-WARM_SHARE = 0.1
-"""The share of the chats before the first measurement of memory."""
-GROWTH_MIB = 8.0
-"""Resident memory of the front end may be this much above that of the first measurement: its heap has holes."""
+SHARES = (0.1, 0.45, 0.45)
+"""The chats before the first look at memory, the second and the last. The heap gets its holes before the second."""
+GROWTH_MIB = 4.0
+"""Resident memory of the front end may grow by this much between the second look and the last."""
+CLOSED_S = 6.0
+"""A connection that has ended may be held by its timer of 5 s."""
 GROWTH_OBJECTS = 1_000
 """So many objects may be added: series of metrics and caches fill up. One for each chat would be many thousands."""
 ENGINE: dict[str, Any] = {"slots": 64, "ttft_ms": 2, "itl_ms": 1}
@@ -86,27 +88,33 @@ async def soak(settings: dict[str, str], chats: int, seed: int) -> Found:
         await stage.listed("mock")
         load = Soak(stage, seed)
         began = time.monotonic()
-        kills = await _killing(stage, load.load(round(WARM_SHARE * chats)))
-        await stage.settled()
-        before = await stage.quiet()
-        await stage.ask_front("baseline")
-        kills += await _killing(stage, load.load(chats - round(WARM_SHARE * chats)))
+        kills, looks = 0, []
+        for share in SHARES:
+            kills += await _killing(stage, load.load(round(share * chats)))
+            await stage.all(
+                [Chat(number, 4, True) for number in range(CALLERS)]
+            )  # Connects the front end to all workers.
+            await stage.settled()
+            await asyncio.sleep(CLOSED_S)
+            looks.append(await stage.quiet())
+            if len(looks) < len(SHARES):
+                await stage.ask_front("baseline")
         seconds = time.monotonic() - began
-        left = await stage.left({FRONT: before[FRONT]}, 15)
-        after = await stage.quiet()
-        left += [f"{name}: {each['slots']} requests" for name, each in after.items() if each.get("slots")]
+        left = await stage.left({FRONT: looks[0][FRONT]}, 15)
+        left += [f"{name}: {each['slots']} requests" for name, each in looks[-1].items() if each.get("slots")]
         growths = await stage.ask_front("growths")
         faults = await stage.faults()
-    was, now = before[FRONT], after[FRONT]
+    first, was, now = (each[FRONT] for each in looks)
     grown_mib, objects = (now["rss"] - was["rss"]) / 2**20, now["objects"] - was["objects"]
     answered = sum(load.counts[each] for each in ("exact, a stream", "exact, whole"))
     found.figures = {
         "chats": chats,
-        "chats a second": chats / seconds,
+        "chats a second": chats / (seconds - len(SHARES) * CLOSED_S),
         "workers killed": kills,
         **load.counts,
-        "front end, MiB at first": was["rss"] / 2**20,
-        "front end, MiB in the end": now["rss"] / 2**20,
+        "front end, MiB after 10 %, 55 % and all": ", ".join(
+            f"{each['rss'] / 2**20:.1f}" for each in (first, was, now)
+        ),
         "objects more": objects,
         "allocated more, KiB": (now["allocated"] - was["allocated"]) / 1024,
     }

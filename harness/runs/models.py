@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,15 @@ PHASES: dict[str, Callable[[dict[str, str], argparse.Namespace], Awaitable[Found
 }
 
 
-def table(found: dict[str, dict[str, Any]]) -> str:
-    """Return the figures and the promises as text."""
+def table(phase: str, result: dict[str, Any]) -> str:
+    """Return the figures and the promises of a phase as text."""
     lines = []
-    for phase, each in found.items():
-        for name, value in each["figures"].items():
-            words = _figures(value) if isinstance(value, dict) else _figure(value)
-            lines.append(f"{phase}: {name}: {words}")
-        for promise in each["promises"]:
-            state = "kept" if promise["kept"] else "BROKEN"
-            lines.append(f"{phase}: {promise['promise']}: {state}, {promise['found']}")
+    for name, value in result["figures"].items():
+        lines.append(f"{phase}: {name}: {_figures(value) if isinstance(value, dict) else _figure(value)}")
+    lines += [
+        f"{phase}: {each['promise']}: {'kept' if each['kept'] else 'BROKEN'}, {each['found']}"
+        for each in result["promises"]
+    ]
     return "\n".join(lines)
 
 
@@ -47,16 +47,20 @@ def _figure(value: Any) -> str:
     return f"{value:,.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-async def run(phases: list[str], options: argparse.Namespace) -> dict[str, Found]:
-    """Run phases one after the other, each with its own processes."""
-    found = {}
+async def run(phases: list[str], options: argparse.Namespace, path: Path) -> bool:
+    """Run phases one after the other, each with its own processes. Return whether all promises were kept."""
+    chosen = {name: value for name, value in vars(options).items() if name not in ("json", "phases")}
+    well = True
     for phase in phases:
+        setting = Setting()
         async with plane("unix") as (_, settings):
-            found[phase] = each = await PHASES[phase](settings, options)
-        print(f"{phase:12} {'; '.join(each.broken) or 'all promises kept'}", flush=True)
-        for words in each.words:
-            print(f"{'':12} {words}", flush=True)
-    return found
+            found = await PHASES[phase](settings, options)
+        result = {**setting.as_json(), "options": chosen, **found.as_json()}
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        save({each: kept[each] for each in PHASES if each in kept} | {phase: result}, path)
+        print("\n".join([table(phase, result), place(result), *found.words]), end="\n\n", flush=True)
+        well = well and not found.broken
+    return well
 
 
 def main() -> int:
@@ -69,19 +73,14 @@ def main() -> int:
     parser.add_argument("--cycles", type=int, default=20, help="changes: how often each model comes and goes (20)")
     parser.add_argument("--requests", type=int, default=200_000, help="soak: chats (200,000)")
     parser.add_argument("--seed", type=int, default=1, help="soak: of the chats (1)")
-    parser.add_argument("--json", type=Path, help="result file; of a run of all phases: harness/results/models.json")
+    parser.add_argument("--json", type=Path, default=RESULT, help="result file: the phases that run are replaced in it")
     options = parser.parse_args()
     phases = options.phases or list(PHASES)
     if unknown := sorted(set(phases) - set(PHASES)):
         parser.error(f"{', '.join(unknown)}: phases are {', '.join(PHASES)}")
-    path = options.json or (RESULT if phases == list(PHASES) else RESULT.with_name("models-partial.json"))
-    setting = Setting()
-    found = {phase: each.as_json() for phase, each in asyncio.run(run(phases, options)).items()}
-    chosen = {name: value for name, value in vars(options).items() if name not in ("json", "phases")}
-    result = {**setting.as_json(), "options": chosen, "found": found}
-    save(result, path)
-    print(f"\n{table(found)}\n{place(result)}\nwritten to {path}")
-    return 0 if all(promise["kept"] for each in found.values() for promise in each["promises"]) else 1
+    well = asyncio.run(run(phases, options, options.json))
+    print(f"written to {options.json}")
+    return 0 if well else 1
 
 
 if __name__ == "__main__":
