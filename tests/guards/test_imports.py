@@ -52,6 +52,7 @@ LLM_MAY_IMPORT: dict[str, set[str]] = {
     "tokens": {"contract"},
     "engines": {"contract", "tokens"},
     "worker": {"contract", "tokens"},
+    "routing": {"contract"},
     "models": {"contract", "tokens"},
     "http": {"contract", "tokens", "models"},
 }

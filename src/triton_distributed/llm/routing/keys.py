@@ -1,0 +1,73 @@
+"""Keys of the blocks of a prompt. Pure.
+
+A key stands for all tokens up to the end of its block: it is the 64-bit XXH3 of the block's tokens, with the key of the
+block before it as the seed.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+
+from xxhash import xxh3_64_intdigest
+
+FIRST_SEED = 1337
+"""The seed of the first block of a prompt without a salt, as in `KvRouter` of the original and in Dynamo 1.6."""
+
+JOINED_TOKENS = 64
+"""Blocks with fewer tokens are joined to this many: hashing takes 0.5 µs a block, and hardly more a token."""
+
+
+def indexed_tokens(block_tokens: int) -> int:
+    """The tokens of a block of the index, for an engine with blocks of `block_tokens`: 64 for 16, 128 for 128."""
+    return -(-JOINED_TOKENS // block_tokens) * block_tokens
+
+
+def seed_of(salt: str) -> int:
+    """The first seed of prompts that share no block with others, e.g. those of a LoRA adapter.
+
+    Args:
+        salt: the name of the adapter, or of a namespace of the cache; empty for none.
+    """
+    return xxh3_64_intdigest(salt.encode(), FIRST_SEED) if salt else FIRST_SEED
+
+
+def block_keys(prompt: bytes, block_tokens: int, seed: int = FIRST_SEED) -> list[int]:
+    """The keys of the whole blocks of a prompt. The tokens after the last whole block have none.
+
+    Args:
+        prompt: token ids, 4 bytes each, little-endian.
+        block_tokens: tokens in a block.
+        seed: of the first block; or the key of the block before the first token.
+    """
+    size = 4 * block_tokens
+    view = memoryview(prompt)
+    found: list[int] = []
+    append = found.append
+    for end in range(size, len(prompt) + 1, size):
+        seed = xxh3_64_intdigest(view[end - size : end], seed)
+        append(seed)
+    return found
+
+
+def local_hashes(prompt: bytes, block_tokens: int) -> list[int]:
+    """The hash of each whole block by itself, as the original and Dynamo compute it.
+
+    Args:
+        prompt: token ids, 4 bytes each, little-endian.
+        block_tokens: tokens in a block.
+    """
+    size = 4 * block_tokens
+    view = memoryview(prompt)
+    return [xxh3_64_intdigest(view[end - size : end], FIRST_SEED) for end in range(size, len(prompt) + 1, size)]
+
+
+_PAIR = struct.Struct("<QQ")
+
+
+def sequence_hashes(local: Iterable[int]) -> list[int]:
+    """The chained hashes of blocks as Dynamo 1.6 computes them from the local ones."""
+    found: list[int] = []
+    for each in local:
+        found.append(xxh3_64_intdigest(_PAIR.pack(found[-1], each), FIRST_SEED) if found else each)
+    return found

@@ -1,0 +1,3 @@
+"""The routing policies by name."""
+
+__all__: list[str] = []
