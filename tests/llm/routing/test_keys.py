@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import random
+from pathlib import Path
+
 from triton_distributed.llm.contract.request import packed
 from triton_distributed.llm.routing.keys import block_keys, indexed_tokens, local_hashes, seed_of, sequence_hashes
 
@@ -12,6 +16,21 @@ def test_local_hashes_are_those_of_the_original() -> None:
     prompt = packed(range(64))
     assert local_hashes(prompt, 64) == [3480597578098033343]
     assert local_hashes(prompt, 16) == SIXTEENS
+
+
+def test_local_hashes_are_those_of_dynamo() -> None:
+    """Recorded from its binding 1.6.1: block size, number of tokens, LoRA adapter, cache namespace, hashes.
+
+    The tokens of case n are what follows the first two random numbers of the seed n.
+    """
+    cases = json.loads(Path(__file__).with_name("dynamo_hashes.json").read_text(encoding="utf-8"))
+    assert len(cases) == 200
+    for number, (block_tokens, count, lora, namespace, hashes) in enumerate(cases):
+        rng = random.Random(number)
+        rng.choice(range(8))
+        rng.randrange(6 * block_tokens + 3)
+        prompt = rng.randbytes(4 * count)
+        assert local_hashes(prompt, block_tokens, seed_of(lora, namespace)) == hashes, number
 
 
 def test_the_tokens_after_the_last_whole_block_have_no_key() -> None:
@@ -31,7 +50,8 @@ def test_a_key_stands_for_all_tokens_before_it() -> None:
 def test_a_salt_shares_no_key_with_another() -> None:
     prompt = packed(range(64))
     found = [set(block_keys(prompt, 16, seed_of(salt))) for salt in ("", "a", "b")]
-    assert len(set.union(*found)) == 12
+    found.append(set(block_keys(prompt, 16, seed_of("", "a"))))
+    assert len(set.union(*found)) == 16
 
 
 def test_small_blocks_are_joined() -> None:

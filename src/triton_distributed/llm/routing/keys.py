@@ -23,13 +23,19 @@ def indexed_tokens(block_tokens: int) -> int:
     return -(-JOINED_TOKENS // block_tokens) * block_tokens
 
 
-def seed_of(salt: str) -> int:
-    """The first seed of prompts that share no block with others, e.g. those of a LoRA adapter.
+def seed_of(lora: str = "", namespace: str = "") -> int:
+    """The first seed of prompts that share no block with others, as Dynamo 1.6 computes it.
 
     Args:
-        salt: the name of the adapter, or of a namespace of the cache; empty for none.
+        lora: the name of a LoRA adapter; empty for none.
+        namespace: the name of a namespace of the cache; empty for none.
     """
-    return xxh3_64_intdigest(salt.encode(), FIRST_SEED) if salt else FIRST_SEED
+    seed = FIRST_SEED
+    if lora:
+        seed += xxh3_64_intdigest(lora.encode(), 0)
+    if namespace:
+        seed += xxh3_64_intdigest(namespace.encode(), 1)
+    return seed & 0xFFFF_FFFF_FFFF_FFFF
 
 
 def block_keys(prompt: bytes, block_tokens: int, seed: int = FIRST_SEED) -> list[int]:
@@ -50,16 +56,17 @@ def block_keys(prompt: bytes, block_tokens: int, seed: int = FIRST_SEED) -> list
     return found
 
 
-def local_hashes(prompt: bytes, block_tokens: int) -> list[int]:
+def local_hashes(prompt: bytes, block_tokens: int, seed: int = FIRST_SEED) -> list[int]:
     """The hash of each whole block by itself, as the original and Dynamo compute it.
 
     Args:
         prompt: token ids, 4 bytes each, little-endian.
         block_tokens: tokens in a block.
+        seed: of each block; see `seed_of`.
     """
     size = 4 * block_tokens
     view = memoryview(prompt)
-    return [xxh3_64_intdigest(view[end - size : end], FIRST_SEED) for end in range(size, len(prompt) + 1, size)]
+    return [xxh3_64_intdigest(view[end - size : end], seed) for end in range(size, len(prompt) + 1, size)]
 
 
 _PAIR = struct.Struct("<QQ")
