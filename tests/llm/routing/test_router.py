@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from triton_distributed.llm.routing.bookings import Booking
 from triton_distributed.llm.routing.policies.kv import kv
-from triton_distributed.llm.routing.router import Router
+from triton_distributed.llm.routing.router import AHEAD_S, Router
 from triton_distributed.llm.routing.speed import PrefillSpeed
-from triton_distributed.llm.routing.view import Question
+from triton_distributed.llm.routing.view import Question, Worker
 from triton_distributed.names import EndpointName, Instance
 
 A, B = (1, 0), (2, 0)
 
 
-def router(**options: float) -> Router:
-    found = Router(kv, "kv", **options)  # type: ignore[arg-type]
+def router(ahead_s: float = AHEAD_S) -> Router:
+    found = Router(kv, "kv", ahead_s=ahead_s)
     for worker in (A, B):
         found.add(worker, Instance(EndpointName("n", "c", "e"), worker[0], ("tcp://127.0.0.1:1",)))
     return found
@@ -25,7 +26,7 @@ def question(blocks: int, since: float = 0.0, first: int = 0) -> Question:
 def test_the_holder_of_the_prefix_gets_the_request() -> None:
     routes = router()
     routes.index.store(B, range(100))
-    decision = routes.weigh(question(100))
+    decision = routes.weigh(question(100), 0.0)
     assert decision is not None
     assert decision.chosen.worker == B
     by_worker = {each.worker: each for each in decision.candidates}
@@ -41,7 +42,7 @@ def test_the_last_token_is_always_computed() -> None:
     routes = router()
     routes.index.store(B, range(100))
     asked = Question(tokens=6400, keys=range(100))
-    decision = routes.weigh(asked)
+    decision = routes.weigh(asked, 0.0)
     assert decision is not None
     assert decision.chosen.cached_tokens == 6399
     assert decision.chosen.prefill_s > 0
@@ -51,25 +52,25 @@ def test_a_queue_outweighs_a_small_saving() -> None:
     routes = router()
     routes.index.store(B, range(2))
     for at in range(5):
-        decision = routes.weigh(question(500, first=1000 * at), among=[B])
+        decision = routes.weigh(question(500, first=1000 * at), 0.0, among=[B])
         assert decision is not None
         routes.book(question(500, first=1000 * at), decision, 0.0)
-    decision = routes.weigh(question(2))
+    decision = routes.weigh(question(2), 0.0)
     assert decision is not None
     assert decision.chosen.worker == A
 
 
 def test_blocks_that_a_booked_request_will_compute_count() -> None:
     routes = router()
-    first = routes.weigh(question(200))
+    first = routes.weigh(question(200), 0.0)
     assert first is not None
     booking = routes.book(question(200), first, 0.0)
-    second = routes.weigh(question(200))
+    second = routes.weigh(question(200), 0.0)
     assert second is not None
     assert second.chosen.worker == first.chosen.worker
     assert (second.chosen.cached_tokens, second.chosen.promised_tokens) == (0, 12_800)
     booking.release()
-    again = routes.weigh(question(200))
+    again = routes.weigh(question(200), 0.0)
     assert again is not None
     assert again.chosen.promised_tokens == 0
 
@@ -78,7 +79,7 @@ def test_bookings_leave_nothing() -> None:
     routes = router()
     for at in range(20):
         asked = question(10, first=100 * at)
-        decision = routes.weigh(asked)
+        decision = routes.weigh(asked, 0.0)
         assert decision is not None
         booking = routes.book(asked, decision, float(at))
         if at % 3 == 0:
@@ -109,29 +110,80 @@ def test_a_request_is_held_until_its_worker_has_room() -> None:
 
 
 def test_a_short_request_passes_a_long_one_but_not_for_ever() -> None:
-    long, short = question(2000, since=0.0), question(1, since=0.0, first=5000)
     routes = router()
+    long, short = question(2000, since=0.0), question(1, since=0.0, first=5000)
+    blocked = [full(routes, worker) for worker in (A, B)]
     routes.hold(long)
     routes.hold(short)
-    for known in routes.workers.values():
-        known.work.wait_s = 10.0
-    assert routes.leaving(0.0) is None
-    blocked = [known.work for known in routes.workers.values()]
-    order = []
-    routes._held.update({long: 1.0, short: 0.02})
-    for work in blocked:
-        work.wait_s = 0.0
-    leaves = routes.leaving(0.1)
+    assert routes.leaving(0.1) is None
+    blocked[0].release()
+    leaves = routes.leaving(0.2)
     assert leaves is not None
-    order.append(leaves[0])
-    assert order == [short]
-    # Newer short requests do not pass a request that has waited much longer than its prefill takes.
-    newer = question(1, since=999.0, first=6000)
+    assert leaves[0] is short
+    routes.withdraw(long)
+    # A request that has waited much longer than its prefill takes is not passed by newer ones.
+    long = question(2000, since=0.2)
+    blocked = [full(routes, worker) for worker in (A, B)]
+    routes.hold(long)
+    assert routes.leaving(0.3) is None
+    newer = question(1, since=999.9, first=6000)
     routes.hold(newer)
-    routes._held[newer] = 0.02
+    blocked[0].release()
     leaves = routes.leaving(1000.0)
     assert leaves is not None
     assert leaves[0] is long
+
+
+def full(routes: Router, worker: Worker, blocks: int = 3000) -> Booking:
+    """Give a worker so much to do that nothing more is sent there."""
+    asked = question(blocks, first=10_000)
+    decision = routes.weigh(asked, 0.0, among=[worker])
+    assert decision is not None
+    return routes.book(asked, decision, 0.0)
+
+
+def test_held_requests_do_not_wait_for_a_worker_that_stalls() -> None:
+    routes = router()
+    routes.index.store(B, range(1500))
+    full(routes, B, 700)
+    routes.hold(question(1500))
+    assert routes.leaving(0.1) is None
+    assert routes.leaving(10.0) is None
+    leaves = routes.leaving(120.0)
+    assert leaves is not None
+    assert leaves[1].chosen.worker == A
+
+
+def test_a_request_does_not_go_where_it_is_excluded() -> None:
+    routes = router()
+    routes.index.store(B, range(100))
+    asked = question(100)
+    asked.excluded = {B}
+    routes.hold(asked)
+    leaves = routes.leaving(0.0)
+    assert leaves is not None
+    assert leaves[1].chosen.worker == A
+    asked.excluded = {A, B}
+    routes.hold(asked)
+    assert routes.leaving(1.0) is None
+    assert routes.held == 1
+    routes.add((3, 0), Instance(EndpointName("n", "c", "e"), 3, ("tcp://127.0.0.1:1",)))
+    leaves = routes.leaving(1.1)
+    assert leaves is not None
+    assert leaves[1].chosen.worker == (3, 0)
+
+
+def test_held_requests_of_a_worker_that_goes_get_another() -> None:
+    routes = router()
+    routes.index.store(B, range(1500))
+    full(routes, B, 700)
+    routes.hold(question(1500))
+    assert routes.leaving(0.1) is None
+    routes.remove(B)
+    leaves = routes.leaving(0.2)
+    assert leaves is not None
+    assert leaves[1].chosen.worker == A
+    assert routes.held == 0
 
 
 def test_a_withdrawn_request_does_not_leave() -> None:
@@ -148,8 +200,31 @@ def test_no_worker_gives_no_decision() -> None:
     routes.remove(A)
     routes.remove(B)
     routes.remove(B)
-    assert routes.weigh(question(3)) is None
-    assert router().weigh(question(3), among=[(9, 0)]) is None
+    assert routes.weigh(question(3), 0.0) is None
+    assert router().weigh(question(3), 0.0, among=[(9, 0)]) is None
+
+
+def test_a_slow_worker_is_known_from_its_first_outputs() -> None:
+    routes = router()
+    now = 0.0
+    for at in range(60):
+        # Two prompts a worker, one after the other: the second one's time begins when the first one is done.
+        for worker, pace in ((A, 1.0), (B, 3.0)):
+            pair = []
+            for part in range(2):
+                asked = question(50 + 17 * at % 100, first=1000 * (2 * at + part), since=now)
+                decision = routes.weigh(asked, now, among=[worker])
+                assert decision is not None
+                pair.append(routes.book(asked, decision, now))
+            later = now
+            for booking in pair:
+                later += pace * (0.02 + 20e-6 * booking.tokens)
+                routes.first_output(booking, later)
+                booking.release()
+        now += 10.0
+    fast, slow = (routes.workers[worker].speed.seconds(6000) for worker in (A, B))
+    assert 0.12 < fast < 0.16
+    assert 2.7 < slow / fast < 3.3
 
 
 def test_the_time_of_a_prefill_is_learned() -> None:
@@ -161,8 +236,18 @@ def test_the_time_of_a_prefill_is_learned() -> None:
     for at in range(300):
         tokens = 100 + 7919 * at % 20_000
         speed.note(tokens, true(tokens))
-    for tokens in (100, 5_000, 20_000):
+    for tokens in (100, 5_000, 20_000, 60_000):
         assert abs(speed.seconds(tokens) / true(tokens) - 1) < 0.05
     speed.note(0, 1.0)
     speed.note(5, -1.0)
     assert speed.seconds(0) == 0.0
+
+
+def test_prompts_of_one_length_leave_a_sensible_curve() -> None:
+    speed = PrefillSpeed()
+    for _ in range(200):
+        speed.note(8_000, 0.5)
+    assert abs(speed.seconds(8_000) - 0.5) < 0.01
+    curve = [speed.seconds(tokens) for tokens in (1, 500, 8_000, 60_000)]
+    assert curve == sorted(curve)
+    assert curve[0] > 0.0

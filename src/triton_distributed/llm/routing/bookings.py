@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 from triton_distributed.llm.routing.view import Worker
 
+TOGETHER_S = 2e-3
+"""First outputs that come within this time belong to one step of the engine."""
+
 
 class Booking:
     """One request at one worker, from the choice to the end of its answer.
@@ -17,10 +20,10 @@ class Booking:
         prefill_s: seconds for the others.
         keys: of the prompt's blocks, which the worker will hold when its prefill is done.
         at: when it was booked, on the router's clock.
-        alone: no other prefill was booked at the worker from the booking to the first output.
+        state: `WAITING` for its first output, `RUNNING` after it, or `ENDED`.
     """
 
-    __slots__ = ("_work", "alone", "at", "cached_tokens", "keys", "prefill_s", "state", "tokens", "worker")
+    __slots__ = ("_work", "at", "cached_tokens", "keys", "prefill_s", "state", "tokens", "worker")
 
     WAITING, RUNNING, ENDED = range(3)
 
@@ -36,22 +39,31 @@ class Booking:
     ) -> None:
         self._work, self.worker = work, worker
         self.tokens, self.cached_tokens, self.prefill_s, self.keys, self.at = tokens, cached_tokens, prefill_s, keys, at
-        self.alone = not work.waiting
         self.state = Booking.WAITING
-        for other in work.waiting:
-            other.alone = False
         work.waiting[self] = None
         work.wait_s += prefill_s
         promised = work.promised
         for key in keys:
             promised[key] = promised.get(key, 0) + 1
 
-    def first_output(self) -> None:
-        """Note that the prefill is done. Nothing happens at a second call."""
-        if self.state == Booking.WAITING:
-            self._computed()
-            self.state = Booking.RUNNING
-            self._work.running += 1
+    def first_output(self, now: float, cached_tokens: int | None = None) -> tuple[int, float] | None:
+        """Note that the prefill is done. Nothing happens at a second call.
+
+        Args:
+            now: seconds, on the router's clock.
+            cached_tokens: prompt tokens that were not computed; None if they are those that were thought so.
+
+        Returns:
+            Tokens that the worker has computed, and the seconds for that; None if this call measured nothing.
+        """
+        if self.state != Booking.WAITING:
+            return None
+        self._computed()
+        self.state = Booking.RUNNING
+        self._work.running += 1
+        if cached_tokens is not None:
+            self.cached_tokens = cached_tokens
+        return self._work.measure(self, now)
 
     def release(self) -> None:
         """Note that the answer has ended, whatever way. Nothing happens at a second call."""
@@ -64,6 +76,7 @@ class Booking:
     def _computed(self) -> None:
         work = self._work
         del work.waiting[self]
+        work.freed = True
         work.wait_s = work.wait_s - self.prefill_s if work.waiting else 0.0  # No sum of rounding errors stays.
         promised = work.promised
         for key in self.keys:
@@ -80,17 +93,50 @@ class Work:
     Attributes:
         waiting: bookings without a first output, in their order.
         running: how many bookings have one.
-        wait_s: seconds of prefill of those that wait.
+        wait_s: seconds of prefill of those that wait, each counted whole.
         promised: keys of blocks that the worker will hold when these are done, and for how many of them.
+        freed: a booking has left `waiting`; the reader sets it to False.
     """
 
-    __slots__ = ("promised", "running", "wait_s", "waiting")
+    __slots__ = ("_begun", "_done_at", "_tokens", "freed", "promised", "running", "wait_s", "waiting")
 
     def __init__(self) -> None:
         self.waiting: dict[Booking, None] = {}
         self.running = 0
         self.wait_s = 0.0
         self.promised: dict[int, int] = {}
+        self.freed = False
+        # The last first outputs that came together: when the worker began with them, when they came, and their tokens.
+        self._begun, self._done_at, self._tokens = 0.0, 0.0, 0
+
+    def expected_wait_s(self, now: float) -> float:
+        """Seconds until the worker has done the prefills that wait.
+
+        What it has done of the first one is taken off. If that is late, it is expected to be late by as much again: so
+        nothing waits for ever for a worker that stalls.
+
+        Args:
+            now: seconds, on the router's clock.
+        """
+        for first in self.waiting:
+            spent = now - max(self._done_at, first.at)
+            return self.wait_s - first.prefill_s + abs(first.prefill_s - spent)
+        return 0.0
+
+    def measure(self, booking: Booking, now: float) -> tuple[int, float] | None:
+        """Note that a prefill is done, and return what is known now of those before: their tokens and seconds.
+
+        A worker computes one prompt after the other, or several in one step. So a prefill begins when the one before is
+        done, and those whose first outputs come together are one.
+        """
+        measured = None
+        if now - self._done_at > TOGETHER_S:
+            if self._tokens:
+                measured = self._tokens, self._done_at - self._begun
+            self._begun, self._tokens = max(self._done_at, booking.at), 0
+        self._done_at = now
+        self._tokens += booking.tokens - booking.cached_tokens
+        return measured
 
     def promised_depth(self, keys: Sequence[int], depth: int) -> int:
         """How many of the first blocks the worker will hold, if it holds `depth` of them now."""

@@ -1,14 +1,22 @@
 """The router of one model: the index, the bookings and the policy, and the requests that it holds. Pure.
 
-A request goes to the worker that the policy chooses. It leaves the router as soon as that worker has less than
-`AHEAD_S` of prefill booked; until then the router holds it, and chooses anew each time. So the choice is made as late
-as possible, with what the caches hold then. Held requests leave in the order of their response ratio: the longer a
-request waits, and the shorter its prefill is, the sooner (HRRN: Brinch Hansen, Operating System Principles, 1973).
+A request goes to the worker that the policy chooses. With a policy that holds, it leaves the router as soon as that
+worker has less than `ahead_s` of prefill booked; until then the router holds it, and chooses anew. So the choice is
+made as late as possible, with what the caches hold then. Held requests leave in the order of their response ratio: the
+longer a request waits, and the shorter its prefill is, the sooner (HRRN: Brinch Hansen, Operating System Principles,
+1973).
+
+To weigh each held request at each change would cost milliseconds. So a held request is remembered under the worker that
+was chosen for it last. Only those of workers with room are looked at, the best ratio first, and weighed anew before
+they leave. A few others, those that were weighed longest ago, are weighed at each change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection
+from heapq import heapify, heappop, heapreplace
+from itertools import islice
+from math import inf
 
 from triton_distributed.llm.routing.bookings import Booking, Work
 from triton_distributed.llm.routing.index import MAX_ENTRIES, PrefixIndex
@@ -19,14 +27,27 @@ from triton_distributed.names import Instance
 AHEAD_S = 1.0
 """Seconds of prefill that a worker has booked at most when a further request is sent to it."""
 
-LOOK = 32
-"""Held requests that are looked at for the next one to leave."""
+LOOK = 64
+"""Held requests of one worker that are looked at for the next one to leave: those that have been its longest."""
+
+REFRESHED = 2
+"""Held requests that are weighed anew at each change, wherever they would go."""
+
+MOST_WEIGHED = 16
+"""Requests that are weighed anew at most for one to leave, beside those that have just come."""
+
+PATIENCE_S = 0.1
+"""Is added to the time that a request has waited, so that the ratio of one that has just come is no division by 0."""
+
+SETTLED_S = 0.25
+"""After this time, held requests are weighed anew although nothing is known to have changed."""
 
 
 class KnownWorker:
     """What the router knows of a worker.
 
     Attributes:
+        worker: its instance and rank.
         instance: its record in discovery.
         work: what it has to do.
         speed: how long a prefill takes.
@@ -34,13 +55,25 @@ class KnownWorker:
         kv_used: the part of its KV cache that requests hold.
     """
 
-    __slots__ = ("instance", "kv_used", "mode", "speed", "work", "worker")
+    __slots__ = ("instance", "kv_used", "mode", "preferred", "speed", "work", "worker")
 
     def __init__(self, worker: Worker, instance: Instance) -> None:
         self.worker, self.instance = worker, instance
         self.work, self.speed = Work(), PrefillSpeed()
         self.mode: Mode = "off"
         self.kv_used = 0.0
+        self.preferred: dict[_Held, None] = {}  # Held requests for which it was chosen last.
+
+
+class _Held:
+    """A held request, and what was decided for it last."""
+
+    __slots__ = ("at", "prefers", "prefill_s", "question")
+
+    def __init__(self, question: Question) -> None:
+        self.question = question
+        self.prefers: KnownWorker | None = None
+        self.prefill_s, self.at = 0.0, -inf
 
 
 class Router:
@@ -50,7 +83,8 @@ class Router:
         policy: chooses among candidates.
         name: the policy's name, for explanations.
         max_entries: the most keys of the index.
-        ahead_s: seconds of prefill that a worker has booked at most when a further request is sent to it.
+        ahead_s: seconds of prefill that a worker has booked at most when a further request is sent to it; infinite
+            for a policy that holds no request.
     """
 
     def __init__(
@@ -59,7 +93,9 @@ class Router:
         self.index: PrefixIndex[Worker] = PrefixIndex(max_entries)
         self.workers: dict[Worker, KnownWorker] = {}
         self._policy, self._name, self._ahead_s = policy, name, ahead_s
-        self._held: dict[Question, float] = {}  # And the seconds that its prefill takes, as last estimated.
+        self._held: dict[Question, _Held] = {}  # Those that were weighed longest ago come first.
+        self._new: dict[_Held, None] = {}  # Those of them that have no preferred worker.
+        self._settled_at = -inf  # When no held request could leave, if nothing has changed since.
 
     @property
     def held(self) -> int:
@@ -72,50 +108,61 @@ class Router:
         if found is None:
             found = self.workers[worker] = KnownWorker(worker, instance)
             self.index.add(worker)
+            self._settled_at = -inf
         return found
 
     def remove(self, worker: Worker) -> None:
         """Forget a worker. Bookings there end on their own. Nothing happens if it is unknown."""
-        if self.workers.pop(worker, None) is not None:
+        known = self.workers.pop(worker, None)
+        if known is not None:
             self.index.remove(worker)
+            for held in known.preferred:
+                held.prefers = None
+                self._new[held] = None
+            self._settled_at = -inf
 
-    def weigh(self, question: Question, among: Iterable[Worker] | None = None) -> Decision | None:
+    def weigh(self, question: Question, now: float, among: Collection[Worker] | None = None) -> Decision | None:
         """Let the policy choose now. Nothing is booked.
 
         Args:
             question: the request.
+            now: seconds, on the router's clock.
             among: the workers that may be chosen, of which unknown ones are passed over; None for all.
 
         Returns:
             The decision; None if there is no such worker.
         """
-        workers = self.workers
-        keys, size, tokens = question.keys, question.block_tokens, question.tokens
+        keys, size, tokens, excluded = question.keys, question.block_tokens, question.tokens, question.excluded
         depths = self.index.depths(keys) if keys else {}
+        last, whole = tokens - 1, len(keys)
         candidates = []
-        for worker in workers if among is None else among:
-            known = workers.get(worker)
-            if known is None:
+        for worker, known in self.workers.items():
+            if (among is not None and worker not in among) or (excluded and worker in excluded):
                 continue
             work, speed = known.work, known.speed
-            depth = depths.get(worker, 0)
-            promised = work.promised_depth(keys, depth)
+            promised = depth = depths.get(worker, 0)
+            if depth < whole and work.promised:
+                promised = work.promised_depth(keys, depth)
+            prefill_s = speed.seconds(tokens)
+            saved_s = 0.0
             # The last token is computed in any case: the first output follows from it.
-            counted = min(promised * size, tokens - 1)
-            prefill_s = speed.seconds(tokens - counted)
+            counted = min(promised * size, last)
+            if counted:
+                whole_s, prefill_s = prefill_s, speed.seconds(tokens - counted)
+                saved_s = max(0.0, whole_s - prefill_s)
             candidates.append(
                 Candidate(
-                    worker=worker,
-                    instance=known.instance,
-                    cached_tokens=min(depth * size, tokens - 1),
-                    promised_tokens=counted,
-                    prefill_s=prefill_s,
-                    saved_s=max(0.0, speed.seconds(tokens) - prefill_s) if counted else 0.0,
-                    wait_s=work.wait_s,
-                    waiting=len(work.waiting),
-                    running=work.running,
-                    kv_used=known.kv_used,
-                    mode=known.mode,
+                    worker,
+                    known.instance,
+                    min(depth * size, last),
+                    counted,
+                    prefill_s,
+                    saved_s,
+                    work.expected_wait_s(now),
+                    len(work.waiting),
+                    work.running,
+                    known.kv_used,
+                    known.mode,
                 )
             )
         if not candidates:
@@ -123,47 +170,127 @@ class Router:
         return Decision(chosen=self._policy(question, candidates), candidates=candidates, policy=self._name)
 
     def book(self, question: Question, decision: Decision, now: float) -> Booking:
-        """Book the chosen worker. The caller tells the booking of the first output, and releases it at the end."""
+        """Book the chosen worker. The caller tells of the first output, and releases the booking at the end."""
         chosen = decision.chosen
         work = self.workers[chosen.worker].work
         return Booking(
             work, chosen.worker, question.tokens, chosen.promised_tokens, chosen.prefill_s, question.keys, now
         )
 
+    def book_reported(self, worker: Worker, tokens: int, cached_tokens: int, now: float) -> Booking:
+        """Book a request that another router has sent.
+
+        Args:
+            worker: the worker that has it.
+            tokens: of its prompt.
+            cached_tokens: those that the worker need not compute.
+            now: seconds, on the router's clock.
+
+        Raises:
+            KeyError: the worker was not added.
+        """
+        known = self.workers[worker]
+        return Booking(known.work, worker, tokens, cached_tokens, known.speed.seconds(tokens - cached_tokens), (), now)
+
+    def first_output(self, booking: Booking, now: float, cached_tokens: int | None = None) -> None:
+        """Note the first output of a booked request, and learn from it. Nothing happens at a second call.
+
+        Args:
+            booking: of the request.
+            now: seconds, on the router's clock.
+            cached_tokens: prompt tokens that the engine did not compute, as it reports them; None if it does not.
+        """
+        measured = booking.first_output(now, cached_tokens)
+        known = self.workers.get(booking.worker)
+        if measured is not None and known is not None:
+            known.speed.note(*measured)
+
     def hold(self, question: Question) -> None:
         """Hold a request until `leaving` gives it, or `withdraw` is called."""
-        self._held[question] = 0.0
+        held = self._held[question] = _Held(question)
+        self._new[held] = None
+        self._settled_at = -inf
 
     def withdraw(self, question: Question) -> None:
         """Do not hold a request any more. Nothing happens if it has left."""
-        self._held.pop(question, None)
+        held = self._held.pop(question, None)
+        if held is not None:
+            self._place(held, None)
+            self._new.pop(held, None)
 
-    def leaving(self, now: float, among: Sequence[Worker] | None = None) -> tuple[Question, Decision] | None:
+    def leaving(self, now: float, among: Collection[Worker] | None = None) -> tuple[Question, Decision] | None:
         """The next held request whose worker has room, which leaves the router; None if there is none.
 
-        Book it before the next call.
+        Book it before the next call. Call this until it returns None after each `hold`, first output and release, and
+        while requests are held at least each second: a worker that stalls tells nothing.
+
+        Args:
+            now: seconds, on the router's clock.
+            among: the workers that may be chosen; None for all.
         """
-        held = self._held
-        if not held:
+        if not self._held:
             return None
-        if not any(known.work.wait_s < self._ahead_s for known in self.workers.values()):
+        room, changed = [], now - self._settled_at >= SETTLED_S
+        for known in self.workers.values():
+            work = known.work
+            if work.freed:
+                work.freed, changed = False, True
+            if work.wait_s < self._ahead_s:
+                room.append(known)
+        if not changed or not room:
             return None
-        order = sorted(held.items(), key=lambda each: each[1] / (now - each[0].since + 1.0))
-        for question, _ in order[:LOOK]:
-            decision = self.weigh(question, among)
-            if decision is None:
-                return None
-            chosen = decision.chosen
-            held[question] = chosen.prefill_s
-            if chosen.wait_s < self._ahead_s:
-                del held[question]
-                decision.held_s = now - question.since
-                return question, decision
+        decisions: dict[_Held, Decision] = {}
+        for held in [*self._new, *islice(self._held.values(), REFRESHED)]:
+            if held not in decisions:
+                self._weigh_held(held, now, among, decisions)
+        most = len(decisions) + MOST_WEIGHED
+        order = [
+            (held.prefill_s / (now - held.question.since + PATIENCE_S), held.question.since, id(held), held)
+            for known in room
+            for held in islice(known.preferred, LOOK)
+        ]
+        heapify(order)
+        while order:
+            held = order[0][3]
+            if held in decisions:
+                if held.prefers in room:
+                    question, decision = held.question, decisions[held]
+                    self.withdraw(question)
+                    decision.held_s = now - question.since
+                    return question, decision
+                heappop(order)
+            elif len(decisions) < most and self._weigh_held(held, now, among, decisions):
+                ratio = held.prefill_s / (now - held.question.since + PATIENCE_S)
+                heapreplace(order, (ratio, *order[0][1:]))
+            else:
+                heappop(order)
+        self._settled_at = now
         return None
 
-    def first_output(self, booking: Booking, now: float) -> None:
-        """Note the first output of a booked request, and learn from it."""
-        known = self.workers.get(booking.worker)
-        if known is not None and booking.alone and booking.state == Booking.WAITING:
-            known.speed.note(booking.tokens - booking.cached_tokens, now - booking.at)
-        booking.first_output()
+    def _weigh_held(
+        self, held: _Held, now: float, among: Collection[Worker] | None, decisions: dict[_Held, Decision]
+    ) -> bool:
+        """Weigh a held request, and remember it under the chosen worker. Returns whether there is one."""
+        question = held.question
+        self._held[question] = self._held.pop(question)
+        decision = self.weigh(question, now, among)
+        if decision is None:
+            self._place(held, None)
+            self._new[held] = None
+            return False
+        decisions[held] = decision
+        held.prefill_s = decision.chosen.prefill_s
+        self._place(held, self.workers[decision.chosen.worker])
+        return True
+
+    def _place(self, held: _Held, known: KnownWorker | None) -> None:
+        before = held.prefers
+        if before is known and known is not None:
+            return
+        if before is not None:
+            del before.preferred[held]
+        else:
+            self._new.pop(held, None)
+        held.prefers = known
+        if known is not None:
+            known.preferred[held] = None

@@ -9,6 +9,9 @@ mocker of Dynamo 1.6, which has 0.0165, 15.2e-6 and 4.2e-10."""
 FORGETTING = 0.98
 """The weight of a measurement falls by this factor with each new one: about the last 50 count."""
 
+PULL = 5e-5
+"""How much the prior counts beside the measurements. It decides what they leave open, e.g. if all prompts are alike."""
+
 SCALE = 1e-4
 """Tokens are counted in ten thousands inside, so that the three coefficients have similar sizes."""
 
@@ -16,38 +19,67 @@ LEAST_S = 1e-4
 
 
 class PrefillSpeed:
-    """Seconds of a prefill as a + b·t + c·t², with t the tokens that are not cached.
+    """Seconds of a prefill as a + b·t + c·t², with t the tokens that are not cached, and no coefficient below 0.
 
-    The coefficients are fitted by recursive least squares with forgetting (Haykin, Adaptive Filter Theory, chapter 10).
+    The coefficients are those of least squares over all measurements, of which older ones count less (Haykin, Adaptive
+    Filter Theory, chapter 10), with a small pull to the prior (ridge regression).
+
+    Attributes:
+        measured: measurements so far.
     """
 
-    __slots__ = ("_p", "_theta", "measured")
+    __slots__ = ("_a", "_b", "_c", "_prior", "_sums", "_with_s", "measured")
 
     def __init__(self) -> None:
         a, b, c = PRIOR
-        self._theta = [a, b / SCALE, c / SCALE**2]
-        self._p = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+        self._prior = (a, b / SCALE, c / SCALE**2)
+        self._a, self._b, self._c = self._prior
+        self._sums = [0.0] * 5  # Of 1, t, t², t³, t⁴.
+        self._with_s = [0.0] * 3  # Of s, s·t, s·t², with s the seconds.
         self.measured = 0
 
     def seconds(self, tokens: int) -> float:
         """Seconds to compute this many tokens; 0 for none."""
         if tokens <= 0:
             return 0.0
-        a, b, c = self._theta
         t = tokens * SCALE
-        return max(LEAST_S, a + (b + c * t) * t)
+        found = self._a + (self._b + self._c * t) * t
+        return found if found > LEAST_S else LEAST_S
 
     def note(self, tokens: int, seconds: float) -> None:
         """Note that a worker with nothing else to compute took `seconds` for `tokens` that were not cached."""
         if tokens <= 0 or seconds <= 0:
             return
         t = tokens * SCALE
-        x = (1.0, t, t * t)
-        p = self._p
-        px = [sum(row[k] * x[k] for k in range(3)) for row in p]
-        gain_over = FORGETTING + sum(x[k] * px[k] for k in range(3))
-        gain = [each / gain_over for each in px]
-        error = seconds - sum(self._theta[k] * x[k] for k in range(3))
-        self._theta = [max(0.0, self._theta[k] + gain[k] * error) for k in range(3)]
-        self._p = [[min(1.0, (p[i][j] - gain[i] * px[j]) / FORGETTING) for j in range(3)] for i in range(3)]
+        sums, with_s, power = self._sums, self._with_s, 1.0
+        for at in range(5):
+            sums[at] = sums[at] * FORGETTING + power
+            if at < 3:
+                with_s[at] = with_s[at] * FORGETTING + power * seconds
+            power *= t
         self.measured += 1
+        self._a, self._b, self._c = self._solved()
+
+    def _solved(self) -> list[float]:
+        """The coefficients of least squares. If one is negative, it is taken as 0, and the others are solved anew."""
+        sums, pull = self._sums, PULL * self._sums[0]
+        used = [0, 1, 2]
+        while True:
+            rows = [
+                [sums[i + j] + (pull if i == j else 0.0) for j in used] + [self._with_s[i] + pull * self._prior[i]]
+                for i in used
+            ]
+            count = len(used)
+            for i in range(count):  # Gauss: the matrix is positive definite, so no pivot is 0.
+                for row in rows[i + 1 :]:
+                    factor = row[i] / rows[i][i]
+                    for j in range(i, count + 1):
+                        row[j] -= factor * rows[i][j]
+            found = [0.0, 0.0, 0.0]
+            for i in reversed(range(count)):
+                rest = sum(rows[i][j] * found[used[j]] for j in range(i + 1, count))
+                found[used[i]] = (rows[i][count] - rest) / rows[i][i]
+            lowest = min(used, key=found.__getitem__)
+            if found[lowest] >= 0.0 or count == 1:
+                return found
+            used.remove(lowest)

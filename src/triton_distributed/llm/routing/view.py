@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
 import msgspec
@@ -24,6 +24,7 @@ class Question(msgspec.Struct, eq=False, kw_only=True):
         keys: of the whole blocks of its prompt; see `block_keys`.
         block_tokens: tokens in one of these blocks.
         request: the request itself, for policies of the runtime and of users.
+        excluded: workers that must not get it, since they failed or refused it.
         session: names a conversation or a user, whose requests a policy may keep together; empty for none.
         since: when it came, on the router's clock.
     """
@@ -32,11 +33,12 @@ class Question(msgspec.Struct, eq=False, kw_only=True):
     keys: Sequence[int] = ()
     block_tokens: int = 64
     request: object = None
+    excluded: Collection[Worker] = ()
     session: str = ""
     since: float = 0.0
 
 
-class Candidate(msgspec.Struct, eq=False, kw_only=True):
+class Candidate(msgspec.Struct, eq=False):
     """A worker that may get the request.
 
     Attributes:
