@@ -1,15 +1,16 @@
 """A paged KV cache: blocks of tokens that sequences with an equal beginning share. Pure.
 
-A block is in one of three places: held by sequences, kept for later (full, and held by none), or free. The block kept
-for the longest time is evicted first.
+A block is free, or one sequence holds it without a key, or sequences hold it under its key, or it is kept for later: it
+has a key, and none holds it. The block kept for the longest time is evicted first.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from triton_distributed.llm.contract.request import unpacked
-from triton_distributed.llm.engines.mock.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, Event
+from triton_distributed.llm.engines.mock.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, Event, Key
 
 
 class Cache:
@@ -19,111 +20,107 @@ class Cache:
         blocks: how many there are.
         block_tokens: tokens in a block.
         record: keep `events` for `take_events`.
+
+    Attributes:
+        total: how many blocks there are.
     """
 
     def __init__(self, blocks: int, block_tokens: int, *, record: bool = False) -> None:
         self.total, self.block_tokens = blocks, block_tokens
         self._record = record
         self._events: list[Event] = []
-        self._unused = 0  # Blocks from this number on were never used.
-        self._free: list[int] = []
-        self._kept: OrderedDict[int, None] = OrderedDict()  # The next one to evict is the first.
-        self._holders: dict[int, int] = {}
-        self._key_of: dict[int, bytes] = {}
-        self._block_of: dict[bytes, int] = {}
+        self._own = 0  # Blocks without a key.
+        self._held: dict[Key, int] = {}  # And how many sequences hold it.
+        self._kept: OrderedDict[Key, None] = OrderedDict()  # The next one to evict is the first.
 
     @property
     def used(self) -> int:
         """Blocks that sequences hold."""
-        return len(self._holders)
+        return len(self._held) + self._own
 
     @property
     def available(self) -> int:
         """Blocks that `allocate` can give."""
-        return self.total - len(self._holders)
+        return self.total - len(self._held) - self._own
 
-    def cached(self, keys: list[bytes]) -> list[int]:
-        """The blocks of the longest beginning of `keys` that is in the cache. They are not held yet."""
-        found = []
+    def depth(self, keys: Sequence[Key]) -> int:
+        """How many of the first `keys` are in the cache."""
+        held, kept = self._held, self._kept
+        found = 0
         for key in keys:
-            block = self._block_of.get(key)
-            if block is None:
+            if key not in held and key not in kept:
                 break
-            found.append(block)
+            found += 1
         return found
 
-    def kept(self, blocks: list[int]) -> int:
-        """How many of `blocks` no sequence holds."""
-        return sum(1 for block in blocks if block not in self._holders)
+    def kept(self, keys: Sequence[Key]) -> int:
+        """How many of `keys` are in the cache, and no sequence holds them."""
+        kept = self._kept
+        return sum(1 for key in keys if key in kept)
 
-    def hold(self, blocks: list[int]) -> None:
+    def hold(self, keys: Sequence[Key]) -> None:
         """Hold cached blocks for one more sequence."""
-        for block in blocks:
-            self._kept.pop(block, None)
-            self._holders[block] = self._holders.get(block, 0) + 1
+        held, kept = self._held, self._kept
+        for key in keys:
+            count = held.get(key, 0)
+            if not count:
+                del kept[key]
+            held[key] = count + 1
 
-    def allocate(self, count: int) -> list[int]:
+    def allocate(self, count: int) -> None:
         """Take empty blocks for one sequence, `available` at most. Evicts kept ones if no others are left."""
-        assert count <= self.available
-        found, removed = [], []
-        for _ in range(count):
-            if self._free:
-                block = self._free.pop()
-            elif self._unused < self.total:
-                block, self._unused = self._unused, self._unused + 1
-            else:
-                block, _ = self._kept.popitem(last=False)
-                key = self._key_of.pop(block)
-                del self._block_of[key]
-                removed.append(key)
-            self._holders[block] = 1
-            found.append(block)
-        if removed and self._record:
-            self._events.append(BlockRemoved(block_hashes=removed))
-        return found
+        self._own += count
+        kept = self._kept
+        over = len(self._held) + self._own + len(kept) - self.total
+        if over > 0:
+            removed = [kept.popitem(last=False)[0] for _ in range(over)]
+            if self._record:
+                self._events.append(BlockRemoved(block_hashes=removed))
 
-    def store(self, blocks: list[int], keys: list[bytes], parent: bytes | None, ids: bytes) -> None:
-        """Make full blocks of one sequence available to others.
+    def store(self, keys: Sequence[Key], parent: Key | None, ids: bytes = b"") -> None:
+        """Give keys to full blocks of one sequence, so that others can share them.
 
         Args:
-            blocks: one after the other, all held.
-            keys: one for each. A key that another block has already is left to that one.
+            keys: one for each of the sequence's next blocks without a key. If another block has the key already, the
+                sequence holds that one instead of its own.
             parent: the key before the first.
-            ids: the tokens of all `blocks`, packed.
+            ids: the tokens of all the blocks, packed; empty for events without tokens.
         """
-        run: list[bytes] = []
-        first, before = 0, parent
-        for index, (block, key) in enumerate(zip(blocks, keys, strict=True)):
-            if key in self._block_of:
-                self._stored(run, before, ids, first)
-                run, first, before = [], index + 1, key
-                continue
-            self._block_of[key] = block
-            self._key_of[block] = key
-            run.append(key)
-        self._stored(run, before, ids, first)
+        held, kept, record = self._held, self._kept, self._record
+        self._own -= len(keys)
+        first = 0
+        for index, key in enumerate(keys):
+            count = held.get(key, 0)
+            held[key] = count + 1
+            if count or key in kept:
+                if not count:
+                    del kept[key]
+                if record:
+                    self._stored(keys, first, index, parent, ids)
+                first = index + 1
+        if record:
+            self._stored(keys, first, len(keys), parent, ids)
 
-    def release(self, blocks: list[int]) -> None:
-        """Give back a sequence's blocks. The later ones of a prompt are evicted first: fewer prompts share them."""
-        for block in reversed(blocks):
-            holders = self._holders[block] - 1
+    def release(self, keys: Sequence[Key], own: int) -> None:
+        """Give back a sequence's blocks: those under `keys`, and `own` others.
+
+        The later ones of a prompt are evicted first: fewer prompts share them.
+        """
+        held, kept = self._held, self._kept
+        for key in reversed(keys):
+            holders = held[key] - 1
             if holders:
-                self._holders[block] = holders
-                continue
-            del self._holders[block]
-            if block in self._key_of:
-                self._kept[block] = None
+                held[key] = holders
             else:
-                self._free.append(block)
+                del held[key]
+                kept[key] = None
+        self._own -= own
 
     def clear(self) -> bool:
         """Forget all kept blocks. Returns False, and does nothing, while sequences hold blocks."""
-        if self._holders:
+        if self.used:
             return False
-        self._free += self._kept
         self._kept.clear()
-        self._key_of.clear()
-        self._block_of.clear()
         if self._record:
             self._events.append(AllBlocksCleared())
         return True
@@ -133,9 +130,15 @@ class Cache:
         found, self._events = self._events, []
         return found
 
-    def _stored(self, keys: list[bytes], parent: bytes | None, ids: bytes, first: int) -> None:
-        if keys and self._record:
-            size = self.block_tokens
-            token_ids = unpacked(ids[4 * first * size : 4 * (first + len(keys)) * size]).tolist()
-            event = BlockStored(block_hashes=keys, parent_block_hash=parent, token_ids=token_ids, block_size=size)
-            self._events.append(event)
+    def _stored(self, keys: Sequence[Key], first: int, last: int, parent: Key | None, ids: bytes) -> None:
+        if first == last:
+            return
+        size = self.block_tokens
+        token_ids = unpacked(ids[4 * first * size : 4 * last * size]).tolist() if ids else []
+        event = BlockStored(
+            block_hashes=list(keys[first:last]),
+            parent_block_hash=keys[first - 1] if first else parent,
+            token_ids=token_ids,
+            block_size=size,
+        )
+        self._events.append(event)

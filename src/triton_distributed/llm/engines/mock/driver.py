@@ -73,13 +73,11 @@ class Driver:
         while scheduler.waiting or scheduler.running:
             step = scheduler.step()
             self.publish()
-            used = scheduler.cache.used / scheduler.cache.total
             # From one due time to the next, so that the pauses of a real loop do not add up.
-            due = max(due + self._timing.step_ms(step.prefill_tokens, step.decoding, used) / 1000, loop.time())
+            due = max(due + self._timing.step_ms(step, scheduler.cache) / 1000, loop.time())
             await asyncio.sleep(due - loop.time())
-            progressed = scheduler.complete(step)
+            scheduler.complete(step)
             self.publish()
-            for sequence in progressed:
-                generated, waiter = self._waiters.get(sequence, (0, None))
-                if waiter is not None and sequence.generated >= generated and not waiter.done():
+            for sequence, (generated, waiter) in self._waiters.items():
+                if sequence.generated >= generated and not waiter.done():
                     waiter.set_result(None)

@@ -14,7 +14,7 @@ from triton_distributed.llm.engines.mock.cache import Cache
 from triton_distributed.llm.engines.mock.driver import Driver
 from triton_distributed.llm.engines.mock.kv_events import Event, Form, encoded
 from triton_distributed.llm.engines.mock.options import Text, timing
-from triton_distributed.llm.engines.mock.scheduler import Scheduler, Sequence
+from triton_distributed.llm.engines.mock.scheduler import Scheduler, Sequence, block_keys
 from triton_distributed.llm.engines.mock.tokens import EOS, MAX_LOGPROBS, Answer, answer, embedding, logprobs
 from triton_distributed.llm.engines.options import whole
 
@@ -233,6 +233,8 @@ def _begin(scheduler: Scheduler, request: Request, planned: Answer) -> Sequence:
         room = scheduler.cache.total * scheduler.cache.block_tokens
         reason = f"with its answer it has {tokens} tokens, and the KV cache has room for {room}"
         raise InvalidParameter("prompt", reason, "context_length_exceeded")
-    sequence = Sequence(request.prompt, packed(list(planned.tokens)))
+    ids = request.prompt + packed(list(planned.tokens))
+    keys = block_keys(ids, scheduler.cache.block_tokens)
+    sequence = Sequence(len(request.prompt) // 4, len(planned.tokens), keys, ids)
     scheduler.add(sequence)
     return sequence

@@ -11,20 +11,23 @@ import msgspec
 
 Form = Literal["map", "array"]
 
+Key = bytes | int
+"""The name of a block: bytes, or a number as vLLM sends with `VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES`."""
+
 
 class BlockStored(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Blocks that can be shared from now on.
 
     Attributes:
-        block_hashes: the keys of the blocks, each 8 bytes.
+        block_hashes: the keys of the blocks; the mock engine's have 8 bytes each.
         parent_block_hash: the key of the block before the first one; None at the beginning of a prompt.
         token_ids: the tokens of all the blocks.
         block_size: tokens in a block.
         lora_id, medium, lora_name: as in vLLM.
     """
 
-    block_hashes: list[bytes]
-    parent_block_hash: bytes | None
+    block_hashes: list[Key]
+    parent_block_hash: Key | None
     token_ids: list[int]
     block_size: int
     lora_id: int | None = None
@@ -35,7 +38,7 @@ class BlockStored(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 class BlockRemoved(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Blocks that are no longer in the cache."""
 
-    block_hashes: list[bytes]
+    block_hashes: list[Key]
     medium: str | None = "GPU"
 
 

@@ -3,79 +3,118 @@
 Sequences wait in the order of their coming. A step computes one token for each sequence that decodes, and pieces of
 prompts up to the token budget. If blocks run out, the sequence that began last loses its blocks and is computed anew
 later (LIFO preemption).
+
+All sequences that decode get a token in each step. So nothing is done for a single one, except in the steps in which
+it begins, needs a block, or ends: a step costs the same for one sequence and for 256.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import deque
+from collections.abc import Sequence as Keys
 
 from triton_distributed.llm.engines.mock.cache import Cache
+from triton_distributed.llm.engines.mock.kv_events import Key
+
+
+def block_keys(ids: bytes, block_tokens: int) -> list[Key]:
+    """The keys of the whole blocks of packed token ids: each follows from all tokens up to its end."""
+    size = 4 * block_tokens
+    found: list[Key] = []
+    key = b""
+    for end in range(size, len(ids) + 1, size):
+        key = hashlib.blake2b(key + ids[end - size : end], digest_size=8).digest()
+        found.append(key)
+    return found
 
 
 class Sequence:
     """A request in the scheduler.
 
     Args:
-        prompt: the token ids, packed.
-        answer: the ids of the answer, packed; they are computed one by one.
+        prompt_tokens: of the prompt, at least 1.
+        answer_tokens: of the answer, at least 1; they are computed one by one.
+        keys: of the whole blocks of prompt and answer.
+        ids: the tokens of prompt and answer, packed; only events need them.
 
     Attributes:
-        generated: tokens of the answer so far.
         cached_tokens: tokens of the prompt that were in the cache at its first begin; -1 before it.
+        blocks: how many it holds.
+        running: whether it has begun.
     """
 
-    def __init__(self, prompt: bytes, answer: bytes) -> None:
-        self.ids = prompt + answer
-        self.prompt_tokens, self.answer_tokens = len(prompt) // 4, len(answer) // 4
-        self.generated = 0
+    __slots__ = (
+        "_clock",
+        "_generated",
+        "answer_tokens",
+        "began",
+        "blocks",
+        "cached_tokens",
+        "computed",
+        "due",
+        "ids",
+        "keys",
+        "prompt_tokens",
+        "running",
+        "since",
+        "stored",
+    )
+
+    def __init__(self, prompt_tokens: int, answer_tokens: int, keys: Keys[Key], ids: bytes = b"") -> None:
+        self.prompt_tokens, self.answer_tokens, self.keys, self.ids = prompt_tokens, answer_tokens, keys, ids
         self.cached_tokens = -1
         self.running = False
-        self.computed = 0  # Tokens whose state is in `blocks`.
-        self.blocks: list[int] = []
-        self.stored = 0  # The first of `blocks`, which others can share.
-        self._keys: list[bytes] = []
+        self.computed = 0  # Tokens that its prefill has computed, those of the present step included.
+        self.blocks = self.stored = 0  # The first `stored` of its blocks are held under their keys.
+        self.began = 0  # The number of its begin.
+        self.due = -1  # The step in which it needs its next block.
+        self._generated = 0
+        self._clock: Scheduler | None = None  # While it decodes: its tokens are the steps `since`.
+        self.since = 0
 
     @property
-    def pending(self) -> int:
-        """Tokens to compute before the next one comes."""
-        return self.prompt_tokens + self.generated - self.computed
+    def generated(self) -> int:
+        """Tokens of the answer so far."""
+        clock = self._clock
+        return self._generated if clock is None else clock.steps - self.since
 
     @property
     def finished(self) -> bool:
         """Whether the whole answer was generated."""
         return self.generated == self.answer_tokens
 
-    def keys(self, count: int, block_tokens: int) -> list[bytes]:
-        """The keys of the first `count` blocks: each follows from all tokens up to its end."""
-        size = 4 * block_tokens
-        for index in range(len(self._keys), count):
-            parent = self._keys[-1] if self._keys else b""
-            block = parent + self.ids[index * size : (index + 1) * size]
-            self._keys.append(hashlib.blake2b(block, digest_size=8).digest())
-        return self._keys[:count]
+    def begin_decoding(self, clock: Scheduler) -> None:
+        """Get one token in each step from now on."""
+        self._clock, self.since = clock, clock.steps - self._generated
+
+    def end_decoding(self) -> bool:
+        """Get no more tokens. Returns False if it did not decode."""
+        if self._clock is None:
+            return False
+        self._generated, self._clock = self.generated, None
+        return True
+
+    def add_token(self) -> None:
+        """Count the token at the end of its prefill."""
+        self._generated += 1
 
 
 class Step:
     """What one step computes.
 
     Attributes:
-        work: sequences, and how many tokens of each.
         prefill_tokens: tokens of prompts, and of preempted sequences.
         decoding: sequences that only need their next token.
+        context_tokens: tokens of all these, prompts included.
+        prefilled: sequences whose prefill ends with the step, which gives their next token, too.
     """
 
-    def __init__(self) -> None:
-        self.work: list[tuple[Sequence, int]] = []
-        self.prefill_tokens = self.decoding = 0
+    __slots__ = ("context_tokens", "decoding", "prefill_tokens", "prefilled")
 
-    def add(self, sequence: Sequence, tokens: int) -> None:
-        """Compute further tokens of a sequence."""
-        self.work.append((sequence, tokens))
-        if tokens == 1 and sequence.generated and sequence.pending == 1:
-            self.decoding += 1
-        else:
-            self.prefill_tokens += tokens
+    def __init__(self) -> None:
+        self.prefilled: list[Sequence] = []
+        self.prefill_tokens = self.decoding = self.context_tokens = 0
 
 
 class Scheduler:
@@ -83,16 +122,25 @@ class Scheduler:
 
     Args:
         cache: the blocks.
-        slots: the most sequences in a batch.
+        slots: the most sequences in a batch. A batch has at most `batch_tokens`.
         batch_tokens: the most tokens that a step computes.
+
+    Attributes:
+        steps: how many are done.
+        preemptions, cached_tokens, generated_tokens: counts since the beginning.
     """
 
     def __init__(self, cache: Cache, slots: int, batch_tokens: int) -> None:
         self.cache = cache
-        self._slots, self._batch_tokens = slots, batch_tokens
+        self._slots, self._batch_tokens = min(slots, batch_tokens), batch_tokens
         self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []  # In the order in which they began.
-        self.preemptions = self.cached_tokens = self.generated_tokens = 0
+        self.running: list[Sequence] = []  # In the order in which they began. Only the last one can have a piece left.
+        self.steps = self.preemptions = self.cached_tokens = self.generated_tokens = 0
+        self._begun = 0
+        self._piece: Sequence | None = None  # The sequence of whose prompt a piece is left.
+        self._decoding = self._context = 0  # Sequences that decode, and the sum of their tokens.
+        self._due: dict[int, list[Sequence]] = {}  # By step: those that need a block in it, and others by mistake.
+        self._ends: dict[int, list[Sequence]] = {}  # By number of steps: those that end after so many, and others.
 
     def fits(self, tokens: int) -> bool:
         """Whether a sequence of this many tokens fits in the cache if it is alone."""
@@ -113,73 +161,121 @@ class Scheduler:
     def step(self) -> Step:
         """Choose what to compute next. There is something if a sequence waits or runs."""
         step = Step()
-        budget = self._batch_tokens
-        preempted = False
-        index = 0
-        while index < len(self.running) and budget:
-            sequence = self.running[index]
-            tokens = min(sequence.pending, budget)
-            while not self._grow(sequence, tokens):
+        preempted = self._grow_decoding()
+        step.decoding, step.context_tokens = self._decoding, self._context
+        budget = self._batch_tokens - self._decoding
+        if (piece := self._piece) is not None:
+            total = piece.prompt_tokens + piece.generated
+            tokens = min(total - piece.computed, budget)
+            missing = self._blocks_for(piece.computed + tokens) - piece.blocks
+            if missing > self.cache.available:
+                self._preempt()  # It began last.
                 preempted = True
-                if self._preempt() is sequence:
-                    break
             else:
-                step.add(sequence, tokens)
+                self._compute(step, piece, tokens, missing, total)
                 budget -= tokens
-            index += 1
         while self.waiting and budget and not preempted and len(self.running) < self._slots:
-            tokens = self._begin(self.waiting[0], budget)
+            tokens = self._begin(step, self.waiting[0], budget)
             if not tokens:
                 break
-            sequence = self.waiting.popleft()
-            self.running.append(sequence)
-            step.add(sequence, tokens)
             budget -= tokens
         return step
 
     def complete(self, step: Step) -> list[Sequence]:
-        """Note that a step is done. Returns the sequences that have a new token; finished ones have left."""
-        found = []
-        for sequence, tokens in step.work:
-            if not sequence.running:  # It was removed meanwhile.
-                continue
-            sequence.computed += tokens
-            self._store(sequence)
-            if sequence.pending:
-                continue
-            sequence.generated += 1
-            self.generated_tokens += 1
-            found.append(sequence)
-            if sequence.finished:
-                self.running.remove(sequence)
-                self._release(sequence)
-        return found
+        """Note that a step is done. Returns the sequences that have finished; they have left."""
+        self.steps += 1
+        self._context += self._decoding
+        self.generated_tokens += self._decoding
+        for sequence in step.prefilled:
+            if sequence.running:  # It was not removed meanwhile.
+                self.generated_tokens += 1
+                sequence.add_token()
+                self._decode(sequence)
+        finished = [each for each in self._ends.pop(self.steps, ()) if each.running and each.finished]
+        if len(finished) > 1:
+            finished.sort(key=_order)
+        for sequence in finished:
+            self.running.remove(sequence)
+            self._store(sequence, sequence.prompt_tokens + sequence.answer_tokens - 1)
+            self._release(sequence)
+        return finished
 
-    def _begin(self, sequence: Sequence, budget: int) -> int:
-        """Give a waiting sequence its first blocks. Returns how many tokens it computes; 0 if blocks are missing."""
-        total = sequence.pending
+    def _grow_decoding(self) -> bool:
+        """Give blocks to the sequences that decode and need one. Returns whether others lost theirs."""
+        due = self._due.pop(self.steps, None)
+        if due is None:
+            return False
+        preempted = False
+        due.sort(key=_order)
+        cache = self.cache
+        for sequence in due:
+            if sequence.due != self.steps:
+                continue
+            while not cache.available:
+                preempted = True
+                if self._preempt() is sequence:
+                    break
+            else:
+                self._store(sequence, sequence.blocks * cache.block_tokens)
+                cache.allocate(1)
+                sequence.blocks += 1
+                self._plan(sequence)
+        return preempted
+
+    def _begin(self, step: Step, sequence: Sequence, budget: int) -> int:
+        """Begin the first waiting sequence. Returns how many tokens it computes; 0 if blocks are missing."""
+        cache = self.cache
+        total = sequence.prompt_tokens + sequence.generated
         # The last token is computed in any case: the next one follows from it.
-        cached = self.cache.cached(sequence.keys((total - 1) // self.cache.block_tokens, self.cache.block_tokens))
-        computed = len(cached) * self.cache.block_tokens
-        tokens = min(total - computed, budget)
-        missing = self._blocks_for(computed + tokens) - len(cached)
-        if missing > self.cache.available - self.cache.kept(cached):
+        most = (total - 1) // cache.block_tokens
+        keys = sequence.keys[: min(most, cache.depth(sequence.keys))]
+        computed = len(keys) * cache.block_tokens
+        # As vLLM does: it begins when all of it has room, even if only a piece is computed now.
+        if self._blocks_for(total) - len(keys) > cache.available - cache.kept(keys):
             return 0
-        self.cache.hold(cached)
-        sequence.blocks = cached + self.cache.allocate(missing)
-        sequence.computed, sequence.stored, sequence.running = computed, len(cached), True
+        self.waiting.popleft()
+        cache.hold(keys)
+        sequence.blocks = sequence.stored = len(keys)
+        sequence.computed, sequence.running = computed, True
+        self._begun += 1
+        sequence.began = self._begun
         if sequence.cached_tokens < 0:
             sequence.cached_tokens = computed
             self.cached_tokens += computed
+        self.running.append(sequence)
+        tokens = min(total - computed, budget)
+        self._compute(step, sequence, tokens, self._blocks_for(computed + tokens) - len(keys), total)
         return tokens
 
-    def _grow(self, sequence: Sequence, tokens: int) -> bool:
-        missing = self._blocks_for(sequence.computed + tokens) - len(sequence.blocks)
-        if missing > self.cache.available:
-            return False
+    def _compute(self, step: Step, sequence: Sequence, tokens: int, missing: int, total: int) -> None:
         if missing:
-            sequence.blocks += self.cache.allocate(missing)
-        return True
+            self.cache.allocate(missing)
+            sequence.blocks += missing
+        sequence.computed += tokens
+        # As in vLLM, later sequences of the same step can share these blocks: they are computed before or together.
+        self._store(sequence, sequence.computed)
+        step.prefill_tokens += tokens
+        if sequence.computed == total:
+            self._piece = None
+            step.prefilled.append(sequence)
+        else:
+            self._piece = sequence
+
+    def _decode(self, sequence: Sequence) -> None:
+        sequence.begin_decoding(self)
+        self._decoding += 1
+        self._context += sequence.prompt_tokens + sequence.generated
+        self._ends.setdefault(sequence.since + sequence.answer_tokens, []).append(sequence)
+        self._plan(sequence)
+
+    def _plan(self, sequence: Sequence) -> None:
+        """Note when a sequence that decodes needs its next block: when it computes the token after its last block."""
+        generated = sequence.blocks * self.cache.block_tokens - sequence.prompt_tokens + 1
+        if generated < sequence.answer_tokens:
+            sequence.due = sequence.since + generated
+            self._due.setdefault(sequence.due, []).append(sequence)
+        else:
+            sequence.due = -1
 
     def _preempt(self) -> Sequence:
         victim = self.running.pop()
@@ -189,20 +285,28 @@ class Scheduler:
         return victim
 
     def _release(self, sequence: Sequence) -> None:
-        self.cache.release(sequence.blocks)
-        sequence.blocks, sequence.running = [], False
-        sequence.computed = sequence.stored = 0
+        if self._piece is sequence:
+            self._piece = None
+        if sequence.end_decoding():
+            self._decoding -= 1
+            self._context -= sequence.prompt_tokens + sequence.generated
+        self.cache.release(sequence.keys[: sequence.stored], sequence.blocks - sequence.stored)
+        sequence.running, sequence.due = False, -1
+        sequence.computed = sequence.blocks = sequence.stored = 0
 
-    def _store(self, sequence: Sequence) -> None:
+    def _store(self, sequence: Sequence, computed: int) -> None:
         size = self.cache.block_tokens
-        first, last = sequence.stored, sequence.computed // size
+        first, last = sequence.stored, computed // size
         if first == last:
             return
-        keys = sequence.keys(last, size)
+        keys = sequence.keys
         parent = keys[first - 1] if first else None
-        ids = sequence.ids[4 * first * size : 4 * last * size]
-        self.cache.store(sequence.blocks[first:last], keys[first:last], parent, ids)
+        self.cache.store(keys[first:last], parent, sequence.ids[4 * first * size : 4 * last * size])
         sequence.stored = last
 
     def _blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.cache.block_tokens)
+
+
+def _order(sequence: Sequence) -> int:
+    return sequence.began

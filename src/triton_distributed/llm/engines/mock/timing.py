@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import msgspec
 
+from triton_distributed.llm.engines.mock.cache import Cache
+from triton_distributed.llm.engines.mock.scheduler import Step
+
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
     """The durations of a step, in ms. A step with prefill and decoding takes both together.
 
     Attributes:
         prefill: a, b, c of a·t² + b·t + c, where t counts the tokens of the batch that are not cached.
-        decode: a, b, c of a·p² + b·p + c, where p is the part of the KV cache that is used, from 0 to 1.
+        decode: a, b, c of a·p² + b·p + c, where p is the part of the KV cache that all tokens of these sequences take
+            if they share none, at most 1.
         least_decode: the least of decoding.
     """
 
@@ -18,21 +22,17 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     decode: tuple[float, float, float]
     least_decode: float = 0.0
 
-    def step_ms(self, prefill_tokens: int, decoding: int, used: float) -> float:
-        """The time of a step.
-
-        Args:
-            prefill_tokens: tokens of prompts that the step computes.
-            decoding: sequences for which the step makes a further token.
-            used: the part of the KV cache that is used, from 0 to 1.
-        """
+    def step_ms(self, step: Step, cache: Cache) -> float:
+        """The time of a step with this cache."""
         found = 0.0
-        if prefill_tokens:
+        tokens = step.prefill_tokens
+        if tokens:
             a, b, c = self.prefill
-            found += (a * prefill_tokens + b) * prefill_tokens + c
-        if decoding:
+            found += (a * tokens + b) * tokens + c
+        if step.decoding:
             a, b, c = self.decode
-            found += max(self.least_decode, (a * used + b) * used + c)
+            p = min(1.0, step.context_tokens / (cache.total * cache.block_tokens))
+            found += max(self.least_decode, (a * p + b) * p + c)
         return found
 
 
