@@ -51,9 +51,11 @@ LLM_MAY_IMPORT: dict[str, set[str]] = {
     "contract": set(),
     "tokens": {"contract"},
     "engines": {"contract", "tokens"},
-    "worker": {"contract", "tokens"},
+    "worker": {"contract", "tokens", "routing", "kv_events"},
     "routing": {"contract"},
-    "models": {"contract", "tokens"},
+    "kv_events": {"contract", "routing"},
+    "router": {"contract", "routing", "kv_events"},
+    "models": {"contract", "tokens", "routing", "router"},
     "http": {"contract", "tokens", "models"},
 }
 

@@ -13,7 +13,7 @@ they leave. A few others, those that were weighed longest ago, are weighed at ea
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from heapq import heapify, heappop, heapreplace
 from itertools import islice
 from math import inf
@@ -177,20 +177,25 @@ class Router:
             work, chosen.worker, question.tokens, chosen.promised_tokens, chosen.prefill_s, question.keys, now
         )
 
-    def book_reported(self, worker: Worker, tokens: int, cached_tokens: int, now: float) -> Booking:
+    def book_reported(
+        self, worker: Worker, tokens: int, cached_tokens: int, now: float, keys: Sequence[int] = ()
+    ) -> Booking:
         """Book a request that another router has sent.
 
         Args:
             worker: the worker that has it.
             tokens: of its prompt.
             cached_tokens: those that the worker need not compute.
-            now: seconds, on the router's clock.
+            now: when it came, in seconds on the router's clock.
+            keys: of the whole blocks of its prompt, which the worker will hold.
 
         Raises:
             KeyError: the worker was not added.
         """
         known = self.workers[worker]
-        return Booking(known.work, worker, tokens, cached_tokens, known.speed.seconds(tokens - cached_tokens), (), now)
+        return Booking(
+            known.work, worker, tokens, cached_tokens, known.speed.seconds(tokens - cached_tokens), keys, now
+        )
 
     def first_output(self, booking: Booking, now: float, cached_tokens: int | None = None) -> None:
         """Note the first output of a booked request, and learn from it. Nothing happens at a second call.

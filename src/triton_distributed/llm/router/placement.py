@@ -1,0 +1,131 @@
+"""The place of one request: the worker that was chosen and booked, and after a failed attempt the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from triton_distributed.llm.routing.bookings import Booking
+from triton_distributed.llm.routing.view import Decision, Question
+from triton_distributed.names import Instance
+from triton_distributed.routing.load import LoadBook
+
+
+class Placer(Protocol):
+    """What a placement needs of its router."""
+
+    def book_among(
+        self, question: Question, instances: tuple[Instance, ...], rank: int
+    ) -> tuple[Decision, Booking] | None:
+        """Choose one of the instances now, and book it; None if the router knows none of them."""
+
+    def computed(self, booking: Booking, cached_tokens: int | None) -> None:
+        """Note a first output."""
+
+    def released(self, booking: Booking) -> None:
+        """Release a booking."""
+
+
+class Placement:
+    """Where one request goes. `ModelRouter.place` makes it.
+
+    Give `policy` to the call. Tell `first_output`, and `release` at the end of the answer, whatever way it ends.
+
+    Attributes:
+        question: the request.
+        decision: which worker was chosen, and why; None while the router knows no worker.
+        booking: what is booked there; None before a choice and after the release.
+        rank: the data-parallel rank that the request is for. It is sent with the request, so it stays.
+    """
+
+    __slots__ = ("_over", "_router", "_sent", "booking", "decision", "question", "rank")
+
+    def __init__(self, router: Placer, question: Question) -> None:
+        self._router = router
+        self.question = question
+        self.decision: Decision | None = None
+        self.booking: Booking | None = None
+        self.rank = 0
+        self._sent = self._over = False
+
+    @property
+    def instance_id(self) -> int | None:
+        """The instance that was chosen last; None if there is no choice yet."""
+        return None if self.decision is None else self.decision.chosen.worker[0]
+
+    @property
+    def policy(self) -> Callable[[Any, tuple[Instance, ...], LoadBook], Instance]:
+        """The policy of the request's call.
+
+        Its first use returns the booked instance. A later one comes after that one has refused the request or could not
+        be reached: then another one is chosen and booked.
+        """
+
+        def placed(request: Any, instances: tuple[Instance, ...], load: LoadBook) -> Instance:
+            return self._choose(instances, load)
+
+        return placed
+
+    def booked(self, decision: Decision, booking: Booking) -> None:
+        """Note the choice. The router calls this."""
+        self.decision, self.booking = decision, booking
+        self.rank = decision.chosen.worker[1]
+
+    def again(self, question: Question | None = None) -> None:
+        """Let the next use of `policy` choose anew, since the worker was lost or has stalled. Nothing stays booked.
+
+        Args:
+            question: the rest of the request, as it is sent then; None if it is the same.
+        """
+        if question is not None:
+            self.question = question
+        self._free()
+        self._sent = True
+
+    def first_output(self, cached_tokens: int | None = None) -> None:
+        """Note that the worker has computed the prompt. Only the first call of each attempt has an effect.
+
+        Args:
+            cached_tokens: tokens of the prompt that needed no computing, if the engine has told.
+        """
+        if (booking := self.booking) is not None:
+            self._router.computed(booking, cached_tokens)
+
+    def release(self) -> None:
+        """End the booking. A second call has no effect."""
+        self._over = True
+        self._free()
+
+    def _free(self) -> None:
+        booking, self.booking = self.booking, None
+        if booking is not None:
+            self._router.released(booking)
+
+    def _choose(self, instances: tuple[Instance, ...], load: LoadBook) -> Instance:
+        if not self._sent and self.decision is not None:
+            self._sent = True
+            wanted = self.decision.chosen.worker[0]
+            for each in instances:
+                if each.id == wanted:
+                    return each
+        self._sent = True
+        self._free()
+        found = self._router.book_among(self.question, instances, self.rank)
+        if found is None:
+            return min(instances, key=lambda each: load[each.id])
+        decision, booking = found
+        self.decision = decision
+        if self._over:  # The answer has ended meanwhile, e.g. because its reader left.
+            self._router.released(booking)
+        else:
+            self.booking = booking
+        wanted = decision.chosen.worker[0]
+        return next(each for each in instances if each.id == wanted)
+
+    def __del__(self) -> None:
+        # A dropped answer cancels its call without telling.
+        self._free()
+
+    def __repr__(self) -> str:
+        state = "over" if self._over else "booked" if self.booking is not None else "without a booking"
+        return f"<Placement at instance {self.instance_id}, rank {self.rank}, {state}>"
