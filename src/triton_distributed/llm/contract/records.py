@@ -12,7 +12,7 @@ from triton_distributed.names import Instance
 NAMESPACE = "models"
 """The namespace of the endpoints of models, if nothing else is set."""
 
-GENERATE, EMBED, ASSETS = "generate", "embed", "assets"
+GENERATE, EMBED, ASSETS, WATCH = "generate", "embed", "assets", "watch"
 """The endpoints of a model. A worker registers `generate` last, so that the others exist when it is seen."""
 
 _KEY = "model"

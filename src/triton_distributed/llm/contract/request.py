@@ -85,6 +85,9 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
         guide: the form that the answer must have; None for any. Only engines whose model says so get one.
         tools, tool_choice, parallel_tool_calls: as the OpenAI API defines them, for models with `tools`.
         extra: further fields of the HTTP request that the model names in `extra_fields`, e.g. for a proxy engine.
+        cache_salt: requests with different salts share no blocks of the KV cache. An engine with such a cache heeds it.
+        router: the id of the front end's router that has chosen the worker; 0 for none.
+        rank: the data-parallel rank that it has chosen inside of the worker; 0 for an engine without ranks.
     """
 
     model: str = ""
@@ -103,6 +106,9 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     extra: dict[str, Any] = {}
+    cache_salt: str = ""
+    router: int = 0
+    rank: int = 0
 
     @property
     def token_ids(self) -> array[int]:
