@@ -87,7 +87,7 @@ class ModelRouter:
         self._known: dict[int, int] = {}  # Instances, and how many ranks each has.
         self._ready: tuple[Instance, ...] = ()
         self._among: tuple[Worker, ...] = ()  # The workers of `_ready`.
-        self._held: dict[Question, tuple[Placement, asyncio.Future[None]]] = {}
+        self._held: dict[Question, Placement] = {}
         self._look: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -100,8 +100,8 @@ class ModelRouter:
         for handle in (self._look, self._timer):
             if handle is not None:
                 handle.cancel()
-        for _, waiter in self._held.values():
-            waiter.cancel()
+        for placement in [*self._held.values()]:
+            placement.release()
 
     # Places.
 
@@ -122,28 +122,44 @@ class ModelRouter:
         if not candidates.is_open:
             await candidates.open()
             self._listed()
+        placement = self.submit(question)
+        if placement.waiter is not None:
+            try:
+                await placement.waiter
+            except BaseException:
+                placement.release()
+                raise
+        return placement
+
+    def submit(self, question: Question) -> Placement:
+        """Choose a worker for a request and book it, or hold the request.
+
+        Args:
+            question: the request. `since` is set.
+
+        Returns:
+            The placement. If it has a `waiter`, the request is held. Without any worker it has neither that nor a
+            booking.
+
+        Raises:
+            Overloaded: `MAX_HELD` requests are held already.
+        """
         placement = Placement(self, question)
         core = self.core
         question.since = self._loop.time()
-        if not self._workers():
+        if self._closed or not self._workers():
             return placement
         if core.held >= MAX_HELD:
-            raise Overloaded(candidates.name.path, self._ready[0].id, f"{core.held} requests wait for a worker", 1, 1.0)
-        waiter: asyncio.Future[None] = self._loop.create_future()
-        self._held[question] = placement, waiter
+            path = self._candidates.name.path
+            raise Overloaded(path, self._ready[0].id, f"{core.held} requests wait for a worker", 1, 1.0)
+        self._held[question] = placement
         core.hold(question)
         if core.held == 1:
             self._give()
         else:
             self._changed()
         if placement.booking is None:
-            try:
-                await waiter
-            except BaseException:
-                self._held.pop(question, None)
-                core.withdraw(question)
-                placement.release()
-                raise
+            placement.waiter = self._loop.create_future()
         return placement
 
     def explain(self, question: Question) -> Decision | None:
@@ -189,6 +205,11 @@ class ModelRouter:
         decision = self.core.weigh(question, now, among)
         return None if decision is None else (decision, self.core.book(question, decision, now))
 
+    def withdraw(self, question: Question) -> None:
+        """Hold a request no longer. Nothing happens if it is not held."""
+        if self._held.pop(question, None) is not None:
+            self.core.withdraw(question)
+
     def computed(self, booking: Booking, cached_tokens: int | None) -> None:
         """Note a first output."""
         self.core.first_output(booking, self._loop.time(), cached_tokens)
@@ -215,10 +236,7 @@ class ModelRouter:
         among = self._workers()
         while (found := core.leaving(now, among)) is not None:
             question, decision = found
-            placement, waiter = self._held.pop(question)
-            placement.booked(decision, core.book(question, decision, now))
-            if not waiter.done():
-                waiter.set_result(None)
+            self._held.pop(question).booked(decision, core.book(question, decision, now))
         if self._held and self._timer is None:
             self._timer = self._loop.call_later(LOOK_S, self._look_again)
 

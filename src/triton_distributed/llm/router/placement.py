@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -19,6 +20,9 @@ class Placer(Protocol):
     ) -> tuple[Decision, Booking] | None:
         """Choose one of the instances now, and book it; None if the router knows none of them."""
 
+    def withdraw(self, question: Question) -> None:
+        """Hold a request no longer. Nothing happens if it is not held."""
+
     def computed(self, booking: Booking, cached_tokens: int | None) -> None:
         """Note a first output."""
 
@@ -27,7 +31,7 @@ class Placer(Protocol):
 
 
 class Placement:
-    """Where one request goes. `ModelRouter.place` makes it.
+    """Where one request goes. `ModelRouter` makes it.
 
     Give `policy` to the call. Tell `first_output`, and `release` at the end of the answer, whatever way it ends.
 
@@ -36,9 +40,11 @@ class Placement:
         decision: which worker was chosen, and why; None while the router knows no worker.
         booking: what is booked there; None before a choice and after the release.
         rank: the data-parallel rank that the request is for. It is sent with the request, so it stays.
+        waiter: done when the router does not hold the request any more, and cancelled if it was released or the router
+            was closed meanwhile; None if it was not held.
     """
 
-    __slots__ = ("_over", "_router", "_sent", "booking", "decision", "question", "rank")
+    __slots__ = ("_over", "_router", "_sent", "booking", "decision", "question", "rank", "waiter")
 
     def __init__(self, router: Placer, question: Question) -> None:
         self._router = router
@@ -46,6 +52,7 @@ class Placement:
         self.decision: Decision | None = None
         self.booking: Booking | None = None
         self.rank = 0
+        self.waiter: asyncio.Future[None] | None = None
         self._sent = self._over = False
 
     @property
@@ -70,6 +77,8 @@ class Placement:
         """Note the choice. The router calls this."""
         self.decision, self.booking = decision, booking
         self.rank = decision.chosen.worker[1]
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
 
     def again(self, question: Question | None = None) -> None:
         """Let the next use of `policy` choose anew, since the worker was lost or has stalled. Nothing stays booked.
@@ -92,8 +101,11 @@ class Placement:
             self._router.computed(booking, cached_tokens)
 
     def release(self) -> None:
-        """End the booking. A second call has no effect."""
+        """End the booking, or hold the request no longer. A second call has no effect."""
         self._over = True
+        if self.waiter is not None:
+            self._router.withdraw(self.question)
+            self.waiter.cancel()
         self._free()
 
     def _free(self) -> None:
