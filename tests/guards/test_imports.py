@@ -50,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 LLM_MAY_IMPORT: dict[str, set[str]] = {
     "contract": set(),
     "tokens": {"contract"},
-    "engines": {"contract", "tokens"},
+    "engines": {"contract", "tokens", "kv_events"},
     "worker": {"contract", "tokens", "routing", "kv_events"},
     "routing": {"contract"},
     "kv_events": {"contract", "routing"},

@@ -55,7 +55,7 @@ def test_a_salt_shares_no_key_with_another() -> None:
 
 
 def test_small_blocks_are_joined() -> None:
-    assert [indexed_tokens(each) for each in (1, 16, 32, 48, 64, 100, 128)] == [64, 64, 64, 96, 64, 100, 128]
+    assert [indexed_tokens(each) for each in (0, 1, 16, 32, 48, 64, 100, 128)] == [64, 64, 64, 64, 96, 64, 100, 128]
 
 
 def test_chained_hashes_begin_with_the_first_local_one() -> None:

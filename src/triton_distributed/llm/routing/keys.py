@@ -19,8 +19,11 @@ JOINED_TOKENS = 64
 
 
 def indexed_tokens(block_tokens: int) -> int:
-    """The tokens of a block of the index, for an engine with blocks of `block_tokens`: 64 for 16, 128 for 128."""
-    return -(-JOINED_TOKENS // block_tokens) * block_tokens
+    """The tokens of a block of the index, for an engine with blocks of `block_tokens`: 64 for 16, 128 for 128.
+
+    They are 64 for an engine that does not tell its blocks (0).
+    """
+    return -(-JOINED_TOKENS // block_tokens) * block_tokens if block_tokens else JOINED_TOKENS
 
 
 def seed_of(lora: str = "", namespace: str = "") -> int:
