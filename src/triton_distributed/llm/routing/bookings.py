@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from triton_distributed.llm.routing.view import Worker
+from triton_distributed.routing.load import LoadBook
 
 TOGETHER_S = 2e-3
 """First outputs that come within this time belong to one step of the engine."""
+
+STEP = 4
+"""One of so many keys of a booked prompt is kept. All of them take longer to keep than the choice takes."""
 
 
 class Booking:
@@ -42,8 +46,11 @@ class Booking:
         self.state = Booking.WAITING
         work.waiting[self] = None
         work.wait_s += prefill_s
+        work.waiting_tokens += tokens - cached_tokens
+        work.active_tokens += tokens
+        work.load.acquire(worker[0])
         promised = work.promised
-        for key in keys:
+        for key in keys[STEP - 1 :: STEP]:
             promised[key] = promised.get(key, 0) + 1
 
     def first_output(self, now: float, cached_tokens: int | None = None) -> tuple[int, float] | None:
@@ -67,19 +74,25 @@ class Booking:
 
     def release(self) -> None:
         """Note that the answer has ended, whatever way. Nothing happens at a second call."""
+        if self.state == Booking.ENDED:
+            return
+        work = self._work
         if self.state == Booking.WAITING:
             self._computed()
-        elif self.state == Booking.RUNNING:
-            self._work.running -= 1
+        else:
+            work.running -= 1
+        work.active_tokens -= self.tokens
+        work.load.release(self.worker[0])
         self.state = Booking.ENDED
 
     def _computed(self) -> None:
         work = self._work
         del work.waiting[self]
         work.freed = True
+        work.waiting_tokens -= self.tokens - self.cached_tokens
         work.wait_s = work.wait_s - self.prefill_s if work.waiting else 0.0  # No sum of rounding errors stays.
         promised = work.promised
-        for key in self.keys:
+        for key in self.keys[STEP - 1 :: STEP]:
             count = promised[key] - 1
             if count:
                 promised[key] = count
@@ -90,19 +103,38 @@ class Booking:
 class Work:
     """What one worker has to do.
 
+    Args:
+        load: counts the bookings of each instance.
+
     Attributes:
         waiting: bookings without a first output, in their order.
         running: how many bookings have one.
+        waiting_tokens: prompt tokens that those have to compute that wait.
+        active_tokens: prompt tokens of all that wait or run.
         wait_s: seconds of prefill of those that wait, each counted whole.
-        promised: keys of blocks that the worker will hold when these are done, and for how many of them.
+        promised: keys of blocks that the worker will hold when these are done, and for how many of them; each fourth.
         freed: a booking has left `waiting`; the reader sets it to False.
     """
 
-    __slots__ = ("_begun", "_done_at", "_tokens", "freed", "promised", "running", "wait_s", "waiting")
+    __slots__ = (
+        "_begun",
+        "_done_at",
+        "_tokens",
+        "active_tokens",
+        "freed",
+        "load",
+        "promised",
+        "running",
+        "wait_s",
+        "waiting",
+        "waiting_tokens",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, load: LoadBook) -> None:
+        self.load = load
         self.waiting: dict[Booking, None] = {}
         self.running = 0
+        self.waiting_tokens = self.active_tokens = 0
         self.wait_s = 0.0
         self.promised: dict[int, int] = {}
         self.freed = False
@@ -139,15 +171,16 @@ class Work:
         return measured
 
     def promised_depth(self, keys: Sequence[int], depth: int) -> int:
-        """How many of the first blocks the worker will hold, if it holds `depth` of them now."""
+        """How many of the first blocks the worker will hold, if it holds `depth` of them now. Rounded down."""
         promised = self.promised
-        if not promised or depth >= len(keys) or keys[depth] not in promised:
+        low, high = depth // STEP, len(keys) // STEP
+        if not promised or low >= high or keys[low * STEP + STEP - 1] not in promised:
             return depth
-        low, high = depth + 1, len(keys)
+        low += 1
         while low < high:
             middle = (low + high) >> 1
-            if keys[middle] in promised:
+            if keys[middle * STEP + STEP - 1] in promised:
                 low = middle + 1
             else:
                 high = middle
-        return low
+        return low * STEP

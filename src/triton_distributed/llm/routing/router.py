@@ -13,6 +13,7 @@ they leave. A few others, those that were weighed longest ago, are weighed at ea
 
 from __future__ import annotations
 
+import random
 from collections.abc import Collection, Sequence
 from heapq import heapify, heappop, heapreplace
 from itertools import islice
@@ -20,9 +21,11 @@ from math import inf
 
 from triton_distributed.llm.routing.bookings import Booking, Work
 from triton_distributed.llm.routing.index import MAX_ENTRIES, PrefixIndex
+from triton_distributed.llm.routing.policies.named import policy_named
 from triton_distributed.llm.routing.speed import PrefillSpeed
 from triton_distributed.llm.routing.view import Candidate, Decision, Mode, Question, RoutingPolicy, Worker
 from triton_distributed.names import Instance
+from triton_distributed.routing.load import LoadBook
 
 AHEAD_S = 1.0
 """Seconds of prefill that a worker has booked at most when a further request is sent to it."""
@@ -57,9 +60,9 @@ class KnownWorker:
 
     __slots__ = ("instance", "kv_used", "mode", "preferred", "speed", "work", "worker")
 
-    def __init__(self, worker: Worker, instance: Instance) -> None:
+    def __init__(self, worker: Worker, instance: Instance, load: LoadBook) -> None:
         self.worker, self.instance = worker, instance
-        self.work, self.speed = Work(), PrefillSpeed()
+        self.work, self.speed = Work(load), PrefillSpeed()
         self.mode: Mode = "off"
         self.kv_used = 0.0
         self.preferred: dict[_Held, None] = {}  # Held requests for which it was chosen last.
@@ -85,17 +88,49 @@ class Router:
         max_entries: the most keys of the index.
         ahead_s: seconds of prefill that a worker has booked at most when a further request is sent to it; infinite
             for a policy that holds no request.
+        load: counts the bookings of each instance, for policies of the runtime; None for a new one.
     """
 
     def __init__(
-        self, policy: RoutingPolicy, name: str, *, max_entries: int = MAX_ENTRIES, ahead_s: float = AHEAD_S
+        self,
+        policy: RoutingPolicy,
+        name: str,
+        *,
+        max_entries: int = MAX_ENTRIES,
+        ahead_s: float = AHEAD_S,
+        load: LoadBook | None = None,
     ) -> None:
+        self.load = LoadBook() if load is None else load
         self.index: PrefixIndex[Worker] = PrefixIndex(max_entries)
         self.workers: dict[Worker, KnownWorker] = {}
         self._policy, self._name, self._ahead_s = policy, name, ahead_s
         self._held: dict[Question, _Held] = {}  # Those that were weighed longest ago come first.
         self._new: dict[_Held, None] = {}  # Those of them that have no preferred worker.
+        self._refreshed_at = -inf  # When those were weighed that were weighed longest ago.
         self._settled_at = -inf  # When no held request could leave, if nothing has changed since.
+
+    @classmethod
+    def named(
+        cls, choice: str | RoutingPolicy, rng: random.Random | None = None, *, max_entries: int = MAX_ENTRIES
+    ) -> Router:
+        """A router with a policy by name, or with a user's own; see `policy_named`.
+
+        Args:
+            choice: the policy's name, or the policy.
+            rng: the random source of the policy; None for a new one.
+            max_entries: the most keys of the index.
+
+        Raises:
+            ConfigError: there is no such policy.
+        """
+        load = LoadBook()
+        name, policy, holds = policy_named(choice, rng or random.Random(), load)
+        return cls(policy, name, max_entries=max_entries, ahead_s=AHEAD_S if holds else inf, load=load)
+
+    @property
+    def policy(self) -> str:
+        """The policy's name."""
+        return self._name
 
     @property
     def held(self) -> int:
@@ -106,7 +141,7 @@ class Router:
         """Add a worker, or return the known one."""
         found = self.workers.get(worker)
         if found is None:
-            found = self.workers[worker] = KnownWorker(worker, instance)
+            found = self.workers[worker] = KnownWorker(worker, instance, self.load)
             self.index.add(worker)
             self._settled_at = -inf
         return found
@@ -161,6 +196,8 @@ class Router:
                     work.expected_wait_s(now),
                     len(work.waiting),
                     work.running,
+                    work.waiting_tokens,
+                    work.active_tokens,
                     known.kv_used,
                     known.mode,
                 )
@@ -245,7 +282,11 @@ class Router:
         if not changed or not room:
             return None
         decisions: dict[_Held, Decision] = {}
-        for held in [*self._new, *islice(self._held.values(), REFRESHED)]:
+        stale = REFRESHED if self._refreshed_at < now else 0
+        if any(not known.preferred and not known.work.waiting for known in room):
+            stale = MOST_WEIGHED  # A worker has nothing to do.
+        self._refreshed_at = now
+        for held in [*self._new, *islice(self._held.values(), stale)]:
             if held not in decisions:
                 self._weigh_held(held, now, among, decisions)
         most = len(decisions) + MOST_WEIGHED

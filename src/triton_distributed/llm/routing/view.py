@@ -51,6 +51,8 @@ class Candidate(msgspec.Struct, eq=False):
         wait_s: seconds of prefill that the worker has to do before.
         waiting: requests there without a first output.
         running: requests there with one.
+        waiting_tokens: prompt tokens that the waiting ones have to compute.
+        active_tokens: prompt tokens of the waiting and the running ones.
         kv_used: the part of its KV cache that requests hold, from 0 to 1; 0 if it does not tell.
         mode: how its cache is known.
         cost: what the policy compared; lower is better. None for a policy that compares no cost.
@@ -65,6 +67,8 @@ class Candidate(msgspec.Struct, eq=False):
     wait_s: float = 0.0
     waiting: int = 0
     running: int = 0
+    waiting_tokens: int = 0
+    active_tokens: int = 0
     kv_used: float = 0.0
     mode: Mode = "off"
     cost: float | None = None
