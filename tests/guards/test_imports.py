@@ -57,6 +57,7 @@ LLM_MAY_IMPORT: dict[str, set[str]] = {
     "router": {"contract", "routing", "kv_events"},
     "models": {"contract", "tokens", "routing", "router"},
     "http": {"contract", "tokens", "models"},
+    "original": {"contract", "routing"},
 }
 
 PURE_ROOMS = {"wire", "payload", "routing"}

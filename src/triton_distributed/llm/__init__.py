@@ -16,6 +16,8 @@ from triton_distributed.llm.contract.errors import (
     LLMError,
     ModelConflict,
     ModelNotFound,
+    NoWorkers,
+    RouterClosed,
 )
 from triton_distributed.llm.contract.model import Model, ModelCard
 from triton_distributed.llm.contract.output import Candidate, Embeddings, FinishReason, Output, TokenLogprob, Usage
@@ -24,17 +26,33 @@ from triton_distributed.llm.contract.request import EmbedRequest, Guide, Request
 if TYPE_CHECKING:
     from triton_distributed.llm.models.models import Models
     from triton_distributed.llm.models.served import ServedModel
+    from triton_distributed.llm.original.hashes import compute_block_hash_for_seq, compute_block_hash_for_seq_py
+    from triton_distributed.llm.original.indexers import ApproxKvIndexer, KvIndexer
+    from triton_distributed.llm.original.publishers import KvEventPublisher, KvMetricsPublisher
+    from triton_distributed.llm.original.radix_tree import OverlapScores, RadixTree
+    from triton_distributed.llm.original.router import KvRouter
     from triton_distributed.llm.worker.serve import ServingModel, serve_model
 
+# `original.clibrary` also lets `ctypes.CDLL` answer for the original's C library, where it is missing.
 _PLACES = {
+    "ApproxKvIndexer": "original.indexers",
+    "KvEventPublisher": "original.clibrary",
+    "KvIndexer": "original.indexers",
+    "KvMetricsPublisher": "original.clibrary",
+    "KvRouter": "original.clibrary",
     "Models": "models.models",
+    "OverlapScores": "original.radix_tree",
+    "RadixTree": "original.radix_tree",
     "ServedModel": "models.served",
     "ServingModel": "worker.serve",
+    "compute_block_hash_for_seq": "original.hashes",
+    "compute_block_hash_for_seq_py": "original.hashes",
     "serve_model": "worker.serve",
 }
 
 __all__ = [
     "AnswerLost",
+    "ApproxKvIndexer",
     "Candidate",
     "EmbedRequest",
     "Embeddings",
@@ -44,19 +62,29 @@ __all__ = [
     "FinishReason",
     "Guide",
     "InvalidParameter",
+    "KvEventPublisher",
+    "KvIndexer",
+    "KvMetricsPublisher",
+    "KvRouter",
     "LLMError",
     "Model",
     "ModelCard",
     "ModelConflict",
     "ModelNotFound",
     "Models",
+    "NoWorkers",
     "Output",
+    "OverlapScores",
+    "RadixTree",
     "Request",
+    "RouterClosed",
     "Sampling",
     "ServedModel",
     "ServingModel",
     "TokenLogprob",
     "Usage",
+    "compute_block_hash_for_seq",
+    "compute_block_hash_for_seq_py",
     "packed",
     "serve_model",
     "unpacked",

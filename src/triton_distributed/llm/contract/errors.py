@@ -87,3 +87,27 @@ class EngineStalled(LLMError, TimeoutError):
 
     def __str__(self) -> str:
         return f"the worker of model {self.model!r} has made no progress for {self.seconds:g} s"
+
+
+class NoWorkers(LLMError, LookupError):
+    """A `KvRouter` knows no worker. The text begins as the original's, with its spelling.
+
+    Fields: `component`, `seconds` (how long it has waited).
+    """
+
+    def __init__(self, component: str, seconds: float) -> None:
+        super().__init__(component, seconds)
+        self.component, self.seconds = component, seconds
+
+    def __str__(self) -> str:
+        return (
+            f"no endpoints aviailable to route work: no worker of {self.component} has told its load within "
+            f"{self.seconds:g} s; workers tell it with KvMetricsPublisher"
+        )
+
+
+class RouterClosed(LLMError):
+    """The runtime of a `KvRouter` or `KvIndexer` was shut down. The text is the original's."""
+
+    def __str__(self) -> str:
+        return "endpoint subscriber shutdown"

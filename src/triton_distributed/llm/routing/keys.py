@@ -9,7 +9,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 
-from xxhash import xxh3_64_intdigest
+try:
+    from xxhash import xxh3_64_intdigest
+except ImportError as error:
+    raise ImportError("routing by cache needs xxhash: pip install 'triton-distributed[llm]'") from error
 
 FIRST_SEED = 1337
 """The seed of the first block of a prompt without a salt, as in `KvRouter` of the original and in Dynamo 1.6."""

@@ -1,0 +1,1 @@
+"""The router of the original, and the later names."""
