@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
+from triton_distributed.llm.contract.cache import Publish
 from triton_distributed.llm.contract.model import Model
 from triton_distributed.llm.contract.output import Embeddings, Output
 from triton_distributed.llm.contract.request import EmbedRequest, Request
@@ -47,6 +48,19 @@ class Engine:
 
     model: Model
     slots: int = 1
+
+    def kv_events(self, publish: Publish) -> bool:
+        """Report what the KV cache stores and removes, so that requests go where their prompts are cached.
+
+        It is called once, before `start`. Later the engine calls `publish` on the event loop with each batch of events.
+
+        Args:
+            publish: takes events.
+
+        Returns:
+            Whether it will report. Without that, the worker assumes what the cache holds from the requests.
+        """
+        return False
 
     async def start(self) -> None:
         """Load the model. The worker registers when this has returned."""

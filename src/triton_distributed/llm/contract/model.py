@@ -37,6 +37,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, d
         extra_fields: fields of a request's body that go to the engine as they are.
         owned_by: the field of that name in `/v1/models`.
         engine: the engine's name, for people.
+        kv_block_tokens: tokens in a block of its KV cache; 0 if it does not tell.
     """
 
     name: str
@@ -58,6 +59,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, d
     extra_fields: tuple[str, ...] = ()
     owned_by: str = "triton-distributed"
     engine: str = ""
+    kv_block_tokens: int = 0
 
     @functools.cached_property  # Each request looks up its model's component.
     def digest(self) -> str:

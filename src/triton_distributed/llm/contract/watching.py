@@ -21,7 +21,7 @@ class WatchRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """Opens the stream.
 
     Attributes:
-        router: the router's id. Its own requests are not told: it knows them.
+        router: the router's id. It does not get its own requests: it knows them.
     """
 
     router: int = 0
@@ -85,7 +85,7 @@ class WatchUpdate(msgspec.Struct, kw_only=True, omit_defaults=True):
         kv_used: the part of the KV cache that requests hold, from 0 to 1; 0 if the engine does not tell.
         blocks: changes of the cache, in their order.
         begun, computed, ended: changes of the requests of other routers; `ended` has their numbers.
-        left: blocks of the snapshot that still come. The router knows the whole cache when it is 0.
+        more: further parts of the snapshot come. The router knows the whole cache when it is False.
     """
 
     begins: bool = False
@@ -98,7 +98,7 @@ class WatchUpdate(msgspec.Struct, kw_only=True, omit_defaults=True):
     begun: list[Begun] = []
     computed: list[Computed] = []
     ended: list[int] = []
-    left: int = 0
+    more: bool = False
 
 
 def packed_keys(keys: Iterable[int]) -> bytes:
