@@ -12,6 +12,7 @@ from triton_distributed.llm.contract.engine import Engine, EngineMetrics
 from triton_distributed.llm.contract.output import Usage
 from triton_distributed.llm.http.metrics import FrontMetrics
 from triton_distributed.llm.worker.metrics import collector_of
+from triton_distributed.llm.worker.watch import Watching
 
 Row = tuple[str, tuple[str, ...], str]
 """Kind, labels in the order of their names, and text."""
@@ -50,5 +51,6 @@ async def test_the_metrics_of_an_engine_are_those_of_the_page():
 
     async with trd.connect(trd.Config(discovery="memory", handle_signals=False)) as here:
         collector = collector_of(here)
-        collector.add(Busy(), "m")
+        engine = Busy()
+        collector.add(engine, "m", Watching(engine))
         assert shown(collector.collect()) == documented("metrics.md")

@@ -23,12 +23,15 @@ from triton_distributed.llm.contract.records import (
     EMBED,
     GENERATE,
     NAMESPACE,
+    WATCH,
     card_of,
     differences,
     metadata_of,
 )
 from triton_distributed.llm.contract.request import EmbedRequest, Request
+from triton_distributed.llm.contract.watching import WatchRequest, WatchUpdate
 from triton_distributed.llm.worker.metrics import collector_of
+from triton_distributed.llm.worker.watch import MAX_WATCHERS, Watching
 from triton_distributed.names import Instance
 
 logger = logging.getLogger("triton_distributed.llm")
@@ -51,11 +54,13 @@ class ServingModel:
         instance: the record of its endpoint `generate`.
     """
 
-    def __init__(self, connection: Connection, engine: Engine, card: ModelCard, served: list[Served]) -> None:
+    def __init__(
+        self, connection: Connection, engine: Engine, card: ModelCard, served: list[Served], watching: Watching
+    ) -> None:
         self.card = card
         self.instance = served[-1].instance
         self._served = served
-        self._engine = engine
+        self._engine, self._watching = engine, watching
         self._connection = connection
         self._end = connection.runtime.spawn(self._until_closed())
 
@@ -84,6 +89,7 @@ class ServingModel:
             with contextlib.suppress(asyncio.CancelledError):
                 await each.until_drained()
         collector_of(self._connection).remove(self._engine)
+        self._watching.close()
         closing = asyncio.ensure_future(self._engine.close())
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait([closing])
@@ -122,6 +128,7 @@ async def serve_model(
         Exception: `Engine.start` raised it.
     """
     served: list[Served] = []
+    watching = Watching(engine)
     try:
         await engine.start()
         changes: dict[str, Any] = {"name": name, "aliases": aliases}
@@ -132,7 +139,8 @@ async def serve_model(
         card = model.published
         await _check_before(connection, card, namespace)
         queue = QUEUED_PER_SLOT * slots if max_queue is None else max_queue
-        handlers = _Handlers(engine, card, model.assets)
+        watching.open(card)
+        handlers = _Handlers(engine, card, model.assets, watching)
         place, metadata, labels = f"{namespace}.{card.component}", metadata_of(card), {"model": card.name}
         served.append(
             await connection.serve(
@@ -152,6 +160,16 @@ async def serve_model(
             )
         served.append(
             await connection.serve(
+                Stream[WatchRequest, WatchUpdate](f"{place}.{WATCH}"),
+                watching.watch,
+                graceful_shutdown=False,  # It has no end of its own.
+                max_inflight=MAX_WATCHERS,
+                metadata=metadata,
+                metrics_labels=labels,
+            )
+        )
+        served.append(
+            await connection.serve(
                 Stream[Request, Output](f"{place}.{GENERATE}"),
                 handlers.generate,
                 max_inflight=slots,
@@ -164,10 +182,11 @@ async def serve_model(
     except BaseException:
         for each in served:
             await each.stop()
+        watching.close()
         await engine.close()
         raise
-    collector_of(connection).add(engine, card.name)
-    return ServingModel(connection, engine, card, served)
+    collector_of(connection).add(engine, card.name, watching)
+    return ServingModel(connection, engine, card, served, watching)
 
 
 def _checked(engine: Engine, changes: dict[str, Any]) -> tuple[Model, int]:
@@ -242,8 +261,8 @@ async def _check_after(connection: Connection, card: ModelCard, namespace: str) 
 class _Handlers:
     """The handlers of a model's endpoints."""
 
-    def __init__(self, engine: Engine, card: ModelCard, assets: dict[str, bytes]) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, card: ModelCard, assets: dict[str, bytes], watching: Watching) -> None:
+        self._engine, self._watching = engine, watching
         self._name = card.name
         self._assets = assets
 
@@ -254,7 +273,8 @@ class _Handlers:
             if asyncio.iscoroutine(stream):
                 stream.close()
             raise self._broken(f"generate() returned {type(stream).__name__}: write `yield` in it")
-        ended = False
+        watching, running = self._watching, self._watching.begun(request)
+        waiting, ended = True, False
         try:
             async for output in stream:
                 if ended:
@@ -262,10 +282,16 @@ class _Handlers:
                 if not isinstance(output, Output):
                     raise self._broken(f"generate() yielded {type(output).__name__}, not Output")
                 ended = output.finish_reason is not None
+                if waiting:
+                    waiting = False
+                    watching.computed(running, output.usage)
+                if output.usage is not None:
+                    watching.used(running, output.usage)
                 yield output
             if not ended:
                 raise self._broken("an answer ended without a finish reason")
         finally:
+            watching.ended(running)
             close: Callable[[], object] | None = getattr(stream, "aclose", None)
             if close is not None:
                 await close()  # type: ignore[misc]
