@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import secrets
 from typing import Final
@@ -10,8 +11,12 @@ from typing import Final
 import msgspec
 
 from triton_distributed.api.connection import Connection
+from triton_distributed.api.contracts import Stream
 from triton_distributed.calling.candidates import Candidates
-from triton_distributed.errors import Overloaded
+from triton_distributed.errors import DiscoveryError, Overloaded
+from triton_distributed.llm.contract.records import GENERATE, WATCH
+from triton_distributed.llm.contract.watching import WatchRequest, WatchUpdate
+from triton_distributed.llm.router.feed import RETRY_S, Feed, Pace
 from triton_distributed.llm.router.placement import Placement
 from triton_distributed.llm.routing.bookings import Booking
 from triton_distributed.llm.routing.router import Router
@@ -26,6 +31,9 @@ MAX_HELD: Final = 4096
 LOOK_S: Final = 0.25
 """Seconds after which held requests are looked at again although nothing has happened: a worker that stalls, and one
 that can be reached again, tell nothing."""
+
+SWEEP_S: Final = 0.005
+"""Seconds between two parts of the index that are swept. A part takes about 1 ms for a million keys."""
 
 
 class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,9 +89,16 @@ class ModelRouter:
         self.id = secrets.randbits(63) | 1
         self.core = Router(policy, name) if core is None else core
         self.block_tokens = block_tokens
-        self._loop = asyncio.get_running_loop()
-        self._candidates: Candidates = connection.runtime.candidates(EndpointName(*component, "generate"))
-        self._candidates.table.listeners.append(self._listed)
+        self._connection, self._loop = connection, asyncio.get_running_loop()
+        self._candidates: Candidates = connection.runtime.candidates(EndpointName(*component, GENERATE))
+        self._watch = Stream[WatchRequest, WatchUpdate](".".join((*component, WATCH)))
+        self._watchable: Candidates = connection.runtime.candidates(self._watch.name)
+        for each in (self._candidates, self._watchable):
+            each.table.listeners.append(self._listed)
+        self._feeds: dict[int, tuple[Feed, asyncio.Task[None]]] = {}  # By instance.
+        self._ending: set[asyncio.Task[None]] = set()
+        self._pace = Pace()
+        self._sweep: asyncio.TimerHandle | None = None
         self._known: dict[int, int] = {}  # Instances, and how many ranks each has.
         self._ready: tuple[Instance, ...] = ()
         self._among: tuple[Worker, ...] = ()  # The workers of `_ready`.
@@ -92,16 +107,25 @@ class ModelRouter:
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._listed()
+        # An empty context: if a handler makes this router, the router's calls must not end with the handler's request.
+        self._opening = self._loop.create_task(self._open(), name="router opens", context=contextvars.Context())
 
     async def close(self) -> None:
         """End everything that this router has begun. Held requests get `CancelledError`."""
+        if self._closed:
+            return
         self._closed = True
-        self._candidates.table.listeners.remove(self._listed)
-        for handle in (self._look, self._timer):
+        for each in (self._candidates, self._watchable):
+            each.table.listeners.remove(self._listed)
+        for handle in (self._look, self._timer, self._sweep):
             if handle is not None:
                 handle.cancel()
         for placement in [*self._held.values()]:
             placement.release()
+        tasks = [self._opening, *self._ending, *(task for _, task in self._feeds.values())]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # Places.
 
@@ -157,7 +181,7 @@ class ModelRouter:
         if core.held == 1:
             self._give()
         else:
-            self._changed()
+            self.changed()
         if placement.booking is None:
             placement.waiter = self._loop.create_future()
         return placement
@@ -172,13 +196,14 @@ class ModelRouter:
         found = []
         for (instance_id, rank), known in sorted(self.core.workers.items()):
             work = known.work
+            feed = self._feeds[instance_id][0] if instance_id in self._feeds else None
             found.append(
                 WorkerState(
                     instance_id=instance_id,
                     rank=rank,
                     mode=known.mode,
-                    silent=False,
-                    watched=False,
+                    silent=feed is not None and feed.silent,
+                    watched=feed is not None and feed.whole,
                     wait_s=work.wait_s,
                     waiting=len(work.waiting),
                     running=work.running,
@@ -187,7 +212,7 @@ class ModelRouter:
             )
         return found
 
-    # What placements call.
+    # What placements and feeds call.
 
     def book_among(
         self, question: Question, instances: tuple[Instance, ...], rank: int
@@ -213,19 +238,46 @@ class ModelRouter:
     def computed(self, booking: Booking, cached_tokens: int | None) -> None:
         """Note a first output."""
         self.core.first_output(booking, self._loop.time(), cached_tokens)
-        self._changed()
+        self.changed()
 
     def released(self, booking: Booking) -> None:
         """Release a booking."""
         booking.release()
-        self._changed()
+        self.changed()
 
-    # Held requests.
+    def ranks(self, instance_id: int, count: int) -> None:
+        """Note how many ranks an instance has."""
+        before = self._known.get(instance_id)
+        if before is None or before == count:
+            return
+        self._known[instance_id] = count
+        instance = self.core.workers[instance_id, 0].instance
+        for rank in range(before, count):
+            self.core.add((instance_id, rank), instance)
+        for rank in range(count, before):
+            self.core.remove((instance_id, rank))
+        self._ready = ()
+        self._listed()
 
-    def _changed(self) -> None:
+    def changed(self) -> None:
         """Look at the held requests, once in this turn of the loop."""
         if self._held and self._look is None and not self._closed:
             self._look = self._loop.call_soon(self._give)
+
+    def lost(self) -> None:
+        """Note that a stream from a worker has ended: perhaps the worker is gone."""
+        if not self._closed:
+            self._listed()
+
+    def tidy(self) -> None:
+        """Free the memory of what workers held that are gone, or that begin anew."""
+        if self._sweep is None and not self._closed:
+            self._sweep = self._loop.call_later(SWEEP_S, self._sweep_on)
+
+    def _sweep_on(self) -> None:
+        self._sweep = self._loop.call_later(SWEEP_S, self._sweep_on) if self.core.index.sweep() else None
+
+    # Held requests.
 
     def _give(self) -> None:
         """Give their places to the held requests whose workers have room."""
@@ -242,7 +294,7 @@ class ModelRouter:
 
     def _look_again(self) -> None:
         self._timer = None
-        self._changed()
+        self.changed()
 
     # Instances.
 
@@ -260,11 +312,37 @@ class ModelRouter:
         for id in [each for each in known if each not in present]:
             for rank in range(known.pop(id)):
                 self.core.remove((id, rank))
+            if id in self._feeds:
+                _, task = self._feeds.pop(id)
+                self._ending.add(task)
+                task.add_done_callback(self._ending.discard)
+                task.cancel()
+            self.tidy()
         for id, instance in present.items():
             if id not in known:
                 self._add(instance)
+        for id in self._watchable.table.by_id:
+            if id in known and id not in self._feeds and not self._closed:
+                feed = Feed(self._connection, self._watch, self._watchable, id, self, self._pace)
+                name = f"router follows {id}"
+                self._feeds[id] = feed, self._loop.create_task(feed.run(), name=name, context=contextvars.Context())
         self._among = tuple((each.id, rank) for each in ready for rank in range(known[each.id]))
-        self._changed()
+        self.changed()
+
+    async def _open(self) -> None:
+        """Begin to follow discovery."""
+        wait_s = RETRY_S[0]
+        while True:
+            try:
+                await self._candidates.open()
+                await self._watchable.open()
+            except DiscoveryError as error:
+                logger.warning("the workers of %s cannot be found now: %s", self._candidates.name, error)
+                await asyncio.sleep(wait_s)
+                wait_s = min(RETRY_S[1], 2 * wait_s)
+            else:
+                self._listed()
+                return
 
     def _add(self, instance: Instance) -> None:
         self._known[instance.id] = 1
