@@ -31,6 +31,7 @@ from triton_distributed.errors import (
 from triton_distributed.llm import AnswerLost, EngineStalled, InvalidParameter, Usage
 from triton_distributed.llm.http import openai_app
 from triton_distributed.llm.http.bodies import NO_EFFECT, REFUSED, ChatBody, CompletionBody, EmbeddingBody
+from triton_distributed.llm.http.facts import KEY, Facts
 from triton_distributed.llm.models.delta import Delta
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -424,6 +425,37 @@ async def test_the_body_is_bounded_and_must_be_json():
     assert (await request_of(app, b"{}", "/v1/other"))[0]["status"] == 404
     wrong = (await request_of(app, b"{}", "/v1/models"))[0]
     assert (wrong["status"], dict(wrong["headers"])[b"allow"]) == (405, b"GET")
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_client_of_a_complete_answer_has_not_left(stream, n):
+    """Servers tell a task that waits for the client's end of it when the answer is complete, too."""
+    watched, complete = asyncio.Event(), asyncio.Event()
+    body = {"model": "org/tiny", "messages": HELLO, "stream": stream, "n": n}
+    incoming = [{"type": "http.request", "body": json.dumps(body).encode()}]
+    facts = Facts()
+
+    async def waits(prompt, request):
+        await watched.wait()
+        yield Delta(text="a", token_ids=[97], finish_reason="stop", usage=Usage(1, 1))
+
+    async def receive():
+        if incoming:
+            return incoming.pop()
+        watched.set()
+        await complete.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            complete.set()
+
+    app = openai_app(StandInModels(StandIn(waits)))
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": [], KEY: facts}
+    await app(scope, receive, send)
+    assert (facts.status, facts.error) == (200, "")
+    assert facts.usage == Usage(1, n)
 
 
 async def test_a_silent_stream_has_heartbeats_and_a_later_error_is_a_chunk():

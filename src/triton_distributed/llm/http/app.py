@@ -121,7 +121,7 @@ class OpenAIApp:
             if not isinstance(message.get("role"), str):
                 raise InvalidParameter(f"messages[{number}].role", "is missing, or is not a text", "invalid_value")
         request = base_request(body, card, raw)
-        with self._presences.of(receive):
+        with self._presences.of(receive, facts):
             prompt = await model.prompts.chat(
                 body.messages,
                 tools=request.tools,
@@ -151,7 +151,7 @@ class OpenAIApp:
             raise InvalidParameter(
                 "prompt", f"{len(inputs)} prompts with n={body.n or 1} need more than {MOST_ANSWERS} answers"
             )
-        with self._presences.of(receive):
+        with self._presences.of(receive, facts):
             prompts = await _prompts(model, "prompt", inputs)
             requests = [with_prompt(msgspec.structs.replace(request), body, card, prompt) for prompt in prompts]
             echoes = None
@@ -281,7 +281,7 @@ class OpenAIApp:
         if body.dimensions is not None and card.dimensions and body.dimensions > card.dimensions:
             raise InvalidParameter("dimensions", f"{body.dimensions} is above {card.dimensions}, those of the model")
         inputs = _inputs("input", body.input)
-        with self._presences.of(receive):
+        with self._presences.of(receive, facts):
             prompts = await _prompts(model, "input", inputs)
             found = await model.embed(prompts, dimensions=body.dimensions, model=body.model)
             facts.usage = Usage(prompt_tokens=found.prompt_tokens)

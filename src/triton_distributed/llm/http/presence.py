@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 from typing import Any
 
+from triton_distributed.integrations.http.request import CLIENT_LEFT
 from triton_distributed.llm.http.exchange import ClientLeft, Receive
+from triton_distributed.llm.http.facts import Facts
 
 LOOK_S = 0.005
 """After this time, and at most twice this time, a request is watched."""
@@ -24,11 +26,11 @@ class Presences:
         self._older: set[Presence] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    def of(self, receive: Receive) -> Presence:
+    def of(self, receive: Receive, facts: Facts) -> Presence:
         """The presence of the client of a request, of which the body was read."""
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look)
-        return Presence(receive, self.new)
+        return Presence(receive, facts, self.new)
 
     def _look(self) -> None:
         for each in self._older:
@@ -46,10 +48,10 @@ class Presence:
         open: whether the block runs.
     """
 
-    __slots__ = ("_left", "_new", "_receive", "_task", "_watcher", "open")
+    __slots__ = ("_facts", "_left", "_new", "_receive", "_task", "_watcher", "open")
 
-    def __init__(self, receive: Receive, new: set[Presence]) -> None:
-        self._receive, self._new = receive, new
+    def __init__(self, receive: Receive, facts: Facts, new: set[Presence]) -> None:
+        self._receive, self._facts, self._new = receive, facts, new
         self._left = self.open = False
         self._task: asyncio.Task[Any] | None = None
         self._watcher: asyncio.Task[None] | None = None
@@ -79,6 +81,8 @@ class Presence:
         with contextlib.suppress(Exception):  # A server that cannot tell has lost the client.
             while (await self._receive())["type"] != "http.disconnect":
                 pass
+        if self._facts.status != CLIENT_LEFT:
+            return  # The answer is complete: servers then say that the client has left, too.
         self._left = True
         assert self._task is not None
         self._task.cancel("the client has left")
