@@ -427,6 +427,14 @@ async def test_the_body_is_bounded_and_must_be_json():
     assert (wrong["status"], dict(wrong["headers"])[b"allow"]) == (405, b"GET")
 
 
+@pytest.mark.parametrize("place", [b'"messages":[{"role":"user","content":%s}]', b'"unknown":%s'])
+async def test_a_body_that_nests_too_deeply_is_invalid(place, caplog):
+    deep = b'{"model":"org/tiny",' + place % (b"[" * 100_000 + b"]" * 100_000) + b"}"
+    start, whole = await request_of(openai_app(StandInModels(StandIn(echo))), deep)
+    assert (start["status"], json.loads(whole["body"])["error"]["code"]) == (400, "invalid_json")
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("n", [1, 2])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_the_client_of_a_complete_answer_has_not_left(stream, n):

@@ -85,6 +85,10 @@ def _not_json(error: Any) -> Shown:
     return Shown(400, text, "invalid_request_error", field or None, "invalid_value")
 
 
+def _too_deep(error: Any) -> Shown:
+    return Shown(400, "The body nests too deeply.", "invalid_request_error", None, "invalid_json")
+
+
 def _not_found(error: Any) -> Shown:
     return Shown(404, f"The model `{error.name}` does not exist.", "invalid_request_error", "model", "model_not_found")
 
@@ -146,6 +150,7 @@ _ROWS: tuple[tuple[Any, Callable[[Any], Shown]], ...] = (
     (InvalidParameter, _invalid),
     (Refused, _refused),
     (msgspec.MsgspecError, _not_json),
+    (RecursionError, _too_deep),  # Nothing here recurs except over the values of a body.
     (ModelNotFound, _not_found),
     (InvalidRequest, _engine_refused),
     (MessageTooLarge, _too_large),
