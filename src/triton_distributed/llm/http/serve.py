@@ -158,7 +158,7 @@ async def serve(
     `LINGER_S` are over. Then no connection is accepted.
 
     A second signal ends the process at once, with the status 128 and the signal's number. The process collects garbage
-    less often meanwhile, see `_rare_collections`.
+    less often meanwhile, see `_tuned_interpreter`.
 
     Args:
         app: the front end.
