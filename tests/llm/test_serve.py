@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import random
@@ -13,6 +14,7 @@ import pytest
 
 from tests.timing import MS, PATIENCE_S
 from triton_distributed.llm.http import serve as serving
+from triton_distributed.llm.http.limits import MAX_HEAD_BYTES
 
 CLIENTS = 40
 
@@ -119,3 +121,36 @@ async def test_a_stream_that_began_before_the_signal_ends_whole_and_its_connecti
         assert (await reader.read()).endswith(b"done\r\n0\r\n\r\n")
         await server
     writer.close()
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize(
+    "begin",
+    [
+        b"GET / HTTP/1.1\r\nx: ",
+        b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1;x=",
+        b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nx: ",
+    ],
+    ids=["head", "extension", "trailer"],
+)
+async def test_what_comes_beside_a_body_is_bounded(begin):
+    app, listening = App(), serving.listen("127.0.0.1", 0)
+    ready = asyncio.Event()
+    options: dict[str, Any] = {"drain_timeout_s": 1, "ready": lambda _: ready.set()}
+    server = asyncio.create_task(serving.serve(app, listening, **options))  # type: ignore[arg-type]
+    await ready.wait()
+    port = listening.getsockname()[1]
+    async with asyncio.timeout(PATIENCE_S):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        with contextlib.suppress(ConnectionError):
+            writer.write(begin + b"a" * 16 * MAX_HEAD_BYTES)  # A part that comes with the head does not count.
+            while await reader.read(1000):
+                pass
+        writer.close()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        body = b"%x\r\n%b\r\n0\r\n\r\n" % (4 * MAX_HEAD_BYTES, b"a" * 4 * MAX_HEAD_BYTES)
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n" + body)
+        await reader.readuntil(b"done\r\n0\r\n\r\n")
+        writer.close()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await server

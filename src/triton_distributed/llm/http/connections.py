@@ -1,4 +1,4 @@
-"""A connection of a client: limits of its head, and an end that resets no request.
+"""A connection of a client: limits of what comes beside bodies, and an end that resets no request.
 
 A server that closes an idle connection at the moment in which the client sends the next request loses this request. So
 a server that ends first tells its clients: each answer that begins then says `Connection: close`. It closes only
@@ -43,7 +43,7 @@ class Protocol(HttpToolsProtocol):
     def __init__(self, activity: Activity, **options: Any) -> None:
         super().__init__(**options)
         self._activity = activity
-        self._head_bytes = 0
+        self._beside_bytes = 0  # since the last part of a body: of a head, of trailers or of a chunk's extensions
         self._in_head = True
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -54,24 +54,36 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        self._in_head, self._head_bytes = True, 0
+        self._in_head = True
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """Its head is complete."""
-        self._in_head = False
+        self._in_head, self._beside_bytes = False, 0
         super().on_headers_complete()
         self._activity.last = self.loop.time()
         if self._activity.ending:
             self.cycle.keep_alive = False
 
+    def on_body(self, body: bytes) -> None:
+        """A part of its body has come."""
+        self._beside_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """It is complete."""
+        self._beside_bytes = 0
+        super().on_message_complete()
+
     def data_received(self, data: bytes) -> None:
         """The client has sent something."""
+        self._beside_bytes += len(data)
         super().data_received(data)
-        if self._in_head and not self.transport.is_closing():
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
+        if self._beside_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            if self._in_head:
                 self.send_400_response("The headers are too large.")
+            else:
+                self.transport.close()  # The answer may have begun, so there is no place for another one.
 
     def end(self) -> None:
         """Close the connection after the present request, or when it has been idle for `QUIET_S`."""
