@@ -435,6 +435,15 @@ async def test_a_body_that_nests_too_deeply_is_invalid(place, caplog):
     assert not caplog.records
 
 
+@pytest.mark.parametrize("one", ["a", [97]])
+async def test_a_request_has_a_bounded_number_of_inputs(one):
+    app = openai_app(StandInModels(StandIn(echo, embeddings=True)))
+    for count, status in ((2048, 200), (2049, 400)):
+        start, whole = await request_of(app, {"model": "org/tiny", "input": [one] * count}, "/v1/embeddings")
+        assert start["status"] == status
+    assert json.loads(whole["body"])["error"]["param"] == "input"
+
+
 @pytest.mark.parametrize("n", [1, 2])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_the_client_of_a_complete_answer_has_not_left(stream, n):

@@ -18,7 +18,14 @@ from triton_distributed.llm.contract.errors import InvalidParameter
 from triton_distributed.llm.contract.output import Usage
 from triton_distributed.llm.contract.request import Request
 from triton_distributed.llm.http import answers, exchange
-from triton_distributed.llm.http.bodies import MOST_ANSWERS, ChatBody, CompletionBody, EmbeddingBody, refuse
+from triton_distributed.llm.http.bodies import (
+    MOST_ANSWERS,
+    MOST_INPUTS,
+    ChatBody,
+    CompletionBody,
+    EmbeddingBody,
+    refuse,
+)
 from triton_distributed.llm.http.chunks import ChatChunks, Chunks, CompletionChunks, failed
 from triton_distributed.llm.http.errors import Refused, shown
 from triton_distributed.llm.http.exchange import ClientLeft, EventStream, Heartbeat, Receive, Scope, Send
@@ -281,6 +288,8 @@ class OpenAIApp:
         if body.dimensions is not None and card.dimensions and body.dimensions > card.dimensions:
             raise InvalidParameter("dimensions", f"{body.dimensions} is above {card.dimensions}, those of the model")
         inputs = _inputs("input", body.input)
+        if len(inputs) > MOST_INPUTS:
+            raise InvalidParameter("input", f"has {len(inputs)} inputs, more than {MOST_INPUTS}", "invalid_value")
         with self._presences.of(receive, facts):
             prompts = await _prompts(model, "input", inputs)
             found = await model.embed(prompts, dimensions=body.dimensions, model=body.model)

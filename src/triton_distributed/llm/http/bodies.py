@@ -27,6 +27,9 @@ Text = Annotated[str, Meta(min_length=1)]
 MOST_ANSWERS = 128
 """The most answers of one request, all its prompts together. OpenAI's own limit of `n`."""
 
+MOST_INPUTS = 2048
+"""The most inputs of a request for embeddings, OpenAI's own limit. Each takes some microseconds of the event loop."""
+
 
 class StreamOptions(msgspec.Struct):
     """What a stream tells besides its text."""
