@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Builder
 
-from triton_distributed.llm import LLMError, unpacked
+from triton_distributed.llm import LLMError, ModelCard, Output, Request, Usage, unpacked
+from triton_distributed.llm.models.delta import Delta
+from triton_distributed.llm.models.text import AnswerText
 from triton_distributed.llm.tokens import tokenizer as backends
 from triton_distributed.llm.tokens.detokenizer import Detokenizer
 from triton_distributed.llm.tokens.reader import TextReader
@@ -215,3 +217,17 @@ def test_a_token_that_is_a_part_of_a_character_has_its_bytes():
     first, *_ = unpacked(tokenizer.encode("你", add_special_tokens=False))
     assert (tokenizer.token_bytes(first), tokenizer.token_text(first)) == ("你".encode()[:1], "\ufffd")
     assert LOADED["byte fallback"].token_bytes(3 + 0xE4) == b"\xe4"
+
+
+@pytest.mark.parametrize("steps", [[b"a", b"b", b"c"], [b"ab", b"c"], [b"abc"]])
+def test_tokens_after_a_stop_text_do_not_count_however_they_are_divided_into_steps(steps):
+    text = AnswerText(ModelCard(name="m"), Request(stop=["b"]), 5, load_tokenizer("bytes"))
+    deltas: list[Delta] = []
+    for number, step in enumerate(steps, 1):
+        end = {"finish_reason": "length", "usage": Usage(5, 3)} if number == len(steps) else {}
+        if (delta := text.taken(Output(token_ids=list(step), **end))) is not None:  # type: ignore[arg-type]
+            deltas.append(delta)
+        if deltas and deltas[-1].finish_reason is not None:
+            break
+    assert [each for delta in deltas for each in delta.token_ids] == list(b"ab")
+    assert (deltas[-1].finish_reason, deltas[-1].usage) == ("stop", Usage(5, 2))

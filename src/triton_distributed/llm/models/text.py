@@ -135,7 +135,9 @@ class AnswerText:
         """The usage of the whole answer."""
         told = self._usage
         completion = self._total
-        if told is not None and told.completion_tokens:
+        # An engine that knows no stop texts also counts the tokens that it made after one.
+        exact = self._reader.stopped_by is not None and not self.engine_text
+        if told is not None and told.completion_tokens and not exact:
             completion = max(completion, self._lost_tokens + told.completion_tokens)
         prompt = self._prompt_tokens or (told.prompt_tokens if told is not None else 0)
         cached = self._cached
