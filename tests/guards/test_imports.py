@@ -56,7 +56,7 @@ LLM_MAY_IMPORT: dict[str, set[str]] = {
     "kv_events": {"contract", "routing"},
     "router": {"contract", "routing", "kv_events"},
     "models": {"contract", "tokens", "routing", "router"},
-    "http": {"contract", "tokens", "models"},
+    "http": {"contract", "tokens", "models", "routing"},
     "original": {"contract", "routing"},
 }
 

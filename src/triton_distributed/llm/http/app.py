@@ -29,6 +29,7 @@ from triton_distributed.llm.http.bodies import (
 from triton_distributed.llm.http.chunks import ChatChunks, Chunks, CompletionChunks, failed
 from triton_distributed.llm.http.errors import Refused, shown
 from triton_distributed.llm.http.exchange import ClientLeft, EventStream, Heartbeat, Receive, Scope, Send
+from triton_distributed.llm.http.explain import Wishes, read_wishes, route_header, told
 from triton_distributed.llm.http.facts import KEY, Facts
 from triton_distributed.llm.http.options import base_request, chat_template_values, with_prompt
 from triton_distributed.llm.http.pieces import new_id, to_json, usage_of
@@ -116,10 +117,14 @@ class OpenAIApp:
     async def _chat(self, scope: Scope, receive: Receive, send: Send, facts: Facts) -> None:
         raw = await exchange.read_body(receive, self._max_body_bytes)
         body = _read_chat(raw)
-        await self._of_model(body.model, facts, partial(self._answer_chat, receive, send, facts, raw, body))
+        await self._of_model(
+            body.model,
+            facts,
+            partial(self._answer_chat, receive, send, facts, raw, body, read_wishes(scope["headers"])),
+        )
 
     async def _answer_chat(
-        self, receive: Receive, send: Send, facts: Facts, raw: bytes, body: ChatBody, model: ServedModel
+        self, receive: Receive, send: Send, facts: Facts, raw: bytes, body: ChatBody, wishes: Wishes, model: ServedModel
     ) -> None:
         card = model.card
         if not card.chat:
@@ -135,15 +140,26 @@ class OpenAIApp:
                 template_values=chat_template_values(body),
                 add_generation_prompt=body.add_generation_prompt is not False,
             )
-            await self._generate(send, facts, model, body, with_prompt(request, body, card, prompt), [prompt])
+            await self._generate(send, facts, model, body, wishes, with_prompt(request, body, card, prompt), [prompt])
 
     async def _completions(self, scope: Scope, receive: Receive, send: Send, facts: Facts) -> None:
         raw = await exchange.read_body(receive, self._max_body_bytes)
         body = _read_completion(raw)
-        await self._of_model(body.model, facts, partial(self._answer_completion, receive, send, facts, raw, body))
+        await self._of_model(
+            body.model,
+            facts,
+            partial(self._answer_completion, receive, send, facts, raw, body, read_wishes(scope["headers"])),
+        )
 
     async def _answer_completion(
-        self, receive: Receive, send: Send, facts: Facts, raw: bytes, body: CompletionBody, model: ServedModel
+        self,
+        receive: Receive,
+        send: Send,
+        facts: Facts,
+        raw: bytes,
+        body: CompletionBody,
+        wishes: Wishes,
+        model: ServedModel,
     ) -> None:
         card = model.card
         if not card.completions:
@@ -166,7 +182,7 @@ class OpenAIApp:
                 if not isinstance(inputs[0], str):
                     raise InvalidParameter("echo", "is supported for a prompt of text only", "unsupported_parameter")
                 echoes = [str(each) for each in inputs for _ in range(body.n or 1)]
-            await self._generate(send, facts, model, body, requests[0], prompts, echoes, requests)
+            await self._generate(send, facts, model, body, wishes, requests[0], prompts, echoes, requests)
 
     async def _generate(
         self,
@@ -174,6 +190,7 @@ class OpenAIApp:
         facts: Facts,
         model: ServedModel,
         body: ChatBody | CompletionBody,
+        wishes: Wishes,
         request: Request,
         prompts: list[Prompt],
         echoes: list[str] | None = None,
@@ -182,12 +199,18 @@ class OpenAIApp:
         n = body.n or 1
         count = n * len(prompts)
         source: Answer | Merged
+        session = wishes.session_of(body)
+        if wishes.explain == "only":
+            decision = model.explain(prompts[0], request, session=session)
+            if decision is None:
+                raise Refused(404, "No router chooses the worker of this model.", "no_router")
+            return await exchange.answer(send, facts, 200, told(decision))
         if count == 1:
-            source = model.answer(prompts[0], request)
+            source = model.answer(prompts[0], request, session=session)
         else:
             source = Merged(
                 [
-                    model.answer(prompt, _nth(each, number))
+                    model.answer(prompt, _nth(each, number), session=session)
                     for prompt, each in zip(prompts, requests or [request], strict=True)
                     for number in range(n)
                 ]
@@ -195,14 +218,15 @@ class OpenAIApp:
         try:
             if body.stream:
                 facts.stream = True
-                await self._stream(send, facts, source, _chunks(body, prompts, count, echoes), count, n)
+                chunks = _chunks(body, prompts, count, echoes)
+                await self._stream(send, facts, source, chunks, count, n, bool(wishes.explain))
             else:
-                await self._whole(send, facts, source, body, prompts, count, echoes)
+                await self._whole(send, facts, source, body, prompts, count, echoes, bool(wishes.explain))
         finally:
             await source.aclose()
 
     async def _stream(
-        self, send: Send, facts: Facts, source: Answer | Merged, chunks: Chunks, count: int, n: int
+        self, send: Send, facts: Facts, source: Answer | Merged, chunks: Chunks, count: int, n: int, explain: bool
     ) -> None:
         events = EventStream(send, facts, self._heartbeat)
         usages: list[tuple[int, Usage]] = []
@@ -211,6 +235,8 @@ class OpenAIApp:
         try:
             async for first in source:
                 delta: Delta | None = first
+                if explain:
+                    facts.headers, explain = facts.headers + route_header(source), False
                 while delta is not None:  # What has arrived together is sent together.
                     index = 0 if merged is None else merged.index
                     if delta.token_ids:
@@ -246,6 +272,7 @@ class OpenAIApp:
         prompts: list[Prompt],
         count: int,
         echoes: list[str] | None,
+        explain: bool,
     ) -> None:
         chat, n = isinstance(body, ChatBody), count // len(prompts)
         logprobs, token_ids = _with_logprobs(body), bool(body.return_token_ids)
@@ -272,7 +299,8 @@ class OpenAIApp:
         head = _head(body, b"chat.completion" if chat else b"text_completion")
         if token_ids:
             head += _prompt_ids(body, prompts)
-        await exchange.answer(send, facts, 200, answers.body(head, choices, facts.usage))
+        headers = route_header(source) if explain else ()
+        await exchange.answer(send, facts, 200, answers.body(head, choices, facts.usage), headers)
 
     async def _embeddings(self, scope: Scope, receive: Receive, send: Send, facts: Facts) -> None:
         body = _read_embedding(await exchange.read_body(receive, self._max_body_bytes))

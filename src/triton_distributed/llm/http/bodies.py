@@ -95,8 +95,8 @@ class Generation(msgspec.Struct, kw_only=True):
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
+    user: str | None = None
     # Without effect.
-    user: Any = None
     metadata: Any = None
     priority: Any = None
     request_id: Any = None
@@ -134,9 +134,9 @@ class ChatBody(Generation, kw_only=True):
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     documents: list[dict[str, Any]] | None = None
+    prompt_cache_key: str | None = None
     # Without effect.
     prediction: Any = None
-    prompt_cache_key: Any = None
     prompt_cache_options: Any = None
     prompt_cache_retention: Any = None
     safety_identifier: Any = None
@@ -189,7 +189,6 @@ NO_EFFECT: dict[str, str] = {
     "store": "no answer is kept",
     "service_tier": "there is one tier",
     "prediction": "it would only change the speed",
-    "prompt_cache_key": "engines share prefixes by their tokens",
     "prompt_cache_options": "engines share prefixes by their tokens",
     "prompt_cache_retention": "engines share prefixes by their tokens",
     "priority": "all requests have the same",

@@ -54,6 +54,8 @@ def base_request(body: ChatBody | CompletionBody, card: ModelCard, raw: bytes) -
     if card.extra_fields:
         fields = msgspec.json.decode(raw)
         request.extra = {name: fields[name] for name in card.extra_fields if name in fields}
+        if isinstance(salt := request.extra.get("cache_salt"), str):
+            request.cache_salt = salt  # Of an engine that heeds it; elsewhere it was refused.
     return request
 
 

@@ -16,13 +16,14 @@ class Merged:
 
     Attributes:
         index: which answer the last delta belongs to.
+        answers: the answers.
     """
 
     def __init__(self, answers: list[Answer]) -> None:
         self._queue: asyncio.Queue[tuple[int, Delta | BaseException | None]] = asyncio.Queue(len(answers))
         self._open = len(answers)
         self.index = 0
-        self._answers = answers
+        self.answers = answers
         self._tasks = [
             asyncio.create_task(self._read(index, each), name=f"trd-answer-{index}")
             for index, each in enumerate(answers)
@@ -59,7 +60,7 @@ class Merged:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for answer in self._answers:  # A task that was cancelled before its first step has closed nothing.
+        for answer in self.answers:  # A task that was cancelled before its first step has closed nothing.
             await answer.aclose()
 
     async def _read(self, index: int, answer: Answer) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
+import weakref
 from array import array
 from typing import Any, Final, Self
 
@@ -30,8 +32,11 @@ from triton_distributed.llm.contract.request import Request, packed
 from triton_distributed.llm.models.delta import Delta
 from triton_distributed.llm.models.elsewhere import Elsewhere
 from triton_distributed.llm.models.loss import Next, Progress, decide
+from triton_distributed.llm.models.routed import Routed
 from triton_distributed.llm.models.stalls import StallWatch
 from triton_distributed.llm.models.text import AnswerText
+from triton_distributed.llm.router.placement import Placement
+from triton_distributed.llm.routing.view import Decision
 
 logger = logging.getLogger("triton_distributed.llm")
 
@@ -52,7 +57,10 @@ _NEVER: Final = float("inf")
 
 
 class Answer:
-    """The deltas of one answer, to be read with `async for` by one task. The call has begun when this object exists.
+    """The deltas of one answer, to be read with `async for` by one task.
+
+    The call has begun when this object exists, unless the router holds the request: then it begins when it is no longer
+    held, whether the answer is read or not.
 
     Leaving it early, by `aclose()`, by cancelling the reading task or by dropping it, cancels the engine's work.
     Exactly one delta has a finish reason: the last one.
@@ -66,9 +74,15 @@ class Answer:
         stalls: watches the answer. Its timeout is the time between two outputs after which the worker has stalled; see
             `FIRST`.
         options: options of the call; see `StreamOptions`. `timeout` is for the whole answer.
+        routed: chooses the worker; None to leave it to the call's policy.
+        tokens: of the prompt; 0 if they are not known.
+        session: names a conversation or a user, for the router.
 
     Attributes:
         losses: how many workers were lost, or have stalled, so far.
+
+    Raises:
+        Overloaded: the router holds too many requests.
 
     Raises, from iteration:
         Overloaded, Draining, Paused, NoInstances, ConnectionFailed: no worker takes the request.
@@ -81,8 +95,8 @@ class Answer:
     """
 
     __slots__ = (
-        "__weakref__", "_avoided", "_barren", "_card", "_connection", "_deadline", "_endpoint",
-         "_finished", "_first", "_loop", "_options", "_over", "_pause", "_pause_s", "_reading", "_request",
+        "__weakref__", "_avoided", "_barren", "_card", "_connection", "_deadline", "_endpoint", "_finished", "_first",
+        "_loop", "_options", "_over", "_pause", "_pause_s", "_placement", "_reading", "_request", "_routed", "_session",
         "_since", "_stall_s", "_stalled", "_stream", "_text", "_tokens", "_until", "losses",
     )  # fmt: skip
 
@@ -95,6 +109,9 @@ class Answer:
         text: AnswerText,
         stalls: StallWatch,
         options: dict[str, Any],
+        routed: Routed | None = None,
+        tokens: int = 0,
+        session: str = "",
     ) -> None:
         if "resume" in options:
             raise TypeError("answer() takes no resume=: the answer goes on at another worker without it")
@@ -117,8 +134,19 @@ class Answer:
         self._pause: asyncio.Future[None] | None = None
         self._until, self._pause_s = 0.0, PAUSE_S  # How long, and how often, a refused continuation is tried again.
         self.losses = 0
-        self._stream: ItemStream[Output] = connection.stream(endpoint, request, **self._options)
-        self._reading: Reading[Output] = aiter(self._stream)
+        self._stream: ItemStream[Output] | None = None  # None while the router holds the request.
+        self._reading: Reading[Output]
+        self._routed, self._session = routed, session
+        self._placement: Placement | None = None
+        waiter = None
+        if routed is not None:
+            self._placement = routed.place(routed.question(request, tokens, session))
+            request.router = routed.router.id
+            waiter = self._placement.waiter
+        if waiter is None:
+            self._call(request)
+        else:
+            waiter.add_done_callback(_Beginning(self))
         stalls.add(self)
 
     def __aiter__(self) -> Self:
@@ -133,6 +161,8 @@ class Answer:
                 raise StopAsyncIteration
             delta: Delta | None = None
             while True:
+                if self._stream is None:
+                    await self._placed()
                 self._since = self._loop.time()
                 try:
                     output = await self._reading.__anext__()
@@ -156,8 +186,10 @@ class Answer:
 
     async def more(self) -> Delta | None:
         """Return the next delta if it is there already, and None if it has to be waited for."""
+        stream = self._stream
+        assert stream is not None  # There was a delta before.
         try:
-            while not self._finished and not self._over and self._stream.ready:
+            while not self._finished and not self._over and stream.ready:
                 delta = self._taken(await self._reading.__anext__())  # It does not wait.
                 if delta is not None:
                     return delta
@@ -176,13 +208,65 @@ class Answer:
         self._over = True
         if self._pause is not None:
             self._pause.cancel()
-        self._stream.cancel()
+        if self._placement is not None:
+            self._placement.release()
+        if self._stream is not None:
+            self._stream.cancel()
+
+    @property
+    def decision(self) -> Decision | None:
+        """Which worker the router has chosen last, and why; None before a choice, and without a router."""
+        return None if self._placement is None else self._placement.decision
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._close()
+
+    # The place of the request.
+
+    async def _placed(self) -> None:
+        """Wait until the router does not hold the request any more.
+
+        Raises:
+            DeadlineExceeded: the time of the answer is over.
+            NoInstances: the last worker has left meanwhile.
+        """
+        assert self._placement is not None
+        waiter = self._placement.waiter
+        assert waiter is not None
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                await waiter
+        except TimeoutError:
+            raise DeadlineExceeded(f"the model {self._card.name!r}", self._options["timeout"]) from None
+        except asyncio.CancelledError:
+            if self._over or _is_cancelled():
+                raise
+            raise NoInstances(f"the model {self._card.name!r}") from None
+        if self._stream is None:
+            self._call(self._request)
+
+    def begin(self) -> None:
+        """Call the worker, since the router does not hold the request any more."""
+        placement = self._placement
+        if self._over or placement is None or placement.waiter is None or placement.waiter.cancelled():
+            return
+        if self._routed is not None and placement.decision is not None:
+            self._routed.held(placement.decision)
+        with contextlib.suppress(Exception):  # The reader tries again, and sees the error.
+            self._call(self._request)
+
+    def _begun(self, output: Output) -> None:
+        """Note the first output of a worker."""
+        self._first = False
+        placement, routed = self._placement, self._routed
+        if placement is None or routed is None:
+            return
+        placement.first_output(None if output.usage is None else output.usage.cached_tokens)
+        if placement.decision is not None:
+            routed.begun(placement.decision)
 
     # The way of each output.
 
@@ -195,16 +279,23 @@ class Answer:
             except OverflowError:
                 raise LLMError(f"the engine of {self._card.name!r} answered with an invalid token id: {ids}") from None
             self._barren = 0
-        self._first = False
+        if self._first:
+            self._begun(output)
         delta = self._text.taken(output)
         if delta is not None and delta.finish_reason is not None:
             self._finished = True
+            if self._placement is not None:
+                self._placement.release()
+                if self._routed is not None and output.usage is not None and not self.losses:
+                    self._routed.measured(output.usage.cached_tokens)
+            assert self._stream is not None
             if output.finish_reason is None or self._stream.ended:  # After a stop text, the engine would go on.
                 self._close()
         return delta
 
     async def _read_end(self) -> None:
         """Read the end of the stream after the last output, so that the call counts as answered and not as left."""
+        assert self._stream is not None
         timer = self._loop.call_later(END_S, self._stream.cancel)
         try:
             await self._reading.__anext__()  # An output after the last one: the engine's mistake. The answer is whole.
@@ -231,10 +322,12 @@ class Answer:
         instances = error.instances if isinstance(error, StreamIncomplete) else 1
         self.losses += instances
         self._barren += instances
+        assert self._stream is not None
         lost_id = self._stream.instance_id
         seconds = self._limit_s
         if self._avoided is None:
-            self._avoided = Elsewhere(self._options.get("policy"), self._card.name)
+            policy = self._options.get("policy") if self._placement is None else self._placement.policy
+            self._avoided = Elsewhere(policy, self._card.name)
         self._avoided.add(lost_id, seconds if stalled else 0.0)
         text = self._text
         known = Progress(len(self._tokens), text.engine_text, text.ends(self._tokens), self._barren)
@@ -255,7 +348,10 @@ class Answer:
         )  # fmt: skip
         text.new_worker()
         self._until, self._pause_s = self._loop.time() + self._stall_s, PAUSE_S
-        self._call(self._rest() if following is Next.CONTINUE else self._request)
+        request = self._rest() if following is Next.CONTINUE else self._request
+        if self._placement is not None and self._routed is not None:
+            self._placement.again(self._routed.question(request, len(request.prompt) // 4, self._session))
+        self._call(request)
         return None
 
     def _rest(self) -> Request:
@@ -270,18 +366,24 @@ class Answer:
         )
 
     def _call(self, request: Request) -> None:
-        """Call another worker.
+        """Call a worker.
 
         Raises:
             DeadlineExceeded: the time of the answer is over.
         """
         self._first = True
-        options = {**self._options, "policy": self._avoided}
+        options, placement = self._options, self._placement
+        if placement is not None:
+            request.rank = placement.rank
+        if self._avoided is not None:
+            options = {**options, "policy": self._avoided}
+        elif placement is not None:
+            options = {**options, "policy": placement.policy}
         if self._deadline is not None:
             left = self._deadline - self._loop.time()
             if left <= 0:
                 raise DeadlineExceeded(f"the model {self._card.name!r}", self._options["timeout"])
-            options["timeout"] = left
+            options = {**options, "timeout": left}
         self._stream = self._connection.stream(self._endpoint, request, **options)
         self._reading = aiter(self._stream)
 
@@ -297,6 +399,8 @@ class Answer:
         now = self._loop.time()
         if now >= self._until:
             raise AnswerLost(self._card.name, f"no other worker takes the rest: {error}", len(self._tokens)) from error
+        if self._placement is not None:
+            self._placement.again()
         hint = error.retry_after_s if isinstance(error, Overloaded) else 0.0
         await self._wait(min(hint or random.uniform(0.5, 1.5) * self._pause_s, self._until - now))
         self._pause_s = min(1.0, 2 * self._pause_s)
@@ -324,15 +428,30 @@ class Answer:
         if self._over or self._finished:
             return None
         now = self._loop.time()
-        limit = self._limit_s
-        if self._first and not self._stream.admitted and self._since != _NEVER:
+        limit, stream = self._limit_s, self._stream
+        if stream is None:
+            return limit
+        if self._first and not stream.admitted and self._since != _NEVER:
             self._since = now
         left = limit if self._since == _NEVER else self._since + limit - now
         if left < TICK_S:
             self._stalled = True
-            self._stream.cancel()  # The reader gets CancelledError.
+            stream.cancel()  # The reader gets CancelledError.
             left = limit
         return left
+
+
+class _Beginning:
+    """Begins the call of an answer when its router no longer holds it. It does not keep the answer alive."""
+
+    __slots__ = ("_answer",)
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = weakref.ref(answer)
+
+    def __call__(self, waiter: asyncio.Future[None]) -> None:
+        if (answer := self._answer()) is not None:
+            answer.begin()
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

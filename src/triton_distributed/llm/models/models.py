@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
+import random
 from typing import Self
 
 from triton_distributed.api.connection import Connection
 from triton_distributed.errors import NoInstances
 from triton_distributed.llm.contract.errors import LLMError, ModelNotFound
 from triton_distributed.llm.contract.records import NAMESPACE
+from triton_distributed.llm.models.routed import Routed
 from triton_distributed.llm.models.served import STALL_TIMEOUT_S, ServedModel
 from triton_distributed.llm.models.table import Entry
 from triton_distributed.llm.models.watch import ModelWatch
+from triton_distributed.llm.routing.policies.named import policy_named
+from triton_distributed.llm.routing.view import RoutingPolicy
+from triton_distributed.routing.load import LoadBook
 
 NEWS_S = 1.0
 """Seconds that the news of a worker's end may take, from the worker to this process."""
@@ -29,16 +34,31 @@ class Models:
         connection: calls the workers.
         namespace: of the models' endpoints.
         stall_timeout_s: seconds without an output after which a worker counts as stalled; see `ServedModel`.
+        routing: the policy that chooses the worker of each request: `kv`, `kv_linear`, `prefix_hash`, `session`, one of
+            the runtime's, or a function of your own; see docs/llm/routing.md. None leaves the choice to the policy of
+            the connection, which knows nothing of prompts.
+
+    Raises:
+        ConfigError: there is no such policy.
 
     Attributes:
         expected: names of models whose workers start again when they end. Such a model is not unknown while none runs.
     """
 
     def __init__(
-        self, connection: Connection, *, namespace: str = NAMESPACE, stall_timeout_s: float = STALL_TIMEOUT_S
+        self,
+        connection: Connection,
+        *,
+        namespace: str = NAMESPACE,
+        stall_timeout_s: float = STALL_TIMEOUT_S,
+        routing: str | RoutingPolicy | None = "kv",
     ) -> None:
         self._connection, self._namespace, self._stall_timeout_s = connection, namespace, stall_timeout_s
-        self._watch = ModelWatch(connection, namespace)
+        if routing is not None:
+            policy_named(routing, random.Random(), LoadBook())  # A wrong name raises now.
+        self._routing = routing
+        self._closing: set[asyncio.Task[None]] = set()
+        self._watch = ModelWatch(connection, namespace, self._left)
         self._served: dict[str, ServedModel] = {}
         self.expected: frozenset[str] = frozenset()
 
@@ -52,6 +72,9 @@ class Models:
 
     async def __aexit__(self, *_: object) -> None:
         await self._watch.close()
+        for component in [*self._served]:
+            self._left(component)
+        await asyncio.gather(*self._closing)
 
     def get(self, name: str) -> ServedModel:
         """The newest generation of a model.
@@ -138,8 +161,10 @@ class Models:
             return None
         known = self._served.get(component)
         if known is None or known.prompts is not prompts:
-            for gone in [each for each in self._served if each not in self._watch.prompts]:
-                del self._served[gone]
+            self._left(component)
+            routed = None
+            if self._routing is not None:
+                routed = Routed(self._connection, self._namespace, entry.card, self._routing)
             known = self._served[component] = ServedModel(
                 self._connection,
                 entry.card,
@@ -147,5 +172,14 @@ class Models:
                 created=entry.created,
                 namespace=self._namespace,
                 stall_timeout_s=self._stall_timeout_s,
+                routed=routed,
             )
         return known
+
+    def _left(self, component: str) -> None:
+        """Forget a model whose last worker has left, and end its router."""
+        gone = self._served.pop(component, None)
+        if gone is not None and gone.routed is not None:
+            closing = asyncio.get_running_loop().create_task(gone.routed.close(), name="trd-router-close")
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)

@@ -15,8 +15,10 @@ from triton_distributed.llm.contract.output import Embeddings, Output
 from triton_distributed.llm.contract.request import EmbedRequest, Request
 from triton_distributed.llm.models.answer import Answer
 from triton_distributed.llm.models.prompts import Prompt, Prompts
+from triton_distributed.llm.models.routed import Routed
 from triton_distributed.llm.models.stalls import StallWatch
 from triton_distributed.llm.models.text import AnswerText
+from triton_distributed.llm.routing.view import Decision
 
 STALL_TIMEOUT_S = 30.0
 """Seconds without an output after which a worker has stalled."""
@@ -33,6 +35,7 @@ class ServedModel:
         namespace: of its endpoints.
         stall_timeout_s: seconds without an output after which a worker has stalled. The first output may take four
             times as long.
+        routed: chooses the workers; None to leave it to the policy of the connection.
     """
 
     def __init__(
@@ -44,33 +47,62 @@ class ServedModel:
         created: int = 0,
         namespace: str = "models",
         stall_timeout_s: float = STALL_TIMEOUT_S,
+        routed: Routed | None = None,
     ) -> None:
-        self.card, self.prompts, self.created = card, prompts, created
+        self.card, self.prompts, self.created, self.routed = card, prompts, created, routed
         self._connection, self._tokenizer, self._stalls = connection, prompts.tokenizer, StallWatch(stall_timeout_s)
         place = f"{namespace}.{card.component}"
         self._generate = Stream[Request, Output](f"{place}.generate")
         self._embed = Unary[EmbedRequest, Embeddings](f"{place}.embed")
 
-    def answer(self, prompt: Prompt, request: Request, **call_options: Any) -> Answer:
-        """Ask for one answer. The call begins now.
+    def answer(self, prompt: Prompt, request: Request, *, session: str = "", **call_options: Any) -> Answer:
+        """Ask for one answer. The call begins now, or when the router no longer holds the request.
 
         Args:
             prompt: the prompt.
             request: the options and limits of the answer. Its own prompt is replaced.
-            call_options: see `StreamOptions`, without `resume`. `timeout` is for the whole answer.
+            session: names a conversation or a user, for policies that keep the requests of one together.
+            call_options: see `StreamOptions`, without `resume`. `timeout` is for the whole answer. A `policy` chooses
+                instead of the router.
 
         Returns:
             The deltas; see `Answer` for what they raise.
 
         Raises:
             TypeError, ValueError: an option is unknown or invalid.
+            Overloaded: the router holds too many requests.
         """
-        if self._tokenizer is None:
-            asked = msgspec.structs.replace(request, prompt=b"", text=prompt.text, messages=prompt.messages)
-        else:
-            asked = msgspec.structs.replace(request, prompt=prompt.ids, text=None, messages=None)
+        asked = self._with(prompt, request)
         text = AnswerText(self.card, asked, prompt.tokens, self._tokenizer)
-        return Answer(self._connection, self._generate, self.card, asked, text, self._stalls, call_options)
+        routed = self.routed if call_options.get("policy") is None else None
+        return Answer(
+            self._connection,
+            self._generate,
+            self.card,
+            asked,
+            text,
+            self._stalls,
+            call_options,
+            routed,
+            prompt.tokens,
+            session,
+        )
+
+    def explain(self, prompt: Prompt, request: Request, *, session: str = "") -> Decision | None:
+        """Which worker a request would get now, and why; the arguments are those of `answer`. Nothing is booked.
+
+        Returns:
+            The decision; None without a worker, and for a model without a router.
+        """
+        if self.routed is None:
+            return None
+        return self.routed.explain(self.routed.question(self._with(prompt, request), prompt.tokens, session))
+
+    def _with(self, prompt: Prompt, request: Request) -> Request:
+        """The request with its prompt."""
+        if self._tokenizer is None:
+            return msgspec.structs.replace(request, prompt=b"", text=prompt.text, messages=prompt.messages)
+        return msgspec.structs.replace(request, prompt=prompt.ids, text=None, messages=None)
 
     async def embed(
         self, inputs: Sequence[Prompt], *, dimensions: int | None = None, model: str = "", **call_options: Any
@@ -92,7 +124,10 @@ class ServedModel:
             request.texts = [each.text or "" for each in inputs]
         else:
             request.prompts = [each.ids for each in inputs]
-        found = await self._connection.call(self._embed, request, **{"idempotent": True, **call_options})
+        options: dict[str, Any] = {"idempotent": True, **call_options}
+        if self.routed is not None:
+            options.setdefault("policy", "least_loaded")  # No cache helps here.
+        found = await self._connection.call(self._embed, request, **options)
         sizes = {len(each) for each in found.vectors}
         if len(found.vectors) != len(inputs) or len(sizes) > 1 or any(size == 0 or size % 4 for size in sizes):
             raise LLMError(

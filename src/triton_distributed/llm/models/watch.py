@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 
 from triton_distributed.api.connection import Connection
 from triton_distributed.api.contracts import Stream
@@ -31,6 +32,7 @@ class ModelWatch:
     Args:
         connection: reads discovery and calls the workers.
         namespace: of the models.
+        left: called with the component of a model that was loaded, when its last worker has left.
 
     Attributes:
         table: all models that are served.
@@ -38,11 +40,13 @@ class ModelWatch:
         unusable: why a model cannot be loaded at all, by component.
     """
 
-    def __init__(self, connection: Connection, namespace: str) -> None:
+    def __init__(
+        self, connection: Connection, namespace: str, left: Callable[[str], None] = lambda component: None
+    ) -> None:
         self.table = ModelTable(namespace)
         self.prompts: dict[str, Prompts] = {}
         self.unusable: dict[str, str] = {}
-        self._connection, self._namespace = connection, namespace
+        self._connection, self._namespace, self._left = connection, namespace, left
         self._threads = TokenizerThreads()
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._contents: dict[str, asyncio.Task[bytes]] = {}  # By digest; models may share one.
@@ -84,8 +88,9 @@ class ModelWatch:
         self.table.apply(change)
         entries = self.table.entries
         for component in [each for each in (*self.prompts, *self.unusable) if each not in entries]:
-            self.prompts.pop(component, None)
             self.unusable.pop(component, None)
+            if self.prompts.pop(component, None) is not None:
+                self._left(component)
         for component in [each for each in self._loading if each not in entries]:
             self._loading.pop(component).cancel()
         used = {digest for entry in entries.values() for digest in (entry.card.tokenizer, entry.card.template)}

@@ -1,0 +1,107 @@
+"""How the requests of one model get their workers: its router, and what is counted of the choices."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Final
+
+from triton_distributed.api.connection import Connection
+from triton_distributed.llm.contract.model import ModelCard
+from triton_distributed.llm.contract.request import Request
+from triton_distributed.llm.models.route_counts import counts_of
+from triton_distributed.llm.router.model_router import ModelRouter, WorkerState
+from triton_distributed.llm.router.placement import Placement
+from triton_distributed.llm.routing.keys import block_keys, indexed_tokens, seed_of
+from triton_distributed.llm.routing.policies.kv import kv
+from triton_distributed.llm.routing.router import Router
+from triton_distributed.llm.routing.view import Decision, Question, RoutingPolicy
+
+CHECKED: Final = 1 / 64
+"""The part of the choices for which the index is looked up in the slow way, too, to compare the two."""
+
+
+class Routed:
+    """The router of one model, with its counts.
+
+    Args:
+        connection: calls the workers.
+        namespace: of the model's endpoints.
+        card: the model.
+        choice: the policy that chooses the workers, or its name; see `Router.named`.
+
+    Attributes:
+        router: chooses and books.
+        policy: the policy's name.
+        counts: what is counted of its choices.
+    """
+
+    def __init__(self, connection: Connection, namespace: str, card: ModelCard, choice: str | RoutingPolicy) -> None:
+        self._rng = random.Random()
+        core = Router.named(choice, self._rng)
+        self.policy = core.policy
+        self.router = ModelRouter(
+            connection,
+            (namespace, card.component),
+            kv,
+            core.policy,
+            block_tokens=indexed_tokens(card.kv_block_tokens),
+            core=core,
+        )
+        self.counts = counts_of(connection).of_model(card.name, core)
+        self._hashed: tuple[bytes, str, int, Sequence[int]] = (b"", "", 0, ())  # The last prompt and its keys.
+
+    def question(self, request: Request, tokens: int, session: str) -> Question:
+        """What the policy needs to know of a request.
+
+        Args:
+            request: the request with its prompt.
+            tokens: of the prompt; 0 if they are not known.
+            session: names a conversation or a user; empty for none.
+        """
+        prompt, salt, size = request.prompt, request.cache_salt, self.router.block_tokens
+        keys: Sequence[int] = ()
+        if len(prompt) >= 4 * size:
+            known = self._hashed
+            if known[0] is prompt and known[1:3] == (salt, size):  # One of several answers to one prompt.
+                keys = known[3]
+            else:
+                keys = block_keys(prompt, size, seed_of(namespace=salt))
+                self._hashed = prompt, salt, size, keys
+        return Question(tokens=tokens or 1, keys=keys, block_tokens=size, request=request, session=session)
+
+    def place(self, question: Question) -> Placement:
+        """Choose a worker and book it, or hold the request; see `ModelRouter.submit`.
+
+        Raises:
+            Overloaded: too many requests are held.
+        """
+        if question.keys and self._rng.random() < CHECKED:
+            index = self.router.core.index
+            self.counts.checked(index.depths(question.keys) == index.walked_depths(question.keys))
+        return self.router.submit(question)
+
+    def held(self, decision: Decision) -> None:
+        """Note that a request was held before it got its worker."""
+        self.counts.held.add(decision.held_s)
+
+    def begun(self, decision: Decision) -> None:
+        """Note the first output of the worker that was chosen."""
+        self.counts.chosen(decision)
+
+    def measured(self, cached_tokens: int) -> None:
+        """Note the tokens of a prompt that were in the worker's cache, as its engine says."""
+        self.counts.measured.add(cached_tokens)
+
+    def explain(self, question: Question) -> Decision | None:
+        """What would be chosen now; None without a worker. Nothing is booked."""
+        return self.router.explain(question)
+
+    def states(self) -> list[WorkerState]:
+        """What is known of each worker."""
+        return self.router.states()
+
+    async def close(self) -> None:
+        """End the router. Requests that it holds fail, as the model has left."""
+        self.counts.end()
+        await self.router.close()
