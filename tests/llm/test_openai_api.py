@@ -435,6 +435,13 @@ async def test_a_body_that_nests_too_deeply_is_invalid(place, caplog):
     assert not caplog.records
 
 
+@pytest.mark.parametrize("field", ["top_k", "max_tokens", "max_completion_tokens", "min_tokens", "seed"])
+async def test_a_number_that_cannot_travel_is_invalid(field):
+    body = {"model": "org/tiny", "messages": HELLO, field: 2**63}
+    start, whole = await request_of(openai_app(StandInModels(StandIn(echo, context_tokens=0))), body)
+    assert (start["status"], json.loads(whole["body"])["error"]["param"]) == (400, field)
+
+
 @pytest.mark.parametrize("one", ["a", [97]])
 async def test_a_request_has_a_bounded_number_of_inputs(one):
     app = openai_app(StandInModels(StandIn(echo, embeddings=True)))

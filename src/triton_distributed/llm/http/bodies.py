@@ -19,8 +19,11 @@ from triton_distributed.llm.contract.model import ModelCard
 
 Probability = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
-Whole = Annotated[int, Meta(ge=0)]
-Positive = Annotated[int, Meta(ge=1)]
+MOST = 2**63 - 1
+"""The largest whole number: a larger one cannot travel to a worker."""
+
+Whole = Annotated[int, Meta(ge=0, le=MOST)]
+Positive = Annotated[int, Meta(ge=1, le=MOST)]
 Token = Annotated[int, Meta(ge=0, lt=2**32)]
 Text = Annotated[str, Meta(min_length=1)]
 
@@ -76,14 +79,14 @@ class Generation(msgspec.Struct, kw_only=True):
     top_p: Probability | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=MOST)] | None = None
     stop: Text | Annotated[list[Text], Meta(max_length=64)] | None = None
     logit_bias: dict[int, Annotated[float, Meta(ge=-100, le=100)]] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
     # Of vLLM.
-    top_k: Annotated[int, Meta(ge=-1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=MOST)] | None = None
     min_p: Probability | None = None
     repetition_penalty: Annotated[float, Meta(gt=0)] | None = None
     min_tokens: Whole | None = None
