@@ -10,6 +10,7 @@ import pytest
 from benchmarks import environments, foreign
 from benchmarks.__main__ import NAMES
 from benchmarks.environments import HERE, NotInstalled, pins, versions
+from benchmarks.llm import __main__ as llm
 from benchmarks.peers.foreign import EVERY, FOREIGN
 from tests.guards.tree import ROOT
 
@@ -54,7 +55,8 @@ def test_what_every_peer_runs_on_has_the_versions_of_ours(name: str):
 
 
 def test_every_environment_belongs_to_a_peer():
-    assert {path.stem for path in HERE.glob("*.in")} == {peer.environment for peer in FOREIGN.values()}
+    of_models = set(llm.FOREIGN.values())
+    assert {path.stem for path in HERE.glob("*.in")} == {peer.environment for peer in FOREIGN.values()} | of_models
 
 
 def test_peer_that_cannot_be_installed_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
