@@ -47,7 +47,7 @@ async def test_requests_spread_by_what_is_booked_and_nothing_is_left_of_them():
         router = router_of(here)
         first, second = [await router.place(Question(tokens=6000)) for _ in range(2)]
         assert {first.instance_id, second.instance_id} == ids
-        stream = here.stream(NAME, "a", policy=second.policy)
+        stream = here.stream(NAME, "a", policy=second)
         assert [each async for each in stream] == ["a"]
         assert stream.instance_id == second.instance_id
         second.first_output(64)
@@ -82,14 +82,14 @@ async def test_a_request_that_its_worker_refuses_is_booked_elsewhere():
         held = await router.place(Question(tokens=10))
         while held.instance_id != full.instance.id:
             held = await router.place(Question(tokens=10))
-        assert [each async for each in here.stream(NAME, "a", policy=held.policy)] == ["a"]
+        assert [each async for each in here.stream(NAME, "a", policy=held)] == ["a"]
         assert held.instance_id == held.booking.worker[0] == other.instance.id
         held.again(Question(tokens=12))
         assert idle(router)
-        assert [each async for each in here.stream(NAME, "c", policy=held.policy)] == ["c"]
+        assert [each async for each in here.stream(NAME, "c", policy=held)] == ["c"]
         assert held.booking.tokens == 12
         held.release()
-        assert [each async for each in here.stream(NAME, "c", policy=held.policy)] == ["c"]
+        assert [each async for each in here.stream(NAME, "c", policy=held)] == ["c"]
         assert idle(router)
         blocker.cancel()
         await router.close()
@@ -135,7 +135,7 @@ async def test_workers_come_and_go_and_without_one_the_call_chooses():
         router = router_of(here)
         early = await router.place(Question(tokens=10))
         assert early.booking is early.decision is None
-        stream = here.stream(NAME, "a", policy=early.policy, timeout=10)
+        stream = here.stream(NAME, "a", policy=early, timeout=10)
         async with connect() as one:
             served = await one.serve(NAME, echo)
             assert [each async for each in stream] == ["a"]

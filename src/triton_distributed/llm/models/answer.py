@@ -326,7 +326,7 @@ class Answer:
         lost_id = self._stream.instance_id
         seconds = self._limit_s
         if self._avoided is None:
-            policy = self._options.get("policy") if self._placement is None else self._placement.policy
+            policy = self._options.get("policy") if self._placement is None else self._placement
             self._avoided = Elsewhere(policy, self._card.name)
         self._avoided.add(lost_id, seconds if stalled else 0.0)
         text = self._text
@@ -378,7 +378,7 @@ class Answer:
         if self._avoided is not None:
             options = {**options, "policy": self._avoided}
         elif placement is not None:
-            options = {**options, "policy": placement.policy}
+            options = {**options, "policy": placement}
         if self._deadline is not None:
             left = self._deadline - self._loop.time()
             if left <= 0:

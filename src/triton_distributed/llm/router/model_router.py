@@ -171,8 +171,13 @@ class ModelRouter:
         placement = Placement(self, question)
         core = self.core
         question.since = self._loop.time()
-        if self._closed or not self._workers():
+        if self._closed or not (among := self._workers()):
             return placement
+        if not core.held:  # The usual way, without the bookkeeping of held requests.
+            decision = core.weigh(question, question.since, among)
+            if decision is not None and core.has_room(decision.chosen.worker):
+                placement.booked(decision, core.book(question, decision, question.since))
+                return placement
         if core.held >= MAX_HELD:
             path = self._candidates.name.path
             raise Overloaded(path, self._ready[0].id, f"{core.held} requests wait for a worker", 1, 1.0)

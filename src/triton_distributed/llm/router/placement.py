@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from triton_distributed.llm.routing.bookings import Booking
@@ -33,7 +32,9 @@ class Placer(Protocol):
 class Placement:
     """Where one request goes. `ModelRouter` makes it.
 
-    Give `policy` to the call. Tell `first_output`, and `release` at the end of the answer, whatever way it ends.
+    It is the policy of the request's call: its first use returns the booked instance. A later use comes after that one
+    has refused the request or could not be reached, and then another one is chosen and booked. Tell `first_output`, and
+    `release` at the end of the answer, whatever way it ends.
 
     Attributes:
         question: the request.
@@ -43,6 +44,8 @@ class Placement:
         waiter: done when the router does not hold the request any more, and cancelled if it was released or the router
             was closed meanwhile; None if it was not held.
     """
+
+    trusted = True  # See `policy_named`.
 
     __slots__ = ("_over", "_router", "_sent", "booking", "decision", "question", "rank", "waiter")
 
@@ -60,19 +63,6 @@ class Placement:
         """The instance that was chosen last; None if there is no choice yet."""
         return None if self.decision is None else self.decision.chosen.worker[0]
 
-    @property
-    def policy(self) -> Callable[[Any, tuple[Instance, ...], LoadBook], Instance]:
-        """The policy of the request's call.
-
-        Its first use returns the booked instance. A later one comes after that one has refused the request or could not
-        be reached: then another one is chosen and booked.
-        """
-
-        def placed(request: Any, instances: tuple[Instance, ...], load: LoadBook) -> Instance:
-            return self._choose(instances, load)
-
-        return placed
-
     def booked(self, decision: Decision, booking: Booking) -> None:
         """Note the choice. The router calls this."""
         self.decision, self.booking = decision, booking
@@ -81,7 +71,7 @@ class Placement:
             self.waiter.set_result(None)
 
     def again(self, question: Question | None = None) -> None:
-        """Let the next use of `policy` choose anew, since the worker was lost or has stalled. Nothing stays booked.
+        """Let the next call choose anew, since the worker was lost or has stalled. Nothing stays booked.
 
         Args:
             question: the rest of the request, as it is sent then; None if it is the same.
@@ -113,7 +103,8 @@ class Placement:
         if booking is not None:
             self._router.released(booking)
 
-    def _choose(self, instances: tuple[Instance, ...], load: LoadBook) -> Instance:
+    def __call__(self, request: Any, instances: tuple[Instance, ...], load: LoadBook) -> Instance:
+        """Choose an instance for the call."""
         if not self._sent and self.decision is not None:
             self._sent = True
             wanted = self.decision.chosen.worker[0]

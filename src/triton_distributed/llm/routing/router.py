@@ -156,6 +156,10 @@ class Router:
                 self._new[held] = None
             self._settled_at = -inf
 
+    def has_room(self, worker: Worker) -> bool:
+        """Whether a request for this worker, which is known, may leave now."""
+        return self.workers[worker].work.wait_s < self._ahead_s
+
     def weigh(self, question: Question, now: float, among: Collection[Worker] | None = None) -> Decision | None:
         """Let the policy choose now. Nothing is booked.
 
