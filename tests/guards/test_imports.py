@@ -57,6 +57,7 @@ LLM_MAY_IMPORT: dict[str, set[str]] = {
     "router": {"contract", "routing", "kv_events"},
     "models": {"contract", "tokens", "routing", "router"},
     "http": {"contract", "tokens", "models", "routing"},
+    "replay": {"contract", "engines", "routing"},
     "original": {"contract", "routing"},
 }
 

@@ -17,9 +17,10 @@ import yaml
 import triton_distributed
 import triton_distributed.llm
 import triton_distributed.llm.http
+import triton_distributed.llm.replay
 from tests.guards.tree import ROOT, modules
 
-PLACES = (triton_distributed, triton_distributed.llm, triton_distributed.llm.http)
+PLACES = (triton_distributed, triton_distributed.llm, triton_distributed.llm.http, triton_distributed.llm.replay)
 SETTINGS = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
 OUTSIDE = re.compile(
     r"<(?:script|img|iframe)[^>]* src=\"?(?:https?:)?//|<link[^>]* href=\"?(?:https?:)?//|url\((?:https?:)?//"
