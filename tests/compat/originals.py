@@ -279,3 +279,120 @@ if __name__ == "__main__":
     uvloop.install()
     asyncio.run(worker())
 """
+
+KV_WORKER = """
+import asyncio
+import ctypes
+import multiprocessing
+import os
+import sys
+import uvloop
+from triton_distributed.llm import KvMetricsPublisher
+from triton_distributed.runtime import DistributedRuntime, triton_worker
+
+class EventManager:
+    def __init__(self):
+        self.lib = ctypes.CDLL(os.environ["VLLM_KV_CAPI_PATH"])
+        self.lib.triton_llm_init.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int64]
+        self.lib.triton_llm_init.restype = ctypes.c_uint32
+        u32s, sizes, u64s = map(ctypes.POINTER, (ctypes.c_uint32, ctypes.c_size_t, ctypes.c_uint64))
+        self.lib.triton_kv_event_publish_stored.argtypes = [
+            ctypes.c_uint64, u32s, sizes, u64s, ctypes.c_size_t, u64s, ctypes.c_uint64,
+        ]
+        self.lib.triton_kv_event_publish_stored.restype = ctypes.c_uint32
+        namespace, component = os.environ["VLLM_KV_NAMESPACE"], os.environ["VLLM_KV_COMPONENT"]
+        assert self.lib.triton_llm_init(namespace.encode(), component.encode(), int(os.environ["VLLM_WORKER_ID"])) == 0
+
+    def stored(self, event_id, parent, tokens):
+        result = self.lib.triton_kv_event_publish_stored(
+            event_id,
+            (ctypes.c_uint32 * len(tokens))(*tokens),
+            (ctypes.c_size_t * 1)(len(tokens)),
+            (ctypes.c_uint64 * 1)(event_id),
+            1,
+            (ctypes.c_uint64 * 1)(parent) if parent is not None else None,
+            0,
+        )
+        assert result == 0
+
+def engine():
+    manager = EventManager()
+    manager.stored(1, None, [3] * 64)
+    manager.stored(2, 1, [3] * 64)
+    manager.stored(3, 99, [3] * 64)
+    manager.lib.triton_llm_shutdown()
+
+class Handler:
+    def __init__(self, publisher):
+        self.publisher, self.active = publisher, 0
+
+    async def generate(self, request):
+        self.active += 1
+        self.publisher.publish(self.active, 4, self.active, 4)
+        if request == "load":
+            process = multiprocessing.get_context("fork").Process(target=engine)
+            process.start()
+            await asyncio.to_thread(process.join)
+            assert process.exitcode == 0
+        yield sys.argv[1]
+
+    async def cooldown(self):
+        while True:
+            await asyncio.sleep(0.05)
+            self.active = max(0, self.active - 1)
+            self.publisher.publish(self.active, 4, self.active, 4)
+
+@triton_worker()
+async def worker(runtime: DistributedRuntime):
+    component = runtime.namespace("triton-init").component("vllm")
+    await component.create_service()
+    endpoint = component.endpoint("generate")
+    os.environ["VLLM_WORKER_ID"] = str(endpoint.lease_id())
+    publisher = KvMetricsPublisher()
+    publisher.publish(0, 4, 0, 4)
+    handler = Handler(publisher)
+    await asyncio.gather(
+        endpoint.serve_endpoint(handler.generate),
+        publisher.create_endpoint(component),
+        handler.cooldown(),
+    )
+
+if __name__ == "__main__":
+    uvloop.install()
+    asyncio.run(worker())
+"""
+
+KV_ROUTER = """
+import asyncio
+import uvloop
+from triton_distributed.llm import KvRouter
+from triton_distributed.runtime import DistributedRuntime, triton_worker
+
+class Router:
+    def __init__(self, router):
+        self.router = router
+
+    async def generate(self, request):
+        try:
+            worker_id = await self.router.schedule(request["tokens"], 0)
+        except Exception as e:
+            print("error", e, flush=True)
+            worker_id = ""
+        yield str(worker_id)
+
+@triton_worker()
+async def worker(runtime: DistributedRuntime):
+    workers = await runtime.namespace("triton-init").component("vllm").endpoint("generate").client()
+    waiting = workers.wait_for_endpoints()
+    listener = runtime.namespace("triton-init").component("vllm")
+    await listener.create_service()
+    component = runtime.namespace("triton-init").component("router")
+    await component.create_service()
+    router = KvRouter(runtime, listener)
+    await waiting
+    await component.endpoint("generate").serve_endpoint(Router(router).generate)
+
+if __name__ == "__main__":
+    uvloop.install()
+    asyncio.run(worker())
+"""

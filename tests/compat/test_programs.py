@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.compat import originals
-from tests.runtime.cluster import Cluster, until
+from tests.runtime.cluster import Cluster, drained, patiently, until
 from tests.runtime.programs import DEPRECATED, Program, program
+from tests.timing import PATIENCE_S
 
 pytest.importorskip("uvloop")
 
@@ -102,3 +104,30 @@ async def test_a_frontend_over_several_backends(trd_dir: Path, tmp_path: Path) -
 
 async def test_a_small_soak_in_one_process(trd_dir: Path, tmp_path: Path) -> None:
     assert sorted(await run(tmp_path, originals.SOAK)) == ["errors 0 of 200", "served"]
+
+
+async def test_a_kv_router_and_engines_that_load_the_c_library(unix: Cluster, tmp_path: Path) -> None:
+    capi = "/opt/triton/bindings/lib/libtriton_distributed_llm_capi.so"
+    environment = {"VLLM_KV_CAPI_PATH": capi, "VLLM_KV_NAMESPACE": "triton-init", "VLLM_KV_COMPONENT": "vllm"}
+    async with contextlib.AsyncExitStack() as stack:
+        for name in ("one", "other"):
+            started = program(tmp_path, originals.KV_WORKER, name, options=DEPRECATED, environment=environment)
+            await stack.enter_async_context(started)
+        router = await stack.enter_async_context(program(tmp_path, originals.KV_ROUTER, options=DEPRECATED))
+        namespace = unix.caller.namespace("triton-init")
+        workers = await namespace.component("vllm").endpoint("generate").client()
+        await patiently(workers.wait_for_endpoints(2))
+        routes = await namespace.component("router").endpoint("generate").client()
+        await patiently(routes.wait_for_endpoints())
+        holder = workers.endpoint_ids()[0]
+        assert len(await patiently(drained(workers.direct("load", holder)))) == 1
+
+        async def chosen(tokens: list[int]) -> int:
+            (item,) = await patiently(drained(routes.generate({"tokens": tokens})))
+            return int(item.data())
+
+        async with asyncio.timeout(PATIENCE_S):  # The engine's process has ended, so all its events are on their way.
+            while [await chosen([3] * 128) for _ in range(2)] != [holder] * 2:
+                await asyncio.sleep(0.05)
+        await ended_well(router)
+        assert not (await router.output())[0]

@@ -15,6 +15,7 @@ import pytest
 from tests.runtime.cluster import Cluster, drained, patiently, until
 from tests.runtime.conftest import unix
 from tests.servers import shared_nats
+from triton_distributed.errors import RuntimeClosed
 from triton_distributed.llm import (
     ApproxKvIndexer,
     KvEventPublisher,
@@ -196,6 +197,8 @@ async def test_the_endpoint_load_metrics_answers_for_old_routers(unix: Cluster) 
     assert not ended.done()
     await runtime.close()
     await patiently(ended)
+    with pytest.raises(RuntimeClosed):  # So a program that publishes for ever ends.
+        publisher.publish(1, 2, 3, 4)
 
 
 async def test_scores_of_later_programs_are_by_worker_and_rank(unix: Cluster) -> None:

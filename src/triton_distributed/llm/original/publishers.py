@@ -69,6 +69,7 @@ class KvMetricsPublisher:
 
         Raises:
             OverflowError, TypeError: a number is negative, above 2**64 - 1, or no whole number.
+            RuntimeClosed: the endpoint was served, and its runtime was shut down since.
         """
         values = (request_active_slots, request_total_slots, kv_active_blocks, kv_total_blocks)
         for each in values:
@@ -77,9 +78,14 @@ class KvMetricsPublisher:
             if not 0 <= each <= MOST:
                 raise OverflowError(f"publish{values}: a number must be from 0 to {MOST}")
         self._load = Load(*values)
-        for worker_id, outlet in tuple(self._outlets):
-            with contextlib.suppress(RuntimeClosed):
+        for entry in tuple(self._outlets):
+            worker_id, outlet = entry
+            try:
                 outlet.send(WorkerLoad(worker_id, self._load))
+            except RuntimeClosed:
+                if len(self._outlets) == 1:  # It ends the loop of a program that would publish for ever.
+                    raise
+                self._outlets.remove(entry)
 
     def _begin(self, component: Component) -> tuple[asyncio.Future[Any], asyncio.Task[None]]:
         runtime = runtime_of(component)
@@ -106,8 +112,6 @@ class KvMetricsPublisher:
                     ready.set_result(None)
                 await serving
         finally:
-            if entry in self._outlets:
-                self._outlets.remove(entry)
             serving.cancel()
 
 
