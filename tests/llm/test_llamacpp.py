@@ -101,6 +101,24 @@ async def test_real_model():
         some, _ = await answer(engine, asked("JSON, compact", max_tokens=40, guide=guide))
         assert json.loads(tokenizer.decode(some)).keys() == {"a"}
 
+        # llama.cpp would ignore a schema that it cannot hold: it is refused, with the reason and the field.
+        for schema, why in (
+            ({"type": "array", "items": {"type": "integer"}, "uniqueItems": True}, "uniqueItems"),
+            ({"properties": {"not": {"type": "objekt"}}}, 'know type "objekt"'),
+            ({"anyOf": [{"type": "string", "format": "uri"}, {"not": {"type": "null"}}]}, 'format "uri", not'),
+            ({"type": "string", "pattern": "^(?=a)b$"}, "invalid, or"),
+            ({"$ref": "#/$defs/absent"}, "invalid, or"),
+        ):
+            for _ in range(2):
+                with pytest.raises(InvalidParameter, match=why) as refused:
+                    await answer(engine, asked("x", guide=Guide(schema=schema, field="guided_json")))
+                assert refused.value.param == "guided_json"
+        guide = Guide(schema={"type": "string", "pattern": "^ab{2}c$", "title": "not", "default": {"not": 1}})
+        some, last = await answer(engine, asked("A text", max_tokens=20, guide=guide))
+        assert json.loads(tokenizer.decode(some)) == "abbc"
+        assert last.usage is not None
+        assert last.usage.completion_tokens == len(some)
+
         # Chance: a seed repeats it.
         seeded = asked("Tell a story", max_tokens=8, sampling=Sampling(temperature=1.5, seed=-7))
         assert (await answer(engine, seeded))[0] == (await answer(engine, seeded))[0]
@@ -121,6 +139,8 @@ async def test_real_model():
         for wrong in (
             asked("x", guide=Guide(regex="a+")),
             asked("x", guide=Guide(grammar="root ::= (((")),
+            asked("x", guide=Guide(grammar="%llguidance {}\nstart: absent")),
+            asked("x", guide=Guide(json=True), min_tokens=3),
             asked("x" * 3000),
             Request(prompt=packed([999_999])),
             Request(),

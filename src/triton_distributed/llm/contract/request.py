@@ -45,7 +45,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Guide(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The form that an answer must have. Exactly one attribute is set.
+    """The form that an answer must have. Exactly one attribute is set, besides `field`.
 
     Attributes:
         json: any JSON object.
@@ -53,6 +53,7 @@ class Guide(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         regex: text that this regular expression matches.
         choice: one of these texts.
         grammar: text of this grammar, in the engine's notation.
+        field: the field of the request that asked for it, for an engine that refuses it.
     """
 
     json: bool = False
@@ -60,6 +61,7 @@ class Guide(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     regex: str | None = None
     choice: list[str] | None = None
     grammar: str | None = None
+    field: str = "guide"
 
 
 class Request(msgspec.Struct, kw_only=True, omit_defaults=True):

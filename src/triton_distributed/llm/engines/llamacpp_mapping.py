@@ -10,6 +10,7 @@ from typing import Any
 from triton_distributed.llm.contract.errors import InvalidParameter
 from triton_distributed.llm.contract.output import Candidate, Output, TokenLogprob
 from triton_distributed.llm.contract.request import Guide, Request, Sampling
+from triton_distributed.llm.engines.llamacpp_schema import NATIVE
 
 __all__: list[str] = []
 
@@ -62,21 +63,25 @@ def _sampling(sampling: Sampling) -> dict[str, Any]:
 
 def _guide(guide: Guide) -> dict[str, Any]:
     if guide.regex is not None:
-        raise InvalidParameter("guided_regex", "llama.cpp has no regular expressions; use a grammar", "unsupported")
+        raise InvalidParameter(
+            guide.field, "llama.cpp takes no regular expressions; use a grammar", "unsupported_parameter"
+        )
     if guide.choice is not None:
         return {"grammar": "root ::= " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in guide.choice)}
     if guide.grammar is not None:
+        if guide.grammar.lstrip().startswith(NATIVE):  # llama.cpp would not report a mistake in it.
+            raise InvalidParameter(guide.field, "write the grammar in GBNF", "unsupported_parameter")
         return {"grammar": guide.grammar}
     return {"json_schema": {"type": "object"} if guide.schema is None else guide.schema}
 
 
-def failure(error: Mapping[str, Any]) -> Exception:
-    """The exception for an error that llama.cpp answers."""
+def failure(error: Mapping[str, Any], guide: Guide | None = None) -> Exception:
+    """The exception for an error that llama.cpp answers to a request with this guide."""
     message = str(error.get("message", error))
     if error.get("type") == "exceed_context_size_error":
         return InvalidParameter("prompt", message, "context_length_exceeded")
     if error.get("code") == 400:
-        return InvalidParameter("guided_grammar" if "grammar" in message else "prompt", message)
+        return InvalidParameter(guide.field if guide is not None and "grammar" in message else "prompt", message)
     return RuntimeError(f"llama.cpp failed: {message}")
 
 

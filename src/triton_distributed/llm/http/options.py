@@ -178,7 +178,7 @@ def _guide(body: Generation, card: ModelCard) -> Guide | None:
         )
     if attribute == "choice" and not value:
         raise InvalidParameter(field, "there is nothing to choose from")
-    return Guide(**{attribute: value})
+    return Guide(**{attribute: value}, field=field)
 
 
 def _of_structured(outputs: StructuredOutputs) -> list[tuple[str, str, Any]]:
