@@ -5,16 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import json
+import logging
 import os
 import random
 import signal
+from collections.abc import AsyncGenerator
 from typing import Any
 
+import httpx
 import pytest
 
+import triton_distributed as trd
+from tests.llm.standin import StandIn, StandInModels
 from tests.timing import MS, PATIENCE_S
+from triton_distributed.llm.http import openai_app
 from triton_distributed.llm.http import serve as serving
+from triton_distributed.llm.http.front import front_end
 from triton_distributed.llm.http.limits import MAX_HEAD_BYTES
+from triton_distributed.llm.models.delta import Delta
 
 CLIENTS = 40
 
@@ -154,3 +163,45 @@ async def test_what_comes_beside_a_body_is_bounded(begin):
         writer.close()
         os.kill(os.getpid(), signal.SIGTERM)
         await server
+
+
+async def test_what_the_drain_cuts_off_ends_with_an_error_that_the_client_can_read(monkeypatch, caplog):
+    monkeypatch.setattr(serving, "LINGER_S", 10 * MS)
+    both = asyncio.Event()
+
+    async def endless(prompt: Any, request: Any) -> AsyncGenerator[Delta]:
+        yield Delta(text="begun", token_ids=[1])
+        if len(model.running) == 2:
+            both.set()
+        await asyncio.Event().wait()
+
+    model = StandIn(endless)
+    async with trd.connect(trd.Config(discovery="memory", handle_signals=False)) as here:
+        app = await front_end(here, openai=openai_app(StandInModels(model)))
+        url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        listening = serving.listen("127.0.0.1", 0)
+        serves = serving.serve(app, listening, drain_timeout_s=50 * MS, ready=url.set_result)
+        caplog.set_level(logging.INFO, "triton_distributed.llm.http.access")
+        server = asyncio.create_task(serves)
+        async with asyncio.timeout(PATIENCE_S), httpx.AsyncClient(base_url=await url) as http:
+            body = {"model": "org/tiny", "messages": [{"role": "user", "content": "x"}]}
+            asked = [
+                asyncio.create_task(http.post("/v1/chat/completions", json=body | {"stream": stream}))
+                for stream in (True, False)
+            ]
+            await both.wait()
+            os.kill(os.getpid(), signal.SIGTERM)
+            stream, whole = await asyncio.gather(*asked)
+            await server
+    *events, last = stream.text.strip().split("\n\n")
+    assert '"content":"begun"' in events[-1]
+    error = json.loads(last.removeprefix("data: "))["error"]
+    assert error["code"] == "unavailable"
+    assert "The server ends" in error["message"]
+    assert (whole.status_code, whole.json()["error"]["code"]) == (503, "unavailable")
+    assert whole.headers["retry-after"] == "1"
+    assert not model.running
+    lines = [each.message for each in caplog.records if each.name == "triton_distributed.llm.http.access"]
+    assert sorted(line.split()[3] for line in lines) == ["200", "503"]
+    assert all("error=unavailable" in line for line in lines)
+    assert not [each for each in caplog.records if each.exc_info]

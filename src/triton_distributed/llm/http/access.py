@@ -53,6 +53,7 @@ class Visit(Facts):
         async def noted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
+                self.begun = True
                 status = message["status"]
                 if status >= 400:
                     self.status = status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import sys
 import time
@@ -14,7 +15,7 @@ from urllib.parse import unquote
 import msgspec
 
 from triton_distributed.errors import ConnectionFailed, Draining, NoInstances, Paused, RemoteError
-from triton_distributed.llm.contract.errors import InvalidParameter
+from triton_distributed.llm.contract.errors import InvalidParameter, ModelNotFound
 from triton_distributed.llm.contract.output import Usage
 from triton_distributed.llm.contract.request import Request
 from triton_distributed.llm.http import answers, exchange
@@ -27,13 +28,13 @@ from triton_distributed.llm.http.bodies import (
     refuse,
 )
 from triton_distributed.llm.http.chunks import ChatChunks, Chunks, CompletionChunks, failed
-from triton_distributed.llm.http.errors import Refused, shown
+from triton_distributed.llm.http.errors import Ending, Refused, shown
 from triton_distributed.llm.http.exchange import ClientLeft, EventStream, Heartbeat, Receive, Scope, Send
 from triton_distributed.llm.http.explain import Wishes, read_wishes, route_header, told
 from triton_distributed.llm.http.facts import KEY, Facts
 from triton_distributed.llm.http.options import base_request, chat_template_values, with_prompt
 from triton_distributed.llm.http.pieces import new_id, to_json, usage_of
-from triton_distributed.llm.http.presence import Presences
+from triton_distributed.llm.http.presence import GONE, Presences
 from triton_distributed.llm.http.several import Merged
 from triton_distributed.llm.models.answer import Answer
 from triton_distributed.llm.models.delta import Delta
@@ -94,7 +95,7 @@ class OpenAIApp:
         try:
             await self._route(scope)(scope, receive, send, facts)
         except ClientLeft:
-            facts.error = "client_left"
+            facts.error = GONE
         except Exception as error:
             found = shown(error)
             facts.error = found.code or found.type
@@ -254,12 +255,15 @@ class OpenAIApp:
                     await events.write(ready)
                     ready = b""
             raise RuntimeError("an answer ended without a reason")
-        except Exception as error:
-            if not events.begun:
+        except (Exception, asyncio.CancelledError) as error:
+            if not events.begun or facts.error == GONE:
                 raise
-            found = shown(error)
+            cancelled = isinstance(error, asyncio.CancelledError)  # The server ends.
+            found = shown(Ending() if cancelled else error)
             facts.error = found.code or found.type
             await events.write(ready + failed(found.json), more=False)
+            if cancelled:
+                raise
         finally:
             await events.close()
 
@@ -352,15 +356,19 @@ class OpenAIApp:
         """Answer with a model. If its last worker refuses because it leaves, its successor of that name answers.
 
         Raises:
-            ModelNotFound: no model of this name is served, or is served any more.
+            ModelNotFound: no model of this name is served.
         """
+        model = self._model(name, facts)
         while True:
-            model = self._model(name, facts)
             try:
                 return await answer(model)
             except (Draining, Paused, NoInstances, ConnectionFailed) as error:
                 if isinstance(error, RemoteError) or not await self._models.has_left(model):
                     raise
+                try:
+                    model = self._model(name, facts)
+                except ModelNotFound:
+                    raise error from None  # It was served when the request came.
 
     def _model(self, name: str, facts: Facts) -> ServedModel:
         found: ServedModel = self._models.get(name)

@@ -41,6 +41,10 @@ class Refused(Exception):
         self.status, self.message, self.code, self.headers = status, message, code, headers
 
 
+class Ending(Exception):
+    """The server ends before the answer is complete."""
+
+
 class Shown(NamedTuple):
     """What a caller sees of an error."""
 
@@ -113,6 +117,10 @@ def _unavailable(error: Any) -> Shown:
     return Shown(503, "The model cannot answer at the moment. Try again later.", code="unavailable", headers=_LATER)
 
 
+def _ending(error: Any) -> Shown:
+    return Shown(503, "The server ends before the answer is complete. Try again.", code="unavailable", headers=_LATER)
+
+
 def _late(error: Any) -> Shown:
     return Shown(504, "The answer took longer than is allowed.", "timeout_error", None, "timeout")
 
@@ -159,6 +167,7 @@ _ROWS: tuple[tuple[Any, Callable[[Any], Shown]], ...] = (
     (Overloaded, _overloaded),
     (RemoteError, _failed),
     ((_Refusal, NoInstances, ConnectionFailed, DiscoveryError, BrokerError, RuntimeClosed), _unavailable),
+    (Ending, _ending),
     (DeadlineExceeded, _late),
     (StreamIncomplete, _broken),
     (TritonError, _failed),

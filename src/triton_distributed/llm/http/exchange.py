@@ -61,6 +61,7 @@ async def answer(
     kind: bytes = b"application/json",
 ) -> None:
     """Send a whole answer, and note its status."""
+    facts.begun = True
     length = (b"content-length", b"%d" % len(body))
     found = [(b"content-type", kind), length, *headers, *facts.headers]
     await send({"type": "http.response.start", "status": status, "headers": found})
@@ -146,7 +147,7 @@ class EventStream:
         self._quiet = True
 
     async def _begin(self) -> None:
-        self.begun = True
+        self.begun = self._facts.begun = True
         headers = [*_STREAM_HEADERS, *self._facts.headers]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 

@@ -17,17 +17,18 @@ class Facts:
         status: of the response once it is complete, of an error once it begins; 499 (the client has left) before.
         model: the name that the caller used; empty if the body was not read.
         stream: whether the answer is streamed.
+        begun: whether a part of the response was sent.
         usage: of the whole request, once its answer is complete.
         error: the code of the error that the caller saw, or its type; empty without one.
     """
 
-    __slots__ = ("error", "headers", "model", "status", "stream", "usage")
+    __slots__ = ("begun", "error", "headers", "model", "status", "stream", "usage")
 
     def __init__(self) -> None:
         self.headers: tuple[tuple[bytes, bytes], ...] = ()
         self.status = CLIENT_LEFT
         self.model = self.error = ""
-        self.stream = False
+        self.stream = self.begun = False
         self.usage: Usage | None = None
 
     def arrived(self, tokens: int) -> None:

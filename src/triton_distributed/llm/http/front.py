@@ -19,12 +19,12 @@ from triton_distributed.api.connection import Connection
 from triton_distributed.context import Context, current
 from triton_distributed.integrations.http.app import install
 from triton_distributed.integrations.http.request import CLIENT_LEFT, REQUEST_ID
-from triton_distributed.llm.http.access import Access
+from triton_distributed.llm.http.access import Access, Visit
 from triton_distributed.llm.http.exchange import answer
 from triton_distributed.llm.http.facts import KEY
 from triton_distributed.llm.http.head import Head, read_head
 from triton_distributed.llm.http.keys import Keys
-from triton_distributed.llm.http.limits import Limits, Refusal
+from triton_distributed.llm.http.limits import Limits, Refusal, ending
 from triton_distributed.llm.http.metrics import FrontMetrics
 from triton_distributed.llm.http.openapi import OPENAI, description
 from triton_distributed.llm.http.routes import Route, RoutedEndpoint
@@ -104,6 +104,11 @@ class FrontEnd:
                 await self._limited(scope, receive, send)
             else:
                 await self._limited(scope, receive, visit.noting(send))
+        except asyncio.CancelledError:
+            if not self.draining:
+                raise
+            if not visit.begun:  # The time of the drain is over.
+                await self._refuse(send, visit, ending(), scope["path"].startswith("/v1/"))
         except Exception:
             if visit.status == CLIENT_LEFT:
                 visit.status = 500  # The server answers so.
@@ -121,8 +126,7 @@ class FrontEnd:
         if refusal is None and below and self._openai is None:
             refusal = Refusal(404, "unknown_url", f"There is no path {path}.")
         if refusal is not None:
-            kind, body = refusal.body(below)
-            await answer(send, visit, refusal.status, body, refusal.headers, kind)
+            await self._refuse(send, visit, refusal, below)
             return
         self.running += 1
         try:
@@ -134,6 +138,11 @@ class FrontEnd:
                 await self._own(scope, receive, send)
         finally:
             self.running -= 1
+
+    async def _refuse(self, send: Send, visit: Visit, refusal: Refusal, openai: bool) -> None:
+        visit.error = refusal.code
+        kind, body = refusal.body(openai, visit.head.id)
+        await answer(send, visit, refusal.status, body, refusal.headers, kind)
 
     async def _api(self, scope: Scope, receive: Receive, send: Send, head: Head) -> None:
         assert self._openai is not None

@@ -29,10 +29,10 @@ class Refusal(NamedTuple):
     text: str
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
-    def body(self, openai: bool) -> tuple[bytes, bytes]:
+    def body(self, openai: bool, request_id: str) -> tuple[bytes, bytes]:
         """The media type and the body: in the form of the OpenAI API, or as in RFC 9457."""
         if not openai:
-            found = {"status": self.status, "code": self.code, "detail": self.text}
+            found = {"status": self.status, "code": self.code, "detail": self.text, "request_id": request_id}
             return b"application/problem+json", msgspec.json.encode(found)
         kind = _TYPES.get(self.status, "invalid_request_error")
         error = {"message": self.text, "type": kind, "param": None, "code": self.code}
@@ -72,6 +72,11 @@ class Limits:
         if self._max_requests is not None and running >= self._max_requests:
             return Refusal(503, "overloaded", "The server is at capacity. Try again later.", _LATER)
         return None
+
+
+def ending() -> Refusal:
+    """The refusal of a request that is not answered within the time of the drain."""
+    return Refusal(503, "unavailable", "The server ends before the answer is complete. Try again.", _LATER)
 
 
 _BEARER = ((b"www-authenticate", b"Bearer"),)

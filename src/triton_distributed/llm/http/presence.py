@@ -10,6 +10,9 @@ from triton_distributed.integrations.http.request import CLIENT_LEFT
 from triton_distributed.llm.http.exchange import ClientLeft, Receive
 from triton_distributed.llm.http.facts import Facts
 
+GONE = "client_left"
+"""The error of a request whose client has left, before its task is cancelled."""
+
 LOOK_S = 0.005
 """After this time, and at most twice this time, a request is watched."""
 
@@ -83,6 +86,6 @@ class Presence:
                 pass
         if self._facts.status != CLIENT_LEFT:
             return  # The answer is complete: servers then say that the client has left, too.
-        self._left = True
+        self._left, self._facts.error = True, GONE
         assert self._task is not None
         self._task.cancel("the client has left")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import math
 import os
 import signal
 import socket
@@ -21,6 +22,9 @@ BACKLOG = 2048
 KEEP_ALIVE_S = 75
 """Seconds after which an idle connection is closed. Clients and proxies close theirs earlier (nginx: 60 s, httpx: 5 s),
 so that they do not send a request at the moment of its end."""
+
+CUT_S = 2.0
+"""Seconds in which requests that are cancelled at the end of the drain tell their clients."""
 
 LINGER_S = 5.0
 """Seconds in which a server that ends takes further requests, as long as they come."""
@@ -43,6 +47,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._activity = activity
         self._ready = ready
+        self._cutting: asyncio.TimerHandle | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -67,8 +72,15 @@ class _Server(uvicorn.Server):
             if left <= 0:
                 break
             await asyncio.sleep(left)
-        self.config.timeout_graceful_shutdown = max(1, round(timeout_s - (clock() - began)))
+        left = max(0.0, began + timeout_s - clock())
+        self._cutting = asyncio.get_running_loop().call_later(left, self._cut)
+        self.config.timeout_graceful_shutdown = math.ceil(left + CUT_S)
         self.should_exit = True
+
+    def _cut(self) -> None:
+        """Cancel the requests that still run. The front end answers them, or ends their streams with an error."""
+        for each in list(self.server_state.tasks):
+            each.cancel()
 
     def _end_connections(self) -> None:
         if not self._activity.ending:
@@ -87,7 +99,11 @@ class _Server(uvicorn.Server):
         for each in accepted:
             with contextlib.suppress(OSError):
                 await loop.connect_accepted_socket(lambda: Protocol(self._activity, **options), each)
-        await super().shutdown(sockets)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            if self._cutting is not None:
+                self._cutting.cancel()
 
 
 def _accepted(listening: socket.socket) -> Iterator[socket.socket]:

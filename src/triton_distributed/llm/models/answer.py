@@ -398,7 +398,9 @@ class Answer:
             raise error
         now = self._loop.time()
         if now >= self._until:
-            raise AnswerLost(self._card.name, f"no other worker takes the rest: {error}", len(self._tokens)) from error
+            raise AnswerLost(
+                self._card.name, f"no other worker takes the rest{_why(error)}", len(self._tokens)
+            ) from error
         if self._placement is not None:
             self._placement.again()
         hint = error.retry_after_s if isinstance(error, Overloaded) else 0.0
@@ -452,6 +454,13 @@ class _Beginning:
     def __call__(self, waiter: asyncio.Future[None]) -> None:
         if (answer := self._answer()) is not None:
             answer.begin()
+
+
+def _why(error: Refusal | NoInstances | ConnectionFailed) -> str:
+    """Why no worker takes the rest of an answer, for callers: without an address."""
+    if isinstance(error, Overloaded):
+        return ": they are at capacity"
+    return ": there is none" if isinstance(error, NoInstances) else ""
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:
