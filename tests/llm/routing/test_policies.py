@@ -76,6 +76,18 @@ def test_kv_linear_has_the_cost_of_dynamo() -> None:
     assert decision.chosen.worker == (2, 0)
 
 
+def test_kv_prefers_the_worker_that_keeps_fewer_tokens() -> None:
+    router = routes("kv", [(1, 0), (2, 0)])
+    question = asked(900)
+    decision = router.weigh(question, 0.0, among=[(1, 0)])
+    assert decision is not None
+    router.first_output(router.book(question, decision, 0.0), 1.0)  # It decodes: nothing has to wait for it.
+    assert chosen(router, asked(20, first=5000), now=1.0) == (2, 0)
+    assert chosen(router, asked(900), now=1.0) == (2, 0)
+    router.index.store((1, 0), range(900))
+    assert chosen(router, asked(900), now=1.0) == (1, 0)
+
+
 def test_equal_prefixes_meet_and_move_only_when_they_must() -> None:
     router = routes("prefix_hash")
     prompts = [asked(30, first=1000 * at) for at in range(100)]
