@@ -158,9 +158,11 @@ async def test_no_worker_and_a_closed_runtime(unix: Cluster, monkeypatch: pytest
 async def test_a_worker_that_is_gone_is_forgotten_and_one_that_drains_gets_nothing(unix: Cluster) -> None:
     one, _ = await worker(unix, 0, 9, 0, 9)
     other, tells = await worker(unix, 0, 9, 0, 9)
-    KvEventPublisher(component(other), other.instance_id).publish_stored(0, PROMPT, [64, 64], [1, 2])
-    router = KvRouter(unix.caller, component(unix.caller))
-    KvEventPublisher(component(other), other.instance_id).publish_stored(0, PROMPT, [64, 64], [1, 2])
+    router, indexer = KvRouter(unix.caller, component(unix.caller)), KvIndexer(component(unix.caller))
+    await scores(indexer)
+    events = KvEventPublisher(component(other), other.instance_id)
+    events.publish_stored(0, PROMPT, [64, 64], [1, 2])
+    await has(indexer, {other.instance_id: 2})
     await patiently(router.schedule(PROMPT, 0))
     await component(other).endpoint("load_metrics").pause()
     await until(lambda: other.instance_id not in router._routing._loads.by_worker)
@@ -168,6 +170,7 @@ async def test_a_worker_that_is_gone_is_forgotten_and_one_that_drains_gets_nothi
     for _ in range(3):
         assert await patiently(router.schedule(PROMPT, 0)) == one.instance_id
     assert len(router._routing._blocks) == 0
+    await has(indexer, {})
 
 
 async def test_a_dropped_router_ends_its_tasks(unix: Cluster) -> None:

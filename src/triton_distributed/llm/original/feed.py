@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from triton_distributed.discovery.base import Added, Change, Removed
 from triton_distributed.errors import DecodeError
 from triton_distributed.llm.original import nats_stats
 from triton_distributed.llm.original.blocks import Blocks, UnknownBlocks
@@ -21,6 +22,7 @@ from triton_distributed.llm.original.messages import (
     WorkerLoad,
 )
 from triton_distributed.llm.original.outlet import runtime_of
+from triton_distributed.names import EndpointName
 from triton_distributed.quiet import Quiet
 from triton_distributed.runtime.component import Component
 
@@ -72,6 +74,52 @@ async def follow_blocks(component: Component, blocks: Blocks, live: Callable[[],
                         error,
                         f" ({more} more events like this)" if more else "",
                     )
+
+
+async def follow_leaving(component: Component, gone: Callable[[int], None], live: Callable[[], None]) -> None:
+    """Follow which workers leave discovery, until it is cancelled.
+
+    Args:
+        component: of the workers, with any endpoint.
+        gone: called with the id of a worker that has left.
+        live: called when every later leaving is noticed.
+
+    Raises:
+        DiscoveryError: discovery cannot be read.
+    """
+    of = (component.namespace, component.name)
+    listed: dict[int, set[EndpointName]] = {}  # The endpoints of each worker.
+
+    def leave(worker_id: int) -> None:
+        del listed[worker_id]
+        gone(worker_id)
+
+    def note(change: Change) -> None:
+        if isinstance(change, Removed):
+            endpoints = listed.get(change.instance_id, set())
+            if change.endpoint in endpoints:
+                endpoints.discard(change.endpoint)
+                if not endpoints:
+                    leave(change.instance_id)
+            return
+        found: dict[int, set[EndpointName]] = {}
+        for each in (change.instance,) if isinstance(change, Added) else change.instances:
+            if (each.endpoint.namespace, each.endpoint.component) == of:
+                found.setdefault(each.id, set()).add(each.endpoint)
+        if isinstance(change, Added):
+            for id, endpoints in found.items():
+                listed.setdefault(id, set()).update(endpoints)
+        else:
+            for id in listed.keys() - found.keys():
+                leave(id)
+            listed.update(found)
+
+    watch = await runtime_of(component).discovery.watch(None, note)
+    try:
+        live()
+        await asyncio.Event().wait()
+    finally:
+        watch.close()
 
 
 class LoadFeed:

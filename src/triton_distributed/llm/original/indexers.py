@@ -10,7 +10,7 @@ from typing import Any
 from triton_distributed.llm.contract.request import packed
 from triton_distributed.llm.original.background import Background
 from triton_distributed.llm.original.blocks import Blocks
-from triton_distributed.llm.original.feed import follow_blocks
+from triton_distributed.llm.original.feed import follow_blocks, follow_leaving
 from triton_distributed.llm.original.messages import BLOCK_TOKENS
 from triton_distributed.llm.original.outlet import runtime_of
 from triton_distributed.llm.original.radix_tree import OverlapScores, by_worker_id
@@ -26,7 +26,7 @@ MOST_ASSUMED = 1_000_000
 class KvIndexer:
     """What the caches of a component's workers hold, by their events.
 
-    It listens until its runtime shuts down, or nothing refers to it.
+    It listens until its runtime shuts down, or nothing refers to it. Workers that leave discovery are forgotten.
 
     Args:
         component: of the workers.
@@ -40,7 +40,13 @@ class KvIndexer:
         blocks = self._blocks
         runtime = runtime_of(component)
         runtime.check("KvIndexer")
-        self._background = Background(runtime, (lambda live: follow_blocks(component, blocks, live),))
+        self._background = Background(
+            runtime,
+            (
+                lambda live: follow_blocks(component, blocks, live),
+                lambda live: follow_leaving(component, blocks.forget, live),
+            ),
+        )
         self._end = weakref.finalize(self, self._background.close)
         self._end.atexit = False
 

@@ -43,7 +43,7 @@ class RadixTree:
     def __init__(self, expiration_duration_secs: None = None) -> None:
         if expiration_duration_secs is not None:
             raise ValueError(f"expiration_duration_secs={expiration_duration_secs!r}: blocks do not expire here")
-        self._blocks = Blocks()
+        self._blocks = Blocks(tells=True)
         self._lock = threading.Lock()
 
     def find_matches(self, sequence: Iterable[int], early_exit: bool = False) -> OverlapScores[tuple[int, int]]:

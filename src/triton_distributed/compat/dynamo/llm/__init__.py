@@ -1,4 +1,4 @@
-"""The exceptions of Dynamo's module `llm`. Models, routers and the HTTP service are not in this runtime yet."""
+"""The exceptions of Dynamo's module `llm`. More of that module is in `triton_distributed.llm`."""
 
 from __future__ import annotations
 
@@ -37,6 +37,6 @@ def __getattr__(name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(name)
     raise ImportError(
-        f"{name}: this runtime has no model cards, KV router, KV events or HTTP service yet; docs/dynamo.md lists what "
-        "moves"
+        f"{name}: `triton_distributed.llm` serves models and routes by cache, with names of its own and some of "
+        "Dynamo's; docs/dynamo.md lists what moves"
     )
