@@ -30,7 +30,7 @@ COMMANDS = {
     "call": "call an endpoint and print the items of its answer",
     "bench": "call an endpoint under load, and show the distribution of the times",
     "record": "record the requests of a live endpoint and its answers into a file",
-    "replay": "send recorded requests to a handler, and compare its answers",
+    "replay": "send recorded requests to a handler and compare, or run a trace of requests",
     "requests": "list the requests that are served now, and what each one waits for",
     "doctor": "check the settings, the machine and the services, and say what to do",
     "top": "show rates, queues and times of all workers, live",

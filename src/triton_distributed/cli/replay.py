@@ -1,4 +1,7 @@
-"""`trd replay FILE module:object`: send recorded requests to a handler here, and compare its answers."""
+"""`trd replay FILE module:object`: send recorded requests to a handler here, and compare its answers.
+
+`trd replay TRACE --policy NAME` is in `replay_trace.py`.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ import msgspec
 from triton_distributed.annotated import Annotated, parts
 from triton_distributed.api.connection import Connection
 from triton_distributed.api.declarations import Declaration
+from triton_distributed.cli import replay_trace
 from triton_distributed.cli.arguments import at_least, endpoint, seconds
 from triton_distributed.cli.call import wait_for_instance
 from triton_distributed.cli.completion import completes, endpoint_names
@@ -50,6 +54,10 @@ PATH is the dotted end of a field's path, with shell wildcards: `created`,
 `usage.*_s`. An item's number is the first name of its path.
 
 exit status: 0 all answers are the same, 1 some differ.
+
+A trace tells when the requests of a language model came, how long they were,
+and which prompts begin alike. With --policy nothing is served: simulated engines
+and the router of production run it in virtual time.
 """
 
 MOST_SHOWN = 5
@@ -62,7 +70,7 @@ WAIT_S = 5.0
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.epilog = EPILOG
-    parser.add_argument("file", metavar="FILE", type=Path, help="what `trd record` has written")
+    parser.add_argument("file", metavar="FILE", type=Path, help="what `trd record` has written, or a trace")
     parser.add_argument("target", metavar="MODULE[:OBJECT]", nargs="?", help="the handler")
     name = parser.add_argument("--endpoint", metavar="NS.COMP.EP", type=endpoint, help="call this endpoint instead")
     completes(name, endpoint_names)
@@ -83,8 +91,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--timeout", metavar="S", type=seconds, default=60.0, help="seconds for each request (default: 60)"
     )
     parser.add_argument(
-        "--json", action="store_true", help="one JSON object a line: each request that differs, then the totals"
+        "--json",
+        action="store_true",
+        help="one JSON object a line: each request that differs, then the totals; of a trace, each policy",
     )
+    replay_trace.configure(parser)
 
 
 def _share(text: str) -> float:
@@ -149,8 +160,13 @@ class Tally:
 
 def run(arguments: argparse.Namespace) -> int:
     """Replay the file and print what differs."""
+    if arguments.policy is not None:
+        if arguments.target is not None or arguments.endpoint is not None:
+            raise Failure("--policy is for a trace, which no handler and no --endpoint answers", USAGE)
+        return replay_trace.run(arguments)
     if (arguments.target is None) == (arguments.endpoint is None):
-        raise Failure("name the handler, MODULE:OBJECT, or the endpoint, --endpoint NS.COMP.EP", USAGE)
+        named = "the handler, MODULE:OBJECT, or the endpoint, --endpoint NS.COMP.EP"
+        raise Failure(f"name {named}; or --policy NAME for a trace", USAGE)
     recordings = Recordings(arguments.file)
     target = None if arguments.target is None else Target(arguments.target)
     # The handler listens where no other process can dial, and a worker's own port may be taken.

@@ -1,0 +1,144 @@
+"""`trd replay TRACE --policy NAME`: run a trace in virtual time over mock engines, and compare routing policies."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import math
+from pathlib import Path
+from typing import Any
+
+from triton_distributed.cli.arguments import at_least, seconds
+from triton_distributed.cli.failure import USAGE, Failure
+from triton_distributed.cli.load import duration
+from triton_distributed.cli.rendering import table, write_json
+from triton_distributed.cli.target import Target
+
+HEADER = (
+    "policy",
+    "first token",
+    "p50",
+    "p90",
+    "p99",
+    "between tokens",
+    "p99",
+    "cached",
+    "in time",
+    "goodput",
+    "requests",
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of a trace."""
+    group = parser.add_argument_group("a trace of requests for language models, in virtual time")
+    group.add_argument(
+        "--policy",
+        metavar="NAME[,NAME…]",
+        help="FILE is a trace in Mooncake's format: run it with each of these policies; module:object for your own",
+    )
+    group.add_argument("--workers", metavar="N", type=at_least(1), default=8, help="mock engines (default: 8)")
+    group.add_argument(
+        "--speed", metavar="X", type=_factor, default=1.0, help="times faster than in the trace (default: 1)"
+    )
+    group.add_argument(
+        "--blocks", metavar="N", type=at_least(1), default=16_384, help="blocks of an engine's cache (default: 16384)"
+    )
+    group.add_argument(
+        "--block-tokens", metavar="N", type=at_least(1), default=64, help="tokens in a block (default: 64)"
+    )
+    group.add_argument(
+        "--ttft", metavar="S", type=seconds, default=2.0, help="most seconds to the first token (default: 2)"
+    )
+    group.add_argument(
+        "--itl", metavar="S", type=seconds, default=0.2, help="most mean seconds between tokens (default: 0.2)"
+    )
+    group.add_argument("--seed", metavar="N", type=int, default=0, help="of random choices (default: 0)")
+    group.add_argument("--plot", metavar="PNG", type=Path, help="draw the figures into this file")
+
+
+def _factor(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the trace with each policy, and print what came of it.
+
+    Raises:
+        Failure: the file cannot be read, a policy cannot be imported, a package is missing, or the figure cannot be
+            written.
+        ConfigError: there is no such policy.
+        InvalidParameter: the trace or a value is invalid.
+    """
+    policies = [_policy(each) for each in arguments.policy.split(",")]
+    try:
+        place = importlib.import_module("triton_distributed.llm.replay")
+        plot = importlib.import_module("triton_distributed.llm.replay.plot") if arguments.plot else None
+    except ImportError as error:
+        raise Failure(str(error)) from error
+    routers = importlib.import_module("triton_distributed.llm.routing.router")
+    for each in policies:
+        routers.Router.named(each)  # An unknown name is reported before the first replay.
+    try:
+        trace = place.read_trace(arguments.file)
+    except OSError as error:
+        raise Failure(f"cannot read {arguments.file}: {error.strerror}") from error
+    reports = []
+    for policy in policies:
+        found = place.simulate(
+            trace,
+            policy,
+            workers=arguments.workers,
+            speed=arguments.speed,
+            blocks=arguments.blocks,
+            block_tokens=arguments.block_tokens,
+            ttft_sla_s=arguments.ttft,
+            itl_sla_s=arguments.itl,
+            seed=arguments.seed,
+        )
+        reports.append(found)
+        if arguments.json:
+            write_json(found.summary())
+    if plot is not None:
+        try:
+            plot.draw(reports, arguments.plot)
+        except (OSError, ValueError) as error:
+            raise Failure(f"cannot draw {arguments.plot}: {error}") from error
+    if not arguments.json:
+        requests, took = len(reports[0].requests), reports[0].duration_s
+        print(
+            f"{requests} requests, {arguments.workers} workers; {took:.0f} s of virtual time with {reports[0].policy}"
+        )
+        for line in table(HEADER, [_row(each) for each in reports]):
+            print(line)
+    return 0
+
+
+def _policy(text: str) -> Any:
+    """A policy's name, or the user's own."""
+    text = text.strip()
+    if not text:
+        raise Failure("--policy: name at least one policy, e.g. kv,least_loaded", USAGE)
+    if ":" not in text:
+        return text
+    target = Target(text)
+    return target.handler(target.load())
+
+
+def _row(report: Any) -> tuple[str, ...]:
+    first, gap = report.ttft_s, report.itl_s
+    requests = [each.requests for each in report.workers]
+    return (
+        report.policy,
+        *map(duration, (first.mean, first.p50, first.p90, first.p99, gap.mean, gap.p99)),
+        f"{report.hit_rate:.1%}",
+        f"{report.within / len(report.requests):.1%}",
+        f"{report.goodput:.3g}/s",
+        f"{min(requests)}–{max(requests)}",
+    )
