@@ -72,6 +72,8 @@ def test_a_second_signal_ends_it_at_once(trd: Trd) -> None:
         (["--route", "/a"], "'/a' is not a route: write POST /path=namespace.component.endpoint"),
         (["--route", "/health=a.b.c"], "the path /health is taken"),
         (["--port", "x"], "'x' is not a port"),
+        (["--routing", "best"], "policy='best': one of kv, kv_linear, prefix_hash, session, "),
+        (["--routing", "json:best"], "json has no 'best'"),
         (["--api-key", "a b"], "an API key is a text without white space"),
         (["--api-key-file", "absent"], "cannot read absent: No such file or directory"),
     ],

@@ -19,7 +19,7 @@ from tests.servers import lasting_etcd  # noqa: F401
 from triton_distributed.cli.main import COMMANDS
 from triton_distributed.testing import EtcdServer
 
-QUIET_COMMANDS = {"serve", "http", "model", "completion"}  # Their output is no data, or that of their verbs.
+QUIET_COMMANDS = {"serve", "http", "model", "route", "completion"}  # Their output is no data, or that of their verbs.
 
 
 def documented() -> dict[str, set[str]]:

@@ -16,6 +16,7 @@ from triton_distributed.llm.contract.request import Request
 from triton_distributed.llm.models.delta import Delta, TokenText
 from triton_distributed.llm.models.models import Models
 from triton_distributed.llm.models.prompts import Prompt, Prompts, TokenizerThreads
+from triton_distributed.llm.routing.view import Decision
 from triton_distributed.llm.tokens.template import ChatTemplate
 from triton_distributed.llm.tokens.tokenizer import load_tokenizer
 
@@ -28,6 +29,7 @@ class Answer:
 
     def __init__(self, model: StandIn, request: Request, deltas: AsyncGenerator[Delta]) -> None:
         self.model, self.request, self.deltas, self.open = model, request, deltas, True
+        self.decision, self.tokens = model.decision, 3
         model.running.add(self)
 
     def __aiter__(self) -> Answer:
@@ -55,10 +57,17 @@ class StandIn:
         self.answers = answers
         self.running: set[Answer] = set()
         self.asked: list[Request] = []
+        self.sessions: list[str] = []
+        self.routed: Any = None
+        self.decision: Decision | None = None
 
-    def answer(self, prompt: Prompt, request: Request, **options: Any) -> Answer:
+    def answer(self, prompt: Prompt, request: Request, session: str = "") -> Answer:
         self.asked.append(request)
+        self.sessions.append(session)
         return Answer(self, request, self.answers(prompt, request))
+
+    def explain(self, prompt: Prompt, request: Request, session: str = "") -> Decision | None:
+        return self.decision
 
     async def embed(self, inputs, **options: Any) -> Embeddings:
         vectors = [struct.pack("<3f", each.tokens, 0.5, -1) for each in inputs]

@@ -11,8 +11,12 @@ from tests.guards.tree import ROOT
 from triton_distributed.llm.contract.engine import Engine, EngineMetrics
 from triton_distributed.llm.contract.output import Usage
 from triton_distributed.llm.http.metrics import FrontMetrics
+from triton_distributed.llm.models.route_counts import RouteCounts
+from triton_distributed.llm.routing.router import Router
+from triton_distributed.llm.routing.view import Question
 from triton_distributed.llm.worker.metrics import collector_of
 from triton_distributed.llm.worker.watch import Watching
+from triton_distributed.names import EndpointName, Instance
 
 Row = tuple[str, tuple[str, ...], str]
 """Kind, labels in the order of their names, and text."""
@@ -42,6 +46,16 @@ def test_the_metrics_of_the_front_end_are_those_of_its_page():
     metrics.ended("/v1/models", "m", 200, 0.1, Usage())
     metrics.timed("m")
     assert shown(metrics.collect()) == documented("llm/front-end.md")
+
+
+def test_the_metrics_of_routing_are_those_of_its_page():
+    counts, core = RouteCounts(), Router.named("kv")
+    core.add((1, 0), Instance(EndpointName("models", "m", "generate"), 1, ("x",)))
+    model = counts.of_model("m", core)
+    decision = core.weigh(Question(tokens=1), 0.0)
+    assert decision is not None
+    model.chosen(decision)
+    assert shown(counts.collect()) == documented("llm/routing.md")
 
 
 async def test_the_metrics_of_an_engine_are_those_of_the_page():

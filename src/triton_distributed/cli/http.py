@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import errno
+import functools
 import importlib
 import importlib.util
 import logging
@@ -18,6 +19,7 @@ from triton_distributed.api.connection import Connection, connect
 from triton_distributed.cli.arguments import at_least
 from triton_distributed.cli.failure import USAGE, Failure
 from triton_distributed.cli.settings import worker_settings
+from triton_distributed.cli.target import Target
 from triton_distributed.config import Config
 from triton_distributed.errors import InvalidName
 from triton_distributed.system.event_loop import new_event_loop
@@ -68,6 +70,13 @@ def front_options(parser: argparse.ArgumentParser) -> None:
         help="[METHOD] /PATH=NS.COMP.EP: answer a path with an endpoint; repeatable",
     )
     parser.add_argument(
+        "--routing",
+        metavar="POLICY",
+        default="kv",
+        help="what chooses the workers of models: kv, kv_linear, prefix_hash, session, least_loaded, p2c, round_robin, "
+        "random, or MODULE:FUNCTION (default: kv)",
+    )
+    parser.add_argument(
         "--api-key", metavar="KEY", action="append", default=[], help="a key that requests may have; repeatable"
     )
     parser.add_argument("--api-key-file", metavar="FILE", type=Path, help="a file of keys or their hashes")
@@ -92,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
         listening_at(arguments.host, arguments.port) as listening,
         asyncio.Runner(loop_factory=new_event_loop) as runner,
     ):
-        runner.run(_run(listening, config, options, arguments.namespace))
+        runner.run(_run(listening, config, options, arguments.namespace, routing_of(arguments)))
     return 0
 
 
@@ -105,6 +114,21 @@ def check_installed() -> None:
     absent = [each for each in NEEDED if importlib.util.find_spec(each) is None]
     if absent:
         raise Failure(f"{absent[0]} is not installed: pip install 'triton-distributed[llm]'")
+
+
+def routing_of(arguments: argparse.Namespace) -> Any:
+    """Return the policy that `--routing` names, or the user's own.
+
+    Raises:
+        Failure: there is no such function.
+    """
+    if ":" not in arguments.routing:
+        return arguments.routing
+    target = Target(arguments.routing)
+    try:
+        return functools.reduce(getattr, target.path, target.load())
+    except AttributeError as error:
+        raise Failure(f"{target.module} has no {'.'.join(target.path)!r}", USAGE) from error
 
 
 def listening_at(host: str, port: int) -> Any:
@@ -157,10 +181,10 @@ def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-async def _run(listening: Any, config: Config, options: dict[str, Any], namespace: str | None) -> None:
+async def _run(listening: Any, config: Config, options: dict[str, Any], namespace: str | None, routing: Any) -> None:
     models_of = importlib.import_module("triton_distributed.llm.models.models")
     named = {} if namespace is None else {"namespace": namespace}
-    async with connect(config) as here, models_of.Models(here, **named) as models:
+    async with connect(config) as here, models_of.Models(here, routing=routing, **named) as models:
         await serve_front(here, models, listening, options)
 
 

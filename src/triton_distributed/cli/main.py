@@ -36,6 +36,7 @@ COMMANDS = {
     "top": "show rates, queues and times of all workers, live",
     "why": "show the way of one request through the workers, and where it waits",
     "model": "serve language models, and list them",
+    "route": "show how the worker of a model's request is chosen",
     "completion": "print the script that lets bash, zsh or fish complete commands",
 }
 

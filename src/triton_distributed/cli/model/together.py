@@ -16,7 +16,14 @@ from typing import Any
 from triton_distributed.api.connection import connect
 from triton_distributed.cli.arguments import at_least
 from triton_distributed.cli.failure import Failure
-from triton_distributed.cli.http import check_installed, front_options, listening_at, options_of, serve_front
+from triton_distributed.cli.http import (
+    check_installed,
+    front_options,
+    listening_at,
+    options_of,
+    routing_of,
+    serve_front,
+)
 from triton_distributed.cli.model.serve import as_given, model_options
 from triton_distributed.cli.settings import worker_settings
 from triton_distributed.config import Config, environment_with
@@ -52,14 +59,16 @@ def run(arguments: argparse.Namespace) -> int:
     """Run until a signal."""
     check_installed()
     config = worker_settings(handle_signals=False, status_port=-1)
-    options = options_of(arguments)
+    options, routing = options_of(arguments), routing_of(arguments)
     listening = listening_at(arguments.host, arguments.port)
     with listening, asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(_run(arguments, listening, config, options))
+        runner.run(_run(arguments, listening, config, options, routing))
     return 0
 
 
-async def _run(arguments: argparse.Namespace, listening: Any, config: Config, options: dict[str, Any]) -> None:
+async def _run(
+    arguments: argparse.Namespace, listening: Any, config: Config, options: dict[str, Any], routing: Any
+) -> None:
     task = asyncio.current_task()
     assert task is not None
     for each in (signal.SIGTERM, signal.SIGINT):  # Until `serve` takes the signals.
@@ -72,7 +81,7 @@ async def _run(arguments: argparse.Namespace, listening: Any, config: Config, op
     workers.ended.add_done_callback(stop)
     try:
         async with connect(config) as here:
-            await _serve(here, listening, workers, options, arguments.namespace or NAMESPACE)
+            await _serve(here, listening, workers, options, arguments.namespace or NAMESPACE, routing)
     except asyncio.CancelledError:  # By a signal before the model was ready, or by the end of the workers.
         if workers.ended.done():
             raise workers.failure() from None
@@ -81,9 +90,11 @@ async def _run(arguments: argparse.Namespace, listening: Any, config: Config, op
         await workers.end()
 
 
-async def _serve(here: Any, listening: Any, workers: _Workers, options: dict[str, Any], namespace: str) -> None:
+async def _serve(
+    here: Any, listening: Any, workers: _Workers, options: dict[str, Any], namespace: str, routing: Any
+) -> None:
     models_of = importlib.import_module("triton_distributed.llm.models.models")
-    async with models_of.Models(here, namespace=namespace) as models:
+    async with models_of.Models(here, namespace=namespace, routing=routing) as models:
         card = (await models.wait_for(await workers.ready())).card
         models.expected = frozenset((card.name, *card.aliases))
         await serve_front(here, models, listening, options, at_once=workers.kill)

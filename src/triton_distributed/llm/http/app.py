@@ -205,7 +205,7 @@ class OpenAIApp:
             decision = model.explain(prompts[0], request, session=session)
             if decision is None:
                 raise Refused(404, "No router chooses the worker of this model.", "no_router")
-            return await exchange.answer(send, facts, 200, told(decision))
+            return await exchange.answer(send, facts, 200, told(decision, prompts[0].tokens))
         if count == 1:
             source = model.answer(prompts[0], request, session=session)
         else:

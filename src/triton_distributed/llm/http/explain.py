@@ -50,11 +50,12 @@ def read_wishes(headers: Iterable[tuple[bytes, bytes]]) -> Wishes:
     return found
 
 
-def told(decision: Decision, most: int | None = None) -> bytes:
+def told(decision: Decision, tokens: int, most: int | None = None) -> bytes:
     """A decision as JSON.
 
     Args:
         decision: the decision.
+        tokens: of the prompt.
         most: candidates that it has; None for all.
     """
     chosen = decision.chosen
@@ -64,6 +65,7 @@ def told(decision: Decision, most: int | None = None) -> bytes:
         "policy": decision.policy,
         "chosen": str(chosen.worker[0]),
         "rank": chosen.worker[1],
+        "tokens": tokens,
         "held_s": round(decision.held_s, 4),
         "candidates": [_told(each) for each in shown],
     }
@@ -76,7 +78,7 @@ def route_header(source: Answer | Merged) -> tuple[tuple[bytes, bytes], ...]:
     """The response header that tells how the worker was chosen; of several answers, that of the first one."""
     answer = source.answers[0] if isinstance(source, Merged) else source
     decision = answer.decision
-    return () if decision is None else ((ROUTE, told(decision, IN_HEADER)),)
+    return () if decision is None else ((ROUTE, told(decision, answer.tokens, IN_HEADER)),)
 
 
 def _told(candidate: Candidate) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from triton_distributed.llm.http.limits import Limits, Refusal, ending
 from triton_distributed.llm.http.metrics import FrontMetrics
 from triton_distributed.llm.http.openapi import OPENAI, description
 from triton_distributed.llm.http.routes import Route, RoutedEndpoint
+from triton_distributed.llm.models.routed import Routed
 
 PROBES = ("/health", "/live", "/ping")
 OPEN = frozenset(("/", *PROBES, "/version", "/metrics", "/openapi.json"))
@@ -165,12 +166,15 @@ class FrontEnd:
         return _json({"status": "live"})
 
     async def _health(self, request: Request) -> Response:
-        names = [] if self._models is None else [each.card.name for each in self._models.list()]
+        models = [] if self._models is None else self._models.list()
+        names = [each.card.name for each in models]
         routes = {each.route.path: each.instances for each in self._routes}
         healthy = bool(names) or any(routes.values())
         status = "draining" if self.draining else "healthy" if healthy else "unavailable"
         discovery = self._connection.runtime.config.discovery
         found = {"status": status, "mode": discovery.partition(":")[0], "models": names, "routes": routes}
+        if routing := {each.card.name: _routing(each.routed) for each in models if each.routed is not None}:
+            found["routing"] = routing
         return _json(found, 200 if status == "healthy" else 503)
 
     async def _metrics(self, request: Request) -> Response:
@@ -184,6 +188,17 @@ class FrontEnd:
     async def _description(self, request: Request) -> Response:
         routes = [(each.route, each.contract) for each in self._routes]
         return _json(description(__version__, self._openai is not None, routes))
+
+
+def _routing(routed: Routed) -> dict[str, Any]:
+    """How the requests of a model are routed, and what is wrong with it."""
+    states = routed.states()
+    silent = [each for each in states if each.silent]
+    return {
+        "policy": routed.policy,
+        "workers": {f"{each.instance_id}/{each.rank}": each.mode for each in states},
+        "warnings": [f"instance {each.instance_id} should report its KV cache, and has not" for each in silent],
+    }
 
 
 def _json(value: Any, status: int = 200) -> Response:

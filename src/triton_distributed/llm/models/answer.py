@@ -80,6 +80,7 @@ class Answer:
 
     Attributes:
         losses: how many workers were lost, or have stalled, so far.
+        tokens: of the prompt; 0 if they are not known.
 
     Raises:
         Overloaded: the router holds too many requests.
@@ -98,6 +99,7 @@ class Answer:
         "__weakref__", "_avoided", "_barren", "_card", "_connection", "_deadline", "_endpoint", "_finished", "_first",
         "_loop", "_options", "_over", "_pause", "_pause_s", "_placement", "_reading", "_request", "_routed", "_session",
         "_since", "_stall_s", "_stalled", "_stream", "_text", "_tokens", "_until", "losses",
+        "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -136,7 +138,7 @@ class Answer:
         self.losses = 0
         self._stream: ItemStream[Output] | None = None  # None while the router holds the request.
         self._reading: Reading[Output]
-        self._routed, self._session = routed, session
+        self._routed, self._session, self.tokens = routed, session, tokens
         self._placement: Placement | None = None
         waiter = None
         if routed is not None:

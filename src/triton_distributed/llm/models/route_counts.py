@@ -149,6 +149,11 @@ class RouteCounts:
             for mode in MODES:
                 family.add_metric((name, mode), modes.count(mode))
         yield family
+        text = "Workers whose engine should report its cache, and has not."
+        family = gauge("triton_llm_route_silent_workers", text, labels=("model",))
+        for name, core in present.items():
+            family.add_metric((name,), sum(each.silent for each in core.workers.copy().values()))
+        yield family
 
 
 _of: WeakKeyDictionary[Connection, RouteCounts] = WeakKeyDictionary()

@@ -79,7 +79,6 @@ class Feed:
 
     Attributes:
         whole: the stream is open, and the snapshot complete.
-        silent: the engine should report its blocks, and has not.
     """
 
     def __init__(
@@ -91,7 +90,7 @@ class Feed:
         router: Followed,
         pace: Pace,
     ) -> None:
-        self.whole = self.silent = False
+        self.whole = False
         self._connection, self._endpoint, self._candidates = connection, endpoint, candidates
         self._instance_id, self._router, self._pace = instance_id, router, pace
         self._loop = asyncio.get_running_loop()
@@ -146,7 +145,7 @@ class Feed:
             known = core.workers.get((id, rank))
             if known is not None:
                 known.mode = update.mode if usable else "off"
-                known.kv_used = update.kv_used
+                known.silent, known.kv_used = update.silent, update.kv_used
         if usable:
             for each in update.blocks:
                 worker = (id, each.rank)
@@ -161,7 +160,6 @@ class Feed:
                     router.tidy()
         if update.begun or update.computed or update.ended:
             self._requests(update, usable)
-        self.silent = update.silent
         if not update.more and not self.whole:
             self.whole, self._failures, self._reason = True, 0, ""
         router.changed()

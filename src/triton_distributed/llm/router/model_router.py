@@ -207,7 +207,7 @@ class ModelRouter:
                     instance_id=instance_id,
                     rank=rank,
                     mode=known.mode,
-                    silent=feed is not None and feed.silent,
+                    silent=known.silent,
                     watched=feed is not None and feed.whole,
                     wait_s=work.wait_s,
                     waiting=len(work.waiting),

@@ -55,15 +55,17 @@ class KnownWorker:
         work: what it has to do.
         speed: how long a prefill takes.
         mode: how its cache is known.
+        silent: its engine should report its cache's blocks, and has not.
         kv_used: the part of its KV cache that requests hold.
     """
 
-    __slots__ = ("instance", "kv_used", "mode", "preferred", "speed", "work", "worker")
+    __slots__ = ("instance", "kv_used", "mode", "preferred", "silent", "speed", "work", "worker")
 
     def __init__(self, worker: Worker, instance: Instance, load: LoadBook) -> None:
         self.worker, self.instance = worker, instance
         self.work, self.speed = Work(load), PrefillSpeed()
         self.mode: Mode = "off"
+        self.silent = False
         self.kv_used = 0.0
         self.preferred: dict[_Held, None] = {}  # Held requests for which it was chosen last.
 
