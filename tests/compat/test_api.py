@@ -10,6 +10,7 @@ import pydantic
 import pytest
 
 import triton_distributed._core
+import triton_distributed.llm
 import triton_distributed.runtime
 from tests.runtime.cluster import Cluster, drained, into, patiently, turns
 from triton_distributed.config import Config
@@ -37,6 +38,10 @@ async def chars(request: str) -> AsyncIterator[str]:
 def test_the_alias_module_has_the_same_classes() -> None:
     for name in triton_distributed._core.__all__:
         assert getattr(triton_distributed._core, name) is getattr(triton_distributed.runtime, name)
+    for name in ("KvRouter", "KvMetricsPublisher"):
+        assert getattr(triton_distributed._core, name) is getattr(triton_distributed.llm, name)
+    with pytest.raises(AttributeError, match="no attribute 'KvOther'"):
+        triton_distributed._core.KvOther  # noqa: B018
     for name in ("DistributedRuntime", "Client", "Annotated", "Component", "Endpoint", "Namespace"):
         assert name in triton_distributed._core.__all__
 
