@@ -9,12 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triton_distributed.llm import InvalidParameter, Request, packed
+from triton_distributed.llm.contract.cache import BlocksRemoved, BlocksStored, CacheCleared
 from triton_distributed.llm.engines.mock.cache import Cache
 from triton_distributed.llm.engines.mock.engine import MockEngine
 from triton_distributed.llm.engines.mock.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, encoded
 from triton_distributed.llm.engines.mock.scheduler import Scheduler, Sequence, block_keys
+from triton_distributed.llm.kv_events.held import HeldBlocks
+from triton_distributed.llm.routing.keys import block_keys as index_keys
 from triton_distributed.testing import run_in_virtual_time
 
+FREE = "tcp://127.0.0.1:*"
 KEYS = [bytes([number]) * 8 for number in range(9)]
 
 
@@ -61,8 +65,8 @@ def test_events_tell_what_is_in_the_cache():
     stored(cache, KEYS[:3])
     found = [msgspec.structs.astuple(each)[:3] for each in cache.take_events()]
     assert found == [
-        (KEYS[:1], None, [0, 1]),
-        (KEYS[1:3], KEYS[0], [2, 3, 4, 5]),
+        (KEYS[:1], None, packed([0, 1])),
+        (KEYS[1:3], KEYS[0], packed([2, 3, 4, 5])),
     ]
     assert cache.used == 3, "a block that is there already is held instead of the new one"
     assert not cache.clear(), "blocks are held"
@@ -75,7 +79,7 @@ def test_events_tell_what_is_in_the_cache():
 
 
 def test_events_have_the_forms_of_vllm():
-    event = BlockStored(block_hashes=[b"key"], parent_block_hash=None, token_ids=[1, 2], block_size=2)
+    event = BlockStored(block_hashes=[b"key"], parent_block_hash=None, tokens=packed([1, 2]), block_size=2)
     assert msgspec.msgpack.decode(encoded(2.5, [event, AllBlocksCleared()])) == {
         "ts": 2.5,
         "events": [
@@ -251,54 +255,95 @@ def test_a_cancelled_request_frees_its_blocks_at_once():
     run_in_virtual_time(program())
 
 
-def test_the_events_of_an_engine_are_published_with_their_time():
-    batches: list[bytes] = []
-
+def test_the_events_of_an_engine_are_reported_when_the_step_begins():
     async def program():
-        engine = MockEngine(ttft_ms="10", block_tokens="4", kv_events=batches.append)
-        began = asyncio.get_running_loop().time()
+        engine = MockEngine(ttft_ms="10", block_tokens="4")
+        loop, found = asyncio.get_running_loop(), []
+        began = loop.time()
+        assert engine.kv_events(lambda events: found.append((loop.time() - began, events)))
         await answered(engine, ids(9), max_tokens=1)
+        assert engine.clear_cache()
         await engine.close()
-        return began
+        return found
 
-    began = run_in_virtual_time(program())
-    (batch,) = map(msgspec.msgpack.decode, batches)
-    assert batch["ts"] == pytest.approx(began), "as in vLLM, when the step begins that computes the blocks"
-    assert batch["events"][0]["token_ids"] == list(range(8))
+    (at, first), (_, last) = run_in_virtual_time(program())
+    assert at == 0, "as in vLLM, when the step begins that computes the blocks"
+    (stored,) = first.events
+    assert (stored.tokens, stored.block_tokens, stored.parent) == (ids(8), 4, None)
+    assert last.events == [CacheCleared()]
 
 
-def test_an_eviction_is_published_before_the_step_that_needs_the_block():
-    batches: list[bytes] = []
-
+def test_an_eviction_is_reported_before_the_step_that_needs_the_block():
     async def program():
-        engine = MockEngine(ttft_ms="10", blocks="3", block_tokens="4", kv_events=batches.append)
+        engine = MockEngine(ttft_ms="10", blocks="3", block_tokens="4")
+        loop = asyncio.get_running_loop()
+        found: list[tuple[float, type]] = []
+        engine.kv_events(lambda events: found.extend((loop.time(), type(each)) for each in events.events))
         await answered(engine, ids(8), max_tokens=1)
-        began = asyncio.get_running_loop().time()
+        began = loop.time()
         await answered(engine, ids(8, 50), max_tokens=1)
         await engine.close()
-        return began
+        return [(round(at - began, 6), kind) for at, kind in found]
 
-    began = run_in_virtual_time(program())
-    found = [
-        (round(batch["ts"] - began, 6), event["type"])
-        for batch in map(msgspec.msgpack.decode, batches)
-        for event in batch["events"]
-    ]
-    assert found == [(-0.01, "BlockStored"), (0, "BlockRemoved"), (0, "BlockStored")]
+    assert run_in_virtual_time(program()) == [(-0.01, BlocksStored), (0, BlocksRemoved), (0, BlocksStored)]
 
 
 def test_a_failing_receiver_of_events_fails_the_request():
     async def program():
-        def fail(batch):
+        def fail(events):
             raise OSError("no receiver")
 
-        engine = MockEngine(itl_ms="1", block_tokens="4", kv_events=fail)
+        engine = MockEngine(itl_ms="1", block_tokens="4")
+        engine.kv_events(fail)
         with pytest.raises(OSError, match="no receiver"):
             await answered(engine, ids(9))
         assert engine.metrics().kv_blocks_used == 0
         await engine.close()
 
     run_in_virtual_time(program())
+
+
+def test_an_engine_without_a_cache_or_with_events_off_reports_none():
+    assert not MockEngine().kv_events(lambda events: None)
+    assert not MockEngine(itl_ms="1", kv_events="off").kv_events(lambda events: None)
+    with pytest.raises(InvalidParameter, match="kv_replay"):
+        MockEngine(itl_ms="1", kv_replay="tcp://127.0.0.1:1")
+    with pytest.raises(InvalidParameter, match="kv_event_form"):
+        MockEngine(itl_ms="1", kv_event_form="text")  # type: ignore[arg-type]
+    with pytest.raises(InvalidParameter, match="no KV cache"):
+        MockEngine(kv_events="tcp://127.0.0.1:1")
+
+
+@pytest.mark.parametrize("form", ["map", "array"])
+def test_events_over_zeromq_give_what_the_cache_holds(form):
+    async def program():
+        engine = MockEngine(
+            ttft_ms="1", block_tokens="4", blocks="8", kv_events=FREE, kv_replay=FREE, kv_event_form=form
+        )
+        held, key = HeldBlocks(4), asyncio.Event()
+        found: set[int] = set()
+
+        def publish(events):
+            change = held.apply(events.events)
+            found.difference_update(change.removed)
+            found.update(change.stored)
+            key.set()
+
+        assert engine.kv_events(publish)
+        await engine.start()
+        for first in range(5):
+            await answered(engine, ids(17, 10 * first), max_tokens=1)
+        # The last prompt needs five of eight blocks, and the one before keeps three.
+        expected = {*index_keys(ids(17, 30), 4)[:3], *index_keys(ids(17, 40), 4)}
+        async with asyncio.timeout(20):
+            while found != expected:
+                key.clear()
+                await key.wait()
+        assert (held.orphans, held.unknown) == (0, 0)
+        await engine.close()
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(program())
 
 
 def test_the_preset_dynamo_has_its_times():

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from triton_distributed.llm.contract.request import unpacked
 from triton_distributed.llm.engines.mock.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, Event, Key
 
 
@@ -23,11 +22,12 @@ class Cache:
 
     Attributes:
         total: how many blocks there are.
+        record: as it was given.
     """
 
     def __init__(self, blocks: int, block_tokens: int, *, record: bool = False) -> None:
         self.total, self.block_tokens = blocks, block_tokens
-        self._record = record
+        self.record = record
         self._events: list[Event] = []
         self._own = 0  # Blocks without a key.
         self._held: dict[Key, int] = {}  # And how many sequences hold it.
@@ -74,7 +74,7 @@ class Cache:
         over = len(self._held) + self._own + len(kept) - self.total
         if over > 0:
             removed = [kept.popitem(last=False)[0] for _ in range(over)]
-            if self._record:
+            if self.record:
                 self._events.append(BlockRemoved(block_hashes=removed))
 
     def store(self, keys: Sequence[Key], parent: Key | None, ids: bytes = b"") -> None:
@@ -86,7 +86,7 @@ class Cache:
             parent: the key before the first.
             ids: the tokens of all the blocks, packed; empty for events without tokens.
         """
-        held, kept, record = self._held, self._kept, self._record
+        held, kept, record = self._held, self._kept, self.record
         self._own -= len(keys)
         first = 0
         for index, key in enumerate(keys):
@@ -121,7 +121,7 @@ class Cache:
         if self.used:
             return False
         self._kept.clear()
-        if self._record:
+        if self.record:
             self._events.append(AllBlocksCleared())
         return True
 
@@ -134,11 +134,10 @@ class Cache:
         if first == last:
             return
         size = self.block_tokens
-        token_ids = unpacked(ids[4 * first * size : 4 * last * size]).tolist() if ids else []
         event = BlockStored(
             block_hashes=list(keys[first:last]),
             parent_block_hash=keys[first - 1] if first else parent,
-            token_ids=token_ids,
+            tokens=ids[4 * first * size : 4 * last * size],
             block_size=size,
         )
         self._events.append(event)

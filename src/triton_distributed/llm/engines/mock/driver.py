@@ -16,14 +16,12 @@ class Driver:
     Args:
         scheduler: what it drives.
         timing: how long a step takes.
-        publish: gets the cache's events and their time, as the loop's clock tells it; None for nothing.
     """
 
-    def __init__(
-        self, scheduler: Scheduler, timing: Timing, publish: Callable[[float, list[Event]], None] | None
-    ) -> None:
+    def __init__(self, scheduler: Scheduler, timing: Timing) -> None:
         self.scheduler = scheduler
-        self._timing, self._publish = timing, publish
+        self._timing = timing
+        self._publish: Callable[[float, list[Event]], object] | None = None
         self._task: asyncio.Task[None] | None = None
         self._waiters: dict[Sequence, tuple[int, asyncio.Future[None]]] = {}
 
@@ -31,7 +29,7 @@ class Driver:
         """Wait until a sequence of the scheduler has generated this many tokens, as many as its answer has at most.
 
         Raises:
-            Exception: what `publish` raised.
+            Exception: what the listener raised.
         """
         if sequence.generated >= generated:
             return
@@ -43,6 +41,10 @@ class Driver:
             await waiter
         finally:
             del self._waiters[sequence]
+
+    def listen(self, publish: Callable[[float, list[Event]], object]) -> None:
+        """From now on, call `publish` with the cache's events and their time, as the loop's clock tells it."""
+        self._publish, self.scheduler.cache.record = publish, True
 
     def publish(self) -> None:
         """Publish what has happened in the cache."""

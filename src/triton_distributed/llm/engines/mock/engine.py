@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 
+from triton_distributed.llm.contract.cache import Publish
 from triton_distributed.llm.contract.engine import Engine, EngineMetrics
 from triton_distributed.llm.contract.errors import InvalidParameter
 from triton_distributed.llm.contract.model import Model, ModelCard
@@ -12,11 +13,13 @@ from triton_distributed.llm.contract.output import Embeddings, Output, Usage
 from triton_distributed.llm.contract.request import EmbedRequest, Request, packed
 from triton_distributed.llm.engines.mock.cache import Cache
 from triton_distributed.llm.engines.mock.driver import Driver
-from triton_distributed.llm.engines.mock.kv_events import Event, Form, encoded
+from triton_distributed.llm.engines.mock.kv_events import Form, encoded, reported
 from triton_distributed.llm.engines.mock.options import Text, timing
+from triton_distributed.llm.engines.mock.publisher import EventPublisher
 from triton_distributed.llm.engines.mock.scheduler import Scheduler, Sequence, block_keys
 from triton_distributed.llm.engines.mock.tokens import EOS, MAX_LOGPROBS, Answer, answer, embedding, logprobs
 from triton_distributed.llm.engines.options import whole
+from triton_distributed.llm.kv_events.subscriber import EventSubscriber
 
 DIMENSIONS = 64
 _TURN = 16  # Outputs after which an engine without timing lets others run.
@@ -42,8 +45,10 @@ class MockEngine(Engine):
         answer_tokens: the length of an answer that nothing else ends; 0 for no such end.
         tokens_per_output: how many tokens come at a time; 0 for the whole answer at once.
         seed: other seeds give other answers.
-        kv_events: called with each batch of the cache's events, in vLLM's format. The time in it is that of the loop.
-        kv_event_form: `map` or `array`; see `kv_events.encoded`.
+        kv_events: `on` reports the cache's events to the worker; `off` does not. With an endpoint of ZeroMQ, e.g.
+            `tcp://127.0.0.1:5557`, they are published there as vLLM publishes them, and heard from there.
+        kv_replay: with such an endpoint, another one that answers with earlier events.
+        kv_event_form: `map` or `array`: how they are published; see `kv_events.encoded`.
 
     Raises:
         InvalidParameter: an option is invalid.
@@ -65,7 +70,8 @@ class MockEngine(Engine):
         answer_tokens: Text = 256,
         tokens_per_output: Text = 1,
         seed: Text = 0,
-        kv_events: Callable[[bytes], object] | None = None,
+        kv_events: str = "on",
+        kv_replay: str = "",
         kv_event_form: Form = "map",
     ) -> None:
         if not name:
@@ -77,14 +83,20 @@ class MockEngine(Engine):
         self._tokens_per_output = whole("tokens_per_output", tokens_per_output, 0)
         self._seed = whole("seed", seed, 0)
         self._active = self._prompt_tokens = self._generated_tokens = 0
-        cache = Cache(whole("blocks", blocks, 1), whole("block_tokens", block_tokens, 1), record=kv_events is not None)
+        cache = Cache(whole("blocks", blocks, 1), whole("block_tokens", block_tokens, 1))
         scheduler = Scheduler(cache, self.slots, whole("batch_tokens", batch_tokens, 1))
-        if kv_events is not None and paced is None:
+        over_zmq = kv_events not in ("on", "off")
+        if over_zmq and paced is None:
             raise InvalidParameter("kv_events", "with the speed instant there is no KV cache")
+        if kv_replay and not over_zmq:
+            raise InvalidParameter("kv_replay", "kv_events is not an endpoint")
         if kv_event_form not in ("map", "array"):
             raise InvalidParameter("kv_event_form", f"expected map or array, got {kv_event_form!r}")
-        publish = None if kv_events is None else _publisher(kv_events, kv_event_form)
-        self._driver = None if paced is None else Driver(scheduler, paced, publish)
+        self._driver = None if paced is None else Driver(scheduler, paced)
+        self._reports, self._form = kv_events != "off", kv_event_form
+        self._publisher = EventPublisher(kv_events, kv_replay) if over_zmq else None
+        self._publish: Publish | None = None
+        self._subscriber: EventSubscriber | None = None
         self.model = Model(
             card=ModelCard(
                 name=name,
@@ -95,11 +107,37 @@ class MockEngine(Engine):
                 max_logprobs=MAX_LOGPROBS,
                 guides=("json", "choice"),
                 continues="always",
+                kv_block_tokens=0 if paced is None else cache.block_tokens,
                 engine="mock",
             ),
             tokenizer="bytes",
             template=_TEMPLATE,
         )
+
+    def kv_events(self, publish: Publish) -> bool:
+        """Report the cache's events. See `Engine.kv_events`."""
+        if self._driver is None or not self._reports:
+            return False
+        self._publish = publish
+        if self._publisher is None:
+            self._driver.listen(lambda _, events: publish(reported(events)))
+        return True
+
+    async def start(self) -> None:
+        """Publish the cache's events, if that was asked for, and hear them.
+
+        Raises:
+            ImportError: the extra `kv` is not installed.
+            InvalidParameter: an endpoint is invalid, or in use.
+        """
+        publisher, driver, form = self._publisher, self._driver, self._form
+        if publisher is None or driver is None:
+            return
+        publisher.start()
+        driver.listen(lambda at_s, events: publisher.publish(encoded(at_s, events, form)))
+        if self._publish is not None:
+            self._subscriber = EventSubscriber(publisher.endpoint, self._publish, replay=publisher.replay)
+            self._subscriber.start()
 
     async def generate(self, request: Request) -> AsyncGenerator[Output, None]:
         """Answer a request. See `Engine.generate`.
@@ -178,9 +216,12 @@ class MockEngine(Engine):
         return cleared
 
     async def close(self) -> None:
-        """Stop the steps."""
+        """Stop the steps, and the publishing."""
         if self._driver is not None:
             await self._driver.close()
+        for each in (self._subscriber, self._publisher):
+            if each is not None:
+                await each.close()
 
     def _plan(self, request: Request) -> tuple[int, Answer]:
         """The number of the prompt's tokens, and the whole answer."""
@@ -217,13 +258,6 @@ def _output(request: Request, planned: Answer, first: int, last: int) -> Output:
     if last == len(planned.tokens):
         output.finish_reason, output.stop_reason = planned.finish_reason, planned.stop_reason
     return output
-
-
-def _publisher(kv_events: Callable[[bytes], object], form: Form) -> Callable[[float, list[Event]], None]:
-    def publish(at_s: float, events: list[Event]) -> None:
-        kv_events(encoded(at_s, events, form))
-
-    return publish
 
 
 def _begin(scheduler: Scheduler, request: Request, planned: Answer) -> Sequence:
