@@ -187,10 +187,10 @@ async def test_a_worker_that_dies_in_the_snapshot_leaves_nothing():
     async with connect() as here:
         async with connect() as worker:
             served = await serve_model(worker, engine)
-            keys = range(100_000)
+            keys = range(20_000)
             engine.publish(
                 CacheEvents(
-                    [BlocksStored(hashes=list(keys), parent=None, tokens=packed(range(6_400_000)), block_tokens=64)]
+                    [BlocksStored(hashes=list(keys), parent=None, tokens=packed(range(1_280_000)), block_tokens=64)]
                 )
             )
             router = router_of(here, served.card)

@@ -58,7 +58,9 @@ class Copy:
 
 
 def take(subscriber, now=0.0):
-    return subscriber.take(WatchUpdate(), now)
+    update = WatchUpdate()
+    subscriber.take(update, now)
+    return update
 
 
 @pytest.mark.parametrize("seed", range(6))

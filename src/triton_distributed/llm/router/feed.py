@@ -10,7 +10,7 @@ from typing import Final, Protocol
 from triton_distributed.api.connection import Connection
 from triton_distributed.api.contracts import ContractMismatch, Stream
 from triton_distributed.calling.candidates import Candidates
-from triton_distributed.errors import TritonError
+from triton_distributed.errors import RuntimeClosed, TritonError
 from triton_distributed.llm.contract.watching import WatchRequest, WatchUpdate, keys_of
 from triton_distributed.llm.routing.bookings import Booking
 from triton_distributed.llm.routing.router import Router
@@ -110,6 +110,8 @@ class Feed:
                         async for update in self._connection.stream(self._endpoint, asked, policy=policy):
                             await self._take(update)
                         reason = "the stream has ended"
+                except RuntimeClosed:
+                    return
                 except (TritonError, ContractMismatch, ValueError) as error:
                     reason = str(error)
                 self._lost(reason)

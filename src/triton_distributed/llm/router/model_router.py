@@ -13,7 +13,7 @@ import msgspec
 from triton_distributed.api.connection import Connection
 from triton_distributed.api.contracts import Stream
 from triton_distributed.calling.candidates import Candidates
-from triton_distributed.errors import DiscoveryError, Overloaded
+from triton_distributed.errors import DiscoveryError, Overloaded, RuntimeClosed
 from triton_distributed.llm.contract.records import GENERATE, WATCH
 from triton_distributed.llm.contract.watching import WatchRequest, WatchUpdate
 from triton_distributed.llm.router.feed import RETRY_S, Feed, Pace
@@ -341,6 +341,8 @@ class ModelRouter:
             try:
                 await self._candidates.open()
                 await self._watchable.open()
+            except RuntimeClosed:
+                return
             except DiscoveryError as error:
                 logger.warning("the workers of %s cannot be found now: %s", self._candidates.name, error)
                 await asyncio.sleep(wait_s)

@@ -128,8 +128,9 @@ async def serve_model(
         Exception: `Engine.start` raised it.
     """
     served: list[Served] = []
-    watching = Watching(engine)
+    watching: Watching | None = None
     try:
+        watching = Watching(engine)
         await engine.start()
         changes: dict[str, Any] = {"name": name, "aliases": aliases}
         changes = {key: value for key, value in changes.items() if value}
@@ -182,7 +183,8 @@ async def serve_model(
     except BaseException:
         for each in served:
             await each.stop()
-        watching.close()
+        if watching is not None:
+            watching.close()
         await engine.close()
         raise
     collector_of(connection).add(engine, card.name, watching)

@@ -118,12 +118,15 @@ class Subscriber:
             self._ended.append(entry.number)
             self._grown(1)
 
-    def take(self, update: WatchUpdate, now: float) -> WatchUpdate:
+    def take(self, update: WatchUpdate, now: float) -> bool:
         """Fill in the next update.
 
         Args:
             update: has the worker's present state.
             now: seconds, on the worker's clock.
+
+        Returns:
+            Whether there is more to take.
         """
         if self._stale:
             self._stale = False
@@ -153,7 +156,7 @@ class Subscriber:
         update.more = bool(self._slices)
         self._waiting = sum(len(keys) for _, _, keys in self._runs) if self._runs else 0
         self.due = bool(self._runs or self._slices)
-        return update
+        return self.due
 
     def restart(self) -> None:
         """Drop what waits, and begin a snapshot with the next update."""

@@ -24,6 +24,9 @@ logger = logging.getLogger("triton_distributed.llm")
 SILENT_S: Final = 10.0
 """Seconds after the first output of a request in which the engine reports its blocks, if it reports any."""
 
+GAP_S: Final = 0.002
+"""Seconds between two updates for a router, so that thousands of requests a second are not thousands of updates."""
+
 USED_S: Final = 0.5
 """Seconds between two looks at how full the cache is, while a router watches."""
 
@@ -60,6 +63,7 @@ class Watching:
         self._loop = asyncio.get_running_loop()
         self._number = 0
         self._subscribers: dict[Subscriber, asyncio.Event] = {}
+        self._tells_cached = False  # The engine has once reported cached tokens.
         self._used = 0.0
         self._used_timer: asyncio.TimerHandle | None = None
         self._silence: asyncio.TimerHandle | None = None
@@ -159,9 +163,9 @@ class Watching:
             if running.asked.change:
                 self._changed(rank, running.asked.change)
         if told:
-            for subscriber, woken in self._subscribers.items():
+            for subscriber in self._subscribers:
                 subscriber.begun(entry)
-                woken.set()
+            self._wake()
         return running
 
     def computed(self, running: Running, usage: Usage | None) -> None:
@@ -170,13 +174,14 @@ class Watching:
         entry.computed = True
         entry.keys = ()
         cached = -1 if usage is None else usage.cached_tokens
-        for subscriber, woken in self._subscribers.items():
+        self._tells_cached = self._tells_cached or cached > 0
+        for subscriber in self._subscribers:
             subscriber.computed(entry, cached)
-            woken.set()
+        self._wake()
         if self.mode == "exact" and self._silence is None and self.events == running.events_before:
-            # A prompt of which all whole blocks were cached leads to no event.
+            # A prompt whose whole blocks were cached leads to no event. 0 may mean that the engine does not tell.
             whole = entry.tokens // self._block_tokens * self._block_tokens
-            if (whole > cached + self._block_tokens) if cached >= 0 else (whole and not self.events):
+            if (whole > cached + self._block_tokens) if self._tells_cached else (whole and not self.events):
                 self._silence = self._loop.call_later(SILENT_S, self._heard_nothing)
 
     def used(self, running: Running, usage: Usage) -> None:
@@ -190,9 +195,9 @@ class Watching:
         """Note a request's end."""
         entry = running.entry
         del self.entries[entry.number]
-        for subscriber, woken in self._subscribers.items():
+        for subscriber in self._subscribers:
             subscriber.ended(entry)
-            woken.set()
+        self._wake()
 
     # Routers.
 
@@ -215,9 +220,10 @@ class Watching:
                     kv_used=self._used,
                 )
                 before = subscriber.snapshots
-                yield subscriber.take(update, self._loop.time())
+                more = subscriber.take(update, self._loop.time())
                 self.snapshots += subscriber.snapshots - before
-                await asyncio.sleep(0)  # What happens in one turn of the loop comes in one update.
+                yield update
+                await asyncio.sleep(0 if more else GAP_S)
         finally:
             del self._subscribers[subscriber]
 
@@ -238,16 +244,21 @@ class Watching:
         )
 
     def _changed(self, rank: int, change: Change) -> None:
-        for subscriber, woken in self._subscribers.items():
+        for subscriber in self._subscribers:
             subscriber.changed(rank, change)
-            woken.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        for subscriber, woken in self._subscribers.items():
+            if subscriber.due:
+                woken.set()
 
     def _switch(self, mode: CacheMode, *, silent: bool) -> None:
         self.mode, self.silent = mode, silent
         self._held, self._assumed = {}, {}
-        for subscriber, woken in self._subscribers.items():
+        for subscriber in self._subscribers:
             subscriber.restart()
-            woken.set()
+        self._wake()
 
     def _heard_nothing(self) -> None:
         self._silence = None
@@ -263,9 +274,9 @@ class Watching:
             used = metrics.kv_blocks_used / metrics.kv_blocks_total
             if abs(used - self._used) >= USED_STEP:
                 self._used = used
-                for subscriber, woken in self._subscribers.items():
+                for subscriber in self._subscribers:
                     subscriber.due = True
-                    woken.set()
+                self._wake()
         self._used_timer = self._loop.call_later(USED_S, self._look_at_use)
 
     def _cache_tokens(self) -> int:
