@@ -74,6 +74,8 @@ def test_a_second_signal_ends_it_at_once(trd: Trd) -> None:
         (["--port", "x"], "'x' is not a port"),
         (["--routing", "best"], "policy='best': one of kv, kv_linear, prefix_hash, session, "),
         (["--routing", "json:best"], "json has no 'best'"),
+        (["--cors", "chat.example.com"], "--cors 'chat.example.com' is not an origin: write https://"),
+        (["--cors", "https://chat.example.com/"], "is not an origin"),
         (["--api-key", "a b"], "an API key is a text without white space"),
         (["--api-key-file", "absent"], "cannot read absent: No such file or directory"),
     ],
@@ -129,7 +131,7 @@ def test_model_run_serves_a_model_replaces_a_killed_worker_and_leaves_nothing(tr
         (first,) = instances(trd)
         os.kill(pid_of(trd, first), signal.SIGKILL)
         assert running.err is not None
-        for words in ("starting again", "ready: serving the model a model"):
+        for words in ("starting again", "workers: serving the model a model"):
             while words not in running.err.readline():
                 pass
             answer = http.post("/v1/completions", json={"model": "a", "prompt": "hi", "max_tokens": 3})

@@ -8,6 +8,10 @@ import signal
 
 import pytest
 
+from triton_distributed.cli.failure import Failure
+from triton_distributed.cli.model.engines import make_engine
+from triton_distributed.llm import Engine
+
 
 def test_serves_lists_and_drains(trd):
     options = ("--engine", "mock", "--option", "slots=3", "--alias", "other", "--generation", "2", "--queue", "1")
@@ -25,6 +29,50 @@ def test_serves_lists_and_drains(trd):
     ended = worker.end()
     assert (ended.status, ended.err) == (0, "")
     assert "no model is served in the namespace 'models'" in trd.run("model", "ls").err
+
+
+def test_the_workers_of_a_machine_share_its_cores(monkeypatch):
+    class Threads(Engine):
+        def __init__(self, model, threads="0"):
+            self.threads = threads
+
+    monkeypatch.setattr("triton_distributed.cli.model.engines._class", lambda _: Threads)
+    monkeypatch.setattr("triton_distributed.cli.model.engines._cores", lambda: 8)
+    made = [
+        vars(make_engine(engine, "m", options, processes)[0])["threads"]
+        for engine, options, processes in [
+            ("llamacpp", {}, 1),
+            ("llamacpp", {}, 3),
+            ("llamacpp", {}, 99),
+            ("llamacpp", {"threads": "5"}, 3),
+            ("mine:Threads", {}, 3),
+        ]
+    ]
+    assert made == ["0", 2, 1, "5", "0"]
+
+
+def test_a_wrong_option_of_ones_own_engine_is_named(monkeypatch):
+    class Strict(Engine):
+        def __init__(self, delay_ms="1"):
+            self.delay_ms = float(delay_ms)
+
+    monkeypatch.setattr("triton_distributed.cli.model.engines._class", lambda _: Strict)
+    with pytest.raises(Failure, match="with --option delay_ms=abc: could not convert") as failed:
+        make_engine("mine:Strict", "m", {"delay_ms": "abc"})
+    assert failed.value.status == 2
+
+
+def test_a_conflict_is_shown_as_a_list(trd):
+    first_one = trd.start("model", "serve", "m", "--engine", "mock")
+    first_one.line()
+    said = trd.run("model", "serve", "m", "--engine", "mock", "--option", "context_tokens=99")
+    assert said.status == 1
+    first, *differences, last = said.err.splitlines()
+    assert first.startswith("trd model serve: error: the model 'm', generation 0, is already served by instance ")
+    assert any(each.startswith("  - context_tokens: ") for each in differences)
+    assert last == "Serve this one under another name, or as generation 1"
+    first_one.signal(signal.SIGTERM)
+    first_one.end()
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,14 @@ async def answer(engine: LlamaCppEngine, request: Request) -> tuple[list[int], O
 
 
 @installed
+async def test_a_context_above_the_models_own_is_refused():
+    engine = LlamaCppEngine("smollm2", context="999999999")
+    with pytest.raises(InvalidParameter, match="context: 999999999 is above 8192, the context of the model"):
+        await engine.start()
+    await engine.close()
+
+
+@installed
 async def test_real_model():
     from tokenizers import Tokenizer
 
@@ -132,6 +140,13 @@ async def test_real_model():
             assert engine.metrics().active == 0
         assert engine.metrics().generated_tokens < 400
         short = asked("Hello", max_tokens=4)
+        leaving = asyncio.create_task(answer(engine, Request(prompt=packed(range(1000, 1500)), max_tokens=2)))
+        while not engine.metrics().active:
+            await asyncio.sleep(0)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        assert engine.metrics().active == 0
         one, two = await asyncio.gather(answer(engine, short), answer(engine, short))
         assert one[0] == two[0]
 

@@ -15,16 +15,17 @@ INTERRUPTED = 130
 
 
 class Failure(Exception):
-    """Ends the command with one line on standard error.
+    """Ends the command with one line on standard error, or with some if the remedy is commands or a list.
 
     Args:
         text: the problem and its remedy, without the command's name; `main` adds the name.
         status: the exit status.
+        lines: keep the lines of the text.
     """
 
-    def __init__(self, text: str, status: int = FAILED) -> None:
+    def __init__(self, text: str, status: int = FAILED, *, lines: bool = False) -> None:
         super().__init__(text)
-        self.status = status
+        self.status, self.lines = status, lines
 
 
 def one_line(text: object) -> str:

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,8 @@ from triton_distributed.system.event_loop import new_event_loop
 
 LOAD_S = 10.0
 """Seconds that the models which are served already have to load, before requests are answered."""
+
+_ORIGIN = re.compile(r"\*|https?://[^\s/?#]+")
 
 NEEDED = ("starlette", "uvicorn", "httptools", "jinja2")
 
@@ -171,6 +174,10 @@ def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
         raise
     except ValueError as error:
         raise Failure(str(error), USAGE) from error
+    for each in arguments.cors:
+        if not _ORIGIN.fullmatch(each):
+            text = f"--cors {each!r} is not an origin: write https://chat.example.com, without a path, or * for all"
+            raise Failure(text, USAGE)
     return {
         "routes": read,
         "keys": given,

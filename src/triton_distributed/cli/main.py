@@ -42,8 +42,9 @@ COMMANDS = {
 
 EPILOG = """\
 exit status: 0 success, 1 failure, 2 invalid command line or TRD_* setting,
-130 interrupted. An error is one line on standard error; with --json it is an
-object with the fields error, type and status.
+130 interrupted. An error is one line on standard error, and more if commands or
+a list belong to it; with --json it is an object with the fields error, type and
+status.
 """
 
 
@@ -141,6 +142,8 @@ def _fail(arguments: Namespace, error: Exception, status: int) -> int:
         cause = error.__cause__ if isinstance(error, Failure) and error.__cause__ else error
         print(json.dumps({"error": text, "type": type(cause).__name__, "status": status}), file=sys.stderr)
         return status
+    if isinstance(error, Failure) and error.lines and not _logs_json(arguments):
+        text = dotted(str(error)).rstrip()
     text = f"trd {arguments.command}: error: {text}"
     if _logs_json(arguments):
         text = importlib.import_module("triton_distributed.observe.log_format").line_of("json", text, 40)

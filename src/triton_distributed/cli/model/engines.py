@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from triton_distributed.cli.failure import USAGE, Failure, one_line
+from triton_distributed.cli.failure import FAILED, USAGE, Failure, one_line
 from triton_distributed.llm.contract.engine import Engine
 from triton_distributed.llm.contract.errors import InvalidParameter
 
@@ -29,13 +29,15 @@ MODEL_PARAMETERS = ("path", "model", "name")
 """The first of these that an engine's class takes gets the model of the command line."""
 
 
-def make_engine(engine: str, model: str, options: Mapping[str, str]) -> tuple[Engine, bool]:
+def make_engine(engine: str, model: str, options: Mapping[str, str], processes: int = 1) -> tuple[Engine, bool]:
     """Make the engine of a command line. It is not started.
 
     Args:
         engine: a name of `ENGINES`, or `module:Class`. The current directory is searched first.
         model: the model of the command line: a name, or the path of a file.
         options: further keyword arguments of the class, all text.
+        processes: how many of them make this engine. The option `threads` of an engine of `ENGINES` then is by default
+            the share of the cores.
 
     Returns:
         the engine, and whether its class took the model.
@@ -64,12 +66,23 @@ def make_engine(engine: str, model: str, options: Mapping[str, str]) -> tuple[En
         )
         if required and name not in named and name not in options:
             raise Failure(f"the engine {engine} needs --option {name}=…", USAGE)
+    if processes > 1 and engine in ENGINES and "threads" in taken:
+        named.setdefault("threads", max(1, _cores() // processes))
     try:
-        return made(**named, **options), bool(keyword)
+        return made(**{**named, **options}), bool(keyword)
     except InvalidParameter as error:
         raise Failure(f"--option {one_line(error)}", USAGE) from error
-    except (TypeError, ValueError, OSError, ImportError) as error:
-        raise Failure(f"the engine {engine} cannot be made: {one_line(error)}") from error
+    except (TypeError, ValueError) as error:
+        given = "".join(f" --option {name}={value}" for name, value in options.items())
+        text = f"the engine {engine} cannot be made{' with' if given else ''}{given}: {one_line(error)}"
+        raise Failure(text, USAGE if given else FAILED) from error
+    except (OSError, ImportError) as error:
+        raise Failure(f"the engine {engine} cannot be made: {error}", lines=True) from error
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _class(engine: str) -> type[Engine]:

@@ -9,11 +9,12 @@ import contextlib
 from triton_distributed.api.connection import connect
 from triton_distributed.api.running import until_ended
 from triton_distributed.cli.arguments import at_least, pair, pairs
-from triton_distributed.cli.failure import USAGE, Failure, one_line
+from triton_distributed.cli.failure import USAGE, Failure
 from triton_distributed.cli.model.engines import ENGINES, make_engine
 from triton_distributed.cli.settings import worker_settings
 from triton_distributed.config import Config
 from triton_distributed.errors import RuntimeClosed, TritonError
+from triton_distributed.llm.contract.errors import InvalidParameter, ModelConflict
 from triton_distributed.llm.contract.records import NAMESPACE
 from triton_distributed.llm.worker.serve import serve_model
 from triton_distributed.supervisor import replica
@@ -104,7 +105,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _serve(arguments: argparse.Namespace, config: Config) -> None:
-    engine, named = make_engine(arguments.engine, arguments.model, pairs(arguments.option))
+    processes = arguments.replicas or 1
+    engine, named = make_engine(arguments.engine, arguments.model, pairs(arguments.option), processes)
     async with connect(config) as here:
         here.runtime.worker.replica = replica.number()
         try:
@@ -121,11 +123,16 @@ async def _serve(arguments: argparse.Namespace, config: Config) -> None:
             if not here.runtime.worker.draining:
                 raise
             return
+        except ModelConflict as error:
+            raise Failure(str(error), lines=True) from error
+        except InvalidParameter as error:
+            option = "--option " if error.param in pairs(arguments.option) else ""
+            raise Failure(f"the engine {arguments.engine} cannot serve {arguments.model!r}: {option}{error}") from error
         except TritonError:
             raise
         except (ValueError, OSError, ImportError) as error:
             raise Failure(
-                f"the engine {arguments.engine} cannot serve {arguments.model!r}: {one_line(error)}"
+                f"the engine {arguments.engine} cannot serve {arguments.model!r}: {error}", lines=True
             ) from error
         instance = serving.instance
         with contextlib.suppress(OSError):  # The reader of the output may be gone.

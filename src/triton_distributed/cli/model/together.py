@@ -42,6 +42,7 @@ SIGTERM and SIGINT let running requests finish; then all of it ends. A second
 signal ends it at once.
 """
 
+_READY_MARK = re.compile(r"^(\[\d+\] |)ready: ")
 _READY = re.compile(rb"ready: serving the model (.+) as instance \d+ at ")
 
 
@@ -170,7 +171,8 @@ class _Workers:
         """Show what the workers print, on standard error, until they end."""
         assert self._process.stdout is not None
         async for line in self._process.stdout:
-            sys.stderr.write(line.decode(errors="replace"))
+            # The word `ready:` is for the line of this command.
+            sys.stderr.write(_READY_MARK.sub(r"\1workers: ", line.decode(errors="replace")))
             if not self._name.done() and (found := _READY.search(line)):
                 self._name.set_result(found[1].decode())
         with self._link:

