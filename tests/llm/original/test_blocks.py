@@ -241,6 +241,15 @@ def test_an_empty_prompt_gets_a_worker_and_an_unpublished_worker_no_request() ->
     assert loads.choose({1: 1}, 64) == 2
 
 
+def test_equal_workers_take_turns() -> None:
+    loads = Loads()
+    chosen = []
+    for _ in range(6):
+        loads.by_worker.update({each: Load(0, 4, 0, 4) for each in (1, 2, 3)})  # Each has told that it is idle again.
+        chosen.append(loads.choose({}, 64))
+    assert chosen == [1, 2, 3] * 2
+
+
 # --- assumed blocks --------------------------------------------------------------------------------------------------
 
 

@@ -50,6 +50,7 @@ class Loads:
             if cost < least:
                 best, least = worker, cost
         if best is not None:
-            loads[best].request_active_slots += 1
-            loads[best].kv_active_blocks += min(tokens // BLOCK_TOKENS, 1)
+            chosen = loads[best] = loads.pop(best)  # To the end: of equal workers the next one is chosen next.
+            chosen.request_active_slots += 1
+            chosen.kv_active_blocks += min(tokens // BLOCK_TOKENS, 1)
         return best

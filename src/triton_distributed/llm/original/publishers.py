@@ -123,7 +123,7 @@ async def _first(ready: asyncio.Future[Any], task: asyncio.Task[None]) -> None:
 
 
 class KvEventPublisher:
-    """Tells routers what the cache of a worker holds. It may be used in any thread.
+    """Tells routers what the cache of a worker holds, in the form of Dynamo's first releases. Any thread may use it.
 
     Args:
         component: of the workers.
