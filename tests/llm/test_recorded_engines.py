@@ -5,13 +5,17 @@ import json
 import re
 import sys
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.llm.standins import recorded
 from triton_distributed.llm import Candidate, Guide, InvalidParameter, Request, Sampling, TokenLogprob, Usage, packed
+from triton_distributed.llm.contract.cache import CacheCleared, CacheEvents
 from triton_distributed.llm.engines.checkpoint import read_checkpoint
+from triton_distributed.llm.engines.mock.publisher import EventPublisher
 from triton_distributed.llm.engines.sglang import SglangEngine
 from triton_distributed.llm.engines.transformers import TransformersEngine
 from triton_distributed.llm.engines.vllm import VllmEngine
@@ -122,6 +126,83 @@ async def test_guides_and_what_is_refused(folder):
     (folder / "tokenizer.json").unlink()
     with pytest.raises(InvalidParameter, match=r"no tokenizer\.json"):
         read_checkpoint(str(folder))
+
+
+def config_of(made: Any) -> dict[str, Any]:
+    """What an engine was told of its events."""
+    if isinstance(made, recorded.SglangEngine):
+        return dict(json.loads(made.args["kv_events_config"]))
+    assert made.args.kv_events_config.enable_kv_cache_events
+    return dict(vars(made.args.kv_events_config))
+
+
+@pytest.mark.parametrize(("kind", "standin"), KINDS)
+async def test_the_events_of_an_engine_reach_the_worker(folder, kind, standin):
+    engine = kind(model=str(folder))
+    found, came = [], asyncio.Event()
+
+    def publish(events):
+        found.append(events)
+        came.set()
+
+    assert engine.kv_events(publish)
+    await engine.start()
+    assert engine.model.card.kv_block_tokens == {VllmEngine: 16, SglangEngine: 1}[kind]
+    config = config_of(standin.made[-1])
+    assert config["publisher"] == "zmq"
+    private = Path(config["endpoint"].removeprefix("ipc://")).parent
+    assert private.stat().st_mode & 0o777 == 0o700
+    publisher = EventPublisher(config["endpoint"], config["replay_endpoint"])
+    publisher.start()
+    publisher.publish(msgspec.msgpack.encode([1.0, [["AllBlocksCleared"]], 0]))
+    async with asyncio.timeout(20):
+        await came.wait()
+    assert found == [CacheEvents([CacheCleared()])]
+    await publisher.close()
+    await engine.close()
+    assert not private.exists()
+
+
+@pytest.mark.parametrize(("kind", "standin"), KINDS)
+async def test_the_ranks_of_an_engine_are_heard_at_the_next_ports(folder, kind, standin):
+    first, second = EventPublisher("tcp://127.0.0.1:*"), EventPublisher("tcp://127.0.0.1:*")
+    for port in range(20_000, 30_000, 7):
+        first.endpoint, second.endpoint = (f"tcp://127.0.0.1:{port + rank}" for rank in range(2))
+        try:
+            first.start()
+            second.start()
+            break
+        except InvalidParameter:
+            await first.close()
+    ranks = {VllmEngine: '{"data_parallel_size": 2}', SglangEngine: '{"dp_size": 2}'}[kind]
+    engine = kind(model=str(folder), engine_args=ranks, kv_events=f"tcp://*:{port}")
+    found: set[int] = set()
+    assert engine.kv_events(lambda events: found.add(events.rank))
+    await engine.start()
+    assert config_of(standin.made[-1])["endpoint"] == f"tcp://*:{port}"
+    async with asyncio.timeout(20):
+        while found != {0, 1}:
+            for publisher in (first, second):
+                publisher.publish(msgspec.msgpack.encode([1.0, [["BlockRemoved", [1]]]]))
+            await asyncio.sleep(0.01)
+    await read(engine, rank=1)
+    assert standin.made[-1].ranks == [1]
+    for each in (engine, first, second):
+        await each.close()
+    assert not kind(model=str(folder), engine_args=ranks).kv_events(lambda events: None), "it needs an endpoint"
+
+
+def test_options_of_events_that_are_invalid():
+    for options, param in (
+        ({"kv_events": "yes"}, "kv_events"),
+        ({"kv_replay": "tcp://*:1"}, "kv_replay"),
+        ({"kv_events": "ipc:///tmp/x", "engine_args": '{"data_parallel_size": 2, "dp_size": 2}'}, "kv_events"),
+    ):
+        for kind in (VllmEngine, SglangEngine):
+            with pytest.raises(InvalidParameter) as refused:
+                kind(model="m", **options)
+            assert refused.value.param == param
+    assert not VllmEngine(model="m", kv_events="off").kv_events(lambda events: None)
 
 
 async def test_a_package_that_is_missing_is_named(folder, monkeypatch):

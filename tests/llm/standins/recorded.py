@@ -85,6 +85,7 @@ class AsyncEngineArgs:
     max_num_seqs: int | None = None
     kv_events_config: Any = None
     tensor_parallel_size: int = 1
+    data_parallel_size: int = 1
 
 
 @dataclass
@@ -105,7 +106,9 @@ class AsyncLLM:
 
     def __init__(self, args: AsyncEngineArgs) -> None:
         self.args, self.calls, self.aborted, self.closed = args, [], [], False
+        self.ranks: list[int | None] = []
         self.model_config = SimpleNamespace(max_model_len=args.max_model_len or 512)
+        self.vllm_config = SimpleNamespace(cache_config=SimpleNamespace(block_size=16))
         AsyncLLM.made.append(self)
 
     @classmethod
@@ -131,6 +134,7 @@ class AsyncLLM:
         reasoning_parser_kwargs: Any = None,
     ):
         self.calls.append((prompt, sampling_params))
+        self.ranks.append(data_parallel_rank)
         try:
             for at in range(1, sampling_params.max_tokens + 1, 2):
                 tokens = list(range(at, min(at + 2, sampling_params.max_tokens + 1)))
@@ -164,6 +168,7 @@ _SGLANG_SAMPLING = {
     *("no_stop_trim", "custom_params", "stream_interval", "logit_bias", "sampling_seed"),
 }
 _SGLANG_SERVER = {"model_path", "skip_tokenizer_init", "context_length", "max_running_requests", "tp_size"}
+_SGLANG_SERVER |= {"dp_size", "kv_events_config"}
 
 
 class SglangEngine:
@@ -177,6 +182,8 @@ class SglangEngine:
     def __init__(self, **kwargs: Any) -> None:
         assert set(kwargs) <= _SGLANG_SERVER, kwargs
         self.args, self.calls, self.aborted, self.closed = kwargs, [], [], False
+        self.ranks: list[int | None] = []
+        self.server_args = SimpleNamespace(page_size=1)
         self.tokenizer_manager = SimpleNamespace(abort_request=self._abort)
         SglangEngine.made.append(self)
 
@@ -209,6 +216,7 @@ class SglangEngine:
         assert set(sampling_params) <= _SGLANG_SAMPLING, sampling_params
         assert stream
         self.calls.append((input_ids, sampling_params))
+        self.ranks.append(routed_dp_rank)
         top = top_logprobs_num if return_logprob else None
         return self._steps(input_ids, sampling_params["max_new_tokens"], top)
 

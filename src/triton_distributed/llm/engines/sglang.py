@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from http import HTTPStatus
 from typing import Any
 
+from triton_distributed.llm.contract.cache import Publish
 from triton_distributed.llm.contract.engine import Engine, EngineMetrics
 from triton_distributed.llm.contract.errors import InvalidParameter
 from triton_distributed.llm.contract.output import Candidate, Output, TokenLogprob
 from triton_distributed.llm.contract.request import Request
 from triton_distributed.llm.engines.checkpoint import arguments, imported, read_checkpoint
 from triton_distributed.llm.engines.options import whole
+from triton_distributed.llm.engines.reporting import Reporting
 from triton_distributed.llm.engines.running import Running
 
 __all__: list[str] = []
@@ -31,6 +34,7 @@ class SglangEngine(Engine):
         name: the name to serve it under; by default `model`.
         slots: the most requests that generate at once (`max_running_requests`).
         context_tokens: the most tokens of prompt and answer together (`context_length`); 0 for the model's own.
+        kv_events, kv_replay: as with vLLM.
         engine_args: further arguments of `sglang.Engine`, as a JSON object.
 
     Raises:
@@ -44,6 +48,8 @@ class SglangEngine(Engine):
         name: str = "",
         slots: str | int = 256,
         context_tokens: str | int = 0,
+        kv_events: str = "on",
+        kv_replay: str = "",
         engine_args: str = "",
     ) -> None:
         self.slots = whole("slots", slots, 1)
@@ -57,8 +63,14 @@ class SglangEngine(Engine):
         if self._context_tokens:
             self._arguments["context_length"] = self._context_tokens
         self._arguments |= arguments("engine_args", engine_args)
+        self._ranks = whole("dp_size", self._arguments.get("dp_size", 1), 1)
+        self._reporting = Reporting(kv_events, kv_replay, self._ranks)
         self._engine: Any = None
         self._running = Running()
+
+    def kv_events(self, publish: Publish) -> bool:
+        """Report the events of the KV cache. See `Engine.kv_events`."""
+        return self._reporting.wanted(publish)
 
     async def start(self) -> None:
         """Load the model. SGLang installs handlers of signals, so it loads on the main thread and holds it meanwhile.
@@ -69,12 +81,19 @@ class SglangEngine(Engine):
         """
         sglang = imported("sglang")
         files = await asyncio.to_thread(read_checkpoint, self._path)
+        if self._reporting.endpoint:
+            config = {"publisher": "zmq", "endpoint": self._reporting.endpoint}
+            if self._reporting.replay:
+                config["replay_endpoint"] = self._reporting.replay
+            self._arguments["kv_events_config"] = json.dumps(config)
         self._engine = sglang.Engine(**self._arguments)
         self.model = files.model(
             name=self._name or self._path,
             context_tokens=self._context_tokens or files.context_tokens,
+            kv_block_tokens=int(self._engine.server_args.page_size or 0),
             engine="sglang",
         )
+        self._reporting.start()
 
     async def generate(self, request: Request) -> AsyncIterator[Output]:
         """Answer a request. See `Engine.generate`."""
@@ -88,6 +107,7 @@ class SglangEngine(Engine):
                 return_logprob=top is not None,
                 top_logprobs_num=top or 0,
                 stream=True,
+                routed_dp_rank=request.rank if self._ranks > 1 else None,
                 rid=request_id,
             )
             try:
@@ -119,6 +139,7 @@ class SglangEngine(Engine):
 
     async def close(self) -> None:
         """End SGLang's processes."""
+        await self._reporting.close()
         if self._engine is not None:
             await asyncio.to_thread(self._engine.shutdown)
 

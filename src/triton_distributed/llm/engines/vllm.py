@@ -8,11 +8,13 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
+from triton_distributed.llm.contract.cache import Publish
 from triton_distributed.llm.contract.engine import Engine, EngineMetrics
 from triton_distributed.llm.contract.output import Candidate, Output, TokenLogprob
 from triton_distributed.llm.contract.request import Guide, Request
 from triton_distributed.llm.engines.checkpoint import arguments, imported, read_checkpoint
 from triton_distributed.llm.engines.options import whole
+from triton_distributed.llm.engines.reporting import Reporting
 from triton_distributed.llm.engines.running import Running
 
 __all__: list[str] = []
@@ -28,7 +30,9 @@ class VllmEngine(Engine):
         name: the name to serve it under; by default `model`.
         slots: the most requests that generate at once (`max_num_seqs`).
         context_tokens: the most tokens of prompt and answer together (`max_model_len`); 0 for the model's own.
-        kv_events: the endpoint at which vLLM publishes the events of its KV cache by ZeroMQ, e.g. `tcp://*:5557`.
+        kv_events: `on` reports what the KV cache stores and removes, `off` does not. An endpoint of ZeroMQ, e.g.
+            `tcp://*:5557`, lets others hear it too; several data-parallel ranks need one.
+        kv_replay: with such an endpoint, another one that answers with earlier events, e.g. `tcp://*:5657`.
         engine_args: further arguments of `AsyncEngineArgs`, as a JSON object.
 
     Raises:
@@ -42,17 +46,24 @@ class VllmEngine(Engine):
         name: str = "",
         slots: str | int = 256,
         context_tokens: str | int = 0,
-        kv_events: str = "",
+        kv_events: str = "on",
+        kv_replay: str = "",
         engine_args: str = "",
     ) -> None:
         self.slots = whole("slots", slots, 1)
-        self._path, self._name, self._kv_events = model, name, kv_events
+        self._path, self._name = model, name
         self._arguments: dict[str, Any] = {"model": model, "max_num_seqs": self.slots}
         if context := whole("context_tokens", context_tokens, 0):
             self._arguments["max_model_len"] = context
         self._arguments |= arguments("engine_args", engine_args)
+        self._ranks = whole("data_parallel_size", self._arguments.get("data_parallel_size", 1), 1)
+        self._reporting = Reporting(kv_events, kv_replay, self._ranks)
         self._engine: Any = None
         self._running = Running()
+
+    def kv_events(self, publish: Publish) -> bool:
+        """Report the events of the KV cache. See `Engine.kv_events`."""
+        return self._reporting.wanted(publish)
 
     async def start(self) -> None:
         """Load the model.
@@ -63,9 +74,12 @@ class VllmEngine(Engine):
         """
         arg_utils, async_llm = imported("vllm.engine.arg_utils"), imported("vllm.v1.engine.async_llm")
         files = await asyncio.to_thread(read_checkpoint, self._path)
-        if self._kv_events:
+        if self._reporting.endpoint:
             self._arguments["kv_events_config"] = imported("vllm.config").KVEventsConfig(
-                enable_kv_cache_events=True, publisher="zmq", endpoint=self._kv_events
+                enable_kv_cache_events=True,
+                publisher="zmq",
+                endpoint=self._reporting.endpoint,
+                replay_endpoint=self._reporting.replay or None,
             )
         made = arg_utils.AsyncEngineArgs(**self._arguments)
         self._engine = await asyncio.to_thread(async_llm.AsyncLLM.from_engine_args, made)
@@ -73,15 +87,20 @@ class VllmEngine(Engine):
             name=self._name or self._path,
             context_tokens=int(self._engine.model_config.max_model_len),
             guides=("json", "schema", "regex", "choice", "grammar"),
+            kv_block_tokens=int(self._engine.vllm_config.cache_config.block_size or 0),
             engine="vllm",
         )
+        self._reporting.start()
 
     async def generate(self, request: Request) -> AsyncIterator[Output]:
         """Answer a request. See `Engine.generate`."""
         prompt = imported("vllm").TokensPrompt(prompt_token_ids=request.token_ids.tolist())
         # vLLM aborts a request whose generator is closed or cancelled.
         with self._running.request(request, imported("vllm.exceptions").VLLMValidationError) as counted:
-            stream = self._engine.generate(prompt, self._sampling(request), secrets.token_hex(8))
+            rank = request.rank if self._ranks > 1 else None
+            stream = self._engine.generate(
+                prompt, self._sampling(request), secrets.token_hex(8), data_parallel_rank=rank
+            )
             async with aclosing(stream):
                 async for step in stream:
                     (one,) = step.outputs
@@ -103,6 +122,7 @@ class VllmEngine(Engine):
 
     async def close(self) -> None:
         """End vLLM's processes."""
+        await self._reporting.close()
         if self._engine is not None:
             await asyncio.to_thread(self._engine.shutdown)
 
