@@ -11,7 +11,7 @@ import pytest
 from triton_distributed.errors import ConfigError
 from triton_distributed.llm.routing.policies.named import POLICY_NAMES
 from triton_distributed.llm.routing.router import Router
-from triton_distributed.llm.routing.view import Candidate, Question, Worker
+from triton_distributed.llm.routing.view import Candidate, PolicyFailed, Question, Worker
 from triton_distributed.names import EndpointName, Instance
 
 WORKERS = [(at, 0) for at in range(1, 9)]
@@ -163,3 +163,21 @@ def test_errors_of_a_users_policy_name_it() -> None:
         routes(wrong).weigh(asked(1), 0.0)
     with pytest.raises(ValueError, match=r"fails raised KeyError"):
         routes(fails).weigh(asked(1), 0.0)
+
+
+def test_a_request_that_a_policy_cannot_place_blocks_no_other() -> None:
+    def picky(question: Question, candidates: Sequence[Candidate]) -> Candidate:
+        return candidates[0] if question.session else candidates[99]
+
+    picky.holds = True  # type: ignore[attr-defined]
+    router = routes(picky)
+    bad, good = asked(1), asked(1, session="s")
+    router.hold(bad)
+    router.hold(good)
+    with pytest.raises(PolicyFailed, match="picky raised IndexError") as failed:
+        router.leaving(0.0)
+    assert failed.value.question is bad
+    leaves = router.leaving(0.0)
+    assert leaves is not None
+    assert leaves[0] is good
+    assert router.held == 0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from triton_distributed.llm.routing.bookings import Booking
 from triton_distributed.llm.routing.policies.kv import kv
 from triton_distributed.llm.routing.router import AHEAD_S, Router
 from triton_distributed.llm.routing.speed import PrefillSpeed
-from triton_distributed.llm.routing.view import Question, Worker
+from triton_distributed.llm.routing.view import Candidate, Question, Worker
 from triton_distributed.names import EndpointName, Instance
 
 A, B = (1, 0), (2, 0)
@@ -193,6 +195,35 @@ def test_a_withdrawn_request_does_not_leave() -> None:
     routes.withdraw(asked)
     routes.withdraw(asked)
     assert routes.leaving(0.0) is None
+
+
+def test_the_work_for_a_change_is_bounded_however_many_are_held() -> None:
+    weighed = 0
+
+    def counted(question: Question, candidates: Sequence[Candidate]) -> Candidate:
+        nonlocal weighed
+        weighed += 1
+        return kv(question, candidates)
+
+    routes = Router(counted, "counted")
+    for number in range(1, 9):
+        routes.add((number, 0), Instance(EndpointName("n", "c", "e"), number, ("tcp://127.0.0.1:1",)))
+    booked: list[Booking] = []
+    for at in range(2000):  # All in one instant.
+        routes.hold(question(100 + at % 100, first=1000 * at))
+    while leaves := routes.leaving(0.0):
+        booked.append(routes.book(*leaves, 0.0))
+    assert routes.held > 1900
+    weighed, left, now = 0, 0, 0.0
+    for booking in booked[:32]:
+        now += 0.05
+        routes.first_output(booking, now)
+        before = weighed
+        while leaves := routes.leaving(now):
+            booked.append(routes.book(*leaves, now))
+            left += 1
+        assert weighed - before <= 100
+    assert left
 
 
 def test_no_worker_gives_no_decision() -> None:

@@ -20,7 +20,7 @@ from triton_distributed.llm.router.feed import RETRY_S, Feed, Pace
 from triton_distributed.llm.router.placement import Placement
 from triton_distributed.llm.routing.bookings import Booking
 from triton_distributed.llm.routing.router import Router
-from triton_distributed.llm.routing.view import Decision, Mode, Question, RoutingPolicy, Worker
+from triton_distributed.llm.routing.view import Decision, Mode, PolicyFailed, Question, RoutingPolicy, Worker
 from triton_distributed.names import EndpointName, Instance
 
 logger = logging.getLogger("triton_distributed.llm")
@@ -140,6 +140,7 @@ class ModelRouter:
 
         Raises:
             Overloaded: `MAX_HELD` requests are held already.
+            PolicyFailed: a user's policy cannot decide.
             DiscoveryError: discovery cannot be read.
         """
         candidates = self._candidates
@@ -187,7 +188,7 @@ class ModelRouter:
             self._give()
         else:
             self.changed()
-        if placement.booking is None:
+        if placement.booking is None and placement.waiter is None:
             placement.waiter = self._loop.create_future()
         return placement
 
@@ -291,7 +292,14 @@ class ModelRouter:
             self._look = None
         core, now = self.core, self._loop.time()
         among = self._workers()
-        while (found := core.leaving(now, among)) is not None:
+        while True:
+            try:
+                found = core.leaving(now, among)
+            except PolicyFailed as error:
+                self._held.pop(error.question).failed(error)
+                continue
+            if found is None:
+                break
             question, decision = found
             self._held.pop(question).booked(decision, core.book(question, decision, now))
         if self._held and self._timer is None:

@@ -70,6 +70,13 @@ class Placement:
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
 
+    def failed(self, error: Exception) -> None:
+        """Note that there is no choice. The router calls this."""
+        if self.waiter is None:
+            self.waiter = asyncio.get_running_loop().create_future()
+        if not self.waiter.done():
+            self.waiter.set_exception(error)
+
     def again(self, question: Question | None = None) -> None:
         """Let the next call choose anew, since the worker was lost or has stalled. Nothing stays booked.
 

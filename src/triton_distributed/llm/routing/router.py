@@ -23,7 +23,7 @@ from triton_distributed.llm.routing.bookings import Booking, Work
 from triton_distributed.llm.routing.index import MAX_ENTRIES, PrefixIndex
 from triton_distributed.llm.routing.policies.named import policy_named
 from triton_distributed.llm.routing.speed import PrefillSpeed
-from triton_distributed.llm.routing.view import Candidate, Decision, Mode, Question, RoutingPolicy, Worker
+from triton_distributed.llm.routing.view import Candidate, Decision, Mode, PolicyFailed, Question, RoutingPolicy, Worker
 from triton_distributed.names import Instance
 from triton_distributed.routing.load import LoadBook
 
@@ -38,6 +38,9 @@ REFRESHED = 2
 
 MOST_WEIGHED = 16
 """Requests that are weighed anew at most for one to leave, beside those that have just come."""
+
+MOST_NEW = 64
+"""Requests that have just come and are weighed at most in one call, so that it takes some 2 ms."""
 
 PATIENCE_S = 0.1
 """Is added to the time that a request has waited, so that the ratio of one that has just come is no division by 0."""
@@ -172,6 +175,9 @@ class Router:
 
         Returns:
             The decision; None if there is no such worker.
+
+        Raises:
+            PolicyFailed: a user's policy cannot decide.
         """
         keys, size, tokens, excluded = question.keys, question.block_tokens, question.tokens, question.excluded
         depths = self.index.depths(keys) if keys else {}
@@ -275,6 +281,9 @@ class Router:
         Args:
             now: seconds, on the router's clock.
             among: the workers that may be chosen; None for all.
+
+        Raises:
+            PolicyFailed: a user's policy cannot decide about one of them, which is held no longer. Call this again.
         """
         if not self._held:
             return None
@@ -285,14 +294,16 @@ class Router:
                 work.freed, changed = False, True
             if work.wait_s < self._ahead_s:
                 room.append(known)
+        decisions: dict[_Held, Decision] = {}
+        for held in list(islice(self._new, MOST_NEW)):
+            self._weigh_held(held, now, among, decisions)
         if not changed or not room:
             return None
-        decisions: dict[_Held, Decision] = {}
         stale = REFRESHED if self._refreshed_at < now else 0
         if any(not known.preferred and not known.work.waiting for known in room):
             stale = MOST_WEIGHED  # A worker has nothing to do.
         self._refreshed_at = now
-        for held in [*self._new, *islice(self._held.values(), stale)]:
+        for held in list(islice(self._held.values(), stale)):
             if held not in decisions:
                 self._weigh_held(held, now, among, decisions)
         most = len(decisions) + MOST_WEIGHED
@@ -316,7 +327,7 @@ class Router:
                 heapreplace(order, (ratio, *order[0][1:]))
             else:
                 heappop(order)
-        self._settled_at = now
+        self._settled_at = -inf if len(decisions) >= MOST_NEW else now
         return None
 
     def _weigh_held(
@@ -325,7 +336,11 @@ class Router:
         """Weigh a held request, and remember it under the chosen worker. Returns whether there is one."""
         question = held.question
         self._held[question] = self._held.pop(question)
-        decision = self.weigh(question, now, among)
+        try:
+            decision = self.weigh(question, now, among)
+        except PolicyFailed:
+            self.withdraw(question)
+            raise
         if decision is None:
             self._place(held, None)
             self._new[held] = None

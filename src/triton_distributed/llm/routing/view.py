@@ -74,6 +74,14 @@ class Candidate(msgspec.Struct, eq=False):
     cost: float | None = None
 
 
+class PolicyFailed(ValueError):
+    """A user's policy raised an error, or returned something else than a candidate. Field: `question`."""
+
+    def __init__(self, question: Question, text: str) -> None:
+        super().__init__(text)
+        self.question = question
+
+
 RoutingPolicy = Callable[[Question, Sequence[Candidate]], Candidate]
 """A policy: chooses one of the candidates, of which there is at least one. It must not wait."""
 

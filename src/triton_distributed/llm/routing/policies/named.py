@@ -12,7 +12,7 @@ from triton_distributed.llm.routing.policies.hashed import PrefixHash, Session
 from triton_distributed.llm.routing.policies.kv import kv
 from triton_distributed.llm.routing.policies.linear import KvLinear
 from triton_distributed.llm.routing.policies.runtime import OfRuntime
-from triton_distributed.llm.routing.view import Candidate, Question, RoutingPolicy
+from triton_distributed.llm.routing.view import Candidate, PolicyFailed, Question, RoutingPolicy
 from triton_distributed.routing.load import LoadBook
 from triton_distributed.routing.policies import POLICY_NAMES as OF_RUNTIME
 from triton_distributed.routing.policies import policy_named as runtime_policy
@@ -76,16 +76,17 @@ def policy_named(choice: str | RoutingPolicy, rng: random.Random, load: LoadBook
 
 
 def _checked(policy: RoutingPolicy, name: str) -> RoutingPolicy:
-    """The policy, whose errors name it: ValueError if it raises, or returns something else than a candidate."""
+    """The policy. It raises `PolicyFailed` with its name if it raises, or returns something else than a candidate."""
 
     def choose(question: Question, candidates: Sequence[Candidate]) -> Candidate:
         try:
             chosen: object = policy(question, candidates)
         except Exception as error:  # The user's policy may raise anything.
-            raise ValueError(f"routing policy {name} raised {type(error).__name__}: {error}") from error
+            text = f"routing policy {name} raised {type(error).__name__}: {error}"
+            raise PolicyFailed(question, text) from error
         for each in candidates:
             if each is chosen:
                 return each
-        raise ValueError(f"routing policy {name} returned {chosen!r:.100} instead of a candidate")
+        raise PolicyFailed(question, f"routing policy {name} returned {chosen!r:.100} instead of a candidate")
 
     return choose
