@@ -70,6 +70,7 @@ async def test_keys_guard_all_but_the_probes(here: trd.Connection) -> None:
             assert answer.headers["www-authenticate"] == "Bearer"
         answer = await http.post("/embed", json={})
         assert (answer.status_code, answer.json()["code"]) == (401, "invalid_api_key")
+        assert answer.json()["request_id"] == answer.headers["x-request-id"]
         for path in ("/", "/live", "/ping", "/version", "/metrics", "/openapi.json"):
             assert (await http.get(path)).status_code == 200, path
 
@@ -195,8 +196,10 @@ async def test_routes_call_endpoints(here: trd.Connection) -> None:
         bad = await http.post("/embed", content=b"{")
         assert (bad.status_code, bad.json()["code"]) == (400, "invalid_json")
         assert (await http.post("/embed", json={"text": 1})).status_code == 422
+        began = asyncio.get_running_loop().time()
         none = await http.post("/no", json=1)
         assert (none.status_code, none.headers["retry-after"]) == (503, "1")
+        assert asyncio.get_running_loop().time() - began < 5, "it does not wait for a worker"
         assert (await http.get("/embed")).status_code == 405
         answer = await http.get("/health")
         assert (answer.status_code, answer.json()["routes"]["/embed"]) == (200, 1)

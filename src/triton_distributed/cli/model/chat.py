@@ -146,7 +146,7 @@ class Chat:
         with self._http.stream("POST", f"{self._url}/chat/completions", json=body) as answer:
             if answer.status_code != 200:
                 found = _error(answer.read()) or f"{self._url} answered with status {answer.status_code}"
-                raise Failure(found + (self._served() if answer.status_code == 404 else ""))
+                raise Failure(found + self._remedy(answer.status_code))
             for line in answer.iter_lines():
                 if not line.startswith("data:"):
                     continue
@@ -157,6 +157,13 @@ class Chat:
                     raise Failure(f"the answer has ended early: {found}")
                 yield from _texts(data)
         raise Failure("the answer has ended early: the connection was closed")
+
+    def _remedy(self, status: int) -> str:
+        if status == 401:
+            return " Here: --api-key KEY"
+        if status != 404:
+            return ""
+        return self._served() if self._url.endswith("/v1") else f"; the URL should perhaps end with /v1: {self._url}/v1"
 
     def _served(self) -> str:
         """Say which models there are."""

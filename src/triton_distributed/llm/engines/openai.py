@@ -251,7 +251,7 @@ class OpenAIEngine(Engine):
         if status in (429, 503):
             raise Overloaded(self._url, 0, f"{status}: {said}", retry_after_s=_seconds(retry_after))
         if status in (400, 404, 413, 422):
-            raise InvalidParameter(param or "request", said)
+            raise InvalidParameter(param or "request", said.removeprefix(f"{param}: "))
         raise ConnectionError(f"{self._url}: the server answers {status}: {said}")
 
 
@@ -320,7 +320,7 @@ def _response_format(request: Request) -> dict[str, Any]:
         return {"type": "json_object"}
     if guide.schema is not None:
         return {"type": "json_schema", "json_schema": {"name": "answer", "schema": guide.schema, "strict": True}}
-    raise InvalidParameter("response_format", "this engine takes only JSON, with or without a schema")
+    raise InvalidParameter(guide.field, "this engine takes only JSON, with or without a schema")
 
 
 def _output(choice: dict[str, Any], chat: bool) -> Output:

@@ -102,7 +102,7 @@ class TransformersEngine(Engine):
     async def generate(self, request: Request) -> AsyncIterator[Output]:
         """Answer a request. See `Engine.generate`."""
         if request.guide is not None:
-            raise InvalidParameter("guide", "this engine cannot hold an answer to a form")
+            raise InvalidParameter(request.guide.field, "this engine cannot hold an answer to a form")
         if len(request.prompt) // 4 + request.max_tokens > self._context:
             raise InvalidParameter("max_tokens", f"prompt and answer have more than {self._context} tokens")
         job = self._job(request.prompt, "prompt", request)

@@ -129,7 +129,7 @@ class OpenAIApp:
     ) -> None:
         card = model.card
         if not card.chat:
-            raise InvalidParameter("model", f"{body.model} does not answer chats")
+            raise InvalidParameter("model", f"{body.model} has no chat template: use /v1/completions")
         for number, message in enumerate(body.messages):
             if not isinstance(message.get("role"), str):
                 raise InvalidParameter(f"messages[{number}].role", "is missing, or is not a text", "invalid_value")
@@ -315,7 +315,7 @@ class OpenAIApp:
     ) -> None:
         card = model.card
         if not card.embeddings:
-            raise InvalidParameter("model", f"{body.model} makes no embeddings")
+            raise InvalidParameter("model", f"{body.model} makes no embeddings: its worker was started without them")
         refuse(body, card)
         if body.dimensions is not None and card.dimensions and body.dimensions > card.dimensions:
             raise InvalidParameter("dimensions", f"{body.dimensions} is above {card.dimensions}, those of the model")

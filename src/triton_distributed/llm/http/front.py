@@ -101,7 +101,7 @@ class FrontEnd:
         try:
             if self._cors is not None:
                 await self._cors(scope, receive, visit.noting(send))
-            elif scope["path"].startswith("/v1/"):  # What answers there uses the facts.
+            elif _is_api(scope["path"]):  # What answers there uses the facts.
                 await self._limited(scope, receive, send)
             else:
                 await self._limited(scope, receive, visit.noting(send))
@@ -109,7 +109,7 @@ class FrontEnd:
             if not self.draining:
                 raise
             if not visit.begun:  # The time of the drain is over.
-                await self._refuse(send, visit, ending(), scope["path"].startswith("/v1/"))
+                await self._refuse(send, visit, ending(), _is_api(scope["path"]))
         except Exception:
             if visit.status == CLIENT_LEFT:
                 visit.status = 500  # The server answers so.
@@ -122,7 +122,7 @@ class FrontEnd:
         if path in OPEN:
             await self._own(scope, receive, send)
             return
-        below = path.startswith("/v1/")
+        below = _is_api(path)
         refusal = self._limits.refusal(visit.head, self.running)
         if refusal is None and below and self._openai is None:
             refusal = Refusal(404, "unknown_url", f"There is no path {path}.")
@@ -199,6 +199,10 @@ def _routing(routed: Routed) -> dict[str, Any]:
         "workers": {f"{each.instance_id}/{each.rank}": each.mode for each in states},
         "warnings": [f"instance {each.instance_id} should report its KV cache, and has not" for each in silent],
     }
+
+
+def _is_api(path: str) -> bool:
+    return path.startswith("/v1/") or path == "/v1"
 
 
 def _json(value: Any, status: int = 200) -> Response:

@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from triton_distributed.api.connection import Connection
-from triton_distributed.errors import MessageTooLarge
+from triton_distributed.errors import MessageTooLarge, NoInstances
 from triton_distributed.integrations.http.errors import Problem
 from triton_distributed.integrations.http.items import sse
 from triton_distributed.integrations.http.request import CLIENT_LEFT
@@ -79,6 +79,7 @@ class RoutedEndpoint:
         """Answer a request. A stream is answered with events, and so is a caller that accepts only them.
 
         Raises:
+            NoInstances: no worker serves the endpoint. A call would wait for one.
             TritonError: the call failed before its answer began.
         """
         try:
@@ -87,6 +88,8 @@ class RoutedEndpoint:
             return Problem(400, "invalid_json", f"The body is not JSON: {error}", "", None).response()
         except ClientDisconnect:
             return Response(status_code=CLIENT_LEFT)
+        if not self.instances:
+            raise NoInstances(str(self.route.endpoint))
         name = str(self.route.endpoint)
         kind = self.contract.get("kind")
         if kind == "unary" or (kind is None and "text/event-stream" not in request.headers.get("accept", "")):

@@ -9,7 +9,7 @@ import msgspec
 
 from triton_distributed.api.connection import Connection
 from triton_distributed.api.contracts import Stream, Unary
-from triton_distributed.llm.contract.errors import LLMError
+from triton_distributed.llm.contract.errors import InvalidParameter, LLMError
 from triton_distributed.llm.contract.model import ModelCard
 from triton_distributed.llm.contract.output import Embeddings, Output
 from triton_distributed.llm.contract.request import EmbedRequest, Request
@@ -70,6 +70,7 @@ class ServedModel:
 
         Raises:
             TypeError, ValueError: an option is unknown or invalid.
+            InvalidParameter: `logit_bias` has a token that the model lacks.
             Overloaded: the router holds too many requests.
         """
         asked = self._with(prompt, request)
@@ -100,6 +101,11 @@ class ServedModel:
 
     def _with(self, prompt: Prompt, request: Request) -> Request:
         """The request with its prompt."""
+        if (bias := request.sampling.logit_bias) and self._tokenizer is not None:
+            most, vocabulary = max(bias), self._tokenizer.vocabulary
+            if 0 < vocabulary <= most:
+                reason = f"token id {most} is not in the vocabulary, which has {vocabulary} tokens"
+                raise InvalidParameter("logit_bias", reason)
         if self._tokenizer is None:
             return msgspec.structs.replace(request, prompt=b"", text=prompt.text, messages=prompt.messages)
         return msgspec.structs.replace(request, prompt=prompt.ids, text=None, messages=None)

@@ -160,11 +160,14 @@ class ChatTemplate:
             for piece in template.root_render_func(context):
                 size += len(piece)
                 if size > _MOST_CHARACTERS:
-                    raise ValueError(f"the prompt has more than {_MOST_CHARACTERS} characters")
+                    text = f"the prompt has more than {_MOST_CHARACTERS:,} characters"
+                    raise InvalidParameter("messages", text, "context_length_exceeded")
                 pieces.append(piece)
             return "".join(pieces)
         except _TimeUsedUp:
             raise TemplateTimeout("messages", f"the chat template took more than {limit_s:g} s") from None
+        except InvalidParameter:
+            raise
         except Exception as error:  # A template can fail in any way that an expression can.
             words = str(error) or type(error).__name__
             raise InvalidParameter("messages", f"the model's chat template refuses them: {words}") from error

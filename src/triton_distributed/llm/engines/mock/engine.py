@@ -243,7 +243,7 @@ class MockEngine(Engine):
             raise InvalidParameter("tools", "the mock engine takes none")
         guide = request.guide
         if guide is not None and not (guide.json or guide.choice):
-            raise InvalidParameter("guide", "the mock engine takes json and choice only")
+            raise InvalidParameter(guide.field, "the mock engine takes json and choice only")
         if not -1 <= (-1 if request.sampling.logprobs is None else request.sampling.logprobs) <= MAX_LOGPROBS:
             raise InvalidParameter("logprobs", f"expected 0 to {MAX_LOGPROBS}, got {request.sampling.logprobs}")
         max_tokens = min(request.max_tokens, self._context_tokens - prompt_tokens)
