@@ -37,7 +37,7 @@ help: ## list the targets
 demo: $(VENV)/.core ## hello world: two server processes and a client; prints which instance answered what
 	$(RUN) examples/hello_world/demo.py
 
-demo-llm: $(VENV)/.test ## two workers serve a real model, one is killed in the middle of an answer, and the text is the same
+demo-llm: $(VENV)/.llm ## two workers serve a real model, one is killed in the middle of an answer, and the text is the same
 	$(RUN) examples/served_model/demo.py
 
 demo-cluster: $(VENV)/.cluster ## hello world over a real etcd and a real NATS server, started and ended by it
@@ -162,6 +162,10 @@ clean: ## remove what the other targets made
 $(VENV)/.core: $(INSTALLED_BY)
 	tools/install $(VENV)
 	@touch $@
+
+$(VENV)/.llm: $(INSTALLED_BY)
+	tools/install $(VENV) dev,examples
+	@touch $@ $(VENV)/.core $(VENV)/.dev
 
 $(VENV)/.cluster: $(INSTALLED_BY)
 	tools/install $(VENV) cluster,servers
