@@ -158,6 +158,11 @@ async def test_the_events_of_an_engine_reach_the_worker(folder, kind, standin):
     async with asyncio.timeout(20):
         await came.wait()
     assert found == [CacheEvents([CacheCleared()])]
+    publisher.publish(b"no msgpack")
+    async with asyncio.timeout(20):
+        while not engine.metrics().kv_unread:
+            await asyncio.sleep(0.005)
+    assert engine.metrics().kv_lost == 0
     await publisher.close()
     await engine.close()
     assert not private.exists()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from triton_distributed.llm.contract.cache import BlocksRemoved, BlocksStored, CacheCleared, CacheEvents
 from triton_distributed.llm.contract.engine import Engine, EngineMetrics
 from triton_distributed.llm.contract.errors import (
     AnswerLost,
@@ -53,6 +54,10 @@ _PLACES = {
 __all__ = [
     "AnswerLost",
     "ApproxKvIndexer",
+    "BlocksRemoved",
+    "BlocksStored",
+    "CacheCleared",
+    "CacheEvents",
     "Candidate",
     "EmbedRequest",
     "Embeddings",

@@ -22,6 +22,8 @@ class EngineMetrics(msgspec.Struct, frozen=True, kw_only=True):
         kv_block_tokens: the size of a block.
         prompt_tokens, cached_tokens, generated_tokens: counted since the start.
         preemptions: requests that lost their blocks to others, counted since the start.
+        kv_unread: events of its KV cache that could not be read, counted since the start.
+        kv_lost: how often events were lost, so that its KV cache became unknown, counted since the start.
     """
 
     active: int = 0
@@ -33,6 +35,8 @@ class EngineMetrics(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int = 0
     generated_tokens: int = 0
     preemptions: int = 0
+    kv_unread: int = 0
+    kv_lost: int = 0
 
 
 class Engine:

@@ -6,7 +6,10 @@ import asyncio
 import shutil
 import tempfile
 
+import msgspec
+
 from triton_distributed.llm.contract.cache import Publish
+from triton_distributed.llm.contract.engine import EngineMetrics
 from triton_distributed.llm.contract.errors import InvalidParameter
 from triton_distributed.llm.kv_events.subscriber import EventSubscriber
 
@@ -61,6 +64,11 @@ class Reporting:
             subscriber = EventSubscriber(endpoint, self._publish, replay=replay, rank=rank)
             subscriber.start()
             self._subscribers.append(subscriber)
+
+    def added_to(self, metrics: EngineMetrics) -> EngineMetrics:
+        """The engine's metrics with those of its events."""
+        unread, lost = sum(each.unread for each in self._subscribers), sum(each.lost for each in self._subscribers)
+        return msgspec.structs.replace(metrics, kv_unread=unread, kv_lost=lost)
 
     async def close(self) -> None:
         """Stop hearing it, and remove the folder."""

@@ -135,7 +135,7 @@ class SglangEngine(Engine):
 
     def metrics(self) -> EngineMetrics:
         """The requests that are in SGLang now, and the tokens of those that have ended."""
-        return self._running.metrics()
+        return self._reporting.added_to(self._running.metrics())
 
     async def close(self) -> None:
         """End SGLang's processes."""

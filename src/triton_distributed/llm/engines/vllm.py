@@ -118,7 +118,7 @@ class VllmEngine(Engine):
 
     def metrics(self) -> EngineMetrics:
         """The requests that are in vLLM now, and the tokens of those that have ended."""
-        return self._running.metrics()
+        return self._reporting.added_to(self._running.metrics())
 
     async def close(self) -> None:
         """End vLLM's processes."""

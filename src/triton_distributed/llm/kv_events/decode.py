@@ -173,7 +173,7 @@ class EventDecoder:
     def _warn(self, text: str) -> None:
         if len(self._warned) < 20 and text not in self._warned:
             self._warned.add(text)
-            logger.warning("KV events: %s; the metrics count how often", text)
+            logger.warning("KV events: %s; the metrics count them", text)
 
 
 def _is_map(payload: bytes) -> bool:

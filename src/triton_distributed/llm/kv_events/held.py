@@ -386,7 +386,7 @@ class HeldBlocks:
         kind = text.split(":")[-1]
         if kind not in self._warned:
             self._warned.add(kind)
-            logger.warning("KV events: %s; the metrics count how often", text)
+            logger.warning("KV events: %s; the metrics count them", text)
 
 
 def _names(hashes: Sequence[BlockHash]) -> list[int]:

@@ -61,6 +61,11 @@ class EventSubscriber:
         self._next, self._last = self._first, -1
 
     @property
+    def unread(self) -> int:
+        """Events and batches that could not be read."""
+        return self.decoder.malformed + self.decoder.unknown
+
+    @property
     def _first(self) -> int:
         """The number to expect at the beginning; -1 for any, where earlier batches are not available."""
         return 0 if self.replay else -1

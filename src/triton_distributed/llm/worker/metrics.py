@@ -23,6 +23,8 @@ FAMILIES = (
     ("cached_tokens", "counter", "triton_llm_cached_tokens", "Tokens of prompts that were in the KV cache."),
     ("generated_tokens", "counter", "triton_llm_generated_tokens", "Generated tokens."),
     ("preemptions", "counter", "triton_llm_preemptions", "Requests that lost their blocks to others."),
+    ("kv_unread", "counter", "triton_llm_kv_unread", "Events of the KV cache that could not be read."),
+    ("kv_lost", "counter", "triton_llm_kv_lost", "Times that events were lost and the KV cache became unknown."),
 )
 """Attribute of `EngineMetrics`, kind, name and text. Prometheus adds `_total` to the name of a counter."""
 

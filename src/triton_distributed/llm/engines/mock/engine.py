@@ -205,6 +205,8 @@ class MockEngine(Engine):
             cached_tokens=scheduler.cached_tokens,
             generated_tokens=scheduler.generated_tokens,
             preemptions=scheduler.preemptions,
+            kv_unread=0 if self._subscriber is None else self._subscriber.unread,
+            kv_lost=0 if self._subscriber is None else self._subscriber.lost,
         )
 
     def clear_cache(self) -> bool:
