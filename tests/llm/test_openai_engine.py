@@ -7,11 +7,13 @@ import socket
 import struct
 from typing import Any
 
+import msgspec
 import pytest
 import uvicorn
 
 from triton_distributed.errors import Overloaded
-from triton_distributed.llm import EmbedRequest, Guide, InvalidParameter, Request, Sampling, Usage
+from triton_distributed.llm import EmbedRequest, Guide, InvalidParameter, Request, Sampling, Usage, packed
+from triton_distributed.llm.engines.mock.publisher import EventPublisher
 from triton_distributed.llm.engines.openai import OpenAIEngine
 
 LISTED = {"object": "list", "data": [{"id": "org/m", "max_model_len": 2048}]}
@@ -270,3 +272,51 @@ async def test_options_and_a_server_that_cannot_serve():
         with pytest.raises(ConnectionError, match="models: ConnectError"):
             await engine.start()
         await engine.close()
+
+
+async def test_with_a_tokenizer_prompts_are_token_ids_and_the_events_of_the_server_are_heard(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "chat_template.jinja").write_text("hi")
+    publisher = EventPublisher("tcp://127.0.0.1:*", "tcp://127.0.0.1:*")
+    publisher.start()
+    publisher.publish(msgspec.msgpack.encode([1.0, [["BlockRemoved", [4]]], 0]))
+    came = asyncio.Event()
+    endpoints = {"kv_events": publisher.endpoint, "kv_replay": publisher.replay}
+    async with served(tokenizer=str(tmp_path), **endpoints) as (app, engine):
+        assert engine.kv_events(lambda events: came.set())
+        await engine.start()
+        card = engine.model.card
+        assert (engine.model.tokenizer, engine.model.template) == (b"{}", "hi")
+        assert (card.chat, card.completions, card.tools, card.extra_fields) == (True, True, False, ())
+        app.answers["/v1/completions"] = 200, [stream({"choices": [{"text": "ab", "finish_reason": "length"}]})]
+        (found,) = await read(engine, messages=None, prompt=packed([5, 6]), stop=["x"])
+        assert (found.text, found.finish_reason) == ("ab", "length")
+        assert (app.bodies[-1]["prompt"], app.bodies[-1]["stop"]) == ([5, 6], ["x"])
+        async with asyncio.timeout(20):
+            await came.wait()  # Also what was published before.
+    await publisher.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"kv_events": "tcp://127.0.0.1:1"}, "kv_events"),
+        ({"kv_replay": "tcp://127.0.0.1:1", "tokenizer": "x"}, "kv_replay"),
+        ({"tasks": "embeddings", "tokenizer": "x"}, "tokenizer"),
+    ],
+)
+def test_options_that_do_not_fit_each_other_are_refused(options, param):
+    with pytest.raises(InvalidParameter) as refused:
+        OpenAIEngine(url="http://127.0.0.1:1", **options)
+    assert refused.value.param == param
+    assert not OpenAIEngine(url="http://127.0.0.1:1").kv_events(lambda events: None)
+
+
+async def test_a_tokenizer_without_a_template_answers_only_completions(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    async with served(tokenizer=str(tmp_path)) as (_, engine):
+        with pytest.raises(InvalidParameter, match="leave chat out of tasks"):
+            await engine.start()
+    async with served(tokenizer=str(tmp_path), tasks="completions") as (_, engine):
+        await engine.start()
+        assert not engine.model.card.chat

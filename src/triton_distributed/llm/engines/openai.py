@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from triton_distributed.errors import Overloaded
+from triton_distributed.llm.contract.cache import Publish
 from triton_distributed.llm.contract.engine import Engine, EngineMetrics
 from triton_distributed.llm.contract.errors import InvalidParameter
 from triton_distributed.llm.contract.model import Model, ModelCard
 from triton_distributed.llm.contract.output import Candidate, Embeddings, Output, TokenLogprob, Usage
 from triton_distributed.llm.contract.request import EmbedRequest, Request, Sampling
+from triton_distributed.llm.engines.checkpoint import read_checkpoint
 from triton_distributed.llm.engines.options import whole
+from triton_distributed.llm.kv_events.subscriber import EventSubscriber
 
 if TYPE_CHECKING:
     import httpx
@@ -43,9 +46,13 @@ class OpenAIEngine(Engine):
         tasks: which routes the model answers, separated by commas: `chat`, `completions`, `embeddings`.
         context_tokens: the most tokens of prompt and answer together; by default what the server says, if it does.
         slots: the most requests at once.
+        tokenizer: a folder, or a model of the Hugging Face hub, with the model's tokenizer and template. Then prompts
+            are made outside of the server, and go to its route `completions` as token ids.
+        kv_events: with a tokenizer: where the server publishes the events of its KV cache, e.g. `tcp://10.0.0.7:5557`.
+        kv_replay: where it answers with earlier events; empty for nowhere.
 
     Raises:
-        InvalidParameter: an option is invalid.
+        InvalidParameter: an option is invalid, or does not fit another.
     """
 
     def __init__(
@@ -59,6 +66,9 @@ class OpenAIEngine(Engine):
         tasks: str = "chat,completions",
         context_tokens: str | int = 0,
         slots: str | int = 64,
+        tokenizer: str = "",
+        kv_events: str = "",
+        kv_replay: str = "",
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise InvalidParameter("url", f"expected http:// or https://, got {url!r}")
@@ -67,12 +77,26 @@ class OpenAIEngine(Engine):
         self._tasks = [each.strip() for each in tasks.split(",")]
         if unknown := [each for each in self._tasks if each not in _TASKS]:
             raise InvalidParameter("tasks", f"expected some of {', '.join(_TASKS)}; got {unknown[0]!r}")
+        if tokenizer and "embeddings" in self._tasks:
+            raise InvalidParameter("tokenizer", "it does not fit the task embeddings")
+        if kv_events and not tokenizer:
+            raise InvalidParameter("kv_events", "events are about token ids: give the option tokenizer, too")
+        if kv_replay and not kv_events:
+            raise InvalidParameter("kv_replay", "kv_events is not given")
+        self._tokenizer, self._kv_events, self._kv_replay = tokenizer, kv_events, kv_replay
+        self._subscriber: EventSubscriber | None = None
         self.slots = whole("slots", slots, 1)
         self._context_tokens = whole("context_tokens", context_tokens, 0)
         self._url, self._upstream, self._name = url.rstrip("/"), model, name
         self._api_key, self._api_key_file = api_key, api_key_file
         self._client: httpx.AsyncClient | None = None
         self._active = self._prompt_tokens = self._cached_tokens = self._generated_tokens = 0
+
+    def kv_events(self, publish: Publish) -> bool:
+        """Report the events of the server's KV cache. See `Engine.kv_events`."""
+        if self._kv_events:
+            self._subscriber = EventSubscriber(self._kv_events, publish, replay=self._kv_replay)
+        return self._subscriber is not None
 
     async def start(self) -> None:
         """Ask the server which models it has.
@@ -122,6 +146,22 @@ class OpenAIEngine(Engine):
             probe = await self.embed(EmbedRequest(texts=["a"]))
             card = msgspec.structs.replace(card, embeddings=True, dimensions=len(probe.vectors[0]) // 4)
         self.model = Model(card=card)
+        if self._tokenizer:
+            files = await asyncio.to_thread(read_checkpoint, self._tokenizer)
+            if "chat" in self._tasks and files.template is None:
+                raise InvalidParameter(
+                    "tokenizer", f"{self._tokenizer!r} has no chat template: leave chat out of tasks"
+                )
+            card = msgspec.structs.replace(
+                card,
+                template_values=files.template_values,
+                eos_token_ids=files.eos_token_ids,
+                tools=False,
+                extra_fields=(),
+            )
+            self.model = Model(card=card, tokenizer=files.tokenizer, template=files.template)
+        if self._subscriber is not None:
+            self._subscriber.start()
 
     async def generate(self, request: Request) -> AsyncIterator[Output]:
         """Answer a request. See `Engine.generate`.
@@ -132,7 +172,7 @@ class OpenAIEngine(Engine):
             ConnectionError: the server fails, or its answer ends too early.
         """
         chat = request.messages is not None
-        if not chat and request.text is None:
+        if not chat and request.text is None and not self._tokenizer:
             raise InvalidParameter("prompt", "this engine takes text or messages, not token ids")
         body = _body(request, self._upstream)
         self._active += 1
@@ -186,10 +226,14 @@ class OpenAIEngine(Engine):
             prompt_tokens=self._prompt_tokens,
             cached_tokens=self._cached_tokens,
             generated_tokens=self._generated_tokens,
+            kv_unread=0 if self._subscriber is None else self._subscriber.unread,
+            kv_lost=0 if self._subscriber is None else self._subscriber.lost,
         )
 
     async def close(self) -> None:
         """Close the connections."""
+        if self._subscriber is not None:
+            await self._subscriber.close()
         if self._client is not None:
             await self._client.aclose()
 
@@ -300,7 +344,7 @@ def _body(request: Request, model: str) -> dict[str, Any]:
     if request.guide is not None:
         body["response_format"] = _response_format(request)
     if request.messages is None:
-        body["prompt"] = request.text
+        body["prompt"] = request.token_ids.tolist() if request.text is None else request.text
         if sampling.logprobs is not None:
             body["logprobs"] = sampling.logprobs
         return body
