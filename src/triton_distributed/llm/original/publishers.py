@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterable, Sequence
+from operator import index
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -71,12 +72,11 @@ class KvMetricsPublisher:
             OverflowError, TypeError: a number is negative, above 2**64 - 1, or no whole number.
             RuntimeClosed: the endpoint was served, and its runtime was shut down since.
         """
-        values = (request_active_slots, request_total_slots, kv_active_blocks, kv_total_blocks)
+        given = (request_active_slots, request_total_slots, kv_active_blocks, kv_total_blocks)
+        values = [index(each) for each in given]  # Engines also count with numbers of numpy.
         for each in values:
-            if not isinstance(each, int):
-                raise TypeError(f"publish{values}: {each!r} is no whole number")
             if not 0 <= each <= MOST:
-                raise OverflowError(f"publish{values}: a number must be from 0 to {MOST}")
+                raise OverflowError(f"publish{given}: a number must be from 0 to {MOST}")
         self._load = Load(*values)
         for entry in tuple(self._outlets):
             worker_id, outlet = entry
