@@ -7,13 +7,16 @@ import gc
 
 import pytest
 
-from tests.llm.test_answer import CARD, GREEDY, Engine, Fleet, in_virtual_time, read, text_of
+from tests.llm.test_answer import CARD, GREEDY, PROMPT, Engine, Fleet, in_virtual_time, read, text_of
+from tests.llm.test_worker import connect
 from triton_distributed.errors import ConfigError, DeadlineExceeded, NoInstances
-from triton_distributed.llm import Models, Output, Request, Usage, packed
+from triton_distributed.llm import Embeddings, EmbedRequest, Models, Output, Request, Usage, packed, serve_model
+from triton_distributed.llm.engines.mock.engine import MockEngine
 from triton_distributed.llm.models.answer import Answer
-from triton_distributed.llm.models.prompts import Prompt
+from triton_distributed.llm.models.prompts import Prompt, Prompts, TokenizerThreads
 from triton_distributed.llm.models.routed import Routed
 from triton_distributed.llm.models.served import ServedModel
+from triton_distributed.llm.tokens.tokenizer import ByteTokenizer
 from triton_distributed.testing.network import LocalConnection
 
 LONG = Prompt(ids=packed(range(120_000)), tokens=120_000)  # Some 7 s of prefill, as long as nothing is measured.
@@ -184,3 +187,49 @@ async def test_a_policy_of_the_user_gets_the_session_and_a_wrong_one_is_told_at_
     assert fleet.idle()
     with pytest.raises(ConfigError, match="kv_linear"):
         Models(here, routing="no such")
+
+
+@in_virtual_time
+async def test_a_conversation_stays_where_it_is_cached_whichever_front_end_it_comes_through(here):
+    served = [await serve_model(await here.worker(), MockEngine(speed="dynamo", answer_tokens=8)) for _ in range(3)]
+    card = served[0].card
+    fronts = [Routed(here, "models", card, "kv") for _ in range(2)]
+    prompts = Prompts(card, ByteTokenizer(), None, TokenizerThreads())
+    models = [ServedModel(here, card, prompts, routed=each) for each in fronts]
+    history, places, cached = [97] * 4000, set(), []
+    for turn in range(6):
+        await asyncio.sleep(5)
+        prompt = Prompt(ids=packed(history), tokens=len(history))
+        answer = models[turn % 2].answer(prompt, Request(max_tokens=8))
+        _, deltas = await read(answer)
+        places.add(chosen(answer))
+        cached.append(deltas[-1].usage.cached_tokens if deltas[-1].usage else 0)
+        history += [98 + turn] * 640
+    assert len(places) == 1
+    assert cached == [0] + [(4000 + 640 * turn) // 64 * 64 for turn in range(5)]
+    counts = fronts[0].counts  # Of all front ends of one connection.
+    assert counts.believed.buckets()[1] == counts.measured.buckets()[1] == sum(cached)
+    assert counts.decisions == {("kv", "approximate"): 6}
+    assert {each.mode for front in fronts for each in front.states()} == {"approximate"}
+    for each in fronts:
+        await each.close()
+
+
+async def test_embeddings_go_to_the_worker_with_the_fewest_requests():
+    async with connect() as one, connect() as two, connect() as here, Models(here) as models:
+        embedded = [0, 0]
+        for at, worker in enumerate((one, two)):
+            engine = MockEngine()
+
+            async def embed(request: EmbedRequest, at: int = at, engine: MockEngine = engine) -> Embeddings:
+                embedded[at] += 1
+                return await MockEngine.embed(engine, request)
+
+            engine.embed = embed  # type: ignore[method-assign]
+            await serve_model(worker, engine)
+        model = await models.wait_for("mock", 10)
+        await here.wait_for_instances(f"models.{model.card.component}.embed", 2, timeout=10)
+        for _ in range(2):  # At first, the workers are not connected.
+            embedded[:] = 0, 0
+            await asyncio.gather(*(model.embed([PROMPT]) for _ in range(8)))
+        assert embedded == [4, 4]

@@ -86,7 +86,7 @@ class FrontEnd:
         self._access = Access(metrics, known, PROBES, access_log)
         self._cors: ASGIApp | None = None
         if origins:
-            shown = ["x-request-id", "retry-after"]
+            shown = ["x-request-id", "retry-after", "x-trd-route"]
             self._cors = CORSMiddleware(
                 self._limited, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=shown
             )

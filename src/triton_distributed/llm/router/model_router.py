@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import secrets
+from threading import get_ident
 from typing import Final
 
 import msgspec
@@ -89,7 +91,7 @@ class ModelRouter:
         self.id = secrets.randbits(63) | 1
         self.core = Router(policy, name) if core is None else core
         self.block_tokens = block_tokens
-        self._connection, self._loop = connection, asyncio.get_running_loop()
+        self._connection, self._loop, self._thread = connection, asyncio.get_running_loop(), get_ident()
         self._candidates: Candidates = connection.runtime.candidates(EndpointName(*component, GENERATE))
         self._watch = Stream[WatchRequest, WatchUpdate](".".join((*component, WATCH)))
         self._watchable: Candidates = connection.runtime.candidates(self._watch.name)
@@ -250,6 +252,14 @@ class ModelRouter:
         """Release a booking."""
         booking.release()
         self.changed()
+
+    def dropped(self, booking: Booking) -> None:
+        """Release a booking; the garbage collector may call this in any thread."""
+        if get_ident() == self._thread:
+            self.released(booking)
+        else:
+            with contextlib.suppress(RuntimeError):  # The loop is closed.
+                self._loop.call_soon_threadsafe(self.released, booking)
 
     def ranks(self, instance_id: int, count: int) -> None:
         """Note how many ranks an instance has."""

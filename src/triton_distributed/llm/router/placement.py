@@ -28,6 +28,9 @@ class Placer(Protocol):
     def released(self, booking: Booking) -> None:
         """Release a booking."""
 
+    def dropped(self, booking: Booking) -> None:
+        """Release a booking; the garbage collector may call this in any thread."""
+
 
 class Placement:
     """Where one request goes. `ModelRouter` makes it.
@@ -134,7 +137,9 @@ class Placement:
 
     def __del__(self) -> None:
         # A dropped answer cancels its call without telling.
-        self._free()
+        booking, self.booking = self.booking, None
+        if booking is not None:
+            self._router.dropped(booking)
 
     def __repr__(self) -> str:
         state = "over" if self._over else "booked" if self.booking is not None else "without a booking"
