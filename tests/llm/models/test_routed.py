@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 
 import pytest
 
@@ -16,7 +17,9 @@ from triton_distributed.llm.models.answer import Answer
 from triton_distributed.llm.models.prompts import Prompt, Prompts, TokenizerThreads
 from triton_distributed.llm.models.routed import Routed
 from triton_distributed.llm.models.served import ServedModel
+from triton_distributed.llm.routing.policies.named import policy_named
 from triton_distributed.llm.tokens.tokenizer import ByteTokenizer
+from triton_distributed.routing.load import LoadBook
 from triton_distributed.testing.network import LocalConnection
 
 LONG = Prompt(ids=packed(range(120_000)), tokens=120_000)  # Some 7 s of prefill, as long as nothing is measured.
@@ -185,6 +188,10 @@ async def test_a_policy_of_the_user_gets_the_session_and_a_wrong_one_is_told_at_
     await read(fleet.answer(Request(max_tokens=2), policy="round_robin"))  # The call's own policy goes before.
     assert len(asked) == 4
     assert fleet.idle()
+    fleet.core._policy = policy_named(lambda question, candidates: candidates[9], random.Random(), LoadBook()).choose
+    with pytest.raises(ValueError, match="routing policy .* raised IndexError"):
+        await read(fleet.answer(Request(max_tokens=2)))
+    assert fleet.idle()
     with pytest.raises(ConfigError, match="kv_linear"):
         Models(here, routing="no such")
 
@@ -209,8 +216,8 @@ async def test_a_conversation_stays_where_it_is_cached_whichever_front_end_it_co
     assert cached == [0] + [(4000 + 640 * turn) // 64 * 64 for turn in range(5)]
     counts = fronts[0].counts  # Of all front ends of one connection.
     assert counts.believed.buckets()[1] == counts.measured.buckets()[1] == sum(cached)
-    assert counts.decisions == {("kv", "approximate"): 6}
-    assert {each.mode for front in fronts for each in front.states()} == {"approximate"}
+    assert counts.decisions == {("kv", "exact"): 6}
+    assert {each.mode for front in fronts for each in front.states()} == {"exact"}
     for each in fronts:
         await each.close()
 

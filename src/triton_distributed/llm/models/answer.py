@@ -234,6 +234,7 @@ class Answer:
         Raises:
             DeadlineExceeded: the time of the answer is over.
             NoInstances: the last worker has left meanwhile.
+            ValueError: the router's policy is a user's own, and it failed.
         """
         assert self._placement is not None
         waiter = self._placement.waiter
@@ -253,7 +254,7 @@ class Answer:
     def begin(self) -> None:
         """Call the worker, since the router does not hold the request any more."""
         placement = self._placement
-        if self._over or placement is None or placement.waiter is None or placement.waiter.cancelled():
+        if self._over or placement is None:
             return
         if self._routed is not None and placement.decision is not None:
             self._routed.held(placement.decision)
@@ -454,6 +455,8 @@ class _Beginning:
         self._answer = weakref.ref(answer)
 
     def __call__(self, waiter: asyncio.Future[None]) -> None:
+        if waiter.cancelled() or waiter.exception() is not None:  # The reader gets the error.
+            return
         if (answer := self._answer()) is not None:
             answer.begin()
 

@@ -165,8 +165,8 @@ class ModelRouter:
             question: the request. `since` is set.
 
         Returns:
-            The placement. If it has a `waiter`, the request is held. Without any worker it has neither that nor a
-            booking.
+            The placement. If it has a `waiter`, the request is held, or a user's policy has failed, which the waiter
+            raises. Without any worker it has neither that nor a booking.
 
         Raises:
             Overloaded: `MAX_HELD` requests are held already.
@@ -177,7 +177,11 @@ class ModelRouter:
         if self._closed or not (among := self._workers()):
             return placement
         if not core.held:  # The usual way, without the bookkeeping of held requests.
-            decision = core.weigh(question, question.since, among)
+            try:
+                decision = core.weigh(question, question.since, among)
+            except PolicyFailed as error:
+                placement.failed(error)
+                return placement
             if decision is not None and core.has_room(decision.chosen.worker):
                 placement.booked(decision, core.book(question, decision, question.since))
                 return placement
