@@ -258,6 +258,37 @@ def test_a_slow_worker_is_known_from_its_first_outputs() -> None:
     assert 2.7 < slow / fast < 3.3
 
 
+def test_a_prefill_that_was_cancelled_teaches_nothing() -> None:
+    routes = router()
+    known = routes.workers[A]
+    for at in range(40):
+        now = 10.0 * at
+        long, short = (full(routes, A, blocks) for blocks in (3000, 10))
+        long.at = short.at = now
+        long.release()  # After 5 s, of which the short one knows nothing.
+        routes.first_output(short, now + 5.1)
+        short.release()
+    assert known.speed.measured == 0
+    clear = full(routes, A, 10)
+    clear.at = 1000.0
+    routes.first_output(clear, 1000.1)
+    routes.first_output(full(routes, A, 10), 2000.0)
+    assert known.speed.measured == 1
+    assert known.work.waiting_tokens == 0
+
+
+def test_a_new_worker_is_thought_to_be_like_the_known_ones() -> None:
+    routes = router()
+    for at in range(50):
+        routes.workers[B].speed.note(1000 + 100 * at, 1.0 + 0.1 * at)
+    routes.add((3, 0), Instance(EndpointName("n", "c", "e"), 3, ("tcp://127.0.0.1:1",)))
+    new = routes.workers[(3, 0)].speed
+    assert abs(new.seconds(4000) / routes.workers[B].speed.seconds(4000) - 1) < 0.01
+    for at in range(5):
+        new.note(2000 + 100 * at, 0.05)
+    assert new.seconds(2200) < 0.1
+
+
 def test_the_time_of_a_prefill_is_learned() -> None:
     speed = PrefillSpeed()
 

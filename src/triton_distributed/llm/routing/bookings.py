@@ -79,6 +79,7 @@ class Booking:
         work = self._work
         if self.state == Booking.WAITING:
             self._computed()
+            work.cut()
         else:
             work.running -= 1
         work.active_tokens -= self.tokens
@@ -118,6 +119,8 @@ class Work:
 
     __slots__ = (
         "_begun",
+        "_clear",
+        "_cut",
         "_done_at",
         "_tokens",
         "active_tokens",
@@ -140,6 +143,7 @@ class Work:
         self.freed = False
         # The last first outputs that came together: when the worker began with them, when they came, and their tokens.
         self._begun, self._done_at, self._tokens = 0.0, 0.0, 0
+        self._clear, self._cut = True, False  # They are measured; a prefill was cut short since they came.
 
     def expected_wait_s(self, now: float) -> float:
         """Seconds until the worker has done the prefills that wait.
@@ -166,9 +170,15 @@ class Work:
             if self._tokens:
                 measured = self._tokens, self._done_at - self._begun
             self._begun, self._tokens = max(self._done_at, booking.at), 0
+            self._clear, self._cut = not self._cut, False
         self._done_at = now
-        self._tokens += booking.tokens - booking.cached_tokens
+        if self._clear:
+            self._tokens += booking.tokens - booking.cached_tokens
         return measured
+
+    def cut(self) -> None:
+        """Note that a prefill has ended without a first output: what comes next began at an unknown time."""
+        self._cut = True
 
     def promised_depth(self, keys: Sequence[int], depth: int) -> int:
         """How many of the first blocks the worker will hold, if it holds `depth` of them now. Rounded down."""

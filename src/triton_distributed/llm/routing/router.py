@@ -64,9 +64,10 @@ class KnownWorker:
 
     __slots__ = ("instance", "kv_used", "mode", "preferred", "silent", "speed", "work", "worker")
 
-    def __init__(self, worker: Worker, instance: Instance, load: LoadBook) -> None:
+    def __init__(self, worker: Worker, instance: Instance, load: LoadBook, like: PrefillSpeed | None) -> None:
         self.worker, self.instance = worker, instance
-        self.work, self.speed = Work(load), PrefillSpeed()
+        self.work = Work(load)
+        self.speed = PrefillSpeed(like)
         self.mode: Mode = "off"
         self.silent = False
         self.kv_used = 0.0
@@ -146,7 +147,10 @@ class Router:
         """Add a worker, or return the known one."""
         found = self.workers.get(worker)
         if found is None:
-            found = self.workers[worker] = KnownWorker(worker, instance, self.load)
+            # Workers of one model are mostly alike: a new one is thought as fast as the one that was measured most.
+            speeds = (each.speed for each in self.workers.values())
+            like = max(speeds, key=lambda each: each.measured, default=None)
+            found = self.workers[worker] = KnownWorker(worker, instance, self.load, like)
             self.index.add(worker)
             self._settled_at = -inf
         return found
@@ -183,8 +187,9 @@ class Router:
         depths = self.index.depths(keys) if keys else {}
         last, whole = tokens - 1, len(keys)
         candidates = []
-        for worker, known in self.workers.items():
-            if (among is not None and worker not in among) or (excluded and worker in excluded):
+        for worker in self.workers if among is None else among:
+            known = self.workers.get(worker)
+            if known is None or (excluded and worker in excluded):
                 continue
             work, speed = known.work, known.speed
             promised = depth = depths.get(worker, 0)

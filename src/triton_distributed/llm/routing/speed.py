@@ -24,16 +24,21 @@ class PrefillSpeed:
     The coefficients are those of least squares over all measurements, of which older ones count less (Haykin, Adaptive
     Filter Theory, chapter 10), with a small pull to the prior (ridge regression).
 
+    Args:
+        like: the speed of a worker that is likely similar, which is the prior then; None for `PRIOR`.
+
     Attributes:
         measured: measurements so far.
     """
 
     __slots__ = ("_a", "_b", "_c", "_prior", "_sums", "_with_s", "measured")
 
-    def __init__(self) -> None:
+    def __init__(self, like: PrefillSpeed | None = None) -> None:
         a, b, c = PRIOR
-        self._prior = (a, b / SCALE, c / SCALE**2)
-        self._a, self._b, self._c = self._prior
+        self._a, self._b, self._c = a, b / SCALE, c / SCALE**2
+        if like is not None:
+            self._a, self._b, self._c = like._a, like._b, like._c
+        self._prior = (self._a, self._b, self._c)
         self._sums = [0.0] * 5  # Of 1, t, t², t³, t⁴.
         self._with_s = [0.0] * 3  # Of s, s·t, s·t², with s the seconds.
         self.measured = 0
