@@ -163,6 +163,14 @@ def test_blocks_equal_a_simple_model_under_random_events() -> None:
     assert len(blocks) == sum(map(len, model.values()))
 
 
+def test_a_name_that_an_engine_gives_to_another_block() -> None:
+    tree = RadixTree()
+    tree.apply_event(1, event(stored(None, (0, 5))))
+    tree.apply_event(1, event(stored(None, (0, 6))))
+    assert tree.find_matches([5]).scores == {}
+    assert tree.find_matches([6]).scores == {A: 1}
+
+
 def test_a_bound_of_blocks_holds() -> None:
     blocks = Blocks(max_blocks=3)
     blocks.apply(1, KvCacheEvent(1, Change(stored=Stored([StoredBlock(n, n) for n in range(5)]))))

@@ -98,6 +98,19 @@ async def test_in_a_worker_the_functions_use_its_runtime() -> None:
     await made.close()
 
 
+def test_a_library_that_cannot_reach_nats_says_so(
+    library: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as away:
+        away.setenv("NATS_SERVER", "nats://127.0.0.1:1")
+        away.setenv("TRD_EVENTS", "nats")
+        away.setenv("TRD_CONNECT_TIMEOUT_S", "0.2")
+        assert library.triton_llm_init(b"ns", b"engine", 1) == ERR
+    assert any("triton_llm_init" in each and "127.0.0.1:1" in each for each in caplog.messages)
+    assert store(library, [7]) == ERR
+    assert library.triton_llm_init(b"ns", b"engine", 1) == OK
+
+
 def test_every_other_library_passes_untouched(tmp_path: Path) -> None:
     libc = ctypes.CDLL(None)
     assert libc.abs(-3) == 3

@@ -15,7 +15,7 @@ import pytest
 from tests.runtime.cluster import Cluster, drained, patiently, until
 from tests.runtime.conftest import unix
 from tests.servers import shared_nats
-from triton_distributed.errors import RuntimeClosed
+from triton_distributed.errors import BrokerError, RuntimeClosed
 from triton_distributed.llm import (
     ApproxKvIndexer,
     KvEventPublisher,
@@ -32,6 +32,16 @@ from triton_distributed.runtime import Component, DistributedRuntime
 __all__ = ["unix"]
 
 PROMPT = list(range(128))
+
+
+class Raises:
+    """A function that fails."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        raise self._error
 
 
 class Four:
@@ -166,6 +176,31 @@ async def test_no_worker_and_a_closed_runtime(unix: Cluster, monkeypatch: pytest
     tells.publish(0, 2, 0, 2)
 
 
+async def test_a_router_that_cannot_listen_says_so_and_begins_anew(
+    unix: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime, _ = await worker(unix, 0, 4, 0, 4)
+    plane = unix.caller.events.plane()
+    with monkeypatch.context() as broken:
+        broken.setattr(plane, "subscribe", Raises(BrokerError("NATS", "nowhere", "no answer")))
+        router = KvRouter(unix.caller, component(unix.caller))
+        with pytest.raises(BrokerError, match="nowhere"):
+            await patiently(router.schedule(PROMPT, 0))
+    assert any("begins anew" in each for each in caplog.messages)
+    assert await patiently(router.schedule(PROMPT, 0)) == runtime.instance_id
+
+    publisher = KvEventPublisher(component(unix.caller), 1)
+    indexer = KvIndexer(component(unix.caller))
+    assert await scores(indexer) == {}
+    with monkeypatch.context() as broken:
+        broken.setattr(plane, "publish", Raises(BrokerError("NATS", "nowhere", "full")))
+        publisher.publish_stored(1, PROMPT, [64, 64], [1, 2])
+        await publisher.flushed()
+    assert any("is lost: " in each and "nowhere" in each for each in caplog.messages)
+    publisher.publish_stored(2, PROMPT, [64, 64], [1, 2])
+    await has(indexer, {1: 2})
+
+
 async def test_a_worker_that_is_gone_is_forgotten_and_one_that_drains_gets_nothing(unix: Cluster) -> None:
     one, _ = await worker(unix, 0, 9, 0, 9)
     other, tells = await worker(unix, 0, 9, 0, 9)
@@ -249,8 +284,11 @@ async def test_scores_of_later_programs_are_by_worker_and_rank(unix: Cluster) ->
 # --- the original's processes ----------------------------------------------------------------------------------------
 
 
-async def test_old_routers_and_old_workers_over_nats(nats_url: str) -> None:
+async def test_old_routers_and_old_workers_over_nats(
+    nats_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """A router of the original asks for statistics, and one of its workers answers; events are plain JSON."""
+    monkeypatch.setattr(nats_stats, "EVERY_S", 0.05)
     made = Cluster(events="nats", nats_server=nats_url)
     runtime, tells = await worker(made, 1, 4, 2, 8)
     caller = made.caller
@@ -280,6 +318,7 @@ async def test_old_routers_and_old_workers_over_nats(nats_url: str) -> None:
         generate = {"name": "generate", "subject": f"{service}.generate-{old:x}", "num_requests": 1}
         metrics = {**generate, "subject": f"{service}.load_metrics-{old:x}", "data": {**endpoint["data"]}}
         body = {"name": service, "id": "x", "version": "0.0.1", "started": "", "endpoints": [generate, metrics]}
+        await client.publish(message.reply, b'{"name": 5}')
         await client.publish(message.reply, json.dumps(body).encode())
 
     serving = await client.subscribe(f"$SRV.STATS.{service}", cb=old_worker)
@@ -302,5 +341,8 @@ async def test_old_routers_and_old_workers_over_nats(nats_url: str) -> None:
             "data": {"stored": {"blocks": [{"block_hash": 9, "tokens_hash": 3480597578098033343}], "parent_hash": 8}},
         },
     }
+    assert any("are skipped" in each for each in caplog.messages)
     await serving.unsubscribe()
+    await until(lambda: old not in router._routing._loads.by_worker and not len(router._routing._blocks))
+    assert runtime.instance_id in router._routing._loads.by_worker
     await made.close()
