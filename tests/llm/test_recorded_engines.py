@@ -96,6 +96,18 @@ async def test_a_caller_that_leaves_frees_the_slot(folder, kind, standin):
     await engine.close()
 
 
+async def test_a_salt_of_the_cache_goes_to_vllm(folder):
+    engine = VllmEngine(model=str(folder))
+    await engine.start()
+    assert "cache_salt" in engine.model.card.extra_fields
+    for salt in ("", "mine"):
+        await read(engine, cache_salt=salt)
+    plain, salted = (prompt for prompt, _ in recorded.AsyncLLM.made[-1].calls)
+    assert plain == {"prompt_token_ids": [5, 6]}
+    assert salted == {"prompt_token_ids": [5, 6], "cache_salt": "mine"}
+    await engine.close()
+
+
 async def test_guides_and_what_is_refused(folder):
     vllm, sglang = VllmEngine(model=str(folder), kv_events="tcp://*:1"), SglangEngine(model=str(folder))
     await vllm.start()

@@ -87,6 +87,7 @@ class VllmEngine(Engine):
             name=self._name or self._path,
             context_tokens=int(self._engine.model_config.max_model_len),
             guides=("json", "schema", "regex", "choice", "grammar"),
+            extra_fields=("cache_salt",),
             kv_block_tokens=int(self._engine.vllm_config.cache_config.block_size or 0),
             engine="vllm",
         )
@@ -94,7 +95,8 @@ class VllmEngine(Engine):
 
     async def generate(self, request: Request) -> AsyncIterator[Output]:
         """Answer a request. See `Engine.generate`."""
-        prompt = imported("vllm").TokensPrompt(prompt_token_ids=request.token_ids.tolist())
+        salted = {"cache_salt": request.cache_salt} if request.cache_salt else {}
+        prompt = imported("vllm").TokensPrompt(prompt_token_ids=request.token_ids.tolist(), **salted)
         # vLLM aborts a request whose generator is closed or cancelled.
         with self._running.request(request, imported("vllm.exceptions").VLLMValidationError) as counted:
             rank = request.rank if self._ranks > 1 else None

@@ -51,7 +51,8 @@ def base_request(body: ChatBody | CompletionBody, card: ModelCard, raw: bytes) -
     request.guide = _guide(body, card)
     if isinstance(body, ChatBody) and (body.tools or body.tool_choice is not None):
         _take_tools(request, body, card)
-    if card.extra_fields:
+    # The body is not read twice for a field that it is known not to have.
+    if any(getattr(body, name, "") is not None for name in card.extra_fields):
         fields = msgspec.json.decode(raw)
         request.extra = {name: fields[name] for name in card.extra_fields if name in fields}
         if isinstance(salt := request.extra.get("cache_salt"), str):
