@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import triton_distributed as trd
-from triton_distributed.llm import Engine, EngineMetrics, Model, ModelCard, Output, Request, Usage, packed
+from triton_distributed.llm import Engine, EngineMetrics, Model, ModelCard, Models, Output, Request, Usage, packed
 from triton_distributed.llm.contract.cache import BlocksRemoved, BlocksStored, CacheCleared, CacheEvents
 from triton_distributed.llm.router import feed as feeds
 from triton_distributed.llm.router.model_router import ModelRouter
@@ -107,11 +107,25 @@ async def test_a_router_learns_what_workers_hold_and_sends_requests_there():
         await second.close()
         await until(lambda: b not in router.core.workers)
         later = router_of(here, served[0].card)
-        await until(lambda: watched(later, 2))
+        await later.until_whole(20)
+        assert watched(later, 2)
         assert cached(later, [*prompt(3, first=5), 7]) == {a: 192, (a[0], 1): 0}
         await router.close()
         await later.close()
         await router.close()
+
+
+async def test_a_front_end_knows_the_caches_before_its_first_request():
+    engine = Cached()
+    async with connect() as worker, connect() as here:
+        served = await serve_model(worker, engine)
+        engine.store(prompt(10))
+        async with Models(here) as models:
+            await models.until_loaded(20)
+            routed = models.get("m").routed
+            assert routed is not None
+            assert watched(routed.router)
+            assert cached(routed.router, [*prompt(10), 7]) == {(served.instance.id, 0): 640}
 
 
 async def test_the_requests_of_other_routers_are_booked_until_they_end():

@@ -23,6 +23,9 @@ from triton_distributed.routing.load import LoadBook
 NEWS_S = 1.0
 """Seconds that the news of a worker's end may take, from the worker to this process."""
 
+LEARN_S = 0.25
+"""Seconds that routers have to learn what caches hold, before the first request. It is enough for 100,000 blocks."""
+
 
 class Models:
     """The models that are served now: `async with Models(connection) as models`.
@@ -58,7 +61,8 @@ class Models:
             policy_named(routing, random.Random(), LoadBook())  # A wrong name raises now.
         self._routing = routing
         self._closing: set[asyncio.Task[None]] = set()
-        self._watch = ModelWatch(connection, namespace, self._left)
+        # A router begins when its model is loaded: it knows the workers' caches before the first request.
+        self._watch = ModelWatch(connection, namespace, self._left, self.list)
         self._served: dict[str, ServedModel] = {}
         self.expected: frozenset[str] = frozenset()
 
@@ -146,12 +150,15 @@ class Models:
     async def until_loaded(self, timeout_s: float) -> None:
         """Wait until the models that are served now are loaded, or cannot be; at most for a time.
 
-        A program that accepts requests only then does not call a model unknown that is served already.
+        A program that accepts requests only then does not call a model unknown that is served already. Their routers
+        have `LEARN_S` more to learn what the workers' caches hold.
 
         Args:
             timeout_s: seconds; a model whose workers are lost is tried again without end.
         """
         await self._watch.until_loaded(timeout_s)
+        routed = [each.routed for each in self.list() if each.routed is not None]
+        await asyncio.gather(*(each.router.until_whole(LEARN_S) for each in routed))
 
     def _of(self, entry: Entry) -> ServedModel | None:
         """The model of an entry; None if it is not loaded."""

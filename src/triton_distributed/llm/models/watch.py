@@ -33,6 +33,7 @@ class ModelWatch:
         connection: reads discovery and calls the workers.
         namespace: of the models.
         left: called with the component of a model that was loaded, when its last worker has left.
+        loaded: called when a model was loaded.
 
     Attributes:
         table: all models that are served.
@@ -41,12 +42,16 @@ class ModelWatch:
     """
 
     def __init__(
-        self, connection: Connection, namespace: str, left: Callable[[str], None] = lambda component: None
+        self,
+        connection: Connection,
+        namespace: str,
+        left: Callable[[str], None] = lambda component: None,
+        loaded: Callable[[], object] = lambda: None,
     ) -> None:
         self.table = ModelTable(namespace)
         self.prompts: dict[str, Prompts] = {}
         self.unusable: dict[str, str] = {}
-        self._connection, self._namespace, self._left = connection, namespace, left
+        self._connection, self._namespace, self._left, self._loaded = connection, namespace, left, loaded
         self._threads = TokenizerThreads()
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._contents: dict[str, asyncio.Task[bytes]] = {}  # By digest; models may share one.
@@ -133,6 +138,7 @@ class ModelWatch:
             else:
                 self.prompts[component] = prompts
                 self._loading.pop(component, None)
+                self._loaded()
                 self.notify()
                 return
 

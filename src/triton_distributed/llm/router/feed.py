@@ -62,6 +62,9 @@ class Followed(Protocol):
     def lost(self) -> None:
         """Note that a stream has ended: perhaps the worker is gone."""
 
+    def learned(self) -> None:
+        """Note that the cache of a worker is known."""
+
     def tidy(self) -> None:
         """Note that the index has entries to remove."""
 
@@ -164,6 +167,7 @@ class Feed:
             self._requests(update, usable)
         if not update.more and not self.whole:
             self.whole, self._failures, self._reason = True, 0, ""
+            router.learned()
         router.changed()
 
     def _requests(self, update: WatchUpdate, usable: bool) -> None:

@@ -100,6 +100,7 @@ class ModelRouter:
         self._feeds: dict[int, tuple[Feed, asyncio.Task[None]]] = {}  # By instance.
         self._ending: set[asyncio.Task[None]] = set()
         self._pace = Pace()
+        self._learned = asyncio.Event()  # Another one after each use.
         self._sweep: asyncio.TimerHandle | None = None
         self._known: dict[int, int] = {}  # Instances, and how many ranks each has.
         self._ready: tuple[Instance, ...] = ()
@@ -203,6 +204,18 @@ class ModelRouter:
         question.since = self._loop.time()
         return self.core.weigh(question, question.since, self._workers())
 
+    async def until_whole(self, timeout_s: float) -> None:
+        """Wait until the caches of all workers are known that report them, or until the time is over.
+
+        Args:
+            timeout_s: seconds.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await asyncio.wait([self._opening])
+                while not all(feed.whole for feed, _ in self._feeds.values()):
+                    await self._learned.wait()
+
     def states(self) -> list[WorkerState]:
         """What is known of each worker, ordered by instance and rank."""
         found = []
@@ -283,6 +296,11 @@ class ModelRouter:
         """Look at the held requests, once in this turn of the loop."""
         if self._held and self._look is None and not self._closed:
             self._look = self._loop.call_soon(self._give)
+
+    def learned(self) -> None:
+        """Note that the cache of a worker is known."""
+        self._learned.set()
+        self._learned = asyncio.Event()
 
     def lost(self) -> None:
         """Note that a stream from a worker has ended: perhaps the worker is gone."""
