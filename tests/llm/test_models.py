@@ -58,7 +58,7 @@ async def test_a_model_whose_tokenizer_is_damaged_is_not_listed_and_the_error_sa
 
 @pytest.mark.usefixtures("trd_dir")
 async def test_a_chat_over_file_discovery_and_sockets():
-    config = trd.Config(discovery="file", handle_signals=False, watchdog_s=0)
+    config = trd.Config.from_env(discovery="file", handle_signals=False, watchdog_s=0)
     async with trd.connect(config) as worker, trd.connect(config) as here, Models(here) as models:
         served = await serve_model(worker, MockEngine(name="mock"), name="small", aliases=("other",), generation=3)
         found = await models.wait_for("other", 30)
