@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -9,12 +10,14 @@ import signal
 import socket
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 
 from tests.cli.command import Running, Trd
 from tests.timing import PATIENCE_S
+from triton_distributed.cli.model.together import LONGEST_READ, _Workers
 
 
 def url_of(running: Running) -> str:
@@ -103,6 +106,23 @@ def test_model_run_ends_with_the_status_and_the_words_of_its_workers(trd: Trd) -
     assert (said.status, said.out) == (2, "")
     assert "the engine mock has no such option; its options: " in said.err
     assert said.err.endswith("trd model run: error: the workers have ended with status 2\n")
+
+
+async def test_workers_of_model_run_may_print_lines_of_any_length(capsys: pytest.CaptureFixture[str]) -> None:
+    async def ended() -> int:
+        return 3
+
+    ready = "ready: serving the model é as instance 1 at x\n"
+    text = ("é" * LONGEST_READ * 3 + "\n" + ready + "é" * LONGEST_READ).encode()
+    link, theirs = socket.socketpair()
+    with theirs:
+        process = SimpleNamespace(stdout=asyncio.StreamReader(), wait=ended)
+        process.stdout.feed_data(text)
+        process.stdout.feed_eof()
+        workers = _Workers(process, link)  # type: ignore[arg-type]
+        assert await workers.ready() == "é"
+        assert await workers.ended == 3
+    assert capsys.readouterr().err == text.decode().replace("ready: ", "workers: ")
 
 
 def test_model_run_serves_a_model_replaces_a_killed_worker_and_leaves_nothing(trd: Trd) -> None:

@@ -19,7 +19,7 @@ import pytest
 import triton_distributed as trd
 from tests.llm.standin import StandIn, StandInModels
 from tests.timing import MS, PATIENCE_S
-from triton_distributed.llm.http import openai_app
+from triton_distributed.llm.http import connections, openai_app
 from triton_distributed.llm.http import serve as serving
 from triton_distributed.llm.http.front import front_end
 from triton_distributed.llm.http.limits import MAX_HEAD_BYTES
@@ -163,6 +163,50 @@ async def test_what_comes_beside_a_body_is_bounded(begin):
         writer.close()
         os.kill(os.getpid(), signal.SIGTERM)
         await server
+
+
+@pytest.mark.any_loop
+async def test_a_client_that_sends_too_slowly_loses_its_connection_and_one_that_waits_does_not(monkeypatch):
+    monkeypatch.setattr(connections, "UNSENT_S", 200 * MS)
+    monkeypatch.setattr(serving, "LOOK_TICKS", 1)
+    app, listening = App(), serving.listen("127.0.0.1", 0)
+    go_on, ready = asyncio.Event(), asyncio.Event()
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        if scope["path"] == "/long":
+            await go_on.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
+        await send({"type": "http.response.body", "body": b"done"})
+
+    monkeypatch.setattr(App, "__call__", staticmethod(answer))
+    options: dict[str, Any] = {"drain_timeout_s": 10, "ready": lambda _: ready.set()}
+    server = asyncio.create_task(serving.serve(app, listening, **options))  # type: ignore[arg-type]
+    await ready.wait()
+    whole, half = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"GET / HTTP/1.1\r\nhost:"
+    body = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nhalf"
+    long = whole.replace(b"/ ", b"/long ", 1)
+    sent = [b"", half, body, whole, whole + half, long, long + half]
+    async with asyncio.timeout(PATIENCE_S):
+        both = [await asyncio.open_connection("127.0.0.1", listening.getsockname()[1]) for _ in sent]
+        for (_, writer), each in zip(both, sent, strict=True):
+            writer.write(each)
+        answered = await both[3][0].readuntil(b"done")
+        both[3][1].write(b"\r\n")
+        silent, head, body, line, second, *_ = [await reader.read() for reader, _ in both[:5]]
+        assert silent == b""
+        assert head.startswith(b"HTTP/1.1 408 ")
+        assert body == head
+        assert line == b""
+        assert second == answered + head
+        go_on.set()
+        for reader, _ in both[5:]:
+            assert (await reader.readuntil(b"done")).startswith(b"HTTP/1.1 200 ")
+        os.kill(os.getpid(), signal.SIGTERM)
+        await server
+    for _, writer in both:
+        writer.close()
 
 
 async def test_what_the_drain_cuts_off_ends_with_an_error_that_the_client_can_read(monkeypatch, caplog):

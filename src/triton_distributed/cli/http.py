@@ -196,7 +196,11 @@ async def _run(listening: Any, config: Config, options: dict[str, Any], namespac
 
 
 async def serve_front(
-    here: Connection, models: Any, listening: Any, options: dict[str, Any], at_once: Callable[[], None] = lambda: None
+    here: Connection,
+    models: Any,
+    listening: Any,
+    options: dict[str, Any],
+    before_forced_exit: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve a front end until a signal.
 
@@ -205,7 +209,7 @@ async def serve_front(
         models: the models that are served, a `Models`.
         listening: the socket.
         options: those of `options_of`.
-        at_once: called before a second signal ends the process.
+        before_forced_exit: called before a second signal ends the process.
 
     Raises:
         Failure: two routes have one path.
@@ -221,7 +225,9 @@ async def serve_front(
         raise Failure(str(error), USAGE) from error
     await models.until_loaded(LOAD_S)
     timeout_s = here.runtime.config.drain_timeout_s
-    await serving.serve(app, listening, drain_timeout_s=timeout_s, ready=_say_ready, at_once=at_once)
+    await serving.serve(
+        app, listening, drain_timeout_s=timeout_s, ready=_say_ready, before_forced_exit=before_forced_exit
+    )
 
 
 def _say_ready(url: str) -> None:

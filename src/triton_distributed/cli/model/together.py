@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import codecs
 import contextlib
 import importlib
 import os
@@ -42,8 +43,11 @@ SIGTERM and SIGINT let running requests finish; then all of it ends. A second
 signal ends it at once.
 """
 
+LONGEST_READ = 65536
+"""Bytes of the workers' output that are read at once."""
+
 _READY_MARK = re.compile(r"^(\[\d+\] |)ready: ")
-_READY = re.compile(rb"ready: serving the model (.+) as instance \d+ at ")
+_READY = re.compile(r"ready: serving the model (.+) as instance \d+ at ")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -98,7 +102,7 @@ async def _serve(
     async with models_of.Models(here, namespace=namespace, routing=routing) as models:
         card = (await models.wait_for(await workers.ready())).card
         models.expected = frozenset((card.name, *card.aliases))
-        await serve_front(here, models, listening, options, at_once=workers.kill)
+        await serve_front(here, models, listening, options, before_forced_exit=workers.kill)
 
 
 class _Workers:
@@ -170,10 +174,21 @@ class _Workers:
     async def _follow(self) -> int:
         """Show what the workers print, on standard error, until they end."""
         assert self._process.stdout is not None
-        async for line in self._process.stdout:
-            # The word `ready:` is for the line of this command.
-            sys.stderr.write(_READY_MARK.sub(r"\1workers: ", line.decode(errors="replace")))
-            if not self._name.done() and (found := _READY.search(line)):
-                self._name.set_result(found[1].decode())
+        decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        rest = ""
+        while part := await self._process.stdout.read(LONGEST_READ):  # A line may be of any length.
+            *lines, rest = (rest + decode(part)).split("\n")
+            for line in lines:
+                self._show(line + "\n")
+            if len(rest) > LONGEST_READ:
+                self._show(rest)
+                rest = ""
+        self._show(rest)
         with self._link:
             return await self._process.wait()
+
+    def _show(self, line: str) -> None:
+        # The word `ready:` is for the line of this command.
+        sys.stderr.write(_READY_MARK.sub(r"\1workers: ", line))
+        if not self._name.done() and (found := _READY.search(line)):
+            self._name.set_result(found[1])

@@ -1,4 +1,4 @@
-"""A connection of a client: limits of what comes beside bodies, and an end that resets no request.
+"""A connection of a client: limits of its bytes and of its silence, and an end that resets no request.
 
 A server that closes an idle connection at the moment in which the client sends the next request loses this request. So
 a server that ends first tells its clients: each answer that begins then says `Connection: close`. It closes only
@@ -8,6 +8,7 @@ connections on which nothing has happened for `QUIET_S`.
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -17,6 +18,9 @@ from triton_distributed.llm.http.limits import MAX_HEAD_BYTES
 QUIET_S = 0.5
 """Seconds without a request after which a connection is not in use, and a server gets no more requests. A client that
 sends one request after the other pauses for less."""
+
+UNSENT_S = 60.0
+"""Seconds that a client has for a head, and for each next part of a body. nginx has the same limit for both."""
 
 
 class Activity:
@@ -44,36 +48,50 @@ class Protocol(HttpToolsProtocol):
         super().__init__(**options)
         self._activity = activity
         self._beside_bytes = 0  # since the last part of a body: of a head, of trailers or of a chunk's extensions
-        self._in_head = True
+        self._in_head, self._begun = True, False  # The latter: whether a part of a request has come, and not all.
+        self._awaited_since = math.inf  # When the client's turn began; infinite while it is the server's turn.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The client has connected."""
         super().connection_made(transport)
+        self._awaited_since = self.loop.time()
         if self._activity.ending:
             self.end()
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is closed."""
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # uvicorn leaves it after a reset; it would keep the connection in memory.
+
     def on_message_begin(self) -> None:
         """A request begins."""
-        self._in_head = True
+        self._in_head = self._begun = True
+        self._awaited_since = self.loop.time()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """Its head is complete."""
         self._in_head, self._beside_bytes = False, 0
         super().on_headers_complete()
-        self._activity.last = self.loop.time()
+        self._activity.last = self._awaited_since = self.loop.time()
         if self._activity.ending:
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         """A part of its body has come."""
-        self._beside_bytes = 0
+        self._beside_bytes, self._awaited_since = 0, self.loop.time()
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         """It is complete."""
-        self._beside_bytes = 0
+        self._beside_bytes, self._awaited_since, self._begun = 0, math.inf, False
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """A request is answered."""
+        super().on_response_complete()
+        if self._awaited_since != math.inf:  # The server read nothing meanwhile.
+            self._awaited_since = self.loop.time()
 
     def data_received(self, data: bytes) -> None:
         """The client has sent something."""
@@ -84,11 +102,29 @@ class Protocol(HttpToolsProtocol):
                 self.send_400_response("The headers are too large.")
             else:
                 self.transport.close()  # The answer may have begun, so there is no place for another one.
+        elif self._awaited_since == math.inf and self.timeout_keep_alive_task is None and not self._running:
+            self._awaited_since = self.loop.time()  # An empty line before a head has ended the time of keep-alive.
+
+    @property
+    def _running(self) -> bool:
+        cycle: Any = self.cycle  # None before the first request.
+        return cycle is not None and not cycle.response_complete
+
+    def look(self) -> None:
+        """Close the connection if the client's turn has lasted for `UNSENT_S`."""
+        if self.loop.time() - self._awaited_since < UNSENT_S or self.transport.is_closing():
+            return
+        running = self._running
+        if running and (self._in_head or self.pipeline or self.flow.read_paused):
+            return  # An answer runs, or the app does not read: the client is not late.
+        if self._begun and (self._in_head or not self.cycle.response_started):
+            self.transport.write(_TOO_LATE)
+        self.transport.close()
 
     def end(self) -> None:
         """Close the connection after the present request, or when it has been idle for `QUIET_S`."""
-        cycle: Any = self.cycle  # None before the first request.
-        running = cycle is not None and not cycle.response_complete
+        cycle: Any = self.cycle
+        running = self._running
         idle_s = 0.0
         if self.timeout_keep_alive_task is not None:
             idle_s = self.loop.time() - (self.timeout_keep_alive_task.when() - self.timeout_keep_alive)
@@ -103,3 +139,9 @@ class Protocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """The server accepts no more connections. `end` was called before."""
+
+
+_TOO_LATE = (
+    b"HTTP/1.1 408 Request Timeout\r\ncontent-type: text/plain; charset=utf-8\r\nconnection: close\r\n"
+    b"content-length: 29\r\n\r\nThe request came too slowly.\n"
+)

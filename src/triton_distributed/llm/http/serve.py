@@ -36,6 +36,9 @@ UNREAD_S = 60.0
 """Seconds after which a connection is closed whose client takes nothing of what is sent, or has vanished. A slot of an
 engine waits for it meanwhile. nginx has the same limit."""
 
+LOOK_TICKS = 20
+"""Ticks of uvicorn's server, 0.1 s each, after which clients that are too slow are looked for."""
+
 ECHO_S = 0.3
 """A terminal and a parent process may send one signal twice. Within this time it counts once."""
 
@@ -52,6 +55,12 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._ready()
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % LOOK_TICKS == 0:
+            for each in list(self.server_state.connections):
+                each.look()  # type: ignore[union-attr]
+        return await super().on_tick(counter)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -166,7 +175,7 @@ async def serve(
     *,
     drain_timeout_s: float,
     ready: Callable[[str], Any] = print,
-    at_once: Callable[[], None] = lambda: None,
+    before_forced_exit: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; then running requests finish.
 
@@ -181,7 +190,7 @@ async def serve(
         listening: the socket, which this closes.
         drain_timeout_s: seconds that running requests have; then they are cancelled.
         ready: called with the base URL when requests are answered.
-        at_once: called before a second signal ends the process.
+        before_forced_exit: called before a second signal ends the process.
     """
     activity = Activity()
     config = uvicorn.Config(
@@ -213,7 +222,7 @@ async def serve(
                 print(text + "a second signal ends them now", file=sys.stderr)
         elif loop.time() - first > ECHO_S:
             sys.stdout.flush()
-            at_once()
+            before_forced_exit()
             os._exit(128 + number)
 
     numbers = (signal.SIGTERM, signal.SIGINT)
