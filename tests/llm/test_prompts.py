@@ -286,6 +286,8 @@ async def test_prompts_that_the_model_cannot_take_are_refused_by_field(threads):
     for ids, words in wrong:
         with pytest.raises(InvalidParameter, match=words):
             made.ids(ids)
+    with pytest.raises(InvalidParameter, match="8 tokens, and the model's context of 8"):
+        made.ids(["not looked at"] * 8)  # type: ignore[list-item]
     with pytest.raises(InvalidParameter, match="half of a surrogate pair"):
         await made.text("a\ud800")
     with pytest.raises(InvalidParameter, match="there is no message"):

@@ -386,10 +386,10 @@ def _inputs(field: str, given: str | list[Any]) -> list[str] | list[list[int]]:
         return [given]
     if not given:
         raise InvalidParameter(field, "is empty", "invalid_value")
-    if len(kinds := set(map(type, given))) > 1:
+    if type(given[0]) is int:
+        return [given]  # `Prompts.ids` tests all of them, if they are not too many.
+    if len(set(map(type, given))) > 1:
         raise InvalidParameter(field, "has texts, token ids or lists of token ids, but not mixed", "invalid_value")
-    if int in kinds:
-        return [given]
     if [] in given:
         raise InvalidParameter(f"{field}[{given.index([])}]", "is empty", "invalid_value")
     return given

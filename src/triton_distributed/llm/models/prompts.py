@@ -230,7 +230,7 @@ class Prompts:
         def made() -> Prompt:
             return self._made("messages", text(1.0), add_special_tokens=False)
 
-        if self._slow < _SLOW and _small((messages, tools, template_values), _INLINE_CHARACTERS) > 0:
+        if self._slow < _SLOW and _characters_left((messages, tools, template_values), _INLINE_CHARACTERS) > 0:
             try:
                 rendered = text(_INLINE_LIMIT_S)
             except TemplateTimeout:
@@ -266,6 +266,7 @@ class Prompts:
         """
         if self.tokenizer is None:
             raise InvalidParameter(param, f"the model {self._card.name!r} takes text, not token ids")
+        self._check_length(param, len(token_ids))  # First: the rest takes time for each id.
         vocabulary = self.tokenizer.vocabulary
         try:
             ids = packed(token_ids)
@@ -273,7 +274,7 @@ class Prompts:
             raise InvalidParameter(param, "a token id is not a whole number from 0 to 4294967295") from None
         if vocabulary and ids and (most := max(token_ids)) >= vocabulary:
             raise InvalidParameter(param, f"token id {most} is not in the vocabulary, which has {vocabulary} tokens")
-        return self._fitting(param, Prompt(ids=ids, tokens=len(token_ids)))
+        return Prompt(ids=ids, tokens=len(token_ids))
 
     async def _tokenized(self, param: str, text: str, *, add_special_tokens: bool) -> Prompt:
         if self.tokenizer is None or self._threads.inline(len(text)):
@@ -291,23 +292,23 @@ class Prompts:
         except UnicodeEncodeError as error:
             reason = f"character {error.start} is half of a surrogate pair"
             raise InvalidParameter(param, reason) from None
-        return self._fitting(param, Prompt(ids=ids, tokens=len(ids) // 4))
+        self._check_length(param, len(ids) // 4)
+        return Prompt(ids=ids, tokens=len(ids) // 4)
 
-    def _fitting(self, param: str, prompt: Prompt) -> Prompt:
-        if not prompt.tokens:
+    def _check_length(self, param: str, tokens: int) -> None:
+        if not tokens:
             raise InvalidParameter(param, "the prompt has no tokens")
         context = self._card.context_tokens
-        if context and prompt.tokens >= context:
+        if context and tokens >= context:
             raise InvalidParameter(
                 param,
-                f"the prompt has {prompt.tokens} tokens, and the model's context of {context} tokens has to hold the "
+                f"the prompt has {tokens} tokens, and the model's context of {context} tokens has to hold the "
                 "answer too",
                 "context_length_exceeded",
             )
-        return prompt
 
 
-def _small(value: Any, left: int) -> int:
+def _characters_left(value: Any, left: int) -> int:
     """What is left of a number of characters after those of a value; 0 or less if it is larger."""
     if isinstance(value, str):
         return left - len(value)
@@ -318,7 +319,7 @@ def _small(value: Any, left: int) -> int:
         value = (*value, *value.values())
     for each in value:
         if each is not None:
-            left = left - len(each) if type(each) is str else _small(each, left)
+            left = left - len(each) if type(each) is str else _characters_left(each, left)
         if left <= 0:
             break
     return left
