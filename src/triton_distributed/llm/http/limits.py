@@ -40,7 +40,7 @@ class Refusal(NamedTuple):
 
 
 class Limits:
-    """What a request may be.
+    """What is allowed of a request.
 
     Args:
         keys: the API keys.

@@ -30,7 +30,7 @@ class Presences:
         self._timer: asyncio.TimerHandle | None = None
 
     def of(self, receive: Receive, facts: Facts) -> Presence:
-        """The presence of the client of a request, of which the body was read."""
+        """Watches the client of a request whose body was read."""
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look)
         return Presence(receive, facts, self.new)

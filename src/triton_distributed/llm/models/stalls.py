@@ -18,7 +18,9 @@ class Watched(Protocol):
 
 
 class StallWatch:
-    """Looks at answers before they can have reached a limit, and again as often as they say. It keeps none alive.
+    """Looks at answers before they can have reached a limit, and again after the time that each one returns.
+
+    It keeps none of them alive.
 
     A timer for each answer would cost more than the rest of its watching.
 
