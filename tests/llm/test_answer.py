@@ -20,6 +20,7 @@ from triton_distributed.llm import (
     EmbedRequest,
     EngineStalled,
     Guide,
+    InvalidParameter,
     LLMError,
     ModelCard,
     Output,
@@ -461,6 +462,11 @@ async def test_an_engine_that_makes_text_itself(here):
     assert "".join(each.reasoning or "" for each in deltas) == "hm"
     assert [each.tool_calls for each in deltas if each.tool_calls] == [call]
     assert (engine.requests[0].messages, engine.requests[0].prompt) == (messages, b"")
+    for field, wrong in (("messages[0].number", 2**70), ("messages[0].text", "\ud800")):
+        wrong_prompt = Prompt(messages=[{field[12:]: wrong}], tokens=0)
+        with pytest.raises(InvalidParameter, match="cannot travel") as caught:
+            await read(fleet.model.answer(wrong_prompt, Request()))
+        assert caught.value.param == field
     answer = fleet.model.answer(prompt, Request(sampling=GREEDY))
     await anext(answer)
     await worker.kill()
@@ -558,6 +564,22 @@ async def test_an_engine_that_breaks_its_contract_or_fails(here):
         with pytest.raises(error, match=word):
             await read(fleet.answer(Request()))
         await worker.close()
+
+    class Ended:
+        """The end of the stream has arrived, and is not read yet."""
+
+        ready, instance_id = True, None
+
+        async def __anext__(self) -> Output:
+            raise StopAsyncIteration
+
+        def cancel(self) -> None:
+            pass
+
+    answer = fleet.answer(Request())
+    answer._stream = answer._reading = Ended()  # type: ignore[assignment]
+    with pytest.raises(LLMError, match="without a reason"):
+        await answer.more()
     text_only = Fleet(here, ModelCard(name="t"))
     await text_only.worker(Engine(Output(token_ids=[97])))
     with pytest.raises(LLMError, match="no tokenizer"):

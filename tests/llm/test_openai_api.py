@@ -7,6 +7,7 @@ import base64
 import inspect
 import json
 import struct
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,7 @@ async def test_errors_before_and_within_a_stream():
         ({"logit_bias": {"-1": 1}}, "logit_bias"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"tool_choice": "required"}, "tool_choice"),
+        ({"stop": ["a", "x" * 1001]}, "stop[1]"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "g"}, "tool_choice"),
         (
             {
@@ -425,6 +427,44 @@ async def test_the_body_is_bounded_and_must_be_json():
     assert (await request_of(app, b"{}", "/v1/other"))[0]["status"] == 404
     wrong = (await request_of(app, b"{}", "/v1/models"))[0]
     assert (wrong["status"], dict(wrong["headers"])[b"allow"]) == (405, b"GET")
+
+
+async def test_the_seeds_of_several_answers_have_64_bits():
+    model = StandIn(echo)
+    await request_of(
+        openai_app(StandInModels(model)), {"model": "org/tiny", "messages": HELLO, "n": 2, "seed": 2**63 - 1}
+    )
+    assert [each.sampling.seed for each in model.asked] == [2**63 - 1, -(2**63)]
+
+
+async def test_the_memory_of_all_requests_is_bounded():
+    model, late, left = StandIn(echo), asyncio.Event(), asyncio.Event()
+    app = openai_app(StandInModels(model), max_held_bytes=40 * 1024 * 1024)
+    body = msgspec.json.encode({"model": "org/tiny", "messages": HELLO, "metadata": "x" * 8_000_000})
+    parts = iter([body[:9_000_000], b""])
+    status: list[int] = []
+
+    async def receive() -> dict[str, Any]:
+        if (part := next(parts, b"")) == b"":
+            late.set()
+            await left.wait()
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": part, "more_body": True}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        raise AssertionError(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
+    slow = asyncio.create_task(app(scope, receive, send))
+    await late.wait()
+    start, refused = await request_of(app, body)
+    status.append(start["status"])
+    assert dict(start["headers"])[b"retry-after"] == b"1"
+    assert json.loads(refused["body"])["error"]["type"] == "overloaded_error"
+    left.set()
+    await slow
+    status += [(await request_of(app, each))[0]["status"] for each in (body, b"[" + b"{}," * 400_000, body)]
+    assert status == [503, 200, 413, 200]
 
 
 @pytest.mark.parametrize("place", [b'"messages":[{"role":"user","content":%s}]', b'"unknown":%s'])

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from triton_distributed.errors import Overloaded
 from triton_distributed.llm import InvalidParameter, LLMError, ModelCard, unpacked
+from triton_distributed.llm.models import prompts as prompts_module
 from triton_distributed.llm.models.prompts import Prompt, Prompts, TokenizerThreads
 from triton_distributed.llm.tokens.template import ChatTemplate, TemplateTimeout
 from triton_distributed.llm.tokens.tokenizer import ByteTokenizer
@@ -265,6 +267,23 @@ async def test_work_of_a_caller_that_left_does_not_begin(threads):
     await asyncio.gather(*busy)
     await threads.run(lambda: None)
     assert not begun
+
+
+async def test_a_prompt_counts_until_its_thread_is_done_with_it(monkeypatch):
+    monkeypatch.setattr(prompts_module, "_threads", lambda: 1)
+    threads, gate = TokenizerThreads(longest_wait_s=1), threading.Event()
+    threads._pace_s = 2
+    running = threading.Event()
+    left = asyncio.create_task(threads.prompt("m", lambda: running.set() or gate.wait()))  # type: ignore[func-returns-value]
+    await asyncio.to_thread(running.wait, 30)
+    left.cancel()
+    await asyncio.wait([left])
+    with pytest.raises(Overloaded, match="wait for a thread: 1"):
+        await threads.prompt("m", lambda: None)
+    gate.set()
+    await threads.run(lambda: None)
+    assert await threads.prompt("m", lambda: 5) == 5
+    threads.close()
 
 
 async def test_prompts_that_the_model_cannot_take_are_refused_by_field(threads):

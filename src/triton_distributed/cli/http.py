@@ -90,6 +90,9 @@ def front_options(parser: argparse.ArgumentParser) -> None:
         "--max-body-mib", metavar="N", type=at_least(1), default=32, help="largest body, in MiB (default: 32)"
     )
     parser.add_argument(
+        "--max-held-mib", metavar="N", type=at_least(1), default=512, help="memory of requests, in MiB (default: 512)"
+    )
+    parser.add_argument(
         "--max-requests", metavar="N", type=at_least(1), help="requests that may run at once (default: no limit)"
     )
     parser.add_argument("--no-access-log", action="store_true", help="no line in the log for each request")
@@ -183,6 +186,7 @@ def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
         "keys": given,
         "origins": arguments.cors,
         "max_body_bytes": arguments.max_body_mib * 1024 * 1024,
+        "max_held_bytes": arguments.max_held_mib * 1024 * 1024,
         "max_requests": arguments.max_requests,
         "access_log": not arguments.no_access_log,
     }
@@ -218,7 +222,8 @@ async def serve_front(
     front, app_of, serving = (importlib.import_module(f"{package}.{each}") for each in ("front", "app", "serve"))
     if options["access_log"]:
         logging.getLogger("triton_distributed.llm.http.access").setLevel(logging.INFO)
-    openai = app_of.openai_app(models, max_body_bytes=options["max_body_bytes"])
+    held = options.pop("max_held_bytes")
+    openai = app_of.openai_app(models, max_body_bytes=options["max_body_bytes"], max_held_bytes=held)
     try:
         app = await front.front_end(here, openai=openai, models=models, **options)
     except ValueError as error:

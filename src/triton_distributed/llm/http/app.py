@@ -29,7 +29,7 @@ from triton_distributed.llm.http.bodies import (
 )
 from triton_distributed.llm.http.chunks import ChatChunks, Chunks, CompletionChunks, failed
 from triton_distributed.llm.http.errors import Ending, Refused, shown
-from triton_distributed.llm.http.exchange import ClientLeft, EventStream, Heartbeat, Receive, Scope, Send
+from triton_distributed.llm.http.exchange import ClientLeft, EventStream, Heartbeat, Held, Receive, Scope, Send
 from triton_distributed.llm.http.explain import Wishes, read_wishes, route_header, told
 from triton_distributed.llm.http.facts import KEY, Facts
 from triton_distributed.llm.http.options import base_request, chat_template_values, with_prompt
@@ -53,12 +53,21 @@ JOINED_BYTES = 32 * 1024
 MAX_BODY_BYTES = 32 * 1024 * 1024
 """A prompt of a million tokens has about 5 MB; lists of token ids need twice that."""
 
+MAX_HELD_BYTES = 512 * 1024 * 1024
+"""More than twice what 1,000 prompts of 20,000 tokens hold."""
+
 _read_chat = msgspec.json.Decoder(ChatBody).decode
 _read_completion = msgspec.json.Decoder(CompletionBody).decode
 _read_embedding = msgspec.json.Decoder(EmbeddingBody).decode
 
 
-def openai_app(models: Models, *, heartbeat_s: float = HEARTBEAT_S, max_body_bytes: int = MAX_BODY_BYTES) -> OpenAIApp:
+def openai_app(
+    models: Models,
+    *,
+    heartbeat_s: float = HEARTBEAT_S,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    max_held_bytes: int = MAX_HELD_BYTES,
+) -> OpenAIApp:
     """Return the OpenAI API of the models that are served, as an ASGI app.
 
     It runs alone under an ASGI server, or mounted into an app of Starlette or FastAPI. It answers
@@ -68,17 +77,19 @@ def openai_app(models: Models, *, heartbeat_s: float = HEARTBEAT_S, max_body_byt
         models: which models there are. It is open while the app runs.
         heartbeat_s: seconds without an event after which a stream sends a comment.
         max_body_bytes: the largest body of a request.
+        max_held_bytes: memory of the requests that run, by an estimate: three times their bodies, and 100 bytes for
+            each value of a body above 1 MiB. What is above it is refused.
     """
-    return OpenAIApp(models, heartbeat_s, max_body_bytes)
+    return OpenAIApp(models, heartbeat_s, max_body_bytes, max_held_bytes)
 
 
 class OpenAIApp:
     """See `openai_app`."""
 
-    def __init__(self, models: Models, heartbeat_s: float, max_body_bytes: int) -> None:
+    def __init__(self, models: Models, heartbeat_s: float, max_body_bytes: int, max_held_bytes: int) -> None:
         self._models = models
         self._heartbeat = Heartbeat(heartbeat_s)
-        self._max_body_bytes = max_body_bytes
+        self._max_body_bytes, self._held = max_body_bytes, Held(max_held_bytes)
         self._presences = Presences()
         self._routes: dict[str, tuple[str, Route]] = {
             "/v1/chat/completions": ("POST", self._chat),
@@ -100,6 +111,8 @@ class OpenAIApp:
             found = shown(error)
             facts.error = found.code or found.type
             await exchange.answer(send, facts, found.status, found.json, found.headers)
+        finally:
+            self._held.release(facts)
 
     def _route(self, scope: Scope) -> Route:
         path: str = scope["path"]
@@ -116,7 +129,7 @@ class OpenAIApp:
         return route
 
     async def _chat(self, scope: Scope, receive: Receive, send: Send, facts: Facts) -> None:
-        raw = await exchange.read_body(receive, self._max_body_bytes)
+        raw = await exchange.read_body(receive, self._max_body_bytes, self._held, facts)
         body = _read_chat(raw)
         await self._of_model(
             body.model,
@@ -144,7 +157,7 @@ class OpenAIApp:
             await self._generate(send, facts, model, body, wishes, with_prompt(request, body, card, prompt), [prompt])
 
     async def _completions(self, scope: Scope, receive: Receive, send: Send, facts: Facts) -> None:
-        raw = await exchange.read_body(receive, self._max_body_bytes)
+        raw = await exchange.read_body(receive, self._max_body_bytes, self._held, facts)
         body = _read_completion(raw)
         await self._of_model(
             body.model,
@@ -307,7 +320,7 @@ class OpenAIApp:
         await exchange.answer(send, facts, 200, answers.body(head, choices, facts.usage), headers)
 
     async def _embeddings(self, scope: Scope, receive: Receive, send: Send, facts: Facts) -> None:
-        body = _read_embedding(await exchange.read_body(receive, self._max_body_bytes))
+        body = _read_embedding(await exchange.read_body(receive, self._max_body_bytes, self._held, facts))
         await self._of_model(body.model, facts, partial(self._answer_embedding, receive, send, facts, body))
 
     async def _answer_embedding(
@@ -407,7 +420,8 @@ def _nth(request: Request, number: int) -> Request:
     seed = request.sampling.seed
     if number == 0 or seed is None:
         return request
-    return msgspec.structs.replace(request, sampling=msgspec.structs.replace(request.sampling, seed=seed + number))
+    seed = (seed + number + 2**63) % 2**64 - 2**63  # In 64 bits with a sign.
+    return msgspec.structs.replace(request, sampling=msgspec.structs.replace(request.sampling, seed=seed))
 
 
 def _with_logprobs(body: ChatBody | CompletionBody) -> bool:

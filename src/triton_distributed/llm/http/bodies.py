@@ -26,6 +26,8 @@ Whole = Annotated[int, Meta(ge=0, le=MOST)]
 Positive = Annotated[int, Meta(ge=1, le=MOST)]
 Token = Annotated[int, Meta(ge=0, lt=2**32)]
 Text = Annotated[str, Meta(min_length=1)]
+StopText = Annotated[str, Meta(min_length=1, max_length=1000)]
+"""Each token of an answer is compared with all beginnings of the stop texts, on the event loop."""
 
 MOST_ANSWERS = 128
 """The most answers of one request, all its prompts together. OpenAI's own limit of `n`."""
@@ -80,7 +82,7 @@ class Generation(msgspec.Struct, kw_only=True):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=MOST)] | None = None
-    stop: Text | Annotated[list[Text], Meta(max_length=64)] | None = None
+    stop: StopText | Annotated[list[StopText], Meta(max_length=64)] | None = None
     logit_bias: dict[int, Annotated[float, Meta(ge=-100, le=100)]] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None

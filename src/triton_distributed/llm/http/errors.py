@@ -78,7 +78,8 @@ def _invalid(error: Any) -> Shown:
 
 
 def _refused(error: Any) -> Shown:
-    return Shown(error.status, error.message, "invalid_request_error", None, error.code, error.headers)
+    kind = "overloaded_error" if error.status == 503 else "invalid_request_error"
+    return Shown(error.status, error.message, kind, None, error.code, error.headers)
 
 
 def _not_json(error: Any) -> Shown:
@@ -114,11 +115,11 @@ def _overloaded(error: Any) -> Shown:
 
 
 def _unavailable(error: Any) -> Shown:
-    return Shown(503, "The model cannot answer at the moment. Try again later.", code="unavailable", headers=_LATER)
+    return Shown(503, "The model cannot answer at the moment. Try again later.", code="unavailable", headers=LATER)
 
 
 def _ending(error: Any) -> Shown:
-    return Shown(503, "The server ends before the answer is complete. Try again.", code="unavailable", headers=_LATER)
+    return Shown(503, "The server ends before the answer is complete. Try again.", code="unavailable", headers=LATER)
 
 
 def _late(error: Any) -> Shown:
@@ -151,7 +152,7 @@ def _after(seconds: float) -> tuple[tuple[bytes, bytes], ...]:
     )
 
 
-_LATER = _after(_AGAIN_S)
+LATER = _after(_AGAIN_S)
 
 # The first row that fits counts. An error of a handler is also an instance of what the handler raised.
 _ROWS: tuple[tuple[Any, Callable[[Any], Shown]], ...] = (

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from triton_distributed.llm.http.chunks import PING
-from triton_distributed.llm.http.errors import Refused
+from triton_distributed.llm.http.errors import LATER, Refused
 from triton_distributed.llm.http.facts import Facts
 
 Message = MutableMapping[str, Any]
@@ -21,33 +21,79 @@ _STREAM_HEADERS = [
     (b"x-accel-buffering", b"no"),  # nginx would collect the chunks otherwise.
 ]
 
+_COPIES = 3
+"""A body is in memory as its parts or its text, whole, and as a prompt."""
+
+_VALUE_BYTES = 100
+"""Bytes of an object of Python, which each comma and bracket of a large body stands for. Few values have more."""
+
+_DENSE = 1024 * 1024
+"""Values are counted in bodies above this size. It takes 1 ms for each MiB."""
+
 
 class ClientLeft(Exception):
     """The client has left: there is nothing to answer."""
 
 
-async def read_body(receive: Receive, limit: int) -> bytes:
+class Held:
+    """The memory of all requests of one app, estimated from their bodies. A request counts until it ends.
+
+    Args:
+        limit: the most bytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._bytes = 0
+
+    def take(self, facts: Facts, size: int) -> None:
+        """Count further bytes of a request.
+
+        Raises:
+            Refused: they are too many.
+        """
+        if self._bytes + size > self._limit:
+            if facts.held + size > self._limit:
+                text = f"The request needs more than {self._limit:,} bytes of memory."
+                raise Refused(413, text, "request_too_large")
+            raise Refused(503, "The server holds many large requests. Try again later.", "overloaded", *LATER)
+        self._bytes += size
+        facts.held += size
+
+    def release(self, facts: Facts) -> None:
+        """A request ends."""
+        self._bytes -= facts.held
+        facts.held = 0
+
+
+async def read_body(receive: Receive, limit: int, held: Held, facts: Facts) -> bytes:
     """Read the body of a request.
+
+    Args:
+        receive: of ASGI.
+        limit: the most bytes of the body.
+        held: counts the memory.
+        facts: of the request.
 
     Raises:
         ClientLeft: the client left before the end.
-        Refused: the body has more than `limit` bytes.
+        Refused: the body has more than `limit` bytes, or its memory is too much for `held`.
     """
     message = await receive()
-    if message["type"] == "http.request" and not message.get("more_body"):
-        body: bytes = message.get("body", b"")
-        if len(body) <= limit:
-            return body
     parts: list[bytes] = []
     size = 0
     while message["type"] == "http.request":
-        part = message.get("body", b"")
-        parts.append(part)
+        part: bytes = message.get("body", b"")
         size += len(part)
         if size > limit:
             raise Refused(413, f"The body has more than {limit:,} bytes.", "request_too_large")
+        held.take(facts, _COPIES * len(part))
         if not message.get("more_body"):
-            return b"".join(parts)
+            body = b"".join(parts) + part if parts else part
+            if size > _DENSE:
+                held.take(facts, _VALUE_BYTES * (size - len(body.translate(None, b",[{"))))
+            return body
+        parts.append(part)
         message = await receive()
     raise ClientLeft
 

@@ -19,16 +19,18 @@ class Facts:
         stream: whether the answer is streamed.
         begun: whether a part of the response was sent.
         usage: of the whole request, once its answer is complete.
+        held: bytes of memory that count for its body; see `Held`.
         error: the code of the error that the caller saw, or its type; empty without one.
     """
 
-    __slots__ = ("begun", "error", "headers", "model", "status", "stream", "usage")
+    __slots__ = ("begun", "error", "headers", "held", "model", "status", "stream", "usage")
 
     def __init__(self) -> None:
         self.headers: tuple[tuple[bytes, bytes], ...] = ()
         self.status = CLIENT_LEFT
         self.model = self.error = ""
         self.stream = self.begun = False
+        self.held = 0
         self.usage: Usage | None = None
 
     def arrived(self, tokens: int) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import re
 import weakref
 from array import array
 from typing import Any, Final, Self
@@ -25,7 +26,7 @@ from triton_distributed.errors import (
     StreamClosed,
     StreamIncomplete,
 )
-from triton_distributed.llm.contract.errors import AnswerLost, EngineStalled, LLMError
+from triton_distributed.llm.contract.errors import AnswerLost, EngineStalled, InvalidParameter, LLMError
 from triton_distributed.llm.contract.model import ModelCard
 from triton_distributed.llm.contract.output import Output
 from triton_distributed.llm.contract.request import Request, packed
@@ -84,6 +85,7 @@ class Answer:
 
     Raises:
         Overloaded: the router holds too many requests.
+        InvalidParameter: a value of the request cannot travel.
 
     Raises, from iteration:
         Overloaded, Draining, Paused, NoInstances, ConnectionFailed: no worker takes the request.
@@ -192,7 +194,11 @@ class Answer:
         assert stream is not None  # There was a delta before.
         try:
             while not self._finished and not self._over and stream.ready:
-                delta = self._taken(await self._reading.__anext__())  # It does not wait.
+                try:
+                    output = await self._reading.__anext__()  # It does not wait.
+                except StopAsyncIteration:
+                    raise LLMError(f"the engine of {self._card.name!r} ended an answer without a reason") from None
+                delta = self._taken(output)
                 if delta is not None:
                     return delta
         except BaseException:
@@ -373,6 +379,7 @@ class Answer:
 
         Raises:
             DeadlineExceeded: the time of the answer is over.
+            InvalidParameter: a value cannot travel, as a whole number above 64 bits.
         """
         self._first = True
         options, placement = self._options, self._placement
@@ -387,7 +394,14 @@ class Answer:
             if left <= 0:
                 raise DeadlineExceeded(f"the model {self._card.name!r}", self._options["timeout"])
             options = {**options, "timeout": left}
-        self._stream = self._connection.stream(self._endpoint, request, **options)
+        try:
+            self._stream = self._connection.stream(self._endpoint, request, **options)
+        except ValueError as error:
+            path, _, reason = str(error).partition(": ")
+            if type(error) is not ValueError or not path.startswith("request."):
+                raise
+            param = re.sub(r'\["(\w+)"\]', r".\1", path.removeprefix("request."))
+            raise InvalidParameter(param, reason, "invalid_value") from None
         self._reading = aiter(self._stream)
 
     async def _refused(self, error: Refusal | NoInstances | ConnectionFailed) -> None:

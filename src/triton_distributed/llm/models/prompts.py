@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -66,7 +66,7 @@ class TokenizerThreads:
         self._longest_wait_s = longest_wait_s
         self._pool: ThreadPoolExecutor | None = None
         self._size = _threads()
-        self._prompts = 0  # that wait or are made
+        self._prompts: set[Future[Any]] = set()  # that wait or are made, whether their callers have left or not
         self._pace_s = 0.0  # what a prompt took of late, in its thread
         self._closed = False
         self._inline = 0  # characters in this pass of the loop
@@ -94,9 +94,9 @@ class TokenizerThreads:
             Overloaded: the prompts that wait already would need more than `longest_wait_s`.
             RuntimeError: the threads are closed.
         """
-        wait_s = self._prompts // self._size * self._pace_s
+        wait_s = len(self._prompts) // self._size * self._pace_s
         if wait_s > self._longest_wait_s:
-            reason = f"long prompts wait for a thread: {self._prompts}"
+            reason = f"long prompts wait for a thread: {len(self._prompts)}"
             raise Overloaded(f"the prompts of model {model}", 0, reason, retry_after_s=wait_s)
 
         def timed() -> T:
@@ -106,11 +106,10 @@ class TokenizerThreads:
             finally:
                 self._pace_s += (time.perf_counter() - begin - self._pace_s) / 8
 
-        self._prompts += 1
-        try:
-            return await self.run(timed)
-        finally:
-            self._prompts -= 1
+        future = self._begin(timed)
+        self._prompts.add(future)
+        future.add_done_callback(self._prompts.discard)
+        return await asyncio.wrap_future(future)
 
     async def run(self, work: Callable[[], T]) -> T:
         """Run work in a thread. If the caller is cancelled before it begins, it does not begin.
@@ -118,13 +117,16 @@ class TokenizerThreads:
         Raises:
             RuntimeError: the threads are closed.
         """
+        return await asyncio.wrap_future(self._begin(work))
+
+    def _begin(self, work: Callable[[], T]) -> Future[T]:
         if self._closed:
             raise RuntimeError("the threads of the tokenizer are closed")
         if self._pool is None:
             # By default fastokens works at each text with a thread for each processor: none is left to the loop.
             set_default("FASTOKENS_BPE_THREADS", "1")
             self._pool = ThreadPoolExecutor(self._size, "trd-tokenizer")
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        return self._pool.submit(work)
 
     def close(self) -> None:
         """End the threads, after the work that they have begun. Work that waits is cancelled."""
