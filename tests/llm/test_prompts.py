@@ -274,7 +274,12 @@ async def test_a_prompt_counts_until_its_thread_is_done_with_it(monkeypatch):
     threads, gate = TokenizerThreads(longest_wait_s=1), threading.Event()
     threads._pace_s = 2
     running = threading.Event()
-    left = asyncio.create_task(threads.prompt("m", lambda: running.set() or gate.wait()))  # type: ignore[func-returns-value]
+
+    def make() -> None:
+        running.set()
+        gate.wait()
+
+    left = asyncio.create_task(threads.prompt("m", make))
     await asyncio.to_thread(running.wait, 30)
     left.cancel()
     await asyncio.wait([left])

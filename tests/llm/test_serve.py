@@ -26,6 +26,7 @@ from triton_distributed.llm.http.limits import MAX_HEAD_BYTES
 from triton_distributed.llm.models.delta import Delta
 
 CLIENTS = 40
+_pauses = random.Random(40)
 
 
 class App:
@@ -35,11 +36,11 @@ class App:
     running = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await asyncio.sleep(random.random() * 2 * MS)
+        await asyncio.sleep(_pauses.random() * 2 * MS)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         if scope["path"] == "/stream":
             await send({"type": "http.response.body", "body": b"begun", "more_body": True})
-            await asyncio.sleep(random.random() * 20 * MS)
+            await asyncio.sleep(_pauses.random() * 20 * MS)
         await send({"type": "http.response.body", "body": b"done"})
 
 
@@ -59,12 +60,12 @@ class Client:
                 return
             try:
                 while await self._ask(reader, writer):
-                    await asyncio.sleep(random.random() * 5 * MS)
+                    await asyncio.sleep(_pauses.random() * 5 * MS)
             finally:
                 writer.close()
 
     async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        path = random.choice(["/whole", "/stream"])
+        path = _pauses.choice(["/whole", "/stream"])
         writer.write(f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
         head = await reader.readuntil(b"\r\n\r\n")  # IncompleteReadError: the request was reset.
         assert head.startswith(b"HTTP/1.1 200 ")

@@ -59,9 +59,11 @@ class Merged:
         """End all answers."""
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for answer in self.answers:  # A task that was cancelled before its first step has closed nothing.
-            await answer.aclose()
+        try:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        finally:
+            for answer in self.answers:  # A task that was cancelled before its first step has closed nothing.
+                await answer.aclose()
 
     async def _read(self, index: int, answer: Answer) -> None:
         last: BaseException | None = None
