@@ -54,7 +54,7 @@ MAX_BODY_BYTES = 32 * 1024 * 1024
 """A prompt of a million tokens has about 5 MB; lists of token ids need twice that."""
 
 MAX_HELD_BYTES = 512 * 1024 * 1024
-"""More than twice what 1,000 prompts of 20,000 tokens hold."""
+"""About what 1,000 prompts of 20,000 tokens hold."""
 
 _read_chat = msgspec.json.Decoder(ChatBody).decode
 _read_completion = msgspec.json.Decoder(CompletionBody).decode
@@ -77,8 +77,8 @@ def openai_app(
         models: which models there are. It is open while the app runs.
         heartbeat_s: seconds without an event after which a stream sends a comment.
         max_body_bytes: the largest body of a request.
-        max_held_bytes: memory of the requests that run, by an estimate: three times their bodies, and 100 bytes for
-            each value of a body above 1 MiB. What is above it is refused.
+        max_held_bytes: memory of the requests that run, by an estimate: four times their bodies, and 130 bytes for
+            each value of a body above 4 KiB. What is above it is refused.
     """
     return OpenAIApp(models, heartbeat_s, max_body_bytes, max_held_bytes)
 
