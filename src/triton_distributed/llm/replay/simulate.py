@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import random
 from heapq import heappop, heappush
+from itertools import islice
 
 from triton_distributed.llm.contract.errors import InvalidParameter
 from triton_distributed.llm.engines.mock.cache import Cache
@@ -108,11 +109,10 @@ def simulate(
 class _Request:
     """A request on its way."""
 
-    __slots__ = ("booking", "end_s", "engine", "first_s", "of", "question", "sequence", "token_s")
+    __slots__ = ("booking", "end_s", "engine", "first_s", "of", "sequence", "token_s")
 
     def __init__(self, of: TraceRequest, sequence: Sequence) -> None:
         self.of, self.sequence = of, sequence
-        self.question: Question | None = None
         self.booking: Booking | None = None
         self.engine = -1
         self.first_s = self.end_s = -1.0
@@ -184,6 +184,7 @@ class _Run:
             if now >= noted_s:
                 self._note(now)
                 noted_s = now + every_s
+        assert not self._router.held, "workers that do nothing have room"
 
     def served(self) -> list[Served]:
         """What became of the requests, in the order of their arrival."""
@@ -239,7 +240,7 @@ class _Run:
             return
         preemptions = scheduler.preemptions
         step = engine.step = scheduler.step()
-        for sequence in list(scheduler.waiting)[: scheduler.preemptions - preemptions]:
+        for sequence in islice(scheduler.waiting, scheduler.preemptions - preemptions):
             self._of[sequence].token_s = now
         self._apply_events(engine)
         took_s = engine.timing.step_ms(step, scheduler.cache) / 1000
