@@ -7,6 +7,7 @@ import asyncio
 import triton_distributed as trd
 from triton_distributed.llm import Engine, EngineMetrics, Model, ModelCard, Models, Output, Request, Usage, packed
 from triton_distributed.llm.contract.cache import BlocksRemoved, BlocksStored, CacheCleared, CacheEvents
+from triton_distributed.llm.contract.watching import Blocks, WatchRequest, WatchUpdate
 from triton_distributed.llm.router import feed as feeds
 from triton_distributed.llm.router.model_router import ModelRouter
 from triton_distributed.llm.routing.keys import block_keys
@@ -229,6 +230,34 @@ async def test_a_worker_without_the_endpoint_is_routed_by_load(monkeypatch):
         assert placed.instance_id == served.instance.id
         assert router.states()[0].mode == "off"
         placed.release()
+        await router.close()
+
+
+async def test_a_worker_that_sends_nonsense_is_routed_by_load_and_asked_again(monkeypatch):
+    monkeypatch.setattr(feeds, "RETRY_S", (0.001, 0.01))
+    async with connect() as worker, connect() as here:
+        place = f"models.{ModelCard(name='odd').component}"
+        good = asyncio.Event()
+        opened = 0
+
+        async def watch(request):
+            nonlocal opened
+            opened += 1
+            keys = bytes(8) if good.is_set() else b"odd"
+            yield WatchUpdate(begins=True, mode="exact", blocks=[Blocks(0, "stored", keys)])
+            await asyncio.Event().wait()
+
+        async def generate(request):
+            yield request
+
+        await worker.serve(trd.Stream[WatchRequest, WatchUpdate](f"{place}.watch"), watch)
+        await worker.serve(f"{place}.generate", generate)
+        router = router_of(here, ModelCard(name="odd"))
+        await until(lambda: opened > 4 and router.states()[0].mode == "off")
+        (await router.place(question(prompt(10)))).release()
+        good.set()
+        await until(lambda: watched(router))
+        assert (router.states()[0].mode, len(router.core.index)) == ("exact", 1)
         await router.close()
 
 

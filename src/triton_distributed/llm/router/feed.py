@@ -8,9 +8,9 @@ import random
 from typing import Final, Protocol
 
 from triton_distributed.api.connection import Connection
-from triton_distributed.api.contracts import ContractMismatch, Stream
+from triton_distributed.api.contracts import Stream
 from triton_distributed.calling.candidates import Candidates
-from triton_distributed.errors import RuntimeClosed, TritonError
+from triton_distributed.errors import RuntimeClosed
 from triton_distributed.llm.contract.watching import WatchRequest, WatchUpdate, keys_of
 from triton_distributed.llm.routing.bookings import Booking
 from triton_distributed.llm.routing.router import Router
@@ -115,8 +115,8 @@ class Feed:
                         reason = "the stream has ended"
                 except RuntimeClosed:
                     return
-                except (TritonError, ContractMismatch, ValueError) as error:
-                    reason = str(error)
+                except Exception as error:  # A worker of another version may send anything.
+                    reason = str(error) or type(error).__name__
                 self._lost(reason)
                 await asyncio.sleep(min(RETRY_S[1], RETRY_S[0] * 2**self._failures) * random.uniform(0.5, 1.0))
         finally:
@@ -199,7 +199,7 @@ class Feed:
         self._release()
         self._failures = min(self._failures + 1, 10)
         core = self._router.core
-        if self._failures == PATIENCE:
+        if self._failures >= PATIENCE:
             for worker, known in core.workers.items():
                 if worker[0] == self._instance_id and known.mode != "off":
                     known.mode = "off"
