@@ -64,8 +64,15 @@ async def test_a_model_has_left_with_its_last_worker() -> None:
     async with connect() as one, connect() as two, connect() as here, Models(here) as models:
         first, second = await serve_model(one, Echo("m")), await serve_model(two, Echo("m"))
         model = await models.wait_for("m", 10)
-        leaving = asyncio.ensure_future(models.has_left(model))
-        await first.stop()
+        known = models._watch.table.entries[model.card.component].instances
+        async with asyncio.timeout(10):
+            while len(known) < 2:
+                await asyncio.sleep(0)
+            leaving = asyncio.ensure_future(models.has_left(model))
+            await first.stop()
+            while len(known) > 1:  # The news of the first worker's end comes.
+                await asyncio.sleep(0)
+        await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert not leaving.done()
         await second.stop()
