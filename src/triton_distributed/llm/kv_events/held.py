@@ -298,37 +298,49 @@ class HeldBlocks:
         return run, place + 1
 
     def _remove(self, names: list[int]) -> None:
-        blocks = self._of
+        blocks, removed = self._of, self._removed
+        end = blocks.get(names[-1]) if len(names) > 1 else None
+        if end is not None and end.hashes[-1] == names[-1]:
+            names = names[::-1]  # From the end of a run on, each takes a short way.
         near, likely = None, 0
         for name in names:
             run = blocks.get(name)
             if run is None:
                 self.unknown += 1
                 continue
+            hashes, children = run.hashes, run.children
+            last = len(hashes) - 1
+            if hashes[last] == name and not run.further and (children is None or last + 1 not in children):
+                hashes.pop()
+                del blocks[name]
+                held = last < run.reach
+                if held:
+                    run.reach = last
+                keys, before = run.keys, (run.lead + last * run.block_tokens) // run.key_tokens
+                while len(keys) > before:
+                    key = keys.pop()
+                    if held:
+                        removed.append(key)
+                if run.tokens is not None:
+                    del run.tokens[4 * (run.lead + last * run.block_tokens) :]
+                if not last or run.missing:
+                    self._trim(run)
+                continue
             place = run.place(name, likely if run is near else 0)
             near, likely = run, place + 1
             if run.missing is not None and place in run.missing:
                 self.unknown += 1
-                continue
-            if run.further is not None and place in run.further:
+            elif run.further is not None and place in run.further:
                 run.further[place] -= 1
                 if not run.further[place]:
                     del run.further[place]
-                continue
-            if place == len(run.hashes) - 1 and not run.has_children_at(place + 1):
-                before = run.keys_of(place)
+            else:
                 if place < run.reach:
-                    self._removed += run.keys[before:]
-                    run.reach = place
-                self._drop_last(run, before)
-                if not place or run.missing:
-                    self._trim(run)
-                continue
-            if place < run.reach:
-                self._hide(run, place)
-            if run.missing is None:
-                run.missing = set()
-            run.missing.add(place)
+                    self._hide(run, place)
+                if run.missing is None:
+                    run.missing = set()
+                run.missing.add(place)
+                self._trim(run)
 
     def _hide(self, run: _Run, place: int) -> None:
         """A block is missing: it and all after it do not count any more."""
@@ -360,7 +372,10 @@ class HeldBlocks:
             hashes, missing = run.hashes, run.missing
             while missing and len(hashes) - 1 in missing and not run.has_children_at(len(hashes)):
                 missing.discard(len(hashes) - 1)
-                self._drop_last(run, run.keys_of(len(hashes) - 1))
+                del self._of[hashes.pop()]
+                del run.keys[run.keys_of(len(hashes)) :]
+                if run.tokens is not None:
+                    del run.tokens[4 * (run.lead + len(hashes) * run.block_tokens) :]
             if hashes:
                 return
             del self._runs[run]
@@ -373,13 +388,6 @@ class HeldBlocks:
                     return
                 del parent.children[run.at]
             run = parent
-
-    def _drop_last(self, run: _Run, keys: int) -> None:
-        """Forget the last block of a run, and all but its first keys."""
-        del self._of[run.hashes.pop()]
-        del run.keys[keys:]
-        if run.tokens is not None:
-            del run.tokens[4 * (run.lead + len(run.hashes) * run.block_tokens) :]
 
     def _warn(self, text: str) -> None:
         """Log a text once."""
