@@ -126,6 +126,16 @@ def test_blocks_after_an_unknown_one_are_counted_and_passed_over(caplog: pytest.
     assert held.unknown == 1
 
 
+def test_events_without_blocks_change_nothing() -> None:
+    held = HeldBlocks(4)
+    held.apply([stored(A, 4)])
+    nothing = BlocksStored(hashes=[], parent=name(A, int), tokens=b"", block_tokens=4)
+    assert not held.apply([nothing, BlocksStored(hashes=[], parent=None, tokens=b"", block_tokens=4), removed()])
+    assert set().union(*held.snapshot()) == set(keys(A))
+    held.apply([removed(A), removed(A[:12]), removed(A[:8]), removed(A[:4])])
+    assert (len(held), list(held.snapshot()), held.malformed) == (0, [], 0)
+
+
 def test_a_cleared_cache_holds_nothing() -> None:
     held = HeldBlocks(4)
     held.apply([stored(A, 4)])

@@ -215,6 +215,8 @@ class HeldBlocks:
 
     def _store(self, event: BlocksStored) -> None:
         names, size = _names(event.hashes), event.block_tokens
+        if not names:
+            return
         if size < 1 or len(event.tokens) != 4 * size * len(names) or len(set(names)) != len(names):
             self.malformed += 1
             self._warn(

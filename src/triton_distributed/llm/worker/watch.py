@@ -138,7 +138,10 @@ class Watching:
         held = self._held.get(events.rank)
         if held is None:
             held = self._held[events.rank] = HeldBlocks(self._block_tokens)
-        if change := held.apply(events.events):
+        change = held.apply(events.events)
+        if held.ambiguous:  # It has logged why its events do not count.
+            self._switch("approximate", silent=False)
+        elif change:
             self._changed(events.rank, change)
 
     # Requests.
