@@ -225,9 +225,10 @@ def test_many_batches_do_not_hold_the_loop() -> None:
         for token in range(1, 5001):
             publisher.publish(batch(token))
         turns = 0
-        while 5000 not in heard.found[-1:]:
-            await asyncio.sleep(0)
-            turns += 1
+        async with asyncio.timeout(60):
+            while heard.found[-1:] != [5000]:
+                await asyncio.sleep(0)
+                turns += 1
         assert turns > 5
 
     with_both(check)

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 KEPT = 10_000
 """Batches that can be asked for later, as many as vLLM keeps."""
 
+QUEUED = 100_000
+"""Batches that wait for a slow listener, as with vLLM. Further ones are lost for it."""
+
 _END = b"\xff" * 8
 
 
@@ -51,6 +54,7 @@ class EventPublisher:
             raise ImportError("KV events over ZeroMQ need pyzmq: pip install 'triton-distributed[kv]'") from error
         self._context = zmq.asyncio.Context()
         self._events = zmq.Socket(self._context, zmq.PUB)  # It never waits, so it needs no coroutine.
+        self._events.sndhwm = QUEUED
         replies = self._context.socket(zmq.ROUTER)
         self._sockets = [self._events, replies]
         try:
