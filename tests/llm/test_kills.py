@@ -46,7 +46,7 @@ async def undisturbed(request: Request) -> list[int]:
 
 @pytest.mark.leaves("socket files", reason="a killed process cannot remove its own; the next worker does")
 async def test_every_answer_is_whole_when_workers_are_killed(trd_dir: Path, tmp_path: Path) -> None:
-    card = MockEngine(answer_tokens=0).model.published
+    card = MockEngine(itl_ms=ITL_MS, answer_tokens=0).model.published
     prompts = Prompts(card, ByteTokenizer(), None, TokenizerThreads())
     async with (
         program(tmp_path, WORKER) as first,
