@@ -277,6 +277,24 @@ def test_a_prefill_that_was_cancelled_teaches_nothing() -> None:
     assert known.work.waiting_tokens == 0
 
 
+def test_many_requests_with_one_prefix_do_not_all_wait_for_its_holder() -> None:
+    routes = router()
+    routes.index.store(A, range(500))
+    for at in range(200):
+        routes.hold(Question(tokens=64 * 600, keys=[*range(500), *range(1000 * at, 1000 * at + 100)]))
+    sent = []
+    while leaves := routes.leaving(0.0):
+        routes.book(*leaves, 0.0)
+        sent.append(leaves[1].chosen.worker)
+    assert sent.count(A) > 3
+    assert sent.count(B) >= 1
+    for known in routes.workers.values():
+        assert abs(known.queued_s - sum(each.prefill_s for each in known.preferred)) < 1e-9
+        for held in list(known.preferred):
+            routes.withdraw(held.question)
+        assert known.queued_s == 0.0
+
+
 def test_a_new_worker_is_thought_to_be_like_the_known_ones() -> None:
     routes = router()
     for at in range(50):

@@ -30,8 +30,11 @@ from triton_distributed.routing.load import LoadBook
 AHEAD_S = 1.0
 """Seconds of prefill that a worker has booked at most when a further request is sent to it."""
 
-LOOK = 64
-"""Held requests of one worker that are looked at for the next one to leave: those that have been its longest."""
+LOOK = 256
+"""Held requests that are looked at for the next one to leave, over all workers: those that have been theirs longest."""
+
+LOOK_LEAST = 16
+"""Those of one worker, however many workers there are."""
 
 REFRESHED = 2
 """Held requests that are weighed anew at each change, wherever they would go."""
@@ -41,6 +44,9 @@ MOST_WEIGHED = 16
 
 MOST_NEW = 64
 """Requests that have just come and are weighed at most in one call, so that it takes some 2 ms."""
+
+QUEUED = 0.5
+"""The part of a worker's held requests that leave before one more: shorter ones do."""
 
 PATIENCE_S = 0.1
 """Is added to the time that a request has waited, so that the ratio of one that has just come is no division by 0."""
@@ -62,7 +68,7 @@ class KnownWorker:
         kv_used: the part of its KV cache that requests hold.
     """
 
-    __slots__ = ("instance", "kv_used", "mode", "preferred", "silent", "speed", "work", "worker")
+    __slots__ = ("instance", "kv_used", "mode", "preferred", "queued_s", "silent", "speed", "work", "worker")
 
     def __init__(self, worker: Worker, instance: Instance, load: LoadBook, like: PrefillSpeed | None) -> None:
         self.worker, self.instance = worker, instance
@@ -72,6 +78,7 @@ class KnownWorker:
         self.silent = False
         self.kv_used = 0.0
         self.preferred: dict[_Held, None] = {}  # Held requests for which it was chosen last.
+        self.queued_s = 0.0  # Seconds of their prefill.
 
 
 class _Held:
@@ -169,13 +176,21 @@ class Router:
         """Whether a request for this worker, which is known, may leave now."""
         return self.workers[worker].work.wait_s < self._ahead_s
 
-    def weigh(self, question: Question, now: float, among: Collection[Worker] | None = None) -> Decision | None:
+    def weigh(
+        self,
+        question: Question,
+        now: float,
+        among: Collection[Worker] | None = None,
+        own: KnownWorker | None = None,
+        own_s: float = 0.0,
+    ) -> Decision | None:
         """Let the policy choose now. Nothing is booked.
 
         Args:
             question: the request.
             now: seconds, on the router's clock.
             among: the workers that may be chosen, of which unknown ones are passed over; None for all.
+            own, own_s: a worker, and seconds of the held requests that prefer it which are not before this one.
 
         Returns:
             The decision; None if there is no such worker.
@@ -210,7 +225,7 @@ class Router:
                     counted,
                     prefill_s,
                     saved_s,
-                    work.expected_wait_s(now),
+                    work.expected_wait_s(now) + QUEUED * (known.queued_s - (own_s if known is own else 0.0)),
                     len(work.waiting),
                     work.running,
                     work.waiting_tokens,
@@ -301,7 +316,7 @@ class Router:
                 room.append(known)
         decisions: dict[_Held, Decision] = {}
         for held in list(islice(self._new, MOST_NEW)):
-            self._weigh_held(held, now, among, decisions)
+            self._weigh_held(held, now, among, decisions, held.prefill_s)
         if not changed or not room:
             return None
         stale = REFRESHED if self._refreshed_at < now else 0
@@ -310,12 +325,13 @@ class Router:
         self._refreshed_at = now
         for held in list(islice(self._held.values(), stale)):
             if held not in decisions:
-                self._weigh_held(held, now, among, decisions)
+                self._weigh_held(held, now, among, decisions, held.prefill_s)
         most = len(decisions) + MOST_WEIGHED
+        look = max(LOOK_LEAST, LOOK // len(self.workers))
         order = [
             (held.prefill_s / (now - held.question.since + PATIENCE_S), held.question.since, id(held), held)
             for known in room
-            for held in islice(known.preferred, LOOK)
+            for held in islice(known.preferred, look)
         ]
         heapify(order)
         while order:
@@ -327,7 +343,7 @@ class Router:
                     decision.held_s = now - question.since
                     return question, decision
                 heappop(order)
-            elif len(decisions) < most and self._weigh_held(held, now, among, decisions):
+            elif len(decisions) < most and self._weigh_held(held, now, among, decisions, inf):
                 ratio = held.prefill_s / (now - held.question.since + PATIENCE_S)
                 heapreplace(order, (ratio, *order[0][1:]))
             else:
@@ -336,13 +352,17 @@ class Router:
         return None
 
     def _weigh_held(
-        self, held: _Held, now: float, among: Collection[Worker] | None, decisions: dict[_Held, Decision]
+        self, held: _Held, now: float, among: Collection[Worker] | None, decisions: dict[_Held, Decision], own_s: float
     ) -> bool:
-        """Weigh a held request, and remember it under the chosen worker. Returns whether there is one."""
+        """Weigh a held request, and remember it under the chosen worker. Returns whether there is one.
+
+        `own_s` is at most what the worker that it prefers has to do for held requests, and is not counted there.
+        """
         question = held.question
         self._held[question] = self._held.pop(question)
         try:
-            decision = self.weigh(question, now, among)
+            own = held.prefers
+            decision = self.weigh(question, now, among, own, 0.0 if own is None else min(own_s, own.queued_s))
         except PolicyFailed:
             self.withdraw(question)
             raise
@@ -351,18 +371,21 @@ class Router:
             self._new[held] = None
             return False
         decisions[held] = decision
-        held.prefill_s = decision.chosen.prefill_s
-        self._place(held, self.workers[decision.chosen.worker])
+        self._place(held, self.workers[decision.chosen.worker], decision.chosen.prefill_s)
         return True
 
-    def _place(self, held: _Held, known: KnownWorker | None) -> None:
+    def _place(self, held: _Held, known: KnownWorker | None, prefill_s: float = 0.0) -> None:
         before = held.prefers
-        if before is known and known is not None:
-            return
+        if before is not None:
+            before.queued_s = before.queued_s - held.prefill_s if len(before.preferred) > 1 else 0.0
+        held.prefill_s = prefill_s
+        if known is not None:
+            known.queued_s += prefill_s
+            if before is known:
+                return
+            known.preferred[held] = None
         if before is not None:
             del before.preferred[held]
         else:
             self._new.pop(held, None)
         held.prefers = known
-        if known is not None:
-            known.preferred[held] = None
