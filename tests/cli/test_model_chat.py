@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from tests.cli.terminal import Terminal
+from tests.timing import PATIENCE_S
 from triton_distributed.cli.failure import Failure
 from triton_distributed.cli.main import main
 from triton_distributed.cli.model.chat import Chat
@@ -102,6 +103,7 @@ class Slow(http.server.BaseHTTPRequestHandler):
     """Answers a message with the same text, and never ends the answer to `wait`."""
 
     said: ClassVar[list[str]] = []
+    left: ClassVar[threading.Event]
 
     def do_POST(self) -> None:
         messages = json.loads(self.rfile.read(int(self.headers["content-length"])))["messages"]
@@ -112,7 +114,7 @@ class Slow(http.server.BaseHTTPRequestHandler):
         self.wfile.write(f"data: {json.dumps({'choices': [{'delta': {'content': text}}]})}\n\n".encode())
         if self.said[-1] == "wait":
             self.connection.recv(1)  # Until the client leaves.
-            self.said.append("left")
+            self.left.set()
         else:
             self.wfile.write(b"data: [DONE]\n\n")
 
@@ -122,6 +124,7 @@ class Slow(http.server.BaseHTTPRequestHandler):
 
 def test_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Slow, "said", [])
+    monkeypatch.setattr(Slow, "left", threading.Event(), raising=False)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -139,6 +142,7 @@ def test_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
             terminal.shows("> ")
             terminal.press("more\n")
             terminal.shows("got 'more' after 4")
+            assert Slow.left.wait(PATIENCE_S)
             terminal.shows("> ")
             terminal.press("\x04")
             assert terminal.end()[0] == 0
@@ -146,7 +150,7 @@ def test_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
             terminal.close()
             server.shutdown()
             thread.join()
-    assert Slow.said[:3] == ["one\ntwo", "wait", "left"]
+    assert Slow.said == ["one\ntwo", "wait", "more"]
 
 
 def test_wrong_uses_are_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
