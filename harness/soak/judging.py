@@ -21,7 +21,10 @@ MOST = {"objects": 500, "blocks": 2_000, "allocated": 1 << 20}
 # The caches of each endpoint hold up to three lost workers until their next use. These are values and not counted. Nor
 # are the numbers in statistics, which have a bound; the statistics themselves are counted.
 MOST_OWN, MOST_ENTRIES = 16, 40
-STATISTICS = ("triton_distributed.observe.histogram.", "Histogram.", "CallStats.whole", "RequestStats.whole")
+STATISTICS = (
+    "triton_distributed.observe.histogram.", "Histogram.",
+    "CallStats.ended", "CallStats.whole", "RequestStats.ended", "RequestStats.whole",
+)  # fmt: skip
 VALUES = ("triton_distributed.names.", "Instance.", "EndpointName.", *STATISTICS)
 COUNTED = ("descriptors", "tasks", "threads", "running")
 

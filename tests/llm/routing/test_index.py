@@ -36,13 +36,13 @@ def tree(rng: random.Random, chains: int, depth: int) -> list[list[int]]:
     return found
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_random_events_give_the_depths_of_a_naive_model(seed: int) -> None:
     rng = random.Random(seed)
     prompts = tree(rng, 60, 24)
     index: PrefixIndex[int] = PrefixIndex()
     naive = Naive()
-    for _ in range(3_000):
+    for _ in range(600):
         worker = rng.randrange(5)
         event = rng.random()
         if worker not in naive.held:
