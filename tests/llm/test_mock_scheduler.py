@@ -378,7 +378,8 @@ def test_no_block_is_lost_or_freed_twice(actions, blocks, slots, batch_tokens):
         own = sum(each.blocks - each.stored for each in scheduler.running)
         assert cache.used == len(shared) + own <= blocks, "exactly the blocks of running sequences are held"
         for each in scheduler.running:
-            assert each.blocks * 4 >= each.prompt_tokens + each.generated - 1 or each.generated == 0
+            if each is not scheduler._piece:  # A preempted sequence may be computed anew in pieces.
+                assert each.blocks * 4 >= each.prompt_tokens + each.generated - 1 or each.generated == 0
         assert not any(each.blocks for each in scheduler.waiting)
 
     def step():

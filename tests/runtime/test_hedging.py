@@ -46,8 +46,10 @@ async def two(cluster: Cluster) -> tuple[Worker, Worker, Client]:
 
 async def test_the_second_answers_and_the_first_is_cancelled(cluster: Cluster) -> None:
     one, other, client = await two(cluster)
+    call = asyncio.ensure_future(client.call(1, idempotent=True, hedge_after_s=0.01))
+    await until(lambda: one.began and other.began)
     other.go.set()
-    assert await patiently(client.call(1, idempotent=True, hedge_after_s=0.01)) == "other"
+    assert await patiently(call) == "other"
     await patiently(one.cancelled.wait())
     assert (one.began, other.began) == (1, 1)
 
