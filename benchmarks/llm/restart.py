@@ -35,6 +35,7 @@ from triton_distributed.llm.contract.cache import BlocksStored, CacheEvents, Pub
 from triton_distributed.llm.router.model_router import ModelRouter
 from triton_distributed.llm.routing.keys import block_keys
 from triton_distributed.llm.routing.policies.kv import kv
+from triton_distributed.llm.routing.router import Router
 from triton_distributed.llm.routing.view import Question
 
 MODEL = Model(card=ModelCard(name="held", kv_block_tokens=64), tokenizer="bytes")
@@ -116,7 +117,7 @@ async def route(begun_s: float, owners: list[int], count: int) -> dict[str, Any]
             loop.call_later(BEAT_S, beat, now + BEAT_S)
 
         beat(loop.time())
-        router = ModelRouter(here, ("models", MODEL.published.component), kv, "kv")
+        router = ModelRouter(here, ("models", MODEL.published.component), Router(kv, "kv"))
         endpoint = Stream[Request, Output](f"models.{MODEL.published.component}.generate")
         answered_before = 0
 

@@ -16,6 +16,7 @@ from triton_distributed.llm.contract.watching import WatchRequest, WatchUpdate, 
 from triton_distributed.llm.router.model_router import ModelRouter
 from triton_distributed.llm.routing.keys import block_keys
 from triton_distributed.llm.routing.policies.kv import kv
+from triton_distributed.llm.routing.router import Router
 from triton_distributed.llm.routing.view import Question
 from triton_distributed.llm.worker import subscriber
 from triton_distributed.llm.worker.serve import serve_model
@@ -79,7 +80,7 @@ async def faults(seed: int) -> None:
     chance = random.Random(seed)
     async with LocalNetwork() as network:
         component = Model(card=CARD, tokenizer="bytes").published.component
-        routers = [ModelRouter(network, ("models", component), kv, "kv") for _ in range(2)]
+        routers = [ModelRouter(network, ("models", component), Router(kv, "kv")) for _ in range(2)]
         fleet: list[tuple[LocalConnection, Engineered, int]] = []
         texts = prompts(40)
         outcomes: dict[str, int] = {}

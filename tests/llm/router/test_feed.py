@@ -12,6 +12,7 @@ from triton_distributed.llm.router import feed as feeds
 from triton_distributed.llm.router.model_router import ModelRouter
 from triton_distributed.llm.routing.keys import block_keys
 from triton_distributed.llm.routing.policies.kv import kv
+from triton_distributed.llm.routing.router import Router
 from triton_distributed.llm.routing.view import Question
 from triton_distributed.llm.worker import subscriber
 from triton_distributed.llm.worker import watch as watch_module
@@ -55,7 +56,7 @@ def connect():
 
 
 def router_of(here, card, **options):
-    return ModelRouter(here, ("models", card.component), kv, "kv", **options)
+    return ModelRouter(here, ("models", card.component), Router(kv, "kv"), **options)
 
 
 def prompt(blocks, first=0):

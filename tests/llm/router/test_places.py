@@ -12,6 +12,7 @@ from triton_distributed.errors import Overloaded
 from triton_distributed.llm.router import model_router
 from triton_distributed.llm.router.model_router import ModelRouter
 from triton_distributed.llm.routing.policies.kv import kv
+from triton_distributed.llm.routing.router import Router
 from triton_distributed.llm.routing.view import Question
 
 NAME = "models.tiny.generate"
@@ -28,7 +29,7 @@ async def echo(request):
 
 
 def router_of(here, **options):
-    return ModelRouter(here, ("models", "tiny"), kv, "kv", **options)
+    return ModelRouter(here, ("models", "tiny"), Router(kv, "kv"), **options)
 
 
 def works(router):

@@ -12,6 +12,7 @@ from triton_distributed.llm.engines.mock.engine import MockEngine
 from triton_distributed.llm.router.model_router import ModelRouter
 from triton_distributed.llm.routing.keys import block_keys
 from triton_distributed.llm.routing.policies.kv import kv
+from triton_distributed.llm.routing.router import Router
 from triton_distributed.llm.routing.view import Question
 from triton_distributed.llm.worker.serve import serve_model
 from triton_distributed.testing import LocalNetwork, run_in_virtual_time
@@ -25,7 +26,7 @@ async def hit_rate(front_ends: int, conversations: int, turns: int, workers: int
         served = [await serve_model(await network.worker(), each) for each in engines]
         component = served[0].card.component
         endpoint = trd.Stream[Request, Output](f"models.{component}.{GENERATE}")
-        routers = [ModelRouter(network, ("models", component), kv, "kv") for _ in range(front_ends)]
+        routers = [ModelRouter(network, ("models", component), Router(kv, "kv")) for _ in range(front_ends)]
 
         async def turn(history: list[int]) -> None:
             router, prompt = chance.choice(routers), packed(history)

@@ -228,6 +228,6 @@ def _check_choice(body: ChatBody) -> None:
     name = function.get("name") if isinstance(function, dict) else None
     known = [each["function"].get("name") for each in body.tools if isinstance(each.get("function"), dict)]
     if name is None:
-        raise InvalidParameter("tool_choice", "is none, auto, required, or an object with function.name")
+        raise InvalidParameter("tool_choice", "must be 'none', 'auto', 'required', or an object with function.name")
     if name not in known:
         raise InvalidParameter("tool_choice", f"{name!r} is not the name of a tool")

@@ -479,7 +479,7 @@ def _why(error: Refusal | NoInstances | ConnectionFailed) -> str:
     """Why no worker takes the rest of an answer, for callers: without an address."""
     if isinstance(error, Overloaded):
         return ": they are at capacity"
-    return ": there is none" if isinstance(error, NoInstances) else ""
+    return ": no worker is left" if isinstance(error, NoInstances) else ""
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

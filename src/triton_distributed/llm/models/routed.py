@@ -13,7 +13,6 @@ from triton_distributed.llm.models.route_counts import counts_of
 from triton_distributed.llm.router.model_router import ModelRouter, WorkerState
 from triton_distributed.llm.router.placement import Placement
 from triton_distributed.llm.routing.keys import block_keys, indexed_tokens, seed_of
-from triton_distributed.llm.routing.policies.kv import kv
 from triton_distributed.llm.routing.router import Router
 from triton_distributed.llm.routing.view import Decision, Question, RoutingPolicy
 
@@ -43,10 +42,8 @@ class Routed:
         self.router = ModelRouter(
             connection,
             (namespace, card.component),
-            kv,
-            core.policy,
+            core,
             block_tokens=indexed_tokens(card.kv_block_tokens),
-            core=core,
         )
         self.counts = counts_of(connection).of_model(card.name, core)
         self._hashed: tuple[bytes, str, int, Sequence[int]] = (b"", "", 0, ())  # The last prompt and its keys.

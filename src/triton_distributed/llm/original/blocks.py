@@ -146,7 +146,7 @@ class Blocks:
     def events(self) -> Iterator[RouterEvent]:
         """An event for each block, parents first, from which other blocks of the same content can be made.
 
-        There are none without `tells`.
+        A store without `tells` has no events.
         """
         number = 0
         for (worker_id, rank), held in self._origins.items():

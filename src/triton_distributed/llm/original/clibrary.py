@@ -223,11 +223,7 @@ def answer_missing_libraries() -> None:
         try:
             original(self, name, *arguments, **options)
         except OSError:
-            if (
-                not isinstance(name, str | os.PathLike)
-                or os.path.basename(name) not in LIBRARIES
-                or os.path.exists(name)
-            ):
+            if not _is_ours(name):
                 raise
             logger.info("%s is missing: the functions of this runtime answer for it", name)
             vars(self).update(_functions(), _name=os.fspath(name), _handle=0)

@@ -29,7 +29,7 @@ class Loads:
             tokens: of the prompt.
 
         Returns:
-            The worker's id; None if all are at capacity, or there is none.
+            The worker's id; None if no worker is known, or all are at capacity.
         """
         loads = self.by_worker
         if not loads:

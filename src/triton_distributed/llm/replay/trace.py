@@ -96,7 +96,7 @@ def read_trace(path: str | Path, *, block_tokens: int = BLOCK_TOKENS) -> Trace:
         block_tokens: tokens for which one hash id stands.
 
     Raises:
-        InvalidParameter: a line is invalid, or there is none. The text has the line's number.
+        InvalidParameter: a line is invalid (the text has its number), or the file has no line.
         OSError: the file cannot be read.
     """
     path = Path(path)

@@ -22,7 +22,7 @@ from triton_distributed.llm.router.feed import RETRY_S, Feed, Pace
 from triton_distributed.llm.router.placement import Placement
 from triton_distributed.llm.routing.bookings import Booking
 from triton_distributed.llm.routing.router import Router
-from triton_distributed.llm.routing.view import Decision, Mode, PolicyFailed, Question, RoutingPolicy, Worker
+from triton_distributed.llm.routing.view import Decision, Mode, PolicyFailed, Question, Worker
 from triton_distributed.names import EndpointName, Instance
 
 logger = logging.getLogger("triton_distributed.llm")
@@ -68,10 +68,8 @@ class ModelRouter:
     Args:
         connection: calls the workers.
         component: the model's endpoints, as `namespace.component`.
-        policy: chooses among candidates.
-        name: the policy's name.
+        core: the index, the bookings and the policy.
         block_tokens: tokens in a block of the index; see `indexed_tokens`.
-        core: the index, the bookings and the policy; by default new ones with `policy`.
 
     Attributes:
         id: names this router in the requests that it places.
@@ -82,15 +80,12 @@ class ModelRouter:
         self,
         connection: Connection,
         component: tuple[str, str],
-        policy: RoutingPolicy,
-        name: str,
+        core: Router,
         *,
         block_tokens: int = 64,
-        core: Router | None = None,
     ) -> None:
         self.id = secrets.randbits(63) | 1
-        self.core = Router(policy, name) if core is None else core
-        self.block_tokens = block_tokens
+        self.core, self.block_tokens = core, block_tokens
         self._connection, self._loop, self._thread = connection, asyncio.get_running_loop(), get_ident()
         self._candidates: Candidates = connection.runtime.candidates(EndpointName(*component, GENERATE))
         self._watch = Stream[WatchRequest, WatchUpdate](".".join((*component, WATCH)))

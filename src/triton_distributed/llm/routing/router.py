@@ -293,7 +293,7 @@ class Router:
             self._new.pop(held, None)
 
     def leaving(self, now: float, among: Collection[Worker] | None = None) -> tuple[Question, Decision] | None:
-        """The next held request whose worker has room, which leaves the router; None if there is none.
+        """The next held request whose worker has room. It leaves the router. None if no request can leave.
 
         Book it before the next call. Call this until it returns None after each `hold`, first output and release, and
         while requests are held at least each second: a worker that stalls tells nothing.
