@@ -10,6 +10,7 @@ from triton_distributed.llm import (
     Embeddings,
     EmbedRequest,
     Engine,
+    EngineDead,
     EngineMetrics,
     InvalidParameter,
     LLMError,
@@ -195,6 +196,24 @@ async def test_the_older_one_withdraws_if_the_younger_one_stays(monkeypatch):
         with monkeypatch.context() as clock, pytest.raises(ModelConflict, match="context_tokens: 8 here, 4 there"):
             clock.setattr("time.time", lambda: 1.0)  # Its clock is late: it seems to be the older one.
             await serve_model(second, Echo(context_tokens=8))
+
+
+async def test_a_worker_whose_engine_is_dead_leaves_and_ends_with_that_error(caplog):
+    dead, other = Echo(script=[Output([1]), EngineDead("out of memory")]), Echo()
+    dead.hold = asyncio.Event()
+    async with connect() as worker, connect() as here:
+        served = await serve_model(worker, dead)
+        found = aiter(here.stream(generate(served.card), Request()))
+        await anext(found)
+        with pytest.raises(EngineDead, match="the engine is dead: out of memory"):
+            await anext(found)
+        with pytest.raises(EngineDead, match="out of memory"):
+            await served.until_drained()
+        assert dead.closed == 1
+        assert "the model 'echo' is not served any more: the engine is dead: out of memory" in caplog.text
+        await serve_model(worker, other)  # The process may serve something else.
+        found = [each async for each in here.stream(generate(served.card), Request(prompt=b"\1\0\0\0"))]
+        assert [each.token_ids for each in found] == [[1], []]
 
 
 async def test_an_invalid_request_is_one_line_in_the_log_of_the_worker(caplog):

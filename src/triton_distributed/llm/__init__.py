@@ -12,6 +12,7 @@ from triton_distributed.llm.contract.cache import BlocksRemoved, BlocksStored, C
 from triton_distributed.llm.contract.engine import Engine, EngineMetrics
 from triton_distributed.llm.contract.errors import (
     AnswerLost,
+    EngineDead,
     EngineStalled,
     InvalidParameter,
     LLMError,
@@ -62,6 +63,7 @@ __all__ = [
     "EmbedRequest",
     "Embeddings",
     "Engine",
+    "EngineDead",
     "EngineMetrics",
     "EngineStalled",
     "FinishReason",

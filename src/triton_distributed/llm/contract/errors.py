@@ -89,6 +89,23 @@ class EngineStalled(LLMError, TimeoutError):
         return f"the worker of model {self.model!r} has made no progress for {self.seconds:g} s"
 
 
+class EngineDead(LLMError):
+    """An engine can compute nothing any more, so no further request should reach it.
+
+    An engine raises it in `generate` or `embed`. Its worker then stops serving the model, and ends with this error.
+    Running answers go on at other workers, as far as these can continue them.
+
+    Field: `reason`.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the engine is dead: {self.reason}"
+
+
 class NoWorkers(LLMError, LookupError):
     """A `KvRouter` knows no worker. The text begins as the original's, with its spelling.
 

@@ -24,7 +24,13 @@ from triton_distributed.errors import (
     TritonError,
 )
 from triton_distributed.errors import Refusal as _Refusal
-from triton_distributed.llm.contract.errors import AnswerLost, EngineStalled, InvalidParameter, ModelNotFound
+from triton_distributed.llm.contract.errors import (
+    AnswerLost,
+    EngineDead,
+    EngineStalled,
+    InvalidParameter,
+    ModelNotFound,
+)
 from triton_distributed.llm.http.bodies import field_of
 
 logger = logging.getLogger("triton_distributed.llm.http")
@@ -164,6 +170,7 @@ _ROWS: tuple[tuple[Any, Callable[[Any], Shown]], ...] = (
     (InvalidRequest, _engine_refused),
     (MessageTooLarge, _too_large),
     (AnswerLost, _lost),
+    (EngineDead, _broken),
     (EngineStalled, _stalled),
     (Overloaded, _overloaded),
     (RemoteError, _failed),

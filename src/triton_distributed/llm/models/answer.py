@@ -26,7 +26,7 @@ from triton_distributed.errors import (
     StreamClosed,
     StreamIncomplete,
 )
-from triton_distributed.llm.contract.errors import AnswerLost, EngineStalled, InvalidParameter, LLMError
+from triton_distributed.llm.contract.errors import AnswerLost, EngineDead, EngineStalled, InvalidParameter, LLMError
 from triton_distributed.llm.contract.model import ModelCard
 from triton_distributed.llm.contract.output import Output
 from triton_distributed.llm.contract.request import Request, packed
@@ -172,7 +172,7 @@ class Answer:
                     output = await self._reading.__anext__()
                 except StopAsyncIteration:
                     raise LLMError(f"the engine of {self._card.name!r} ended an answer without a reason") from None
-                except (StreamIncomplete, asyncio.CancelledError) as error:
+                except (StreamIncomplete, EngineDead, asyncio.CancelledError) as error:
                     delta = self._lost(error)
                 except (Refusal, NoInstances, ConnectionFailed) as error:
                     await self._refused(error)
@@ -325,7 +325,9 @@ class Answer:
             BaseException: the answer cannot go on, or the reader has left.
         """
         stalled = self._stalled and not _is_cancelled() and not self._over
-        if isinstance(error, RemoteError | StreamClosed) or (not stalled and not isinstance(error, StreamIncomplete)):
+        dead = isinstance(error, EngineDead)  # It is a RemoteError, too.
+        foreign = isinstance(error, RemoteError | StreamClosed) and not dead
+        if foreign or not (stalled or dead or isinstance(error, StreamIncomplete)):
             raise error
         self._since, self._stalled = _NEVER, False
         instances = error.instances if isinstance(error, StreamIncomplete) else 1

@@ -15,7 +15,7 @@ from triton_distributed.api.contracts import Stream, Unary
 from triton_distributed.api.served import Served
 from triton_distributed.discovery.base import Change, Snapshot
 from triton_distributed.llm.contract.engine import Engine
-from triton_distributed.llm.contract.errors import InvalidParameter, LLMError, ModelConflict
+from triton_distributed.llm.contract.errors import EngineDead, InvalidParameter, LLMError, ModelConflict
 from triton_distributed.llm.contract.model import Model, ModelCard
 from triton_distributed.llm.contract.output import Embeddings, Output
 from triton_distributed.llm.contract.records import (
@@ -62,6 +62,7 @@ class ServingModel:
         self._served = served
         self._engine, self._watching = engine, watching
         self._connection = connection
+        self._death: EngineDead | None = None
         self._end = connection.runtime.spawn(self._until_closed())
 
     async def until_drained(self) -> None:
@@ -70,15 +71,30 @@ class ServingModel:
         A signal, closing the connection, or `stop()` ends it; a drain comes before the end.
 
         Raises:
+            EngineDead: the engine has died, so the model is not served any more.
             Exception: `Engine.close` raised it.
         """
         await asyncio.shield(self._end)
 
     async def stop(self) -> None:
-        """Stop serving now: running requests are cancelled, then the engine is closed."""
-        for each in self._served:
-            await each.stop()
+        """Stop serving now: running requests are cancelled, then the engine is closed.
+
+        Raises:
+            EngineDead, Exception: as `until_drained` does.
+        """
+        await self._stop()
         await self.until_drained()
+
+    def _died(self, error: EngineDead) -> None:
+        """Leave at once, since no request can be answered any more. Requests that run go on at other workers."""
+        if self._death is None:
+            self._death = error
+            logger.error("the model %r is not served any more: %s", self.card.name, error)
+            self._connection.runtime.spawn(self._stop())
+
+    async def _stop(self) -> None:
+        for each in reversed(self._served):  # Front ends look at `generate`, the last one.
+            await each.stop()
 
     async def _until_closed(self) -> None:
         """Close the engine after the last request.
@@ -94,6 +110,8 @@ class ServingModel:
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait([closing])
         await closing
+        if self._death is not None:
+            raise self._death
 
     def __repr__(self) -> str:
         return f"<ServingModel {self.card.name!r} as instance {self.instance.id}>"
@@ -188,7 +206,9 @@ async def serve_model(
         await engine.close()
         raise
     collector_of(connection).add(engine, card.name, watching)
-    return ServingModel(connection, engine, card, served, watching)
+    serving = ServingModel(connection, engine, card, served, watching)
+    handlers.open(serving._died)
+    return serving
 
 
 def _checked(engine: Engine, changes: dict[str, Any]) -> tuple[Model, int]:
@@ -267,6 +287,14 @@ class _Handlers:
         self._engine, self._watching = engine, watching
         self._name = card.name
         self._assets = assets
+        self._death: EngineDead | None = None
+        self._on_death: Callable[[EngineDead], None] | None = None
+
+    def open(self, on_death: Callable[[EngineDead], None]) -> None:
+        """Call this when the engine has died, and now if it has died already."""
+        self._on_death = on_death
+        if self._death is not None:
+            on_death(self._death)
 
     async def generate(self, request: Request) -> AsyncIterator[Output]:
         """Answer as the engine does, and see that the answer has one end."""
@@ -292,6 +320,9 @@ class _Handlers:
                 yield output
             if not ended:
                 raise self._broken("an answer ended without a finish reason")
+        except EngineDead as error:
+            self._died(error)
+            raise
         finally:
             watching.ended(running)
             close: Callable[[], object] | None = getattr(stream, "aclose", None)
@@ -300,7 +331,11 @@ class _Handlers:
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
         """Embed as the engine does."""
-        return await self._engine.embed(request)
+        try:
+            return await self._engine.embed(request)
+        except EngineDead as error:
+            self._died(error)
+            raise
 
     async def assets(self, digest: str) -> AsyncIterator[bytes]:
         """The contents that have a digest, in parts."""
@@ -309,6 +344,11 @@ class _Handlers:
             raise InvalidParameter("digest", f"the model {self._name!r} has nothing with the digest {digest!r}")
         for start in range(0, len(content), CHUNK_BYTES):
             yield content[start : start + CHUNK_BYTES]
+
+    def _died(self, error: EngineDead) -> None:
+        self._death = error
+        if self._on_death is not None:
+            self._on_death(error)
 
     def _broken(self, reason: str) -> LLMError:
         return LLMError(f"the engine of {self._name!r}, {type(self._engine).__name__}: {reason}")
