@@ -12,7 +12,17 @@ import msgspec
 import pytest
 
 from tests.llm.standins import recorded
-from triton_distributed.llm import Candidate, Guide, InvalidParameter, Request, Sampling, TokenLogprob, Usage, packed
+from triton_distributed.llm import (
+    Candidate,
+    EngineDead,
+    Guide,
+    InvalidParameter,
+    Request,
+    Sampling,
+    TokenLogprob,
+    Usage,
+    packed,
+)
 from triton_distributed.llm.contract.cache import CacheCleared, CacheEvents
 from triton_distributed.llm.engines.checkpoint import read_checkpoint
 from triton_distributed.llm.engines.mock.publisher import EventPublisher
@@ -105,6 +115,38 @@ async def test_a_salt_of_the_cache_goes_to_vllm(folder):
     plain, salted = (prompt for prompt, _ in recorded.AsyncLLM.made[-1].calls)
     assert plain == {"prompt_token_ids": [5, 6]}
     assert salted == {"prompt_token_ids": [5, 6], "cache_salt": "mine"}
+    await engine.close()
+
+
+@pytest.mark.parametrize(("kind", "standin"), KINDS)
+async def test_a_request_that_names_an_adapter_is_computed_with_it(folder, kind, standin):
+    engine = kind(model=str(folder), name="m", adapters="sql=/models/sql, chat=/models/chat", kv_events="on")
+    # The events of SGLang do not tell the adapter of a block.
+    assert engine.kv_events(lambda events: None) == (kind is VllmEngine)
+    await engine.start()
+    assert engine.model.card.adapters == ("sql", "chat")
+    for name in ("m", "chat", "sql"):
+        await read(engine, model=name)
+    made = standin.made[-1]
+    if kind is VllmEngine:
+        assert made.args.enable_lora
+        found = [each and (each.lora_name, each.lora_int_id, each.lora_path) for each in made.adapters]
+        assert found == [None, ("chat", 2, "/models/chat"), ("sql", 1, "/models/sql")]
+    else:
+        assert made.args["lora_paths"] == {"sql": "/models/sql", "chat": "/models/chat"}
+        assert made.adapters == [None, "chat", "sql"]
+    await engine.close()
+    for wrong in ("sql", "sql=", "=x", "sql=a,sql=b", "sql=a,"):
+        with pytest.raises(InvalidParameter, match="adapters: expected name=path"):
+            kind(model="m", adapters=wrong)
+
+
+async def test_a_dead_engine_of_vllm_is_told_apart_from_other_failures(folder):
+    engine = VllmEngine(model=str(folder), kv_events="off")
+    await engine.start()
+    with pytest.raises(EngineDead, match="the engine is dead: EngineCore encountered an issue"):
+        await read(engine, [13])
+    assert engine.metrics().active == 0
     await engine.close()
 
 

@@ -86,6 +86,7 @@ class AsyncEngineArgs:
     kv_events_config: Any = None
     tensor_parallel_size: int = 1
     data_parallel_size: int = 1
+    enable_lora: bool = False
 
 
 @dataclass
@@ -97,8 +98,23 @@ class KVEventsConfig:
     topic: str = ""
 
 
+@dataclass
+class LoRARequest:
+    lora_name: str
+    lora_int_id: int
+    lora_path: str = ""
+    base_model_name: str | None = None
+    tensorizer_config_dict: dict[str, Any] | None = None
+    load_inplace: bool = False
+
+
+class EngineDeadError(Exception):
+    def __init__(self, *args: Any, suppress_context: bool = False, **kwargs: Any) -> None:
+        super().__init__("EngineCore encountered an issue.", *args, **kwargs)
+
+
 class AsyncLLM:
-    """Answers with the tokens 1, 2, 3… in steps of two; token 7 as the first of a prompt makes it wait for ever."""
+    """Answers with the tokens 1, 2, 3… in steps of two; token 7 as the first of a prompt makes it wait for ever, and token 13 kills it."""
 
     made: ClassVar[list[AsyncLLM]] = []
     calls: list[Any]
@@ -107,6 +123,7 @@ class AsyncLLM:
     def __init__(self, args: AsyncEngineArgs) -> None:
         self.args, self.calls, self.aborted, self.closed = args, [], [], False
         self.ranks: list[int | None] = []
+        self.adapters: list[LoRARequest | None] = []
         self.model_config = SimpleNamespace(max_model_len=args.max_model_len or 512)
         self.vllm_config = SimpleNamespace(cache_config=SimpleNamespace(block_size=16))
         AsyncLLM.made.append(self)
@@ -135,6 +152,9 @@ class AsyncLLM:
     ):
         self.calls.append((prompt, sampling_params))
         self.ranks.append(data_parallel_rank)
+        self.adapters.append(lora_request)
+        if prompt["prompt_token_ids"][0] == 13:
+            raise EngineDeadError
         try:
             for at in range(1, sampling_params.max_tokens + 1, 2):
                 tokens = list(range(at, min(at + 2, sampling_params.max_tokens + 1)))
@@ -168,7 +188,7 @@ _SGLANG_SAMPLING = {
     *("no_stop_trim", "custom_params", "stream_interval", "logit_bias", "sampling_seed"),
 }
 _SGLANG_SERVER = {"model_path", "skip_tokenizer_init", "context_length", "max_running_requests", "tp_size"}
-_SGLANG_SERVER |= {"dp_size", "kv_events_config"}
+_SGLANG_SERVER |= {"dp_size", "kv_events_config", "lora_paths"}
 
 
 class SglangEngine:
@@ -183,6 +203,7 @@ class SglangEngine:
         assert set(kwargs) <= _SGLANG_SERVER, kwargs
         self.args, self.calls, self.aborted, self.closed = kwargs, [], [], False
         self.ranks: list[int | None] = []
+        self.adapters: list[str | None] = []
         self.server_args = SimpleNamespace(page_size=1)
         self.tokenizer_manager = SimpleNamespace(abort_request=self._abort)
         SglangEngine.made.append(self)
@@ -217,6 +238,7 @@ class SglangEngine:
         assert stream
         self.calls.append((input_ids, sampling_params))
         self.ranks.append(routed_dp_rank)
+        self.adapters.append(lora_path)
         top = top_logprobs_num if return_logprob else None
         return self._steps(input_ids, sampling_params["max_new_tokens"], top)
 
@@ -256,7 +278,10 @@ def modules() -> dict[str, ModuleType]:
         "vllm.v1": {},
         "vllm.v1.engine": {},
         "vllm.v1.engine.async_llm": {"AsyncLLM": AsyncLLM},
+        "vllm.v1.engine.exceptions": {"EngineDeadError": EngineDeadError},
         "vllm.exceptions": {"VLLMValidationError": VLLMValidationError},
+        "vllm.lora": {},
+        "vllm.lora.request": {"LoRARequest": LoRARequest},
         "vllm.config": {"KVEventsConfig": KVEventsConfig},
         "vllm.sampling_params": {
             "SamplingParams": SamplingParams,

@@ -63,7 +63,7 @@ def _cells(entry: Entry, namespace: str) -> tuple[str, ...]:
         str(len(entry.instances)),
         card.engine or "-",
         str(card.context_tokens or "-"),
-        ",".join(card.aliases) or "-",
+        ",".join(card.names[1:]) or "-",
         f"{namespace}.{card.component}",
     )
 
@@ -74,6 +74,7 @@ def _as_json(entry: Entry, namespace: str) -> dict[str, Any]:
         "model": card.name,
         "generation": card.generation,
         "aliases": list(card.aliases),
+        "adapters": list(card.adapters),
         "instances": [str(each) for each in sorted(entry.instances)],
         "created": entry.created,
         "engine": card.engine,

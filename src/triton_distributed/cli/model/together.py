@@ -101,7 +101,7 @@ async def _serve(
     models_of = importlib.import_module("triton_distributed.llm.models.models")
     async with models_of.Models(here, namespace=namespace, routing=routing) as models:
         card = (await models.wait_for(await workers.ready())).card
-        models.expected = frozenset((card.name, *card.aliases))
+        models.expected = frozenset(card.names)
         await serve_front(here, models, listening, options, before_forced_exit=workers.kill)
 
 

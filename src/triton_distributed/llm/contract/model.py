@@ -20,6 +20,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, d
     Attributes:
         name: the model's name, as callers write it, e.g. `smollm2` or `org/model-7b`.
         aliases: further names.
+        adapters: names of LoRA adapters, which callers use as they use the model's. The engine computes a request with
+            the adapter that `Request.model` names. Requests with different adapters share no blocks of the KV cache.
         generation: counts the versions that were served under this name, from 0. New requests go to the newest one.
         context_tokens: the most tokens of prompt and answer together.
         tokenizer: the digest of the tokenizer's file; `bytes` if a token is a byte of UTF-8; empty if the engine takes
@@ -42,6 +44,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, d
 
     name: str
     aliases: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
     generation: int = 0
     context_tokens: int = 0
     tokenizer: str = ""
@@ -65,6 +68,11 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, d
     def digest(self) -> str:
         """The first 8 hexadecimal digits of the card's BLAKE2b. Equal cards have equal digests."""
         return hashlib.blake2b(msgspec.json.encode(self, order="deterministic"), digest_size=4).hexdigest()
+
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """All names that callers may use."""
+        return self.name, *self.aliases, *self.adapters
 
     @functools.cached_property
     def component(self) -> str:

@@ -71,7 +71,7 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
     gets text instead, and one that also has no template gets chat messages.
 
     Attributes:
-        model: the name that the caller used: the model's name or one of its aliases.
+        model: the name that the caller used: the model's name, or one of its aliases or adapters.
         prompt: the token ids, 4 bytes each, little-endian; see `token_ids`.
         text: the prompt as text; None if the prompt has another form.
         messages: the chat messages, as the OpenAI API defines them; None if the prompt has another form.

@@ -41,6 +41,7 @@ class OpenAIEngine(Engine):
         url: the base URL, e.g. `http://127.0.0.1:8000/v1`.
         model: the model's name at the server; by default the only model that the server has.
         name: the name to serve it under; by default `model`.
+        adapters: further models of the server, separated by commas, that are LoRA adapters of this one.
         api_key: sent as `Authorization: Bearer`.
         api_key_file: a file with that key, which the list of processes does not show.
         tasks: which routes the model answers, separated by commas: `chat`, `completions`, `embeddings`.
@@ -61,6 +62,7 @@ class OpenAIEngine(Engine):
         url: str,
         model: str = "",
         name: str = "",
+        adapters: str = "",
         api_key: str = "",
         api_key_file: str = "",
         tasks: str = "chat,completions",
@@ -89,6 +91,7 @@ class OpenAIEngine(Engine):
         self._context_tokens = whole("context_tokens", context_tokens, 0)
         self._url, self._upstream, self._name = url.rstrip("/"), model, name
         self._api_key, self._api_key_file = api_key, api_key_file
+        self._adapters = tuple(dict.fromkeys(each.strip() for each in adapters.split(",") if each.strip()))
         self._client: httpx.AsyncClient | None = None
         self._active = self._prompt_tokens = self._cached_tokens = self._generated_tokens = 0
 
@@ -123,16 +126,20 @@ class OpenAIEngine(Engine):
         )
         listed = await self._read_models()
         if not self._upstream:
-            if len(listed) != 1:
-                known = ", ".join(listed) or "it has none"
+            own = [each for each in listed if each not in self._adapters]
+            if len(own) != 1:
+                known = ", ".join(own) or "it has none"
                 raise InvalidParameter("model", f"name one of the server's models: {known}")
-            self._upstream = next(iter(listed))
+            self._upstream = own[0]
         elif self._upstream not in listed:
             known = ", ".join(listed) or "none"
             raise InvalidParameter("model", f"the server does not have {self._upstream!r}; it has: {known}")
+        if missing := [each for each in self._adapters if each not in listed]:
+            raise InvalidParameter("adapters", f"the server does not have {missing[0]!r}; it has: {', '.join(listed)}")
         context = self._context_tokens or _context_of(listed[self._upstream])
         card = ModelCard(
             name=self._name or self._upstream,
+            adapters=self._adapters,
             context_tokens=context,
             chat="chat" in self._tasks,
             completions="completions" in self._tasks,
@@ -174,7 +181,7 @@ class OpenAIEngine(Engine):
         chat = request.messages is not None
         if not chat and request.text is None and not self._tokenizer:
             raise InvalidParameter("prompt", "this engine takes text or messages, not token ids")
-        body = _body(request, self._upstream)
+        body = _body(request, request.model if request.model in self._adapters else self._upstream)
         self._active += 1
         last: Output | None = None
         usage: Usage | None = None

@@ -34,3 +34,18 @@ def yes(option: str, value: str | bool) -> bool:
     if value not in words:
         raise InvalidParameter(option, f"expected true or false, got {value!r}")
     return words[value]
+
+
+def paths(option: str, value: str) -> dict[str, str]:
+    """Read paths by name: `name=path,name=path`; empty for none.
+
+    Raises:
+        InvalidParameter: a name or a path is missing, or a name is there twice.
+    """
+    found: dict[str, str] = {}
+    for each in value.split(",") if value else ():
+        name, _, path = (part.strip() for part in each.partition("="))
+        if not name or not path or name in found:
+            raise InvalidParameter(option, f"expected name=path,name=path with different names, got {value!r}")
+        found[name] = path
+    return found

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from triton_distributed.llm.contract.engine import EngineMetrics
-from triton_distributed.llm.contract.errors import InvalidParameter
+from triton_distributed.llm.contract.errors import EngineDead, InvalidParameter
 from triton_distributed.llm.contract.output import Usage
 from triton_distributed.llm.contract.request import Request
 
@@ -33,24 +33,29 @@ class Running:
         self._active = self._prompt = self._cached = self._generated = 0
 
     @contextmanager
-    def request(self, request: Request, *refusals: type[Exception]) -> Iterator[Counted]:
+    def request(
+        self, request: Request, *, refusal: type[Exception] = ValueError, death: type[Exception] = EngineDead
+    ) -> Iterator[Counted]:
         """Count a request that runs in the block.
 
         Args:
             request: what is asked.
-            refusals: what the engine raises, besides `ValueError`, if a request is invalid.
+            refusal: what the engine raises, besides `ValueError`, if a request is invalid.
+            death: what the engine raises if it can compute nothing any more.
 
         Raises:
             InvalidParameter: the block raised a refusal; its `parameter` is the field, if it has one.
+            EngineDead: the block raised a `death`.
         """
         one = Counted(request)
-        known: tuple[type[Exception], ...] = (ValueError, *refusals)
         self._active += 1
         try:
             yield one
-        except InvalidParameter:
+        except (InvalidParameter, EngineDead):
             raise
-        except known as error:
+        except death as error:
+            raise EngineDead(str(error)) from error
+        except (ValueError, refusal) as error:
             raise InvalidParameter(getattr(error, "parameter", None) or "request", str(error)) from error
         finally:
             self._active -= 1

@@ -10,67 +10,30 @@ from http import HTTPStatus
 from typing import Any
 
 from triton_distributed.llm.contract.cache import Publish
-from triton_distributed.llm.contract.engine import Engine, EngineMetrics
 from triton_distributed.llm.contract.errors import InvalidParameter
 from triton_distributed.llm.contract.output import Candidate, Output, TokenLogprob
 from triton_distributed.llm.contract.request import Request
-from triton_distributed.llm.engines.checkpoint import arguments, imported, read_checkpoint
-from triton_distributed.llm.engines.options import whole
-from triton_distributed.llm.engines.reporting import Reporting
-from triton_distributed.llm.engines.running import Running
+from triton_distributed.llm.engines.checkpoint import imported, read_checkpoint
+from triton_distributed.llm.engines.in_process import InProcessEngine
 
 __all__: list[str] = []
 
 _LOWEST = -9999.0
 
 
-class SglangEngine(Engine):
+class SglangEngine(InProcessEngine):
     """Serves a model with SGLang, which batches and caches. Token ids go in and come out: SGLang gets no tokenizer.
 
-    Without a tokenizer SGLang takes no `min_tokens` and no guides.
-
-    Args:
-        model: a folder, or a model of the Hugging Face hub.
-        name: the name to serve it under; by default `model`.
-        slots: the most requests that generate at once (`max_running_requests`).
-        context_tokens: the most tokens of prompt and answer together (`context_length`); 0 for the model's own.
-        kv_events, kv_replay: as with vLLM.
-        engine_args: further arguments of `sglang.Engine`, as a JSON object.
-
-    Raises:
-        InvalidParameter: an option is invalid.
+    Without a tokenizer SGLang takes no `min_tokens` and no guides. If one of its processes dies, SGLang ends this
+    process. `slots` is its `max_running_requests`, `context_tokens` its `context_length`, and `engine_args` has
+    arguments of `sglang.Engine`. See `InProcessEngine` for the options.
     """
 
-    def __init__(
-        self,
-        *,
-        model: str,
-        name: str = "",
-        slots: str | int = 256,
-        context_tokens: str | int = 0,
-        kv_events: str = "on",
-        kv_replay: str = "",
-        engine_args: str = "",
-    ) -> None:
-        self.slots = whole("slots", slots, 1)
-        self._path, self._name = model, name
-        self._context_tokens = whole("context_tokens", context_tokens, 0)
-        self._arguments: dict[str, Any] = {
-            "model_path": model,
-            "max_running_requests": self.slots,
-            "skip_tokenizer_init": True,
-        }
-        if self._context_tokens:
-            self._arguments["context_length"] = self._context_tokens
-        self._arguments |= arguments("engine_args", engine_args)
-        self._ranks = whole("dp_size", self._arguments.get("dp_size", 1), 1)
-        self._reporting = Reporting(kv_events, kv_replay, self._ranks)
-        self._engine: Any = None
-        self._running = Running()
+    RANKS = "dp_size"
 
     def kv_events(self, publish: Publish) -> bool:
-        """Report the events of the KV cache. See `Engine.kv_events`."""
-        return self._reporting.wanted(publish)
+        """Report the events of the KV cache, but not with adapters: SGLang's events do not tell a block's adapter."""
+        return not self._adapters and super().kv_events(publish)
 
     async def start(self) -> None:
         """Load the model. SGLang installs handlers of signals, so it loads on the main thread and holds it meanwhile.
@@ -81,14 +44,25 @@ class SglangEngine(Engine):
         """
         sglang = imported("sglang")
         files = await asyncio.to_thread(read_checkpoint, self._path)
+        given: dict[str, Any] = {
+            "model_path": self._path,
+            "max_running_requests": self.slots,
+            "skip_tokenizer_init": True,
+        }
+        if self._context_tokens:
+            given["context_length"] = self._context_tokens
+        if self._adapters:
+            given["lora_paths"] = self._adapters
+        given |= self._given
         if self._reporting.endpoint:
             config = {"publisher": "zmq", "endpoint": self._reporting.endpoint}
             if self._reporting.replay:
                 config["replay_endpoint"] = self._reporting.replay
-            self._arguments["kv_events_config"] = json.dumps(config)
-        self._engine = sglang.Engine(**self._arguments)
+            given["kv_events_config"] = json.dumps(config)
+        self._engine = sglang.Engine(**given)
         self.model = files.model(
-            name=self._name or self._path,
+            name=self._name,
+            adapters=tuple(self._adapters),
             context_tokens=self._context_tokens or files.context_tokens,
             kv_block_tokens=int(self._engine.server_args.page_size or 0),
             engine="sglang",
@@ -106,6 +80,7 @@ class SglangEngine(Engine):
                 sampling_params=_sampling(request),
                 return_logprob=top is not None,
                 top_logprobs_num=top or 0,
+                lora_path=request.model if request.model in self._adapters else None,
                 stream=True,
                 routed_dp_rank=request.rank if self._ranks > 1 else None,
                 rid=request_id,
@@ -132,16 +107,6 @@ class SglangEngine(Engine):
                 if not ended:
                     self._engine.tokenizer_manager.abort_request(rid=request_id)
                 await stream.aclose()
-
-    def metrics(self) -> EngineMetrics:
-        """The requests that are in SGLang now, and the tokens of those that have ended."""
-        return self._reporting.added_to(self._running.metrics())
-
-    async def close(self) -> None:
-        """End SGLang's processes."""
-        await self._reporting.close()
-        if self._engine is not None:
-            await asyncio.to_thread(self._engine.shutdown)
 
 
 def _sampling(request: Request) -> dict[str, Any]:

@@ -8,62 +8,24 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from triton_distributed.llm.contract.cache import Publish
-from triton_distributed.llm.contract.engine import Engine, EngineMetrics
 from triton_distributed.llm.contract.output import Candidate, Output, TokenLogprob
 from triton_distributed.llm.contract.request import Guide, Request
-from triton_distributed.llm.engines.checkpoint import arguments, imported, read_checkpoint
-from triton_distributed.llm.engines.options import whole
-from triton_distributed.llm.engines.reporting import Reporting
-from triton_distributed.llm.engines.running import Running
+from triton_distributed.llm.engines.checkpoint import imported, read_checkpoint
+from triton_distributed.llm.engines.in_process import InProcessEngine
 
 __all__: list[str] = []
 
 _LOWEST = -9999.0
 
 
-class VllmEngine(Engine):
+class VllmEngine(InProcessEngine):
     """Serves a model with vLLM, which batches and caches. Token ids go in and come out: vLLM needs no detokenizer.
 
-    Args:
-        model: a folder, or a model of the Hugging Face hub.
-        name: the name to serve it under; by default `model`.
-        slots: the most requests that generate at once (`max_num_seqs`).
-        context_tokens: the most tokens of prompt and answer together (`max_model_len`); 0 for the model's own.
-        kv_events: `on` reports what the KV cache stores and removes, `off` does not. An endpoint of ZeroMQ, e.g.
-            `tcp://*:5557`, lets others hear it too; several data-parallel ranks need one.
-        kv_replay: with such an endpoint, another one that answers with earlier events, e.g. `tcp://*:5657`.
-        engine_args: further arguments of `AsyncEngineArgs`, as a JSON object.
-
-    Raises:
-        InvalidParameter: an option is invalid.
+    `slots` is its `max_num_seqs`, `context_tokens` its `max_model_len`, and `engine_args` has arguments of
+    `AsyncEngineArgs`. See `InProcessEngine` for the options.
     """
 
-    def __init__(
-        self,
-        *,
-        model: str,
-        name: str = "",
-        slots: str | int = 256,
-        context_tokens: str | int = 0,
-        kv_events: str = "on",
-        kv_replay: str = "",
-        engine_args: str = "",
-    ) -> None:
-        self.slots = whole("slots", slots, 1)
-        self._path, self._name = model, name
-        self._arguments: dict[str, Any] = {"model": model, "max_num_seqs": self.slots}
-        if context := whole("context_tokens", context_tokens, 0):
-            self._arguments["max_model_len"] = context
-        self._arguments |= arguments("engine_args", engine_args)
-        self._ranks = whole("data_parallel_size", self._arguments.get("data_parallel_size", 1), 1)
-        self._reporting = Reporting(kv_events, kv_replay, self._ranks)
-        self._engine: Any = None
-        self._running = Running()
-
-    def kv_events(self, publish: Publish) -> bool:
-        """Report the events of the KV cache. See `Engine.kv_events`."""
-        return self._reporting.wanted(publish)
+    RANKS = "data_parallel_size"
 
     async def start(self) -> None:
         """Load the model.
@@ -74,17 +36,24 @@ class VllmEngine(Engine):
         """
         arg_utils, async_llm = imported("vllm.engine.arg_utils"), imported("vllm.v1.engine.async_llm")
         files = await asyncio.to_thread(read_checkpoint, self._path)
+        given: dict[str, Any] = {"model": self._path, "max_num_seqs": self.slots}
+        if self._context_tokens:
+            given["max_model_len"] = self._context_tokens
+        if self._adapters:
+            given["enable_lora"] = True
+        given |= self._given
         if self._reporting.endpoint:
-            self._arguments["kv_events_config"] = imported("vllm.config").KVEventsConfig(
+            given["kv_events_config"] = imported("vllm.config").KVEventsConfig(
                 enable_kv_cache_events=True,
                 publisher="zmq",
                 endpoint=self._reporting.endpoint,
                 replay_endpoint=self._reporting.replay or None,
             )
-        made = arg_utils.AsyncEngineArgs(**self._arguments)
+        made = arg_utils.AsyncEngineArgs(**given)
         self._engine = await asyncio.to_thread(async_llm.AsyncLLM.from_engine_args, made)
         self.model = files.model(
-            name=self._name or self._path,
+            name=self._name,
+            adapters=tuple(self._adapters),
             context_tokens=int(self._engine.model_config.max_model_len),
             guides=("json", "schema", "regex", "choice", "grammar"),
             extra_fields=("cache_salt",),
@@ -98,10 +67,17 @@ class VllmEngine(Engine):
         salted = {"cache_salt": request.cache_salt} if request.cache_salt else {}
         prompt = imported("vllm").TokensPrompt(prompt_token_ids=request.token_ids.tolist(), **salted)
         # vLLM aborts a request whose generator is closed or cancelled.
-        with self._running.request(request, imported("vllm.exceptions").VLLMValidationError) as counted:
-            rank = request.rank if self._ranks > 1 else None
+        with self._running.request(
+            request,
+            refusal=imported("vllm.exceptions").VLLMValidationError,
+            death=imported("vllm.v1.engine.exceptions").EngineDeadError,
+        ) as counted:
             stream = self._engine.generate(
-                prompt, self._sampling(request), secrets.token_hex(8), data_parallel_rank=rank
+                prompt,
+                self._sampling(request),
+                secrets.token_hex(8),
+                lora_request=self._adapter(request.model),
+                data_parallel_rank=request.rank if self._ranks > 1 else None,
             )
             async with aclosing(stream):
                 async for step in stream:
@@ -118,15 +94,12 @@ class VllmEngine(Engine):
                         output.usage = counted.usage
                     yield output
 
-    def metrics(self) -> EngineMetrics:
-        """The requests that are in vLLM now, and the tokens of those that have ended."""
-        return self._reporting.added_to(self._running.metrics())
-
-    async def close(self) -> None:
-        """End vLLM's processes."""
-        await self._reporting.close()
-        if self._engine is not None:
-            await asyncio.to_thread(self._engine.shutdown)
+    def _adapter(self, name: str) -> Any:
+        path = self._adapters.get(name)
+        if path is None:
+            return None
+        number = list(self._adapters).index(name) + 1  # vLLM numbers adapters from 1.
+        return imported("vllm.lora.request").LoRARequest(lora_name=name, lora_int_id=number, lora_path=path)
 
     def _sampling(self, request: Request) -> Any:
         params = imported("vllm.sampling_params")

@@ -353,9 +353,7 @@ class OpenAIApp:
             await exchange.answer(send, facts, 200, answer)
 
     async def _list(self, scope: Scope, receive: Receive, send: Send, facts: Facts) -> None:
-        data = [
-            _described(name, model) for model in self._models.list() for name in (model.card.name, *model.card.aliases)
-        ]
+        data = [_described(name, model) for model in self._models.list() for name in model.card.names]
         await exchange.answer(send, facts, 200, to_json({"object": "list", "data": data}))
 
     async def _one(self, scope: Scope, receive: Receive, send: Send, facts: Facts) -> None:
@@ -390,7 +388,9 @@ class OpenAIApp:
 
 
 def _described(name: str, model: ServedModel) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": model.created, "owned_by": model.card.owned_by}
+    card = model.card
+    found = {"id": name, "object": "model", "created": model.created, "owned_by": card.owned_by}
+    return {**found, "parent": card.name} if name in card.adapters else found  # As vLLM describes a LoRA adapter.
 
 
 def _inputs(field: str, given: str | list[Any]) -> list[str] | list[list[int]]:

@@ -46,7 +46,8 @@ class Routed:
             block_tokens=indexed_tokens(card.kv_block_tokens),
         )
         self.counts = counts_of(connection).of_model(card.name, core)
-        self._hashed: tuple[bytes, str, int, Sequence[int]] = (b"", "", 0, ())  # The last prompt and its keys.
+        self._adapters = frozenset(card.adapters)
+        self._hashed: tuple[bytes, str, str, int, Sequence[int]] = (b"", "", "", 0, ())  # The last prompt and its keys.
 
     def question(self, request: Request, tokens: int, session: str) -> Question:
         """What the policy needs to know of a request.
@@ -57,14 +58,15 @@ class Routed:
             session: names a conversation or a user; empty for none.
         """
         prompt, salt, size = request.prompt, request.cache_salt, self.router.block_tokens
+        lora = request.model if request.model in self._adapters else ""
         keys: Sequence[int] = ()
         if len(prompt) >= 4 * size:
             known = self._hashed
-            if known[0] is prompt and known[1:3] == (salt, size):  # One of several answers to one prompt.
-                keys = known[3]
+            if known[0] is prompt and known[1:4] == (lora, salt, size):  # One of several answers to one prompt.
+                keys = known[4]
             else:
-                keys = block_keys(prompt, size, seed_of(namespace=salt))
-                self._hashed = prompt, salt, size, keys
+                keys = block_keys(prompt, size, seed_of(lora, salt))
+                self._hashed = prompt, lora, salt, size, keys
         return Question(tokens=tokens or 1, keys=keys, block_tokens=size, request=request, session=session)
 
     def place(self, question: Question) -> Placement:

@@ -69,7 +69,7 @@ class ModelTable:
         return (name.namespace, name.endpoint) == (self._namespace, GENERATE)
 
     def ranked(self) -> dict[str, list[Entry]]:
-        """The entries for each name and each alias, the best first: new requests go to it if it can be used.
+        """The entries for each name, alias and adapter, the best first: new requests go to it if it can be used.
 
         The newest generation is best. Between two cards of one generation, which is a mistake, the one that was served
         first. A model's own name goes before an alias of the same text.
@@ -80,7 +80,7 @@ class ModelTable:
         aliases: dict[str, list[Entry]] = {}
         for entry in sorted(self.entries.values(), key=_rank):
             names.setdefault(entry.card.name, []).append(entry)
-            for alias in entry.card.aliases:
+            for alias in entry.card.names[1:]:
                 aliases.setdefault(alias, []).append(entry)
         self._ranked = {**aliases, **names}
         return self._ranked

@@ -57,6 +57,7 @@ class Watching:
         self.entries: dict[int, Entry] = {}
         self.events = self.snapshots = 0
         self._engine, self._name, self._block_tokens = engine, "", 0
+        self._adapters: frozenset[str] = frozenset()
         self._early: list[CacheEvents] | None = []  # What comes before `open`.
         self._held: dict[int, HeldBlocks] = {}
         self._assumed: dict[int, AssumedBlocks] = {}
@@ -72,6 +73,7 @@ class Watching:
     def open(self, card: ModelCard) -> None:
         """Begin, after the engine has started and its model is known."""
         self._name, self._block_tokens = card.name, indexed_tokens(card.kv_block_tokens)
+        self._adapters = frozenset(card.adapters)
         if card.tokenizer:
             self.mode = "exact" if self._exact else "approximate"
         early, self._early = self._early or [], None
@@ -153,8 +155,10 @@ class Watching:
         tokens = max(1, len(prompt) // 4 or len(request.text or "") // 4)
         keys: Sequence[int] = ()
         told = any(each.router != router for each in self._subscribers)
+        lora = request.model if request.model in self._adapters else ""
+        seed = seed_of(lora, request.cache_salt)
         if prompt and (told or self.mode == "approximate"):
-            keys = block_keys(prompt, self._block_tokens, seed_of(namespace=request.cache_salt))
+            keys = block_keys(prompt, self._block_tokens, seed)
         entry = Entry(self._number, router, rank, tokens, keys, self._loop.time())
         self.entries[entry.number] = entry
         running = Running(entry, self.events)
