@@ -78,6 +78,18 @@ async def ask(here: Any, card: ModelCard, request: Request) -> None:
     assert len([each async for each in here.stream(endpoint, request)]) == request.max_tokens
 
 
+async def test_the_next_turn_of_a_conversation_is_assumed_to_be_cached_with_its_answer() -> None:
+    async with connect() as worker, connect() as here:
+        card = (await serve_model(worker, Speaker())).card
+        prompt, answer = list(range(100)), list(range(1000, 1093))
+        await ask(here, card, Request(prompt=packed(prompt), max_tokens=93))
+        # 193 tokens are three blocks of 64: the engine has read the last token of the third one.
+        assert await known(here, card) == {*block_keys(packed([*prompt, *answer]), 64)}
+        await ask(here, card, Request(prompt=packed(prompt), max_tokens=92, cache_salt="s"))
+        salted = block_keys(packed([*prompt, *answer]), 64, seed_of(namespace="s"))
+        assert await known(here, card) & {*salted} == {*salted[:2]}, "the last token of 192 is never read"
+
+
 @pytest.mark.parametrize("events", [True, False])
 async def test_prompts_with_an_adapter_share_no_block_with_others(events: bool) -> None:
     async with connect() as worker, connect() as here:

@@ -304,7 +304,7 @@ class _Handlers:
                 stream.close()
             raise self._broken(f"generate() returned {type(stream).__name__}: write `yield` in it")
         watching, running = self._watching, self._watching.begun(request)
-        waiting, ended = True, False
+        waiting, ended, answer = True, False, running.answer
         try:
             async for output in stream:
                 if ended:
@@ -312,6 +312,8 @@ class _Handlers:
                 if not isinstance(output, Output):
                     raise self._broken(f"generate() yielded {type(output).__name__}, not Output")
                 ended = output.finish_reason is not None
+                if answer is not None:
+                    answer += output.token_ids
                 if waiting:
                     waiting = False
                     watching.computed(running, output.usage)

@@ -11,7 +11,7 @@ from triton_distributed.llm.contract.cache import CacheEvents
 from triton_distributed.llm.contract.engine import Engine
 from triton_distributed.llm.contract.model import ModelCard
 from triton_distributed.llm.contract.output import Usage
-from triton_distributed.llm.contract.request import Request
+from triton_distributed.llm.contract.request import Request, packed
 from triton_distributed.llm.contract.watching import CacheMode, WatchRequest, WatchUpdate
 from triton_distributed.llm.kv_events.approximate import CACHE_TOKENS, Asked, AssumedBlocks
 from triton_distributed.llm.kv_events.change import Change
@@ -167,6 +167,7 @@ class Watching:
             if assumed is None:
                 assumed = self._assumed[rank] = AssumedBlocks(self._block_tokens, self._cache_tokens())
             running.asked = assumed.request(keys, tokens)
+            running.chain, running.answer = (prompt, keys, seed), []
             if running.asked.change:
                 self._changed(rank, running.asked.change)
         if told:
@@ -201,6 +202,8 @@ class Watching:
     def ended(self, running: Running) -> None:
         """Note a request's end."""
         entry = running.entry
+        if running.answer:
+            self._answered(running)
         del self.entries[entry.number]
         for subscriber in self._subscribers:
             subscriber.ended(entry)
@@ -250,6 +253,21 @@ class Watching:
             "Is its prefix cache on, and does it publish events?"
         )
 
+    def _answered(self, running: Running) -> None:
+        """Note that the assumed cache holds an answer too, as the next turn of a conversation contains it."""
+        assumed = self._assumed.get(running.entry.rank)
+        (prompt, keys, seed), answer, size = running.chain, running.answer or [], self._block_tokens
+        rest = prompt[4 * size * len(keys) :]
+        if assumed is None or len(rest) // 4 + len(answer) <= size:
+            return
+        try:
+            rest += packed(answer[:-1])  # The engine has not read the last token: its block is not complete.
+        except (OverflowError, TypeError):  # Invalid token ids, of which the front end complains.
+            return
+        keys = [*keys, *block_keys(rest, size, keys[-1] if keys else seed)]
+        if change := assumed.request(keys, 0).change:
+            self._changed(running.entry.rank, change)
+
     def _changed(self, rank: int, change: Change) -> None:
         for subscriber in self._subscribers:
             subscriber.changed(rank, change)
@@ -298,10 +316,14 @@ class Running:
         entry: what routers learn of it.
         events_before: how many events of the engine had come before it.
         asked: what was believed of the cache when it came; None in another mode, or when the engine has told.
+        chain: the prompt, the keys of its whole blocks, and the seed of the first one, in the mode `approximate`.
+        answer: takes the tokens of the answer in that mode; None in another one.
     """
 
-    __slots__ = ("asked", "entry", "events_before")
+    __slots__ = ("answer", "asked", "chain", "entry", "events_before")
 
     def __init__(self, entry: Entry, events_before: int) -> None:
         self.entry, self.events_before = entry, events_before
         self.asked: Asked | None = None
+        self.chain: tuple[bytes, Sequence[int], int] = (b"", (), 0)
+        self.answer: list[int] | None = None
