@@ -126,6 +126,35 @@ MODELS = {
     ],
 }
 """The rows of the results of `python -m benchmarks.llm`."""
+INDEX = [
+    *(
+        Row(f"{text}: {words}", work, name)
+        for work, text in {
+            "hot": "256 blocks, always the same, held in 3 depths",
+            "steps": "256 blocks, always the same, held in 8 depths",
+            "cold": "256 blocks, each prompt once",
+        }.items()
+        for name, words in {"p50_us": "p50, µs", "cpu_us": "CPU µs"}.items()
+    ),
+    Row("prompts of 256 blocks are stored: blocks/s a core", "store", "per_s"),
+    Row("their blocks are removed together: blocks/s a core", "remove", "per_s"),
+    Row("their blocks are removed one by one: blocks/s a core", "remove each", "per_s"),
+    Row("a worker's 125,000 blocks are forgotten: CPU ms", "clear", "cpu_ms"),
+    Row("the longest part of that, CPU ms", "clear", "longest_ms"),
+    Row("memory, bytes a block", "memory", "entry_bytes"),
+]
+"""The rows of the result of `python -m benchmarks.llm.index`."""
+WORKER = [
+    Row(f"{text}: {words}", f"{kind}: {work}", name)
+    for kind, text in (("worker", "blocks of 64 tokens"), ("worker, small", "of 16 tokens"))
+    for work, name, words in (
+        ("store", "per_s", "stored, blocks/s a core"),
+        ("remove", "per_s", "removed together, blocks/s a core"),
+        ("remove each", "per_s", "removed one by one, blocks/s a core"),
+        ("memory", "entry_bytes", "memory, bytes a block"),
+    )
+]
+"""Those of what a worker does with the events of its engine."""
 PICTURES = {
     "Calls": ("calls",),
     "Streams": ("streams", "payloads"),
@@ -323,6 +352,12 @@ def render_page(folder: Path = RESULTS) -> str:
     if models:
         tables_ = "\n".join(render_foreign(read_result(path), shown) for path, shown in models.items())
         parts.append(f"## A model over HTTP\n\n{tables_}")
+    if (index := folder / "index.json").exists():
+        result = read_result(index)
+        at_workers = _compared(result, WORKER, list(OURS), []) or ""
+        parts.append(
+            f"## The index of routing by cache\n\n{render_foreign(result, INDEX)}\nAt a worker:\n\n{at_workers}"
+        )
     parts.append(f"## All workloads\n\n{render(read_result(folder / LATEST.name), with_pictures=True)}")
     return "\n".join(parts)
 

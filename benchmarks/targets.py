@@ -24,6 +24,7 @@ COMMANDS = {
     "bulk.json": "python -m benchmarks.bulk",
     "shared.json": "python -m benchmarks.shared",
     "cores.json": "python -m benchmarks.cores",
+    "index.json": "python -m benchmarks.llm.index",
     **{f"llm-{name}.json": f"python -m benchmarks.llm {name}" for name in ("overhead", "chunks", "gaps")},
 }
 """The command that makes each result file."""
@@ -61,6 +62,8 @@ class Target:
     def __str__(self) -> str:
         share = Fraction(self.bound).limit_denominator(10)
         amount = str(share) if share.numerator == 1 != share.denominator else f"{self.bound:,.4g}"
+        if self.bound >= 1000:
+            amount = f"{self.bound:,.0f}"
         bound = f"{'≥' if self.at_least else '≤'} {amount}"
         if not self.against:
             return f"{bound} {self.unit}".rstrip()
@@ -74,6 +77,7 @@ BULK, BESIDE = "200 MB to each of four workers", "p99 of 1-item calls beside a 1
 BARE, PACE = "bare uvicorn", "1,000 chat streams of 50 tokens/s"
 BETTER, ANY, BEST_HTTP = "Dynamo's better path", "the best peer", "Dynamo's best with an engine"
 WHOLE, SINGLE, EVENT = "whole chat answers", "chat streams of one output", "CPU of the HTTP server for an event"
+FIND, OPERATIONS = "256 blocks in the index", "block operations/s a core"
 TARGETS = (
     Target(
         f"{CALLS}: instructions, compiled",
@@ -176,6 +180,16 @@ TARGETS = (
     Target(f"{EVENT}, paced", "llm-chunks.json", "paced", "front_us", 1, ECHO),
     Target(f"{PACE}: p99 gap", "llm-gaps.json", "steps", "p99_over_engine", 2, unit="× the engine's"),
     Target(f"{PACE}: tokens", "llm-gaps.json", "steps", "of_due", 0.99, at_least=True, unit="× those due"),
+    Target(f"{FIND}, hot: p50", "index.json", "hot", "p50_us", 10, unit="µs"),
+    Target(f"{FIND}, hot: p50", "index.json", "hot", "p50_us", 1, DYNAMO),
+    Target(f"{FIND}, cold: p50", "index.json", "cold", "p50_us", 100, unit="µs"),
+    *(
+        Target(f"{where}, {what}: {OPERATIONS}", "index.json", f"{kind}{work}", "per_s", 1e6, at_least=True)
+        for where, kind in (("index", ""), ("worker", "worker: "))
+        for work, what in (("store", "stored"), ("remove", "removed"), ("remove each", "removed singly"))
+    ),
+    Target("index, bytes a block", "index.json", "memory", "entry_bytes", 200),
+    Target("worker, bytes a block", "index.json", "worker: memory", "entry_bytes", 200),
     Target("hello world, both processes' start to first reply", "latest.json", "hello", "both_s", 0.4, unit="s"),
     Target("import triton_distributed.runtime", "latest.json", "import", "import_ms", 100, unit="ms"),
 )
