@@ -362,7 +362,35 @@ def test_the_preset_dynamo_has_its_times():
     assert (second - first) * 1000 == pytest.approx(-25.74 * used**2 + 54.01 * used + 5.74)
 
 
-REQUESTS = st.tuples(st.integers(1, 24), st.integers(1, 12), st.integers(0, 2))
+def test_a_prompt_that_another_worker_has_computed_costs_a_step_of_decoding():
+    there, here = Scheduler(Cache(16, 4), 4, 100), Scheduler(Cache(16, 4, record=True), 4, 100)
+    prompt, answer = ids(18), ids(5, 1000)
+    first = sequence(prompt, answer[:4])
+    first.keeps = True
+    there.add(first)
+    assert there.complete(there.step()) == [first]
+    assert (there.cache.used, there.running) == (5, []), "the blocks stay until they are fetched"
+    there.remove(first)
+    assert there.cache.used == 0
+
+    long, rest = sequence(ids(40, 500), ids(1, 900)), sequence(prompt, answer)
+    rest.fetched = True
+    here.add(long)
+    here.add(rest)
+    step = here.step()
+    assert (step.prefilled, step.prefill_tokens, step.decoding) == ([rest, long], 40, 1), "it goes before a prefill"
+    told = here.cache.take_events()[0]
+    assert isinstance(told, BlockStored)
+    assert told.tokens == prompt[: 4 * 16], "others learn that the blocks are here, too"
+    here.complete(step)
+    assert (rest.generated, rest.cached_tokens) == (1, 0)
+    while here.running:
+        here.complete(here.step())
+    assert (rest.generated, here.cache.used) == (5, 0)
+
+
+KINDS = st.sampled_from(["whole", "whole", "keeps", "fetched"])
+REQUESTS = st.tuples(st.integers(1, 24), st.integers(1, 12), st.integers(0, 2), KINDS)
 ACTIONS = st.lists(st.one_of(REQUESTS, st.just("step"), st.integers(0, 5)), max_size=40)
 
 
@@ -372,11 +400,13 @@ def test_no_block_is_lost_or_freed_twice(actions, blocks, slots, batch_tokens):
     cache = Cache(blocks, 4)
     scheduler = Scheduler(cache, slots, batch_tokens)
     alive: list[Sequence] = []
+    ended: list[Sequence] = []  # They keep their blocks.
 
     def check():
-        shared = {key for each in scheduler.running for key in each.keys[: each.stored]}
-        own = sum(each.blocks - each.stored for each in scheduler.running)
-        assert cache.used == len(shared) + own <= blocks, "exactly the blocks of running sequences are held"
+        holding = [*scheduler.running, *ended]
+        shared = {key for each in holding for key in each.keys[: each.stored]}
+        own = sum(each.blocks - each.stored for each in holding)
+        assert cache.used == len(shared) + own <= blocks, "exactly the blocks of these sequences are held"
         for each in scheduler.running:
             if each is not scheduler._piece:  # A preempted sequence may be computed anew in pieces.
                 assert each.blocks * 4 >= each.prompt_tokens + each.generated - 1 or each.generated == 0
@@ -385,7 +415,9 @@ def test_no_block_is_lost_or_freed_twice(actions, blocks, slots, batch_tokens):
     def step():
         before = {each: each.generated for each in alive}
         found = scheduler.step()
-        assert found.prefill_tokens or found.decoding, "there is always progress"
+        assert not found.empty or ended, "there is always progress"
+        if found.empty:
+            scheduler.remove(ended.pop(0))
         assert found.prefill_tokens + found.decoding <= batch_tokens
         assert len(scheduler.running) <= slots
         check()
@@ -393,14 +425,17 @@ def test_no_block_is_lost_or_freed_twice(actions, blocks, slots, batch_tokens):
         assert [each for each in alive if each.finished] == [each for each in alive if each in finished]
         for each in finished:
             alive.remove(each)
+            if each.keeps:
+                ended.append(each)
         for each in alive:
             assert each.generated - before[each] in (0, 1)
         check()
 
     for action in actions:
         if isinstance(action, tuple):
-            prompt, answer, first = action
+            prompt, answer, first, kind = action
             alive.append(sequence(ids(prompt, first), ids(answer, 1000)))
+            alive[-1].keeps, alive[-1].fetched = kind == "keeps", kind == "fetched"
             scheduler.add(alive[-1])
         elif action == "step" and alive:
             step()
@@ -412,6 +447,10 @@ def test_no_block_is_lost_or_freed_twice(actions, blocks, slots, batch_tokens):
             break
         step()
     assert not alive, "each sequence comes to its end"
+    for each in ended:
+        scheduler.remove(each)
+    ended.clear()
+    check()
     assert not scheduler.running
     assert not scheduler.waiting
     assert cache.clear()

@@ -25,7 +25,8 @@ class PrefillSpeed:
     Filter Theory, chapter 10), with a small pull to the prior (ridge regression).
 
     Args:
-        like: the speed of a worker that is likely similar, which is the prior then; None for `PRIOR`.
+        like: the speed of a worker that is likely similar, which is the prior then; None for `prior`.
+        prior: what is thought without a measurement; see `PRIOR`.
 
     Attributes:
         measured: measurements so far.
@@ -33,8 +34,8 @@ class PrefillSpeed:
 
     __slots__ = ("_a", "_b", "_c", "_prior", "_sums", "_with_s", "measured")
 
-    def __init__(self, like: PrefillSpeed | None = None) -> None:
-        a, b, c = PRIOR
+    def __init__(self, like: PrefillSpeed | None = None, *, prior: tuple[float, float, float] = PRIOR) -> None:
+        a, b, c = prior
         self._a, self._b, self._c = a, b / SCALE, c / SCALE**2
         if like is not None:
             self._a, self._b, self._c = like._a, like._b, like._c

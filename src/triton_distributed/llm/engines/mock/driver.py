@@ -9,6 +9,9 @@ from triton_distributed.llm.engines.mock.kv_events import Event
 from triton_distributed.llm.engines.mock.scheduler import Scheduler, Sequence
 from triton_distributed.llm.engines.mock.timing import Timing
 
+EMPTY_S = 0.001
+"""Seconds until the next step after one that could compute nothing."""
+
 
 class Driver:
     """Makes steps while sequences wait or run.
@@ -76,7 +79,8 @@ class Driver:
             step = scheduler.step()
             self.publish()
             # From one due time to the next, so that the pauses of a real loop do not add up.
-            due = max(due + self._timing.step_ms(step, scheduler.cache) / 1000, loop.time())
+            took_s = EMPTY_S if step.empty else self._timing.step_ms(step, scheduler.cache) / 1000
+            due = max(due + took_s, loop.time())
             await asyncio.sleep(due - loop.time())
             scheduler.complete(step)
             self.publish()

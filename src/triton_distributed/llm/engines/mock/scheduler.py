@@ -4,6 +4,9 @@ Sequences wait in the order of their coming. A step computes one token for each 
 prompts up to the token budget. If blocks run out, the sequence that began last loses its blocks and is computed anew
 later (LIFO preemption).
 
+Two workers can share the work on a request. One computes the prompt and one token, and keeps the blocks after that. The
+other gets them, and begins with decoding: like vLLM, it computes the last token of the prompt again.
+
 All sequences that decode get a token in each step. So nothing is done for a single one, except in the steps in which
 it begins, needs a block, or ends: a step costs the same for one sequence and for 256.
 """
@@ -37,6 +40,9 @@ class Sequence:
         answer_tokens: of the answer, at least 1; they are computed one by one.
         keys: of the whole blocks of prompt and answer.
         ids: the tokens of prompt and answer, packed; only events need them.
+        keeps: its blocks stay after its end, until `Scheduler.remove`.
+        fetched: another worker has computed the prompt, and its blocks have come. If they are lost to others, the
+            sequence computes the prompt itself.
 
     Attributes:
         cached_tokens: tokens of the prompt that were in the cache at its first begin; -1 before it.
@@ -53,7 +59,9 @@ class Sequence:
         "cached_tokens",
         "computed",
         "due",
+        "fetched",
         "ids",
+        "keeps",
         "keys",
         "prompt_tokens",
         "running",
@@ -61,8 +69,18 @@ class Sequence:
         "stored",
     )
 
-    def __init__(self, prompt_tokens: int, answer_tokens: int, keys: Keys[Key], ids: bytes = b"") -> None:
+    def __init__(
+        self,
+        prompt_tokens: int,
+        answer_tokens: int,
+        keys: Keys[Key],
+        ids: bytes = b"",
+        *,
+        keeps: bool = False,
+        fetched: bool = False,
+    ) -> None:
         self.prompt_tokens, self.answer_tokens, self.keys, self.ids = prompt_tokens, answer_tokens, keys, ids
+        self.keeps, self.fetched = keeps, fetched
         self.cached_tokens = -1
         self.running = False
         self.computed = 0  # Tokens that its prefill has computed, those of the present step included.
@@ -116,6 +134,11 @@ class Step:
         self.prefilled: list[Sequence] = []
         self.prefill_tokens = self.decoding = self.context_tokens = 0
 
+    @property
+    def empty(self) -> bool:
+        """Whether it computes nothing: what waits needs blocks that ended sequences keep."""
+        return not (self.prefill_tokens or self.decoding)
+
 
 class Scheduler:
     """Makes batches.
@@ -147,13 +170,18 @@ class Scheduler:
         return self._blocks_for(tokens) <= self.cache.total
 
     def add(self, sequence: Sequence) -> None:
-        """Let a sequence wait for its begin. It `fits`."""
-        self.waiting.append(sequence)
+        """Let a sequence wait for its begin. It `fits`. One whose blocks have come is next, as in vLLM."""
+        if sequence.fetched:
+            self.waiting.appendleft(sequence)
+        else:
+            self.waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence at once, wherever it is, and free its blocks. Nothing happens if it has finished."""
+        """Forget a sequence at once, wherever it is, and free its blocks. Nothing happens if it holds none."""
         if sequence.running:
             self.running.remove(sequence)
+            self._release(sequence)
+        elif sequence.blocks:  # It has finished, and keeps them.
             self._release(sequence)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
@@ -197,7 +225,10 @@ class Scheduler:
         for sequence in finished:
             self.running.remove(sequence)
             self._store(sequence, sequence.prompt_tokens + sequence.answer_tokens - 1)
-            self._release(sequence)
+            if sequence.keeps:
+                self._stop(sequence)
+            else:
+                self._release(sequence)
         return finished
 
     def _grow_decoding(self) -> bool:
@@ -243,9 +274,23 @@ class Scheduler:
             sequence.cached_tokens = computed
             self.cached_tokens += computed
         self.running.append(sequence)
+        if sequence.fetched:
+            self._fetch(step, sequence, total)
+            return 1
         tokens = min(total - computed, budget)
         self._compute(step, sequence, tokens, self._blocks_for(computed + tokens) - len(keys), total)
         return tokens
+
+    def _fetch(self, step: Step, sequence: Sequence, total: int) -> None:
+        """Take the blocks that have come, and compute the last token as one that decodes."""
+        missing = self._blocks_for(total) - sequence.blocks
+        self.cache.allocate(missing)
+        sequence.blocks += missing
+        sequence.computed = total
+        self._store(sequence, total)
+        step.decoding += 1
+        step.context_tokens += total
+        step.prefilled.append(sequence)
 
     def _compute(self, step: Step, sequence: Sequence, tokens: int, missing: int, total: int) -> None:
         if missing:
@@ -280,18 +325,22 @@ class Scheduler:
     def _preempt(self) -> Sequence:
         victim = self.running.pop()
         self._release(victim)
+        victim.fetched = False
         self.waiting.appendleft(victim)
         self.preemptions += 1
         return victim
 
-    def _release(self, sequence: Sequence) -> None:
+    def _stop(self, sequence: Sequence) -> None:
         if self._piece is sequence:
             self._piece = None
         if sequence.end_decoding():
             self._decoding -= 1
             self._context -= sequence.prompt_tokens + sequence.generated
-        self.cache.release(sequence.keys[: sequence.stored], sequence.blocks - sequence.stored)
         sequence.running, sequence.due = False, -1
+
+    def _release(self, sequence: Sequence) -> None:
+        self._stop(sequence)
+        self.cache.release(sequence.keys[: sequence.stored], sequence.blocks - sequence.stored)
         sequence.computed = sequence.blocks = sequence.stored = 0
 
     def _store(self, sequence: Sequence, computed: int) -> None:

@@ -16,11 +16,14 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
         decode: a, b, c of a·p² + b·p + c, where p is the part of the KV cache that all tokens of these sequences take
             if they share none, at most 1.
         least_decode: the least of decoding.
+        transfer: a, b of a·t + b for handing over the blocks of a prompt, where t counts its tokens that the other
+            worker does not hold. It is no part of a step.
     """
 
     prefill: tuple[float, float, float]
     decode: tuple[float, float, float]
     least_decode: float = 0.0
+    transfer: tuple[float, float] = (0.0, 0.0)
 
     def step_ms(self, step: Step, cache: Cache) -> float:
         """The time of a step with this cache."""
@@ -35,10 +38,19 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
             found += max(self.least_decode, (a * p + b) * p + c)
         return found
 
+    def transfer_ms(self, tokens: int) -> float:
+        """The time to hand over the blocks of so many tokens to another worker."""
+        token_ms, whole_ms = self.transfer
+        return token_ms * tokens + whole_ms
+
 
 DYNAMO = Timing(
-    prefill=(4.209989e-07, 1.518344e-02, 16.50142), decode=(-25.74, 54.01, 5.74), least_decode=1.0
-)  # The polynomials of the mocker of NVIDIA Dynamo 1.6.
+    prefill=(4.209989e-07, 1.518344e-02, 16.50142),
+    decode=(-25.74, 54.01, 5.74),
+    least_decode=1.0,
+    transfer=(0.002048, 0.0),
+)
+"""The polynomials of the mocker of NVIDIA Dynamo 1.6. A transfer has 128 KiB a token, at the mocker's 64 GB/s."""
 
 
 def linear(ttft_ms: float, prefill_token_ms: float, itl_ms: float) -> Timing:
