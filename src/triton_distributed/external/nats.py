@@ -6,6 +6,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -29,10 +30,12 @@ PING_INTERVAL_S = 5.0
 PINGS_UNANSWERED = 2
 
 CANCELLATIONS = 10
-"""The most attempts to cancel the library's reconnection."""
+"""The most attempts to cancel a task of the library."""
 
 QUIET_S = 5.0
 """Seconds between two log entries with the same error of the client library."""
+
+REFUSED = ("authorization", "authentication")  # in the server's words when it does not accept the credentials
 
 
 class NatsOptions(msgspec.Struct, frozen=True):
@@ -61,6 +64,7 @@ class NatsConnection:
     Attributes:
         where: the servers without credentials, for error texts.
         last_error: the client library's last error; empty if there was none.
+        trouble: why the connection cannot be made; "no answer" if that is not known.
         reconnections: how often a lost connection was made again.
         reconnected: called without arguments after each reconnection; subscriptions are restored by then.
 
@@ -86,6 +90,7 @@ class NatsConnection:
         self._client: NatsClient | None = None
         self._connecting: asyncio.Task[NatsClient] | None = None
         self.last_error = ""
+        self._refusal = ""  # the server's words about the credentials, since the last success
         self.reconnections = 0
         self._complaints = Quiet(QUIET_S)  # the library's errors by text
         self._closed = False
@@ -110,6 +115,7 @@ class NatsConnection:
         self._connecting = None
         if not task.cancelled() and task.exception() is None:
             self._client = task.result()
+            self._refusal = ""
 
     async def _connect(self) -> NatsClient:
         try:
@@ -130,25 +136,18 @@ class NatsConnection:
         }
         if options.tls is not None:
             arguments["tls"] = options.tls()
+        attempts = asyncio.get_running_loop().create_task(self._attempts(client, arguments))
         try:
-            async with asyncio.timeout(options.timeout_s):
-                await client.connect(
-                    self._urls,
-                    name=self._name,
-                    error_cb=self._on_error,
-                    disconnected_cb=self._on_disconnected,
-                    reconnected_cb=self._on_reconnected,
-                    max_reconnect_attempts=-1,
-                    reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type]
-                    connect_timeout=options.timeout_s,  # type: ignore[arg-type]
-                    ping_interval=PING_INTERVAL_S,  # type: ignore[arg-type]
-                    max_outstanding_pings=PINGS_UNANSWERED,
-                    **{name: value for name, value in arguments.items() if value is not None},
-                )
+            try:
+                await asyncio.wait([attempts], timeout=options.timeout_s)
+                if not attempts.done():
+                    raise TimeoutError
+                attempts.result()
+            finally:
+                await _end(attempts)
         except TimeoutError:
             await _abandon(client)
-            reason = self.last_error or "no answer"
-            raise BrokerError("NATS", self.where, f"{reason} (tried for {options.timeout_s:g} s)") from None
+            raise BrokerError("NATS", self.where, f"{self.trouble} (tried for {options.timeout_s:g} s)") from None
         except (OSError, nats.errors.Error, ValueError) as error:
             await _abandon(client)
             raise BrokerError("NATS", self.where, str(error) or type(error).__name__) from error
@@ -156,6 +155,29 @@ class NatsConnection:
             await _abandon(client)
             raise
         return client
+
+    async def _attempts(self, client: NatsClient, arguments: dict[str, Any]) -> None:
+        await client.connect(
+            self._urls,
+            name=self._name,
+            error_cb=partial(self._on_error, client),
+            disconnected_cb=self._on_disconnected,
+            reconnected_cb=self._on_reconnected,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type]
+            connect_timeout=self._options.timeout_s,  # type: ignore[arg-type]
+            ping_interval=PING_INTERVAL_S,  # type: ignore[arg-type]
+            max_outstanding_pings=PINGS_UNANSWERED,
+            **{name: value for name, value in arguments.items() if value is not None},
+        )
+        if client.is_connected:
+            return
+        made = asyncio.Event()  # The server closed the connection without a word, and the library makes another one.
+        self.reconnected.append(made.set)
+        try:
+            await made.wait()
+        finally:
+            self.reconnected.remove(made.set)
 
     async def settle(self, timeout_s: float) -> None:
         """Wait until the server has processed everything sent on this connection so far.
@@ -173,6 +195,11 @@ class NatsConnection:
             await back.next_msg(timeout_s)
         finally:
             await back.unsubscribe()
+
+    @property
+    def trouble(self) -> str:
+        """Why the connection cannot be made. A refusal of the credentials says more than what other attempts met."""
+        return self._refusal or self.last_error or "no answer"
 
     @property
     def connected(self) -> bool:
@@ -211,8 +238,14 @@ class NatsConnection:
                     logger.debug("NATS at %s: the last flush failed", self.where)
             await _abandon(client)
 
-    async def _on_error(self, error: Exception) -> None:
+    async def _on_error(self, client: NatsClient, error: Exception) -> None:
         text = without_secrets(str(error)) or type(error).__name__
+        ended = isinstance(error, (ConnectionResetError, BrokenPipeError)) or type(error).__name__ == "UnexpectedEOF"
+        if any(each in text.lower() for each in REFUSED):
+            self._refusal = text
+        elif ended and getattr(client, "_server_info", {}).get("auth_required"):
+            # The server's refusal is lost where its end of the connection meets what was still on the way to it.
+            text = f"the server asks for authentication, and ended the connection: {text}"
         self.last_error = text
         if self._complaints.due(text) is not None:
             logger.warning("NATS at %s: %s", self.where, text)
@@ -223,12 +256,14 @@ class NatsConnection:
 
     async def _on_reconnected(self) -> None:
         self.reconnections += 1
+        self._refusal = ""
         logger.warning("NATS at %s: connected again", self.where)
         for each in list(self.reconnected):
             each()
 
 
 async def _abandon(client: NatsClient) -> None:
+    await _end(getattr(client, "_reconnection_task", None))  # it could open a connection after `close`
     try:
         async with asyncio.timeout(1.0):
             await client.close()
@@ -239,15 +274,13 @@ async def _abandon(client: NatsClient) -> None:
             raise
     except Exception:  # nats-py raises errors of many types, and the connection is over anyway.
         logger.debug("closing a NATS connection failed", exc_info=True)
-    finally:
-        await _end(getattr(client, "_reconnection_task", None))
 
 
-async def _end(task: asyncio.Task[None] | None) -> None:
-    """End the library's reconnection task, which would otherwise go on after the client was closed.
+async def _end(task: asyncio.Task[Any] | None) -> None:
+    """End a task that runs code of the library, which would otherwise go on.
 
-    The library cancels it once. But `asyncio.wait_for` of Python 3.11 loses a cancellation that arrives together with
-    its result, here the refused connection to a server that is down.
+    One cancellation may not do. `asyncio.wait_for` of Python 3.11, which the library uses, loses a cancellation that
+    arrives together with its result: here the server's greeting, or the refused connection to a server that is down.
     """
     for _ in range(CANCELLATIONS):
         if task is None or task.done():

@@ -97,7 +97,7 @@ class NatsNetwork:
             async with asyncio.timeout(self._timeout_s):
                 port = await self._connected()
         except TimeoutError:
-            reason = f"{self._connection.last_error or 'no answer'} (tried for {self._timeout_s:g} s)"
+            reason = f"{self._connection.trouble} (tried for {self._timeout_s:g} s)"
             raise BrokerError("NATS", self._connection.where, reason) from None
         while True:
             try:
