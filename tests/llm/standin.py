@@ -61,7 +61,7 @@ class StandIn:
         self.routed: Any = None
         self.decision: Decision | None = None
 
-    def answer(self, prompt: Prompt, request: Request, session: str = "") -> Answer:
+    def answer(self, prompt: Prompt, request: Request, session: str = "", explain: bool = False) -> Answer:
         self.asked.append(request)
         self.sessions.append(session)
         return Answer(self, request, self.answers(prompt, request))

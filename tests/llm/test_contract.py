@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from array import array
+from typing import Any
 
 import msgspec
 import pytest
@@ -31,7 +32,10 @@ from triton_distributed.llm import (
     packed,
     unpacked,
 )
+from triton_distributed.llm.contract.request import encoded
 from triton_distributed.names import EndpointName, Instance
+from triton_distributed.payload.codec import encode as encode_value
+from triton_distributed.payload.outofband import OUT_OF_BAND
 
 CARD = ModelCard(name="Org/My Model-7B", context_tokens=8192, eos_token_ids=(2,), continues="greedy")
 
@@ -47,6 +51,19 @@ def test_token_ids_are_packed_in_four_bytes_each(ids):
 def test_what_is_no_token_id_is_refused(ids, error):
     with pytest.raises(error):
         packed(ids)
+
+
+def test_a_plain_request_is_encoded_as_the_codec_does_and_any_other_is_left_to_it():
+    sampling = Sampling(temperature=0.5, logit_bias={7: -1.0})
+    for plain in (
+        Request(),
+        Request(model="m", prompt=b"\xc4" * 16_000, stop=["é"], sampling=sampling, text="t", rank=3),
+    ):
+        assert encoded(plain) == encode_value(plain)
+    guided = {"guide": Guide(json=True), "tools": [{}], "tool_choice": "auto", "messages": [{}], "extra": {"a": 1}}
+    wrong: list[Any] = [{"prompt": bytearray(b"abcd")}, {"prompt": b"a" * OUT_OF_BAND}, {"max_tokens": 2**64}]
+    for other in [*({name: value} for name, value in guided.items()), *wrong]:
+        assert encoded(Request(**other)) is None
 
 
 def test_half_a_token_id_is_refused():

@@ -11,6 +11,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Builder
 
 from triton_distributed.llm import LLMError, ModelCard, Output, Request, Usage, unpacked
+from triton_distributed.llm.contract.output import FinishReason
 from triton_distributed.llm.models.delta import Delta
 from triton_distributed.llm.models.text import AnswerText
 from triton_distributed.llm.tokens import tokenizer as backends
@@ -231,3 +232,22 @@ def test_tokens_after_a_stop_text_do_not_count_however_they_are_divided_into_ste
             break
     assert [each for delta in deltas for each in delta.token_ids] == list(b"ab")
     assert (deltas[-1].finish_reason, deltas[-1].usage) == ("stop", Usage(5, 2))
+
+
+@given(st.sampled_from(sorted(LOADED)), st.lists(st.integers(0, 300), min_size=1, max_size=8), st.booleans())
+def test_an_answer_in_one_output_reads_as_one_in_steps(name, ids, ended):
+    """Parts of characters, special tokens and unknown ones among them, with a stop token at the end or without."""
+    card = ModelCard(name="m", eos_token_ids=(2,))
+    request, end = Request(stop_token_ids=[9], max_tokens=99), Usage(5, len(ids), 3)
+    ids += [9] if ended and ids[0] % 2 else [2] if ended else []
+    finish: FinishReason = "stop" if ended else "length"
+    whole = AnswerText(card, request, 5, LOADED[name]).taken(Output(token_ids=ids, finish_reason=finish, usage=end))
+    parts = AnswerText(card, request, 5, LOADED[name])
+    first = parts.taken(Output(token_ids=ids[:1])) or Delta()
+    last = parts.taken(Output(token_ids=ids[1:], finish_reason=finish, usage=end))
+    assert whole is not None
+    assert last is not None
+    reader = TextReader(LOADED[name])
+    text = reader.push(ids[:-1] if ended else ids) + reader.finish()
+    assert (whole.text, whole.token_ids) == (text, first.token_ids + last.token_ids)
+    assert (whole.finish_reason, whole.stop_reason, whole.usage) == (last.finish_reason, last.stop_reason, last.usage)

@@ -85,6 +85,11 @@ def connect_by(make: Callable[[Config | None], Connection]) -> Iterator[None]:
         _instead = before
 
 
+def target_of(connection: Connection, contract: Stream[Any, Any]) -> Target:
+    """The target of a contract, for callers that read their calls themselves."""
+    return connection._any(contract)
+
+
 class Connection:
     """Calls and serves endpoints. Made by `connect`; belongs to the event loop in which it was made.
 
@@ -186,11 +191,7 @@ class Connection:
         target = self._streamed.get(endpoint)
         if target is None:
             target = self._streamed[endpoint] = self._open(endpoint, "stream", "stream", "bidirectional")
-        client = target.client
-        chooses = client.policy_of(policy)
-        return ItemStream(
-            client.start("Connection.stream", request, chooses, False, False, options, None, target.decoder, True)
-        )
+        return ItemStream(target.start(request, target.client.policy_of(policy), options))
 
     def _any(self, endpoint: Contract[Any, Any] | str) -> Target:
         return self._open(endpoint, "", "unary", "stream", "bidirectional")

@@ -8,6 +8,7 @@ from typing import Any
 
 from triton_distributed.api.contracts import Contract, ContractMismatch
 from triton_distributed.api.schema import differences, ignored
+from triton_distributed.calling.call import Call
 from triton_distributed.calling.items import ItemDecoder
 from triton_distributed.names import Instance
 from triton_distributed.routing.load import LoadBook
@@ -68,6 +69,23 @@ class Target:
             if each not in self._ignored:
                 self._ignored.add(each)
                 logger.warning("%s: %s", contract.name, each)
+
+    def start(self, request: Any, policy: Policy, options: Mapping[str, Any], encoded: bytes | None = None) -> Call:
+        """Start a call whose answer is a stream, as `Connection.stream` does; see there.
+
+        Args:
+            request: the request.
+            policy: chooses the instance.
+            options: see `StreamOptions`, without `policy`.
+            encoded: the encoded request, if the caller has encoded it.
+
+        Returns:
+            The call itself, which has no `ItemStream`: its owner reads it, and calls `leave` if it does not read to the
+            end.
+        """
+        return self.client.start(
+            "Connection.stream", request, policy, False, False, options, encoded, self.decoder, True
+        )
 
     def close(self) -> None:
         """Compare no more."""

@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from triton_distributed.errors import ConfigError
@@ -48,6 +49,37 @@ def test_each_policy_spreads_requests_that_have_nothing_in_common(name: str) -> 
     counts = Counter(booked(router, asked(300, first=1000 * at, session=f"s{at}")) for at in range(64))
     assert set(counts) == set(WORKERS)
     assert max(counts.values()) <= 16
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_kv_chooses_the_same_whether_an_explanation_is_asked_or_not(seed: int) -> None:
+    """Random caches, bookings, speeds and held requests; workers that tie, are unknown or excluded."""
+    rng = random.Random(seed)
+    router, bookings, now = routes("kv"), [], 0.0
+    for _ in range(60):
+        now += rng.random() * 0.05
+        worker = rng.choice(WORKERS)
+        first = rng.choice((0, 1000, 2000))
+        if rng.random() < 0.3:
+            router.index.store(worker, range(first, first + rng.randrange(1, 40)))
+        if rng.random() < 0.1:
+            router.hold(asked(rng.randrange(1, 200), 5000))
+            router.leaving(now)
+        question = asked(rng.choice((0, 0, 5, 40)), first)
+        question.excluded = rng.sample(WORKERS, rng.choice((0, 0, 2)))
+        among = rng.choice((None, [*rng.sample(WORKERS, 4), (99, 0)], [(99, 0)]))
+        own = rng.choice((None, router.workers[worker]))
+        shown = router.weigh(question, now, among, own, 0.01)
+        question.explain = False
+        plain = router.weigh(question, now, among, own, 0.01)
+        if shown is None or plain is None:
+            assert shown is plain is None
+            continue
+        assert msgspec.structs.asdict(plain.chosen) == msgspec.structs.asdict(shown.chosen)
+        assert (len(plain.candidates), len(shown.candidates) > 1) == (1, among is None or len(among) > 1)
+        bookings.append(router.book(question, plain, now))
+        for each in rng.sample(bookings, rng.randrange(3)) if len(bookings) > 3 else ():
+            rng.choice((each.release, lambda each=each, now=now: router.first_output(each, now)))()
 
 
 def test_least_loaded_counts_the_requests_of_the_router() -> None:

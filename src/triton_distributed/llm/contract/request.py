@@ -9,6 +9,9 @@ from typing import Any
 
 import msgspec
 
+PLAIN_BYTES = 16 * 1024
+"""Smaller prompts travel inside of the request, and larger ones next to it, as the runtime's codec decides."""
+
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How the next token is chosen. The defaults are those of the OpenAI API, without its restrictions.
@@ -116,6 +119,30 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
     def token_ids(self) -> array[int]:
         """The prompt as an array of 32-bit numbers; a new one at each use. It takes 20 µs for 60,000 tokens."""
         return unpacked(self.prompt)
+
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def encoded(request: Request) -> bytes | None:
+    """The bytes of a request that holds text, numbers and a prompt below `PLAIN_BYTES` only; None for any other.
+
+    The codec of the runtime makes the same bytes, after a search for memory, which takes 4 µs.
+    """
+    if (
+        len(request.prompt) >= PLAIN_BYTES
+        or type(request.prompt) is not bytes
+        or request.messages is not None
+        or request.tools is not None
+        or request.tool_choice is not None
+        or request.guide is not None
+        or request.extra
+    ):
+        return None
+    try:
+        return _encode(request)
+    except Exception:  # The runtime's codec finds out why.
+        return None
 
 
 class EmbedRequest(msgspec.Struct, kw_only=True, omit_defaults=True):

@@ -220,11 +220,11 @@ class OpenAIApp:
                 raise Refused(404, "No router chooses the worker of this model.", "no_router")
             return await exchange.answer(send, facts, 200, told(decision, prompts[0].tokens))
         if count == 1:
-            source = model.answer(prompts[0], request, session=session)
+            source = model.answer(prompts[0], request, session=session, explain=bool(wishes.explain))
         else:
             source = Merged(
                 [
-                    model.answer(prompt, _nth(each, number), session=session)
+                    model.answer(prompt, _nth(each, number), session=session, explain=bool(wishes.explain))
                     for prompt, each in zip(prompts, requests or [request], strict=True)
                     for number in range(n)
                 ]

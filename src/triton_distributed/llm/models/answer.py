@@ -13,9 +13,10 @@ from typing import Any, Final, Self
 
 import msgspec
 
-from triton_distributed.api.connection import Connection
-from triton_distributed.api.contracts import Stream
-from triton_distributed.calling.item_stream import ItemStream, Reading
+from triton_distributed.api.targets import Target
+from triton_distributed.calling.call import Call
+from triton_distributed.calling.item_stream import CANCELLED
+from triton_distributed.calling.state import ENDED, OPEN
 from triton_distributed.errors import (
     ConnectionFailed,
     DeadlineExceeded,
@@ -29,7 +30,7 @@ from triton_distributed.errors import (
 from triton_distributed.llm.contract.errors import AnswerLost, EngineDead, EngineStalled, InvalidParameter, LLMError
 from triton_distributed.llm.contract.model import ModelCard
 from triton_distributed.llm.contract.output import Output
-from triton_distributed.llm.contract.request import Request, packed
+from triton_distributed.llm.contract.request import Request, encoded, packed
 from triton_distributed.llm.models.delta import Delta
 from triton_distributed.llm.models.elsewhere import Elsewhere
 from triton_distributed.llm.models.loss import Next, Progress, decide
@@ -38,6 +39,7 @@ from triton_distributed.llm.models.stalls import StallWatch
 from triton_distributed.llm.models.text import AnswerText
 from triton_distributed.llm.router.placement import Placement
 from triton_distributed.llm.routing.view import Decision
+from triton_distributed.routing.policies import Policy
 
 logger = logging.getLogger("triton_distributed.llm")
 
@@ -67,8 +69,7 @@ class Answer:
     Exactly one delta has a finish reason: the last one.
 
     Args:
-        connection: calls the workers.
-        endpoint: `generate` of the model.
+        target: `generate` of the model.
         card: the model.
         request: what is sent, with its prompt.
         text: makes text of the tokens.
@@ -78,6 +79,7 @@ class Answer:
         routed: chooses the worker; None to leave it to the call's policy.
         tokens: of the prompt; 0 if they are not known.
         session: names a conversation or a user, for the router.
+        explain: the decision has all candidates.
 
     Attributes:
         losses: how many workers were lost, or have stalled, so far.
@@ -98,16 +100,14 @@ class Answer:
     """
 
     __slots__ = (
-        "__weakref__", "_avoided", "_barren", "_card", "_connection", "_deadline", "_endpoint", "_finished", "_first",
-        "_loop", "_options", "_over", "_pause", "_pause_s", "_placement", "_reading", "_request", "_routed", "_session",
-        "_since", "_stall_s", "_stalled", "_stream", "_text", "_tokens", "_until", "losses",
-        "tokens",
+        "__weakref__", "_avoided", "_barren", "_call", "_card", "_deadline", "_finished", "_first", "_loop", "_options",
+        "_over", "_pause", "_pause_s", "_placement", "_policy", "_request", "_routed", "_session", "_since", "_stall_s",
+        "_stalled", "_target", "_text", "_tokens", "_until", "losses", "tokens",
     )  # fmt: skip
 
     def __init__(
         self,
-        connection: Connection,
-        endpoint: Stream[Request, Output],
+        target: Target,
         card: ModelCard,
         request: Request,
         text: AnswerText,
@@ -116,16 +116,18 @@ class Answer:
         routed: Routed | None = None,
         tokens: int = 0,
         session: str = "",
+        explain: bool = False,
     ) -> None:
+        self._call: Call | None = None  # None while the router holds the request.
         if "resume" in options:
             raise TypeError("answer() takes no resume=: the answer goes on at another worker without it")
         self._loop = asyncio.get_running_loop()
-        self._connection = connection
-        self._endpoint = endpoint
+        self._target = target
         self._card = card
         self._request = request
         self._text = text
         self._stall_s = stalls.timeout_s
+        self._policy = options.pop("policy", None)
         self._options: dict[str, Any] = {"idempotent": True, **options}
         timeout = options.get("timeout")
         self._deadline = None if timeout is None else self._loop.time() + timeout
@@ -138,17 +140,15 @@ class Answer:
         self._pause: asyncio.Future[None] | None = None
         self._until, self._pause_s = 0.0, PAUSE_S  # How long, and how often, a refused continuation is tried again.
         self.losses = 0
-        self._stream: ItemStream[Output] | None = None  # None while the router holds the request.
-        self._reading: Reading[Output]
         self._routed, self._session, self.tokens = routed, session, tokens
         self._placement: Placement | None = None
         waiter = None
         if routed is not None:
-            self._placement = routed.place(routed.question(request, tokens, session))
+            self._placement = routed.place(routed.question(request, tokens, session, explain))
             request.router = routed.router.id
             waiter = self._placement.waiter
         if waiter is None:
-            self._call(request)
+            self._send(request)
         else:
             waiter.add_done_callback(_Beginning(self))
         stalls.add(self)
@@ -165,13 +165,22 @@ class Answer:
                 raise StopAsyncIteration
             delta: Delta | None = None
             while True:
-                if self._stream is None:
+                call = self._call
+                if call is None:
                     await self._placed()
-                self._since = self._loop.time()
+                    continue
                 try:
-                    output = await self._reading.__anext__()
-                except StopAsyncIteration:
-                    raise LLMError(f"the engine of {self._card.name!r} ended an answer without a reason") from None
+                    while (output := next(call.items, None)) is None:
+                        if taken := call.take():
+                            if taken == ENDED:
+                                break
+                            continue
+                        self._since = self._loop.time()
+                        try:
+                            await call.pending()
+                        except asyncio.CancelledError:
+                            call.leave(CANCELLED)
+                            raise
                 except (StreamIncomplete, EngineDead, asyncio.CancelledError) as error:
                     delta = self._lost(error)
                 except (Refusal, NoInstances, ConnectionFailed) as error:
@@ -181,6 +190,8 @@ class Answer:
                     raise cause if isinstance(cause, EngineStalled) else error from None  # `Elsewhere` raises it.
                 else:
                     self._since = _NEVER
+                    if output is None:
+                        raise LLMError(f"the engine of {self._card.name!r} ended an answer without a reason")
                     delta = self._taken(output)
                 if delta is not None:
                     return delta
@@ -190,16 +201,16 @@ class Answer:
 
     async def more(self) -> Delta | None:
         """Return the next delta if it is there already, and None if it has to be waited for."""
-        stream = self._stream
-        assert stream is not None  # There was a delta before.
+        call = self._call
+        assert call is not None  # There was a delta before.
         try:
-            while not self._finished and not self._over and stream.ready:
-                try:
-                    output = await self._reading.__anext__()  # It does not wait.
-                except StopAsyncIteration:
-                    raise LLMError(f"the engine of {self._card.name!r} ended an answer without a reason") from None
-                delta = self._taken(output)
-                if delta is not None:
+            while not self._finished and not self._over:
+                output = next(call.items, None)
+                if output is None:
+                    if call.stream is None or not call.stream.inbox:
+                        break
+                    call.take()
+                elif (delta := self._taken(output)) is not None:
                     return delta
         except BaseException:
             self._close()
@@ -218,8 +229,13 @@ class Answer:
             self._pause.cancel()
         if self._placement is not None:
             self._placement.release()
-        if self._stream is not None:
-            self._stream.cancel()
+        if self._call is not None and self._call.state <= OPEN:
+            self._call.cancel()
+
+    def __del__(self) -> None:
+        call = self._call
+        if call is not None and call.state <= OPEN:
+            call.services.from_finalizer(call.leave)
 
     @property
     def decision(self) -> Decision | None:
@@ -254,8 +270,8 @@ class Answer:
             if self._over or _is_cancelled():
                 raise
             raise NoInstances(f"the model {self._card.name!r}") from None
-        if self._stream is None:
-            self._call(self._request)
+        if self._call is None:
+            self._send(self._request)
 
     def begin(self) -> None:
         """Call the worker, since the router does not hold the request any more."""
@@ -265,7 +281,7 @@ class Answer:
         if self._routed is not None and placement.decision is not None:
             self._routed.held(placement.decision)
         with contextlib.suppress(Exception):  # The reader tries again, and sees the error.
-            self._call(self._request)
+            self._send(self._request)
 
     def _begun(self, output: Output) -> None:
         """Note the first output of a worker."""
@@ -297,18 +313,21 @@ class Answer:
                 self._placement.release()
                 if self._routed is not None and output.usage is not None and not self.losses:
                     self._routed.measured(output.usage.cached_tokens)
-            assert self._stream is not None
-            if output.finish_reason is None or self._stream.ended:  # After a stop text, the engine would go on.
+            assert self._call is not None
+            if output.finish_reason is None or self._call.state > OPEN:  # After a stop text, the engine would go on.
                 self._close()
         return delta
 
     async def _read_end(self) -> None:
         """Read the end of the stream after the last output, so that the call counts as answered and not as left."""
-        assert self._stream is not None
-        timer = self._loop.call_later(END_S, self._stream.cancel)
+        call = self._call
+        assert call is not None
+        timer = self._loop.call_later(END_S, call.cancel)
         try:
-            await self._reading.__anext__()  # An output after the last one: the engine's mistake. The answer is whole.
-        except (StopAsyncIteration, StreamIncomplete, RemoteError):
+            # An output after the last one is the engine's mistake. The answer is whole.
+            while next(call.items, None) is None and not call.take():
+                await call.pending()
+        except (StreamIncomplete, RemoteError):
             pass
         except asyncio.CancelledError:
             if _is_cancelled() or self._over:
@@ -333,11 +352,12 @@ class Answer:
         instances = error.instances if isinstance(error, StreamIncomplete) else 1
         self.losses += instances
         self._barren += instances
-        assert self._stream is not None
-        lost_id = self._stream.instance_id
+        call = self._call
+        assert call is not None
+        lost_id = None if call.instance is None else call.instance.id
         seconds = self._limit_s
         if self._avoided is None:
-            policy = self._options.get("policy") if self._placement is None else self._placement
+            policy = self._policy if self._placement is None else self._placement
             self._avoided = Elsewhere(policy, self._card.name)
         self._avoided.add(lost_id, seconds if stalled else 0.0)
         text = self._text
@@ -362,7 +382,7 @@ class Answer:
         request = self._rest() if following is Next.CONTINUE else self._request
         if self._placement is not None and self._routed is not None:
             self._placement.again(self._routed.question(request, len(request.prompt) // 4, self._session))
-        self._call(request)
+        self._send(request)
         return None
 
     def _rest(self) -> Request:
@@ -376,7 +396,7 @@ class Answer:
             min_tokens=max(0, request.min_tokens - len(tokens)),
         )
 
-    def _call(self, request: Request) -> None:
+    def _send(self, request: Request) -> None:
         """Call a worker.
 
         Raises:
@@ -387,24 +407,25 @@ class Answer:
         options, placement = self._options, self._placement
         if placement is not None:
             request.rank = placement.rank
-        if self._avoided is not None:
-            options = {**options, "policy": self._avoided}
-        elif placement is not None:
-            options = {**options, "policy": placement}
         if self._deadline is not None:
             left = self._deadline - self._loop.time()
             if left <= 0:
                 raise DeadlineExceeded(f"the model {self._card.name!r}", self._options["timeout"])
             options = {**options, "timeout": left}
         try:
-            self._stream = self._connection.stream(self._endpoint, request, **options)
+            self._call = self._target.start(request, self._chooses(), options, encoded(request))
         except ValueError as error:
             path, _, reason = str(error).partition(": ")
             if type(error) is not ValueError or not path.startswith("request."):
                 raise
             param = re.sub(r'\["(\w+)"\]', r".\1", path.removeprefix("request."))
             raise InvalidParameter(param, reason, "invalid_value") from None
-        self._reading = aiter(self._stream)
+
+    def _chooses(self) -> Policy:
+        """The policy of the next call."""
+        if self._avoided is None and self._placement is not None:
+            return self._placement
+        return self._target.client.policy_of(self._policy if self._avoided is None else self._avoided)
 
     async def _refused(self, error: Refusal | NoInstances | ConnectionFailed) -> None:
         """Try again a little later if the caller has a part of the answer. Other callers learn of the refusal.
@@ -425,7 +446,7 @@ class Answer:
         hint = error.retry_after_s if isinstance(error, Overloaded) else 0.0
         await self._wait(min(hint or random.uniform(0.5, 1.5) * self._pause_s, self._until - now))
         self._pause_s = min(1.0, 2 * self._pause_s)
-        self._call(self._rest())
+        self._send(self._rest())
 
     async def _wait(self, seconds: float) -> None:
         """Sleep until `aclose` at the latest."""
@@ -449,15 +470,15 @@ class Answer:
         if self._over or self._finished:
             return None
         now = self._loop.time()
-        limit, stream = self._limit_s, self._stream
-        if stream is None:
+        limit, call = self._limit_s, self._call
+        if call is None:
             return limit
-        if self._first and not stream.admitted and self._since != _NEVER:
+        if self._first and self._since != _NEVER and not (call.stream is not None and call.stream.accepted):
             self._since = now
         left = limit if self._since == _NEVER else self._since + limit - now
         if left < TICK_S:
             self._stalled = True
-            stream.cancel()  # The reader gets CancelledError.
+            call.cancel()  # The reader gets CancelledError.
             left = limit
         return left
 

@@ -49,13 +49,14 @@ class Routed:
         self._adapters = frozenset(card.adapters)
         self._hashed: tuple[bytes, str, str, int, Sequence[int]] = (b"", "", "", 0, ())  # The last prompt and its keys.
 
-    def question(self, request: Request, tokens: int, session: str) -> Question:
+    def question(self, request: Request, tokens: int, session: str, explain: bool = False) -> Question:
         """What the policy needs to know of a request.
 
         Args:
             request: the request with its prompt.
             tokens: of the prompt; 0 if they are not known.
             session: names a conversation or a user; empty for none.
+            explain: the decision has all candidates.
         """
         prompt, salt, size = request.prompt, request.cache_salt, self.router.block_tokens
         lora = request.model if request.model in self._adapters else ""
@@ -67,7 +68,9 @@ class Routed:
             else:
                 keys = block_keys(prompt, size, seed_of(lora, salt))
                 self._hashed = prompt, lora, salt, size, keys
-        return Question(tokens=tokens or 1, keys=keys, block_tokens=size, request=request, session=session)
+        return Question(
+            tokens=tokens or 1, keys=keys, block_tokens=size, request=request, session=session, explain=explain
+        )
 
     def place(self, question: Question) -> Placement:
         """Choose a worker and book it, or hold the request; see `ModelRouter.submit`.

@@ -7,8 +7,9 @@ from typing import Any
 
 import msgspec
 
-from triton_distributed.api.connection import Connection
+from triton_distributed.api.connection import Connection, target_of
 from triton_distributed.api.contracts import Stream, Unary
+from triton_distributed.api.targets import Target
 from triton_distributed.llm.contract.errors import InvalidParameter, LLMError
 from triton_distributed.llm.contract.model import ModelCard
 from triton_distributed.llm.contract.output import Embeddings, Output
@@ -53,15 +54,19 @@ class ServedModel:
         self._connection, self._tokenizer, self._stalls = connection, prompts.tokenizer, StallWatch(stall_timeout_s)
         place = f"{namespace}.{card.component}"
         self._generate = Stream[Request, Output](f"{place}.generate")
+        self._target: Target | None = None  # Of `_generate`, from its first use on.
         self._embed = Unary[EmbedRequest, Embeddings](f"{place}.embed")
 
-    def answer(self, prompt: Prompt, request: Request, *, session: str = "", **call_options: Any) -> Answer:
+    def answer(
+        self, prompt: Prompt, request: Request, *, session: str = "", explain: bool = False, **call_options: Any
+    ) -> Answer:
         """Ask for one answer. The call begins now, or when the router no longer holds the request.
 
         Args:
             prompt: the prompt.
             request: the options and limits of the answer. Its own prompt is replaced.
             session: names a conversation or a user, for policies that keep the requests of one together.
+            explain: `Answer.decision` has all candidates, and not only the chosen one.
             call_options: see `StreamOptions`, without `resume`. `timeout` is for the whole answer. A `policy` chooses
                 instead of the router.
 
@@ -76,9 +81,10 @@ class ServedModel:
         asked = self._with(prompt, request)
         text = AnswerText(self.card, asked, prompt.tokens, self._tokenizer)
         routed = self.routed if call_options.get("policy") is None else None
+        if self._target is None:
+            self._target = target_of(self._connection, self._generate)
         return Answer(
-            self._connection,
-            self._generate,
+            self._target,
             self.card,
             asked,
             text,
@@ -87,6 +93,7 @@ class ServedModel:
             routed,
             prompt.tokens,
             session,
+            explain,
         )
 
     def explain(self, prompt: Prompt, request: Request, *, session: str = "") -> Decision | None:
@@ -97,7 +104,7 @@ class ServedModel:
         """
         if self.routed is None:
             return None
-        return self.routed.explain(self.routed.question(self._with(prompt, request), prompt.tokens, session))
+        return self.routed.explain(self.routed.question(self._with(prompt, request), prompt.tokens, session, True))
 
     def _with(self, prompt: Prompt, request: Request) -> Request:
         """The request with its prompt."""

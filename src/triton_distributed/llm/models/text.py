@@ -28,7 +28,7 @@ class AnswerText:
     """
 
     __slots__ = (
-        "_cached", "_card", "_end_ids", "_held_ids", "_held_logprobs", "_lost_tokens", "_prompt_tokens", "_reader",
+        "_cached", "_card", "_end_ids", "_held_ids", "_held_logprobs", "_lost_tokens", "_made", "_prompt_tokens",
         "_request", "_simple", "_tokenizer", "_total", "_usage", "engine_text",
     )  # fmt: skip
 
@@ -43,7 +43,7 @@ class AnswerText:
         self._request = request
         self._prompt_tokens = prompt_tokens
         self._tokenizer = tokenizer
-        self._reader = TextReader(tokenizer, stop=request.stop, min_tokens=request.min_tokens)
+        self._made: TextReader | None = None  # A whole answer in one output needs none.
         self._simple = tokenizer is not None and not request.stop
         ends = () if request.ignore_eos else card.eos_token_ids
         self._end_ids: Collection[int] = {*ends, *request.stop_token_ids} if request.stop_token_ids else ends
@@ -78,14 +78,38 @@ class AnswerText:
         own = output.text is not None or output.reasoning is not None or output.tool_calls is not None
         if own:
             self.engine_text = True
-        if finish is None and self._simple and not own and output.logprobs is None and not self._held_ids:
-            self._total += len(ids)  # The short way of most outputs.
-            text = self._reader.push(ids)
-            if text:
-                return Delta(text, ids)
-            self._held_ids += ids
-            return None
+        if self._simple and not own and output.logprobs is None and not self._held_ids:  # Most outputs.
+            made = self._made
+            if finish is None:
+                self._total += len(ids)
+                text = (made or self._reader).push(ids)
+                if text:
+                    return Delta(text, ids)
+                self._held_ids += ids
+                return None
+            if made is None and self._request.sampling.logprobs is None:
+                return self._whole(ids, finish, output.stop_reason)
         return self._taken(output, own)
+
+    def _whole(self, ids: list[int], finish: FinishReason, stop_reason: int | str | None) -> Delta:
+        """The delta of an answer that is one output."""
+        shown = ids
+        if finish == "stop" and ids and ids[-1] in self._end_ids:
+            shown = ids[:-1]
+            if stop_reason is None and ids[-1] in self._request.stop_token_ids:
+                stop_reason = ids[-1]
+        self._total += len(ids)
+        assert self._tokenizer is not None
+        return Delta(self._tokenizer.text(shown), ids, None, finish, stop_reason, None, None, self._used())
+
+    @property
+    def _reader(self) -> TextReader:
+        """Makes text of the tokens; it exists from its first use on."""
+        reader = self._made
+        if reader is None:
+            request = self._request
+            reader = self._made = TextReader(self._tokenizer, stop=request.stop, min_tokens=request.min_tokens)
+        return reader
 
     def _taken(self, output: Output, own: bool) -> Delta | None:
         ids, finish, stop_reason = output.token_ids, output.finish_reason, output.stop_reason
@@ -136,7 +160,8 @@ class AnswerText:
         told = self._usage
         completion = self._total
         # An engine that knows no stop texts also counts the tokens that it made after one.
-        exact = self._reader.stopped_by is not None and not self.engine_text
+        made = self._made
+        exact = made is not None and made.stopped_by is not None and not self.engine_text
         if told is not None and told.completion_tokens and not exact:
             completion = max(completion, self._lost_tokens + told.completion_tokens)
         prompt = self._prompt_tokens or (told.prompt_tokens if told is not None else 0)

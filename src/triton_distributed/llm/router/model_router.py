@@ -167,20 +167,20 @@ class ModelRouter:
         Raises:
             Overloaded: `MAX_HELD` requests are held already.
         """
-        placement = Placement(self, question)
-        core = self.core
-        question.since = self._loop.time()
-        if self._closed or not (among := self._workers()):
+        core, now = self.core, self._loop.time()
+        question.since = now
+        among = self._among if self._candidates.instances is self._ready else self._workers()
+        if self._closed or not among:
+            return Placement(self, question)
+        try:
+            placed = core.place(question, now, among)
+        except PolicyFailed as error:
+            placement = Placement(self, question)
+            placement.failed(error)
             return placement
-        if not core.held:  # The usual way, without the bookkeeping of held requests.
-            try:
-                decision = core.weigh(question, question.since, among)
-            except PolicyFailed as error:
-                placement.failed(error)
-                return placement
-            if decision is not None and core.has_room(decision.chosen.worker):
-                placement.booked(decision, core.book(question, decision, question.since))
-                return placement
+        if placed is not None:
+            return Placement(self, question, *placed)
+        placement = Placement(self, question)
         if core.held >= MAX_HELD:
             path = self._candidates.name.path
             raise Overloaded(path, self._ready[0].id, f"{core.held} requests wait for a worker", 1, 1.0)
@@ -258,12 +258,14 @@ class ModelRouter:
     def computed(self, booking: Booking, cached_tokens: int | None) -> None:
         """Note a first output."""
         self.core.first_output(booking, self._loop.time(), cached_tokens)
-        self.changed()
+        if self._held:
+            self.changed()
 
     def released(self, booking: Booking) -> None:
         """Release a booking."""
         booking.release()
-        self.changed()
+        if self._held:
+            self.changed()
 
     def dropped(self, booking: Booking) -> None:
         """Release a booking; the garbage collector may call this in any thread."""

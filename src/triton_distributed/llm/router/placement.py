@@ -52,12 +52,12 @@ class Placement:
 
     __slots__ = ("_over", "_router", "_sent", "booking", "decision", "question", "rank", "waiter")
 
-    def __init__(self, router: Placer, question: Question) -> None:
+    def __init__(
+        self, router: Placer, question: Question, decision: Decision | None = None, booking: Booking | None = None
+    ) -> None:
         self._router = router
-        self.question = question
-        self.decision: Decision | None = None
-        self.booking: Booking | None = None
-        self.rank = 0
+        self.question, self.decision, self.booking = question, decision, booking
+        self.rank = 0 if decision is None else decision.chosen.worker[1]
         self.waiter: asyncio.Future[None] | None = None
         self._sent = self._over = False
 
@@ -106,7 +106,10 @@ class Placement:
         if self.waiter is not None:
             self._router.withdraw(self.question)
             self.waiter.cancel()
-        self._free()
+        booking = self.booking
+        if booking is not None:
+            self.booking = None
+            self._router.released(booking)
 
     def _free(self) -> None:
         booking, self.booking = self.booking, None
@@ -137,8 +140,8 @@ class Placement:
 
     def __del__(self) -> None:
         # A dropped answer cancels its call without telling.
-        booking, self.booking = self.booking, None
-        if booking is not None:
+        if (booking := self.booking) is not None:
+            self.booking = None
             self._router.dropped(booking)
 
     def __repr__(self) -> str:

@@ -14,13 +14,14 @@ they leave. A few others, those that were weighed longest ago, are weighed at ea
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from heapq import heapify, heappop, heapreplace
 from itertools import islice
 from math import inf
 
 from triton_distributed.llm.routing.bookings import Booking, Work
 from triton_distributed.llm.routing.index import MAX_ENTRIES, PrefixIndex
+from triton_distributed.llm.routing.policies.kv import ACTIVE_S, SAVING, kv
 from triton_distributed.llm.routing.policies.named import policy_named
 from triton_distributed.llm.routing.speed import PrefillSpeed
 from triton_distributed.llm.routing.view import Candidate, Decision, Mode, PolicyFailed, Question, RoutingPolicy, Worker
@@ -172,10 +173,6 @@ class Router:
                 self._new[held] = None
             self._settled_at = -inf
 
-    def has_room(self, worker: Worker) -> bool:
-        """Whether a request for this worker, which is known, may leave now."""
-        return self.workers[worker].work.wait_s < self._ahead_s
-
     def weigh(
         self,
         question: Question,
@@ -200,9 +197,14 @@ class Router:
         """
         keys, size, tokens, excluded = question.keys, question.block_tokens, question.tokens, question.excluded
         depths = self.index.depths(keys) if keys else {}
+        if among is None:
+            among = self.workers
+        if self._policy is kv and not question.explain:
+            found = self._quickest(question, now, among, depths, own, own_s)
+            return None if found is None else Decision(chosen=found, candidates=(found,), policy=self._name)
         last, whole = tokens - 1, len(keys)
         candidates = []
-        for worker in self.workers if among is None else among:
+        for worker in among:
             known = self.workers.get(worker)
             if known is None or (excluded and worker in excluded):
                 continue
@@ -237,6 +239,81 @@ class Router:
         if not candidates:
             return None
         return Decision(chosen=self._policy(question, candidates), candidates=candidates, policy=self._name)
+
+    def _quickest(
+        self,
+        question: Question,
+        now: float,
+        among: Collection[Worker],
+        depths: Mapping[Worker, int],
+        own: KnownWorker | None,
+        own_s: float,
+    ) -> Candidate | None:
+        """What `kv` chooses, without a candidate for each of the others. `depths` is that of the question's keys."""
+        keys, size, tokens, excluded = question.keys, question.block_tokens, question.tokens, question.excluded
+        last, whole, workers = tokens - 1, len(keys), self.workers
+        least, running, chosen = inf, 0, None
+        depth = promised = 0
+        prefill_s = saved_s = wait_s = 0.0
+        for worker in among:
+            known = workers.get(worker)
+            if known is None or (excluded and worker in excluded):
+                continue
+            work, speed = known.work, known.speed
+            blocks = found = depths.get(worker, 0) if depths else 0
+            if found < whole and work.promised:
+                blocks = work.promised_depth(keys, found)
+            all_s = rest_s = speed.seconds(tokens)
+            if blocks:
+                counted = min(blocks * size, last)
+                rest_s = speed.seconds(tokens - counted)
+            saves_s = all_s - rest_s if all_s > rest_s else 0.0
+            waits_s = work.expected_wait_s(now) if work.waiting else 0.0
+            waits_s += QUEUED * (known.queued_s - (own_s if known is own else 0.0))
+            cost = waits_s + rest_s - (SAVING - 1.0) * saves_s + ACTIVE_S * work.active_tokens
+            if cost < least or (cost == least and work.running < running) or chosen is None:
+                least, running, chosen = cost, work.running, known
+                depth, promised, prefill_s, saved_s, wait_s = found, blocks, rest_s, saves_s, waits_s
+        if chosen is None:
+            return None
+        work = chosen.work
+        return Candidate(
+            chosen.worker,
+            chosen.instance,
+            min(depth * size, last),
+            min(promised * size, last),
+            prefill_s,
+            saved_s,
+            wait_s,
+            len(work.waiting),
+            work.running,
+            work.waiting_tokens,
+            work.active_tokens,
+            chosen.kv_used,
+            chosen.mode,
+            least,
+        )
+
+    def place(self, question: Question, now: float, among: Collection[Worker]) -> tuple[Decision, Booking] | None:
+        """Choose and book a worker for a request that need not be held; None for one that has to, or without a worker.
+
+        Args:
+            question: the request.
+            now: seconds, on the router's clock.
+            among: as in `weigh`.
+
+        Raises:
+            PolicyFailed: a user's policy cannot decide.
+        """
+        if self._held or (decision := self.weigh(question, now, among)) is None:
+            return None
+        chosen = decision.chosen
+        work = self.workers[chosen.worker].work
+        if work.wait_s >= self._ahead_s:
+            return None
+        return decision, Booking(
+            work, chosen.worker, question.tokens, chosen.promised_tokens, chosen.prefill_s, question.keys, now
+        )
 
     def book(self, question: Question, decision: Decision, now: float) -> Booking:
         """Book the chosen worker. The caller tells of the first output, and releases the booking at the end."""

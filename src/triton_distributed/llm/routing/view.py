@@ -27,6 +27,7 @@ class Question(msgspec.Struct, eq=False, kw_only=True):
         excluded: workers that must not get it, since they failed or refused it.
         session: names a conversation or a user, whose requests a policy may keep together; empty for none.
         since: when it came, on the router's clock.
+        explain: the decision has all candidates. Without it, that of `kv` has the chosen one only, which costs less.
     """
 
     tokens: int
@@ -36,6 +37,7 @@ class Question(msgspec.Struct, eq=False, kw_only=True):
     excluded: Collection[Worker] = ()
     session: str = ""
     since: float = 0.0
+    explain: bool = True
 
 
 class Candidate(msgspec.Struct, eq=False):
@@ -91,7 +93,7 @@ class Decision(msgspec.Struct, eq=False, kw_only=True):
 
     Attributes:
         chosen: one of `candidates`.
-        candidates: all, as the policy saw them.
+        candidates: all, as the policy saw them; see `Question.explain`.
         policy: its name.
         held_s: seconds that the request was held before, because its best worker had enough to do.
     """

@@ -55,6 +55,10 @@ class Tokenizer(ABC):
         """The bytes of several tokens, as `decode` makes text of them if `joins_bytes` is set."""
         return b"".join(map(self.token_bytes, token_ids))
 
+    def text(self, token_ids: Sequence[int]) -> str:
+        """The text of a whole answer, as `Detokenizer` makes it in steps. Special tokens have none."""
+        return self.joined(token_ids).decode(errors="replace") if self.joins_bytes else self.decode(token_ids)
+
     def token_text(self, token_id: int) -> str:
         """The text of one token, special ones included. Parts of a character become U+FFFD."""
         return self.token_bytes(token_id).decode(errors="replace")
