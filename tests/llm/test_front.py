@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import hashlib
+import json
 import logging
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,12 +14,14 @@ import httpx
 import pytest
 
 import triton_distributed as trd
+from triton_distributed.cli.http import front_options, models_options_of
 from triton_distributed.context import current
 from triton_distributed.llm.contract.output import Usage
-from triton_distributed.llm.http.exchange import answer
+from triton_distributed.llm.http.exchange import Held, answer
 from triton_distributed.llm.http.front import FrontEnd, front_end
 from triton_distributed.llm.http.keys import Keys, keys_in
 from triton_distributed.llm.http.routes import read_route
+from triton_distributed.llm.models.served import STALL_TIMEOUT_S
 
 EMBED = trd.Unary[dict[str, str], list[float]]("f.m.embed")
 COUNT = trd.Stream[int, int]("f.m.count")
@@ -210,6 +214,84 @@ async def test_routes_call_endpoints(here: trd.Connection) -> None:
         assert (await http.get("/v1/models")).json()["error"]["code"] == "unknown_url"
         app.draining = True
         assert (await http.get("/health")).json()["status"] == "draining"
+
+
+async def test_bodies_of_routes_count_in_the_memory_of_all_requests(here: trd.Connection) -> None:
+    held, go_on, begun = Held(500), asyncio.Event(), asyncio.Event()
+
+    async def embed(request: dict[str, str]) -> list[float]:
+        begun.set()
+        await go_on.wait()
+        return []
+
+    await here.serve(EMBED, embed)
+    await here.wait_for_instances(EMBED, timeout=10)
+    async with client(await front_end(here, routes=ROUTES, held=held)) as http:
+        first = asyncio.create_task(http.post("/embed", json={"text": "x" * 60}))
+        await begun.wait()
+        second = await http.post("/embed", json={"text": "y" * 60})
+        assert (second.status_code, second.json()["code"], second.headers["retry-after"]) == (503, "overloaded", "1")
+        assert second.json()["request_id"] == second.headers["x-request-id"]
+        large = await http.post("/embed", json={"text": "y" * 120})
+        assert (large.status_code, large.json()["code"], large.headers.get("retry-after")) == (
+            *(413, "request_too_large"),
+            None,
+        )
+        go_on.set()
+        assert (await first).status_code == 200
+        assert (await http.post("/embed", json={"text": "y" * 60})).status_code == 200
+
+
+async def test_a_stream_of_a_route_that_the_drain_cuts_ends_with_an_error(here: trd.Connection) -> None:
+    left = asyncio.Event()
+
+    async def count(request: int) -> AsyncIterator[int]:
+        try:
+            yield request
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+
+    await here.serve(COUNT, count)
+    await here.wait_for_instances(COUNT, timeout=10)
+    app = await front_end(here, routes=ROUTES)
+    sent: list[Any] = []
+    first = asyncio.Event()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+        if message.get("body"):
+            first.set()
+
+    bodies = [{"type": "http.request", "body": b"7"}]
+
+    async def receive() -> Any:
+        if bodies:
+            return bodies.pop()
+        return await asyncio.Event().wait()
+
+    scope = {"type": "http", "method": "POST", "path": "/count", "headers": [], "query_string": b""}
+    request = asyncio.create_task(app(scope, receive, send))
+    await first.wait()
+    app.draining = True
+    request.cancel()  # As uvicorn does after the time of the drain.
+    await request
+    assert [each.get("status") for each in sent] == [200, None, None]
+    assert sent[1]["body"] == b"data: 7\n\n"
+    event, data = sent[2]["body"].decode().split("\n", 1)
+    assert (event, sent[2]["more_body"]) == ("event: error", False)
+    found = json.loads(data.removeprefix("data: "))
+    assert (found["status"], found["code"]) == (503, "unavailable")
+    await left.wait()
+    assert app.running == 0
+
+
+def test_options_of_the_command_are_those_of_the_models() -> None:
+    parser = argparse.ArgumentParser()
+    front_options(parser)
+    assert models_options_of(parser.parse_args([])) == {"routing": "kv", "stall_timeout_s": STALL_TIMEOUT_S}
+    given = parser.parse_args(["--stall-timeout", "2.5", "--namespace", "n", "--routing", "p2c"])
+    assert models_options_of(given) == {"routing": "p2c", "stall_timeout_s": 2.5, "namespace": "n"}
 
 
 def test_what_is_no_route() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from triton_distributed.api.connection import Connection, connect
-from triton_distributed.cli.arguments import at_least
+from triton_distributed.cli.arguments import at_least, seconds
 from triton_distributed.cli.failure import USAGE, Failure
 from triton_distributed.cli.settings import worker_settings
 from triton_distributed.cli.target import Target
@@ -80,6 +80,14 @@ def front_options(parser: argparse.ArgumentParser) -> None:
         "random, or MODULE:FUNCTION (default: kv)",
     )
     parser.add_argument(
+        "--stall-timeout",
+        metavar="S",
+        type=seconds,
+        default=30.0,
+        help="seconds without a token after which an answer leaves its worker; four times as long before the first "
+        "token. Also how long an answer whose worker was lost waits for another one (default: 30)",
+    )
+    parser.add_argument(
         "--api-key", metavar="KEY", action="append", default=[], help="a key that requests may have; repeatable"
     )
     parser.add_argument("--api-key-file", metavar="FILE", type=Path, help="a file of keys or their hashes")
@@ -107,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
         listening_at(arguments.host, arguments.port) as listening,
         asyncio.Runner(loop_factory=new_event_loop) as runner,
     ):
-        runner.run(_run(listening, config, options, arguments.namespace, routing_of(arguments)))
+        runner.run(_run(listening, config, options, models_options_of(arguments)))
     return 0
 
 
@@ -122,7 +130,17 @@ def check_installed() -> None:
         raise Failure(f"{absent[0]} is not installed: pip install 'triton-distributed[llm]'")
 
 
-def routing_of(arguments: argparse.Namespace) -> Any:
+def models_options_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of `Models`.
+
+    Raises:
+        Failure: there is no function that `--routing` names.
+    """
+    namespace = {"namespace": arguments.namespace} if arguments.namespace else {}
+    return {"routing": _routing_of(arguments), "stall_timeout_s": arguments.stall_timeout, **namespace}
+
+
+def _routing_of(arguments: argparse.Namespace) -> Any:
     """Return the policy that `--routing` names, or the user's own.
 
     Raises:
@@ -192,10 +210,9 @@ def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-async def _run(listening: Any, config: Config, options: dict[str, Any], namespace: str | None, routing: Any) -> None:
+async def _run(listening: Any, config: Config, options: dict[str, Any], models_options: dict[str, Any]) -> None:
     models_of = importlib.import_module("triton_distributed.llm.models.models")
-    named = {} if namespace is None else {"namespace": namespace}
-    async with connect(config) as here, models_of.Models(here, routing=routing, **named) as models:
+    async with connect(config) as here, models_of.Models(here, **models_options) as models:
         await serve_front(here, models, listening, options)
 
 
@@ -225,7 +242,7 @@ async def serve_front(
     held = options.pop("max_held_bytes")
     openai = app_of.openai_app(models, max_body_bytes=options["max_body_bytes"], max_held_bytes=held)
     try:
-        app = await front.front_end(here, openai=openai, models=models, **options)
+        app = await front.front_end(here, openai=openai, models=models, held=openai.held, **options)
     except ValueError as error:
         raise Failure(str(error), USAGE) from error
     await models.until_loaded(LOAD_S)

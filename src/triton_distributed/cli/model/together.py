@@ -21,8 +21,8 @@ from triton_distributed.cli.http import (
     check_installed,
     front_options,
     listening_at,
+    models_options_of,
     options_of,
-    routing_of,
     serve_front,
 )
 from triton_distributed.cli.model.serve import as_given, model_options
@@ -64,15 +64,19 @@ def run(arguments: argparse.Namespace) -> int:
     """Run until a signal."""
     check_installed()
     config = worker_settings(handle_signals=False, status_port=-1)
-    options, routing = options_of(arguments), routing_of(arguments)
+    options, models_options = options_of(arguments), models_options_of(arguments)
     listening = listening_at(arguments.host, arguments.port)
     with listening, asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(_run(arguments, listening, config, options, routing))
+        runner.run(_run(arguments, listening, config, options, models_options))
     return 0
 
 
 async def _run(
-    arguments: argparse.Namespace, listening: Any, config: Config, options: dict[str, Any], routing: Any
+    arguments: argparse.Namespace,
+    listening: Any,
+    config: Config,
+    options: dict[str, Any],
+    models_options: dict[str, Any],
 ) -> None:
     task = asyncio.current_task()
     assert task is not None
@@ -86,7 +90,7 @@ async def _run(
     workers.ended.add_done_callback(stop)
     try:
         async with connect(config) as here:
-            await _serve(here, listening, workers, options, arguments.namespace or NAMESPACE, routing)
+            await _serve(here, listening, workers, options, models_options)
     except asyncio.CancelledError:  # By a signal before the model was ready, or by the end of the workers.
         if workers.ended.done():
             raise workers.failure() from None
@@ -96,10 +100,10 @@ async def _run(
 
 
 async def _serve(
-    here: Any, listening: Any, workers: _Workers, options: dict[str, Any], namespace: str, routing: Any
+    here: Any, listening: Any, workers: _Workers, options: dict[str, Any], models_options: dict[str, Any]
 ) -> None:
     models_of = importlib.import_module("triton_distributed.llm.models.models")
-    async with models_of.Models(here, namespace=namespace, routing=routing) as models:
+    async with models_of.Models(here, **models_options) as models:
         card = (await models.wait_for(await workers.ready())).card
         models.expected = frozenset(card.names)
         await serve_front(here, models, listening, options, before_forced_exit=workers.kill)

@@ -100,8 +100,7 @@ class Problem(NamedTuple):
 
 def problem_of(error: BaseException) -> Problem:
     """Describe an error for the client of the gateway."""
-    context = current.get()
-    http = context if isinstance(context, HttpContext) else None
+    http = _http()
     kind, status, detail = _row(error)
     if isinstance(error, InvalidRequest) and kind is InvalidRequest:
         detail = error.reason
@@ -111,7 +110,12 @@ def problem_of(error: BaseException) -> Problem:
         detail = str(error)
     code = "internal_error" if kind is None else re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower()
     wait = max(1, math.ceil(_retry_after_s(error))) if status == 503 else None
-    return Problem(status, code, detail, "" if http is None else http.id(), wait)
+    return Problem(status, code, detail, _request_id(), wait)
+
+
+def ending() -> Problem:
+    """Describe that the server of the gateway ends before an answer is complete."""
+    return Problem(503, "unavailable", "The server ends before the answer is complete. Try again.", _request_id(), 1)
 
 
 def reported(error: BaseException) -> Problem:
@@ -130,6 +134,16 @@ def reported(error: BaseException) -> Problem:
         exc_info=error if unknown else None,
     )
     return problem
+
+
+def _http() -> HttpContext | None:
+    context = current.get()
+    return context if isinstance(context, HttpContext) else None
+
+
+def _request_id() -> str:
+    http = _http()
+    return "" if http is None else http.id()
 
 
 def _row(error: BaseException) -> tuple[type[TritonError] | None, int, str]:

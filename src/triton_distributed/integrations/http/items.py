@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterable, Callable
 from typing import Any, TypeVar
 
@@ -11,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from triton_distributed.calling.item_stream import ItemStream
 from triton_distributed.context import current
-from triton_distributed.integrations.http.errors import reported
+from triton_distributed.integrations.http.errors import ending, reported
 from triton_distributed.integrations.http.text import Event, to_event, to_line
 
 T = TypeVar("T")
@@ -124,6 +125,7 @@ class ItemsResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         reader = asyncio.create_task(self._read())
+        more = False
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             more = True
@@ -137,6 +139,12 @@ class ItemsResponse(Response):
                 await send({"type": "http.response.body", "body": body, "more_body": more})
         except OSError:  # The client has left. Other servers than uvicorn report it so.
             return
+        except asyncio.CancelledError:  # The server ends. What was sent must not look complete.
+            if more:
+                rest = b"".join([*self._parts, self._failure(ending().body())])
+                with contextlib.suppress(OSError):
+                    await send({"type": "http.response.body", "body": rest, "more_body": False})
+            raise
         finally:
             reader.cancel()
             await asyncio.wait([reader])

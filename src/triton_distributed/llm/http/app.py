@@ -29,7 +29,16 @@ from triton_distributed.llm.http.bodies import (
 )
 from triton_distributed.llm.http.chunks import ChatChunks, Chunks, CompletionChunks, failed
 from triton_distributed.llm.http.errors import Ending, Refused, shown
-from triton_distributed.llm.http.exchange import ClientLeft, EventStream, Heartbeat, Held, Receive, Scope, Send
+from triton_distributed.llm.http.exchange import (
+    MAX_HELD_BYTES,
+    ClientLeft,
+    EventStream,
+    Heartbeat,
+    Held,
+    Receive,
+    Scope,
+    Send,
+)
 from triton_distributed.llm.http.explain import Wishes, read_wishes, route_header, told
 from triton_distributed.llm.http.facts import KEY, Facts
 from triton_distributed.llm.http.options import base_request, chat_template_values, with_prompt
@@ -52,9 +61,6 @@ JOINED_BYTES = 32 * 1024
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 """A prompt of a million tokens has about 5 MB; lists of token ids need twice that."""
-
-MAX_HELD_BYTES = 512 * 1024 * 1024
-"""About what 1,000 prompts of 20,000 tokens hold."""
 
 _read_chat = msgspec.json.Decoder(ChatBody).decode
 _read_completion = msgspec.json.Decoder(CompletionBody).decode
@@ -84,12 +90,16 @@ def openai_app(
 
 
 class OpenAIApp:
-    """See `openai_app`."""
+    """See `openai_app`.
+
+    Attributes:
+        held: the memory of the requests that run.
+    """
 
     def __init__(self, models: Models, heartbeat_s: float, max_body_bytes: int, max_held_bytes: int) -> None:
         self._models = models
         self._heartbeat = Heartbeat(heartbeat_s)
-        self._max_body_bytes, self._held = max_body_bytes, Held(max_held_bytes)
+        self._max_body_bytes, self.held = max_body_bytes, Held(max_held_bytes)
         self._presences = Presences()
         self._routes: dict[str, tuple[str, Route]] = {
             "/v1/chat/completions": ("POST", self._chat),
@@ -112,7 +122,7 @@ class OpenAIApp:
             facts.error = found.code or found.type
             await exchange.answer(send, facts, found.status, found.json, found.headers)
         finally:
-            self._held.release(facts)
+            self.held.release(facts)
 
     def _route(self, scope: Scope) -> Route:
         path: str = scope["path"]
@@ -129,7 +139,7 @@ class OpenAIApp:
         return route
 
     async def _chat(self, scope: Scope, receive: Receive, send: Send, facts: Facts) -> None:
-        raw = await exchange.read_body(receive, self._max_body_bytes, self._held, facts)
+        raw = await exchange.read_body(receive, self._max_body_bytes, self.held, facts)
         body = _read_chat(raw)
         await self._of_model(
             body.model,
@@ -157,7 +167,7 @@ class OpenAIApp:
             await self._generate(send, facts, model, body, wishes, with_prompt(request, body, card, prompt), [prompt])
 
     async def _completions(self, scope: Scope, receive: Receive, send: Send, facts: Facts) -> None:
-        raw = await exchange.read_body(receive, self._max_body_bytes, self._held, facts)
+        raw = await exchange.read_body(receive, self._max_body_bytes, self.held, facts)
         body = _read_completion(raw)
         await self._of_model(
             body.model,
@@ -320,7 +330,7 @@ class OpenAIApp:
         await exchange.answer(send, facts, 200, answers.body(head, choices, facts.usage), headers)
 
     async def _embeddings(self, scope: Scope, receive: Receive, send: Send, facts: Facts) -> None:
-        body = _read_embedding(await exchange.read_body(receive, self._max_body_bytes, self._held, facts))
+        body = _read_embedding(await exchange.read_body(receive, self._max_body_bytes, self.held, facts))
         await self._of_model(body.model, facts, partial(self._answer_embedding, receive, send, facts, body))
 
     async def _answer_embedding(

@@ -21,6 +21,9 @@ _STREAM_HEADERS = [
     (b"x-accel-buffering", b"no"),  # nginx would collect the chunks otherwise.
 ]
 
+MAX_HELD_BYTES = 512 * 1024 * 1024
+"""About what 1,000 prompts of 20,000 tokens hold."""
+
 _COPIES = 4
 """A body is in memory as its parts, whole, as text and as a prompt. Measured: 4.1 times its bytes."""
 
@@ -36,7 +39,7 @@ class ClientLeft(Exception):
 
 
 class Held:
-    """The memory of all requests of one app, estimated from their bodies. A request counts until it ends.
+    """The memory of all requests of one server, estimated from their bodies. A request counts until it ends.
 
     Args:
         limit: the most bytes.

@@ -20,7 +20,7 @@ from triton_distributed.context import Context, current
 from triton_distributed.integrations.http.app import install
 from triton_distributed.integrations.http.request import CLIENT_LEFT, REQUEST_ID
 from triton_distributed.llm.http.access import Access, Visit
-from triton_distributed.llm.http.exchange import answer
+from triton_distributed.llm.http.exchange import MAX_HELD_BYTES, Held, answer
 from triton_distributed.llm.http.facts import KEY
 from triton_distributed.llm.http.head import Head, read_head
 from triton_distributed.llm.http.keys import Keys
@@ -58,11 +58,12 @@ class FrontEnd:
         openai: ASGIApp | None,
         models: Listed | None,
         limits: Limits,
+        held: Held,
         origins: Sequence[str],
         access_log: bool,
     ) -> None:
         self._connection, self._routes, self._openai, self._models = connection, routes, openai, models
-        self._limits = limits
+        self._limits, self._held = limits, held
         self.draining = False
         self.running = 0
         metrics = FrontMetrics()
@@ -110,6 +111,7 @@ class FrontEnd:
                 raise
             if not visit.begun:  # The time of the drain is over.
                 await self._refuse(send, visit, ending(), _is_api(scope["path"]))
+            visit.error = visit.error or "unavailable"  # A stream of a route has said so.
         except Exception:
             if visit.status == CLIENT_LEFT:
                 visit.status = 500  # The server answers so.
@@ -139,6 +141,7 @@ class FrontEnd:
                 await self._own(scope, receive, send)
         finally:
             self.running -= 1
+            self._held.release(visit)
 
     async def _refuse(self, send: Send, visit: Visit, refusal: Refusal, openai: bool) -> None:
         visit.error = refusal.code
@@ -219,6 +222,7 @@ async def front_end(
     origins: Sequence[str] = (),
     max_body_bytes: int = 32 * 1024 * 1024,
     max_requests: int | None = None,
+    held: Held | None = None,
     access_log: bool = True,
 ) -> FrontEnd:
     """Make a front end. It is open as long as the connection.
@@ -233,6 +237,8 @@ async def front_end(
         origins: web pages that may call from a browser, e.g. `https://chat.example.com`; `*` for all.
         max_body_bytes: the largest body.
         max_requests: requests that may run at once; None for no limit.
+        held: counts the memory of the requests to `routes`, e.g. together with those of `openai`; by default a limit of
+            their own.
         access_log: whether each request gets a line in the log.
 
     Raises:
@@ -240,6 +246,7 @@ async def front_end(
         DiscoveryError: discovery cannot be read.
     """
     found: dict[tuple[str, str], RoutedEndpoint] = {}
+    held = Held(MAX_HELD_BYTES) if held is None else held
     for route in routes:
         key = route.method, route.path
         if key in found or route.path in OPEN or route.path.startswith("/v1/"):
@@ -247,7 +254,7 @@ async def front_end(
         name = route.endpoint
         runtime = connection.runtime
         client = await runtime.namespace(name.namespace).component(name.component).endpoint(name.endpoint).client()
-        found[key] = RoutedEndpoint(route, connection, client, max_body_bytes)
+        found[key] = RoutedEndpoint(route, connection, client, max_body_bytes, held)
     connection.runtime.worker.watchdog.start()  # Of a worker, it starts with the first endpoint.
     limits = Limits(Keys(keys), max_body_bytes, max_requests)
-    return FrontEnd(connection, list(found.values()), openai, models, limits, origins, access_log)
+    return FrontEnd(connection, list(found.values()), openai, models, limits, held, origins, access_log)

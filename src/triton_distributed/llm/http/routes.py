@@ -6,15 +6,19 @@ import re
 from typing import Any, NamedTuple
 
 import msgspec
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from triton_distributed.api.connection import Connection
-from triton_distributed.errors import MessageTooLarge, NoInstances
+from triton_distributed.errors import NoInstances
 from triton_distributed.integrations.http.errors import Problem
 from triton_distributed.integrations.http.items import sse
 from triton_distributed.integrations.http.request import CLIENT_LEFT
 from triton_distributed.integrations.http.text import to_json
+from triton_distributed.llm.http.errors import Refused
+from triton_distributed.llm.http.exchange import ClientLeft, Held, read_body
+from triton_distributed.llm.http.facts import KEY
+from triton_distributed.llm.http.limits import BUSY_S
 from triton_distributed.names import EndpointName
 from triton_distributed.runtime import Client
 
@@ -58,11 +62,13 @@ class RoutedEndpoint:
         connection: makes the calls.
         client: knows the endpoint's instances.
         max_body_bytes: the largest body.
+        held: counts the memory of the requests.
     """
 
-    def __init__(self, route: Route, connection: Connection, client: Client, max_body_bytes: int) -> None:
+    def __init__(self, route: Route, connection: Connection, client: Client, max_body_bytes: int, held: Held) -> None:
         self.route = route
-        self._connection, self._client, self._max_body_bytes = connection, client, max_body_bytes
+        self._connection, self._client = connection, client
+        self._max_body_bytes, self._held = max_body_bytes, held
 
     @property
     def instances(self) -> int:
@@ -82,11 +88,15 @@ class RoutedEndpoint:
             NoInstances: no worker serves the endpoint. A call would wait for one.
             TritonError: the call failed before its answer began.
         """
+        visit = request.scope[KEY]
         try:
-            value = msgspec.json.decode(await self._body(request))
+            value = msgspec.json.decode(await read_body(request.receive, self._max_body_bytes, self._held, visit))
+        except Refused as error:
+            wait_s = BUSY_S if error.status == 503 else None
+            return Problem(error.status, error.code, error.message, visit.head.id, wait_s).response()
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            return Problem(400, "invalid_json", f"The body is not JSON: {error}", "", None).response()
-        except ClientDisconnect:
+            return Problem(400, "invalid_json", f"The body is not JSON: {error}", visit.head.id, None).response()
+        except ClientLeft:
             return Response(status_code=CLIENT_LEFT)
         if not self.instances:
             raise NoInstances(str(self.route.endpoint))
@@ -95,11 +105,3 @@ class RoutedEndpoint:
         if kind == "unary" or (kind is None and "text/event-stream" not in request.headers.get("accept", "")):
             return Response(to_json(await self._connection.call(name, value)), media_type="application/json")
         return await sse(self._connection.stream(name, value))
-
-    async def _body(self, request: Request) -> bytes:
-        found = bytearray()
-        async for part in request.stream():
-            found += part
-            if len(found) > self._max_body_bytes:
-                raise MessageTooLarge("the body", len(found), self._max_body_bytes, "--max-body-mib")
-        return bytes(found)
