@@ -33,6 +33,7 @@ DECISION = {
     "held_s": 0.0,
     "candidates": [CANDIDATE, CANDIDATE | {"rank": 0, "cost": 1.5}],
 }
+PREFILLS = {"prefill": "8", "prefill_rank": 0, "prefill_candidates": [CANDIDATE | {"instance": "8", "rank": 0}]}
 
 
 class Front:
@@ -75,6 +76,13 @@ def test_it_shows_the_candidates_and_the_chosen_one(front: Front, capsys: pytest
     assert url == "http://127.0.0.1:8000/v1/completions"
     assert body == {"model": "m", "prompt": "hello", "max_tokens": 1}
     assert headers == {"x-trd-explain": "only"}
+    front.answer = httpx.Response(200, json=DECISION | PREFILLS)
+    assert main(["route", "explain", "m", "--prompt", "hello"]) == 0
+    *_, title, header, there = capsys.readouterr().out.splitlines()
+    assert (title, there.split()[:3]) == ("prefill workers", ["*", "8", "0"])
+    front.answer = httpx.Response(200, json=DECISION | PREFILLS | {"prefill": None})
+    assert main(["route", "explain", "m", "--prompt", "hello"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split()[:2] == ["8", "0"]
 
 
 def test_it_asks_for_a_chat_with_key_and_session_and_prints_json(
@@ -87,7 +95,7 @@ def test_it_asks_for_a_chat_with_key_and_session_and_prints_json(
     assert found == {"model": "m", **DECISION}
     row = re.search(r"^\| `route explain` \|.*\| (.*) \|$", (ROOT / "docs/cli-json.md").read_text(), re.MULTILINE)
     assert row is not None
-    assert {*re.findall("`([a-z_]+)`", row[1])} == {*found}
+    assert {*re.findall("`([a-z_]+)`", row[1])} == {*found, *PREFILLS}
     ((url, body, headers),) = front.asked
     assert url == "http://front/v1/chat/completions"
     assert body["messages"] == [{"role": "user", "content": "from a file"}]

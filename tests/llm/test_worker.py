@@ -17,6 +17,7 @@ from triton_distributed.llm import (
     Model,
     ModelCard,
     ModelConflict,
+    Models,
     Output,
     Request,
 )
@@ -32,7 +33,7 @@ class Echo(Engine):
 
     def __init__(self, name="echo", script=None, tokenizer="bytes", **card):
         self.model = Model(card=ModelCard(name=name, **card), tokenizer=tokenizer)
-        self.script, self.hold = script, None
+        self.script, self.hold, self.seen = script, None, []
         self.running, self.started, self.closed = 0, 0, 0
 
     async def start(self):
@@ -40,6 +41,7 @@ class Echo(Engine):
 
     async def generate(self, request):
         self.running += 1
+        self.seen.append(request)
         try:
             if self.script is not None:
                 for each in self.script:
@@ -104,6 +106,49 @@ async def test_it_answers_embeds_gives_its_assets_and_closes_the_engine_after_th
         await closing
         await served.until_drained()
     assert (engine.started, engine.closed) == (1, 1)
+
+
+async def test_workers_of_one_model_differ_in_their_role():
+    engines = {role: Echo(role=role, embeddings=True) for role in ("both", "prefill", "decode")}
+    told = {"blocks": [1]}
+    async with connect() as both, connect() as prefill, connect() as decode, connect() as here:
+        workers = {"both": both, "prefill": prefill, "decode": decode}
+        served = {role: await serve_model(workers[role], engines[role]) for role in engines}
+        (place,) = {each.card.component for each in served.values()}
+        with pytest.raises(ModelConflict, match=r"context_tokens: 9 here, 0 there\n") as found:
+            await serve_model(both, Echo(role="prefill", context_tokens=9))
+        assert "role" not in str(found.value)
+        listed = {}
+        (await here.runtime.discovery.watch(None, lambda change: listed.update(vars_of(change)))).close()
+        assert listed == {
+            "generate": {served["both"].instance.id, served["decode"].instance.id},
+            "embed": {served["both"].instance.id, served["decode"].instance.id},
+            "prefill": {served["prefill"].instance.id},
+            "assets": {each.instance.id for each in served.values()},
+            "watch": {each.instance.id for each in served.values()},
+        }
+        got: list[Request] = []
+        for role, endpoint in (("both", "generate"), ("decode", "generate"), ("prefill", "prefill")):
+            engines[role].seen, own = got, served[role].instance.id
+            contract = trd.Stream[Request, Output](f"models.{place}.{endpoint}")
+
+            def mine(request, instances, load, own=own):
+                return next(each for each in instances if each.id == own)
+
+            async for _ in here.stream(contract, Request(kv_transfer=told), policy=mine):
+                pass
+        assert [each.kv_transfer for each in got] == [None, told, None], "only a decode worker fetches blocks"
+        async with Models(here) as models:
+            await models.wait_for("echo", 10)
+            assert [each.card.name for each in models.list()] == ["echo"]
+
+
+def vars_of(change):
+    """The instances of a snapshot, by endpoint."""
+    found: dict[str, set[int]] = {}
+    for each in change.instances:
+        found.setdefault(each.endpoint.endpoint, set()).add(each.id)
+    return found
 
 
 async def test_a_caller_that_leaves_ends_the_engines_work_and_a_full_engine_refuses():

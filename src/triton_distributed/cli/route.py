@@ -20,7 +20,9 @@ The front end's router is asked; no worker gets a request. The prompt is that of
 with * is the chosen worker. CACHED are the tokens of the prompt that it holds;
 PROMISED counts also those that requests before this one will have computed there.
 WAIT and PREFILL are in seconds: what it has to do before, and the rest of this
-prompt. The policy chooses the least COST, if it compares one.
+prompt. The policy chooses the least COST, if it compares one. If the model has
+prefill workers, a second table has them; a * there computes the prompt, and
+without one the chosen worker does.
 """
 
 HEADER = ("", "INSTANCE", "RANK", "MODE", "CACHED", "PROMISED", "WAIT", "PREFILL", "WAITING", "RUNNING", "COST")
@@ -69,7 +71,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def shown(decision: dict[str, Any]) -> list[str]:
     """The lines of a decision."""
-    chosen = decision["chosen"], decision["rank"]
+    lines = [f"policy {decision['policy']}, {decision['tokens']} tokens"]
+    lines += _table(decision["candidates"], (decision["chosen"], decision["rank"]))
+    if prefills := decision.get("prefill_candidates"):
+        lines += ["", "prefill workers", *_table(prefills, (decision["prefill"], decision["prefill_rank"]))]
+    return lines
+
+
+def _table(candidates: list[dict[str, Any]], chosen: tuple[str | None, int]) -> list[str]:
     rows = [
         (
             "*" if (each["instance"], each["rank"]) == chosen else "",
@@ -84,9 +93,9 @@ def shown(decision: dict[str, Any]) -> list[str]:
             str(each["running"]),
             "-" if each["cost"] is None else f"{each['cost']:.3f}",
         )
-        for each in decision["candidates"]
+        for each in candidates
     ]
-    return [f"policy {decision['policy']}, {decision['tokens']} tokens", *table(HEADER, rows)]
+    return table(HEADER, rows)
 
 
 def _prompt(arguments: argparse.Namespace) -> str:

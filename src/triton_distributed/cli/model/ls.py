@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from triton_distributed.api.connection import connect
@@ -13,12 +14,12 @@ from triton_distributed.cli.rendering import json_option, table, write_json
 from triton_distributed.cli.settings import settings
 from triton_distributed.config import Config
 from triton_distributed.discovery.base import Snapshot
-from triton_distributed.llm.contract.records import NAMESPACE
+from triton_distributed.llm.contract.records import NAMESPACE, PREFILL
 from triton_distributed.llm.models.table import Entry, ModelTable
 
 EPILOG = """\
 A model with several generations has a line for each: new requests go to the first
-one. CONTEXT is in tokens.
+one. WORKERS that only compute prompts are counted after a +. CONTEXT is in tokens.
 """
 
 HEADER = ("MODEL", "GENERATION", "WORKERS", "ENGINE", "CONTEXT", "ALIASES", "ENDPOINTS")
@@ -33,13 +34,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the table."""
-    models, where = asyncio.run(_look(settings(), arguments.namespace))
+    models, prefills, where = asyncio.run(_look(settings(), arguments.namespace))
     found = sorted(models.entries.values(), key=lambda each: (each.card.name, -each.card.generation))
     if arguments.json:
         for each in found:
-            write_json(_as_json(each, arguments.namespace))
+            write_json(_as_json(each, prefills.get(each.card.component, ()), arguments.namespace))
     elif found:
-        for line in table(HEADER, [_cells(each, arguments.namespace) for each in found]):
+        for line in table(HEADER, [_cells(each, prefills, arguments.namespace) for each in found]):
             print(line)
     sys.stdout.flush()
     if not found:
@@ -47,20 +48,27 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-async def _look(config: Config, namespace: str) -> tuple[ModelTable, str]:
+async def _look(config: Config, namespace: str) -> tuple[ModelTable, dict[str, list[int]], str]:
+    """The models, the instances of their prefill workers by component, and which discovery was asked."""
     models = ModelTable(namespace)
+    prefills: dict[str, list[int]] = {}
     async with connect(config) as here:
         discovery = here.runtime.discovery
-        models.apply(Snapshot(tuple(await listed(discovery))))
-        return models, discovery.where
+        instances = tuple(await listed(discovery))
+        models.apply(Snapshot(instances))
+        for each in instances:
+            if (each.endpoint.namespace, each.endpoint.endpoint) == (namespace, PREFILL):
+                prefills.setdefault(each.endpoint.component, []).append(each.id)
+        return models, prefills, discovery.where
 
 
-def _cells(entry: Entry, namespace: str) -> tuple[str, ...]:
+def _cells(entry: Entry, prefills: Mapping[str, Sequence[int]], namespace: str) -> tuple[str, ...]:
     card = entry.card
+    more = len(prefills.get(card.component, ()))
     return (
         card.name,
         str(card.generation),
-        str(len(entry.instances)),
+        f"{len(entry.instances)}+{more}" if more else str(len(entry.instances)),
         card.engine or "-",
         str(card.context_tokens or "-"),
         ",".join(card.names[1:]) or "-",
@@ -68,7 +76,7 @@ def _cells(entry: Entry, namespace: str) -> tuple[str, ...]:
     )
 
 
-def _as_json(entry: Entry, namespace: str) -> dict[str, Any]:
+def _as_json(entry: Entry, prefills: Sequence[int], namespace: str) -> dict[str, Any]:
     card = entry.card
     return {
         "model": card.name,
@@ -76,6 +84,7 @@ def _as_json(entry: Entry, namespace: str) -> dict[str, Any]:
         "aliases": list(card.aliases),
         "adapters": list(card.adapters),
         "instances": [str(each) for each in sorted(entry.instances)],
+        "prefill_instances": [str(each) for each in sorted(prefills)],
         "created": entry.created,
         "engine": card.engine,
         "context_tokens": card.context_tokens,

@@ -72,6 +72,8 @@ class Engine:
     def generate(self, request: Request) -> AsyncIterator[Output]:
         """Answer a request with a stream of outputs, usually as an async generator.
 
+        With the role `prefill`, compute the prompt and one token, and say in `Output.kv_transfer` where the blocks are.
+
         A caller that leaves cancels it: the iteration raises `asyncio.CancelledError` at the next `await`, or the
         generator is closed at its `yield`. It then releases the request's slot, in `finally`.
 

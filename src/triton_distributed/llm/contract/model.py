@@ -10,6 +10,8 @@ from typing import Any, Literal
 import msgspec
 
 Continues = Literal["never", "greedy", "always"]
+Role = Literal["both", "prefill", "decode"]
+ROLES: tuple[Role, ...] = ("both", "prefill", "decode")
 
 _NOT_SLUG = re.compile(r"[^a-z0-9]+")
 
@@ -40,6 +42,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, d
         owned_by: the field of that name in `/v1/models`.
         engine: the engine's name, for people.
         kv_block_tokens: tokens in a block of its KV cache; 0 if it does not tell.
+        role: what the worker does. `prefill` computes prompts for others, and gives them to workers of the role
+            `decode`, which can also compute prompts themselves. Workers of one model may differ in it.
     """
 
     name: str
@@ -63,11 +67,13 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, d
     owned_by: str = "triton-distributed"
     engine: str = ""
     kv_block_tokens: int = 0
+    role: Role = "both"
 
     @functools.cached_property  # Each request looks up its model's component.
     def digest(self) -> str:
-        """The first 8 hexadecimal digits of the card's BLAKE2b. Equal cards have equal digests."""
-        return hashlib.blake2b(msgspec.json.encode(self, order="deterministic"), digest_size=4).hexdigest()
+        """The first 8 hexadecimal digits of the card's BLAKE2b. Cards have equal digests if only the role differs."""
+        card = self if self.role == "both" else msgspec.structs.replace(self, role="both")
+        return hashlib.blake2b(msgspec.json.encode(card, order="deterministic"), digest_size=4).hexdigest()
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:

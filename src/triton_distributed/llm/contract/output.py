@@ -67,6 +67,9 @@ class Output(msgspec.Struct, omit_defaults=True):
             It may be in earlier ones too: if the worker is lost, its last `cached_tokens` count for the whole answer.
         reasoning: new text of the model's reasoning, where the engine separates it.
         tool_calls: new parts of tool calls, as `delta.tool_calls` in a chunk of the OpenAI API.
+        kv_transfer: of an engine with the role `prefill`: what another engine needs to get the blocks of the prompt.
+            The request goes there with the first output that has it, even if the blocks are not computed yet. The
+            stream may go on until they have been fetched; if it is closed before, the request has been cancelled.
     """
 
     token_ids: list[int] = []
@@ -77,6 +80,7 @@ class Output(msgspec.Struct, omit_defaults=True):
     usage: Usage | None = None
     reasoning: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
+    kv_transfer: dict[str, Any] | None = None
 
 
 class Embeddings(msgspec.Struct, frozen=True):

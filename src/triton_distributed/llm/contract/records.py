@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from triton_distributed.llm.contract.model import ModelCard
+from triton_distributed.llm.contract.model import ModelCard, Role
 from triton_distributed.names import Instance
 
 NAMESPACE = "models"
@@ -14,6 +14,9 @@ NAMESPACE = "models"
 
 GENERATE, EMBED, ASSETS, WATCH = "generate", "embed", "assets", "watch"
 """The endpoints of a model. A worker registers `generate` last, so that the others exist when it is seen."""
+
+PREFILL = "prefill"
+"""What a worker of the role `prefill` serves instead of `generate` and `embed`: no other request can reach it."""
 
 _KEY = "model"
 
@@ -26,11 +29,15 @@ def metadata_of(card: ModelCard) -> dict[str, Any]:
 def card_of(instance: Instance, namespace: str) -> ModelCard | None:
     """Return the card of the model that an instance serves; None if it does not serve one in this namespace.
 
+    Args:
+        instance: the record of an endpoint `generate` or `prefill`.
+        namespace: of the endpoints of models.
+
     Raises:
         ValueError: it has no valid card, or the card has values that this version does not know.
     """
     name = instance.endpoint
-    if name.namespace != namespace or name.endpoint != GENERATE or _KEY not in instance.metadata:
+    if name.namespace != namespace or name.endpoint not in (GENERATE, PREFILL) or _KEY not in instance.metadata:
         return None
     card = msgspec.convert(instance.metadata[_KEY], ModelCard)
     if card.component != name.component:
@@ -38,11 +45,18 @@ def card_of(instance: Instance, namespace: str) -> ModelCard | None:
     return card
 
 
+def role_of(instance: Instance) -> Role:
+    """The role of an instance; `both` if its card does not tell one that this version knows."""
+    card = instance.metadata.get(_KEY)
+    found = card.get("role") if isinstance(card, dict) else None
+    return "prefill" if found == "prefill" else "decode" if found == "decode" else "both"
+
+
 def differences(mine: ModelCard, other: ModelCard) -> list[str]:
-    """A text for each field in which two cards differ: `context_tokens: 4096 here, 8192 there`."""
+    """A text for each field in which two cards differ: `context_tokens: 4096 here, 8192 there`. The role may differ."""
     found = []
     for field in ModelCard.__struct_fields__:
         here, there = getattr(mine, field), getattr(other, field)
-        if here != there:
+        if here != there and field != "role":
             found.append(f"{field}: {here!r} here, {there!r} there")
     return found

@@ -93,6 +93,8 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
         cache_salt: requests with different salts share no blocks of the KV cache. An engine with such a cache heeds it.
         router: the id of the front end's router that has chosen the worker; 0 for none.
         rank: the data-parallel rank that it has chosen inside of the worker; 0 for an engine without ranks.
+        kv_transfer: where the blocks of the prompt are, which a prefill worker has computed, as its engine says in
+            `Output.kv_transfer`; None to compute the prompt here. Only workers of the role `decode` get it.
     """
 
     model: str = ""
@@ -114,6 +116,7 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
     cache_salt: str = ""
     router: int = 0
     rank: int = 0
+    kv_transfer: dict[str, Any] | None = None
 
     @property
     def token_ids(self) -> array[int]:
@@ -137,6 +140,7 @@ def encoded(request: Request) -> bytes | None:
         or request.tool_choice is not None
         or request.guide is not None
         or request.extra
+        or request.kv_transfer is not None
     ):
         return None
     try:

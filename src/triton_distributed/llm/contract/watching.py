@@ -50,7 +50,7 @@ class Begun(msgspec.Struct, frozen=True, array_like=True):
         tokens: of its prompt.
         keys: of the whole blocks of its prompt, packed; empty after the first output.
         age_s: seconds since it came.
-        computed: it has a first output already.
+        computed: it has a first output already, or another worker computes its prompt.
     """
 
     number: int

@@ -71,6 +71,12 @@ def told(decision: Decision, tokens: int, most: int | None = None) -> bytes:
     }
     if len(shown) <= len(others):
         found["omitted"] = 1 + len(others) - len(shown)
+    if decision.prefills:
+        there = decision.prefill
+        found["prefill"] = None if there is None else str(there.worker[0])
+        found["prefill_rank"] = 0 if there is None else there.worker[1]
+        shown = sorted(decision.prefills, key=lambda each: (each is not there, _order(each)))[:most]
+        found["prefill_candidates"] = [_told(each) for each in shown]
     return to_json(found)
 
 

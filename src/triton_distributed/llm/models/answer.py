@@ -144,7 +144,7 @@ class Answer:
         self._placement: Placement | None = None
         waiter = None
         if routed is not None:
-            self._placement = routed.place(routed.question(request, tokens, session, explain))
+            self._placement = routed.place(routed.question(request, tokens, session, explain), self._options)
             request.router = routed.router.id
             waiter = self._placement.waiter
         if waiter is None:
@@ -186,8 +186,9 @@ class Answer:
                 except (Refusal, NoInstances, ConnectionFailed) as error:
                     await self._refused(error)
                 except ValueError as error:
-                    cause = error.__cause__
-                    raise cause if isinstance(cause, EngineStalled) else error from None  # `Elsewhere` raises it.
+                    if not isinstance(error, RemoteError) or not self._without_transfer():
+                        cause = error.__cause__
+                        raise cause if isinstance(cause, EngineStalled) else error from None  # `Elsewhere` raises it.
                 else:
                     self._since = _NEVER
                     if output is None:
@@ -290,6 +291,8 @@ class Answer:
         if placement is None or routed is None:
             return
         placement.first_output(None if output.usage is None else output.usage.cached_tokens)
+        if placement.kv_transfer is not None and placement.handover is not None:
+            self._text.computed_elsewhere(placement.handover.cached_tokens)
         if placement.decision is not None:
             routed.begun(placement.decision)
 
@@ -312,7 +315,7 @@ class Answer:
             if self._placement is not None:
                 self._placement.release()
                 if self._routed is not None and output.usage is not None and not self.losses:
-                    self._routed.measured(output.usage.cached_tokens)
+                    self._routed.measured(0 if delta.usage is None else delta.usage.cached_tokens)
             assert self._call is not None
             if output.finish_reason is None or self._call.state > OPEN:  # After a stop text, the engine would go on.
                 self._close()
@@ -385,6 +388,19 @@ class Answer:
         self._send(request)
         return None
 
+    def _without_transfer(self) -> bool:
+        """Send a request again whose worker has failed before the first token, if it had to fetch its prompt's blocks.
+
+        Perhaps they are lost with the prefill worker. This time the worker computes the prompt itself.
+        """
+        placement = self._placement
+        if placement is None or placement.kv_transfer is None or not self._first:
+            return False
+        logger.info("an answer of model %r begins again, without the computed prompt", self._card.name)
+        placement.again()
+        self._send(self._request)
+        return True
+
     def _rest(self) -> Request:
         """The request for the rest of the answer."""
         request, tokens = self._request, self._tokens
@@ -406,7 +422,7 @@ class Answer:
         self._first = True
         options, placement = self._options, self._placement
         if placement is not None:
-            request.rank = placement.rank
+            request.rank, request.kv_transfer = placement.rank, placement.kv_transfer
         if self._deadline is not None:
             left = self._deadline - self._loop.time()
             if left <= 0:

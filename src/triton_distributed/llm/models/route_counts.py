@@ -57,11 +57,13 @@ class ModelCounts:
         believed: tokens of prompts that the chosen worker was thought to hold.
         measured: tokens of prompts that engines have found in their caches.
         held: seconds that requests were held, of those that were.
+        prefills: prompts that prefill workers should compute, by the result.
         core: the present router of the model; None after its end.
     """
 
     def __init__(self) -> None:
         self.believed, self.measured, self.held = Buckets(_TOKENS), Buckets(_TOKENS), Buckets(_SECONDS)
+        self.prefills = {"handed_over": 0, "failed": 0}
         self.decisions: dict[tuple[str, str], int] = {}
         self.checks = [0, 0]
         self.core: Router | None = None
@@ -72,7 +74,7 @@ class ModelCounts:
         chosen = decision.chosen
         key = decision.policy, chosen.mode
         self.decisions[key] = self.decisions.get(key, 0) + 1
-        self.believed.add(chosen.cached_tokens)
+        self.believed.add((decision.prefill or chosen).cached_tokens)
 
     def checked(self, equal: bool) -> None:
         """Count a look-up that was compared with the slow one."""
@@ -120,6 +122,12 @@ class RouteCounts:
         )
         for name, counts in models.items():
             family.add_metric((name,), *counts.held.buckets())
+        yield family
+        text = "Prompts for prefill workers: handed over to the answer's worker, or failed and computed there."
+        family = counter("triton_llm_route_prefills", text, labels=("model", "result"))
+        for name, counts in models.items():
+            for result, count in counts.prefills.items():
+                family.add_metric((name, result), count)
         yield family
         text = "Look-ups in the index that were compared with a slow and sure one, by the result."
         family = counter("triton_llm_route_index_checks", text, labels=("model", "result"))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from triton_distributed.api.connection import Connection
 from triton_distributed.llm.contract.model import ModelCard
 from triton_distributed.llm.contract.request import Request
+from triton_distributed.llm.models.prefills import Prefills
 from triton_distributed.llm.models.route_counts import counts_of
 from triton_distributed.llm.router.model_router import ModelRouter, WorkerState
 from triton_distributed.llm.router.placement import Placement
@@ -31,6 +32,7 @@ class Routed:
 
     Attributes:
         router: chooses and books.
+        prefills: those of prompts that other workers compute.
         policy: the policy's name.
         counts: what is counted of its choices.
     """
@@ -46,6 +48,7 @@ class Routed:
             block_tokens=indexed_tokens(card.kv_block_tokens),
         )
         self.counts = counts_of(connection).of_model(card.name, core)
+        self.prefills = Prefills(connection, namespace, card, choice, self.router, self.counts.prefills)
         self._adapters = frozenset(card.adapters)
         self._hashed: tuple[bytes, str, str, int, Sequence[int]] = (b"", "", "", 0, ())  # The last prompt and its keys.
 
@@ -72,8 +75,12 @@ class Routed:
             tokens=tokens or 1, keys=keys, block_tokens=size, request=request, session=session, explain=explain
         )
 
-    def place(self, question: Question) -> Placement:
+    def place(self, question: Question, options: dict[str, Any]) -> Placement:
         """Choose a worker and book it, or hold the request; see `ModelRouter.submit`.
+
+        Args:
+            question: the request.
+            options: of its call, if a prefill worker is called before.
 
         Raises:
             Overloaded: too many requests are held.
@@ -81,11 +88,14 @@ class Routed:
         if question.keys and self._rng.random() < CHECKED:
             index = self.router.core.index
             self.counts.checked(index.depths(question.keys) == index.walked_depths(question.keys))
-        return self.router.submit(question)
+        if self.prefills.router.empty:
+            return self.router.submit(question)
+        return self.prefills.place(question, options) or self.router.submit(question)
 
     def held(self, decision: Decision) -> None:
         """Note that a request was held before it got its worker."""
-        self.counts.held.add(decision.held_s)
+        if decision.held_s:
+            self.counts.held.add(decision.held_s)
 
     def begun(self, decision: Decision) -> None:
         """Note the first output of the worker that was chosen."""
@@ -97,13 +107,14 @@ class Routed:
 
     def explain(self, question: Question) -> Decision | None:
         """What would be chosen now; None without a worker. Nothing is booked."""
-        return self.router.explain(question)
+        return self.prefills.explain(question)
 
     def states(self) -> list[WorkerState]:
         """What is known of each worker."""
-        return self.router.states()
+        return [*self.router.states(), *self.prefills.router.states()]
 
     async def close(self) -> None:
         """End the router. Requests that it holds fail, as the model has left."""
         self.counts.end()
+        await self.prefills.close()
         await self.router.close()

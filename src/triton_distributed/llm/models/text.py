@@ -66,6 +66,10 @@ class AnswerText:
             self._cached = 0 if self._usage is None else self._usage.cached_tokens
         self._lost_tokens, self._usage = self._total, None
 
+    def computed_elsewhere(self, cached_tokens: int | None) -> None:
+        """Another worker has computed the prompt, of which so many tokens were cached there."""
+        self._cached = cached_tokens or 0
+
     def taken(self, output: Output) -> Delta | None:
         """Turn an output into a delta; None if it has nothing for the caller yet.
 

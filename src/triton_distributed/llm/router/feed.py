@@ -179,13 +179,14 @@ class Feed:
                 worker = (self._instance_id, 0)
                 if worker not in core.workers:
                     continue
+            if each.computed:
+                self._bookings[each.number] = core.book_computed(worker, each.tokens, now)
+                continue
             keys = keys_of(each.keys) if usable else ()
             depth = core.index.depths(keys).get(worker, 0) if keys else 0
             cached = min(depth * self._router.block_tokens, each.tokens - 1)
             booking = core.book_reported(worker, each.tokens, cached, now - each.age_s, keys)
             self._bookings[each.number] = booking
-            if each.computed:
-                booking.first_output(now)
         for done in update.computed:
             if (known := self._bookings.get(done.number)) is not None:
                 core.first_output(known, now, None if done.cached_tokens < 0 else done.cached_tokens)

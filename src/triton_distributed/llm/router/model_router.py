@@ -16,7 +16,7 @@ from triton_distributed.api.connection import Connection
 from triton_distributed.api.contracts import Stream
 from triton_distributed.calling.candidates import Candidates
 from triton_distributed.errors import DiscoveryError, Overloaded, RuntimeClosed
-from triton_distributed.llm.contract.records import GENERATE, WATCH
+from triton_distributed.llm.contract.records import GENERATE, WATCH, role_of
 from triton_distributed.llm.contract.watching import WatchRequest, WatchUpdate
 from triton_distributed.llm.router.feed import RETRY_S, Feed, Pace
 from triton_distributed.llm.router.placement import Placement
@@ -70,10 +70,12 @@ class ModelRouter:
         component: the model's endpoints, as `namespace.component`.
         core: the index, the bookings and the policy.
         block_tokens: tokens in a block of the index; see `indexed_tokens`.
+        endpoint: the one that the requests are for.
 
     Attributes:
         id: names this router in the requests that it places.
         core: the index, the bookings and the policy.
+        takers: the instances that can go on with a prompt that another worker has computed.
     """
 
     def __init__(
@@ -83,11 +85,12 @@ class ModelRouter:
         core: Router,
         *,
         block_tokens: int = 64,
+        endpoint: str = GENERATE,
     ) -> None:
         self.id = secrets.randbits(63) | 1
         self.core, self.block_tokens = core, block_tokens
         self._connection, self._loop, self._thread = connection, asyncio.get_running_loop(), get_ident()
-        self._candidates: Candidates = connection.runtime.candidates(EndpointName(*component, GENERATE))
+        self._candidates: Candidates = connection.runtime.candidates(EndpointName(*component, endpoint))
         self._watch = Stream[WatchRequest, WatchUpdate](".".join((*component, WATCH)))
         self._watchable: Candidates = connection.runtime.candidates(self._watch.name)
         for each in (self._candidates, self._watchable):
@@ -97,6 +100,7 @@ class ModelRouter:
         self._pace = Pace()
         self._learned = asyncio.Event()  # Another one after each use.
         self._sweep: asyncio.TimerHandle | None = None
+        self.takers: set[int] = set()
         self._known: dict[int, int] = {}  # Instances, and how many ranks each has.
         self._ready: tuple[Instance, ...] = ()
         self._among: tuple[Worker, ...] = ()  # The workers of `_ready`.
@@ -154,11 +158,17 @@ class ModelRouter:
                 raise
         return placement
 
-    def submit(self, question: Question) -> Placement:
+    @property
+    def empty(self) -> bool:
+        """Whether there is no worker now."""
+        return not self._known
+
+    def submit(self, question: Question, placement: Placement | None = None) -> Placement:
         """Choose a worker for a request and book it, or hold the request.
 
         Args:
             question: the request. `since` is set.
+            placement: the request's, if it was held before for another reason; None for a new one.
 
         Returns:
             The placement. If it has a `waiter`, the request is held, or a user's policy has failed, which the waiter
@@ -171,16 +181,22 @@ class ModelRouter:
         question.since = now
         among = self._among if self._candidates.instances is self._ready else self._workers()
         if self._closed or not among:
-            return Placement(self, question)
+            if placement is None:
+                return Placement(self, question)
+            placement.leave()
+            return placement
         try:
             placed = core.place(question, now, among)
         except PolicyFailed as error:
-            placement = Placement(self, question)
+            placement = placement or Placement(self, question)
             placement.failed(error)
             return placement
         if placed is not None:
-            return Placement(self, question, *placed)
-        placement = Placement(self, question)
+            if placement is None:
+                return Placement(self, question, *placed)
+            placement.booked(*placed)
+            return placement
+        placement = placement or Placement(self, question)
         if core.held >= MAX_HELD:
             path = self._candidates.name.path
             raise Overloaded(path, self._ready[0].id, f"{core.held} requests wait for a worker", 1, 1.0)
@@ -249,6 +265,10 @@ class ModelRouter:
         now = self._loop.time()
         decision = self.core.weigh(question, now, among)
         return None if decision is None else (decision, self.core.book(question, decision, now))
+
+    def book_computed(self, worker: Worker, tokens: int) -> Booking:
+        """Book a worker for the rest of a request whose prompt another one has computed."""
+        return self.core.book_computed(worker, tokens, self._loop.time())
 
     def withdraw(self, question: Question) -> None:
         """Hold a request no longer. Nothing happens if it is not held."""
@@ -352,6 +372,7 @@ class ModelRouter:
         known = self._known
         present = {each.id: each for each in (*ready, *self._candidates.table.instances)}
         for id in [each for each in known if each not in present]:
+            self.takers.discard(id)
             for rank in range(known.pop(id)):
                 self.core.remove((id, rank))
             if id in self._feeds:
@@ -390,6 +411,8 @@ class ModelRouter:
 
     def _add(self, instance: Instance) -> None:
         self._known[instance.id] = 1
+        if role_of(instance) == "decode":
+            self.takers.add(instance.id)
         self.core.add((instance.id, 0), instance)
 
     def __repr__(self) -> str:

@@ -11,6 +11,18 @@ from triton_distributed.names import Instance
 from triton_distributed.routing.load import LoadBook
 
 
+class Handover(Protocol):
+    """What a placement needs of the hand-over of a computed prompt."""
+
+    cached_tokens: int | None
+
+    def first_output(self) -> None:
+        """Note the first output of the worker that has got the prompt."""
+
+    def end(self) -> None:
+        """Cancel what the prefill worker still does for the request; any thread may call this."""
+
+
 class Placer(Protocol):
     """What a placement needs of its router."""
 
@@ -46,11 +58,16 @@ class Placement:
         rank: the data-parallel rank that the request is for. It is sent with the request, so it stays.
         waiter: done when the router does not hold the request any more, and cancelled if it was released or the router
             was closed meanwhile; None if it was not held.
+        handover: of a prompt that another worker computes; the request is held meanwhile. None for no such prompt.
+        kv_transfer: where the prompt's blocks are, for the chosen worker; None if that computes the prompt.
     """
 
     trusted = True  # See `policy_named`.
 
-    __slots__ = ("_over", "_router", "_sent", "booking", "decision", "question", "rank", "waiter")
+    __slots__ = (
+        "__weakref__", "_over", "_router", "_sent", "booking", "decision", "handover", "kv_transfer", "question",
+        "rank", "waiter",
+    )  # fmt: skip
 
     def __init__(
         self, router: Placer, question: Question, decision: Decision | None = None, booking: Booking | None = None
@@ -59,6 +76,8 @@ class Placement:
         self.question, self.decision, self.booking = question, decision, booking
         self.rank = 0 if decision is None else decision.chosen.worker[1]
         self.waiter: asyncio.Future[None] | None = None
+        self.handover: Handover | None = None
+        self.kv_transfer: dict[str, Any] | None = None
         self._sent = self._over = False
 
     @property
@@ -70,6 +89,10 @@ class Placement:
         """Note the choice. The router calls this."""
         self.decision, self.booking = decision, booking
         self.rank = decision.chosen.worker[1]
+        self.leave()
+
+    def leave(self) -> None:
+        """Hold the request no longer. The router calls this."""
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
 
@@ -90,6 +113,9 @@ class Placement:
             self.question = question
         self._free()
         self._sent = True
+        self.kv_transfer = None
+        if self.handover is not None:
+            self.handover.end()
 
     def first_output(self, cached_tokens: int | None = None) -> None:
         """Note that the worker has computed the prompt. Only the first call of each attempt has an effect.
@@ -99,10 +125,14 @@ class Placement:
         """
         if (booking := self.booking) is not None:
             self._router.computed(booking, cached_tokens)
+            if self.kv_transfer is not None and self.handover is not None:
+                self.handover.first_output()
 
     def release(self) -> None:
         """End the booking, or hold the request no longer. A second call has no effect."""
         self._over = True
+        if self.handover is not None:
+            self.handover.end()
         if self.waiter is not None:
             self._router.withdraw(self.question)
             self.waiter.cancel()
@@ -143,6 +173,8 @@ class Placement:
         if (booking := self.booking) is not None:
             self.booking = None
             self._router.dropped(booking)
+        if self.handover is not None:
+            self.handover.end()
 
     def __repr__(self) -> str:
         state = "over" if self._over else "booked" if self.booking is not None else "without a booking"

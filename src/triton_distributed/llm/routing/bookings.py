@@ -17,6 +17,8 @@ STEP = 4
 class Booking:
     """One request at one worker, from the choice to the end of its answer.
 
+    One whose prompt another worker computes is `RUNNING` from the beginning.
+
     Attributes:
         worker: the worker.
         tokens: of the prompt.
@@ -40,15 +42,20 @@ class Booking:
         prefill_s: float,
         keys: Sequence[int],
         at: float,
+        computed: bool = False,
     ) -> None:
         self._work, self.worker = work, worker
         self.tokens, self.cached_tokens, self.prefill_s, self.keys, self.at = tokens, cached_tokens, prefill_s, keys, at
+        work.active_tokens += tokens
+        work.load.acquire(worker[0])
+        if computed:
+            self.state = Booking.RUNNING
+            work.running += 1
+            return
         self.state = Booking.WAITING
         work.waiting[self] = None
         work.wait_s += prefill_s
         work.waiting_tokens += tokens - cached_tokens
-        work.active_tokens += tokens
-        work.load.acquire(worker[0])
         promised = work.promised
         for key in keys[STEP - 1 :: STEP]:
             promised[key] = promised.get(key, 0) + 1

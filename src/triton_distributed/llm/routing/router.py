@@ -323,6 +323,14 @@ class Router:
             work, chosen.worker, question.tokens, chosen.promised_tokens, chosen.prefill_s, question.keys, now
         )
 
+    def book_computed(self, worker: Worker, tokens: int, now: float) -> Booking:
+        """Book a worker for the rest of a request whose prompt, of so many tokens, is computed or comes from another.
+
+        Raises:
+            KeyError: the worker was not added.
+        """
+        return Booking(self.workers[worker].work, worker, tokens, tokens, 0.0, (), now, True)
+
     def book_reported(
         self, worker: Worker, tokens: int, cached_tokens: int, now: float, keys: Sequence[int] = ()
     ) -> Booking:

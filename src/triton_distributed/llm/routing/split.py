@@ -16,6 +16,9 @@ from triton_distributed.llm.routing.view import Candidate, Question
 OTHERS = 0.1
 """How much a second counts by which another answer is delayed, beside a second until the first token."""
 
+GAIN_S = 0.02
+"""Seconds that must be gained: a prediction is not exact, and two workers have more to do than one."""
+
 TRANSFER = (0.005, 5e-6, 0.0)
 """Seconds, seconds a token, and seconds a token squared, of a transfer of which nothing is known yet. A model of 8
 billion parameters has 128 KiB a token, so 5 µs are 26 GB/s."""
@@ -45,7 +48,7 @@ def split(
     if found is None:
         return None
     delay_s = OTHERS * here.running * here.prefill_s
-    elsewhere_s = there.wait_s + there.prefill_s + transfer_s(question, found, transfer)
+    elsewhere_s = there.wait_s + there.prefill_s + transfer_s(question, found, transfer) + GAIN_S
     return found if elsewhere_s < here.wait_s + here.prefill_s + delay_s else None
 
 

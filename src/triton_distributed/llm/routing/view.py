@@ -96,9 +96,13 @@ class Decision(msgspec.Struct, eq=False, kw_only=True):
         candidates: all, as the policy saw them; see `Question.explain`.
         policy: its name.
         held_s: seconds that the request was held before, because its best worker had enough to do.
+        prefill: the worker that computes the prompt, if it is another one than the chosen worker.
+        prefills: all workers that compute prompts for others; empty if they were not looked at.
     """
 
     chosen: Candidate
     candidates: Sequence[Candidate]
     policy: str
     held_s: float = 0.0
+    prefill: Candidate | None = None
+    prefills: Sequence[Candidate] = ()

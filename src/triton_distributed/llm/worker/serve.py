@@ -23,6 +23,7 @@ from triton_distributed.llm.contract.records import (
     EMBED,
     GENERATE,
     NAMESPACE,
+    PREFILL,
     WATCH,
     card_of,
     differences,
@@ -51,7 +52,7 @@ class ServingModel:
 
     Attributes:
         card: as it is published.
-        instance: the record of its endpoint `generate`.
+        instance: the record of its endpoint `generate`, or `prefill` for that role.
     """
 
     def __init__(
@@ -166,7 +167,7 @@ async def serve_model(
                 Stream[str, bytes](f"{place}.{ASSETS}"), handlers.assets, metadata=metadata, metrics_labels=labels
             )
         )
-        if card.embeddings:
+        if card.embeddings and card.role != "prefill":
             served.append(
                 await connection.serve(
                     Unary[EmbedRequest, Embeddings](f"{place}.{EMBED}"),
@@ -189,7 +190,7 @@ async def serve_model(
         )
         served.append(
             await connection.serve(
-                Stream[Request, Output](f"{place}.{GENERATE}"),
+                Stream[Request, Output](f"{place}.{PREFILL if card.role == 'prefill' else GENERATE}"),
                 handlers.generate,
                 max_inflight=slots,
                 max_queue=queue,
@@ -255,7 +256,7 @@ def _conflict(card: ModelCard, instance: Instance, other: ModelCard) -> ModelCon
 
 async def _check_before(connection: Connection, card: ModelCard, namespace: str) -> None:
     for instance, other in await _same_name(connection, card, namespace):
-        if other != card:
+        if other.digest != card.digest:
             raise _conflict(card, instance, other)
 
 
@@ -272,10 +273,10 @@ async def _check_after(connection: Connection, card: ModelCard, namespace: str) 
     until = clock() + YIELD_S
     while True:
         found = await _same_name(connection, card, namespace)
-        others = [each for each in found if each[1] != card]
+        others = [each for each in found if each[1].digest != card.digest]
         if not others:
             return
-        if found[0][1] != card or clock() > until:
+        if found[0][1].digest != card.digest or clock() > until:
             raise _conflict(card, *others[0])
         await asyncio.sleep(YIELD_S / 50)
 
@@ -285,7 +286,7 @@ class _Handlers:
 
     def __init__(self, engine: Engine, card: ModelCard, assets: dict[str, bytes], watching: Watching) -> None:
         self._engine, self._watching = engine, watching
-        self._name = card.name
+        self._name, self._fetches = card.name, card.role == "decode"
         self._assets = assets
         self._death: EngineDead | None = None
         self._on_death: Callable[[EngineDead], None] | None = None
@@ -298,6 +299,8 @@ class _Handlers:
 
     async def generate(self, request: Request) -> AsyncIterator[Output]:
         """Answer as the engine does, and see that the answer has one end."""
+        if not self._fetches:
+            request.kv_transfer = None  # A worker that has refused it could; this one computes the prompt.
         stream = self._engine.generate(request)
         if not hasattr(stream, "__aiter__"):
             if asyncio.iscoroutine(stream):

@@ -160,6 +160,7 @@ class Watching:
         if prompt and (told or self.mode == "approximate"):
             keys = block_keys(prompt, self._block_tokens, seed)
         entry = Entry(self._number, router, rank, tokens, keys, self._loop.time())
+        entry.computed = request.kv_transfer is not None
         self.entries[entry.number] = entry
         running = Running(entry, self.events)
         if self.mode == "approximate":
@@ -179,14 +180,14 @@ class Watching:
     def computed(self, running: Running, usage: Usage | None) -> None:
         """Note a request's first output."""
         entry = running.entry
-        entry.computed = True
+        fetched, entry.computed = entry.computed, True
         entry.keys = ()
         cached = -1 if usage is None else usage.cached_tokens
         self._tells_cached = self._tells_cached or cached > 0
         for subscriber in self._subscribers:
             subscriber.computed(entry, cached)
         self._wake()
-        if self.mode == "exact" and self._silence is None and self.events == running.events_before:
+        if self.mode == "exact" and self._silence is None and not fetched and self.events == running.events_before:
             # A prompt whose whole blocks were cached leads to no event. 0 may mean that the engine does not tell.
             whole = entry.tokens // self._block_tokens * self._block_tokens
             if (whole > cached + self._block_tokens) if self._tells_cached else (whole and not self.events):

@@ -1,0 +1,226 @@
+"""Prompts that prefill workers compute, and answers that decode workers go on with. In virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.llm.models.test_routed import LONG, RoutedFleet, instance
+from tests.llm.test_answer import CARD, GREEDY, PROMPT, Engine, in_virtual_time, made, read
+from triton_distributed import Stream
+from triton_distributed.errors import NoInstances
+from triton_distributed.llm import Output, Request, Usage
+from triton_distributed.llm.contract.records import PREFILL, metadata_of
+from triton_distributed.llm.models.answer import Answer
+from triton_distributed.testing.network import LocalConnection
+
+DECODE = metadata_of(msgspec.structs.replace(CARD, role="decode"))
+BLOCKS = {"at": "the prefill worker"}
+ASKED = Request(max_tokens=4, sampling=GREEDY)
+TEXT = "".join(chr(each.token_ids[0]) for each in made(Request(prompt=LONG.ids, max_tokens=4)))
+
+
+def computed() -> list[Output]:
+    """As vLLM answers: with the last output."""
+    return [Output(token_ids=[7], finish_reason="length", usage=Usage(120_000, 1, 640), kv_transfer=BLOCKS)]
+
+
+def early() -> list[Output]:
+    """As SGLang answers: before it computes."""
+    return [Output(kv_transfer=BLOCKS), Output(token_ids=[7], finish_reason="length", usage=Usage(120_000, 1, 640))]
+
+
+class Failing(Engine):
+    """Fails `failures` times; a decode worker only if it has to fetch blocks."""
+
+    failures, prefills = 0, False
+
+    async def generate(self, request: Request) -> AsyncIterator[Output]:
+        if self.failures and (self.prefills or request.kv_transfer is not None):
+            self.failures -= 1
+            self.requests.append(request)
+            raise RuntimeError("the blocks are gone")
+        async for output in Engine.generate(self, request):
+            yield output
+
+
+class Pools(RoutedFleet):
+    """A decode worker that generates already, so that long prompts are computed elsewhere, and a prefill worker."""
+
+    def __init__(self, here: LocalConnection) -> None:
+        super().__init__(here)
+        self.decoder = Failing()
+        self.prefills = self.routed.prefills
+
+    async def begin(self, prefiller: Engine | None, **options: Any) -> LocalConnection:
+        self.decode = await self.worker(self.decoder, metadata=DECODE)
+        worker = await self.here.worker()
+        if prefiller is not None:
+            endpoint = Stream[Request, Output](f"models.{CARD.component}.{PREFILL}")
+            await worker.serve(endpoint, prefiller.generate, **options)
+        self.other = self.answer(Request(max_tokens=1000))
+        await anext(self.other)
+        self.decoder.requests.clear()
+        return worker
+
+    def long(self) -> Answer:
+        return self.model.answer(LONG, ASKED)
+
+    async def check(self) -> None:
+        """Nothing of the long requests is left."""
+        await self.other.aclose()
+        await asyncio.sleep(1)
+        assert self.idle()
+        core = self.prefills.router.core
+        assert not any(each.work.waiting or each.work.running for each in core.workers.values())
+        assert self.decoder.active == 0
+        assert not self.prefills._running
+        assert not [each for each in asyncio.all_tasks() if each.get_name() == "trd-prefill"]
+
+
+@pytest.mark.parametrize("outputs", [computed, early])
+def test_a_prefill_worker_computes_a_long_prompt_and_a_decode_worker_goes_on(outputs):
+    @in_virtual_time
+    async def program(here):
+        fleet, prefiller = Pools(here), Engine(*outputs(), step_s=3)
+        worker = await fleet.begin(prefiller)
+        fleet.decoder.step_s = 4  # It waits for the blocks.
+        answer = fleet.long()
+        told = fleet.model.explain(LONG, ASKED)
+        assert told is not None
+        assert told.prefill is not None
+        assert told.prefill.worker[0] == instance(worker)
+        text, deltas = await read(answer)
+        assert text == TEXT
+        assert deltas[-1].usage == Usage(120_000, 4, 640), "cached is what no worker had to compute"
+        (asked,), (went_on,) = prefiller.requests, fleet.decoder.requests
+        assert (asked.prompt, asked.max_tokens, asked.ignore_eos) == (LONG.ids, 1, True)
+        assert went_on.kv_transfer == BLOCKS
+        assert (went_on.prompt, went_on.max_tokens) == (LONG.ids, 4)
+        decision = answer.decision
+        assert decision is not None
+        assert decision.prefill is not None
+        assert (decision.chosen.worker[0], decision.prefill.worker[0]) == (instance(fleet.decode), instance(worker))
+        assert fleet.prefills.results == {"handed_over": 1, "failed": 0}
+        assert (fleet.prefills.transfer.measured, fleet.routed.counts.held.buckets()[1]) == (1, 0)
+        await read(fleet.answer(Request(max_tokens=2)))
+        assert len(prefiller.requests) == 1, "a short prompt stays"
+        await fleet.check()
+
+    program()
+
+
+FAULTS: dict[str, tuple[Engine, dict[str, Any]]] = {
+    "full": (Engine(*computed()), {"max_inflight": 1, "max_queue": 0}),
+    "fails": (Failing(), {}),
+    "says nothing": (Engine(Output(finish_reason="length"), step_s=1), {}),
+    "hangs": (Engine(*computed(), hangs_after=0), {}),
+    "is lost": (Engine(*computed(), step_s=5), {}),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_without_a_prefill_worker_that_can_the_prompt_is_computed_where_the_answer_is(fault):
+    @in_virtual_time
+    async def program(here):
+        fleet = Pools(here)
+        prefiller, options = FAULTS[fault]
+        worker = await fleet.begin(prefiller, **options)
+        if isinstance(prefiller, Failing):
+            prefiller.failures, prefiller.prefills = 1, True
+        if fault == "full":
+            endpoint = Stream[Request, Output](f"models.{CARD.component}.{PREFILL}")
+            stream = here.stream(endpoint, Request(prompt=PROMPT.ids))
+            await stream.accepted()
+        if fault == "fails":
+            prefiller.outputs = (Output(token_ids=[-1]),)  # Which cannot be sent.
+        reader = asyncio.create_task(read(fleet.long()))
+        await asyncio.sleep(0.5)
+        if fault == "is lost":
+            assert prefiller.active == 1
+            await worker.kill()
+        text, deltas = await reader
+        assert text == TEXT
+        assert deltas[-1].usage == Usage(120_000, 4, 0)
+        assert [each.kv_transfer for each in fleet.decoder.requests] == [None]
+        assert fleet.prefills.results == {"handed_over": 0, "failed": 1}
+        await fleet.check()
+
+    program()
+
+
+@in_virtual_time
+async def test_a_request_that_cannot_get_its_blocks_begins_again_without_them(here):
+    fleet = Pools(here)
+    await fleet.begin(Engine(*computed()))
+    fleet.decoder.failures = 1
+    text, deltas = await read(fleet.long())
+    assert text == TEXT
+    assert deltas[-1].usage == Usage(120_000, 4, 0)
+    assert [each.kv_transfer for each in fleet.decoder.requests] == [BLOCKS, None]
+    await fleet.check()
+
+
+@in_virtual_time
+async def test_an_answer_whose_decode_worker_is_lost_goes_on_by_replay(here):
+    fleet, prefiller = Pools(here), Engine(*computed())
+    await fleet.begin(prefiller)
+    answer = fleet.long()
+    text = (await anext(answer)).text
+    spare = Engine()
+    await fleet.worker(spare)
+    await fleet.decode.kill()
+    rest, deltas = await read(answer)
+    assert text + rest == TEXT
+    assert deltas[-1].usage == Usage(120_000, 4, 640)
+    assert ([each.kv_transfer for each in spare.requests], len(prefiller.requests)) == ([None], 1)
+    fleet.decoder.active = 0
+    await fleet.check()
+
+
+@in_virtual_time
+async def test_a_caller_that_leaves_frees_both_workers_at_each_stage(here):
+    fleet, prefiller = Pools(here), Engine(*computed(), step_s=3)
+    await fleet.begin(prefiller)
+    prefiller.outputs = (*prefiller.outputs, Output())  # It keeps the stream until the blocks have been fetched.
+    prefiller.outputs[0].finish_reason = None
+    fleet.decoder.step_s = 3
+    for seconds, at_prefill, at_decode in ((0.0, 0, 1), (1.0, 1, 1), (4.0, 1, 2), (6.5, 0, 2)):
+        for leave in ("close", "drop"):
+            answer = fleet.long()
+            await asyncio.sleep(seconds)
+            if seconds:
+                assert (prefiller.active, fleet.decoder.active) == (at_prefill, at_decode), (seconds, leave)
+            if leave == "close":
+                await answer.aclose()
+            del answer
+            gc.collect()
+            await asyncio.sleep(0.5)
+            assert (prefiller.active, fleet.decoder.active) == (0, 1), (seconds, leave)
+    await fleet.check()
+
+
+@in_virtual_time
+async def test_prompts_wait_for_a_prefill_worker_with_room_and_fail_when_the_model_leaves(here):
+    fleet, prefiller = Pools(here), Engine(*computed(), step_s=3)
+    await fleet.begin(prefiller)
+    fleet.decoder.step_s = 100
+    answers = [fleet.long() for _ in range(3)]
+    elsewhere = [each for each in answers if each.decision is None]
+    assert elsewhere, "some go to the decode worker: it would take as long to wait"
+    await asyncio.sleep(1)
+    assert prefiller.active == 1
+    readers = [asyncio.create_task(read(each)) for each in elsewhere]
+    await asyncio.sleep(1)
+    await fleet.routed.close()
+    for each in readers:
+        with pytest.raises(NoInstances):
+            await each
+    for answer in answers:
+        await answer.aclose()
+    await fleet.check()
