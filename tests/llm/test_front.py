@@ -17,7 +17,7 @@ import triton_distributed as trd
 from triton_distributed.cli.http import front_options, models_options_of
 from triton_distributed.context import current
 from triton_distributed.llm.contract.output import Usage
-from triton_distributed.llm.http.exchange import Held, answer
+from triton_distributed.llm.http.exchange import Exchange, Held
 from triton_distributed.llm.http.front import FrontEnd, front_end
 from triton_distributed.llm.http.keys import Keys, keys_in
 from triton_distributed.llm.http.routes import read_route
@@ -36,19 +36,19 @@ class Model:
         self.begun = asyncio.Event()
         self.ids: list[str] = []
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def answer(self, exchange: Exchange) -> None:
         context = current.get()
         assert context is not None
         self.ids.append(context.id())
         self.begun.set()
-        if scope["path"] == "/v1/models":
+        if exchange.path == "/v1/models":
             await self.go_on.wait()
-        facts = scope["trd.llm"]
+        facts = exchange.facts
         facts.model = "m"
         facts.arrived(1)
         facts.arrived(1)
         facts.usage = Usage(5, 2, 3)
-        await answer(send, facts, 200, b"{}")
+        await exchange.answer(200, b"{}")
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from triton_distributed.llm.engines.mock.engine import MockEngine
 from triton_distributed.llm.http import openai_app
 from triton_distributed.llm.http.explain import Wishes, read_wishes, told
 from triton_distributed.llm.http.front import front_end
+from triton_distributed.llm.http.head import read_head
 from triton_distributed.llm.routing.view import Candidate, Decision
 from triton_distributed.names import EndpointName, Instance
 
@@ -31,11 +32,11 @@ def decided(count: int = 2) -> Decision:
 
 
 def test_the_headers_say_the_session_and_what_to_explain():
-    assert read_wishes([(b"accept", b"*/*")]) == Wishes()
-    assert read_wishes([(b"x-session-id", b"s"), (b"x-trd-explain", b"1")]) == Wishes("s", "header")
-    assert read_wishes([(b"x-trd-explain", b"only")]) == Wishes("", "only")
+    assert read_wishes(read_head([(b"accept", b"*/*")])) == Wishes()
+    assert read_wishes(read_head([(b"x-session-id", b"s"), (b"x-trd-explain", b"1")])) == Wishes("s", "header")
+    assert read_wishes(read_head([(b"x-trd-explain", b"only")])) == Wishes("", "only")
     for off in (b"", b"0", b"false"):
-        assert read_wishes([(b"x-trd-explain", off)]) == Wishes()
+        assert read_wishes(read_head([(b"x-trd-explain", off)])) == Wishes()
 
 
 def test_the_header_has_the_chosen_candidate_and_the_best_of_many_others():

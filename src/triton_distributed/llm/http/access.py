@@ -6,10 +6,10 @@ import logging
 import time
 from collections.abc import Container
 
-from starlette.types import Message, Scope, Send
+from starlette.types import Message, Send
 
 from triton_distributed.integrations.http.request import CLIENT_LEFT, REQUEST_ID
-from triton_distributed.llm.http.facts import KEY, Facts
+from triton_distributed.llm.http.facts import Facts
 from triton_distributed.llm.http.head import Head
 from triton_distributed.llm.http.metrics import Durations, FrontMetrics
 
@@ -79,16 +79,15 @@ class Access:
     def __init__(self, metrics: FrontMetrics, known: Container[str], quiet: Container[str], log: bool) -> None:
         self._metrics, self._known, self._quiet, self._log = metrics, known, quiet, log
 
-    def begin(self, scope: Scope, head: Head) -> Visit:
-        """Note a request that has come. Its facts are then in its scope."""
+    def begin(self, head: Head) -> Visit:
+        """Note a request that has come. Return its facts."""
         self._metrics.in_flight += 1
-        found = scope[KEY] = Visit(head, self._metrics)
-        return found
+        return Visit(head, self._metrics)
 
-    def end(self, scope: Scope, visit: Visit) -> None:
+    def end(self, method: str, path: str, visit: Visit) -> None:
         """Note the end of the request."""
         self._metrics.in_flight -= 1
-        path, model, usage = scope["path"], visit.model, visit.usage
+        model, usage = visit.model, visit.usage
         status = CLIENT_LEFT if visit.error == "client_left" else visit.status
         seconds = time.perf_counter() - visit.began
         self._metrics.ended(path if path in self._known else OTHER, model, status, seconds, usage)
@@ -99,4 +98,4 @@ class Access:
             if visit.error:
                 words += f" error={visit.error}"
             text = "%s %s %r %d%s %.1f ms"
-            logger.info(text, visit.head.id, scope["method"], path, status, words, seconds * 1000)
+            logger.info(text, visit.head.id, method, path, status, words, seconds * 1000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import sys
 import time
 from array import array
@@ -18,7 +19,7 @@ from triton_distributed.errors import ConnectionFailed, Draining, NoInstances, P
 from triton_distributed.llm.contract.errors import InvalidParameter, ModelNotFound
 from triton_distributed.llm.contract.output import Usage
 from triton_distributed.llm.contract.request import Request
-from triton_distributed.llm.http import answers, exchange
+from triton_distributed.llm.http import answers
 from triton_distributed.llm.http.bodies import (
     MOST_ANSWERS,
     MOST_INPUTS,
@@ -29,21 +30,12 @@ from triton_distributed.llm.http.bodies import (
 )
 from triton_distributed.llm.http.chunks import ChatChunks, Chunks, CompletionChunks, failed
 from triton_distributed.llm.http.errors import Ending, Refused, shown
-from triton_distributed.llm.http.exchange import (
-    MAX_HELD_BYTES,
-    ClientLeft,
-    EventStream,
-    Heartbeat,
-    Held,
-    Receive,
-    Scope,
-    Send,
-)
-from triton_distributed.llm.http.explain import Wishes, read_wishes, route_header, told
-from triton_distributed.llm.http.facts import KEY, Facts
+from triton_distributed.llm.http.exchange import MAX_HELD_BYTES, ClientLeft, EventStream, Exchange, Heartbeat, Held
+from triton_distributed.llm.http.explain import read_wishes, route_header, told
+from triton_distributed.llm.http.facts import GONE, KEY, Facts
 from triton_distributed.llm.http.options import base_request, chat_template_values, with_prompt
+from triton_distributed.llm.http.overasgi import AsgiExchange, Presences, Receive, Scope, Send
 from triton_distributed.llm.http.pieces import new_id, to_json, usage_of
-from triton_distributed.llm.http.presence import GONE, Presences
 from triton_distributed.llm.http.several import Merged
 from triton_distributed.llm.models.answer import Answer
 from triton_distributed.llm.models.delta import Delta
@@ -51,7 +43,7 @@ from triton_distributed.llm.models.models import Models
 from triton_distributed.llm.models.prompts import Prompt
 from triton_distributed.llm.models.served import ServedModel
 
-Route = Callable[[Scope, Receive, Send, Facts], Awaitable[None]]
+Route = Callable[[Exchange], Awaitable[None]]
 
 HEARTBEAT_S = 15.0
 """Proxies close a connection that is silent for a minute or so (nginx: 60 s)."""
@@ -111,45 +103,49 @@ class OpenAIApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request of ASGI."""
         if scope["type"] != "http":
-            return await _not_http(scope, receive, send)
-        facts = scope.get(KEY) or Facts()
+            await _not_http(scope, receive, send)
+            return
+        await self.answer(AsgiExchange(scope, receive, send, scope.get(KEY) or Facts(), self._presences))
+
+    async def answer(self, exchange: Exchange) -> None:
+        """Answer a request."""
+        facts = exchange.facts
+        failure: BaseException | None = None
         try:
-            await self._route(scope)(scope, receive, send, facts)
-        except ClientLeft:
-            facts.error = GONE
-        except Exception as error:
-            found = shown(error)
-            facts.error = found.code or found.type
-            await exchange.answer(send, facts, found.status, found.json, found.headers)
+            try:
+                await self._route(exchange)(exchange)
+            except (Exception, asyncio.CancelledError) as error:
+                failure = error
+            if exchange.ended() or isinstance(failure, ClientLeft):
+                facts.error = GONE
+            elif isinstance(failure, Exception):
+                found = shown(failure)
+                facts.error = found.code or found.type
+                await exchange.answer(found.status, found.json, found.headers)
+            elif failure is not None:
+                raise failure
         finally:
+            failure = None  # Else its traceback and this frame would hold each other, and the body with them.
             self.held.release(facts)
 
-    def _route(self, scope: Scope) -> Route:
-        path: str = scope["path"]
-        if root := scope.get("root_path"):
-            path = path.removeprefix(root)
+    def _route(self, exchange: Exchange) -> Route:
+        path = exchange.path
         found = self._routes.get(path)
         if found is None:
             if not path.startswith("/v1/models/"):
                 raise Refused(404, f"There is no path {path}.", "unknown_url")
             found = "GET", self._one
         method, route = found
-        if scope["method"] != method:
+        if exchange.method != method:
             raise Refused(405, f"{path} takes only {method}.", "method_not_allowed", (b"allow", method.encode()))
         return route
 
-    async def _chat(self, scope: Scope, receive: Receive, send: Send, facts: Facts) -> None:
-        raw = await exchange.read_body(receive, self._max_body_bytes, self.held, facts)
+    async def _chat(self, exchange: Exchange) -> None:
+        raw = await exchange.body(self._max_body_bytes, self.held)
         body = _read_chat(raw)
-        await self._of_model(
-            body.model,
-            facts,
-            partial(self._answer_chat, receive, send, facts, raw, body, read_wishes(scope["headers"])),
-        )
+        await self._of_model(body.model, exchange, partial(self._answer_chat, exchange, raw, body))
 
-    async def _answer_chat(
-        self, receive: Receive, send: Send, facts: Facts, raw: bytes, body: ChatBody, wishes: Wishes, model: ServedModel
-    ) -> None:
+    async def _answer_chat(self, exchange: Exchange, raw: bytes, body: ChatBody, model: ServedModel) -> None:
         card = model.card
         if not card.chat:
             raise InvalidParameter("model", f"{body.model} has no chat template: use /v1/completions")
@@ -157,33 +153,22 @@ class OpenAIApp:
             if not isinstance(message.get("role"), str):
                 raise InvalidParameter(f"messages[{number}].role", "is missing, or is not a text", "invalid_value")
         request = base_request(body, card, raw)
-        with self._presences.of(receive, facts):
-            prompt = await model.prompts.chat(
-                body.messages,
-                tools=request.tools,
-                template_values=chat_template_values(body),
-                add_generation_prompt=body.add_generation_prompt is not False,
-            )
-            await self._generate(send, facts, model, body, wishes, with_prompt(request, body, card, prompt), [prompt])
-
-    async def _completions(self, scope: Scope, receive: Receive, send: Send, facts: Facts) -> None:
-        raw = await exchange.read_body(receive, self._max_body_bytes, self.held, facts)
-        body = _read_completion(raw)
-        await self._of_model(
-            body.model,
-            facts,
-            partial(self._answer_completion, receive, send, facts, raw, body, read_wishes(scope["headers"])),
+        exchange.watch()
+        prompt = await model.prompts.chat(
+            body.messages,
+            tools=request.tools,
+            template_values=chat_template_values(body),
+            add_generation_prompt=body.add_generation_prompt is not False,
         )
+        await self._generate(exchange, model, body, with_prompt(request, body, card, prompt), [prompt])
+
+    async def _completions(self, exchange: Exchange) -> None:
+        raw = await exchange.body(self._max_body_bytes, self.held)
+        body = _read_completion(raw)
+        await self._of_model(body.model, exchange, partial(self._answer_completion, exchange, raw, body))
 
     async def _answer_completion(
-        self,
-        receive: Receive,
-        send: Send,
-        facts: Facts,
-        raw: bytes,
-        body: CompletionBody,
-        wishes: Wishes,
-        model: ServedModel,
+        self, exchange: Exchange, raw: bytes, body: CompletionBody, model: ServedModel
     ) -> None:
         card = model.card
         if not card.completions:
@@ -198,23 +183,21 @@ class OpenAIApp:
             raise InvalidParameter(
                 "prompt", f"{len(inputs)} prompts with n={body.n or 1} need more than {MOST_ANSWERS} answers"
             )
-        with self._presences.of(receive, facts):
-            prompts = await _prompts(model, "prompt", inputs)
-            requests = [with_prompt(msgspec.structs.replace(request), body, card, prompt) for prompt in prompts]
-            echoes = None
-            if body.echo:
-                if not isinstance(inputs[0], str):
-                    raise InvalidParameter("echo", "is supported for a prompt of text only", "unsupported_parameter")
-                echoes = [str(each) for each in inputs for _ in range(body.n or 1)]
-            await self._generate(send, facts, model, body, wishes, requests[0], prompts, echoes, requests)
+        exchange.watch()
+        prompts = await _prompts(model, "prompt", inputs)
+        requests = [with_prompt(msgspec.structs.replace(request), body, card, prompt) for prompt in prompts]
+        echoes = None
+        if body.echo:
+            if not isinstance(inputs[0], str):
+                raise InvalidParameter("echo", "is supported for a prompt of text only", "unsupported_parameter")
+            echoes = [str(each) for each in inputs for _ in range(body.n or 1)]
+        await self._generate(exchange, model, body, requests[0], prompts, echoes, requests)
 
     async def _generate(
         self,
-        send: Send,
-        facts: Facts,
+        exchange: Exchange,
         model: ServedModel,
         body: ChatBody | CompletionBody,
-        wishes: Wishes,
         request: Request,
         prompts: list[Prompt],
         echoes: list[str] | None = None,
@@ -223,39 +206,49 @@ class OpenAIApp:
         n = body.n or 1
         count = n * len(prompts)
         source: Answer | Merged
-        session = wishes.session_of(body)
+        wishes = read_wishes(exchange.head)
+        session, explain = wishes.session_of(body), bool(wishes.explain)
         if wishes.explain == "only":
             decision = model.explain(prompts[0], request, session=session)
             if decision is None:
                 raise Refused(404, "No router chooses the worker of this model.", "no_router")
-            return await exchange.answer(send, facts, 200, told(decision, prompts[0].tokens))
+            await exchange.answer(200, told(decision, prompts[0].tokens))
+            return
         if count == 1:
-            source = model.answer(prompts[0], request, session=session, explain=bool(wishes.explain))
+            source = model.answer(prompts[0], request, session=session, explain=explain)
         else:
             source = Merged(
                 [
-                    model.answer(prompt, _nth(each, number), session=session, explain=bool(wishes.explain))
+                    model.answer(prompt, _nth(each, number), session=session, explain=explain)
                     for prompt, each in zip(prompts, requests or [request], strict=True)
                     for number in range(n)
                 ]
             )
+        failure: BaseException | None = None
         try:
             if body.stream:
-                facts.stream = True
+                exchange.facts.stream = True
                 chunks = _chunks(body, prompts, count, echoes)
-                await self._stream(send, facts, source, chunks, count, n, bool(wishes.explain))
+                await self._stream(exchange, source, chunks, count, n, explain)
             else:
-                await self._whole(send, facts, source, body, prompts, count, echoes, bool(wishes.explain))
-        finally:
-            await source.aclose()
+                await self._whole(exchange, source, body, prompts, count, echoes, explain)
+        except BaseException as error:
+            failure = error
+        await source.aclose()
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                failure = None  # Else its traceback and this frame would hold each other, and the body with them.
 
     async def _stream(
-        self, send: Send, facts: Facts, source: Answer | Merged, chunks: Chunks, count: int, n: int, explain: bool
+        self, exchange: Exchange, source: Answer | Merged, chunks: Chunks, count: int, n: int, explain: bool
     ) -> None:
-        events = EventStream(send, facts, self._heartbeat)
+        events, facts = EventStream(exchange, self._heartbeat), exchange.facts
         usages: list[tuple[int, Usage]] = []
         merged = source if isinstance(source, Merged) else None
         ready, ended = chunks.opening(), 0
+        failure: BaseException | None = None
         try:
             async for first in source:
                 delta: Delta | None = first
@@ -271,29 +264,41 @@ class OpenAIApp:
                     if delta.finish_reason is not None:
                         ended += 1
                         if ended == count:
-                            facts.usage = usage_of(usages)
-                            return await events.write(ready + chunks.closing(facts.usage), more=False)
+                            break
                     delta = await source.more() if len(ready) < JOINED_BYTES else None
+                if ended == count:
+                    facts.usage = usage_of(usages)
+                    await events.write(ready + chunks.closing(facts.usage), more=False)
+                    break
                 if ready:
                     await events.write(ready)
                     ready = b""
-            raise RuntimeError("an answer ended without a reason")
-        except (Exception, asyncio.CancelledError) as error:
-            if not events.begun or facts.error == GONE:
-                raise
-            cancelled = isinstance(error, asyncio.CancelledError)  # The server ends.
-            found = shown(Ending() if cancelled else error)
+            else:
+                raise RuntimeError("an answer ended without a reason")
+        except BaseException as error:
+            failure = error
+        cancelled = isinstance(failure, asyncio.CancelledError)  # The server ends, unless the client has left.
+        if (
+            failure is not None
+            and facts.begun
+            and facts.error != GONE
+            and (cancelled or isinstance(failure, Exception))
+        ):
+            found = shown(Ending() if cancelled else failure)
             facts.error = found.code or found.type
+            if not cancelled:
+                failure = None
             await events.write(ready + failed(found.json), more=False)
-            if cancelled:
-                raise
-        finally:
-            await events.close()
+        await events.close()
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                failure = None  # Else its traceback and this frame would hold each other, and the body with them.
 
     async def _whole(
         self,
-        send: Send,
-        facts: Facts,
+        exchange: Exchange,
         source: Answer | Merged,
         body: ChatBody | CompletionBody,
         prompts: list[Prompt],
@@ -301,7 +306,7 @@ class OpenAIApp:
         echoes: list[str] | None,
         explain: bool,
     ) -> None:
-        chat, n = isinstance(body, ChatBody), count // len(prompts)
+        chat, n, facts = isinstance(body, ChatBody), count // len(prompts), exchange.facts
         logprobs, token_ids = _with_logprobs(body), bool(body.return_token_ids)
         folded = [
             answers.Folded(logprobs, token_ids, echoes[index] if echoes is not None else "") for index in range(count)
@@ -327,15 +332,13 @@ class OpenAIApp:
         if token_ids:
             head += _prompt_ids(body, prompts)
         headers = route_header(source) if explain else ()
-        await exchange.answer(send, facts, 200, answers.body(head, choices, facts.usage), headers)
+        await exchange.answer(200, answers.body(head, choices, facts.usage), headers)
 
-    async def _embeddings(self, scope: Scope, receive: Receive, send: Send, facts: Facts) -> None:
-        body = _read_embedding(await exchange.read_body(receive, self._max_body_bytes, self.held, facts))
-        await self._of_model(body.model, facts, partial(self._answer_embedding, receive, send, facts, body))
+    async def _embeddings(self, exchange: Exchange) -> None:
+        body = _read_embedding(await exchange.body(self._max_body_bytes, self.held))
+        await self._of_model(body.model, exchange, partial(self._answer_embedding, exchange, body))
 
-    async def _answer_embedding(
-        self, receive: Receive, send: Send, facts: Facts, body: EmbeddingBody, model: ServedModel
-    ) -> None:
+    async def _answer_embedding(self, exchange: Exchange, body: EmbeddingBody, model: ServedModel) -> None:
         card = model.card
         if not card.embeddings:
             raise InvalidParameter("model", f"{body.model} makes no embeddings: its worker was started without them")
@@ -345,51 +348,56 @@ class OpenAIApp:
         inputs = _inputs("input", body.input)
         if len(inputs) > MOST_INPUTS:
             raise InvalidParameter("input", f"has {len(inputs)} inputs, more than {MOST_INPUTS}", "invalid_value")
-        with self._presences.of(receive, facts):
-            prompts = await _prompts(model, "input", inputs)
-            found = await model.embed(prompts, dimensions=body.dimensions, model=body.model)
-            facts.usage = Usage(prompt_tokens=found.prompt_tokens)
-            write = _base64 if body.encoding_format == "base64" else _floats
-            data = [
-                b'{"object":"embedding","index":%d,"embedding":%s}' % (index, write(each))
-                for index, each in enumerate(found.vectors)
-            ]
-            answer = b'{"object":"list","data":[%s],"model":%s,"usage":{"prompt_tokens":%d,"total_tokens":%d}}' % (
-                b",".join(data),
-                to_json(body.model),
-                found.prompt_tokens,
-                found.prompt_tokens,
-            )
-            await exchange.answer(send, facts, 200, answer)
+        exchange.watch()
+        prompts = await _prompts(model, "input", inputs)
+        found = await model.embed(prompts, dimensions=body.dimensions, model=body.model)
+        exchange.facts.usage = Usage(prompt_tokens=found.prompt_tokens)
+        write = _base64 if body.encoding_format == "base64" else _floats
+        data = [
+            b'{"object":"embedding","index":%d,"embedding":%s}' % (index, write(each))
+            for index, each in enumerate(found.vectors)
+        ]
+        answer = b'{"object":"list","data":[%s],"model":%s,"usage":{"prompt_tokens":%d,"total_tokens":%d}}' % (
+            b",".join(data),
+            to_json(body.model),
+            found.prompt_tokens,
+            found.prompt_tokens,
+        )
+        await exchange.answer(200, answer)
 
-    async def _list(self, scope: Scope, receive: Receive, send: Send, facts: Facts) -> None:
+    async def _list(self, exchange: Exchange) -> None:
         data = [_described(name, model) for model in self._models.list() for name in model.card.names]
-        await exchange.answer(send, facts, 200, to_json({"object": "list", "data": data}))
+        await exchange.answer(200, to_json({"object": "list", "data": data}))
 
-    async def _one(self, scope: Scope, receive: Receive, send: Send, facts: Facts) -> None:
-        path: str = scope["path"].removeprefix(scope.get("root_path", ""))
-        name = path.removeprefix("/v1/models/")
+    async def _one(self, exchange: Exchange) -> None:
+        name = exchange.path.removeprefix("/v1/models/")
         if "%" in name:  # The server decodes once; some clients encode the slashes of an id.
             name = unquote(name)
-        await exchange.answer(send, facts, 200, to_json(_described(name, self._model(name, facts))))
+        await exchange.answer(200, to_json(_described(name, self._model(name, exchange.facts))))
 
-    async def _of_model(self, name: str, facts: Facts, answer: Callable[[ServedModel], Awaitable[None]]) -> None:
+    async def _of_model(self, name: str, exchange: Exchange, answer: Callable[[ServedModel], Awaitable[None]]) -> None:
         """Answer with a model. If its last worker refuses because it leaves, its successor of that name answers.
 
         Raises:
             ModelNotFound: no model of this name is served.
         """
+        facts = exchange.facts
         model = self._model(name, facts)
         while True:
             try:
                 return await answer(model)
             except (Draining, Paused, NoInstances, ConnectionFailed) as error:
-                if isinstance(error, RemoteError) or not await self._models.has_left(model):
-                    raise
-                try:
-                    model = self._model(name, facts)
-                except ModelNotFound:
-                    raise error from None  # It was served when the request came.
+                refused = error
+            successor: ServedModel | None = None
+            try:
+                if not isinstance(refused, RemoteError) and await self._models.has_left(model):
+                    with contextlib.suppress(ModelNotFound):
+                        successor = self._model(name, facts)
+                if successor is None:
+                    raise refused  # The model was served when the request came.
+            finally:
+                del refused
+            model = successor
 
     def _model(self, name: str, facts: Facts) -> ServedModel:
         found: ServedModel = self._models.get(name)

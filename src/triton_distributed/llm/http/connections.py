@@ -11,13 +11,18 @@ import asyncio
 import math
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from triton_distributed.llm.http.direct import MOST_BYTES, Direct, Shared
+from triton_distributed.llm.http.head import read_head
 from triton_distributed.llm.http.limits import MAX_HEAD_BYTES
 
 QUIET_S = 0.5
 """Seconds without a request after which a connection is not in use, and a server gets no more requests. A client that
 sends one request after the other pauses for less."""
+
+PATHS = {each.encode(): each for each in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")}
+"""Those whose requests are answered without ASGI between."""
 
 UNSENT_S = 60.0
 """Seconds that a client has for a head, and for each next part of a body. nginx has the same limit for both."""
@@ -29,11 +34,13 @@ class Activity:
     Attributes:
         last: when the last request came, on the loop's clock.
         ending: whether the server ends.
+        shared: parts of their responses.
     """
 
     def __init__(self) -> None:
         self.last = 0.0
         self.ending = False
+        self.shared = Shared(STATUS_LINE)
 
 
 class Protocol(HttpToolsProtocol):
@@ -44,9 +51,13 @@ class Protocol(HttpToolsProtocol):
         options: as uvicorn gives them.
     """
 
+    cycle: Any  # The last request: one of uvicorn's, or a `Direct`; None before the first.
+
     def __init__(self, activity: Activity, **options: Any) -> None:
         super().__init__(**options)
         self._activity = activity
+        self._api = getattr(self.app, "direct", None)  # Answers requests without ASGI between.
+        self._direct: Direct | None = None  # The last request that is so answered.
         self._beside_bytes = 0  # since the last part of a body: of a head, of trailers or of a chunk's extensions
         self._in_head, self._begun = True, False  # The latter: whether a part of a request has come, and not all.
         self._awaited_since = math.inf  # When the client's turn began; infinite while it is the server's turn.
@@ -60,6 +71,11 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is closed."""
+        if self._direct is not None:
+            self._direct.lose()
+            if self.cycle is self._direct:
+                self.cycle = None
+            self._direct = None
         super().connection_lost(exc)
         self._unset_keepalive_if_required()  # uvicorn leaves it after a reset; it would keep the connection in memory.
 
@@ -67,25 +83,63 @@ class Protocol(HttpToolsProtocol):
         """A request begins."""
         self._in_head = self._begun = True
         self._awaited_since = self.loop.time()
-        super().on_message_begin()
+        self.url, self.headers, self.expect_100_continue = b"", [], False
 
     def on_headers_complete(self) -> None:
         """Its head is complete."""
         self._in_head, self._beside_bytes = False, 0
-        super().on_headers_complete()
         self._activity.last = self._awaited_since = self.loop.time()
+        if not self._goes_direct():
+            url, headers, expect = self.url, self.headers, self.expect_100_continue
+            super().on_message_begin()  # It makes what ASGI needs.
+            self.url, self.expect_100_continue = url, expect
+            self.headers += headers
+            super().on_headers_complete()
         if self._activity.ending:
             self.cycle.keep_alive = False
+
+    def _goes_direct(self) -> bool:
+        """Begin to answer the request without ASGI, if it is one of the usual kind."""
+        path = PATHS.get(self.url)
+        parser = self.parser
+        if path is None or self._api is None or self._running or self.expect_100_continue:
+            return False
+        if parser.get_method() != b"POST" or parser.get_http_version() != "1.1" or parser.should_upgrade():
+            return False
+        head = read_head(self.headers)
+        if not 0 < head.length <= MOST_BYTES:
+            return False
+        direct = Direct(
+            path,
+            head,
+            self.transport,
+            self.flow,
+            self.on_response_complete,
+            self._activity.shared,
+            self.server_state.default_headers,
+            parser.should_keep_alive(),
+        )
+        self.cycle = self._direct = direct
+        task = self.loop.create_task(direct.run(self._api.answer))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return True
 
     def on_body(self, body: bytes) -> None:
         """A part of its body has come."""
         self._beside_bytes, self._awaited_since = 0, self.loop.time()
-        super().on_body(body)
+        if (direct := self._direct) is not None and self.cycle is direct:
+            direct.arrived(body)
+        else:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         """It is complete."""
         self._beside_bytes, self._awaited_since, self._begun = 0, math.inf, False
-        super().on_message_complete()
+        if (direct := self._direct) is not None and self.cycle is direct:
+            direct.complete()
+        else:
+            super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """A request is answered."""
@@ -107,8 +161,7 @@ class Protocol(HttpToolsProtocol):
 
     @property
     def _running(self) -> bool:
-        cycle: Any = self.cycle  # None before the first request.
-        return cycle is not None and not cycle.response_complete
+        return self.cycle is not None and not self.cycle.response_complete
 
     def look(self) -> None:
         """Close the connection if the client's turn has lasted for `UNSENT_S`."""
@@ -123,7 +176,7 @@ class Protocol(HttpToolsProtocol):
 
     def end(self) -> None:
         """Close the connection after the present request, or when it has been idle for `QUIET_S`."""
-        cycle: Any = self.cycle
+        cycle = self.cycle
         running = self._running
         idle_s = 0.0
         if self.timeout_keep_alive_task is not None:

@@ -1,30 +1,26 @@
-"""One request of HTTP and its answer, over ASGI: the body and the answer."""
+"""One request of the OpenAI API and its answer. How the server is spoken to, subclasses of `Exchange` know."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
 from triton_distributed.llm.http.chunks import PING
 from triton_distributed.llm.http.errors import LATER, Refused
 from triton_distributed.llm.http.facts import Facts
+from triton_distributed.llm.http.head import Head
 
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+JSON = b"application/json"
 
-_STREAM_HEADERS = [
+STREAM_HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would collect the chunks otherwise.
-]
+)
 
 MAX_HELD_BYTES = 512 * 1024 * 1024
 """About what 1,000 prompts of 20,000 tokens hold."""
 
-_COPIES = 4
+COPIES = 4
 """A body is in memory as its parts, whole, as text and as a prompt. Measured: 4.1 times its bytes."""
 
 _VALUE_BYTES = 130
@@ -63,59 +59,73 @@ class Held:
         self._bytes += size
         facts.held += size
 
+    def take_values(self, facts: Facts, body: bytes) -> None:
+        """Count the values of a body of JSON, whose bytes were counted before.
+
+        Raises:
+            Refused: they are too many.
+        """
+        if len(body) > _DENSE:
+            self.take(facts, _VALUE_BYTES * (len(body) - len(body.translate(None, b",[{"))))
+
     def release(self, facts: Facts) -> None:
         """A request ends."""
         self._bytes -= facts.held
         facts.held = 0
 
 
-async def read_body(receive: Receive, limit: int, held: Held, facts: Facts) -> bytes:
-    """Read the body of a request.
+class Exchange:
+    """A request and its answer: `overasgi.AsgiExchange` in any server of ASGI, and `direct.Direct` in our own.
 
-    Args:
-        receive: of ASGI.
-        limit: the most bytes of the body.
-        held: counts the memory.
-        facts: of the request.
-
-    Raises:
-        ClientLeft: the client left before the end.
-        Refused: the body has more than `limit` bytes, or its memory is too much for `held`.
+    Attributes:
+        method, path: of the request. The path is that below the place at which the app is mounted.
+        head: what its headers say.
+        facts: what is known of it.
     """
-    message = await receive()
-    parts: list[bytes] = []
-    size = 0
-    while message["type"] == "http.request":
-        part: bytes = message.get("body", b"")
-        size += len(part)
-        if size > limit:
-            raise Refused(413, f"The body has more than {limit:,} bytes.", "request_too_large")
-        held.take(facts, _COPIES * len(part))
-        parts.append(part)
-        if not message.get("more_body"):
-            body = b"".join(parts)  # Without a copy if it is one.
-            if size > _DENSE:
-                held.take(facts, _VALUE_BYTES * (size - len(body.translate(None, b",[{"))))
-            return body
-        message = await receive()
-    raise ClientLeft
 
+    __slots__ = ("facts", "head", "method", "path")
 
-async def answer(
-    send: Send,
-    facts: Facts,
-    status: int,
-    body: bytes,
-    headers: tuple[tuple[bytes, bytes], ...] = (),
-    kind: bytes = b"application/json",
-) -> None:
-    """Send a whole answer, and note its status."""
-    facts.begun = True
-    length = (b"content-length", b"%d" % len(body))
-    found = [(b"content-type", kind), length, *headers, *facts.headers]
-    await send({"type": "http.response.start", "status": status, "headers": found})
-    await send({"type": "http.response.body", "body": body})
-    facts.status = status
+    def __init__(self, method: str, path: str, head: Head, facts: Facts) -> None:
+        self.method, self.path, self.head, self.facts = method, path, head, facts
+
+    async def body(self, limit: int, held: Held) -> bytes:
+        """Read the body of the request.
+
+        Args:
+            limit: the most bytes of the body.
+            held: counts the memory.
+
+        Raises:
+            ClientLeft: the client left before the end.
+            Refused: the body has more than `limit` bytes, or its memory is too much for `held`.
+        """
+        raise NotImplementedError
+
+    async def answer(
+        self, status: int, body: bytes, headers: tuple[tuple[bytes, bytes], ...] = (), kind: bytes = JSON
+    ) -> None:
+        """Send a whole answer with these headers and those of the facts, and note its status."""
+        raise NotImplementedError
+
+    async def send(self, events: bytes, more: bool) -> None:
+        """Send a part of a stream of events, the first one after the head. It waits while the client reads slowly.
+
+        Args:
+            events: the part; it is not empty.
+            more: whether another part follows.
+        """
+        raise NotImplementedError
+
+    def watch(self) -> None:
+        """Cancel the task that runs when the client leaves, until `ended` is called."""
+        raise NotImplementedError
+
+    def ended(self) -> bool:
+        """The request was handled. Return whether its client has left before, which has cancelled the task.
+
+        The cancellation is then taken back.
+        """
+        raise NotImplementedError
 
 
 class Heartbeat:
@@ -152,21 +162,16 @@ class EventStream:
     """An answer of server-sent events. It begins with the first event, so that an earlier error has its own status.
 
     Args:
-        send: of ASGI.
-        facts: of the request.
+        exchange: sends them.
         heartbeat: of the app.
-
-    Attributes:
-        begun: whether it has begun.
     """
 
-    __slots__ = ("_facts", "_heartbeat", "_ping", "_quiet", "_send", "_writing", "begun")
+    __slots__ = ("_exchange", "_heartbeat", "_ping", "_quiet", "_writing")
 
-    def __init__(self, send: Send, facts: Facts, heartbeat: Heartbeat) -> None:
-        self._send, self._facts, self._heartbeat = send, facts, heartbeat
+    def __init__(self, exchange: Exchange, heartbeat: Heartbeat) -> None:
+        self._exchange, self._heartbeat = exchange, heartbeat
         self._quiet = self._writing = False
         self._ping: asyncio.Task[None] | None = None
-        self.begun = False
         heartbeat.add(self)
 
     async def write(self, events: bytes, more: bool = True) -> None:
@@ -175,12 +180,8 @@ class EventStream:
         if self._ping is not None:
             await self._ping
             self._ping = None
-        if not self.begun:
-            await self._begin()
-        await self._send({"type": "http.response.body", "body": events, "more_body": more})
+        await self._exchange.send(events, more)
         self._writing = self._quiet = False
-        if not more:
-            self._facts.status = 200
 
     async def close(self) -> None:
         """Stop the heartbeat."""
@@ -192,15 +193,5 @@ class EventStream:
     def beat(self) -> None:
         """Send a comment if nothing was sent since the last beat."""
         if self._quiet and not self._writing and (self._ping is None or self._ping.done()):
-            self._ping = asyncio.create_task(self._comment(), name="trd-heartbeat")
+            self._ping = asyncio.create_task(self._exchange.send(PING, True), name="trd-heartbeat")
         self._quiet = True
-
-    async def _begin(self) -> None:
-        self.begun = self._facts.begun = True
-        headers = [*_STREAM_HEADERS, *self._facts.headers]
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-
-    async def _comment(self) -> None:
-        if not self.begun:
-            await self._begin()
-        await self._send({"type": "http.response.body", "body": PING, "more_body": True})

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 from triton_distributed.llm.http.bodies import ChatBody, CompletionBody
+from triton_distributed.llm.http.head import Head
 from triton_distributed.llm.http.pieces import to_json
 from triton_distributed.llm.http.several import Merged
 from triton_distributed.llm.models.answer import Answer
 from triton_distributed.llm.routing.view import Candidate, Decision
 
-SESSION = b"x-session-id"
-EXPLAIN = b"x-trd-explain"
 ROUTE = b"x-trd-route"
 
 IN_HEADER = 8
@@ -39,15 +37,14 @@ class Wishes(NamedTuple):
 _NONE = Wishes()
 
 
-def read_wishes(headers: Iterable[tuple[bytes, bytes]]) -> Wishes:
-    """Read the headers, whose names are in lower case."""
-    found = _NONE
-    for name, value in headers:
-        if name == SESSION:
-            found = found._replace(session=value.decode("latin-1"))
-        elif name == EXPLAIN and value not in (b"", b"0", b"false"):
-            found = found._replace(explain="only" if value == b"only" else "header")
-    return found
+def read_wishes(head: Head) -> Wishes:
+    """Read what the headers say."""
+    if not head.session and not head.explain:
+        return _NONE
+    explain: Literal["", "header", "only"] = ""
+    if head.explain not in (b"", b"0", b"false"):
+        explain = "only" if head.explain == b"only" else "header"
+    return Wishes(head.session.decode("latin-1"), explain)
 
 
 def told(decision: Decision, tokens: int, most: int | None = None) -> bytes:

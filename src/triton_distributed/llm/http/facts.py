@@ -8,6 +8,9 @@ from triton_distributed.llm.contract.output import Usage
 KEY = "trd.llm"
 """The front end puts a `Facts` into the scope under this name before it calls the app."""
 
+GONE = "client_left"
+"""The error of a request whose client has left, before its task is cancelled."""
+
 
 class Facts:
     """The app fills it while it answers.

@@ -16,17 +16,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from triton_distributed import __version__
 from triton_distributed.api.connection import Connection
-from triton_distributed.context import Context, current
 from triton_distributed.integrations.http.app import install
 from triton_distributed.integrations.http.request import CLIENT_LEFT, REQUEST_ID
-from triton_distributed.llm.http.access import Access, Visit
-from triton_distributed.llm.http.exchange import MAX_HELD_BYTES, Held, answer
-from triton_distributed.llm.http.facts import KEY
-from triton_distributed.llm.http.head import Head, read_head
+from triton_distributed.llm.http.access import Access
+from triton_distributed.llm.http.api import Answering, Api, is_api
+from triton_distributed.llm.http.exchange import MAX_HELD_BYTES, Held
+from triton_distributed.llm.http.facts import KEY, Facts
+from triton_distributed.llm.http.head import read_head
 from triton_distributed.llm.http.keys import Keys
-from triton_distributed.llm.http.limits import Limits, Refusal, ending
+from triton_distributed.llm.http.limits import Limits, ending
 from triton_distributed.llm.http.metrics import FrontMetrics
 from triton_distributed.llm.http.openapi import OPENAI, description
+from triton_distributed.llm.http.overasgi import AsgiExchange, Presences
 from triton_distributed.llm.http.routes import Route, RoutedEndpoint
 from triton_distributed.llm.models.routed import Routed
 
@@ -47,25 +48,23 @@ class FrontEnd:
     """An ASGI app. Made by `front_end`.
 
     Attributes:
-        draining: whether the server is about to end: `/health` then says 503, so that no new request is sent here.
-        running: requests of clients that run now; probes do not count.
+        api: the OpenAI API with its limits.
+        direct: the same, if a request may reach it without ASGI; None if something has to be around it.
     """
 
     def __init__(
         self,
         connection: Connection,
         routes: Sequence[RoutedEndpoint],
-        openai: ASGIApp | None,
+        openai: Answering | None,
         models: Listed | None,
         limits: Limits,
         held: Held,
         origins: Sequence[str],
         access_log: bool,
     ) -> None:
-        self._connection, self._routes, self._openai, self._models = connection, routes, openai, models
-        self._limits, self._held = limits, held
-        self.draining = False
-        self.running = 0
+        self._connection, self._routes, self._models = connection, routes, models
+        self._limits, self._held, self._presences = limits, held, Presences()
         metrics = FrontMetrics()
         connection.metrics.add(metrics)
         pages: dict[str, Page] = {
@@ -85,6 +84,8 @@ class FrontEnd:
         install(self._own)
         known = {*pages, *OPENAI, *(each.route.path for each in routes)}
         self._access = Access(metrics, known, PROBES, access_log)
+        self.api = Api(openai, limits, self._access)
+        self.direct = None if origins else self.api
         self._cors: ASGIApp | None = None
         if origins:
             shown = ["x-request-id", "retry-after", "x-trd-route"]
@@ -97,66 +98,60 @@ class FrontEnd:
         if scope["type"] != "http":
             await self._own(scope, receive, send)
             return
-        head = read_head(scope["headers"])
-        visit = self._access.begin(scope, head)
+        if self.direct is not None and is_api(scope["path"]):
+            await self.api.answer(AsgiExchange(scope, receive, send, Facts(), self._presences))
+            return
+        scope[KEY] = visit = self._access.begin(read_head(scope["headers"]))
         try:
-            if self._cors is not None:
-                await self._cors(scope, receive, visit.noting(send))
-            elif _is_api(scope["path"]):  # What answers there uses the facts.
-                await self._limited(scope, receive, send)
-            else:
-                await self._limited(scope, receive, visit.noting(send))
+            await (self._cors or self._limited)(scope, receive, visit.noting(send))
         except asyncio.CancelledError:
             if not self.draining:
                 raise
             if not visit.begun:  # The time of the drain is over.
-                await self._refuse(send, visit, ending(), _is_api(scope["path"]))
+                await self.api.refuse(AsgiExchange(scope, receive, send, visit, self._presences, visit.head), ending())
             visit.error = visit.error or "unavailable"  # A stream of a route has said so.
         except Exception:
             if visit.status == CLIENT_LEFT:
                 visit.status = 500  # The server answers so.
             raise
         finally:
-            self._access.end(scope, visit)
+            self._access.end(scope["method"], scope["path"], visit)
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, visit = scope["path"], scope[KEY]
         if path in OPEN:
             await self._own(scope, receive, send)
             return
-        below = _is_api(path)
-        refusal = self._limits.refusal(visit.head, self.running)
-        if refusal is None and below and self._openai is None:
-            refusal = Refusal(404, "unknown_url", f"There is no path {path}.")
-        if refusal is not None:
-            await self._refuse(send, visit, refusal, below)
+        exchange = AsgiExchange(scope, receive, send, visit, self._presences, visit.head)
+        if is_api(path):
+            await self.api.admit(exchange, visit)
             return
-        self.running += 1
+        refusal = self._limits.refusal(visit.head, self.running)
+        if refusal is not None:
+            await self.api.refuse(exchange, refusal)
+            return
+        self.api.running += 1
         try:
-            if below:
-                await self._api(scope, receive, send, visit.head)
-            else:
-                id = REQUEST_ID, visit.head.id.encode()
-                scope["headers"] = [*(each for each in scope["headers"] if each[0] != REQUEST_ID), id]
-                await self._own(scope, receive, send)
+            id = REQUEST_ID, visit.head.id.encode()
+            scope["headers"] = [*(each for each in scope["headers"] if each[0] != REQUEST_ID), id]
+            await self._own(scope, receive, send)
         finally:
-            self.running -= 1
+            self.api.running -= 1
             self._held.release(visit)
 
-    async def _refuse(self, send: Send, visit: Visit, refusal: Refusal, openai: bool) -> None:
-        visit.error = refusal.code
-        kind, body = refusal.body(openai, visit.head.id)
-        await answer(send, visit, refusal.status, body, refusal.headers, kind)
+    @property
+    def running(self) -> int:
+        """Requests of clients that run now; probes do not count."""
+        return self.api.running
 
-    async def _api(self, scope: Scope, receive: Receive, send: Send, head: Head) -> None:
-        assert self._openai is not None
-        context = Context(head.id, None, head.travelling or None)
-        token = current.set(context)  # The calls of the request have its id and its trace.
-        try:
-            await self._openai(scope, receive, send)
-        finally:
-            current.reset(token)
-            context.over = True
+    @property
+    def draining(self) -> bool:
+        """Whether the server is about to end: `/health` then says 503, so that no new request is sent here."""
+        return self.api.draining
+
+    @draining.setter
+    def draining(self, value: bool) -> None:
+        self.api.draining = value
 
     async def _root(self, request: Request) -> Response:
         found = {"name": "triton_distributed", "version": __version__, "description": "/openapi.json"}
@@ -190,7 +185,7 @@ class FrontEnd:
 
     async def _description(self, request: Request) -> Response:
         routes = [(each.route, each.contract) for each in self._routes]
-        return _json(description(__version__, self._openai is not None, routes))
+        return _json(description(__version__, self.api.known, routes))
 
 
 def _routing(routed: Routed) -> dict[str, Any]:
@@ -204,10 +199,6 @@ def _routing(routed: Routed) -> dict[str, Any]:
     }
 
 
-def _is_api(path: str) -> bool:
-    return path.startswith("/v1/") or path == "/v1"
-
-
 def _json(value: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(value), status, media_type="application/json")
 
@@ -215,7 +206,7 @@ def _json(value: Any, status: int = 200) -> Response:
 async def front_end(
     connection: Connection,
     *,
-    openai: ASGIApp | None = None,
+    openai: Answering | None = None,
     models: Listed | None = None,
     routes: Iterable[Route] = (),
     keys: Iterable[str] = (),
@@ -229,8 +220,7 @@ async def front_end(
 
     Args:
         connection: calls the workers.
-        openai: what answers `/v1`; see `openai_app`. It sends the headers of the `Facts` in its scope, and notes the
-            status there. Without it these paths are not found.
+        openai: what answers `/v1`; see `openai_app`. Without it these paths are not found.
         models: the models that `/health` shows.
         routes: other endpoints with their paths.
         keys: API keys, or their hashes; without any, every request is answered.

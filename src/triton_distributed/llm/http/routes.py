@@ -16,9 +16,10 @@ from triton_distributed.integrations.http.items import sse
 from triton_distributed.integrations.http.request import CLIENT_LEFT
 from triton_distributed.integrations.http.text import to_json
 from triton_distributed.llm.http.errors import Refused
-from triton_distributed.llm.http.exchange import ClientLeft, Held, read_body
+from triton_distributed.llm.http.exchange import ClientLeft, Held
 from triton_distributed.llm.http.facts import KEY
 from triton_distributed.llm.http.limits import BUSY_S
+from triton_distributed.llm.http.overasgi import read_body
 from triton_distributed.names import EndpointName
 from triton_distributed.runtime import Client
 
