@@ -116,8 +116,7 @@ def keys_of(packed: bytes) -> array[int]:
     Raises:
         ValueError: the length is not a multiple of 8.
     """
-    found = array("Q")
-    found.frombytes(packed)
+    found = array("Q", packed)
     if sys.byteorder == "big":
         found.byteswap()
     return found

@@ -145,19 +145,29 @@ class HeldBlocks:
             What has changed in all. No key is both stored and removed.
         """
         self._stored, self._removed, self._cleared = keys_array(), keys_array(), False
+        single: list[int] = []  # Names of removed blocks that came one in an event, as vLLM tells them.
         for event in events:
+            if isinstance(event, BlocksRemoved):
+                if event.group is not None and event.group != self._group:
+                    self.ignored += 1
+                elif len(event.hashes) == 1:
+                    name = event.hashes[0]
+                    single.append(name if isinstance(name, int) else hash(name))
+                else:
+                    self._remove(_names(event.hashes))
+                continue
+            if single:
+                self._remove(single)
+                single = []
             if isinstance(event, BlocksStored):
                 if self._counts(event):
                     self._store(event)
                 else:
                     self.ignored += 1
-            elif isinstance(event, BlocksRemoved):
-                if event.group is None or event.group == self._group:
-                    self._remove(_names(event.hashes))
-                else:
-                    self.ignored += 1
             elif isinstance(event, CacheCleared):
                 self._clear()
+        if single:
+            self._remove(single)
         stored, removed = self._stored, self._removed
         if stored and removed:
             stored, removed = _net(stored, removed)
@@ -252,7 +262,7 @@ class HeldBlocks:
                 return
             at, first = len(run.hashes), end
 
-    def _add(self, event: BlocksStored, run: _Run | None, at: int, names: list[int], first: int) -> _Run | None:
+    def _add(self, event: BlocksStored, run: _Run | None, at: int, names: Sequence[int], first: int) -> _Run | None:
         """Add new blocks after the first `at` blocks of a run. Returns their run; None if there are too many."""
         if len(self._of) + len(names) > self._max:
             self.dropped += len(names)
@@ -299,34 +309,34 @@ class HeldBlocks:
             run.further[place] = run.further.get(place, 0) + 1
         return run, place + 1
 
-    def _remove(self, names: list[int]) -> None:
-        blocks, removed = self._of, self._removed
-        end = blocks.get(names[-1]) if len(names) > 1 else None
-        if end is not None and end.hashes[-1] == names[-1]:
-            names = names[::-1]  # From the end of a run on, each takes a short way.
+    def _remove(self, names: Sequence[int]) -> None:
+        blocks = self._of
+        if len(names) > 1 and (end := blocks.get(names[-1])) is not None and end.hashes[-1] == names[-1]:
+            names = names[::-1]
         near, likely = None, 0
-        for name in names:
+        at, count = 0, len(names)
+        while at < count:
+            name = names[at]
             run = blocks.get(name)
+            at += 1
             if run is None:
                 self.unknown += 1
                 continue
             hashes, children = run.hashes, run.children
-            last = len(hashes) - 1
-            if hashes[last] == name and not run.further and (children is None or last + 1 not in children):
-                hashes.pop()
-                del blocks[name]
-                held = last < run.reach
-                if held:
-                    run.reach = last
-                keys, before = run.keys, (run.lead + last * run.block_tokens) // run.key_tokens
-                while len(keys) > before:
-                    key = keys.pop()
-                    if held:
-                        removed.append(key)
-                if run.tokens is not None:
-                    del run.tokens[4 * (run.lead + last * run.block_tokens) :]
-                if not last or run.missing:
-                    self._trim(run)
+            left = len(hashes)
+            if hashes[-1] == name and not run.further and (children is None or left not in children):
+                # From the end of a run on, all that follow go together.
+                while True:
+                    hashes.pop()
+                    del blocks[name]
+                    left -= 1
+                    if not left or at == count or hashes[-1] != names[at] or run.missing:
+                        break
+                    if children is not None and left in children:
+                        break
+                    name = names[at]
+                    at += 1
+                self._cut(run, left)
                 continue
             place = run.place(name, likely if run is near else 0)
             near, likely = run, place + 1
@@ -343,6 +353,28 @@ class HeldBlocks:
                     run.missing = set()
                 run.missing.add(place)
                 self._trim(run)
+
+    def _cut(self, run: _Run, left: int) -> None:
+        """Only the first blocks of a run are left: forget what there is besides their names."""
+        keys, size, reached = run.keys, run.block_tokens, run.reach
+        whole = told = (run.lead + left * size) // run.key_tokens
+        if left < reached:
+            run.reach = left
+            told = (run.lead + reached * size) // run.key_tokens
+        ended = len(keys) - whole
+        if ended == 1:
+            key = keys.pop()
+            if told > whole:
+                self._removed.append(key)
+        elif ended:
+            gone = keys[whole:told]
+            gone.reverse()
+            self._removed += gone
+            del keys[whole:]
+        if run.tokens is not None:
+            del run.tokens[4 * (run.lead + left * size) :]
+        if not left or run.missing:
+            self._trim(run)
 
     def _hide(self, run: _Run, place: int) -> None:
         """A block is missing: it and all after it do not count any more."""
@@ -399,9 +431,9 @@ class HeldBlocks:
             logger.warning("KV events: %s; the metrics count them", text)
 
 
-def _names(hashes: Sequence[BlockHash]) -> list[int]:
+def _names(hashes: Sequence[BlockHash]) -> Sequence[int]:
     """Names as numbers. Those in bytes are often long, and there are a million."""
-    return list(map(hash, hashes)) if hashes and isinstance(hashes[0], bytes) else list(hashes)  # type: ignore[arg-type]
+    return list(map(hash, hashes)) if hashes and isinstance(hashes[0], bytes) else hashes  # type: ignore[return-value]
 
 
 def _part(tokens: bytes, first: int, count: int, size: int) -> bytes:

@@ -105,14 +105,11 @@ class PrefixIndex(Generic[Worker]):
         for key in keys:
             shard = shards[key & 255]
             mask = shard.get(key, 0)
-            if not mask & bit:
-                continue
-            mask &= ~bit
-            if mask:
-                shard[key] = mask
-            else:
+            if mask == bit:
                 del shard[key]
                 count -= 1
+            elif mask & bit:
+                shard[key] = mask ^ bit
         self._count = count
 
     def depths(self, keys: Sequence[int]) -> dict[Worker, int]:
