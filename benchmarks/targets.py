@@ -184,9 +184,15 @@ TARGETS = (
     Target(f"{FIND}, hot: p50", "index.json", "hot", "p50_us", 1, DYNAMO),
     Target(f"{FIND}, cold: p50", "index.json", "cold", "p50_us", 100, unit="µs"),
     *(
-        Target(f"{where}, {what}: {OPERATIONS}", "index.json", f"{kind}{work}", "per_s", 1e6, at_least=True)
-        for where, kind in (("index", ""), ("worker", "worker: "))
-        for work, what in (("store", "stored"), ("remove", "removed"), ("remove each", "removed singly"))
+        Target(f"{what}: {OPERATIONS}", "index.json", work, "per_s", 1e6, at_least=True)
+        for work, what in {
+            "store": "index, stored",
+            "remove": "index, removed",
+            "remove parts": "index, removed in parts",
+            "worker: store": "worker, stored",
+            "worker: remove": "worker, removed",
+            "worker: remove each": "worker, removed one by one",
+        }.items()
     ),
     Target("index, bytes a block", "index.json", "memory", "entry_bytes", 200),
     Target("worker, bytes a block", "index.json", "worker: memory", "entry_bytes", 200),

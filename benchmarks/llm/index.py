@@ -6,11 +6,13 @@ has a new process for each index; what all their look-ups have found, and 10,000
 - `hot`: one prompt of 256 blocks is looked up again and again. All workers hold the beginning, one more, one all of it.
 - `steps`: the same, but each of the eight workers holds another part of it.
 - `cold`: 1,000 prompts are looked up once each, among a million blocks.
-- `store`, `remove`: prompts, an event each. `remove each`: an event for each block, the last one of a prompt first.
+- `store`, `remove`: prompts, an event each. `remove parts` and `remove each`: an event for 25 blocks and for one, from
+  the end of a prompt on.
 - `clear`: a worker's 125,000 blocks are forgotten. `longest_ms`: ours does that in parts, between which a loop goes on.
 - `memory`: resident memory, in bytes for each of the million blocks.
 - `worker: …`: the same at a worker, which gets decoded events of an engine, with tokens, and computes the keys. The
-  engine's blocks have 64 tokens, and in `worker, small: …` 16. Only ours: Dynamo's has no interface in Python.
+  engine's blocks have 64 tokens, and in `worker, small: …` 16. In `remove each`, 25 events come in one batch. Dynamo's
+  has no interface in Python.
 
 `--events N` is another command: N random events of engines go through all of it, and a naive model tells what must be
 found. It writes nothing.
@@ -33,6 +35,7 @@ from typing import Any
 from benchmarks import environments
 from benchmarks.llm.index_work import (
     EACH,
+    PART,
     SEED,
     WORKERS,
     Figures,
@@ -123,7 +126,7 @@ def held(text: str, block_tokens: int) -> dict[str, Any]:
     for each in names[EACH : 2 * EACH]:
         events: list[CacheEvent] = [BlocksRemoved(hashes=[name]) for name in each[::-1]]
         # An engine tells in one batch what it has evicted in one of its steps.
-        singly += [(0, events[at : at + 25]) for at in range(0, HELD_BLOCKS, 25)]
+        singly += [(0, events[at : at + PART]) for at in range(0, HELD_BLOCKS, PART)]
     figures["remove each"] = applied(apply, singly, EACH * HELD_BLOCKS)
     assert len(cache) == (HELD_PROMPTS - 2 * EACH) * HELD_BLOCKS
     return {"figures": {f"{text}: {name}": each for name, each in figures.items()}}

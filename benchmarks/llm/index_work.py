@@ -25,7 +25,10 @@ ASKED = 1_000
 """Prompts that are looked up once each, for `cold` and for the comparison."""
 
 EACH = 400
-"""Prompts whose blocks are removed one by one, and as many that are removed at once."""
+"""Prompts whose blocks are removed at once, as many in parts, and as many one by one."""
+
+PART = 25
+"""Blocks that leave together: what an engine evicts in one of its steps. Workers of both systems join these events."""
 
 SHARED = (32, 32, 32, 32, 32, 32, 128, 256)
 """Blocks of one prompt that the workers hold, as of a conversation that begins as all do."""
@@ -125,11 +128,14 @@ def measured(index: Index, blocks: int) -> dict[str, Any]:
     _note(index, rng, prompts, digest)
     # An event of one worker about blocks that only others hold would not be one.
     workers = [next(iter(index.depths(index.find(list(each))))) for each in prompts]
-    gone = list(zip(workers, prompts, strict=True))[: 2 * EACH]
-    whole = [(worker, index.removed(keys[::-1])) for worker, keys in gone[:EACH]]
-    figures["remove"] = applied(index.apply, whole, EACH * BLOCKS)
-    singly = [(worker, index.removed(keys[at : at + 1])) for worker, keys in gone[EACH:] for at in range(255, -1, -1)]
-    figures["remove each"] = applied(index.apply, singly, EACH * BLOCKS)
+    gone = [(worker, keys[::-1]) for worker, keys in zip(workers, prompts[: 3 * EACH], strict=False)]
+    for at, (name, size) in enumerate({"remove": BLOCKS, "remove parts": PART, "remove each": 1}.items()):
+        removed = [
+            (worker, index.removed(keys[first : first + size]))
+            for worker, keys in gone[at * EACH : (at + 1) * EACH]
+            for first in range(0, BLOCKS, size)
+        ]
+        figures[name] = applied(index.apply, removed, EACH * BLOCKS)
     _note(index, rng, prompts, digest)
     figures["clear"] = _cleared(index)
     _note(index, rng, prompts, digest)

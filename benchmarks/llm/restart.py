@@ -1,11 +1,15 @@
 """`python -m benchmarks.llm.restart`: a router is killed and starts again while workers hold a million blocks.
 
 Eight worker processes hold prompts of 125 blocks each, none in two workers. In each round a router starts in a new
-process, sends requests from the beginning, and is killed when it has been right for some time. `right_s` counts from
-the start of the process until the router knows all blocks of all workers; `index_s` from its first line of code that
-is not an import. The overlaps of 400 prompts are then compared with what the workers hold. A timer looks each ms how
-late the loop is; `late_ms` is the worst. The watchdog (`stalls`) counts from 20 ms on, without the time in which the
-machine gave the process no processor. It writes results/restart.json.
+process, sends requests from the beginning, and is killed when it has been right for some time. The overlaps of 400
+prompts are then compared with what the workers hold. It writes results/restart.json.
+
+- `right_s`: from the start of the process until the router knows all blocks of all workers. `index_s` counts from its
+  first line of code that is not an import.
+- `late_ms`: a timer looks each ms how late the loop is, and this is the worst.
+- `right_cpu_s`, `computed_ms`: the same without the time in which the machine ran other programs: the processor time of
+  the process until it is right, and the most processor time of the loop between two looks.
+- `stalls`: those of 20 ms or more that the watchdog has counted. It leaves out the time without a processor, too.
 """
 
 from __future__ import annotations
@@ -102,7 +106,7 @@ async def route(begun_s: float, owners: list[int], count: int) -> dict[str, Any]
         count: prompts of each.
     """
     entered_s = time.monotonic()
-    late = 0.0
+    late = computed = 0.0
     waits: list[float] = []
     chance = random.Random(1)
     right_s = 0.0
@@ -110,13 +114,13 @@ async def route(begun_s: float, owners: list[int], count: int) -> dict[str, Any]
     async with connect(Config.from_env()) as here:
         loop = asyncio.get_running_loop()
 
-        def beat(due: float) -> None:
-            nonlocal late
-            now = loop.time()
-            late = max(late, now - due)
-            loop.call_later(BEAT_S, beat, now + BEAT_S)
+        def beat(due: float, before: float) -> None:
+            nonlocal late, computed
+            now, used = loop.time(), time.thread_time()
+            late, computed = max(late, now - due), max(computed, used - before)
+            loop.call_later(BEAT_S, beat, now + BEAT_S, used)
 
-        beat(loop.time())
+        beat(loop.time(), time.thread_time())
         router = ModelRouter(here, ("models", MODEL.published.component), Router(kv, "kv"))
         endpoint = Stream[Request, Output](f"models.{MODEL.published.component}.generate")
         answered_before = 0
@@ -140,13 +144,13 @@ async def route(begun_s: float, owners: list[int], count: int) -> dict[str, Any]
         callers = [asyncio.create_task(caller()) for _ in range(CALLERS)]
         while not (len(found := router.states()) == len(owners) and all(each.watched for each in found)):
             await asyncio.sleep(0.002)
-        right_s = time.monotonic()
+        right_s, right_cpu_s = time.monotonic(), time.process_time()
         await asyncio.sleep(AFTER_S)
         for each in callers:
             each.cancel()
         ended = await asyncio.gather(*callers, return_exceptions=True)
         wrong = [repr(each) for each in ended if not isinstance(each, asyncio.CancelledError)]
-        late_ms = late * 1e3
+        late_ms, computed_ms = late * 1e3, computed * 1e3
         for _ in range(ASKED):
             number = chance.randrange(count * len(owners))
             found_depths = router.core.index.depths(block_keys(prompt(number), 64))
@@ -156,7 +160,9 @@ async def route(begun_s: float, owners: list[int], count: int) -> dict[str, Any]
         figures = {
             "right_s": right_s - begun_s,
             "index_s": right_s - entered_s,
+            "right_cpu_s": right_cpu_s,
             "late_ms": late_ms,
+            "computed_ms": computed_ms,
             "stalls": here.runtime.loop_stats.stalls,
             "answered": answered_before,
             "answer_p50_ms": waits[len(waits) // 2] * 1e3,

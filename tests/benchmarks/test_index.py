@@ -31,7 +31,7 @@ class Forgetful(Ours):
 
 def test_every_index_does_the_same_work_and_an_index_that_differs_is_noticed():
     found = measured(Ours(), 16 * BLOCKS)
-    work = {"store", "memory", "hot", "steps", "cold", "remove", "remove each", "clear"}
+    work = {"store", "memory", "hot", "steps", "cold", "remove", "remove parts", "remove each", "clear"}
     assert set(found["figures"]) == work
     assert found == {**measured(Ours(), 16 * BLOCKS), "figures": found["figures"]}
     with pytest.raises(AssertionError):
