@@ -87,8 +87,10 @@ def test_a_full_index_keeps_what_it_has_and_counts_the_rest() -> None:
     assert index.depths([1, 2, 3]) == {"a": 3, "b": 3}
     index.discard("a", [3, 2, 1])
     index.discard("b", [3])
-    index.store("b", [9])
-    assert (len(index), index.dropped) == (3, 2)
+    index.store("b", [9, 9, 1, 10])  # 1 is known, and for 10 there is no room.
+    assert (len(index), index.dropped) == (3, 3)
+    assert index.depths([1, 2, 9]) == {"b": 3}
+    assert index.depths([10]) == {}
 
 
 def test_a_worker_that_is_gone_leaves_at_once_and_its_memory_in_parts() -> None:
@@ -105,6 +107,18 @@ def test_a_worker_that_is_gone_leaves_at_once_and_its_memory_in_parts() -> None:
     while index.sweep():
         pass
     assert len(index) == 0
+
+
+def test_a_worker_that_held_nothing_leaves_nothing_to_sweep() -> None:
+    index: PrefixIndex[str] = PrefixIndex()
+    index.add("a")
+    for _ in range(100):
+        index.clear("a")  # As each snapshot begins.
+        assert not index.sweep()
+    index.store("a", [1])
+    index.clear("a")
+    assert index.sweep()
+    assert index.depths([1]) == {}
 
 
 def test_a_worker_that_was_not_added_cannot_store() -> None:

@@ -30,18 +30,20 @@ class PrefixIndex(Generic[Worker]):
 
     def __init__(self, max_entries: int = MAX_ENTRIES) -> None:
         self._shards: list[dict[int, int]] = [{} for _ in range(SHARDS)]
-        self._max, self._count, self.dropped = max_entries, 0, 0
+        self._max, self.dropped = max_entries, 0
+        self._bound = 0  # There are not more entries than this.
         self._bit_of: dict[Worker, int] = {}
         self._worker_of: dict[int, Worker] = {}  # By bit.
         self._alive = 0  # The bits of the present workers.
         self._next = 1
+        self._used = 0  # Bits that entries may have.
         self._unused: list[int] = []  # Bits that no entry has.
-        self._gone = 0  # Bits that entries may still have.
+        self._gone = 0  # Those of them whose workers are gone.
         self._sweeping, self._at = 0, 0
 
     def __len__(self) -> int:
         """The keys in the table. Those of workers that are gone count until `sweep` has removed them."""
-        return self._count
+        return sum(map(len, self._shards))
 
     @property
     def workers(self) -> tuple[Worker, ...]:
@@ -66,33 +68,48 @@ class PrefixIndex(Generic[Worker]):
         if bit:
             del self._worker_of[bit]
             self._alive &= ~bit
-            self._gone |= bit
+            if self._used & bit:
+                self._gone |= bit
+            else:
+                self._unused.append(bit)
 
     def clear(self, worker: Worker) -> None:
         """Note that a worker holds nothing any more."""
         self.remove(worker)
         self.add(worker)
 
-    def store(self, worker: Worker, keys: Iterable[int]) -> None:
+    def store(self, worker: Worker, keys: Sequence[int]) -> None:
         """Note that a worker holds blocks. It holds the ones before them, or they come earlier in `keys`.
 
         Raises:
             KeyError: the worker was not added.
         """
         bit, shards = self._bit_of[worker], self._shards
-        count, most = self._count, self._max
+        self._used |= bit
+        self._bound += len(keys)
+        if self._bound > self._max:
+            keys = self._fitting(keys)
         for key in keys:
             shard = shards[key & 255]
-            mask = shard.get(key)
-            if mask is None:
-                if count >= most:
+            mask = shard.setdefault(key, bit)
+            if mask is not bit and not mask & bit:
+                shard[key] = mask | bit
+
+    def _fitting(self, keys: Sequence[int]) -> Sequence[int]:
+        """Those of the keys that are known, and the first others for which there is room."""
+        room = self._max - len(self)
+        self._bound = self._max - room + len(keys)
+        if len(keys) <= room:
+            return keys
+        fitting, new = [], set[int]()
+        for key in keys:
+            if key not in self._shards[key & 255] and key not in new:
+                if len(new) >= room:
                     self.dropped += 1
                     continue
-                count += 1
-                shard[key] = bit
-            elif not mask & bit:
-                shard[key] = mask | bit
-        self._count = count
+                new.add(key)
+            fitting.append(key)
+        return fitting
 
     def discard(self, worker: Worker, keys: Iterable[int]) -> None:
         """Note that a worker does not hold blocks any more. Unknown keys are passed over.
@@ -101,16 +118,13 @@ class PrefixIndex(Generic[Worker]):
             KeyError: the worker was not added.
         """
         bit, shards = self._bit_of[worker], self._shards
-        count = self._count
         for key in keys:
             shard = shards[key & 255]
             mask = shard.get(key, 0)
             if mask == bit:
                 del shard[key]
-                count -= 1
             elif mask & bit:
                 shard[key] = mask ^ bit
-        self._count = count
 
     def depths(self, keys: Sequence[int]) -> dict[Worker, int]:
         """How many of the first blocks of a prompt each worker holds. Workers that hold none are not in the answer."""
@@ -169,10 +183,10 @@ class PrefixIndex(Generic[Worker]):
                 shard[key] = mask
             else:
                 del shard[key]
-                self._count -= 1
         self._at += 1
         if self._at == SHARDS:
             self._gone &= ~gone
+            self._used &= ~gone
             self._sweeping = 0
             while gone:
                 bit = gone & -gone
