@@ -87,6 +87,7 @@ def test_least_loaded_counts_the_requests_of_the_router() -> None:
     for worker in WORKERS[:-1]:
         booked(router, asked(1), worker)
     assert {chosen(router, asked(1)) for _ in range(5)} == {WORKERS[-1]}
+    assert router.load is not None
     assert router.load.open() == {worker[0]: 1 for worker in WORKERS[:-1]}
 
 

@@ -30,6 +30,9 @@ _INLINE_PASS = 16_000
 _INLINE_LIMIT_S = 0.01
 """The CPU time of a template on the loop. One that needs more is rendered again in a thread."""
 
+_THREAD_LIMIT_S = 1.0
+"""The CPU time of a template in a thread."""
+
 _SLOW = 3
 """A template that needed more so often in a row is rendered in threads from then on. A single time proves nothing: a
 pass of the garbage collector counts, too."""
@@ -220,26 +223,35 @@ class Prompts:
                 raise InvalidParameter("messages", f"the model {self._card.name!r} has no chat template")
             return Prompt(messages=messages)
 
-        def text(limit_s: float) -> str:
-            return template.render(
-                messages,
-                tools=tools,
-                values=template_values,
-                add_generation_prompt=add_generation_prompt,
-                limit_s=limit_s,
-            )
-
-        def made() -> Prompt:
-            return self._made("messages", text(1.0), add_special_tokens=False)
-
         if self._slow < _SLOW and _characters_left((messages, tools, template_values), _INLINE_CHARACTERS) > 0:
             try:
-                rendered = text(_INLINE_LIMIT_S)
+                text = template.render(
+                    messages,
+                    tools=tools,
+                    values=template_values,
+                    add_generation_prompt=add_generation_prompt,
+                    limit_s=_INLINE_LIMIT_S,
+                )
             except TemplateTimeout:
                 self._slow += 1
             else:
                 self._slow = 0
-                return await self._tokenized("messages", rendered, add_special_tokens=False)
+                if self.tokenizer is None or self._threads.inline(len(text)):
+                    return self._made("messages", text, add_special_tokens=False)
+                return await self._threads.prompt(
+                    self._card.name, lambda: self._made("messages", text, add_special_tokens=False)
+                )
+
+        def made() -> Prompt:
+            text = template.render(
+                messages,
+                tools=tools,
+                values=template_values,
+                add_generation_prompt=add_generation_prompt,
+                limit_s=_THREAD_LIMIT_S,
+            )
+            return self._made("messages", text, add_special_tokens=False)
+
         return await self._threads.prompt(self._card.name, made)
 
     async def text(self, text: str, *, param: str = "prompt") -> Prompt:
@@ -320,8 +332,12 @@ def _characters_left(value: Any, left: int) -> int:
             return left
         value = (*value, *value.values())
     for each in value:
-        if each is not None:
-            left = left - len(each) if type(each) is str else _characters_left(each, left)
+        if type(each) is str:
+            left -= len(each)
+        elif each:
+            left = _characters_left(each, left)
+        elif each is not None:
+            left -= 8
         if left <= 0:
             break
     return left

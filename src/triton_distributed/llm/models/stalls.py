@@ -10,6 +10,9 @@ _LATE: Final = 1 / 32
 """The part of the timeout by which an answer may be looked at too late, so that many answers do not mean many looks."""
 
 
+_FIRST_MOST: Final = 1024
+
+
 class Watched(Protocol):
     """What `StallWatch` watches."""
 
@@ -28,27 +31,31 @@ class StallWatch:
         timeout_s: seconds that an answer that was just added has at least.
     """
 
-    __slots__ = ("_answers", "_timer", "timeout_s")
+    __slots__ = ("_answers", "_most", "_timer", "timeout_s")
 
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = timeout_s
-        self._answers: set[weakref.ref[Watched]] = set()
+        self._answers: list[weakref.ref[Watched]] = []
+        self._most = _FIRST_MOST  # With more, those are dropped that are gone: a callback for each would cost more.
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, answer: Watched) -> None:
         """Watch an answer from now on."""
-        self._answers.add(weakref.ref(answer, self._answers.discard))
+        self._answers.append(weakref.ref(answer))
+        if len(self._answers) > self._most:
+            self._answers = [each for each in self._answers if each() is not None]
+            self._most = max(_FIRST_MOST, 2 * len(self._answers))
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self.timeout_s, self._look)
 
     def _look(self) -> None:
         self._timer = None
         soonest = self.timeout_s
-        for each in tuple(self._answers):
+        answers, self._answers = self._answers, []
+        for each in answers:
             left = None if (answer := each()) is None else answer.watch()
-            if left is None:
-                self._answers.discard(each)
-            else:
+            if left is not None:
+                self._answers.append(each)
                 soonest = min(soonest, left)
         if self._answers and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(max(soonest, self.timeout_s * _LATE), self._look)

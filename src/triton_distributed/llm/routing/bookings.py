@@ -47,7 +47,8 @@ class Booking:
         self._work, self.worker = work, worker
         self.tokens, self.cached_tokens, self.prefill_s, self.keys, self.at = tokens, cached_tokens, prefill_s, keys, at
         work.active_tokens += tokens
-        work.load.acquire(worker[0])
+        if work.load is not None:
+            work.load.acquire(worker[0])
         if computed:
             self.state = Booking.RUNNING
             work.running += 1
@@ -56,9 +57,10 @@ class Booking:
         work.waiting[self] = None
         work.wait_s += prefill_s
         work.waiting_tokens += tokens - cached_tokens
-        promised = work.promised
-        for key in keys[STEP - 1 :: STEP]:
-            promised[key] = promised.get(key, 0) + 1
+        if keys:
+            promised = work.promised
+            for key in keys[STEP - 1 :: STEP]:
+                promised[key] = promised.get(key, 0) + 1
 
     def first_output(self, now: float, cached_tokens: int | None = None) -> tuple[int, float] | None:
         """Note that the prefill is done. Nothing happens at a second call.
@@ -90,7 +92,8 @@ class Booking:
         else:
             work.running -= 1
         work.active_tokens -= self.tokens
-        work.load.release(self.worker[0])
+        if work.load is not None:
+            work.load.release(self.worker[0])
         self.state = Booking.ENDED
 
     def _computed(self) -> None:
@@ -99,6 +102,8 @@ class Booking:
         work.freed = True
         work.waiting_tokens -= self.tokens - self.cached_tokens
         work.wait_s = work.wait_s - self.prefill_s if work.waiting else 0.0  # No sum of rounding errors stays.
+        if not self.keys:
+            return
         promised = work.promised
         for key in self.keys[STEP - 1 :: STEP]:
             count = promised[key] - 1
@@ -112,7 +117,7 @@ class Work:
     """What one worker has to do.
 
     Args:
-        load: counts the bookings of each instance.
+        load: counts the bookings of each instance; None if the policy does not look at it.
 
     Attributes:
         waiting: bookings without a first output, in their order.
@@ -140,7 +145,7 @@ class Work:
         "waiting_tokens",
     )
 
-    def __init__(self, load: LoadBook) -> None:
+    def __init__(self, load: LoadBook | None) -> None:
         self.load = load
         self.waiting: dict[Booking, None] = {}
         self.running = 0

@@ -22,7 +22,7 @@ from math import inf
 from triton_distributed.llm.routing.bookings import Booking, Work
 from triton_distributed.llm.routing.index import MAX_ENTRIES, PrefixIndex
 from triton_distributed.llm.routing.policies.kv import ACTIVE_S, SAVING, kv
-from triton_distributed.llm.routing.policies.named import policy_named
+from triton_distributed.llm.routing.policies.named import looks_at_load, policy_named
 from triton_distributed.llm.routing.speed import PrefillSpeed
 from triton_distributed.llm.routing.view import Candidate, Decision, Mode, PolicyFailed, Question, RoutingPolicy, Worker
 from triton_distributed.names import Instance
@@ -71,7 +71,7 @@ class KnownWorker:
 
     __slots__ = ("instance", "kv_used", "mode", "preferred", "queued_s", "silent", "speed", "work", "worker")
 
-    def __init__(self, worker: Worker, instance: Instance, load: LoadBook, like: PrefillSpeed | None) -> None:
+    def __init__(self, worker: Worker, instance: Instance, load: LoadBook | None, like: PrefillSpeed | None) -> None:
         self.worker, self.instance = worker, instance
         self.work = Work(load)
         self.speed = PrefillSpeed(like)
@@ -102,7 +102,7 @@ class Router:
         max_entries: the most keys of the index.
         ahead_s: seconds of prefill that a worker has booked at most when a further request is sent to it; infinite
             for a policy that holds no request.
-        load: counts the bookings of each instance, for policies of the runtime; None for a new one.
+        load: counts the bookings of each instance, for policies of the runtime; None for others.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Router:
         ahead_s: float = AHEAD_S,
         load: LoadBook | None = None,
     ) -> None:
-        self.load = LoadBook() if load is None else load
+        self.load = load
         self.index: PrefixIndex[Worker] = PrefixIndex(max_entries)
         self.workers: dict[Worker, KnownWorker] = {}
         self._policy, self._name, self._ahead_s = policy, name, ahead_s
@@ -139,7 +139,8 @@ class Router:
         """
         load = LoadBook()
         name, policy, holds = policy_named(choice, rng or random.Random(), load)
-        return cls(policy, name, max_entries=max_entries, ahead_s=AHEAD_S if holds else inf, load=load)
+        ahead_s = AHEAD_S if holds else inf
+        return cls(policy, name, max_entries=max_entries, ahead_s=ahead_s, load=load if looks_at_load(policy) else None)
 
     @property
     def policy(self) -> str:

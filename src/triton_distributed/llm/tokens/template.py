@@ -144,13 +144,12 @@ class ChatTemplate:
             TemplateTimeout: it used up that time.
             InvalidParameter: the template refuses the messages, or a message has a form that the model cannot take.
         """
-        variables = {
-            **self._values,
-            **(values or {}),
-            "messages": [self._prepared(at, message) for at, message in enumerate(messages)],
-            "tools": tools,
-            "add_generation_prompt": add_generation_prompt,
-        }
+        variables = self._values.copy()
+        if values:
+            variables.update(values)
+        variables["messages"] = [self._prepared(at, message) for at, message in enumerate(messages)]
+        variables["tools"] = tools
+        variables["add_generation_prompt"] = add_generation_prompt
         template = self._template
         # As `Template.generate`, which copies the globals for each text, one by one.
         context = template.environment.context_class(template.environment, variables, template.name, template.blocks)

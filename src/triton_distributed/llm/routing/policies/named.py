@@ -75,6 +75,11 @@ def policy_named(choice: str | RoutingPolicy, rng: random.Random, load: LoadBook
     return Named(name, _checked(choice, name), bool(getattr(choice, "holds", False)))
 
 
+def looks_at_load(policy: RoutingPolicy) -> bool:
+    """Whether a policy looks at the `LoadBook` that it was made with."""
+    return isinstance(policy, OfRuntime)
+
+
 def _checked(policy: RoutingPolicy, name: str) -> RoutingPolicy:
     """The policy. It raises `PolicyFailed` with its name if it raises, or returns something else than a candidate."""
 
