@@ -33,7 +33,7 @@ class PrefixIndex(Generic[Worker]):
         self._max, self.dropped = max_entries, 0
         self._bound = 0  # There are not more entries than this.
         self._bit_of: dict[Worker, int] = {}
-        self._worker_of: dict[int, Worker] = {}  # By bit.
+        self._worker_of: dict[int, Worker] = {}  # By the place of the bit: powers of two would collide in a table.
         self._alive = 0  # The bits of the present workers.
         self._next = 1
         self._used = 0  # Bits that entries may have.
@@ -59,14 +59,14 @@ class PrefixIndex(Generic[Worker]):
         else:
             bit, self._next = self._next, self._next << 1
         self._bit_of[worker] = bit
-        self._worker_of[bit] = worker
+        self._worker_of[bit.bit_length()] = worker
         self._alive |= bit
 
     def remove(self, worker: Worker) -> None:
         """Forget a worker, at once for all look-ups. `sweep` frees the memory. Nothing happens if it is unknown."""
         bit = self._bit_of.pop(worker, 0)
         if bit:
-            del self._worker_of[bit]
+            del self._worker_of[bit.bit_length()]
             self._alive &= ~bit
             if self._used & bit:
                 self._gone |= bit
@@ -139,16 +139,17 @@ class PrefixIndex(Generic[Worker]):
         work = [(0, first, len(keys), 0)]
         while work:
             at, low, end, high = work.pop()
-            if end - at == 1:
-                self._note(found, low & ~high, end)
-                continue
-            middle = (at + end) >> 1
-            key = keys[middle]
-            mask = (shards[key & 255].get(key, 0) & low) | high
-            if mask != high:
-                work.append((middle, mask, end, high))
-            if mask != low:
-                work.append((at, low, middle, mask))
+            while end - at > 1:
+                middle = (at + end) >> 1
+                key = keys[middle]
+                mask = (shards[key & 255].get(key, 0) & low) | high
+                if mask == low:
+                    at = middle
+                else:
+                    if mask != high:
+                        work.append((middle, mask, end, high))
+                    end, high = middle, mask
+            self._note(found, low & ~high, end)
         return found
 
     def walked_depths(self, keys: Sequence[int]) -> dict[Worker, int]:
@@ -195,7 +196,8 @@ class PrefixIndex(Generic[Worker]):
         return bool(self._gone)
 
     def _note(self, found: dict[Worker, int], mask: int, depth: int) -> None:
+        workers = self._worker_of
         while mask:
-            bit = mask & -mask
-            found[self._worker_of[bit]] = depth
-            mask ^= bit
+            place = mask.bit_length()
+            found[workers[place]] = depth
+            mask ^= 1 << (place - 1)
