@@ -43,7 +43,8 @@ from triton_distributed.llm.models.models import Models
 from triton_distributed.llm.models.prompts import Prompt
 from triton_distributed.llm.models.served import ServedModel
 
-Route = Callable[[Exchange], Awaitable[None]]
+Asked = tuple[str, Callable[[ServedModel], Awaitable[None]]]
+"""What a request asks: the name of a model, and what answers with it."""
 
 HEARTBEAT_S = 15.0
 """Proxies close a connection that is silent for a minute or so (nginx: 60 s)."""
@@ -93,11 +94,10 @@ class OpenAIApp:
         self._heartbeat = Heartbeat(heartbeat_s)
         self._max_body_bytes, self.held = max_body_bytes, Held(max_held_bytes)
         self._presences = Presences()
-        self._routes: dict[str, tuple[str, Route]] = {
-            "/v1/chat/completions": ("POST", self._chat),
-            "/v1/completions": ("POST", self._completions),
-            "/v1/embeddings": ("POST", self._embeddings),
-            "/v1/models": ("GET", self._list),
+        self._asked: dict[str, Callable[[Exchange, bytes], Asked]] = {
+            "/v1/chat/completions": self._chat,
+            "/v1/completions": self._completions,
+            "/v1/embeddings": self._embeddings,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -113,7 +113,7 @@ class OpenAIApp:
         failure: BaseException | None = None
         try:
             try:
-                await self._route(exchange)(exchange)
+                await self._handle(exchange)
             except (Exception, asyncio.CancelledError) as error:
                 failure = error
             if exchange.ended() or isinstance(failure, ClientLeft):
@@ -128,22 +128,51 @@ class OpenAIApp:
             failure = None  # Else its traceback and this frame would hold each other, and the body with them.
             self.held.release(facts)
 
-    def _route(self, exchange: Exchange) -> Route:
-        path = exchange.path
-        found = self._routes.get(path)
-        if found is None:
-            if not path.startswith("/v1/models/"):
-                raise Refused(404, f"There is no path {path}.", "unknown_url")
-            found = "GET", self._one
-        method, route = found
-        if exchange.method != method:
-            raise Refused(405, f"{path} takes only {method}.", "method_not_allowed", (b"allow", method.encode()))
-        return route
+    async def _handle(self, exchange: Exchange) -> None:
+        """Answer a request. If a model's last worker refuses because it leaves, its successor of that name answers."""
+        path, facts = exchange.path, exchange.facts
+        asked = self._asked.get(path)
+        if asked is None:
+            await self._shown(exchange, path)
+            return
+        _check_method(exchange, "POST")
+        name, answer = asked(exchange, await exchange.body(self._max_body_bytes, self.held))
+        model = self._model(name, facts)
+        while True:
+            try:
+                await answer(model)
+                return
+            except (Draining, Paused, NoInstances, ConnectionFailed) as error:
+                refused = error
+            successor: ServedModel | None = None
+            try:
+                if not isinstance(refused, RemoteError) and await self._models.has_left(model):
+                    with contextlib.suppress(ModelNotFound):
+                        successor = self._model(name, facts)
+                if successor is None:
+                    raise refused  # The model was served when the request came.
+            finally:
+                del refused
+            model = successor
 
-    async def _chat(self, exchange: Exchange) -> None:
-        raw = await exchange.body(self._max_body_bytes, self.held)
+    async def _shown(self, exchange: Exchange, path: str) -> None:
+        """Answer with the models, or with one of them."""
+        if path == "/v1/models":
+            _check_method(exchange, "GET")
+            data = [_described(name, model) for model in self._models.list() for name in model.card.names]
+            await exchange.answer(200, to_json({"object": "list", "data": data}))
+            return
+        if not path.startswith("/v1/models/"):
+            raise Refused(404, f"There is no path {path}.", "unknown_url")
+        _check_method(exchange, "GET")
+        name = path.removeprefix("/v1/models/")
+        if "%" in name:  # The server decodes once; some clients encode the slashes of an id.
+            name = unquote(name)
+        await exchange.answer(200, to_json(_described(name, self._model(name, exchange.facts))))
+
+    def _chat(self, exchange: Exchange, raw: bytes) -> Asked:
         body = _read_chat(raw)
-        await self._of_model(body.model, exchange, partial(self._answer_chat, exchange, raw, body))
+        return body.model, partial(self._answer_chat, exchange, raw, body)
 
     async def _answer_chat(self, exchange: Exchange, raw: bytes, body: ChatBody, model: ServedModel) -> None:
         card = model.card
@@ -162,10 +191,9 @@ class OpenAIApp:
         )
         await self._generate(exchange, model, body, with_prompt(request, body, card, prompt), [prompt])
 
-    async def _completions(self, exchange: Exchange) -> None:
-        raw = await exchange.body(self._max_body_bytes, self.held)
+    def _completions(self, exchange: Exchange, raw: bytes) -> Asked:
         body = _read_completion(raw)
-        await self._of_model(body.model, exchange, partial(self._answer_completion, exchange, raw, body))
+        return body.model, partial(self._answer_completion, exchange, raw, body)
 
     async def _answer_completion(
         self, exchange: Exchange, raw: bytes, body: CompletionBody, model: ServedModel
@@ -334,9 +362,9 @@ class OpenAIApp:
         headers = route_header(source) if explain else ()
         await exchange.answer(200, answers.body(head, choices, facts.usage), headers)
 
-    async def _embeddings(self, exchange: Exchange) -> None:
-        body = _read_embedding(await exchange.body(self._max_body_bytes, self.held))
-        await self._of_model(body.model, exchange, partial(self._answer_embedding, exchange, body))
+    def _embeddings(self, exchange: Exchange, raw: bytes) -> Asked:
+        body = _read_embedding(raw)
+        return body.model, partial(self._answer_embedding, exchange, body)
 
     async def _answer_embedding(self, exchange: Exchange, body: EmbeddingBody, model: ServedModel) -> None:
         card = model.card
@@ -365,44 +393,16 @@ class OpenAIApp:
         )
         await exchange.answer(200, answer)
 
-    async def _list(self, exchange: Exchange) -> None:
-        data = [_described(name, model) for model in self._models.list() for name in model.card.names]
-        await exchange.answer(200, to_json({"object": "list", "data": data}))
-
-    async def _one(self, exchange: Exchange) -> None:
-        name = exchange.path.removeprefix("/v1/models/")
-        if "%" in name:  # The server decodes once; some clients encode the slashes of an id.
-            name = unquote(name)
-        await exchange.answer(200, to_json(_described(name, self._model(name, exchange.facts))))
-
-    async def _of_model(self, name: str, exchange: Exchange, answer: Callable[[ServedModel], Awaitable[None]]) -> None:
-        """Answer with a model. If its last worker refuses because it leaves, its successor of that name answers.
-
-        Raises:
-            ModelNotFound: no model of this name is served.
-        """
-        facts = exchange.facts
-        model = self._model(name, facts)
-        while True:
-            try:
-                return await answer(model)
-            except (Draining, Paused, NoInstances, ConnectionFailed) as error:
-                refused = error
-            successor: ServedModel | None = None
-            try:
-                if not isinstance(refused, RemoteError) and await self._models.has_left(model):
-                    with contextlib.suppress(ModelNotFound):
-                        successor = self._model(name, facts)
-                if successor is None:
-                    raise refused  # The model was served when the request came.
-            finally:
-                del refused
-            model = successor
-
     def _model(self, name: str, facts: Facts) -> ServedModel:
         found: ServedModel = self._models.get(name)
         facts.model = name  # Only a known one, since it becomes a label of metrics.
         return found
+
+
+def _check_method(exchange: Exchange, method: str) -> None:
+    if exchange.method != method:
+        text = f"{exchange.path} takes only {method}."
+        raise Refused(405, text, "method_not_allowed", (b"allow", method.encode()))
 
 
 def _described(name: str, model: ServedModel) -> dict[str, Any]:

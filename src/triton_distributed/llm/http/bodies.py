@@ -7,8 +7,6 @@ A model may name any field in `ModelCard.extra_fields`; it then goes to the engi
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -234,8 +232,14 @@ REFUSED: dict[str, tuple[str, tuple[Any, ...]]] = {
 }
 """Fields that are refused: the reason, and the values that are accepted, since they ask for nothing. None is one."""
 
-_Read = Callable[[Any], tuple[Any, ...]]
-_DECIDED: dict[type[Any], tuple[tuple[str, ...], _Read, tuple[None, ...]]] = {}
+
+def refused(kind: type[Generation | EmbeddingBody]) -> tuple[str, ...]:
+    """Return the fields of a kind of body that are refused, most of them unless their value asks for nothing."""
+    # A body whose type honours a field under the same name (`echo` of completions) gives it a type.
+    return tuple(each.name for each in msgspec.structs.fields(kind) if each.type is Any and each.name in REFUSED)
+
+
+_OF_KIND: dict[type[Any], tuple[str, ...]] = {}
 
 
 def refuse(body: Generation | EmbeddingBody, card: ModelCard) -> None:
@@ -245,16 +249,11 @@ def refuse(body: Generation | EmbeddingBody, card: ModelCard) -> None:
         InvalidParameter: of the first such field.
     """
     kind = type(body)
-    found = _DECIDED.get(kind)
+    found = _OF_KIND.get(kind)
     if found is None:
-        # A body whose type honours a field under the same name (`echo` of completions) gives it a type.
-        names = tuple(each.name for each in msgspec.structs.fields(kind) if each.type is Any and each.name in REFUSED)
-        found = _DECIDED[kind] = names, attrgetter(*names), (None,) * len(names)
-    fields, read, nothing = found
-    values = read(body)
-    if values == nothing:
-        return
-    for name, value in zip(fields, values, strict=True):
+        found = _OF_KIND[kind] = refused(kind)
+    for name in found:
+        value = getattr(body, name)
         if value is None or name in card.extra_fields:
             continue
         reason, harmless = REFUSED[name]

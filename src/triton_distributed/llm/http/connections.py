@@ -11,10 +11,11 @@ import asyncio
 import math
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from triton_distributed.llm.http.direct import MOST_BYTES, Direct, Shared
-from triton_distributed.llm.http.head import read_head
+from triton_distributed.llm.http.head import Reader, read_head
 from triton_distributed.llm.http.limits import MAX_HEAD_BYTES
 
 QUIET_S = 0.5
@@ -61,6 +62,11 @@ class Protocol(HttpToolsProtocol):
         self._beside_bytes = 0  # since the last part of a body: of a head, of trailers or of a chunk's extensions
         self._in_head, self._begun = True, False  # The latter: whether a part of a request has come, and not all.
         self._awaited_since = math.inf  # When the client's turn began; infinite while it is the server's turn.
+        self._idle_since = math.inf  # When the last request was answered; infinite as soon as something comes.
+        self._reader = Reader(self.on_message_begin, self.on_headers_complete, self.on_body, self.on_message_complete)
+        self.parser = httptools.HttpRequestParser(self._reader)
+        if hasattr(self.parser, "set_dangerous_leniencies"):  # As uvicorn does: a client may pipeline after `close`.
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The client has connected."""
@@ -77,37 +83,37 @@ class Protocol(HttpToolsProtocol):
                 self.cycle = None
             self._direct = None
         super().connection_lost(exc)
+        del self._reader  # It has methods of this object.
         self._unset_keepalive_if_required()  # uvicorn leaves it after a reset; it would keep the connection in memory.
 
     def on_message_begin(self) -> None:
         """A request begins."""
         self._in_head = self._begun = True
         self._awaited_since = self.loop.time()
-        self.url, self.headers, self.expect_100_continue = b"", [], False
 
     def on_headers_complete(self) -> None:
         """Its head is complete."""
         self._in_head, self._beside_bytes = False, 0
         self._activity.last = self._awaited_since = self.loop.time()
         if not self._goes_direct():
-            url, headers, expect = self.url, self.headers, self.expect_100_continue
             super().on_message_begin()  # It makes what ASGI needs.
-            self.url, self.expect_100_continue = url, expect
-            self.headers += headers
+            self.url = self._reader.url
+            for name, value in self._reader.headers:
+                super().on_header(name, value)
             super().on_headers_complete()
         if self._activity.ending:
             self.cycle.keep_alive = False
 
     def _goes_direct(self) -> bool:
         """Begin to answer the request without ASGI, if it is one of the usual kind."""
-        path = PATHS.get(self.url)
+        path = PATHS.get(self._reader.url)
         parser = self.parser
-        if path is None or self._api is None or self._running or self.expect_100_continue:
+        if path is None or self._api is None or self._running:
             return False
         if parser.get_method() != b"POST" or parser.get_http_version() != "1.1" or parser.should_upgrade():
             return False
-        head = read_head(self.headers)
-        if not 0 < head.length <= MOST_BYTES:
+        head = read_head(self._reader.headers)
+        if head.expects or not 0 < head.length <= MOST_BYTES:
             return False
         direct = Direct(
             path,
@@ -143,20 +149,30 @@ class Protocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """A request is answered."""
-        super().on_response_complete()
+        if self._activity.ending or self.pipeline or self.transport.is_closing():
+            super().on_response_complete()
+        else:  # Without uvicorn's timer for each request: `look` closes the connection.
+            self.server_state.total_requests += 1
+            self.flow.resume_reading()
+            self._idle_since = self.loop.time()
         if self._awaited_since != math.inf:  # The server read nothing meanwhile.
             self._awaited_since = self.loop.time()
 
     def data_received(self, data: bytes) -> None:
         """The client has sent something."""
         self._beside_bytes += len(data)
+        self._idle_since = math.inf
         super().data_received(data)
         if self._beside_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             if self._in_head:
                 self.send_400_response("The headers are too large.")
             else:
                 self.transport.close()  # The answer may have begun, so there is no place for another one.
-        elif self._awaited_since == math.inf and self.timeout_keep_alive_task is None and not self._running:
+        elif (
+            self._awaited_since == self._idle_since == math.inf
+            and not self._running
+            and self.timeout_keep_alive_task is None
+        ):
             self._awaited_since = self.loop.time()  # An empty line before a head has ended the time of keep-alive.
 
     @property
@@ -164,7 +180,10 @@ class Protocol(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def look(self) -> None:
-        """Close the connection if the client's turn has lasted for `UNSENT_S`."""
+        """Close the connection if the client's turn has lasted for `UNSENT_S`, or if it is idle for too long."""
+        if self.loop.time() - self._idle_since >= self.timeout_keep_alive:
+            self.timeout_keep_alive_handler()
+            return
         if self.loop.time() - self._awaited_since < UNSENT_S or self.transport.is_closing():
             return
         running = self._running
@@ -178,9 +197,7 @@ class Protocol(HttpToolsProtocol):
         """Close the connection after the present request, or when it has been idle for `QUIET_S`."""
         cycle = self.cycle
         running = self._running
-        idle_s = 0.0
-        if self.timeout_keep_alive_task is not None:
-            idle_s = self.loop.time() - (self.timeout_keep_alive_task.when() - self.timeout_keep_alive)
+        idle_s = 0.0 if self._idle_since == math.inf else self.loop.time() - self._idle_since
         self.timeout_keep_alive = QUIET_S  # type: ignore[assignment]
         if not running:
             self._unset_keepalive_if_required()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 from triton_distributed.integrations.http.request import REQUEST_ID, read_headers
 
@@ -18,14 +19,53 @@ class Head:
         size: of all names and values in bytes.
         session: the value of `x-session-id`; empty without it.
         explain: the value of `x-trd-explain`; empty without it.
+        expects: whether the client waits for a word before it sends the body.
     """
 
-    __slots__ = ("authorization", "explain", "id", "length", "session", "size", "travelling")
+    __slots__ = ("authorization", "expects", "explain", "id", "length", "session", "size", "travelling")
 
     def __init__(self, id: str, travelling: dict[str, str]) -> None:
         self.id, self.travelling = id, travelling
         self.authorization = self.session = self.explain = b""
         self.length = self.size = 0
+        self.expects = False
+
+
+class Reader:
+    """Collects the head of a request for the parser of HTTP, which calls it for each header.
+
+    Args:
+        begin, head, body, end: called at these places of a request.
+
+    Attributes:
+        url: the target of the request.
+        headers: the names, in lower case, with their values.
+    """
+
+    def __init__(
+        self,
+        begin: Callable[[], None],
+        head: Callable[[], None],
+        body: Callable[[bytes], None],
+        end: Callable[[], None],
+    ) -> None:
+        self._begin = begin
+        self.on_headers_complete, self.on_body, self.on_message_complete = head, body, end
+        self.url = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self.url, self.headers = b"", []
+        self._begin()
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the target has come."""
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header has come."""
+        self.headers.append((name.lower(), value))
 
 
 SESSION = b"x-session-id"
@@ -49,6 +89,8 @@ def read_head(headers: list[tuple[bytes, bytes]]) -> Head:
             found.session = value
         elif name == EXPLAIN:
             found.explain = value
+        elif name == b"expect":
+            found.expects = True
     found.size = size
     if own:
         found.id, found.travelling = read_headers(headers)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
 import msgspec
 
+from triton_distributed.compiled import caused
 from triton_distributed.llm.contract.errors import InvalidParameter
 from triton_distributed.llm.contract.model import ModelCard
 from triton_distributed.llm.contract.request import Guide, Request, Sampling
-from triton_distributed.llm.http.bodies import ChatBody, CompletionBody, Generation, StructuredOutputs, refuse
+from triton_distributed.llm.http.bodies import ChatBody, CompletionBody, Generation, StructuredOutputs, refuse, refused
 from triton_distributed.llm.models.prompts import Prompt
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -22,6 +24,8 @@ UNKNOWN_CONTEXT_TOKENS = 32_768
 
 def chat_template_values(body: ChatBody) -> dict[str, Any] | None:
     """Return the variables that the caller gives to the chat template."""
+    if body.chat_template_kwargs is None and body.reasoning_effort is None and body.documents is None:
+        return None
     values = dict(body.chat_template_kwargs or {})
     if body.reasoning_effort is not None:
         values.setdefault("reasoning_effort", body.reasoning_effort)
@@ -36,9 +40,14 @@ def base_request(body: ChatBody | CompletionBody, card: ModelCard, raw: bytes) -
     Raises:
         InvalidParameter: a field cannot be honoured.
     """
-    refuse(body, card)
     if body.stream_options is not None and not body.stream:
+        refuse(body, card)
         raise InvalidParameter("stream_options", "is only allowed when stream is true")
+    read, nothing = _RARE[type(body)]
+    if not card.extra_fields and read(body) == nothing:  # As most requests.
+        plain = _PLAIN if body.temperature is None else Sampling(temperature=body.temperature)
+        return Request(model=body.model, sampling=plain)
+    refuse(body, card)
     request = Request(model=body.model, sampling=_sampling(body, card))
     if body.stop is not None:
         request.stop = [body.stop] if isinstance(body.stop, str) else body.stop
@@ -97,20 +106,28 @@ def with_prompt(request: Request, body: ChatBody | CompletionBody, card: ModelCa
     return request
 
 
-_SAMPLING = attrgetter(
-    *("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed"),
-    *("logit_bias", "logprobs"),
+_LESS_USUAL = (
+    *("top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed", "logit_bias"),
+    *("logprobs", "top_logprobs", "stop", "min_tokens", "stop_token_ids", "ignore_eos", "tools", "tool_choice"),
+    *("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
 )
-_NO_SAMPLING = (None,) * 10
-_GUIDES = attrgetter(
-    *("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
-)
-_NO_GUIDES = (None,) * 6
+"""Fields that `base_request` looks at, besides those of every second request and those that may be refused."""
+
+
+def _rare(kind: type[ChatBody | CompletionBody]) -> tuple[Callable[[Any], Any], tuple[None, ...]]:
+    """Return what reads all less usual fields of a body at once, and what it returns of a body without them."""
+    known = {each.name for each in msgspec.structs.fields(kind)}
+    names = [each for each in (*_LESS_USUAL, *refused(kind)) if each in known]
+    return attrgetter(*names), (None,) * len(names)
+
+
+_RARE: dict[type[Any], tuple[Callable[[Any], Any], tuple[None, ...]]] = {
+    ChatBody: _rare(ChatBody),
+    CompletionBody: _rare(CompletionBody),
+}
 
 
 def _sampling(body: ChatBody | CompletionBody, card: ModelCard) -> Sampling:
-    if _SAMPLING(body) == _NO_SAMPLING and not (isinstance(body, ChatBody) and body.top_logprobs):
-        return _PLAIN  # As most requests do.
     given: dict[str, Any] = {}
     if body.temperature is not None:
         given["temperature"] = body.temperature
@@ -151,8 +168,6 @@ _PLAIN = Sampling()
 
 
 def _guide(body: Generation, card: ModelCard) -> Guide | None:
-    if _GUIDES(body) == _NO_GUIDES:
-        return None
     found: list[tuple[str, str, Any]] = []  # The field of the body, the attribute of Guide, its value.
     if (wanted := body.response_format) is not None:
         if wanted.type == "json_object":
@@ -200,7 +215,7 @@ def _schema(field: str, value: dict[str, Any] | str) -> dict[str, Any]:
         try:
             return msgspec.json.decode(value, type=dict[str, Any])
         except msgspec.MsgspecError as error:
-            raise InvalidParameter(field, f"is not a JSON schema: {error}") from None
+            raise caused(InvalidParameter(field, f"is not a JSON schema: {error}"), None)
     return value
 
 
