@@ -126,7 +126,8 @@ def _asked(arguments: argparse.Namespace, prompt: str) -> dict[str, Any]:
     except httpx.HTTPError as error:
         raise Failure(f"{url}: {one_line(str(error) or type(error).__name__)}") from error
     except msgspec.DecodeError as error:
-        raise Failure(f"{url} answered with status {answer.status_code}, and not in JSON") from error
+        hint = "" if arguments.url.rstrip("/").endswith("/v1") else "; the base URL of a front end ends with /v1"
+        raise Failure(f"{url} answered with status {answer.status_code}, and not in JSON{hint}") from error
     if answer.status_code != 200:
         told = found.get("error") if isinstance(found, dict) else None
         said = told.get("message") if isinstance(told, dict) else None

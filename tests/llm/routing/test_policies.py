@@ -104,9 +104,20 @@ def test_kv_linear_has_the_cost_of_dynamo() -> None:
     decision = router.weigh(asked(100), 0.0)
     assert decision is not None
     costs = {each.worker: each.cost for each in decision.candidates}
-    # (what waits + the prompt - what is cached) + what is active, in blocks
-    assert costs == {(1, 0): 6401 / 64, (2, 0): (2561 + 6401 - 6400 + 2561) / 64}
+    # (what waits + the prompt - what is cached) + the blocks there and those of the prompt
+    assert costs == {(1, 0): 6401 / 64 + 100, (2, 0): (2561 + 6401 - 6400) / 64 + 40 + 100}
     assert decision.chosen.worker == (2, 0)
+    bookings = [router.book(asked(100), decision, 0.0) for _ in range(3)]
+    router.first_output(bookings[0], 1.0)
+    again = router.weigh(asked(120), 1.0, among=[(2, 0)])
+    assert again is not None
+    # A block that several requests share counts once, while it is computed and afterwards.
+    assert again.chosen.unique_tokens == 64 * (40 + 120)
+    for each in bookings:
+        each.release()
+    again = router.weigh(asked(100), 2.0, among=[(2, 0)])
+    assert again is not None
+    assert again.chosen.unique_tokens == 64 * (40 + 100)
 
 
 def test_kv_prefers_the_worker_that_keeps_fewer_tokens() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from triton_distributed.llm.routing.view import Worker
 from triton_distributed.routing.load import LoadBook
@@ -49,6 +49,9 @@ class Booking:
         work.active_tokens += tokens
         if work.load is not None:
             work.load.acquire(worker[0])
+        if (active := work.active) is not None:
+            for key in keys:
+                active[key] = active.get(key, 0) + 1
         if computed:
             self.state = Booking.RUNNING
             work.running += 1
@@ -94,6 +97,8 @@ class Booking:
         work.active_tokens -= self.tokens
         if work.load is not None:
             work.load.release(self.worker[0])
+        if work.active is not None:
+            _take_off(work.active, self.keys)
         self.state = Booking.ENDED
 
     def _computed(self) -> None:
@@ -102,15 +107,17 @@ class Booking:
         work.freed = True
         work.waiting_tokens -= self.tokens - self.cached_tokens
         work.wait_s = work.wait_s - self.prefill_s if work.waiting else 0.0  # No sum of rounding errors stays.
-        if not self.keys:
-            return
-        promised = work.promised
-        for key in self.keys[STEP - 1 :: STEP]:
-            count = promised[key] - 1
-            if count:
-                promised[key] = count
-            else:
-                del promised[key]
+        if self.keys:
+            _take_off(work.promised, self.keys[STEP - 1 :: STEP])
+
+
+def _take_off(counts: dict[int, int], keys: Iterable[int]) -> None:
+    for key in keys:
+        count = counts[key] - 1
+        if count:
+            counts[key] = count
+        else:
+            del counts[key]
 
 
 class Work:
@@ -118,6 +125,7 @@ class Work:
 
     Args:
         load: counts the bookings of each instance; None if the policy does not look at it.
+        counts: keep the blocks of all bookings, for a policy with `counts_blocks`.
 
     Attributes:
         waiting: bookings without a first output, in their order.
@@ -126,6 +134,7 @@ class Work:
         active_tokens: prompt tokens of all that wait or run.
         wait_s: seconds of prefill of those that wait, each counted whole.
         promised: keys of blocks that the worker will hold when these are done, and for how many of them; each fourth.
+        active: keys of the blocks of all that wait or run, and for how many of them; None if they are not kept.
         freed: a booking has left `waiting`; the reader sets it to False.
     """
 
@@ -135,6 +144,7 @@ class Work:
         "_cut",
         "_done_at",
         "_tokens",
+        "active",
         "active_tokens",
         "freed",
         "load",
@@ -145,8 +155,9 @@ class Work:
         "waiting_tokens",
     )
 
-    def __init__(self, load: LoadBook | None) -> None:
+    def __init__(self, load: LoadBook | None, counts: bool = False) -> None:
         self.load = load
+        self.active: dict[int, int] | None = {} if counts else None
         self.waiting: dict[Booking, None] = {}
         self.running = 0
         self.waiting_tokens = self.active_tokens = 0
@@ -206,3 +217,16 @@ class Work:
             else:
                 high = middle
         return low * STEP
+
+    def blocks_with(self, keys: Sequence[int]) -> int:
+        """How many blocks there would be with one more request, each counted once. They must be kept (`active`)."""
+        active = self.active
+        assert active is not None
+        low, high = 0, len(keys)
+        while low < high:  # A request has all blocks before each of its own.
+            middle = (low + high) >> 1
+            if keys[middle] in active:
+                low = middle + 1
+            else:
+                high = middle
+        return len(active) + len(keys) - low

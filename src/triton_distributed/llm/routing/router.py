@@ -71,9 +71,11 @@ class KnownWorker:
 
     __slots__ = ("instance", "kv_used", "mode", "preferred", "queued_s", "silent", "speed", "work", "worker")
 
-    def __init__(self, worker: Worker, instance: Instance, load: LoadBook | None, like: PrefillSpeed | None) -> None:
+    def __init__(
+        self, worker: Worker, instance: Instance, load: LoadBook | None, like: PrefillSpeed | None, counts: bool
+    ) -> None:
         self.worker, self.instance = worker, instance
-        self.work = Work(load)
+        self.work = Work(load, counts)
         self.speed = PrefillSpeed(like)
         self.mode: Mode = "off"
         self.silent = False
@@ -118,6 +120,7 @@ class Router:
         self.index: PrefixIndex[Worker] = PrefixIndex(max_entries)
         self.workers: dict[Worker, KnownWorker] = {}
         self._policy, self._name, self._ahead_s = policy, name, ahead_s
+        self._counts = bool(getattr(policy, "counts_blocks", False))
         self._held: dict[Question, _Held] = {}  # Those that were weighed longest ago come first.
         self._new: dict[_Held, None] = {}  # Those of them that have no preferred worker.
         self._refreshed_at = -inf  # When those were weighed that were weighed longest ago.
@@ -159,7 +162,7 @@ class Router:
             # Workers of one model are mostly alike: a new one is thought as fast as the one that was measured most.
             speeds = (each.speed for each in self.workers.values())
             like = max(speeds, key=lambda each: each.measured, default=None)
-            found = self.workers[worker] = KnownWorker(worker, instance, self.load, like)
+            found = self.workers[worker] = KnownWorker(worker, instance, self.load, like, self._counts)
             self.index.add(worker)
             self._settled_at = -inf
         return found
@@ -239,6 +242,9 @@ class Router:
             )
         if not candidates:
             return None
+        if self._counts:
+            for each in candidates:
+                each.unique_tokens = size * self.workers[each.worker].work.blocks_with(keys)
         return Decision(chosen=self._policy(question, candidates), candidates=candidates, policy=self._name)
 
     def _quickest(

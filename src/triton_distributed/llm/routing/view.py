@@ -58,6 +58,8 @@ class Candidate(msgspec.Struct, eq=False):
         kv_used: the part of its KV cache that requests hold, from 0 to 1; 0 if it does not tell.
         mode: how its cache is known.
         cost: what the policy compared; lower is better. None for a policy that compares no cost.
+        unique_tokens: tokens in the blocks of the prompts there and of this one, each block counted once; only for the
+            policy `kv_linear`, else 0.
     """
 
     worker: Worker
@@ -74,6 +76,7 @@ class Candidate(msgspec.Struct, eq=False):
     kv_used: float = 0.0
     mode: Mode = "off"
     cost: float | None = None
+    unique_tokens: int = 0
 
 
 class PolicyFailed(ValueError):
