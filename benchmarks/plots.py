@@ -10,14 +10,13 @@ import argparse
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import matplotlib as mpl
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.rounds import OURS, RESULTS, TCP, Spread, read_result
 from benchmarks.table import SOCKET, SWEEP, name_of, number
+
+if TYPE_CHECKING:  # matplotlib takes long to import: only what draws does so.
+    from matplotlib.figure import Figure
 
 FILES = (RESULTS / "latest.json", RESULTS / "peers.json")
 NOT_SHOWN = ("native", "traced")  # They have a table of their own.
@@ -141,6 +140,9 @@ def bars(result: dict[str, Any], panel: Panel, peers: list[str]) -> dict[str, Sp
 
 def draw_bars(result: dict[str, Any], chart: Chart) -> Figure | None:
     """Draw a chart; None if the result has none of its figures."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
     everyone = shown_peers(result, (panel.workload for panel in chart.panels))
     panels = [(panel, bars(result, panel, everyone)) for panel in chart.panels]
     panels = [(panel, found) for panel, found in panels if found]
@@ -173,6 +175,9 @@ def draw_bars(result: dict[str, Any], chart: Chart) -> Figure | None:
 
 def draw_sweep(result: dict[str, Any]) -> Figure | None:
     """Draw the figures over the number of concurrent streams; None if the result has none."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
     peers = shown_peers(result, (f"sweep {streams}" for streams in SWEEP))
     if not peers:
         return None
@@ -238,6 +243,8 @@ def _label(picture: Figure, title: str, result: dict[str, Any]) -> None:
 
 def draw(path: Path) -> list[Path]:
     """Draw all pictures of a result file and return their paths: `latest-calls.png`, `latest-calls.svg`, …"""
+    import matplotlib as mpl
+
     result = read_result(path)
     pictures = {chart.name: draw_bars(result, chart) for chart in CHARTS} | {"sweep": draw_sweep(result)}
     written = []

@@ -23,7 +23,15 @@ from triton_distributed import is_compiled
 
 ROOT = Path(__file__).resolve().parent.parent
 
-pytest_plugins = ["tests.leaks", "tests.limits", "tests.loops", "tests.repeats", "tests.servers", "tests.words"]
+pytest_plugins = [
+    "tests.leaks",
+    "tests.limits",
+    "tests.loops",
+    "tests.order",
+    "tests.repeats",
+    "tests.servers",
+    "tests.words",
+]
 
 # The profiles of Hypothesis: how many examples a property gets in `make unit`, in `make test`, and once a week. There is no
 # limit of time for an example, since that says more about the machine than about the code.

@@ -14,7 +14,6 @@ import asyncio
 import gc
 import logging
 import os
-import pathlib
 import signal
 import socket
 import subprocess
@@ -42,7 +41,7 @@ GRACE_S = 2.0 * SCALE
 # that is ready, so a task that still waits after them waits for somebody who is not there any more.
 LOOP_TURNS = 20
 
-_PROC_FD = pathlib.Path("/proc/self/fd")
+_PROC_FD = "/proc/self/fd"
 failed = pytest.StashKey[bool]()
 
 T = TypeVar("T")
@@ -54,11 +53,13 @@ T = TypeVar("T")
 def descriptors() -> dict[int, str]:
     """Open descriptors of this process and what each points at; empty where the system does not tell."""
     found: dict[int, str] = {}
-    if not _PROC_FD.is_dir():
+    try:
+        names = os.listdir(_PROC_FD)
+    except FileNotFoundError:
         return found
-    for name in os.listdir(_PROC_FD):
+    for name in names:
         try:
-            found[int(name)] = os.readlink(_PROC_FD / name)
+            found[int(name)] = os.readlink(f"{_PROC_FD}/{name}")
         except FileNotFoundError:
             pass  # the one through which the folder was read
     return found
@@ -84,8 +85,10 @@ def describe_descriptor(number: int, target: str) -> str:
 def children() -> set[int]:
     """Process ids of this process's children, zombies included, except multiprocessing's two servants and tests/warm.py's."""
     try:
-        tasks = list(pathlib.Path("/proc/self/task").iterdir())
-        found = {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
+        found = set[int]()
+        for task in os.listdir("/proc/self/task"):
+            with open(f"/proc/self/task/{task}/children", "rb", buffering=0) as file:
+                found.update(map(int, file.read().split()))
     except FileNotFoundError:
         found = _children_by_ps()
     servants = {
@@ -244,8 +247,15 @@ def _end(pid: int) -> None:
 # --- hooks -----------------------------------------------------------------------------------------------------------
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    _freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Iterator[None]:
+    """Collect no garbage while the tests are collected: nearly all that is made stays, and each look at it takes longer."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        _freeze()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -272,6 +282,6 @@ def pytest_runtest_makereport(
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    if _PROC_FD.is_dir():
+    if os.path.isdir(_PROC_FD):
         return "leaks: tasks, threads, descriptors, children, warnings"
     return f"leaks: tasks, threads, children, warnings; descriptors are NOT checked, this system has no {_PROC_FD}"

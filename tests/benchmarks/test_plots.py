@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("matplotlib", reason="the extra `bench` is not installed")
+if find_spec("matplotlib") is None:
+    pytest.skip("the extra `bench` is not installed", allow_module_level=True)
 
 from benchmarks.plots import CHARTS, bars, shown_peers
 from benchmarks.rounds import Rounds

@@ -7,7 +7,6 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator
 
-import openai
 import pytest
 import uvicorn
 from starlette.applications import Starlette
@@ -43,6 +42,8 @@ async def serving(app, send_buffer: int | None = None) -> AsyncIterator[str]:
 
 @pytest.mark.any_loop
 async def test_a_mounted_app_over_sockets():
+    import openai  # as in tests/llm/test_openai_api.py
+
     waiting, left = asyncio.Event(), asyncio.Event()
 
     async def endless(prompt, request):
@@ -80,6 +81,8 @@ async def test_a_mounted_app_over_sockets():
 
 
 async def test_a_client_whose_body_is_too_large_reads_why():
+    import openai  # as in tests/llm/test_openai_api.py
+
     async with trd.connect(trd.Config(discovery="memory", handle_signals=False)) as here:
         app = await front_end(here, openai=openai_app(StandInModels(StandIn(echo))), max_body_bytes=1000)
         async with (
