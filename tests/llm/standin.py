@@ -78,7 +78,7 @@ class StandInModels(Models):
     """Models without workers. It has nothing of `Models` but its methods."""
 
     def __init__(self, *models: Any) -> None:
-        self.models = {name: each for each in models for name in (each.card.name, *each.card.aliases)}
+        self.models = {name: each for each in models for name in each.card.names}
 
     def get(self, name: str) -> Any:
         if name not in self.models:

@@ -107,6 +107,16 @@ async def test_chat_streamed_and_whole():
     assert (chunks[-1].usage.prompt_tokens, chunks[-1].usage.completion_tokens) == (11, 14)
 
 
+async def test_an_adapter_is_a_model_with_a_parent():
+    model = StandIn(echo, aliases=("tiny",), adapters=("sql",))
+    async with client_of(model) as client:
+        listed = {each.id: getattr(each, "parent", None) for each in (await client.models.list()).data}
+        assert listed == {"org/tiny": None, "tiny": None, "sql": "org/tiny"}
+        answer = await client.chat.completions.create(model="sql", messages=HELLO, max_tokens=2)
+        assert answer.model == "sql"
+    assert model.asked[-1].model == "sql", "the engine takes the adapter from it"
+
+
 async def test_variables_of_the_template():
     async with client_of(StandIn(echo)) as client:
         for extra, tokens in (

@@ -109,6 +109,20 @@ async def test_an_answer_is_the_same_wherever_its_pieces_end(size, line_end):
         assert (engine.metrics().active, engine.metrics().cached_tokens) == (0, 4)
 
 
+async def test_a_request_that_names_an_adapter_goes_to_the_servers_model_of_that_name():
+    async with served(adapters="sql, chat") as (app, engine):
+        app.answers["/v1/models"] = 200, [{"data": [{"id": "sql"}, {"id": "org/m"}, {"id": "chat"}]}]
+        app.answers["/v1/chat/completions"] = 200, [stream(chunk("stop"))]
+        await engine.start()
+        assert (engine.model.card.name, engine.model.card.adapters) == ("org/m", ("sql", "chat"))
+        for name in ("chat", "org/m", "an-alias"):
+            await read(engine, model=name)
+        assert [each["model"] for each in app.bodies[1:]] == ["chat", "org/m", "org/m"]
+    async with served(adapters="sql") as (_, engine):
+        with pytest.raises(InvalidParameter, match="adapters: the server does not have 'sql'; it has: org/m"):
+            await engine.start()
+
+
 async def test_what_a_request_asks_reaches_the_server():
     async with served(name="mine", api_key="secret") as (app, engine):
         await engine.start()

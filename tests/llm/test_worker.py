@@ -261,6 +261,20 @@ async def test_a_worker_whose_engine_is_dead_leaves_and_ends_with_that_error(cap
         assert [each.token_ids for each in found] == [[1], []]
 
 
+async def test_a_dead_engine_may_say_so_when_it_embeds():
+    class Dead(Echo):
+        async def embed(self, request):
+            raise EngineDead("gone")
+
+    async with connect() as worker, connect() as here:
+        served = await serve_model(worker, Dead(embeddings=True))
+        embed = trd.Unary[EmbedRequest, Embeddings](f"models.{served.card.component}.embed")
+        with pytest.raises(EngineDead, match="gone"):
+            await here.call(embed, EmbedRequest(texts=["a"]))
+        with pytest.raises(EngineDead, match="gone"):
+            await served.until_drained()
+
+
 async def test_an_invalid_request_is_one_line_in_the_log_of_the_worker(caplog):
     caplog.set_level("INFO", "triton_distributed.runtime")
     async with connect() as worker, connect() as here:
