@@ -155,9 +155,9 @@ class Watching:
         tokens = max(1, len(prompt) // 4 or len(request.text or "") // 4)
         keys: Sequence[int] = ()
         told = any(each.router != router for each in self._subscribers)
-        lora = request.model if request.model in self._adapters else ""
-        seed = seed_of(lora, request.cache_salt)
+        seed = 0
         if prompt and (told or self.mode == "approximate"):
+            seed = seed_of(request.model if request.model in self._adapters else "", request.cache_salt)
             keys = block_keys(prompt, self._block_tokens, seed)
         entry = Entry(self._number, router, rank, tokens, keys, self._loop.time())
         entry.computed = request.kv_transfer is not None
@@ -168,7 +168,8 @@ class Watching:
             if assumed is None:
                 assumed = self._assumed[rank] = AssumedBlocks(self._block_tokens, self._cache_tokens())
             running.asked = assumed.request(keys, tokens)
-            running.chain, running.answer = (prompt, keys, seed), []
+            if prompt:
+                running.chain, running.answer = (prompt, keys, seed), []
             if running.asked.change:
                 self._changed(rank, running.asked.change)
         if told:
