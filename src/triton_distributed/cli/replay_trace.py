@@ -28,6 +28,8 @@ HEADER = (
     "requests",
 )
 
+POOLS = ("policy", "pool", "workers", "busy", "prompts", "first token", "p99", "cached", "in time", "goodput")
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of a trace."""
@@ -38,6 +40,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="FILE is a trace in Mooncake's format: run it with each of these policies; module:object for your own",
     )
     group.add_argument("--workers", metavar="N", type=at_least(1), default=8, help="mock engines (default: 8)")
+    group.add_argument(
+        "--prefill", metavar="N", type=at_least(1), help="pools in place of --workers: those that only compute prompts"
+    )
+    group.add_argument("--decode", metavar="N", type=at_least(1), help="with --prefill: those that answer")
     group.add_argument(
         "--speed", metavar="X", type=_factor, default=1.0, help="times faster than in the trace (default: 1)"
     )
@@ -76,6 +82,10 @@ def run(arguments: argparse.Namespace) -> int:
         ConfigError: there is no such policy.
         InvalidParameter: the trace or a value is invalid.
     """
+    if (arguments.prefill is None) != (arguments.decode is None):
+        raise Failure("--prefill N and --decode N belong together", USAGE)
+    prefill = arguments.prefill or 0
+    workers = arguments.workers if arguments.decode is None else prefill + arguments.decode
     policies = [_policy(each) for each in arguments.policy.split(",")]
     try:
         place = importlib.import_module("triton_distributed.llm.replay")
@@ -94,7 +104,8 @@ def run(arguments: argparse.Namespace) -> int:
         found = place.simulate(
             trace,
             policy,
-            workers=arguments.workers,
+            workers=workers,
+            prefill=prefill,
             speed=arguments.speed,
             blocks=arguments.blocks,
             block_tokens=arguments.block_tokens,
@@ -112,11 +123,13 @@ def run(arguments: argparse.Namespace) -> int:
             raise Failure(f"cannot draw {arguments.plot}: {error}") from error
     if not arguments.json:
         requests, took = len(reports[0].requests), reports[0].duration_s
-        print(
-            f"{requests} requests, {arguments.workers} workers; {took:.0f} s of virtual time with {reports[0].policy}"
-        )
+        print(f"{requests} requests, {workers} workers; {took:.0f} s of virtual time with {reports[0].policy}")
         for line in table(HEADER, [_row(each) for each in reports]):
             print(line)
+        if prefill:
+            print()
+            for line in table(POOLS, [row for each in reports for row in _pools(each)]):
+                print(line)
     return 0
 
 
@@ -133,7 +146,7 @@ def _policy(text: str) -> Any:
 
 def _row(report: Any) -> tuple[str, ...]:
     first, gap = report.ttft_s, report.itl_s
-    requests = [each.requests for each in report.workers]
+    requests = [each.requests for each in report.workers if each.role != "prefill"]
     return (
         report.policy,
         *map(duration, (first.mean, first.p50, first.p90, first.p99, gap.mean, gap.p99)),
@@ -142,3 +155,20 @@ def _row(report: Any) -> tuple[str, ...]:
         f"{report.goodput:.3g}/s",
         f"{min(requests)}–{max(requests)}",
     )
+
+
+def _pools(report: Any) -> list[tuple[str, ...]]:
+    return [
+        (
+            report.policy,
+            each.role,
+            str(each.workers),
+            f"{each.busy:.1%}",
+            str(each.prompts),
+            *map(duration, (each.ttft_s.mean, each.ttft_s.p99)),
+            f"{each.hit_rate:.1%}",
+            f"{each.within / each.prompts:.1%}" if each.prompts else "",
+            f"{each.goodput:.3g}/s",
+        )
+        for each in report.pools
+    ]

@@ -23,7 +23,8 @@ def elsewhere(question: Question, here: Candidate, there: Candidate) -> bool:
 def test_a_long_prompt_goes_to_a_prefill_worker_if_others_would_wait_for_it():
     there = worker(9, 0.24)
     assert not elsewhere(LONG, worker(1, 0.24, running=0), there), "nothing is gained: the transfer takes time"
-    assert elsewhere(LONG, worker(1, 0.24, running=8), there)
+    assert elsewhere(LONG, worker(1, 0.3, running=1), worker(9, 0.3))
+    assert not elsewhere(LONG, worker(1, 0.24, running=50), there), "the transfer takes more than they are delayed"
     assert elsewhere(LONG, worker(1, 0.24, wait_s=0.5), there), "the worker has other prompts to compute first"
     assert not elsewhere(LONG, worker(1, 0.24, running=8), worker(9, 0.24, wait_s=2.0)), "they wait there for longer"
 

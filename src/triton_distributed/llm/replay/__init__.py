@@ -4,12 +4,13 @@ report = simulate(read_trace("conversation_trace.jsonl"), "kv", workers=8, speed
 assert report.ttft_s.mean < 0.5
 """
 
-from triton_distributed.llm.replay.report import Moment, Report, Served, Spread, WorkerShare
+from triton_distributed.llm.replay.report import Moment, PoolShare, Report, Served, Spread, WorkerShare
 from triton_distributed.llm.replay.simulate import simulate
 from triton_distributed.llm.replay.trace import Trace, TraceRequest, read_trace
 
 __all__ = [
     "Moment",
+    "PoolShare",
     "Report",
     "Served",
     "Spread",

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 import msgspec
+
+Role = Literal["both", "prefill", "decode"]
+"""What a worker does: all of a request, only prompts for others, or answers and those prompts that stay there."""
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -38,18 +42,43 @@ class WorkerShare(msgspec.Struct, frozen=True):
     """What one worker did.
 
     Attributes:
-        requests: how many it got.
+        role: its pool; `both` where there are no pools.
+        requests: how many it got. One that is handed over counts at both workers.
         busy: the part of the time in which it computed, from 0 to 1.
         prefill_tokens: tokens of prompts that it computed.
         cached_tokens: tokens of prompts that it had in its cache.
         preemptions: how often a request lost its blocks.
     """
 
+    role: Role
     requests: int
     busy: float
     prefill_tokens: int
     cached_tokens: int
     preemptions: int
+
+
+class PoolShare(msgspec.Struct, frozen=True):
+    """What the workers of one role did.
+
+    Attributes:
+        role: theirs.
+        workers: how many there are.
+        busy: the part of the time in which they computed, from 0 to 1.
+        prompts: how many prompts they computed.
+        hit_rate: the part of these prompts' tokens that they had in their caches, from 0 to 1.
+        ttft_s: seconds to the first token of these requests.
+        within, goodput: of these requests; see `Report`.
+    """
+
+    role: Role
+    workers: int
+    busy: float
+    prompts: int
+    hit_rate: float
+    ttft_s: Spread
+    within: int
+    goodput: float
 
 
 class Moment(msgspec.Struct, frozen=True):
@@ -72,7 +101,8 @@ class Served(msgspec.Struct, frozen=True):
     """What became of one request.
 
     Attributes:
-        worker: the number of its worker, from 0 on.
+        worker: the number of the worker that answered, from 0 on.
+        prefill_worker: the number of the prefill worker that computed its prompt; -1 if `worker` did that.
         at_s: when it came.
         ttft_s: seconds to its first token.
         e2e_s: seconds to its last token.
@@ -80,6 +110,7 @@ class Served(msgspec.Struct, frozen=True):
     """
 
     worker: int
+    prefill_worker: int
     at_s: float
     ttft_s: float
     e2e_s: float
@@ -108,6 +139,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         goodput: these per second of `duration_s`.
         ttft_sla_s, itl_sla_s: the limits, in seconds.
         workers: what each worker did.
+        pools: what the workers of each role did; one entry where there are no pools.
         moments: the queues over time.
         requests: all of them, in the order of their arrival.
     """
@@ -125,6 +157,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     ttft_sla_s: float
     itl_sla_s: float
     workers: list[WorkerShare]
+    pools: list[PoolShare]
     moments: list[Moment]
     requests: list[Served]
 

@@ -13,11 +13,11 @@ from triton_distributed.llm.routing.policies.kv import ACTIVE_S
 from triton_distributed.llm.routing.speed import PrefillSpeed
 from triton_distributed.llm.routing.view import Candidate, Question
 
-OTHERS = 0.1
-"""How much a second counts by which another answer is delayed, beside a second until the first token."""
+OTHERS = 0.25
+"""How much a second of a prefill counts by which other answers are delayed, beside a second until the first token.
 
-GAIN_S = 0.02
-"""Seconds that must be gained: a prediction is not exact, and two workers have more to do than one."""
+Not for each of them: however many there are, the same part of a worker's tokens comes late. Decision 9 has the figures.
+"""
 
 TRANSFER = (0.005, 5e-6, 0.0)
 """Seconds, seconds a token, and seconds a token squared, of a transfer of which nothing is known yet. A model of 8
@@ -47,8 +47,8 @@ def split(
     found = taker(question, takers, transfer)
     if found is None:
         return None
-    delay_s = OTHERS * here.running * here.prefill_s
-    elsewhere_s = there.wait_s + there.prefill_s + transfer_s(question, found, transfer) + GAIN_S
+    delay_s = OTHERS * here.prefill_s if here.running else 0.0
+    elsewhere_s = there.wait_s + there.prefill_s + transfer_s(question, found, transfer)
     return found if elsewhere_s < here.wait_s + here.prefill_s + delay_s else None
 
 
