@@ -248,6 +248,23 @@ def test_removals_in_any_order_keep_the_promise() -> None:
         assert (copy.keys, len(held), held.orphans, held.unknown, held.malformed) == (set(), 0, 0, 0, 0)
 
 
+def test_events_of_one_block_each_remove_a_prompt_from_its_end_on() -> None:
+    """As vLLM tells what it evicts. Their batch has the same effect as one event, and a branch stops it."""
+    for size in (2, 4, 8):
+        held, copy = HeldBlocks(4), Copy()
+        branch = (*A[:8], 5, 5, 5, 5, 5, 5, 5, 5)
+        copy.take(held.apply([stored(A, size), stored(branch, size, 8 // size)]))
+        ends = range(16, 0, -size)
+        copy.take(held.apply([removed(A[:end]) for end in ends]))
+        assert copy.keys == set()  # The branch is held without its beginning.
+        copy.take(held.apply([stored(A[:8], size)]))
+        assert copy.keys == set(keys(branch))
+        change = held.apply([removed(branch[:end]) for end in ends])
+        assert change.removed.tolist() == keys(branch)[::-1]
+        copy.take(change)
+        assert (copy.keys, len(held), held.unknown) == (set(), 0, 0)
+
+
 def test_a_snapshot_in_slices_may_be_mixed_with_changes() -> None:
     rng = random.Random(3)
     held, copy = HeldBlocks(4), Copy()

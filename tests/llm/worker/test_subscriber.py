@@ -7,8 +7,10 @@ from array import array
 
 import pytest
 
+from triton_distributed.llm.contract.cache import BlocksStored
 from triton_distributed.llm.contract.watching import WatchUpdate, keys_of
 from triton_distributed.llm.kv_events.change import Change
+from triton_distributed.llm.kv_events.held import HeldBlocks
 from triton_distributed.llm.worker import subscriber as module
 from triton_distributed.llm.worker.subscriber import Entry, Subscriber
 
@@ -152,3 +154,17 @@ def test_a_request_that_has_ended_before_it_was_told_is_not_told():
     update = take(subscriber, 12.5)
     assert [(each.number, each.tokens, each.age_s, each.computed) for each in update.begun] == [(2, 50, 1.5, True)]
     assert (update.computed, update.ended, subscriber.due) == ([], [], False)
+
+
+def test_a_snapshot_of_prompts_that_are_shorter_than_a_key_takes_several_updates(monkeypatch):
+    monkeypatch.setattr(module, "UPDATE_KEYS", 8)
+    source, held = Source(), HeldBlocks(64)
+    source.caches = {0: held}  # type: ignore[dict-item]
+    for name in range(100):
+        held.apply([BlocksStored(hashes=[name], parent=None, tokens=bytes(64), block_tokens=16)])
+    subscriber = Subscriber(5, source)
+    updates: list[WatchUpdate] = []
+    while not updates or updates[-1].more:
+        updates.append(take(subscriber))
+    assert len(updates) > 2  # A loop would else stand still while a million of them are looked at.
+    assert not any(each.blocks for each in updates)

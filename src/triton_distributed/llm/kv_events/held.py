@@ -24,7 +24,8 @@ from triton_distributed.llm.routing.keys import JOINED_TOKENS, block_keys, seed_
 logger = logging.getLogger("triton_distributed.llm")
 
 MAX_BLOCKS = 8_000_000
-"""Blocks of the engine that are known at most: 1 GB. An engine with small blocks has about a million."""
+"""Blocks of the engine that are known at most. A block takes 110 bytes, 170 if it is joined with others, and 500 if no
+other block follows it in its prompt. An engine with small blocks has about a million."""
 
 SLICE_KEYS = 10_000
 """Keys in a slice of a snapshot."""
@@ -154,7 +155,10 @@ class HeldBlocks:
                     name = event.hashes[0]
                     single.append(name if isinstance(name, int) else hash(name))
                 else:
-                    self._remove(_names(event.hashes))
+                    names = _names(event.hashes)
+                    if names and (run := self._of.get(names[-1])) is not None and run.hashes[-1] == names[-1]:
+                        names = names[::-1]  # From the end of a run on, all go together.
+                    self._remove(names)
                 continue
             if single:
                 self._remove(single)
@@ -176,9 +180,10 @@ class HeldBlocks:
     def snapshot(self, slice_keys: int = SLICE_KEYS) -> Iterator[array[int]]:
         """The keys of all held blocks, in slices. Events may be applied between two slices.
 
-        A copy is right if it takes all slices, and the changes in between, in their order. A key may come twice.
+        A copy is right if it takes all slices, and the changes in between, in their order. A key may come twice. A
+        slice is small, or empty, if many short prompts have few keys: it ends after as many runs of blocks as keys.
         """
-        found = keys_array()
+        found, looked = keys_array(), 0
         for run in list(self._runs):
             done = 0
             while done < (held := run.keys_of(run.reach)):
@@ -187,7 +192,11 @@ class HeldBlocks:
                 done += len(further)
                 if len(found) >= slice_keys:
                     yield found
-                    found = keys_array()
+                    found, looked = keys_array(), 0
+            looked += 1
+            if looked >= slice_keys:
+                yield found
+                found, looked = keys_array(), 0
         if found:
             yield found
 
@@ -227,35 +236,37 @@ class HeldBlocks:
         names, size = _names(event.hashes), event.block_tokens
         if not names:
             return
-        if size < 1 or len(event.tokens) != 4 * size * len(names) or len(set(names)) != len(names):
+        count = len(names)
+        if size < 1 or len(event.tokens) != 4 * size * count or (count > 1 and len(set(names)) != count):
             self.malformed += 1
             self._warn(
-                f"{len(names)} blocks of {size} tokens came with {len(event.tokens) // 4} tokens, or with a name twice"
+                f"{count} blocks of {size} tokens came with {len(event.tokens) // 4} tokens, or with a name twice"
             )
             return
         blocks = self._of
         run: _Run | None = None
-        at = 0
-        if event.parent is not None:
-            (parent,) = _names((event.parent,))
+        at, parent = 0, event.parent
+        if parent is not None:
+            if not isinstance(parent, int):
+                parent = hash(parent)
             run = blocks.get(parent)
             if run is None:
-                self.orphans += len(names)
+                self.orphans += count
                 self._warn("blocks were stored after one that is not known: they do not count")
                 return
-            at = run.place(parent, 0) + 1
+            at = len(run.hashes) if run.hashes[-1] == parent else run.place(parent, 0) + 1
         extra = event.extra
         if not extra and blocks.keys().isdisjoint(names):
             self._add(event, run, at, names, 0)
             return
         first = 0
-        while first < len(names):
+        while first < count:
             if names[first] in blocks:
                 run, at = self._again(names[first], run, at)
                 first += 1
                 continue
             end = first + 1
-            while end < len(names) and names[end] not in blocks and not (extra and end in extra):
+            while end < count and names[end] not in blocks and not (extra and end in extra):
                 end += 1
             run = self._add(event, run, at, names[first:end], first)
             if run is None:
@@ -268,15 +279,11 @@ class HeldBlocks:
             self.dropped += len(names)
             self._warn(f"more than {self._max} blocks are stored: further ones do not count")
             return None
-        size = event.block_tokens
-        extra = event.extra.get(first) if event.extra else None
-        seed, lead = (seed_of(event.lora, event.namespace), b"") if run is None else run.open_end(at)
-        if extra:
-            seed = xxh3_64_intdigest(extra, seed)
-        tokens = event.tokens if len(names) == len(event.hashes) else _part(event.tokens, first, len(names), size)
-        keys = array("Q", block_keys(lead + tokens if lead else tokens, self.key_tokens, seed))
-        goes_on = run is not None and at == len(run.hashes) and size == run.block_tokens and not extra
-        if run is None or not goes_on or run.has_children_at(at):
+        size, extra = event.block_tokens, event.extra.get(first) if event.extra else None
+        if run is None or at != len(run.hashes) or size != run.block_tokens or extra or run.has_children_at(at):
+            seed, lead = (seed_of(event.lora, event.namespace), b"") if run is None else run.open_end(at)
+            if extra:
+                seed = xxh3_64_intdigest(extra, seed)
             made = _Run(run, at, size, self.key_tokens, lead, seed)
             self._runs[made] = None
             if run is not None:
@@ -284,15 +291,22 @@ class HeldBlocks:
                     run.children = {}
                 run.children.setdefault(at, {})[made] = None
             run = made
+        hashes, keys = run.hashes, run.keys
+        held = run.reach == len(hashes) and run.reachable()
         self._of.update(dict.fromkeys(names, run))
-        reached = run.reach == len(run.hashes) and run.reachable()
-        run.hashes += names
-        run.keys += keys
+        hashes += names
+        known, whole = len(keys), run.keys_of(len(hashes))
+        tokens = event.tokens if len(names) == len(event.hashes) else _part(event.tokens, first, len(names), size)
         if run.tokens is not None:
             run.tokens += tokens
-        if reached:
-            run.reach = len(run.hashes)
-            self._stored += keys
+            tokens = bytes(run.tokens[4 * known * self.key_tokens : 4 * whole * self.key_tokens])
+        if whole > known:
+            found = array("Q", block_keys(tokens, self.key_tokens, keys[-1] if keys else run.seed))
+            keys += found
+            if held:
+                self._stored += found
+        if held:
+            run.reach = len(hashes)
         return run
 
     def _again(self, name: int, near: _Run | None, at: int) -> tuple[_Run, int]:
@@ -311,8 +325,6 @@ class HeldBlocks:
 
     def _remove(self, names: Sequence[int]) -> None:
         blocks = self._of
-        if len(names) > 1 and (end := blocks.get(names[-1])) is not None and end.hashes[-1] == names[-1]:
-            names = names[::-1]
         near, likely = None, 0
         at, count = 0, len(names)
         while at < count:

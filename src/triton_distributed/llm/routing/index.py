@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 Worker = TypeVar("Worker", bound=Hashable)
 
 MAX_ENTRIES = 20_000_000
-"""Entries of the index, if nothing else is given. An entry takes 100 to 160 bytes."""
+"""Entries of the index, if nothing else is given. An entry takes 85 to 150 bytes."""
 
 SHARDS = 256
 """Parts of the table: the bits of a worker that is gone are removed from one part at a time."""

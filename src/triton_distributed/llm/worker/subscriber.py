@@ -144,8 +144,9 @@ class Subscriber:
             if keys is None:
                 del self._slices[rank]
             else:
-                update.blocks.append(Blocks(rank, "stored", packed_keys(keys)))
-                room -= len(keys)
+                if keys:
+                    update.blocks.append(Blocks(rank, "stored", packed_keys(keys)))
+                room -= max(len(keys), UPDATE_KEYS // 4)  # To make a small slice takes time, too.
         update.begun = [
             Begun(each.number, each.rank, each.tokens, b"" if each.computed else packed_keys(each.keys),
                   now - each.at, each.computed)
