@@ -149,7 +149,8 @@ WORKER = [
     Row(f"{text}: {words}", f"{kind}: {work}", name)
     for kind, text in (("worker", "blocks of 64 tokens"), ("worker, small", "of 16 tokens"))
     for work, name, words in (
-        ("store", "per_s", "stored, blocks/s a core"),
+        ("store", "per_s", "stored, 125 in an event, blocks/s a core"),
+        ("store each", "per_s", "stored, one in an event, blocks/s a core"),
         ("remove", "per_s", "removed, 125 in an event, blocks/s a core"),
         ("remove each", "per_s", "removed, one in an event, blocks/s a core"),
         ("memory", "entry_bytes", "memory, bytes a block"),

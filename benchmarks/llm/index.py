@@ -11,8 +11,9 @@ has a new process for each index; what all their look-ups have found, and 10,000
 - `clear`: a worker's 125,000 blocks are forgotten. `longest_ms`: ours does that in parts, between which a loop goes on.
 - `memory`: resident memory, in bytes for each of the million blocks.
 - `worker: …`: the same at a worker, which gets decoded events of an engine, with tokens, and computes the keys. The
-  engine's blocks have 64 tokens, and in `worker, small: …` 16. In `remove each`, 25 events come in one batch. Dynamo's
-  has no interface in Python.
+  engine's blocks have 64 tokens, and in `worker, small: …` 16. In `remove each`, 25 events come in one batch. In
+  `store each`, one block is stored after the others, as after each 64 or 16 tokens of an answer. Dynamo's has no
+  interface in Python.
 
 `--events N` is another command: N random events of engines go through all of it, and a naive model tells what must be
 found. It writes nothing.
@@ -129,7 +130,15 @@ def held(text: str, block_tokens: int) -> dict[str, Any]:
         singly += [(0, events[at : at + PART]) for at in range(0, HELD_BLOCKS, PART)]
     figures["remove each"] = applied(apply, singly, EACH * HELD_BLOCKS)
     assert len(cache) == (HELD_PROMPTS - 2 * EACH) * HELD_BLOCKS
+    answers = [(0, decoded(each, at, block_tokens)) for at in range(PART) for each in names[2 * EACH :]]
+    figures["store each"] = applied(apply, answers, len(answers))
     return {"figures": {f"{text}: {name}": each for name, each in figures.items()}}
+
+
+def decoded(prompt: Sequence[int], at: int, block_tokens: int) -> list[CacheEvent]:
+    """Make the event of one more block of an answer: the engine has decoded its tokens."""
+    name, parent = (prompt[0] ^ at + 1, prompt[0] ^ at) if at else (prompt[0] ^ 1, prompt[-1])
+    return [BlocksStored(hashes=[name], parent=parent, tokens=bytes(4 * block_tokens), block_tokens=block_tokens)]
 
 
 async def child(python: str, *arguments: str) -> dict[str, Any]:
