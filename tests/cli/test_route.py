@@ -125,6 +125,13 @@ def test_an_answer_that_explains_nothing_is_one_line(
     assert said.count("\n") == 1
 
 
+def test_a_base_url_without_its_path_is_named(front: Front, capsys: pytest.CaptureFixture[str]) -> None:
+    front.answer = httpx.Response(404, text="Not Found")
+    for url, hint in (("http://front", "; the base URL of a front end ends with /v1"), ("http://front/v1/", "")):
+        assert main(["route", "explain", "m", "--prompt", "x", "--url", url]) == 1
+        assert capsys.readouterr().err.endswith(f"answered with status 404, and not in JSON{hint}\n")
+
+
 def test_a_front_end_that_is_not_there_and_a_file_that_is_not(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["route", "explain", "m", "--prompt", "x", "--url", "http://127.0.0.1:9/v1"]) == 1
     assert "http://127.0.0.1:9/v1/completions: " in capsys.readouterr().err

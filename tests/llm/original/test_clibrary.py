@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import multiprocessing
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,6 +83,36 @@ async def test_an_engine_tells_its_blocks_from_a_process_without_a_runtime(
     assert store(library, [7]) == ERR
     with pytest.raises(ctypes.ArgumentError):
         library.triton_llm_init(b"ns", b"engine", "no number")
+
+
+def engine_process(pipe: Any) -> None:
+    """An engine in a process of its own, as vLLM's is. The process imports what its parent's program imports."""
+    library = ctypes.CDLL(NAMES[1])
+    pipe.send([library.triton_llm_init(b"ns", b"engine", 234), store(library, [7, 8])])
+    pipe.recv()
+    pipe.send(library.triton_llm_shutdown())
+
+
+async def test_an_engine_tells_its_blocks_from_a_process_that_its_worker_spawned(
+    unix: Cluster, trd_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRD_DIR", str(trd_dir))
+    component = unix.caller.namespace("ns").component("engine")
+    indexer = KvIndexer(component)
+    assert not (await indexer.find_matches_for_request(TOKENS, 0)).scores
+    spawn = multiprocessing.get_context("spawn")
+    mine, theirs = spawn.Pipe()
+    engine = spawn.Process(target=engine_process, args=(theirs,))
+    engine.start()
+    assert await asyncio.to_thread(mine.recv) == [OK, OK]
+    await becomes(component, indexer, {234: 2})
+    mine.send("end")
+    assert await asyncio.to_thread(mine.recv) == OK
+    await asyncio.to_thread(engine.join)
+    assert engine.exitcode == 0
+    mine.close()
+    theirs.close()
+    engine.close()
 
 
 async def test_in_a_worker_the_functions_use_its_runtime() -> None:
