@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 from triton_distributed.llm.routing.bookings import Booking
 from triton_distributed.llm.routing.policies.kv import kv
 from triton_distributed.llm.routing.router import AHEAD_S, Router
-from triton_distributed.llm.routing.speed import PrefillSpeed
+from triton_distributed.llm.routing.speed import FORGETTING, PULL, SCALE, PrefillSpeed
 from triton_distributed.llm.routing.view import Candidate, Question, Worker
 from triton_distributed.names import EndpointName, Instance
 
@@ -321,6 +322,26 @@ def test_the_time_of_a_prefill_is_learned() -> None:
     speed.note(0, 1.0)
     speed.note(5, -1.0)
     assert speed.seconds(0) == 0.0
+
+
+def test_the_learned_coefficients_are_those_of_least_squares() -> None:
+    """For each that is not 0, the normal equation holds; random times make each of them negative now and then."""
+    rng, zeros = random.Random(1), set()
+    for _ in range(100):
+        speed, measured = PrefillSpeed(), []
+        for _ in range(20):
+            tokens = rng.choice((51, rng.randrange(1, 60_000)))
+            measured.append((tokens * SCALE, rng.choice((1e-4 + tokens * 1e-5, rng.random(), 1 / tokens))))
+            speed.note(tokens, measured[-1][1])
+        found = a, b, c = speed._a, speed._b, speed._c
+        zeros.add(tuple(each == 0 for each in found))
+        assert min(found) >= 0
+        weights = [FORGETTING**at for at in reversed(range(20))]
+        for power, each in enumerate(found):
+            pull = PULL * sum(weights) * (each - speed._prior[power])
+            slopes = [w * t**power * (a + b * t + c * t * t - s) for w, (t, s) in zip(weights, measured, strict=True)]
+            assert each == 0 or abs(sum(slopes) + pull) < 1e-6 * sum(map(abs, slopes))
+    assert len(zeros) >= 4
 
 
 def test_prompts_of_one_length_leave_a_sensible_curve() -> None:
