@@ -91,6 +91,9 @@ def neutral_environment() -> Iterator[None]:
             ):
                 patch.delenv(name)
         patch.setenv("TRD_DIR", private)
+        patch.setenv(
+            "OMP_WAIT_POLICY", "passive"
+        )  # llama.cpp's threads spin while they wait, also on cores that others need
         yield
         warm.close()
     shutil.rmtree(private)

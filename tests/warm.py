@@ -100,7 +100,7 @@ class Forked(subprocess.Popen[Any]):
         program: a file; or a text, which is run as by `python -c`.
         arguments: those after it.
         deprecated: it may use what is deprecated.
-        options: `env`, and of Popen's others `cwd`, those of the three streams, and those of texts.
+        options: `env`, and of Popen's others `cwd`, `start_new_session`, those of the three streams, and those of texts.
     """
 
     def __init__(
@@ -121,6 +121,7 @@ class Forked(subprocess.Popen[Any]):
             "deprecated": self._deprecated,
             "cwd": os.fspath(cwd or os.getcwd()),
             "env": dict(env),
+            "session": rest[20],
         }
         try:
             self.pid, self.status = warm.fork(request, streams)
@@ -204,6 +205,8 @@ def tell(told: int, status: int) -> None:
 
 def become(request: Mapping[str, Any], streams: Sequence[int]) -> None:
     """Take on what a process is started with."""
+    if request["session"]:
+        os.setsid()
     for number, each in enumerate(streams):
         os.dup2(each, number)
         os.close(each)
@@ -214,6 +217,8 @@ def become(request: Mapping[str, Any], streams: Sequence[int]) -> None:
     if request["deprecated"]:
         warnings.simplefilter("ignore", DeprecationWarning)
     sys.argv = [request["file"] or "-c", *request["arguments"]]
+    own_words = [request["file"]] if request["file"] else ["-c", request["text"]]
+    sys.orig_argv = [sys.executable, *own_words, *request["arguments"]]  # with which it may start others of its kind
     own = os.path.dirname(os.path.abspath(request["file"])) if request["file"] else request["cwd"]
     more = request["env"].get("PYTHONPATH", "").split(os.pathsep)
     sys.path[:] = list(dict.fromkeys([own, *filter(None, more), *sys.path[1:]]))

@@ -14,8 +14,8 @@ SERVER = """
 # file: server.py
 import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-print("listening as", "server-17", flush=True)
 open("ready", "w").close()
+print("listening as", "server-17", flush=True)
 while True:
     signal.pause()
 """
