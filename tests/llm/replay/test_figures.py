@@ -2,6 +2,7 @@
 
 import json
 
+from benchmarks.llm import pools
 from benchmarks.llm.replay import table
 from benchmarks.rounds import RESULTS
 from tests.guards.tree import ROOT
@@ -12,6 +13,15 @@ PAGE = (ROOT / "docs/llm/replay.md").read_text()
 def test_the_page_has_the_table_of_the_result():
     cells = json.loads((RESULTS / "replay.json").read_text())["figures"]
     assert "\n".join(table(cells)) in PAGE
+
+
+def test_the_page_has_the_table_of_pools():
+    cells = json.loads((RESULTS / "pools.json").read_text())["cells"]
+    assert "\n".join(pools.table(cells)) in PAGE
+    for name, rate in (each for each in pools.LOADS if each[0] != "conversation"):
+        both, split = (cells[f"{name} {rate:g} {prefill}"] for prefill in (0, 2))
+        assert split["itl_p99_s"] < both["itl_p99_s"], "what the page says of 2 prefill workers"
+        assert split["ttft_s"] < 1.1 * both["ttft_s"]
 
 
 def test_processes_and_virtual_time_agree_within_a_tenth():
