@@ -16,7 +16,8 @@ UNIT = tests/wire tests/payload tests/routing tests/discovery/test_table.py test
   tests/events/test_event.py tests/transport/test_address.py \
   $(addprefix tests/guards/test_,imports.py circles.py file_sizes.py exports.py words.py)
 # Tests of the rooms that `make compiled` compiles.
-COMPILED_ROOMS = $(addprefix tests/,wire payload transport routing calling runtime compat)
+COMPILED_ROOMS = $(addprefix tests/,wire payload transport routing calling runtime compat llm/http llm/test_openai_api.py llm/test_front.py \
+  llm/test_serve.py llm/test_text.py)
 FUZZ_SECONDS ?= 60
 CHAOS_SECONDS ?= 60
 CHAOS_SEED ?= 1

@@ -57,6 +57,15 @@ def causes(tree: ast.AST) -> Iterator[tuple[int, str]]:
             yield node.lineno, "`raise … from`: the cause would be ignored; write `raise caused(…, cause)`"
 
 
+def options(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """`super().f(**…)`: compiled, the mapping is passed as the first of the arguments that it should be divided to."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and any(each.arg is None for each in node.keywords):
+            function = node.func
+            if isinstance(function, ast.Attribute) and ast.unparse(function.value).startswith("super("):
+                yield node.lineno, "`**` in a call of `super()`: compiled, it is passed as one argument; name them"
+
+
 def numbers(tree: ast.Module) -> set[str]:
     """The names of a module whose values are numbers, texts or tuples: compiled, they have no identity."""
     return {
@@ -99,7 +108,7 @@ def faults(path: Path, values: set[str]) -> list[str]:
         each.id for node in tree.body for each in ast.walk(node) if isinstance(each, ast.Name) and not each.col_offset
     }
     values = (values - own) | numbers(tree)  # Other modules may use a name of this one for something else.
-    found = [*leaks(tree), *blocks(tree), *causes(tree), *identities(tree, values), *ignored(text)]
+    found = [*leaks(tree), *blocks(tree), *causes(tree), *identities(tree, values), *ignored(text), *options(tree)]
     return [f"{path.name}:{line}: {words}" for line, words in sorted(found)]
 
 
@@ -120,6 +129,7 @@ def test_nothing_breaks_silently(path: str) -> None:
         ("async def f():\n    try: g()\n    finally:\n        async for each in h(): pass", "finally"),
         ("def f():\n    try: g()\n    except ValueError as error: raise KeyError from error", "from"),
         ("async def f():\n    async with g(): pass", "async with"),
+        ("class A(B):\n    def f(self, **given): super().f(1, **given)", "super"),
         ("LIMIT = 300\ndef f(x): return x is LIMIT", "is"),
         ("def f(x): return x is 300", "is"),
         ("PAIR = (1, 2)\ndef f(x): return x is not PAIR", "is"),

@@ -17,9 +17,10 @@ import pytest
 import triton_distributed as trd
 from tests.llm.standin import StandIn, StandInModels, echo
 from tests.timing import MS, PATIENCE_S
-from triton_distributed.llm.http import openai_app
+from triton_distributed.llm.http import connections, openai_app
 from triton_distributed.llm.http import serve as serving
 from triton_distributed.llm.http.direct import Direct
+from triton_distributed.llm.http.exchange import Exchange
 from triton_distributed.llm.http.front import FrontEnd, front_end
 from triton_distributed.llm.models.delta import Delta
 
@@ -48,7 +49,7 @@ class Server:
 async def served(answers: Any = echo, drain_timeout_s: float = 10, **options: Any) -> AsyncIterator[Server]:
     model = StandIn(answers)
     async with trd.connect(trd.Config(discovery="memory", handle_signals=False)) as here:
-        app = await front_end(here, openai=openai_app(StandInModels(model)), **options)
+        app = await front_end(here, **{"openai": openai_app(StandInModels(model)), **options})
         ready, listening = asyncio.Event(), serving.listen("127.0.0.1", 0)
         port = listening.getsockname()[1]
         serves = serving.serve(app, listening, drain_timeout_s=drain_timeout_s, ready=lambda _: ready.set())
@@ -96,13 +97,12 @@ def told(response: httpx.Response) -> tuple[int, dict[str, str], str]:
 def direct(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The paths of the requests that were answered without ASGI."""
     found: list[str] = []
-    run = Direct.run
 
-    def noted(self: Direct, answer: Any) -> Any:
-        found.append(self.path)
-        return run(self, answer)
+    def noted(path: str, *others: Any) -> Direct:
+        found.append(path)
+        return Direct(path, *others)
 
-    monkeypatch.setattr(Direct, "run", noted)
+    monkeypatch.setattr(connections, "Direct", noted)
     return found
 
 
@@ -211,12 +211,18 @@ async def test_the_drain_cuts_off_a_request_whose_body_never_comes(monkeypatch: 
         assert json.loads(body)["error"]["code"] == "unavailable"
 
 
+class Broken:
+    """Stands in for the OpenAI API, with a defect."""
+
+    async def answer(self, exchange: Exchange) -> None:
+        raise ValueError("a defect")
+
+
 async def test_a_defect_is_logged_and_answered(caplog: pytest.LogCaptureFixture) -> None:
-    async with served() as server, server.connected() as (reader, writer):
-        server.app.api._limits = None  # type: ignore[assignment]
+    async with served(openai=Broken()) as server, server.connected() as (reader, writer):
         writer.write(request(CHAT))
         head, body = await whole(reader)
         assert head.startswith(b"HTTP/1.1 500 ")
         assert b"connection: close" in head
         assert body == b"Internal Server Error"
-    assert "because of a defect" in caplog.text
+    assert "ValueError: a defect" in caplog.text

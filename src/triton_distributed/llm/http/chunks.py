@@ -31,6 +31,8 @@ class Chunks:
         running_usage: whether every chunk has the usage so far.
         token_ids: whether the chunks have the tokens' ids.
         prompt_tokens: of the prompts.
+        echoes: the text of each choice's prompt, which comes first; None if it is not asked for. Only completions have
+            it.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Chunks:
         token_ids: bool = False,
         logprobs: bool = False,
         prompt_tokens: int = 0,
+        echoes: list[str] | None = None,
     ) -> None:
         self._start = b"data: " + head + b'"choices":['
         self._end = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
@@ -51,7 +54,10 @@ class Chunks:
         self._token_ids, self._logprobs = token_ids, logprobs
         self._choices = choices
         self._plain = not (running_usage or token_ids or logprobs)
-        self._around: list[tuple[bytes, bytes]] = []  # What stands around the text of a plain chunk, for each choice.
+        self._echoes = echoes
+        self._offsets = [len(each) for each in echoes] if echoes else [0] * choices
+        # What stands around the text of a plain chunk, for each choice.
+        self._around: list[tuple[bytes, bytes]] = [self._frame(index) for index in range(choices)]
 
     def opening(self) -> bytes:
         """Return what comes before the first delta."""
@@ -95,6 +101,9 @@ class Chunks:
     def _ids(self, delta: Delta) -> bytes:
         return b',"token_ids":' + to_json(delta.token_ids) if self._token_ids else b""
 
+    def _frame(self, index: int) -> tuple[bytes, bytes]:
+        raise NotImplementedError
+
     def _text(self, index: int, delta: Delta) -> bytes:
         raise NotImplementedError
 
@@ -105,12 +114,9 @@ class Chunks:
 class ChatChunks(Chunks):
     """The chunks of a chat."""
 
-    def __init__(self, head: bytes, **options: Any) -> None:
-        super().__init__(head, **options)
+    def _frame(self, index: int) -> tuple[bytes, bytes]:
         after = b'},"logprobs":null,"finish_reason":null}' + self._end
-        self._around = [
-            (b'%s{"index":%d,"delta":{"content":' % (self._start, index), after) for index in range(self._choices)
-        ]
+        return b'%s{"index":%d,"delta":{"content":' % (self._start, index), after
 
     def opening(self) -> bytes:
         """Return the chunks with the role, in the order of the choices."""
@@ -163,18 +169,10 @@ def chat_delta(delta: Delta) -> dict[str, Any]:
 
 
 class CompletionChunks(Chunks):
-    """The chunks of a completion.
+    """The chunks of a completion."""
 
-    Further argument:
-        echoes: the text of each choice's prompt, which comes first; None if it is not asked for.
-    """
-
-    def __init__(self, head: bytes, *, echoes: list[str] | None = None, **options: Any) -> None:
-        super().__init__(head, **options)
-        after = b',"logprobs":null,"finish_reason":null}' + self._end
-        self._around = [(b'%s{"index":%d,"text":' % (self._start, index), after) for index in range(self._choices)]
-        self._echoes = echoes
-        self._offsets = [len(each) for each in echoes] if echoes else [0] * self._choices
+    def _frame(self, index: int) -> tuple[bytes, bytes]:
+        return b'%s{"index":%d,"text":' % (self._start, index), b',"logprobs":null,"finish_reason":null}' + self._end
 
     def opening(self) -> bytes:
         """Return the chunks with the prompts."""
