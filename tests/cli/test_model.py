@@ -9,8 +9,10 @@ import signal
 import pytest
 
 from triton_distributed.cli.failure import Failure
+from triton_distributed.cli.model import ls
 from triton_distributed.cli.model.engines import make_engine
-from triton_distributed.llm import Engine
+from triton_distributed.llm import Engine, ModelCard
+from triton_distributed.llm.models.table import Entry
 
 
 def test_serves_lists_and_drains(trd):
@@ -29,6 +31,14 @@ def test_serves_lists_and_drains(trd):
     ended = worker.end()
     assert (ended.status, ended.err) == (0, "")
     assert "no model is served in the namespace 'models'" in trd.run("model", "ls").err
+
+
+def test_workers_that_only_compute_prompts_are_counted_apart():
+    card = ModelCard(name="m")
+    entry = Entry(card)
+    assert ls._cells(entry, {}, "models")[2] == "0"
+    assert ls._cells(entry, {card.component: [7, 8]}, "models")[2] == "0+2"
+    assert ls._as_json(entry, [8, 7], "models")["prefill_instances"] == ["7", "8"]
 
 
 def test_the_workers_of_a_machine_share_its_cores(monkeypatch):
@@ -83,6 +93,7 @@ def test_a_conflict_is_shown_as_a_list(trd):
         (("--engine", "worker:Engine"), 2, "worker has no subclass Engine of triton_distributed.llm.Engine"),
         (("--engine", "mock", "--option", "slot=3"), 2, "the engine mock has no such option; its options: speed, "),
         (("--engine", "mock", "--option", "slots=x"), 2, "--option slots: "),
+        (("--engine", "mock", "--role", "prefill"), 2, "--option role: with the speed instant"),
         (("--engine", "mock", "--option", "name=x"), 2, "the model 'm' is already given"),
         (("--engine", "openai"), 2, "the engine openai needs --option url=…"),
     ],

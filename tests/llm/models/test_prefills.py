@@ -108,8 +108,6 @@ def test_a_prefill_worker_computes_a_long_prompt_and_a_decode_worker_goes_on(out
         assert (decision.chosen.worker[0], decision.prefill.worker[0]) == (instance(fleet.decode), instance(worker))
         assert fleet.prefills.results == {"handed_over": 1, "failed": 0}
         assert (fleet.prefills.transfer.measured, fleet.routed.counts.held.buckets()[1]) == (1, 0)
-        await read(fleet.answer(Request(max_tokens=2)))
-        assert len(prefiller.requests) == 1, "a short prompt stays"
         await fleet.check()
 
     program()

@@ -15,6 +15,7 @@ from triton_distributed.cli.settings import worker_settings
 from triton_distributed.config import Config
 from triton_distributed.errors import RuntimeClosed, TritonError
 from triton_distributed.llm.contract.errors import InvalidParameter, ModelConflict
+from triton_distributed.llm.contract.model import ROLES
 from triton_distributed.llm.contract.records import NAMESPACE
 from triton_distributed.llm.worker.serve import serve_model
 from triton_distributed.supervisor import replica
@@ -46,6 +47,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     model_options(parser)
     parser.add_argument("--namespace", default=NAMESPACE, help=f"of the endpoints (default: {NAMESPACE})")
+    parser.add_argument(
+        "--role",
+        choices=ROLES,
+        default="",
+        help="prefill computes prompts for workers with the role decode (default: the engine's, which is both)",
+    )
     parser.add_argument(
         "--replicas", metavar="N", type=at_least(1), help="processes that serve; one that ends is started again"
     )
@@ -106,7 +113,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _serve(arguments: argparse.Namespace, config: Config) -> None:
     processes = arguments.replicas or 1
-    engine, named = make_engine(arguments.engine, arguments.model, pairs(arguments.option), processes)
+    options = pairs(arguments.option) | ({"role": arguments.role} if arguments.role else {})
+    engine, named = make_engine(arguments.engine, arguments.model, options, processes)
     async with connect(config) as here:
         here.runtime.worker.replica = replica.number()
         try:
@@ -126,7 +134,7 @@ async def _serve(arguments: argparse.Namespace, config: Config) -> None:
         except ModelConflict as error:
             raise Failure(str(error), lines=True) from error
         except InvalidParameter as error:
-            option = "--option " if error.param in pairs(arguments.option) else ""
+            option = "--option " if error.param in options else ""
             raise Failure(f"the engine {arguments.engine} cannot serve {arguments.model!r}: {option}{error}") from error
         except TritonError:
             raise

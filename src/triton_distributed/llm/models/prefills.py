@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from triton_distributed.api.connection import Connection
 from triton_distributed.api.contracts import Stream
+from triton_distributed.calling.item_stream import ItemStream
 from triton_distributed.errors import Overloaded
 from triton_distributed.llm.contract.errors import LLMError
 from triton_distributed.llm.contract.model import ModelCard
@@ -68,6 +69,8 @@ class Prefills:
         self.transfer = transfer_speed()
         self.results = results
         self._running: set[Handover] = set()
+        self._table = connection.runtime.candidates(self.endpoint.name).table
+        self._table.listeners.append(self._listed)
 
     def explain(self, question: Question) -> Decision | None:
         """What would be chosen now: as the router of the workers that generate says, with `prefill` if it is elsewhere.
@@ -121,11 +124,18 @@ class Prefills:
 
     async def close(self) -> None:
         """End all hand-overs and the router. Requests that wait for one fail, as the model has left."""
+        self._table.listeners.remove(self._listed)
         tasks = [each.task for each in self._running]
         for each in [*self._running]:
             each.fail()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.router.close()
+
+    def _listed(self) -> None:
+        """A call waits for an instance for 10 s, and a prompt had better not."""
+        if not self._table.instances:
+            for each in [*self._running]:
+                each.lose()
 
 
 class Handover:
@@ -145,17 +155,19 @@ class Handover:
         self._loop, self._thread = asyncio.get_running_loop(), get_ident()
         self._handed: Candidate | None = None  # The worker that goes on.
         self._handed_at = self._computed_at = 0.0
-        self._begun = False  # That worker has sent an output.
+        self._stream: ItemStream[Output] | None = None
+        self._begun = self._lost = False  # The worker that goes on has sent an output; no prefill worker is left.
         self.task = self._loop.create_task(self._run(), name="trd-prefill")
 
     async def _run(self) -> None:
         try:
             await self._prefill()
             error: BaseException = LLMError("the engine has not said where the blocks are")
-        except asyncio.CancelledError as cancelled:
-            if self.task.cancelling():
+        except asyncio.CancelledError:
+            if self.task.cancelling() and not self._lost:
                 raise
-            error = cancelled  # The router of the prefill workers is closed.
+            self.task.uncancel()
+            error = LLMError("the prefill workers have left")
         except Exception as failed:
             error = failed
         if self._handed is not None:
@@ -164,7 +176,7 @@ class Handover:
         reason = str(error) or type(error).__name__
         logger.info("a prompt of model %r is not computed by a prefill worker: %s", self._pool.name, reason)
         placement = self._placement()
-        if placement is not None:
+        if placement is not None and not placement.over:
             try:
                 self._pool.main.submit(self._question, placement)
             except Overloaded as refused:
@@ -191,8 +203,10 @@ class Handover:
                     router=pool.router.id,
                     rank=own.rank,
                 )
-                options: dict[str, Any] = {**self._options, "policy": own}
-                async with pool.connection.stream(pool.endpoint, request, **options) as outputs:
+                # If the worker is lost, the answer's worker is there; another prefill worker may be lost, too.
+                options: dict[str, Any] = {**self._options, "policy": own, "idempotent": False}
+                self._stream = pool.connection.stream(pool.endpoint, request, **options)
+                async with self._stream as outputs:
                     async for output in outputs:
                         self._take(output, own)
                         if self._handed is not None:
@@ -219,8 +233,8 @@ class Handover:
         if decision is None or chosen is None:
             raise LLMError("no worker can go on with it")
         self._handed, self._handed_at = chosen, self._loop.time()
-        if placement is None:
-            return  # The answer was dropped, and this task is about to be cancelled.
+        if placement is None or placement.over:
+            return  # This task is about to be cancelled.
         decision.chosen = chosen
         if there is not None:
             decision.prefill, decision.prefills = there.chosen, there.candidates
@@ -245,6 +259,12 @@ class Handover:
         else:
             with contextlib.suppress(RuntimeError):  # The loop is closed.
                 self._loop.call_soon_threadsafe(self.task.cancel)
+
+    def lose(self) -> None:
+        """Let the answer's worker compute the prompt, unless a prefill worker has it."""
+        if self._handed is None and (self._stream is None or not self._stream.admitted):
+            self._lost = True
+            self.task.cancel()
 
     def fail(self) -> None:
         """End it, since the model has left."""

@@ -85,6 +85,11 @@ class Placement:
         """The instance that was chosen last; None if there is no choice yet."""
         return None if self.decision is None else self.decision.chosen.worker[0]
 
+    @property
+    def over(self) -> bool:
+        """Whether the answer has ended, or nothing waits for it any more."""
+        return self._over
+
     def booked(self, decision: Decision, booking: Booking) -> None:
         """Note the choice. The router calls this."""
         self.decision, self.booking = decision, booking

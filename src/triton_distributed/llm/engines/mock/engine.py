@@ -14,10 +14,11 @@ from triton_distributed.llm.contract.request import EmbedRequest, Request, packe
 from triton_distributed.llm.engines.mock.cache import Cache
 from triton_distributed.llm.engines.mock.driver import Driver
 from triton_distributed.llm.engines.mock.kv_events import Form, encoded, reported
-from triton_distributed.llm.engines.mock.options import Text, timing
+from triton_distributed.llm.engines.mock.options import Text, read_role, timing
 from triton_distributed.llm.engines.mock.publisher import EventPublisher
 from triton_distributed.llm.engines.mock.scheduler import Scheduler, Sequence, block_keys
 from triton_distributed.llm.engines.mock.tokens import EOS, MAX_LOGPROBS, Answer, answer, embedding, logprobs
+from triton_distributed.llm.engines.mock.transfer import Keeper, fetch
 from triton_distributed.llm.engines.options import whole
 from triton_distributed.llm.kv_events.subscriber import EventSubscriber
 
@@ -37,6 +38,10 @@ class MockEngine(Engine):
         speed: `instant` takes no time at all; `dynamo` has the timing of the mocker of NVIDIA Dynamo.
         ttft_ms, prefill_token_ms, itl_ms: instead of `speed`: the ms of a prefill, of each token of a prefill, and of a
             step of decoding.
+        transfer_token_ms: the ms to hand over each token of a prompt to another engine, which is what a token has in
+            the KV cache divided by the bandwidth.
+        role: `prefill` computes prompts for engines with the role `decode`; see `ModelCard.role`.
+        hold_s: seconds for which a computed prompt is kept if no engine fetches it.
         slots: the most requests that generate at once.
         blocks, block_tokens: the KV cache: how many blocks, and how many tokens a block has. With the speed `instant`
             there is no cache.
@@ -70,13 +75,19 @@ class MockEngine(Engine):
         answer_tokens: Text = 256,
         tokens_per_output: Text = 1,
         seed: Text = 0,
+        transfer_token_ms: Text = "",
+        role: str = "both",
+        hold_s: Text = 30,
         kv_events: str = "on",
         kv_replay: str = "",
         kv_event_form: Form = "map",
     ) -> None:
         if not name:
             raise InvalidParameter("name", "it is empty")
-        paced = timing(speed, ttft_ms, prefill_token_ms, itl_ms)
+        paced = timing(speed, ttft_ms, prefill_token_ms, itl_ms, transfer_token_ms)
+        part = read_role(role, paced)
+        self._keeper = Keeper(paced) if paced is not None and part == "prefill" else None
+        self._hold_s = whole("hold_s", hold_s, 1)
         self.slots = whole("slots", slots, 1)
         self._context_tokens = whole("context_tokens", context_tokens, 2)
         self._answer_tokens = whole("answer_tokens", answer_tokens, 0)
@@ -109,6 +120,7 @@ class MockEngine(Engine):
                 continues="always",
                 kv_block_tokens=0 if paced is None else cache.block_tokens,
                 engine="mock",
+                role=part,
             ),
             tokenizer="bytes",
             template=_TEMPLATE,
@@ -124,12 +136,14 @@ class MockEngine(Engine):
         return True
 
     async def start(self) -> None:
-        """Publish the cache's events, if that was asked for, and hear them.
+        """Publish the cache's events, if that was asked for, and hear them; and let other engines fetch prompts.
 
         Raises:
             ImportError: the extra `kv` is not installed.
             InvalidParameter: an endpoint is invalid, or in use.
         """
+        if self._keeper is not None:
+            await self._keeper.start()
         publisher, driver, form = self._publisher, self._driver, self._form
         if publisher is None or driver is None:
             return
@@ -148,12 +162,19 @@ class MockEngine(Engine):
         prompt_tokens, planned = self._plan(request)
         end = len(planned.tokens)
         size = self._tokens_per_output or end
-        driver = self._driver
-        sequence = None if driver is None else _begin(driver.scheduler, request, planned)
+        driver, keeper, sequence = self._driver, self._keeper, None
+        kv_transfer = None if keeper is None else keeper.keep()
         self._active += 1
         self._prompt_tokens += prompt_tokens
         sent = 0
         try:
+            if driver is not None:
+                sequence = _sequence(driver.scheduler, request, planned)
+                sequence.keeps = keeper is not None
+                if request.kv_transfer is not None:
+                    here = driver.scheduler.cache.depth(sequence.keys) * driver.scheduler.cache.block_tokens
+                    sequence.fetched = await fetch(request.kv_transfer, max(0, prompt_tokens - here))
+                driver.scheduler.add(sequence)
             while sent < end:
                 after = min(sent + size, end)
                 if driver is not None and sequence is not None:
@@ -166,11 +187,19 @@ class MockEngine(Engine):
                 if after == end or (sent == 0 and sequence is not None and sequence.cached_tokens > 0):
                     output.usage = Usage(prompt_tokens, after, 0 if sequence is None else sequence.cached_tokens)
                 sent = after
+                if keeper is not None and kv_transfer is not None and after == end:
+                    output.kv_transfer, finish_reason = kv_transfer, output.finish_reason
+                    output.finish_reason = None
+                    yield output
+                    await keeper.until_fetched(kv_transfer, self._hold_s)
+                    output = Output(finish_reason=finish_reason, usage=output.usage)
                 yield output
         finally:
             self._active -= 1
             if driver is not None and sequence is not None:
                 driver.scheduler.remove(sequence)
+            if keeper is not None and kv_transfer is not None:
+                keeper.forget(kv_transfer)
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
         """Make up vectors that follow from the texts. See `Engine.embed`.
@@ -221,7 +250,7 @@ class MockEngine(Engine):
         """Stop the steps, and the publishing."""
         if self._driver is not None:
             await self._driver.close()
-        for each in (self._subscriber, self._publisher):
+        for each in (self._keeper, self._subscriber, self._publisher):
             if each is not None:
                 await each.close()
 
@@ -262,8 +291,8 @@ def _output(request: Request, planned: Answer, first: int, last: int) -> Output:
     return output
 
 
-def _begin(scheduler: Scheduler, request: Request, planned: Answer) -> Sequence:
-    """Add a request to the scheduler."""
+def _sequence(scheduler: Scheduler, request: Request, planned: Answer) -> Sequence:
+    """A request as the scheduler needs it."""
     tokens = len(request.prompt) // 4 + len(planned.tokens)
     if not scheduler.fits(tokens):
         room = scheduler.cache.total * scheduler.cache.block_tokens
@@ -271,6 +300,4 @@ def _begin(scheduler: Scheduler, request: Request, planned: Answer) -> Sequence:
         raise InvalidParameter("prompt", reason, "context_length_exceeded")
     ids = request.prompt + packed(list(planned.tokens))
     keys = block_keys(ids, scheduler.cache.block_tokens)
-    sequence = Sequence(len(request.prompt) // 4, len(planned.tokens), keys, ids)
-    scheduler.add(sequence)
-    return sequence
+    return Sequence(len(request.prompt) // 4, len(planned.tokens), keys, ids)

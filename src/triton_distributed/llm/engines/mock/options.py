@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 
+import msgspec
+
 from triton_distributed.llm.contract.errors import InvalidParameter
+from triton_distributed.llm.contract.model import ROLES, Role
 from triton_distributed.llm.engines.mock.timing import DYNAMO, Timing, linear
 
 Text = str | int | float  # A value as text, or already as a number.
@@ -25,13 +28,38 @@ def milliseconds(name: str, value: Text) -> float:
     return found
 
 
-def timing(speed: str, ttft_ms: Text, prefill_token_ms: Text, itl_ms: Text) -> Timing | None:
+def read_role(value: str, paced: Timing | None) -> Role:
+    """Read the role of a worker.
+
+    Raises:
+        InvalidParameter: there is no such role, or it needs a KV cache.
+    """
+    for each in ROLES:
+        if value == each:
+            if each != "both" and paced is None:
+                raise InvalidParameter("role", "with the speed instant there is no KV cache that could be handed over")
+            return each
+    raise InvalidParameter("role", f"expected one of {', '.join(ROLES)}, got {value!r}")
+
+
+def timing(
+    speed: str, ttft_ms: Text, prefill_token_ms: Text, itl_ms: Text, transfer_token_ms: Text = ""
+) -> Timing | None:
     """The timing that the options ask for; None for none at all.
 
     Raises:
         InvalidParameter: an option is invalid, or does not fit another.
     """
-    given = {"ttft_ms": ttft_ms, "prefill_token_ms": prefill_token_ms, "itl_ms": itl_ms}
+    found = _timing(speed, {"ttft_ms": ttft_ms, "prefill_token_ms": prefill_token_ms, "itl_ms": itl_ms})
+    if transfer_token_ms == "":
+        return found
+    token_ms = milliseconds("transfer_token_ms", transfer_token_ms)
+    if found is None:
+        raise InvalidParameter("transfer_token_ms", "with the speed instant nothing takes time")
+    return msgspec.structs.replace(found, transfer=(token_ms, 0.0))
+
+
+def _timing(speed: str, given: dict[str, Text]) -> Timing | None:
     read = {name: milliseconds(name, value) for name, value in given.items() if value != ""}
     if read and speed:
         raise InvalidParameter("speed", f"give either speed or {', '.join(read)}")
