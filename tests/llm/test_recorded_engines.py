@@ -106,6 +106,81 @@ async def test_a_caller_that_leaves_frees_the_slot(folder, kind, standin):
     await engine.close()
 
 
+async def test_vllm_keeps_a_prompt_for_another_worker_that_fetches_it(folder):
+    engines = {}
+    for role in ("prefill", "decode"):
+        engines[role] = VllmEngine(
+            model=str(folder), role=role, engine_args='{"kv_transfer_config": {"kv_load_failure_policy": "recompute"}}'
+        )
+        await engines[role].start()
+        assert engines[role].model.card.role == role
+        config = recorded.AsyncLLM.made[-1].args.kv_transfer_config
+        assert (config.kv_connector, config.kv_role, config.kv_load_failure_policy) == (
+            "NixlConnector", "kv_both", "recompute",
+        )  # fmt: skip
+    prefill, decode = recorded.AsyncLLM.made[-2:]
+    first, last = await read(engines["prefill"], max_tokens=3, ignore_eos=True)
+    assert prefill.calls[0][1].extra_args["kv_transfer_params"]["do_remote_decode"] is True
+    assert (first.kv_transfer, last.finish_reason) == (None, "length")
+    decode.fetched.set()
+    found = await read(engines["decode"], max_tokens=3, kv_transfer=last.kv_transfer)
+    assert [each.token_ids for each in found] == [[1, 2], [3]]
+    assert decode.calls[0][1].extra_args == {"kv_transfer_params": last.kv_transfer}
+    await read(engines["decode"], max_tokens=3)
+    assert decode.calls[1][1].extra_args is None
+    # A caller that leaves: vLLM is not asked to abort in the middle of the transfer.
+    decode.fetched.clear()
+    for left in (True, False):
+        reader = asyncio.create_task(read(engines["decode"], max_tokens=3, kv_transfer=last.kv_transfer))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        reader.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reader
+        assert (len(decode.aborted), engines["decode"].metrics().active) == (0 if left else 1, 0)
+        if left:
+            decode.fetched.set()
+            while engines["decode"]._ending:
+                await asyncio.sleep(0)
+            assert len(decode.aborted) == 1
+            decode.fetched.clear()
+    for engine in engines.values():
+        await engine.close()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert len(asyncio.all_tasks()) == 1
+    with pytest.raises(InvalidParameter, match="kv_transfer_config is not a JSON object"):
+        await VllmEngine(model=str(folder), role="decode", engine_args='{"kv_transfer_config": 1}').start()
+    with pytest.raises(InvalidParameter, match="role: expected one of"):
+        VllmEngine(model=str(folder), role="other")
+
+
+async def test_two_workers_of_sglang_meet_at_the_prefill_worker(folder):
+    prefill, decode = (SglangEngine(model=str(folder), role=role) for role in ("prefill", "decode"))
+    await prefill.start()
+    await decode.start()
+    standins = recorded.SglangEngine.made[-2:]
+    assert [each.args["disaggregation_mode"] for each in standins] == ["prefill", "decode"]
+    assert prefill.model.card.digest == decode.model.card.digest
+    assert decode.model.card.decode_only
+    first, *rest = await read(prefill, max_tokens=1, ignore_eos=True)
+    told = first.kv_transfer
+    assert (set(told), told["bootstrap_port"], first.token_ids) == (
+        {"bootstrap_host", "bootstrap_port", "bootstrap_room"}, 8998, [],
+    )  # fmt: skip
+    assert [each.finish_reason for each in rest] == ["length"]
+    await read(decode, max_tokens=3, kv_transfer=told)
+    assert standins[0].meetings == standins[1].meetings == [tuple(told.values())]
+    with pytest.raises(RuntimeError, match="a decode worker of SGLang computes no prompt"):
+        await read(decode, max_tokens=3)
+    standins[0].tokenizer_manager.server_args.dist_init_addr = "[::1]:5000"
+    (first, _), (second, _) = await read(prefill, max_tokens=1), await read(prefill, max_tokens=1)
+    assert first.kv_transfer["bootstrap_host"] == "[::1]"
+    assert first.kv_transfer["bootstrap_room"] != second.kv_transfer["bootstrap_room"]
+    for engine in (prefill, decode):
+        await engine.close()
+
+
 async def test_a_salt_of_the_cache_goes_to_vllm(folder):
     engine = VllmEngine(model=str(folder))
     await engine.start()

@@ -13,13 +13,13 @@ import pytest
 from tests.llm.models.test_routed import LONG, RoutedFleet, instance
 from tests.llm.test_answer import CARD, GREEDY, PROMPT, Engine, in_virtual_time, made, read
 from triton_distributed import Stream
-from triton_distributed.errors import NoInstances
-from triton_distributed.llm import Output, Request, Usage
+from triton_distributed.errors import NoInstances, RemoteError
+from triton_distributed.llm import AnswerLost, ModelCard, Output, Request, Usage
 from triton_distributed.llm.contract.records import PREFILL, metadata_of
 from triton_distributed.llm.models.answer import Answer
 from triton_distributed.testing.network import LocalConnection
 
-DECODE = metadata_of(msgspec.structs.replace(CARD, role="decode"))
+ONLY = msgspec.structs.replace(CARD, decode_only=True)
 BLOCKS = {"at": "the prefill worker"}
 ASKED = Request(max_tokens=4, sampling=GREEDY)
 TEXT = "".join(chr(each.token_ids[0]) for each in made(Request(prompt=LONG.ids, max_tokens=4)))
@@ -52,17 +52,17 @@ class Failing(Engine):
 class Pools(RoutedFleet):
     """A decode worker that generates already, so that long prompts are computed elsewhere, and a prefill worker."""
 
-    def __init__(self, here: LocalConnection) -> None:
-        super().__init__(here)
+    def __init__(self, here: LocalConnection, card: ModelCard = CARD) -> None:
+        super().__init__(here, card=card)
         self.decoder = Failing()
         self.prefills = self.routed.prefills
 
-    async def begin(self, prefiller: Engine | None, **options: Any) -> LocalConnection:
-        self.decode = await self.worker(self.decoder, metadata=DECODE)
+    async def begin(self, prefiller: Engine, **options: Any) -> LocalConnection:
+        metadata = metadata_of(msgspec.structs.replace(self.card, role="decode"))
+        self.decode = await self.worker(self.decoder, metadata=metadata)
         worker = await self.here.worker()
-        if prefiller is not None:
-            endpoint = Stream[Request, Output](f"models.{CARD.component}.{PREFILL}")
-            await worker.serve(endpoint, prefiller.generate, **options)
+        endpoint = Stream[Request, Output](f"models.{self.card.component}.{PREFILL}")
+        await worker.serve(endpoint, prefiller.generate, **options)
         self.other = self.answer(Request(max_tokens=1000))
         await anext(self.other)
         self.decoder.requests.clear()
@@ -221,4 +221,35 @@ async def test_prompts_wait_for_a_prefill_worker_with_room_and_fail_when_the_mod
             await each
     for answer in answers:
         await answer.aclose()
+    await fleet.check()
+
+
+@in_virtual_time
+async def test_workers_that_compute_no_prompts_get_all_of_them_from_prefill_workers(here):
+    fleet, prefiller = Pools(here, ONLY), Failing(*early(), step_s=0.05)
+    prefiller.prefills = True
+    worker = await fleet.begin(prefiller)
+    await read(fleet.answer(Request(max_tokens=2)))
+    told = fleet.model.explain(PROMPT, Request())
+    assert told is not None
+    assert told.prefill is not None, "short prompts, too"
+    prefiller.failures = 1
+    with pytest.raises(RemoteError, match="the blocks are gone"):
+        await read(fleet.answer(Request(max_tokens=2)))
+    fleet.decoder.failures = 1
+    with pytest.raises(RemoteError, match="the blocks are gone"):
+        await read(fleet.answer(Request(max_tokens=2)))
+    assert [each.kv_transfer for each in fleet.decoder.requests] == [BLOCKS] * 2
+    answer = fleet.answer(Request(max_tokens=9, sampling=GREEDY))
+    await anext(answer)
+    spare = Engine()
+    await fleet.worker(spare)
+    await fleet.decode.kill()
+    with pytest.raises(AnswerLost, match="no other worker can compute its prompt"):
+        await read(answer)
+    await worker.close()
+    with pytest.raises(NoInstances):
+        await read(fleet.answer(Request(max_tokens=2)))
+    assert spare.requests == []
+    fleet.decoder.active = 0
     await fleet.check()

@@ -11,7 +11,17 @@ import pytest
 from tests.llm.test_answer import CARD, GREEDY, PROMPT, Engine, Fleet, in_virtual_time, read, text_of
 from tests.llm.test_worker import connect
 from triton_distributed.errors import ConfigError, DeadlineExceeded, NoInstances
-from triton_distributed.llm import Embeddings, EmbedRequest, Models, Output, Request, Usage, packed, serve_model
+from triton_distributed.llm import (
+    Embeddings,
+    EmbedRequest,
+    ModelCard,
+    Models,
+    Output,
+    Request,
+    Usage,
+    packed,
+    serve_model,
+)
 from triton_distributed.llm.engines.mock.engine import MockEngine
 from triton_distributed.llm.models.answer import Answer
 from triton_distributed.llm.models.prompts import Prompt, Prompts, TokenizerThreads
@@ -28,10 +38,10 @@ LONG = Prompt(ids=packed(range(120_000)), tokens=120_000)  # Some 7 s of prefill
 class RoutedFleet(Fleet):
     """Workers of one model, and its caller with a router."""
 
-    def __init__(self, here: LocalConnection, routing="kv") -> None:
-        super().__init__(here)
-        self.routed = Routed(here, "models", CARD, routing)
-        self.model = ServedModel(here, CARD, self.model.prompts, routed=self.routed)
+    def __init__(self, here: LocalConnection, routing="kv", card: ModelCard = CARD) -> None:
+        super().__init__(here, card)
+        self.routed = Routed(here, "models", card, routing)
+        self.model = ServedModel(here, card, self.model.prompts, routed=self.routed)
         self.core = self.routed.router.core
 
     async def started(self, *engines: Engine) -> list[LocalConnection]:

@@ -86,6 +86,7 @@ class AsyncEngineArgs:
     kv_events_config: Any = None
     tensor_parallel_size: int = 1
     data_parallel_size: int = 1
+    kv_transfer_config: Any = None
     enable_lora: bool = False
 
 
@@ -96,6 +97,22 @@ class KVEventsConfig:
     endpoint: str = "tcp://*:5557"
     replay_endpoint: str | None = None
     topic: str = ""
+
+
+@dataclass
+class KVTransferConfig:
+    kv_connector: str | None = None
+    engine_id: str | None = None
+    kv_buffer_device: str = "cuda"
+    kv_buffer_size: float = 1e9
+    kv_role: str | None = None
+    kv_rank: int | None = None
+    kv_parallel_size: int = 1
+    kv_ip: str = "127.0.0.1"
+    kv_port: int = 14579
+    kv_connector_extra_config: Any = None
+    kv_connector_module_path: str | None = None
+    kv_load_failure_policy: str = "fail"
 
 
 @dataclass
@@ -122,6 +139,7 @@ class AsyncLLM:
 
     def __init__(self, args: AsyncEngineArgs) -> None:
         self.args, self.calls, self.aborted, self.closed = args, [], [], False
+        self.fetched = asyncio.Event()
         self.ranks: list[int | None] = []
         self.adapters: list[LoRARequest | None] = []
         self.model_config = SimpleNamespace(max_model_len=args.max_model_len or 512)
@@ -170,7 +188,12 @@ class AsyncLLM:
                     finish_reason="length" if finished else None,
                     stop_reason=None,
                 )
-                yield SimpleNamespace(outputs=[one], finished=finished, num_cached_tokens=1)
+                asked = (sampling_params.extra_args or {}).get("kv_transfer_params") or {}
+                kept = {"do_remote_prefill": True, "do_remote_decode": False, "remote_block_ids": [4, 2]}
+                told = kept if finished and asked.get("do_remote_decode") else None
+                if asked.get("do_remote_prefill"):
+                    await self.fetched.wait()
+                yield SimpleNamespace(outputs=[one], finished=finished, num_cached_tokens=1, kv_transfer_params=told)
                 if prompt["prompt_token_ids"][0] == 7:
                     await asyncio.Event().wait()
         except (asyncio.CancelledError, GeneratorExit):
@@ -188,7 +211,7 @@ _SGLANG_SAMPLING = {
     *("no_stop_trim", "custom_params", "stream_interval", "logit_bias", "sampling_seed"),
 }
 _SGLANG_SERVER = {"model_path", "skip_tokenizer_init", "context_length", "max_running_requests", "tp_size"}
-_SGLANG_SERVER |= {"dp_size", "kv_events_config", "lora_paths"}
+_SGLANG_SERVER |= {"dp_size", "kv_events_config", "lora_paths", "disaggregation_mode"}
 
 
 class SglangEngine:
@@ -205,7 +228,9 @@ class SglangEngine:
         self.ranks: list[int | None] = []
         self.adapters: list[str | None] = []
         self.server_args = SimpleNamespace(page_size=1)
-        self.tokenizer_manager = SimpleNamespace(abort_request=self._abort)
+        told = SimpleNamespace(dist_init_addr=None, disaggregation_bootstrap_port=8998)
+        self.tokenizer_manager = SimpleNamespace(abort_request=self._abort, server_args=told)
+        self.meetings: list[tuple[Any, ...]] = []
         SglangEngine.made.append(self)
 
     def _abort(self, rid: str = "", abort_all: bool = False) -> None:
@@ -239,6 +264,7 @@ class SglangEngine:
         self.calls.append((input_ids, sampling_params))
         self.ranks.append(routed_dp_rank)
         self.adapters.append(lora_path)
+        self.meetings.append((bootstrap_host, bootstrap_port, bootstrap_room))
         top = top_logprobs_num if return_logprob else None
         return self._steps(input_ids, sampling_params["max_new_tokens"], top)
 
@@ -282,7 +308,7 @@ def modules() -> dict[str, ModuleType]:
         "vllm.exceptions": {"VLLMValidationError": VLLMValidationError},
         "vllm.lora": {},
         "vllm.lora.request": {"LoRARequest": LoRARequest},
-        "vllm.config": {"KVEventsConfig": KVEventsConfig},
+        "vllm.config": {"KVEventsConfig": KVEventsConfig, "KVTransferConfig": KVTransferConfig},
         "vllm.sampling_params": {
             "SamplingParams": SamplingParams,
             "RequestOutputKind": RequestOutputKind,

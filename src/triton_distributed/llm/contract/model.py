@@ -44,6 +44,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, d
         kv_block_tokens: tokens in a block of its KV cache; 0 if it does not tell.
         role: what the worker does. `prefill` computes prompts for others, and gives them to workers of the role
             `decode`, which can also compute prompts themselves. Workers of one model may differ in it.
+        decode_only: workers of the role `decode` compute no prompts, so each request needs a prefill worker.
     """
 
     name: str
@@ -68,6 +69,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, d
     engine: str = ""
     kv_block_tokens: int = 0
     role: Role = "both"
+    decode_only: bool = False
 
     @functools.cached_property  # Each request looks up its model's component.
     def digest(self) -> str:

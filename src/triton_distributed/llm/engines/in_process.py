@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from triton_distributed.llm.contract.cache import Publish
 from triton_distributed.llm.contract.engine import Engine, EngineMetrics
 from triton_distributed.llm.engines.checkpoint import arguments
-from triton_distributed.llm.engines.options import paths, whole
+from triton_distributed.llm.engines.options import paths, read_role, whole
 from triton_distributed.llm.engines.reporting import Reporting
 from triton_distributed.llm.engines.running import Running
 
@@ -26,6 +26,7 @@ class InProcessEngine(Engine):
         kv_events: `on` reports what the KV cache stores and removes, `off` does not. An endpoint of ZeroMQ, e.g.
             `tcp://*:5557`, lets others hear it too; several data-parallel ranks need one.
         kv_replay: with such an endpoint, another one that answers with earlier events, e.g. `tcp://*:5657`.
+        role: `prefill` computes prompts for workers with the role `decode`; see `ModelCard.role`.
         adapters: LoRA adapters, as `name=path,name=path`. Callers use the name of an adapter as that of the model.
         engine_args: further arguments of the engine, as a JSON object.
 
@@ -45,6 +46,7 @@ class InProcessEngine(Engine):
         context_tokens: str | int = 0,
         kv_events: str = "on",
         kv_replay: str = "",
+        role: str = "both",
         adapters: str = "",
         engine_args: str = "",
     ) -> None:
@@ -52,11 +54,13 @@ class InProcessEngine(Engine):
         self._path, self._name = model, name or model
         self._context_tokens = whole("context_tokens", context_tokens, 0)
         self._adapters = paths("adapters", adapters)
+        self._role = read_role(role)
         self._given: dict[str, Any] = arguments("engine_args", engine_args)
         self._ranks = whole(self.RANKS, self._given.get(self.RANKS, 1), 1)
         self._reporting = Reporting(kv_events, kv_replay, self._ranks)
         self._running = Running()
         self._engine: Any = None
+        self._ending: set[asyncio.Task[None]] = set()  # They abort requests.
 
     def kv_events(self, publish: Publish) -> bool:
         """Report the events of the KV cache. See `Engine.kv_events`."""
@@ -68,6 +72,8 @@ class InProcessEngine(Engine):
 
     async def close(self) -> None:
         """End the engine's processes."""
+        for each in self._ending:
+            each.cancel()
         await self._reporting.close()
         if self._engine is not None:
             await asyncio.to_thread(self._engine.shutdown)

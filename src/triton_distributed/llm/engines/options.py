@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from triton_distributed.llm.contract.errors import InvalidParameter
+from triton_distributed.llm.contract.model import ROLES, Role
 
 __all__: list[str] = []
 
@@ -34,6 +35,18 @@ def yes(option: str, value: str | bool) -> bool:
     if value not in words:
         raise InvalidParameter(option, f"expected true or false, got {value!r}")
     return words[value]
+
+
+def read_role(value: str) -> Role:
+    """Read the role of a worker.
+
+    Raises:
+        InvalidParameter: there is no such role.
+    """
+    for each in ROLES:
+        if value == each:
+            return each
+    raise InvalidParameter("role", f"expected one of {', '.join(ROLES)}, got {value!r}")
 
 
 def paths(option: str, value: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import socket
 from collections.abc import AsyncIterator, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -19,6 +20,7 @@ from triton_distributed.llm.engines.in_process import InProcessEngine
 __all__: list[str] = []
 
 _LOWEST = -9999.0
+_MEETING = ("bootstrap_host", "bootstrap_port", "bootstrap_room")
 
 
 class SglangEngine(InProcessEngine):
@@ -59,6 +61,8 @@ class SglangEngine(InProcessEngine):
             if self._reporting.replay:
                 config["replay_endpoint"] = self._reporting.replay
             given["kv_events_config"] = json.dumps(config)
+        if self._role != "both":
+            given["disaggregation_mode"] = self._role
         self._engine = sglang.Engine(**given)
         self.model = files.model(
             name=self._name,
@@ -66,11 +70,16 @@ class SglangEngine(InProcessEngine):
             context_tokens=self._context_tokens or files.context_tokens,
             kv_block_tokens=int(self._engine.server_args.page_size or 0),
             engine="sglang",
+            role=self._role,
+            decode_only=self._role != "both",
         )
         self._reporting.start()
 
     async def generate(self, request: Request) -> AsyncIterator[Output]:
         """Answer a request. See `Engine.generate`."""
+        transfer = self._transfer(request)
+        if self._role == "prefill":
+            yield Output(kv_transfer=transfer)  # Both workers begin: they meet at the prefill worker's server.
         top = request.sampling.logprobs
         request_id = secrets.token_hex(8)
         ended = False
@@ -84,6 +93,7 @@ class SglangEngine(InProcessEngine):
                 stream=True,
                 routed_dp_rank=request.rank if self._ranks > 1 else None,
                 rid=request_id,
+                **transfer,
             )
             try:
                 async for step in stream:
@@ -107,6 +117,28 @@ class SglangEngine(InProcessEngine):
                 if not ended:
                     self._engine.tokenizer_manager.abort_request(rid=request_id)
                 await stream.aclose()
+
+    def _transfer(self, request: Request) -> dict[str, Any]:
+        """Where the two workers of a request meet: arguments of `async_generate`."""
+        if self._role == "decode":
+            if request.kv_transfer is None:
+                raise RuntimeError("a decode worker of SGLang computes no prompt, and no prefill worker has")
+            return {key: request.kv_transfer.get(key) for key in _MEETING}
+        if self._role == "both":
+            return {}
+        told = self._engine.tokenizer_manager.server_args
+        host = str(told.dist_init_addr).rpartition(":")[0] if told.dist_init_addr else _address()
+        return dict(zip(_MEETING, (host, told.disaggregation_bootstrap_port, secrets.randbits(63)), strict=True))
+
+
+def _address() -> str:
+    """The address of this host for others. Nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect(("192.0.2.1", 9))  # An address for documents, RFC 5737: no host has it.
+        except OSError:
+            return "127.0.0.1"
+        return str(sock.getsockname()[0])
 
 
 def _sampling(request: Request) -> dict[str, Any]:

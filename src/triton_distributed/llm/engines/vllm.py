@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
+from triton_distributed.llm.contract.errors import InvalidParameter
 from triton_distributed.llm.contract.output import Candidate, Output, TokenLogprob
 from triton_distributed.llm.contract.request import Guide, Request
 from triton_distributed.llm.engines.checkpoint import imported, read_checkpoint
@@ -16,6 +17,14 @@ from triton_distributed.llm.engines.in_process import InProcessEngine
 __all__: list[str] = []
 
 _LOWEST = -9999.0
+_KEEP = {
+    "do_remote_decode": True,
+    "do_remote_prefill": False,
+    "remote_engine_id": None,
+    "remote_block_ids": None,
+    "remote_host": None,
+    "remote_port": None,
+}  # As vLLM's own proxy asks it.
 
 
 class VllmEngine(InProcessEngine):
@@ -32,7 +41,7 @@ class VllmEngine(InProcessEngine):
 
         Raises:
             ImportError: vLLM is not installed.
-            InvalidParameter: there is no such model.
+            InvalidParameter: there is no such model, or an argument is invalid.
         """
         arg_utils, async_llm = imported("vllm.engine.arg_utils"), imported("vllm.v1.engine.async_llm")
         files = await asyncio.to_thread(read_checkpoint, self._path)
@@ -49,6 +58,12 @@ class VllmEngine(InProcessEngine):
                 endpoint=self._reporting.endpoint,
                 replay_endpoint=self._reporting.replay or None,
             )
+        if self._role != "both":
+            transfer = given.get("kv_transfer_config", {})
+            if not isinstance(transfer, dict):
+                raise InvalidParameter("engine_args", "kv_transfer_config is not a JSON object")
+            transfer = {"kv_connector": "NixlConnector", "kv_role": "kv_both", **transfer}
+            given["kv_transfer_config"] = imported("vllm.config").KVTransferConfig(**transfer)
         made = arg_utils.AsyncEngineArgs(**given)
         self._engine = await asyncio.to_thread(async_llm.AsyncLLM.from_engine_args, made)
         self.model = files.model(
@@ -59,6 +74,7 @@ class VllmEngine(InProcessEngine):
             extra_fields=("cache_salt",),
             kv_block_tokens=int(self._engine.vllm_config.cache_config.block_size or 0),
             engine="vllm",
+            role=self._role,
         )
         self._reporting.start()
 
@@ -79,6 +95,8 @@ class VllmEngine(InProcessEngine):
                 lora_request=self._adapter(request.model),
                 data_parallel_rank=request.rank if self._ranks > 1 else None,
             )
+            if request.kv_transfer is not None:
+                stream = self._fetching(stream)
             async with aclosing(stream):
                 async for step in stream:
                     (one,) = step.outputs
@@ -92,7 +110,30 @@ class VllmEngine(InProcessEngine):
                         counted.cached = step.num_cached_tokens or 0
                         output.finish_reason, output.stop_reason = one.finish_reason, one.stop_reason
                         output.usage = counted.usage
+                        if self._role == "prefill" and step.kv_transfer_params:
+                            output.kv_transfer = dict(step.kv_transfer_params)
                     yield output
+
+    async def _fetching(self, stream: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+        """What a request answers that fetches its blocks first.
+
+        If its caller leaves before the first step, it is aborted after that: to abort it in the transfer can end the
+        whole engine of vLLM, as Dynamo's adapter has it.
+        """
+        first = asyncio.ensure_future(anext(stream))
+        try:
+            await asyncio.wait([first])
+        except asyncio.CancelledError:
+            ending = asyncio.create_task(_abort_after(first, stream))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+            raise
+        try:
+            yield first.result()
+            async for step in stream:
+                yield step
+        finally:
+            await stream.aclose()
 
     def _adapter(self, name: str) -> Any:
         path = self._adapters.get(name)
@@ -100,6 +141,11 @@ class VllmEngine(InProcessEngine):
             return None
         number = list(self._adapters).index(name) + 1  # vLLM numbers adapters from 1.
         return imported("vllm.lora.request").LoRARequest(lora_name=name, lora_int_id=number, lora_path=path)
+
+    def _transfer(self, request: Request) -> dict[str, Any] | None:
+        """What vLLM's connector needs to know: keep the blocks for another worker, or fetch those that one keeps."""
+        params = _KEEP if self._role == "prefill" else request.kv_transfer
+        return None if params is None else {"kv_transfer_params": dict(params)}
 
     def _sampling(self, request: Request) -> Any:
         params = imported("vllm.sampling_params")
@@ -121,8 +167,19 @@ class VllmEngine(InProcessEngine):
             ignore_eos=request.ignore_eos,
             detokenize=False,  # So stop texts stay outside of vLLM, as the contract has it.
             output_kind=params.RequestOutputKind.DELTA,
+            extra_args=self._transfer(request),
             structured_outputs=None if request.guide is None else _structured(params, request.guide),
         )
+
+
+async def _abort_after(first: asyncio.Future[Any], stream: AsyncGenerator[Any, None]) -> None:
+    try:
+        await asyncio.wait([first])
+    finally:
+        first.cancel()
+        await asyncio.wait([first])
+        first.cancelled() or first.exception()  # Nothing else reads it.
+        await stream.aclose()
 
 
 def _structured(params: Any, guide: Guide) -> Any:

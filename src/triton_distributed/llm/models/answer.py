@@ -366,6 +366,8 @@ class Answer:
         text = self._text
         known = Progress(len(self._tokens), text.engine_text, text.ends(self._tokens), self._barren)
         following = decide(self._request, self._card.continues, known)
+        if self._card.decode_only and following in (Next.AGAIN, Next.CONTINUE):
+            following = "no other worker can compute its prompt"
         if following is Next.STOPPED or following is Next.LENGTH:
             delta = text.finished("stop" if following is Next.STOPPED else "length")
             self._close()
@@ -394,7 +396,7 @@ class Answer:
         Perhaps they are lost with the prefill worker. This time the worker computes the prompt itself.
         """
         placement = self._placement
-        if placement is None or placement.kv_transfer is None or not self._first:
+        if placement is None or placement.kv_transfer is None or not self._first or self._card.decode_only:
             return False
         logger.info("an answer of model %r begins again, without the computed prompt", self._card.name)
         placement.again()

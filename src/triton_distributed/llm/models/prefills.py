@@ -14,7 +14,7 @@ from triton_distributed.api.connection import Connection
 from triton_distributed.api.contracts import Stream
 from triton_distributed.calling.item_stream import ItemStream
 from triton_distributed.errors import Overloaded
-from triton_distributed.llm.contract.errors import LLMError
+from triton_distributed.llm.contract.errors import EngineStalled, LLMError
 from triton_distributed.llm.contract.model import ModelCard
 from triton_distributed.llm.contract.output import Output
 from triton_distributed.llm.contract.records import PREFILL
@@ -46,6 +46,7 @@ class Prefills:
 
     Attributes:
         router: that of the prefill workers.
+        needed: the other workers compute no prompts.
     """
 
     def __init__(
@@ -67,10 +68,15 @@ class Prefills:
         self.main, self.name, self.connection = main, card.name, connection
         self.endpoint = Stream[Request, Output](f"{namespace}.{card.component}.{PREFILL}")
         self.transfer = transfer_speed()
-        self.results = results
+        self.results, self.needed = results, card.decode_only
         self._running: set[Handover] = set()
         self._table = connection.runtime.candidates(self.endpoint.name).table
         self._table.listeners.append(self._listed)
+
+    @property
+    def unused(self) -> bool:
+        """Whether no prompt can be handed over now."""
+        return self.router.empty and not self.needed
 
     def explain(self, question: Question) -> Decision | None:
         """What would be chosen now: as the router of the workers that generate says, with `prefill` if it is elsewhere.
@@ -87,7 +93,11 @@ class Prefills:
         if decision is None or there is None:
             return decision
         decision.prefills = there.candidates
-        found = split(question, decision.chosen, there.chosen, self.takers(decision), self.transfer)
+        takers = self.takers(decision)
+        if self.needed:
+            found = taker(question, takers, self.transfer)
+        else:
+            found = split(question, decision.chosen, there.chosen, takers, self.transfer)
         if found is not None:
             decision.chosen, decision.prefill = found, there.chosen
         return decision
@@ -107,14 +117,15 @@ class Prefills:
         Returns:
             The placement of the request, which is held until the prompt can be handed over; None to place it as usual.
         """
-        if not self.main.takers:
-            return None
-        try:
-            decision = self.explain(question)
-        except PolicyFailed:
-            return None  # It fails again, and the request with it.
-        if decision is None or decision.prefill is None:
-            return None
+        if not self.needed:
+            if not self.main.takers:
+                return None
+            try:
+                decision = self.explain(question)
+            except PolicyFailed:
+                return None  # It fails again, and the request with it.
+            if decision is None or decision.prefill is None:
+                return None
         placement = Placement(self.main, question)
         placement.waiter = asyncio.get_running_loop().create_future()
         handover = placement.handover = Handover(self, placement, options)
@@ -133,7 +144,7 @@ class Prefills:
 
     def _listed(self) -> None:
         """A call waits for an instance for 10 s, and a prompt had better not."""
-        if not self._table.instances:
+        if not self._table.instances and not self.needed:
             for each in [*self._running]:
                 each.lose()
 
@@ -162,12 +173,14 @@ class Handover:
     async def _run(self) -> None:
         try:
             await self._prefill()
-            error: BaseException = LLMError("the engine has not said where the blocks are")
+            error: Exception = LLMError("the engine has not said where the blocks are")
         except asyncio.CancelledError:
             if self.task.cancelling() and not self._lost:
                 raise
             self.task.uncancel()
             error = LLMError("the prefill workers have left")
+        except TimeoutError:
+            error = EngineStalled(self._pool.name, PREFILL_S)
         except Exception as failed:
             error = failed
         if self._handed is not None:
@@ -176,7 +189,11 @@ class Handover:
         reason = str(error) or type(error).__name__
         logger.info("a prompt of model %r is not computed by a prefill worker: %s", self._pool.name, reason)
         placement = self._placement()
-        if placement is not None and not placement.over:
+        if placement is None or placement.over:
+            return
+        if self._pool.needed:
+            placement.failed(error)
+        else:
             try:
                 self._pool.main.submit(self._question, placement)
             except Overloaded as refused:
@@ -203,8 +220,8 @@ class Handover:
                     router=pool.router.id,
                     rank=own.rank,
                 )
-                # If the worker is lost, the answer's worker is there; another prefill worker may be lost, too.
-                options: dict[str, Any] = {**self._options, "policy": own, "idempotent": False}
+                # If the worker is lost, the answer's worker computes the prompt at once, if it can.
+                options: dict[str, Any] = {**self._options, "policy": own, "idempotent": pool.needed}
                 self._stream = pool.connection.stream(pool.endpoint, request, **options)
                 async with self._stream as outputs:
                     async for output in outputs:

@@ -88,7 +88,7 @@ class Routed:
         if question.keys and self._rng.random() < CHECKED:
             index = self.router.core.index
             self.counts.checked(index.depths(question.keys) == index.walked_depths(question.keys))
-        if self.prefills.router.empty:
+        if self.prefills.unused:
             return self.router.submit(question)
         return self.prefills.place(question, options) or self.router.submit(question)
 

@@ -14,12 +14,12 @@ from triton_distributed.llm.contract.request import EmbedRequest, Request, packe
 from triton_distributed.llm.engines.mock.cache import Cache
 from triton_distributed.llm.engines.mock.driver import Driver
 from triton_distributed.llm.engines.mock.kv_events import Form, encoded, reported
-from triton_distributed.llm.engines.mock.options import Text, read_role, timing
+from triton_distributed.llm.engines.mock.options import Text, timing
 from triton_distributed.llm.engines.mock.publisher import EventPublisher
 from triton_distributed.llm.engines.mock.scheduler import Scheduler, Sequence, block_keys
 from triton_distributed.llm.engines.mock.tokens import EOS, MAX_LOGPROBS, Answer, answer, embedding, logprobs
 from triton_distributed.llm.engines.mock.transfer import Keeper, fetch
-from triton_distributed.llm.engines.options import whole
+from triton_distributed.llm.engines.options import read_role, whole
 from triton_distributed.llm.kv_events.subscriber import EventSubscriber
 
 DIMENSIONS = 64
@@ -85,7 +85,9 @@ class MockEngine(Engine):
         if not name:
             raise InvalidParameter("name", "it is empty")
         paced = timing(speed, ttft_ms, prefill_token_ms, itl_ms, transfer_token_ms)
-        part = read_role(role, paced)
+        part = read_role(role)
+        if part != "both" and paced is None:
+            raise InvalidParameter("role", "with the speed instant there is no KV cache that could be handed over")
         self._keeper = Keeper(paced) if paced is not None and part == "prefill" else None
         self._hold_s = whole("hold_s", hold_s, 1)
         self.slots = whole("slots", slots, 1)

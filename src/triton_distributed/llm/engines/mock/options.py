@@ -7,7 +7,6 @@ import math
 import msgspec
 
 from triton_distributed.llm.contract.errors import InvalidParameter
-from triton_distributed.llm.contract.model import ROLES, Role
 from triton_distributed.llm.engines.mock.timing import DYNAMO, Timing, linear
 
 Text = str | int | float  # A value as text, or already as a number.
@@ -26,20 +25,6 @@ def milliseconds(name: str, value: Text) -> float:
     if not 0 <= found <= 86_400_000:
         raise InvalidParameter(name, f"expected a number of milliseconds from 0 to 86400000, got {value!r}")
     return found
-
-
-def read_role(value: str, paced: Timing | None) -> Role:
-    """Read the role of a worker.
-
-    Raises:
-        InvalidParameter: there is no such role, or it needs a KV cache.
-    """
-    for each in ROLES:
-        if value == each:
-            if each != "both" and paced is None:
-                raise InvalidParameter("role", "with the speed instant there is no KV cache that could be handed over")
-            return each
-    raise InvalidParameter("role", f"expected one of {', '.join(ROLES)}, got {value!r}")
 
 
 def timing(
