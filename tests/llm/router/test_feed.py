@@ -130,6 +130,28 @@ async def test_a_front_end_knows_the_caches_before_its_first_request():
             assert cached(routed.router, [*prompt(10), 7]) == {(served.instance.id, 0): 640}
 
 
+async def test_a_request_of_another_router_whose_prompt_comes_from_elsewhere_needs_no_prefill():
+    engine = Cached(role="decode")
+    async with connect() as worker, connect() as here, connect() as there:
+        served = await serve_model(worker, engine)
+        mine = router_of(here, served.card)
+        await until(lambda: watched(mine))
+        assert mine.takers == {served.instance.id}
+        contract = trd.Stream[Request, Output](f"models.{served.card.component}.generate")
+        asked = Request(prompt=packed(prompt(200)), router=7, kv_transfer={"at": "a prefill worker"})
+        stream = there.stream(contract, asked)
+        await until(lambda: mine.states()[0].running == 1)
+        assert (mine.states()[0].waiting, mine.states()[0].wait_s) == (0, 0.0)
+        assert mine.explain(question(prompt(200))).chosen.promised_tokens == 0
+        for _ in range(2):
+            engine.gate.release()
+        assert [each.token_ids async for each in stream] == [[1], [1]]
+        await until(lambda: mine.states()[0].running == 0)
+        (known,) = mine.core.workers.values()
+        assert known.speed.measured == 0
+        await mine.close()
+
+
 async def test_the_requests_of_other_routers_are_booked_until_they_end():
     engine = Cached()
     async with connect() as worker, connect() as here, connect() as there:

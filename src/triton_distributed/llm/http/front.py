@@ -190,13 +190,16 @@ class FrontEnd:
 
 def _routing(routed: Routed) -> dict[str, Any]:
     """How the requests of a model are routed, and what is wrong with it."""
-    states = routed.states()
+    states, prefills = routed.states(), routed.prefills.router.core.workers
     silent = [each for each in states if each.silent]
-    return {
+    found: dict[str, Any] = {
         "policy": routed.policy,
         "workers": {f"{each.instance_id}/{each.rank}": each.mode for each in states},
         "warnings": [f"instance {each.instance_id} should report its KV cache, and has not" for each in silent],
     }
+    if prefills:
+        found["prefill_workers"] = [f"{instance_id}/{rank}" for instance_id, rank in prefills]
+    return found
 
 
 def _json(value: Any, status: int = 200) -> Response:

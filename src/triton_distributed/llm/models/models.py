@@ -158,7 +158,8 @@ class Models:
         """
         await self._watch.until_loaded(timeout_s)
         routed = [each.routed for each in self.list() if each.routed is not None]
-        await asyncio.gather(*(each.router.until_whole(LEARN_S) for each in routed))
+        routers = [router for each in routed for router in (each.router, each.prefills.router)]
+        await asyncio.gather(*(each.until_whole(LEARN_S) for each in routers))
 
     def _of(self, entry: Entry) -> ServedModel | None:
         """The model of an entry; None if it is not loaded."""
