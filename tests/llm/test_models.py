@@ -1,11 +1,16 @@
 """Which models callers see: by name and alias, generation after generation, until the last worker leaves."""
 
 import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 import triton_distributed as trd
 from tests.llm.test_worker import Echo, connect
+from tests.timing import PATIENCE_S
 from triton_distributed.llm import LLMError, ModelNotFound, Models, Request, Usage, serve_model
 from triton_distributed.llm.engines.mock.engine import MockEngine
 
@@ -56,21 +61,36 @@ async def test_a_model_whose_tokenizer_is_damaged_is_not_listed_and_the_error_sa
         assert [each.card.name for each in models.list()] == ["good"]
 
 
-@pytest.mark.usefixtures("trd_dir")
-async def test_a_chat_over_file_discovery_and_sockets():
+@contextlib.asynccontextmanager
+async def within_patience(models: Models, folder: Path) -> AsyncIterator[None]:
+    """Give the body the time that a busy machine needs. If that is not enough, tell what there is and what waits for what."""
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            yield
+    except TimeoutError:
+        watch = models._watch
+        print("known:", [*watch.table.entries], "usable:", [*watch.prompts], "unusable:", watch.unusable)
+        print("being loaded:", [*watch._loading], "in the folder:", [str(each) for each in folder.rglob("*")])
+        for task in asyncio.all_tasks():
+            task.print_stack(file=sys.stdout)
+        raise
+
+
+async def test_a_chat_over_file_discovery_and_sockets(trd_dir: Path):
     config = trd.Config.from_env(discovery="file", handle_signals=False, watchdog_s=0)
-    async with trd.connect(config) as worker, trd.connect(config) as here, Models(here) as models:
+    async with (
+        trd.connect(config) as worker, trd.connect(config) as here, Models(here) as models, within_patience(models, trd_dir)
+    ):  # fmt: skip
         served = await serve_model(worker, MockEngine(name="mock"), name="small", aliases=("other",), generation=3)
-        found = await models.wait_for("other", 30)
+        found = await models.wait_for("other")
         assert (found.card.name, found.card.generation) == ("small", 3)
         prompt = await found.prompts.chat([{"role": "user", "content": "hi"}])
         deltas = [each async for each in found.answer(prompt, Request(max_tokens=5))]
         assert "".join(each.text for each in deltas)
         assert deltas[-1].usage == Usage(prompt.tokens, 5)
         await served.stop()
-        async with asyncio.timeout(30):
-            while models.list():
-                await asyncio.sleep(0.01)
+        while models.list():
+            await asyncio.sleep(0.01)
 
 
 async def test_models_that_are_served_already_are_loaded_when_it_is_waited_for():
