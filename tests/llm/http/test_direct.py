@@ -17,6 +17,7 @@ import pytest
 import triton_distributed as trd
 from tests.llm.standin import StandIn, StandInModels, echo
 from tests.timing import MS, PATIENCE_S
+from triton_distributed.llm.contract.output import Usage
 from triton_distributed.llm.http import connections, openai_app
 from triton_distributed.llm.http import serve as serving
 from triton_distributed.llm.http.direct import Direct
@@ -172,6 +173,30 @@ async def test_a_connection_serves_bodies_in_parts_pipelined_requests_and_other_
         head, _ = await whole(reader)
         assert b"connection: close\r\n" in head
         assert await reader.read() == b""
+
+
+async def test_an_idle_connection_is_closed_and_one_in_use_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "KEEP_ALIVE_S", 50 * MS)
+    monkeypatch.setattr(serving, "LOOK_TICKS", 1)
+    go_on = asyncio.Event()
+
+    async def slow(prompt: Any, request: Any) -> AsyncGenerator[Delta]:
+        if request.max_tokens == 2:
+            await go_on.wait()
+        yield Delta(text="a", token_ids=[1], finish_reason="stop", usage=Usage(1, 1))
+
+    async with served(slow) as server, server.connected() as (idle, writer), server.connected() as (used, other):
+        writer.write(request(CHAT))
+        await whole(idle)
+        other.write(request(CHAT))
+        await whole(used)
+        other.write(request(CHAT | {"max_tokens": 2}))
+        while not server.model.running:
+            await asyncio.sleep(1 * MS)
+        assert await idle.read() == b""
+        go_on.set()
+        assert (await whole(used))[0].startswith(b"HTTP/1.1 200 ")
+        assert await used.read() == b""
 
 
 async def test_a_client_that_leaves_ends_its_request_at_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -154,9 +154,11 @@ class Protocol(HttpToolsProtocol):
         else:  # Without uvicorn's timer for each request: `look` closes the connection.
             self.server_state.total_requests += 1
             self.flow.resume_reading()
-            self._idle_since = self.loop.time()
-        if self._awaited_since != math.inf:  # The server read nothing meanwhile.
-            self._awaited_since = self.loop.time()
+        now = self.loop.time()
+        if self._awaited_since == math.inf:
+            self._idle_since = now
+        else:  # A part of the next request is there, and the server read nothing meanwhile.
+            self._awaited_since = now
 
     def data_received(self, data: bytes) -> None:
         """The client has sent something."""
