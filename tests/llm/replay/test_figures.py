@@ -30,3 +30,15 @@ def test_processes_and_virtual_time_agree_within_a_tenth():
         virtual, real = found[policy]["virtual"]["mean_s"], found[policy]["processes"]["mean_s"]
         assert abs(real / virtual - 1) < 0.1
         assert f"| {policy} | {virtual:.2f} s | {real:.2f} s |" in PAGE
+
+
+def test_pools_of_processes_and_of_virtual_time_agree_within_a_tenth():
+    found = json.loads((RESULTS / "pools-real.json").read_text())
+    for name, workers in (("both", "8 do both"), ("pools", "2 + 6")):
+        virtual, real = found[name]["virtual"], found[name]["processes"]
+        assert abs(real["mean_s"] / virtual["mean_s"] - 1) < 0.1
+        cells = [f"{1000 * each[key]:.0f} ms" for key in ("mean_s", "itl_p99_s") for each in (virtual, real)]
+        assert f"| {workers} | {' | '.join(cells)} |" in PAGE
+    both, split = (found[name]["processes"] for name in ("both", "pools"))
+    assert split["itl_p99_s"] < both["itl_p99_s"]
+    assert split["mean_s"] < 1.1 * both["mean_s"]
