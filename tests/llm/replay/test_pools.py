@@ -9,7 +9,7 @@ from triton_distributed.llm.engines.mock.timing import DYNAMO
 from triton_distributed.llm.replay import simulate
 
 CHAT = {"timestamp": 0, "input_length": 500, "output_length": 800, "hash_ids": [1]}
-DOCUMENT = {"timestamp": 1000, "input_length": 24_000, "output_length": 3, "hash_ids": [*range(2, 49)]}
+DOCUMENT = {"timestamp": 1000, "input_length": 24_000, "output_length": 1, "hash_ids": [*range(2, 49)]}
 MORE = {"timestamp": 4000, "input_length": 24_500, "output_length": 3, "hash_ids": [*range(2, 50)]}
 
 

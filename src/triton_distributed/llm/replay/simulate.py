@@ -320,12 +320,11 @@ class _Run:
                 engine = self._engines[decision.chosen.worker[0] - 1]
                 request.booking = router.book(question, decision, now)
                 request.engine = engine.number
-                answer_tokens = request.of.answer_tokens
-                if router is self._prefills:
-                    request.prefiller, request.question, answer_tokens = engine.number, question, 1
-                sequence = Sequence(
-                    question.tokens, answer_tokens, request.keys, keeps=answer_tokens < request.of.answer_tokens
-                )
+                handed_over = router is self._prefills
+                if handed_over:
+                    request.prefiller, request.question = engine.number, question
+                answer_tokens = 1 if handed_over else request.of.answer_tokens
+                sequence = Sequence(question.tokens, answer_tokens, request.keys, keeps=handed_over)
                 request.keys = ()
                 self._waiting += 1
                 self._send(request, sequence, engine)
