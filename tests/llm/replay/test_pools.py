@@ -42,8 +42,8 @@ def test_pools_keep_the_time_between_tokens_low_on_a_mixed_load():
 
 def test_a_report_tells_of_each_pool():
     load = mixed(FEW, 60.0, 300)
-    found = simulate(load, workers=4, prefill=1, blocks=1200)
-    assert found == simulate(load, workers=4, prefill=1, blocks=1200)
+    found, again = (simulate(load, workers=4, prefill=1, blocks=1200, batch_tokens=1024) for _ in range(2))
+    assert found == again
     prefill, decode = found.pools
     assert (prefill.role, prefill.workers, decode.role, decode.workers) == ("prefill", 1, "decode", 3)
     assert [each.role for each in found.workers] == ["prefill", "decode", "decode", "decode"]
@@ -53,6 +53,10 @@ def test_a_report_tells_of_each_pool():
     assert prefill.within + decode.within == found.within
     assert prefill.goodput + decode.goodput == pytest.approx(found.goodput)
     assert min(each.ttft_s for each in handed_over) > 0
+    # However often a request is preempted, the times between its tokens are those of its whole answer.
+    assert sum(each.preemptions for each in found.workers) > 50
+    gaps = sum(each.answer_tokens - 1 for each in found.requests)
+    assert found.itl_s.mean * gaps == pytest.approx(sum(each.e2e_s - each.ttft_s for each in found.requests))
     assert all(each.worker > 0 for each in found.requests)
     (alone,) = simulate(load, workers=4).pools
     assert (alone.role, alone.workers, alone.prompts) == ("both", 4, 300)

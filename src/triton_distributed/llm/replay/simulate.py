@@ -171,7 +171,7 @@ class _Request:
         self.sent_tokens, self.sent_s = 0, -1.0  # Those of its prompt that were handed over, and since when.
         self.engine = self.prefiller = -1  # The numbers of the engine that answers, and of the prefill worker.
         self.first_s = self.end_s = -1.0
-        self.token_s = 0.0  # When its last token came, while it is preempted.
+        self.token_s = -1.0  # When its last token came, while it is preempted, however often before the next one.
 
 
 class _Engine:
@@ -348,7 +348,9 @@ class _Run:
             return
         engine.step = step
         for sequence in islice(scheduler.waiting, scheduler.preemptions - preemptions):
-            self._of[sequence].token_s = now
+            request = self._of[sequence]
+            if request.token_s < 0:
+                request.token_s = now
         self._apply_events(engine)
         took_s = engine.timing.step_ms(step, scheduler.cache) / 1000
         self._number += 1
@@ -372,14 +374,14 @@ class _Run:
                 decoding -= 1  # It computes one token like those that decode.
                 self._transfer.note(request.sent_tokens, now - request.sent_s)
             if request.first_s < 0:
-                request.first_s = now
+                request.first_s, request.token_s = now, -1.0
                 self._waiting -= 1
                 self._running += 1
                 if not sequence.fetched:
                     request.cached_tokens = sequence.cached_tokens
                     router.first_output(request.booking, now, sequence.cached_tokens)
             else:
-                gap_s = now - request.token_s
+                gap_s, request.token_s = now - request.token_s, -1.0
                 gaps[gap_s] = gaps.get(gap_s, 0) + 1
         if decoding:
             gaps[took_s] = gaps.get(took_s, 0) + decoding
