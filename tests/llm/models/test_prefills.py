@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import random
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,9 +16,13 @@ from tests.llm.models.test_routed import LONG, RoutedFleet, instance
 from tests.llm.test_answer import CARD, GREEDY, PROMPT, Engine, in_virtual_time, made, read
 from triton_distributed import Stream
 from triton_distributed.errors import NoInstances, RemoteError
-from triton_distributed.llm import AnswerLost, ModelCard, Output, Request, Usage
+from triton_distributed.llm import AnswerLost, ModelCard, Output, Request, Usage, packed
 from triton_distributed.llm.contract.records import PREFILL, metadata_of
+from triton_distributed.llm.models import prefills
 from triton_distributed.llm.models.answer import Answer
+from triton_distributed.llm.models.prompts import Prompt
+from triton_distributed.llm.routing.split import taker
+from triton_distributed.llm.routing.view import Candidate, Question
 from triton_distributed.testing.network import LocalConnection
 
 ONLY = msgspec.structs.replace(CARD, decode_only=True)
@@ -253,3 +259,69 @@ async def test_workers_that_compute_no_prompts_get_all_of_them_from_prefill_work
     assert spare.requests == []
     fleet.decoder.active = 0
     await fleet.check()
+
+
+@in_virtual_time
+async def test_every_text_is_exact_and_nothing_is_left_whatever_fails(here):
+    """Workers of both pools are killed and closed, fail and refuse, and callers leave, at random."""
+    rng = random.Random(7)
+    fleet = RoutedFleet(here)
+    pools: dict[str, list[tuple[LocalConnection, Failing]]] = {"prefill": [], "decode": []}
+
+    async def add(role: str) -> None:
+        worker, engine = await here.worker(), Failing(step_s=rng.choice([0.05, 0.2]))
+        engine.failures, engine.prefills = rng.randrange(3), role == "prefill"
+        if role == "prefill":
+            engine.outputs, engine.step_s = tuple(rng.choice([computed, early])()), rng.choice([0.2, 1, 3])
+        endpoint = Stream[Request, Output](f"models.{CARD.component}.{PREFILL if role == 'prefill' else 'generate'}")
+        metadata = metadata_of(msgspec.structs.replace(CARD, role=role))
+        await worker.serve(endpoint, engine.generate, metadata=metadata, max_inflight=8, max_queue=rng.choice([0, 4]))
+        pools[role].append((worker, engine))
+
+    async def ask(number: int) -> None:
+        tokens = rng.choice([5, 1500, 3000])
+        request = Request(
+            prompt=packed([(7 * number + at) % 200 for at in range(tokens)]), max_tokens=rng.randrange(1, 9)
+        )
+        expected = "".join(chr(each.token_ids[0]) for each in made(request))
+        answer = fleet.model.answer(
+            Prompt(ids=request.prompt, tokens=tokens), msgspec.structs.replace(request, sampling=GREEDY)
+        )
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(rng.choice([0.5, 2, 5, None, None, None])):
+                text, deltas = await read(answer)
+                assert text == expected
+                assert deltas[-1].usage is not None
+                assert (deltas[-1].usage.prompt_tokens, deltas[-1].usage.completion_tokens) == (
+                    tokens,
+                    request.max_tokens,
+                )
+
+    def long_ones(question: Question, here: Any, there: Any, takers: Any, transfer: Any) -> Candidate | None:
+        return taker(question, takers, transfer) if question.tokens > 5 else None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefills, "split", long_ones)
+        for role in ("prefill", "decode") * 3:
+            await add(role)
+        await read(fleet.answer(Request(max_tokens=1)))
+        asking = []
+        for number in range(60):
+            asking.append(asyncio.create_task(ask(number)))
+            await asyncio.sleep(rng.random() * 0.4)
+            role = rng.choice(["prefill", "prefill", "decode"])
+            if rng.random() < 0.15:
+                worker, _ = pools[role].pop(0)
+                await (worker.kill() if rng.random() < 0.5 else worker.close())
+                await add(role)
+        await asyncio.gather(*asking)
+    await asyncio.sleep(2)
+    results = fleet.routed.prefills.results
+    assert min(results.values()) > 0, results
+    assert fleet.idle()
+    core = fleet.routed.prefills.router.core
+    assert not core.held
+    assert not any(each.work.waiting or each.work.running for each in core.workers.values())
+    assert not fleet.routed.prefills._running
+    assert not [each for each in asyncio.all_tasks() if each.get_name() == "trd-prefill"]
+    assert not any(engine.active for pool in pools.values() for _, engine in pool)

@@ -214,7 +214,7 @@ REFUSED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "functions": ("use tools", ([],)),
     "guided_whitespace_pattern": ("the engine chooses", ()),
     "include_stop_str_in_output": ("the stop text is never part of the answer", (False,)),
-    "kv_transfer_params": ("the state of a prompt is not moved", ()),
+    "kv_transfer_params": ("the front end chooses prefill workers", ()),
     "length_penalty": ("there is no beam search", (1,)),
     "logits_processors": ("callers cannot bring code", ([],)),
     "mm_processor_kwargs": ("messages are text", ({},)),
