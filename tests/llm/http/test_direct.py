@@ -236,6 +236,37 @@ async def test_the_drain_cuts_off_a_request_whose_body_never_comes(monkeypatch: 
         assert json.loads(body)["error"]["code"] == "unavailable"
 
 
+async def test_a_stream_that_cannot_tell_its_error_leaves_nothing() -> None:
+    failed = asyncio.Event()
+
+    async def fails(prompt: Any, request: Any) -> AsyncGenerator[Delta]:
+        yield Delta(text="x" * 8_000_000, token_ids=[1])  # More than the sockets hold.
+        failed.set()
+        raise RuntimeError("the engine")
+
+    app = openai_app(StandInModels(StandIn(fails)))
+    async with served(openai=app) as server:
+        async with server.connected() as (_, writer):
+            writer.write(request(CHAT | {"stream": True}))
+            await failed.wait()
+            await asyncio.sleep(0)
+            assert server.app.running  # It waits for the client, to tell it of the error.
+        while server.app.running:
+            await asyncio.sleep(1 * MS)
+    assert not app._heartbeat._streams
+
+
+async def test_the_limit_of_the_api_holds_if_that_of_the_server_is_larger(direct: list[str]) -> None:
+    app = openai_app(StandInModels(StandIn(echo)), max_body_bytes=200)
+    async with served(openai=app) as server, server.connected() as (reader, writer):
+        for path in ("/v1/chat/completions", "/v1/chat/completions?x=1"):
+            writer.write(request(CHAT | {"user": "u" * 200}, path))
+            head, body = await whole(reader)
+            assert head.startswith(b"HTTP/1.1 413 ")
+            assert json.loads(body)["error"]["code"] == "request_too_large"
+    assert len(direct) == 1
+
+
 class Broken:
     """Stands in for the OpenAI API, with a defect."""
 

@@ -316,7 +316,10 @@ class OpenAIApp:
             facts.error = found.code or found.type
             if not cancelled:
                 failure = None
-            await events.write(ready + failed(found.json), more=False)
+            try:
+                await events.write(ready + failed(found.json), more=False)
+            except BaseException as error:  # It waits for a client that reads slowly, and may leave.
+                failure = error
         await events.close()
         if failure is not None:
             try:
