@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from triton_distributed.llm.http.errors import Refused
 from triton_distributed.llm.http.exchange import COPIES, JSON, STREAM_HEADERS, ClientLeft, Exchange, Held
 from triton_distributed.llm.http.facts import GONE, Facts
 from triton_distributed.llm.http.head import Head
@@ -96,7 +97,8 @@ class Direct(Exchange):
 
     def arrived(self, part: bytes) -> None:
         """A part of the body has come."""
-        self._body = self._body + part if self._body else part
+        if not self.response_complete:  # Else the request was refused, and nothing reads the rest.
+            self._body = self._body + part if self._body else part
 
     def complete(self) -> None:
         """The body is complete."""
@@ -130,7 +132,7 @@ class Direct(Exchange):
     # What the app asks and says.
 
     async def body(self, limit: int, held: Held) -> bytes:
-        """See `Exchange`. The front end has refused a body that is too large."""
+        """See `Exchange`."""
         if self._lost:
             raise ClientLeft
         self.watch()
@@ -138,6 +140,8 @@ class Direct(Exchange):
             self._arrival = asyncio.get_running_loop().create_future()
             await self._arrival
         body, self._body = self._body, b""
+        if len(body) > limit:
+            raise Refused(413, f"The body has more than {limit:,} bytes.", "request_too_large")
         held.take(self.facts, COPIES * len(body))
         held.take_values(self.facts, body)
         return body
