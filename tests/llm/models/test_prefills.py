@@ -63,9 +63,9 @@ class Pools(RoutedFleet):
         self.decoder = Failing()
         self.prefills = self.routed.prefills
 
-    async def begin(self, prefiller: Engine, **options: Any) -> LocalConnection:
+    async def begin(self, prefiller: Engine, decode: dict[str, Any] | None = None, **options: Any) -> LocalConnection:
         metadata = metadata_of(msgspec.structs.replace(self.card, role="decode"))
-        self.decode = await self.worker(self.decoder, metadata=metadata)
+        self.decode = await self.worker(self.decoder, metadata=metadata, **decode or {})
         worker = await self.here.worker()
         endpoint = Stream[Request, Output](f"models.{self.card.component}.{PREFILL}")
         await worker.serve(endpoint, prefiller.generate, **options)
@@ -168,6 +168,48 @@ async def test_a_request_that_cannot_get_its_blocks_begins_again_without_them(he
     assert deltas[-1].usage == Usage(120_000, 4, 0)
     assert [each.kv_transfer for each in fleet.decoder.requests] == [BLOCKS, None]
     await fleet.check()
+
+
+class Plain(Engine):
+    """A worker that generates and cannot fetch blocks: `serve_model` takes the place of the blocks away."""
+
+    async def generate(self, request: Request) -> AsyncIterator[Output]:
+        request.kv_transfer = None
+        async for output in Engine.generate(self, request):
+            yield output
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_prompt_whose_decode_worker_refuses_it_goes_to_another_one_or_is_computed_again(taken):
+    @in_virtual_time
+    async def program(here):
+        fleet, full, plain = Pools(here), Failing(hangs_after=0), Plain(step_s=7)
+        await fleet.begin(Engine(*computed(), step_s=3), {} if taken else {"max_inflight": 1, "max_queue": 0})
+        answer = fleet.long()
+        await asyncio.sleep(1)
+        await fleet.worker(plain, metadata=metadata_of(CARD))
+        if taken:  # The router prefers another one, which refuses.
+            metadata = metadata_of(msgspec.structs.replace(CARD, role="decode"))
+            worker = await fleet.worker(full, metadata=metadata, max_inflight=1, max_queue=0)
+            await asyncio.sleep(0.1)
+
+            def there(request: Any, instances: Any, load: Any) -> Any:
+                return next(each for each in instances if each.id == instance(worker))
+
+            stream = here.stream(fleet.endpoint, Request(prompt=PROMPT.ids), policy=there)
+            await stream.accepted()
+        text, deltas = await read(answer)
+        assert text == TEXT
+        assert deltas[-1].usage == Usage(120_000, 4, 640 if taken else 0)
+        assert fleet.prefills.results == {"handed_over": int(taken), "failed": int(not taken)}
+        assert fleet.prefills.transfer.measured == int(taken)
+        assert [each.kv_transfer for each in fleet.decoder.requests] == [BLOCKS] * taken
+        assert len(plain.requests) == int(not taken)
+        if taken:
+            stream.cancel()
+        await fleet.check()
+
+    program()
 
 
 @in_virtual_time

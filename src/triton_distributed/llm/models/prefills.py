@@ -269,6 +269,13 @@ class Handover:
             seconds = self._loop.time() - max(self._handed_at, self._computed_at)
             pool.transfer.note(self._question.tokens - handed.cached_tokens, seconds)
 
+    def unused(self) -> None:
+        """Note that the request goes on without the computed prompt, or without its worker, and end it."""
+        if self._handed is not None and not self._begun:
+            self._begun = True
+            self._pool.results["failed"] += 1
+        self.end()
+
     def end(self) -> None:
         """Cancel what the prefill worker still does for the request; any thread may call this."""
         if get_ident() == self._thread:

@@ -251,7 +251,7 @@ class ModelRouter:
     # What placements and feeds call.
 
     def book_among(
-        self, question: Question, instances: tuple[Instance, ...], rank: int
+        self, question: Question, instances: tuple[Instance, ...], rank: int, computed: bool = False
     ) -> tuple[Decision, Booking] | None:
         """Choose one of the instances now, and book it; None if this router knows none of them.
 
@@ -259,12 +259,21 @@ class ModelRouter:
             question: the request.
             instances: those that may be chosen.
             rank: of the worker, as far as an instance has it.
+            computed: another worker has computed the prompt. One of `takers` is chosen, if there is one, and is booked
+                for the rest.
         """
         known = self._known
+        if computed:
+            takers = tuple(each for each in instances if each.id in self.takers)
+            computed, instances = bool(takers), takers or instances
         among = tuple((each.id, rank if rank < known[each.id] else 0) for each in instances if each.id in known)
         now = self._loop.time()
         decision = self.core.weigh(question, now, among)
-        return None if decision is None else (decision, self.core.book(question, decision, now))
+        if decision is None:
+            return None
+        if computed:
+            return decision, self.core.book_computed(decision.chosen.worker, question.tokens, now)
+        return decision, self.core.book(question, decision, now)
 
     def book_computed(self, worker: Worker, tokens: int) -> Booking:
         """Book a worker for the rest of a request whose prompt another one has computed."""

@@ -19,6 +19,9 @@ class Handover(Protocol):
     def first_output(self) -> None:
         """Note the first output of the worker that has got the prompt."""
 
+    def unused(self) -> None:
+        """Note that the request goes on without the computed prompt, or without its worker, and end it."""
+
     def end(self) -> None:
         """Cancel what the prefill worker still does for the request; any thread may call this."""
 
@@ -27,9 +30,9 @@ class Placer(Protocol):
     """What a placement needs of its router."""
 
     def book_among(
-        self, question: Question, instances: tuple[Instance, ...], rank: int
+        self, question: Question, instances: tuple[Instance, ...], rank: int, computed: bool
     ) -> tuple[Decision, Booking] | None:
-        """Choose one of the instances now, and book it; None if the router knows none of them."""
+        """Choose one of the instances now, and book it; see `ModelRouter.book_among`."""
 
     def withdraw(self, question: Question) -> None:
         """Hold a request no longer. Nothing happens if it is not held."""
@@ -118,9 +121,7 @@ class Placement:
             self.question = question
         self._free()
         self._sent = True
-        self.kv_transfer = None
-        if self.handover is not None:
-            self.handover.end()
+        self._without_transfer()
 
     def first_output(self, cached_tokens: int | None = None) -> None:
         """Note that the worker has computed the prompt. Only the first call of each attempt has an effect.
@@ -146,6 +147,11 @@ class Placement:
             self.booking = None
             self._router.released(booking)
 
+    def _without_transfer(self) -> None:
+        self.kv_transfer = None
+        if self.handover is not None:
+            self.handover.unused()
+
     def _free(self) -> None:
         booking, self.booking = self.booking, None
         if booking is not None:
@@ -161,11 +167,14 @@ class Placement:
                     return each
         self._sent = True
         self._free()
-        found = self._router.book_among(self.question, instances, self.rank)
+        computed = self.kv_transfer is not None
+        found = self._router.book_among(self.question, instances, self.rank, computed)
         if found is None:
             return min(instances, key=lambda each: load[each.id])
         decision, booking = found
         self.decision = decision
+        if computed and booking.state == Booking.WAITING:  # It cannot take the computed prompt.
+            self._without_transfer()
         if self._over:  # The answer has ended meanwhile, e.g. because its reader left.
             self._router.released(booking)
         else:
