@@ -199,6 +199,32 @@ async def test_an_idle_connection_is_closed_and_one_in_use_is_not(monkeypatch: p
         assert await used.read() == b""
 
 
+async def test_a_request_that_asks_for_another_protocol_is_answered_over_this_one(direct: list[str]) -> None:
+    java = "connection: Upgrade, HTTP2-Settings\r\nhttp2-settings: AAEAAEAAAAIAAAAB\r\nupgrade: h2c\r\n"
+    raw = json.dumps(CHAT).encode()
+    chunked = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n{java}transfer-encoding: chunked\r\n\r\n".encode()
+    chunked += b"%x\r\n%b\r\n0\r\n\r\n" % (len(raw), raw)
+    other = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n{java}content-length: 1x\r\n\r\n".encode()
+    async with served() as server, server.connected() as (reader, writer):
+        for asked in (request(CHAT, more=java), chunked, request(CHAT | {"user": "u" * 70_000}, more=java)):
+            for count in (60, len(asked) - len(raw) - 9, len(asked)):
+                writer.write(asked[:count])
+                await asyncio.sleep(1 * MS)
+                writer.write(asked[count:])
+                head, body = await whole(reader)
+                assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+                assert json.loads(body)["usage"]["completion_tokens"] == 5
+        assert len(direct) == 3
+        writer.write(request(CHAT, more=java) * 3 + b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n")
+        for _ in range(4):
+            head, _ = await whole(reader)
+            assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+        writer.write(other)
+        head, _ = await whole(reader)
+        assert head.startswith(b"HTTP/1.1 400 ")
+        assert await reader.read() == b""
+
+
 async def test_a_client_that_leaves_ends_its_request_at_once(caplog: pytest.LogCaptureFixture) -> None:
     begun = asyncio.Event()
 

@@ -14,7 +14,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from triton_distributed.llm.http.direct import MOST_BYTES, Direct, Shared
+from triton_distributed.llm.http.direct import MOST_BYTES, Direct, Shared, lines
 from triton_distributed.llm.http.head import Reader, read_head
 from triton_distributed.llm.http.limits import MAX_HEAD_BYTES
 
@@ -63,7 +63,11 @@ class Protocol(HttpToolsProtocol):
         self._in_head, self._begun = True, False  # The latter: whether a part of a request has come, and not all.
         self._awaited_since = math.inf  # When the client's turn began; infinite while it is the server's turn.
         self._idle_since = math.inf  # When the last request was answered; infinite as soon as something comes.
+        self._upgrades = False  # The request asks for another protocol.
         self._reader = Reader(self.on_message_begin, self.on_headers_complete, self.on_body, self.on_message_complete)
+        self._begin_parser()
+
+    def _begin_parser(self) -> None:
         self.parser = httptools.HttpRequestParser(self._reader)
         if hasattr(self.parser, "set_dangerous_leniencies"):  # As uvicorn does: a client may pipeline after `close`.
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
@@ -93,6 +97,9 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Its head is complete."""
+        self._upgrades = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+        if self._upgrades:
+            return  # `data_received` begins with it again.
         self._in_head, self._beside_bytes = False, 0
         self._activity.last = self._awaited_since = self.loop.time()
         if not self._goes_direct():
@@ -110,7 +117,7 @@ class Protocol(HttpToolsProtocol):
         parser = self.parser
         if path is None or self._api is None or self._running:
             return False
-        if parser.get_method() != b"POST" or parser.get_http_version() != "1.1" or parser.should_upgrade():
+        if parser.get_method() != b"POST" or parser.get_http_version() != "1.1":
             return False
         head = read_head(self._reader.headers)
         if head.expects or not 0 < head.length <= MOST_BYTES:
@@ -141,6 +148,8 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """It is complete."""
+        if self._upgrades:
+            return
         self._beside_bytes, self._awaited_since, self._begun = 0, math.inf, False
         if (direct := self._direct) is not None and self.cycle is direct:
             direct.complete()
@@ -164,7 +173,22 @@ class Protocol(HttpToolsProtocol):
         """The client has sent something."""
         self._beside_bytes += len(data)
         self._idle_since = math.inf
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        rest: bytes | memoryview = data
+        try:
+            while rest:
+                try:
+                    self.parser.feed_data(rest)
+                    break
+                except httptools.HttpParserUpgrade as upgrade:
+                    if not self._upgrades:
+                        break  # CONNECT: what follows is nothing for this server.
+                    rest = memoryview(rest)[upgrade.args[0] :]
+                    self._go_on_without_upgrade()
+        except httptools.HttpParserError:
+            self.logger.warning("Invalid HTTP request received.")
+            self.send_400_response("Invalid HTTP request received.")
+            return
         if self._beside_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             if self._in_head:
                 self.send_400_response("The headers are too large.")
@@ -176,6 +200,16 @@ class Protocol(HttpToolsProtocol):
             and self.timeout_keep_alive_task is None
         ):
             self._awaited_since = self.loop.time()  # An empty line before a head has ended the time of keep-alive.
+
+    def _go_on_without_upgrade(self) -> None:
+        """Read the head of a request again, without its wish for another protocol: httptools would skip the body.
+
+        Clients in Java ask for HTTP/2 like this in each first request.
+        """
+        line = self.parser.get_method(), self._reader.url, self.parser.get_http_version().encode()
+        others = [each for each in self._reader.headers if each[0] != b"upgrade"]
+        self._begin_parser()
+        self.parser.feed_data(b"%b %b HTTP/%b\r\n%b\r\n" % (*line, lines(others)))
 
     @property
     def _running(self) -> bool:
