@@ -11,6 +11,7 @@ from tests.runtime.cluster import patiently, until
 from tests.timing import PATIENCE_S
 from triton_distributed.errors import BrokerError, MessageTooLarge
 from triton_distributed.events.nats import BUFFER_BYTES, NatsEvents
+from triton_distributed.external import nats as external
 from triton_distributed.external.nats import NatsConnection, NatsOptions
 from triton_distributed.testing import NatsServer
 
@@ -68,7 +69,10 @@ async def test_while_it_is_away_a_bounded_buffer_fills_and_then_it_says_so(nats:
 
 
 @pytest.mark.slow
-async def test_a_frozen_server_holds_nobody_for_long(nats: NatsServer, connect: Connects):
+async def test_a_frozen_server_holds_nobody_for_long(
+    nats: NatsServer, connect: Connects, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(external, "PING_INTERVAL_S", 0.5)  # The client leaves the server after three of them.
     plane = NatsEvents(connect())
     await plane.publish("a.b", b"x")
     nats.freeze()
