@@ -65,7 +65,7 @@ def test_on_a_terminal(trd: Trd) -> None:
             ("demo.p.two", "paused"),
         ]
         assert "paused" in trd.run("describe", "demo.p.one").lines[0]
-        (picture,) = map(json.loads, trd.run("top", "--once", "--json", "--interval", "0.1").lines)
+        (picture,) = map(json.loads, trd.run("top", "--once", "--json", "--interval", "1").lines)
         states = {each["endpoint"]: each["state"] for each in picture["instances"]}
         assert states == {"demo.p.one": "paused", "demo.p.two": "paused"}
 
