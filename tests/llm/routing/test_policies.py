@@ -68,10 +68,9 @@ def test_kv_chooses_the_same_whether_an_explanation_is_asked_or_not(seed: int) -
         question = asked(rng.choice((0, 0, 5, 40)), first)
         question.excluded = rng.sample(WORKERS, rng.choice((0, 0, 2)))
         among = rng.choice((None, [*rng.sample(WORKERS, 4), (99, 0)], [(99, 0)]))
-        own = rng.choice((None, router.workers[worker]))
-        shown = router.weigh(question, now, among, own, 0.01)
+        shown = router.weigh(question, now, among)
         question.explain = False
-        plain = router.weigh(question, now, among, own, 0.01)
+        plain = router.weigh(question, now, among)
         if shown is None or plain is None:
             assert shown is plain is None
             continue

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from triton_distributed.llm.routing.bookings import Booking
 from triton_distributed.llm.routing.policies.kv import kv
-from triton_distributed.llm.routing.router import AHEAD_S, Router
+from triton_distributed.llm.routing.router import AHEAD_S, LOOK, Router
 from triton_distributed.llm.routing.speed import FORGETTING, PULL, SCALE, PrefillSpeed
 from triton_distributed.llm.routing.view import Candidate, Question, Worker
 from triton_distributed.names import EndpointName, Instance
@@ -281,19 +281,21 @@ def test_a_prefill_that_was_cancelled_teaches_nothing() -> None:
 def test_many_requests_with_one_prefix_do_not_all_wait_for_its_holder() -> None:
     routes = router()
     routes.index.store(A, range(500))
-    for at in range(200):
-        routes.hold(Question(tokens=64 * 600, keys=[*range(500), *range(1000 * at, 1000 * at + 100)]))
+    held = [Question(tokens=64 * 600, keys=[*range(500), *range(1000 * at, 1000 * at + 100)]) for at in range(200)]
+    for asked in held:
+        routes.hold(asked)
     sent = []
-    while leaves := routes.leaving(0.0):
-        routes.book(*leaves, 0.0)
-        sent.append(leaves[1].chosen.worker)
+    for now in (0.0, 0.25):
+        while leaves := routes.leaving(now):
+            routes.book(*leaves, now)
+            sent.append(leaves[1].chosen.worker)
     assert sent.count(A) > 3
     assert sent.count(B) >= 1
-    for known in routes.workers.values():
-        assert abs(known.queued_s - sum(each.prefill_s for each in known.preferred)) < 1e-9
-        for held in list(known.preferred):
-            routes.withdraw(held.question)
-        assert known.queued_s == 0.0
+    assert routes.workers[A].queued_s > 0.0
+    for asked in held:
+        routes.withdraw(asked)
+    assert routes.held == 0
+    assert [known.queued_s for known in routes.workers.values()] == [0.0, 0.0]
 
 
 def test_a_new_worker_is_thought_to_be_like_the_known_ones() -> None:
@@ -352,3 +354,52 @@ def test_prompts_of_one_length_leave_a_sensible_curve() -> None:
     curve = [speed.seconds(tokens) for tokens in (1, 500, 8_000, 60_000)]
     assert curve == sorted(curve)
     assert curve[0] > 0.0
+
+
+def test_a_long_request_does_not_take_the_place_that_shorter_ones_wait_for() -> None:
+    """At most `LOOK` shorter ones that wait for a busy worker are passed, unless a worker has nothing to do."""
+    routes = router()
+    routes.index.store(B, range(1500))
+    full(routes, B)
+    full(routes, A, 300)  # It has something to do, and room for more.
+    for at in range(LOOK):
+        routes.hold(Question(tokens=64 * 1500 + 1, keys=range(1500), since=at / 100))
+    assert routes.leaving(0.1) is None
+    long = question(2000, since=0.1, first=5000)
+    routes.hold(long)
+    assert routes.leaving(0.1) is None
+    assert routes.leaving(0.5) is None
+    for booking in [*routes.workers[A].work.waiting]:
+        booking.release()
+    leaves = routes.leaving(0.6)
+    assert leaves is not None
+    assert leaves[0] is long
+    assert leaves[1].chosen.worker == A
+    assert routes.held == LOOK
+
+
+def test_requests_that_wait_for_a_busy_worker_are_not_weighed_at_each_change() -> None:
+    weighed = 0
+
+    def counted(question: Question, candidates: Sequence[Candidate]) -> Candidate:
+        nonlocal weighed
+        weighed += 1
+        return kv(question, candidates)
+
+    routes = Router(counted, "counted")
+    for worker in (A, B):
+        routes.add(worker, Instance(EndpointName("n", "c", "e"), worker[0], ("tcp://127.0.0.1:1",)))
+    routes.index.store(B, range(1500))
+    full(routes, B)
+    full(routes, A, 300)
+    for at in range(500):
+        routes.hold(Question(tokens=64 * 1500 + 1, keys=range(1500), since=at / 1000))
+    while weighed < 500:  # A part of those that have come in each call.
+        assert routes.leaving(1.0) is None
+    weighed = 0
+    for at in range(20):
+        routes.workers[A].work.freed = True
+        assert routes.leaving(1.0 + at / 100) is None
+    assert weighed == 0
+    assert routes.leaving(1.5) is None
+    assert 0 < weighed <= LOOK

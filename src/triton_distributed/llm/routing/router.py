@@ -2,20 +2,23 @@
 
 A request goes to the worker that the policy chooses. With a policy that holds, it leaves the router as soon as that
 worker has less than `ahead_s` of prefill booked; until then the router holds it, and chooses anew. So the choice is
-made as late as possible, with what the caches hold then. Held requests leave in the order of their response ratio: the
-longer a request waits, and the shorter its prefill is, the sooner (HRRN: Brinch Hansen, Operating System Principles,
-1973).
+made as late as possible, with what the caches hold then. A worker that has stalled has no room, since what was booked
+there is not done.
 
-To weigh each held request at each change would cost milliseconds. So a held request is remembered under the worker that
-was chosen for it last. Only those of workers with room are looked at, the best ratio first, and weighed anew before
-they leave. A few others, those that were weighed longest ago, are weighed at each change.
+Held requests leave in one order: by the time at which they came plus `PASSED` times their prefill. So shorter prefills
+go before longer ones, and each request is passed only by those that come within a bounded time. The order is kept
+strictly: a worker that could take a longer request is left free while several before it wait for other workers, because
+the memory that the longer one would take is missed by the shorter ones that come next.
+
+To weigh each held request at each change would cost milliseconds. So only the first few are looked at. Those that
+wait for a busy worker are passed over without being weighed again, for a short time.
 """
 
 from __future__ import annotations
 
 import random
+from bisect import bisect_left, insort
 from collections.abc import Collection, Mapping, Sequence
-from heapq import heapify, heappop, heapreplace
 from itertools import islice
 from math import inf
 
@@ -28,32 +31,29 @@ from triton_distributed.llm.routing.view import Candidate, Decision, Mode, Polic
 from triton_distributed.names import Instance
 from triton_distributed.routing.load import LoadBook
 
-AHEAD_S = 1.0
+AHEAD_S = 0.5
 """Seconds of prefill that a worker has booked at most when a further request is sent to it."""
 
-LOOK = 256
-"""Held requests that are looked at for the next one to leave, over all workers: those that have been theirs longest."""
+PASSED = 50.0
+"""A held request is passed by those that come within this many times the time of its prefill, if theirs is short."""
 
-LOOK_LEAST = 16
-"""Those of one worker, however many workers there are."""
+LOOK = 6
+"""The first held requests that may wait for busy workers while a later one leaves. Others wait for them."""
 
-REFRESHED = 2
-"""Held requests that are weighed anew at each change, wherever they would go."""
+MOST_LOOK = 64
+"""The same, while a worker has nothing to do."""
 
-MOST_WEIGHED = 16
+MOST_WEIGHED = 32
 """Requests that are weighed anew at most for one to leave, beside those that have just come."""
 
 MOST_NEW = 64
 """Requests that have just come and are weighed at most in one call, so that it takes some 2 ms."""
 
-QUEUED = 0.5
-"""The part of a worker's held requests that leave before one more: shorter ones do."""
-
-PATIENCE_S = 0.1
-"""Is added to the time that a request has waited, so that the ratio of one that has just come is no division by 0."""
-
 SETTLED_S = 0.25
 """After this time, held requests are weighed anew although nothing is known to have changed."""
+
+SETTLED_FAR_S = 2.0
+"""The same for those that are only looked at while a worker has nothing to do."""
 
 
 class KnownWorker:
@@ -67,9 +67,10 @@ class KnownWorker:
         mode: how its cache is known.
         silent: its engine should report its cache's blocks, and has not.
         kv_used: the part of its KV cache that requests hold.
+        queued_s: seconds of prefill of the first held requests that wait for it.
     """
 
-    __slots__ = ("instance", "kv_used", "mode", "preferred", "queued_s", "silent", "speed", "work", "worker")
+    __slots__ = ("instance", "kv_used", "mode", "queued_s", "silent", "speed", "work", "worker")
 
     def __init__(
         self, worker: Worker, instance: Instance, load: LoadBook | None, like: PrefillSpeed | None, counts: bool
@@ -80,19 +81,26 @@ class KnownWorker:
         self.mode: Mode = "off"
         self.silent = False
         self.kv_used = 0.0
-        self.preferred: dict[_Held, None] = {}  # Held requests for which it was chosen last.
-        self.queued_s = 0.0  # Seconds of their prefill.
+        self.queued_s = 0.0
 
 
 class _Held:
-    """A held request, and what was decided for it last."""
+    """A held request, and what was decided for it last.
 
-    __slots__ = ("at", "prefers", "prefill_s", "question")
+    Attributes:
+        place: its place in the order, and a number of its own.
+        worker: the one that was chosen; None without any.
+        at: when that was.
+        waits: the worker had no room then.
+    """
 
-    def __init__(self, question: Question) -> None:
+    __slots__ = ("at", "place", "prefill_s", "question", "waits", "worker")
+
+    def __init__(self, question: Question, number: int) -> None:
         self.question = question
-        self.prefers: KnownWorker | None = None
-        self.prefill_s, self.at = 0.0, -inf
+        self.place = (-inf, number)
+        self.worker: KnownWorker | None = None
+        self.prefill_s, self.at, self.waits = 0.0, -inf, False
 
 
 class Router:
@@ -121,9 +129,10 @@ class Router:
         self.workers: dict[Worker, KnownWorker] = {}
         self._policy, self._name, self._ahead_s = policy, name, ahead_s
         self._counts = bool(getattr(policy, "counts_blocks", False))
-        self._held: dict[Question, _Held] = {}  # Those that were weighed longest ago come first.
-        self._new: dict[_Held, None] = {}  # Those of them that have no preferred worker.
-        self._refreshed_at = -inf  # When those were weighed that were weighed longest ago.
+        self._held: dict[Question, _Held] = {}
+        self._new: dict[_Held, None] = {}  # Those of them that have no place in the order yet.
+        self._order: list[tuple[tuple[float, int], _Held]] = []  # The others.
+        self._came = 0
         self._settled_at = -inf  # When no held request could leave, if nothing has changed since.
 
     @classmethod
@@ -164,7 +173,7 @@ class Router:
             like = max(speeds, key=lambda each: each.measured, default=None)
             found = self.workers[worker] = KnownWorker(worker, instance, self.load, like, self._counts)
             self.index.add(worker)
-            self._settled_at = -inf
+            self._unsettle()
         return found
 
     def remove(self, worker: Worker) -> None:
@@ -172,18 +181,13 @@ class Router:
         known = self.workers.pop(worker, None)
         if known is not None:
             self.index.remove(worker)
-            for held in known.preferred:
-                held.prefers = None
-                self._new[held] = None
-            self._settled_at = -inf
+            self._unsettle()
 
     def weigh(
         self,
         question: Question,
         now: float,
         among: Collection[Worker] | None = None,
-        own: KnownWorker | None = None,
-        own_s: float = 0.0,
     ) -> Decision | None:
         """Let the policy choose now. Nothing is booked.
 
@@ -191,7 +195,6 @@ class Router:
             question: the request.
             now: seconds, on the router's clock.
             among: the workers that may be chosen, of which unknown ones are passed over; None for all.
-            own, own_s: a worker, and seconds of the held requests that prefer it which are not before this one.
 
         Returns:
             The decision; None if there is no such worker.
@@ -204,7 +207,7 @@ class Router:
         if among is None:
             among = self.workers
         if self._policy is kv and not question.explain:
-            found = self._quickest(question, now, among, depths, own, own_s)
+            found = self._quickest(question, now, among, depths)
             return None if found is None else Decision(chosen=found, candidates=(found,), policy=self._name)
         last, whole = tokens - 1, len(keys)
         candidates = []
@@ -231,7 +234,7 @@ class Router:
                     counted,
                     prefill_s,
                     saved_s,
-                    work.expected_wait_s(now) + QUEUED * (known.queued_s - (own_s if known is own else 0.0)),
+                    work.expected_wait_s(now) + known.queued_s,
                     len(work.waiting),
                     work.running,
                     work.waiting_tokens,
@@ -253,8 +256,6 @@ class Router:
         now: float,
         among: Collection[Worker],
         depths: Mapping[Worker, int],
-        own: KnownWorker | None,
-        own_s: float,
     ) -> Candidate | None:
         """What `kv` chooses, without a candidate for each of the others. `depths` is that of the question's keys."""
         keys, size, tokens, excluded = question.keys, question.block_tokens, question.tokens, question.excluded
@@ -276,7 +277,7 @@ class Router:
                 rest_s = speed.seconds(tokens - counted)
             saves_s = all_s - rest_s if all_s > rest_s else 0.0
             waits_s = work.expected_wait_s(now) if work.waiting else 0.0
-            waits_s += QUEUED * (known.queued_s - (own_s if known is own else 0.0))
+            waits_s += known.queued_s
             cost = waits_s + rest_s - (SAVING - 1.0) * saves_s + ACTIVE_S * work.active_tokens
             if cost < least or (cost == least and work.running < running) or chosen is None:
                 least, running, chosen = cost, work.running, known
@@ -373,16 +374,24 @@ class Router:
 
     def hold(self, question: Question) -> None:
         """Hold a request until `leaving` gives it, or `withdraw` is called."""
-        held = self._held[question] = _Held(question)
+        self._came += 1
+        held = self._held[question] = _Held(question, self._came)
         self._new[held] = None
-        self._settled_at = -inf
 
     def withdraw(self, question: Question) -> None:
         """Do not hold a request any more. Nothing happens if it has left."""
         held = self._held.pop(question, None)
-        if held is not None:
-            self._place(held, None)
-            self._new.pop(held, None)
+        if held is None:
+            return
+        if held in self._new:
+            del self._new[held]
+        else:
+            del self._order[bisect_left(self._order, (held.place,))]
+        if held.waits:  # Others may be passed on.
+            self._settled_at = -inf
+        if not self._held:
+            for known in self.workers.values():
+                known.queued_s = 0.0
 
     def leaving(self, now: float, among: Collection[Worker] | None = None) -> tuple[Question, Decision] | None:
         """The next held request whose worker has room. It leaves the router. None if no request can leave.
@@ -399,85 +408,82 @@ class Router:
         """
         if not self._held:
             return None
-        room, changed = [], now - self._settled_at >= SETTLED_S
+        room = idle = False
+        changed = bool(self._new) or now - self._settled_at >= SETTLED_S
         for known in self.workers.values():
             work = known.work
             if work.freed:
                 work.freed, changed = False, True
             if work.wait_s < self._ahead_s:
-                room.append(known)
+                room = True
+                idle = idle or not work.waiting
+        if not changed:
+            return None
         decisions: dict[_Held, Decision] = {}
         for held in list(islice(self._new, MOST_NEW)):
-            self._weigh_held(held, now, among, decisions, held.prefill_s)
-        if not changed or not room:
+            self._weigh_held(held, now, among, decisions)
+        self._settled_at = -inf if self._new else now
+        if not room:
             return None
-        stale = REFRESHED if self._refreshed_at < now else 0
-        if any(not known.preferred and not known.work.waiting for known in room):
-            stale = MOST_WEIGHED  # A worker has nothing to do.
-        self._refreshed_at = now
-        for held in list(islice(self._held.values(), stale)):
-            if held not in decisions:
-                self._weigh_held(held, now, among, decisions, held.prefill_s)
-        most = len(decisions) + MOST_WEIGHED
-        look = max(LOOK_LEAST, LOOK // len(self.workers))
-        order = [
-            (held.prefill_s / (now - held.question.since + PATIENCE_S), held.question.since, id(held), held)
-            for known in room
-            for held in islice(known.preferred, look)
-        ]
-        heapify(order)
-        while order:
-            held = order[0][3]
-            if held in decisions:
-                if held.prefers in room:
-                    question, decision = held.question, decisions[held]
-                    self.withdraw(question)
-                    decision.held_s = now - question.since
-                    return question, decision
-                heappop(order)
-            elif len(decisions) < most and self._weigh_held(held, now, among, decisions, inf):
-                ratio = held.prefill_s / (now - held.question.since + PATIENCE_S)
-                heapreplace(order, (ratio, *order[0][1:]))
-            else:
-                heappop(order)
-        self._settled_at = -inf if len(decisions) >= MOST_NEW else now
+        for known in self.workers.values():
+            known.queued_s = 0.0
+        order, at, waiting, most = self._order, 0, 0, MOST_WEIGHED
+        while at < len(order) and (waiting < LOOK or (idle and waiting < MOST_LOOK)):
+            place, held = order[at]
+            chosen = held.worker
+            free = chosen is not None and chosen.work.wait_s < self._ahead_s
+            known_s = SETTLED_S if waiting < LOOK else SETTLED_FAR_S
+            if held not in decisions and (free or not held.waits or now - held.at >= known_s):
+                if not most:
+                    self._settled_at = -inf
+                    break
+                most -= 1
+                self._weigh_held(held, now, among, decisions)
+                chosen = held.worker
+                if held.place > place and (chosen is None or chosen.work.waiting):
+                    continue  # Its prefill takes longer than it did: perhaps others go before it now.
+                free = chosen is not None and chosen.work.wait_s < self._ahead_s
+            if free:
+                question, decision = held.question, decisions[held]
+                self.withdraw(question)
+                decision.held_s = now - question.since
+                self._settled_at = -inf
+                return question, decision
+            at += 1
+            if chosen is not None:
+                chosen.queued_s += held.prefill_s
+                waiting += 1
         return None
 
     def _weigh_held(
-        self, held: _Held, now: float, among: Collection[Worker] | None, decisions: dict[_Held, Decision], own_s: float
-    ) -> bool:
-        """Weigh a held request, and remember it under the chosen worker. Returns whether there is one.
-
-        `own_s` is at most what the worker that it prefers has to do for held requests, and is not counted there.
-        """
+        self, held: _Held, now: float, among: Collection[Worker] | None, decisions: dict[_Held, Decision]
+    ) -> None:
+        """Weigh a held request, and put it into its place in the order."""
         question = held.question
-        self._held[question] = self._held.pop(question)
         try:
-            own = held.prefers
-            decision = self.weigh(question, now, among, own, 0.0 if own is None else min(own_s, own.queued_s))
+            decision = self.weigh(question, now, among)
         except PolicyFailed:
             self.withdraw(question)
+            self._settled_at = -inf
             raise
+        held.at, held.waits, before = now, True, held.place
         if decision is None:
-            self._place(held, None)
-            self._new[held] = None
-            return False
-        decisions[held] = decision
-        self._place(held, self.workers[decision.chosen.worker], decision.chosen.prefill_s)
-        return True
-
-    def _place(self, held: _Held, known: KnownWorker | None, prefill_s: float = 0.0) -> None:
-        before = held.prefers
-        if before is not None:
-            before.queued_s = before.queued_s - held.prefill_s if len(before.preferred) > 1 else 0.0
-        held.prefill_s = prefill_s
-        if known is not None:
-            known.queued_s += prefill_s
-            if before is known:
-                return
-            known.preferred[held] = None
-        if before is not None:
-            del before.preferred[held]
+            held.worker, held.prefill_s = None, 0.0
         else:
-            self._new.pop(held, None)
-        held.prefers = known
+            decisions[held] = decision
+            held.worker, held.prefill_s = self.workers[decision.chosen.worker], decision.chosen.prefill_s
+            held.waits = held.worker.work.wait_s >= self._ahead_s
+        held.place = (question.since + PASSED * held.prefill_s, before[1])
+        if held in self._new:
+            del self._new[held]
+        elif held.place == before:
+            return
+        else:
+            del self._order[bisect_left(self._order, (before,))]
+        insort(self._order, (held.place, held))
+
+    def _unsettle(self) -> None:
+        """Weigh all held requests anew, because the workers are others."""
+        self._settled_at = -inf
+        for held in self._held.values():
+            held.worker, held.at = None, -inf
