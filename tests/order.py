@@ -45,6 +45,7 @@ FIRST = {
     "tests/supervisor/test_reload.py": False,
     "tests/supervisor/test_page.py": False,
     "tests/benchmarks/test_plots.py": False,
+    "tests/transport/test_host_loss.py": False,
     "tests/runtime/test_silence.py": False,
     "tests/runtime/test_backpressure.py": False,
 }
