@@ -14,6 +14,7 @@ LIMIT_MS = 10.0
 LONG = 900  # Tokens: 90 s, more than any answer gets. The blocks of "engine queue" have room for 1,024.
 PROMPT_TOKENS = 35  # Of a chat.
 HELD = 8  # Requests that run while the others wait in the queue.
+ROUTING = "least_loaded"  # `kv` would hold most of the long prefills in the front end.
 # Where the work of a request is when its client leaves, and the options of the engine that keep it there.
 PLACES: dict[str, dict[str, Any]] = {
     "decode": {"slots": 1000, "itl_ms": 100},
@@ -33,7 +34,7 @@ async def disconnects(settings: dict[str, str], streams: int, seconds: float) ->
     """
     found = Found()
     for place, options in PLACES.items():
-        async with staged(settings) as stage:
+        async with staged(settings, ROUTING) as stage:
             if place == "prefill":  # One step computes the prompts of nearly all: it must last for all who leave.
                 options = {**options, "prefill_token_ms": 1000 * (seconds + 3) / (0.8 * PROMPT_TOKENS * streams)}
             await stage.start_worker("w0", stamped=True, **options)

@@ -21,13 +21,17 @@ QUEUE_LOOK_S = 0.002
 """Seconds between two looks at the queue of a worker: the precision of the times at which requests left it."""
 
 
-async def front(member: Member) -> None:
+async def front(member: Member, routing: str) -> None:
     """Serve HTTP with the parts that `trd http` has, in a process that answers questions.
 
     Questions: `url`; `models`, the names that are listed.
+
+    Args:
+        member: the process.
+        routing: the policy that chooses workers.
     """
     connection = connect(runtime=member.runtime)
-    models = Models(connection)
+    models = Models(connection, routing=routing)
     await models.__aenter__()
     app = await front_end(connection, openai=openai_app(models), models=models, access_log=False)
     listening = listen("127.0.0.1", 0)

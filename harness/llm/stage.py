@@ -94,10 +94,15 @@ class Stage:
 
 
 @asynccontextmanager
-async def staged(settings: dict[str, str]) -> AsyncIterator[Stage]:
-    """Start the front end; end all processes afterwards."""
+async def staged(settings: dict[str, str], routing: str = "kv") -> AsyncIterator[Stage]:
+    """Start the front end; end all processes afterwards.
+
+    Args:
+        settings: of the processes.
+        routing: the front end's policy.
+    """
     async with Fleet(settings) as fleet:
         stage = Stage(fleet)
-        await fleet.start(FRONT, f"{PART}:front")
+        await fleet.start(FRONT, f"{PART}:front:{routing}")
         stage.url = await stage.ask_front("url")
         yield stage
