@@ -107,7 +107,7 @@ MODELS = {
     ],
     "llm-chunks.json": [
         Row(f"{text}: {words.format(each='an event')}", work, name, shares=name in BUSY)
-        for work, text in (("chunks", "16 streams at full speed"), ("paced", "128 streams, a token each 10 ms"))
+        for work, text in (("chunks", "16 streams at full speed"), ("paced", "128 streams, a token every 10 ms"))
         for name, words in ({"per_s": "events/s"} | COST | BUSY).items()
     ],
     "llm-gaps.json": [

@@ -2,7 +2,7 @@
 
 - `overhead`: requests whose answer comes at once, whole (`whole`) and as a stream of one output (`single`): requests/s,
   and the processor time of the servers for a request.
-- `chunks`: streams of 200 tokens, as fast as they come (`chunks`) and with a token each 10 ms (`paced`): the processor
+- `chunks`: streams of 200 tokens, as fast as they come (`chunks`) and with a token every 10 ms (`paced`): the processor
   time for an event.
 - `gaps`: 1,000 streams with 50 tokens a second each: the time between the tokens of a stream as its reader sees it,
   beside the time between them at the engine.
