@@ -21,7 +21,7 @@ from triton_distributed.llm.http.exchange import Exchange, Held
 from triton_distributed.llm.http.front import FrontEnd, front_end
 from triton_distributed.llm.http.keys import Keys, keys_in
 from triton_distributed.llm.http.routes import read_route
-from triton_distributed.llm.models.served import STALL_TIMEOUT_S
+from triton_distributed.llm.models.stalls import STALL_TIMEOUT_S
 
 EMBED = trd.Unary[dict[str, str], list[float]]("f.m.embed")
 COUNT = trd.Stream[int, int]("f.m.count")

@@ -58,8 +58,8 @@ class Failing(Engine):
 class Pools(RoutedFleet):
     """A decode worker that generates already, so that long prompts are computed elsewhere, and a prefill worker."""
 
-    def __init__(self, here: LocalConnection, card: ModelCard = CARD) -> None:
-        super().__init__(here, card=card)
+    def __init__(self, here: LocalConnection, card: ModelCard = CARD, stall_timeout_s: float = 30) -> None:
+        super().__init__(here, card=card, stall_timeout_s=stall_timeout_s)
         self.decoder = Failing()
         self.prefills = self.routed.prefills
 
@@ -132,7 +132,7 @@ FAULTS: dict[str, tuple[Engine, dict[str, Any]]] = {
 def test_without_a_prefill_worker_that_can_the_prompt_is_computed_where_the_answer_is(fault):
     @in_virtual_time
     async def program(here):
-        fleet = Pools(here)
+        fleet = Pools(here, stall_timeout_s=5)
         prefiller, options = FAULTS[fault]
         worker = await fleet.begin(prefiller, **options)
         if isinstance(prefiller, Failing):
@@ -148,7 +148,10 @@ def test_without_a_prefill_worker_that_can_the_prompt_is_computed_where_the_answ
         if fault == "is lost":
             assert prefiller.active == 1
             await worker.kill()
+        begun_s = asyncio.get_running_loop().time()
         text, deltas = await reader
+        if fault == "hangs":
+            assert 18 < asyncio.get_running_loop().time() - begun_s < 22, "four times the timeout of a stall"
         assert text == TEXT
         assert deltas[-1].usage == Usage(120_000, 4, 0)
         assert [each.kv_transfer for each in fleet.decoder.requests] == [None]

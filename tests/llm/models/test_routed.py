@@ -38,9 +38,9 @@ LONG = Prompt(ids=packed(range(120_000)), tokens=120_000)  # Some 7 s of prefill
 class RoutedFleet(Fleet):
     """Workers of one model, and its caller with a router."""
 
-    def __init__(self, here: LocalConnection, routing="kv", card: ModelCard = CARD) -> None:
+    def __init__(self, here: LocalConnection, routing="kv", card: ModelCard = CARD, stall_timeout_s=30.0) -> None:
         super().__init__(here, card)
-        self.routed = Routed(here, "models", card, routing)
+        self.routed = Routed(here, "models", card, routing, stall_timeout_s)
         self.model = ServedModel(here, card, self.model.prompts, routed=self.routed)
         self.core = self.routed.router.core
 

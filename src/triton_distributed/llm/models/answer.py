@@ -35,17 +35,13 @@ from triton_distributed.llm.models.delta import Delta
 from triton_distributed.llm.models.elsewhere import Elsewhere
 from triton_distributed.llm.models.loss import Next, Progress, decide
 from triton_distributed.llm.models.routed import Routed
-from triton_distributed.llm.models.stalls import StallWatch
+from triton_distributed.llm.models.stalls import FIRST, StallWatch
 from triton_distributed.llm.models.text import AnswerText
 from triton_distributed.llm.router.placement import Placement
 from triton_distributed.llm.routing.view import Decision
 from triton_distributed.routing.policies import Policy
 
 logger = logging.getLogger("triton_distributed.llm")
-
-FIRST: Final = 4
-"""The first output of a worker may take this many times `stall_timeout_s`, from the beginning of its handler: the whole
-prompt is computed before it. The time in the worker's queue does not count, since admission bounds the queue."""
 
 END_S: Final = 1.0
 """Seconds to wait for the end of the stream after the last output."""

@@ -13,7 +13,8 @@ from triton_distributed.errors import NoInstances
 from triton_distributed.llm.contract.errors import LLMError, ModelNotFound
 from triton_distributed.llm.contract.records import NAMESPACE
 from triton_distributed.llm.models.routed import Routed
-from triton_distributed.llm.models.served import STALL_TIMEOUT_S, ServedModel
+from triton_distributed.llm.models.served import ServedModel
+from triton_distributed.llm.models.stalls import STALL_TIMEOUT_S
 from triton_distributed.llm.models.table import Entry
 from triton_distributed.llm.models.watch import ModelWatch
 from triton_distributed.llm.routing.policies.named import policy_named
@@ -172,7 +173,7 @@ class Models:
             self._left(component)
             routed = None
             if self._routing is not None:
-                routed = Routed(self._connection, self._namespace, entry.card, self._routing)
+                routed = Routed(self._connection, self._namespace, entry.card, self._routing, self._stall_timeout_s)
             known = self._served[component] = ServedModel(
                 self._connection,
                 entry.card,

@@ -8,7 +8,7 @@ import logging
 import random
 import weakref
 from threading import get_ident
-from typing import Any, Final
+from typing import Any
 
 from triton_distributed.api.connection import Connection
 from triton_distributed.api.contracts import Stream
@@ -28,9 +28,6 @@ from triton_distributed.llm.routing.view import Candidate, Decision, PolicyFaile
 
 logger = logging.getLogger("triton_distributed.llm")
 
-PREFILL_S: Final = 120.0
-"""Seconds until a prefill worker must have said where the blocks are. After that, the prompt is computed elsewhere."""
-
 
 class Prefills:
     """Chooses which prompts prefill workers compute, and lets them do it.
@@ -43,6 +40,8 @@ class Prefills:
         main: the router of the workers that generate.
         results: counts the prompts that were `handed_over`, and those that `failed` and were computed at the answer's
             worker.
+        patience_s: seconds until a prefill worker must have said where the blocks are. After that, the prompt is
+            computed elsewhere.
 
     Attributes:
         router: that of the prefill workers.
@@ -57,6 +56,7 @@ class Prefills:
         choice: str | RoutingPolicy,
         main: ModelRouter,
         results: dict[str, int],
+        patience_s: float,
     ) -> None:
         self.router = ModelRouter(
             connection,
@@ -68,7 +68,7 @@ class Prefills:
         self.main, self.name, self.connection = main, card.name, connection
         self.endpoint = Stream[Request, Output](f"{namespace}.{card.component}.{PREFILL}")
         self.transfer = transfer_speed()
-        self.results, self.needed = results, card.decode_only
+        self.results, self.needed, self.patience_s = results, card.decode_only, patience_s
         self._running: set[Handover] = set()
         self._table = connection.runtime.candidates(self.endpoint.name).table
         self._table.listeners.append(self._listed)
@@ -180,7 +180,7 @@ class Handover:
             self.task.uncancel()
             error = LLMError("the prefill workers have left")
         except TimeoutError:
-            error = EngineStalled(self._pool.name, PREFILL_S)
+            error = EngineStalled(self._pool.name, self._pool.patience_s)
         except Exception as failed:
             error = failed
         if self._handed is not None:
@@ -206,7 +206,7 @@ class Handover:
         assert isinstance(asked, Request)
         own: Placement | None = None
         try:
-            async with asyncio.timeout(PREFILL_S) as limit:
+            async with asyncio.timeout(pool.patience_s) as limit:
                 own = pool.router.submit(question)
                 if own.waiter is not None:
                     await own.waiter

@@ -11,6 +11,7 @@ from triton_distributed.llm.contract.model import ModelCard
 from triton_distributed.llm.contract.request import Request
 from triton_distributed.llm.models.prefills import Prefills
 from triton_distributed.llm.models.route_counts import counts_of
+from triton_distributed.llm.models.stalls import FIRST, STALL_TIMEOUT_S
 from triton_distributed.llm.router.model_router import ModelRouter, WorkerState
 from triton_distributed.llm.router.placement import Placement
 from triton_distributed.llm.routing.keys import block_keys, indexed_tokens, seed_of
@@ -29,6 +30,7 @@ class Routed:
         namespace: of the model's endpoints.
         card: the model.
         choice: the policy that chooses the workers, or its name; see `Router.named`.
+        stall_timeout_s: a prefill worker has stalled after four times as many seconds.
 
     Attributes:
         router: chooses and books.
@@ -37,7 +39,14 @@ class Routed:
         counts: what is counted of its choices.
     """
 
-    def __init__(self, connection: Connection, namespace: str, card: ModelCard, choice: str | RoutingPolicy) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        namespace: str,
+        card: ModelCard,
+        choice: str | RoutingPolicy,
+        stall_timeout_s: float = STALL_TIMEOUT_S,
+    ) -> None:
         self._rng = random.Random()
         core = Router.named(choice, self._rng)
         self.policy = core.policy
@@ -48,7 +57,8 @@ class Routed:
             block_tokens=indexed_tokens(card.kv_block_tokens),
         )
         self.counts = counts_of(connection).of_model(card.name, core)
-        self.prefills = Prefills(connection, namespace, card, choice, self.router, self.counts.prefills)
+        results, patience_s = self.counts.prefills, FIRST * stall_timeout_s
+        self.prefills = Prefills(connection, namespace, card, choice, self.router, results, patience_s)
         self._adapters = frozenset(card.adapters)
         self._hashed: tuple[bytes, str, str, int, Sequence[int]] = (b"", "", "", 0, ())  # The last prompt and its keys.
 

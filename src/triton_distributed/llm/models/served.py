@@ -17,12 +17,9 @@ from triton_distributed.llm.contract.request import EmbedRequest, Request
 from triton_distributed.llm.models.answer import Answer
 from triton_distributed.llm.models.prompts import Prompt, Prompts
 from triton_distributed.llm.models.routed import Routed
-from triton_distributed.llm.models.stalls import StallWatch
+from triton_distributed.llm.models.stalls import STALL_TIMEOUT_S, StallWatch
 from triton_distributed.llm.models.text import AnswerText
 from triton_distributed.llm.routing.view import Decision
-
-STALL_TIMEOUT_S = 30.0
-"""Seconds without an output after which a worker has stalled."""
 
 
 class ServedModel:

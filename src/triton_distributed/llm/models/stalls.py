@@ -6,6 +6,13 @@ import asyncio
 import weakref
 from typing import Final, Protocol
 
+STALL_TIMEOUT_S: Final = 30.0
+"""Seconds without an output after which a worker has stalled."""
+
+FIRST: Final = 4
+"""The first output of a worker may take this many times the timeout, from the beginning of its handler: the whole
+prompt is computed before it. The time in the worker's queue does not count, since admission bounds the queue."""
+
 _LATE: Final = 1 / 32
 """The part of the timeout by which an answer may be looked at too late, so that many answers do not mean many looks."""
 
