@@ -37,15 +37,17 @@ def test_policies_are_compared_in_a_table(trace, capsys):
 
 
 def test_a_line_of_json_has_the_documented_fields_and_a_figure_is_drawn(trd, trace, tmp_path):
-    figure = tmp_path / "chats.png"
+    figure, pools = tmp_path / "chats.svg", ("--prefill", "3", "--decode", "5", "--ttft", "1.5")
     # In a process of its own, since matplotlib keeps the files of its fonts open.
-    said = trd.run("replay", str(trace), "--policy", "kv,p2c", "--json", "--seed", "3", "--plot", str(figure))
+    said = trd.run("replay", str(trace), "--policy", "kv,p2c", "--json", "--seed", "3", "--plot", str(figure), *pools)
     found = [json.loads(each) for each in said.out.splitlines()]
     assert [each["policy"] for each in found] == ["kv", "p2c"]
     (row,) = re.findall(r"^\| `replay --policy` \| [^|]* \| ([^;]*);", (ROOT / "docs/cli-json.md").read_text(), re.M)
     assert found[0].keys() == set(re.findall("`([a-z0-9_]+)`", row))
     assert (found[0]["requests"], len(found[0]["workers"])) == (60, 8)
-    assert figure.read_bytes().startswith(b"\x89PNG")
+    drawn = figure.read_text()
+    for text in ("chats × 1, 3 prefill + 5 decode workers", "kv", "p2c", "limit: 1.5 s"):
+        assert f"<!-- {text} -->" in drawn
 
 
 def test_a_policy_of_ones_own_is_imported(trace, tmp_path, capsys, monkeypatch):

@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 Role = Literal["both", "prefill", "decode"]
-"""What a worker does: all of a request, only prompts for others, or answers and those prompts that stay there."""
+"""What a worker does: all of a request, only prompts for others, or answers and prompts that are not handed over."""
 
 
 class Spread(msgspec.Struct, frozen=True):
