@@ -93,7 +93,7 @@ def test_a_conflict_is_shown_as_a_list(trd):
         (("--engine", "worker:Engine"), 2, "worker has no subclass Engine of triton_distributed.llm.Engine"),
         (("--engine", "mock", "--option", "slot=3"), 2, "the engine mock has no such option; its options: speed, "),
         (("--engine", "mock", "--option", "slots=x"), 2, "--option slots: "),
-        (("--engine", "mock", "--role", "prefill"), 2, "--option role: with the speed instant"),
+        (("--engine", "mock", "--role", "prefill"), 2, "role: the speed instant has no KV cache"),
         (("--engine", "mock", "--option", "name=x"), 2, "the model 'm' is already given"),
         (("--engine", "openai"), 2, "the engine openai needs --option url=…"),
     ],

@@ -92,7 +92,7 @@ async def test_what_cannot_be_fetched_is_computed_here_and_nothing_stays_kept():
     ("options", "says"),
     [
         ({"role": "first", "itl_ms": 1}, "role: expected one of both, prefill, decode, got 'first'"),
-        ({"role": "prefill"}, "role: with the speed instant there is no KV cache"),
+        ({"role": "prefill"}, "role: the speed instant has no KV cache"),
         ({"transfer_token_ms": 1}, "transfer_token_ms: with the speed instant"),
         ({"itl_ms": 1, "transfer_token_ms": "-1"}, "transfer_token_ms: expected a number"),
         ({"itl_ms": 1, "hold_s": "0"}, "hold_s"),

@@ -19,10 +19,11 @@ The front end's router is asked; no worker gets a request. The prompt is that of
 /v1/completions, or with --chat the one message of a user. The line that begins
 with * is the chosen worker. CACHED are the tokens of the prompt that it holds;
 PROMISED counts also those that requests before this one will have computed there.
-MODE is how its cache is known. WAIT and PREFILL are in seconds: what it has to do
-before, and the rest of this prompt. WAITING and RUNNING are its requests without
-and with a first token. The policy chooses the least COST, if it compares one. If
-the model has prefill workers, a second table has them; a * there computes the
+RANK is its data-parallel rank. MODE is how its cache is known. WAIT and PREFILL
+are in seconds: what it has to do before, and the rest of this prompt. WAITING and
+RUNNING are its requests without and with a first token. The policy chooses the
+least COST, if it compares one; with kv it is below 0 where the cache saves much.
+If the model has prefill workers, a second table has them; a * there computes the
 prompt, and without one the chosen worker does.
 """
 

@@ -58,7 +58,8 @@ def make_engine(engine: str, model: str, options: Mapping[str, str], processes: 
     for name in options:
         if name not in taken and not open_ended:
             known = ", ".join(each for each in taken if each != keyword) or "none"
-            raise Failure(f"--option {name}=…: the engine {engine} has no such option; its options: {known}", USAGE)
+            text = f"{_shown(name)}=…: the engine {engine} has no such option; its options: {known}"
+            raise Failure(text, USAGE)
     for name, parameter in taken.items():
         required = parameter.default is parameter.empty and parameter.kind in (
             parameter.KEYWORD_ONLY,
@@ -71,13 +72,18 @@ def make_engine(engine: str, model: str, options: Mapping[str, str], processes: 
     try:
         return made(**{**named, **options}), bool(keyword)
     except InvalidParameter as error:
-        raise Failure(f"--option {one_line(error)}", USAGE) from error
+        raise Failure(f"{_shown(error.param)}: {one_line(error.reason)}", USAGE) from error
     except (TypeError, ValueError) as error:
         given = "".join(f" --option {name}={value}" for name, value in options.items())
         text = f"the engine {engine} cannot be made{' with' if given else ''}{given}: {one_line(error)}"
         raise Failure(text, USAGE if given else FAILED) from error
     except (OSError, ImportError) as error:
         raise Failure(f"the engine {engine} cannot be made: {error}", lines=True) from error
+
+
+def _shown(option: str) -> str:
+    """An option of the engine as a user gives it; `role` is also the option `--role` of the command."""
+    return option if option == "role" else f"--option {option}"
 
 
 def _cores() -> int:

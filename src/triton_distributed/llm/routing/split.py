@@ -1,6 +1,6 @@
 """Pools for prefill and decode: whether a prefill worker computes a prompt, and which worker goes on with it. Pure.
 
-A long prefill holds up every answer that its worker generates. A prefill worker generates none. So a prompt is computed
+A long prefill delays every answer that its worker generates. A prefill worker generates none. So a prompt is computed
 there if its first token comes sooner that way, the delay of the other answers included. A short prompt, one that is
 cached, and one for which the prefill workers have too much to do stay where the answer is.
 """

@@ -47,7 +47,7 @@ class MockEngine(Engine):
             there is no cache.
         batch_tokens: the most tokens that a step computes.
         context_tokens: the most tokens of prompt and answer together.
-        answer_tokens: the length of an answer that nothing else ends; 0 for no such end.
+        answer_tokens: an answer ends after this many tokens, if not before; 0: it goes on up to `max_tokens`.
         tokens_per_output: how many tokens come at a time; 0 for the whole answer at once.
         seed: other seeds give other answers.
         kv_events: `on` reports the cache's events to the worker; `off` does not. With an endpoint of ZeroMQ, e.g.
@@ -87,7 +87,8 @@ class MockEngine(Engine):
         paced = timing(speed, ttft_ms, prefill_token_ms, itl_ms, transfer_token_ms)
         part = read_role(role)
         if part != "both" and paced is None:
-            raise InvalidParameter("role", "with the speed instant there is no KV cache that could be handed over")
+            reason = "the speed instant has no KV cache to hand over; give the option speed=dynamo, or times"
+            raise InvalidParameter("role", reason)
         self._keeper = Keeper(paced) if paced is not None and part == "prefill" else None
         self._hold_s = whole("hold_s", hold_s, 1)
         self.slots = whole("slots", slots, 1)
