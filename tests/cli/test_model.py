@@ -9,10 +9,14 @@ import signal
 import pytest
 
 from triton_distributed.cli.failure import Failure
+from triton_distributed.cli.main import main
 from triton_distributed.cli.model import ls
 from triton_distributed.cli.model.engines import make_engine
-from triton_distributed.llm import Engine, ModelCard
-from triton_distributed.llm.models.table import Entry
+from triton_distributed.discovery.base import Added, Removed
+from triton_distributed.llm import Engine, ModelCard, PrefillOnly
+from triton_distributed.llm.contract.records import metadata_of
+from triton_distributed.llm.models.table import Entry, ModelTable
+from triton_distributed.names import EndpointName, Instance
 
 
 def test_serves_lists_and_drains(trd):
@@ -36,9 +40,26 @@ def test_serves_lists_and_drains(trd):
 def test_workers_that_only_compute_prompts_are_counted_apart():
     card = ModelCard(name="m")
     entry = Entry(card)
-    assert ls._cells(entry, {}, "models")[2] == "0"
-    assert ls._cells(entry, {card.component: [7, 8]}, "models")[2] == "0+2"
-    assert ls._as_json(entry, [8, 7], "models")["prefill_instances"] == ["7", "8"]
+    assert ls._cells(entry, (), "models")[2] == "0"
+    assert ls._cells(entry, [7, 8], "models")[2] == "0+2"
+    assert ls._as_json(entry, [7, 8], "models")["prefill_instances"] == ["7", "8"]
+
+
+def test_a_model_with_prefill_workers_only_is_named(monkeypatch, capsys):
+    models, card = ModelTable("models"), ModelCard(name="m", role="prefill")
+    endpoint = EndpointName("models", card.component, "prefill")
+    models.apply(Added(Instance(endpoint, 7, ("tcp://127.0.0.1:1",), metadata=metadata_of(card))))
+
+    async def look(*_):
+        return models, "here"
+
+    monkeypatch.setattr(ls, "_look", look)
+    assert main(["model", "ls"]) == 0
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", f"{PrefillOnly('m')}\n")
+    models.apply(Removed(endpoint, 7))
+    assert main(["model", "ls"]) == 0
+    assert capsys.readouterr().err == "no model is served in the namespace 'models'; here was asked\n"
 
 
 def test_the_workers_of_a_machine_share_its_cores(monkeypatch):

@@ -6,13 +6,17 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 import triton_distributed as trd
 from tests.llm.test_worker import Echo, connect
+from tests.runtime.cluster import until
 from tests.timing import PATIENCE_S
-from triton_distributed.llm import LLMError, ModelNotFound, Models, Request, Usage, serve_model
+from triton_distributed.cli.model import together
+from triton_distributed.llm import LLMError, ModelNotFound, Models, PrefillOnly, Request, Usage, serve_model
 from triton_distributed.llm.engines.mock.engine import MockEngine
+from triton_distributed.llm.http import openai_app
 
 
 async def test_models_are_found_by_name_and_the_newest_generation_is_used():
@@ -49,6 +53,33 @@ async def test_models_are_found_by_name_and_the_newest_generation_is_used():
             assert (await waiting).card.name == "first"
     await asyncio.sleep(0)
     assert asyncio.all_tasks() <= before
+
+
+async def test_a_model_with_prefill_workers_only_is_not_listed_and_the_error_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(together, "NEWS_S", 0)
+    async with connect() as one, connect() as two, connect() as here, Models(here) as models:
+        prefills = models._watch.table.prefills
+        prefill = await serve_model(one, MockEngine(role="prefill", speed="dynamo"))
+        await until(lambda: prefills)
+        waiting = asyncio.ensure_future(together.answering(models, "mock"))
+        transport = httpx.ASGITransport(openai_app(models))
+        async with httpx.AsyncClient(transport=transport, base_url="http://front") as http:
+            answer = await http.post("/v1/completions", json={"model": "mock", "prompt": "a"})
+            assert (answer.status_code, answer.json()["error"]["message"]) == (503, str(PrefillOnly("mock")))
+            assert (await http.get("/v1/models")).json()["data"] == []
+        decode = await serve_model(two, MockEngine(role="decode", speed="dynamo"))
+        assert (await waiting).card.name == "mock"
+        assert capsys.readouterr().err == f"trd model run: {PrefillOnly('mock')}\n"
+        await decode.stop()
+        await until(lambda: not models.list())
+        with pytest.raises(PrefillOnly, match="has prefill workers only; start one with `--role decode`"):
+            models.get("mock")
+        await prefill.stop()
+        await until(lambda: not prefills)
+        with pytest.raises(ModelNotFound):
+            models.get("mock")
 
 
 async def test_a_model_whose_tokenizer_is_damaged_is_not_listed_and_the_error_says_why():

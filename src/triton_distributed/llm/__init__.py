@@ -19,6 +19,7 @@ from triton_distributed.llm.contract.errors import (
     ModelConflict,
     ModelNotFound,
     NoWorkers,
+    PrefillOnly,
     RouterClosed,
 )
 from triton_distributed.llm.contract.model import Model, ModelCard
@@ -82,6 +83,7 @@ __all__ = [
     "NoWorkers",
     "Output",
     "OverlapScores",
+    "PrefillOnly",
     "RadixTree",
     "Request",
     "RouterClosed",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from triton_distributed.api.connection import connect
@@ -14,7 +14,8 @@ from triton_distributed.cli.rendering import json_option, table, write_json
 from triton_distributed.cli.settings import settings
 from triton_distributed.config import Config
 from triton_distributed.discovery.base import Snapshot
-from triton_distributed.llm.contract.records import NAMESPACE, PREFILL
+from triton_distributed.llm.contract.errors import PrefillOnly
+from triton_distributed.llm.contract.records import NAMESPACE
 from triton_distributed.llm.models.table import Entry, ModelTable
 
 EPILOG = """\
@@ -34,37 +35,36 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the table."""
-    models, prefills, where = asyncio.run(_look(settings(), arguments.namespace))
+    models, where = asyncio.run(_look(settings(), arguments.namespace))
+    prefills = {name: sorted(each.instances) for name, each in models.prefills.items()}
+    unable = sorted({each.card.name for each in models.prefills.values()} & models.prefill_only())
     found = sorted(models.entries.values(), key=lambda each: (each.card.name, -each.card.generation))
     if arguments.json:
         for each in found:
             write_json(_as_json(each, prefills.get(each.card.component, ()), arguments.namespace))
     elif found:
-        for line in table(HEADER, [_cells(each, prefills, arguments.namespace) for each in found]):
+        rows = [_cells(each, prefills.get(each.card.component, ()), arguments.namespace) for each in found]
+        for line in table(HEADER, rows):
             print(line)
     sys.stdout.flush()
-    if not found:
+    for name in unable:
+        print(PrefillOnly(name), file=sys.stderr)
+    if not found and not unable:
         print(f"no model is served in the namespace {arguments.namespace!r}; {where} was asked", file=sys.stderr)
     return 0
 
 
-async def _look(config: Config, namespace: str) -> tuple[ModelTable, dict[str, list[int]], str]:
-    """The models, the instances of their prefill workers by component, and which discovery was asked."""
+async def _look(config: Config, namespace: str) -> tuple[ModelTable, str]:
+    """The models, and which discovery was asked."""
     models = ModelTable(namespace)
-    prefills: dict[str, list[int]] = {}
     async with connect(config) as here:
         discovery = here.runtime.discovery
-        instances = tuple(await listed(discovery))
-        models.apply(Snapshot(instances))
-        for each in instances:
-            if (each.endpoint.namespace, each.endpoint.endpoint) == (namespace, PREFILL):
-                prefills.setdefault(each.endpoint.component, []).append(each.id)
-        return models, prefills, discovery.where
+        models.apply(Snapshot(tuple(await listed(discovery))))
+        return models, discovery.where
 
 
-def _cells(entry: Entry, prefills: Mapping[str, Sequence[int]], namespace: str) -> tuple[str, ...]:
-    card = entry.card
-    more = len(prefills.get(card.component, ()))
+def _cells(entry: Entry, prefills: Sequence[int], namespace: str) -> tuple[str, ...]:
+    card, more = entry.card, len(prefills)
     return (
         card.name,
         str(card.generation),
@@ -84,7 +84,7 @@ def _as_json(entry: Entry, prefills: Sequence[int], namespace: str) -> dict[str,
         "aliases": list(card.aliases),
         "adapters": list(card.adapters),
         "instances": [str(each) for each in sorted(entry.instances)],
-        "prefill_instances": [str(each) for each in sorted(prefills)],
+        "prefill_instances": [str(each) for each in prefills],
         "created": entry.created,
         "engine": card.engine,
         "context_tokens": card.context_tokens,

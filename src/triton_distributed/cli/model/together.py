@@ -28,6 +28,8 @@ from triton_distributed.cli.http import (
 from triton_distributed.cli.model.serve import as_given, model_options
 from triton_distributed.cli.settings import worker_settings
 from triton_distributed.config import Config, environment_with
+from triton_distributed.errors import NoInstances
+from triton_distributed.llm.contract.errors import ModelNotFound, PrefillOnly
 from triton_distributed.llm.contract.records import NAMESPACE
 from triton_distributed.supervisor.replica import INDEX, LINK, named
 from triton_distributed.system.event_loop import new_event_loop
@@ -45,6 +47,9 @@ signal ends it at once.
 
 LONGEST_READ = 65536
 """Bytes of the workers' output that are read at once."""
+
+NEWS_S = 1.0
+"""Seconds that the news of a worker may take to this process."""
 
 _READY_MARK = re.compile(r"^(\[\d+\] |)ready: ")
 _READY = re.compile(r"ready: serving the model (.+) as instance \d+ at ")
@@ -104,9 +109,27 @@ async def _serve(
 ) -> None:
     models_of = importlib.import_module("triton_distributed.llm.models.models")
     async with models_of.Models(here, **models_options) as models:
-        card = (await models.wait_for(await workers.ready())).card
+        card = (await answering(models, await workers.ready())).card
         models.expected = frozenset(card.names)
         await serve_front(here, models, listening, options, before_forced_exit=workers.kill)
+
+
+async def answering(models: Any, name: str) -> Any:
+    """Wait until a model can be called, and say on standard error what is missing if there are prefill workers only.
+
+    Args:
+        models: a `Models`.
+        name: the model's name; a worker of it is ready.
+
+    Raises:
+        LLMError: as `Models.get` raises it.
+    """
+    with contextlib.suppress(ModelNotFound, NoInstances):
+        try:
+            return await models.wait_for(name, NEWS_S)
+        except PrefillOnly as error:
+            print(f"trd model run: {error}", file=sys.stderr, flush=True)
+    return await models.wait_for(name)
 
 
 class _Workers:

@@ -26,6 +26,20 @@ class ModelNotFound(LLMError, LookupError):
         return f"the model {self.name!r} is not served; models that are: {served}"
 
 
+class PrefillOnly(LLMError, LookupError):
+    """All workers of a model have the role `prefill`, and none can answer.
+
+    Field: `name`.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"the model {self.name!r} has prefill workers only; start one with `--role decode` or without `--role`"
+
+
 class InvalidParameter(LLMError, ValueError):
     """A field of a request is invalid, or the model cannot do what it asks.
 

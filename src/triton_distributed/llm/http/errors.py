@@ -30,6 +30,7 @@ from triton_distributed.llm.contract.errors import (
     EngineStalled,
     InvalidParameter,
     ModelNotFound,
+    PrefillOnly,
 )
 from triton_distributed.llm.http.bodies import field_of
 
@@ -104,6 +105,10 @@ def _not_found(error: Any) -> Shown:
     return Shown(404, f"The model `{error.name}` does not exist.", "invalid_request_error", "model", "model_not_found")
 
 
+def _prefill_only(error: Any) -> Shown:
+    return Shown(503, str(error), "server_error", "model", "unavailable", LATER)
+
+
 def _engine_refused(error: Any) -> Shown:
     reason = getattr(error, "reason", "") or error
     return Shown(400, f"The model refuses the request: {reason}", "invalid_request_error")
@@ -167,6 +172,7 @@ _ROWS: tuple[tuple[Any, Callable[[Any], Shown]], ...] = (
     (msgspec.MsgspecError, _not_json),
     (RecursionError, _too_deep),  # Nothing here recurs except over the values of a body.
     (ModelNotFound, _not_found),
+    (PrefillOnly, _prefill_only),
     (InvalidRequest, _engine_refused),
     (MessageTooLarge, _too_large),
     (AnswerLost, _lost),

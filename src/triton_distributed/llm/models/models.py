@@ -10,7 +10,7 @@ from typing import Self
 
 from triton_distributed.api.connection import Connection
 from triton_distributed.errors import NoInstances
-from triton_distributed.llm.contract.errors import LLMError, ModelNotFound
+from triton_distributed.llm.contract.errors import LLMError, ModelNotFound, PrefillOnly
 from triton_distributed.llm.contract.records import NAMESPACE
 from triton_distributed.llm.models.routed import Routed
 from triton_distributed.llm.models.served import ServedModel
@@ -90,6 +90,7 @@ class Models:
         Raises:
             ModelNotFound: no model of this name is listed.
             NoInstances: the same, of an `expected` name.
+            PrefillOnly: the same, of a model whose workers all have the role `prefill`.
             LLMError: it is served, and its tokenizer or template cannot be used in this process.
         """
         ranked = self._watch.table.ranked()
@@ -100,6 +101,8 @@ class Models:
         for entry in entries:
             if (reason := self._watch.unusable.get(entry.card.component)) is not None:
                 raise LLMError(f"the model {name!r} is served, and cannot be used in this process: {reason}")
+        if not entries and name in self._watch.table.prefill_only():
+            raise PrefillOnly(name)
         if name in self.expected:
             raise NoInstances(f"the model {name!r}")
         raise ModelNotFound(name, [each.card.name for each in self.list()])
@@ -134,7 +137,7 @@ class Models:
             timeout: seconds; None for no limit.
 
         Raises:
-            ModelNotFound, NoInstances: the time is over.
+            ModelNotFound, NoInstances, PrefillOnly: the time is over.
             LLMError: as `get` raises it.
         """
         try:
@@ -143,7 +146,7 @@ class Models:
                     changed = self._watch.changed
                     try:
                         return self.get(name)
-                    except (ModelNotFound, NoInstances):
+                    except (ModelNotFound, NoInstances, PrefillOnly):
                         await changed.wait()
         except TimeoutError:
             return self.get(name)

@@ -6,7 +6,7 @@ import logging
 
 from triton_distributed.discovery.base import Added, Change, Snapshot
 from triton_distributed.llm.contract.model import ModelCard
-from triton_distributed.llm.contract.records import GENERATE, card_of
+from triton_distributed.llm.contract.records import GENERATE, PREFILL, card_of
 from triton_distributed.names import EndpointName, Instance
 
 logger = logging.getLogger("triton_distributed.llm")
@@ -17,7 +17,7 @@ class Entry:
 
     Attributes:
         card: the model.
-        instances: by id; the record of each one's endpoint `generate`.
+        instances: by id; the record of each one's endpoint `generate`, or `prefill`.
         created: when the first one began to serve, in whole seconds since the epoch; 0 if it is not known.
     """
 
@@ -41,12 +41,14 @@ class ModelTable:
 
     Attributes:
         entries: by component. A model leaves with its last instance.
+        prefills: the same of the workers that only compute prompts.
     """
 
     def __init__(self, namespace: str) -> None:
         self._namespace = namespace
-        self._refused: dict[tuple[str, int], str] = {}  # Records that cannot be read, with the reason, by component.
+        self._refused: dict[tuple[EndpointName, int], str] = {}  # Records that cannot be read, with the reason.
         self.entries: dict[str, Entry] = {}
+        self.prefills: dict[str, Entry] = {}
         self._ranked: dict[str, list[Entry]] | None = None  # Made again after a change.
 
     def apply(self, change: Change) -> None:
@@ -54,19 +56,29 @@ class ModelTable:
         self._ranked = None
         if isinstance(change, Snapshot):
             mine = [each for each in change.instances if self._concerns(each.endpoint)]
-            present = {(each.endpoint.component, each.id) for each in mine}
-            known = [(name, id) for name, entry in self.entries.items() for id in entry.instances]
-            for component, id in {*known, *self._refused} - present:
-                self._remove(component, id)
+            present = {(each.endpoint, each.id) for each in mine}
+            entries = [*self.entries.values(), *self.prefills.values()]
+            known = [(each.endpoint, id) for entry in entries for id, each in entry.instances.items()]
+            for name, id in {*known, *self._refused} - present:
+                self._remove(name, id)
             for instance in mine:
                 self._put(instance)
         elif isinstance(change, Added):
-            self._put(change.instance)
+            if self._concerns(change.instance.endpoint):
+                self._put(change.instance)
         elif self._concerns(change.endpoint):
-            self._remove(change.endpoint.component, change.instance_id)
+            self._remove(change.endpoint, change.instance_id)
 
     def _concerns(self, name: EndpointName) -> bool:
-        return (name.namespace, name.endpoint) == (self._namespace, GENERATE)
+        return name.namespace == self._namespace and name.endpoint in (GENERATE, PREFILL)
+
+    def _of(self, name: EndpointName) -> dict[str, Entry]:
+        """The entries of an endpoint's kind."""
+        return self.entries if name.endpoint == GENERATE else self.prefills
+
+    def prefill_only(self) -> set[str]:
+        """The names of the models that have no worker but those that only compute prompts."""
+        return {name for entry in self.prefills.values() for name in entry.card.names} - self.ranked().keys()
 
     def ranked(self) -> dict[str, list[Entry]]:
         """The entries for each name, alias and adapter, the best first: new requests go to it if it can be used.
@@ -96,24 +108,25 @@ class ModelTable:
         return found
 
     def _put(self, instance: Instance) -> None:
-        component = instance.endpoint.component
+        name = instance.endpoint
         try:
             card = card_of(instance, self._namespace)
         except ValueError as error:
-            if self._refused.get((component, instance.id)) != str(error):
-                self._refused[component, instance.id] = str(error)
+            if self._refused.get((name, instance.id)) != str(error):
+                self._refused[name, instance.id] = str(error)
                 logger.warning("instance %d serves a model that cannot be read: %s", instance.id, error)
             return
         if card is not None:
-            self.entries.setdefault(component, Entry(card)).put(instance)
+            self._of(name).setdefault(name.component, Entry(card)).put(instance)
 
-    def _remove(self, component: str, id: int) -> None:
-        self._refused.pop((component, id), None)
-        entry = self.entries.get(component)
+    def _remove(self, name: EndpointName, id: int) -> None:
+        self._refused.pop((name, id), None)
+        entries = self._of(name)
+        entry = entries.get(name.component)
         if entry is not None:
             entry.instances.pop(id, None)
             if not entry.instances:
-                del self.entries[component]
+                del entries[name.component]
 
 
 def _rank(entry: Entry) -> tuple[int, float, str]:
