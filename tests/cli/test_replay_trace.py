@@ -10,7 +10,6 @@ from tests.llm.replay.traces import chats
 from triton_distributed.cli.arguments import Parser
 from triton_distributed.cli.failure import Failure
 from triton_distributed.cli.replay import configure, run
-from triton_distributed.errors import ConfigError
 from triton_distributed.llm import InvalidParameter
 
 
@@ -50,6 +49,26 @@ def test_a_line_of_json_has_the_documented_fields_and_a_figure_is_drawn(trd, tra
         assert f"<!-- {text} -->" in drawn
 
 
+def test_a_figure_that_cannot_be_drawn_is_refused_before_the_run(trace, tmp_path, monkeypatch):
+    monkeypatch.setattr("triton_distributed.llm.replay.simulate", None)
+    for path, says in (
+        (tmp_path / "figure.xyz", "the formats are "),
+        (tmp_path / "none" / "x.png", "there is no folder "),
+    ):
+        with pytest.raises(Failure, match=says):
+            replay(trace, "--policy", "kv", "--plot", path)
+
+
+def test_a_figure_that_fails_costs_no_results(trace, tmp_path, monkeypatch, capsys):
+    def full(reports, path):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("triton_distributed.llm.replay.plot.draw", full)
+    with pytest.raises(Failure, match=r"cannot draw .*x\.png: the disk is full"):
+        replay(trace, "--policy", "kv", "--plot", tmp_path / "x.png")
+    assert capsys.readouterr().out.startswith("60 requests, 8 workers; ")
+
+
 def test_a_policy_of_ones_own_is_imported(trace, tmp_path, capsys, monkeypatch):
     (tmp_path / "own_policy.py").write_text("def last(question, candidates):\n    return candidates[-1]\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -59,8 +78,35 @@ def test_a_policy_of_ones_own_is_imported(trace, tmp_path, capsys, monkeypatch):
         replay(trace, "--policy", "own_policy:first")
 
 
+def test_a_policy_of_ones_own_that_fails_is_one_line(trace, tmp_path, monkeypatch):
+    text = "def nothing(question, candidates):\n    pass\n\n\ndef failing(question, candidates):\n    return question.absent\n"
+    (tmp_path / "bad_policy.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(Failure, match="^routing policy nothing returned None instead of a candidate$"):
+        replay(trace, "--policy", "bad_policy:nothing")
+    with pytest.raises(Failure, match=r"failing raised AttributeError: .* \(.*/bad_policy.py, line 6\)$"):
+        replay(trace, "--policy", "bad_policy:failing")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--policy kv --prefill 1 --decode 2 --workers 4", "--workers N contradicts --prefill N"),
+        ("--policy kv --tolerance 0.1", "--tolerance is for a handler"),
+        ("--policy kv --concurrency 4", "--concurrency is for a handler"),
+        ("--policy kv,p2c,kv", "--policy: kv is given twice"),
+        ("worker:echo --block-tokens 32", "--block-tokens is for a trace"),
+        ("--endpoint a.b.c --plot x.png", "--plot is for a trace"),
+    ],
+)
+def test_options_that_would_have_no_effect_are_refused(trace, words, says):
+    with pytest.raises(Failure, match=says) as failed:
+        replay(trace, *words.split())
+    assert failed.value.status == 2
+
+
 def test_what_cannot_be_replayed_is_refused(trace, tmp_path):
-    with pytest.raises(ConfigError, match="kv_linear"):
+    with pytest.raises(Failure, match="--policy 'best': give one of kv, kv_linear"):
         replay(trace, "--policy", "kv,best")
     with pytest.raises(Failure, match="cannot read"):
         replay(tmp_path / "none", "--policy", "kv")
@@ -72,8 +118,6 @@ def test_what_cannot_be_replayed_is_refused(trace, tmp_path):
         replay(trace, "--policy", "kv", "--blocks", "5")
     with pytest.raises(Failure, match="or --policy NAME for a trace"):
         replay(trace)
-    with pytest.raises(Failure, match=r"cannot draw .*\.xyz"):
-        replay(trace, "--policy", "kv", "--plot", tmp_path / "figure.xyz")
     for option, value in (("--speed", "0"), ("--workers", "0"), ("--ttft", "x")):
         with pytest.raises(SystemExit):
             replay(trace, "--policy", "kv", option, value)

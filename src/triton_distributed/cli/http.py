@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import errno
-import functools
 import importlib
 import importlib.util
 import logging
@@ -19,8 +18,8 @@ from typing import Any
 from triton_distributed.api.connection import Connection, connect
 from triton_distributed.cli.arguments import at_least, seconds
 from triton_distributed.cli.failure import USAGE, Failure
+from triton_distributed.cli.policies import KNOWN, policy_of
 from triton_distributed.cli.settings import worker_settings
-from triton_distributed.cli.target import Target
 from triton_distributed.config import Config
 from triton_distributed.errors import InvalidName
 from triton_distributed.system.event_loop import new_event_loop
@@ -76,8 +75,7 @@ def front_options(parser: argparse.ArgumentParser) -> None:
         "--routing",
         metavar="POLICY",
         default="kv",
-        help="what chooses the workers of models: kv, kv_linear, prefix_hash, session, least_loaded, p2c, round_robin, "
-        "random, or MODULE:FUNCTION (default: kv)",
+        help=f"what chooses the workers of models: {KNOWN} (default: kv)",
     )
     parser.add_argument(
         "--stall-timeout",
@@ -134,25 +132,14 @@ def models_options_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the options of `Models`.
 
     Raises:
-        Failure: there is no function that `--routing` names.
+        Failure: there is no policy that `--routing` names.
     """
     namespace = {"namespace": arguments.namespace} if arguments.namespace else {}
-    return {"routing": _routing_of(arguments), "stall_timeout_s": arguments.stall_timeout, **namespace}
-
-
-def _routing_of(arguments: argparse.Namespace) -> Any:
-    """Return the policy that `--routing` names, or the user's own.
-
-    Raises:
-        Failure: there is no such function.
-    """
-    if ":" not in arguments.routing:
-        return arguments.routing
-    target = Target(arguments.routing)
-    try:
-        return functools.reduce(getattr, target.path, target.load())
-    except AttributeError as error:
-        raise Failure(f"{target.module} has no {'.'.join(target.path)!r}", USAGE) from error
+    return {
+        "routing": policy_of("--routing", arguments.routing),
+        "stall_timeout_s": arguments.stall_timeout,
+        **namespace,
+    }
 
 
 def listening_at(host: str, port: int) -> Any:

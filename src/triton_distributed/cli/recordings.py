@@ -14,7 +14,7 @@ from typing import IO, Any
 import msgspec
 
 from triton_distributed import __version__
-from triton_distributed.cli.failure import Failure, one_line
+from triton_distributed.cli.failure import USAGE, Failure, one_line
 from triton_distributed.cli.rendering import plain
 from triton_distributed.errors import DecodeError
 from triton_distributed.names import EndpointName
@@ -188,7 +188,7 @@ class Recordings:
             with open(path, "rb") as file:
                 first = file.readline(100_000)
         except OSError as error:
-            raise Failure(f"cannot read {path}: {error.strerror or error}") from error
+            raise Failure(f"cannot read {path}: {error.strerror or error}", USAGE) from error
         try:
             self.header = msgspec.json.decode(first, type=Header)
         except msgspec.DecodeError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from time import perf_counter
@@ -96,6 +96,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="one JSON object a line: each request that differs, then the totals; of a trace, each policy",
     )
     replay_trace.configure(parser)
+    parser.set_defaults(default_of=parser.get_default)
 
 
 def _share(text: str) -> float:
@@ -163,7 +164,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.policy is not None:
         if arguments.target is not None or arguments.endpoint is not None:
             raise Failure("--policy is for a trace, which no handler and no --endpoint answers", USAGE)
+        _refuse(
+            arguments, ("ignore", "tolerance", "concurrency", "timeout"), "is for a handler, and --policy for a trace"
+        )
         return replay_trace.run(arguments)
+    _refuse(arguments, replay_trace.OPTIONS, "is for a trace, which needs --policy NAME")
     if (arguments.target is None) == (arguments.endpoint is None):
         named = "the handler, MODULE:OBJECT, or the endpoint, --endpoint NS.COMP.EP"
         raise Failure(f"name {named}; or --policy NAME for a trace", USAGE)
@@ -183,6 +188,13 @@ def run(arguments: argparse.Namespace) -> int:
         for line in _lines(tally):
             print(line)
     return FAILED if tally.different else 0
+
+
+def _refuse(arguments: argparse.Namespace, names: Iterable[str], why: str) -> None:
+    """Refuse options that would have no effect."""
+    for name in names:
+        if getattr(arguments, name) != arguments.default_of(name):
+            raise Failure(f"--{name.replace('_', '-')} {why}", USAGE)
 
 
 async def _run(arguments: argparse.Namespace, recordings: Recordings, target: Target | None, config: Config) -> Tally:

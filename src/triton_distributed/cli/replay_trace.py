@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import importlib
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from triton_distributed.cli.arguments import at_least, seconds
 from triton_distributed.cli.failure import USAGE, Failure
 from triton_distributed.cli.load import duration
+from triton_distributed.cli.policies import policy_of
 from triton_distributed.cli.rendering import table, write_json
-from triton_distributed.cli.target import Target
 
 HEADER = (
     "policy",
@@ -31,6 +32,12 @@ HEADER = (
 POOLS = ("policy", "pool", "workers", "busy", "prompts", "first token", "p99", "cached", "in time", "goodput")
 
 
+OPTIONS = ("workers", "prefill", "decode", "speed", "blocks", "block_tokens", "ttft", "itl", "seed", "plot")
+"""The arguments that only a trace has."""
+
+WORKERS = 8
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of a trace."""
     group = parser.add_argument_group("a trace of requests for language models, in virtual time")
@@ -39,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[,NAME…]",
         help="FILE is a trace in Mooncake's format: run it with each of these policies; module:object for your own",
     )
-    group.add_argument("--workers", metavar="N", type=at_least(1), default=8, help="mock engines (default: 8)")
+    group.add_argument("--workers", metavar="N", type=at_least(1), help="mock engines (default: 8)")
     group.add_argument(
         "--prefill", metavar="N", type=at_least(1), help="pools in place of --workers: those that only compute prompts"
     )
@@ -77,50 +84,53 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the trace with each policy, and print what came of it.
 
     Raises:
-        Failure: the file cannot be read, a policy cannot be imported, a package is missing, or the figure cannot be
-            written.
-        ConfigError: there is no such policy.
+        Failure: the file cannot be read, there is no such policy or the user's own fails, a package is missing, or the
+            figure cannot be written.
+        ConfigError: the user's policy is not a function of a question and candidates.
         InvalidParameter: the trace or a value is invalid.
     """
     if (arguments.prefill is None) != (arguments.decode is None):
         raise Failure("--prefill N and --decode N belong together", USAGE)
+    if arguments.workers is not None and arguments.prefill is not None:
+        raise Failure("--workers N contradicts --prefill N and --decode N", USAGE)
     prefill = arguments.prefill or 0
-    workers = arguments.workers if arguments.decode is None else prefill + arguments.decode
-    policies = [_policy(each) for each in arguments.policy.split(",")]
+    workers = (arguments.workers or WORKERS) if arguments.decode is None else prefill + arguments.decode
+    policies = _policies(arguments.policy)
     try:
         place = importlib.import_module("triton_distributed.llm.replay")
         plot = importlib.import_module("triton_distributed.llm.replay.plot") if arguments.plot else None
     except ImportError as error:
         raise Failure(str(error)) from error
+    if plot is not None:
+        _check_figure(arguments.plot, plot.Figure().canvas.get_supported_filetypes())
     routers = importlib.import_module("triton_distributed.llm.routing.router")
+    failures = importlib.import_module("triton_distributed.llm.routing.view")
     for each in policies:
-        routers.Router.named(each)  # An unknown name is reported before the first replay.
+        routers.Router.named(each)  # One that takes other parameters is reported before the first replay.
     try:
         trace = place.read_trace(arguments.file)
     except OSError as error:
-        raise Failure(f"cannot read {arguments.file}: {error.strerror}") from error
+        raise Failure(f"cannot read {arguments.file}: {error.strerror}", USAGE) from error
     reports = []
     for policy in policies:
-        found = place.simulate(
-            trace,
-            policy,
-            workers=workers,
-            prefill=prefill,
-            speed=arguments.speed,
-            blocks=arguments.blocks,
-            block_tokens=arguments.block_tokens,
-            ttft_sla_s=arguments.ttft,
-            itl_sla_s=arguments.itl,
-            seed=arguments.seed,
-        )
+        try:
+            found = place.simulate(
+                trace,
+                policy,
+                workers=workers,
+                prefill=prefill,
+                speed=arguments.speed,
+                blocks=arguments.blocks,
+                block_tokens=arguments.block_tokens,
+                ttft_sla_s=arguments.ttft,
+                itl_sla_s=arguments.itl,
+                seed=arguments.seed,
+            )
+        except failures.PolicyFailed as error:
+            raise Failure(f"{error}{_place(error.__cause__)}") from error
         reports.append(found)
         if arguments.json:
             write_json(found.summary())
-    if plot is not None:
-        try:
-            plot.draw(reports, arguments.plot)
-        except (OSError, ValueError) as error:
-            raise Failure(f"cannot draw {arguments.plot}: {error}") from error
     if not arguments.json:
         requests, took = len(reports[0].requests), reports[0].duration_s
         print(f"{requests} requests, {workers} workers; {took:.0f} s of virtual time with {reports[0].policy}")
@@ -130,18 +140,38 @@ def run(arguments: argparse.Namespace) -> int:
             print()
             for line in table(POOLS, [row for each in reports for row in _pools(each)]):
                 print(line)
+    if plot is not None:  # After the table: a full disk does not cost the results.
+        try:
+            plot.draw(reports, arguments.plot)
+        except (OSError, ValueError) as error:
+            raise Failure(f"cannot draw {arguments.plot}: {error}") from error
     return 0
 
 
-def _policy(text: str) -> Any:
-    """A policy's name, or the user's own."""
-    text = text.strip()
-    if not text:
+def _policies(text: str) -> list[Any]:
+    """Policies by name, or the user's own."""
+    names = [each.strip() for each in text.split(",")]
+    if not all(names):
         raise Failure("--policy: name at least one policy, e.g. kv,least_loaded", USAGE)
-    if ":" not in text:
-        return text
-    target = Target(text)
-    return target.handler(target.load())
+    if twice := [each for each in names if names.count(each) > 1]:
+        raise Failure(f"--policy: {twice[0]} is given twice", USAGE)
+    return [policy_of("--policy", each) for each in names]
+
+
+def _check_figure(path: Path, formats: Collection[str]) -> None:
+    """Refuse what cannot be drawn before the trace has run."""
+    if not path.parent.is_dir():
+        raise Failure(f"cannot draw {path}: there is no folder {path.parent}", USAGE)
+    if path.suffix and path.suffix[1:].lower() not in formats:
+        raise Failure(f"cannot draw {path}: the formats are {', '.join(sorted(formats))}", USAGE)
+
+
+def _place(error: BaseException | None) -> str:
+    """The line of the user's own code that has raised an error; empty without one."""
+    trace = None if error is None else error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else f" ({trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno})"
 
 
 def _row(report: Any) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ def test_an_invalid_line_is_named(tmp_path, line, problem):
 
 
 def test_an_empty_trace_is_refused(tmp_path):
-    with pytest.raises(InvalidParameter, match="has no request"):
+    with pytest.raises(InvalidParameter, match="there is no request in"):
         read_trace(written(tmp_path / "some.jsonl", ""))
     with pytest.raises(InvalidParameter, match="block_tokens: expected at least 8, got 4"):
         Trace(trace(chats(1)).requests, block_tokens=4)

@@ -64,7 +64,7 @@ class Trace:
         if block_tokens < _DIGITS:
             raise InvalidParameter("block_tokens", f"expected at least {_DIGITS}, got {block_tokens}")
         if not self.requests:
-            raise InvalidParameter("trace", f"{name or 'it'} has no request")
+            raise InvalidParameter("trace", f"there is no request in {name or 'it'}")
 
     def keys(self, request: TraceRequest, block_tokens: int) -> list[int]:
         """The keys of the whole blocks of a request's prompt, in an engine with blocks of `block_tokens`.
