@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -12,14 +13,15 @@ import pytest
 from tests.llm.standin import StandIn, StandInModels, echo
 from tests.llm.test_openai_api import request_of
 from tests.llm.test_worker import connect
+from tests.runtime.cluster import until
 from triton_distributed.cli import route
-from triton_distributed.llm import Models, serve_model
+from triton_distributed.llm import InvalidParameter, Models, serve_model
 from triton_distributed.llm.engines.mock.engine import MockEngine
 from triton_distributed.llm.http import openai_app
 from triton_distributed.llm.http.explain import Wishes, read_wishes, told
 from triton_distributed.llm.http.front import front_end
 from triton_distributed.llm.http.head import read_head
-from triton_distributed.llm.routing.view import Candidate, Decision
+from triton_distributed.llm.routing.view import Candidate, Decision, Question
 from triton_distributed.names import EndpointName, Instance
 
 MESSAGES = [{"role": "user", "content": "hello"}]
@@ -37,6 +39,9 @@ def test_the_headers_say_the_session_and_what_to_explain():
     assert read_wishes(read_head([(b"x-trd-explain", b"only")])) == Wishes("", "only")
     for off in (b"", b"0", b"false"):
         assert read_wishes(read_head([(b"x-trd-explain", off)])) == Wishes()
+    assert read_wishes(read_head([(b"x-trd-explain", b"ONLY")])) == Wishes("", "only")
+    with pytest.raises(InvalidParameter, match="x-trd-explain: expected 1 or only, got 'yes'"):
+        read_wishes(read_head([(b"x-trd-explain", b"yes")]))
 
 
 def test_the_header_has_the_chosen_candidate_and_the_best_of_many_others():
@@ -91,6 +96,32 @@ async def test_a_response_tells_its_route_if_it_is_asked_to():
         )
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "no_router")
         assert len(model.asked) == asked
+
+
+async def test_embeddings_are_not_computed_for_a_caller_that_wants_an_explanation_only():
+    body = {"model": "org/tiny", "input": "a"}
+    async with client_of(openai_app(StandInModels(StandIn(echo, embeddings=True)))) as http:
+        answer = await http.post("/v1/embeddings", json=body, headers={"x-trd-explain": "only"})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "x-trd-explain")
+        assert (await http.post("/v1/embeddings", json=body, headers={"x-trd-explain": "1"})).status_code == 200
+
+
+def nothing(question: Question, candidates: Sequence[Candidate]) -> Any:
+    return None
+
+
+async def test_a_failing_policy_of_ones_own_is_named_in_the_log(caplog: pytest.LogCaptureFixture):
+    async with connect() as worker, connect() as here, Models(here, routing=nothing) as models:
+        await serve_model(worker, MockEngine())
+        model = await models.wait_for("mock", 10)
+        await until(lambda: model.routed is not None and model.routed.states())
+        async with client_of(openai_app(models)) as http:
+            body = {"model": "mock", "prompt": "a", "max_tokens": 1}
+            for headers in ({}, {"x-trd-explain": "only"}):
+                answer = await http.post("/v1/completions", json=body, headers=headers)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (500, "policy_failed")
+                assert "routing policy nothing returned None instead of a candidate" in caplog.messages
+                caplog.clear()
 
 
 async def test_a_salt_of_the_cache_reaches_only_an_engine_that_heeds_it():

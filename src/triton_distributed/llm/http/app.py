@@ -373,6 +373,8 @@ class OpenAIApp:
         card = model.card
         if not card.embeddings:
             raise InvalidParameter("model", f"{body.model} makes no embeddings: its worker was started without them")
+        if read_wishes(exchange.head).explain == "only":
+            raise InvalidParameter("x-trd-explain", "no router chooses the worker of embeddings", "no_router")
         refuse(body, card)
         if body.dimensions is not None and card.dimensions and body.dimensions > card.dimensions:
             raise InvalidParameter("dimensions", f"{body.dimensions} is above {card.dimensions}, those of the model")

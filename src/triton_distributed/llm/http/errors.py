@@ -33,6 +33,7 @@ from triton_distributed.llm.contract.errors import (
     PrefillOnly,
 )
 from triton_distributed.llm.http.bodies import field_of
+from triton_distributed.llm.routing.view import PolicyFailed
 
 logger = logging.getLogger("triton_distributed.llm.http")
 
@@ -156,6 +157,12 @@ def _failed(error: Any) -> Shown:
     return Shown(500, "The model's engine failed.", code="engine_error", headers=((b"x-should-retry", b"false"),))
 
 
+def _policy_failed(error: Any) -> Shown:
+    logger.error("%s", error, exc_info=error.__cause__)
+    text = "The routing policy of the front end failed; the log of the front end has the reason."
+    return Shown(500, text, code="policy_failed", headers=((b"x-should-retry", b"false"),))
+
+
 def _after(seconds: float) -> tuple[tuple[bytes, bytes], ...]:
     return (
         (b"retry-after", b"%d" % max(1, math.ceil(seconds))),
@@ -173,6 +180,7 @@ _ROWS: tuple[tuple[Any, Callable[[Any], Shown]], ...] = (
     (RecursionError, _too_deep),  # Nothing here recurs except over the values of a body.
     (ModelNotFound, _not_found),
     (PrefillOnly, _prefill_only),
+    (PolicyFailed, _policy_failed),
     (InvalidRequest, _engine_refused),
     (MessageTooLarge, _too_large),
     (AnswerLost, _lost),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
+from triton_distributed.llm.contract.errors import InvalidParameter
 from triton_distributed.llm.http.bodies import ChatBody, CompletionBody
 from triton_distributed.llm.http.head import Head
 from triton_distributed.llm.http.pieces import to_json
@@ -38,12 +39,21 @@ _NONE = Wishes()
 
 
 def read_wishes(head: Head) -> Wishes:
-    """Read what the headers say."""
+    """Read what the headers say.
+
+    Raises:
+        InvalidParameter: the value of `x-trd-explain` is unknown.
+    """
     if not head.session and not head.explain:
         return _NONE
     explain: Literal["", "header", "only"] = ""
-    if head.explain not in (b"", b"0", b"false"):
-        explain = "only" if head.explain == b"only" else "header"
+    asked = head.explain.decode("latin-1").lower()
+    if asked == "only":
+        explain = "only"
+    elif asked in ("1", "true"):
+        explain = "header"
+    elif asked not in ("", "0", "false"):
+        raise InvalidParameter("x-trd-explain", f"expected 1 or only, got {asked!r}", "invalid_value")
     return Wishes(head.session.decode("latin-1"), explain)
 
 
