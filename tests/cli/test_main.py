@@ -99,7 +99,12 @@ def test_each_command_has_help(command, capsys):
     ("line", "says"),
     [
         ("sevre x", "invalid choice: 'sevre'"),
-        ("--what", "unrecognized arguments: --what"),
+        ("--what", "trd: error: unrecognized arguments: --what"),
+        (
+            "model run m --role prefill",
+            "trd model run: error: unrecognized arguments: --role prefill; see trd model run --",
+        ),
+        ("replay t --policy kv a:b", "trd replay: error: unrecognized arguments: a:b; see trd replay --help"),
         ("serve --endpoint a.b.c", "required: MODULE[:OBJECT]"),
         ("serve worker:echo --endpoint a.b", "'a.b' cannot name an endpoint: write namespace.component.endpoint"),
         ("serve worker:echo --endpoint a..c", "'' cannot name a component: a name must not be empty"),

@@ -62,6 +62,11 @@ def test_a_model_with_prefill_workers_only_is_named(monkeypatch, capsys):
     assert capsys.readouterr().err == "no model is served in the namespace 'models'; here was asked\n"
 
 
+def test_options_that_contradict_each_other_are_refused(capsys):
+    assert main(["model", "serve", "m", "--engine", "mock", "--option", "role=prefill", "--role", "decode"]) == 2
+    assert capsys.readouterr().err == "trd model serve: error: --role decode contradicts --option role=prefill\n"
+
+
 def test_the_workers_of_a_machine_share_its_cores(monkeypatch):
     class Threads(Engine):
         def __init__(self, model, threads="0"):

@@ -134,6 +134,8 @@ def test_a_base_url_without_its_path_is_named(front: Front, capsys: pytest.Captu
 
 def test_a_front_end_that_is_not_there_and_a_file_that_is_not(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["route", "explain", "m", "--prompt", "x", "--url", "http://127.0.0.1:9/v1"]) == 1
-    assert "http://127.0.0.1:9/v1/completions: " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "http://127.0.0.1:9/v1/completions: " in said
+    assert said.endswith("; `trd http` and `trd model run` answer there\n")
     assert main(["route", "explain", "m", "--file", "/no/such"]) == 2
     assert "cannot read /no/such: No such file or directory" in capsys.readouterr().err

@@ -13,6 +13,7 @@ import triton_distributed as trd
 from tests.llm.test_worker import Echo, connect
 from tests.runtime.cluster import until
 from tests.timing import PATIENCE_S
+from triton_distributed.api.running import until_ended
 from triton_distributed.cli.model import together
 from triton_distributed.llm import LLMError, ModelNotFound, Models, PrefillOnly, Request, Usage, serve_model
 from triton_distributed.llm.engines.mock.engine import MockEngine
@@ -80,6 +81,19 @@ async def test_a_model_with_prefill_workers_only_is_not_listed_and_the_error_say
         await until(lambda: not prefills)
         with pytest.raises(ModelNotFound):
             models.get("mock")
+
+
+async def test_a_drain_does_not_count_the_routers_that_watch_a_worker(capsys: pytest.CaptureFixture[str]):
+    async with connect() as worker, connect() as here, Models(here) as models:
+        serving = await serve_model(worker, MockEngine())
+        routed = (await models.wait_for("mock", 10)).routed
+        assert routed is not None
+        await until(lambda: any(each.watched for each in routed.states()))
+        ending = asyncio.ensure_future(until_ended(worker, [asyncio.ensure_future(serving.until_drained())]))
+        await asyncio.sleep(0)
+        worker.runtime.shutdown()
+        await ending
+    assert "draining" not in capsys.readouterr().err
 
 
 async def test_a_model_whose_tokenizer_is_damaged_is_not_listed_and_the_error_says_why():

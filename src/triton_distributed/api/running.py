@@ -138,7 +138,7 @@ async def until_ended(here: Connection, ends: list[asyncio.Future[None]], limit:
     counting = None if limit is None else asyncio.ensure_future(_report_worn(here, limit))
     try:
         await asyncio.wait([*ends, draining], return_when=asyncio.FIRST_COMPLETED)
-        running = sum(each.inflight for each in runtime.stats().values())
+        running = sum(each.stats.inflight for each in runtime.worker.server.endpoints if each.graceful)
         if running and not all(each.done() for each in ends):
             config = runtime.config
             text = f"draining: {running} request(s) may run for at most {config.drain_timeout_s:g} s; "

@@ -126,7 +126,9 @@ def _asked(arguments: argparse.Namespace, prompt: str) -> dict[str, Any]:
         answer = httpx.post(url, json=body, headers=headers, timeout=TIMEOUT_S)
         found = msgspec.json.decode(answer.content)
     except httpx.HTTPError as error:
-        raise Failure(f"{url}: {one_line(str(error) or type(error).__name__)}") from error
+        raise Failure(
+            f"{url}: {one_line(str(error) or type(error).__name__)}; `trd http` and `trd model run` answer there"
+        ) from error
     except msgspec.DecodeError as error:
         hint = "" if arguments.url.rstrip("/").endswith("/v1") else "; the base URL of a front end ends with /v1"
         raise Failure(f"{url} answered with status {answer.status_code}, and not in JSON{hint}") from error

@@ -99,6 +99,9 @@ def as_given(arguments: argparse.Namespace) -> list[str]:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal."""
     config = worker_settings(handle_signals=True)
+    role = pairs(arguments.option).get("role", arguments.role)
+    if arguments.role not in ("", role):
+        raise Failure(f"--role {arguments.role} contradicts --option role={role}", USAGE)
     if (arguments.replicas or arguments.env) and not replica.is_replica():
         try:
             return supervise(Replicas(arguments.replicas or 1, env=pairs(arguments.env)), config)
