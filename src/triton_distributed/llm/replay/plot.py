@@ -47,7 +47,7 @@ def draw(reports: Sequence[Report], path: str | Path) -> None:
         axes.grid(visible=True, alpha=0.3)
     limit_s = reports[0].ttft_sla_s
     first.axvline(limit_s, color="grey", linestyle=":", linewidth=1, label=f"limit: {limit_s:g} s")
-    first.legend()
+    figure.legend(loc="outside lower center", ncols=5)
     pools = reports[0].pools
     workers = " + ".join(f"{each.workers} {each.role}" for each in pools) if len(pools) > 1 else pools[0].workers
     figure.suptitle(f"{reports[0].trace} × {reports[0].speed:g}, {workers} workers")
