@@ -100,7 +100,9 @@ async def changes(settings: dict[str, str], cycles: int) -> Found:
             cut = any(stay.how == "SIGKILL" and began < stay.ended < ended for stay in stays[model])
             counts[f"{kind}, cut by SIGKILL" if cut and kind != MISSING else kind] += 1
             if kind not in ("exact", MISSING) and not cut:
-                wrong.append(f"{model}: {kind}, {words[:200]}")
+                near = min(stays[model], key=lambda stay: abs(stay.ended - ended))
+                when = f"{1000 * (began - near.ended):.0f} to {1000 * (ended - near.ended):.0f} ms after {near.how}"
+                wrong.append(f"{model}: {kind}, {when}, {words[:200]}")
             for stay, following in pairwise([*stays[model], Stay("", math.inf, math.inf)]):
                 if kind != MISSING and stay.ended < began and ended < following.began:
                     after[stay.how] = max(after[stay.how], began - stay.ended)
