@@ -1,4 +1,4 @@
-"""A request that meets the end of a model's last worker: a successor answers, or it is refused."""
+"""A request that meets the end of a model's last worker: a successor answers, or it gets 404."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ async def test_a_request_that_the_last_worker_refuses_is_answered_by_the_next_mo
     if stream:
         assert parts[-1]["body"].endswith(b"data: [DONE]\n\n")
     start, whole = await request_of(openai_app(Leaving(old)), body, f"/v1/{path}")
-    assert start["status"] == 503, "the model was served when the request came"
-    assert json.loads(whole["body"])["error"]["code"] == "unavailable"
+    assert start["status"] == 404, "as for the next request"
+    assert json.loads(whole["body"])["error"]["code"] == "model_not_found"
     start, whole = await request_of(openai_app(Leaving(old, old)), body, f"/v1/{path}")
     assert start["status"] == 503, "other workers of the model are there, and refuse too"
 

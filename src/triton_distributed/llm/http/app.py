@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import sys
 import time
 from array import array
@@ -16,7 +15,7 @@ from urllib.parse import unquote
 import msgspec
 
 from triton_distributed.errors import ConnectionFailed, Draining, NoInstances, Paused, RemoteError
-from triton_distributed.llm.contract.errors import InvalidParameter, ModelNotFound
+from triton_distributed.llm.contract.errors import InvalidParameter
 from triton_distributed.llm.contract.output import Usage
 from triton_distributed.llm.contract.request import Request
 from triton_distributed.llm.http import answers
@@ -129,7 +128,11 @@ class OpenAIApp:
             self.held.release(facts)
 
     async def _handle(self, exchange: Exchange) -> None:
-        """Answer a request. If a model's last worker refuses because it leaves, its successor of that name answers."""
+        """Answer a request. If a model's last worker refuses because it leaves, its successor of that name answers.
+
+        Raises:
+            ModelNotFound: there is no such model, or it has left and has no successor.
+        """
         path, facts = exchange.path, exchange.facts
         asked = self._asked.get(path)
         if asked is None:
@@ -144,16 +147,12 @@ class OpenAIApp:
                 return
             except (Draining, Paused, NoInstances, ConnectionFailed) as error:
                 refused = error
-            successor: ServedModel | None = None
             try:
-                if not isinstance(refused, RemoteError) and await self._models.has_left(model):
-                    with contextlib.suppress(ModelNotFound):
-                        successor = self._model(name, facts)
-                if successor is None:
-                    raise refused  # The model was served when the request came.
+                if isinstance(refused, RemoteError) or not await self._models.has_left(model):
+                    raise refused
             finally:
                 del refused
-            model = successor
+            model = self._model(name, facts)  # Without a successor it is not found, as for the next request.
 
     async def _shown(self, exchange: Exchange, path: str) -> None:
         """Answer with the models, or with one of them."""
