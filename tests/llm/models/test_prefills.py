@@ -342,7 +342,9 @@ async def test_every_text_is_exact_and_nothing_is_left_whatever_fails(here):
                     request.max_tokens,
                 )
 
-    def long_ones(question: Question, here: Any, there: Any, takers: Any, transfer: Any) -> Candidate | None:
+    def long_ones(
+        question: Question, here: Any, there: Any, takers: Any, transfer: Any, held_s: Any
+    ) -> Candidate | None:
         return taker(question, takers, transfer) if question.tokens > 5 else None
 
     with pytest.MonkeyPatch.context() as patch:

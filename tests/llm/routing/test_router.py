@@ -104,6 +104,7 @@ def test_a_request_is_held_until_its_worker_has_room() -> None:
         bookings.append(routes.book(*leaves, 1.0))
     left = routes.held
     assert 0 < left < 40
+    assert abs(routes.held_s - left * bookings[-1].prefill_s / len(routes.workers)) < 1e-6
     assert all(known.work.wait_s >= 0.5 for known in routes.workers.values())
     bookings[0].release()
     leaves = routes.leaving(2.0)
@@ -196,6 +197,7 @@ def test_a_withdrawn_request_does_not_leave() -> None:
     routes.withdraw(asked)
     routes.withdraw(asked)
     assert routes.leaving(0.0) is None
+    assert routes.held_s == 0.0
 
 
 def test_the_work_for_a_change_is_bounded_however_many_are_held() -> None:

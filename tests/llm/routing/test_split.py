@@ -27,6 +27,9 @@ def test_a_long_prompt_goes_to_a_prefill_worker_if_others_would_wait_for_it():
     assert not elsewhere(LONG, worker(1, 0.24, running=50), there), "the transfer takes more than they are delayed"
     assert elsewhere(LONG, worker(1, 0.24, wait_s=0.5), there), "the worker has other prompts to compute first"
     assert not elsewhere(LONG, worker(1, 0.24, running=8), worker(9, 0.24, wait_s=2.0)), "they wait there for longer"
+    for held_s, expected in (((5.0, 0.0), True), ((5.0, 5.0), False)):
+        found = split(LONG, here := worker(1, 0.24), there, [here], transfer_speed(), held_s)
+        assert (found is here) == expected, "what the routers hold comes before"
 
 
 def test_a_cached_prompt_stays_and_one_that_is_cached_there_goes():

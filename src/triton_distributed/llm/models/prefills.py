@@ -97,7 +97,8 @@ class Prefills:
         if self.needed:
             found = taker(question, takers, self.transfer)
         else:
-            found = split(question, decision.chosen, there.chosen, takers, self.transfer)
+            held_s = self.main.core.held_s, self.router.core.held_s
+            found = split(question, decision.chosen, there.chosen, takers, self.transfer, held_s)
         if found is not None:
             decision.chosen, decision.prefill = found, there.chosen
         return decision

@@ -305,7 +305,8 @@ class _Run:
             here, there = self._router.weigh(question, now), self._prefills.weigh(question, now)
             assert here is not None
             assert there is not None
-            if split(question, here.chosen, there.chosen, here.candidates, self._transfer) is not None:
+            held_s = self._router.held_s, self._prefills.held_s
+            if split(question, here.chosen, there.chosen, here.candidates, self._transfer, held_s) is not None:
                 router = self._prefills
         router.hold(question)
 

@@ -132,7 +132,7 @@ class Router:
         self._held: dict[Question, _Held] = {}
         self._new: dict[_Held, None] = {}  # Those of them that have no place in the order yet.
         self._order: list[tuple[tuple[float, int], _Held]] = []  # The others.
-        self._came = 0
+        self._came, self._held_s = 0, 0.0  # Requests that were held, and seconds of prefill of those that are held now.
         self._settled_at = -inf  # When no held request could leave, if nothing has changed since.
 
     @classmethod
@@ -163,6 +163,11 @@ class Router:
     def held(self) -> int:
         """Requests that the router holds."""
         return len(self._held)
+
+    @property
+    def held_s(self) -> float:
+        """Seconds of prefill of the requests that the router holds, for each worker."""
+        return self._held_s / max(1, len(self.workers))
 
     def add(self, worker: Worker, instance: Instance) -> KnownWorker:
         """Add a worker, or return the known one."""
@@ -383,6 +388,7 @@ class Router:
         held = self._held.pop(question, None)
         if held is None:
             return
+        self._held_s -= held.prefill_s
         if held in self._new:
             del self._new[held]
         else:
@@ -390,6 +396,7 @@ class Router:
         if held.waits:  # Others may be passed on.
             self._settled_at = -inf
         if not self._held:
+            self._held_s = 0.0
             for known in self.workers.values():
                 known.queued_s = 0.0
 
@@ -467,12 +474,14 @@ class Router:
             self._settled_at = -inf
             raise
         held.at, held.waits, before = now, True, held.place
+        self._held_s -= held.prefill_s
         if decision is None:
             held.worker, held.prefill_s = None, 0.0
         else:
             decisions[held] = decision
             held.worker, held.prefill_s = self.workers[decision.chosen.worker], decision.chosen.prefill_s
             held.waits = held.worker.work.wait_s >= self._ahead_s
+        self._held_s += held.prefill_s
         held.place = (question.since + PASSED * held.prefill_s, before[1])
         if held in self._new:
             del self._new[held]

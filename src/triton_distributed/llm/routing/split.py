@@ -30,7 +30,12 @@ def transfer_speed() -> PrefillSpeed:
 
 
 def split(
-    question: Question, here: Candidate, there: Candidate, takers: Iterable[Candidate], transfer: PrefillSpeed
+    question: Question,
+    here: Candidate,
+    there: Candidate,
+    takers: Iterable[Candidate],
+    transfer: PrefillSpeed,
+    held_s: tuple[float, float] = (0.0, 0.0),
 ) -> Candidate | None:
     """Decide where a prompt is computed.
 
@@ -40,6 +45,7 @@ def split(
         there: the best prefill worker for the prompt.
         takers: workers that can go on with a prompt that another one has computed.
         transfer: how long a transfer takes.
+        held_s: `Router.held_s` of those of `here` and `there`. The waits have the first held requests only.
 
     Returns:
         The worker that goes on after the prefill `there`; None if the request goes `here` as a whole.
@@ -48,8 +54,8 @@ def split(
     if found is None:
         return None
     delay_s = OTHERS * here.prefill_s if here.running else 0.0
-    elsewhere_s = there.wait_s + there.prefill_s + transfer_s(question, found, transfer)
-    return found if elsewhere_s < here.wait_s + here.prefill_s + delay_s else None
+    elsewhere_s = held_s[1] + there.wait_s + there.prefill_s + transfer_s(question, found, transfer)
+    return found if elsewhere_s < held_s[0] + here.wait_s + here.prefill_s + delay_s else None
 
 
 def taker(question: Question, takers: Iterable[Candidate], transfer: PrefillSpeed) -> Candidate | None:
